@@ -1,0 +1,70 @@
+# `make` lists the targets. It needs nothing but Python >= 3.11 with venv and pip: each target
+# first makes or updates its virtual environment, if pyproject.toml has changed since.
+
+PYTHON ?= python3
+PY = .venv/bin/python
+
+# The core's tests: without frameworks, without the checkout's docs and examples, and without the
+# top-level conftest.py, which runs the snippets.
+CORE = --confcutdir=tests --ignore=tests/integrations \
+	--ignore=tests/test_docs.py --ignore=tests/test_examples.py tests
+
+.PHONY: help
+help:  ## list the targets
+	@echo 'make PYTHON=... names the Python of a new environment, make ARGS=... goes to what runs'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: demo
+demo:  ## show batched streams that end one by one
+	@.ci/environment .venv-demo -e '.[litserve]' --group demo
+	.venv-demo/bin/python examples/demo.py $(ARGS)
+
+.PHONY: test
+test: environment  ## run all tests and snippets: make test ARGS='-x -k demux'
+	$(PY) -m pytest $(ARGS)
+
+.PHONY: test-pythons
+test-pythons: environment  ## run the core's tests on the other Pythons of this machine
+	@.ci/test-pythons $(PY) $(CORE) $(ARGS)
+
+.PHONY: wheel-test
+wheel-test: environment  ## run the core's tests against the built and installed wheel
+	@.ci/wheel-test $(PY) $(CORE) $(ARGS)
+
+.PHONY: coverage
+coverage: environment  ## run all tests and report what they do not reach
+	$(PY) -m coverage run -m pytest $(ARGS)
+	$(PY) -m coverage report
+
+.PHONY: check
+check: environment  ## check format, lint and types; edits nothing
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+.PHONY: fix
+fix: environment  ## format, and apply the linter's safe fixes
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+
+.PHONY: docs
+docs: environment  ## build the documentation into docs/_build/html; a warning is an error
+	$(PY) -m sphinx -E -n -q -W --keep-going -b html docs docs/_build/html
+
+.PHONY: bench
+bench: environment  ## run the benchmarks
+	$(PY) benchmarks/run.py $(ARGS)
+
+.PHONY: ci
+ci:  ## run all that a change has to pass
+	@.ci/run
+
+.PHONY: clean
+clean:  ## remove environments, caches and everything built
+	rm -rf .venv .venv-* build dist docs/_build htmlcov .coverage .coverage.*
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: environment
+environment:
+	@.ci/environment .venv -e . --group dev

@@ -1,0 +1,49 @@
+"""One stream per request from a batched generator, each ending exactly at its own end."""
+
+from batchstream._demux import Demultiplexer as Demultiplexer
+from batchstream._eos import token_ids as token_ids
+from batchstream._errors import BatchStreamError as BatchStreamError
+from batchstream._errors import BufferOverflowError as BufferOverflowError
+from batchstream._errors import ClosedError as ClosedError
+from batchstream._errors import ConcurrentConsumerError as ConcurrentConsumerError
+from batchstream._errors import MissingEOSError as MissingEOSError
+from batchstream._errors import SourceError as SourceError
+from batchstream._errors import StepError as StepError
+from batchstream._events import Delivery as Delivery
+from batchstream._events import FinishReason as FinishReason
+from batchstream._events import Statistics as Statistics
+from batchstream._events import StreamEnd as StreamEnd
+from batchstream._markers import EOS as EOS
+from batchstream._markers import SKIP as SKIP
+from batchstream._markers import End as End
+from batchstream._markers import Fail as Fail
+from batchstream._markers import Last as Last
+from batchstream._markers import Many as Many
+from batchstream._sync import BatchedStream as BatchedStream
+from batchstream._sync import Stream as Stream
+from batchstream._sync import demux as demux
+
+__all__ = [
+    "EOS",
+    "SKIP",
+    "BatchStreamError",
+    "BatchedStream",
+    "BufferOverflowError",
+    "ClosedError",
+    "ConcurrentConsumerError",
+    "Delivery",
+    "Demultiplexer",
+    "End",
+    "Fail",
+    "FinishReason",
+    "Last",
+    "Many",
+    "MissingEOSError",
+    "SourceError",
+    "Statistics",
+    "StepError",
+    "Stream",
+    "StreamEnd",
+    "demux",
+    "token_ids",
+]

@@ -1,0 +1,121 @@
+"""Telling the end: what the caller passes as `eos`, `is_eos` and `max_outputs`."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+from typing_extensions import final
+
+from batchstream._markers import EOS, MARKER_TYPES
+
+# Equal values of these types need not be one object, so identity could miss the mark for ever.
+_COMPARED_BY_VALUE: Final = (int, float, complex, str, bytes, bytearray, tuple, frozenset)
+
+UNLIMITED: Final = sys.maxsize
+
+
+@final
+class TokenIds:
+    """The predicate that `token_ids` makes."""
+
+    __slots__ = ("_ids",)
+
+    def __init__(self, ids: frozenset[int]) -> None:
+        self._ids = ids
+
+    def __call__(self, output: object) -> bool:
+        if not hasattr(type(output), "__index__"):
+            return False
+        try:
+            number = operator.index(output)  # type: ignore[arg-type]
+        except TypeError:  # an array of several numbers has the method and refuses
+            return False
+        return number in self._ids
+
+    def in_none_of(self, outputs: tuple[object, ...]) -> bool:
+        """Tell whether surely none of the outputs is one of the ids, quickly.
+
+        Only built-in integers are compared here; outputs of other types get False, and then have
+        to be asked one by one.
+        """
+        return set(map(type, outputs)) == {int} and self._ids.isdisjoint(outputs)
+
+    def __repr__(self) -> str:
+        return f"token_ids({', '.join(map(str, sorted(self._ids)))})"
+
+    def __reduce__(self) -> tuple[type[TokenIds], tuple[frozenset[int]]]:
+        return TokenIds, (self._ids,)
+
+
+def token_ids(*ids: int) -> TokenIds:
+    """Return a predicate for `is_eos` that is true of these token ids.
+
+    It compares whole numbers: Python's, NumPy's and zero-dimensional tensors. An output of any
+    other kind is not a token id, and is never compared.
+
+    Args:
+        ids: One or more ids, as in a model's `eos_token_id`.
+
+    Raises:
+        TypeError: An id is not a whole number.
+        ValueError: No id was given.
+
+    Example:
+        >>> import batchstream
+        >>> ends = batchstream.token_ids(2, 32000)
+        >>> ends(2), ends(5), ends("2")
+        (True, False, False)
+    """
+    if not ids:
+        raise ValueError("token_ids takes at least one id, got none")
+    for number in ids:
+        if isinstance(number, bool) or not hasattr(type(number), "__index__"):
+            raise TypeError(f"token_ids takes whole numbers, got {number!r}")
+    return TokenIds(frozenset(map(operator.index, ids)))
+
+
+def check_eos(eos: object, is_eos: object) -> None:
+    """Refuse an end mark that could never be recognised."""
+    if isinstance(eos, _COMPARED_BY_VALUE) and not isinstance(eos, bool):
+        hint = f"token_ids({eos!r})" if isinstance(eos, int) else f"lambda output: output == {eos!r}"
+        raise ValueError(
+            f"eos is compared by identity, which does not hold for {type(eos).__name__} {eos!r}: "
+            f"pass is_eos={hint}"
+        )
+    if eos is not EOS and (type(eos) in MARKER_TYPES or eos in MARKER_TYPES):
+        raise ValueError(f"eos must not be a marker that means something else, got {eos!r}")
+    if is_eos is not None and not callable(is_eos):
+        raise TypeError(f"is_eos takes a function of one output, got {is_eos!r}")
+
+
+def check_max_outputs(max_outputs: object, size: int) -> list[int] | None:
+    """Return the limit of each slot, or None where no slot has one."""
+    if max_outputs is None:
+        return None
+    limits: Sequence[Any]
+    if isinstance(max_outputs, Sequence) and not isinstance(max_outputs, str | bytes):
+        limits = max_outputs
+        if len(limits) != size:
+            raise ValueError(
+                f"max_outputs has {len(limits)} entries, expected {size} (one per slot)"
+            )
+    else:
+        limits = [max_outputs] * size
+    return [_check_limit("max_outputs", limit) for limit in limits]
+
+
+def _check_limit(name: str, limit: object) -> int:
+    return UNLIMITED if limit is None else check_count(name, limit, at_least=1)
+
+
+def check_count(name: str, value: object, *, at_least: int) -> int:
+    """Return a whole number that an argument has to be."""
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} takes a whole number, got {value!r}")
+    number = operator.index(value)  # type: ignore[arg-type]
+    if number < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {number}")
+    return number

@@ -1,0 +1,116 @@
+"""The errors that batchstream raises: one tree, split by whose fault it is.
+
+Wrong arguments are plain `TypeError` and `ValueError`. What a *source* raises reaches each
+consumer with its own type; `consumer_error` makes the copy that each of them gets.
+"""
+
+from __future__ import annotations
+
+from types import GetSetDescriptorType, MemberDescriptorType
+
+_OWN_TO_A_RAISE = frozenset(
+    {"__dict__", "__weakref__", "__traceback__", "__context__", "__cause__", "__suppress_context__"}
+)
+
+
+class BatchStreamError(Exception):
+    """The root of every error that this library itself raises."""
+
+
+class SourceError(BatchStreamError):
+    """The source did what a source may not do; the original, if any, is the `__cause__`.
+
+    Raised itself in place of what could not be raised in a consumer without being misunderstood:
+    `StopIteration`, which would end it silently, and what is no `Exception`, such as the
+    `KeyboardInterrupt` that stopped the source in another consumer's thread.
+    """
+
+
+class StepError(SourceError):
+    """The source yielded a step that cannot be read as one output for each slot.
+
+    Attributes:
+        step: Which step it was, counted from 0.
+    """
+
+    def __init__(self, message: str, *, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class MissingEOSError(SourceError):
+    """The source ended before this slot's end mark, and `require_eos` was asked for.
+
+    Attributes:
+        slot: The slot that was still live.
+        outputs: How many outputs it had been given.
+    """
+
+    def __init__(self, message: str, *, slot: int, outputs: int) -> None:
+        super().__init__(message)
+        self.slot = slot
+        self.outputs = outputs
+
+
+class BufferOverflowError(BatchStreamError):
+    """Pulling one more step would exceed `max_buffered`; nothing was pulled and nothing is lost.
+
+    Attributes:
+        slots: The streams whose buffers are full. Read or cancel them, then go on.
+        max_buffered: The bound, in outputs per stream.
+    """
+
+    def __init__(self, message: str, *, slots: tuple[int, ...], max_buffered: int) -> None:
+        super().__init__(message)
+        self.slots = slots
+        self.max_buffered = max_buffered
+
+
+class ConcurrentConsumerError(BatchStreamError):
+    """A second consumer asked a stream for an output while the first was still waiting."""
+
+
+class ClosedError(BatchStreamError):
+    """The object cannot be used any more, and what was asked of it needs it open."""
+
+
+def consumer_error(error: BaseException) -> Exception:
+    """Return an instance of the error for one consumer alone, with the original as its cause.
+
+    Copies share no traceback, context or notes list, so that raising one in many consumers, in
+    many threads, neither grows a traceback nor shows one consumer what another was doing.
+    """
+    own = _copy(error) if isinstance(error, Exception) else None
+    if own is None or isinstance(own, StopIteration | StopAsyncIteration):
+        own = SourceError(f"the source raised {type(error).__name__}: {error}")
+    own.__cause__ = error
+    return own
+
+
+def _copy(error: Exception) -> Exception | None:
+    """Copy an exception without running its `__init__`, which may not accept its own `args`."""
+    cls = type(error)
+    try:
+        own = cls.__new__(cls, *error.args)
+        if type(own) is not cls:
+            return None
+        own.args = error.args
+        for base in cls.__mro__:
+            for name, field in vars(base).items():
+                if isinstance(field, MemberDescriptorType | GetSetDescriptorType):
+                    _copy_field(name, error, own)
+        vars(own).update(vars(error))
+        if notes := getattr(error, "__notes__", None):
+            own.__notes__ = list(notes)
+    except Exception:  # noqa: BLE001 - whatever a user's class does, the consumer gets an error
+        return None
+    return own
+
+
+def _copy_field(name: str, error: Exception, own: Exception) -> None:
+    if name in _OWN_TO_A_RAISE:
+        return
+    try:
+        setattr(own, name, getattr(error, name))
+    except (AttributeError, TypeError):
+        return  # unset in the original, or read-only: derived from what is copied

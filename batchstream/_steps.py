@@ -1,0 +1,104 @@
+"""Reading one step: which element belongs to which slot.
+
+Everything a source may yield is brought into one of two shapes, a list or tuple as wide as the
+batch or a dict by slot; anything else is refused. Elements are never looked at here.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from batchstream._errors import StepError
+
+Elements = list[Any] | tuple[Any, ...] | dict[int, Any]
+
+
+def read_step(step: object, size: int, number: int) -> Elements:
+    """Return the step's elements by slot.
+
+    Args:
+        step: A sequence of `size` elements; a mapping from slot to element; a 1-D array or tensor,
+            read with one `tolist`; an array of more dimensions, one sub-array for each slot.
+        size: How many slots the batch has.
+        number: Which step this is, counted from 0; for the message.
+
+    Raises:
+        StepError: It is none of these, has another width, or names a slot that does not exist.
+    """
+    if type(step) is list or type(step) is tuple:  # by far the most, and asked first
+        elements = step
+    elif isinstance(step, Mapping):
+        return _read_mapping(step, size, number)
+    else:
+        elements = _read_sequence(step, number)
+    if len(elements) != size:
+        raise StepError(
+            f"step {number} has {len(elements)} outputs, expected {size} (one per slot)",
+            step=number,
+        )
+    return elements
+
+
+def step_width(step: object) -> int:
+    """Return how many slots a batch has whose first step this is.
+
+    Raises:
+        StepError: The step tells no width; a mapping does not, as it may leave slots out.
+    """
+    if isinstance(step, Mapping):
+        raise StepError(
+            f"step 0 is a mapping, which does not tell how many slots there are: pass size=, "
+            f"got {_shown(step)}",
+            step=0,
+        )
+    return len(_read_sequence(step, 0))
+
+
+def _read_sequence(step: object, number: int) -> list[Any] | tuple[Any, ...]:
+    if type(step) is list or type(step) is tuple:
+        return step
+    dimensions = getattr(step, "ndim", None)
+    try:
+        if isinstance(dimensions, int) and dimensions > 0 and hasattr(step, "tolist"):
+            return step.tolist() if dimensions == 1 else list(step)  # type: ignore[call-overload]
+        if isinstance(step, Sequence) and not isinstance(step, str | bytes | bytearray):
+            return list(step)
+    except Exception as error:
+        raise StepError(
+            f"step {number} could not be read: {type(error).__name__}: {error}", step=number
+        ) from error
+    raise StepError(
+        f"step {number} is no sequence, mapping or array of outputs, one per slot, "
+        f"got {_shown(step)}",
+        step=number,
+    )
+
+
+def _read_mapping(step: Mapping[Any, Any], size: int, number: int) -> dict[int, Any]:
+    try:
+        elements = {operator.index(slot): element for slot, element in step.items()}
+    except Exception as error:
+        raise StepError(
+            f"step {number} is a mapping whose keys are not all slots: {error}", step=number
+        ) from error
+    for slot in elements:
+        if not 0 <= slot < size:
+            raise StepError(
+                f"step {number} names slot {slot}, expected slots from 0 to {size - 1}",
+                step=number,
+            )
+    return elements
+
+
+def _shown(step: object) -> str:
+    """Show what was yielded, short whatever its size, and never by failing."""
+    try:
+        text = repr(step)
+    except Exception:  # noqa: BLE001 - a value that cannot be shown is still named by its type
+        text = "<no repr>"
+    limit = 80
+    if len(text) > limit:
+        text = f"{text[:limit]}…"
+    return f"{type(step).__name__} {text}"

@@ -1,0 +1,393 @@
+"""The synchronous shell: streams that pull one step for everybody when they have nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
+
+from typing_extensions import TypeVar, final
+
+from batchstream._demux import Demultiplexer
+from batchstream._eos import check_count
+from batchstream._pull import Pump
+from batchstream._source import Source
+from batchstream._steps import step_width
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+    from batchstream._buffers import Buffer
+    from batchstream._events import Delivery, FinishReason, Statistics, StreamEnd
+
+T = TypeVar("T")
+
+
+@final
+class Stream(chain[T]):
+    """The outputs of one request, as an iterator that ends at the request's own end.
+
+    Made by `demux` and `BatchedStream`. Asked for an output while none is buffered, a stream lets
+    the source go one step on *for every stream of the batch*; the others find theirs buffered.
+
+    After its outputs a stream that ended in an error raises it, once, in a copy that is this
+    stream's own, with the original as `__cause__`; from then on it is simply finished.
+
+    Memory: what is buffered, and up to 64 outputs that were received lately. `itertools.chain`
+    is a base class for speed alone: what is buffered is read without running Python code.
+
+    Raises (on iteration):
+        BufferOverflowError: A stream of the batch has `max_buffered` unread outputs. Nothing was
+            pulled; read or cancel that one, then go on.
+        ConcurrentConsumerError: Another thread is waiting for an output of this same stream.
+        RuntimeError: The batch is read by time, or its source waits for a stream of its own.
+        ClosedError: The process was forked from the one that opened the batch.
+        Exception: What the source raised, or `Fail` for this slot alone.
+
+    Blocking: until the source has yielded, and while another thread is in the source.
+    Cancellation: a receive broken off by a signal's exception keeps what was buffered; broken off
+        inside the source, it fails the batch, as the source cannot go on.
+    Threads: one consumer per stream at a time; different streams in different threads.
+
+    Example:
+        >>> import batchstream
+        >>> steps = [["a", "x"], ["b", None], ["c", None], [None, None]]
+        >>> first, second = batchstream.demux(steps)
+        >>> list(second), list(first)
+        (['x'], ['a', 'b', 'c'])
+        >>> str(second.finish_reason)
+        'eos'
+    """
+
+    __slots__ = ("__weakref__", "_buffer", "_pump")
+    _buffer: Buffer[T]
+    _pump: Pump[T]
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        raise TypeError("a Stream is made by demux or BatchedStream only")
+
+    @classmethod
+    def from_iterable(cls, iterable: object, /) -> NoReturn:  # type: ignore[override]
+        """Refuse; inherited and without a meaning here."""
+        raise TypeError("a Stream is made by demux or BatchedStream only")
+
+    @classmethod
+    def _of(cls, buffer: Buffer[T], pump: Pump[T]) -> Stream[T]:
+        stream: Stream[T] = super().from_iterable(buffer.parts)  # type: ignore[assignment]
+        stream._buffer = buffer
+        stream._pump = pump
+        return stream
+
+    def __repr__(self) -> str:
+        state = self.finish_reason or "live"
+        return f"<Stream {self.slot}, {state}, {self._buffer.buffered} buffered>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            f"stream {self.slot} cannot be pickled or copied: it is one end of a running batch"
+        )
+
+    def __del__(self) -> None:
+        self.cancel()
+
+    @property
+    def slot(self) -> int:
+        """The position of this stream's outputs in a step."""
+        return self._buffer.slot
+
+    @property
+    def end(self) -> StreamEnd | None:
+        """How the stream ended, or None while it is live.
+
+        It is known as soon as the source has said so, which may be before all outputs have been
+        received.
+        """
+        return self._buffer.end
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the stream ended, or None while it is live."""
+        end = self._buffer.end
+        return None if end is None else end.reason
+
+    def drain(self) -> list[T]:
+        """Return every buffered output at once, without letting the source go on.
+
+        The list may be empty. It never raises the stream's error: the next receive does.
+
+        Raises:
+            ConcurrentConsumerError: Another thread is waiting for an output of this stream.
+            RuntimeError: The batch is read by time.
+
+        Blocking: never.
+        Cancellation: nothing to cancel.
+        Threads: one consumer per stream at a time.
+        """
+        self._pump.check_read_by_slot()
+        return self._buffer.drain()
+
+    def cancel(self) -> None:
+        """Give this stream up: what is buffered is discarded, and the next receive sees the end.
+
+        The other streams go on. The source is told with its next step, and closed if this was
+        the last live stream. Repeated calls, and calls after the end, change nothing but to
+        discard what was not received. Dropping the last reference to a stream does the same.
+
+        Blocking: never, but for the source's own clean-up if this ends the batch.
+        Cancellation: nothing to cancel.
+        Threads: any thread, callback, finalizer or signal handler.
+        """
+        self._pump.cancel(self._buffer)
+
+    def close(self) -> None:
+        """Do the same as `cancel`, for `contextlib.closing`."""
+        self.cancel()
+
+
+@final
+class BatchedStream(Sequence[Stream[T]]):
+    """One stream per slot of a batched source, and the batch as a whole.
+
+    Use it as a context manager, so that the source is closed wherever the block is left. It is a
+    sequence of its streams; or read it by time with `steps`.
+
+    Args:
+        source: An iterable of steps: of sequences with one output per slot, of mappings from slot
+            to output, or of arrays. If it is a generator, or has a `send` method like one, it is
+            told who is live at each step: `live = yield step`. The tuple is the same object for
+            as long as nothing has changed. It may then yield a mapping of the live slots only.
+        size: How many slots the batch has. Without it the first step is pulled now, to see;
+            needed where that step is a mapping. An empty source without size gives no streams.
+        eos: The end mark, compared by identity; where None is an ordinary output pass `EOS`.
+        is_eos: A predicate on outputs that is true of the one that ends its sequence,
+            `token_ids(2)` for example. It runs in the thread that pulls. One that raises fails
+            that slot alone.
+        include_eos: Deliver the output that `is_eos` recognised, before the end.
+        max_outputs: Finish a stream with `length` once it has been given so many outputs: one
+            number for all, or one (or None) for each slot.
+        require_eos: Where the source ends while streams are live they raise `MissingEOSError`;
+            without it they finish as `exhausted`.
+        max_buffered: How many outputs a live stream may hold unread. A pull that could exceed it
+            raises `BufferOverflowError` before the source is touched. Without it a stream that
+            nobody reads holds all its outputs.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, or cannot work; the source has
+            not been touched.
+        StepError: The first step, pulled to learn the size, tells none; the source is closed.
+        Exception: What the source raised when the first step was pulled.
+
+    Blocking: only without `size`: until the source has yielded its first step.
+    Cancellation: an exception from a signal during the first step closes the source.
+    Threads: any; the source runs in whichever thread pulls, one at a time, and in a copy of the
+        context in which this object was made.
+
+    Example:
+        >>> import batchstream
+        >>> def countdown(starts):
+        ...     counts = list(starts)
+        ...     live = range(len(counts))
+        ...     while True:
+        ...         step = {slot: counts[slot] or batchstream.EOS for slot in live}
+        ...         counts = [count - 1 for count in counts]
+        ...         live = yield step
+        >>> with batchstream.BatchedStream(countdown([3, 1]), size=2) as batch:
+        ...     for stream in batch:
+        ...         print(stream.slot, list(stream))
+        0 [3, 2, 1]
+        1 [1]
+    """
+
+    __slots__ = ("__weakref__", "_pump", "_streams")
+
+    def __init__(
+        self,
+        source: Iterable[Any],
+        size: int | None = None,
+        *,
+        eos: object = None,
+        is_eos: Callable[[T], object] | None = None,
+        include_eos: bool = False,
+        max_outputs: int | Sequence[int | None] | None = None,
+        require_eos: bool = False,
+        max_buffered: int | None = None,
+    ) -> None:
+        if max_buffered is not None:
+            max_buffered = check_count("max_buffered", max_buffered, at_least=1)
+        core = partial(
+            Demultiplexer[T],
+            eos=eos,
+            is_eos=is_eos,
+            include_eos=include_eos,
+            require_eos=require_eos,
+        )
+        if size is None:
+            core(_least_size(max_outputs), max_outputs=max_outputs)  # arguments before the source
+            reader = Source(source)
+            try:
+                size = _width_of_first_step(reader)
+                demultiplexer = core(size, max_outputs=max_outputs if size else None)
+            except BaseException:
+                reader.close_quietly()
+                raise
+        else:
+            demultiplexer = core(size, max_outputs=max_outputs)
+            reader = Source(source)
+        self._pump = Pump(reader, demultiplexer, max_buffered=max_buffered)
+        self._streams = tuple(Stream._of(buffer, self._pump) for buffer in self._pump.buffers)
+
+    def __repr__(self) -> str:
+        return f"<BatchedStream, {len(self.live)} of {len(self)} streams live>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a BatchedStream cannot be pickled or copied: it holds a running source")
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    @overload
+    def __getitem__(self, index: int) -> Stream[T]: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Stream[T], ...]: ...
+    def __getitem__(self, index: int | slice) -> Stream[T] | tuple[Stream[T], ...]:
+        return self._streams[index]
+
+    def __iter__(self) -> Iterator[Stream[T]]:
+        return iter(self._streams)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """The slots of the streams that have neither finished nor been cancelled.
+
+        Threads: any.
+        """
+        return self._pump.live
+
+    def steps(self) -> Iterator[Delivery[T]]:
+        """Return an iterator over what each step gives to whom, for loops that serve by time.
+
+        It lets the source go on by one step at a time and buffers nothing. Every slot's end is in
+        exactly one delivery, that of a cancelled slot in the next one; an error of the source is
+        an end like the others, and is not raised. The iterator stops when no slot is live.
+
+        Raises (on iteration):
+            RuntimeError: A stream of this batch has been read, or the source waits for itself.
+            ClosedError: The process was forked from the one that opened the batch.
+
+        Blocking: until the source has yielded.
+        Cancellation: an exception from a signal during a step fails the batch.
+        Threads: any, one at a time.
+
+        Example:
+            >>> import batchstream
+            >>> batch = batchstream.BatchedStream([["a", "x"], ["b", None], [None, None]])
+            >>> for delivery in batch.steps():
+            ...     print(delivery.outputs, [(slot, str(end.reason)) for slot, end in delivery.ends])
+            [(0, 'a'), (1, 'x')] []
+            [(0, 'b')] [(1, 'eos')]
+            [] [(0, 'eos')]
+        """
+        return iter(self._pump.pull_by_time, None)
+
+    def cancel(self, slot: int) -> None:
+        """Give one slot up, as `Stream.cancel` does.
+
+        Raises:
+            IndexError: There is no such slot.
+
+        Blocking: never, but for the source's own clean-up if this ends the batch.
+        Cancellation: nothing to cancel.
+        Threads: any thread, callback, finalizer or signal handler.
+        """
+        self._streams[slot].cancel()
+
+    def close(self) -> None:
+        """Cancel every live stream and close the source. Repeated calls do nothing.
+
+        A stream that had finished keeps what is buffered for it. An error that the source raises
+        while it is closed here is raised here; where it is closed because its last stream ended
+        it goes to `sys.unraisablehook`.
+
+        Blocking: while another thread is in the source.
+        Cancellation: an exception from a signal leaves the batch cancelled; close it again.
+        Threads: any. Called by the source itself, it takes effect after the source's step.
+        """
+        self._pump.close()
+
+    def statistics(self) -> Statistics:
+        """Return the figures up to now.
+
+        Threads: any.
+        """
+        return self._pump.statistics()
+
+
+def demux(
+    source: Iterable[Any],
+    size: int | None = None,
+    *,
+    eos: object = None,
+    is_eos: Callable[[T], object] | None = None,
+    include_eos: bool = False,
+    max_outputs: int | Sequence[int | None] | None = None,
+    require_eos: bool = False,
+    max_buffered: int | None = None,
+) -> tuple[Stream[T], ...]:
+    """Return one stream per slot of a batched source.
+
+    The streams stand for themselves: the source is closed when the last of them has ended, was
+    cancelled or is no longer referenced. Where a block should close it use `BatchedStream`, which
+    takes the same arguments, raises the same errors and says more of them.
+
+    Blocking: only without `size`: until the source has yielded its first step.
+    Cancellation: an exception from a signal during the first step closes the source.
+    Threads: any; each stream may be read in a thread of its own.
+
+    Example:
+        >>> import batchstream
+        >>> def model(prompts):
+        ...     words = [prompt.split() for prompt in prompts]
+        ...     for position in range(9):
+        ...         yield [text[position] if position < len(text) else None for text in words]
+        >>> short, long = batchstream.demux(model(["so it ends", "and the other one goes on"]))
+        >>> list(short)
+        ['so', 'it', 'ends']
+        >>> list(long)
+        ['and', 'the', 'other', 'one', 'goes', 'on']
+    """
+    batch = BatchedStream[T](
+        source,
+        size,
+        eos=eos,
+        is_eos=is_eos,
+        include_eos=include_eos,
+        max_outputs=max_outputs,
+        require_eos=require_eos,
+        max_buffered=max_buffered,
+    )
+    return tuple(batch)
+
+
+def _least_size(max_outputs: object) -> int:
+    """Return a size that the argument alone can be checked with."""
+    return len(max_outputs) if isinstance(max_outputs, Sequence) else 0
+
+
+def _width_of_first_step(source: Source) -> int:
+    try:
+        return step_width(source.peek())
+    except StopIteration:
+        return 0

@@ -1,0 +1,78 @@
+"""Sphinx configuration: `make docs` builds with every warning an error, and without a network."""
+
+import re
+import sys
+from importlib.metadata import version as installed_version
+from typing import ParamSpec, TypeVar
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+
+project = "batchstream"
+author = "The batchstream authors"
+copyright = author  # noqa: A001 - Sphinx's name
+version = release = installed_version("batchstream")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+default_role = "code"  # `name` in a docstring looks as it does in Markdown
+html_static_path = ["_static"]
+html_theme = "furo"
+html_title = f"batchstream {release}"
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # an attribute is listed once, where autodoc finds it
+
+copybutton_exclude = ".linenos, .gp, .go"  # neither prompts nor output
+
+# Python's own inventory would have to be fetched, so references to these modules stay plain text.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(asyncio|collections\.abc|contextlib)\..*"),
+]
+
+WAITING_RULE = re.compile(r"(Blocking|Cancellation|Threads): ")
+
+
+def list_waiting_rules(
+    _app: Sphinx, _what: str, _name: str, _obj: object, _options: object, lines: list[str]
+) -> None:
+    """Make a field list of the lines that say how a method waits, which close its docstring."""
+    rules = [n for n, line in enumerate(lines) if WAITING_RULE.match(line)]
+    for n in rules:
+        lines[n] = f":{lines[n]}"
+    if rules:
+        lines.insert(rules[0], "")
+
+
+def resolve_annotation(
+    app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, content: nodes.TextElement
+) -> nodes.Element | None:
+    """Resolve what annotations hold besides public names: private paths to them, type variables."""
+    if node.get("refdomain") != "py":
+        return None
+    name = node["reftarget"].rpartition(".")[2]
+    ours = [module for path, module in sys.modules.items() if path.startswith("batchstream")]
+    if any(isinstance(getattr(module, name, None), TypeVar | ParamSpec) for module in ours):
+        return content
+    public = re.sub(r"^batchstream\._\w+\.", "batchstream.", node["reftarget"])
+    return env.domains["py"].resolve_xref(
+        env, node["refdoc"], app.builder, node["reftype"], public, node, content
+    )
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the two functions above."""
+    app.connect("autodoc-process-docstring", list_waiting_rules)
+    app.connect("missing-reference", resolve_annotation)
