@@ -28,9 +28,9 @@ from collections import deque
 from itertools import compress, repeat
 from operator import length_hint
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol
+from typing import TYPE_CHECKING, Final, Generic, NoReturn, Protocol, TypeAlias
 
-from typing_extensions import TypeAlias, TypeVar
+from typing_extensions import TypeVar
 
 from batchstream._errors import ConcurrentConsumerError, consumer_error
 
@@ -50,10 +50,10 @@ Segment: TypeAlias = "tuple[list[T], repeat[bool]]"
 """A list of outputs, and the gate that counts how many of them were received."""
 
 
-class Pull(Protocol):
+class Pull(Protocol[T]):
     """What a buffer asks for when it is empty."""
 
-    def pull(self, buffer: Buffer[object]) -> None:
+    def pull(self, buffer: Buffer[T]) -> None:
         """Let the source go one step on, unless the buffer has been served meanwhile."""
 
 
@@ -75,7 +75,7 @@ class Buffer(Generic[T]):
         "tail",
     )
 
-    def __init__(self, slot: int, pump: Pull) -> None:
+    def __init__(self, slot: int, pump: Pull[T]) -> None:
         self.slot = slot
         self._pump = pump
         # The thread that is at `__next__`. Setting a default is atomic; a thread that finds itself
@@ -109,16 +109,17 @@ class Buffer(Generic[T]):
         if self._consumer.setdefault("thread", me) != me:
             raise self._concurrent()
         try:
-            segments = self._segments
             pulled = False
             while not self._parts:
-                outputs, gate = self._first_unread() if len(segments) > 1 else segments[0]
+                # Looked at first: whoever sets the end has added the last output before.
+                ended = bool(self._ends)
+                outputs, gate = self._first_unread()
                 received = _GATE - length_hint(gate)
                 unread = len(outputs) - received
-                if self._cancelled or (self._ends and not unread):
+                if self._cancelled or (ended and not unread):
                     self._conclude()
                 elif not unread:
-                    self._pump.pull(self)  # type: ignore[arg-type]
+                    self._pump.pull(self)
                     pulled = True
                 elif unread == 1 and pulled:
                     next(gate)
@@ -188,7 +189,7 @@ class Buffer(Generic[T]):
     def _begin(self) -> None:
         # The list to append to; the pump's alone, until it turns over.
         self.tail: list[T] = []
-        self._segments.append((self.tail, repeat(True, _GATE)))
+        self._segments.append((self.tail, repeat(True, _GATE)))  # noqa: FBT003
 
     # ---- anybody's
 
@@ -209,8 +210,8 @@ class Buffer(Generic[T]):
         return sum(length_hint(gate) - _GATE + len(outputs) for outputs, gate in segments)
 
     def waits(self) -> bool:
-        """Whether the stream has neither an end nor anything to receive."""
-        outputs, gate = self._segments[-1]
+        """Tell its own consumer, who has the pump's role, whether there is nothing yet."""
+        outputs, gate = self._first_unread()
         return not self._ends and len(outputs) + length_hint(gate) == _GATE
 
     @property
@@ -224,9 +225,9 @@ class Buffer(Generic[T]):
         self._stop_reader()
 
     def discard(self) -> None:
-        """Free the outputs of a cancelled stream; called by the pump, who else adds to them."""
-        for outputs, _ in self._segments.copy():
-            outputs.clear()
+        """Free what is buffered; called by the pump, which alone adds to it."""
+        self._segments = deque()  # a consumer on its way out keeps what it is looking at
+        self._begin()
 
     def _stop_reader(self) -> None:
         deque(self._inner, maxlen=0)
@@ -236,8 +237,7 @@ class Buffer(Generic[T]):
         self._consumer = {}
         if not self._ends:
             self._stop_reader()
-            self._segments.clear()
-            self._begin()
+            self.discard()
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a buffer cannot be copied or pickled")

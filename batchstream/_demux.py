@@ -152,6 +152,11 @@ class Demultiplexer(Generic[T]):
         """Whether the batch can be fed: it has neither ended nor failed."""
         return self._state == "running"
 
+    @property
+    def has_live(self) -> bool:
+        """Whether any slot is live; quicker than `live` after a change."""
+        return self._live_count > 0
+
     def given(self, slot: int) -> int:
         """How many outputs the slot's present or last occupant has been given."""
         counted = self._plain_steps if self._slots[slot] == "live" else 0
@@ -323,7 +328,7 @@ class Demultiplexer(Generic[T]):
     def _drop(self, elements: tuple[object, ...]) -> None:
         """Count the outputs among what finished slots were given."""
         try:
-            types = set(map(type, elements))
+            types = frozenset(map(type, elements))
         except Exception:  # noqa: BLE001 - a type refuses to be hashed: ask one by one
             types = MARKER_TYPES
         if types <= self._blank_types:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Sequence
-from typing import Any, Final
-
-from typing_extensions import final
+from typing import Any, Final, final
 
 from batchstream._markers import EOS, MARKER_TYPES
 
@@ -80,12 +78,14 @@ def token_ids(*ids: int) -> TokenIds:
 def check_eos(eos: object, is_eos: object) -> None:
     """Refuse an end mark that could never be recognised."""
     if isinstance(eos, _COMPARED_BY_VALUE) and not isinstance(eos, bool):
-        hint = f"token_ids({eos!r})" if isinstance(eos, int) else f"lambda output: output == {eos!r}"
-        raise ValueError(
+        hint = (
+            f"token_ids({eos!r})" if isinstance(eos, int) else f"lambda output: output == {eos!r}"
+        )
+        raise ValueError(  # noqa: TRY004 - any object may be the mark: what fails is the value
             f"eos is compared by identity, which does not hold for {type(eos).__name__} {eos!r}: "
             f"pass is_eos={hint}"
         )
-    if eos is not EOS and (type(eos) in MARKER_TYPES or eos in MARKER_TYPES):
+    if eos is not EOS and type(eos) in MARKER_TYPES:
         raise ValueError(f"eos must not be a marker that means something else, got {eos!r}")
     if is_eos is not None and not callable(is_eos):
         raise TypeError(f"is_eos takes a function of one output, got {is_eos!r}")

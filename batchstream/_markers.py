@@ -9,9 +9,9 @@ other kind can never be mistaken for one.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, final
 
-from typing_extensions import TypeVar, final
+from typing_extensions import TypeVar
 
 from batchstream._events import FinishReason
 
@@ -61,7 +61,7 @@ def _source_reason(marker: str, reason: FinishReason | str) -> FinishReason:
 class _Record:
     """Frozen, slotted, compared by identity: a marker never compares a user's output."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def _set(self, **fields: object) -> None:
         for name, value in fields.items():
@@ -97,7 +97,7 @@ class Last(_Record, Generic[T_co]):
         ValueError: The reason is not one that a source can give.
     """
 
-    __slots__ = ("output", "reason", "info")
+    __slots__ = ("info", "output", "reason")
     output: T_co
     reason: FinishReason
     info: Mapping[str, Any] | None
@@ -123,7 +123,7 @@ class End(_Record):
         ValueError: The reason is not one that a source can give.
     """
 
-    __slots__ = ("reason", "info")
+    __slots__ = ("info", "reason")
     reason: FinishReason
     info: Mapping[str, Any] | None
 
@@ -175,7 +175,10 @@ class Many(_Record, Generic[T_co]):
         if isinstance(outputs, str | bytes | bytearray):
             kind = type(outputs).__name__
             raise TypeError(f"Many takes an iterable of outputs, got {kind} {outputs!r}")
-        if callable(tolist := getattr(outputs, "tolist", None)) and getattr(outputs, "ndim", 0) == 1:
+        if (
+            callable(tolist := getattr(outputs, "tolist", None))
+            and getattr(outputs, "ndim", 0) == 1
+        ):
             outputs = tolist()
         self._set(outputs=tuple(outputs))
 

@@ -71,8 +71,7 @@ class Pump(Generic[T]):
         self._forked = False
         self._view: Literal["by slot", "by time"] | None = None
 
-        self.buffers = [Buffer(slot, self) for slot in range(core.size)]
-        self._live = core.live
+        self.buffers: list[Buffer[T]] = [Buffer(slot, self) for slot in range(core.size)]
         # The lists that a plain step is appended to, and the slots they belong to.
         self._tails: list[list[T]] = []
         self._tails_of: Sequence[int] = ()
@@ -80,18 +79,14 @@ class Pump(Generic[T]):
         # Ends of cancelled slots, for the next delivery of the view by time.
         self._unreported: list[tuple[int, StreamEnd]] = []
         _pumps.add(self)
-        if not self._live:
-            source.close_quietly()
+        self._close_if_idle()
 
     # ---- from any thread, never waiting
 
     @property
     def live(self) -> tuple[int, ...]:
         """The slots that have neither finished nor been cancelled."""
-        live = self._live
-        if self._cancels:
-            return tuple(slot for slot in live if self.buffers[slot].end is None)
-        return live
+        return tuple(buffer.slot for buffer in self.buffers if buffer.end is None)
 
     def cancel(self, buffer: Buffer[T]) -> None:
         """Give one stream up."""
@@ -196,7 +191,7 @@ class Pump(Generic[T]):
 
     def _settle(self) -> None:
         """Apply the cancels noted by now, unless the role's holder will."""
-        while self._cancels and not self._forked and self._role.acquire(False):
+        while self._cancels and not self._forked and self._role.acquire(False):  # noqa: FBT003
             try:
                 self._holder = get_ident()
                 self._apply_cancels()
@@ -211,40 +206,42 @@ class Pump(Generic[T]):
             self._choose_view("by time")
         if self._cancels:
             self._apply_cancels()
-        delivery = self._move() if self._live else Delivery((), ())
+        core = self._core
+        delivery: Delivery[T] = self._move() if core.has_live else Delivery((), ())
         if self._unreported:
             delivery = delivery._replace(ends=[*self._unreported, *delivery.ends])
             self._unreported.clear()
-        if self._live or delivery.values or delivery.ends:
+        if core.has_live or delivery.values or delivery.ends:
             return delivery
         return None
 
     def _close(self) -> None:
-        self._apply_cancels(close=False)
-        self._unreported.clear()
-        self._source.close()
+        try:
+            self._source.close()
+        finally:
+            self._apply_cancels()
+            self._unreported.clear()
 
     def _choose_view(self, view: Literal["by slot", "by time"]) -> None:
         if self._view is not None:
             raise RuntimeError(_BY_TIME if view == "by slot" else _BY_SLOT)
         self._view = view
 
-    def _apply_cancels(self, *, close: bool = True) -> None:
+    def _apply_cancels(self) -> None:
         while self._cancels:
             slot = self._cancels.popleft()
             self._unreported.extend(self._core.cancel(slot).ends)
             self.buffers[slot].discard()
-        self._after_change(close=close)
+        self._close_if_idle()
 
-    def _after_change(self, *, close: bool = True) -> None:
-        self._live = self._core.live
-        if close and not self._live:
+    def _close_if_idle(self) -> None:
+        if not self._core.has_live:
             self._source.close_quietly()
 
     def _check_room(self, limit: int) -> None:
         """Refuse to pull what a live stream has no room for, before the source is touched."""
         if not self._room:
-            held = {slot: self.buffers[slot].buffered for slot in self._live}
+            held = {slot: self.buffers[slot].buffered for slot in self._core.live}
             full = tuple(slot for slot, count in held.items() if count >= limit)
             if full:
                 raise BufferOverflowError(
@@ -264,7 +261,7 @@ class Pump(Generic[T]):
         """
         try:
             try:
-                step = self._source.advance(self._live)
+                step = self._source.advance(self._core.live)
             except StopIteration:
                 delivery = self._core.finish()
             else:
@@ -285,7 +282,7 @@ class Pump(Generic[T]):
             if buffer.end is None:
                 given = self._core.given(buffer.slot)
                 buffer.finish(StreamEnd(FinishReason.ERROR, given, error=error))
-        self._after_change()
+        self._close_if_idle()
         return delivery
 
     def _hand_out(self, delivery: Delivery[T]) -> None:
@@ -300,7 +297,7 @@ class Pump(Generic[T]):
         if ends:
             for slot, end in ends:
                 self.buffers[slot].finish(end)
-            self._after_change()
+            self._close_if_idle()
 
     def _find_tails(self, slots: Sequence[int]) -> None:
         self._room = 0  # some got more than one output, or others are live: see who has room
@@ -308,7 +305,7 @@ class Pump(Generic[T]):
         self._tails_of = slots
 
     def _turn_over(self) -> None:
-        for slot in self._live:
+        for slot in self._core.live:
             self.buffers[slot].turn_over()
         self._tails_of = ()
         self._until_turn = SEGMENT_LENGTH

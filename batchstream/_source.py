@@ -33,7 +33,7 @@ class Source:
         if not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
             raise TypeError(f"source must be an iterable of steps, got {type(source).__name__}")
         self._context = copy_context()
-        self._iterator: Iterator[Any] | None = self._context.run(iter, source)
+        self._iterator: Iterator[Any] = self._context.run(iter, source)
         # Called with the live slots, returns the next step. A generator can be told nothing before
         # its first yield, so the first call differs from the others.
         self.advance: Callable[[tuple[int, ...]], object] = self._advance_first
@@ -73,7 +73,7 @@ class Source:
         Raises:
             BaseException: What the iterator raises.
         """
-        iterator, self._iterator = self._iterator, None
+        iterator, self._iterator = self._iterator, iter(())
         self.advance = _advance_closed
         close = getattr(iterator, "close", None)
         if close is not None:

@@ -62,7 +62,8 @@ def _read_sequence(step: object, number: int) -> list[Any] | tuple[Any, ...]:
     dimensions = getattr(step, "ndim", None)
     try:
         if isinstance(dimensions, int) and dimensions > 0 and hasattr(step, "tolist"):
-            return step.tolist() if dimensions == 1 else list(step)  # type: ignore[call-overload]
+            array: Any = step
+            return list(array.tolist() if dimensions == 1 else array)
         if isinstance(step, Sequence) and not isinstance(step, str | bytes | bytearray):
             return list(step)
     except Exception as error:

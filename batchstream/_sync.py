@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NoReturn, Self, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast, final, overload
 
-from typing_extensions import TypeVar, final
+from typing_extensions import TypeVar
 
 from batchstream._demux import Demultiplexer
 from batchstream._eos import check_count
@@ -69,16 +70,19 @@ class Stream(chain[T]):
         raise TypeError("a Stream is made by demux or BatchedStream only")
 
     @classmethod
-    def from_iterable(cls, iterable: object, /) -> NoReturn:  # type: ignore[override]
-        """Refuse; inherited and without a meaning here."""
+    def from_iterable(cls, _: object, /) -> NoReturn:
+        """Refuse; inherited, and without a meaning here."""
         raise TypeError("a Stream is made by demux or BatchedStream only")
 
     @classmethod
     def _of(cls, buffer: Buffer[T], pump: Pump[T]) -> Stream[T]:
-        stream: Stream[T] = super().from_iterable(buffer.parts)  # type: ignore[assignment]
-        stream._buffer = buffer
-        stream._pump = pump
+        stream = cast("Stream[T]", super().from_iterable(buffer.parts))
+        stream._attach(buffer, pump)  # noqa: SLF001 - __new__ refuses, so there is no __init__
         return stream
+
+    def _attach(self, buffer: Buffer[T], pump: Pump[T]) -> None:
+        self._buffer = buffer
+        self._pump = pump
 
     def __repr__(self) -> str:
         state = self.finish_reason or "live"
@@ -89,8 +93,9 @@ class Stream(chain[T]):
             f"stream {self.slot} cannot be pickled or copied: it is one end of a running batch"
         )
 
-    def __del__(self) -> None:
-        self.cancel()
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _is_finalizing():  # the interpreter drops the source as well
+            self.cancel()
 
     @property
     def slot(self) -> int:
@@ -236,7 +241,10 @@ class BatchedStream(Sequence[Stream[T]]):
             demultiplexer = core(size, max_outputs=max_outputs)
             reader = Source(source)
         self._pump = Pump(reader, demultiplexer, max_buffered=max_buffered)
-        self._streams = tuple(Stream._of(buffer, self._pump) for buffer in self._pump.buffers)
+        self._streams = tuple(
+            Stream._of(buffer, self._pump)  # noqa: SLF001
+            for buffer in self._pump.buffers
+        )
 
     def __repr__(self) -> str:
         return f"<BatchedStream, {len(self.live)} of {len(self)} streams live>"
@@ -295,7 +303,9 @@ class BatchedStream(Sequence[Stream[T]]):
             >>> import batchstream
             >>> batch = batchstream.BatchedStream([["a", "x"], ["b", None], [None, None]])
             >>> for delivery in batch.steps():
-            ...     print(delivery.outputs, [(slot, str(end.reason)) for slot, end in delivery.ends])
+            ...     print(
+            ...         delivery.outputs, [(slot, str(end.reason)) for slot, end in delivery.ends]
+            ...     )
             [(0, 'a'), (1, 'x')] []
             [(0, 'b')] [(1, 'eos')]
             [] [(0, 'eos')]

@@ -1,0 +1,1 @@
+"""One module per framework; each imports its own, and is imported by nobody."""
