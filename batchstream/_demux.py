@@ -343,7 +343,7 @@ class Demultiplexer(Generic[T]):
             return 0
         if type(element) is Many:
             return sum(map(self._outputs_in, element.outputs))
-        return type(element) not in self._blank_types
+        return not _is_one_of(self._blank_types, element)
 
     # ---- all other steps
 
@@ -361,11 +361,7 @@ class Demultiplexer(Generic[T]):
                 self._drop(self._finished_in_order(elements))
         # The one loop over a step's elements.
         for slot, element in pairs:
-            try:
-                marked = type(element) in marker_types
-            except Exception:  # noqa: BLE001 - a type that refuses to be hashed is none of ours
-                marked = False
-            if marked or ask_each:
+            if ask_each or _is_one_of(marker_types, element):
                 self._take(draft, slot, element)
             else:
                 slots.append(slot)
@@ -451,6 +447,13 @@ class _Draft(Generic[T]):
 
     def delivery(self) -> Delivery[T]:
         return Delivery(self.slots, self.values, self.ends)
+
+
+def _is_one_of(types: frozenset[type], element: object) -> bool:
+    try:
+        return type(element) in types
+    except Exception:  # noqa: BLE001 - a type that refuses to be hashed is none of ours
+        return False
 
 
 def _picker(slots: Sequence[int]) -> Callable[[Any], tuple[Any, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Sequence
-from typing import Any, Final, final
+from typing import Final, final
 
 from batchstream._markers import EOS, MARKER_TYPES
 
@@ -95,20 +95,16 @@ def check_max_outputs(max_outputs: object, size: int) -> list[int] | None:
     """Return the limit of each slot, or None where no slot has one."""
     if max_outputs is None:
         return None
-    limits: Sequence[Any]
-    if isinstance(max_outputs, Sequence) and not isinstance(max_outputs, str | bytes):
-        limits = max_outputs
-        if len(limits) != size:
-            raise ValueError(
-                f"max_outputs has {len(limits)} entries, expected {size} (one per slot)"
-            )
-    else:
-        limits = [max_outputs] * size
-    return [_check_limit("max_outputs", limit) for limit in limits]
-
-
-def _check_limit(name: str, limit: object) -> int:
-    return UNLIMITED if limit is None else check_count(name, limit, at_least=1)
+    if not isinstance(max_outputs, Sequence) or isinstance(max_outputs, str | bytes):
+        return [check_count("max_outputs", max_outputs, at_least=1)] * size
+    if len(max_outputs) != size:
+        raise ValueError(
+            f"max_outputs has {len(max_outputs)} entries, expected {size} (one per slot)"
+        )
+    return [
+        UNLIMITED if limit is None else check_count("max_outputs", limit, at_least=1)
+        for limit in max_outputs
+    ]
 
 
 def check_count(name: str, value: object, *, at_least: int) -> int:

@@ -82,9 +82,16 @@ def consumer_error(error: BaseException) -> Exception:
     """
     own = _copy(error) if isinstance(error, Exception) else None
     if own is None or isinstance(own, StopIteration | StopAsyncIteration):
-        own = SourceError(f"the source raised {type(error).__name__}: {error}")
+        own = SourceError(f"the source raised {type(error).__name__}: {_text(error)}")
     own.__cause__ = error
     return own
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - an error that cannot be shown still has its type
+        return "<no text>"
 
 
 def _copy(error: Exception) -> Exception | None:
@@ -111,6 +118,25 @@ def _copy_field(name: str, error: Exception, own: Exception) -> None:
     if name in _OWN_TO_A_RAISE:
         return
     try:
-        setattr(own, name, getattr(error, name))
+        value = getattr(error, name)
+        # An unset field reads as None, but setting it to None would show in the text.
+        if getattr(own, name, None) is not value:
+            setattr(own, name, value)
     except (AttributeError, TypeError):
         return  # unset in the original, or read-only: derived from what is copied
+
+
+def forget_context(error: BaseException, handled: BaseException | None) -> None:
+    """Cut off what the consumer that pulled was handling, from an error that goes to others too.
+
+    Args:
+        error: What was raised while that consumer pulled.
+        handled: The exception that it was handling then.
+    """
+    link, seen = error, {id(error)}
+    while (context := link.__context__) is not None and id(context) not in seen:
+        if context is handled:
+            link.__context__ = None
+            return
+        seen.add(id(context))
+        link = context

@@ -9,6 +9,7 @@ other kind can never be mistaken for one.
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, final
 
 from typing_extensions import TypeVar
@@ -58,31 +59,9 @@ def _source_reason(marker: str, reason: FinishReason | str) -> FinishReason:
     return known
 
 
-class _Record:
-    """Frozen, slotted, compared by identity: a marker never compares a user's output."""
-
-    __slots__: tuple[str, ...] = ()
-
-    def _set(self, **fields: object) -> None:
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"{type(self).__name__} is frozen, cannot set {name!r}")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"{type(self).__name__} is frozen, cannot delete {name!r}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), tuple(getattr(self, name) for name in self.__slots__)
-
-    def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)
-        return f"{type(self).__name__}({fields})"
-
-
 @final
-class Last(_Record, Generic[T_co]):
+@dataclass(frozen=True, slots=True, eq=False)
+class Last(Generic[T_co]):
     """Deliver `output`, then finish the slot in the same step.
 
     With it a stream ends together with its last output; with an end mark on its own it ends one
@@ -97,22 +76,17 @@ class Last(_Record, Generic[T_co]):
         ValueError: The reason is not one that a source can give.
     """
 
-    __slots__ = ("info", "output", "reason")
     output: T_co
-    reason: FinishReason
-    info: Mapping[str, Any] | None
+    reason: FinishReason | str = FinishReason.EOS
+    info: Mapping[str, Any] | None = None
 
-    def __init__(
-        self,
-        output: T_co,
-        reason: FinishReason | str = FinishReason.EOS,
-        info: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._set(output=output, reason=_source_reason("Last", reason), info=info)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", _source_reason("Last", self.reason))
 
 
 @final
-class End(_Record):
+@dataclass(frozen=True, slots=True, eq=False)
+class End:
     """Finish the slot now, with a reason and whatever else the consumer should know.
 
     Args:
@@ -123,20 +97,16 @@ class End(_Record):
         ValueError: The reason is not one that a source can give.
     """
 
-    __slots__ = ("info", "reason")
-    reason: FinishReason
-    info: Mapping[str, Any] | None
+    reason: FinishReason | str = FinishReason.EOS
+    info: Mapping[str, Any] | None = None
 
-    def __init__(
-        self,
-        reason: FinishReason | str = FinishReason.EOS,
-        info: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._set(reason=_source_reason("End", reason), info=info)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", _source_reason("End", self.reason))
 
 
 @final
-class Fail(_Record):
+@dataclass(frozen=True, slots=True, eq=False)
+class Fail:
     """This slot alone fails with `error`; the others go on.
 
     Args:
@@ -146,17 +116,16 @@ class Fail(_Record):
         TypeError: The error is not an exception instance.
     """
 
-    __slots__ = ("error",)
     error: BaseException
 
-    def __init__(self, error: BaseException) -> None:
-        if not isinstance(error, BaseException):
-            raise TypeError(f"Fail takes an exception instance, got {error!r}")
-        self._set(error=error)
+    def __post_init__(self) -> None:
+        if not isinstance(self.error, BaseException):
+            raise TypeError(f"Fail takes an exception instance, got {self.error!r}")
 
 
 @final
-class Many(_Record, Generic[T_co]):
+@dataclass(frozen=True, slots=True, eq=False)
+class Many(Generic[T_co]):
     """Several outputs for one slot in one step, as speculative decoding gives them.
 
     Its elements are read like elements of a step: an end mark among them ends the slot there.
@@ -168,19 +137,16 @@ class Many(_Record, Generic[T_co]):
         TypeError: The outputs are text, bytes or not iterable.
     """
 
-    __slots__ = ("outputs",)
-    outputs: tuple[T_co, ...]
+    outputs: Iterable[T_co]
 
-    def __init__(self, outputs: Iterable[T_co]) -> None:
+    def __post_init__(self) -> None:
+        outputs: Any = self.outputs
         if isinstance(outputs, str | bytes | bytearray):
             kind = type(outputs).__name__
             raise TypeError(f"Many takes an iterable of outputs, got {kind} {outputs!r}")
-        if (
-            callable(tolist := getattr(outputs, "tolist", None))
-            and getattr(outputs, "ndim", 0) == 1
-        ):
-            outputs = tolist()
-        self._set(outputs=tuple(outputs))
+        if getattr(outputs, "ndim", 0) == 1 and hasattr(outputs, "tolist"):
+            outputs = outputs.tolist()
+        object.__setattr__(self, "outputs", tuple(outputs))
 
 
 MARKER_TYPES: Final[frozenset[type]] = frozenset({Signal, Last, End, Fail, Many})

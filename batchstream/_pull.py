@@ -17,6 +17,7 @@ come from a signal handler or a finalizer that interrupted the holder itself.
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from collections import deque
 from dataclasses import replace
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal
 from typing_extensions import TypeVar
 
 from batchstream._buffers import SEGMENT_LENGTH, Buffer
-from batchstream._errors import BufferOverflowError, ClosedError
+from batchstream._errors import BufferOverflowError, ClosedError, forget_context
 from batchstream._events import Delivery, FinishReason, StreamEnd
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Pump(Generic[T]):
         self._forked = False
         self._view: Literal["by slot", "by time"] | None = None
 
-        self.buffers: list[Buffer[T]] = [Buffer(slot, self) for slot in range(core.size)]
+        self.buffers: list[Buffer[T]] = [Buffer(slot) for slot in range(core.size)]
         # The lists that a plain step is appended to, and the slots they belong to.
         self._tails: list[list[T]] = []
         self._tails_of: Sequence[int] = ()
@@ -232,6 +233,7 @@ class Pump(Generic[T]):
             slot = self._cancels.popleft()
             self._unreported.extend(self._core.cancel(slot).ends)
             self.buffers[slot].discard()
+        self._tails, self._tails_of = [], ()
         self._close_if_idle()
 
     def _close_if_idle(self) -> None:
@@ -259,6 +261,7 @@ class Pump(Generic[T]):
         Whatever breaks this off, be it a signal in the midst of it, fails the streams that have no
         end yet: nobody misses an output without being told.
         """
+        failure: BaseException | None = None
         try:
             try:
                 step = self._source.advance(self._core.live)
@@ -267,14 +270,21 @@ class Pump(Generic[T]):
             else:
                 delivery = self._core.feed(step)
             self._hand_out(delivery)
-        except BaseException as error:
-            delivery = self._break_off(error)
-            if isinstance(error, _PASSING):
-                self._unreported.extend(delivery.ends)
-                raise
-        return delivery
+        except BaseException as error:  # noqa: BLE001 - told to all streams, and raised on if need be
+            failure = error
+        if failure is None:
+            return delivery
+        try:
+            return self._break_off(failure)
+        finally:
+            del failure  # it holds this frame, by its traceback
 
     def _break_off(self, error: BaseException) -> Delivery[T]:
+        forget_context(error, sys.exception())
+        if (
+            error.__traceback__ is not None
+        ):  # without our own frame, which holds what holds the error
+            error.__traceback__ = error.__traceback__.tb_next
         delivery: Delivery[T] = Delivery((), (), ())
         if self._core.running:
             delivery = self._core.fail(error)
@@ -283,6 +293,9 @@ class Pump(Generic[T]):
                 given = self._core.given(buffer.slot)
                 buffer.finish(StreamEnd(FinishReason.ERROR, given, error=error))
         self._close_if_idle()
+        if isinstance(error, _PASSING):
+            self._unreported.extend(delivery.ends)
+            raise error
         return delivery
 
     def _hand_out(self, delivery: Delivery[T]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, cast, final, overload
 
 from typing_extensions import TypeVar
 
+from batchstream._buffers import Buffer, Inlet
 from batchstream._demux import Demultiplexer
 from batchstream._eos import check_count
 from batchstream._pull import Pump
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
 
-    from batchstream._buffers import Buffer
     from batchstream._events import Delivery, FinishReason, Statistics, StreamEnd
 
 T = TypeVar("T")
@@ -62,8 +62,9 @@ class Stream(chain[T]):
         'eos'
     """
 
-    __slots__ = ("__weakref__", "_buffer", "_pump")
+    __slots__ = ("__weakref__", "_buffer", "_inlet", "_pump")
     _buffer: Buffer[T]
+    _inlet: Inlet[T]
     _pump: Pump[T]
 
     def __new__(cls, *_: object, **__: object) -> Self:
@@ -76,12 +77,14 @@ class Stream(chain[T]):
 
     @classmethod
     def _of(cls, buffer: Buffer[T], pump: Pump[T]) -> Stream[T]:
-        stream = cast("Stream[T]", super().from_iterable(buffer.parts))
-        stream._attach(buffer, pump)  # noqa: SLF001 - __new__ refuses, so there is no __init__
+        inlet = Inlet(buffer, pump)
+        stream = cast("Stream[T]", super().from_iterable(inlet.parts))
+        stream._attach(buffer, inlet, pump)  # noqa: SLF001 - __new__ refuses, so no __init__ runs
         return stream
 
-    def _attach(self, buffer: Buffer[T], pump: Pump[T]) -> None:
+    def _attach(self, buffer: Buffer[T], inlet: Inlet[T], pump: Pump[T]) -> None:
         self._buffer = buffer
+        self._inlet = inlet
         self._pump = pump
 
     def __repr__(self) -> str:
@@ -96,6 +99,7 @@ class Stream(chain[T]):
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not _is_finalizing():  # the interpreter drops the source as well
             self.cancel()
+            self._inlet.abandon()
 
     @property
     def slot(self) -> int:
@@ -131,7 +135,7 @@ class Stream(chain[T]):
         Threads: one consumer per stream at a time.
         """
         self._pump.check_read_by_slot()
-        return self._buffer.drain()
+        return self._inlet.drain()
 
     def cancel(self) -> None:
         """Give this stream up: what is buffered is discarded, and the next receive sees the end.

@@ -1,0 +1,122 @@
+"""In the worker: the way back to one client."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from litserve.utils import LitAPIStatus, LoopResponseType, PickleableHTTPException
+from starlette.exceptions import HTTPException
+
+from batchstream.integrations.litserve._endpoint import StreamingEndpoint
+from batchstream.integrations.litserve._failure import Failure, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from litserve.specs.base import LitSpec
+
+logger = logging.getLogger("batchstream.integrations.litserve")
+
+
+class Reply:
+    """Any number of outputs, then exactly one end. What comes after the end is ignored.
+
+    Args:
+        put: Sends a message to the request's server process: data, status, response type.
+        uid: LitServe's name for the request.
+        spec: What the API's endpoint is made by.
+    """
+
+    __slots__ = ("_put", "_spec", "begun", "ended", "uid")
+
+    def __init__(self, put: Callable[..., None], uid: str, spec: LitSpec | None) -> None:
+        self._put = put
+        self._spec = spec
+        self.uid = uid
+        self.begun = False
+        self.ended = False
+
+    def put(self, output: object, formatted: Callable[[Any], object]) -> None:
+        """Send an output.
+
+        Raises:
+            Exception: It cannot be formatted or sent.
+        """
+        if self.ended:
+            return
+        data = formatted(output)
+        if self._spec is None or isinstance(self._spec, StreamingEndpoint):
+            data = _plain(data)
+        self._message(data, LitAPIStatus.OK)
+        self.begun = True
+
+    def finish(self) -> None:
+        """Let the response end in the proper way."""
+        if not self.ended:
+            self._end("", LitAPIStatus.FINISH_STREAMING)
+
+    def fail(self, error: BaseException) -> None:
+        """Let the response end as failed."""
+        if self.ended:
+            return
+        failure = Failure.of(error)
+        if isinstance(self._spec, StreamingEndpoint):
+            self._end(failure, LitAPIStatus.OK)
+        else:
+            answer = PickleableHTTPException(failure.status_code, failure.detail)
+            self._end(answer, LitAPIStatus.ERROR)
+
+    def time_out(self, limit: float | None) -> None:
+        """Let the response end as that of a request which no worker has taken in time."""
+        logger.error("request %s waited for a worker longer than %s seconds", self.uid, limit)
+        self.fail(HTTPException(504, "Request timed out"))
+
+    def _message(self, data: object, status: str) -> None:
+        self._put(data, status, LoopResponseType.STREAMING)
+
+    def _end(self, data: object, status: str) -> None:
+        self.ended = True
+        try:
+            self._message(data, status)
+        except Exception:
+            # The data is our own, so it is the transport that fails: there is nobody to tell.
+            logger.exception("request %s could not be told its end", self.uid)
+
+
+def fail(replies: Iterable[Reply], error: BaseException) -> None:
+    """Fail the requests that have not ended, and log the error once for all of them."""
+    concerned = [reply for reply in replies if not reply.ended]
+    if concerned:
+        _log(error, concerned)
+    for reply in concerned:
+        reply.fail(error)
+
+
+def _log(error: BaseException, replies: list[Reply]) -> None:
+    uids = ", ".join(reply.uid for reply in replies)
+    if not isinstance(error, HTTPException | KeyboardInterrupt):
+        logger.error("failed, and with it these requests: %s", uids, exc_info=error)
+    elif any(reply.begun for reply in replies):
+        # Before the first output it is an answer like another; now it comes too late to be seen.
+        logger.warning("requests cut off in mid-stream by %s: %s", text_of(error), uids)
+
+
+def _plain(data: object) -> str | bytes:
+    """Return an output as what every transport and every client can take.
+
+    Raises:
+        TypeError: It is neither text nor bytes.
+        UnicodeEncodeError: It is text with half a surrogate pair.
+    """
+    if isinstance(data, str):
+        text = str.__str__(data)  # of a subclass the text alone: its class may not unpickle
+        if not text.isascii():
+            text.encode()
+        return text
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data)
+    raise TypeError(
+        f"encode_response gives each request str, bytes, a dict, a pydantic model or a marker, "
+        f"got {type(data).__name__}"
+    )

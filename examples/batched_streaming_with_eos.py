@@ -1,0 +1,79 @@
+"""A LitServe server that streams a batch in which every response ends at its own last token.
+
+Run it, then ask for a short and a long response at the same time, from two terminals:
+
+    python examples/batched_streaming_with_eos.py
+
+    curl -X POST http://127.0.0.1:8000/predict \
+         -H "Content-Type: application/json" -d '{"prompt": "short"}'
+    curl -X POST http://127.0.0.1:8000/predict \
+         -H "Content-Type: application/json" -d '{"prompt": "long"}'
+
+The two share a batch. The short response has 3 outputs and is complete after them, while the long
+one goes on to its 9. `medium` has 6.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import litserve as ls
+from fastapi import HTTPException
+
+from batchstream.integrations.litserve import BatchedStreamLoop
+
+RESPONSES = {
+    "short": "Short and sweet.",
+    "medium": "This one takes a bit longer.",
+    "long": "The long one goes on when others have finished.",
+}
+
+Word = str
+Message = dict[str, str]
+
+
+class BatchedStreaming(ls.LitAPI):
+    """Streams one word of every response at each step."""
+
+    def __init__(self, seconds_per_step: float = 0.2, **options: Any) -> None:
+        super().__init__(**options)
+        self.seconds_per_step = seconds_per_step
+
+    def decode_request(self, request: dict[str, str]) -> list[Word]:
+        """Look the prompt up; one that is not known fails its own request only."""
+        prompt = request.get("prompt")
+        if prompt not in RESPONSES:
+            raise HTTPException(400, f"prompt must be one of {', '.join(RESPONSES)}")
+        return RESPONSES[prompt].split()
+
+    def predict(self, responses: list[list[Word]]) -> Iterator[list[Word | None]]:
+        """Yield one word for each response of the batch, None for those that have no more."""
+        for position in range(max(map(len, responses))):
+            time.sleep(self.seconds_per_step)  # the model works
+            yield [words[position] if position < len(words) else None for words in responses]
+
+    def encode_response(
+        self, output_stream: Iterator[list[Word | None]]
+    ) -> Iterator[list[Message | None]]:
+        """Make a message of each word. A None ends its response, and nobody else's."""
+        for outputs in output_stream:
+            encoded_batch: list[Message | None] = []
+            for output in outputs:
+                if output is None:
+                    encoded_batch.append(None)
+                else:
+                    encoded_batch.append({"role": "assistant", "content": output})
+            yield encoded_batch
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Serve the example.")
+    parser.add_argument("--port", type=int, default=8000)
+    args = parser.parse_args()
+
+    api = BatchedStreaming(
+        stream=True, max_batch_size=4, batch_timeout=0.1, loop=BatchedStreamLoop()
+    )
+    server = ls.LitServer(api, accelerator="cpu")
+    server.run(host="127.0.0.1", port=args.port, generate_client_file=False)

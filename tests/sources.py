@@ -1,0 +1,113 @@
+"""Sources that note what is done to them, and outputs that refuse whatever is done to them."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+TIMEOUT = 30.0
+"""How long a test waits for another thread before it fails, in seconds."""
+
+
+class ScriptedSource:
+    """An iterator over given steps, with `send` and `close` like a generator's.
+
+    An exception instance in place of a step is raised.
+    """
+
+    def __init__(self, steps, *, raise_at_close=None, on_step=None):
+        self.steps = list(steps)
+        self.pulled = 0
+        self.told: list[Any] = []
+        self.closed = 0
+        self.close_error = raise_at_close
+        self.running = False
+        self.on_step = on_step or (lambda: None)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self.send(None)
+
+    def send(self, live):
+        assert not self.running, "the source was entered twice"
+        assert not self.closed, "the source was advanced after it was closed"
+        self.running = True
+        try:
+            self.told.append(live)
+            self.on_step()
+            if self.pulled == len(self.steps):
+                raise StopIteration
+            step = self.steps[self.pulled]
+            self.pulled += 1
+            if isinstance(step, BaseException):
+                raise step
+            return step
+        finally:
+            self.running = False
+
+    def close(self):
+        assert not self.running, "the source was closed while it ran"
+        self.closed += 1
+        if self.close_error is not None:
+            raise self.close_error
+
+
+class Gate:
+    """A source's step that a test holds back: the source waits in it until it is opened."""
+
+    def __init__(self):
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def pass_through(self):
+        self.reached.set()
+        assert self.opened.wait(TIMEOUT), "the gate was never opened"
+
+
+class Untouchable:
+    """An output that fails whoever compares, hashes, measures or tests it."""
+
+    def _refuse(self, *_):
+        raise AssertionError("an output was touched")
+
+    __eq__ = __ne__ = __lt__ = __bool__ = __hash__ = __len__ = __iter__ = __contains__ = _refuse
+    __getitem__ = __call__ = __index__ = __int__ = _refuse
+
+    def __repr__(self):
+        return f"<Untouchable {id(self):#x}>"
+
+
+class UnhashableType(type):
+    """A class whose instances have a type that cannot be hashed or compared."""
+
+    def __hash__(cls):
+        raise AssertionError("an output's type was hashed carelessly")
+
+    def __eq__(cls, other):
+        raise AssertionError("an output's type was compared")
+
+
+class OfUnhashableType(metaclass=UnhashableType):
+    """An output of such a type."""
+
+
+def run_in_threads(*functions):
+    """Run the functions at the same time, and raise what any of them raised."""
+    errors: list[BaseException] = []
+
+    def run(function):
+        try:
+            function()
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(f,), daemon=True) for f in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT)
+        assert not thread.is_alive(), "a thread hangs"
+    if errors:
+        raise errors[0]

@@ -1,0 +1,45 @@
+"""The public surface: what `import batchstream` offers, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+import batchstream
+
+PACKAGE = Path(batchstream.__file__).parent
+
+
+def test_all_lists_every_public_name_in_order_and_each_exists():
+    public = {name for name in vars(batchstream) if not name.startswith("_")} - {"integrations"}
+    assert set(batchstream.__all__) == public
+    assert all(hasattr(batchstream, name) for name in batchstream.__all__)
+
+
+def test_init_holds_names_and_no_logic():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    docstring, *statements, last = tree.body
+    assert isinstance(docstring, ast.Expr)
+    assert all(isinstance(statement, ast.ImportFrom) for statement in statements)
+    assert isinstance(last, ast.Assign)
+
+
+def test_every_public_name_says_what_it_is():
+    for name in batchstream.__all__:
+        thing = getattr(batchstream, name)
+        assert inspect.getdoc(thing), f"{name} has no docstring"
+
+
+def test_blocking_methods_of_the_shell_say_what_waits_and_what_a_cancel_loses():
+    for owner in (batchstream.Stream, batchstream.BatchedStream):
+        for name in ("drain", "cancel", "close", "steps"):
+            method = getattr(owner, name, None)
+            doc = inspect.getdoc(method) or ""
+            if method is None or (owner is batchstream.Stream and name == "close"):
+                continue
+            assert all(word in doc for word in ("Blocking:", "Cancellation:", "Threads:")), name
+
+
+def test_the_package_is_typed():
+    assert (PACKAGE / "py.typed").exists()

@@ -1,0 +1,65 @@
+"""Who may import whom: the arrows of the design, read from the import statements."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import batchstream
+
+PACKAGE = Path(batchstream.__file__).parent
+
+VOCABULARY = {"_markers", "_events", "_errors"}
+CORE = {"_demux", "_eos", "_steps"}
+SHELL_PARTS = {"_buffers", "_pull", "_source"}
+SHELLS = {"_sync"}
+
+MAY_IMPORT = {
+    **dict.fromkeys(VOCABULARY, VOCABULARY),
+    **dict.fromkeys(CORE, VOCABULARY | CORE),
+    **dict.fromkeys(SHELL_PARTS, VOCABULARY | CORE | SHELL_PARTS),
+    **dict.fromkeys(SHELLS, VOCABULARY | CORE | SHELL_PARTS),
+    "__init__": VOCABULARY | CORE | SHELLS,
+}
+# The core waits for nothing and reads no clock.
+NEVER_IN_CORE = {"threading", "asyncio", "time", "queue", "socket", "contextvars", "os", "logging"}
+
+
+def imports(path):
+    """Yield the modules that a file imports, those for type checkers included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+            yield node.module
+
+
+def test_every_module_has_its_place():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
+def test_a_module_imports_only_what_lies_below_it(module):
+    ours = {
+        name.removeprefix("batchstream.")
+        for name in imports(PACKAGE / f"{module}.py")
+        if name.startswith("batchstream")
+    }
+    assert ours <= MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("module", sorted(VOCABULARY | CORE))
+def test_the_core_does_no_io_and_reads_no_clock(module):
+    roots = {name.partition(".")[0] for name in imports(PACKAGE / f"{module}.py")}
+    assert not roots & NEVER_IN_CORE
+
+
+@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
+def test_nothing_but_typing_extensions_is_imported_from_outside(module):
+    import sys
+
+    roots = {name.partition(".")[0] for name in imports(PACKAGE / f"{module}.py")}
+    assert roots - set(sys.stdlib_module_names) <= {"batchstream", "typing_extensions"}
