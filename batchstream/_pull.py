@@ -272,18 +272,11 @@ class Pump(Generic[T]):
             self._hand_out(delivery)
         except BaseException as error:  # noqa: BLE001 - told to all streams, and raised on if need be
             failure = error
-        if failure is None:
-            return delivery
-        try:
-            return self._break_off(failure)
-        finally:
-            del failure  # it holds this frame, by its traceback
+        return delivery if failure is None else self._break_off(failure)
 
     def _break_off(self, error: BaseException) -> Delivery[T]:
         forget_context(error, sys.exception())
-        if (
-            error.__traceback__ is not None
-        ):  # without our own frame, which holds what holds the error
+        if error.__traceback__ is not None:  # let it begin in the source, not with our own frame
             error.__traceback__ = error.__traceback__.tb_next
         delivery: Delivery[T] = Delivery((), (), ())
         if self._core.running:

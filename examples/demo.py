@@ -27,6 +27,7 @@ SERVER = Path(__file__).with_name("batched_streaming_with_eos.py")
 PROMPTS = ("short", "long")
 SECONDS_TO_START = 60.0
 SECONDS_TO_STOP = 5.0
+SECONDS_OF_SILENCE = 30.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def stop(server: subprocess.Popen[bytes]) -> None:
 def arrivals(url: str) -> Iterator[Arrival]:
     """Send all prompts at the same time, and yield what arrives as it does."""
     seen: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+    together = threading.Barrier(len(PROMPTS))
+    client = httpx.Client(base_url=url, timeout=SECONDS_OF_SILENCE)
     start = time.monotonic()
 
     def request(prompt: str) -> None:
@@ -97,7 +100,8 @@ def arrivals(url: str) -> Iterator[Arrival]:
             seen.put(Arrival(time.monotonic() - start, prompt, **what))
 
         try:
-            with httpx.stream("POST", f"{url}/predict", json={"prompt": prompt}) as response:
+            together.wait()
+            with client.stream("POST", "/predict", json={"prompt": prompt}) as response:
                 response.raise_for_status()
                 for line in response.iter_lines():
                     tell(chunk=line)
@@ -109,9 +113,9 @@ def arrivals(url: str) -> Iterator[Arrival]:
         threading.Thread(target=request, args=(prompt,), daemon=True).start()
     open_prompts = set(PROMPTS)
     while open_prompts:
-        arrival = seen.get(timeout=30)
+        arrival = seen.get()
         if arrival.error is not None:
-            raise RuntimeError(f"the request {arrival.prompt!r} failed") from arrival.error
+            raise RuntimeError(f"{arrival.prompt} failed: {arrival.error!r}") from arrival.error
         if arrival.chunk is None:
             open_prompts.remove(arrival.prompt)
         yield arrival
@@ -183,7 +187,7 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (RuntimeError, queue.Empty) as error:
-        sys.exit(f"demo failed: {error or 'nothing arrived for 30 s'}")
+    except RuntimeError as error:
+        sys.exit(f"demo failed: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -275,30 +275,43 @@ def test_R25_a_cancelled_stream_frees_what_it_held_at_once():
     assert held() is None
 
 
-def test_an_error_leaves_no_reference_cycle_behind():
-    class Held:
+def test_R25_a_finished_batch_is_freed_without_the_cycle_collector():
+    class Output:
         pass
 
     def source():
-        held = Held()
-        alive.append(weakref.ref(held))
-        yield ["a"]
-        raise ValueError("gone")
+        output = Output()
+        alive.append(weakref.ref(output))
+        yield [output, output]
+        yield [None, SKIP]
+        yield [None, Last(output)]
 
     alive = []
     gc.collect()
     gc.disable()
     try:
-        [stream] = demux(source(), 1)
-        next(stream)
-        try:
-            next(stream)
-        except ValueError:
-            pass
+        streams = list(demux(source(), 2))
+        for stream in streams:
+            assert len(list(stream)) > 0
         del stream
+        streams.clear()
         assert alive[0]() is None
     finally:
         gc.enable()
+
+
+def test_the_traceback_of_the_cause_begins_in_the_source():
+    def source():
+        yield ["a"]
+        raise ValueError("gone")
+
+    [stream] = demux(source(), 1)
+    next(stream)
+    with pytest.raises(ValueError, match="gone") as caught:
+        next(stream)
+    first = caught.value.__cause__.__traceback__
+    assert first.tb_frame.f_code.co_name == "source"
+    assert first.tb_next is None
 
 
 def test_importing_the_package_imports_no_framework():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from queue import Empty
+from typing import TYPE_CHECKING, Any, Final
 
 from litserve.loops.base import LitLoop
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from litserve.callbacks import CallbackRunner
     from litserve.specs.base import LitSpec
     from litserve.transport.base import MessageTransport
+
+# A worker that dies while it waits leaves its wait behind in the queue's process, where it takes a
+# request that nobody will serve. So a wait is short, but no shorter than idleness asks for.
+_SECONDS_OF_WAITING: Final = 1.0
 
 
 class BatchedStreamLoop(LitLoop):
@@ -86,6 +91,26 @@ class BatchedStreamLoop(LitLoop):
         """Serve batches until the worker is stopped; LitServe calls it in each worker."""
         self.run_batched_streaming_loop(lit_api, request_queue, transport, callback_runner)
 
+    def get_batch_requests(
+        self, lit_api: LitAPI, request_queue: Queue[Any], transport: MessageTransport
+    ) -> tuple[list[Any], list[Any]]:
+        """Wait for a request, and then up to `batch_timeout` seconds for others to join it.
+
+        In a loop of LitServe's own the waiting starts before there is any request. One that comes
+        when it is nearly over goes alone, and a `batch_timeout` of 0 keeps an idle worker busy.
+
+        Returns:
+            The requests to be served, as `(response_queue_id, uid, request)`, and those that have
+            waited for longer than the server's `timeout`, as `(response_queue_id, uid)`.
+
+        Raises:
+            Exception: LitServe's own, at the sentinel.
+
+        Blocking: until there is a request.
+        """
+        joined = _Rejoined(_wait(request_queue), request_queue)
+        return super().get_batch_requests(lit_api, joined, transport)  # type: ignore[arg-type]
+
     def run_batched_streaming_loop(
         self,
         lit_api: LitAPI,
@@ -117,3 +142,25 @@ class BatchedStreamLoop(LitLoop):
             except KeyboardInterrupt:
                 self.kill()  # type: ignore[no-untyped-call]
                 return
+
+
+def _wait(request_queue: Queue[Any]) -> object:
+    while True:
+        try:
+            return request_queue.get(timeout=_SECONDS_OF_WAITING)
+        except Empty:
+            pass
+
+
+class _Rejoined:
+    """A queue with the element back in front that was taken from it."""
+
+    def __init__(self, first: object, rest: Queue[Any]) -> None:
+        self._first = [first]
+        self._rest = rest
+
+    def get(self, *, timeout: float) -> Any:
+        return self._first.pop() if self._first else self._rest.get(timeout=timeout)
+
+    def get_nowait(self) -> Any:
+        return self._first.pop() if self._first else self._rest.get_nowait()
