@@ -8,6 +8,7 @@ is 0 if the short response was complete before the long one.
 """
 
 import contextlib
+import json
 import os
 import queue
 import signal
@@ -109,16 +110,17 @@ def arrivals(url: str) -> Iterator[Arrival]:
         except Exception as error:  # noqa: BLE001 - handed to the main thread
             tell(error=error)
 
-    for prompt in PROMPTS:
-        threading.Thread(target=request, args=(prompt,), daemon=True).start()
-    open_prompts = set(PROMPTS)
-    while open_prompts:
-        arrival = seen.get()
-        if arrival.error is not None:
-            raise RuntimeError(f"{arrival.prompt} failed: {arrival.error!r}") from arrival.error
-        if arrival.chunk is None:
-            open_prompts.remove(arrival.prompt)
-        yield arrival
+    with client:
+        for prompt in PROMPTS:
+            threading.Thread(target=request, args=(prompt,), daemon=True).start()
+        open_prompts = set(PROMPTS)
+        while open_prompts:
+            arrival = seen.get()
+            if arrival.error is not None:
+                raise RuntimeError(f"{arrival.prompt} failed: {arrival.error!r}") from arrival.error
+            if arrival.chunk is None:
+                open_prompts.remove(arrival.prompt)
+            yield arrival
 
 
 @contextlib.contextmanager
@@ -139,11 +141,13 @@ def live_table() -> Iterator[Callable[[Arrival], None]]:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table("arrived", *PROMPTS)
+    table = Table("arrived", *PROMPTS, title="the content of each chunk")
     with Live(table) as live:
 
         def show(arrival: Arrival) -> None:
-            cell = Text("complete", "bold green") if arrival.chunk is None else Text(arrival.chunk)
+            cell = Text("complete", "bold green")
+            if arrival.chunk is not None:
+                cell = Text(json.loads(arrival.chunk)["content"])
             cells = [cell if prompt == arrival.prompt else "" for prompt in PROMPTS]
             table.add_row(f"{arrival.seconds:.2f} s", *cells)
             live.refresh()

@@ -1,0 +1,185 @@
+"""A LitServe server whose requests say what the model does: `python litserve_api.py OPTIONS`.
+
+A request is `{"tag": ..., "plan": [element, ...]}`. At its n-th step the model gives each request
+the n-th element of its plan, and None when it has no more; it steps for ever unless told to stop.
+
+Elements are lists, a word and its argument; see `encode`. "raise" and "stop" are the model's own,
+and concern the batch.
+
+If a request has a "gate", a port, the model waits there before each step; it also tells what it
+does, and when it is closed.
+"""
+
+import json
+import os
+import socket
+import sys
+
+import litserve as ls
+from fastapi import HTTPException
+from starlette.middleware.base import BaseHTTPMiddleware
+
+from batchstream import SKIP, End, Fail, Last, Many
+from batchstream.integrations.litserve import BatchedStreamLoop
+
+
+class Unpicklable(Exception):
+    def __init__(self, text):
+        super().__init__(text)
+        self.attribute = lambda: None
+
+
+class Unrepeatable(Exception):
+    """Pickles, but raises where it is unpickled."""
+
+    def __init__(self, text, more):
+        super().__init__(text)
+
+
+class Unshowable(Exception):
+    def __str__(self):
+        raise RuntimeError("no str")
+
+    __repr__ = __str__
+
+
+def error(kind, text):
+    return {
+        "plain": lambda: ValueError(text),
+        "http": lambda: HTTPException(429, text, {"retry-after": "7"}),
+        "http with unpicklable detail": lambda: HTTPException(429, {"f": print}),
+        "http with impossible status": lambda: HTTPException(7, text),
+        "unpicklable": lambda: Unpicklable(text),
+        "unrepeatable": lambda: Unrepeatable(text, 1),
+        "unshowable": lambda: Unshowable(text),
+        "stop iteration": lambda: StopIteration(text),
+    }[kind]()
+
+
+class Text(str):
+    """Text whose class does not unpickle."""
+
+    def __reduce__(self):
+        return error, ("no such kind", "")
+
+
+def encode(request, element):
+    if element is None:
+        return None
+    word, *arguments = element
+
+    def message(output):
+        return {"tag": request["tag"], "output": output, "pid": os.getpid()}
+
+    return {
+        "out": lambda output: message(output),
+        "last": lambda output: Last(message(output)),
+        "end": lambda: End(),
+        "skip": lambda: SKIP,
+        "many": lambda *outputs: Many([message(output) for output in outputs]),
+        "fail": lambda kind, text: Fail(error(kind, text)),
+        "object": lambda: object(),
+        "surrogate": lambda: "\ud800",
+        "text": lambda text: Text(text),
+        "bytes": lambda text: bytearray(text.encode()),
+    }[word](*arguments)
+
+
+class Door:
+    """The model's side of a gate; open if there is none, or once the test has gone."""
+
+    def __init__(self, requests):
+        ports = [request["gate"] for request in requests if "gate" in request]
+        self._socket = socket.create_connection(("127.0.0.1", ports[0])) if ports else None
+        self._lines = self._socket.makefile() if ports else None
+
+    def tell(self, line):
+        if self._socket:
+            try:
+                self._socket.sendall(f"{line}\n".encode())
+            except OSError:
+                self._socket = None
+
+    def pass_through(self, step):
+        self.tell(f"step {step}")
+        if self._socket:
+            self._lines.readline()
+
+    def close(self):
+        self.tell("closed")
+        if self._lines:
+            self._lines.close()
+
+
+class PlannedAPI(ls.LitAPI):
+    def decode_request(self, request: dict):
+        if "undecodable" in request:
+            raise error(*request["undecodable"])
+        return request
+
+    def predict(self, requests):
+        door = Door(requests)
+        try:
+            step = 0
+            while True:
+                door.pass_through(step)
+                elements = [
+                    request["plan"][step] if step < len(request["plan"]) else None
+                    for request in requests
+                ]
+                words = {element[0]: element for element in elements if element is not None}
+                if "raise" in words:
+                    raise error(*words["raise"][1:])
+                if "stop" in words or not (words or self.endless):
+                    return
+                yield list(zip(requests, elements, strict=True))
+                step += 1
+        finally:
+            door.close()
+
+    def encode_response(self, output_stream):
+        for pairs in output_stream:
+            words = [element[0] for _, element in pairs if element is not None]
+            if "narrow" in words:
+                pairs = pairs[1:]
+                yield [{"tag": request["tag"], "output": "narrow"} for request, _ in pairs]
+            else:
+                yield [encode(request, element) for request, element in pairs]
+
+
+class PassingMiddleware(BaseHTTPMiddleware):
+    async def dispatch(self, request, call_next):
+        response = await call_next(request)
+        response.headers["x-passed"] = "yes"
+        return response
+
+
+def api(path, size, loop, *, endless):
+    # Batches are of that size always: nobody waits so long for the last to join.
+    made = PlannedAPI(stream=True, max_batch_size=size, batch_timeout=20, api_path=path, loop=loop)
+    made.endless = endless
+    return made
+
+
+def main(port, *, stock, zmq, middleware, http):
+    if stock:
+        apis = [api("/three", 3, "auto", endless=False)]
+    else:
+        apis = [api("/three", 3, BatchedStreamLoop(), endless=True)]
+        apis.append(api("/one", 1, BatchedStreamLoop(), endless=True))
+    server = ls.LitServer(
+        apis,
+        accelerator="cpu",
+        timeout=60,
+        fast_queue=zmq,
+        middlewares=[PassingMiddleware] if middleware else None,
+    )
+    if zmq:
+        server.transport_config.transport_type = "zmq"  # 0.2.19 takes no notice of fast_queue
+    server.run(
+        host="127.0.0.1", port=port, num_api_servers=1, generate_client_file=False, http=http
+    )
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))

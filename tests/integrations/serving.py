@@ -1,0 +1,140 @@
+"""What the tests of servers share: a server, clients, and a gate that the model waits at."""
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+
+SECONDS = 30  # for what should happen at once
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def running(command, url, log_path):
+    """Run a server for as long as the block lasts; its session is gone afterwards."""
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=log_path.parent,
+        )
+    try:
+        _wait_until_ready(process, url, log_path)
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait_until_ready(process, url, log_path):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log_path.read_text()
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"not ready:\n{log_path.read_text()}")
+
+
+def session(leader):
+    """Return the processes of a session, zombies aside."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            with open(f"/proc/{pid}/stat") as file:
+                state, _, _, sid = file.read().rpartition(")")[2].split()[:4]
+            if int(sid) == leader and state != "Z":
+                found.append(int(pid))
+    return found
+
+
+class Call:
+    """One request in a thread of its own, and what its client has seen up to now."""
+
+    def __init__(self, client, path, request):
+        self._chunks = queue.Queue()
+        self._over = threading.Event()
+        self.status = None
+        self.headers = None
+        self.body = b""
+        self.error = None
+        self._thread = threading.Thread(target=self._run, args=(client, path, request))
+        self._thread.start()
+
+    def _run(self, client, path, request):
+        try:
+            with client.stream("POST", path, json=request) as response:
+                self.status = response.status_code
+                self.headers = response.headers
+                for chunk in response.iter_raw():
+                    self.body += chunk
+                    self._chunks.put(chunk)
+        except httpx.HTTPError as error:
+            self.error = error
+        finally:
+            self._over.set()
+
+    def wait_for_chunk(self):
+        return self._chunks.get(timeout=SECONDS)
+
+    @property
+    def over(self):
+        return self._over.is_set()
+
+    def wait(self):
+        assert self._over.wait(SECONDS), f"not over, has {self.body!r}"
+        self._thread.join(SECONDS)
+        return self
+
+
+class Gate:
+    """Where the model waits before each step, for the test to let it through."""
+
+    def __init__(self):
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(SECONDS)
+        self.port = self._listener.getsockname()[1]
+        self._connection = None
+        self._lines = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for end in (self._lines, self._connection, self._listener):
+            if end is not None:
+                end.close()
+
+    def next_line(self):
+        """Wait for what the model tells next: `step N` before it waits, or `closed`."""
+        if self._connection is None:
+            self._connection, _ = self._listener.accept()
+            self._connection.settimeout(SECONDS)
+            self._lines = self._connection.makefile()
+        return self._lines.readline().strip()
+
+    def let_through(self, step):
+        assert self.next_line() == f"step {step}"
+        self._connection.sendall(b"go\n")
