@@ -23,20 +23,20 @@ from batchstream import SKIP, End, Fail, Last, Many
 from batchstream.integrations.litserve import BatchedStreamLoop
 
 
-class Unpicklable(Exception):
+class UnpicklableError(Exception):
     def __init__(self, text):
         super().__init__(text)
         self.attribute = lambda: None
 
 
-class Unrepeatable(Exception):
+class UnrepeatableError(Exception):
     """Pickles, but raises where it is unpickled."""
 
     def __init__(self, text, more):
         super().__init__(text)
 
 
-class Unshowable(Exception):
+class UnshowableError(Exception):
     def __str__(self):
         raise RuntimeError("no str")
 
@@ -49,15 +49,17 @@ def error(kind, text):
         "http": lambda: HTTPException(429, text, {"retry-after": "7"}),
         "http with unpicklable detail": lambda: HTTPException(429, {"f": print}),
         "http with impossible status": lambda: HTTPException(7, text),
-        "unpicklable": lambda: Unpicklable(text),
-        "unrepeatable": lambda: Unrepeatable(text, 1),
-        "unshowable": lambda: Unshowable(text),
+        "unpicklable": lambda: UnpicklableError(text),
+        "unrepeatable": lambda: UnrepeatableError(text, 1),
+        "unshowable": lambda: UnshowableError(text),
         "stop iteration": lambda: StopIteration(text),
     }[kind]()
 
 
 class Text(str):
     """Text whose class does not unpickle."""
+
+    __slots__ = ()
 
     def __reduce__(self):
         return error, ("no such kind", "")
@@ -72,15 +74,15 @@ def encode(request, element):
         return {"tag": request["tag"], "output": output, "pid": os.getpid()}
 
     return {
-        "out": lambda output: message(output),
+        "out": message,
         "last": lambda output: Last(message(output)),
-        "end": lambda: End(),
+        "end": End,
         "skip": lambda: SKIP,
         "many": lambda *outputs: Many([message(output) for output in outputs]),
         "fail": lambda kind, text: Fail(error(kind, text)),
-        "object": lambda: object(),
+        "object": object,
         "surrogate": lambda: "\ud800",
-        "text": lambda text: Text(text),
+        "text": Text,
         "bytes": lambda text: bytearray(text.encode()),
     }[word](*arguments)
 
@@ -141,8 +143,7 @@ class PlannedAPI(ls.LitAPI):
         for pairs in output_stream:
             words = [element[0] for _, element in pairs if element is not None]
             if "narrow" in words:
-                pairs = pairs[1:]
-                yield [{"tag": request["tag"], "output": "narrow"} for request, _ in pairs]
+                yield [{"tag": request["tag"], "output": "narrow"} for request, _ in pairs[1:]]
             else:
                 yield [encode(request, element) for request, element in pairs]
 

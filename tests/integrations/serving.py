@@ -24,7 +24,7 @@ def free_port():
 def running(command, url, log_path):
     """Run a server for as long as the block lasts; its session is gone afterwards."""
     with log_path.open("ab") as log:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603
             [sys.executable, *command],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -60,14 +60,11 @@ def _wait_until_ready(process, url, log_path):
 
 def session(leader):
     """Return the processes of a session, zombies aside."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            with open(f"/proc/{pid}/stat") as file:
-                state, _, _, sid = file.read().rpartition(")")[2].split()[:4]
-            if int(sid) == leader and state != "Z":
-                found.append(int(pid))
-    return found
+    listing = subprocess.run(
+        ["ps", "-eo", "sid=,stat=,pid=,args="], capture_output=True, text=True, check=True
+    )
+    lines = [line.split(maxsplit=2) for line in listing.stdout.splitlines()]
+    return [what for sid, state, what in lines if int(sid) == leader and state[0] != "Z"]
 
 
 class Call:

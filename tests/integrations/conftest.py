@@ -1,0 +1,93 @@
+import contextlib
+import functools
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+from serving import Call, Gate, free_port, running
+
+API = Path(__file__).with_name("litserve_api.py")
+
+PLAIN = {"stock": False, "zmq": False, "middleware": False, "http": "httptools"}
+OURS = {
+    "mp": PLAIN,
+    "zmq": PLAIN | {"zmq": True},
+    # What else is between a response and its client: Starlette's base class of most middleware,
+    # which passes responses on through a stream of its own, and uvicorn's other implementation.
+    "middleware": PLAIN | {"middleware": True, "http": "h11"},
+}
+STOCK = {"stock": PLAIN | {"stock": True}}
+
+
+class Server:
+    """A running server, and the clients of a test."""
+
+    def __init__(self, url, log_path):
+        self._log_path = log_path
+        limits = httpx.Limits(max_connections=20)
+        self.client = httpx.Client(base_url=url, timeout=60, limits=limits)
+
+    def log(self):
+        return self._log_path.read_text(errors="replace")
+
+    def call(self, *requests, path="/three"):
+        """Send requests that make a batch, with idle ones in the places of those that lack."""
+        idle = {"tag": "idle", "plan": []}
+        size = {"/three": 3, "/one": 1}[path]
+        requests = [*requests, *[idle] * (size - len(requests))]
+        return [Call(self.client, path, request) for request in requests]
+
+
+@contextlib.contextmanager
+def serve(options, folder):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    log_path = folder / "log"
+    command = [str(API), json.dumps(options | {"port": port})]
+    with running(command, url, log_path):
+        server = Server(url, log_path)
+        with server.client:
+            yield server
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory):
+    """Return the server of a name, which is started when it is first asked for."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def start(name):
+            options = (OURS | STOCK)[name]
+            return stack.enter_context(serve(options, tmp_path_factory.mktemp(name)))
+
+        yield start
+
+
+@pytest.fixture(params=OURS)
+def server(servers, request):
+    return servers(request.param)
+
+
+# Rules that LitServe's own loop breaks: a test of them must fail on it, or it proves nothing.
+@pytest.fixture(params=[*OURS, pytest.param("stock", marks=pytest.mark.xfail(strict=True))])
+def any_server(servers, request):
+    return servers(request.param)
+
+
+@pytest.fixture
+def stock_server(servers):
+    return servers("stock")
+
+
+@pytest.fixture
+def doomed_stock_server(tmp_path):
+    """One that the test will bring down."""
+    with serve(STOCK["stock"], tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def gate():
+    with Gate() as gate:
+        yield gate
