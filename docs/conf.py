@@ -34,6 +34,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # an attribute is listed once, where autodoc finds it
+napoleon_custom_sections = [("Raises on iteration", "params_style")]
 
 copybutton_exclude = ".linenos, .gp, .go"  # neither prompts nor output
 
@@ -42,7 +43,18 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(asyncio|collections\.abc|contextlib)\..*"),
 ]
 
+RAISES_LATER = re.compile(r"(?<=Raises) \((on iteration)\)(?=:$)")
 WAITING_RULE = re.compile(r"(Blocking|Cancellation|Threads): ")
+
+
+def prepare_for_napoleon(
+    _app: Sphinx, what: str, _name: str, _obj: object, _options: object, lines: list[str]
+) -> None:
+    """Keep napoleon from misreading what it has no notion of."""
+    if what in {"attribute", "data", "property"}:
+        # It takes a first line with a colon for `type: description`; this is an empty comment.
+        lines[:0] = ["..", ""]
+    lines[:] = [RAISES_LATER.sub(r" \1", line) for line in lines]  # it knows words only
 
 
 def list_waiting_rules(
@@ -73,6 +85,7 @@ def resolve_annotation(
 
 
 def setup(app: Sphinx) -> None:
-    """Connect the two functions above."""
+    """Connect the functions above."""
+    app.connect("autodoc-process-docstring", prepare_for_napoleon, priority=400)
     app.connect("autodoc-process-docstring", list_waiting_rules)
     app.connect("missing-reference", resolve_annotation)

@@ -98,9 +98,9 @@ EXPECTED = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _short_segments(monkeypatch):
-    monkeypatch.setattr("batchstream._pull.SEGMENT_LENGTH", 1)
+@pytest.fixture(autouse=True, params=[1, 64], ids=["short segments", "long segments"])
+def _segment_length(monkeypatch, request):
+    monkeypatch.setattr("batchstream._pull.SEGMENT_LENGTH", request.param)
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -145,10 +145,32 @@ def test_R02_a_drain_interrupted_by_a_pull_loses_and_repeats_nothing():
     assert all_schedules(scenario, waits=True) > 500
 
 
-def test_R12_a_receive_that_starts_after_a_cancel_sees_the_end_wherever_it_struck():
+def test_R01_one_step_serves_two_consumers_wherever_one_interrupts_the_other():
+    def scenario():
+        source = ScriptedSource([["a", "x"], ["b", "y"]])
+        batch = BatchedStream(source, 2)
+        received = []
+
+        def check():
+            assert sorted(received) == ["a", "x"]
+            assert source.pulled == 1, "pulled for a stream that had been served"
+
+        return (
+            batch,
+            lambda: received.append(next(batch[0])),
+            lambda: received.append(next(batch[1])),
+            check,
+        )
+
+    assert all_schedules(scenario, waits=True) > 100
+
+
+@pytest.mark.parametrize("buffered", [0, 3])
+def test_R12_a_receive_that_starts_after_a_cancel_sees_the_end_wherever_it_struck(buffered):
     def scenario():
         source = ScriptedSource([["a", "x"], ["b", "y"], ["c", "z"], [None, None]])
         batch = BatchedStream(source, 2)
+        assert list(islice(batch[1], buffered)) == ["x", "y", "z"][:buffered]
         cancelled = threading.Event()
         late = []
 
@@ -169,12 +191,12 @@ def test_R12_a_receive_that_starts_after_a_cancel_sees_the_end_wherever_it_struc
             assert late == []
             assert batch[0].finish_reason in {FinishReason.CANCELLED, FinishReason.EOS}
             assert next(batch[0], "end") == "end"
-            assert list(batch[1]) == ["x", "y", "z"]
+            assert list(batch[1]) == ["x", "y", "z"][buffered:]
             assert source.closed == 1
 
         return batch, read, cancel, check
 
-    assert all_schedules(scenario, waits=False) > 500
+    assert all_schedules(scenario, waits=False) > 100
 
 
 def test_R11_a_cancel_interrupted_by_other_consumers_is_settled_all_the_same():

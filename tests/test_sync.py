@@ -326,6 +326,29 @@ def test_R12_a_cancel_while_another_thread_is_in_the_source_does_not_wait():
     assert received == ["b", "c"]
 
 
+def test_R10_streams_cancelled_during_the_last_step_close_the_source_after_it():
+    gate = Gate()
+    closed = threading.Event()
+
+    def source():
+        try:
+            gate.pass_through()
+            yield ["a", "x"]
+        finally:
+            closed.set()
+
+    first, second = demux(source(), 2)
+    reader = threading.Thread(target=lambda: list(first), daemon=True)
+    reader.start()
+    assert gate.reached.wait(TIMEOUT)
+    first.cancel()
+    second.cancel()
+    assert not closed.is_set()
+    gate.opened.set()
+    reader.join(TIMEOUT)
+    assert closed.is_set()
+
+
 def test_R10_cancelling_the_last_stream_closes_the_source_at_once():
     source = ScriptedSource([["a", "b"]] * 3)
     first, second = demux(source, 2)
@@ -836,8 +859,7 @@ def test_R01_of_two_readers_one_pulls_and_the_other_finds_its_output():
     run_in_threads(lambda: read(first), lambda: read(second), release)
     assert received == {0: "a", 1: "x"}
     assert len(pulls) == 1
-    first.cancel()
-    second.cancel()
+    assert first.finish_reason is second.finish_reason is None
 
 
 def test_a_source_that_reads_its_own_stream_is_told_so():

@@ -1,0 +1,328 @@
+"""Breaks the package on purpose, one way at a time, and names the test that notices.
+
+    python tests/mutants.py [name …]
+
+Each mutant is one wrong line that somebody might well write. It is applied to a copy of the
+package, and the core's tests are run on that copy until one fails. A mutant that survives, or that
+no longer applies, is an error: either the tests are blind to it, or it has to be written anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TESTS = [
+    "test_demux.py",
+    "test_sync.py",
+    "test_errors.py",
+    "test_lifecycle.py",
+    "test_demux_stateful.py",
+    "test_properties.py",
+    "test_schedules.py",
+]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One wrong line: `right`, which occurs once in the module, becomes `wrong`."""
+
+    name: str
+    module: str
+    right: str
+    wrong: str
+
+
+MUTANTS = [
+    Mutant(
+        "the end mark is found by equality",
+        "_demux.py",
+        "elif element is self._eos or element is EOS:",
+        "elif element == self._eos or element == EOS:",
+    ),
+    Mutant(
+        "a step is plain if its sum of types is not looked at",
+        "_demux.py",
+        "if not types.isdisjoint(self._marker_types):",
+        "if None in values:",
+    ),
+    Mutant(
+        "a short step is truncated, as zip does",
+        "_steps.py",
+        "    if len(elements) != size:",
+        "    if len(elements) > size:",
+    ),
+    Mutant(
+        "an unknown slot is ignored",
+        "_steps.py",
+        "if not 0 <= slot < size:",
+        "if False:",
+    ),
+    Mutant(
+        "Last ends its slot without its output",
+        "_demux.py",
+        "            self._give(draft, slot, element.output)\n",
+        "",
+    ),
+    Mutant(
+        "the output that is_eos recognised is always delivered",
+        "_demux.py",
+        "                if self._include_eos:\n",
+        "                if True:\n",
+    ),
+    Mutant(
+        "a limit lets one output too many through",
+        "_demux.py",
+        "self.given(slot) >= self._limits[slot]",
+        "self.given(slot) > self._limits[slot]",
+    ),
+    Mutant(
+        "plain steps forget the limit",
+        "_demux.py",
+        "if self._plain_steps < self._plain_limit:",
+        "if True:",
+    ),
+    Mutant(
+        "outputs after an end in Many are delivered",
+        "_demux.py",
+        'if self._slots[slot] != "live":',
+        "if False:",
+    ),
+    Mutant(
+        "what finished slots are given is not counted",
+        "_demux.py",
+        "            self._dropped += len(elements)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "an opened slot goes on counting from before",
+        "_demux.py",
+        "        self._extra[slot] = -self._plain_steps\n",
+        "",
+    ),
+    Mutant(
+        "a predicate that raises fails everybody",
+        "_demux.py",
+        "            except Exception as error:  # noqa: BLE001 - the predicate is the caller's\n",
+        "            except ZeroDivisionError if False else () as error:\n",
+    ),
+    Mutant(
+        "live is a new tuple every time",
+        "_demux.py",
+        "        self._live = live\n        return live\n",
+        "        return live\n",
+    ),
+    Mutant(
+        "an early end of the source passes for eos",
+        "_demux.py",
+        "self._finish(draft, slot, FinishReason.EXHAUSTED)",
+        "self._finish(draft, slot, FinishReason.EOS)",
+    ),
+    Mutant(
+        "failing does not latch",
+        "_demux.py",
+        '("running", "fail"): "failed",',
+        '("running", "fail"): "running",',
+    ),
+    Mutant(
+        "the source runs on when nobody is live",
+        "_pull.py",
+        "        if not self._core.has_live:\n            self._source.close_quietly()\n",
+        "        pass\n",
+    ),
+    Mutant(
+        "the source is pulled for a stream that was served meanwhile",
+        "_pull.py",
+        "if buffer.waits():",
+        "if True:",
+    ),
+    Mutant(
+        "the bound is looked at after the pull",
+        "_pull.py",
+        "                        if self._max_buffered is not None:\n"
+        "                            self._check_room(self._max_buffered)\n"
+        "                        self._move()\n",
+        "                        self._move()\n"
+        "                        if self._max_buffered is not None:\n"
+        "                            self._check_room(self._max_buffered)\n",
+    ),
+    Mutant(
+        "a cancel noted during a step is forgotten",
+        "_pull.py",
+        "        finally:\n            if self._cancels:\n                self._settle()\n\n    def pull_by_time",
+        "        finally:\n            pass\n\n    def pull_by_time",
+    ),
+    Mutant(
+        "the source's own thread waits for itself",
+        "_pull.py",
+        "    def _refusal(self) -> Exception:\n        if self._forked:\n",
+        "    def _refusal(self) -> Exception:\n        if True:\n",
+    ),
+    Mutant(
+        "an interrupt is swallowed",
+        "_pull.py",
+        "        if isinstance(error, _PASSING):\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "an interrupt leaves the other streams waiting",
+        "_pull.py",
+        "            if buffer.end is None:\n                given = self._core.given(buffer.slot)\n"
+        "                buffer.finish(StreamEnd(FinishReason.ERROR, given, error=error))\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "the source runs in the consumer's context",
+        "_source.py",
+        "        self._context = copy_context()\n",
+        "        self._context = type('Here', (), {'run': staticmethod(lambda f, *a: f(*a))})()\n",
+    ),
+    Mutant(
+        "the source is closed again and again",
+        "_source.py",
+        "        iterator, self._iterator = self._iterator, iter(())\n",
+        "        iterator = self._iterator\n",
+    ),
+    Mutant(
+        "a generator is never told who is live",
+        "_source.py",
+        "            self.advance = partial(self._context.run, send)\n",
+        "            self.advance = self._advance_deaf\n",
+    ),
+    Mutant(
+        "all consumers are raised the same exception",
+        "_errors.py",
+        "    own = _copy(error) if isinstance(error, Exception) else None\n",
+        "    return error\n    own = None\n",
+    ),
+    Mutant(
+        "StopIteration out of user code ends a stream silently",
+        "_errors.py",
+        "isinstance(own, StopIteration | StopAsyncIteration)",
+        "False",
+    ),
+    Mutant(
+        "a copied error is made by its own __init__",
+        "_errors.py",
+        "        own = cls.__new__(cls, *error.args)\n",
+        "        own = cls(*error.args)\n",
+    ),
+    Mutant(
+        "the consumer's own context goes to everybody",
+        "_pull.py",
+        "        forget_context(error, sys.exception())\n",
+        "",
+    ),
+    Mutant(
+        "the end is looked at after the outputs",
+        "_buffers.py",
+        "                end = buffer.end\n                outputs, gate = segment = buffer.first_unread()\n"
+        "                received = _GATE - length_hint(gate)\n"
+        "                unread = len(outputs) - received\n",
+        "                outputs, gate = segment = buffer.first_unread()\n"
+        "                received = _GATE - length_hint(gate)\n"
+        "                unread = len(outputs) - received\n                end = buffer.end\n",
+    ),
+    Mutant(
+        "a cancelled stream may still be read by the reader it has",
+        "_buffers.py",
+        "        self.cancelled = True\n        self.stop_reader()\n",
+        "        self.cancelled = True\n",
+    ),
+    Mutant(
+        "a reader made during a cancel is missed",
+        "_buffers.py",
+        "        if self.cancelled:  # by another thread, which may have missed this reader\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "a second consumer is let in",
+        "_buffers.py",
+        '        if self._consumer.setdefault("thread", me) != me:\n',
+        "        if False:\n",
+    ),
+    Mutant(
+        "an error comes before what is buffered",
+        "_buffers.py",
+        "if end is not None and (buffer.cancelled or not unread):",
+        "if end is not None and (buffer.cancelled or end.error or not unread):",
+    ),
+    Mutant(
+        "an error is raised for ever",
+        "_buffers.py",
+        "            self._error_raised = True\n",
+        "",
+    ),
+    Mutant(
+        "received outputs are kept for ever",
+        "_buffers.py",
+        "        if self.tail:\n            self._begin_segment()\n",
+        "        pass\n",
+    ),
+    Mutant(
+        "dropping a stream does not cancel it",
+        "_sync.py",
+        "            self.cancel()\n            self._inlet.abandon()\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a forked child uses the parent's source",
+        "_pull.py",
+        "        self._forked = True\n",
+        "        self._forked = False\n",
+    ),
+]
+
+
+def run(mutant: Mutant) -> str:
+    """Return the test that noticed, or what went wrong in capitals."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        shutil.copytree(ROOT / "batchstream", copy / "batchstream")
+        shutil.copytree(ROOT / "tests", copy / "tests")
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        module = copy / "batchstream" / mutant.module
+        text = module.read_text()
+        if text.count(mutant.right) != 1:
+            return f"DOES NOT APPLY: found {text.count(mutant.right)} times"
+        module.write_text(text.replace(mutant.right, mutant.wrong))
+        completed = subprocess.run(  # noqa: S603 - our own tests
+            [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
+            + ["--confcutdir=tests", "-o", "timeout=60", *(f"tests/{name}" for name in TESTS)],
+            cwd=copy,
+            env={**os.environ, "PYTHONPATH": folder, "PY_COLORS": "0"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    noticed = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", completed.stdout, re.MULTILINE)
+    if noticed:
+        return noticed[1]
+    if "Timeout" in completed.stdout + completed.stderr:
+        hung = re.search(r"in (test_\w+)", completed.stdout + completed.stderr)
+        return f"{hung[1] if hung else 'a test'} (hung)"
+    return "SURVIVED" if completed.returncode == 0 else f"UNCLEAR: {completed.stdout[-300:]}"
+
+
+def main(names: list[str]) -> int:
+    """Run the mutants, those named or all, and print what noticed each."""
+    chosen = [m for m in MUTANTS if not names or any(name in m.name for name in names)]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        results = list(pool.map(run, chosen))
+    for mutant, result in zip(chosen, results, strict=True):
+        print(f"{mutant.name}\n    {result}")
+    missed = [result for result in results if result.split()[0].isupper()]
+    print(f"{len(chosen) - len(missed)} of {len(chosen)} noticed")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,210 @@
+"""The documentation against what it speaks of. Its snippets are run by the top-level conftest.py."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import batchstream
+from batchstream._demux import BATCH_TRANSITIONS, SLOT_TRANSITIONS
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXECUTED = {"python", "pycon"}
+SHOWN_ONLY = {"console", "json", "text"}
+DIRECTIVES = {"{toctree}", "{eval-rst}"}
+
+FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page, kind=None):
+    """Return the bodies of a page's fenced blocks, or the pairs of kind and body."""
+    found = [(match["kind"], match["body"]) for match in FENCE.finditer(page.read_text())]
+    return found if kind is None else [body for each, body in found if each == kind]
+
+
+def prose(page):
+    return FENCE.sub("", page.read_text())
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+
+@every_page
+def test_a_block_is_of_a_kind_that_is_run_or_of_one_that_cannot_be(page):
+    for kind, body in blocks(page):
+        assert kind.split()[:1] == [] or kind.split()[0] in EXECUTED | SHOWN_ONLY | DIRECTIVES
+        if kind == "pycon":
+            assert body.startswith(">>> "), "there is nothing to run in it"
+        elif kind not in EXECUTED:
+            assert ">>>" not in body
+            assert "import " not in body, "this looks like code, but would not be run"
+    assert page.read_text().count("```") == 2 * len(blocks(page)), "a fence that hides from us"
+    assert "~~~" not in page.read_text()
+
+
+@every_page
+def test_the_targets_of_make_that_a_page_names_exist(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    commands = re.findall(r"`(make(?: [^`]*)?)`", prose(page))
+    for shell in blocks(page, "console"):
+        commands += re.findall(r"^\$ (make\b.*)$", shell, re.MULTILINE)
+    for command in commands:
+        named = {word for word in command.split()[1:] if "=" not in word}
+        assert named <= targets, command
+    if page == README:
+        assert {"make demo", "make test"} <= set(commands)
+
+
+@every_page
+def test_what_a_page_links_to_exists(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if not target.startswith(("https://", "#")):
+            path = (page.parent / target.partition("#")[0]).resolve()
+            assert path.is_file(), target
+            assert path.is_relative_to(ROOT), target
+
+
+@every_page
+def test_the_extras_that_a_page_installs_exist(page):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for extras in re.findall(rf"{project['name']}\[([a-z,-]+)\]", page.read_text()):
+        assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
+@every_page
+def test_the_version_of_python_that_a_page_asks_for_is_the_projects(page):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = project["requires-python"].removeprefix(">=")
+    for version in re.findall(r"Python (\d\.\d+) or newer", page.read_text()):
+        assert version == oldest
+
+
+def test_the_quick_start_is_quick():
+    first = blocks(README, "python")[0]
+    assert len([line for line in first.splitlines() if line.strip()]) <= 12
+
+
+def test_the_figure_is_in_the_sdist():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    included = settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    [figure] = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README.read_text())
+    assert f"/{Path(figure).parts[0]}" in included
+
+
+# ---- design.md
+
+
+def tables(page):
+    """Return the tables of a page: their heads, and their rows as tuples of cells."""
+    found = []
+    for table in re.findall(r"(?:^\|.*\|\n)+", page.read_text(), re.MULTILINE):
+        lines = table.splitlines()
+        head, _, *rows = [tuple(c.strip() for c in line.strip("|").split("|")) for line in lines]
+        found.append((head, rows))
+    return found
+
+
+def test_the_tables_of_states_are_those_of_the_code():
+    of_states = [
+        sorted(rows)
+        for head, rows in tables(ROOT / "docs" / "design.md")
+        if head == ("state", "event", "leads to")
+    ]
+    assert of_states == [
+        sorted((state, event, after) for (state, event), after in table.items())
+        for table in (SLOT_TRANSITIONS, BATCH_TRANSITIONS)
+    ]
+
+
+def test_the_table_of_layers_names_every_module():
+    [rows] = [
+        rows
+        for head, rows in tables(ROOT / "docs" / "design.md")
+        if head[:2] == ("layer", "modules")
+    ]
+    named = re.findall(r"`([\w.]+)`", " ".join(modules for _, modules, _ in rows))
+    package = Path(batchstream.__file__).parent
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    parts = (package / "integrations").iterdir()
+    integrations = {f"integrations.{part.stem}" for part in parts if not part.stem.startswith("__")}
+    assert len(named) == len(set(named))
+    assert set(named) == modules | integrations
+
+
+# ---- reference.md
+
+
+def test_the_reference_has_every_public_name_and_no_other():
+    directive = re.compile(r"^\.\. (?:auto|py:)\w+:: ([\w.]+)", re.MULTILINE)
+    named = directive.findall("".join(blocks(ROOT / "docs" / "reference.md", "{eval-rst}")))
+    ours = [name for name in named if "." not in name]
+    assert sorted(ours) == sorted(batchstream.__all__)
+    assert {name for name in named if "." in name} == {
+        "batchstream.integrations.litserve.BatchedStreamLoop"
+    }
+
+
+def test_the_reference_lists_all_that_a_class_offers():
+    """`:members:` with names is for the order and for what is inherited, not for hiding."""
+    text = (ROOT / "docs" / "reference.md").read_text()
+    for name, members in re.findall(r"autoclass:: (\w+)\S*\n   :members: (.+)", text):
+        public = {member for member in vars(getattr(batchstream, name)) if member[0] != "_"}
+        hidden = {"from_iterable"}  # inherited, and refused
+        assert set(members.split(", ")) == public - hidden, name
+
+
+# ---- guarantees.md
+
+
+def test_functions():
+    """Return the names of all test functions of this project."""
+    return {
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+test_functions.__test__ = False
+
+
+def rules():
+    """Return the tests that each rule names, by the number of the rule."""
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    parts = re.split(r"^### R(\d+): .*$", text, flags=re.MULTILINE)
+    return {
+        int(number): re.findall(r"`(test_\w+)`", part)
+        for number, part in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+def numbers_in(test):
+    return {int(number) for number in re.findall(r"_R(\d\d)(?=_)", test)}
+
+
+def test_every_guarantee_names_tests_and_they_exist():
+    existing = test_functions()
+    for number, tests in rules().items():
+        assert tests, f"R{number} names no test"
+        assert set(tests) <= existing, f"R{number}"
+        assert len(tests) == len(set(tests)), f"R{number}"
+
+
+def test_what_the_tests_hold_is_promised():
+    held = set().union(*map(numbers_in, test_functions()))
+    assert held <= set(rules())
+
+
+def test_the_rules_stand_in_their_order():
+    assert list(rules()) == sorted(rules())
