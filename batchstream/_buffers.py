@@ -54,30 +54,36 @@ Segment: TypeAlias = "tuple[list[T], repeat[bool]]"
 
 
 class Pull(Protocol[T]):
-    """What an inlet asks for when its buffer is empty."""
+    """What an inlet asks for when its buffer is empty.
 
-    def pull(self, buffer: Buffer[T]) -> None:
-        """Let the source go one step on, unless the buffer has been served meanwhile."""
+    Attributes:
+        moves: How many steps were handed out; for `pull` to tell whether one was missed.
+    """
+
+    moves: int
+
+    def pull(self, buffer: Buffer[T], moves: int) -> None:
+        """Let the source go one step on, unless it has done so since `moves` was read."""
 
 
 class Buffer(Generic[T]):
     """The outputs of one slot that wait to be received, and the slot's end."""
 
-    __slots__ = ("_consumer", "_ends", "_inner", "_segments", "cancelled", "reader", "slot", "tail")
+    __slots__ = ("_inner", "cancelled", "consumer", "ends", "reader", "segments", "slot", "tail")
 
     def __init__(self, slot: int) -> None:
         self.slot = slot
-        self._segments: deque[Segment[T]] = deque()
+        self.segments: deque[Segment[T]] = deque()
         self._begin_segment()
         # What the stream's chain is reading now, and the list iterator inside it.
         self.reader: Iterator[T] = iter(())
         self._inner: Iterator[T] = iter(())
         # The first entry counts: appending is atomic, so that of two ends one wins for everybody.
-        self._ends: list[StreamEnd] = []
+        self.ends: list[StreamEnd] = []
         self.cancelled = False
         # The thread that is in the inlet. Setting a default is atomic; a thread that finds itself
         # was interrupted on its way out, or is the source, which the pump refuses.
-        self._consumer: dict[str, int] = {}
+        self.consumer: dict[str, int] = {}
 
     # ---- the pump's side
 
@@ -88,42 +94,26 @@ class Buffer(Generic[T]):
 
     def discard(self) -> None:
         """Free what is buffered."""
-        self._segments = deque()  # a consumer on its way out keeps what it is looking at
+        self.segments = deque()  # a consumer on its way out keeps what it is looking at
         self._begin_segment()
 
     def _begin_segment(self) -> None:
         # The list to append to; the pump's alone, until it turns over.
         self.tail: list[T] = []
-        self._segments.append((self.tail, repeat(True, _GATE)))  # noqa: FBT003
+        self.segments.append((self.tail, repeat(True, _GATE)))  # noqa: FBT003
 
     def refuse_after_fork(self) -> None:
         """Let the consumer in a forked child, who is the only one there, come to the pump."""
-        self._consumer = {}
-        if not self._ends:
+        self.consumer = {}
+        if not self.ends:
             self.stop_reader()
             self.discard()
 
     # ---- the consumer's side
 
-    def enter(self) -> None:
-        """Begin to receive.
-
-        Raises:
-            ConcurrentConsumerError: Another thread has begun and not left.
-        """
-        me = get_ident()
-        if self._consumer.setdefault("thread", me) != me:
-            raise ConcurrentConsumerError(
-                f"stream {self.slot} has one consumer at a time, and another thread waits for it"
-            )
-
-    def leave(self) -> None:
-        """Have received."""
-        self._consumer.clear()
-
     def first_unread(self) -> Segment[T]:
         """Return the first segment with something to receive or to come, and drop those before."""
-        segments = self._segments
+        segments = self.segments
         # The order matters: once there is a next segment, nothing is added to this one.
         while len(segments) > 1:
             outputs, gate = segments[0]
@@ -131,11 +121,6 @@ class Buffer(Generic[T]):
                 break
             segments.popleft()
         return segments[0]
-
-    def waits(self) -> bool:
-        """Tell the consumer, who has the pump's role, whether there is neither output nor end."""
-        outputs, gate = self.first_unread()
-        return not self._ends and len(outputs) + length_hint(gate) == _GATE
 
     def read(self, segment: Segment[T]) -> Iterator[T]:
         """Return an iterator over what a segment still has to give and will have."""
@@ -152,11 +137,11 @@ class Buffer(Generic[T]):
     @property
     def end(self) -> StreamEnd | None:
         """The slot's end; whoever sees it can see its last output as well."""
-        return self._ends[0] if self._ends else None
+        return self.ends[0] if self.ends else None
 
     def finish(self, end: StreamEnd) -> None:
         """Set the end, unless there is one."""
-        self._ends.append(end)
+        self.ends.append(end)
 
     def cancel(self, end: StreamEnd) -> None:
         """Let the stream end now, with nothing more received, whatever is buffered."""
@@ -174,7 +159,7 @@ class Buffer(Generic[T]):
         if self.cancelled:
             return 0
         return sum(
-            length_hint(gate) - _GATE + len(outputs) for outputs, gate in self._segments.copy()
+            length_hint(gate) - _GATE + len(outputs) for outputs, gate in self.segments.copy()
         )
 
 
@@ -200,20 +185,25 @@ class Inlet(Generic[T]):
 
     def __next__(self) -> T:
         """Hand over what there is, or pull; raise `StopIteration` for the chain to go on."""
-        buffer = self._buffer
-        buffer.enter()
+        buffer, pump = self._buffer, self._pump
+        me = get_ident()
+        if buffer.consumer.setdefault("thread", me) != me:
+            raise self._concurrent()
         try:
             pulled = False
             while not self._parts:
-                # Looked at first: whoever sets the end has added the last output before.
-                end = buffer.end
-                outputs, gate = segment = buffer.first_unread()
+                # In this order: whoever ends a stream has added its last output before, and what
+                # was added after the outputs were looked at shows in the number of moves.
+                moves, ended = pump.moves, bool(buffer.ends)
+                segments = buffer.segments
+                segment = segments[0] if len(segments) == 1 else buffer.first_unread()
+                outputs, gate = segment
                 received = _GATE - length_hint(gate)
                 unread = len(outputs) - received
-                if end is not None and (buffer.cancelled or not unread):
-                    self._conclude(end)
+                if ended and (buffer.cancelled or not unread):
+                    self._conclude()
                 elif not unread:
-                    self._pump.pull(buffer)
+                    pump.pull(buffer, moves)
                     pulled = True
                 elif unread == 1 and pulled:
                     next(gate)
@@ -221,13 +211,15 @@ class Inlet(Generic[T]):
                 else:
                     self._parts.extend((buffer.read(segment), self))
         finally:
-            buffer.leave()
+            buffer.consumer.clear()
         raise StopIteration
 
     def drain(self) -> list[T]:
         """Take all that is buffered."""
         buffer = self._buffer
-        buffer.enter()
+        me = get_ident()
+        if buffer.consumer.setdefault("thread", me) != me:
+            raise self._concurrent()
         try:
             taken = list(buffer.reader)
             while not buffer.cancelled:
@@ -238,15 +230,22 @@ class Inlet(Generic[T]):
                 taken.extend(compress(outputs[received:], gate))
             return taken
         finally:
-            buffer.leave()
+            buffer.consumer.clear()
 
     def abandon(self) -> None:
         """Let go of itself, once there is no chain that could come here."""
         self._parts.clear()
 
-    def _conclude(self, end: StreamEnd) -> None:
+    def _conclude(self) -> None:
         """Let the stream end, after its error if it has one to raise."""
-        if end.error is not None and not self._error_raised and not self._buffer.cancelled:
+        error = self._buffer.ends[0].error
+        if error is not None and not self._error_raised and not self._buffer.cancelled:
             self._error_raised = True
-            raise consumer_error(end.error)
+            raise consumer_error(error)
         self._parts.append(None)
+
+    def _concurrent(self) -> ConcurrentConsumerError:
+        return ConcurrentConsumerError(
+            f"stream {self._buffer.slot} has one consumer at a time, and another thread waits "
+            f"for it"
+        )

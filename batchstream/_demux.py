@@ -23,7 +23,7 @@ Not safe for threads: a shell makes at most one call at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final, Generic, Literal
 
@@ -111,7 +111,9 @@ class Demultiplexer(Generic[T]):
         self._state: BatchState = "running"
         self._error: BaseException | None = None
         self._slots: list[SlotState] = ["live"] * self._size
-        self._live_count = self._size
+        # The same again as sets, so that looking for who is live costs no loop.
+        self._live_slots = set(range(self._size))
+        self._finished_slots: set[int] = set()
         self._opened = self._size
 
         self._steps = 0
@@ -133,7 +135,7 @@ class Demultiplexer(Generic[T]):
 
     def __repr__(self) -> str:
         return (
-            f"<{type(self).__name__} {self._state}, {self._live_count} of {self._size} slots live, "
+            f"<{type(self).__name__} {self._state}, {len(self._live_slots)} of {self._size} slots live, "
             f"{self._steps} steps>"
         )
 
@@ -155,7 +157,7 @@ class Demultiplexer(Generic[T]):
     @property
     def has_live(self) -> bool:
         """Whether any slot is live; quicker than `live` after a change."""
-        return self._live_count > 0
+        return bool(self._live_slots)
 
     def given(self, slot: int) -> int:
         """How many outputs the slot's present or last occupant has been given."""
@@ -258,7 +260,8 @@ class Demultiplexer(Generic[T]):
         self._slots[slot] = SLOT_TRANSITIONS[self._slots[slot], "open"]
         self._past_outputs += self._extra[slot]
         self._extra[slot] = -self._plain_steps
-        self._live_count += 1
+        self._finished_slots.remove(slot)
+        self._live_slots.add(slot)
         self._opened += 1
         self._live = None
 
@@ -269,7 +272,7 @@ class Demultiplexer(Generic[T]):
             outputs=self._past_outputs + sum(map(self.given, range(self._size))),
             dropped=self._dropped,
             opened=self._opened,
-            live=self._live_count,
+            live=len(self._live_slots),
             finished={reason: count for reason, count in self._finished.items() if count},
         )
 
@@ -288,9 +291,7 @@ class Demultiplexer(Generic[T]):
 
     def _look_around(self) -> tuple[int, ...]:
         """Work out, after a change, what the plain steps to come rest on."""
-        slots = self._slots
-        live = tuple([slot for slot, state in enumerate(slots) if state == "live"])
-        finished = [slot for slot, state in enumerate(slots) if state != "live"]
+        live, finished = tuple(sorted(self._live_slots)), tuple(self._finished_slots)
         self._live_by_slot = _picker(live)
         self._live_in_order = _picker(live) if finished else tuple
         self._finished_in_order = _picker(finished) if finished else None
@@ -309,7 +310,7 @@ class Demultiplexer(Generic[T]):
     def _plain_values(self, elements: Elements) -> tuple[T, ...] | None:
         """Return the outputs of the live slots if that is all the step has for them."""
         by_slot = type(elements) is dict
-        if by_slot and len(elements) != self._live_count:
+        if by_slot and len(elements) != len(self._live_slots):
             return None
         try:
             values = self._live_by_slot(elements) if by_slot else self._live_in_order(elements)
@@ -350,31 +351,38 @@ class Demultiplexer(Generic[T]):
     def _feed_each(self, elements: Elements, live: tuple[int, ...]) -> Delivery[T]:
         """Take a step element by element."""
         draft: _Draft[T] = _Draft()
-        slots, values, extra = draft.slots, draft.values, self._extra
-        marker_types = self._marker_types
-        ask_each = self._is_eos is not None or self._plain_steps >= self._plain_limit
+        slots, values = draft.slots, draft.values
         if type(elements) is dict:
-            pairs: Iterable[tuple[int, Any]] = self._only_live(elements)
+            pairs = self._only_live(elements)
+            slots.extend(pairs)
+            values.extend(pairs.values())
         else:
-            pairs = zip(live, self._live_in_order(elements), strict=True)
+            slots.extend(live)
+            values.extend(self._live_in_order(elements))
             if self._finished_in_order is not None:
                 self._drop(self._finished_in_order(elements))
-        # The one loop over a step's elements.
-        for slot, element in pairs:
-            if ask_each or _is_one_of(marker_types, element):
-                self._take(draft, slot, element)
-            else:
-                slots.append(slot)
-                values.append(element)
-                extra[slot] += 1
+        if self._is_eos is None and self._plain_steps < self._plain_limit:
+            marker_types = self._marker_types
+            # The one loop over a step's elements.
+            special = [n for n, value in enumerate(values) if _is_one_of(marker_types, value)]
+        else:
+            special = list(range(len(values)))
+        taken = [(slots[n], values[n]) for n in special]
+        for n in reversed(special):
+            del slots[n], values[n]
+        for slot in slots:
+            self._extra[slot] += 1
+        for slot, element in taken:
+            self._take(draft, slot, element)
         self._set_plain_limit(self.live)
         return draft.delivery()
 
-    def _only_live(self, elements: dict[int, Any]) -> list[tuple[int, Any]]:
-        live = [pair for pair in elements.items() if self._slots[pair[0]] == "live"]
-        if len(live) < len(elements):
-            self._drop(tuple(e for slot, e in elements.items() if self._slots[slot] != "live"))
-        return live
+    def _only_live(self, elements: dict[int, T]) -> dict[int, T]:
+        late = self._finished_slots.intersection(elements)
+        if not late:
+            return elements
+        self._drop(tuple([elements[slot] for slot in late]))
+        return {slot: element for slot, element in elements.items() if slot not in late}
 
     def _take(self, draft: _Draft[T], slot: int, element: Any) -> None:
         kind = type(element)
@@ -429,8 +437,9 @@ class Demultiplexer(Generic[T]):
     ) -> None:
         given = self._extra[slot] = self.given(slot)
         self._slots[slot] = SLOT_TRANSITIONS[self._slots[slot], "finish"]
+        self._live_slots.remove(slot)
+        self._finished_slots.add(slot)
         self._live = None
-        self._live_count -= 1
         self._finished[reason] += 1
         draft.ends.append((slot, StreamEnd(reason, given, info, error)))
 

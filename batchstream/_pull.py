@@ -73,7 +73,10 @@ class Pump(Generic[T]):
         self._view: Literal["by slot", "by time"] | None = None
 
         self.buffers: list[Buffer[T]] = [Buffer(slot) for slot in range(core.size)]
-        # The lists that a plain step is appended to, and the slots they belong to.
+        # What `moves` counts: every time that something was added to buffers.
+        self.moves = 0
+        # The lists to append to, by slot; those of the last step; and the slots these belong to.
+        self._all_tails = [buffer.tail for buffer in self.buffers]
         self._tails: list[list[T]] = []
         self._tails_of: Sequence[int] = ()
         self._until_turn = SEGMENT_LENGTH
@@ -108,8 +111,8 @@ class Pump(Generic[T]):
 
     # ---- from a consumer
 
-    def pull(self, buffer: Buffer[T]) -> None:
-        """Let the source go one step on, unless the buffer has been served meanwhile.
+    def pull(self, buffer: Buffer[T], moves: int) -> None:
+        """Let the source go one step on, unless it has done so since `moves` was read.
 
         Raises:
             BufferOverflowError: A live stream has no room for another step.
@@ -128,7 +131,7 @@ class Pump(Generic[T]):
                         self._choose_view("by slot")
                     if self._cancels:
                         self._apply_cancels()
-                    if buffer.waits():
+                    if self.moves == moves and not buffer.ends:
                         if self._max_buffered is not None:
                             self._check_room(self._max_buffered)
                         self._move()
@@ -233,7 +236,7 @@ class Pump(Generic[T]):
             slot = self._cancels.popleft()
             self._unreported.extend(self._core.cancel(slot).ends)
             self.buffers[slot].discard()
-        self._tails, self._tails_of = [], ()
+        self._forget_tails()
         self._close_if_idle()
 
     def _close_if_idle(self) -> None:
@@ -295,26 +298,28 @@ class Pump(Generic[T]):
         slots, values, ends = delivery
         if self._view == "by slot":
             if slots is not self._tails_of:
-                self._find_tails(slots)
+                self._tails = list(map(self._all_tails.__getitem__, slots))
+                self._tails_of = slots
+                self._room = 0  # one may have got more than one output: look again
             any(map(_append, self._tails, values))  # in C: append returns None
             self._until_turn -= 1
             if not self._until_turn:
                 self._turn_over()
+        for slot, end in ends:
+            self.buffers[slot].finish(end)
+        self.moves += 1
         if ends:
-            for slot, end in ends:
-                self.buffers[slot].finish(end)
             self._close_if_idle()
-
-    def _find_tails(self, slots: Sequence[int]) -> None:
-        self._room = 0  # some got more than one output, or others are live: see who has room
-        self._tails = [self.buffers[slot].tail for slot in slots]
-        self._tails_of = slots
 
     def _turn_over(self) -> None:
         for slot in self._core.live:
             self.buffers[slot].turn_over()
-        self._tails_of = ()
+        self._forget_tails()
         self._until_turn = SEGMENT_LENGTH
+
+    def _forget_tails(self) -> None:
+        self._all_tails = [buffer.tail for buffer in self.buffers]
+        self._tails, self._tails_of = [], ()
 
     # ---- after a fork, in the child
 

@@ -108,7 +108,9 @@ def speed() -> str:
         for source_name, source in sources.items():
             for read in (one_after_another, round_robin):
                 contestants = {
-                    name: partial(lambda split, read, source: read(split(source(), size)), s, read, source)
+                    name: partial(
+                        lambda split, read, source: read(split(source(), size)), s, read, source
+                    )
                     for name, s in SPLITTERS.items()
                 }
                 assert {run() for run in contestants.values()} == {sum(lengths)}
