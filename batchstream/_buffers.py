@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SEGMENT_LENGTH: Final = 64
+SEGMENT_LENGTH: Final = 128
 """How many outputs a segment grows to; as many may be kept a while after they were received."""
 
 _GATE: Final = sys.maxsize
@@ -166,7 +166,7 @@ class Buffer(Generic[T]):
 class Inlet(Generic[T]):
     """Where a stream's chain comes when it has read all that it was handed."""
 
-    __slots__ = ("_buffer", "_error_raised", "_parts", "_pump")
+    __slots__ = ("_buffer", "_empty_since", "_error_raised", "_parts", "_pump")
 
     def __init__(self, buffer: Buffer[T], pump: Pull[T]) -> None:
         self._buffer = buffer
@@ -174,6 +174,8 @@ class Inlet(Generic[T]):
         # What the chain is to read next. None ends it for good.
         self._parts: deque[Iterator[T] | None] = deque((self,))
         self._error_raised = False
+        # The number of moves at which it took the only output there was.
+        self._empty_since = -1
 
     @property
     def parts(self) -> Iterator[Iterator[T]]:
@@ -191,6 +193,9 @@ class Inlet(Generic[T]):
             raise self._concurrent()
         try:
             pulled = False
+            if pump.moves == self._empty_since:
+                pump.pull(buffer, self._empty_since)
+                pulled = True
             while not self._parts:
                 # In this order: whoever ends a stream has added its last output before, and what
                 # was added after the outputs were looked at shows in the number of moves.
@@ -206,6 +211,7 @@ class Inlet(Generic[T]):
                     pump.pull(buffer, moves)
                     pulled = True
                 elif unread == 1 and pulled:
+                    self._empty_since = moves
                     next(gate)
                     return outputs[received]
                 else:

@@ -36,7 +36,7 @@ class Stream(chain[T]):
     After its outputs a stream that ended in an error raises it, once, in a copy that is this
     stream's own, with the original as `__cause__`; from then on it is simply finished.
 
-    Memory: what is buffered, and up to 64 outputs that were received lately. `itertools.chain`
+    Memory: what is buffered, and up to 128 outputs that were received lately. `itertools.chain`
     is a base class for speed alone: what is buffered is read without running Python code.
 
     Raises (on iteration):

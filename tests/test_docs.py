@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -17,7 +18,7 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXECUTED = {"python", "pycon"}
 SHOWN_ONLY = {"console", "json", "text"}
-DIRECTIVES = {"{toctree}", "{eval-rst}"}
+DIRECTIVES = {"{toctree}", "{eval-rst}", "{note}", "{warning}"}
 
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -59,7 +60,7 @@ def test_the_targets_of_make_that_a_page_names_exist(page):
     for shell in blocks(page, "console"):
         commands += re.findall(r"^\$ (make\b.*)$", shell, re.MULTILINE)
     for command in commands:
-        named = {word for word in command.split()[1:] if "=" not in word}
+        named = {word for word in shlex.split(command)[1:] if "=" not in word}
         assert named <= targets, command
     if page == README:
         assert {"make demo", "make test"} <= set(commands)

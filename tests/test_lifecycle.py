@@ -252,7 +252,7 @@ def test_R25_received_outputs_are_let_go_of_in_the_end():
         seen.append(weakref.ref(next(first)))
         seen.append(weakref.ref(next(second)))
     kept = [ref for ref in seen if ref() is not None]
-    assert len(kept) <= 2 * 2 * 64
+    assert len(kept) <= 2 * 2 * 128
     first.cancel()
     second.cancel()
     gc.collect()

@@ -61,7 +61,10 @@ def _wait_until_ready(process, url, log_path):
 def session(leader):
     """Return the processes of a session, zombies aside."""
     listing = subprocess.run(
-        ["ps", "-eo", "sid=,stat=,pid=,args="], capture_output=True, text=True, check=True
+        ["ps", "-eo", "sid=,stat=,pid=,args="],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=True,
     )
     lines = [line.split(maxsplit=2) for line in listing.stdout.splitlines()]
     return [what for sid, state, what in lines if int(sid) == leader and state[0] != "Z"]
