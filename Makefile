@@ -31,6 +31,10 @@ test-pythons: environment  ## run the core's tests on the other Pythons of this 
 wheel-test: environment  ## run the core's tests against the built and installed wheel
 	@.ci/wheel-test $(PY) $(CORE) $(ARGS)
 
+.PHONY: mutants
+mutants: environment  ## break the core in many ways and name the test that notices each
+	$(PY) tests/mutants.py $(ARGS)
+
 .PHONY: coverage
 coverage: environment  ## run all tests and report what they do not reach
 	$(PY) -m coverage run -m pytest $(ARGS)

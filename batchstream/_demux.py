@@ -178,25 +178,42 @@ class Demultiplexer(Generic[T]):
         Raises:
             ClosedError: The batch has ended or failed.
         """
-        if self._state != "running":
-            self._advance("feed")
+        plain = self.feed_plain(step)
+        if plain is not None:
+            return Delivery(self.live, plain)
+        self._advance("feed")
         number = self._steps
-        self._steps = number + 1
-        elements: Elements
-        if (type(step) is list or type(step) is tuple) and len(step) == self._size:
-            elements = step
-        else:
-            try:
-                elements = read_step(step, self._size, number)
-            except StepError as error:
-                return self.fail(error)
-        live = self._look_around() if self._live is None else self._live
+        self._steps += 1
+        try:
+            elements = read_step(step, self._size, number)
+        except StepError as error:
+            return self.fail(error)
+        live = self.live
         if self._plain_steps < self._plain_limit:
             values = self._plain_values(elements)
             if values is not None:
                 self._plain_steps += 1
                 return Delivery(live, values)
         return self._feed_each(elements, live)
+
+    def feed_plain(self, step: object) -> tuple[T, ...] | None:
+        """Take a step quickly if it is a sequence with one output for each live slot.
+
+        Returns:
+            The outputs in the order of `live`, which has not changed; or None, with nothing taken,
+            where the step is anything else: then `feed` it.
+        """
+        if self._live is None:
+            self._look_around()
+        if self._state != "running" or self._plain_steps >= self._plain_limit:
+            return None
+        if (type(step) is not list and type(step) is not tuple) or len(step) != self._size:
+            return None
+        values = self._plain_values(step)
+        if values is not None:
+            self._steps += 1
+            self._plain_steps += 1
+        return values
 
     def finish(self) -> Delivery[T]:
         """Tell that the source has ended, and return the ends of the slots still live.
@@ -362,9 +379,7 @@ class Demultiplexer(Generic[T]):
             if self._finished_in_order is not None:
                 self._drop(self._finished_in_order(elements))
         if self._is_eos is None and self._plain_steps < self._plain_limit:
-            marker_types = self._marker_types
-            # The one loop over a step's elements.
-            special = [n for n, value in enumerate(values) if _is_one_of(marker_types, value)]
+            special = self._marked(values)
         else:
             special = list(range(len(values)))
         taken = [(slots[n], values[n]) for n in special]
@@ -376,6 +391,14 @@ class Demultiplexer(Generic[T]):
             self._take(draft, slot, element)
         self._set_plain_limit(self.live)
         return draft.delivery()
+
+    def _marked(self, elements: Sequence[object]) -> list[int]:
+        """Return the positions of elements that may be markers."""
+        types = self._marker_types
+        try:
+            return [n for n, kind in enumerate(map(type, elements)) if kind in types]
+        except Exception:  # noqa: BLE001 - a type refuses to be hashed
+            return [n for n, element in enumerate(elements) if _is_one_of(types, element)]
 
     def _only_live(self, elements: dict[int, T]) -> dict[int, T]:
         late = self._finished_slots.intersection(elements)

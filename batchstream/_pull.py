@@ -42,6 +42,7 @@ T = TypeVar("T")
 
 _append: Final = list.append
 _NOBODY: Final = 0
+_NOTHING: Final[Delivery[Any]] = Delivery((), ())
 # What is meant for the thread it is raised in, and passes through after the streams are settled.
 _PASSING: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
@@ -271,6 +272,11 @@ class Pump(Generic[T]):
             except StopIteration:
                 delivery = self._core.finish()
             else:
+                values = self._core.feed_plain(step) if self._view == "by slot" else None
+                if values is not None:
+                    self._append(self._core.live, values)
+                    self.moves += 1
+                    return _NOTHING
                 delivery = self._core.feed(step)
             self._hand_out(delivery)
         except BaseException as error:  # noqa: BLE001 - told to all streams, and raised on if need be
@@ -297,19 +303,22 @@ class Pump(Generic[T]):
     def _hand_out(self, delivery: Delivery[T]) -> None:
         slots, values, ends = delivery
         if self._view == "by slot":
-            if slots is not self._tails_of:
-                self._tails = list(map(self._all_tails.__getitem__, slots))
-                self._tails_of = slots
-                self._room = 0  # one may have got more than one output: look again
-            any(map(_append, self._tails, values))  # in C: append returns None
-            self._until_turn -= 1
-            if not self._until_turn:
-                self._turn_over()
+            self._append(slots, values)
         for slot, end in ends:
             self.buffers[slot].finish(end)
         self.moves += 1
         if ends:
             self._close_if_idle()
+
+    def _append(self, slots: Sequence[int], values: Sequence[T]) -> None:
+        if slots is not self._tails_of:
+            self._tails = list(map(self._all_tails.__getitem__, slots))
+            self._tails_of = slots
+            self._room = 0  # one may have got more than one output: look again
+        any(map(_append, self._tails, values))  # in C: append returns None
+        self._until_turn -= 1
+        if not self._until_turn:
+            self._turn_over()
 
     def _turn_over(self) -> None:
         for slot in self._core.live:

@@ -163,10 +163,10 @@ def api(path, size, loop, *, endless):
 
 
 def really_use_zmq(server):
-    """Do what `fast_queue=True` does not in 0.2.19: it chooses nothing, and the sockets are mixed up.
+    """Do what `fast_queue=True` fails to do in LitServe 0.2.19.
 
-    The queue's two addresses are passed on in the wrong order, so that publishers connect to
-    where subscribers belong.
+    It sets a field that nobody reads. If ZMQ is chosen nevertheless, its two addresses are passed
+    on in the wrong order, so that the publishers connect to where subscribers belong.
     """
     server.transport_config.transport_type = "zmq"
     make_manager = server._init_manager

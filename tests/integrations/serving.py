@@ -38,7 +38,7 @@ def running(command, url, log_path):
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(10)
+            process.wait(3)  # over ZMQ, LitServe 0.2.19 does not stop at all
         except subprocess.TimeoutExpired:
             pass
         finally:
