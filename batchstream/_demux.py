@@ -24,7 +24,6 @@ Not safe for threads: a shell makes at most one call at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
 from typing import Any, Final, Generic, Literal
 
 from typing_extensions import TypeVar
@@ -32,8 +31,9 @@ from typing_extensions import TypeVar
 from batchstream._eos import UNLIMITED, TokenIds, check_count, check_eos, check_max_outputs
 from batchstream._errors import ClosedError, MissingEOSError, StepError
 from batchstream._events import Delivery, FinishReason, Statistics, StreamEnd
-from batchstream._markers import BLANK_TYPES, EOS, MARKER_TYPES, SKIP, End, Fail, Last, Many
-from batchstream._steps import Elements, read_step
+from batchstream._markers import EOS, SKIP, End, Fail, Last, Many
+from batchstream._marks import Marks
+from batchstream._steps import Elements, picker, read_step
 
 T = TypeVar("T")
 
@@ -103,6 +103,7 @@ class Demultiplexer(Generic[T]):
         self._size = check_count("size", size, at_least=0)
         check_eos(eos, is_eos)
         self._eos = eos
+        self._marks = Marks(eos)
         self._is_eos = is_eos
         self._include_eos = include_eos
         self._limits = check_max_outputs(max_outputs, self._size)
@@ -123,10 +124,6 @@ class Demultiplexer(Generic[T]):
         self._dropped = 0
         self._finished = dict.fromkeys(FinishReason, 0)
 
-        # A step with an element of one of these types is not plain.
-        self._marker_types = MARKER_TYPES | {type(eos)}
-        # Elements of these types carry no output.
-        self._blank_types = BLANK_TYPES | ({type(None)} if eos is None else set())
         self._live: tuple[int, ...] | None = None
         self._live_by_slot: Callable[[Any], tuple[T, ...]]
         self._live_in_order: Callable[[Any], tuple[T, ...]]
@@ -134,10 +131,8 @@ class Demultiplexer(Generic[T]):
         self._plain_limit = UNLIMITED
 
     def __repr__(self) -> str:
-        return (
-            f"<{type(self).__name__} {self._state}, {len(self._live_slots)} of {self._size} slots live, "
-            f"{self._steps} steps>"
-        )
+        live = f"{len(self._live_slots)} of {self._size} slots live"
+        return f"<{type(self).__name__} {self._state}, {live}, {self._steps} steps>"
 
     @property
     def size(self) -> int:
@@ -309,9 +304,9 @@ class Demultiplexer(Generic[T]):
     def _look_around(self) -> tuple[int, ...]:
         """Work out, after a change, what the plain steps to come rest on."""
         live, finished = tuple(sorted(self._live_slots)), tuple(self._finished_slots)
-        self._live_by_slot = _picker(live)
-        self._live_in_order = _picker(live) if finished else tuple
-        self._finished_in_order = _picker(finished) if finished else None
+        self._live_by_slot = picker(live)
+        self._live_in_order = picker(live) if finished else tuple
+        self._finished_in_order = picker(finished) if finished else None
         self._set_plain_limit(live)
         self._live = live
         return live
@@ -331,10 +326,9 @@ class Demultiplexer(Generic[T]):
             return None
         try:
             values = self._live_by_slot(elements) if by_slot else self._live_in_order(elements)
-            types = set(map(type, values))
-        except Exception:  # noqa: BLE001 - a live slot is absent, or a type refuses to be hashed
+        except KeyError:  # a live slot is absent
             return None
-        if not types.isdisjoint(self._marker_types):
+        if not self._marks.absent_from(values):
             return None
         is_eos = self._is_eos
         if is_eos is not None and not (type(is_eos) is TokenIds and is_eos.in_none_of(values)):
@@ -345,23 +339,7 @@ class Demultiplexer(Generic[T]):
 
     def _drop(self, elements: tuple[object, ...]) -> None:
         """Count the outputs among what finished slots were given."""
-        try:
-            types = frozenset(map(type, elements))
-        except Exception:  # noqa: BLE001 - a type refuses to be hashed: ask one by one
-            types = MARKER_TYPES
-        if types <= self._blank_types:
-            return
-        if types.isdisjoint(self._marker_types):
-            self._dropped += len(elements)
-        else:
-            self._dropped += sum(map(self._outputs_in, elements))
-
-    def _outputs_in(self, element: object) -> int:
-        if element is self._eos or element is SKIP:
-            return 0
-        if type(element) is Many:
-            return sum(map(self._outputs_in, element.outputs))
-        return not _is_one_of(self._blank_types, element)
+        self._dropped += self._marks.outputs_in(elements)
 
     # ---- all other steps
 
@@ -379,7 +357,7 @@ class Demultiplexer(Generic[T]):
             if self._finished_in_order is not None:
                 self._drop(self._finished_in_order(elements))
         if self._is_eos is None and self._plain_steps < self._plain_limit:
-            special = self._marked(values)
+            special = self._marks.suspects_in(values)
         else:
             special = list(range(len(values)))
         taken = [(slots[n], values[n]) for n in special]
@@ -392,14 +370,6 @@ class Demultiplexer(Generic[T]):
         self._set_plain_limit(self.live)
         return draft.delivery()
 
-    def _marked(self, elements: Sequence[object]) -> list[int]:
-        """Return the positions of elements that may be markers."""
-        types = self._marker_types
-        try:
-            return [n for n, kind in enumerate(map(type, elements)) if kind in types]
-        except Exception:  # noqa: BLE001 - a type refuses to be hashed
-            return [n for n, element in enumerate(elements) if _is_one_of(types, element)]
-
     def _only_live(self, elements: dict[int, T]) -> dict[int, T]:
         late = self._finished_slots.intersection(elements)
         if not late:
@@ -410,7 +380,7 @@ class Demultiplexer(Generic[T]):
     def _take(self, draft: _Draft[T], slot: int, element: Any) -> None:
         kind = type(element)
         if self._slots[slot] != "live":  # it finished within this `Many`
-            self._dropped += self._outputs_in(element)
+            self._drop((element,))
         elif element is self._eos or element is EOS:
             self._finish(draft, slot, FinishReason.EOS)
         elif element is SKIP:
@@ -479,20 +449,3 @@ class _Draft(Generic[T]):
 
     def delivery(self) -> Delivery[T]:
         return Delivery(self.slots, self.values, self.ends)
-
-
-def _is_one_of(types: frozenset[type], element: object) -> bool:
-    try:
-        return type(element) in types
-    except Exception:  # noqa: BLE001 - a type that refuses to be hashed is none of ours
-        return False
-
-
-def _picker(slots: Sequence[int]) -> Callable[[Any], tuple[Any, ...]]:
-    """Return a function that takes the elements of these slots out of a step."""
-    if len(slots) == 0:
-        return lambda _: ()
-    if len(slots) == 1:
-        only = slots[0]
-        return lambda elements: (elements[only],)
-    return itemgetter(*slots)

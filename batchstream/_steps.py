@@ -7,7 +7,7 @@ batch or a dict by slot; anything else is refused. Elements are never looked at 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from batchstream._errors import StepError
@@ -54,6 +54,19 @@ def step_width(step: object) -> int:
             step=0,
         )
     return len(_read_sequence(step, 0))
+
+
+def picker(slots: Sequence[int]) -> Callable[[Any], tuple[Any, ...]]:
+    """Return a function that takes the elements of these slots out of what `read_step` returns.
+
+    It raises `KeyError` where a mapping leaves one of them out.
+    """
+    if len(slots) == 0:
+        return lambda _: ()
+    if len(slots) == 1:
+        only = slots[0]
+        return lambda elements: (elements[only],)
+    return operator.itemgetter(*slots)
 
 
 def _read_sequence(step: object, number: int) -> list[Any] | tuple[Any, ...]:

@@ -51,7 +51,7 @@ MUTANTS = [
     Mutant(
         "a step is plain if its sum of types is not looked at",
         "_demux.py",
-        "if not types.isdisjoint(self._marker_types):",
+        "if not self._marks.absent_from(values):",
         "if None in values:",
     ),
     Mutant(
@@ -87,8 +87,8 @@ MUTANTS = [
     Mutant(
         "plain steps forget the limit",
         "_demux.py",
-        "if self._plain_steps < self._plain_limit:",
-        "if True:",
+        'if self._state != "running" or self._plain_steps >= self._plain_limit:',
+        'if self._state != "running":',
     ),
     Mutant(
         "outputs after an end in Many are delivered",
@@ -98,9 +98,9 @@ MUTANTS = [
     ),
     Mutant(
         "what finished slots are given is not counted",
-        "_demux.py",
-        "            self._dropped += len(elements)\n",
-        "            pass\n",
+        "_marks.py",
+        "            return len(elements)\n",
+        "            return 0\n",
     ),
     Mutant(
         "an opened slot goes on counting from before",
@@ -141,8 +141,8 @@ MUTANTS = [
     Mutant(
         "the source is pulled for a stream that was served meanwhile",
         "_pull.py",
-        "if buffer.waits():",
-        "if True:",
+        "if self.moves == moves and not buffer.ends:",
+        "if not buffer.ends:",
     ),
     Mutant(
         "the bound is looked at after the pull",
@@ -224,12 +224,8 @@ MUTANTS = [
     Mutant(
         "the end is looked at after the outputs",
         "_buffers.py",
-        "                end = buffer.end\n                outputs, gate = segment = buffer.first_unread()\n"
-        "                received = _GATE - length_hint(gate)\n"
-        "                unread = len(outputs) - received\n",
-        "                outputs, gate = segment = buffer.first_unread()\n"
-        "                received = _GATE - length_hint(gate)\n"
-        "                unread = len(outputs) - received\n                end = buffer.end\n",
+        "                if ended and (buffer.cancelled or not unread):\n",
+        "                if buffer.ends and (buffer.cancelled or not unread):\n",
     ),
     Mutant(
         "a cancelled stream may still be read by the reader it has",
@@ -246,14 +242,15 @@ MUTANTS = [
     Mutant(
         "a second consumer is let in",
         "_buffers.py",
-        '        if self._consumer.setdefault("thread", me) != me:\n',
-        "        if False:\n",
+        '        if buffer.consumer.setdefault("thread", me) != me:\n            raise self._concurrent()\n'
+        "        try:\n            pulled = False\n",
+        "        try:\n            pulled = False\n",
     ),
     Mutant(
         "an error comes before what is buffered",
         "_buffers.py",
-        "if end is not None and (buffer.cancelled or not unread):",
-        "if end is not None and (buffer.cancelled or end.error or not unread):",
+        "                if ended and (buffer.cancelled or not unread):\n",
+        "                if ended and (buffer.cancelled or buffer.ends[0].error or not unread):\n",
     ),
     Mutant(
         "an error is raised for ever",

@@ -12,7 +12,7 @@ import batchstream
 PACKAGE = Path(batchstream.__file__).parent
 
 VOCABULARY = {"_markers", "_events", "_errors"}
-CORE = {"_demux", "_eos", "_steps"}
+CORE = {"_demux", "_eos", "_marks", "_steps"}
 SHELL_PARTS = {"_buffers", "_pull", "_source"}
 SHELLS = {"_sync"}
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 
@@ -58,16 +59,14 @@ def _wait_until_ready(process, url, log_path):
     raise AssertionError(f"not ready:\n{log_path.read_text()}")
 
 
-def session(leader):
-    """Return the processes of a session, zombies aside."""
-    listing = subprocess.run(
-        ["ps", "-eo", "sid=,stat=,pid=,args="],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    lines = [line.split(maxsplit=2) for line in listing.stdout.splitlines()]
-    return [what for sid, state, what in lines if int(sid) == leader and state[0] != "Z"]
+def marked(mark):
+    """Return the processes that have this text in their environment, as only Linux shows."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in environment.read_bytes():
+                found.append(environment.with_name("cmdline").read_bytes().replace(b"\0", b" "))
+    return found
 
 
 class Call:

@@ -1,6 +1,5 @@
 """The loop by itself: a queue with requests in front of it, a list of messages behind it."""
 
-import logging
 import pickle
 import queue
 import time
@@ -81,7 +80,7 @@ def served(api, *requests, transport=None, callbacks=(), waited=()):
 
 def ready(cls):
     """An instance as it is in a worker: LitServe has set it up, and it has travelled."""
-    api = cls(stream=True, loop=BatchedStreamLoop())
+    api = cls(stream=True, max_batch_size=2, loop=BatchedStreamLoop())
     api.pre_setup()
     api.loop.pre_setup(api)
     return pickle.loads(pickle.dumps(api))  # noqa: S301
@@ -360,7 +359,7 @@ def test_R14_what_stops_the_worker_passes_after_its_clients_were_told(stopping):
 
 def test_R14_ctrl_c_stops_the_loop_as_it_does_the_stock_one(monkeypatch):
     killed = []
-    monkeypatch.setattr(LitLoop, "kill", killed.append)
+    monkeypatch.setattr(LitLoop, "kill", lambda self: killed.append(self))  # noqa: PLW0108 - binds
     api = ready(Words)
 
     def predict(inputs):
