@@ -95,6 +95,16 @@ SPLITTERS: dict[str, Callable[..., list[Iterator[str | None]]]] = {
 }
 
 
+def split_and_read(
+    split: Callable[..., list[Iterator[str | None]]],
+    source: Callable[[], Iterator[list[str | None]]],
+    size: int,
+    read: Callable[[list[Iterator[str | None]]], int],
+) -> int:
+    """Do all that is measured, and return how many outputs there were."""
+    return read(split(source(), size))
+
+
 def speed() -> str:
     """Return the table of nanoseconds per output, and of batchstream's speed against tee's."""
     rows = []
@@ -108,10 +118,8 @@ def speed() -> str:
         for source_name, source in sources.items():
             for read in (one_after_another, round_robin):
                 contestants = {
-                    name: partial(
-                        lambda split, read, source: read(split(source(), size)), s, read, source
-                    )
-                    for name, s in SPLITTERS.items()
+                    name: partial(split_and_read, split, source, size, read)
+                    for name, split in SPLITTERS.items()
                 }
                 assert {run() for run in contestants.values()} == {sum(lengths)}
                 seconds = alternate(contestants)

@@ -29,6 +29,8 @@ TESTS = [
     "test_properties.py",
     "test_schedules.py",
 ]
+PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--confcutdir=tests"]
+PYTEST += ["-p", "no:cacheprovider", "-o", "timeout=60"]
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ MUTANTS = [
     Mutant(
         "a cancel noted during a step is forgotten",
         "_pull.py",
-        "        finally:\n            if self._cancels:\n                self._settle()\n\n    def pull_by_time",
+        "        finally:\n            if self._cancels:\n                self._settle()\n\n"
+        "    def pull_by_time",
         "        finally:\n            pass\n\n    def pull_by_time",
     ),
     Mutant(
@@ -242,7 +245,8 @@ MUTANTS = [
     Mutant(
         "a second consumer is let in",
         "_buffers.py",
-        '        if buffer.consumer.setdefault("thread", me) != me:\n            raise self._concurrent()\n'
+        '        if buffer.consumer.setdefault("thread", me) != me:\n'
+        "            raise self._concurrent()\n"
         "        try:\n            pulled = False\n",
         "        try:\n            pulled = False\n",
     ),
@@ -292,8 +296,7 @@ def run(mutant: Mutant) -> str:
             return f"DOES NOT APPLY: found {text.count(mutant.right)} times"
         module.write_text(text.replace(mutant.right, mutant.wrong))
         completed = subprocess.run(  # noqa: S603 - our own tests
-            [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
-            + ["--confcutdir=tests", "-o", "timeout=60", *(f"tests/{name}" for name in TESTS)],
+            [*PYTEST, *(f"tests/{name}" for name in TESTS)],
             cwd=copy,
             env={**os.environ, "PYTHONPATH": folder, "PY_COLORS": "0"},
             capture_output=True,

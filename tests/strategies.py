@@ -13,7 +13,6 @@ from batchstream import EOS, SKIP, End, Fail, FinishReason, Last, Many
 
 SENTINEL = object()
 PAD = "<pad>"
-END_TOKEN = "</s>"
 
 
 def outputs(*, none=False):
@@ -25,7 +24,7 @@ def outputs(*, none=False):
         st.booleans(),
         st.builds(Untouchable),
         st.sampled_from([StopIteration, StopIteration(), ValueError("data"), Last, Many, int]),
-        st.builds(lambda n: np.zeros(n), st.integers(0, 3)),
+        st.builds(np.zeros, st.integers(0, 3)),
         st.lists(st.integers(), max_size=2),
         st.just({}),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,5 @@ def test_the_core_does_no_io_and_reads_no_clock(module):
 
 @pytest.mark.parametrize("module", sorted(MAY_IMPORT))
 def test_nothing_but_typing_extensions_is_imported_from_outside(module):
-    import sys
-
     roots = {name.partition(".")[0] for name in imports(PACKAGE / f"{module}.py")}
     assert roots - set(sys.stdlib_module_names) <= {"batchstream", "typing_extensions"}

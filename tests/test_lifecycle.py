@@ -1,4 +1,4 @@
-"""Markers and streams between processes, at the end of the program, and in the collector's hands."""
+"""Markers and streams between processes, at a program's end, and in the collector's hands."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import threading
 import weakref
 
 import pytest
-from sources import TIMEOUT, ScriptedSource
+from sources import TIMEOUT, Gate, ScriptedSource
 
 import batchstream
 from batchstream import (
@@ -85,9 +86,9 @@ def test_R27_streams_and_batches_refuse_to_be_pickled_or_copied():
 
 def test_markers_are_frozen_and_show_what_they_hold():
     last = Last("x", info={"n": 1})
-    with pytest.raises(AttributeError, match="cannot (assign to|delete) field"):
+    with pytest.raises(AttributeError, match=r"cannot (assign to|delete) field"):
         last.output = "y"
-    with pytest.raises(AttributeError, match="cannot (assign to|delete) field"):
+    with pytest.raises(AttributeError, match=r"cannot (assign to|delete) field"):
         del last.output
     assert repr(last) == "Last(output='x', reason=<FinishReason.EOS: 'eos'>, info={'n': 1})"
     assert [repr(EOS), repr(SKIP)] == ["EOS", "SKIP"]
@@ -166,10 +167,6 @@ def test_R27_use_in_a_forked_child_raises_and_the_parent_goes_on():
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_R27_a_fork_while_another_thread_is_in_the_source_does_not_hang_the_child():
-    import threading
-
-    from sources import Gate
-
     gate = Gate()
 
     def source():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 from collections import deque
@@ -486,7 +487,7 @@ def test_R16_each_consumer_is_raised_an_instance_of_its_own_with_the_original_as
     raised = []
     for stream in streams:
         try:
-            raise KeyError("what this consumer was doing")
+            {}["what this consumer was doing"]
         except KeyError:
             with pytest.raises(ModelError) as caught:
                 next(stream)
@@ -562,8 +563,6 @@ def test_R14_what_stops_the_program_passes_through_and_settles_the_others(interr
 
 
 def test_R14_a_cancelled_error_of_the_source_is_an_error_and_cancels_nobody():
-    import asyncio
-
     error = asyncio.CancelledError("model gave up")
     first, second = demux(ScriptedSource([["a", "x"], error]), 2)
     next(first)
