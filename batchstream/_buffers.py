@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SEGMENT_LENGTH: Final = 128
-"""How many outputs a segment grows to; as many may be kept a while after they were received."""
+"""How many steps a segment is written for; its outputs may be kept a while after their receipt."""
 
 _GATE: Final = sys.maxsize
 
@@ -85,7 +85,7 @@ class Buffer(Generic[T]):
         # was interrupted on its way out, or is the source, which the pump refuses.
         self.consumer: dict[str, int] = {}
 
-    # ---- the pump's side
+    # ---- the pump's side, while the slot is live
 
     def turn_over(self) -> None:
         """Begin a new segment if there is anything in the last one."""
@@ -249,6 +249,7 @@ class Inlet(Generic[T]):
             self._error_raised = True
             raise consumer_error(error)
         self._parts.append(None)
+        self._buffer.discard()
 
     def _concurrent(self) -> ConcurrentConsumerError:
         return ConcurrentConsumerError(

@@ -242,6 +242,7 @@ class Pump(Generic[T]):
 
     def _close_if_idle(self) -> None:
         if not self._core.has_live:
+            self._forget_tails()
             self._source.close_quietly()
 
     def _check_room(self, limit: int) -> None:

@@ -36,8 +36,9 @@ class Stream(chain[T]):
     After its outputs a stream that ended in an error raises it, once, in a copy that is this
     stream's own, with the original as `__cause__`; from then on it is simply finished.
 
-    Memory: what is buffered, and up to 128 outputs that were received lately. `itertools.chain`
-    is a base class for speed alone: what is buffered is read without running Python code.
+    Memory: what is buffered, and the outputs of up to 128 steps that were received lately.
+    `itertools.chain` is a base class for speed alone: what is buffered is read without running
+    Python code.
 
     Raises (on iteration):
         BufferOverflowError: A stream of the batch has `max_buffered` unread outputs. Nothing was
@@ -183,8 +184,9 @@ class BatchedStream(Sequence[Stream[T]]):
             nobody reads holds all its outputs.
 
     Raises:
-        TypeError, ValueError: An argument is of the wrong kind, or cannot work; the source has
-            not been touched.
+        TypeError, ValueError: An argument is of the wrong kind, or cannot work. The source has
+            not been touched, unless its first step showed that `max_outputs` has another size;
+            then it is closed.
         StepError: The first step, pulled to learn the size, tells none; the source is closed.
         Exception: What the source raised when the first step was pulled.
 
@@ -314,7 +316,11 @@ class BatchedStream(Sequence[Stream[T]]):
             [(0, 'b')] [(1, 'eos')]
             [] [(0, 'eos')]
         """
-        return iter(self._pump.pull_by_time, None)
+        return iter(self._next_step, None)
+
+    def _next_step(self) -> Delivery[T] | None:
+        # A method of the batch, so that whoever has the iterator holds the batch and its streams.
+        return self._pump.pull_by_time()
 
     def cancel(self, slot: int) -> None:
         """Give one slot up, as `Stream.cancel` does.

@@ -29,8 +29,9 @@ TESTS = [
     "test_properties.py",
     "test_schedules.py",
 ]
+SECONDS = 240
 PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--confcutdir=tests"]
-PYTEST += ["-p", "no:cacheprovider", "-o", "timeout=60"]
+PYTEST += ["-p", "no:cacheprovider", "-o", "timeout=30"]
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,8 @@ MUTANTS = [
     Mutant(
         "the source runs on when nobody is live",
         "_pull.py",
-        "        if not self._core.has_live:\n            self._source.close_quietly()\n",
-        "        pass\n",
+        "            self._forget_tails()\n            self._source.close_quietly()\n",
+        "            pass\n",
     ),
     Mutant(
         "the source is pulled for a stream that was served meanwhile",
@@ -159,7 +160,8 @@ MUTANTS = [
     Mutant(
         "a cancel noted during a step is forgotten",
         "_pull.py",
-        "        finally:\n            if self._cancels:\n                self._settle()\n\n"
+        "        finally:\n            if self._cancels:\n                self._settle()\n"
+        "\n"
         "    def pull_by_time",
         "        finally:\n            pass\n\n    def pull_by_time",
     ),
@@ -295,14 +297,18 @@ def run(mutant: Mutant) -> str:
         if text.count(mutant.right) != 1:
             return f"DOES NOT APPLY: found {text.count(mutant.right)} times"
         module.write_text(text.replace(mutant.right, mutant.wrong))
-        completed = subprocess.run(  # noqa: S603 - our own tests
-            [*PYTEST, *(f"tests/{name}" for name in TESTS)],
-            cwd=copy,
-            env={**os.environ, "PYTHONPATH": folder, "PY_COLORS": "0"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        try:
+            completed = subprocess.run(  # noqa: S603 - our own tests
+                [*PYTEST, *(f"tests/{name}" for name in TESTS)],
+                cwd=copy,
+                env={**os.environ, "PYTHONPATH": folder, "PY_COLORS": "0"},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            return f"a test hung, after {(error.stdout or b'').count(b'.')} that passed"
     noticed = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", completed.stdout, re.MULTILINE)
     if noticed:
         return noticed[1]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import batchstream
+from batchstream._buffers import SEGMENT_LENGTH
 from batchstream._demux import BATCH_TRANSITIONS, SLOT_TRANSITIONS
 
 ROOT = Path(__file__).parent.parent
@@ -140,6 +141,12 @@ def test_the_table_of_layers_names_every_module():
     integrations = {f"integrations.{part.stem}" for part in parts if not part.stem.startswith("__")}
     assert len(named) == len(set(named))
     assert set(named) == modules | integrations
+
+
+@every_page
+def test_how_many_steps_a_stream_keeps_is_told_as_it_is(page):
+    for number in re.findall(r"(?:up to|pieces of)\s(\d+)\ssteps", page.read_text()):
+        assert int(number) == SEGMENT_LENGTH
 
 
 # ---- reference.md

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import threading
 from collections import deque
 from contextlib import closing
@@ -757,6 +758,12 @@ def test_a_batch_is_read_by_slot_or_by_time_never_both():
         next(by_slot.steps())
 
 
+def test_by_time_the_iterator_holds_its_batch():
+    steps = BatchedStream([["a"], ["b"]], 1).steps()
+    gc.collect()
+    assert [delivery.outputs for delivery in steps] == [[(0, "a")], [(0, "b")], []]
+
+
 # ---- the batch as a whole
 
 
@@ -923,6 +930,92 @@ def test_R24_live_statistics_and_cancel_never_wait_for_user_code(place):
     with BatchedStream(source(), 2, is_eos=predicate) as batch:
         batches.append(batch)
         assert list(batch[0]) == ["a"]
+
+
+# ---- signals
+
+needs_signals = pytest.mark.skipif(
+    not hasattr(signal, "pthread_kill"), reason="a signal cannot be sent to a thread here"
+)
+
+
+@pytest.fixture
+def on_signal():
+    """Set what happens at SIGUSR1, given the interrupted frame; return what sends it."""
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def send():
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+    def handle(action):
+        signal.signal(signal.SIGUSR1, lambda _, frame: action(frame))
+        return send
+
+    yield handle
+    signal.signal(signal.SIGUSR1, before)
+
+
+@needs_signals
+def test_R04_a_receive_broken_off_while_another_thread_pulls_loses_nothing(on_signal):
+    class BrokenOffError(Exception):
+        pass
+
+    gate = Gate()
+    waiting = threading.Event()
+
+    def break_off(frame):
+        if waiting.is_set() and frame.f_code.co_name == "pull":
+            waiting.clear()
+            raise BrokenOffError
+
+    def source():
+        yield ["a", "x"]
+        gate.pass_through()
+        yield ["b", "y"]
+        yield [None, None]
+
+    send = on_signal(break_off)
+    first, second = demux(source(), 2)
+    assert [next(first), next(second)] == ["a", "x"]
+    received = []
+    reader = threading.Thread(target=lambda: received.extend(first), daemon=True)
+    reader.start()
+    assert gate.reached.wait(TIMEOUT)
+
+    def send_until_it_strikes():
+        while waiting.is_set():
+            send()
+
+    for _ in range(3):
+        waiting.set()
+        sender = threading.Thread(target=send_until_it_strikes, daemon=True)
+        sender.start()
+        with pytest.raises(BrokenOffError):
+            next(second)
+        sender.join(TIMEOUT)
+    gate.opened.set()
+    assert list(second) == ["y"]
+    reader.join(TIMEOUT)
+    assert received == ["b"]
+
+
+@needs_signals
+def test_R12_a_stream_may_be_cancelled_from_a_signal_handler_that_interrupts_the_pump(on_signal):
+    streams = []
+    send = on_signal(lambda _: streams[1].cancel())
+
+    def source():
+        yield ["a", "x"]
+        send()
+        live = yield ["b", "y"]
+        assert live == (0,)
+        yield [None, None]
+
+    streams += demux(source(), 2)
+    assert next(streams[1]) == "x"
+    assert list(streams[0]) == ["a", "b"]
+    assert list(streams[1]) == []
+    assert streams[1].finish_reason is FinishReason.CANCELLED
 
 
 # ---- context
