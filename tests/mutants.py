@@ -160,10 +160,8 @@ MUTANTS = [
     Mutant(
         "a cancel noted during a step is forgotten",
         "_pull.py",
-        "        finally:\n            if self._cancels:\n                self._settle()\n"
-        "\n"
-        "    def pull_by_time",
-        "        finally:\n            pass\n\n    def pull_by_time",
+        "                self._settle()\n\n    def pull_by_time",
+        "                pass\n\n    def pull_by_time",
     ),
     Mutant(
         "the source's own thread waits for itself",
@@ -180,9 +178,8 @@ MUTANTS = [
     Mutant(
         "an interrupt leaves the other streams waiting",
         "_pull.py",
-        "            if buffer.end is None:\n                given = self._core.given(buffer.slot)\n"
         "                buffer.finish(StreamEnd(FinishReason.ERROR, given, error=error))\n",
-        "            pass\n",
+        "                pass\n",
     ),
     Mutant(
         "the source runs in the consumer's context",

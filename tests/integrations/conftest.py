@@ -19,6 +19,9 @@ OURS = {
 }
 STOCK = {"stock": PLAIN | {"stock": True}}
 
+SIZES = {"/three": 3, "/one": 1}
+IDLE = {"tag": "idle", "plan": []}
+
 
 class Server:
     """A running server, and the clients of a test."""
@@ -33,10 +36,8 @@ class Server:
 
     def call(self, *requests, path="/three"):
         """Send requests that make a batch, with idle ones in the places of those that lack."""
-        idle = {"tag": "idle", "plan": []}
-        size = {"/three": 3, "/one": 1}[path]
-        requests = [*requests, *[idle] * (size - len(requests))]
-        return [Call(self.client, path, request) for request in requests]
+        idle = [IDLE] * (SIZES[path] - len(requests))
+        return call_together(self.client, path, [*requests, *idle])
 
 
 @contextlib.contextmanager
@@ -47,8 +48,22 @@ def serve(options, folder):
     command = [str(API), json.dumps(options | {"port": port})]
     with running(command, url, log_path):
         server = Server(url, log_path)
+        if options["zmq"]:
+            wait_for_subscribers(url)
         with server.client:
             yield server
+
+
+def wait_for_subscribers(url):
+    """Ask until there is an answer: ZMQ drops what is published before the subscriber is known."""
+    with httpx.Client(base_url=url, timeout=2) as client:
+        for path, size in SIZES.items():
+            while any(call.wait().error for call in call_together(client, path, [IDLE] * size)):
+                pass
+
+
+def call_together(client, path, requests):
+    return [Call(client, path, request) for request in requests]
 
 
 @pytest.fixture(scope="session")

@@ -76,6 +76,13 @@ def test_prompts_that_come_together_each_get_what_is_theirs(url):
     assert {p: len(call.body.splitlines()) for p, call in calls.items()} == COUNTS
 
 
+def assert_gone(mark):
+    deadline = time.monotonic() + SECONDS
+    while (left := marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.05)  # the kernel is clearing them away
+    assert left == []
+
+
 def test_the_demonstration_shows_the_short_response_end_first_and_leaves_nothing_running():
     mark = uuid.uuid4().hex
     done = subprocess.run(  # noqa: S603
@@ -92,10 +99,7 @@ def test_the_demonstration_shows_the_short_response_end_first_and_leaves_nothing
     assert ends == ["short", "long"]
     assert len(shown) == 3 + 9 + 2
     assert "6 outputs were never sent" in done.stdout
-    deadline = time.monotonic() + SECONDS
-    while (left := marked(mark)) and time.monotonic() < deadline:
-        time.sleep(0.05)  # the kernel is clearing them away
-    assert left == []
+    assert_gone(mark)
 
 
 def test_the_demonstration_fails_with_the_log_of_a_server_that_does_not_start(tmp_path):
@@ -112,9 +116,17 @@ def test_the_demonstration_fails_with_the_log_of_a_server_that_does_not_start(tm
 def test_the_demonstration_fails_if_the_short_response_does_not_end_first(tmp_path):
     demo = shutil.copy(EXAMPLES / "demo.py", tmp_path)
     padded = EXAMPLE.read_text().replace("encoded_batch.append(None)", "encoded_batch.append('')")
-    (tmp_path / EXAMPLE.name).write_text(padded)
+    stubborn = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    (tmp_path / EXAMPLE.name).write_text(stubborn + padded)
+    mark = uuid.uuid4().hex
     done = subprocess.run(  # noqa: S603
-        [sys.executable, demo], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, demo],
+        env=os.environ | {"MARK": mark},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert done.returncode == 1
     assert "demo failed: the short response was not complete before" in done.stderr
+    assert_gone(mark)

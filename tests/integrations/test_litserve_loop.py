@@ -15,7 +15,7 @@ from litserve.specs.base import LitSpec
 from litserve.transport.base import MessageTransport
 from litserve.utils import LitAPIStatus
 
-from batchstream import Fail, Last, StepError
+from batchstream import Fail, Last, Many, StepError
 from batchstream.integrations.litserve import BatchedStreamLoop
 from batchstream.integrations.litserve._failure import Failure
 
@@ -218,11 +218,16 @@ def test_a_hook_that_raises_fails_its_batch(hook, error, answer, caplog):
 
 
 class Closing(Words):
-    """Notes when each of its generators is closed."""
+    """Notes when each of its generators is closed, and keeps them from being collected."""
 
     closed: ClassVar = []
+    kept: ClassVar = []
 
     def predict(self, inputs):
+        self.kept.append(self.steps(inputs))
+        return self.kept[-1]
+
+    def steps(self, inputs):
         try:
             while True:
                 yield [words.pop(0) if words else None for words in inputs]
@@ -230,6 +235,10 @@ class Closing(Words):
             type(self).closed.append("predict")
 
     def unbatch(self, output):
+        self.kept.append(self.lists(output))
+        return self.kept[-1]
+
+    def lists(self, output):
         try:
             yield from map(list, output)
         finally:
@@ -248,6 +257,7 @@ class Closing(Words):
 @pytest.mark.parametrize("last", ["", " broken"], ids=["at the end", "at an error"])
 def test_R10_generators_are_closed_once_from_the_last_to_the_first(monkeypatch, last):
     monkeypatch.setattr(Closing, "closed", [])
+    monkeypatch.setattr(Closing, "kept", [])
     served(ready(Closing), "a b" + last, "x")
     assert Closing.closed == ["encode_response", "unbatch", "predict"]
 
@@ -327,10 +337,15 @@ def test_a_request_whose_output_the_transport_refuses_fails_alone():
     assert got == [[*ok("a"), FAILED], [*ok("x", "y", "z"), FINISHED]]
 
 
-def test_an_end_that_the_transport_refuses_is_logged_and_the_worker_lives(caplog):
-    transport = Messages(refused=["", "b", FAILED[1]])
-    assert served(ready(Words), "a", "a b", transport=transport) == [ok("a"), ok("a")]
-    assert "could not be told its end" in caplog.text
+def test_a_transport_that_cannot_send_an_end_stops_the_worker_as_it_does_in_the_stock_loop():
+    with pytest.raises(OSError, match="refused"):
+        served(ready(Words), "a", transport=Messages(refused=["", FAILED[1]]))
+
+
+def test_nothing_follows_a_failure_that_came_between_the_outputs_of_a_step():
+    api = ready(Words)
+    api.encode_response = lambda steps: iter([[Many(["a", object(), "b"]), "x"]])
+    assert served(api, "a", "x") == [[*ok("a"), FAILED], [*ok("x"), FINISHED]]
 
 
 def test_a_last_output_that_cannot_be_sent_is_an_error_and_not_an_end():

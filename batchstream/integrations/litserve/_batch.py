@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from litserve.callbacks import EventTypes
@@ -42,7 +42,12 @@ class Batch:
         self._members = members
 
     def serve(self) -> None:
-        """Serve every request to its end. Only what is no `Exception` is raised."""
+        """Serve every request to its end.
+
+        Raises:
+            BaseException: What is no `Exception`, from any hook; the requests have been told.
+            Exception: What the transport raises where it cannot even send an end.
+        """
         try:
             self._decode()
             if self._members:
@@ -52,7 +57,8 @@ class Batch:
         except Exception as error:  # noqa: BLE001 - the users' hooks may raise anything
             fail(self._replies(), error)
         except BaseException as error:
-            fail(self._replies(), error)
+            with suppress(Exception):  # where a worker is being stopped, its transport may be gone
+                fail(self._replies(), error)
             raise
 
     def _replies(self) -> list[Reply]:

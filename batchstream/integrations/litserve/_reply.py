@@ -22,6 +22,8 @@ logger = logging.getLogger("batchstream.integrations.litserve")
 class Reply:
     """Any number of outputs, then exactly one end. What comes after the end is ignored.
 
+    The methods that end it raise what the transport raises.
+
     Args:
         put: Sends a message to the request's server process: data, status, response type.
         uid: LitServe's name for the request.
@@ -76,12 +78,10 @@ class Reply:
         self._put(data, status, LoopResponseType.STREAMING)
 
     def _end(self, data: object, status: str) -> None:
+        # The data is our own: if it cannot be sent, nothing can. What the transport raises then
+        # stops the worker, as it does in LitServe's own loop, and LitServe sees to it.
         self.ended = True
-        try:
-            self._message(data, status)
-        except Exception:
-            # The data is our own, so it is the transport that fails: there is nobody to tell.
-            logger.exception("request %s could not be told its end", self.uid)
+        self._message(data, status)
 
 
 def fail(replies: Iterable[Reply], error: BaseException) -> None:
