@@ -126,7 +126,9 @@ class Buffer(Generic[T]):
         """Return an iterator over what a segment still has to give and will have."""
         outputs, gate = segment
         self._inner = iter(outputs)
-        self._inner.__setstate__(_GATE - length_hint(gate))  # type: ignore[attr-defined]
+        received = _GATE - length_hint(gate)
+        if received:
+            self._inner.__setstate__(received)  # type: ignore[attr-defined]
         self.reader = compress(self._inner, gate)
         if self.cancelled:  # by another thread, which may have missed this reader
             self.stop_reader()

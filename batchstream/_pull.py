@@ -266,19 +266,21 @@ class Pump(Generic[T]):
         Whatever breaks this off, be it a signal in the midst of it, fails the streams that have no
         end yet: nobody misses an output without being told.
         """
+        core = self._core
+        live = core.live
         failure: BaseException | None = None
         try:
             try:
-                step = self._source.advance(self._core.live)
+                step = self._source.advance(live)
             except StopIteration:
-                delivery = self._core.finish()
+                delivery = core.finish()
             else:
-                values = self._core.feed_plain(step) if self._view == "by slot" else None
-                if values is not None:
-                    self._append(self._core.live, values)
+                # Most steps go this way, and pass no further stop.
+                if live is self._tails_of and (values := core.feed_plain(step)) is not None:
+                    self._append(values)
                     self.moves += 1
                     return _NOTHING
-                delivery = self._core.feed(step)
+                delivery = core.feed(step)
             self._hand_out(delivery)
         except BaseException as error:  # noqa: BLE001 - told to all streams, and raised on if need be
             failure = error
@@ -304,18 +306,18 @@ class Pump(Generic[T]):
     def _hand_out(self, delivery: Delivery[T]) -> None:
         slots, values, ends = delivery
         if self._view == "by slot":
-            self._append(slots, values)
+            if slots is not self._tails_of:
+                self._tails = list(map(self._all_tails.__getitem__, slots))
+                self._tails_of = slots
+                self._room = 0  # one may have got more than one output: look again
+            self._append(values)
         for slot, end in ends:
             self.buffers[slot].finish(end)
         self.moves += 1
         if ends:
             self._close_if_idle()
 
-    def _append(self, slots: Sequence[int], values: Sequence[T]) -> None:
-        if slots is not self._tails_of:
-            self._tails = list(map(self._all_tails.__getitem__, slots))
-            self._tails_of = slots
-            self._room = 0  # one may have got more than one output: look again
+    def _append(self, values: Sequence[T]) -> None:
         any(map(_append, self._tails, values))  # in C: append returns None
         self._until_turn -= 1
         if not self._until_turn:

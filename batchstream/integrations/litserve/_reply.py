@@ -78,10 +78,10 @@ class Reply:
         self._put(data, status, LoopResponseType.STREAMING)
 
     def _end(self, data: object, status: str) -> None:
-        # The data is our own: if it cannot be sent, nothing can. What the transport raises then
-        # stops the worker, as it does in LitServe's own loop, and LitServe sees to it.
-        self.ended = True
+        # An end that cannot be sent is none: the request is failed in its stead. If that cannot be
+        # sent either, what the transport raises stops the worker, as it does in LitServe's loop.
         self._message(data, status)
+        self.ended = True
 
 
 def fail(replies: Iterable[Reply], error: BaseException) -> None:
