@@ -14,9 +14,11 @@ import json
 import os
 import socket
 import sys
+import uuid
 
 import litserve as ls
 from fastapi import HTTPException
+from litserve.transport import zmq_queue
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from batchstream import SKIP, End, Fail, Last, Many
@@ -166,8 +168,10 @@ def really_use_zmq(server):
     """Do what `fast_queue=True` fails to do in LitServe 0.2.19.
 
     It sets a field that nobody reads. If ZMQ is chosen nevertheless, its two addresses are passed
-    on in the wrong order, so that the publishers connect to where subscribers belong.
+    on in the wrong order, so that the publishers connect to where subscribers belong. The sockets
+    lie in the current folder, where they do not outlive the test.
     """
+    zmq_queue.generate_random_zmq_address = lambda: f"ipc://{uuid.uuid4().hex}"
     server.transport_config.transport_type = "zmq"
     make_manager = server._init_manager
 

@@ -3,6 +3,7 @@
 import pickle
 import queue
 import time
+import uuid
 from typing import ClassVar
 
 import litserve as ls
@@ -61,7 +62,7 @@ class Words(ls.LitAPI):
         yield from output_stream
 
 
-def served(api, *requests, transport=None, callbacks=(), waited=()):
+def served(api, *requests, transport=None, callbacks=(), waited=(), uids=("r0", "r1", "r2")):
     """Let the loop serve a batch of these requests, and return the messages to each.
 
     Those numbered in `waited` come so late that they have no place in the batch.
@@ -71,11 +72,11 @@ def served(api, *requests, transport=None, callbacks=(), waited=()):
     waiting = queue.Queue()
     for number, request in enumerate(requests):
         came = time.monotonic() - (number in waited) * (api.request_timeout + 1)
-        waiting.put((0, f"r{number}", came, request))
+        waiting.put((0, uids[number], came, request))
     waiting.put(_SENTINEL_VALUE)
     with pytest.raises(_StopLoopError):
         api.loop(api, "cpu", 0, waiting, transport, {}, CallbackRunner(list(callbacks)))
-    return [transport.sent.get(f"r{number}", []) for number in range(len(requests))]
+    return [transport.sent.get(uid, []) for uid in uids[: len(requests)]]
 
 
 def ready(cls):
@@ -107,7 +108,7 @@ class Recorder(Callback):
 
 
 class Recording(Words):
-    """Records its hooks, generator bodies included."""
+    """Records when its hooks are called."""
 
     record: ClassVar = []
 
@@ -125,16 +126,15 @@ class Recording(Words):
 
     def predict(self, inputs, context):
         self._note(f"predict {context}")
-        yield from super().predict(inputs)
+        return super().predict(inputs)
 
     def unbatch(self, output, context):
         self._note(f"unbatch {context}")
-        yield from output
+        return output
 
     def encode_response(self, output_stream, context):
         self._note(f"encode_response {context}")
-        for outputs in output_stream:
-            yield [output or "" for output in outputs]
+        return ([output or "" for output in outputs] for outputs in output_stream)
 
     def format_encoded_response(self, data):
         self._note(f"format_encoded_response {data}")
@@ -162,7 +162,6 @@ def test_hooks_and_callbacks_come_in_the_order_of_the_stock_loop(monkeypatch, sp
         monkeypatch.setattr(Recording, "record", [])
         api = Recording(stream=True, max_batch_size=3, loop=loop, spec=spec and spec())
         api.pre_setup()
-        api.loop.pre_setup(api)
         served(api, "a b", "x y", "s t", callbacks=[Recorder(Recording.record)])
         return list(Recording.record)
 
@@ -323,6 +322,14 @@ def test_one_error_of_many_requests_is_logged_once_with_its_traceback(caplog):
     [record] = caplog.records
     assert isinstance(record.exc_info[1], StepError)
     assert "r0, r1" in record.getMessage()
+
+
+def test_requests_may_be_named_as_the_openai_spec_names_them(caplog):
+    api = ready(Words)
+    api.encode_response = lambda steps: iter([[Fail(ValueError("a"))]])
+    uid = uuid.uuid4()
+    assert served(api, "a", uids=[uid]) == [[FAILED]]
+    assert str(uid) in caplog.text
 
 
 def test_errors_of_their_own_are_logged_each(caplog):
@@ -495,3 +502,14 @@ def test_an_api_can_move_to_another_server_and_path():
         server = ls.LitServer(api, accelerator="cpu")
         paths = [route.path for route in server.app.routes]
         assert path in paths
+
+
+def test_the_endpoint_asks_for_the_apis_own_authorization():
+    class Guarded(Words):
+        def authorize(self):
+            raise HTTPException(401)
+
+    api = Guarded(stream=True, loop=BatchedStreamLoop())
+    server = ls.LitServer(api, accelerator="cpu")
+    [route] = [route for route in server.app.routes if route.path == "/predict"]
+    assert [depends.dependency for depends in route.dependencies] == [api.authorize]

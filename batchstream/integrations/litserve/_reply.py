@@ -26,13 +26,13 @@ class Reply:
 
     Args:
         put: Sends a message to the request's server process: data, status, response type.
-        uid: LitServe's name for the request.
+        uid: LitServe's name for the request, text or a UUID.
         spec: What the API's endpoint is made by.
     """
 
     __slots__ = ("_put", "_spec", "begun", "ended", "uid")
 
-    def __init__(self, put: Callable[..., None], uid: str, spec: LitSpec | None) -> None:
+    def __init__(self, put: Callable[..., None], uid: object, spec: LitSpec | None) -> None:
         self._put = put
         self._spec = spec
         self.uid = uid
@@ -94,7 +94,7 @@ def fail(replies: Iterable[Reply], error: BaseException) -> None:
 
 
 def _log(error: BaseException, replies: list[Reply]) -> None:
-    uids = ", ".join(reply.uid for reply in replies)
+    uids = ", ".join(str(reply.uid) for reply in replies)
     if not isinstance(error, HTTPException | KeyboardInterrupt):
         logger.error("failed, and with it these requests: %s", uids, exc_info=error)
     elif any(reply.begun for reply in replies):
