@@ -214,12 +214,15 @@ class Inlet(Generic[T]):
                     pulled = True
                 elif unread == 1 and pulled:
                     self._empty_since = moves
-                    next(gate)
-                    return outputs[received]
+                    output = outputs[received]
+                    # Counts it. A loop, because a signal's exception may strike after a call, but
+                    # not on this way out: the output would be lost.
+                    for _ in gate:
+                        return output
                 else:
                     self._parts.extend((buffer.read(segment), self))
         finally:
-            buffer.consumer.clear()
+            del buffer.consumer["thread"]  # no call, for the same reason
         raise StopIteration
 
     def drain(self) -> list[T]:

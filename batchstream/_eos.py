@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import enum
 import operator
 import sys
 from collections.abc import Sequence
+from numbers import Number
 from typing import Final, final
 
 from batchstream._markers import EOS, MARKER_TYPES
 
 # Equal values of these types need not be one object, so identity could miss the mark for ever.
-_COMPARED_BY_VALUE: Final = (int, float, complex, str, bytes, bytearray, tuple, frozenset)
+_COMPARED_BY_VALUE: Final = (Number, str, bytes, bytearray, tuple, frozenset)
 
 UNLIMITED: Final = sys.maxsize
 
@@ -29,7 +31,7 @@ class TokenIds:
             return False
         try:
             number = operator.index(output)  # type: ignore[arg-type]
-        except TypeError:  # an array of several numbers has the method and refuses
+        except Exception:  # noqa: BLE001 - an array of several numbers has the method, and refuses
             return False
         return number in self._ids
 
@@ -77,11 +79,12 @@ def token_ids(*ids: int) -> TokenIds:
 
 def check_eos(eos: object, is_eos: object) -> None:
     """Refuse an end mark that could never be recognised."""
-    if isinstance(eos, _COMPARED_BY_VALUE) and not isinstance(eos, bool):
+    by_value = isinstance(eos, _COMPARED_BY_VALUE) or hasattr(type(eos), "__index__")
+    if by_value and not isinstance(eos, bool | enum.Enum):
         hint = (
             f"token_ids({eos!r})" if isinstance(eos, int) else f"lambda output: output == {eos!r}"
         )
-        raise ValueError(  # noqa: TRY004 - any object may be the mark: what fails is the value
+        raise ValueError(
             f"eos is compared by identity, which does not hold for {type(eos).__name__} {eos!r}: "
             f"pass is_eos={hint}"
         )
@@ -111,7 +114,10 @@ def check_count(name: str, value: object, *, at_least: int) -> int:
     """Return a whole number that an argument has to be."""
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise TypeError(f"{name} takes a whole number, got {value!r}")
-    number = operator.index(value)  # type: ignore[arg-type]
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise TypeError(f"{name} takes a whole number, got {value!r}") from error
     if number < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {number}")
     return number

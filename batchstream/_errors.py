@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from types import GetSetDescriptorType, MemberDescriptorType
 
+PASSING = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What is meant for the thread it is raised in, and passes through it."""
+
+_OUR_MODULES = ("batchstream._pull", "batchstream._source")
+
 _OWN_TO_A_RAISE = frozenset(
     {"__dict__", "__weakref__", "__traceback__", "__context__", "__cause__", "__suppress_context__"}
 )
@@ -99,7 +104,7 @@ def _copy(error: Exception) -> Exception | None:
     cls = type(error)
     try:
         own = cls.__new__(cls, *error.args)
-        if type(own) is not cls:
+        if type(own) is not cls or own is error:
             return None
         own.args = error.args
         for base in cls.__mro__:
@@ -124,6 +129,14 @@ def _copy_field(name: str, error: Exception, own: Exception) -> None:
             setattr(own, name, value)
     except (AttributeError, TypeError):
         return  # unset in the original, or read-only: derived from what is copied
+
+
+def begin_in_source(error: BaseException) -> None:
+    """Let the traceback of an error of the source begin there, and not with our own frames."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_frame.f_globals.get("__name__") in _OUR_MODULES:
+        traceback = traceback.tb_next
+    error.__traceback__ = traceback
 
 
 def forget_context(error: BaseException, handled: BaseException | None) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections import deque
+from collections import Counter, deque
 from dataclasses import replace
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal
@@ -27,7 +27,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal
 from typing_extensions import TypeVar
 
 from batchstream._buffers import SEGMENT_LENGTH, Buffer
-from batchstream._errors import BufferOverflowError, ClosedError, forget_context
+from batchstream._errors import (
+    PASSING,
+    BufferOverflowError,
+    ClosedError,
+    begin_in_source,
+    forget_context,
+)
 from batchstream._events import Delivery, FinishReason, StreamEnd
 
 if TYPE_CHECKING:
@@ -43,8 +49,6 @@ T = TypeVar("T")
 _append: Final = list.append
 _NOBODY: Final = 0
 _NOTHING: Final[Delivery[Any]] = Delivery((), ())
-# What is meant for the thread it is raised in, and passes through after the streams are settled.
-_PASSING: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 _BY_TIME: Final = "a batch is read by slot or by time: steps() has begun, streams cannot be read"
 _BY_SLOT: Final = "a batch is read by slot or by time: a stream has been read, steps() cannot begin"
@@ -81,8 +85,10 @@ class Pump(Generic[T]):
         self._tails: list[list[T]] = []
         self._tails_of: Sequence[int] = ()
         self._until_turn = SEGMENT_LENGTH
-        # Ends of cancelled slots, for the next delivery of the view by time.
+        # For the next delivery of the view by time: ends of cancelled slots, and all that could not
+        # be delivered because something was raised instead.
         self._unreported: list[tuple[int, StreamEnd]] = []
+        self._withheld: Delivery[T] | None = None
         _pumps.add(self)
         self._close_if_idle()
 
@@ -107,8 +113,15 @@ class Pump(Generic[T]):
 
     def statistics(self) -> Statistics:
         """Return the figures up to now."""
-        figures = self._core.statistics()
-        return replace(figures, buffered=sum(buffer.buffered for buffer in self.buffers))
+        # In one pass over the ends, which no thread takes back: live and finished always add up.
+        ends = [buffer.end for buffer in self.buffers]
+        return replace(
+            self._core.statistics(),
+            opened=len(ends),
+            live=ends.count(None),
+            finished=dict(Counter(end.reason for end in ends if end is not None)),
+            buffered=sum(buffer.buffered for buffer in self.buffers),
+        )
 
     # ---- from a consumer
 
@@ -196,25 +209,36 @@ class Pump(Generic[T]):
 
     def _settle(self) -> None:
         """Apply the cancels noted by now, unless the role's holder will."""
-        while self._cancels and not self._forked and self._role.acquire(False):  # noqa: FBT003
+        while self._cancels and not self._forked:
+            taken: list[bool] = []
             try:
+                # One call in C takes the role and says so: a signal's exception finds it noted.
+                taken.extend(filter(None, map(self._role.acquire, (False,))))
+                if not taken:
+                    return
                 self._holder = get_ident()
                 self._apply_cancels()
             finally:
-                self._holder = _NOBODY
-                self._role.release()
+                if taken:
+                    self._holder = _NOBODY
+                    self._role.release()
 
     # ---- with the role
 
     def _pull_by_time(self) -> Delivery[T] | None:
         if self._view != "by time":
             self._choose_view("by time")
+        if self._withheld is not None:
+            withheld, self._withheld = self._withheld, None
+            return withheld
         if self._cancels:
             self._apply_cancels()
         core = self._core
         delivery: Delivery[T] = self._move() if core.has_live else Delivery((), ())
-        if self._unreported:
-            delivery = delivery._replace(ends=[*self._unreported, *delivery.ends])
+        if self._unreported or delivery.ends:
+            # A slot has one end, and whoever noted it first has set it.
+            ends = [(slot, self.buffers[slot].ends[0]) for slot, _ in delivery.ends]
+            delivery = delivery._replace(ends=[*self._unreported, *ends])
             self._unreported.clear()
         if core.has_live or delivery.values or delivery.ends:
             return delivery
@@ -235,14 +259,18 @@ class Pump(Generic[T]):
     def _apply_cancels(self) -> None:
         while self._cancels:
             slot = self._cancels.popleft()
-            self._unreported.extend(self._core.cancel(slot).ends)
-            self.buffers[slot].discard()
-        self._forget_tails()
+            buffer = self.buffers[slot]
+            if self._core.cancel(slot).ends:
+                self._unreported.append((slot, buffer.ends[0]))
+            buffer.discard()
+            if self._core.has_live:
+                self._all_tails[slot] = buffer.tail
+            self._tails, self._tails_of = [], ()
         self._close_if_idle()
 
     def _close_if_idle(self) -> None:
         if not self._core.has_live:
-            self._forget_tails()
+            self._all_tails, self._tails, self._tails_of = [], [], ()
             self._source.close_quietly()
 
     def _check_room(self, limit: int) -> None:
@@ -284,24 +312,32 @@ class Pump(Generic[T]):
             self._hand_out(delivery)
         except BaseException as error:  # noqa: BLE001 - told to all streams, and raised on if need be
             failure = error
-        return delivery if failure is None else self._break_off(failure)
+        if failure is not None:
+            return self._break_off(failure)
+        if delivery.ends:
+            try:
+                self._close_if_idle()
+            except BaseException:
+                self._withheld = delivery
+                raise
+        return delivery
 
     def _break_off(self, error: BaseException) -> Delivery[T]:
         forget_context(error, sys.exception())
-        if error.__traceback__ is not None:  # let it begin in the source, not with our own frame
-            error.__traceback__ = error.__traceback__.tb_next
-        delivery: Delivery[T] = Delivery((), (), ())
+        begin_in_source(error)
         if self._core.running:
-            delivery = self._core.fail(error)
-        for buffer in self.buffers:
+            self._core.fail(error)
+        ends = []
+        for buffer in self.buffers:  # not the core's: what it said of this step may be lost
             if buffer.end is None:
                 given = self._core.given(buffer.slot)
                 buffer.finish(StreamEnd(FinishReason.ERROR, given, error=error))
+                ends.append((buffer.slot, buffer.ends[0]))
         self._close_if_idle()
-        if isinstance(error, _PASSING):
-            self._unreported.extend(delivery.ends)
+        if isinstance(error, PASSING):
+            self._unreported.extend(ends)
             raise error
-        return delivery
+        return Delivery((), (), ends)
 
     def _hand_out(self, delivery: Delivery[T]) -> None:
         slots, values, ends = delivery
@@ -314,8 +350,6 @@ class Pump(Generic[T]):
         for slot, end in ends:
             self.buffers[slot].finish(end)
         self.moves += 1
-        if ends:
-            self._close_if_idle()
 
     def _append(self, values: Sequence[T]) -> None:
         any(map(_append, self._tails, values))  # in C: append returns None
@@ -326,12 +360,9 @@ class Pump(Generic[T]):
     def _turn_over(self) -> None:
         for slot in self._core.live:
             self.buffers[slot].turn_over()
-        self._forget_tails()
-        self._until_turn = SEGMENT_LENGTH
-
-    def _forget_tails(self) -> None:
         self._all_tails = [buffer.tail for buffer in self.buffers]
         self._tails, self._tails_of = [], ()
+        self._until_turn = SEGMENT_LENGTH
 
     # ---- after a fork, in the child
 

@@ -6,6 +6,8 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from batchstream._errors import PASSING
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -86,7 +88,9 @@ class Source:
         """
         try:
             self.close()
-        except Exception as error:  # noqa: BLE001 - handed on, to the hook
+        except PASSING:
+            raise
+        except BaseException as error:  # noqa: BLE001 - handed on, to the hook
             _Unheard(error)
 
 
@@ -97,7 +101,7 @@ def _advance_closed(_: tuple[int, ...]) -> NoReturn:
 class _Unheard:
     """Hands an error to `sys.unraisablehook`, whose argument only the interpreter can make."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         self._error = error
 
     def __del__(self) -> None:

@@ -72,17 +72,15 @@ def picker(slots: Sequence[int]) -> Callable[[Any], tuple[Any, ...]]:
 def _read_sequence(step: object, number: int) -> list[Any] | tuple[Any, ...]:
     if type(step) is list or type(step) is tuple:
         return step
-    dimensions = getattr(step, "ndim", None)
     try:
+        dimensions = getattr(step, "ndim", None)
         if isinstance(dimensions, int) and dimensions > 0 and hasattr(step, "tolist"):
             array: Any = step
             return list(array.tolist() if dimensions == 1 else array)
         if isinstance(step, Sequence) and not isinstance(step, str | bytes | bytearray):
             return list(step)
     except Exception as error:
-        raise StepError(
-            f"step {number} could not be read: {type(error).__name__}: {error}", step=number
-        ) from error
+        raise _unreadable(number, error) from error
     raise StepError(
         f"step {number} is no sequence, mapping or array of outputs, one per slot, "
         f"got {_shown(step)}",
@@ -92,18 +90,35 @@ def _read_sequence(step: object, number: int) -> list[Any] | tuple[Any, ...]:
 
 def _read_mapping(step: Mapping[Any, Any], size: int, number: int) -> dict[int, Any]:
     try:
-        elements = {operator.index(slot): element for slot, element in step.items()}
+        items = list(step.items())
     except Exception as error:
-        raise StepError(
-            f"step {number} is a mapping whose keys are not all slots: {error}", step=number
-        ) from error
-    for slot in elements:
-        if not 0 <= slot < size:
+        raise _unreadable(number, error) from error
+    elements = {}
+    for key, element in items:
+        slot = _slot(key)
+        if slot is None or not 0 <= slot < size:
             raise StepError(
-                f"step {number} names slot {slot}, expected slots from 0 to {size - 1}",
+                f"step {number} names slot {_shown(key) if slot is None else slot}, "
+                f"expected slots from 0 to {size - 1}",
                 step=number,
             )
+        if slot in elements:
+            raise StepError(f"step {number} names slot {slot} twice", step=number)
+        elements[slot] = element
     return elements
+
+
+def _slot(key: object) -> int | None:
+    try:
+        return None if isinstance(key, bool) else operator.index(key)  # type: ignore[arg-type]
+    except Exception:  # noqa: BLE001 - whatever it is, it is no slot
+        return None
+
+
+def _unreadable(number: int, error: Exception) -> StepError:
+    return StepError(
+        f"step {number} could not be read: {type(error).__name__}: {error}", step=number
+    )
 
 
 def _shown(step: object) -> str:

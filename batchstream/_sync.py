@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from batchstream._events import Delivery, FinishReason, Statistics, StreamEnd
 
-T = TypeVar("T")
+T = TypeVar("T", default=Any)
 
 
 @final
@@ -332,6 +332,8 @@ class BatchedStream(Sequence[Stream[T]]):
         Cancellation: nothing to cancel.
         Threads: any thread, callback, finalizer or signal handler.
         """
+        if not 0 <= slot < len(self):
+            raise IndexError(f"no slot {slot!r}, expected slots from 0 to {len(self) - 1}")
         self._streams[slot].cancel()
 
     def close(self) -> None:

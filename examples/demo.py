@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import queue
+import random
 import signal
 import socket
 import subprocess
@@ -41,11 +42,18 @@ class Arrival:
     error: Exception | None = None
 
 
+def free_port() -> int:
+    """Find a port that is free, and below those that outgoing connections are given."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 @contextlib.contextmanager
 def running_server() -> Iterator[str]:
     """Run the server for as long as the block lasts, and give its address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
         command = [sys.executable, os.fspath(SERVER), "--port", str(port)]

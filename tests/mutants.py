@@ -29,7 +29,7 @@ TESTS = [
     "test_properties.py",
     "test_schedules.py",
 ]
-SECONDS = 240
+SECONDS = 400
 PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--confcutdir=tests"]
 PYTEST += ["-p", "no:cacheprovider", "-o", "timeout=30"]
 
@@ -43,6 +43,8 @@ class Mutant:
     right: str
     wrong: str
 
+
+UNBROKEN = Mutant("nothing is broken", "_demux.py", "class _Draft(", "class _Draft(")
 
 MUTANTS = [
     Mutant(
@@ -138,7 +140,7 @@ MUTANTS = [
     Mutant(
         "the source runs on when nobody is live",
         "_pull.py",
-        "            self._forget_tails()\n            self._source.close_quietly()\n",
+        "            self._source.close_quietly()\n",
         "            pass\n",
     ),
     Mutant(
@@ -172,7 +174,7 @@ MUTANTS = [
     Mutant(
         "an interrupt is swallowed",
         "_pull.py",
-        "        if isinstance(error, _PASSING):\n",
+        "        if isinstance(error, PASSING):\n",
         "        if False:\n",
     ),
     Mutant(
@@ -250,6 +252,36 @@ MUTANTS = [
         "        try:\n            pulled = False\n",
     ),
     Mutant(
+        "an output is lost to a signal between its count and its return",
+        "_buffers.py",
+        "                    for _ in gate:\n                        return output\n",
+        "                    next(gate)\n                    return output\n",
+    ),
+    Mutant(
+        "what is left of a finished stream is kept as long as the stream",
+        "_buffers.py",
+        "        self._buffer.discard()\n",
+        "",
+    ),
+    Mutant(
+        "a dropped stream waits for the cycle collector",
+        "_sync.py",
+        "            self._inlet.abandon()\n",
+        "",
+    ),
+    Mutant(
+        "the source cannot close its own batch",
+        "_pull.py",
+        "if not (self._forked or self._holder == get_ident()):",
+        "if not self._forked:",
+    ),
+    Mutant(
+        "token ids hash whatever they are given",
+        "_eos.py",
+        "return set(map(type, outputs)) == {int} and self._ids.isdisjoint(outputs)",
+        "return self._ids.isdisjoint(outputs)",
+    ),
+    Mutant(
         "an error comes before what is buffered",
         "_buffers.py",
         "                if ended and (buffer.cancelled or not unread):\n",
@@ -304,8 +336,8 @@ def run(mutant: Mutant) -> str:
                 check=False,
                 timeout=SECONDS,
             )
-        except subprocess.TimeoutExpired as error:
-            return f"a test hung, after {(error.stdout or b'').count(b'.')} that passed"
+        except subprocess.TimeoutExpired:
+            return f"UNCLEAR: not done after {SECONDS} seconds"
     noticed = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", completed.stdout, re.MULTILINE)
     if noticed:
         return noticed[1]
@@ -318,6 +350,9 @@ def run(mutant: Mutant) -> str:
 def main(names: list[str]) -> int:
     """Run the mutants, those named or all, and print what noticed each."""
     chosen = [m for m in MUTANTS if not names or any(name in m.name for name in names)]
+    if (result := run(UNBROKEN)) != "SURVIVED":
+        print(f"the tests fail as it is: {result}")
+        return 1
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         results = list(pool.map(run, chosen))
     for mutant, result in zip(chosen, results, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 from collections import UserList, deque
+from http import HTTPStatus
 from types import MappingProxyType
 
 import numpy as np
@@ -26,6 +27,41 @@ from batchstream import (
     token_ids,
 )
 from batchstream._demux import BATCH_TRANSITIONS, SLOT_TRANSITIONS
+
+
+class OneAgain:
+    """A key like a tensor: equal to no other, and a slot all the same."""
+
+    def __index__(self):
+        return 1
+
+
+class Unreadable:
+    """A step that fails as soon as it is looked at, as a lazy array may."""
+
+    @property
+    def ndim(self):
+        raise OSError("device lost")
+
+
+class FakeTensor:
+    """What the core may use of a tensor, and nothing more."""
+
+    def __init__(self, data):
+        self._data = data
+        self.ndim = 1 + isinstance(data[0], list)
+
+    def tolist(self):
+        return list(self._data)
+
+    def __iter__(self):
+        return (FakeTensor(row) for row in self._data)
+
+    def _refuse(self, *_):
+        raise AssertionError("Boolean value of Tensor with more than one value is ambiguous")
+
+    __bool__ = __eq__ = _refuse
+    __hash__ = None
 
 
 def ends(delivery):
@@ -103,6 +139,20 @@ def test_an_array_of_more_dimensions_gives_one_sub_array_per_slot():
     assert np.array_equal(second, [3, 4, 5])
 
 
+def test_a_tensor_is_asked_for_a_list_or_for_its_rows_and_never_compared():
+    assert Demultiplexer(2).feed(FakeTensor([3, 4])).outputs == [(0, 3), (1, 4)]
+    (_, first), (_, second) = Demultiplexer(2).feed(FakeTensor([[1, 2], [3, 4]])).outputs
+    assert [first.tolist(), second.tolist()] == [[1, 2], [3, 4]]
+
+
+def test_R06_token_ids_leave_outputs_of_other_kinds_untouched():
+    outputs = [Untouchable(), 5, OfUnhashableType(), "2", np.array([2, 2])]
+    core = Demultiplexer(len(outputs), is_eos=token_ids(2))
+    received = [output for _, output in core.feed(outputs).outputs]
+    assert all(a is b for a, b in zip(received, outputs, strict=True))
+    assert len(received) == len(outputs)
+
+
 @pytest.mark.parametrize("dimensions", [1, 2])
 def test_a_tensor_is_read_like_an_array(dimensions):
     torch = pytest.importorskip("torch")
@@ -134,7 +184,10 @@ def test_a_tensor_is_read_like_an_array(dimensions):
         ((n for n in [1, 2]), "got generator"),
         ({2: 1}, "step 0 names slot 2, expected slots from 0 to 1"),
         ({-1: 1}, "step 0 names slot -1, expected slots from 0 to 1"),
-        ({"a": 1}, "step 0 is a mapping whose keys are not all slots"),
+        ({"a": 1}, "step 0 names slot str 'a', expected slots from 0 to 1"),
+        ({True: 1}, "step 0 names slot bool True, expected slots from 0 to 1"),
+        ({OneAgain(): 1, OneAgain(): 2}, "step 0 names slot 1 twice"),
+        (Unreadable(), "step 0 could not be read: OSError: device lost"),
     ],
 )
 def test_R08_a_malformed_step_fails_every_live_stream_and_delivers_nothing(step, says):
@@ -265,7 +318,7 @@ def test_R06_hostile_outputs_for_finished_slots_are_dropped_untouched():
     assert core.statistics().dropped == len(data)
 
 
-@pytest.mark.parametrize("mark", [object(), StopIteration, EOS, True, Untouchable()])
+@pytest.mark.parametrize("mark", [object(), StopIteration, EOS, True, HTTPStatus.OK])
 def test_R06_the_end_mark_is_told_by_identity(mark):
     class EqualToAll:
         def __eq__(self, other):
@@ -285,7 +338,9 @@ def test_where_none_is_not_the_mark_it_is_an_output():
     assert list(first) == [None, 1]
 
 
-@pytest.mark.parametrize("mark", [2, 0.5, "</s>", b"", (1,), frozenset(), np.float64(1)])
+@pytest.mark.parametrize(
+    "mark", [2, 0.5, "</s>", b"", (1,), frozenset(), np.float64(1), np.int64(1)]
+)
 def test_an_end_mark_that_identity_cannot_find_is_refused(mark):
     with pytest.raises(ValueError, match=r"compared by identity.*is_eos"):
         Demultiplexer(1, eos=mark)

@@ -87,6 +87,18 @@ def test_R18_what_cannot_be_copied_becomes_a_source_error_with_type_and_text():
     assert str(own) == "the source raised NeedsMore: short of something"
 
 
+def test_R16_an_exception_that_exists_once_is_wrapped_and_not_shared():
+    class Single(Exception):
+        instance = None
+
+        def __new__(cls, *args):
+            cls.instance = cls.instance or super().__new__(cls, *args)
+            return cls.instance
+
+    error = Single("one for all")
+    assert type(consumer_error(error)) is SourceError
+
+
 def test_R18_an_error_without_a_text_still_has_a_type():
     error = Unshowable()
     assert type(consumer_error(error)) is Unshowable

@@ -297,6 +297,47 @@ def test_R25_a_finished_batch_is_freed_without_the_cycle_collector():
         gc.enable()
 
 
+def test_R25_streams_dropped_midway_are_freed_without_the_cycle_collector():
+    class Output:
+        pass
+
+    def source():
+        while True:
+            outputs = [Output(), Output()]
+            alive.append(weakref.ref(outputs[1]))
+            yield outputs
+
+    alive = []
+    gc.collect()
+    gc.disable()
+    try:
+        first, second = demux(source(), 2)
+        for _ in range(5):
+            next(first)
+        next(second)
+        del first, second
+        assert not any(ref() for ref in alive)
+    finally:
+        gc.enable()
+
+
+def test_a_finished_stream_that_is_kept_holds_no_outputs():
+    class Output:
+        pass
+
+    def source():
+        for _ in range(5):
+            output = Output()
+            alive.append(weakref.ref(output))
+            yield [output]
+            del output
+
+    alive = []
+    [stream] = demux(source(), 1)
+    assert len(list(stream)) == 5
+    assert not any(ref() for ref in alive)
+
+
 def test_the_traceback_of_the_cause_begins_in_the_source():
     def source():
         yield ["a"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import signal
 import threading
 from collections import deque
@@ -399,13 +400,16 @@ def test_closing_from_inside_the_source_takes_effect_after_the_step():
     def source():
         yield ["a", "x"]
         batches[0].close()
+        returned.append(True)
         yield ["b", "y"]
         raise AssertionError("asked again")
 
+    returned = []
     with BatchedStream(source(), 2) as batch:
         batches.append(batch)
         assert list(batch[0]) == ["a"]
         assert list(batch[1]) == []
+    assert returned == [True]
 
 
 def test_closing_waits_for_a_step_in_another_thread():
@@ -728,6 +732,39 @@ def test_by_time_an_interrupt_passes_through_and_the_ends_are_told_after():
     assert next(steps, "over") == "over"
 
 
+@pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt])
+def test_by_time_an_error_of_closing_takes_no_delivery_with_it(error, monkeypatch):
+    heard = []
+    monkeypatch.setattr("sys.unraisablehook", lambda args: heard.append(args.exc_value))
+    close_error = error("in close")
+    source = ScriptedSource([["a"], [Last("z")]], raise_at_close=close_error)
+    steps = BatchedStream(source, 1).steps()
+    next(steps)
+    if error is KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt):
+            next(steps)
+    last = next(steps)
+    assert last.outputs == [(0, "z")]
+    assert [slot for slot, _ in last.ends] == [0]
+    assert next(steps, "over") == "over"
+    assert heard == ([close_error] if error is asyncio.CancelledError else [])
+
+
+def test_by_time_a_step_broken_off_tells_the_end_of_every_slot():
+    class BreakOff(BaseException):
+        pass
+
+    def is_eos(output):
+        if output == "break":
+            raise BreakOff
+        return False
+
+    batch = BatchedStream([["a", "b", "c"], [None, "b", "break"]], 3, is_eos=is_eos)
+    *_, last = batch.steps()
+    assert sorted(slot for slot, _ in last.ends) == [0, 1, 2]
+    assert batch.statistics().finished == {FinishReason.ERROR: 3}
+
+
 def test_by_time_closing_stops_the_steps():
     source = ScriptedSource([["a"]] * 3)
     with BatchedStream(source, 1) as batch:
@@ -777,14 +814,33 @@ def test_a_batch_is_a_sequence_of_its_streams():
         assert batch[2] in batch
         with pytest.raises(IndexError):
             batch[3]
-        with pytest.raises(IndexError):
-            batch.cancel(3)
+        for slot in (3, -1):
+            with pytest.raises(IndexError, match=f"no slot {slot}, expected slots from 0 to 2"):
+                batch.cancel(slot)
         assert repr(batch) == "<BatchedStream, 3 of 3 streams live>"
         next(batch[0])
         assert repr(batch[1]) == "<Stream 1, live, 1 buffered>"
         batch.cancel(1)
         assert repr(batch[1]) == "<Stream 1, cancelled, 0 buffered>"
         assert batch.live == (0, 2)
+
+
+def test_statistics_agree_with_the_streams_while_a_cancel_waits_for_the_step():
+    batches = []
+
+    def source():
+        yield ["a", "x"]
+        batches[0].cancel(1)
+        assert batches[0].live == (0,)
+        assert batches[0].statistics().live == 1
+        assert batches[0].statistics().finished == {FinishReason.CANCELLED: 1}
+        yield ["b", Last("late")]
+        yield [None, None]
+
+    batches.append(BatchedStream(source(), 2))
+    assert list(batches[0][0]) == ["a", "b"]
+    assert batches[0][1].finish_reason is FinishReason.CANCELLED
+    assert batches[0].statistics().finished == {FinishReason.CANCELLED: 1, FinishReason.EOS: 1}
 
 
 def test_statistics_count_what_happened():
@@ -941,18 +997,17 @@ needs_signals = pytest.mark.skipif(
 
 @pytest.fixture
 def on_signal():
-    """Set what happens at SIGUSR1, given the interrupted frame; return what sends it."""
-    before = signal.getsignal(signal.SIGUSR1)
+    """Set what happens at a signal, given the interrupted frame; return what sends it."""
+    numbers = (signal.SIGUSR1, signal.SIGVTALRM)
+    before = [signal.getsignal(number) for number in numbers]
 
-    def send():
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
-
-    def handle(action):
-        signal.signal(signal.SIGUSR1, lambda _, frame: action(frame))
-        return send
+    def handle(action, number=signal.SIGUSR1):
+        signal.signal(number, lambda _, frame: action(frame))
+        return lambda: signal.pthread_kill(threading.main_thread().ident, number)
 
     yield handle
-    signal.signal(signal.SIGUSR1, before)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @needs_signals
@@ -997,6 +1052,35 @@ def test_R04_a_receive_broken_off_while_another_thread_pulls_loses_nothing(on_si
     assert list(second) == ["y"]
     reader.join(TIMEOUT)
     assert received == ["b"]
+
+
+@needs_signals
+def test_R04_a_receive_broken_off_anywhere_in_the_package_loses_no_output(on_signal):
+    class BrokenOffError(Exception):
+        pass
+
+    places = ("__next__", "first_unread", "read")
+
+    def break_off(frame):
+        if frame.f_code.co_name in places and "batchstream" in frame.f_code.co_filename:
+            raise BrokenOffError
+
+    count = 100_000
+    numbers = itertools.count()
+    [stream] = demux(([next(numbers)] for _ in range(count)), 1)
+    received, broken_off = [], 0
+    on_signal(break_off, signal.SIGVTALRM)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0.0001, 0.0001)
+    try:
+        while stream.finish_reason is None:
+            try:
+                received.extend(itertools.islice(stream, 1))
+            except BrokenOffError:
+                broken_off += 1
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    assert received == list(range(count))
+    assert broken_off > 0
 
 
 @needs_signals
