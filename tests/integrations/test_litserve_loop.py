@@ -1,5 +1,6 @@
 """The loop by itself: a queue with requests in front of it, a list of messages behind it."""
 
+import asyncio
 import pickle
 import queue
 import time
@@ -92,6 +93,70 @@ def test_each_request_has_its_outputs_and_its_end():
         [*ok("a", "b", "c"), FINISHED],
         [*ok("x"), FINISHED],
     ]
+
+
+def test_R29_a_request_is_served_even_if_the_time_to_collect_is_over_at_once(monkeypatch):
+    class Clock:
+        """Stands still as long as one takes a request from the queue, then leaps."""
+
+        def __init__(self):
+            self.now = 0.0
+
+        def monotonic(self):
+            self.now += 1.0
+            return self.now
+
+    looks = []
+    stock = LitLoop.get_batch_requests
+
+    def look_late(self, lit_api, request_queue, transport):
+        looks.append(len(looks))
+        if len(looks) == 1:
+            monkeypatch.setattr("litserve.loops.base.time", Clock())
+        found = stock(self, lit_api, request_queue, transport)
+        monkeypatch.undo()
+        return found
+
+    api = ready(Words)
+    api.batch_timeout = 0.5
+    monkeypatch.setattr(LitLoop, "get_batch_requests", look_late)
+    assert served(api, "a b") == [[*ok("a", "b"), FINISHED]]
+    assert looks[:1] == [0]
+
+
+class FailsInMidStream(Words):
+    def predict(self, inputs):
+        yield ["a" for _ in inputs]
+        raise RuntimeError("model")
+
+
+def test_R09_one_that_cannot_be_told_does_not_keep_the_others_from_being_told():
+    class RefusesOne(Messages):
+        def send(self, item, consumer_id):
+            uid, (data, *_) = item
+            if uid == "r0" and isinstance(data, Failure):
+                raise OSError("r0 unreachable")
+            super().send(item, consumer_id)
+
+    transport = RefusesOne()
+    waiting = queue.Queue()
+    for uid in ("r0", "r1"):
+        waiting.put((0, uid, time.monotonic(), "a"))
+    api = ready(FailsInMidStream)
+    with pytest.raises(OSError, match="r0 unreachable"):
+        api.loop(api, "cpu", 0, waiting, transport, {}, CallbackRunner([]))
+    assert transport.sent["r1"] == [*ok("a"), FAILED]
+
+
+class CancelledInDecode(Words):
+    def decode_request(self, request):
+        if request == "bad":
+            raise asyncio.CancelledError("x")
+        return super().decode_request(request)
+
+
+def test_R14_a_cancelled_error_out_of_a_hook_is_an_error_like_another():
+    assert served(ready(CancelledInDecode), "bad", "a") == [[FAILED], [*ok("a"), FINISHED]]
 
 
 # ---- hooks and callbacks

@@ -9,6 +9,7 @@ from litserve.callbacks import EventTypes
 from litserve.loops.base import _inject_context
 
 from batchstream import BatchedStream
+from batchstream._errors import PASSING
 from batchstream.integrations.litserve._reply import Reply, fail
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Batch:
         """Serve every request to its end.
 
         Raises:
-            BaseException: What is no `Exception`, from any hook; the requests have been told.
+            BaseException: What stops a program, from any hook; the requests have been told.
             Exception: What the transport raises where it cannot even send an end.
         """
         try:
@@ -54,12 +55,12 @@ class Batch:
                 with BatchedStream[Any](self._steps(), size=len(self._members)) as batch:
                     for delivery in batch.steps():
                         self._hand_out(delivery, batch)
-        except Exception as error:  # noqa: BLE001 - the users' hooks may raise anything
-            fail(self._replies(), error)
-        except BaseException as error:
+        except PASSING as error:
             with suppress(Exception):  # where a worker is being stopped, its transport may be gone
                 fail(self._replies(), error)
             raise
+        except BaseException as error:  # noqa: BLE001 - the users' hooks may raise anything
+            fail(self._replies(), error)
 
     def _replies(self) -> list[Reply]:
         return [member.reply for member in self._members]
@@ -88,7 +89,9 @@ class Batch:
             try:
                 action(member)
                 good.append(member)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+            except PASSING:
+                raise
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the others go on
                 fail([member.reply], error)
         self._members = good
 

@@ -109,7 +109,12 @@ class BatchedStreamLoop(LitLoop):
         Blocking: until there is a request.
         """
         joined = _Rejoined(_wait(request_queue), request_queue)
-        return super().get_batch_requests(lit_api, joined, transport)  # type: ignore[arg-type]
+        while True:
+            # LitServe looks at the clock before it looks into the queue. If the time was up before
+            # its first look, it has nothing, and the request is still in front.
+            found = super().get_batch_requests(lit_api, joined, transport)  # type: ignore[arg-type]
+            if any(found):
+                return found
 
     def run_batched_streaming_loop(
         self,

@@ -85,12 +85,22 @@ class Reply:
 
 
 def fail(replies: Iterable[Reply], error: BaseException) -> None:
-    """Fail the requests that have not ended, and log the error once for all of them."""
+    """Fail the requests that have not ended, and log the error once for all of them.
+
+    Raises:
+        Exception: What the transport raised first, after each request was told, or tried to be.
+    """
     concerned = [reply for reply in replies if not reply.ended]
     if concerned:
         _log(error, concerned)
+    unsent: list[Exception] = []
     for reply in concerned:
-        reply.fail(error)
+        try:
+            reply.fail(error)
+        except Exception as transport_error:  # noqa: BLE001 - raised below
+            unsent.append(transport_error)
+    if unsent:
+        raise unsent[0]
 
 
 def _log(error: BaseException, replies: list[Reply]) -> None:
