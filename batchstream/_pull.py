@@ -115,11 +115,12 @@ class Pump(Generic[T]):
         """Return the figures up to now."""
         # In one pass over the ends, which no thread takes back: live and finished always add up.
         ends = [buffer.end for buffer in self.buffers]
+        reasons = Counter(end.reason for end in ends if end is not None)
         return replace(
             self._core.statistics(),
             opened=len(ends),
             live=ends.count(None),
-            finished=dict(Counter(end.reason for end in ends if end is not None)),
+            finished={reason: reasons[reason] for reason in FinishReason if reasons[reason]},
             buffered=sum(buffer.buffered for buffer in self.buffers),
         )
 

@@ -60,6 +60,10 @@ ids: tuple[Stream[int], ...] = demux(
 none_is_data: tuple[Stream[int | None], ...] = demux([[1, None]], eos=EOS)
 long: tuple[Stream[str], ...] = demux(words(), is_eos=lambda output: output.endswith("."))
 
+one, two = demux(words())
+plain = BatchedStream(words(), size=2)
+print(next(one), list(two), plain[0])
+
 with BatchedStream[str](words(), size=2) as batch:
     assert_type(batch, BatchedStream[str])
     sequence: Sequence[Stream[str]] = batch
