@@ -312,6 +312,7 @@ def test_R25_streams_dropped_midway_are_freed_without_the_cycle_collector():
     gc.disable()
     try:
         first, second = demux(source(), 2)
+        alive.append(weakref.ref(first._pump))
         for _ in range(5):
             next(first)
         next(second)
