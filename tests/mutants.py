@@ -68,8 +68,8 @@ MUTANTS = [
     Mutant(
         "an unknown slot is ignored",
         "_steps.py",
-        "if not 0 <= slot < size:",
-        "if False:",
+        "if slot is None or not 0 <= slot < size:",
+        "if slot is None:",
     ),
     Mutant(
         "Last ends its slot without its output",

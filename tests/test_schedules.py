@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -23,6 +24,50 @@ from batchstream import _buffers as buffers
 PACKAGE = str(Path(batchstream.__file__).parent)
 
 
+@contextmanager
+def each_opcode(function):
+    """Call the function before each opcode of the package."""
+    if sys.version_info < (3, 12):
+
+        def enter_frame(frame, event, arg):
+            if not frame.f_code.co_filename.startswith(PACKAGE):
+                return None
+            frame.f_trace_opcodes = True
+            return at_event
+
+        def at_event(frame, event, arg):
+            if event == "opcode":
+                function()
+            return at_event
+
+        before = sys.gettrace()
+        sys.settrace(enter_frame)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+        return
+
+    # From 3.12 on the events of settrace begin late in code that has not been traced before.
+    monitoring, tool = sys.monitoring, 4
+
+    def at_instruction(code, offset):
+        if not code.co_filename.startswith(PACKAGE):
+            return monitoring.DISABLE
+        function()
+        return None
+
+    monitoring.use_tool_id(tool, "schedules")
+    monitoring.register_callback(tool, monitoring.events.INSTRUCTION, at_instruction)
+    monitoring.set_events(tool, monitoring.events.INSTRUCTION)
+    try:
+        yield
+    finally:
+        monitoring.set_events(tool, 0)
+        monitoring.register_callback(tool, monitoring.events.INSTRUCTION, None)
+        monitoring.free_tool_id(tool)
+
+
 class Switch:
     """Runs `first`, and `second` in another thread at the n-th opcode of the first."""
 
@@ -34,33 +79,22 @@ class Switch:
         self.error = None
 
     def run(self, first):
-        before = sys.gettrace()
-        # CPython 3.12 sends opcode events only if some frame has asked before the tracing begins.
-        sys._getframe().f_trace_opcodes = True
-        sys.settrace(self.enter_frame)
-        try:
+        self.thread = threading.get_ident()
+        with each_opcode(self.at_opcode):
             first()
-        finally:
-            sys.settrace(before)
         if self.error is not None:
             raise self.error
 
-    def enter_frame(self, frame, event, arg):
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        frame.f_trace_opcodes = True
-        return self.at_opcode
-
-    def at_opcode(self, frame, event, arg):
-        if event == "opcode" and not self.done:
-            self.opcodes_left -= 1
-            if self.opcodes_left <= 0 and not self.put_off():
-                self.done = True
-                thread = threading.Thread(target=self.run_second, daemon=True)
-                thread.start()
-                thread.join(TIMEOUT)
-                assert not thread.is_alive(), "the second thread hangs"
-        return self.at_opcode
+    def at_opcode(self):
+        if self.done or threading.get_ident() != self.thread:
+            return
+        self.opcodes_left -= 1
+        if self.opcodes_left <= 0 and not self.put_off():
+            self.done = True
+            thread = threading.Thread(target=self.run_second, daemon=True)
+            thread.start()
+            thread.join(TIMEOUT)
+            assert not thread.is_alive(), "the second thread hangs"
 
     def run_second(self):
         try:
@@ -76,9 +110,6 @@ def all_schedules(scenario, *, waits):
         scenario: Returns `batch, first, second, check`: two functions to run, and one for after.
         waits: Whether the second thread may wait for the role, so that the switch is put off.
     """
-    for _ in range(2):  # the code that runs is prepared for tracing while it runs
-        _, first, second, _ = scenario()
-        Switch(sys.maxsize, second, put_off=lambda: True).run(first)
     count = 0
     while True:
         count += 1

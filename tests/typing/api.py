@@ -62,7 +62,7 @@ long: tuple[Stream[str], ...] = demux(words(), is_eos=lambda output: output.ends
 
 one, two = demux(words())
 plain = BatchedStream(words(), size=2)
-print(next(one), list(two), plain[0])
+joined = [*one, *two, *plain[0]]
 
 with BatchedStream[str](words(), size=2) as batch:
     assert_type(batch, BatchedStream[str])
