@@ -319,7 +319,8 @@ class Pump(Generic[T]):
             try:
                 self._close_if_idle()
             except BaseException:
-                self._withheld = delivery
+                if self._view == "by time":
+                    self._withheld = delivery
                 raise
         return delivery
 
