@@ -184,7 +184,8 @@ class Demultiplexer(Generic[T]):
         except StepError as error:
             return self.fail(error)
         live = self.live
-        if self._plain_steps < self._plain_limit:
+        # A list or tuple comes back as it is, and was asked above.
+        if elements is not step and self._plain_steps < self._plain_limit:
             values = self._plain_values(elements)
             if values is not None:
                 self._plain_steps += 1
