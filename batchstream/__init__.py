@@ -1,5 +1,7 @@
 """One stream per request from a batched generator, each ending exactly at its own end."""
 
+from batchstream._async import AsyncBatchedStream as AsyncBatchedStream
+from batchstream._async import AsyncStream as AsyncStream
 from batchstream._demux import Demultiplexer as Demultiplexer
 from batchstream._eos import token_ids as token_ids
 from batchstream._errors import BatchStreamError as BatchStreamError
@@ -7,6 +9,7 @@ from batchstream._errors import BufferOverflowError as BufferOverflowError
 from batchstream._errors import ClosedError as ClosedError
 from batchstream._errors import ConcurrentConsumerError as ConcurrentConsumerError
 from batchstream._errors import MissingEOSError as MissingEOSError
+from batchstream._errors import SlowConsumerError as SlowConsumerError
 from batchstream._errors import SourceError as SourceError
 from batchstream._errors import StepError as StepError
 from batchstream._events import Delivery as Delivery
@@ -19,13 +22,15 @@ from batchstream._markers import End as End
 from batchstream._markers import Fail as Fail
 from batchstream._markers import Last as Last
 from batchstream._markers import Many as Many
+from batchstream._open import demux as demux
 from batchstream._sync import BatchedStream as BatchedStream
 from batchstream._sync import Stream as Stream
-from batchstream._sync import demux as demux
 
 __all__ = [
     "EOS",
     "SKIP",
+    "AsyncBatchedStream",
+    "AsyncStream",
     "BatchStreamError",
     "BatchedStream",
     "BufferOverflowError",
@@ -39,6 +44,7 @@ __all__ = [
     "Last",
     "Many",
     "MissingEOSError",
+    "SlowConsumerError",
     "SourceError",
     "Statistics",
     "StepError",

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from itertools import compress, repeat
+from itertools import chain, compress, repeat
 from operator import length_hint
 from threading import get_ident
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias
@@ -47,7 +47,8 @@ T = TypeVar("T")
 SEGMENT_LENGTH: Final = 128
 """How many steps a segment is written for; its outputs may be kept a while after their receipt."""
 
-_GATE: Final = sys.maxsize
+GATE: Final = sys.maxsize
+"""What a gate counts down from."""
 
 Segment: TypeAlias = "tuple[list[T], repeat[bool]]"
 """A list of outputs, and the gate that counts how many of them were received."""
@@ -62,14 +63,28 @@ class Pull(Protocol[T]):
 
     moves: int
 
-    def pull(self, buffer: Buffer[T], moves: int) -> None:
-        """Let the source go one step on, unless it has done so since `moves` was read."""
+    def pull(self, buffer: Buffer[T], moves: int, deadline: float | None) -> None:
+        """Return when the buffer may hold something that it did not when `moves` was read."""
+
+    def telling_of_room(self) -> Iterator[object]:
+        """Return what tells a pump, by being run through, that a watched buffer was read from."""
 
 
 class Buffer(Generic[T]):
     """The outputs of one slot that wait to be received, and the slot's end."""
 
-    __slots__ = ("_inner", "cancelled", "consumer", "ends", "reader", "segments", "slot", "tail")
+    __slots__ = (
+        "_error_raised",
+        "_inner",
+        "cancelled",
+        "consumer",
+        "ends",
+        "reader",
+        "segments",
+        "slot",
+        "tail",
+        "watched",
+    )
 
     def __init__(self, slot: int) -> None:
         self.slot = slot
@@ -81,9 +96,12 @@ class Buffer(Generic[T]):
         # The first entry counts: appending is atomic, so that of two ends one wins for everybody.
         self.ends: list[StreamEnd] = []
         self.cancelled = False
+        # Whether a pump waits for room here, and wants to be told of each output received.
+        self.watched = False
         # The thread that is in the inlet. Setting a default is atomic; a thread that finds itself
         # was interrupted on its way out, or is the source, which the pump refuses.
         self.consumer: dict[str, int] = {}
+        self._error_raised = False
 
     # ---- the pump's side, while the slot is live
 
@@ -100,7 +118,7 @@ class Buffer(Generic[T]):
     def _begin_segment(self) -> None:
         # The list to append to; the pump's alone, until it turns over.
         self.tail: list[T] = []
-        self.segments.append((self.tail, repeat(True, _GATE)))  # noqa: FBT003
+        self.segments.append((self.tail, repeat(True, GATE)))  # noqa: FBT003
 
     def refuse_after_fork(self) -> None:
         """Let the consumer in a forked child, who is the only one there, come to the pump."""
@@ -117,7 +135,7 @@ class Buffer(Generic[T]):
         # The order matters: once there is a next segment, nothing is added to this one.
         while len(segments) > 1:
             outputs, gate = segments[0]
-            if len(outputs) + length_hint(gate) > _GATE:
+            if len(outputs) + length_hint(gate) > GATE:
                 break
             segments.popleft()
         return segments[0]
@@ -126,13 +144,25 @@ class Buffer(Generic[T]):
         """Return an iterator over what a segment still has to give and will have."""
         outputs, gate = segment
         self._inner = iter(outputs)
-        received = _GATE - length_hint(gate)
+        received = GATE - length_hint(gate)
         if received:
             self._inner.__setstate__(received)  # type: ignore[attr-defined]
         self.reader = compress(self._inner, gate)
-        if self.cancelled:  # by another thread, which may have missed this reader
+        if self.cancelled or self.watched:  # by another thread, which may have missed this reader
             self.stop_reader()
         return self.reader
+
+    def conclude(self) -> None:
+        """Let go of what is held, when all was received.
+
+        Raises:
+            Exception: The consumer's own copy of the error that ended the stream, once.
+        """
+        error = self.ends[0].error
+        if error is not None and not self._error_raised and not self.cancelled:
+            self._error_raised = True
+            raise consumer_error(error)
+        self.discard()
 
     # ---- anybody's
 
@@ -151,6 +181,11 @@ class Buffer(Generic[T]):
         self.cancelled = True
         self.stop_reader()
 
+    def watch(self) -> None:
+        """Let the consumer take one output at a time, and tell the pump of it, once."""
+        self.watched = True
+        self.stop_reader()
+
     def stop_reader(self) -> None:
         """Let what the stream is reading now be over."""
         deque(self._inner, maxlen=0)
@@ -161,21 +196,22 @@ class Buffer(Generic[T]):
         if self.cancelled:
             return 0
         return sum(
-            length_hint(gate) - _GATE + len(outputs) for outputs, gate in self.segments.copy()
+            length_hint(gate) - GATE + len(outputs) for outputs, gate in self.segments.copy()
         )
 
 
 class Inlet(Generic[T]):
     """Where a stream's chain comes when it has read all that it was handed."""
 
-    __slots__ = ("_buffer", "_empty_since", "_error_raised", "_parts", "_pump")
+    __slots__ = ("_buffer", "_empty_since", "_parts", "_pump", "deadline")
 
     def __init__(self, buffer: Buffer[T], pump: Pull[T]) -> None:
         self._buffer = buffer
         self._pump = pump
+        # Until when a receive waits, on the monotonic clock; None for ever.
+        self.deadline: float | None = None
         # What the chain is to read next. None ends it for good.
         self._parts: deque[Iterator[T] | None] = deque((self,))
-        self._error_raised = False
         # The number of moves at which it took the only output there was.
         self._empty_since = -1
 
@@ -183,6 +219,10 @@ class Inlet(Generic[T]):
     def parts(self) -> Iterator[Iterator[T]]:
         """The iterators to chain; ends where the stream does."""
         return iter(self._parts.popleft, None)
+
+    def chain(self) -> chain[T]:
+        """Return what the buffer holds and will hold, as an iterator."""
+        return chain.from_iterable(self.parts)
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -196,7 +236,7 @@ class Inlet(Generic[T]):
         try:
             pulled = False
             if pump.moves == self._empty_since:
-                pump.pull(buffer, self._empty_since)
+                pump.pull(buffer, self._empty_since, self.deadline)
                 pulled = True
             while not self._parts:
                 # In this order: whoever ends a stream has added its last output before, and what
@@ -205,25 +245,41 @@ class Inlet(Generic[T]):
                 segments = buffer.segments
                 segment = segments[0] if len(segments) == 1 else buffer.first_unread()
                 outputs, gate = segment
-                received = _GATE - length_hint(gate)
+                received = GATE - length_hint(gate)
                 unread = len(outputs) - received
                 if ended and (buffer.cancelled or not unread):
-                    self._conclude()
+                    buffer.conclude()
+                    self._parts.append(None)
                 elif not unread:
-                    pump.pull(buffer, moves)
+                    pump.pull(buffer, moves, self.deadline)
                     pulled = True
-                elif unread == 1 and pulled:
+                elif unread == 1 and pulled and not buffer.watched:
                     self._empty_since = moves
                     output = outputs[received]
                     # Counts it. A loop, because a signal's exception may strike after a call, but
                     # not on this way out: the output would be lost.
                     for _ in gate:
                         return output
+                elif buffer.watched:
+                    output, telling = outputs[received], pump.telling_of_room()
+                    nowhere: deque[object] = deque(maxlen=0)
+                    for _ in gate:
+                        buffer.watched = False
+                        nowhere += telling  # after it was counted; and no call either
+                        return output
                 else:
                     self._parts.extend((buffer.read(segment), self))
         finally:
             del buffer.consumer["thread"]  # no call, for the same reason
         raise StopIteration
+
+    def receive(self, chained: Iterator[T], deadline: float) -> T:
+        """Return the next of what was chained, or give up when the clock says so."""
+        self.deadline = deadline
+        try:
+            return next(chained)
+        finally:
+            self.deadline = None
 
     def drain(self) -> list[T]:
         """Take all that is buffered."""
@@ -235,10 +291,13 @@ class Inlet(Generic[T]):
             taken = list(buffer.reader)
             while not buffer.cancelled:
                 outputs, gate = buffer.first_unread()
-                received = _GATE - length_hint(gate)
+                received = GATE - length_hint(gate)
                 if received == len(outputs):
                     break
                 taken.extend(compress(outputs[received:], gate))
+            if buffer.watched and taken:
+                buffer.watched = False
+                deque(self._pump.telling_of_room(), maxlen=0)
             return taken
         finally:
             buffer.consumer.clear()
@@ -246,15 +305,6 @@ class Inlet(Generic[T]):
     def abandon(self) -> None:
         """Let go of itself, once there is no chain that could come here."""
         self._parts.clear()
-
-    def _conclude(self) -> None:
-        """Let the stream end, after its error if it has one to raise."""
-        error = self._buffer.ends[0].error
-        if error is not None and not self._error_raised and not self._buffer.cancelled:
-            self._error_raised = True
-            raise consumer_error(error)
-        self._parts.append(None)
-        self._buffer.discard()
 
     def _concurrent(self) -> ConcurrentConsumerError:
         return ConcurrentConsumerError(

@@ -11,7 +11,9 @@ from types import GetSetDescriptorType, MemberDescriptorType
 PASSING = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """What is meant for the thread it is raised in, and passes through it."""
 
-_OUR_MODULES = ("batchstream._pull", "batchstream._source")
+_OUR_MODULES = tuple(
+    f"batchstream.{name}" for name in ("_pull", "_pump", "_source", "_task", "_thread")
+)
 
 _OWN_TO_A_RAISE = frozenset(
     {"__dict__", "__weakref__", "__traceback__", "__context__", "__cause__", "__suppress_context__"}
@@ -68,6 +70,20 @@ class BufferOverflowError(BatchStreamError):
     def __init__(self, message: str, *, slots: tuple[int, ...], max_buffered: int) -> None:
         super().__init__(message)
         self.slots = slots
+        self.max_buffered = max_buffered
+
+
+class SlowConsumerError(BatchStreamError):
+    """The stream held too many unread outputs, and was ended so that others need not wait.
+
+    Attributes:
+        slot: The stream's slot.
+        max_buffered: The bound that it exceeded, in outputs.
+    """
+
+    def __init__(self, message: str, *, slot: int, max_buffered: int) -> None:
+        super().__init__(message)
+        self.slot = slot
         self.max_buffered = max_buffered
 
 

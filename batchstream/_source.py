@@ -1,21 +1,30 @@
-"""The user's iterator, in its context: advanced, told who is live, and closed exactly once."""
+"""The user's iterator, in its context: advanced, told who is live, and closed exactly once.
+
+Nothing here is safe for threads: it is for a pump, which alone touches the source.
+"""
 
 from __future__ import annotations
 
 from contextvars import copy_context
 from functools import partial
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from batchstream._errors import PASSING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import (
+        AsyncIterable,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Iterator,
+    )
 
 
 class Source:
-    """A synchronous source of steps, for whoever pumps it. Nothing here is safe for threads.
-
-    It runs in a copy of the context in which this object was made.
+    """A synchronous source of steps, which runs in a copy of the context of whoever makes this.
 
     Attributes:
         advance: A function that is given the live slots and returns the next step. A source that
@@ -45,9 +54,22 @@ class Source:
         send = getattr(iterator, "send", None)
         if send is None:
             self.advance = self._advance_deaf
+        elif isinstance(iterator, GeneratorType):
+            self.advance = self._advance_generator
         else:
             self.advance = partial(self._context.run, send)
         return self._context.run(next, iterator)
+
+    def _advance_generator(self, live: tuple[int, ...]) -> object:
+        # In the midst of `yield from` what is sent goes to an iterator that may not listen: a list's
+        # would raise in the generator's own code.
+        inner: Any = self._iterator
+        while (inner := inner.gi_yieldfrom) is not None:
+            if not isinstance(inner, GeneratorType):
+                if not hasattr(inner, "send"):
+                    return self._context.run(next, self._iterator)
+                break
+        return self._context.run(self._iterator.send, live)  # type: ignore[attr-defined]
 
     def _advance_deaf(self, _: tuple[int, ...]) -> object:
         return self._context.run(next, self._iterator)
@@ -91,7 +113,56 @@ class Source:
         except PASSING:
             raise
         except BaseException as error:  # noqa: BLE001 - handed on, to the hook
-            _Unheard(error)
+            unheard(error)
+
+
+class AsyncSource:
+    """An asynchronous source of steps. Its methods are called in the task that pumps it.
+
+    Attributes:
+        context: A copy of the context in which this object was made, for that task.
+        advance: A function that is given the live slots and returns an awaitable of the next
+            step, as `Source.advance` returns the step. It raises `StopAsyncIteration` after the
+            last one.
+
+    Raises:
+        TypeError: It is not an asynchronous iterable.
+    """
+
+    def __init__(self, source: AsyncIterable[Any]) -> None:
+        if not hasattr(source, "__aiter__"):
+            raise TypeError(
+                f"source must be an asynchronous iterable of steps, got {type(source).__name__}"
+            )
+        self.context = copy_context()
+        self._iterator: AsyncIterator[Any] | None = self.context.run(aiter, source)
+        self.advance: Callable[[tuple[int, ...]], Awaitable[object]] = self._advance_first
+
+    def _advance_first(self, live: tuple[int, ...]) -> Awaitable[object]:
+        # As with a generator: it can be told nothing before its first yield.
+        asend = getattr(self._iterator, "asend", None)
+        self.advance = self._advance_deaf if asend is None else asend
+        return self._advance_deaf(live)
+
+    def _advance_deaf(self, _: tuple[int, ...]) -> Awaitable[object]:
+        assert self._iterator is not None, "the source was advanced after it was closed"  # noqa: S101
+        return anext(self._iterator)
+
+    async def aclose(self) -> None:
+        """Close the iterator if it can be closed, the first time this is called.
+
+        Raises:
+            BaseException: What the iterator raises.
+        """
+        iterator, self._iterator = self._iterator, None
+        aclose = getattr(iterator, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+
+def unheard(error: BaseException) -> None:
+    """Hand an error that nobody waits for to `sys.unraisablehook`."""
+    _Unheard(error)
 
 
 def _advance_closed(_: tuple[int, ...]) -> NoReturn:
@@ -99,7 +170,7 @@ def _advance_closed(_: tuple[int, ...]) -> NoReturn:
 
 
 class _Unheard:
-    """Hands an error to `sys.unraisablehook`, whose argument only the interpreter can make."""
+    """What the hook is given can be made by the interpreter alone, where a finalizer raises."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -11,17 +12,20 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, cast, final, overload
 from typing_extensions import TypeVar
 
 from batchstream._buffers import Buffer, Inlet
-from batchstream._demux import Demultiplexer
 from batchstream._eos import check_count
-from batchstream._pull import Pump
+from batchstream._opening import Opening
+from batchstream._pull import PullPump
+from batchstream._running import DEFAULT_MAX_BUFFERED, check_on_overflow
 from batchstream._source import Source
-from batchstream._steps import step_width
+from batchstream._thread import ThreadPump, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
 
+    from batchstream._demux import Demultiplexer
     from batchstream._events import Delivery, FinishReason, Statistics, StreamEnd
+    from batchstream._running import OnOverflow
 
 T = TypeVar("T", default=Any)
 
@@ -66,7 +70,7 @@ class Stream(chain[T]):
     __slots__ = ("__weakref__", "_buffer", "_inlet", "_pump")
     _buffer: Buffer[T]
     _inlet: Inlet[T]
-    _pump: Pump[T]
+    _pump: PullPump[T] | ThreadPump[T]
 
     def __new__(cls, *_: object, **__: object) -> Self:
         raise TypeError("a Stream is made by demux or BatchedStream only")
@@ -77,13 +81,15 @@ class Stream(chain[T]):
         raise TypeError("a Stream is made by demux or BatchedStream only")
 
     @classmethod
-    def _of(cls, buffer: Buffer[T], pump: Pump[T]) -> Stream[T]:
+    def _of(cls, buffer: Buffer[T], pump: PullPump[T] | ThreadPump[T]) -> Stream[T]:
         inlet = Inlet(buffer, pump)
         stream = cast("Stream[T]", super().from_iterable(inlet.parts))
         stream._attach(buffer, inlet, pump)  # noqa: SLF001 - __new__ refuses, so no __init__ runs
         return stream
 
-    def _attach(self, buffer: Buffer[T], inlet: Inlet[T], pump: Pump[T]) -> None:
+    def _attach(
+        self, buffer: Buffer[T], inlet: Inlet[T], pump: PullPump[T] | ThreadPump[T]
+    ) -> None:
         self._buffer = buffer
         self._inlet = inlet
         self._pump = pump
@@ -121,6 +127,30 @@ class Stream(chain[T]):
         """Why the stream ended, or None while it is live."""
         end = self._buffer.end
         return None if end is None else end.reason
+
+    def receive(self, timeout: float | None = None) -> T:
+        """Return the next output, as `next(stream)` does, or give up after a while.
+
+        Args:
+            timeout: For how long to wait, in seconds; 0 not at all, None for ever. It needs a
+                batch with `background=True`, as otherwise the source runs in this very thread.
+
+        Raises:
+            StopIteration: The stream has ended.
+            TimeoutError: No output came in time. The stream is unchanged.
+            ValueError: There is a timeout, but no background; or it is negative.
+            Exception: What iteration raises.
+
+        Blocking: until there is an output, the stream has ended or the timeout has passed.
+        Cancellation: a receive that timed out, or was broken off by a signal's exception while it
+            waited, takes nothing.
+        Threads: one consumer per stream at a time.
+        """
+        if timeout is None:
+            return next(self)
+        if not timeout >= 0:
+            raise ValueError(f"timeout must be 0 or more seconds, got {timeout!r}")
+        return self._inlet.receive(self, time.monotonic() + timeout)
 
     def drain(self) -> list[T]:
         """Return every buffered output at once, without letting the source go on.
@@ -181,7 +211,12 @@ class BatchedStream(Sequence[Stream[T]]):
             without it they finish as `exhausted`.
         max_buffered: How many outputs a live stream may hold unread. A pull that could exceed it
             raises `BufferOverflowError` before the source is touched. Without it a stream that
-            nobody reads holds all its outputs.
+            nobody reads holds all its outputs; or up to 1024 with `background`.
+        background: Let a thread of its own run the source, ahead of the consumers. It begins with
+            the first receive, and ends with the last live stream.
+        on_overflow: With `background`, where a live stream holds `max_buffered` outputs: `"wait"`
+            lets the source wait until all have room. `"cancel"` ends a stream that holds more,
+            with `SlowConsumerError` after what it holds, so that the others never wait for it.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work. The source has
@@ -224,29 +259,40 @@ class BatchedStream(Sequence[Stream[T]]):
         max_outputs: int | Sequence[int | None] | None = None,
         require_eos: bool = False,
         max_buffered: int | None = None,
+        background: bool = False,
+        on_overflow: OnOverflow = "wait",
     ) -> None:
         if max_buffered is not None:
             max_buffered = check_count("max_buffered", max_buffered, at_least=1)
-        core = partial(
-            Demultiplexer[T],
+        if check_on_overflow(on_overflow) == "cancel" and not background:
+            raise ValueError(
+                "on_overflow='cancel' needs background=True: where consumers pull, the one that "
+                "would overflow a buffer is refused"
+            )
+        opening: Opening[T] = Opening(
+            size,
             eos=eos,
             is_eos=is_eos,
             include_eos=include_eos,
+            max_outputs=max_outputs,
             require_eos=require_eos,
         )
-        if size is None:
-            core(_least_size(max_outputs), max_outputs=max_outputs)  # arguments before the source
-            reader = Source(source)
-            try:
-                size = _width_of_first_step(reader)
-                demultiplexer = core(size, max_outputs=max_outputs if size else None)
-            except BaseException:
-                reader.close_quietly()
-                raise
+        reader = Source(source)
+        if not background:
+            core = opening.learn(reader) if size is None else opening.core
+            self._pump: PullPump[T] | ThreadPump[T] = PullPump(
+                reader, core, max_buffered=max_buffered
+            )
         else:
-            demultiplexer = core(size, max_outputs=max_outputs)
-            reader = Source(source)
-        self._pump = Pump(reader, demultiplexer, max_buffered=max_buffered)
+            worker = None if size is not None else Worker()
+            core = opening.core if worker is None else _learn_in(worker, opening, reader)
+            self._pump = ThreadPump(
+                reader,
+                core,
+                max_buffered=max_buffered or DEFAULT_MAX_BUFFERED,
+                on_overflow=on_overflow,
+                worker=worker,
+            )
         self._streams = tuple(
             Stream._of(buffer, self._pump)  # noqa: SLF001
             for buffer in self._pump.buffers
@@ -357,59 +403,10 @@ class BatchedStream(Sequence[Stream[T]]):
         return self._pump.statistics()
 
 
-def demux(
-    source: Iterable[Any],
-    size: int | None = None,
-    *,
-    eos: object = None,
-    is_eos: Callable[[T], object] | None = None,
-    include_eos: bool = False,
-    max_outputs: int | Sequence[int | None] | None = None,
-    require_eos: bool = False,
-    max_buffered: int | None = None,
-) -> tuple[Stream[T], ...]:
-    """Return one stream per slot of a batched source.
-
-    The streams stand for themselves: the source is closed when the last of them has ended, was
-    cancelled or is no longer referenced. Where a block should close it use `BatchedStream`, which
-    takes the same arguments, raises the same errors and says more of them.
-
-    Blocking: only without `size`: until the source has yielded its first step.
-    Cancellation: an exception from a signal during the first step closes the source.
-    Threads: any; each stream may be read in a thread of its own.
-
-    Example:
-        >>> import batchstream
-        >>> def model(prompts):
-        ...     words = [prompt.split() for prompt in prompts]
-        ...     for position in range(9):
-        ...         yield [text[position] if position < len(text) else None for text in words]
-        >>> short, long = batchstream.demux(model(["so it ends", "and the other one goes on"]))
-        >>> list(short)
-        ['so', 'it', 'ends']
-        >>> list(long)
-        ['and', 'the', 'other', 'one', 'goes', 'on']
-    """
-    batch = BatchedStream[T](
-        source,
-        size,
-        eos=eos,
-        is_eos=is_eos,
-        include_eos=include_eos,
-        max_outputs=max_outputs,
-        require_eos=require_eos,
-        max_buffered=max_buffered,
-    )
-    return tuple(batch)
-
-
-def _least_size(max_outputs: object) -> int:
-    """Return a size that the argument alone can be checked with."""
-    return len(max_outputs) if isinstance(max_outputs, Sequence) else 0
-
-
-def _width_of_first_step(source: Source) -> int:
+def _learn_in(worker: Worker, opening: Opening[T], source: Source) -> Demultiplexer[T]:
+    """Let the source make its first step in the thread that will go on with it."""
     try:
-        return step_width(source.peek())
-    except StopIteration:
-        return 0
+        return worker.call(partial(opening.learn, source)).result()
+    except BaseException:
+        worker.end_after(source.close_quietly)
+        raise

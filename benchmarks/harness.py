@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 ROUNDS = 9
+Result = TypeVar("Result")
 
 
-def alternate(contestants: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Run each contestant in turn, for `ROUNDS` rounds, and return their seconds.
+def alternate(
+    contestants: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
+) -> dict[str, list[float]]:
+    """Run each contestant in turn, round by round, and return their seconds."""
+    return take_turns({name: partial(seconds_of, run) for name, run in contestants.items()}, rounds)
+
+
+def take_turns(
+    contestants: Mapping[str, Callable[[], Result]], rounds: int
+) -> dict[str, list[Result]]:
+    """Run each contestant in turn, round by round, and return what each says of each round.
 
     Taking turns lets a slow moment of the machine hit all of them. The order changes from round to
     round, so that nobody always comes after the one that fills the caches.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    said: dict[str, list[Result]] = {name: [] for name in contestants}
     names = list(contestants)
     for name in names:
         contestants[name]()  # once, unmeasured
-    for number in range(ROUNDS):
+    for number in range(rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
             gc.collect()
-            begin = time.perf_counter()
-            contestants[name]()
-            seconds[name].append(time.perf_counter() - begin)
-    return seconds
+            said[name].append(contestants[name]())
+    return said
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """Return how long it takes to run this."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def run(main: Callable[..., Coroutine], *args: object, **options: object) -> Any:
+    """Run a coroutine function in an event loop of its own."""
+    return asyncio.run(main(*args, **options))
 
 
 def spread(values: list[float], scale: float, digits: int = 0) -> str:
@@ -42,9 +65,9 @@ def ratios(numerator: list[float], denominator: list[float]) -> list[float]:
     return [a / b for a, b in zip(numerator, denominator, strict=True)]
 
 
-def machine() -> str:
+def machine(rounds: int = ROUNDS) -> str:
     """Say in a line what this was run on."""
-    return f"{platform.python_implementation()} {platform.python_version()}, {ROUNDS} rounds"
+    return f"{platform.python_implementation()} {platform.python_version()}, {rounds} rounds"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -1,6 +1,12 @@
 """Runs every benchmark. Each is a script of its own as well."""
 
+import handoff
+import seam
 import streams
 
 if __name__ == "__main__":
     streams.main()
+    print()
+    handoff.main()
+    print()
+    seam.main()

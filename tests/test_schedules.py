@@ -136,7 +136,7 @@ EXPECTED = {
 
 @pytest.fixture
 def _short_segments(monkeypatch):
-    monkeypatch.setattr("batchstream._pull.SEGMENT_LENGTH", 1)
+    monkeypatch.setattr("batchstream._pump.SEGMENT_LENGTH", 1)
 
 
 @pytest.mark.usefixtures("_short_segments")

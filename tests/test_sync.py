@@ -127,9 +127,13 @@ async def async_steps():
 
 
 def test_a_source_of_another_kind_is_refused():
-    for source in (async_steps(), 5, None):
-        with pytest.raises(TypeError, match="source must be a"):
+    for source in (5, None):
+        with pytest.raises(TypeError, match="source must be an iterable"):
             demux(source, 1)
+    with pytest.raises(TypeError, match="source must be a synchronous iterable"):
+        BatchedStream(async_steps(), 1)
+    with pytest.raises(TypeError, match="an asynchronous source needs size="):
+        demux(async_steps())
 
 
 def test_a_list_of_steps_is_a_source():
@@ -231,6 +235,23 @@ def test_long_streams_pass_through_every_way_of_reading():
 
 
 # ---- feedback
+
+
+def test_a_generator_may_delegate_to_iterators_that_do_not_listen():
+    told = []
+
+    def inner():
+        yield from (["a"], ["b"])
+        told.append((yield ["c"]))
+
+    def source():
+        yield from inner()
+        yield from map(list, "de")
+        told.append((yield ["f"]))
+
+    (stream,) = demux(source(), size=1)
+    assert list(stream) == ["a", "b", "c", "d", "e", "f"]
+    assert told == [(0,), (0,)]
 
 
 def test_R13_the_source_is_told_of_each_departure_with_its_next_step():

@@ -1,0 +1,582 @@
+"""The shell for event loops: streams that wait to be woken, fed by a task or by a thread."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import AsyncIterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from operator import length_hint
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, final, overload
+
+from typing_extensions import TypeVar
+
+from batchstream._buffers import GATE, Buffer
+from batchstream._eos import check_count
+from batchstream._errors import ConcurrentConsumerError
+from batchstream._loops import current_loop, result_of
+from batchstream._opening import Opening
+from batchstream._running import DEFAULT_MAX_BUFFERED, check_on_overflow
+from batchstream._source import AsyncSource, Source
+from batchstream._task import TaskPump
+from batchstream._thread import ThreadPump, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+    from types import TracebackType
+
+    from batchstream._demux import Demultiplexer
+    from batchstream._events import Delivery, FinishReason, Statistics, StreamEnd
+    from batchstream._running import OnOverflow, Place
+
+T = TypeVar("T", default=Any)
+
+TURN: Final = 32
+"""How many outputs a consumer may receive before the others in its event loop have a turn."""
+
+
+_EXHAUSTED: Final[Iterator[Any]] = iter(())
+
+
+class Receiver(Generic[T]):
+    """One consumer's end of a buffer, in an event loop: how it is read, and how it is waited for.
+
+    `for output in reader: return output` runs in C what is buffered, up to a turn's worth. Only
+    when that is used up is more of the buffer looked at, a turn given away, or an output waited
+    for.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_buffer",
+        "_busy",
+        "_left",
+        "_new_waiter",
+        "_place",
+        "_pump",
+        "_reader",
+        "_waiting",
+    )
+
+    def __init__(self, buffer: Buffer[T], pump: TaskPump[Any] | ThreadPump[Any]) -> None:
+        self._buffer = buffer
+        self._pump = pump
+        self._reader: Iterator[T] = _EXHAUSTED
+        self._left = TURN
+        self._busy = False
+        # Known from the first wait on, which settles the event loop that this belongs to.
+        self._place: Place[Any] | None = None
+        self._waiting: dict[object, Any] = {}
+        self._new_waiter: Callable[[], Any] | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:  # noqa: C901, PLR0912 - one frame per receive, for its speed
+        for output in self._reader:
+            return output
+        buffer = self._buffer
+        if self._busy:
+            raise self._concurrent()
+        self._busy = True
+        try:
+            while True:
+                # In this order: whoever ends a stream has added its last output before.
+                ended = buffer.ends
+                segments = buffer.segments
+                segment = segments[0] if len(segments) == 1 else buffer.first_unread()
+                outputs, gate = segment
+                received = GATE - length_hint(gate)
+                unread = len(outputs) - received
+                if ended and (not unread or buffer.cancelled):
+                    buffer.conclude()
+                    raise StopAsyncIteration
+                if not unread:
+                    self._left = TURN
+                    waiter = (self._new_waiter or self._settle_here())()
+                    self._waiting[buffer.slot] = waiter
+                    try:
+                        # Once more: what came meanwhile wakes nobody.
+                        if len(outputs) == received and len(segments) == 1 and not buffer.ends:
+                            await waiter
+                        else:
+                            self._waiting.pop(buffer.slot, None)
+                    except BaseException as error:
+                        self._waiting.pop(buffer.slot, None)
+                        if isinstance(error, RuntimeError):
+                            self._check_loop()
+                        raise
+                elif not self._left:
+                    self._left = TURN
+                    await current_loop().checkpoint()
+                elif unread == 1 or buffer.watched:
+                    self._left -= 1
+                    output = outputs[received]
+                    next(gate)
+                    if buffer.watched:
+                        self._tell_of_room()
+                    return output
+                else:
+                    turn = min(unread, self._left)
+                    self._left -= turn
+                    self._reader = islice(buffer.read(segment), turn)
+                    for output in self._reader:
+                        return output
+        finally:
+            self._busy = False
+
+    def drain(self) -> list[T]:
+        """Return every buffered output at once."""
+        buffer = self._buffer
+        if self._busy:
+            raise self._concurrent()
+        taken = list(self._reader)
+        while not buffer.cancelled:
+            outputs, gate = segment = buffer.first_unread()
+            unread = len(outputs) - GATE + length_hint(gate)
+            if not unread:
+                break
+            taken.extend(islice(buffer.read(segment), unread))
+            if buffer.watched:
+                self._tell_of_room()
+        return taken
+
+    def _settle_here(self) -> Callable[[], Any]:
+        """Belong to the event loop that runs this, and let the pump begin; return `_new_waiter`."""
+        pump, buffer = self._pump, self._buffer
+        by_time = buffer is pump.steps
+        pump.read_by("by time" if by_time else "by slot")
+        loop = current_loop()
+        place = pump.place_in(loop)
+        pump.begin(loop)
+        place.buffers.extend(pump.buffers if by_time else [buffer])
+        self._waiting = place.waiting
+        self._new_waiter = loop.new_waiter
+        self._place = place
+        return loop.new_waiter
+
+    def _check_loop(self) -> None:
+        """Say so where an output is waited for in another loop than the first."""
+        place = self._place
+        if place is not None and place.loop is not None and not place.loop.is_here:
+            raise RuntimeError(
+                f"stream {self._buffer.slot} belongs to the event loop that first waited for it, "
+                f"and cannot be waited for in another"
+            ) from None
+
+    def _tell_of_room(self) -> None:
+        self._buffer.watched = False
+        deque(self._pump.telling_of_room(), maxlen=0)
+
+    def _concurrent(self) -> ConcurrentConsumerError:
+        return ConcurrentConsumerError(
+            f"stream {self._buffer.slot} has one consumer at a time, and another task waits for it"
+        )
+
+
+@final
+class AsyncStream(Receiver[T]):
+    """The outputs of one request, as an asynchronous iterator that ends at the request's own end.
+
+    Made by `demux` and `AsyncBatchedStream`. Whoever moves the source runs by itself, ahead of the
+    streams; a stream that has nothing buffered waits until it is woken. It belongs to the event
+    loop, of asyncio or trio, in which it first waits.
+
+    After its outputs a stream that ended in an error raises it, once, in a copy that is this
+    stream's own, with the original as `__cause__`; from then on it is simply finished.
+
+    Memory: what is buffered, and the outputs of up to 128 steps that were received lately.
+
+    Raises (on iteration):
+        SlowConsumerError: It held more than `max_buffered` outputs, with `on_overflow="cancel"`.
+        ConcurrentConsumerError: Another task is waiting for an output of this same stream.
+        RuntimeError: The batch is read by time, or the stream belongs to another event loop.
+        ClosedError: The event loop that ran the source has ended, or the process was forked from
+            the one that opened the batch.
+        Exception: What the source raised, or `Fail` for this slot alone.
+
+    Blocking: never; it waits until there is an output. An output that is buffered is received
+        without waiting, except that after every 32 the others in the loop have their turn.
+    Cancellation: a receive that is cancelled, by a timeout for example, takes nothing: the next
+        one returns what it would have returned. The source does not notice.
+    Threads: one consumer at a time, in the event loop that the stream belongs to. Other streams
+        may be consumed in other loops and threads.
+
+    Example:
+        >>> import asyncio
+        >>> import batchstream
+        >>> async def model():
+        ...     yield ["a", "x"]
+        ...     yield ["b", None]
+        ...     yield [None, None]
+        >>> async def main():
+        ...     first, second = batchstream.demux(model(), size=2)
+        ...     async for output in first:
+        ...         print(output)
+        ...     print([output async for output in second], second.finish_reason)
+        >>> asyncio.run(main())
+        a
+        b
+        ['x'] eos
+    """
+
+    __slots__ = ()
+
+    def __init__(self, *_: object, **__: object) -> None:
+        raise TypeError("an AsyncStream is made by demux or AsyncBatchedStream only")
+
+    @classmethod
+    def _of(cls, buffer: Buffer[T], pump: TaskPump[T] | ThreadPump[T]) -> AsyncStream[T]:
+        stream = cls.__new__(cls)
+        Receiver.__init__(stream, buffer, pump)
+        return stream
+
+    def __repr__(self) -> str:
+        state = self.finish_reason or "live"
+        return f"<AsyncStream {self.slot}, {state}, {self._buffer.buffered} buffered>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            f"stream {self.slot} cannot be pickled or copied: it is one end of a running batch"
+        )
+
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # One that was refused by __init__ has no buffer.
+        if hasattr(self, "_buffer") and not _is_finalizing():
+            self.cancel()
+
+    @property
+    def slot(self) -> int:
+        """The position of this stream's outputs in a step."""
+        return self._buffer.slot
+
+    @property
+    def end(self) -> StreamEnd | None:
+        """How the stream ended, or None while it is live.
+
+        It is known as soon as the source has said so, which may be before all outputs have been
+        received.
+        """
+        return self._buffer.end
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the stream ended, or None while it is live."""
+        end = self._buffer.end
+        return None if end is None else end.reason
+
+    def drain(self) -> list[T]:
+        """Return every buffered output at once: one network write for many outputs.
+
+        The list may be empty. It never raises the stream's error: the next receive does.
+
+        Raises:
+            ConcurrentConsumerError: Another task is waiting for an output of this stream.
+            RuntimeError: The batch is read by time.
+
+        Blocking: never.
+        Cancellation: nothing to cancel.
+        Threads: one consumer at a time.
+        """
+        self._pump.check_read_by_slot()
+        return super().drain()
+
+    def cancel(self) -> None:
+        """Give this stream up: what is buffered is discarded, and the next receive sees the end.
+
+        A consumer that waits for it is woken, and sees the end too. The other streams go on. The
+        source is told with its next step; if this was the last live stream the source is closed,
+        and an asynchronous one is broken off where it waits. Repeated calls, and calls after the
+        end, change nothing but to discard what was not received. Dropping the last reference to a
+        stream does the same.
+
+        Blocking: never.
+        Cancellation: nothing to cancel.
+        Threads: any thread, callback, finalizer or signal handler.
+        """
+        self._pump.cancel(self._buffer)
+
+    async def aclose(self) -> None:
+        """Cancel this stream, and if none is live any more wait until the source is closed.
+
+        Raises:
+            BaseException: What the source raised when it was closed for this.
+
+        Blocking: never; it waits while the source is in a step, if that cannot be broken off.
+        Cancellation: the stream is cancelled all the same, and the source closed later.
+        Threads: any event loop.
+        """
+        self.cancel()
+        if not self._pump.live:
+            await self._pump.wait_for_end(current_loop())
+
+
+class _Steps(Receiver["Delivery[T]"]):
+    """The deliveries of a batch, for whoever reads it by time; holds the batch and its streams."""
+
+    __slots__ = ("_batch",)
+
+    def __init__(self, batch: AsyncBatchedStream[T], pump: TaskPump[T] | ThreadPump[T]) -> None:
+        super().__init__(pump.steps, pump)
+        self._batch = batch
+
+
+@final
+class AsyncBatchedStream(Sequence[AsyncStream[T]]):
+    """One asynchronous stream per slot of a batched source, and the batch as a whole.
+
+    Use it with `async with`, so that the source is closed wherever the block is left. It is a
+    sequence of its streams; or read it by time with `steps`.
+
+    An asynchronous source is moved by a task, a synchronous one by a thread of its own, both in a
+    copy of the context in which this object was made. Either begins with the first receive, runs
+    ahead of the streams by up to `max_buffered` outputs, and ends with the last live stream.
+
+    Args:
+        source: An iterable of steps, asynchronous or not; see `BatchedStream`. One with an `asend`
+            or `send` method, as generators have it, is told who is live: `live = yield step`.
+        size: How many slots the batch has; needed for an asynchronous source. Without it the
+            streams are there from the start of the `async with` block on, which then waits for
+            the first step.
+        eos: See `BatchedStream`, as for the other options not explained here.
+        is_eos: It runs in the task or thread that moves the source.
+        include_eos: Deliver the output that `is_eos` recognised, before the end.
+        max_outputs: Finish a stream with `length` once it has been given so many outputs.
+        require_eos: Streams that are live when the source ends raise `MissingEOSError`.
+        max_buffered: How many outputs a live stream may hold unread; where the batch is read by
+            time, how many deliveries may wait.
+        on_overflow: Where a live stream holds so many, `"wait"` lets the source wait until all
+            have room. `"cancel"` ends a stream that holds more, with `SlowConsumerError` after
+            what it holds, so that the others never wait for it.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, or cannot work.
+
+    Blocking: never.
+    Threads: any; no event loop need run yet.
+
+    Example:
+        >>> import asyncio
+        >>> import batchstream
+        >>> def model():  # runs in a thread: it may compute as long as it likes
+        ...     yield from [["a", "x"], ["b", None], [None, None]]
+        >>> async def read(stream):
+        ...     return [output async for output in stream]
+        >>> async def main():
+        ...     async with batchstream.AsyncBatchedStream(model(), size=2) as batch:
+        ...         print(await asyncio.gather(*map(read, batch)))
+        >>> asyncio.run(main())
+        [['a', 'b'], ['x']]
+    """
+
+    __slots__ = ("__weakref__", "_pump", "_streams", "_unopened")
+
+    def __init__(
+        self,
+        source: Iterable[Any] | AsyncIterable[Any],
+        size: int | None = None,
+        *,
+        eos: object = None,
+        is_eos: Callable[[T], object] | None = None,
+        include_eos: bool = False,
+        max_outputs: int | Sequence[int | None] | None = None,
+        require_eos: bool = False,
+        max_buffered: int = DEFAULT_MAX_BUFFERED,
+        on_overflow: OnOverflow = "wait",
+    ) -> None:
+        check_on_overflow(on_overflow)
+        max_buffered = check_count("max_buffered", max_buffered, at_least=1)
+        opening: Opening[T] = Opening(
+            size,
+            eos=eos,
+            is_eos=is_eos,
+            include_eos=include_eos,
+            max_outputs=max_outputs,
+            require_eos=require_eos,
+        )
+        self._pump: TaskPump[T] | ThreadPump[T] | None = None
+        self._unopened: _Unopened[T] | None = None
+        self._streams: tuple[AsyncStream[T], ...] = ()
+        if isinstance(source, AsyncIterable):
+            if size is None:
+                raise TypeError("an asynchronous source needs size=, the number of its slots")
+            reader = AsyncSource(source)
+            self._open(
+                TaskPump(reader, opening.core, max_buffered=max_buffered, on_overflow=on_overflow)
+            )
+        else:
+            unopened = _Unopened(Source(source), opening, max_buffered, on_overflow)
+            if size is None:
+                self._unopened = unopened
+            else:
+                self._open(unopened.pump(opening.core))
+
+    def _open(self, pump: TaskPump[T] | ThreadPump[T]) -> None:
+        self._pump = pump
+        self._streams = tuple(
+            AsyncStream._of(buffer, pump)  # noqa: SLF001
+            for buffer in pump.buffers
+        )
+
+    def _opened(self) -> TaskPump[T] | ThreadPump[T]:
+        if self._pump is None:
+            raise RuntimeError(
+                "the size of this batch is known inside its async with block: "
+                "enter it, or pass size="
+            )
+        return self._pump
+
+    def __repr__(self) -> str:
+        if self._pump is None:
+            return "<AsyncBatchedStream, not entered>"
+        return f"<AsyncBatchedStream, {len(self.live)} of {len(self)} streams live>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            "an AsyncBatchedStream cannot be pickled or copied: it holds a running source"
+        )
+
+    def __len__(self) -> int:
+        self._opened()
+        return len(self._streams)
+
+    @overload
+    def __getitem__(self, index: int) -> AsyncStream[T]: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[AsyncStream[T], ...]: ...
+    def __getitem__(self, index: int | slice) -> AsyncStream[T] | tuple[AsyncStream[T], ...]:
+        self._opened()
+        return self._streams[index]
+
+    def __iter__(self) -> Iterator[AsyncStream[T]]:
+        self._opened()
+        return iter(self._streams)
+
+    async def __aenter__(self) -> Self:
+        if self._unopened is not None:
+            unopened, self._unopened = self._unopened, None
+            self._open(await unopened.open())
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """The slots of the streams that have neither finished nor been cancelled.
+
+        Threads: any.
+        """
+        return self._opened().live
+
+    def steps(self) -> AsyncIterator[Delivery[T]]:
+        """Return an iterator over what each step gives to whom, for loops that serve by time.
+
+        Every slot's end is in exactly one delivery, that of a cancelled slot in a later one; an
+        error of the source is an end like the others, and is not raised. The iterator stops when
+        no slot is live. However slow it is read, no slot is ended for it: the source waits while
+        `max_buffered` deliveries are unread.
+
+        Raises (on iteration):
+            RuntimeError: A stream of this batch has been read, or another event loop waits.
+            ClosedError: The process was forked from the one that opened the batch.
+
+        Blocking: never; it waits until there is a delivery.
+        Cancellation: a receive that is cancelled takes nothing.
+        Threads: one consumer at a time, in the event loop that first waited.
+
+        Example:
+            >>> import asyncio
+            >>> import batchstream
+            >>> async def main():
+            ...     steps = [["a", "x"], ["b", None], [None, None]]
+            ...     async with batchstream.AsyncBatchedStream(steps, size=2) as batch:
+            ...         async for delivery in batch.steps():
+            ...             print(delivery.outputs, [slot for slot, _ in delivery.ends])
+            >>> asyncio.run(main())
+            [(0, 'a'), (1, 'x')] []
+            [(0, 'b')] [1]
+            [] [0]
+        """
+        return _Steps(self, self._opened())
+
+    def cancel(self, slot: int) -> None:
+        """Give one slot up, as `AsyncStream.cancel` does.
+
+        Raises:
+            IndexError: There is no such slot.
+
+        Blocking: never.
+        Cancellation: nothing to cancel.
+        Threads: any thread, callback, finalizer or signal handler.
+        """
+        if not 0 <= slot < len(self):
+            raise IndexError(f"no slot {slot!r}, expected slots from 0 to {len(self) - 1}")
+        self._streams[slot].cancel()
+
+    async def aclose(self) -> None:
+        """Cancel every live stream, and wait until the source is closed. Repeated calls do nothing.
+
+        A stream that had finished keeps what is buffered for it. An error that the source raises
+        while it is closed for this is raised here; where it is closed because its last stream
+        ended it goes to `sys.unraisablehook`.
+
+        Blocking: never; it waits while the source is in a step, if that cannot be broken off.
+        Cancellation: the batch is cancelled all the same, and the source closed later.
+        Threads: any event loop.
+        """
+        if self._unopened is not None:
+            unopened, self._unopened = self._unopened, None
+            unopened.close()
+        elif self._pump is not None:
+            self._pump.request_close()
+            await self._pump.wait_for_end(current_loop())
+
+    def statistics(self) -> Statistics:
+        """Return the figures up to now.
+
+        Threads: any.
+        """
+        return self._opened().statistics()
+
+
+class _Unopened(Generic[T]):
+    """A synchronous source for a thread, and what its pump is made with once the size is known."""
+
+    def __init__(
+        self, source: Source, opening: Opening[T], max_buffered: int, on_overflow: OnOverflow
+    ) -> None:
+        self._source = source
+        self._opening = opening
+        self._max_buffered = max_buffered
+        self._on_overflow = on_overflow
+
+    def pump(self, core: Demultiplexer[T], worker: Worker | None = None) -> ThreadPump[T]:
+        """Make the pump."""
+        return ThreadPump(
+            self._source,
+            core,
+            max_buffered=self._max_buffered,
+            on_overflow=self._on_overflow,
+            worker=worker,
+        )
+
+    async def open(self) -> ThreadPump[T]:
+        """Make the pump, after the first step has been made in its thread."""
+        worker = Worker()
+        try:
+            core = await result_of(worker.call(partial(self._opening.learn, self._source)))
+        except BaseException:
+            worker.end_after(self._source.close_quietly)
+            raise
+        return self.pump(core, worker)
+
+    def close(self) -> None:
+        """Close the source, which has made no step yet."""
+        self._source.close()

@@ -1,0 +1,130 @@
+"""The seam to event loops: what a pump and its consumers need of one, whatever framework it is of.
+
+A consumer *waits until it is woken*, and a pump *wakes from any thread*: that is all that streams
+ask of an event loop. A waiter is awaited once and carries no data; whoever wakes up looks at the
+stream's buffer. A pump that runs as a task itself needs a little more, see `Task`.
+
+What serves it for asyncio is in `_asyncio`, for trio in `_trio`; each is imported where it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Protocol
+
+from typing_extensions import TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from concurrent.futures import Future
+    from contextvars import Context
+
+R = TypeVar("R")
+
+
+class LoopClosedError(Exception):
+    """The event loop was closed, and with it whoever waited there has gone."""
+
+
+class InterruptedStep(Exception):  # noqa: N818 - it is a signal between pump and task, no error
+    """What a pump waited for was broken off by `Task.interrupt`."""
+
+
+class Loop(Protocol):
+    """An event loop in which consumers wait, and in which a pump may run."""
+
+    @property
+    def key(self) -> object:
+        """The framework's own object for the loop, which identifies it."""
+
+    def new_waiter(self) -> Any:
+        """Make a waiter, which is awaited in this loop."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing will ever run here again. From any thread."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the calling code runs in this loop."""
+
+    def resume(self, waiters: Sequence[Any]) -> None:
+        """Let these waiters go on, and those that were cancelled be. From any thread.
+
+        Raises:
+            LoopClosedError: The loop was closed.
+        """
+
+    def resume_here(self, waiters: Sequence[Any]) -> None:
+        """Do the same at once, from within this loop."""
+
+    async def wait(self, waiter: Any, seconds: float | None) -> None:
+        """Wait until woken, or until so many seconds have passed."""
+
+    async def checkpoint(self) -> None:
+        """Let everything else in the loop have its turn."""
+
+    def spawn(self, main: Callable[[Task], Coroutine[Any, Any, None]], context: Context) -> Task:
+        """Run a task of nobody's but its own, from within this loop."""
+
+
+class Task(Protocol):
+    """A pump's own task."""
+
+    def interrupt(self) -> None:
+        """Break off what is being waited for in `interruptible`, now or later. From any thread."""
+
+    async def interruptible(self, function: Callable[..., Awaitable[Any]], *args: object) -> Any:
+        """Await what the function returns.
+
+        Raises:
+            InterruptedStep: It was broken off.
+        """
+
+    def was_cancelled(self, error: BaseException) -> bool:
+        """Whether the error says that somebody else wants this task to end."""
+
+    @property
+    def destroyed(self) -> bool:
+        """Whether the calling code is the task's, thrown away by an event loop that is gone."""
+
+    @property
+    def may_raise(self) -> bool:
+        """Whether what stops a program may be raised out of this task."""
+
+
+def current_loop() -> Loop:
+    """Return the event loop that runs the calling code.
+
+    Raises:
+        RuntimeError: There is none.
+    """
+    if "trio" in sys.modules:  # asked first: trio may run as a guest of an asyncio loop
+        from batchstream import _trio  # noqa: PLC0415 - it is optional, and in use here
+
+        if _trio.runs_here():
+            return _trio.TrioLoop()
+    if "asyncio" in sys.modules:
+        from batchstream import _asyncio  # noqa: PLC0415 - not every program needs it
+
+        if _asyncio.runs_here():
+            return _asyncio.AsyncioLoop()
+    raise RuntimeError(
+        "an asynchronous stream is received from in an event loop, and none runs here"
+    )
+
+
+async def result_of(future: Future[R]) -> R:
+    """Wait in the event loop that runs the calling code for what a thread will give."""
+    loop = current_loop()
+    waiter = loop.new_waiter()
+
+    def resume(_: object) -> None:
+        try:
+            loop.resume([waiter])
+        except LoopClosedError:
+            return  # and nobody waits
+
+    future.add_done_callback(resume)
+    await waiter
+    return future.result()

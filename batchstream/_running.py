@@ -1,0 +1,326 @@
+"""What the pumps that run by themselves share: ahead of their consumers, who wait to be woken.
+
+Theory of operation
+-------------------
+
+Across threads go wake-ups, never values. A consumer that finds its buffer empty puts a *waiter*
+into its *place* (that of all threads, or that of one event loop), by the slot that it waits for,
+looks once more, and waits. The pump adds to the buffers first, and then takes out of each place the
+waiters of those it gave something to, to resume them with one call per place. Whichever comes
+first, no wake-up is lost; one that is late or needless does no harm, because the woken consumer
+looks at its buffer again.
+
+The pump waits the same way. It pauses where a live stream has no room: it leaves its own waiter in
+`_parked`, lets the full buffers be *watched*, looks once more, and waits. A consumer that took an
+output out of a watched buffer takes that waiter and resumes it, as a cancel does.
+
+The pump begins with the first receive, and ends with the last live stream. Whoever has taken
+`_begun` either starts it or closes a source that was never started.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import deque
+from itertools import repeat
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal
+
+from typing_extensions import TypeVar
+
+from batchstream._buffers import SEGMENT_LENGTH, Buffer
+from batchstream._errors import SlowConsumerError
+from batchstream._events import Delivery, FinishReason, StreamEnd
+from batchstream._loops import LoopClosedError
+from batchstream._pump import Pump
+from batchstream._source import unheard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from batchstream._demux import Demultiplexer
+    from batchstream._loops import Loop
+
+T = TypeVar("T")
+
+OnOverflow = Literal["wait", "cancel"]
+
+DEFAULT_MAX_BUFFERED: Final = 1024
+PAUSE: Final = 0.5
+"""After how long a paused pump looks whether a loop that it waits for was closed, in seconds."""
+
+
+def check_on_overflow(on_overflow: object) -> OnOverflow:
+    """Return the argument if it is one of its two values.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if on_overflow == "wait" or on_overflow == "cancel":  # noqa: PLR1714 - narrows the type
+        return on_overflow
+    raise ValueError(f"on_overflow must be 'wait' or 'cancel', got {on_overflow!r}")
+
+
+class Place(Generic[T]):
+    """Where consumers of one batch wait: all threads together, or one event loop.
+
+    Args:
+        resume: Lets waiters go on, from any thread.
+        loop: The event loop, unless this is for threads.
+
+    Attributes:
+        waiting: The waiters, by what they wait for: a slot, or an object of their own.
+        buffers: Those that belong to the loop.
+    """
+
+    __slots__ = ("buffers", "loop", "resume", "waiting")
+
+    def __init__(self, resume: Callable[[list[Any]], None], loop: Loop | None = None) -> None:
+        self.resume = resume
+        self.loop = loop
+        self.waiting: dict[object, Any] = {}
+        self.buffers: list[Buffer[T]] = []
+
+    def take(self, keys: Iterable[object]) -> list[Any]:
+        """Take out who waits for one of the keys; each waiter is taken once."""
+        return [*filter(None, map(self.waiting.pop, keys, repeat(None)))]
+
+
+class RunningPump(Pump[T]):
+    """A pump that runs by itself.
+
+    Args:
+        core: Tells what a step gives to whom.
+        max_buffered: How many outputs a live stream may hold.
+        on_overflow: Whether the pump waits for one that holds so many, or ends it.
+
+    Attributes:
+        steps: The deliveries, where the batch is read by time.
+        ended: Whether the pump has ended and the source is closed.
+    """
+
+    def __init__(
+        self, core: Demultiplexer[T], *, max_buffered: int, on_overflow: OnOverflow
+    ) -> None:
+        super().__init__(core, max_buffered=max_buffered)
+        self._cancels_slow = on_overflow == "cancel"
+        # One that is ended for being slow may exceed its bound by the step that shows it.
+        self._limit = max_buffered + self._cancels_slow
+        self._begun = Lock()
+        self._closing = False
+        self._close_error: BaseException | None = None
+        self.ended = False
+        self.steps: Buffer[Delivery[T]] = Buffer(core.size)  # a key that no slot has
+        self._places: list[Place[T]] = []
+        self._loops: dict[object, Place[T]] = {}
+        self._parked: dict[str, Any] = {}
+
+    # ---- from any thread, never waiting
+
+    def cancel(self, buffer: Buffer[T]) -> None:
+        """Give one stream up."""
+        if self.forked or buffer.cancelled:
+            return
+        self._note_cancel(buffer)
+        self._wake((buffer.slot,))
+        self._after_cancel()
+
+    def telling_of_room(self) -> Iterator[object]:
+        """Return what resumes the pump, by being run through, if it is paused."""
+        return map(self._unpark, filter(None, map(self._parked.pop, ("pump",), (None,))))
+
+    # Resumes the pump, given the waiter that it left.
+    _unpark: Callable[[Any], object]
+
+    @abstractmethod
+    def begin(self, loop: Loop | None) -> None:
+        """Let the pump begin, if it has not; from within the loop of the first consumer, if any."""
+
+    @abstractmethod
+    def _interrupt(self) -> None:
+        """Let a pump that nobody needs any more end as soon as it can."""
+
+    @abstractmethod
+    def _end_unbegun(self) -> None:
+        """Close a source that was never asked for a step; with `_begun` taken."""
+
+    def _after_cancel(self) -> None:
+        self._resume_pump()
+        if not self._endless:
+            if self._begun.acquire(False):  # noqa: FBT003 - by keyword it takes four times as long
+                self._end_unbegun()
+            else:
+                self._interrupt()
+
+    def _resume_pump(self) -> None:
+        deque(self.telling_of_room(), maxlen=0)
+
+    def request_close(self) -> None:
+        """Cancel what is live, for a caller who then waits for the end."""
+        self._closing = True
+        self._note_all_cancels()
+        self._wake_all()
+        self._after_cancel()
+
+    def raise_close_error(self) -> None:
+        error, self._close_error = self._close_error, None
+        if error is not None:
+            raise error
+
+    # ---- from a consumer
+
+    def place_in(self, loop: Loop) -> Place[T]:
+        """Return where the consumers of a loop wait; from within that loop."""
+        place = self._loops.get(loop.key)
+        if place is None:
+            place = self._loops[loop.key] = Place(loop.resume, loop)
+            self._places.append(place)
+        return place
+
+    async def wait_for_end(self, loop: Loop) -> None:
+        """Wait until the source is closed; from within the loop.
+
+        Raises:
+            BaseException: What the source raised when it was closed for this.
+        """
+        if not self.forked:
+            place, key = self.place_in(loop), object()
+            waiter = place.waiting[key] = loop.new_waiter()
+            try:
+                if not self.ended:
+                    await waiter
+            finally:
+                place.waiting.pop(key, None)
+            self.raise_close_error()
+
+    # ---- the pump itself
+
+    def _goes_on(self) -> bool:
+        """Apply what was asked for meanwhile, and tell whether another step is needed."""
+        if self._closing:
+            self._note_all_cancels()
+        if self._cancels:
+            self._apply_cancels()
+        if self._cancels_slow and self._view.get("view") == "by slot":
+            for slot in self._full_slots(self._limit):
+                self._end_slow(slot)
+        return self._core.has_live
+
+    def _without_room(self) -> Sequence[Buffer[Any]]:
+        """Return the buffers to wait for before the next step."""
+        if self._view["view"] == "by time":
+            return (self.steps,) if self.steps.buffered >= self._limit else ()
+        if self._cancels_slow:
+            return ()
+        return [self.buffers[slot] for slot in self._full_slots(self._limit)]
+
+    def _has_to_wait(self, full: Sequence[Buffer[Any]]) -> bool:
+        """Look once more, after the pump has left its waiter."""
+        for buffer in full:
+            buffer.watch()
+        if self._closing or self._cancels or "pump" not in self._parked:
+            return False
+        return any(not buffer.cancelled and buffer.buffered >= self._limit for buffer in full)
+
+    def _go_on_from(self, full: Sequence[Buffer[Any]]) -> None:
+        """Clean up after a pause."""
+        self._parked.pop("pump", None)
+        for buffer in full:
+            buffer.watched = False
+
+    def _leave_closed_loops(self) -> None:
+        for place in self._places:
+            if place.loop is not None and place.loop.closed:
+                self._leave(place)
+
+    def _end_slow(self, slot: int) -> None:
+        buffer = self.buffers[slot]
+        limit = self._max_buffered
+        assert limit is not None  # noqa: S101 - for the type checker
+        error = SlowConsumerError(
+            f"stream {slot} holds {buffer.buffered} unread outputs, more than {limit} "
+            f"(max_buffered), and was ended for it (on_overflow='cancel')",
+            slot=slot,
+            max_buffered=limit,
+        )
+        self._fail_stream(buffer, error)
+        self._core.cancel(slot)
+        self._wake((slot,))
+
+    def _give(self, step: object, live: tuple[int, ...]) -> None:
+        """Hand out a step, and wake who waits for it."""
+        self._tell(self._take(step, live), live)
+
+    def _finish(self) -> None:
+        """Hand out what the end of the source means."""
+        delivery = self._core.finish()
+        self._hand_out(delivery)
+        self._tell(delivery, ())
+
+    def _break_off(self, error: BaseException) -> None:
+        """Let the streams that have no end yet fail."""
+        self._tell(Delivery((), (), self._settle_with(error)), ())
+
+    def _tell(self, delivery: Delivery[T] | None, live: tuple[int, ...]) -> None:
+        if delivery is None:
+            self._wake(live)
+            return
+        if self._view.get("view") == "by time":
+            self._add_delivery(self._with_reported(delivery))
+        self._wake([*delivery.slots, *[slot for slot, _ in delivery.ends]])
+
+    def _add_delivery(self, delivery: Delivery[T]) -> None:
+        if len(self.steps.tail) >= SEGMENT_LENGTH:
+            self.steps.turn_over()
+        self.steps.tail.append(delivery)
+        self._wake((self.steps.slot,))
+
+    def _end(self) -> None:
+        """Let nobody wait for another output; the source is still to be closed."""
+        if self._cancels:
+            self._apply_cancels()
+        self._let_go_of_tails()
+        if self._unreported and self._view.get("view") == "by time":
+            self._add_delivery(self._with_reported(Delivery((), ())))
+        self.steps.finish(StreamEnd(FinishReason.EXHAUSTED, 0))
+        self._wake_all()
+
+    def _closed(self, error: BaseException | None) -> None:
+        """Tell who closed the batch that the source is closed; or everybody that it failed to."""
+        if error is not None:
+            if self._closing:
+                self._close_error = error
+            else:
+                unheard(error)
+        self.ended = True
+        self._wake_all()
+
+    def _wake(self, keys: Sequence[object]) -> None:
+        for place in self._places:
+            if place.waiting and (waiters := place.take(keys)):
+                self._resume(place, waiters)
+
+    def _wake_all(self) -> None:
+        for place in self._places:
+            if waiters := place.take(list(place.waiting)):
+                self._resume(place, waiters)
+
+    def _resume(self, place: Place[T], waiters: list[Any]) -> None:
+        try:
+            place.resume(waiters)
+        except LoopClosedError:
+            self._leave(place)
+
+    def _leave(self, place: Place[T]) -> None:
+        """Give up the streams of an event loop that was closed."""
+        place.waiting.clear()
+        for buffer in place.buffers:
+            if not buffer.ends:
+                self._note_cancel(buffer)
+
+    # ---- after a fork, in the child
+
+    def refuse_after_fork(self) -> None:
+        """Let every use fail: the pump runs in the parent only."""
+        super().refuse_after_fork()
+        self.steps.refuse_after_fork()

@@ -1,0 +1,172 @@
+"""The pump in a task of an event loop, for a source that is asynchronous itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypeVar
+
+from batchstream._errors import ClosedError
+from batchstream._loops import InterruptedStep, LoopClosedError, current_loop
+from batchstream._running import PAUSE, RunningPump
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batchstream._buffers import Buffer
+    from batchstream._demux import Demultiplexer
+    from batchstream._loops import Loop, Task
+    from batchstream._running import OnOverflow, Place
+    from batchstream._source import AsyncSource
+
+T = TypeVar("T")
+
+
+class TaskPump(RunningPump[T]):
+    """A pump that a task moves, in the event loop in which the first consumer waits.
+
+    Args:
+        source: Advanced and closed in that task alone.
+        core: Tells what a step gives to whom.
+        max_buffered: How many outputs a live stream may hold.
+        on_overflow: Whether the pump waits for one that holds so many, or ends it.
+    """
+
+    def __init__(
+        self,
+        source: AsyncSource,
+        core: Demultiplexer[T],
+        *,
+        max_buffered: int,
+        on_overflow: OnOverflow,
+    ) -> None:
+        super().__init__(core, max_buffered=max_buffered, on_overflow=on_overflow)
+        self._source = source
+        self._loop: Loop | None = None
+        self._task: Task | None = None
+        self._in_task = False
+        if not core.size:
+            self._after_cancel()
+
+    def begin(self, loop: Loop | None) -> None:
+        """Start the task, if nobody has; from within the loop.
+
+        Raises:
+            ClosedError: This is a fork of the process that opened the batch.
+        """
+        if self.forked:
+            raise self._forked_error()
+        if self._begun.acquire(False):  # noqa: FBT003 - by keyword it takes four times as long
+            assert loop is not None, "an asynchronous source has no consumers in threads"  # noqa: S101
+            self._start(loop)
+
+    def _start(self, loop: Loop) -> None:
+        self._loop = loop
+        self._task = loop.spawn(self._run, self._source.context)
+        if not self._endless:  # cancelled before there was a task to interrupt
+            self._interrupt()
+
+    # ---- the task
+
+    async def _run(self, task: Task) -> None:
+        stopping: BaseException | None = None
+        try:
+            while self._goes_on():
+                await self._move(task)
+        except InterruptedStep:
+            pass  # nobody is left
+        except BaseException as error:  # told to all streams, and raised on if need be
+            if task.destroyed:
+                self._loop_gone()
+                self._end()
+                self._closed(None)
+                raise
+            if task.was_cancelled(error):
+                stopping = error
+                self._loop_gone()
+            else:
+                self._break_off(error)
+                if task.may_raise and isinstance(error, KeyboardInterrupt | SystemExit):
+                    stopping = error
+        self._end()
+        failure = None
+        try:
+            await self._source.aclose()
+        except BaseException as error:  # noqa: BLE001 - handed on
+            if task.was_cancelled(error):
+                stopping = error
+            else:
+                failure = error
+        self._closed(failure)
+        if stopping is not None:
+            raise stopping
+
+    async def _move(self, task: Task) -> None:
+        assert self._loop is not None  # noqa: S101 - for the type checker
+        if full := self._without_room():
+            await task.interruptible(self._pause, full)
+            return
+        live = self._core.live
+        try:
+            step = await task.interruptible(self._source.advance, live)
+        except StopAsyncIteration:
+            self._finish()
+            return
+        self._in_task = True
+        try:
+            self._give(step, live)
+        finally:
+            self._in_task = False
+        # A source that never has to wait leaves the others in the loop their turn.
+        await self._loop.checkpoint()
+
+    async def _pause(self, full: Sequence[Buffer[Any]]) -> None:
+        loop = self._loop
+        assert loop is not None  # noqa: S101 - for the type checker
+        waiter = self._parked["pump"] = loop.new_waiter()
+        try:
+            if self._has_to_wait(full):
+                await loop.wait(waiter, PAUSE if len(self._loops) > 1 else None)
+                self._leave_closed_loops()
+        finally:
+            self._go_on_from(full)
+
+    def _unpark(self, waiter: Any) -> None:
+        assert self._loop is not None  # noqa: S101 - for the type checker
+        try:
+            self._loop.resume([waiter])
+        except LoopClosedError:
+            return  # and the task with it
+
+    def _interrupt(self) -> None:
+        if self._task is not None:
+            self._task.interrupt()
+
+    def _end_unbegun(self) -> None:
+        try:
+            loop = current_loop()
+        except RuntimeError:
+            # Nothing can be awaited here, and nothing of the source has run that needs it.
+            self._end()
+            self._closed(None)
+        else:
+            self._start(loop)
+
+    def _resume(self, place: Place[T], waiters: list[Any]) -> None:
+        if self._in_task and place.loop is not None and self._is_ours(place.loop):
+            place.loop.resume_here(waiters)
+        else:
+            super()._resume(place, waiters)
+
+    def _is_ours(self, loop: Loop) -> bool:
+        return self._loop is not None and self._loop.key is loop.key
+
+    def _loop_gone(self) -> None:
+        """Settle everybody when the loop that the pump runs in ends."""
+        for place in self._places:
+            if place.loop is not None and not self._is_ours(place.loop):
+                for buffer in place.buffers:
+                    if not buffer.ends:
+                        error = ClosedError("the event loop that ran the source has ended")
+                        self._fail_stream(buffer, error)
+        self._note_all_cancels()

@@ -1,0 +1,266 @@
+"""The pump in a thread of its own, and how threads wait for it."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from concurrent.futures import Future
+from operator import methodcaller
+from queue import SimpleQueue
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final
+
+from typing_extensions import TypeVar
+
+from batchstream._buffers import Inlet
+from batchstream._errors import ConcurrentConsumerError
+from batchstream._events import Delivery
+from batchstream._running import PAUSE, Place, RunningPump
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from itertools import chain
+
+    from batchstream._buffers import Buffer
+    from batchstream._demux import Demultiplexer
+    from batchstream._loops import Loop
+    from batchstream._running import OnOverflow
+    from batchstream._source import Source
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+EXIT_PATIENCE: Final = 1.0
+"""For how long an exiting interpreter waits for its pumps altogether, in seconds."""
+
+
+class Worker:
+    """A daemon thread that does one thing after another, until it is let go.
+
+    A daemon, because a program may exit while a source is stuck in a step.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="batchstream pump", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def call(self, function: Callable[[], R]) -> Future[R]:
+        """Do this next; return where its result can be waited for."""
+        result: Future[R] = Future()
+
+        def work() -> None:
+            try:
+                returned = function()
+            except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+                result.set_exception(error)
+            else:
+                result.set_result(returned)
+
+        self._jobs.put(work)
+        return result
+
+    def end_after(self, job: Callable[[], object]) -> None:
+        """Do this, and then end. It must not raise."""
+        self._jobs.put(job)
+        self._jobs.put(None)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling code runs in this thread."""
+        return threading.current_thread() is self._thread
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the thread has ended."""
+        self._thread.join(timeout)
+
+
+class ThreadPump(RunningPump[T]):
+    """A pump that a thread moves, for consumers in threads and event loops alike.
+
+    Args:
+        source: Advanced and closed in that thread alone, if it is ever advanced.
+        core: Tells what a step gives to whom.
+        max_buffered: How many outputs a live stream may hold.
+        on_overflow: Whether the pump waits for one that holds so many, or ends it.
+        worker: The thread, where the source's first step was made in it already.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        core: Demultiplexer[T],
+        *,
+        max_buffered: int,
+        on_overflow: OnOverflow,
+        worker: Worker | None = None,
+    ) -> None:
+        super().__init__(core, max_buffered=max_buffered, on_overflow=on_overflow)
+        self._source = source
+        self._worker = worker
+        self._threads: Place[T] = Place(_release_all)
+        self._places.append(self._threads)
+        self._by_time: chain[Delivery[T]] | None = None
+        self._ending = threading.Event()
+        if not core.size:
+            self._after_cancel()
+
+    # ---- from a consumer
+
+    def pull(self, buffer: Buffer[Any], moves: int, deadline: float | None) -> None:
+        """Wait until the buffer holds something, or its stream has ended.
+
+        Raises:
+            TimeoutError: The deadline has passed.
+            RuntimeError: The batch is read by time, or its source waits for itself.
+            ClosedError: This is a fork of the process that opened the batch.
+        """
+        del moves  # the buffer itself tells whether something was missed
+        if buffer is not self.steps:
+            self.read_by("by slot")
+        self.begin(None)
+        waiter = Lock()
+        waiter.acquire()
+        waiting = self._threads.waiting
+        if waiting.setdefault(buffer.slot, waiter) is not waiter:
+            raise ConcurrentConsumerError(
+                f"stream {buffer.slot} is waited for already, by the code that this interrupted"
+            )
+        try:
+            if not (buffer.buffered or buffer.ends):
+                self._wait(waiter, deadline)
+        finally:
+            waiting.pop(buffer.slot, None)
+
+    def _wait(self, waiter: Any, deadline: float | None) -> None:
+        if deadline is None:
+            waiter.acquire()
+            return
+        left = deadline - time.monotonic()
+        if not waiter.acquire(True, min(max(left, 0), threading.TIMEOUT_MAX)):  # noqa: FBT003
+            raise TimeoutError("no output came within the timeout; the stream is unchanged")
+
+    def pull_by_time(self) -> Delivery[T] | None:
+        """Return what the next step gives to whom, or None after the last."""
+        if self._by_time is None:
+            self.read_by("by time")
+            self._by_time = Inlet(self.steps, self).chain()
+        return next(self._by_time, None)
+
+    def begin(self, loop: Loop | None) -> None:
+        """Start the thread, if nobody has, wherever the first consumer is.
+
+        Raises:
+            RuntimeError: The source waits for a step of its own, or no thread can be started.
+            ClosedError: This is a fork of the process that opened the batch.
+        """
+        del loop
+        if self.forked:
+            raise self._forked_error()
+        if self._worker is not None and self._worker.is_current:
+            raise RuntimeError("the source of this batch waits for a step of its own")
+        if self._begun.acquire(False):  # noqa: FBT003 - by keyword it takes four times as long
+            try:
+                self._worker = self._worker or Worker()
+            except BaseException:
+                self._begun.release()
+                raise
+            _running.add(self)
+            self._worker.end_after(self._run)
+
+    def close(self) -> None:
+        """Cancel what is live, and wait until the source is closed and the thread has ended.
+
+        Raises:
+            BaseException: What the source raises when it is closed here.
+        """
+        if not self.forked:
+            self.request_close()
+            # A source that closes its own batch cannot wait for itself.
+            if self._worker is None or not self._worker.is_current:
+                self._ending.wait()
+                self.join()
+            self.raise_close_error()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the thread has ended, if there was one."""
+        if self._worker is not None:
+            self._worker.join(timeout)
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        try:
+            while self._goes_on():
+                if full := self._without_room():
+                    self._pause(full)
+                    continue
+                live = self._core.live
+                try:
+                    step = self._source.advance(live)
+                except StopIteration:
+                    self._finish()
+                else:
+                    self._give(step, live)
+        except BaseException as error:  # noqa: BLE001 - told to all streams; nobody else is here
+            self._break_off(error)
+        finally:
+            self._close_source()
+
+    def _pause(self, full: Sequence[Buffer[Any]]) -> None:
+        waiter = Lock()
+        waiter.acquire()
+        self._parked["pump"] = waiter
+        try:
+            if self._has_to_wait(full):
+                waiter.acquire(True, PAUSE if self._loops else -1)  # noqa: FBT003
+                self._leave_closed_loops()
+        finally:
+            self._go_on_from(full)
+
+    _unpark = staticmethod(methodcaller("release"))
+
+    def _interrupt(self) -> None:
+        """Do nothing: a source that is in a step comes back by itself, or never."""
+
+    def _end_unbegun(self) -> None:
+        if self._worker is None:
+            self._close_source()
+        else:
+            self._worker.end_after(self._close_source)
+
+    def _close_source(self) -> None:
+        failure = None
+        self._end()
+        try:
+            self._source.close()
+        except BaseException as error:  # noqa: BLE001 - handed on
+            failure = error
+        self._closed(failure)
+        _running.discard(self)
+        self._ending.set()
+
+
+def _release_all(waiters: list[Any]) -> None:
+    for waiter in waiters:
+        waiter.release()
+
+
+_running: Final[set[ThreadPump[Any]]] = set()
+
+
+@atexit.register
+def _end_all() -> None:
+    """Let the sources of abandoned batches be closed, as far as that takes no time."""
+    pumps = list(_running)
+    for pump in pumps:
+        if not (pump.forked or pump.ended):
+            pump.request_close()
+    until = time.monotonic() + EXIT_PATIENCE
+    for pump in pumps:
+        pump.join(max(0.0, until - time.monotonic()))
