@@ -7,7 +7,7 @@ PY = .venv/bin/python
 # The core's tests: without frameworks, without the checkout's docs and examples, and without the
 # top-level conftest.py, which runs the snippets.
 CORE = --confcutdir=tests --ignore=tests/integrations \
-	--ignore=tests/test_docs.py tests
+	--ignore=tests/test_docs.py --ignore=tests/test_examples.py tests
 
 .PHONY: help
 help:  ## list the targets

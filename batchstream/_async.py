@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
+from itertools import compress, islice
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, final, overload
 
@@ -15,7 +15,7 @@ from typing_extensions import TypeVar
 from batchstream._buffers import GATE, Buffer
 from batchstream._eos import check_count
 from batchstream._errors import ConcurrentConsumerError
-from batchstream._loops import current_loop, result_of
+from batchstream._loops import TURN, current_loop, result_of
 from batchstream._opening import Opening
 from batchstream._running import DEFAULT_MAX_BUFFERED, check_on_overflow
 from batchstream._source import AsyncSource, Source
@@ -23,7 +23,7 @@ from batchstream._task import TaskPump
 from batchstream._thread import ThreadPump, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
     from types import TracebackType
 
     from batchstream._demux import Demultiplexer
@@ -32,10 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", default=Any)
 
-TURN: Final = 32
-"""How many outputs a consumer may receive before the others in its event loop have a turn."""
-
-
+_UNKNOWN: Final = -2  # no length, and not one less than a length either
 _EXHAUSTED: Final[Iterator[Any]] = iter(())
 
 
@@ -51,11 +48,15 @@ class Receiver(Generic[T]):
         "__weakref__",
         "_buffer",
         "_busy",
+        "_checkpoint",
+        "_gate",
         "_left",
-        "_new_waiter",
+        "_outputs",
         "_place",
         "_pump",
         "_reader",
+        "_received",
+        "_waiter",
         "_waiting",
     )
 
@@ -63,68 +64,90 @@ class Receiver(Generic[T]):
         self._buffer = buffer
         self._pump = pump
         self._reader: Iterator[T] = _EXHAUSTED
+        # The segment being read, and how many of its outputs were received; the gate knows better.
+        self._outputs, self._gate = buffer.segments[0]
+        self._received = _UNKNOWN
         self._left = TURN
         self._busy = False
         # Known from the first wait on, which settles the event loop that this belongs to.
         self._place: Place[Any] | None = None
         self._waiting: dict[object, Any] = {}
-        self._new_waiter: Callable[[], Any] | None = None
+        self._waiter: Any = None
+        self._checkpoint: Callable[[], Awaitable[None]]
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> T:  # noqa: C901, PLR0912 - one frame per receive, for its speed
+    async def __anext__(self) -> T:
         for output in self._reader:
             return output
-        buffer = self._buffer
         if self._busy:
             raise self._concurrent()
-        self._busy = True
-        try:
-            while True:
-                # In this order: whoever ends a stream has added its last output before.
-                ended = buffer.ends
-                segments = buffer.segments
-                segment = segments[0] if len(segments) == 1 else buffer.first_unread()
-                outputs, gate = segment
-                received = GATE - length_hint(gate)
-                unread = len(outputs) - received
-                if ended and (not unread or buffer.cancelled):
-                    buffer.conclude()
-                    raise StopAsyncIteration
-                if not unread:
-                    self._left = TURN
-                    waiter = (self._new_waiter or self._settle_here())()
-                    self._waiting[buffer.slot] = waiter
-                    try:
-                        # Once more: what came meanwhile wakes nobody.
-                        if len(outputs) == received and len(segments) == 1 and not buffer.ends:
-                            await waiter
-                        else:
-                            self._waiting.pop(buffer.slot, None)
-                    except BaseException as error:
-                        self._waiting.pop(buffer.slot, None)
-                        if isinstance(error, RuntimeError):
-                            self._check_loop()
-                        raise
-                elif not self._left:
-                    self._left = TURN
-                    await current_loop().checkpoint()
-                elif unread == 1 or buffer.watched:
-                    self._left -= 1
-                    output = outputs[received]
-                    next(gate)
-                    if buffer.watched:
-                        self._tell_of_room()
-                    return output
-                else:
-                    turn = min(unread, self._left)
-                    self._left -= turn
-                    self._reader = islice(buffer.read(segment), turn)
-                    for output in self._reader:
-                        return output
-        finally:
-            self._busy = False
+        buffer = self._buffer
+        outputs, received = self._outputs, self._received
+        while True:
+            while len(outputs) == received and len(buffer.segments) == 1 and not buffer.ends:
+                waiter = self._waiter or self._settle_here()
+                self._waiting[buffer.slot] = waiter
+                self._busy = True
+                try:
+                    # Once more: what came meanwhile wakes nobody.
+                    if len(outputs) == received and not buffer.ends:
+                        await waiter
+                except BaseException as error:
+                    self._waiting.pop(buffer.slot, None)
+                    if isinstance(error, RuntimeError):
+                        self._check_loop()
+                    raise
+                finally:
+                    self._busy = False
+                self._left = TURN
+                # By far the most: one output came meanwhile, and nothing else.
+                if len(outputs) == received + 1 and not buffer.ends:
+                    self._received = received + 1
+                    for _ in self._gate:
+                        if buffer.watched:  # asked after the output was counted
+                            self._tell_of_room()
+                        return outputs[received]
+            if not self._left:
+                self._busy = True
+                try:
+                    await self._checkpoint()
+                finally:
+                    self._busy = False
+                self._left = TURN
+            self._reader = self._next_turn()
+            for output in self._reader:
+                return output
+            outputs, received = self._outputs, self._received
+
+    def _next_turn(self) -> Iterator[T]:
+        """Return what to read next; it is empty if there is nothing yet.
+
+        Raises:
+            StopAsyncIteration: The stream has ended.
+            Exception: The stream's error, once.
+        """
+        buffer = self._buffer
+        ended = buffer.ends  # before the outputs: whoever ends a stream has added its last one
+        self._outputs, self._gate = segment = buffer.first_unread()
+        self._received = GATE - length_hint(self._gate)
+        unread = len(self._outputs) - self._received
+        if ended and (not unread or buffer.cancelled):
+            buffer.conclude()
+            raise StopAsyncIteration
+        if not unread:
+            return _EXHAUSTED
+        if buffer.watched:
+            output = self._outputs[self._received]
+            self._left -= 1
+            self._received += next(self._gate)
+            self._tell_of_room()
+            return iter((output,))
+        turn = min(unread, self._left)
+        self._left -= turn
+        self._received = _UNKNOWN  # until the gate is asked again
+        return islice(buffer.read(segment), turn)
 
     def drain(self) -> list[T]:
         """Return every buffered output at once."""
@@ -137,13 +160,15 @@ class Receiver(Generic[T]):
             unread = len(outputs) - GATE + length_hint(gate)
             if not unread:
                 break
-            taken.extend(islice(buffer.read(segment), unread))
-            if buffer.watched:
-                self._tell_of_room()
+            self._received = _UNKNOWN
+            # Not by `read`: a watched buffer would stop it at once.
+            taken.extend(compress(outputs[-unread:], gate))
+        if buffer.watched and taken:
+            self._tell_of_room()
         return taken
 
-    def _settle_here(self) -> Callable[[], Any]:
-        """Belong to the event loop that runs this, and let the pump begin; return `_new_waiter`."""
+    def _settle_here(self) -> Any:
+        """Belong to the event loop that runs this, let the pump begin, and return a waiter."""
         pump, buffer = self._pump, self._buffer
         by_time = buffer is pump.steps
         pump.read_by("by time" if by_time else "by slot")
@@ -152,9 +177,10 @@ class Receiver(Generic[T]):
         pump.begin(loop)
         place.buffers.extend(pump.buffers if by_time else [buffer])
         self._waiting = place.waiting
-        self._new_waiter = loop.new_waiter
         self._place = place
-        return loop.new_waiter
+        self._waiter = loop.new_waiter()
+        self._checkpoint = loop.checkpoint
+        return self._waiter
 
     def _check_loop(self) -> None:
         """Say so where an output is waited for in another loop than the first."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from operator import methodcaller
+import types
+from itertools import islice
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final
 
-from batchstream._loops import InterruptedStep, LoopClosedError
+from batchstream._loops import TURN, InterruptedStep, LoopClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
     from contextvars import Context
 
     from batchstream._loops import Task
@@ -26,14 +27,83 @@ def runs_here() -> bool:
     return running_loop() is not None
 
 
+class AsyncioWaiter:
+    """What a task awaits until it is woken, as often as need be, one task at a time.
+
+    It is a future as far as `asyncio.isfuture` and `asyncio.Task` can tell, and cheaper than one,
+    for it is made once per stream and not once per output, and lets its task go on from within
+    `resume_all` instead of asking the loop for a call for each. Woken while nobody awaits it, it
+    does nothing.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_loop", "_wakeup")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._asyncio_future_blocking = False
+        self._cancelled: asyncio.CancelledError | None = None
+        # What the task wants to be called, and in which context, while it waits.
+        self._wakeup: Callable[[AsyncioWaiter], object] | None = None
+        self._context: Context
+
+    def __await__(self) -> Generator[AsyncioWaiter, None, None]:
+        self._asyncio_future_blocking = True
+        return iter((self,))  # type: ignore[return-value] # a coroutine asks for no more
+
+    # ---- for asyncio.Task
+
+    def add_done_callback(
+        self, wakeup: Callable[[AsyncioWaiter], object], *, context: Context
+    ) -> None:
+        """Take note of who awaits this."""
+        self._context = context
+        self._wakeup = wakeup
+
+    def result(self) -> None:
+        """Return nothing; raise if the task was cancelled."""
+        cancelled, self._cancelled = self._cancelled, None
+        if cancelled is not None:
+            raise cancelled
+
+    def cancel(self, msg: object = None) -> bool:
+        """Let the task go on with a `CancelledError`, and tell whether it was waiting."""
+        wakeup, self._wakeup = self._wakeup, None
+        if wakeup is None:
+            return False
+        self._cancelled = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
+        self._loop.call_soon(wakeup, self, context=self._context)
+        return True
+
+    # ---- for the loop
+
+    @staticmethod
+    def resume_all(waiters: Iterator[AsyncioWaiter], loop: asyncio.AbstractEventLoop) -> None:
+        """Let these waiters' tasks go on, a few now and the others in their turn.
+
+        Called by the loop itself and never from a task: tasks are not nested.
+        """
+        try:
+            for waiter in islice(waiters, TURN):
+                wakeup = waiter._wakeup  # noqa: SLF001 - its own class
+                if wakeup is not None:
+                    waiter._wakeup = None  # noqa: SLF001
+                    waiter._context.run(wakeup, waiter)  # noqa: SLF001
+        finally:  # after KeyboardInterrupt out of a task, too
+            if length_hint(waiters):
+                loop.call_soon(AsyncioWaiter.resume_all, waiters, loop)
+
+
 class AsyncioLoop:
-    """The asyncio loop that runs the calling code. A waiter is a future."""
+    """The asyncio loop that runs the calling code."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.key: object = loop
-        self.new_waiter: Callable[[], asyncio.Future[None]] = loop.create_future
         self._loop = loop
+
+    def new_waiter(self) -> AsyncioWaiter:
+        """Make a waiter."""
+        return AsyncioWaiter(self._loop)
 
     @property
     def closed(self) -> bool:
@@ -45,45 +115,43 @@ class AsyncioLoop:
         """Whether the calling code runs in this loop."""
         return running_loop() is self._loop
 
-    def resume(self, waiters: Sequence[asyncio.Future[None]]) -> None:
+    def resume(self, waiters: Sequence[AsyncioWaiter]) -> None:
         """Let these waiters go on, with one call into the loop."""
         try:
-            self._loop.call_soon_threadsafe(_resume, waiters)
+            self._loop.call_soon_threadsafe(AsyncioWaiter.resume_all, iter(waiters), self._loop)
         except RuntimeError:
             if self._loop.is_closed():
                 raise LoopClosedError from None
             raise
 
-    def resume_here(self, waiters: Sequence[asyncio.Future[None]]) -> None:
-        """Let these waiters go on."""
-        _resume(waiters)
+    def resume_here(self, waiters: Sequence[AsyncioWaiter]) -> None:
+        """Let these waiters go on, from within this loop."""
+        self._loop.call_soon(AsyncioWaiter.resume_all, iter(waiters), self._loop)
 
-    async def wait(self, waiter: asyncio.Future[None], seconds: float | None) -> None:
+    async def wait(self, waiter: AsyncioWaiter, seconds: float | None) -> None:
         """Wait until woken, or until so many seconds have passed."""
-        await asyncio.wait((waiter,), timeout=seconds)
+        if seconds is None:
+            await waiter
+            return
+        timer = self._loop.call_later(
+            seconds, AsyncioWaiter.resume_all, iter((waiter,)), self._loop
+        )
+        try:
+            await waiter
+        finally:
+            timer.cancel()
 
-    async def checkpoint(self) -> None:
-        """Let everything else in the loop have its turn."""
-        await asyncio.sleep(0)
+    @staticmethod
+    @types.coroutine
+    def checkpoint() -> Generator[None, None, None]:
+        """Let everything else in the loop have its turn, as `asyncio.sleep(0)` does."""
+        yield
 
     def spawn(
         self, main: Callable[[Task], Coroutine[Any, Any, None]], context: Context
     ) -> AsyncioTask:
         """Run a task of its own."""
         return AsyncioTask(self._loop, main, context)
-
-
-_complete: Final = methodcaller("set_result", None)
-
-
-def _resume(waiters: Sequence[asyncio.Future[None]]) -> None:
-    completing = map(_complete, waiters)
-    while True:
-        try:
-            deque(completing, maxlen=0)  # in C, for as long as nobody was cancelled meanwhile
-        except asyncio.InvalidStateError:
-            continue
-        return
 
 
 class AsyncioTask:

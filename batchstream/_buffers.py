@@ -59,9 +59,11 @@ class Pull(Protocol[T]):
 
     Attributes:
         moves: How many steps were handed out; for `pull` to tell whether one was missed.
+        pauses: Whether this pump waits for room, and lets full buffers be watched.
     """
 
     moves: int
+    pauses: bool
 
     def pull(self, buffer: Buffer[T], moves: int, deadline: float | None) -> None:
         """Return when the buffer may hold something that it did not when `moves` was read."""
@@ -253,19 +255,20 @@ class Inlet(Generic[T]):
                 elif not unread:
                     pump.pull(buffer, moves, self.deadline)
                     pulled = True
-                elif unread == 1 and pulled and not buffer.watched:
+                elif unread == 1 and pulled and not pump.pauses:
                     self._empty_since = moves
                     output = outputs[received]
                     # Counts it. A loop, because a signal's exception may strike after a call, but
                     # not on this way out: the output would be lost.
                     for _ in gate:
                         return output
-                elif buffer.watched:
+                elif pump.pauses and (unread == 1 or buffer.watched):
                     output, telling = outputs[received], pump.telling_of_room()
                     nowhere: deque[object] = deque(maxlen=0)
                     for _ in gate:
-                        buffer.watched = False
-                        nowhere += telling  # after it was counted; and no call either
+                        if buffer.watched:  # asked after the output was counted
+                            buffer.watched = False
+                            nowhere += telling  # in C, and no call either
                         return output
                 else:
                     self._parts.extend((buffer.read(segment), self))

@@ -10,7 +10,7 @@ What serves it for asyncio is in `_asyncio`, for trio in `_trio`; each is import
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from typing_extensions import TypeVar
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from contextvars import Context
 
 R = TypeVar("R")
+
+
+TURN: Final = 32
+"""How many outputs a consumer receives, and how many consumers are resumed, in one go."""
 
 
 class LoopClosedError(Exception):
@@ -38,7 +42,7 @@ class Loop(Protocol):
         """The framework's own object for the loop, which identifies it."""
 
     def new_waiter(self) -> Any:
-        """Make a waiter, which is awaited in this loop."""
+        """Make a waiter, which is awaited in this loop, by one task at a time and many times."""
 
     @property
     def closed(self) -> bool:
@@ -56,12 +60,13 @@ class Loop(Protocol):
         """
 
     def resume_here(self, waiters: Sequence[Any]) -> None:
-        """Do the same at once, from within this loop."""
+        """Do the same from within this loop."""
 
     async def wait(self, waiter: Any, seconds: float | None) -> None:
         """Wait until woken, or until so many seconds have passed."""
 
-    async def checkpoint(self) -> None:
+    @staticmethod
+    def checkpoint() -> Awaitable[None]:
         """Let everything else in the loop have its turn."""
 
     def spawn(self, main: Callable[[Task], Coroutine[Any, Any, None]], context: Context) -> Task:

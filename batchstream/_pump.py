@@ -56,8 +56,11 @@ class Pump(ABC, Generic[T]):
     Attributes:
         buffers: One for each slot.
         moves: How many times something was added to the buffers.
+        pauses: Whether this pump waits for room, and lets full buffers be watched.
         forked: Whether this is a copy in a forked child, of no use there.
     """
+
+    pauses = False
 
     def __init__(self, core: Demultiplexer[T], *, max_buffered: int | None) -> None:
         self._core = core

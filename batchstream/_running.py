@@ -99,6 +99,8 @@ class RunningPump(Pump[T]):
         ended: Whether the pump has ended and the source is closed.
     """
 
+    pauses = True
+
     def __init__(
         self, core: Demultiplexer[T], *, max_buffered: int, on_overflow: OnOverflow
     ) -> None:

@@ -22,7 +22,7 @@ def runs_here() -> bool:
 
 
 class TrioWaiter:
-    """Awaited by one task, until it is woken from the same trio run."""
+    """What a task awaits until it is woken, as often as need be, one task at a time."""
 
     __slots__ = ("_task", "_token")
 
@@ -89,7 +89,8 @@ class TrioLoop:
         with trio.move_on_after(math.inf if seconds is None else seconds):
             await waiter
 
-    async def checkpoint(self) -> None:
+    @staticmethod
+    async def checkpoint() -> None:
         """Let everything else in the loop have its turn."""
         await trio.lowlevel.checkpoint()
 

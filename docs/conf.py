@@ -3,7 +3,7 @@
 import re
 import sys
 from importlib.metadata import version as installed_version
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar, get_args, get_origin
 
 from docutils import nodes
 from sphinx import addnodes
@@ -71,13 +71,20 @@ def list_waiting_rules(
 def resolve_annotation(
     app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, content: nodes.TextElement
 ) -> nodes.Element | None:
-    """Resolve what annotations hold besides public names: private paths to them, type variables."""
+    """Resolve what annotations hold besides public names: private paths to them, type variables.
+
+    A private name for a choice of values is shown as these values.
+    """
     if node.get("refdomain") != "py":
         return None
     name = node["reftarget"].rpartition(".")[2]
     ours = [module for path, module in sys.modules.items() if path.startswith("batchstream")]
-    if any(isinstance(getattr(module, name, None), TypeVar | ParamSpec) for module in ours):
+    meanings = [getattr(module, name, None) for module in ours]
+    if any(isinstance(meaning, TypeVar | ParamSpec) for meaning in meanings):
         return content
+    for meaning in meanings:
+        if get_origin(meaning) is Literal:
+            return nodes.inline("", " | ".join(map(repr, get_args(meaning))))
     public = re.sub(r"^batchstream\._\w+\.", "batchstream.", node["reftarget"])
     return env.domains["py"].resolve_xref(
         env, node["refdoc"], app.builder, node["reftype"], public, node, content

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
+
+import pytest
 
 TIMEOUT = 30.0
 """How long a test waits for another thread before it fails, in seconds."""
@@ -111,3 +114,24 @@ def run_in_threads(*functions):
         assert not thread.is_alive(), "a thread hangs"
     if errors:
         raise errors[0]
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+
+
+def in_forked_child(function):
+    """Run the function in a forked child, and return what it returns or raises, as text."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            result = str(function())
+        except BaseException as error:  # noqa: BLE001 - the answer
+            result = f"{type(error).__name__}: {error}"
+        os.write(writer, result.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        result = pipe.read().decode()
+    assert os.waitpid(pid, 0)[1] == 0
+    return result

@@ -31,9 +31,15 @@ def test_every_public_name_says_what_it_is():
         assert inspect.getdoc(thing), f"{name} has no docstring"
 
 
-def test_blocking_methods_of_the_shell_say_what_waits_and_what_a_cancel_loses():
-    for owner in (batchstream.Stream, batchstream.BatchedStream):
-        for name in ("drain", "cancel", "close", "steps"):
+def test_methods_of_the_shells_say_what_waits_and_what_a_cancel_loses():
+    shells = (
+        batchstream.Stream,
+        batchstream.BatchedStream,
+        batchstream.AsyncStream,
+        batchstream.AsyncBatchedStream,
+    )
+    for owner in shells:
+        for name in ("receive", "drain", "cancel", "close", "aclose", "steps"):
             method = getattr(owner, name, None)
             doc = inspect.getdoc(method) or ""
             if method is None or (owner is batchstream.Stream and name == "close"):

@@ -14,27 +14,22 @@ PACKAGE = Path(batchstream.__file__).parent
 
 VOCABULARY = {"_markers", "_events", "_errors"}
 CORE = {"_demux", "_eos", "_marks", "_steps"}
-SHELL_PARTS = {
-    "_asyncio",
-    "_buffers",
-    "_loops",
-    "_opening",
-    "_pump",
-    "_running",
-    "_source",
-    "_trio",
-}
+LOOPS = {"_asyncio", "_loops", "_trio"}
+SHELL_PARTS = {"_buffers", "_opening", "_pump", "_running", "_source"}
 PUMPS = {"_pull", "_task", "_thread"}
 SHELLS = {"_async", "_sync"}
+ENTRY = {"_open"}
 
+BELOW_PUMPS = VOCABULARY | CORE | LOOPS | SHELL_PARTS
 MAY_IMPORT = {
     **dict.fromkeys(VOCABULARY, VOCABULARY),
     **dict.fromkeys(CORE, VOCABULARY | CORE),
-    **dict.fromkeys(SHELL_PARTS, VOCABULARY | CORE | SHELL_PARTS),
-    **dict.fromkeys(PUMPS, VOCABULARY | CORE | SHELL_PARTS),
-    **dict.fromkeys(SHELLS, VOCABULARY | CORE | SHELL_PARTS | PUMPS),
-    "_open": SHELLS | {"_running"},
-    "__init__": VOCABULARY | CORE | SHELLS | {"_open"},
+    **dict.fromkeys(LOOPS, LOOPS),
+    **dict.fromkeys(SHELL_PARTS, BELOW_PUMPS),
+    **dict.fromkeys(PUMPS, BELOW_PUMPS),
+    **dict.fromkeys(SHELLS, BELOW_PUMPS | PUMPS),
+    **dict.fromkeys(ENTRY, SHELLS | {"_running"}),
+    "__init__": VOCABULARY | CORE | SHELLS | ENTRY,
 }
 # Imported where it runs, which is nowhere unless the user has it.
 OPTIONAL = {"_trio": {"trio"}}

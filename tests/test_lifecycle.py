@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import multiprocessing
-import os
 import pickle
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import threading
 import weakref
 
 import pytest
-from sources import TIMEOUT, Gate, ScriptedSource
+from sources import TIMEOUT, Gate, ScriptedSource, in_forked_child, needs_fork
 
 import batchstream
 from batchstream import (
@@ -116,27 +115,6 @@ def test_many_takes_an_iterable_that_is_no_text(outputs):
 def test_many_reads_an_array_as_plain_numbers():
     numpy = pytest.importorskip("numpy")
     assert [type(n) for n in Many(numpy.array([1, 2])).outputs] == [int, int]
-
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-
-
-def in_forked_child(function):
-    """Run the function in a forked child, and return what it returns or raises, as text."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            result = str(function())
-        except BaseException as error:  # noqa: BLE001 - the answer
-            result = f"{type(error).__name__}: {error}"
-        os.write(writer, result.encode())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        result = pipe.read().decode()
-    assert os.waitpid(pid, 0)[1] == 0
-    return result
 
 
 @needs_fork

@@ -1,13 +1,15 @@
 """Uses the public names as a user does. Checked with mypy --strict, never run."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
 from typing import assert_type
 
 import batchstream
 from batchstream import (
     EOS,
     SKIP,
+    AsyncBatchedStream,
+    AsyncStream,
     BatchedStream,
     Delivery,
     Demultiplexer,
@@ -80,6 +82,84 @@ with BatchedStream[str](words(), size=2) as batch:
             assert_type(end, StreamEnd)
             assert_type(end.info, Mapping[str, object] | None)  # type: ignore[assert-type]
     batch.close()
+
+with BatchedStream[str](
+    words(), background=True, max_buffered=8, on_overflow="cancel"
+) as in_background:
+    assert_type(in_background[0].receive(timeout=0.5), str)
+    assert_type(in_background[1].receive(), str)
+free: list[Stream[str]] = list(BatchedStream[str](words(), background=True))
+BatchedStream(words(), background=True, on_overflow="drop")  # type: ignore[arg-type]
+
+
+async def async_words() -> AsyncIterator[list[str | None]]:
+    yield ["a", "b"]
+    yield [None, "c"]
+
+
+async def async_feedback() -> AsyncIterator[Mapping[int, object]]:
+    yield {0: Last("x", reason="length"), 1: SKIP}
+
+
+def takes_what_they_are(_: AsyncIterator[str], __: Sequence[AsyncStream[str]]) -> None:
+    """A stream is an iterator, and a batch a sequence of them."""
+
+
+async def in_an_event_loop() -> None:
+    streams: tuple[AsyncStream[str], ...] = demux(async_words(), 2)
+    async for word in streams[0]:
+        assert_type(word, str)
+    assert_type(await anext(streams[1]), str)
+    everything = [word async for word in streams[1]]
+    assert_type(everything, list[str])
+    assert_type(streams[0].drain(), list[str])
+    assert_type(streams[0].slot, int)
+    assert_type(streams[0].end, StreamEnd | None)
+    assert_type(streams[0].finish_reason, FinishReason | None)
+    streams[0].cancel()
+    await streams[0].aclose()
+    async with aclosing(streams[1]) as stream:
+        assert_type(stream, AsyncStream[str])
+    takes_what_they_are(streams[1], streams)
+
+    ids: tuple[AsyncStream[int], ...] = demux(
+        async_feedback(),
+        size=2,
+        eos=EOS,
+        is_eos=token_ids(2, 32000),
+        include_eos=True,
+        max_outputs=[10, None],
+        require_eos=True,
+        max_buffered=8,
+        on_overflow="cancel",
+    )
+    demux(async_feedback(), 2, on_overflow="wait")
+    demux(async_feedback(), 2, on_overflow="drop")  # type: ignore[call-overload]
+    demux(async_feedback())  # type: ignore[call-overload]
+
+    async with AsyncBatchedStream[str](async_words(), size=2) as batch:
+        assert_type(batch, AsyncBatchedStream[str])
+        takes_what_they_are(batch[0], batch)
+        assert_type(batch[0], AsyncStream[str])
+        assert_type(batch[0:1], tuple[AsyncStream[str], ...])
+        assert_type(batch.live, tuple[int, ...])
+        assert_type(batch.statistics(), Statistics)
+        batch.cancel(1)
+        async for delivery in batch.steps():
+            assert_type(delivery, Delivery[str])
+            assert_type(delivery.outputs, list[tuple[int, str]])
+        await batch.aclose()
+
+    async with AsyncBatchedStream[str](words(), max_buffered=8, on_overflow="cancel") as threaded:
+        for each in threaded:
+            assert_type(each, AsyncStream[str])
+
+    try:
+        await anext(ids[0])
+    except batchstream.SlowConsumerError as error:
+        assert_type(error.slot, int)
+        assert_type(error.max_buffered, int)
+
 
 core = Demultiplexer[int](2, eos=EOS, is_eos=token_ids(2))
 assert_type(core.feed([1, 2]), Delivery[int])
