@@ -8,11 +8,11 @@ from collections.abc import AsyncIterable, Iterator, Sequence
 from functools import partial
 from itertools import compress, islice
 from operator import length_hint
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, final, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NoReturn, Self, final, overload
 
 from typing_extensions import TypeVar
 
-from batchstream._buffers import GATE, Buffer
+from batchstream._buffers import GATE, Buffer, View
 from batchstream._eos import check_count
 from batchstream._errors import ConcurrentConsumerError
 from batchstream._loops import TURN, current_loop, result_of
@@ -60,6 +60,8 @@ class Receiver(Generic[T]):
         "_waiting",
     )
 
+    _view: ClassVar[View] = "by slot"
+
     def __init__(self, buffer: Buffer[T], pump: TaskPump[Any] | ThreadPump[Any]) -> None:
         self._buffer = buffer
         self._pump = pump
@@ -78,7 +80,7 @@ class Receiver(Generic[T]):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> T:
+    async def __anext__(self) -> T:  # noqa: C901, PLR0912 - one frame per receive, for its speed
         for output in self._reader:
             return output
         if self._busy:
@@ -106,10 +108,12 @@ class Receiver(Generic[T]):
                 if len(outputs) == received + 1 and not buffer.ends:
                     self._received = received + 1
                     for _ in self._gate:
-                        if buffer.watched:  # asked after the output was counted
+                        if buffer.telling is not None:  # asked for after the output was counted
                             self._tell_of_room()
                         return outputs[received]
             if not self._left:
+                if self._waiter is None:
+                    self._settle_here()
                 self._busy = True
                 try:
                     await self._checkpoint()
@@ -134,11 +138,12 @@ class Receiver(Generic[T]):
         self._received = GATE - length_hint(self._gate)
         unread = len(self._outputs) - self._received
         if ended and (not unread or buffer.cancelled):
+            self._pump.check_view(self._view)
             buffer.conclude()
             raise StopAsyncIteration
         if not unread:
             return _EXHAUSTED
-        if buffer.watched:
+        if buffer.telling is not None:
             output = self._outputs[self._received]
             self._left -= 1
             self._received += next(self._gate)
@@ -156,26 +161,25 @@ class Receiver(Generic[T]):
             raise self._concurrent()
         taken = list(self._reader)
         while not buffer.cancelled:
-            outputs, gate = segment = buffer.first_unread()
+            outputs, gate = buffer.first_unread()
             unread = len(outputs) - GATE + length_hint(gate)
             if not unread:
                 break
             self._received = _UNKNOWN
             # Not by `read`: a watched buffer would stop it at once.
             taken.extend(compress(outputs[-unread:], gate))
-        if buffer.watched and taken:
+        if taken:
             self._tell_of_room()
         return taken
 
     def _settle_here(self) -> Any:
         """Belong to the event loop that runs this, let the pump begin, and return a waiter."""
         pump, buffer = self._pump, self._buffer
-        by_time = buffer is pump.steps
-        pump.read_by("by time" if by_time else "by slot")
+        pump.read_by(self._view)
         loop = current_loop()
         place = pump.place_in(loop)
         pump.begin(loop)
-        place.buffers.extend(pump.buffers if by_time else [buffer])
+        place.buffers.extend([buffer] if self._view == "by slot" else pump.buffers)
         self._waiting = place.waiting
         self._place = place
         self._waiter = loop.new_waiter()
@@ -192,8 +196,8 @@ class Receiver(Generic[T]):
             ) from None
 
     def _tell_of_room(self) -> None:
-        self._buffer.watched = False
-        deque(self._pump.telling_of_room(), maxlen=0)
+        if (telling := self._buffer.telling) is not None:
+            deque(telling, maxlen=0)
 
     def _concurrent(self) -> ConcurrentConsumerError:
         return ConcurrentConsumerError(
@@ -223,7 +227,7 @@ class AsyncStream(Receiver[T]):
         Exception: What the source raised, or `Fail` for this slot alone.
 
     Blocking: never; it waits until there is an output. An output that is buffered is received
-        without waiting, except that after every 32 the others in the loop have their turn.
+        without waiting, except that after every 64 the others in the loop have their turn.
     Cancellation: a receive that is cancelled, by a timeout for example, takes nothing: the next
         one returns what it would have returned. The source does not notice.
     Threads: one consumer at a time, in the event loop that the stream belongs to. Other streams
@@ -305,7 +309,7 @@ class AsyncStream(Receiver[T]):
         Cancellation: nothing to cancel.
         Threads: one consumer at a time.
         """
-        self._pump.check_read_by_slot()
+        self._pump.check_view("by slot")
         return super().drain()
 
     def cancel(self) -> None:
@@ -342,6 +346,7 @@ class _Steps(Receiver["Delivery[T]"]):
     """The deliveries of a batch, for whoever reads it by time; holds the batch and its streams."""
 
     __slots__ = ("_batch",)
+    _view = "by time"
 
     def __init__(self, batch: AsyncBatchedStream[T], pump: TaskPump[T] | ThreadPump[T]) -> None:
         super().__init__(pump.steps, pump)

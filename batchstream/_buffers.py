@@ -31,7 +31,7 @@ from collections import deque
 from itertools import chain, compress, repeat
 from operator import length_hint
 from threading import get_ident
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeAlias
 
 from typing_extensions import TypeVar
 
@@ -50,8 +50,21 @@ SEGMENT_LENGTH: Final = 128
 GATE: Final = sys.maxsize
 """What a gate counts down from."""
 
+View: TypeAlias = Literal["by slot", "by time"]
+"""How a batch is read: stream by stream, or step by step."""
+
+_NOWHERE: Final[deque[object]] = deque(maxlen=0)
+"""`nowhere += iterator` runs an iterator through without a call."""
+
 Segment: TypeAlias = "tuple[list[T], repeat[bool]]"
 """A list of outputs, and the gate that counts how many of them were received."""
+
+
+_NOTHING: Final[Iterator[Any]] = iter(())
+
+
+def _segment(outputs: list[T]) -> Segment[T]:
+    return outputs, repeat(True, GATE)  # noqa: FBT003
 
 
 class Pull(Protocol[T]):
@@ -59,17 +72,15 @@ class Pull(Protocol[T]):
 
     Attributes:
         moves: How many steps were handed out; for `pull` to tell whether one was missed.
-        pauses: Whether this pump waits for room, and lets full buffers be watched.
     """
 
     moves: int
-    pauses: bool
 
     def pull(self, buffer: Buffer[T], moves: int, deadline: float | None) -> None:
         """Return when the buffer may hold something that it did not when `moves` was read."""
 
-    def telling_of_room(self) -> Iterator[object]:
-        """Return what tells a pump, by being run through, that a watched buffer was read from."""
+    def check_view(self, view: View) -> None:
+        """Raise if the batch is read by the other view."""
 
 
 class Buffer(Generic[T]):
@@ -85,21 +96,24 @@ class Buffer(Generic[T]):
         "segments",
         "slot",
         "tail",
-        "watched",
+        "telling",
     )
 
     def __init__(self, slot: int) -> None:
         self.slot = slot
-        self.segments: deque[Segment[T]] = deque()
-        self._begin_segment()
-        # What the stream's chain is reading now, and the list iterator inside it.
-        self.reader: Iterator[T] = iter(())
-        self._inner: Iterator[T] = iter(())
+        # The list to append to; the pump's alone, until it turns over.
+        self.tail: list[T] = []
+        # A list and no deque: it mostly has one entry, and an empty deque takes half a kilobyte.
+        self.segments: list[Segment[T]] = [_segment(self.tail)]
+        # What the stream is reading now, and the list iterator inside it.
+        self.reader: Iterator[T] = _NOTHING
+        self._inner: Iterator[T] = _NOTHING
         # The first entry counts: appending is atomic, so that of two ends one wins for everybody.
         self.ends: list[StreamEnd] = []
         self.cancelled = False
-        # Whether a pump waits for room here, and wants to be told of each output received.
-        self.watched = False
+        # While a pump waits for room here: what tells it, by being run through, that an output was
+        # received. In C, so that no signal's exception comes between.
+        self.telling: Iterator[object] | None = None
         # The thread that is in the inlet. Setting a default is atomic; a thread that finds itself
         # was interrupted on its way out, or is the source, which the pump refuses.
         self.consumer: dict[str, int] = {}
@@ -110,17 +124,14 @@ class Buffer(Generic[T]):
     def turn_over(self) -> None:
         """Begin a new segment if there is anything in the last one."""
         if self.tail:
-            self._begin_segment()
+            self.tail = []
+            self.segments.append(_segment(self.tail))
 
     def discard(self) -> None:
         """Free what is buffered."""
-        self.segments = deque()  # a consumer on its way out keeps what it is looking at
-        self._begin_segment()
-
-    def _begin_segment(self) -> None:
-        # The list to append to; the pump's alone, until it turns over.
-        self.tail: list[T] = []
-        self.segments.append((self.tail, repeat(True, GATE)))  # noqa: FBT003
+        self.tail = []
+        # At once, and a new one: a consumer on its way out keeps what it is looking at.
+        self.segments = [_segment(self.tail)]
 
     def refuse_after_fork(self) -> None:
         """Let the consumer in a forked child, who is the only one there, come to the pump."""
@@ -139,7 +150,7 @@ class Buffer(Generic[T]):
             outputs, gate = segments[0]
             if len(outputs) + length_hint(gate) > GATE:
                 break
-            segments.popleft()
+            del segments[0]
         return segments[0]
 
     def read(self, segment: Segment[T]) -> Iterator[T]:
@@ -150,7 +161,7 @@ class Buffer(Generic[T]):
         if received:
             self._inner.__setstate__(received)  # type: ignore[attr-defined]
         self.reader = compress(self._inner, gate)
-        if self.cancelled or self.watched:  # by another thread, which may have missed this reader
+        if self.cancelled or self.telling is not None:  # by a thread that missed this reader
             self.stop_reader()
         return self.reader
 
@@ -183,9 +194,9 @@ class Buffer(Generic[T]):
         self.cancelled = True
         self.stop_reader()
 
-    def watch(self) -> None:
-        """Let the consumer take one output at a time, and tell the pump of it, once."""
-        self.watched = True
+    def watch(self, telling: Iterator[object]) -> None:
+        """Let the consumer take one output at a time, and tell the pump of it."""
+        self.telling = telling
         self.stop_reader()
 
     def stop_reader(self) -> None:
@@ -205,11 +216,12 @@ class Buffer(Generic[T]):
 class Inlet(Generic[T]):
     """Where a stream's chain comes when it has read all that it was handed."""
 
-    __slots__ = ("_buffer", "_empty_since", "_parts", "_pump", "deadline")
+    __slots__ = ("_buffer", "_empty_since", "_parts", "_pump", "_view", "deadline")
 
-    def __init__(self, buffer: Buffer[T], pump: Pull[T]) -> None:
+    def __init__(self, buffer: Buffer[T], pump: Pull[T], view: View = "by slot") -> None:
         self._buffer = buffer
         self._pump = pump
+        self._view = view
         # Until when a receive waits, on the monotonic clock; None for ever.
         self.deadline: float | None = None
         # What the chain is to read next. None ends it for good.
@@ -250,25 +262,22 @@ class Inlet(Generic[T]):
                 received = GATE - length_hint(gate)
                 unread = len(outputs) - received
                 if ended and (buffer.cancelled or not unread):
+                    pump.check_view(self._view)
                     buffer.conclude()
                     self._parts.append(None)
                 elif not unread:
                     pump.pull(buffer, moves, self.deadline)
                     pulled = True
-                elif unread == 1 and pulled and not pump.pauses:
-                    self._empty_since = moves
-                    output = outputs[received]
+                elif (unread == 1 and pulled) or buffer.telling is not None:
+                    if unread == 1:
+                        self._empty_since = moves
+                    output, nowhere = outputs[received], _NOWHERE
                     # Counts it. A loop, because a signal's exception may strike after a call, but
                     # not on this way out: the output would be lost.
                     for _ in gate:
-                        return output
-                elif pump.pauses and (unread == 1 or buffer.watched):
-                    output, telling = outputs[received], pump.telling_of_room()
-                    nowhere: deque[object] = deque(maxlen=0)
-                    for _ in gate:
-                        if buffer.watched:  # asked after the output was counted
-                            buffer.watched = False
-                            nowhere += telling  # in C, and no call either
+                        telling = buffer.telling  # asked for after the output was counted
+                        if telling is not None:
+                            nowhere += telling
                         return output
                 else:
                     self._parts.extend((buffer.read(segment), self))
@@ -298,9 +307,8 @@ class Inlet(Generic[T]):
                 if received == len(outputs):
                     break
                 taken.extend(compress(outputs[received:], gate))
-            if buffer.watched and taken:
-                buffer.watched = False
-                deque(self._pump.telling_of_room(), maxlen=0)
+            if taken and (telling := buffer.telling) is not None:
+                deque(telling, maxlen=0)
             return taken
         finally:
             buffer.consumer.clear()

@@ -12,7 +12,8 @@ PASSING = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """What is meant for the thread it is raised in, and passes through it."""
 
 _OUR_MODULES = tuple(
-    f"batchstream.{name}" for name in ("_pull", "_pump", "_source", "_task", "_thread")
+    f"batchstream.{name}"
+    for name in ("_asyncio", "_pull", "_pump", "_source", "_task", "_thread", "_trio")
 )
 
 _OWN_TO_A_RAISE = frozenset(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-TURN: Final = 32
+TURN: Final = 64
 """How many outputs a consumer receives, and how many consumers are resumed, in one go."""
 
 

@@ -20,23 +20,21 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal
+from typing import TYPE_CHECKING, Any, Final, Generic
 
 from typing_extensions import TypeVar
 
-from batchstream._buffers import SEGMENT_LENGTH, Buffer
+from batchstream._buffers import SEGMENT_LENGTH, Buffer, View
 from batchstream._errors import ClosedError, begin_in_source, forget_context
 from batchstream._events import Delivery, FinishReason, StreamEnd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from batchstream._demux import Demultiplexer
     from batchstream._events import Statistics
 
 T = TypeVar("T")
-
-View = Literal["by slot", "by time"]
 
 _append: Final = list.append
 
@@ -56,11 +54,8 @@ class Pump(ABC, Generic[T]):
     Attributes:
         buffers: One for each slot.
         moves: How many times something was added to the buffers.
-        pauses: Whether this pump waits for room, and lets full buffers be watched.
         forked: Whether this is a copy in a forked child, of no use there.
     """
-
-    pauses = False
 
     def __init__(self, core: Demultiplexer[T], *, max_buffered: int | None) -> None:
         self._core = core
@@ -130,17 +125,14 @@ class Pump(ABC, Generic[T]):
         if self._view.setdefault("view", view) != view:
             raise RuntimeError(_REFUSED[view])
 
-    def check_read_by_slot(self) -> None:
-        """Refuse a stream that the view by time leaves nothing to."""
-        if self._view.get("view") == "by time":
-            raise RuntimeError(_REFUSED["by slot"])
+    def check_view(self, view: View) -> None:
+        """Refuse a view if the other one is read, without settling on it.
 
-    def telling_of_room(self) -> Iterator[object]:
-        """Return what tells this pump, by being run through, that a watched buffer was read from.
-
-        Run through in C, it cannot be broken off by a signal's exception.
+        Raises:
+            RuntimeError: The batch is read by the other view.
         """
-        return iter(())
+        if self._view.get("view", view) != view:
+            raise RuntimeError(_REFUSED[view])
 
     # ---- whoever moves the pump
 

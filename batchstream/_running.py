@@ -10,9 +10,10 @@ waiters of those it gave something to, to resume them with one call per place. W
 first, no wake-up is lost; one that is late or needless does no harm, because the woken consumer
 looks at its buffer again.
 
-The pump waits the same way. It pauses where a live stream has no room: it leaves its own waiter in
-`_parked`, lets the full buffers be *watched*, looks once more, and waits. A consumer that took an
-output out of a watched buffer takes that waiter and resumes it, as a cancel does.
+The pump waits the same way. It pauses where live streams have no room. It leaves a row of tokens,
+as many as there are full buffers, the last of which is its own waiter; lets each of these buffers
+be *watched*; looks once more, and waits. The consumer of a watched buffer takes one output at a
+time, and a token after the first; so whoever is last resumes the pump. A cancel takes them all.
 
 The pump begins with the first receive, and ends with the last live stream. Whoever has taken
 `_begun` either starts it or closes a source that was never started.
@@ -22,7 +23,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from itertools import repeat
+from itertools import islice, repeat
+from operator import length_hint
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal
 
@@ -99,8 +101,6 @@ class RunningPump(Pump[T]):
         ended: Whether the pump has ended and the source is closed.
     """
 
-    pauses = True
-
     def __init__(
         self, core: Demultiplexer[T], *, max_buffered: int, on_overflow: OnOverflow
     ) -> None:
@@ -115,7 +115,7 @@ class RunningPump(Pump[T]):
         self.steps: Buffer[Delivery[T]] = Buffer(core.size)  # a key that no slot has
         self._places: list[Place[T]] = []
         self._loops: dict[object, Place[T]] = {}
-        self._parked: dict[str, Any] = {}
+        self._tokens: Iterator[Any] = iter(())
 
     # ---- from any thread, never waiting
 
@@ -127,11 +127,7 @@ class RunningPump(Pump[T]):
         self._wake((buffer.slot,))
         self._after_cancel()
 
-    def telling_of_room(self) -> Iterator[object]:
-        """Return what resumes the pump, by being run through, if it is paused."""
-        return map(self._unpark, filter(None, map(self._parked.pop, ("pump",), (None,))))
-
-    # Resumes the pump, given the waiter that it left.
+    # Resumes the pump, given its waiter.
     _unpark: Callable[[Any], object]
 
     @abstractmethod
@@ -155,10 +151,12 @@ class RunningPump(Pump[T]):
                 self._interrupt()
 
     def _resume_pump(self) -> None:
-        deque(self.telling_of_room(), maxlen=0)
+        deque(self._resuming(self._tokens), maxlen=0)
 
     def request_close(self) -> None:
         """Cancel what is live, for a caller who then waits for the end."""
+        if self.forked:
+            return
         self._closing = True
         self._note_all_cancels()
         self._wake_all()
@@ -185,15 +183,17 @@ class RunningPump(Pump[T]):
         Raises:
             BaseException: What the source raised when it was closed for this.
         """
-        if not self.forked:
-            place, key = self.place_in(loop), object()
-            waiter = place.waiting[key] = loop.new_waiter()
-            try:
+        if self.forked:
+            return
+        place, key, waiter = self.place_in(loop), object(), loop.new_waiter()
+        try:
+            while not self.ended:
+                place.waiting[key] = waiter
                 if not self.ended:
                     await waiter
-            finally:
-                place.waiting.pop(key, None)
-            self.raise_close_error()
+        finally:
+            place.waiting.pop(key, None)
+        self.raise_close_error()
 
     # ---- the pump itself
 
@@ -216,19 +216,25 @@ class RunningPump(Pump[T]):
             return ()
         return [self.buffers[slot] for slot in self._full_slots(self._limit)]
 
-    def _has_to_wait(self, full: Sequence[Buffer[Any]]) -> bool:
-        """Look once more, after the pump has left its waiter."""
+    def _has_to_wait(self, full: Sequence[Buffer[Any]], waiter: object) -> bool:
+        """Leave the pump's waiter, look once more, and tell whether to wait."""
+        tokens = self._tokens = iter([*repeat(None, len(full) - 1), waiter])
         for buffer in full:
-            buffer.watch()
-        if self._closing or self._cancels or "pump" not in self._parked:
-            return False
-        return any(not buffer.cancelled and buffer.buffered >= self._limit for buffer in full)
+            buffer.watch(self._resuming(islice(tokens, 1)))
+        for buffer in full:
+            if buffer.buffered < self._limit and (telling := buffer.telling) is not None:
+                deque(telling, maxlen=0)  # unless its consumer has
+        return bool(length_hint(tokens)) and not (self._closing or self._cancels)
+
+    def _resuming(self, tokens: Iterator[Any]) -> Iterator[object]:
+        """Return what takes these tokens by being run through, and resumes the pump by the last."""
+        return map(self._unpark, filter(None, tokens))
 
     def _go_on_from(self, full: Sequence[Buffer[Any]]) -> None:
         """Clean up after a pause."""
-        self._parked.pop("pump", None)
+        self._tokens = iter(())
         for buffer in full:
-            buffer.watched = False
+            buffer.telling = None
 
     def _leave_closed_loops(self) -> None:
         for place in self._places:
@@ -326,3 +332,8 @@ class RunningPump(Pump[T]):
         """Let every use fail: the pump runs in the parent only."""
         super().refuse_after_fork()
         self.steps.refuse_after_fork()
+        error = self._forked_error()
+        for buffer in self.buffers:
+            if not buffer.ends:
+                self._fail_stream(buffer, error)
+        self.steps.finish(StreamEnd(FinishReason.ERROR, 0, error=error))

@@ -61,8 +61,8 @@ class Source:
         return self._context.run(next, iterator)
 
     def _advance_generator(self, live: tuple[int, ...]) -> object:
-        # In the midst of `yield from`, what is sent goes to an iterator that may not listen: that of
-        # a list would raise in the generator's own code.
+        # In the midst of `yield from`, what is sent goes to an inner iterator that may not listen:
+        # that of a list would raise in the generator.
         inner: Any = self._iterator
         while (inner := inner.gi_yieldfrom) is not None:
             if not isinstance(inner, GeneratorType):

@@ -165,7 +165,7 @@ class Stream(chain[T]):
         Cancellation: nothing to cancel.
         Threads: one consumer per stream at a time.
         """
-        self._pump.check_read_by_slot()
+        self._pump.check_view("by slot")
         return self._inlet.drain()
 
     def cancel(self) -> None:
@@ -266,8 +266,8 @@ class BatchedStream(Sequence[Stream[T]]):
             max_buffered = check_count("max_buffered", max_buffered, at_least=1)
         if check_on_overflow(on_overflow) == "cancel" and not background:
             raise ValueError(
-                "on_overflow='cancel' needs background=True: where consumers pull, the one that "
-                "would overflow a buffer is refused"
+                "on_overflow='cancel' needs a source that runs by itself, with background=True or "
+                "in an AsyncBatchedStream: where consumers pull, a pull too many is refused"
             )
         opening: Opening[T] = Opening(
             size,

@@ -123,9 +123,9 @@ class TaskPump(RunningPump[T]):
     async def _pause(self, full: Sequence[Buffer[Any]]) -> None:
         loop = self._loop
         assert loop is not None  # noqa: S101 - for the type checker
-        waiter = self._parked["pump"] = loop.new_waiter()
+        waiter = loop.new_waiter()
         try:
-            if self._has_to_wait(full):
+            if self._has_to_wait(full, waiter):
                 await loop.wait(waiter, PAUSE if len(self._loops) > 1 else None)
                 self._leave_closed_loops()
         finally:

@@ -149,7 +149,7 @@ class ThreadPump(RunningPump[T]):
         """Return what the next step gives to whom, or None after the last."""
         if self._by_time is None:
             self.read_by("by time")
-            self._by_time = Inlet(self.steps, self).chain()
+            self._by_time = Inlet(self.steps, self, "by time").chain()
         return next(self._by_time, None)
 
     def begin(self, loop: Loop | None) -> None:
@@ -215,9 +215,8 @@ class ThreadPump(RunningPump[T]):
     def _pause(self, full: Sequence[Buffer[Any]]) -> None:
         waiter = Lock()
         waiter.acquire()
-        self._parked["pump"] = waiter
         try:
-            if self._has_to_wait(full):
+            if self._has_to_wait(full, waiter):
                 waiter.acquire(True, PAUSE if self._loops else -1)  # noqa: FBT003
                 self._leave_closed_loops()
         finally:

@@ -454,7 +454,7 @@ async def test_R25_a_generator_that_is_left_in_mid_batch_is_closed_without_noise
 
     def model():
         try:
-            yield from pairs(99)
+            yield from (step for step in pairs(99))  # one that can be sent to
         finally:
             left.set()
 
