@@ -67,7 +67,8 @@ class Receiver(Generic[T]):
         self._pump = pump
         self._reader: Iterator[T] = _EXHAUSTED
         # The segment being read, and how many of its outputs were received; the gate knows better.
-        self._outputs, self._gate = buffer.segments[0]
+        self._outputs: Sequence[T] = ()
+        self._gate: Iterator[bool] = _EXHAUSTED
         self._received = _UNKNOWN
         self._left = TURN
         self._busy = False
@@ -139,6 +140,7 @@ class Receiver(Generic[T]):
         unread = len(self._outputs) - self._received
         if ended and (not unread or buffer.cancelled):
             self._pump.check_view(self._view)
+            self._outputs = ()
             buffer.conclude()
             raise StopAsyncIteration
         if not unread:
@@ -326,6 +328,7 @@ class AsyncStream(Receiver[T]):
         Threads: any thread, callback, finalizer or signal handler.
         """
         self._pump.cancel(self._buffer)
+        self._outputs, self._received = (), _UNKNOWN
 
     async def aclose(self) -> None:
         """Cancel this stream, and if none is live any more wait until the source is closed.

@@ -63,7 +63,10 @@ class AsyncioWaiter:
         """Return nothing; raise if the task was cancelled."""
         cancelled, self._cancelled = self._cancelled, None
         if cancelled is not None:
-            raise cancelled
+            try:
+                raise cancelled
+            finally:
+                del cancelled  # it holds this frame, and with it the stream and its consumer
 
     def cancel(self, msg: object = None) -> bool:
         """Let the task go on with a `CancelledError`, and tell whether it was waiting."""

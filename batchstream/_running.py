@@ -110,6 +110,7 @@ class RunningPump(Pump[T]):
         self._limit = max_buffered + self._cancels_slow
         self._begun = Lock()
         self._closing = False
+        self._over = False
         self._close_error: BaseException | None = None
         self.ended = False
         self.steps: Buffer[Delivery[T]] = Buffer(core.size)  # a key that no slot has
@@ -124,6 +125,8 @@ class RunningPump(Pump[T]):
         if self.forked or buffer.cancelled:
             return
         self._note_cancel(buffer)
+        if self._over:  # nobody will apply it
+            buffer.discard()
         self._wake((buffer.slot,))
         self._after_cancel()
 
@@ -165,7 +168,10 @@ class RunningPump(Pump[T]):
     def raise_close_error(self) -> None:
         error, self._close_error = self._close_error, None
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # it holds this frame
 
     # ---- from a consumer
 
@@ -285,6 +291,7 @@ class RunningPump(Pump[T]):
 
     def _end(self) -> None:
         """Let nobody wait for another output; the source is still to be closed."""
+        self._over = True
         if self._cancels:
             self._apply_cancels()
         self._let_go_of_tails()

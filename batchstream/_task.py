@@ -99,7 +99,10 @@ class TaskPump(RunningPump[T]):
                 failure = error
         self._closed(failure)
         if stopping is not None:
-            raise stopping
+            try:
+                raise stopping
+            finally:
+                del stopping  # it holds this frame
 
     async def _move(self, task: Task) -> None:
         assert self._loop is not None  # noqa: S101 - for the type checker
