@@ -54,11 +54,16 @@ def demux(
     max_buffered: int | None = None,
     on_overflow: OnOverflow = "wait",
 ) -> tuple[Stream[T], ...] | tuple[AsyncStream[T], ...]:
-    """Return one stream per slot of a batched source.
+    """Return one stream per slot of a batched source, an `AsyncStream` if the source is async.
 
     The streams stand for themselves: the source is closed when the last of them has ended, was
-    cancelled or is no longer referenced. Where a block should close it use `BatchedStream`, which
-    takes the same arguments, raises the same errors and says more of them.
+    cancelled or is no longer referenced. Where a block should close it use `BatchedStream` or
+    `AsyncBatchedStream`, which take the same arguments, raise the same errors and say more of
+    them; the latter also lets a synchronous source be consumed in an event loop.
+
+    An asynchronous source needs `size`. It is moved by a task, which begins with the first receive
+    and runs ahead of the streams; there `max_buffered=None` means 1024 outputs, and `on_overflow`
+    says what happens to a stream that holds so many.
 
     Blocking: only without `size`: until the source has yielded its first step.
     Cancellation: an exception from a signal during the first step closes the source.

@@ -1,4 +1,4 @@
-"""The synchronous shell: streams that pull one step for everybody when they have nothing."""
+"""The shell for threads: streams that pull a step for everybody, or wait for a pump ahead."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Stream(chain[T]):
     """The outputs of one request, as an iterator that ends at the request's own end.
 
     Made by `demux` and `BatchedStream`. Asked for an output while none is buffered, a stream lets
-    the source go one step on *for every stream of the batch*; the others find theirs buffered.
+    the source go one step on *for every stream of the batch*; the others find theirs buffered. With
+    `background=True` it waits instead, for a thread that runs the source ahead of everybody.
 
     After its outputs a stream that ended in an error raises it, once, in a copy that is this
     stream's own, with the original as `__cause__`; from then on it is simply finished.
@@ -47,6 +48,7 @@ class Stream(chain[T]):
     Raises (on iteration):
         BufferOverflowError: A stream of the batch has `max_buffered` unread outputs. Nothing was
             pulled; read or cancel that one, then go on.
+        SlowConsumerError: It held more than `max_buffered` outputs, with `on_overflow="cancel"`.
         ConcurrentConsumerError: Another thread is waiting for an output of this same stream.
         RuntimeError: The batch is read by time, or its source waits for a stream of its own.
         ClosedError: The process was forked from the one that opened the batch.
@@ -54,7 +56,7 @@ class Stream(chain[T]):
 
     Blocking: until the source has yielded, and while another thread is in the source.
     Cancellation: a receive broken off by a signal's exception keeps what was buffered; broken off
-        inside the source, it fails the batch, as the source cannot go on.
+        inside a source that runs in this thread, it fails the batch, as that cannot go on.
     Threads: one consumer per stream at a time; different streams in different threads.
 
     Example:
@@ -175,7 +177,7 @@ class Stream(chain[T]):
         the last live stream. Repeated calls, and calls after the end, change nothing but to
         discard what was not received. Dropping the last reference to a stream does the same.
 
-        Blocking: never, but for the source's own clean-up if this ends the batch.
+        Blocking: never, but for the source's own clean-up if this ends a batch that is pulled.
         Cancellation: nothing to cancel.
         Threads: any thread, callback, finalizer or signal handler.
         """
@@ -227,8 +229,8 @@ class BatchedStream(Sequence[Stream[T]]):
 
     Blocking: only without `size`: until the source has yielded its first step.
     Cancellation: an exception from a signal during the first step closes the source.
-    Threads: any; the source runs in whichever thread pulls, one at a time, and in a copy of the
-        context in which this object was made.
+    Threads: any. The source runs in a copy of the context in which this object was made, in
+        whichever thread pulls, one at a time; with `background`, in a thread of its own.
 
     Example:
         >>> import batchstream
@@ -339,9 +341,10 @@ class BatchedStream(Sequence[Stream[T]]):
     def steps(self) -> Iterator[Delivery[T]]:
         """Return an iterator over what each step gives to whom, for loops that serve by time.
 
-        It lets the source go on by one step at a time and buffers nothing. Every slot's end is in
-        exactly one delivery, that of a cancelled slot in the next one; an error of the source is
-        an end like the others, and is not raised. The iterator stops when no slot is live.
+        It lets the source go on by one step at a time and buffers nothing; with `background`, up to
+        `max_buffered` deliveries wait. Every slot's end is in exactly one delivery, that of a
+        cancelled slot in a later one; an error of the source is an end like the others, and is not
+        raised. The iterator stops when no slot is live.
 
         Raises (on iteration):
             RuntimeError: A stream of this batch has been read, or the source waits for itself.
@@ -389,7 +392,8 @@ class BatchedStream(Sequence[Stream[T]]):
         while it is closed here is raised here; where it is closed because its last stream ended
         it goes to `sys.unraisablehook`.
 
-        Blocking: while another thread is in the source.
+        Blocking: while another thread is in the source; with `background`, until that thread has
+            ended.
         Cancellation: an exception from a signal leaves the batch cancelled; close it again.
         Threads: any. Called by the source itself, it takes effect after the source's step.
         """

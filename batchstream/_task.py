@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypeVar
 
 from batchstream._errors import ClosedError
+from batchstream._events import Delivery
 from batchstream._loops import InterruptedStep, LoopClosedError, current_loop
 from batchstream._running import PAUSE, RunningPump
 
@@ -167,9 +168,7 @@ class TaskPump(RunningPump[T]):
     def _loop_gone(self) -> None:
         """Settle everybody when the loop that the pump runs in ends."""
         for place in self._places:
-            if place.loop is not None and not self._is_ours(place.loop):
-                for buffer in place.buffers:
-                    if not buffer.ends:
-                        error = ClosedError("the event loop that ran the source has ended")
-                        self._fail_stream(buffer, error)
-        self._note_all_cancels()
+            if place.loop is not None and self._is_ours(place.loop):
+                self._leave(place)
+        error = ClosedError("the event loop that ran the source has ended")
+        self._tell(Delivery((), (), self._settle_with(error)), ())

@@ -35,7 +35,7 @@ from batchstream import (
 )
 from batchstream._loops import TURN
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(30)
 
 RAGGED = [
     ["a", "x", "p"],

@@ -24,7 +24,7 @@ from sources import TIMEOUT, in_forked_child, needs_fork, run_in_threads
 
 from batchstream import ClosedError, FinishReason, Last
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(30)
 
 CANCELLED = FinishReason.CANCELLED
 
@@ -638,3 +638,14 @@ def test_R28_a_program_that_abandons_streams_exits_silently_and_soon(form, condi
         text=True,
     )
     assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
+
+
+@every_form
+async def test_R28_once_a_batch_is_closed_its_thread_has_ended(form):
+    batch = form.open(form.script(pairs(99)), 2, max_buffered=2)
+    await form.receive(batch[0])
+    await form.close(batch)
+    for thread in pump_threads():
+        if form.name != "background":  # in a loop the end is waited for, and not the last instant
+            thread.join(TIMEOUT)
+        assert not thread.is_alive()

@@ -11,7 +11,7 @@ from forms import OVER, every_form, forms_that_run_ahead
 
 from batchstream import EOS, Fail, FinishReason, Last, MissingEOSError, SourceError, StepError
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(30)
 
 STEPS = [["a", "x"], ["b", "y"], ["c", "z"]]
 COLUMNS = list(zip(*STEPS, strict=True))
