@@ -179,8 +179,8 @@ class Receiver(Generic[T]):
         pump, buffer = self._pump, self._buffer
         pump.read_by(self._view)
         loop = current_loop()
-        place = pump.place_in(loop)
         pump.begin(loop)
+        place = pump.place_in(loop)
         place.buffers.extend([buffer] if self._view == "by slot" else pump.buffers)
         self._waiting = place.waiting
         self._place = place

@@ -211,6 +211,11 @@ class AsyncioTask:
         return isinstance(error, asyncio.CancelledError) and self._task.cancelling() > 0
 
     @property
+    def is_current(self) -> bool:
+        """Whether the calling code runs in this task."""
+        return running_loop() is self._loop and asyncio.current_task() is self._task
+
+    @property
     def destroyed(self) -> bool:
         """Whether the task is collected as garbage, not run."""
         return running_loop() is not self._loop

@@ -90,6 +90,10 @@ class Task(Protocol):
         """Whether the error says that somebody else wants this task to end."""
 
     @property
+    def is_current(self) -> bool:
+        """Whether the calling code runs in this task."""
+
+    @property
     def destroyed(self) -> bool:
         """Whether the calling code is the task's, thrown away by an event loop that is gone."""
 

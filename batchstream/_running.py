@@ -209,18 +209,21 @@ class RunningPump(Pump[T]):
             self._note_all_cancels()
         if self._cancels:
             self._apply_cancels()
-        if self._cancels_slow and self._view.get("view") == "by slot":
-            for slot in self._full_slots(self._limit):
-                self._end_slow(slot)
         return self._core.has_live
 
     def _without_room(self) -> Sequence[Buffer[Any]]:
-        """Return the buffers to wait for before the next step."""
+        """Return the buffers to wait for before the next step, or end streams instead."""
+        if self._room:  # for a plain step in every live stream, as is mostly known
+            self._room -= 1
+            return ()
         if self._view["view"] == "by time":
             return (self.steps,) if self.steps.buffered >= self._limit else ()
+        full = self._full_slots(self._limit)
         if self._cancels_slow:
+            for slot in full:
+                self._end_slow(slot)
             return ()
-        return [self.buffers[slot] for slot in self._full_slots(self._limit)]
+        return [self.buffers[slot] for slot in full]
 
     def _has_to_wait(self, full: Sequence[Buffer[Any]], waiter: object) -> bool:
         """Leave the pump's waiter, look once more, and tell whether to wait."""

@@ -53,10 +53,13 @@ class TaskPump(RunningPump[T]):
         """Start the task, if nobody has; from within the loop.
 
         Raises:
+            RuntimeError: The source waits for a step of its own.
             ClosedError: This is a fork of the process that opened the batch.
         """
         if self.forked:
             raise self._forked_error()
+        if self._task is not None and self._task.is_current:
+            raise RuntimeError("the source of this batch waits for a step of its own")
         if self._begun.acquire(False):  # noqa: FBT003 - by keyword it takes four times as long
             assert loop is not None, "an asynchronous source has no consumers in threads"  # noqa: S101
             self._start(loop)
@@ -111,6 +114,8 @@ class TaskPump(RunningPump[T]):
             await task.interruptible(self._pause, full)
             return
         live = self._core.live
+        if not live:
+            return  # the last of them were too slow
         try:
             step = await task.interruptible(self._source.advance, live)
         except StopAsyncIteration:

@@ -201,6 +201,8 @@ class ThreadPump(RunningPump[T]):
                     self._pause(full)
                     continue
                 live = self._core.live
+                if not live:
+                    continue  # the last of them were too slow
                 try:
                     step = self._source.advance(live)
                 except StopIteration:

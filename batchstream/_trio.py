@@ -122,7 +122,9 @@ class TrioTask:
         self._token = token
         self._scope = trio.CancelScope()
         self._asked = False
-        trio.lowlevel.spawn_system_task(main, self, name="batchstream pump", context=context)
+        self._task = trio.lowlevel.spawn_system_task(
+            main, self, name="batchstream pump", context=context
+        )
 
     def interrupt(self) -> None:
         """Break off what is being waited for."""
@@ -146,6 +148,11 @@ class TrioTask:
     def was_cancelled(self, error: BaseException) -> bool:
         """Whether the run is about to finish."""
         return isinstance(error, trio.Cancelled)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling code runs in this task."""
+        return runs_here() and trio.lowlevel.current_task() is self._task
 
     @property
     def destroyed(self) -> bool:

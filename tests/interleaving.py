@@ -78,7 +78,7 @@ def explore_threads(
     gc.disable()  # a finalizer must not start inside the scheduler
     gc.freeze()  # what was there before makes each collection slow
     try:
-        with replaced(modules, names):
+        with replaced(modules, names), unheard_if_broken_off():
             return interleave_test.explore(
                 model,
                 iterations=schedules,
@@ -101,6 +101,24 @@ def run_together(*functions):
 
     for task in [spawn(function) for function in functions]:
         task.join()
+
+
+@contextmanager
+def unheard_if_broken_off():
+    """Say nothing of finalizers that end because their run has failed: that is reported itself."""
+    from interleave_test._scheduler import _Abort  # noqa: PLC0415
+
+    hook = sys.unraisablehook
+
+    def hear(unraisable):
+        if not isinstance(unraisable.exc_value, _Abort):
+            hook(unraisable)
+
+    sys.unraisablehook = hear
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
 
 
 @contextmanager
@@ -127,10 +145,10 @@ def modelled_names(*, early_timeouts):
     from interleave_test import _primitives as models  # noqa: PLC0415
 
     lock = lock_model(models, early_timeouts=early_timeouts)
-    same = ("RLock", "Condition", "Event", "Semaphore", "BoundedSemaphore")
+    same = ("RLock", "Condition", "Event", "BoundedSemaphore")
     changes = {
         threading: {name: getattr(models, name) for name in same}
-        | {"Lock": lock, "Thread": thread_model(models)},
+        | {"Lock": lock, "Semaphore": semaphore_model(models), "Thread": thread_model(models)},
         _thread: {"allocate_lock": lock},
         time: {name: getattr(models, name) for name in ("sleep", "monotonic", "time")},
     }
@@ -164,6 +182,21 @@ def lock_model(models, *, early_timeouts):
                 super().release()
 
     return Lock
+
+
+def semaphore_model(models):
+    """Return interleave-test's semaphore, which a queue is made of and which survives its run."""
+    from interleave_test._scheduler import current_scheduler  # noqa: PLC0415
+
+    class Semaphore(models.Semaphore):
+        def acquire(self, blocking=True, timeout=None):
+            return current_scheduler() is None or super().acquire(blocking, timeout)
+
+        def release(self, n=1):
+            if current_scheduler() is not None:
+                super().release(n)
+
+    return Semaphore
 
 
 def thread_model(models):

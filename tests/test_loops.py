@@ -286,3 +286,19 @@ def test_R14_an_interrupt_ends_a_program_of_asyncio_and_closes_the_source():
         encoding="utf-8",
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "closed\ninterrupted\n", "")
+
+
+def test_R24_an_asynchronous_source_that_waits_for_its_own_stream_is_told_so():
+    async def source():
+        yield ["a", "x"]
+        yield [await anext(second), "y"]  # that is buffered
+        await anext(second)
+        yield [await anext(second), "z"]  # that is not
+
+    first, second = demux(source(), 2)
+
+    async def main():
+        with pytest.raises(RuntimeError, match="the source of this batch waits for a step of its"):
+            await rest(first)
+
+    asyncio.run(main())

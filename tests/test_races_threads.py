@@ -28,7 +28,13 @@ STEPS = [["a", "x"], ["b", Last("y")], ["c", None], [None, None]]
 EXPECTED = [["a", "b", "c"], ["x", "y"]]
 ENDLESS = [[f"a{n}", f"x{n}"] for n in range(20)]  # more than anybody reads
 
-SCHEDULES = 150
+SCHEDULES = {"opcode": 40, "line": 150}
+"""How many interleavings are tried: of opcodes, which is slow, and of whole lines."""
+
+
+def explore(scenario, **options):
+    for granularity, schedules in SCHEDULES.items():
+        explore_threads(scenario, schedules, granularity=granularity, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +131,7 @@ def test_R02_a_pump_that_waits_for_room_and_its_consumers_lose_and_repeat_nothin
         assert outputs_of(readers) == EXPECTED
         end(batch, source)
 
-    explore_threads(scenario, SCHEDULES)
+    explore(scenario)
 
 
 def test_R04_receives_that_time_out_at_any_time_lose_and_repeat_nothing():
@@ -136,7 +142,7 @@ def test_R04_receives_that_time_out_at_any_time_lose_and_repeat_nothing():
         assert outputs_of(readers) == [["b", "c"], ["y"]]
         end(batch, source)
 
-    explore_threads(scenario, SCHEDULES, early_timeouts=True)
+    explore(scenario, early_timeouts=True)
 
 
 def test_R04_drains_between_receives_lose_and_repeat_nothing():
@@ -156,7 +162,7 @@ def test_R04_drains_between_receives_lose_and_repeat_nothing():
         assert outputs_of(readers) == EXPECTED
         end(batch, source)
 
-    explore_threads(scenario, SCHEDULES)
+    explore(scenario)
 
 
 def test_R12_a_stream_that_a_third_thread_cancels_gives_a_prefix_and_lets_the_other_go_on():
@@ -176,7 +182,7 @@ def test_R12_a_stream_that_a_third_thread_cancels_gives_a_prefix_and_lets_the_ot
         assert len(late) in {1, 2}
         end(batch, source)
 
-    explore_threads(scenario, SCHEDULES)
+    explore(scenario)
 
 
 def test_R11_a_pump_that_waits_for_a_stream_that_nobody_reads_goes_on_when_it_is_cancelled():
@@ -187,7 +193,7 @@ def test_R11_a_pump_that_waits_for_a_stream_that_nobody_reads_goes_on_when_it_is
         assert outputs_of([reader]) == [EXPECTED[0]]
         end(batch, source)
 
-    explore_threads(scenario, SCHEDULES)
+    explore(scenario)
 
 
 def test_R25_a_pump_that_waits_for_a_stream_goes_on_when_that_is_dropped():
@@ -200,7 +206,7 @@ def test_R25_a_pump_that_waits_for_a_stream_goes_on_when_that_is_dropped():
         reader._stream._pump._ending.wait()
         assert source.closed == 1
 
-    explore_threads(scenario, SCHEDULES)
+    explore(scenario)
 
 
 def test_R10_two_closings_and_two_consumers_end_and_close_the_source_once():
@@ -216,7 +222,7 @@ def test_R10_two_closings_and_two_consumers_end_and_close_the_source_once():
         assert_prefixes_of_endless(readers)
         end(batch, source)
 
-    explore_threads(scenario, SCHEDULES)
+    explore(scenario)
 
 
 def test_R10_the_last_streams_are_cancelled_at_once_and_the_source_is_closed_once():
@@ -227,7 +233,7 @@ def test_R10_the_last_streams_are_cancelled_at_once_and_the_source_is_closed_onc
         batch._pump._ending.wait()
         end(batch, source)
 
-    explore_threads(scenario, SCHEDULES)
+    explore(scenario)
 
 
 def test_R10_a_batch_that_is_cancelled_as_it_begins_closes_its_source_once():
@@ -239,7 +245,7 @@ def test_R10_a_batch_that_is_cancelled_as_it_begins_closes_its_source_once():
         batch._pump._ending.wait()
         end(batch, source)
 
-    explore_threads(scenario, SCHEDULES)
+    explore(scenario)
 
 
 def test_R05_an_error_comes_once_after_all_outputs_and_a_cancelled_stream_has_one_end():
@@ -253,7 +259,7 @@ def test_R05_an_error_comes_once_after_all_outputs_and_a_cancelled_stream_has_on
         assert len(second.errors) == (batch[1].finish_reason == FinishReason.ERROR)
         end(batch, source)
 
-    explore_threads(scenario, SCHEDULES)
+    explore(scenario)
 
 
 def test_R19_a_slow_stream_gives_what_it_holds_before_its_error_and_nobody_waits_for_it():
@@ -270,7 +276,7 @@ def test_R19_a_slow_stream_gives_what_it_holds_before_its_error_and_nobody_waits
                 assert (reader.outputs, reader.errors) == (reference, [])
         end(batch, source)
 
-    explore_threads(scenario, SCHEDULES)
+    explore(scenario)
 
 
 def test_R21_one_of_two_consumers_at_a_stream_is_refused_and_no_output_goes_astray():
@@ -291,7 +297,7 @@ def test_R21_one_of_two_consumers_at_a_stream_is_refused_and_no_output_goes_astr
         assert outputs_of([reader]) == [EXPECTED[1]]
         end(batch, source)
 
-    explore_threads(scenario, SCHEDULES)
+    explore(scenario)
 
 
 def test_R05_by_time_every_slot_has_one_end_after_its_outputs_though_one_is_cancelled():
@@ -313,7 +319,7 @@ def test_R05_by_time_every_slot_has_one_end_after_its_outputs_though_one_is_canc
         batch.close()
         assert source.closed == 1
 
-    explore_threads(scenario, SCHEDULES)
+    explore(scenario)
 
 
 # ---- a thread that stands in for an event loop
@@ -367,6 +373,8 @@ class FakeLoop:
                 waits += 1
         except StopIteration as stop:
             return stop.value
+        finally:
+            coroutine.close()
 
 
 @pytest.fixture
@@ -423,7 +431,7 @@ def test_R04_receives_in_loops_lose_nothing_wherever_the_pump_strikes(cancels):
         assert [*received] == EXPECTED
         in_loop(end_async(batch, source))
 
-    explore_threads(scenario, SCHEDULES)
+    explore(scenario)
 
 
 @pytest.mark.usefixtures("_fake_loops")
@@ -441,7 +449,7 @@ def test_R12_a_receive_in_a_loop_is_woken_by_a_cancel_from_another_thread():
             assert is_prefix(outputs, [step[slot] for step in ENDLESS])
         in_loop(end_async(batch, source))
 
-    explore_threads(scenario, SCHEDULES)
+    explore(scenario)
 
 
 @pytest.mark.usefixtures("_fake_loops")
@@ -462,32 +470,30 @@ def test_R10_two_closings_in_two_loops_wait_for_the_source_and_close_it_once():
         assert is_prefix(received, [first for first, _ in ENDLESS])
         in_loop(end_async(batch, source))
 
-    explore_threads(scenario, SCHEDULES)
+    explore(scenario)
 
 
 @pytest.mark.usefixtures("_fake_loops")
 def test_R22_a_loop_that_is_closed_while_it_waits_takes_only_its_own_stream_with_it():
     def scenario():
         batch, source = asynchronous(STEPS)
-        received = []
+        received, others, kept = [], [], []
 
         def wait_and_close():
-            loop = batchstream._async.current_loop()
-            coroutine = batch[1].__anext__()
+            coroutine = read_async(batch[1], others)
             try:
                 coroutine.send(None)
             except StopIteration:
-                return loop
-            loop.closed = True
-            return coroutine
+                return
+            batchstream._async.current_loop().closed = True
+            kept.append(coroutine)  # nobody will run it any more
 
-        kept = []
-        run_together(
-            lambda: in_loop(read_async(batch[0], received)),
-            lambda: kept.append(wait_and_close()),
-        )
+        run_together(lambda: in_loop(read_async(batch[0], received)), wait_and_close)
         assert received == EXPECTED[0]
+        assert is_prefix(others, EXPECTED[1])
         assert batch[1].finish_reason in {FinishReason.CANCELLED, FinishReason.EOS}
         in_loop(end_async(batch, source))
+        for coroutine in kept:
+            coroutine.close()
 
-    explore_threads(scenario, SCHEDULES)
+    explore(scenario)
