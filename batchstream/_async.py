@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
 from collections.abc import AsyncIterable, Iterator, Sequence
 from functools import partial
 from itertools import compress, islice
@@ -109,8 +108,8 @@ class Receiver(Generic[T]):
                 if len(outputs) == received + 1 and not buffer.ends:
                     self._received = received + 1
                     for _ in self._gate:
-                        if buffer.telling is not None:  # asked for after the output was counted
-                            self._tell_of_room()
+                        if buffer.watches != buffer.told:  # asked after the output was counted
+                            buffer.tell()
                         return outputs[received]
             if not self._left:
                 if self._waiter is None:
@@ -145,11 +144,11 @@ class Receiver(Generic[T]):
             raise StopAsyncIteration
         if not unread:
             return _EXHAUSTED
-        if buffer.telling is not None:
+        if buffer.watches != buffer.told:
             output = self._outputs[self._received]
             self._left -= 1
             self._received += next(self._gate)
-            self._tell_of_room()
+            buffer.tell()
             return iter((output,))
         turn = min(unread, self._left)
         self._left -= turn
@@ -171,7 +170,7 @@ class Receiver(Generic[T]):
             # Not by `read`: a watched buffer would stop it at once.
             taken.extend(compress(outputs[-unread:], gate))
         if taken:
-            self._tell_of_room()
+            buffer.tell()
         return taken
 
     def _settle_here(self) -> Any:
@@ -196,10 +195,6 @@ class Receiver(Generic[T]):
                 f"stream {self._buffer.slot} belongs to the event loop that first waited for it, "
                 f"and cannot be waited for in another"
             ) from None
-
-    def _tell_of_room(self) -> None:
-        if (telling := self._buffer.telling) is not None:
-            deque(telling, maxlen=0)
 
     def _concurrent(self) -> ConcurrentConsumerError:
         return ConcurrentConsumerError(

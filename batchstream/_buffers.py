@@ -97,6 +97,8 @@ class Buffer(Generic[T]):
         "slot",
         "tail",
         "telling",
+        "told",
+        "watches",
     )
 
     def __init__(self, slot: int) -> None:
@@ -114,6 +116,9 @@ class Buffer(Generic[T]):
         # While a pump waits for room here: what tells it, by being run through, that an output was
         # received. In C, so that no signal's exception comes between.
         self.telling: Iterator[object] | None = None
+        # How many times a pump began to wait here, and how many of them the consumer has answered.
+        self.watches = 0
+        self.told = 0
         # The thread that is in the inlet. Setting a default is atomic; a thread that finds itself
         # was interrupted on its way out, or is the source, which the pump refuses.
         self.consumer: dict[str, int] = {}
@@ -161,7 +166,7 @@ class Buffer(Generic[T]):
         if received:
             self._inner.__setstate__(received)  # type: ignore[attr-defined]
         self.reader = compress(self._inner, gate)
-        if self.cancelled or self.telling is not None:  # by a thread that missed this reader
+        if self.cancelled or self.watches != self.told:  # by a thread that missed this reader
             self.stop_reader()
         return self.reader
 
@@ -195,9 +200,17 @@ class Buffer(Generic[T]):
         self.stop_reader()
 
     def watch(self, telling: Iterator[object]) -> None:
-        """Let the consumer take one output at a time, and tell the pump of it."""
+        """Let the consumer take one output by itself, and tell the pump of it."""
         self.telling = telling
+        self.watches += 1
         self.stop_reader()
+
+    def tell(self) -> None:
+        """Tell a pump that waits for room here that an output was received."""
+        watches = self.watches
+        if (telling := self.telling) is not None:
+            deque(telling, maxlen=0)
+        self.told = watches
 
     def stop_reader(self) -> None:
         """Let what the stream is reading now be over."""
@@ -268,16 +281,18 @@ class Inlet(Generic[T]):
                 elif not unread:
                     pump.pull(buffer, moves, self.deadline)
                     pulled = True
-                elif (unread == 1 and pulled) or buffer.telling is not None:
+                elif (unread == 1 and pulled) or buffer.watches != buffer.told:
                     if unread == 1:
                         self._empty_since = moves
                     output, nowhere = outputs[received], _NOWHERE
                     # Counts it. A loop, because a signal's exception may strike after a call, but
                     # not on this way out: the output would be lost.
                     for _ in gate:
-                        telling = buffer.telling  # asked for after the output was counted
+                        # This is `tell`, after the output was counted, and without a call.
+                        watches, telling = buffer.watches, buffer.telling
                         if telling is not None:
                             nowhere += telling
+                        buffer.told = watches
                         return output
                 else:
                     self._parts.extend((buffer.read(segment), self))
@@ -307,8 +322,8 @@ class Inlet(Generic[T]):
                 if received == len(outputs):
                     break
                 taken.extend(compress(outputs[received:], gate))
-            if taken and (telling := buffer.telling) is not None:
-                deque(telling, maxlen=0)
+            if taken:
+                buffer.tell()
             return taken
         finally:
             buffer.consumer.clear()

@@ -12,8 +12,8 @@ looks at its buffer again.
 
 The pump waits the same way. It pauses where live streams have no room. It leaves a row of tokens,
 as many as there are full buffers, the last of which is its own waiter; lets each of these buffers
-be *watched*; looks once more, and waits. The consumer of a watched buffer takes one output at a
-time, and a token after the first; so whoever is last resumes the pump. A cancel takes them all.
+be *watched*; looks once more, and waits. The consumer of a watched buffer takes one output by
+itself and then a token; so whoever is last resumes the pump. A cancel takes all tokens.
 
 The pump begins with the first receive, and ends with the last live stream. Whoever has taken
 `_begun` either starts it or closes a source that was never started.

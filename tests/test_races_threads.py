@@ -7,13 +7,13 @@ loops cannot take part, so here a thread that drives coroutines stands in for on
 from __future__ import annotations
 
 import threading
+from itertools import count
 from queue import SimpleQueue
 
 import pytest
 from interleaving import explore_threads, run_together
 from sources import ScriptedSource
 
-import batchstream
 from batchstream import (
     AsyncBatchedStream,
     BatchedStream,
@@ -201,7 +201,11 @@ def test_R25_a_pump_that_waits_for_a_stream_goes_on_when_that_is_dropped():
         source = ScriptedSource(STEPS)
         streams = list(BatchedStream(source, 2, background=True, max_buffered=1))
         reader = Reader(streams[0])
-        run_together(reader.read, streams.pop)
+
+        def drop():
+            del streams[1]
+
+        run_together(reader.read, drop)
         assert outputs_of([reader]) == [EXPECTED[0]]
         reader._stream._pump._ending.wait()
         assert source.closed == 1
@@ -256,7 +260,7 @@ def test_R05_an_error_comes_once_after_all_outputs_and_a_cancelled_stream_has_on
         assert first.outputs == ["a", "b"]
         assert [type(error) for error in first.errors] == [ValueError]
         assert is_prefix(second.outputs, ["x", "y"])
-        assert len(second.errors) == (batch[1].finish_reason == FinishReason.ERROR)
+        assert len(second.errors) <= (batch[1].finish_reason == FinishReason.ERROR)
         end(batch, source)
 
     explore(scenario)
@@ -358,34 +362,37 @@ class FakeLoop:
 
     def run(self, coroutine, *, cancels=()):
         """Run a coroutine; cancel those of its waits, counted from 0, that are in `cancels`."""
-        waits = 0
-        send = coroutine.send, None
         try:
-            while True:
-                function, argument = send
-                waiter = function(argument)
-                send = coroutine.send, None
-                if waits in cancels:
-                    send = coroutine.throw, BrokenOff()
+            waiter = self.step(coroutine.send, None)
+            for wait in count():
+                if wait in cancels:
+                    waiter = self.step(coroutine.throw, BrokenOff())
                 else:
                     while waiter not in self.calls.get():
                         pass
-                waits += 1
+                    waiter = self.step(coroutine.send, None)
         except StopIteration as stop:
             return stop.value
         finally:
             coroutine.close()
 
+    def step(self, function, argument):
+        """Let a coroutine run until it waits."""
+        _running_loops[threading.get_ident()] = self
+        try:
+            return function(argument)
+        finally:
+            del _running_loops[threading.get_ident()]
+
+
+_running_loops = {}
+
 
 @pytest.fixture
 def _fake_loops(monkeypatch):
-    """Let each thread have an event loop."""
-    loops = {}
-
-    def current_loop():
-        return loops.setdefault(threading.get_ident(), FakeLoop())
-
-    monkeypatch.setattr("batchstream._async.current_loop", current_loop)
+    monkeypatch.setattr(
+        "batchstream._async.current_loop", lambda: _running_loops[threading.get_ident()]
+    )
 
 
 def asynchronous(steps, **options):
@@ -414,8 +421,8 @@ async def read_async(stream, into):
 
 
 def in_loop(coroutine, **options):
-    """Run a coroutine in the loop of the calling thread."""
-    return batchstream._async.current_loop().run(coroutine, **options)
+    """Run a coroutine in a loop of its own."""
+    return FakeLoop().run(coroutine, **options)
 
 
 @pytest.mark.usefixtures("_fake_loops")
@@ -480,12 +487,12 @@ def test_R22_a_loop_that_is_closed_while_it_waits_takes_only_its_own_stream_with
         received, others, kept = [], [], []
 
         def wait_and_close():
-            coroutine = read_async(batch[1], others)
+            loop, coroutine = FakeLoop(), read_async(batch[1], others)
             try:
-                coroutine.send(None)
+                loop.step(coroutine.send, None)
             except StopIteration:
                 return
-            batchstream._async.current_loop().closed = True
+            loop.closed = True
             kept.append(coroutine)  # nobody will run it any more
 
         run_together(lambda: in_loop(read_async(batch[0], received)), wait_and_close)
