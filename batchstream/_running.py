@@ -207,6 +207,8 @@ class RunningPump(Pump[T]):
         """Apply what was asked for meanwhile, and tell whether another step is needed."""
         if self._closing:
             self._note_all_cancels()
+            # Whoever closes may have set an end, and not have noted it yet.
+            self._cancels.extend(self._core.live)
         if self._cancels:
             self._apply_cancels()
         return self._core.has_live
@@ -332,6 +334,9 @@ class RunningPump(Pump[T]):
     def _leave(self, place: Place[T]) -> None:
         """Give up the streams of an event loop that was closed."""
         place.waiting.clear()
+        self._cancel_in(place)
+
+    def _cancel_in(self, place: Place[T]) -> None:
         for buffer in place.buffers:
             if not buffer.ends:
                 self._note_cancel(buffer)

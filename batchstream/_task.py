@@ -174,6 +174,8 @@ class TaskPump(RunningPump[T]):
         """Settle everybody when the loop that the pump runs in ends."""
         for place in self._places:
             if place.loop is not None and self._is_ours(place.loop):
-                self._leave(place)
-        error = ClosedError("the event loop that ran the source has ended")
+                self._cancel_in(place)
+        error = ClosedError(
+            "the task that ran the source was cancelled, as at the end of its event loop"
+        )
         self._tell(Delivery((), (), self._settle_with(error)), ())

@@ -134,7 +134,7 @@ def test_R09_streams_in_other_loops_are_told_when_the_loop_that_ran_the_source_h
     runner.close()  # cancels all tasks of its loop, and the pump is one of them
 
     async def see_the_end():
-        with pytest.raises(ClosedError, match="the event loop that ran the source has ended"):
+        with pytest.raises(ClosedError, match="the task that ran the source was cancelled"):
             await anext(second)
         return await rest(second)
 

@@ -110,6 +110,12 @@ def readers_of(batch, **options):
     return [Reader(stream, **options) for stream in batch]
 
 
+def receiving_with_timeouts(times):
+    """Return a way to receive that has a timeout so many times, and then none."""
+    timeouts = iter([1.0] * times)
+    return lambda stream: stream.receive(next(timeouts, None))
+
+
 def outputs_of(readers):
     assert [reader.errors for reader in readers] == [[]] * len(readers)
     return [reader.outputs for reader in readers]
@@ -137,7 +143,7 @@ def test_R02_a_pump_that_waits_for_room_and_its_consumers_lose_and_repeat_nothin
 def test_R04_receives_that_time_out_at_any_time_lose_and_repeat_nothing():
     def scenario():
         batch, source = background(STEPS[1:])
-        first, second = readers = readers_of(batch, receive=lambda stream: stream.receive(1))
+        first, second = readers = readers_of(batch, receive=receiving_with_timeouts(3))
         run_together(first.read, second.read)
         assert outputs_of(readers) == [["b", "c"], ["y"]]
         end(batch, source)
