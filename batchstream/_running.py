@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal
 from typing_extensions import TypeVar
 
 from batchstream._buffers import SEGMENT_LENGTH, Buffer
-from batchstream._errors import SlowConsumerError
+from batchstream._errors import SlowConsumerError, SourceError
 from batchstream._events import Delivery, FinishReason, StreamEnd
 from batchstream._loops import LoopClosedError
 from batchstream._pump import Pump
@@ -278,7 +278,10 @@ class RunningPump(Pump[T]):
 
     def _break_off(self, error: BaseException) -> None:
         """Let the streams that have no end yet fail."""
-        self._tell(Delivery((), (), self._settle_with(error)), ())
+        try:
+            self._tell(Delivery((), (), self._settle_with(error)), ())
+        except BaseException as another:  # noqa: BLE001 - of ours, out of memory perhaps
+            unheard(another)  # and `_end` settles what is left
 
     def _tell(self, delivery: Delivery[T] | None, live: tuple[int, ...]) -> None:
         if delivery is None:
@@ -299,6 +302,8 @@ class RunningPump(Pump[T]):
         self._over = True
         if self._cancels:
             self._apply_cancels()
+        for slot in list(self._endless):  # never, unless the pump itself has failed
+            self._fail_stream(self.buffers[slot], SourceError("the pump has ended unexpectedly"))
         self._let_go_of_tails()
         if self._unreported and self._view.get("view") == "by time":
             self._add_delivery(self._with_reported(Delivery((), ())))

@@ -80,18 +80,12 @@ class TaskPump(RunningPump[T]):
         except InterruptedStep:
             pass  # nobody is left
         except BaseException as error:  # told to all streams, and raised on if need be
-            if task.destroyed:
+            if task.destroyed:  # nothing can be awaited any more
                 self._loop_gone()
                 self._end()
                 self._closed(None)
                 raise
-            if task.was_cancelled(error):
-                stopping = error
-                self._loop_gone()
-            else:
-                self._break_off(error)
-                if task.may_raise and isinstance(error, KeyboardInterrupt | SystemExit):
-                    stopping = error
+            stopping = self._stop_for(error, task)
         self._end()
         failure = None
         try:
@@ -107,6 +101,15 @@ class TaskPump(RunningPump[T]):
                 raise stopping
             finally:
                 del stopping  # it holds this frame
+
+    def _stop_for(self, error: BaseException, task: Task) -> BaseException | None:
+        """Settle the streams, and return what is to be raised out of the task."""
+        if task.was_cancelled(error):
+            self._loop_gone()
+            return error
+        self._break_off(error)
+        passes = task.may_raise and isinstance(error, KeyboardInterrupt | SystemExit)
+        return error if passes else None
 
     async def _move(self, task: Task) -> None:
         assert self._loop is not None  # noqa: S101 - for the type checker

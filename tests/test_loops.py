@@ -13,7 +13,14 @@ import threading
 import pytest
 from sources import TIMEOUT, Gate, ScriptedSource, run_in_threads
 
-from batchstream import AsyncBatchedStream, BatchedStream, ClosedError, FinishReason, demux
+from batchstream import (
+    AsyncBatchedStream,
+    BatchedStream,
+    ClosedError,
+    FinishReason,
+    SourceError,
+    demux,
+)
 
 STEPS = [[f"{number}a", f"{number}b"] for number in range(300)]
 
@@ -300,5 +307,34 @@ def test_R24_an_asynchronous_source_that_waits_for_its_own_stream_is_told_so():
     async def main():
         with pytest.raises(RuntimeError, match="the source of this batch waits for a step of its"):
             await rest(first)
+
+    asyncio.run(main())
+
+
+# ---- a pump that fails itself
+
+
+@pytest.mark.parametrize("form", ["thread", "task"])
+@pytest.mark.parametrize("place", ["_take", "_settle_with", "_tell", "_goes_on", "_without_room"])
+def test_R09_a_pump_that_fails_itself_leaves_nobody_waiting(form, place, monkeypatch):
+    unheard = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda about: unheard.append(about.exc_value))
+
+    async def steps():
+        yield ["a"]
+        raise ValueError("the source")
+
+    async def main():
+        source = steps() if form == "task" else iter([["a"], "no step"])
+        async with AsyncBatchedStream(source, 1) as batch:
+
+            def fail(*_):
+                raise MemoryError(place)
+
+            monkeypatch.setattr(batch._pump, place, fail)
+            with pytest.raises((MemoryError, SourceError, ValueError)):
+                await rest(batch[0])
+            assert await rest(batch[0]) == []
+            assert batch[0].finish_reason is FinishReason.ERROR
 
     asyncio.run(main())
