@@ -14,6 +14,7 @@ from test_layering import CORE, ENTRY, LOOPS, PUMPS, SHELL_PARTS, SHELLS, VOCABU
 import batchstream
 from batchstream._buffers import SEGMENT_LENGTH
 from batchstream._demux import BATCH_TRANSITIONS, SLOT_TRANSITIONS
+from batchstream._loops import TURN
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -152,6 +153,14 @@ def test_the_table_of_layers_is_the_one_that_imports_are_held_against():
 def test_how_many_steps_a_stream_keeps_is_told_as_it_is(page):
     for number in re.findall(r"(?:up to|pieces of)\s(\d+)\ssteps", page.read_text()):
         assert int(number) == SEGMENT_LENGTH
+
+
+@every_page
+def test_how_many_outputs_a_turn_has_is_told_as_it_is(page):
+    for number in re.findall(
+        r"(?:[Aa]fter|[Uu]p to)\s(\d+)\soutputs\s(?:a|that)", page.read_text()
+    ):
+        assert int(number) == TURN
 
 
 # ---- reference.md
