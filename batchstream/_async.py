@@ -134,25 +134,27 @@ class Receiver(Generic[T]):
         """
         buffer = self._buffer
         ended = buffer.ends  # before the outputs: whoever ends a stream has added its last one
-        self._outputs, self._gate = segment = buffer.first_unread()
-        self._received = GATE - length_hint(self._gate)
-        unread = len(self._outputs) - self._received
+        # In locals, as a cancel from another thread lets go of the attributes.
+        outputs, gate = segment = buffer.first_unread()
+        received = GATE - length_hint(gate)
+        unread = len(outputs) - received
         if ended and (not unread or buffer.cancelled):
             self._pump.check_view(self._view)
             self._outputs = ()
             buffer.conclude()
             raise StopAsyncIteration
+        self._outputs, self._gate, self._received = outputs, gate, received
         if not unread:
             return _EXHAUSTED
+        self._received = _UNKNOWN  # until the gate is asked again
         if buffer.watches != buffer.told:
-            output = self._outputs[self._received]
+            output = outputs[received]
             self._left -= 1
-            self._received += next(self._gate)
+            next(gate)
             buffer.tell()
             return iter((output,))
         turn = min(unread, self._left)
         self._left -= turn
-        self._received = _UNKNOWN  # until the gate is asked again
         return islice(buffer.read(segment), turn)
 
     def drain(self) -> list[T]:
