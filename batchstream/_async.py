@@ -3,205 +3,33 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import AsyncIterable, Iterator, Sequence
 from functools import partial
-from itertools import compress, islice
-from operator import length_hint
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NoReturn, Self, final, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, final, overload
 
 from typing_extensions import TypeVar
 
-from batchstream._buffers import GATE, Buffer, View
 from batchstream._eos import check_count
-from batchstream._errors import ConcurrentConsumerError
-from batchstream._loops import TURN, current_loop, result_of
+from batchstream._errors import ClosedError
+from batchstream._loops import current_loop, result_of
 from batchstream._opening import Opening
+from batchstream._receiver import Receiver
 from batchstream._running import DEFAULT_MAX_BUFFERED, check_on_overflow
 from batchstream._source import AsyncSource, Source
 from batchstream._task import TaskPump
 from batchstream._thread import ThreadPump, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
     from types import TracebackType
 
+    from batchstream._buffers import Buffer
     from batchstream._demux import Demultiplexer
     from batchstream._events import Delivery, FinishReason, Statistics, StreamEnd
-    from batchstream._running import OnOverflow, Place
+    from batchstream._running import OnOverflow
 
 T = TypeVar("T", default=Any)
-
-_UNKNOWN: Final = -2  # no length, and not one less than a length either
-_EXHAUSTED: Final[Iterator[Any]] = iter(())
-
-
-class Receiver(Generic[T]):
-    """One consumer's end of a buffer, in an event loop: how it is read, and how it is waited for.
-
-    `for output in reader: return output` runs in C what is buffered, up to a turn's worth. Only
-    when that is used up is more of the buffer looked at, a turn given away, or an output waited
-    for.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_buffer",
-        "_busy",
-        "_checkpoint",
-        "_gate",
-        "_left",
-        "_outputs",
-        "_place",
-        "_pump",
-        "_reader",
-        "_received",
-        "_waiter",
-        "_waiting",
-    )
-
-    _view: ClassVar[View] = "by slot"
-
-    def __init__(self, buffer: Buffer[T], pump: TaskPump[Any] | ThreadPump[Any]) -> None:
-        self._buffer = buffer
-        self._pump = pump
-        self._reader: Iterator[T] = _EXHAUSTED
-        # The segment being read, and how many of its outputs were received; the gate knows better.
-        self._outputs: Sequence[T] = ()
-        self._gate: Iterator[bool] = _EXHAUSTED
-        self._received = _UNKNOWN
-        self._left = TURN
-        self._busy = False
-        # Known from the first wait on, which settles the event loop that this belongs to.
-        self._place: Place[Any] | None = None
-        self._waiting: dict[object, Any] = {}
-        self._waiter: Any = None
-        self._checkpoint: Callable[[], Awaitable[None]]
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> T:  # noqa: C901, PLR0912 - one frame per receive, for its speed
-        for output in self._reader:
-            return output
-        if self._busy:
-            raise self._concurrent()
-        buffer = self._buffer
-        outputs, received = self._outputs, self._received
-        while True:
-            while len(outputs) == received and len(buffer.segments) == 1 and not buffer.ends:
-                waiter = self._waiter or self._settle_here()
-                self._waiting[buffer.slot] = waiter
-                self._busy = True
-                try:
-                    # Once more: what came meanwhile wakes nobody.
-                    if len(outputs) == received and not buffer.ends:
-                        await waiter
-                except BaseException as error:
-                    self._waiting.pop(buffer.slot, None)
-                    if isinstance(error, RuntimeError):
-                        self._check_loop()
-                    raise
-                finally:
-                    self._busy = False
-                self._left = TURN
-                # By far the most: one output came meanwhile, and nothing else.
-                if len(outputs) == received + 1 and not buffer.ends:
-                    self._received = received + 1
-                    for _ in self._gate:
-                        if buffer.watches != buffer.told:  # asked after the output was counted
-                            buffer.tell()
-                        return outputs[received]
-            if not self._left:
-                if self._waiter is None:
-                    self._settle_here()
-                self._busy = True
-                try:
-                    await self._checkpoint()
-                finally:
-                    self._busy = False
-                self._left = TURN
-            self._reader = self._next_turn()
-            for output in self._reader:
-                return output
-            outputs, received = self._outputs, self._received
-
-    def _next_turn(self) -> Iterator[T]:
-        """Return what to read next; it is empty if there is nothing yet.
-
-        Raises:
-            StopAsyncIteration: The stream has ended.
-            Exception: The stream's error, once.
-        """
-        buffer = self._buffer
-        ended = buffer.ends  # before the outputs: whoever ends a stream has added its last one
-        # In locals, as a cancel from another thread lets go of the attributes.
-        outputs, gate = segment = buffer.first_unread()
-        received = GATE - length_hint(gate)
-        unread = len(outputs) - received
-        if ended and (not unread or buffer.cancelled):
-            self._pump.check_view(self._view)
-            self._outputs = ()
-            buffer.conclude()
-            raise StopAsyncIteration
-        self._outputs, self._gate, self._received = outputs, gate, received
-        if not unread:
-            return _EXHAUSTED
-        self._received = _UNKNOWN  # until the gate is asked again
-        if buffer.watches != buffer.told:
-            output = outputs[received]
-            self._left -= 1
-            next(gate)
-            buffer.tell()
-            return iter((output,))
-        turn = min(unread, self._left)
-        self._left -= turn
-        return islice(buffer.read(segment), turn)
-
-    def drain(self) -> list[T]:
-        """Return every buffered output at once."""
-        buffer = self._buffer
-        if self._busy:
-            raise self._concurrent()
-        taken = list(self._reader)
-        while not buffer.cancelled:
-            outputs, gate = buffer.first_unread()
-            unread = len(outputs) - GATE + length_hint(gate)
-            if not unread:
-                break
-            self._received = _UNKNOWN
-            # Not by `read`: a watched buffer would stop it at once.
-            taken.extend(compress(outputs[-unread:], gate))
-        if taken:
-            buffer.tell()
-        return taken
-
-    def _settle_here(self) -> Any:
-        """Belong to the event loop that runs this, let the pump begin, and return a waiter."""
-        pump, buffer = self._pump, self._buffer
-        pump.read_by(self._view)
-        loop = current_loop()
-        pump.begin(loop)
-        place = pump.place_in(loop)
-        place.buffers.extend([buffer] if self._view == "by slot" else pump.buffers)
-        self._waiting = place.waiting
-        self._place = place
-        self._waiter = loop.new_waiter()
-        self._checkpoint = loop.checkpoint
-        return self._waiter
-
-    def _check_loop(self) -> None:
-        """Say so where an output is waited for in another loop than the first."""
-        place = self._place
-        if place is not None and place.loop is not None and not place.loop.is_here:
-            raise RuntimeError(
-                f"stream {self._buffer.slot} belongs to the event loop that first waited for it, "
-                f"and cannot be waited for in another"
-            ) from None
-
-    def _concurrent(self) -> ConcurrentConsumerError:
-        return ConcurrentConsumerError(
-            f"stream {self._buffer.slot} has one consumer at a time, and another task waits for it"
-        )
 
 
 @final
@@ -325,13 +153,12 @@ class AsyncStream(Receiver[T]):
         Threads: any thread, callback, finalizer or signal handler.
         """
         self._pump.cancel(self._buffer)
-        self._outputs, self._received = (), _UNKNOWN
+        self.let_go()
 
     async def aclose(self) -> None:
         """Cancel this stream, and if none is live any more wait until the source is closed.
 
-        Raises:
-            BaseException: What the source raised when it was closed for this.
+        An error that the source raises while it is closed goes to `sys.unraisablehook`.
 
         Blocking: never; it waits while the source is in a step, if that cannot be broken off.
         Cancellation: the stream is cancelled all the same, and the source closed later.
@@ -342,7 +169,7 @@ class AsyncStream(Receiver[T]):
             await self._pump.wait_for_end(current_loop())
 
 
-class _Steps(Receiver["Delivery[T]"]):
+class _Steps(Receiver["Delivery[T]"], Generic[T]):
     """The deliveries of a batch, for whoever reads it by time; holds the batch and its streams."""
 
     __slots__ = ("_batch",)
@@ -401,7 +228,7 @@ class AsyncBatchedStream(Sequence[AsyncStream[T]]):
         [['a', 'b'], ['x']]
     """
 
-    __slots__ = ("__weakref__", "_pump", "_streams", "_unopened")
+    __slots__ = ("__weakref__", "_closed", "_pump", "_steps", "_streams", "_unopened")
 
     def __init__(
         self,
@@ -413,10 +240,12 @@ class AsyncBatchedStream(Sequence[AsyncStream[T]]):
         include_eos: bool = False,
         max_outputs: int | Sequence[int | None] | None = None,
         require_eos: bool = False,
-        max_buffered: int = DEFAULT_MAX_BUFFERED,
+        max_buffered: int | None = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "wait",
     ) -> None:
         check_on_overflow(on_overflow)
+        if max_buffered is None:
+            max_buffered = DEFAULT_MAX_BUFFERED
         max_buffered = check_count("max_buffered", max_buffered, at_least=1)
         opening: Opening[T] = Opening(
             size,
@@ -428,6 +257,8 @@ class AsyncBatchedStream(Sequence[AsyncStream[T]]):
         )
         self._pump: TaskPump[T] | ThreadPump[T] | None = None
         self._unopened: _Unopened[T] | None = None
+        self._closed = False
+        self._steps: weakref.ref[_Steps[T]] | None = None
         self._streams: tuple[AsyncStream[T], ...] = ()
         if isinstance(source, AsyncIterable):
             if size is None:
@@ -488,6 +319,10 @@ class AsyncBatchedStream(Sequence[AsyncStream[T]]):
         if self._unopened is not None:
             unopened, self._unopened = self._unopened, None
             self._open(await unopened.open())
+            if self._closed:
+                await self.aclose()
+        if self._closed:
+            raise ClosedError("this batch was closed before it was entered")
         return self
 
     async def __aexit__(
@@ -535,7 +370,12 @@ class AsyncBatchedStream(Sequence[AsyncStream[T]]):
             [(0, 'b')] [1]
             [] [0]
         """
-        return _Steps(self, self._opened())
+        pump = self._opened()
+        steps = None if self._steps is None else self._steps()
+        if steps is None:  # one at a time: it knows how far it has read
+            steps = _Steps(self, pump)
+            self._steps = weakref.ref(steps)
+        return steps
 
     def cancel(self, slot: int) -> None:
         """Give one slot up, as `AsyncStream.cancel` does.
@@ -562,6 +402,7 @@ class AsyncBatchedStream(Sequence[AsyncStream[T]]):
         Cancellation: the batch is cancelled all the same, and the source closed later.
         Threads: any event loop.
         """
+        self._closed = True
         if self._unopened is not None:
             unopened, self._unopened = self._unopened, None
             unopened.close()

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 from batchstream._loops import TURN, InterruptedStep, LoopClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
     from contextvars import Context
 
-    from batchstream._loops import Task
+    from batchstream._loops import Main
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -150,11 +150,9 @@ class AsyncioLoop:
         """Let everything else in the loop have its turn, as `asyncio.sleep(0)` does."""
         yield
 
-    def spawn(
-        self, main: Callable[[Task], Coroutine[Any, Any, None]], context: Context
-    ) -> AsyncioTask:
+    def spawn(self, main: Main, at_end: Callable[[], None], context: Context) -> AsyncioTask:
         """Run a task of its own."""
-        return AsyncioTask(self._loop, main, context)
+        return AsyncioTask(self._loop, main, at_end, context)
 
 
 class AsyncioTask:
@@ -163,16 +161,29 @@ class AsyncioTask:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        main: Callable[[Task], Coroutine[Any, Any, None]],
+        main: Main,
+        at_end: Callable[[], None],
         context: Context,
     ) -> None:
         self._loop = loop
+        self._at_end = at_end
         self._asked = False
         self._waits = False
         self._broken_off = False
-        self._task = loop.create_task(main(self), context=context, name="batchstream pump")
+        # Not by the loop's task factory, which might run it now, before this object is complete.
+        self._task: asyncio.Task[None] = asyncio.Task(
+            main(self), loop=loop, context=context, name="batchstream pump"
+        )
+        # A loop that is closed around it is its owner's doing, and no news.
+        self._task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001
         _tasks.add(self._task)  # the loop itself would let go of it
-        self._task.add_done_callback(_forget)
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        _tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # every stream was told, and what stops a program has gone its way
+        self._at_end()
 
     def interrupt(self) -> None:
         """Break off what is being waited for."""
@@ -181,6 +192,8 @@ class AsyncioTask:
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
+            _tasks.discard(self._task)
+            raise LoopClosedError from None
 
     def _interrupt(self) -> None:
         if not self._asked:
@@ -206,6 +219,10 @@ class AsyncioTask:
                 self._broken_off = False
                 self._task.uncancel()
 
+    async def uninterrupted(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Await what the function returns."""
+        await function()
+
     def was_cancelled(self, error: BaseException) -> bool:
         """Whether somebody else cancelled this task."""
         return isinstance(error, asyncio.CancelledError) and self._task.cancelling() > 0
@@ -227,9 +244,3 @@ class AsyncioTask:
 
 
 _tasks: Final[set[asyncio.Task[None]]] = set()
-
-
-def _forget(task: asyncio.Task[None]) -> None:
-    _tasks.discard(task)
-    if not task.cancelled():
-        task.exception()  # every stream was told, and what stops a program has gone its way

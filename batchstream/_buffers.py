@@ -89,6 +89,7 @@ class Buffer(Generic[T]):
     __slots__ = (
         "_error_raised",
         "_inner",
+        "_name",
         "cancelled",
         "consumer",
         "ends",
@@ -101,8 +102,9 @@ class Buffer(Generic[T]):
         "watches",
     )
 
-    def __init__(self, slot: int) -> None:
+    def __init__(self, slot: int, name: str | None = None) -> None:
         self.slot = slot
+        self._name = name
         # The list to append to; the pump's alone, until it turns over.
         self.tail: list[T] = []
         # A list and no deque: it mostly has one entry, and an empty deque takes half a kilobyte.
@@ -182,7 +184,25 @@ class Buffer(Generic[T]):
             raise consumer_error(error)
         self.discard()
 
+    def take_all(self) -> list[T]:
+        """Take all that is buffered, in one go."""
+        taken = list(self.reader)
+        while not self.cancelled:
+            outputs, gate = self.first_unread()
+            received = GATE - length_hint(gate)
+            if received == len(outputs):
+                break
+            taken.extend(compress(outputs[received:], gate))
+        if taken:
+            self.tell()
+        return taken
+
     # ---- anybody's
+
+    @property
+    def name(self) -> str:
+        """What to call it in an error."""
+        return self._name or f"stream {self.slot}"
 
     @property
     def end(self) -> StreamEnd | None:
@@ -315,16 +335,7 @@ class Inlet(Generic[T]):
         if buffer.consumer.setdefault("thread", me) != me:
             raise self._concurrent()
         try:
-            taken = list(buffer.reader)
-            while not buffer.cancelled:
-                outputs, gate = buffer.first_unread()
-                received = GATE - length_hint(gate)
-                if received == len(outputs):
-                    break
-                taken.extend(compress(outputs[received:], gate))
-            if taken:
-                buffer.tell()
-            return taken
+            return buffer.take_all()
         finally:
             buffer.consumer.clear()
 
@@ -334,6 +345,5 @@ class Inlet(Generic[T]):
 
     def _concurrent(self) -> ConcurrentConsumerError:
         return ConcurrentConsumerError(
-            f"stream {self._buffer.slot} has one consumer at a time, and another thread waits "
-            f"for it"
+            f"{self._buffer.name} has one consumer at a time, and another thread waits for it"
         )

@@ -10,7 +10,7 @@ What serves it for asyncio is in `_asyncio`, for trio in `_trio`; each is import
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from typing_extensions import TypeVar
 
@@ -24,6 +24,9 @@ R = TypeVar("R")
 
 TURN: Final = 64
 """How many outputs a consumer receives, and how many consumers are resumed, in one go."""
+
+
+Main: TypeAlias = "Callable[[Task], Coroutine[Any, Any, None]]"
 
 
 class LoopClosedError(Exception):
@@ -69,15 +72,25 @@ class Loop(Protocol):
     def checkpoint() -> Awaitable[None]:
         """Let everything else in the loop have its turn."""
 
-    def spawn(self, main: Callable[[Task], Coroutine[Any, Any, None]], context: Context) -> Task:
-        """Run a task of nobody's but its own, from within this loop."""
+    def spawn(self, main: Main, at_end: Callable[[], None], context: Context) -> Task:
+        """Run a task of nobody's but its own, from within this loop.
+
+        Args:
+            main: Called with the task, before it is awaited in it.
+            at_end: Called when the task has ended, if it never began as well.
+            context: The context to run in.
+        """
 
 
 class Task(Protocol):
     """A pump's own task."""
 
     def interrupt(self) -> None:
-        """Break off what is being waited for in `interruptible`, now or later. From any thread."""
+        """Break off what is being waited for in `interruptible`, now or later. From any thread.
+
+        Raises:
+            LoopClosedError: The loop was closed, and the task will never go on.
+        """
 
     async def interruptible(self, function: Callable[..., Awaitable[Any]], *args: object) -> Any:
         """Await what the function returns.
@@ -85,6 +98,9 @@ class Task(Protocol):
         Raises:
             InterruptedStep: It was broken off.
         """
+
+    async def uninterrupted(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Await what the function returns, after an interruption too."""
 
     def was_cancelled(self, error: BaseException) -> bool:
         """Whether the error says that somebody else wants this task to end."""
@@ -136,4 +152,7 @@ async def result_of(future: Future[R]) -> R:
 
     future.add_done_callback(resume)
     await waiter
-    return future.result()
+    try:
+        return future.result()
+    finally:
+        del future  # an error of it holds this frame

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, overload
 from typing_extensions import TypeVar
 
 from batchstream._async import AsyncBatchedStream, AsyncStream
-from batchstream._running import DEFAULT_MAX_BUFFERED
 from batchstream._sync import BatchedStream, Stream
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def demux(
                 include_eos=include_eos,
                 max_outputs=max_outputs,
                 require_eos=require_eos,
-                max_buffered=DEFAULT_MAX_BUFFERED if max_buffered is None else max_buffered,
+                max_buffered=max_buffered,
                 on_overflow=on_overflow,
             )
         )

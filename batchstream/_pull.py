@@ -24,6 +24,7 @@ from typing_extensions import TypeVar
 from batchstream._errors import PASSING, BufferOverflowError
 from batchstream._events import Delivery
 from batchstream._pump import Pump
+from batchstream._source import unheard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,19 +71,30 @@ class PullPump(Pump[T]):
 
     # ---- from a consumer
 
+    def check_timeouts(self) -> None:
+        """Refuse them.
+
+        Raises:
+            ValueError: Nobody can break off the source in the consumer's own thread.
+        """
+        raise ValueError(
+            "timeout needs a batch with background=True: here the source runs in the thread of "
+            "whoever receives, and cannot be broken off"
+        )
+
     def pull(self, buffer: Buffer[T], moves: int, deadline: float | None) -> None:
         """Let the source go one step on, unless it has done so since `moves` was read.
 
         Raises:
             BufferOverflowError: A live stream has no room for another step.
             RuntimeError: The batch is read by time, or its source waits for itself.
-            ValueError: There is a deadline; nobody can break off the source in this thread.
             ClosedError: This is a fork of the process that opened the batch.
         """
         # This is `_with_role`, written out: it is run for every step.
+        del deadline  # see check_timeouts
         me = get_ident()
-        if self._holder == me or self.forked or deadline is not None:
-            raise self._refusal(deadline)
+        if self._holder == me or self.forked:
+            raise self._refusal()
         try:
             with self._role:
                 self._holder = me
@@ -100,6 +112,10 @@ class PullPump(Pump[T]):
         finally:
             if self._cancels:
                 self._settle()
+
+    def by_time(self) -> Callable[[], Delivery[T] | None]:
+        """Return a function for what the next step gives to whom, or None after the last."""
+        return self.pull_by_time
 
     def pull_by_time(self) -> Delivery[T] | None:
         """Return what the next step gives to whom, or None after the last.
@@ -139,14 +155,9 @@ class PullPump(Pump[T]):
             if self._cancels:
                 self._settle()
 
-    def _refusal(self, deadline: float | None = None) -> Exception:
+    def _refusal(self) -> Exception:
         if self.forked:
             return self._forked_error()
-        if deadline is not None:
-            return ValueError(
-                "timeout needs a batch with background=True: here the source runs in the thread "
-                "of whoever receives, and cannot be broken off"
-            )
         return RuntimeError("the source of this batch waits for a step of its own")
 
     def _settle(self) -> None:
@@ -245,6 +256,8 @@ class PullPump(Pump[T]):
         if isinstance(error, PASSING):
             self._unreported.extend(ends)
             raise error
+        if not ends:  # all were cancelled during the step
+            unheard(error)
         return Delivery((), (), ends)
 
     # ---- after a fork, in the child

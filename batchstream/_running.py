@@ -112,8 +112,9 @@ class RunningPump(Pump[T]):
         self._closing = False
         self._over = False
         self._close_error: BaseException | None = None
+        self._untold: BaseException | None = None
         self.ended = False
-        self.steps: Buffer[Delivery[T]] = Buffer(core.size)  # a key that no slot has
+        self.steps: Buffer[Delivery[T]] = Buffer(core.size, "the batch")  # a key of its own
         self._places: list[Place[T]] = []
         self._loops: dict[object, Place[T]] = {}
         self._tokens: Iterator[Any] = iter(())
@@ -135,7 +136,20 @@ class RunningPump(Pump[T]):
 
     @abstractmethod
     def begin(self, loop: Loop | None) -> None:
-        """Let the pump begin, if it has not; from within the loop of the first consumer, if any."""
+        """Let the pump begin, if it has not; from within the loop of the first consumer, if any.
+
+        Where it cannot, the streams fail with the reason.
+
+        Raises:
+            RuntimeError: The source waits for a step of its own.
+            ClosedError: This is a fork of the process that opened the batch.
+        """
+
+    def _refuse_to_wait_for_itself(self) -> None:
+        if self.forked:
+            raise self._forked_error()
+        if self._runs_here:
+            raise RuntimeError("the source of this batch waits for a step of its own")
 
     @abstractmethod
     def _interrupt(self) -> None:
@@ -189,17 +203,38 @@ class RunningPump(Pump[T]):
         Raises:
             BaseException: What the source raised when it was closed for this.
         """
-        if self.forked:
+        if self.forked or self._never_ends_before_this():
             return
         place, key, waiter = self.place_in(loop), object(), loop.new_waiter()
         try:
             while not self.ended:
                 place.waiting[key] = waiter
                 if not self.ended:
-                    await waiter
+                    await loop.wait(waiter, PAUSE if self.may_be_left_alone_in(loop) else None)
+                    self.look_after_itself()
         finally:
             place.waiting.pop(key, None)
+        self.join()
         self.raise_close_error()
+
+    def may_be_left_alone_in(self, loop: Loop) -> bool:  # noqa: ARG002 - for one pump of the two
+        """Whether the pump may go without telling those who wait in this loop."""
+        return False
+
+    def look_after_itself(self) -> None:
+        """Settle everybody if the pump has gone without having told them."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for what the pump still has to do after its end; next to nothing."""
+
+    def _never_ends_before_this(self) -> bool:
+        """Whether the end waits for the calling code: that of a source that closes its batch."""
+        return self._runs_here
+
+    @property
+    @abstractmethod
+    def _runs_here(self) -> bool:
+        """Whether the calling code is the source's."""
 
     # ---- the pump itself
 
@@ -279,7 +314,10 @@ class RunningPump(Pump[T]):
     def _break_off(self, error: BaseException) -> None:
         """Let the streams that have no end yet fail."""
         try:
-            self._tell(Delivery((), (), self._settle_with(error)), ())
+            ends = self._settle_with(error)
+            if not ends:
+                self._untold = error
+            self._tell(Delivery((), (), ends), ())
         except BaseException as another:  # noqa: BLE001 - of ours, out of memory perhaps
             unheard(another)  # and `_end` settles what is left
 
@@ -311,12 +349,13 @@ class RunningPump(Pump[T]):
         self._wake_all()
 
     def _closed(self, error: BaseException | None) -> None:
-        """Tell who closed the batch that the source is closed; or everybody that it failed to."""
-        if error is not None:
+        """Tell who closed the batch that the source is closed, and what it has raised last."""
+        last, self._untold = error or self._untold, None
+        if last is not None:
             if self._closing:
-                self._close_error = error
+                self._close_error = last
             else:
-                unheard(error)
+                unheard(last)
         self.ended = True
         self._wake_all()
 
@@ -335,6 +374,9 @@ class RunningPump(Pump[T]):
             place.resume(waiters)
         except LoopClosedError:
             self._leave(place)
+        except BaseException:
+            place.waiting.update((object(), waiter) for waiter in waiters)  # for the next time
+            raise
 
     def _leave(self, place: Place[T]) -> None:
         """Give up the streams of an event loop that was closed."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypeVar
 
-from batchstream._errors import ClosedError
+from batchstream._errors import PASSING, ClosedError
 from batchstream._events import Delivery
 from batchstream._loops import InterruptedStep, LoopClosedError, current_loop
 from batchstream._running import PAUSE, RunningPump
@@ -50,25 +50,41 @@ class TaskPump(RunningPump[T]):
             self._after_cancel()
 
     def begin(self, loop: Loop | None) -> None:
-        """Start the task, if nobody has; from within the loop.
-
-        Raises:
-            RuntimeError: The source waits for a step of its own.
-            ClosedError: This is a fork of the process that opened the batch.
-        """
-        if self.forked:
-            raise self._forked_error()
-        if self._task is not None and self._task.is_current:
-            raise RuntimeError("the source of this batch waits for a step of its own")
+        """Start the task, if nobody has; from within the loop."""
+        self._refuse_to_wait_for_itself()
         if self._begun.acquire(False):  # noqa: FBT003 - by keyword it takes four times as long
             assert loop is not None, "an asynchronous source has no consumers in threads"  # noqa: S101
             self._start(loop)
+        self.look_after_itself()
 
     def _start(self, loop: Loop) -> None:
         self._loop = loop
-        self._task = loop.spawn(self._run, self._source.context)
+        try:
+            self._task = loop.spawn(self._run, self._settle_if_not_ended, self._source.context)
+        except BaseException as error:
+            self._break_off(error)
+            self._settle_if_not_ended()
+            if isinstance(error, PASSING):
+                raise
         if not self._endless:  # cancelled before there was a task to interrupt
             self._interrupt()
+
+    def may_be_left_alone_in(self, loop: Loop) -> bool:
+        """Whether the pump runs in another loop, which may be closed without a word."""
+        return self._loop is None or self._loop.key is not loop.key
+
+    def look_after_itself(self) -> None:
+        """Settle everybody if the loop was closed with the pump in it."""
+        if self._loop is not None and not self.ended and self._loop.closed:
+            self._settle_if_not_ended()
+
+    def _never_ends_before_this(self) -> bool:
+        """Whether the source is being closed, and this is its clean-up; a step is broken off."""
+        return self._over and super()._never_ends_before_this()
+
+    @property
+    def _runs_here(self) -> bool:
+        return self._task is not None and self._task.is_current
 
     # ---- the task
 
@@ -81,15 +97,13 @@ class TaskPump(RunningPump[T]):
             pass  # nobody is left
         except BaseException as error:  # told to all streams, and raised on if need be
             if task.destroyed:  # nothing can be awaited any more
-                self._loop_gone()
-                self._end()
-                self._closed(None)
+                self._settle_if_not_ended()
                 raise
             stopping = self._stop_for(error, task)
         self._end()
         failure = None
         try:
-            await self._source.aclose()
+            await task.uninterrupted(self._source.aclose)
         except BaseException as error:  # noqa: BLE001 - handed on
             if task.was_cancelled(error):
                 stopping = error
@@ -114,7 +128,7 @@ class TaskPump(RunningPump[T]):
     async def _move(self, task: Task) -> None:
         assert self._loop is not None  # noqa: S101 - for the type checker
         if full := self._without_room():
-            await task.interruptible(self._pause, full)
+            await self._pause(full)
             return
         live = self._core.live
         if not live:
@@ -151,8 +165,12 @@ class TaskPump(RunningPump[T]):
             return  # and the task with it
 
     def _interrupt(self) -> None:
-        if self._task is not None:
-            self._task.interrupt()
+        task = self._task
+        if task is not None:
+            try:
+                task.interrupt()
+            except LoopClosedError:
+                self._settle_if_not_ended()
 
     def _end_unbegun(self) -> None:
         try:
@@ -174,11 +192,20 @@ class TaskPump(RunningPump[T]):
         return self._loop is not None and self._loop.key is loop.key
 
     def _loop_gone(self) -> None:
-        """Settle everybody when the loop that the pump runs in ends."""
-        for place in self._places:
-            if place.loop is not None and self._is_ours(place.loop):
-                self._cancel_in(place)
+        """Settle everybody when the task was cancelled, or the loop closed around it."""
+        if self._loop is not None and self._loop.closed:
+            for place in self._places:
+                if place.loop is not None and self._is_ours(place.loop):
+                    self._cancel_in(place)
         error = ClosedError(
             "the task that ran the source was cancelled, as at the end of its event loop"
         )
         self._tell(Delivery((), (), self._settle_with(error)), ())
+
+    def _settle_if_not_ended(self) -> None:
+        """Settle everybody where the source can no longer be closed, or need not be."""
+        self._task = None  # which holds this pump
+        if not self.ended:
+            self._loop_gone()
+            self._end()
+            self._closed(None)

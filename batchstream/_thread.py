@@ -6,6 +6,7 @@ import atexit
 import threading
 import time
 from concurrent.futures import Future
+from functools import partial
 from operator import methodcaller
 from queue import SimpleQueue
 from threading import Lock
@@ -14,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Final
 from typing_extensions import TypeVar
 
 from batchstream._buffers import Inlet
-from batchstream._errors import ConcurrentConsumerError
-from batchstream._events import Delivery
+from batchstream._errors import PASSING, ConcurrentConsumerError
 from batchstream._running import PAUSE, Place, RunningPump
+from batchstream._source import unheard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from itertools import chain
 
     from batchstream._buffers import Buffer
     from batchstream._demux import Demultiplexer
+    from batchstream._events import Delivery
     from batchstream._loops import Loop
     from batchstream._running import OnOverflow
     from batchstream._source import Source
@@ -53,14 +54,16 @@ class Worker:
     def call(self, function: Callable[[], R]) -> Future[R]:
         """Do this next; return where its result can be waited for."""
         result: Future[R] = Future()
+        theirs = [result]
 
         def work() -> None:
+            mine = theirs.pop()
             try:
-                returned = function()
+                mine.set_result(function())
             except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
-                result.set_exception(error)
-            else:
-                result.set_result(returned)
+                mine.set_exception(error)
+            finally:
+                del mine  # an error of it holds this frame
 
         self._jobs.put(work)
         return result
@@ -105,37 +108,39 @@ class ThreadPump(RunningPump[T]):
         self._worker = worker
         self._threads: Place[T] = Place(_release_all)
         self._places.append(self._threads)
-        self._by_time: chain[Delivery[T]] | None = None
         self._ending = threading.Event()
         if not core.size:
             self._after_cancel()
 
     # ---- from a consumer
 
+    def check_timeouts(self) -> None:
+        """Allow them: nobody waits for the source in the consumer's own thread."""
+
     def pull(self, buffer: Buffer[Any], moves: int, deadline: float | None) -> None:
         """Wait until the buffer holds something, or its stream has ended.
 
         Raises:
             TimeoutError: The deadline has passed.
-            RuntimeError: The batch is read by time, or its source waits for itself.
+            RuntimeError: The batch is read by the other view, or its source waits for itself.
             ClosedError: This is a fork of the process that opened the batch.
         """
         del moves  # the buffer itself tells whether something was missed
-        if buffer is not self.steps:
-            self.read_by("by slot")
+        self.read_by("by time" if buffer is self.steps else "by slot")
         self.begin(None)
         waiter = Lock()
         waiter.acquire()
         waiting = self._threads.waiting
-        if waiting.setdefault(buffer.slot, waiter) is not waiter:
-            raise ConcurrentConsumerError(
-                f"stream {buffer.slot} is waited for already, by the code that this interrupted"
-            )
         try:
+            if waiting.setdefault(buffer.slot, waiter) is not waiter:
+                raise ConcurrentConsumerError(
+                    f"{buffer.name} is waited for already, by the code that this interrupted"
+                )
             if not (buffer.buffered or buffer.ends):
                 self._wait(waiter, deadline)
         finally:
-            waiting.pop(buffer.slot, None)
+            if waiting.get(buffer.slot) is waiter:
+                waiting.pop(buffer.slot, None)
 
     def _wait(self, waiter: Any, deadline: float | None) -> None:
         if deadline is None:
@@ -145,33 +150,25 @@ class ThreadPump(RunningPump[T]):
         if not waiter.acquire(True, min(max(left, 0), threading.TIMEOUT_MAX)):  # noqa: FBT003
             raise TimeoutError("no output came within the timeout; the stream is unchanged")
 
-    def pull_by_time(self) -> Delivery[T] | None:
-        """Return what the next step gives to whom, or None after the last."""
-        if self._by_time is None:
-            self.read_by("by time")
-            self._by_time = Inlet(self.steps, self, "by time").chain()
-        return next(self._by_time, None)
+    def by_time(self) -> Callable[[], Delivery[T] | None]:
+        """Return a function for the next delivery, or None after the last; make one for a batch."""
+        return partial(next, Inlet(self.steps, self, "by time").chain(), None)
 
     def begin(self, loop: Loop | None) -> None:
-        """Start the thread, if nobody has, wherever the first consumer is.
-
-        Raises:
-            RuntimeError: The source waits for a step of its own, or no thread can be started.
-            ClosedError: This is a fork of the process that opened the batch.
-        """
+        """Start the thread, if nobody has, wherever the first consumer is."""
         del loop
-        if self.forked:
-            raise self._forked_error()
-        if self._worker is not None and self._worker.is_current:
-            raise RuntimeError("the source of this batch waits for a step of its own")
+        self._refuse_to_wait_for_itself()
         if self._begun.acquire(False):  # noqa: FBT003 - by keyword it takes four times as long
             try:
                 self._worker = self._worker or Worker()
-            except BaseException:
-                self._begun.release()
-                raise
-            _running.add(self)
-            self._worker.end_after(self._run)
+            except BaseException as error:
+                self._break_off(error)
+                self._close_source()
+                if isinstance(error, PASSING):
+                    raise
+            else:
+                _running.add(self)
+                self._worker.end_after(self._run)
 
     def close(self) -> None:
         """Cancel what is live, and wait until the source is closed and the thread has ended.
@@ -181,8 +178,7 @@ class ThreadPump(RunningPump[T]):
         """
         if not self.forked:
             self.request_close()
-            # A source that closes its own batch cannot wait for itself.
-            if self._worker is None or not self._worker.is_current:
+            if not self._runs_here:  # a source that closes its own batch
                 self._ending.wait()
                 self.join()
             self.raise_close_error()
@@ -191,6 +187,10 @@ class ThreadPump(RunningPump[T]):
         """Wait until the thread has ended, if there was one."""
         if self._worker is not None:
             self._worker.join(timeout)
+
+    @property
+    def _runs_here(self) -> bool:
+        return self._worker is not None and self._worker.is_current
 
     # ---- the thread
 
@@ -237,14 +237,19 @@ class ThreadPump(RunningPump[T]):
 
     def _close_source(self) -> None:
         failure = None
-        self._end()
         try:
-            self._source.close()
-        except BaseException as error:  # noqa: BLE001 - handed on
-            failure = error
-        self._closed(failure)
-        _running.discard(self)
-        self._ending.set()
+            self._end()
+            try:
+                self._source.close()
+            except BaseException as error:  # noqa: BLE001 - handed on
+                failure = error
+            self._closed(failure)
+        except BaseException as error:  # noqa: BLE001 - of ours, out of memory perhaps
+            unheard(error)
+        finally:
+            self.ended = True
+            _running.discard(self)
+            self._ending.set()
 
 
 def _release_all(waiters: list[Any]) -> None:

@@ -10,10 +10,10 @@ import trio
 from batchstream._loops import InterruptedStep, LoopClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Sequence
     from contextvars import Context
 
-    from batchstream._loops import Task
+    from batchstream._loops import Main
 
 
 def runs_here() -> bool:
@@ -94,11 +94,9 @@ class TrioLoop:
         """Let everything else in the loop have its turn."""
         await trio.lowlevel.checkpoint()
 
-    def spawn(
-        self, main: Callable[[Task], Coroutine[Any, Any, None]], context: Context
-    ) -> TrioTask:
+    def spawn(self, main: Main, at_end: Callable[[], None], context: Context) -> TrioTask:
         """Run a system task, which belongs to no nursery of the user's."""
-        return TrioTask(self._token, main, context)
+        return TrioTask(self._token, main, at_end, context)
 
 
 def _do_nothing() -> None:
@@ -116,34 +114,61 @@ class TrioTask:
     def __init__(
         self,
         token: trio.lowlevel.TrioToken,
-        main: Callable[[Task], Coroutine[Any, Any, None]],
+        main: Main,
+        at_end: Callable[[], None],
         context: Context,
     ) -> None:
         self._token = token
+        # One for the whole of the task: the source may have entered others when it yields, and
+        # left them when it is closed, and scopes are left in the reverse order.
         self._scope = trio.CancelScope()
         self._asked = False
+        self._waits = False
         self._task = trio.lowlevel.spawn_system_task(
-            main, self, name="batchstream pump", context=context
+            self._run, main, at_end, name="batchstream pump", context=context
         )
+
+    async def _run(self, main: Main, at_end: Callable[[], None]) -> None:
+        try:
+            with self._scope:
+                await main(self)
+        finally:
+            at_end()
 
     def interrupt(self) -> None:
         """Break off what is being waited for."""
         try:
             self._token.run_sync_soon(self._interrupt)
         except trio.RunFinishedError:
-            return
+            raise LoopClosedError from None
 
     def _interrupt(self) -> None:
         self._asked = True
-        self._scope.cancel()
+        if self._waits:
+            self._scope.cancel()
 
     async def interruptible(self, function: Callable[..., Awaitable[Any]], *args: object) -> Any:
         """Await what the function returns."""
         if self._asked:
             raise InterruptedStep
-        with trio.CancelScope() as self._scope:
+        self._waits = True
+        try:
             return await function(*args)
-        raise InterruptedStep
+        except trio.Cancelled:
+            if self._scope.cancel_called:
+                raise InterruptedStep from None
+            raise
+        finally:
+            self._waits = False
+
+    async def uninterrupted(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Await what the function returns."""
+        if self._scope.cancel_called:
+            # A source that was broken off has left its own scopes, so that there may be another.
+            with trio.CancelScope(shield=True):
+                await function()
+        else:
+            await function()
 
     def was_cancelled(self, error: BaseException) -> bool:
         """Whether the run is about to finish."""

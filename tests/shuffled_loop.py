@@ -138,6 +138,7 @@ class ShuffledLoop(asyncio.BaseEventLoop):
             raise self._deadlock(f"no end after {MANY_CALLBACKS} callbacks")
         self._silence = 0.0
         handle._run()
+        handle = None  # a traceback may hold this frame, and the handle whose traceback it is
 
     def _ring(self):
         """Make ready the timers that are due; forget the cancelled ones."""

@@ -146,7 +146,7 @@ def test_R09_streams_in_other_loops_are_told_when_the_loop_that_ran_the_source_h
         return await rest(second)
 
     assert other.call(see_the_end()) == []
-    assert first.finish_reason is FinishReason.CANCELLED
+    assert first.finish_reason is FinishReason.ERROR
     other.close()
 
 
