@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, final, overload
 
 from typing_extensions import TypeVar
 
+from batchstream._current_loop import current_loop, result_of
 from batchstream._eos import check_count
 from batchstream._errors import ClosedError
-from batchstream._loops import current_loop, result_of
 from batchstream._opening import Opening
 from batchstream._receiver import Receiver
 from batchstream._running import DEFAULT_MAX_BUFFERED, check_on_overflow

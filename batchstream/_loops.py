@@ -4,19 +4,18 @@ A consumer *waits until it is woken*, and a pump *wakes from any thread*: that i
 ask of an event loop. A waiter is awaited once and carries no data; whoever wakes up looks at the
 stream's buffer. A pump that runs as a task itself needs a little more, see `Task`.
 
-What serves it for asyncio is in `_asyncio`, for trio in `_trio`; each is imported where it runs.
+What serves it for asyncio is in `_asyncio`, for trio in `_trio`. Which of them runs is told by
+`_current_loop`, which imports each where it runs, and nowhere else.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from typing_extensions import TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
-    from concurrent.futures import Future
     from contextvars import Context
 
 R = TypeVar("R")
@@ -116,43 +115,3 @@ class Task(Protocol):
     @property
     def may_raise(self) -> bool:
         """Whether what stops a program may be raised out of this task."""
-
-
-def current_loop() -> Loop:
-    """Return the event loop that runs the calling code.
-
-    Raises:
-        RuntimeError: There is none.
-    """
-    if "trio" in sys.modules:  # asked first: trio may run as a guest of an asyncio loop
-        from batchstream import _trio  # noqa: PLC0415 - it is optional, and in use here
-
-        if _trio.runs_here():
-            return _trio.TrioLoop()
-    if "asyncio" in sys.modules:
-        from batchstream import _asyncio  # noqa: PLC0415 - not every program needs it
-
-        if _asyncio.runs_here():
-            return _asyncio.AsyncioLoop()
-    raise RuntimeError(
-        "an asynchronous stream is received from in an event loop, and none runs here"
-    )
-
-
-async def result_of(future: Future[R]) -> R:
-    """Wait in the event loop that runs the calling code for what a thread will give."""
-    loop = current_loop()
-    waiter = loop.new_waiter()
-
-    def resume(_: object) -> None:
-        try:
-            loop.resume([waiter])
-        except LoopClosedError:
-            return  # and nobody waits
-
-    future.add_done_callback(resume)
-    await waiter
-    try:
-        return future.result()
-    finally:
-        del future  # an error of it holds this frame

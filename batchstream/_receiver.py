@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self
 from typing_extensions import TypeVar
 
 from batchstream._buffers import GATE, Buffer, View
+from batchstream._current_loop import current_loop
 from batchstream._errors import ConcurrentConsumerError
-from batchstream._loops import TURN, current_loop
+from batchstream._loops import TURN
 from batchstream._running import PAUSE
 
 if TYPE_CHECKING:

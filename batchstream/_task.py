@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypeVar
 
+from batchstream._current_loop import current_loop
 from batchstream._errors import PASSING, ClosedError
 from batchstream._events import Delivery
-from batchstream._loops import InterruptedStep, LoopClosedError, current_loop
+from batchstream._loops import InterruptedStep, LoopClosedError
 from batchstream._running import PAUSE, RunningPump
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ PACKAGE = Path(batchstream.__file__).parent
 
 VOCABULARY = {"_markers", "_events", "_errors"}
 CORE = {"_demux", "_eos", "_marks", "_steps"}
-LOOPS = {"_asyncio", "_loops", "_trio"}
+LOOPS = {"_asyncio", "_current_loop", "_loops", "_trio"}
 SHELL_PARTS = {"_buffers", "_opening", "_pump", "_receiver", "_running", "_source"}
 PUMPS = {"_pull", "_task", "_thread"}
 SHELLS = {"_async", "_sync"}
