@@ -17,6 +17,7 @@ from batchstream._opening import Opening
 from batchstream._receiver import Receiver
 from batchstream._running import DEFAULT_MAX_BUFFERED, check_on_overflow
 from batchstream._source import AsyncSource, Source
+from batchstream._stream import AnyStream
 from batchstream._task import TaskPump
 from batchstream._thread import ThreadPump, Worker
 
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
 
     from batchstream._buffers import Buffer
     from batchstream._demux import Demultiplexer
-    from batchstream._events import Delivery, FinishReason, Statistics, StreamEnd
+    from batchstream._events import Delivery, Statistics
     from batchstream._running import OnOverflow
 
 T = TypeVar("T", default=Any)
 
 
 @final
-class AsyncStream(Receiver[T]):
+class AsyncStream(AnyStream[T], Receiver[T]):
     """The outputs of one request, as an asynchronous iterator that ends at the request's own end.
 
     Made by `demux` and `AsyncBatchedStream`. Whoever moves the source runs by itself, ahead of the
@@ -89,39 +90,10 @@ class AsyncStream(Receiver[T]):
         Receiver.__init__(stream, buffer, pump)
         return stream
 
-    def __repr__(self) -> str:
-        state = self.finish_reason or "live"
-        return f"<AsyncStream {self.slot}, {state}, {self._buffer.buffered} buffered>"
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(
-            f"stream {self.slot} cannot be pickled or copied: it is one end of a running batch"
-        )
-
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # One that was refused by __init__ has no buffer.
         if hasattr(self, "_buffer") and not _is_finalizing():
             self.cancel()
-
-    @property
-    def slot(self) -> int:
-        """The position of this stream's outputs in a step."""
-        return self._buffer.slot
-
-    @property
-    def end(self) -> StreamEnd | None:
-        """How the stream ended, or None while it is live.
-
-        It is known as soon as the source has said so, which may be before all outputs have been
-        received.
-        """
-        return self._buffer.end
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        """Why the stream ended, or None while it is live."""
-        end = self._buffer.end
-        return None if end is None else end.reason
 
     def drain(self) -> list[T]:
         """Return every buffered output at once: one network write for many outputs.
@@ -153,7 +125,7 @@ class AsyncStream(Receiver[T]):
         Threads: any thread, callback, finalizer or signal handler.
         """
         self._pump.cancel(self._buffer)
-        self.let_go()
+        self._let_go()
 
     async def aclose(self) -> None:
         """Cancel this stream, and if none is live any more wait until the source is closed.

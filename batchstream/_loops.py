@@ -1,8 +1,8 @@
 """The seam to event loops: what a pump and its consumers need of one, whatever framework it is of.
 
 A consumer *waits until it is woken*, and a pump *wakes from any thread*: that is all that streams
-ask of an event loop. A waiter is awaited once and carries no data; whoever wakes up looks at the
-stream's buffer. A pump that runs as a task itself needs a little more, see `Task`.
+ask of an event loop. A waiter carries no data, and is awaited as often as need be; whoever wakes up
+looks at the stream's buffer. A pump that runs as a task itself needs a little more, see `Task`.
 
 What serves it for asyncio is in `_asyncio`, for trio in `_trio`. Which of them runs is told by
 `_current_loop`, which imports each where it runs, and nowhere else.
@@ -12,18 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
-from typing_extensions import TypeVar
-
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from contextvars import Context
 
-R = TypeVar("R")
-
-
 TURN: Final = 64
 """How many outputs a consumer receives, and how many consumers are resumed, in one go."""
-
 
 Main: TypeAlias = "Callable[[Task], Coroutine[Any, Any, None]]"
 

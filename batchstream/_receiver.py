@@ -165,10 +165,10 @@ class Receiver(Generic[T]):
         """Return every buffered output at once."""
         if self._busy:
             raise self._concurrent()
-        self.let_go()
+        self._let_go()
         return self._buffer.take_all()
 
-    def let_go(self) -> None:
+    def _let_go(self) -> None:
         """Look the buffer up anew next time; from any thread."""
         self._outputs, self._received = (), _UNKNOWN
 

@@ -17,6 +17,7 @@ from batchstream._opening import Opening
 from batchstream._pull import PullPump
 from batchstream._running import DEFAULT_MAX_BUFFERED, check_on_overflow
 from batchstream._source import Source
+from batchstream._stream import AnyStream
 from batchstream._thread import ThreadPump, Worker
 
 if TYPE_CHECKING:
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from batchstream._demux import Demultiplexer
-    from batchstream._events import Delivery, FinishReason, Statistics, StreamEnd
+    from batchstream._events import Delivery, Statistics
     from batchstream._running import OnOverflow
 
 T = TypeVar("T", default=Any)
 
 
 @final
-class Stream(chain[T]):
+class Stream(AnyStream[T], chain[T]):
     """The outputs of one request, as an iterator that ends at the request's own end.
 
     Made by `demux` and `BatchedStream`. Asked for an output while none is buffered, a stream lets
@@ -70,7 +71,6 @@ class Stream(chain[T]):
     """
 
     __slots__ = ("__weakref__", "_buffer", "_inlet", "_pump")
-    _buffer: Buffer[T]
     _inlet: Inlet[T]
     _pump: PullPump[T] | ThreadPump[T]
 
@@ -96,39 +96,10 @@ class Stream(chain[T]):
         self._inlet = inlet
         self._pump = pump
 
-    def __repr__(self) -> str:
-        state = self.finish_reason or "live"
-        return f"<Stream {self.slot}, {state}, {self._buffer.buffered} buffered>"
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(
-            f"stream {self.slot} cannot be pickled or copied: it is one end of a running batch"
-        )
-
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not _is_finalizing():  # the interpreter drops the source as well
             self.cancel()
             self._inlet.abandon()
-
-    @property
-    def slot(self) -> int:
-        """The position of this stream's outputs in a step."""
-        return self._buffer.slot
-
-    @property
-    def end(self) -> StreamEnd | None:
-        """How the stream ended, or None while it is live.
-
-        It is known as soon as the source has said so, which may be before all outputs have been
-        received.
-        """
-        return self._buffer.end
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        """Why the stream ended, or None while it is live."""
-        end = self._buffer.end
-        return None if end is None else end.reason
 
     def receive(self, timeout: float | None = None) -> T:
         """Return the next output, as `next(stream)` does, or give up after a while.
