@@ -171,16 +171,18 @@ class AsyncioTask:
         self._waits = False
         self._broken_off = False
         # Not by the loop's task factory, which might run it now, before this object is complete.
-        self._task: asyncio.Task[None] = asyncio.Task(
+        self._task: Any  # until it has ended
+        self._task = task = asyncio.Task(
             main(self), loop=loop, context=context, name="batchstream pump"
         )
         # A loop that is closed around it is its owner's doing, and no news.
-        self._task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001
-        _tasks.add(self._task)  # the loop itself would let go of it
-        self._task.add_done_callback(self._ended)
+        task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001
+        _tasks.add(task)  # the loop itself would let go of it
+        task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         _tasks.discard(task)
+        self._task = None  # its error holds the frames that hold this
         if not task.cancelled():
             task.exception()  # every stream was told, and what stops a program has gone its way
         self._at_end()
@@ -230,7 +232,8 @@ class AsyncioTask:
     @property
     def is_current(self) -> bool:
         """Whether the calling code runs in this task."""
-        return running_loop() is self._loop and asyncio.current_task() is self._task
+        task = self._task
+        return task is not None and running_loop() is self._loop and asyncio.current_task() is task
 
     @property
     def destroyed(self) -> bool:

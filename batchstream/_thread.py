@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from typing_extensions import TypeVar
 
 from batchstream._buffers import Inlet
-from batchstream._errors import PASSING, ConcurrentConsumerError
+from batchstream._errors import PASSING
 from batchstream._running import PAUSE, Place, RunningPump
 from batchstream._source import unheard
 
@@ -131,16 +131,18 @@ class ThreadPump(RunningPump[T]):
         waiter = Lock()
         waiter.acquire()
         waiting = self._threads.waiting
+        # Of a receive that this one interrupted, in a signal's handler; or left over, no matter.
+        interrupted = waiting.get(buffer.slot)
+        waiting[buffer.slot] = waiter
         try:
-            if waiting.setdefault(buffer.slot, waiter) is not waiter:
-                raise ConcurrentConsumerError(
-                    f"{buffer.name} is waited for already, by the code that this interrupted"
-                )
             if not (buffer.buffered or buffer.ends):
                 self._wait(waiter, deadline)
         finally:
-            if waiting.get(buffer.slot) is waiter:
-                waiting.pop(buffer.slot, None)
+            waiting.pop(buffer.slot, None)
+            if interrupted is not None:
+                waiting[buffer.slot] = interrupted
+                if buffer.buffered or buffer.ends:
+                    self._wake((buffer.slot,))
 
     def _wait(self, waiter: Any, deadline: float | None) -> None:
         if deadline is None:
