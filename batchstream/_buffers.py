@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from itertools import chain, compress, repeat
+from itertools import compress, repeat
 from operator import length_hint
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeAlias
@@ -53,7 +53,7 @@ GATE: Final = sys.maxsize
 View: TypeAlias = Literal["by slot", "by time"]
 """How a batch is read: stream by stream, or step by step."""
 
-_NOWHERE: Final[deque[object]] = deque(maxlen=0)
+NOWHERE: Final[deque[object]] = deque(maxlen=0)
 """`nowhere += iterator` runs an iterator through without a call."""
 
 Segment: TypeAlias = "tuple[list[T], repeat[bool]]"
@@ -249,12 +249,11 @@ class Buffer(Generic[T]):
 class Inlet(Generic[T]):
     """Where a stream's chain comes when it has read all that it was handed."""
 
-    __slots__ = ("_buffer", "_empty_since", "_parts", "_pump", "_view", "deadline")
+    __slots__ = ("_buffer", "_empty_since", "_parts", "_pump", "deadline")
 
-    def __init__(self, buffer: Buffer[T], pump: Pull[T], view: View = "by slot") -> None:
+    def __init__(self, buffer: Buffer[T], pump: Pull[T]) -> None:
         self._buffer = buffer
         self._pump = pump
-        self._view = view
         # Until when a receive waits, on the monotonic clock; None for ever.
         self.deadline: float | None = None
         # What the chain is to read next. None ends it for good.
@@ -266,10 +265,6 @@ class Inlet(Generic[T]):
     def parts(self) -> Iterator[Iterator[T]]:
         """The iterators to chain; ends where the stream does."""
         return iter(self._parts.popleft, None)
-
-    def chain(self) -> chain[T]:
-        """Return what the buffer holds and will hold, as an iterator."""
-        return chain.from_iterable(self.parts)
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -295,7 +290,7 @@ class Inlet(Generic[T]):
                 received = GATE - length_hint(gate)
                 unread = len(outputs) - received
                 if ended and (buffer.cancelled or not unread):
-                    pump.check_view(self._view)
+                    pump.check_view("by slot")
                     buffer.conclude()
                     self._parts.append(None)
                 elif not unread:
@@ -304,7 +299,7 @@ class Inlet(Generic[T]):
                 elif (unread == 1 and pulled) or buffer.watches != buffer.told:
                     if unread == 1:
                         self._empty_since = moves
-                    output, nowhere = outputs[received], _NOWHERE
+                    output, nowhere = outputs[received], NOWHERE
                     # Counts it. A loop, because a signal's exception may strike after a call, but
                     # not on this way out: the output would be lost.
                     for _ in gate:

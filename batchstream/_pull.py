@@ -113,10 +113,6 @@ class PullPump(Pump[T]):
             if self._cancels:
                 self._settle()
 
-    def by_time(self) -> Callable[[], Delivery[T] | None]:
-        """Return a function for what the next step gives to whom, or None after the last."""
-        return self.pull_by_time
-
     def pull_by_time(self) -> Delivery[T] | None:
         """Return what the next step gives to whom, or None after the last.
 

@@ -220,7 +220,7 @@ class BatchedStream(Sequence[Stream[T]]):
         1 [1]
     """
 
-    __slots__ = ("__weakref__", "_by_time", "_pump", "_streams")
+    __slots__ = ("__weakref__", "_pump", "_streams")
 
     def __init__(
         self,
@@ -267,7 +267,6 @@ class BatchedStream(Sequence[Stream[T]]):
                 on_overflow=on_overflow,
                 worker=worker,
             )
-        self._by_time = self._pump.by_time()
         self._streams = tuple(
             Stream._of(buffer, self._pump)  # noqa: SLF001
             for buffer in self._pump.buffers
@@ -342,7 +341,7 @@ class BatchedStream(Sequence[Stream[T]]):
 
     def _next_step(self) -> Delivery[T] | None:
         # A method of the batch, so that whoever has the iterator holds the batch and its streams.
-        return self._by_time()
+        return self._pump.pull_by_time()
 
     def cancel(self, slot: int) -> None:
         """Give one slot up, as `Stream.cancel` does.

@@ -6,15 +6,14 @@ import atexit
 import threading
 import time
 from concurrent.futures import Future
-from functools import partial
-from operator import methodcaller
+from operator import length_hint, methodcaller
 from queue import SimpleQueue
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 from typing_extensions import TypeVar
 
-from batchstream._buffers import Inlet
+from batchstream._buffers import GATE, NOWHERE
 from batchstream._errors import PASSING
 from batchstream._running import PAUSE, Place, RunningPump
 from batchstream._source import unheard
@@ -152,9 +151,26 @@ class ThreadPump(RunningPump[T]):
         if not waiter.acquire(True, min(max(left, 0), threading.TIMEOUT_MAX)):  # noqa: FBT003
             raise TimeoutError("no output came within the timeout; the stream is unchanged")
 
-    def by_time(self) -> Callable[[], Delivery[T] | None]:
-        """Return a function for the next delivery, or None after the last; make one for a batch."""
-        return partial(next, Inlet(self.steps, self, "by time").chain(), None)
+    def pull_by_time(self) -> Delivery[T] | None:
+        """Return what the next step gives to whom, or None after the last."""
+        buffer, nowhere = self.steps, NOWHERE
+        while True:
+            ended = bool(buffer.ends)  # before the deliveries are looked at
+            deliveries, gate = buffer.first_unread()
+            received = GATE - length_hint(gate)
+            if received < len(deliveries):
+                delivery = deliveries[received]
+                for _ in gate:  # as in an inlet: no call from here on
+                    watches, telling = buffer.watches, buffer.telling
+                    if telling is not None:
+                        nowhere += telling
+                    buffer.told = watches
+                    return delivery
+            if ended:
+                self.check_view("by time")
+                buffer.conclude()
+                return None
+            self.pull(buffer, self.moves, None)
 
     def begin(self, loop: Loop | None) -> None:
         """Start the thread, if nobody has, wherever the first consumer is."""
