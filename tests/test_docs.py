@@ -158,7 +158,7 @@ def test_how_many_steps_a_stream_keeps_is_told_as_it_is(page):
 @every_page
 def test_how_many_outputs_a_turn_has_is_told_as_it_is(page):
     for number in re.findall(
-        r"(?:[Aa]fter|[Uu]p to)\s(\d+)\soutputs\s(?:a|that)", page.read_text()
+        r"(?:[Aa]fter|[Uu]p to|once in)\s(\d+)\soutputs(?:\sa|\sthat|\.)", page.read_text()
     ):
         assert int(number) == TURN
 

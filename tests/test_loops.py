@@ -167,6 +167,35 @@ def test_R22_a_stream_is_not_waited_for_in_another_loop_than_the_first():
         assert runner.run(rest(batch[0])) == ["b"]
 
 
+def test_R14_a_source_that_is_broken_off_is_closed_in_a_task_that_is_not_cancelled():
+    class Source:
+        def __init__(self):
+            self.steps = iter([["a"]])
+            self.is_waiting = asyncio.Event()
+            self.cancels = []
+
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            for step in self.steps:
+                return step
+            self.is_waiting.set()
+            return await asyncio.Event().wait()
+
+        async def aclose(self):
+            self.cancels.append(asyncio.current_task().cancelling())
+
+    async def main():
+        source = Source()
+        async with AsyncBatchedStream(source, 1) as batch:
+            assert await anext(batch[0]) == "a"
+            await source.is_waiting.wait()
+        assert source.cancels == [0]
+
+    asyncio.run(main())
+
+
 # ---- programs that end midway
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import weakref
 from operator import length_hint
 
@@ -27,8 +28,8 @@ from batchstream import (
     demux,
 )
 
-SCHEDULES = 5000
-THREADED_SCHEDULES = 300
+SCHEDULES = int(os.environ.get("SCHEDULES", "5000"))
+THREADED_SCHEDULES = min(SCHEDULES, 300)
 
 STEPS = [["a", "x"], ["b", "y"], ["c", Last("z")], ["d", None], [None, None]]
 EXPECTED = [["a", "b", "c", "d"], ["x", "y", "z"]]
@@ -37,8 +38,8 @@ ENDLESS = [[f"a{n}", f"x{n}"] for n in range(20)]  # more than anybody reads
 
 @pytest.fixture(autouse=True)
 def _short_turns(monkeypatch):
-    """Let what happens every 32 outputs or 128 steps happen in a short scenario."""
-    monkeypatch.setattr("batchstream._async.TURN", 2)
+    """Let what happens every 64 outputs or 128 steps happen in a short scenario."""
+    monkeypatch.setattr("batchstream._receiver.TURN", 2)
     monkeypatch.setattr("batchstream._asyncio.TURN", 1)
     monkeypatch.setattr("batchstream._pump.SEGMENT_LENGTH", 2)
     monkeypatch.setattr("batchstream._running.SEGMENT_LENGTH", 2)

@@ -27,14 +27,19 @@ from batchstream._loops import LoopClosedError
 STEPS = [["a", "x"], ["b", Last("y")], ["c", None], [None, None]]
 EXPECTED = [["a", "b", "c"], ["x", "y"]]
 ENDLESS = [[f"a{n}", f"x{n}"] for n in range(20)]  # more than anybody reads
+NUMBERS = [["0"], ["1"], ["2"], ["3"]]
 
 SCHEDULES = {"opcode": 40, "line": 150}
 """How many interleavings are tried: of opcodes, which is slow, and of whole lines."""
 
 
-def explore(scenario, **options):
-    for granularity, schedules in SCHEDULES.items():
-        explore_threads(scenario, schedules, granularity=granularity, **options)
+MANY_SCHEDULES = {"line": 600}
+"""How many it takes to strike between two given lines, in a scenario of few."""
+
+
+def explore(scenario, schedules=SCHEDULES, **options):
+    for granularity, number in schedules.items():
+        explore_threads(scenario, number, granularity=granularity, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -56,10 +61,10 @@ class BoundedSource(ScriptedSource):
         return super().send(live)
 
 
-def background(steps, **options):
+def background(steps, size=2, **options):
     """Return a batch with room for one output in each stream, and its source."""
     source = BoundedSource(steps)
-    batch = BatchedStream(source, 2, background=True, **{"max_buffered": 1, **options})
+    batch = BatchedStream(source, size, background=True, **{"max_buffered": 1, **options})
     if options.get("on_overflow") != "cancel":
         source.batch = batch
     return batch, source
@@ -138,6 +143,17 @@ def test_R02_a_pump_that_waits_for_room_and_its_consumers_lose_and_repeat_nothin
         end(batch, source)
 
     explore(scenario)
+
+
+def test_R19_a_pump_that_begins_to_wait_as_an_output_is_received_is_told_of_it():
+    def scenario():
+        batch, source = background(NUMBERS, 1)
+        [reader] = readers_of(batch)
+        run_together(reader.read)
+        assert outputs_of([reader]) == [["0", "1", "2", "3"]]
+        end(batch, source)
+
+    explore(scenario, MANY_SCHEDULES)
 
 
 def test_R04_receives_that_time_out_at_any_time_lose_and_repeat_nothing():
@@ -363,6 +379,9 @@ class FakeLoop:
             raise LoopClosedError
         self.calls.put(waiters)
 
+    async def wait(self, waiter, seconds):
+        await waiter  # for ever: no wake-up may be made up for by a timeout
+
     async def checkpoint(self):
         pass
 
@@ -396,15 +415,22 @@ _running_loops = {}
 
 @pytest.fixture
 def _fake_loops(monkeypatch):
-    monkeypatch.setattr(
-        "batchstream._async.current_loop", lambda: _running_loops[threading.get_ident()]
-    )
+    for module in ("_async", "_receiver"):
+        monkeypatch.setattr(
+            f"batchstream.{module}.current_loop", lambda: _running_loops[threading.get_ident()]
+        )
 
 
-def asynchronous(steps, **options):
+@pytest.fixture
+def _lasting_pauses(monkeypatch):
+    """Let a pump wait for room until it is told: no later look makes up for a lost wake-up."""
+    monkeypatch.setattr("batchstream._thread.PAUSE", -1)
+
+
+def asynchronous(steps, size=2, **options):
     """Return a batch with room for one output in each stream, and its source."""
     source = BoundedSource(steps)
-    source.batch = AsyncBatchedStream(source, 2, **{"max_buffered": 1, **options})
+    source.batch = AsyncBatchedStream(source, size, **{"max_buffered": 1, **options})
     return source.batch, source
 
 
@@ -431,7 +457,7 @@ def in_loop(coroutine, **options):
     return FakeLoop().run(coroutine, **options)
 
 
-@pytest.mark.usefixtures("_fake_loops")
+@pytest.mark.usefixtures("_fake_loops", "_lasting_pauses")
 @pytest.mark.parametrize("cancels", [(), (0,), (0, 1, 2)], ids=["none", "first", "many"])
 def test_R04_receives_in_loops_lose_nothing_wherever_the_pump_strikes(cancels):
     def scenario():
@@ -447,7 +473,34 @@ def test_R04_receives_in_loops_lose_nothing_wherever_the_pump_strikes(cancels):
     explore(scenario)
 
 
+@pytest.mark.usefixtures("_fake_loops", "_lasting_pauses")
+def test_R19_a_pump_that_begins_to_wait_as_an_output_is_received_in_a_loop_is_told_of_it():
+    def scenario():
+        batch, source = asynchronous(NUMBERS, 1)
+        received = []
+        run_together(lambda: in_loop(read_async(batch[0], received)))
+        assert received == ["0", "1", "2", "3"]
+        in_loop(end_async(batch, source))
+
+    explore(scenario, MANY_SCHEDULES)
+
+
 @pytest.mark.usefixtures("_fake_loops")
+def test_R03_an_output_that_comes_with_the_end_as_it_is_looked_for_in_a_loop_is_not_lost():
+    def scenario():
+        batch, source = asynchronous([[Last("a"), Last("x")]])
+        received = [], []
+        run_together(
+            lambda: in_loop(read_async(batch[0], received[0])),
+            lambda: in_loop(read_async(batch[1], received[1])),
+        )
+        assert [*received] == [["a"], ["x"]]
+        in_loop(end_async(batch, source))
+
+    explore(scenario, MANY_SCHEDULES)
+
+
+@pytest.mark.usefixtures("_fake_loops", "_lasting_pauses")
 def test_R12_a_receive_in_a_loop_is_woken_by_a_cancel_from_another_thread():
     def scenario():
         batch, source = asynchronous(ENDLESS)
@@ -465,7 +518,7 @@ def test_R12_a_receive_in_a_loop_is_woken_by_a_cancel_from_another_thread():
     explore(scenario)
 
 
-@pytest.mark.usefixtures("_fake_loops")
+@pytest.mark.usefixtures("_fake_loops", "_lasting_pauses")
 def test_R10_two_closings_in_two_loops_wait_for_the_source_and_close_it_once():
     def scenario():
         batch, source = asynchronous(ENDLESS)
