@@ -190,8 +190,8 @@ MUTANTS = [
     Mutant(
         "a cancel noted during a step is forgotten",
         "_pull.py",
-        "                self._settle()\n\n    def by_time",
-        "                pass\n\n    def by_time",
+        "                self._settle()\n\n    def pull_by_time",
+        "                pass\n\n    def pull_by_time",
     ),
     Mutant(
         "the source's own thread waits for itself",
