@@ -263,6 +263,15 @@ def test_R28_a_program_with_open_streams_ends_silently(ending, source):
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
 
+@pytest.fixture
+def _interruptible():
+    """Undo what a shell does to programs in the background: they ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal to itself")
 def test_R14_an_interrupt_of_a_waiting_consumer_loses_no_output():
     gate = Gate()
@@ -308,6 +317,7 @@ def test_R14_an_interrupt_ends_a_program_of_asyncio_and_closes_the_source():
                 async for _ in batch[0]:
                     pass
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             asyncio.run(main())
         except KeyboardInterrupt:
