@@ -137,8 +137,7 @@ class AsyncStream(AnyStream[T], Receiver[T]):
         Threads: any event loop.
         """
         self.cancel()
-        if not self._pump.live:
-            await self._pump.wait_for_end(current_loop())
+        await self._pump.wait_if_idle(current_loop())
 
 
 class _Steps(Receiver["Delivery[T]"], Generic[T]):
@@ -150,6 +149,11 @@ class _Steps(Receiver["Delivery[T]"], Generic[T]):
     def __init__(self, batch: AsyncBatchedStream[T], pump: TaskPump[T] | ThreadPump[T]) -> None:
         super().__init__(pump.steps, pump)
         self._batch = batch
+
+    def leave(self) -> None:
+        """Give all streams up, as the event loop was closed."""
+        for slot in self._batch.live:
+            self._batch.cancel(slot)
 
 
 @final

@@ -31,7 +31,7 @@ from collections import deque
 from itertools import compress, repeat
 from operator import length_hint
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias
 
 from typing_extensions import TypeVar
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from batchstream._events import StreamEnd
+    from batchstream._feeds import SyncFeed
 
 T = TypeVar("T")
 
@@ -67,27 +68,10 @@ def _segment(outputs: list[T]) -> Segment[T]:
     return outputs, repeat(True, GATE)  # noqa: FBT003
 
 
-class Pull(Protocol[T]):
-    """What an inlet asks for when its buffer is empty.
-
-    Attributes:
-        moves: How many steps were handed out; for `pull` to tell whether one was missed.
-    """
-
-    moves: int
-
-    def pull(self, buffer: Buffer[T], moves: int, deadline: float | None) -> None:
-        """Return when the buffer may hold something that it did not when `moves` was read."""
-
-    def check_view(self, view: View) -> None:
-        """Raise if the batch is read by the other view."""
-
-
 class Buffer(Generic[T]):
     """The outputs of one slot that wait to be received, and the slot's end."""
 
     __slots__ = (
-        "_error_raised",
         "_inner",
         "_name",
         "cancelled",
@@ -124,7 +108,6 @@ class Buffer(Generic[T]):
         # The thread that is in the inlet. Setting a default is atomic; a thread that finds itself
         # was interrupted on its way out, or is the source, which the pump refuses.
         self.consumer: dict[str, int] = {}
-        self._error_raised = False
 
     # ---- the pump's side, while the slot is live
 
@@ -179,8 +162,8 @@ class Buffer(Generic[T]):
             Exception: The consumer's own copy of the error that ended the stream, once.
         """
         error = self.ends[0].error
-        if error is not None and not self._error_raised and not self.cancelled:
-            self._error_raised = True
+        if error is not None and not self.cancelled:
+            self.cancelled = True  # of the error, and of what a pump may still add
             raise consumer_error(error)
         self.discard()
 
@@ -251,7 +234,7 @@ class Inlet(Generic[T]):
 
     __slots__ = ("_buffer", "_empty_since", "_parts", "_pump", "deadline")
 
-    def __init__(self, buffer: Buffer[T], pump: Pull[T]) -> None:
+    def __init__(self, buffer: Buffer[T], pump: SyncFeed) -> None:
         self._buffer = buffer
         self._pump = pump
         # Until when a receive waits, on the monotonic clock; None for ever.

@@ -33,7 +33,7 @@ from batchstream._errors import ClosedError, MissingEOSError, StepError
 from batchstream._events import Delivery, FinishReason, Statistics, StreamEnd
 from batchstream._markers import EOS, SKIP, End, Fail, Last, Many
 from batchstream._marks import Marks
-from batchstream._steps import Elements, picker, read_step
+from batchstream._steps import Elements, are_slots, picker, read_step
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class Demultiplexer(Generic[T]):
     """Tells, step by step, which output goes to which slot and which slots have finished.
 
     This is the core that every stream of this library stands on, for those who drive a model
-    themselves: it waits for nothing and calls nobody but `is_eos`. All slots are live at first.
+    themselves: it waits for nothing and calls nobody but `is_eos`.
 
     Args:
         size: How many slots the batch has.
@@ -69,6 +69,7 @@ class Demultiplexer(Generic[T]):
             number for all, or one (or None) for each slot. An eos on the same output comes first.
         require_eos: A source that ends while slots are live fails them with `MissingEOSError`
             instead of finishing them as `exhausted`.
+        vacant: No slot is live at first; each waits for an `open`, as after an occupant's end.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or an `eos` that could never be
@@ -99,6 +100,7 @@ class Demultiplexer(Generic[T]):
         include_eos: bool = False,
         max_outputs: int | Sequence[int | None] | None = None,
         require_eos: bool = False,
+        vacant: bool = False,
     ) -> None:
         self._size = check_count("size", size, at_least=0)
         check_eos(eos, is_eos)
@@ -106,16 +108,18 @@ class Demultiplexer(Generic[T]):
         self._marks = Marks(eos)
         self._is_eos = is_eos
         self._include_eos = include_eos
-        self._limits = check_max_outputs(max_outputs, self._size)
+        self._initial_limits = check_max_outputs(max_outputs, self._size)
+        self._limits = self._initial_limits.copy()
+        self._limited = max_outputs is not None
         self._require_eos = require_eos
 
         self._state: BatchState = "running"
         self._error: BaseException | None = None
-        self._slots: list[SlotState] = ["live"] * self._size
+        self._slots: list[SlotState] = ["finished" if vacant else "live"] * self._size
         # The same again as sets, so that looking for who is live costs no loop.
-        self._live_slots = set(range(self._size))
-        self._finished_slots: set[int] = set()
-        self._opened = self._size
+        self._live_slots = set(() if vacant else range(self._size))
+        self._finished_slots = set(range(self._size)) - self._live_slots
+        self._opened = len(self._live_slots)
 
         self._steps = 0
         self._plain_steps = 0
@@ -184,7 +188,7 @@ class Demultiplexer(Generic[T]):
         except StepError as error:
             return self.fail(error)
         live = self.live
-        # A list or tuple comes back as it is, and was asked above.
+        # What comes back as it is was asked above.
         if elements is not step and self._plain_steps < self._plain_limit:
             values = self._plain_values(elements)
             if values is not None:
@@ -193,7 +197,7 @@ class Demultiplexer(Generic[T]):
         return self._feed_each(elements, live)
 
     def feed_plain(self, step: object) -> tuple[T, ...] | None:
-        """Take a step quickly if it is a sequence with one output for each live slot.
+        """Take a step quickly if it is a list, tuple or dict with one output for each live slot.
 
         Returns:
             The outputs in the order of `live`, which has not changed; or None, with nothing taken,
@@ -203,7 +207,10 @@ class Demultiplexer(Generic[T]):
             self._look_around()
         if self._state != "running" or self._plain_steps >= self._plain_limit:
             return None
-        if (type(step) is not list and type(step) is not tuple) or len(step) != self._size:
+        if type(step) is dict:
+            if not are_slots(step, self._size):
+                return None
+        elif (type(step) is not list and type(step) is not tuple) or len(step) != self._size:
             return None
         values = self._plain_values(step)
         if values is not None:
@@ -258,8 +265,12 @@ class Demultiplexer(Generic[T]):
             self._finish(draft, slot, FinishReason.CANCELLED)
         return draft.delivery()
 
-    def open(self, slot: int) -> None:
+    def open(self, slot: int, *, max_outputs: int | None = None) -> None:
         """Make a finished slot live again, for an occupant whose outputs count from zero.
+
+        Args:
+            slot: Which one.
+            max_outputs: The limit of this occupant, if it is not the one the batch was made with.
 
         Raises:
             IndexError: There is no such slot.
@@ -267,10 +278,16 @@ class Demultiplexer(Generic[T]):
             ClosedError: The batch has ended or failed.
         """
         self._check_slot(slot)
+        limit = self._initial_limits[slot]
+        if max_outputs is not None:
+            limit = check_count("max_outputs", max_outputs, at_least=1)
         self._advance("open")
         if (self._slots[slot], "open") not in SLOT_TRANSITIONS:
             raise ValueError(f"slot {slot} is live, only a finished slot can be opened")
         self._slots[slot] = SLOT_TRANSITIONS[self._slots[slot], "open"]
+        if self._limits[slot] != limit:
+            self._limits[slot] = limit
+            self._limited = True
         self._past_outputs += self._extra[slot]
         self._extra[slot] = -self._plain_steps
         self._finished_slots.remove(slot)
@@ -314,7 +331,7 @@ class Demultiplexer(Generic[T]):
 
     def _set_plain_limit(self, live: Sequence[int]) -> None:
         # A slot reaches its limit in the step that ends it, and that step is not plain.
-        if self._limits is not None:
+        if self._limited:
             room = (self._limits[slot] - self._extra[slot] for slot in live)
             self._plain_limit = min(room, default=UNLIMITED) - 1
 
@@ -412,7 +429,7 @@ class Demultiplexer(Generic[T]):
                 self._finish(draft, slot, FinishReason.EOS)
                 return
         self._give(draft, slot, output)
-        if self._limits is not None and self.given(slot) >= self._limits[slot]:
+        if self._limited and self.given(slot) >= self._limits[slot]:
             self._finish(draft, slot, FinishReason.LENGTH)
 
     def _give(self, draft: _Draft[T], slot: int, output: T) -> None:

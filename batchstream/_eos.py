@@ -94,10 +94,10 @@ def check_eos(eos: object, is_eos: object) -> None:
         raise TypeError(f"is_eos takes a function of one output, got {is_eos!r}")
 
 
-def check_max_outputs(max_outputs: object, size: int) -> list[int] | None:
-    """Return the limit of each slot, or None where no slot has one."""
+def check_max_outputs(max_outputs: object, size: int) -> list[int]:
+    """Return the limit of each slot, `UNLIMITED` where it has none."""
     if max_outputs is None:
-        return None
+        return [UNLIMITED] * size
     if not isinstance(max_outputs, Sequence) or isinstance(max_outputs, str | bytes):
         return [check_count("max_outputs", max_outputs, at_least=1)] * size
     if len(max_outputs) != size:

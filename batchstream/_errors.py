@@ -92,6 +92,32 @@ class ConcurrentConsumerError(BatchStreamError):
     """A second consumer asked a stream for an output while the first was still waiting."""
 
 
+class OverloadedError(BatchStreamError):
+    """As many requests wait as may, and this one was not accepted; try again later.
+
+    Attributes:
+        pending: How many requests were waiting.
+        max_pending: How many may.
+    """
+
+    def __init__(self, message: str, *, pending: int, max_pending: int) -> None:
+        super().__init__(message)
+        self.pending = pending
+        self.max_pending = max_pending
+
+
+class DeadlineError(BatchStreamError):
+    """The request was not finished, or did not join a batch, in the time that it was given.
+
+    Attributes:
+        timeout: How long that was, in seconds.
+    """
+
+    def __init__(self, message: str, *, timeout: float) -> None:
+        super().__init__(message)
+        self.timeout = timeout
+
+
 class ClosedError(BatchStreamError):
     """The object cannot be used any more, and what was asked of it needs it open."""
 

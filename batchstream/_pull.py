@@ -101,8 +101,8 @@ class PullPump(Pump[T]):
                 try:
                     if not self._view or self._view["view"] != "by slot":
                         self.read_by("by slot")
-                    if self._cancels:
-                        self._apply_cancels_and_close()
+                    if self._departed:
+                        self._apply_departures_and_close()
                     if self.moves == moves and not buffer.ends:
                         if self._max_buffered is not None:
                             self._check_room(self._max_buffered)
@@ -110,7 +110,7 @@ class PullPump(Pump[T]):
                 finally:
                     self._holder = _NOBODY
         finally:
-            if self._cancels:
+            if self._departed:
                 self._settle()
 
     def pull_by_time(self) -> Delivery[T] | None:
@@ -148,7 +148,7 @@ class PullPump(Pump[T]):
                 finally:
                     self._holder = _NOBODY
         finally:
-            if self._cancels:
+            if self._departed:
                 self._settle()
 
     def _refusal(self) -> Exception:
@@ -158,7 +158,7 @@ class PullPump(Pump[T]):
 
     def _settle(self) -> None:
         """Apply the cancels noted by now, unless the role's holder will."""
-        while self._cancels and not self.forked:
+        while self._departed and not self.forked:
             taken: list[bool] = []
             try:
                 # One call in C takes the role and says so: a signal's exception finds it noted.
@@ -166,7 +166,7 @@ class PullPump(Pump[T]):
                 if not taken:
                     return
                 self._holder = get_ident()
-                self._apply_cancels_and_close()
+                self._apply_departures_and_close()
             finally:
                 if taken:
                     self._holder = _NOBODY
@@ -179,8 +179,8 @@ class PullPump(Pump[T]):
         if self._withheld is not None:
             withheld, self._withheld = self._withheld, None
             return withheld
-        if self._cancels:
-            self._apply_cancels_and_close()
+        if self._departed:
+            self._apply_departures_and_close()
         core = self._core
         delivery: Delivery[T] = self._move() if core.has_live else Delivery((), ())
         delivery = self._with_reported(delivery)
@@ -192,11 +192,11 @@ class PullPump(Pump[T]):
         try:
             self._source.close()
         finally:
-            self._apply_cancels_and_close()
+            self._apply_departures_and_close()
             self._unreported.clear()
 
-    def _apply_cancels_and_close(self) -> None:
-        self._apply_cancels()
+    def _apply_departures_and_close(self) -> None:
+        self._apply_departures()
         self._close_if_idle()
 
     def _close_if_idle(self) -> None:

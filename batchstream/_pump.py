@@ -29,7 +29,7 @@ from batchstream._errors import ClosedError, begin_in_source, forget_context
 from batchstream._events import Delivery, FinishReason, StreamEnd
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from batchstream._demux import Demultiplexer
     from batchstream._events import Statistics
@@ -50,29 +50,41 @@ class Pump(ABC, Generic[T]):
     Args:
         core: Tells what a step gives to whom.
         max_buffered: How many outputs a live stream may hold.
+        buffers: One for each slot, where they were made before.
 
     Attributes:
-        buffers: One for each slot.
+        buffers: One for each slot: that of its present occupant, or of the last it had.
         moves: How many times something was added to the buffers.
         forked: Whether this is a copy in a forked child, of no use there.
     """
 
-    def __init__(self, core: Demultiplexer[T], *, max_buffered: int | None) -> None:
+    def __init__(
+        self,
+        core: Demultiplexer[T],
+        *,
+        max_buffered: int | None,
+        buffers: Iterable[Buffer[T]] | None = None,
+    ) -> None:
         self._core = core
         self._max_buffered = max_buffered
         self._room = 0  # how many plain steps every live stream has room for at least
-        self._cancels: deque[int] = deque()
+        # Streams that ended otherwise than by a step, for the core to be told.
+        self._departed: deque[Buffer[T]] = deque()
         self._view: dict[str, View] = {}  # a dict, because setting a default is atomic
         self.forked = False
 
-        self.buffers: list[Buffer[T]] = [Buffer(slot) for slot in range(core.size)]
-        # The slots whose streams have no end. Discarding is atomic, and nothing is ever added.
-        self._endless = set(range(core.size))
+        if buffers is None:
+            buffers = map(Buffer, range(core.size))
+        self.buffers: list[Buffer[T]] = list(buffers)
+        # Those that have no end. Discarding is atomic, and so is adding, for whoever may occupy.
+        self._endless = {buffer for buffer in self.buffers if not buffer.ends}
         self.moves = 0
-        # The lists to append to, by slot; those of the last step; and the slots these belong to.
+        # The lists to append to, by slot; those of the last step; the slots these belong to, and
+        # their buffers.
         self._all_tails = [buffer.tail for buffer in self.buffers]
         self._tails: list[list[T]] = []
         self._tails_of: Sequence[int] = ()
+        self._given_to: Sequence[Buffer[T]] = ()
         self._until_turn = SEGMENT_LENGTH
         # For the next delivery of the view by time: ends of cancelled slots, and of those that
         # something broke off before it could be delivered.
@@ -93,8 +105,11 @@ class Pump(ABC, Generic[T]):
     def _note_cancel(self, buffer: Buffer[T]) -> None:
         given = self._core.given(buffer.slot)
         buffer.cancel(StreamEnd(FinishReason.CANCELLED, given))
-        self._endless.discard(buffer.slot)
-        self._cancels.append(buffer.slot)
+        self._note_departure(buffer)
+
+    def _note_departure(self, buffer: Buffer[T]) -> None:
+        self._endless.discard(buffer)
+        self._departed.append(buffer)
 
     def _note_all_cancels(self) -> None:
         for buffer in self.buffers:
@@ -136,16 +151,19 @@ class Pump(ABC, Generic[T]):
 
     # ---- whoever moves the pump
 
-    def _apply_cancels(self) -> None:
-        while self._cancels:
-            slot = self._cancels.popleft()
-            buffer = self.buffers[slot]
+    def _apply_departures(self) -> None:
+        while self._departed:
+            buffer = self._departed.popleft()
+            slot = buffer.slot
+            if buffer.cancelled:
+                buffer.discard()
+            if self.buffers[slot] is not buffer:
+                continue  # the slot has another occupant since
             if self._core.cancel(slot).ends:
                 self._unreported.append((slot, buffer.ends[0]))
-            buffer.discard()
             if self._core.has_live:
                 self._all_tails[slot] = buffer.tail
-            self._tails, self._tails_of = [], ()
+            self._forget_tails()
 
     def _full_slots(self, limit: int) -> tuple[int, ...]:
         """Return the live streams without room for another output; else count one step off."""
@@ -174,8 +192,10 @@ class Pump(ABC, Generic[T]):
         if self._view.get("view") == "by slot":
             if slots is not self._tails_of:
                 self._tails = list(map(self._all_tails.__getitem__, slots))
+                self._given_to = list(map(self.buffers.__getitem__, slots))
                 self._tails_of = slots
-                self._room = 0  # one may have got more than one output: look again
+                if len(set(slots)) < len(slots):
+                    self._room = 0  # one has got more than one output: look again
             self._append(values)
         for slot, end in ends:
             self._finish_stream(self.buffers[slot], end)
@@ -183,7 +203,7 @@ class Pump(ABC, Generic[T]):
 
     def _finish_stream(self, buffer: Buffer[T], end: StreamEnd) -> None:
         buffer.finish(end)
-        self._endless.discard(buffer.slot)
+        self._endless.discard(buffer)
 
     def _fail_stream(self, buffer: Buffer[T], error: BaseException) -> StreamEnd:
         given = self._core.given(buffer.slot)
@@ -200,7 +220,7 @@ class Pump(ABC, Generic[T]):
         for slot in self._core.live:
             self.buffers[slot].turn_over()
         self._all_tails = [buffer.tail for buffer in self.buffers]
-        self._tails, self._tails_of = [], ()
+        self._forget_tails()
         self._until_turn = SEGMENT_LENGTH
 
     def _settle_with(self, error: BaseException) -> list[tuple[int, StreamEnd]]:
@@ -213,8 +233,12 @@ class Pump(ABC, Generic[T]):
         endless = [buffer for buffer in self.buffers if not buffer.ends]
         return [(buffer.slot, self._fail_stream(buffer, error)) for buffer in endless]
 
+    def _forget_tails(self) -> None:
+        self._tails, self._tails_of, self._given_to = [], (), ()
+
     def _let_go_of_tails(self) -> None:
-        self._all_tails, self._tails, self._tails_of = [], [], ()
+        self._all_tails = []
+        self._forget_tails()
 
     def _with_reported(self, delivery: Delivery[T]) -> Delivery[T]:
         """Return the delivery with the ends that stand, and with those not reported yet."""

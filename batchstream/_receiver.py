@@ -23,12 +23,12 @@ from batchstream._buffers import GATE, Buffer, View
 from batchstream._current_loop import current_loop
 from batchstream._errors import ConcurrentConsumerError
 from batchstream._loops import TURN
-from batchstream._running import PAUSE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from batchstream._running import Place, RunningPump
+    from batchstream._feeds import AsyncFeed
+    from batchstream._places import Place
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ class Receiver(Generic[T]):
 
     _view: ClassVar[View] = "by slot"
 
-    def __init__(self, buffer: Buffer[T], pump: RunningPump[Any]) -> None:
+    def __init__(self, buffer: Buffer[T], pump: AsyncFeed) -> None:
         self._buffer = buffer
         self._pump = pump
         self._reader: Iterator[T] = _EXHAUSTED
@@ -74,7 +74,7 @@ class Receiver(Generic[T]):
         self._left = TURN
         self._busy = False
         # Known from the first wait on, which settles the event loop that this belongs to.
-        self._place: Place[Any] | None = None
+        self._place: Place | None = None
         self._waiting: dict[object, Any] = {}
         self._waiter: Any = None
         self._at_home = True
@@ -93,14 +93,14 @@ class Receiver(Generic[T]):
         while True:
             while len(outputs) == received and len(buffer.segments) == 1 and not buffer.ends:
                 waiter = self._waiter or self._settle_here()
-                self._waiting[buffer.slot] = waiter
+                self._waiting[buffer] = waiter
                 self._busy = True
                 try:
                     # Once more: what came meanwhile wakes nobody.
                     if len(outputs) == received and not buffer.ends:
-                        await (waiter if self._at_home else self._wait_abroad())
+                        await (waiter if self._at_home else self._wait_with_patience())
                 except BaseException as error:
-                    self._waiting.pop(buffer.slot, None)
+                    self._waiting.pop(buffer, None)
                     if isinstance(error, RuntimeError | TypeError):  # of asyncio, and of trio
                         self._check_loop()
                     raise
@@ -179,20 +179,26 @@ class Receiver(Generic[T]):
         pump.read_by(self._view)
         pump.begin(loop)
         place = pump.place_in(loop)
-        place.buffers.extend([buffer] if self._view == "by slot" else pump.buffers)
+        place.residents.add(self)
         self._waiting = place.waiting
         self._place = place
         self._waiter = loop.new_waiter()
         self._checkpoint = loop.checkpoint
-        self._at_home = not pump.may_be_left_alone_in(loop)
+        self._at_home = pump.patience(buffer, loop) is None
         return self._waiter
 
-    async def _wait_abroad(self) -> None:
-        """Wait, but not for ever: a loop that was closed with the pump in it tells nobody."""
+    async def _wait_with_patience(self) -> None:
+        """Wait, but not for ever where it may be that nobody tells."""
         assert self._place is not None  # noqa: S101 - for the type checker
-        assert self._place.loop is not None  # noqa: S101
-        await self._place.loop.wait(self._waiter, PAUSE)
-        self._pump.look_after_itself()
+        loop = self._place.loop
+        assert loop is not None  # noqa: S101
+        await loop.wait(self._waiter, self._pump.patience(self._buffer, loop))
+        self._pump.look_after(self._buffer)
+
+    def leave(self) -> None:
+        """Give the stream up if it has not ended, as the event loop was closed."""
+        if not self._buffer.ends:
+            self._pump.cancel(self._buffer)
 
     def _check_loop(self) -> None:
         """Say so where an output is waited for in another loop than the first."""

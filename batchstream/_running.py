@@ -3,20 +3,14 @@
 Theory of operation
 -------------------
 
-Across threads go wake-ups, never values. A consumer that finds its buffer empty puts a *waiter*
-into its *place* (that of all threads, or that of one event loop), by the slot that it waits for,
-looks once more, and waits. The pump adds to the buffers first, and then takes out of each place the
-waiters of those it gave something to, to resume them with one call per place. Whichever comes
-first, no wake-up is lost; one that is late or needless does no harm, because the woken consumer
-looks at its buffer again.
+How consumers wait, and are woken, is told in `_places`. The pump waits the same way. It pauses
+where live streams have no room. It leaves a row of tokens, as many as there are full buffers, the
+last of which is its own waiter; lets each of these buffers be *watched*; looks once more, and
+waits. The consumer of a watched buffer takes one output by itself and then a token; so whoever is
+last resumes the pump. A cancel takes all tokens.
 
-The pump waits the same way. It pauses where live streams have no room. It leaves a row of tokens,
-as many as there are full buffers, the last of which is its own waiter; lets each of these buffers
-be *watched*; looks once more, and waits. The consumer of a watched buffer takes one output by
-itself and then a token; so whoever is last resumes the pump. A cancel takes all tokens.
-
-The pump begins with the first receive, and ends with the last live stream. Whoever has taken
-`_begun` either starts it or closes a source that was never started.
+The pump begins with the first receive, or when a batcher lets it run, and ends with the last live
+stream. Whoever has taken `_begun` either starts it or closes a source that was never started.
 """
 
 from __future__ import annotations
@@ -26,14 +20,14 @@ from collections import deque
 from itertools import islice, repeat
 from operator import length_hint
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from typing_extensions import TypeVar
 
 from batchstream._buffers import SEGMENT_LENGTH, Buffer
 from batchstream._errors import SlowConsumerError, SourceError
 from batchstream._events import Delivery, FinishReason, StreamEnd
-from batchstream._loops import LoopClosedError
+from batchstream._places import Place, Places
 from batchstream._pump import Pump
 from batchstream._source import unheard
 
@@ -48,8 +42,6 @@ T = TypeVar("T")
 OnOverflow = Literal["wait", "cancel"]
 
 DEFAULT_MAX_BUFFERED: Final = 1024
-PAUSE: Final = 0.5
-"""After how long a paused pump looks whether a loop that it waits for was closed, in seconds."""
 
 
 def check_on_overflow(on_overflow: object) -> OnOverflow:
@@ -63,31 +55,6 @@ def check_on_overflow(on_overflow: object) -> OnOverflow:
     raise ValueError(f"on_overflow must be 'wait' or 'cancel', got {on_overflow!r}")
 
 
-class Place(Generic[T]):
-    """Where consumers of one batch wait: all threads together, or one event loop.
-
-    Args:
-        resume: Lets waiters go on, from any thread.
-        loop: The event loop, unless this is for threads.
-
-    Attributes:
-        waiting: The waiters, by what they wait for: a slot, or an object of their own.
-        buffers: Those that belong to the loop.
-    """
-
-    __slots__ = ("buffers", "loop", "resume", "waiting")
-
-    def __init__(self, resume: Callable[[list[Any]], None], loop: Loop | None = None) -> None:
-        self.resume = resume
-        self.loop = loop
-        self.waiting: dict[object, Any] = {}
-        self.buffers: list[Buffer[T]] = []
-
-    def take(self, keys: Iterable[object]) -> list[Any]:
-        """Take out who waits for one of the keys; each waiter is taken once."""
-        return [*filter(None, map(self.waiting.pop, keys, repeat(None)))]
-
-
 class RunningPump(Pump[T]):
     """A pump that runs by itself.
 
@@ -95,16 +62,25 @@ class RunningPump(Pump[T]):
         core: Tells what a step gives to whom.
         max_buffered: How many outputs a live stream may hold.
         on_overflow: Whether the pump waits for one that holds so many, or ends it.
+        places: Where its consumers wait, if not in places of its own.
+        buffers: One for each slot, where they were made before.
 
     Attributes:
         steps: The deliveries, where the batch is read by time.
         ended: Whether the pump has ended and the source is closed.
+        awaiting_end: What those wait for who wait for that, and other keys to wake then.
     """
 
     def __init__(
-        self, core: Demultiplexer[T], *, max_buffered: int, on_overflow: OnOverflow
+        self,
+        core: Demultiplexer[T],
+        *,
+        max_buffered: int,
+        on_overflow: OnOverflow,
+        places: Places | None = None,
+        buffers: Iterable[Buffer[T]] | None = None,
     ) -> None:
-        super().__init__(core, max_buffered=max_buffered)
+        super().__init__(core, max_buffered=max_buffered, buffers=buffers)
         self._cancels_slow = on_overflow == "cancel"
         # One that is ended for being slow may exceed its bound by the step that shows it.
         self._limit = max_buffered + self._cancels_slow
@@ -114,9 +90,9 @@ class RunningPump(Pump[T]):
         self._close_error: BaseException | None = None
         self._untold: BaseException | None = None
         self.ended = False
-        self.steps: Buffer[Delivery[T]] = Buffer(core.size, "the batch")  # a key of its own
-        self._places: list[Place[T]] = []
-        self._loops: dict[object, Place[T]] = {}
+        self.steps: Buffer[Delivery[T]] = Buffer(core.size, "the batch")
+        self._places = Places() if places is None else places
+        self.awaiting_end: list[object] = [self.steps]
         self._tokens: Iterator[Any] = iter(())
 
     # ---- from any thread, never waiting
@@ -128,8 +104,16 @@ class RunningPump(Pump[T]):
         self._note_cancel(buffer)
         if self._over:  # nobody will apply it
             buffer.discard()
-        self._wake((buffer.slot,))
-        self._after_cancel()
+        self._wake((buffer,))
+        self._after_departure()
+
+    def break_off(self, buffer: Buffer[T], error: BaseException) -> None:
+        """Let one stream fail, after what is buffered, unless it has ended."""
+        if not buffer.ends:
+            self._fail_stream(buffer, error)
+            self._note_departure(buffer)
+            self._wake((buffer,))
+            self._after_departure()
 
     # Resumes the pump, given its waiter.
     _unpark: Callable[[Any], object]
@@ -159,7 +143,7 @@ class RunningPump(Pump[T]):
     def _end_unbegun(self) -> None:
         """Close a source that was never asked for a step; with `_begun` taken."""
 
-    def _after_cancel(self) -> None:
+    def _after_departure(self) -> None:
         self._resume_pump()
         if not self._endless:
             if self._begun.acquire(False):  # noqa: FBT003 - by keyword it takes four times as long
@@ -176,8 +160,8 @@ class RunningPump(Pump[T]):
             return
         self._closing = True
         self._note_all_cancels()
-        self._wake_all()
-        self._after_cancel()
+        self._wake(self.buffers)
+        self._after_departure()
 
     def raise_close_error(self) -> None:
         error, self._close_error = self._close_error, None
@@ -189,13 +173,25 @@ class RunningPump(Pump[T]):
 
     # ---- from a consumer
 
-    def place_in(self, loop: Loop) -> Place[T]:
+    def place_in(self, loop: Loop) -> Place:
         """Return where the consumers of a loop wait; from within that loop."""
-        place = self._loops.get(loop.key)
-        if place is None:
-            place = self._loops[loop.key] = Place(loop.resume, loop)
-            self._places.append(place)
-        return place
+        return self._places.in_loop(loop)
+
+    def patience(self, buffer: Buffer[Any] | None, loop: Loop) -> float | None:  # noqa: ARG002 - see _task
+        """Return after how many seconds whoever waits in this loop is to `look_after`, if ever."""
+        return None
+
+    def look_after(self, buffer: Buffer[Any] | None) -> None:
+        """Settle everybody if the pump has gone without having told them."""
+
+    async def wait_if_idle(self, loop: Loop) -> None:
+        """Wait until the source is closed, if no stream is live any more; from within the loop.
+
+        Raises:
+            BaseException: See `wait_for_end`.
+        """
+        if not self.live:
+            await self.wait_for_end(loop)
 
     async def wait_for_end(self, loop: Loop) -> None:
         """Wait until the source is closed; from within the loop.
@@ -205,24 +201,9 @@ class RunningPump(Pump[T]):
         """
         if self.forked or self._never_ends_before_this():
             return
-        place, key, waiter = self.place_in(loop), object(), loop.new_waiter()
-        try:
-            while not self.ended:
-                place.waiting[key] = waiter
-                if not self.ended:
-                    await loop.wait(waiter, PAUSE if self.may_be_left_alone_in(loop) else None)
-                    self.look_after_itself()
-        finally:
-            place.waiting.pop(key, None)
+        await self._places.wait_for_end(loop, self)
         self.join()
         self.raise_close_error()
-
-    def may_be_left_alone_in(self, loop: Loop) -> bool:  # noqa: ARG002 - for one pump of the two
-        """Whether the pump may go without telling those who wait in this loop."""
-        return False
-
-    def look_after_itself(self) -> None:
-        """Settle everybody if the pump has gone without having told them."""
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for what the pump still has to do after its end; next to nothing."""
@@ -243,9 +224,9 @@ class RunningPump(Pump[T]):
         if self._closing:
             self._note_all_cancels()
             # Whoever closes may have set an end, and not have noted it yet.
-            self._cancels.extend(self._core.live)
-        if self._cancels:
-            self._apply_cancels()
+            self._departed.extend(self.buffers)
+        if self._departed:
+            self._apply_departures()
         return self._core.has_live
 
     def _without_room(self) -> Sequence[Buffer[Any]]:
@@ -270,7 +251,7 @@ class RunningPump(Pump[T]):
         for buffer in full:
             if buffer.buffered < self._limit and (telling := buffer.telling) is not None:
                 deque(telling, maxlen=0)  # unless its consumer has
-        return bool(length_hint(tokens)) and not (self._closing or self._cancels)
+        return bool(length_hint(tokens)) and not (self._closing or self._departed)
 
     def _resuming(self, tokens: Iterator[Any]) -> Iterator[object]:
         """Return what takes these tokens by being run through, and resumes the pump by the last."""
@@ -281,11 +262,6 @@ class RunningPump(Pump[T]):
         self._tokens = iter(())
         for buffer in full:
             buffer.telling = None
-
-    def _leave_closed_loops(self) -> None:
-        for place in self._places:
-            if place.loop is not None and place.loop.closed:
-                self._leave(place)
 
     def _end_slow(self, slot: int) -> None:
         buffer = self.buffers[slot]
@@ -299,17 +275,22 @@ class RunningPump(Pump[T]):
         )
         self._fail_stream(buffer, error)
         self._core.cancel(slot)
-        self._wake((slot,))
+        self._wake((buffer,))
 
     def _give(self, step: object, live: tuple[int, ...]) -> None:
         """Hand out a step, and wake who waits for it."""
-        self._tell(self._take(step, live), live)
+        given_to = self._given_to  # if the step is a plain one
+        delivery = self._take(step, live)
+        if delivery is None:
+            self._wake(given_to)
+        else:
+            self._tell(delivery)
 
     def _finish(self) -> None:
         """Hand out what the end of the source means."""
         delivery = self._core.finish()
         self._hand_out(delivery)
-        self._tell(delivery, ())
+        self._tell(delivery)
 
     def _break_off(self, error: BaseException) -> None:
         """Let the streams that have no end yet fail."""
@@ -317,31 +298,29 @@ class RunningPump(Pump[T]):
             ends = self._settle_with(error)
             if not ends:
                 self._untold = error
-            self._tell(Delivery((), (), ends), ())
+            self._tell(Delivery((), (), ends))
         except BaseException as another:  # noqa: BLE001 - of ours, out of memory perhaps
             unheard(another)  # and `_end` settles what is left
 
-    def _tell(self, delivery: Delivery[T] | None, live: tuple[int, ...]) -> None:
-        if delivery is None:
-            self._wake(live)
-            return
+    def _tell(self, delivery: Delivery[T]) -> None:
         if self._view.get("view") == "by time":
             self._add_delivery(self._with_reported(delivery))
-        self._wake([*delivery.slots, *[slot for slot, _ in delivery.ends]])
+        slots = [*delivery.slots, *[slot for slot, _ in delivery.ends]]
+        self._wake([*map(self.buffers.__getitem__, slots)])
 
     def _add_delivery(self, delivery: Delivery[T]) -> None:
         if len(self.steps.tail) >= SEGMENT_LENGTH:
             self.steps.turn_over()
         self.steps.tail.append(delivery)
-        self._wake((self.steps.slot,))
+        self._wake((self.steps,))
 
     def _end(self) -> None:
         """Let nobody wait for another output; the source is still to be closed."""
         self._over = True
-        if self._cancels:
-            self._apply_cancels()
-        for slot in list(self._endless):  # never, unless the pump itself has failed
-            self._fail_stream(self.buffers[slot], SourceError("the pump has ended unexpectedly"))
+        if self._departed:
+            self._apply_departures()
+        for buffer in list(self._endless):  # never, unless the pump itself has failed
+            self._fail_stream(buffer, SourceError("the pump has ended unexpectedly"))
         self._let_go_of_tails()
         if self._unreported and self._view.get("view") == "by time":
             self._add_delivery(self._with_reported(Delivery((), ())))
@@ -360,33 +339,10 @@ class RunningPump(Pump[T]):
         self._wake_all()
 
     def _wake(self, keys: Sequence[object]) -> None:
-        for place in self._places:
-            if place.waiting and (waiters := place.take(keys)):
-                self._resume(place, waiters)
+        self._places.wake(keys)
 
     def _wake_all(self) -> None:
-        for place in self._places:
-            if waiters := place.take(list(place.waiting)):
-                self._resume(place, waiters)
-
-    def _resume(self, place: Place[T], waiters: list[Any]) -> None:
-        try:
-            place.resume(waiters)
-        except LoopClosedError:
-            self._leave(place)
-        except BaseException:
-            place.waiting.update((object(), waiter) for waiter in waiters)  # for the next time
-            raise
-
-    def _leave(self, place: Place[T]) -> None:
-        """Give up the streams of an event loop that was closed."""
-        place.waiting.clear()
-        self._cancel_in(place)
-
-    def _cancel_in(self, place: Place[T]) -> None:
-        for buffer in place.buffers:
-            if not buffer.ends:
-                self._note_cancel(buffer)
+        self._wake([*self.buffers, *self.awaiting_end])
 
     # ---- after a fork, in the child
 

@@ -7,7 +7,7 @@ batch or a dict by slot; anything else is refused. Elements are never looked at 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from batchstream._errors import StepError
@@ -88,7 +88,18 @@ def _read_sequence(step: object, number: int) -> list[Any] | tuple[Any, ...]:
     )
 
 
+def are_slots(keys: Collection[Any], size: int) -> bool:
+    """Tell quickly whether all keys are slots, and plain numbers; none is touched that is not."""
+    try:
+        kinds = set(map(type, keys))
+    except Exception:  # noqa: BLE001 - a type refuses to be hashed
+        return False
+    return not kinds or (kinds == {int} and min(keys) >= 0 and max(keys) < size)
+
+
 def _read_mapping(step: Mapping[Any, Any], size: int, number: int) -> dict[int, Any]:
+    if type(step) is dict and are_slots(step, size):  # by far the most, and read in C
+        return step
     try:
         items = list(step.items())
     except Exception as error:

@@ -10,7 +10,8 @@ from batchstream._current_loop import current_loop
 from batchstream._errors import PASSING, ClosedError
 from batchstream._events import Delivery
 from batchstream._loops import InterruptedStep, LoopClosedError
-from batchstream._running import PAUSE, RunningPump
+from batchstream._places import PAUSE
+from batchstream._running import RunningPump
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from batchstream._buffers import Buffer
     from batchstream._demux import Demultiplexer
     from batchstream._loops import Loop, Task
-    from batchstream._running import OnOverflow, Place
+    from batchstream._running import OnOverflow
     from batchstream._source import AsyncSource
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ class TaskPump(RunningPump[T]):
         self._task: Task | None = None
         self._in_task = False
         if not core.size:
-            self._after_cancel()
+            self._after_departure()
 
     def begin(self, loop: Loop | None) -> None:
         """Start the task, if nobody has; from within the loop."""
@@ -56,7 +57,7 @@ class TaskPump(RunningPump[T]):
         if self._begun.acquire(False):  # noqa: FBT003 - by keyword it takes four times as long
             assert loop is not None, "an asynchronous source has no consumers in threads"  # noqa: S101
             self._start(loop)
-        self.look_after_itself()
+        self.look_after(None)
 
     def _start(self, loop: Loop) -> None:
         self._loop = loop
@@ -70,12 +71,14 @@ class TaskPump(RunningPump[T]):
         if not self._endless:  # cancelled before there was a task to interrupt
             self._interrupt()
 
-    def may_be_left_alone_in(self, loop: Loop) -> bool:
-        """Whether the pump runs in another loop, which may be closed without a word."""
-        return self._loop is None or self._loop.key is not loop.key
+    def patience(self, buffer: Buffer[Any] | None, loop: Loop) -> float | None:
+        """Do not wait for ever in another loop than the pump's, which may be closed any time."""
+        del buffer
+        return None if self._is_ours(loop) else PAUSE
 
-    def look_after_itself(self) -> None:
+    def look_after(self, buffer: Buffer[Any] | None) -> None:
         """Settle everybody if the loop was closed with the pump in it."""
+        del buffer
         if self._loop is not None and not self.ended and self._loop.closed:
             self._settle_if_not_ended()
 
@@ -153,8 +156,8 @@ class TaskPump(RunningPump[T]):
         waiter = loop.new_waiter()
         try:
             if self._has_to_wait(full, waiter):
-                await loop.wait(waiter, PAUSE if len(self._loops) > 1 else None)
-                self._leave_closed_loops()
+                await loop.wait(waiter, PAUSE if self._places.loops > 1 else None)
+                self._places.leave_closed_loops()
         finally:
             self._go_on_from(full)
 
@@ -183,11 +186,9 @@ class TaskPump(RunningPump[T]):
         else:
             self._start(loop)
 
-    def _resume(self, place: Place[T], waiters: list[Any]) -> None:
-        if self._in_task and place.loop is not None and self._is_ours(place.loop):
-            place.loop.resume_here(waiters)
-        else:
-            super()._resume(place, waiters)
+    def _wake(self, keys: Sequence[object]) -> None:
+        here = self._loop.key if self._in_task and self._loop is not None else None
+        self._places.wake(keys, here)
 
     def _is_ours(self, loop: Loop) -> bool:
         return self._loop is not None and self._loop.key is loop.key
@@ -195,13 +196,11 @@ class TaskPump(RunningPump[T]):
     def _loop_gone(self) -> None:
         """Settle everybody when the task was cancelled, or the loop closed around it."""
         if self._loop is not None and self._loop.closed:
-            for place in self._places:
-                if place.loop is not None and self._is_ours(place.loop):
-                    self._cancel_in(place)
+            self._places.leave_closed_loops()
         error = ClosedError(
             "the task that ran the source was cancelled, as at the end of its event loop"
         )
-        self._tell(Delivery((), (), self._settle_with(error)), ())
+        self._tell(Delivery((), (), self._settle_with(error)))
 
     def _settle_if_not_ended(self) -> None:
         """Settle everybody where the source can no longer be closed, or need not be."""

@@ -15,7 +15,8 @@ from typing_extensions import TypeVar
 
 from batchstream._buffers import GATE, NOWHERE
 from batchstream._errors import PASSING
-from batchstream._running import PAUSE, Place, RunningPump
+from batchstream._places import PAUSE
+from batchstream._running import RunningPump
 from batchstream._source import unheard
 
 if TYPE_CHECKING:
@@ -105,11 +106,9 @@ class ThreadPump(RunningPump[T]):
         super().__init__(core, max_buffered=max_buffered, on_overflow=on_overflow)
         self._source = source
         self._worker = worker
-        self._threads: Place[T] = Place(_release_all)
-        self._places.append(self._threads)
         self._ending = threading.Event()
         if not core.size:
-            self._after_cancel()
+            self._after_departure()
 
     # ---- from a consumer
 
@@ -127,28 +126,7 @@ class ThreadPump(RunningPump[T]):
         del moves  # the buffer itself tells whether something was missed
         self.read_by("by time" if buffer is self.steps else "by slot")
         self.begin(None)
-        waiter = Lock()
-        waiter.acquire()
-        waiting = self._threads.waiting
-        # Of a receive that this one interrupted, in a signal's handler; or left over, no matter.
-        interrupted = waiting.get(buffer.slot)
-        waiting[buffer.slot] = waiter
-        try:
-            if not (buffer.buffered or buffer.ends):
-                self._wait(waiter, deadline)
-        finally:
-            waiting.pop(buffer.slot, None)
-            if interrupted is not None:
-                waiting[buffer.slot] = interrupted
-                if buffer.buffered or buffer.ends:
-                    self._wake((buffer.slot,))
-
-    def _wait(self, waiter: Any, deadline: float | None) -> None:
-        if deadline is None:
-            waiter.acquire()
-            return
-        left = deadline - time.monotonic()
-        if not waiter.acquire(True, min(max(left, 0), threading.TIMEOUT_MAX)):  # noqa: FBT003
+        if not self._places.wait_in_thread(buffer, deadline):
             raise TimeoutError("no output came within the timeout; the stream is unchanged")
 
     def pull_by_time(self) -> Delivery[T] | None:
@@ -237,8 +215,8 @@ class ThreadPump(RunningPump[T]):
         waiter.acquire()
         try:
             if self._has_to_wait(full, waiter):
-                waiter.acquire(True, PAUSE if self._loops else -1)  # noqa: FBT003
-                self._leave_closed_loops()
+                waiter.acquire(True, PAUSE if self._places.loops else -1)  # noqa: FBT003
+                self._places.leave_closed_loops()
         finally:
             self._go_on_from(full)
 
@@ -268,11 +246,6 @@ class ThreadPump(RunningPump[T]):
             self.ended = True
             _running.discard(self)
             self._ending.set()
-
-
-def _release_all(waiters: list[Any]) -> None:
-    for waiter in waiters:
-        waiter.release()
 
 
 _running: Final[set[ThreadPump[Any]]] = set()

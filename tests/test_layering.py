@@ -13,9 +13,19 @@ import batchstream
 PACKAGE = Path(batchstream.__file__).parent
 
 VOCABULARY = {"_markers", "_events", "_errors"}
-CORE = {"_demux", "_eos", "_marks", "_steps"}
+CORE = {"_admission", "_demux", "_eos", "_marks", "_steps"}
 LOOPS = {"_asyncio", "_current_loop", "_loops", "_trio"}
-SHELL_PARTS = {"_buffers", "_opening", "_pump", "_receiver", "_running", "_source", "_stream"}
+SHELL_PARTS = {
+    "_buffers",
+    "_feeds",
+    "_opening",
+    "_places",
+    "_pump",
+    "_receiver",
+    "_running",
+    "_source",
+    "_stream",
+}
 PUMPS = {"_pull", "_task", "_thread"}
 SHELLS = {"_async", "_sync"}
 ENTRY = {"_open"}

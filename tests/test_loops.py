@@ -283,7 +283,7 @@ def test_R14_an_interrupt_of_a_waiting_consumer_loses_no_output():
 
     def interrupt():
         assert gate.reached.wait(TIMEOUT)
-        while not batch._pump._threads.waiting:
+        while not batch._pump._places._threads.waiting:
             os.sched_yield()
         os.kill(os.getpid(), signal.SIGINT)
 
