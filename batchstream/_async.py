@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from batchstream._buffers import Buffer
     from batchstream._demux import Demultiplexer
     from batchstream._events import Delivery, Statistics
+    from batchstream._feeds import AsyncFeed
     from batchstream._running import OnOverflow
 
 T = TypeVar("T", default=Any)
@@ -85,7 +86,7 @@ class AsyncStream(AnyStream[T], Receiver[T]):
         raise TypeError("an AsyncStream is made by demux or AsyncBatchedStream only")
 
     @classmethod
-    def _of(cls, buffer: Buffer[T], pump: TaskPump[T] | ThreadPump[T]) -> AsyncStream[T]:
+    def _of(cls, buffer: Buffer[T], pump: AsyncFeed) -> AsyncStream[T]:
         stream = cls.__new__(cls)
         Receiver.__init__(stream, buffer, pump)
         return stream

@@ -120,8 +120,15 @@ class AsyncioLoop:
 
     def resume(self, waiters: Sequence[AsyncioWaiter]) -> None:
         """Let these waiters go on, with one call into the loop."""
+        self._call(AsyncioWaiter.resume_all, iter(waiters), self._loop)
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Call this in the loop, soon."""
+        self._call(function)
+
+    def _call(self, function: Callable[..., object], *args: object) -> None:
         try:
-            self._loop.call_soon_threadsafe(AsyncioWaiter.resume_all, iter(waiters), self._loop)
+            self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
             if self._loop.is_closed():
                 raise LoopClosedError from None

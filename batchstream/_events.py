@@ -71,6 +71,43 @@ class Delivery(NamedTuple, Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
+class BatcherStatistics:
+    """The figures of one batcher at one moment, over all its batches.
+
+    Attributes:
+        batches: Batches that were formed; in continuous batching, groups that joined together.
+        batch_sizes: How many of them had how many requests.
+        steps: Steps that were made.
+        occupancy: Which part of `max_batch_size` was live, on average over the steps.
+        outputs: Outputs given to streams, whether they were read or not.
+        dropped: Outputs for slots that had finished.
+        opened: Requests that were accepted; always the live and the finished together.
+        refused: Requests that were refused with `OverloadedError`.
+        live: Requests that have not finished, those that wait among them.
+        waiting: Requests that have not joined a batch.
+        finished: Requests that have finished, by reason.
+        buffered: Outputs that wait in live streams to be received.
+        waited: For how long those that joined a batch had waited together, in seconds.
+        longest_wait: For how long one of them had at most.
+    """
+
+    batches: int
+    batch_sizes: Mapping[int, int]
+    steps: int
+    occupancy: float
+    outputs: int
+    dropped: int
+    opened: int
+    refused: int
+    live: int
+    waiting: int
+    finished: Mapping[FinishReason, int]
+    buffered: int
+    waited: float
+    longest_wait: float
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """The figures of one batch at one moment.
 

@@ -1,11 +1,14 @@
-"""What a stream asks of whoever fills its buffer: the pump of its batch, or a batcher."""
+"""What a stream asks of whoever fills its buffer: the pump of its batch, or a batcher.
+
+Either is given back the buffers that it made itself, of whatever class.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from batchstream._buffers import Buffer, View
+    from batchstream._buffers import View
     from batchstream._loops import Loop
     from batchstream._places import Place
 
@@ -16,7 +19,7 @@ class Feed(Protocol):
     def check_view(self, view: View) -> None:
         """Raise if the batch is read by the other view."""
 
-    def cancel(self, buffer: Buffer[Any]) -> None:
+    def cancel(self, buffer: Any) -> None:
         """Give one stream up."""
 
 
@@ -29,7 +32,7 @@ class SyncFeed(Feed, Protocol):
 
     moves: int
 
-    def pull(self, buffer: Buffer[Any], moves: int, deadline: float | None) -> None:
+    def pull(self, buffer: Any, moves: int, deadline: float | None) -> None:
         """Return when the buffer may hold something that it did not when `moves` was read.
 
         Raises:
@@ -52,10 +55,10 @@ class AsyncFeed(Feed, Protocol):
     def place_in(self, loop: Loop) -> Place:
         """Return where the consumers of a loop wait."""
 
-    def patience(self, buffer: Buffer[Any] | None, loop: Loop) -> float | None:
+    def patience(self, buffer: Any, loop: Loop) -> float | None:
         """Return after how many seconds whoever waits in this loop is to `look_after`, if ever."""
 
-    def look_after(self, buffer: Buffer[Any] | None) -> None:
+    def look_after(self, buffer: Any) -> None:
         """Bring an end about that nobody else may tell of."""
 
     async def wait_if_idle(self, loop: Loop) -> None:

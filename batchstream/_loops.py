@@ -58,6 +58,13 @@ class Loop(Protocol):
     def resume_here(self, waiters: Sequence[Any]) -> None:
         """Do the same from within this loop."""
 
+    def call(self, function: Callable[[], object]) -> None:
+        """Call this in the loop, soon. From any thread.
+
+        Raises:
+            LoopClosedError: The loop was closed.
+        """
+
     async def wait(self, waiter: Any, seconds: float | None) -> None:
         """Wait until woken, or until so many seconds have passed."""
 

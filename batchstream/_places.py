@@ -47,12 +47,14 @@ class Ending(Protocol):
     """What comes to an end that can be waited for.
 
     Attributes:
-        ended: Whether it has.
         awaiting_end: The keys to be woken when it has.
     """
 
-    ended: bool
     awaiting_end: list[object]
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to its end."""
 
     def patience(self, buffer: None, loop: Loop, /) -> float | None:
         """Return after how many seconds whoever waits in this loop is to `look_after`, if ever."""

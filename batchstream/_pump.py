@@ -165,6 +165,14 @@ class Pump(ABC, Generic[T]):
                 self._all_tails[slot] = buffer.tail
             self._forget_tails()
 
+    def _occupy(self, slot: int, buffer: Buffer[T], max_outputs: int | None) -> None:
+        """Let a buffer have a slot whose last occupant has finished."""
+        self._core.open(slot, max_outputs=max_outputs)
+        self.buffers[slot] = buffer
+        self._endless.add(buffer)
+        self._all_tails[slot] = buffer.tail
+        self._forget_tails()
+
     def _full_slots(self, limit: int) -> tuple[int, ...]:
         """Return the live streams without room for another output; else count one step off."""
         if not self._room:

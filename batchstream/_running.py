@@ -111,9 +111,13 @@ class RunningPump(Pump[T]):
         """Let one stream fail, after what is buffered, unless it has ended."""
         if not buffer.ends:
             self._fail_stream(buffer, error)
-            self._note_departure(buffer)
+            self.note_departure(buffer)
             self._wake((buffer,))
-            self._after_departure()
+
+    def note_departure(self, buffer: Buffer[T]) -> None:
+        """Take note that one stream has ended, by whomever."""
+        self._note_departure(buffer)
+        self._after_departure()
 
     # Resumes the pump, given its waiter.
     _unpark: Callable[[Any], object]
@@ -268,7 +272,7 @@ class RunningPump(Pump[T]):
         limit = self._max_buffered
         assert limit is not None  # noqa: S101 - for the type checker
         error = SlowConsumerError(
-            f"stream {slot} holds {buffer.buffered} unread outputs, more than {limit} "
+            f"{buffer.name} holds {buffer.buffered} unread outputs, more than {limit} "
             f"(max_buffered), and was ended for it (on_overflow='cancel')",
             slot=slot,
             max_buffered=limit,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextvars import copy_context
 from functools import partial
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from batchstream._errors import PASSING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Iterable,
         Iterator,
     )
+    from contextvars import Context
 
 
 class Source:
@@ -114,6 +115,37 @@ class Source:
             raise
         except BaseException as error:  # noqa: BLE001 - handed on, to the hook
             unheard(error)
+
+
+class SyncSource(Protocol):
+    """What a pump in a thread moves, and closes once it has ended: a `Source`, or the like.
+
+    Attributes:
+        advance: See `Source`.
+    """
+
+    @property
+    def advance(self) -> Callable[[tuple[int, ...]], object]: ...
+
+    def close(self) -> None:
+        """See `Source.close`."""
+
+
+class AnyAsyncSource(Protocol):
+    """What a pump in a task moves, and closes once it has ended: an `AsyncSource`, or the like.
+
+    Attributes:
+        context: What the task is to run in.
+        advance: See `AsyncSource`.
+    """
+
+    context: Context
+
+    @property
+    def advance(self) -> Callable[[tuple[int, ...]], Awaitable[object]]: ...
+
+    async def aclose(self) -> None:
+        """See `AsyncSource.aclose`."""
 
 
 class AsyncSource:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from batchstream._demux import Demultiplexer
     from batchstream._events import Delivery, Statistics
+    from batchstream._feeds import SyncFeed
     from batchstream._running import OnOverflow
 
 T = TypeVar("T", default=Any)
@@ -72,7 +73,7 @@ class Stream(AnyStream[T], chain[T]):
 
     __slots__ = ("__weakref__", "_buffer", "_inlet", "_pump")
     _inlet: Inlet[T]
-    _pump: PullPump[T] | ThreadPump[T]
+    _pump: SyncFeed
 
     def __new__(cls, *_: object, **__: object) -> Self:
         raise TypeError("a Stream is made by demux or BatchedStream only")
@@ -83,15 +84,13 @@ class Stream(AnyStream[T], chain[T]):
         raise TypeError("a Stream is made by demux or BatchedStream only")
 
     @classmethod
-    def _of(cls, buffer: Buffer[T], pump: PullPump[T] | ThreadPump[T]) -> Stream[T]:
+    def _of(cls, buffer: Buffer[T], pump: SyncFeed) -> Stream[T]:
         inlet = Inlet(buffer, pump)
         stream = cast("Stream[T]", super().from_iterable(inlet.parts))
         stream._attach(buffer, inlet, pump)  # noqa: SLF001 - __new__ refuses, so no __init__ runs
         return stream
 
-    def _attach(
-        self, buffer: Buffer[T], inlet: Inlet[T], pump: PullPump[T] | ThreadPump[T]
-    ) -> None:
+    def _attach(self, buffer: Buffer[T], inlet: Inlet[T], pump: SyncFeed) -> None:
         self._buffer = buffer
         self._inlet = inlet
         self._pump = pump

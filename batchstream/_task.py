@@ -14,13 +14,14 @@ from batchstream._places import PAUSE
 from batchstream._running import RunningPump
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from batchstream._buffers import Buffer
     from batchstream._demux import Demultiplexer
     from batchstream._loops import Loop, Task
+    from batchstream._places import Places
     from batchstream._running import OnOverflow
-    from batchstream._source import AsyncSource
+    from batchstream._source import AnyAsyncSource
 
 T = TypeVar("T")
 
@@ -33,17 +34,27 @@ class TaskPump(RunningPump[T]):
         core: Tells what a step gives to whom.
         max_buffered: How many outputs a live stream may hold.
         on_overflow: Whether the pump waits for one that holds so many, or ends it.
+        places: Where its consumers wait, if not in places of its own.
+        buffers: One for each slot, where they were made before.
     """
 
     def __init__(
         self,
-        source: AsyncSource,
+        source: AnyAsyncSource,
         core: Demultiplexer[T],
         *,
         max_buffered: int,
         on_overflow: OnOverflow,
+        places: Places | None = None,
+        buffers: Iterable[Buffer[T]] | None = None,
     ) -> None:
-        super().__init__(core, max_buffered=max_buffered, on_overflow=on_overflow)
+        super().__init__(
+            core,
+            max_buffered=max_buffered,
+            on_overflow=on_overflow,
+            places=places,
+            buffers=buffers,
+        )
         self._source = source
         self._loop: Loop | None = None
         self._task: Task | None = None
@@ -62,7 +73,7 @@ class TaskPump(RunningPump[T]):
     def _start(self, loop: Loop) -> None:
         self._loop = loop
         try:
-            self._task = loop.spawn(self._run, self._settle_if_not_ended, self._source.context)
+            self._task = loop.spawn(self.run, self._settle_if_not_ended, self._source.context)
         except BaseException as error:
             self._break_off(error)
             self._settle_if_not_ended()
@@ -92,7 +103,8 @@ class TaskPump(RunningPump[T]):
 
     # ---- the task
 
-    async def _run(self, task: Task) -> None:
+    async def run(self, task: Task) -> None:
+        """Make every step, and close the source, in the calling task."""
         stopping: BaseException | None = None
         try:
             while self._goes_on():

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from operator import length_hint, methodcaller
 from queue import SimpleQueue
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from typing_extensions import TypeVar
 
@@ -20,14 +20,15 @@ from batchstream._running import RunningPump
 from batchstream._source import unheard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from batchstream._buffers import Buffer
     from batchstream._demux import Demultiplexer
     from batchstream._events import Delivery
     from batchstream._loops import Loop
+    from batchstream._places import Places
     from batchstream._running import OnOverflow
-    from batchstream._source import Source
+    from batchstream._source import SyncSource
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -50,6 +51,15 @@ class Worker:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+            del job  # it may hold much, and the next one may be long in coming
+
+    def do(self, job: Callable[[], object]) -> None:
+        """Do this next. It must not raise."""
+        self._jobs.put(job)
+
+    def end(self) -> None:
+        """End when all that was asked for is done."""
+        self._jobs.put(None)
 
     def call(self, function: Callable[[], R]) -> Future[R]:
         """Do this next; return where its result can be waited for."""
@@ -70,8 +80,8 @@ class Worker:
 
     def end_after(self, job: Callable[[], object]) -> None:
         """Do this, and then end. It must not raise."""
-        self._jobs.put(job)
-        self._jobs.put(None)
+        self.do(job)
+        self.end()
 
     @property
     def is_current(self) -> bool:
@@ -92,18 +102,28 @@ class ThreadPump(RunningPump[T]):
         max_buffered: How many outputs a live stream may hold.
         on_overflow: Whether the pump waits for one that holds so many, or ends it.
         worker: The thread, where the source's first step was made in it already.
+        places: Where its consumers wait, if not in places of its own.
+        buffers: One for each slot, where they were made before.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: SyncSource,
         core: Demultiplexer[T],
         *,
         max_buffered: int,
         on_overflow: OnOverflow,
         worker: Worker | None = None,
+        places: Places | None = None,
+        buffers: Iterable[Buffer[T]] | None = None,
     ) -> None:
-        super().__init__(core, max_buffered=max_buffered, on_overflow=on_overflow)
+        super().__init__(
+            core,
+            max_buffered=max_buffered,
+            on_overflow=on_overflow,
+            places=places,
+            buffers=buffers,
+        )
         self._source = source
         self._worker = worker
         self._ending = threading.Event()
@@ -163,8 +183,8 @@ class ThreadPump(RunningPump[T]):
                 if isinstance(error, PASSING):
                     raise
             else:
-                _running.add(self)
-                self._worker.end_after(self._run)
+                running.add(self)
+                self._worker.end_after(self.run)
 
     def close(self) -> None:
         """Cancel what is live, and wait until the source is closed and the thread has ended.
@@ -190,7 +210,8 @@ class ThreadPump(RunningPump[T]):
 
     # ---- the thread
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Make every step, and close the source, in the calling thread."""
         try:
             while self._goes_on():
                 if full := self._without_room():
@@ -244,20 +265,41 @@ class ThreadPump(RunningPump[T]):
             unheard(error)
         finally:
             self.ended = True
-            _running.discard(self)
+            running.discard(self)
             self._ending.set()
 
 
-_running: Final[set[ThreadPump[Any]]] = set()
+class Running(Protocol):
+    """What has threads that run.
+
+    Attributes:
+        forked: Whether they are in another process.
+    """
+
+    forked: bool
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to its end already."""
+
+    def request_close(self) -> None:
+        """Bring it about."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the threads have ended."""
+
+
+running: Final[set[Running]] = set()
+"""What is to be ended before the interpreter is."""
 
 
 @atexit.register
 def _end_all() -> None:
     """Let the sources of abandoned batches be closed, as far as that takes no time."""
-    pumps = list(_running)
-    for pump in pumps:
-        if not (pump.forked or pump.ended):
-            pump.request_close()
+    left = list(running)
+    for each in left:
+        if not (each.forked or each.ended):
+            each.request_close()
     until = time.monotonic() + EXIT_PATIENCE
-    for pump in pumps:
-        pump.join(max(0.0, until - time.monotonic()))
+    for each in left:
+        each.join(max(0.0, until - time.monotonic()))

@@ -75,8 +75,15 @@ class TrioLoop:
 
     def resume(self, waiters: Sequence[TrioWaiter]) -> None:
         """Let these waiters go on, with one call into the loop."""
+        self._call(_resume, waiters)
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Call this in the loop, soon."""
+        self._call(function)
+
+    def _call(self, function: Callable[..., object], *args: object) -> None:
         try:
-            self._token.run_sync_soon(_resume, waiters)
+            self._token.run_sync_soon(function, *args)
         except trio.RunFinishedError:
             raise LoopClosedError from None
 

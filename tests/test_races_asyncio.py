@@ -177,7 +177,7 @@ async def settled(batch, source):
     assert pump.ended
     assert batch.live == ()
     assert not length_hint(pump._tokens), "the pump is still paused"
-    assert not any(place.waiting for place in pump._places)
+    assert not any(place.waiting for place in pump._places._all)
     figures = batch.statistics()
     assert figures.opened == sum(figures.finished.values())
     for stream in batch:  # one end, for ever

@@ -76,7 +76,7 @@ def end(batch, source):
     batch.close()
     assert source.closed == 1
     assert batch.live == ()
-    assert not any(place.waiting for place in batch._pump._places)
+    assert not any(place.waiting for place in batch._pump._places._all)
     figures = batch.statistics()
     assert figures.opened == sum(figures.finished.values())
     for stream in batch:
@@ -439,7 +439,7 @@ async def end_async(batch, source):
     await batch.aclose()
     assert source.closed == 1
     batch._pump.join()
-    assert not any(place.waiting for place in batch._pump._places)
+    assert not any(place.waiting for place in batch._pump._places._all)
 
 
 async def read_async(stream, into):

@@ -448,7 +448,7 @@ def test_R09_a_thread_that_cannot_be_started_fails_every_stream(starting):
         results[1] = read_blocking(batch[1])
 
     def open_the_gate():
-        while 1 not in batch._pump._threads.waiting:
+        while batch._pump.buffers[1] not in batch._pump._places._threads.waiting:
             os.sched_yield()
         starting.opened.set()
 

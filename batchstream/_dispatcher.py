@@ -1,0 +1,593 @@
+"""Requests in, batches out: what every batcher does, whoever its workers are.
+
+Theory of operation
+-------------------
+
+A request is its own stream's buffer from its arrival on. It waits in the *admission*, which decides
+who joins a batch; then the pump of that batch fills it. Consumers wait in places that all batches
+of the dispatcher share, so they need not know where their request is.
+
+A *worker*, a thread or a task, works while there is anything to do. It looks: takes a batch if one
+is ready and runs it, waits if the batch could still grow, and stops working if nobody waits. Who
+submits a request starts a worker if one is free, or rings for one that waits longer than it now
+should. Deciding that and looking happen under one lock, so no request is forgotten; whatever
+follows, and every call of the user's code, happens outside of it.
+
+Whoever ends a request, from whichever thread, does so by its buffer and takes no lock. The buffer
+puts itself into `_told`, once; whoever next has the lock takes note.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from contextvars import copy_context
+from functools import partial
+from itertools import count
+from threading import Event, Lock
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple
+
+from typing_extensions import TypeVar
+
+from batchstream._current_loop import current_loop
+from batchstream._errors import ClosedError, OverloadedError, begin_in_source
+from batchstream._events import BatcherStatistics, FinishReason, StreamEnd
+from batchstream._places import Place, Places
+from batchstream._request import Request
+from batchstream._source import unheard
+from batchstream._terms import check_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable
+
+    from batchstream._buffers import View
+    from batchstream._loops import Loop
+    from batchstream._runs import BatchRun
+    from batchstream._terms import Terms
+
+T = TypeVar("T")
+
+_MANY: Final = 64  # groups, that need not be tidied up
+
+
+class Dispatcher(ABC, Generic[T]):
+    """The requests of one batcher, and what feeds their streams.
+
+    Args:
+        terms: What the batcher was made with.
+
+    Attributes:
+        terms: The same.
+        places: Where consumers wait.
+        context: A copy of the context in which this object was made.
+        awaiting_end: See `Places.wait_for_end`.
+    """
+
+    moves = 0  # `pull` looks at the buffer itself
+
+    def __init__(self, terms: Terms[Any, T]) -> None:
+        self.terms = terms
+        self.places = Places()
+        self.context = copy_context()
+        self.awaiting_end: list[object] = []
+        self.forked = False
+        self._lock = Lock()
+        self._told: deque[Request[T]] = deque()
+        self._numbers = count()
+        # One object for each key. Keys are the user's, so they are hashed and compared outside of
+        # the lock; for that the dict is only added to, and replaced by an empty one.
+        self._groups: dict[Hashable, object] = {}
+
+        # Changed under the lock alone.
+        self._closed = False
+        self._admission = terms.admission()
+        self._workers: set[object] = set()  # those at work
+        # Those of them who wait for more: until when, and what to ring.
+        self._listening: dict[object, tuple[float, Any]] = {}
+        self._runs: set[BatchRun[T]] = set()
+        self._opened = 0
+        self._refused = 0
+        self._finished: Counter[FinishReason] = Counter()
+        self._batch_sizes: Counter[int] = Counter()
+        self._waited = 0.0
+        self._longest_wait = 0.0
+        self._past = Tally()
+        self._all_left = Event()
+        _dispatchers.add(self)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether requests wait; from any thread, and a moment later it may be otherwise."""
+        return self._admission.waiting > 0
+
+    @property
+    def state(self) -> str:
+        """How it is, in words."""
+        state = "closed" if self._closed else "open"
+        return f"{state}, {self._admission.waiting} requests waiting, {len(self._runs)} batches run"
+
+    # ---- from whoever submits
+
+    def submit(
+        self, content: Any, *, timeout: float | None, wait_timeout: float | None
+    ) -> Request[T]:
+        """Accept a request.
+
+        Raises:
+            OverloadedError: As many requests wait as may.
+            ClosedError: The batcher was closed, or is in use in the process this is a fork of.
+            RuntimeError: There is nobody who could work on it.
+            TypeError, ValueError: A timeout, or what the request costs or is limited to, is not a
+                number that it can be.
+            Exception: What `key`, `cost` or `max_outputs` raise.
+        """
+        if self.forked:
+            raise self._forked_error()
+        request: Request[T] = Request(next(self._numbers), content, self._told)
+        request.timeout = None if timeout is None else check_seconds("timeout", timeout)
+        if wait_timeout is not None:
+            request.wait_timeout = check_seconds("wait_timeout", wait_timeout)
+        request.cost = self.terms.cost_of(content)
+        request.max_outputs = self.terms.limit_of(content)
+        key = self.terms.key_of(content)
+        self.prepare()
+        refusal: Exception | None = None
+        call: Callable[[], object] | None = None
+        while True:
+            groups = self._groups
+            request.group = groups.setdefault(key, object())
+            with self._lock:
+                if groups is not self._groups:
+                    continue
+                noted = self._take_note()
+                try:
+                    call = self._admit(request, noted.now)
+                except (ClosedError, OverloadedError, ValueError) as error:
+                    refusal = error
+            break
+        self._follow_up(noted)
+        if refusal is not None:
+            if isinstance(refusal, OverloadedError):
+                self.terms.reports("refused")
+            try:
+                raise refusal
+            finally:
+                del refusal  # it holds this frame
+        try:
+            self.terms.reports("submitted")
+            if call is not None:
+                call()
+        except BaseException:
+            self.cancel(request)
+            raise
+        return request
+
+    def prepare(self) -> None:
+        """See to it that there can be workers.
+
+        Raises:
+            RuntimeError: There cannot.
+        """
+
+    def _admit(self, request: Request[T], now: float) -> Callable[[], object] | None:
+        """With the lock: let a request wait, and return what is to be done about it."""
+        if self._closed:
+            raise ClosedError("this batcher was closed")
+        request.arrive(now)
+        try:
+            self._admission.submit(request)
+        except OverloadedError:
+            self._refused += 1
+            raise
+        self._opened += 1
+        return self._whom_to_call()
+
+    def _whom_to_call(self) -> Callable[[], object] | None:
+        """With the lock: return what brings a worker to look when it should, unless one will."""
+        at = self._admission.wake_at()
+        if at is None:
+            return None
+        for worker, (until, waiter) in self._listening.items():
+            if until > at:
+                del self._listening[worker]
+                return partial(self._ring, waiter)
+        if self._listening or len(self._workers) >= self.terms.workers:
+            return None
+        worker = self._hire()
+        self._workers.add(worker)
+        return partial(self._try_to_start, worker)
+
+    def _try_to_start(self, worker: object) -> None:
+        try:
+            self._start(worker)
+        except BaseException:
+            self._leave(worker)
+            raise
+
+    @abstractmethod
+    def _hire(self) -> object:
+        """With the lock: return a worker that has nothing to do."""
+
+    def _rest(self, worker: object) -> None:
+        """With the lock: take note that a worker has nothing more to do."""
+
+    @abstractmethod
+    def _start(self, worker: Any) -> None:
+        """Let a worker look, and go on until it finds nothing."""
+
+    @abstractmethod
+    def _ring(self, waiter: Any) -> None:
+        """Let a worker look that waits."""
+
+    # ---- from a worker
+
+    def look(self, worker: object, waiter: object) -> list[Request[T]] | float | None:
+        """Take a batch if one is ready.
+
+        Args:
+            worker: Who looks.
+            waiter: What can be rung to let it look again.
+
+        Returns:
+            The requests of a batch; or for how long to wait, in seconds, before looking again; or
+            None, and the worker has stopped working.
+        """
+        call = None
+        groups = self._groups  # what goes out of use here is freed outside of the lock
+        with self._lock:
+            self._listening.pop(worker, None)
+            noted = self._take_note()
+            joining = self._take(noted.now, self.terms.max_batch_size, 0.0)
+            at = self._admission.wake_at()
+            seconds = None
+            if joining:
+                call = self._whom_to_call()
+            elif at is None or any(until <= at for until, _ in self._listening.values()):
+                self._workers.discard(worker)
+                self._rest(worker)
+                if len(groups) > _MANY and not self._admission.waiting:
+                    self._groups = {}
+            else:
+                seconds = max(at - noted.now, 0.0)
+                self._listening[worker] = at, waiter
+        self._follow_up(noted)
+        if joining:
+            self._report_joined(joining, noted.now)
+            self._call_for_help(call)
+            return joining
+        if seconds is None:
+            self._look_whether_ended()
+        return seconds
+
+    def take_joining(self, slots: int, spent: float) -> list[Request[T]]:
+        """Take those that join a running batch with so many free slots, which costs so much."""
+        with self._lock:
+            noted = self._take_note()
+            joining = self._take(noted.now, slots, spent)
+        self._follow_up(noted)
+        self._report_joined(joining, noted.now)
+        return joining
+
+    def _take(self, now: float, slots: int, spent: float) -> list[Request[T]]:
+        """With the lock: take those who join now, and have not left at this very moment."""
+        joining: list[Request[T]] = []
+        while not joining and (taken := self._admission.take(now, slots=slots, spent=spent)):
+            joining = [request for request in taken if not request.ends]
+        if joining:
+            self._batch_sizes[len(joining)] += 1
+        for request in joining:
+            request.joined = now
+            self._waited += now - request.arrived
+            self._longest_wait = max(self._longest_wait, now - request.arrived)
+        return joining
+
+    def _report_joined(self, joining: list[Request[T]], now: float) -> None:
+        if joining and self.terms.reports.wanted:
+            self.terms.reports("joined", [now - request.arrived for request in joining])
+
+    def _call_for_help(self, call: Callable[[], object] | None) -> None:
+        """Let another worker look, if it can be had."""
+        if call is not None:
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001 - no thread to be had, perhaps
+                unheard(error)
+
+    def _leave(self, worker: object) -> None:
+        """Take note that a worker is not at work, however that came."""
+        call = None
+        with self._lock:
+            if worker in self._workers:
+                self._workers.discard(worker)
+                self._listening.pop(worker, None)
+                self._rest(worker)
+                call = self._whom_to_call()
+        self._call_for_help(call)
+        self._look_whether_ended()
+
+    def add(self, run: BatchRun[T]) -> None:
+        """Take note of a batch that begins to run."""
+        with self._lock:
+            self._runs.add(run)
+        if self._closed:
+            self._close_runs([run])
+
+    def remove(self, run: BatchRun[T]) -> None:
+        """Take note of a batch that has ended."""
+        with self._lock:
+            if run in self._runs:
+                self._runs.discard(run)
+                self._past.add(run.tally())
+
+    def take_note(self) -> None:
+        """Count those that have ended, and let go of those whose time is over."""
+        if self._told:
+            with self._lock:
+                noted = self._take_note()
+            self._follow_up(noted)
+
+    def _take_note(self) -> _Noted[T]:
+        """With the lock: see what has happened, and return what is to be done about it."""
+        gone: list[Request[T]] = []
+        while self._told:
+            request = self._told.popleft()
+            self._admission.withdraw(request)
+            self._finished[request.ends[0].reason] += 1
+            gone.append(request)
+        now = monotonic()
+        return _Noted(now, gone, self._admission.expire(now))
+
+    def _follow_up(self, noted: _Noted[T]) -> None:
+        for request in noted.overdue:
+            self._fail(request, request.overdue())
+        if self.terms.reports.wanted:
+            for request in noted.gone:
+                self.terms.reports(
+                    "finished",
+                    request.ends[0],
+                    joined=request.joined is not None,
+                    lasted=noted.now - request.arrived,
+                )
+
+    def _fail(self, request: Request[T], error: BaseException) -> None:
+        """Let a request fail that has not joined a batch."""
+        request.finish(StreamEnd(FinishReason.ERROR, 0, error=error))
+        self.places.wake((request,))
+        if request.pump is not None:  # after all
+            request.pump.note_departure(request)
+
+    def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
+        """Let requests fail that have not joined a batch."""
+        begin_in_source(error)
+        for request in requests:
+            self._fail(request, error)
+
+    # ---- from a consumer: what a stream asks of its feed
+
+    def check_view(self, view: View) -> None:
+        """Allow it: there is no other."""
+
+    def read_by(self, view: View) -> None:
+        """Allow it: there is no other."""
+
+    def check_timeouts(self) -> None:
+        """Allow them: nobody waits for the model in the consumer's own thread."""
+
+    def cancel(self, request: Request[T]) -> None:
+        """Give a request up."""
+        if self.forked or request.cancelled:
+            return
+        if request.pump is not None:
+            request.pump.cancel(request)
+            return
+        request.cancel(StreamEnd(FinishReason.CANCELLED, 0))
+        self.places.wake((request,))
+        if request.pump is not None:  # it has joined a batch meanwhile
+            request.pump.note_departure(request)
+
+    def begin(self, loop: Loop | None) -> None:
+        """Refuse to wait for ever; the work has begun when the request was submitted.
+
+        Raises:
+            RuntimeError: The calling code is that of a batch, which would wait for its own worker.
+            ClosedError: This is a fork of the process that uses the batcher.
+        """
+        del loop
+        if self.forked:
+            raise self._forked_error()
+        if self._is_waited_for():
+            raise RuntimeError("the source of a batch waits for a request to its own batcher")
+
+    def pull(self, request: Request[T], moves: int, deadline: float | None) -> None:
+        """Wait until the buffer may hold something, or its stream has ended.
+
+        Raises:
+            TimeoutError: The deadline has passed.
+            RuntimeError, ClosedError: See `begin`.
+        """
+        del moves
+        self.begin(None)
+        patience = self.patience(request, None)
+        times = [] if patience is None else [monotonic() + patience]
+        if deadline is not None:
+            times.append(deadline)
+        if self.places.wait_in_thread(request, min(times, default=None)):
+            return
+        self.look_after(request)
+        if deadline is not None and deadline <= monotonic():
+            raise TimeoutError("no output came within the timeout; the stream is unchanged")
+
+    def place_in(self, loop: Loop) -> Place:
+        """Return where the consumers of a loop wait; from within that loop."""
+        return self.places.in_loop(loop)
+
+    def patience(self, request: Request[T] | None, loop: Loop | None) -> float | None:
+        """Return after how many seconds whoever waits here is to `look_after`, if ever."""
+        del loop
+        if request is None or request.deadline is None:
+            return None
+        return max(request.deadline - monotonic(), 0.0)
+
+    def look_after(self, request: Request[T] | None) -> None:
+        """Let a request fail whose time is over, even if its worker is in a long step."""
+        if request is not None and request.is_overdue(monotonic()):
+            if request.pump is None:
+                self._fail(request, request.overdue())
+            else:
+                request.pump.break_off(request, request.overdue())
+
+    async def wait_if_idle(self, loop: Loop) -> None:
+        """Wait for nothing: other requests keep the model busy."""
+
+    # ---- from the owner
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was closed, and no worker is at work any more."""
+        return self._closed and not self._workers
+
+    def request_close(self) -> None:
+        """Let every request fail that has not ended, and accept no other."""
+        if self.forked:
+            return
+        with self._lock:
+            self._closed = True
+            noted = self._take_note()
+            waiting = self._admission.take_all()
+            listening = [waiter for _, waiter in self._listening.values()]
+            self._listening.clear()
+            runs = list(self._runs)
+        self._follow_up(noted)
+        self.fail_all(waiting, ClosedError("the batcher was closed"))
+        for waiter in listening:
+            self._ring(waiter)
+        self._close_runs(runs)
+        self.take_note()
+        self._look_whether_ended()
+
+    def _close_runs(self, runs: Iterable[BatchRun[T]]) -> None:
+        for run in runs:
+            for buffer in list(run.buffers):
+                run.break_off(buffer, ClosedError("the batcher was closed"))
+
+    def _look_whether_ended(self) -> None:
+        """Tell who waits for the end, if it has come."""
+        if self.ended:
+            self.take_note()
+            self._all_left.set()
+            self.places.wake(self.awaiting_end.copy())
+
+    def close(self) -> None:
+        """Let every request fail that has not ended, and wait until no worker is at work."""
+        self.request_close()
+        if not self.forked and self._may_block():
+            while not self._all_left.wait(self.patience(None, None)):
+                self.look_after(None)
+            self.join()
+
+    async def aclose(self) -> None:
+        """Do the same in an event loop."""
+        self.request_close()
+        if not (self.forked or self._is_waited_for()):
+            await self.places.wait_for_end(current_loop(), self)
+            self.join()
+
+    def _is_waited_for(self) -> bool:
+        """Whether a batch waits for the calling code, which is its source's."""
+        return any(run.runs_here for run in tuple(self._runs))
+
+    def _may_block(self) -> bool:
+        """Whether workers go on while the calling thread waits."""
+        return not self._is_waited_for()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for what workers still have to do after the end; next to nothing."""
+
+    def statistics(self) -> BatcherStatistics:
+        """Return the figures up to now."""
+        with self._lock:
+            noted = self._take_note()
+            runs = list(self._runs)
+            total = Tally()
+            for tally in [self._past, *[run.tally() for run in runs]]:
+                total.add(tally)
+            capacity = total.steps * self.terms.max_batch_size
+            live = self._opened - self._finished.total()
+            figures = BatcherStatistics(
+                batches=self._batch_sizes.total(),
+                batch_sizes=dict(sorted(self._batch_sizes.items())),
+                steps=total.steps,
+                occupancy=total.live_slots / capacity if capacity else 0.0,
+                outputs=total.outputs,
+                dropped=total.dropped,
+                opened=self._opened,
+                refused=self._refused,
+                live=live,
+                waiting=self._admission.waiting,
+                finished=dict(self._finished),
+                buffered=sum(run.buffered for run in runs),
+                waited=self._waited,
+                longest_wait=self._longest_wait,
+            )
+        self._follow_up(noted)
+        return figures
+
+    # ---- after a fork, in the child
+
+    def _forked_error(self) -> ClosedError:
+        return ClosedError(
+            "this batcher was in use in another process, and cannot be used in a fork of it"
+        )
+
+    def refuse_after_fork(self) -> None:
+        """Let every use fail, unless it was not used before: its workers are in the parent."""
+        self._lock = Lock()
+        if self._opened:
+            self.forked = True
+            for request in self._admission.take_all():
+                request.refuse_after_fork()
+                request.finish(StreamEnd(FinishReason.ERROR, 0, error=self._forked_error()))
+
+
+class Tally:
+    """What batches have done, in numbers."""
+
+    __slots__ = ("dropped", "live_slots", "outputs", "steps")
+
+    def __init__(
+        self, steps: int = 0, live_slots: int = 0, outputs: int = 0, dropped: int = 0
+    ) -> None:
+        self.steps = steps
+        self.live_slots = live_slots  # summed over the steps
+        self.outputs = outputs
+        self.dropped = dropped
+
+    def add(self, other: Tally) -> None:
+        """Count it in."""
+        self.steps += other.steps
+        self.live_slots += other.live_slots
+        self.outputs += other.outputs
+        self.dropped += other.dropped
+
+
+class _Noted(NamedTuple, Generic[T]):
+    """What the lock's holder has seen, to be followed up without it."""
+
+    now: float
+    gone: list[Request[T]]
+    overdue: list[Request[T]]
+
+
+_dispatchers: Final[weakref.WeakSet[Dispatcher[Any]]] = weakref.WeakSet()
+
+
+def _refuse_after_fork() -> None:
+    for dispatcher in list(_dispatchers):
+        dispatcher.refuse_after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_refuse_after_fork)

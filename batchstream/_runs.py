@@ -1,0 +1,80 @@
+"""How a pump serves a batch of a dispatcher: requests for buffers, with deadlines, and counted."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypeVar
+
+from batchstream._dispatcher import Tally
+from batchstream._running import RunningPump
+
+if TYPE_CHECKING:
+    from batchstream._dispatcher import Dispatcher
+    from batchstream._request import Request
+
+T = TypeVar("T")
+
+
+class BatchRun(RunningPump[T]):
+    """One batch of a dispatcher while it runs; mixed into the pump of a thread or of a task."""
+
+    _dispatcher: Dispatcher[T]
+    _live_slots = 0
+    _next_deadline: float | None = None
+
+    def _serve(self, dispatcher: Dispatcher[T], requests: list[Request[T]]) -> None:
+        """Belong to a dispatcher, with these requests in the first slots."""
+        self._begun.acquire()
+        self.read_by("by slot")
+        self._dispatcher = dispatcher
+        for slot, request in enumerate(requests):
+            self._seat(slot, request)
+
+    def _seat(self, slot: int, request: Request[T]) -> None:
+        """Let a request know that it has joined this batch; its slot is open, and its buffer in."""
+        request.slot = slot
+        request.content = None
+        deadlines = [time for time in (self._next_deadline, request.until) if time is not None]
+        self._next_deadline = min(deadlines, default=None)
+        request.pump = self
+        if request.ends:  # it was cancelled while nobody knew where it was
+            self.note_departure(request)
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the calling code is the source's."""
+        return self._runs_here
+
+    @property
+    def buffered(self) -> int:
+        """How many outputs wait in live streams."""
+        return sum(buffer.buffered for buffer in list(self._endless))
+
+    def tally(self) -> Tally:
+        """Return what was done up to now."""
+        core = self._core.statistics()
+        return Tally(core.steps, self._live_slots, core.outputs, core.dropped)
+
+    def _goes_on(self) -> bool:
+        if self._next_deadline is not None and self._next_deadline <= (now := monotonic()):
+            self._let_go_of_overdue(now)
+        goes_on = super()._goes_on()
+        self._dispatcher.take_note()
+        return goes_on
+
+    def _let_go_of_overdue(self, now: float) -> None:
+        endless: list[Any] = list(self._endless)
+        for request in endless:
+            if request.is_overdue(now):
+                self.break_off(request, request.overdue())
+        left = [request.until for request in endless if not request.ends and request.until]
+        self._next_deadline = min(left, default=None)
+
+    def _give(self, step: object, live: tuple[int, ...]) -> None:
+        self._live_slots += len(live)
+        super()._give(step, live)
+        reports = self._dispatcher.terms.reports
+        if reports.wanted:
+            reports("stepped", len(live), self._dispatcher.terms.max_batch_size)

@@ -1,0 +1,191 @@
+"""The dispatcher whose workers are tasks, one for each batch, in one event loop."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypeVar
+
+from batchstream._current_loop import current_loop
+from batchstream._dispatcher import Dispatcher
+from batchstream._errors import ClosedError
+from batchstream._loops import LoopClosedError
+from batchstream._places import PAUSE
+from batchstream._runs import BatchRun
+from batchstream._task import TaskPump
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batchstream._loops import Loop, Task
+    from batchstream._request import Request
+    from batchstream._source import AnyAsyncSource
+    from batchstream._terms import Terms
+
+T = TypeVar("T")
+
+
+class TaskRun(BatchRun[T], TaskPump[T]):
+    """One batch while it runs in a worker's task."""
+
+    def __init__(
+        self, dispatcher: Dispatcher[T], source: AnyAsyncSource, requests: list[Request[T]]
+    ) -> None:
+        terms = dispatcher.terms
+        super().__init__(
+            source,
+            terms.core([request.max_outputs for request in requests]),
+            max_buffered=terms.max_buffered,
+            on_overflow=terms.on_overflow,
+            places=dispatcher.places,
+            buffers=requests,
+        )
+        self._serve(dispatcher, requests)
+
+    async def run_in(self, loop: Loop, task: Task) -> None:
+        """Make every step, and close the source, in this task, which runs in this loop."""
+        self._loop, self._task = loop, task
+        if not self._endless:  # cancelled before there was a task to interrupt
+            self._interrupt()
+        try:
+            await self.run(task)
+        finally:
+            self._settle_if_not_ended()
+
+
+class TaskDispatcher(Dispatcher[T]):
+    """A dispatcher at home in one event loop: the first in which a request was submitted.
+
+    When that loop was closed, the next one in which a request is submitted takes its place.
+
+    Args:
+        terms: What the batcher was made with.
+        open_run: Given the dispatcher and the requests of a batch, makes what runs it.
+    """
+
+    def __init__(
+        self, terms: Terms[Any, T], open_run: Callable[[Any, list[Request[T]]], TaskRun[T]]
+    ) -> None:
+        super().__init__(terms)
+        self._open_run = open_run
+        self._home: Loop | None = None
+
+    def prepare(self) -> None:
+        """Be at home in the event loop that runs the calling code, unless there is another.
+
+        Raises:
+            RuntimeError: There is none.
+        """
+        self.look_after(None)
+        if self._home is None:
+            try:
+                loop = current_loop()
+            except RuntimeError:
+                raise RuntimeError(
+                    "an asynchronous function runs in the event loop that first submits a request "
+                    "to it, and none has: use astream there, or make the function synchronous"
+                ) from None
+            with self._lock:
+                if self._home is None:
+                    self._home = loop
+
+    def _hire(self) -> object:
+        return object()
+
+    def _start(self, worker: object) -> None:
+        home = self._home
+        if home is None or home.closed:
+            raise _home_closed()
+        if home.is_here:
+            self._spawn(worker, home)
+        else:
+            try:
+                home.call(partial(self._spawn, worker, home))
+            except LoopClosedError:
+                raise _home_closed() from None
+
+    def _spawn(self, worker: object, home: Loop) -> None:
+        try:
+            main = partial(self._work, worker, home)
+            home.spawn(main, partial(self._leave, worker), self.context.copy())
+        except BaseException as error:
+            self._leave_all_waiting(error)
+            self._leave(worker)
+            raise
+
+    def _ring(self, waiter: Any) -> None:
+        home = self._home
+        if home is not None:
+            try:
+                home.resume([waiter])
+            except LoopClosedError:
+                return  # and the worker with it
+
+    # ---- a worker's task
+
+    async def _work(self, worker: object, home: Loop, task: Task) -> None:
+        try:
+            found: list[Request[T]] | float | None = 0.0
+            while isinstance(found, float):
+                waiter = home.new_waiter()
+                found = self.look(worker, waiter)
+                if isinstance(found, float):
+                    await home.wait(waiter, found)
+            if found is not None:
+                await self._run(found, home, task)
+        except BaseException as error:
+            if task.destroyed or task.was_cancelled(error):
+                # As at the end of the loop, where another task would not live long.
+                self._leave_all_waiting(_home_closed())
+            raise
+
+    async def _run(self, requests: list[Request[T]], home: Loop, task: Task) -> None:
+        try:
+            run = self._open_run(self, requests)
+        except BaseException as error:  # noqa: BLE001 - told to all requests; nobody else is here
+            self.fail_all(requests, error)
+            return
+        self.add(run)
+        try:
+            await run.run_in(home, task)
+        finally:
+            self.remove(run)
+
+    def _leave_all_waiting(self, error: BaseException) -> None:
+        with self._lock:
+            waiting = self._admission.take_all()
+        self.fail_all(waiting, error)
+
+    # ---- from a consumer
+
+    def patience(self, request: Request[T] | None, loop: Loop | None) -> float | None:
+        """Return after how many seconds whoever waits here is to `look_after`, if ever."""
+        home = self._home
+        at_home = loop is not None and home is not None and home.key is loop.key
+        times = [super().patience(request, loop), None if at_home else PAUSE]
+        return min((time for time in times if time is not None), default=None)
+
+    def look_after(self, request: Request[T] | None) -> None:
+        """Settle everybody if the loop was closed, too."""
+        home = self._home
+        if home is not None and home.closed:
+            with self._lock:
+                self._workers.clear()
+                self._listening.clear()
+                runs = list(self._runs)
+                self._home = None
+            self._leave_all_waiting(_home_closed())
+            for run in runs:
+                run.look_after(None)
+                self.remove(run)
+            self._look_whether_ended()
+        super().look_after(request)
+
+    def _may_block(self) -> bool:
+        home = self._home
+        return super()._may_block() and not (home is not None and home.is_here)
+
+
+def _home_closed() -> ClosedError:
+    return ClosedError("the event loop in which the function of this batcher ran has ended")

@@ -1,0 +1,134 @@
+"""What a batcher was made with: the arguments, checked, and what each request is worth by them."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic
+
+from typing_extensions import TypeVar
+
+from batchstream._admission import Admission
+from batchstream._demux import Demultiplexer
+from batchstream._eos import check_count
+from batchstream._metrics import Reports
+from batchstream._request import Request
+from batchstream._running import check_on_overflow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from batchstream._metrics import Metrics
+    from batchstream._running import OnOverflow
+
+T = TypeVar("T")
+RequestT = TypeVar("RequestT")
+
+DEFAULT_MAX_PENDING = 1024
+
+
+class Terms(Generic[RequestT, T]):
+    """The arguments of a batcher; see `DynamicBatcher` and `ContinuousBatcher` for their meaning.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, or cannot work.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_batch_size: int,
+        batch_timeout: float,
+        max_pending: int,
+        workers: int,
+        key: Callable[[RequestT], Hashable] | None,
+        cost: Callable[[RequestT], float] | None,
+        max_batch_cost: float | None,
+        eos: object,
+        is_eos: Callable[[T], object] | None,
+        include_eos: bool,
+        max_outputs: int | Callable[[RequestT], int | None] | None,
+        require_eos: bool,
+        max_buffered: int,
+        on_overflow: OnOverflow,
+        metrics: Metrics | None,
+    ) -> None:
+        self.max_batch_size = check_count("max_batch_size", max_batch_size, at_least=1)
+        self.workers = check_count("workers", workers, at_least=1)
+        self.max_buffered = check_count("max_buffered", max_buffered, at_least=1)
+        self.on_overflow = check_on_overflow(on_overflow)
+        self.reports = Reports(metrics)
+        self._batch_timeout = check_seconds("batch_timeout", batch_timeout)
+        self._max_pending = check_count("max_pending", max_pending, at_least=1)
+        if (cost is None) != (max_batch_cost is None):
+            raise TypeError("cost and max_batch_cost go together: one was given without the other")
+        for name, function in {"key": key, "cost": cost}.items():
+            if function is not None and not callable(function):
+                raise TypeError(f"{name} takes a function of one request, got {function!r}")
+        self._key = key
+        self._cost = cost
+        self._max_batch_cost = max_batch_cost
+        if max_batch_cost is not None:
+            _check_number("max_batch_cost", max_batch_cost)
+        self._max_outputs = max_outputs
+        self._core_of: Callable[..., Demultiplexer[T]] = partial(
+            Demultiplexer, eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos
+        )
+        self._core_of(1, max_outputs=None if callable(max_outputs) else max_outputs)
+
+    def admission(self) -> Admission[Request[T]]:
+        """Make who decides."""
+        return Admission(
+            max_batch_size=self.max_batch_size,
+            batch_timeout=self._batch_timeout,
+            max_batch_cost=self._max_batch_cost,
+            max_pending=self._max_pending,
+        )
+
+    def core(self, limits: Sequence[int | None]) -> Demultiplexer[T]:
+        """Make the core of a batch with so many slots, and such limits."""
+        limited = any(limit is not None for limit in limits)
+        return self._core_of(len(limits), max_outputs=limits if limited else None)
+
+    def vacant_core(self) -> Demultiplexer[T]:
+        """Make a core with `max_batch_size` slots, none of which is occupied."""
+        return self._core_of(self.max_batch_size, vacant=True)
+
+    def key_of(self, content: RequestT) -> Hashable:
+        """Ask for the request's key."""
+        return None if self._key is None else self._key(content)
+
+    def cost_of(self, content: RequestT) -> float:
+        """Ask what the request costs."""
+        if self._cost is None:
+            return 1.0
+        return _check_number("what cost returns", self._cost(content))
+
+    def limit_of(self, content: RequestT) -> int | None:
+        """Ask how many outputs the request gets at most."""
+        limit: Any = self._max_outputs
+        if callable(limit):
+            limit = limit(content)
+        return None if limit is None else check_count("max_outputs", limit, at_least=1)
+
+
+def check_seconds(name: str, value: object) -> float:
+    """Return a duration that an argument has to be.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is negative, infinite or no number after all.
+    """
+    seconds = _check_number(name, value)
+    if math.isinf(seconds):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return seconds
+
+
+def _check_number(name: str, value: Any) -> float:
+    if isinstance(value, bool | str) or not hasattr(type(value), "__float__"):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value)
+    if not number >= 0:
+        raise ValueError(f"{name} must be at least 0, got {value!r}")
+    return number

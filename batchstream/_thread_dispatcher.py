@@ -1,0 +1,152 @@
+"""The dispatcher whose workers are threads, one for each batch at a time."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from functools import partial
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypeVar
+
+from batchstream._dispatcher import Dispatcher
+from batchstream._runs import BatchRun
+from batchstream._source import unheard
+from batchstream._thread import ThreadPump, Worker, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from batchstream._request import Request
+    from batchstream._source import SyncSource
+    from batchstream._terms import Terms
+
+T = TypeVar("T")
+
+
+class AnyThreadRun(BatchRun[T], ThreadPump[T]):
+    """What runs a batch in a worker's thread."""
+
+
+class ThreadRun(AnyThreadRun[T]):
+    """One batch while it runs in a worker's thread."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher[T],
+        source: SyncSource,
+        requests: list[Request[T]],
+        thread: Worker,
+    ) -> None:
+        terms = dispatcher.terms
+        super().__init__(
+            source,
+            terms.core([request.max_outputs for request in requests]),
+            max_buffered=terms.max_buffered,
+            on_overflow=terms.on_overflow,
+            worker=thread,
+            places=dispatcher.places,
+            buffers=requests,
+        )
+        self._serve(dispatcher, requests)
+
+
+class ThreadDispatcher(Dispatcher[T]):
+    """A dispatcher with threads of its own, started when they are needed first.
+
+    Args:
+        terms: What the batcher was made with.
+        open_run: Given the dispatcher, the requests of a batch and the thread, makes what runs it.
+    """
+
+    def __init__(
+        self,
+        terms: Terms[Any, T],
+        open_run: Callable[[Any, list[Request[T]], Worker], AnyThreadRun[T]],
+    ) -> None:
+        super().__init__(terms)
+        self._open_run = open_run
+        self._resting: list[_Worker] = []
+        self._threads: list[Worker] = []
+        # A thread that has nothing to do knows nobody, so that a dropped dispatcher is freed.
+        weakref.finalize(self, _end_all, self._threads).atexit = False
+
+    def _hire(self) -> _Worker:
+        return self._resting.pop() if self._resting else _Worker()
+
+    def _rest(self, worker: Any) -> None:
+        self._resting.append(worker)
+
+    def _start(self, worker: _Worker) -> None:
+        running.add(self)
+        if worker.thread is None:
+            worker.thread = Worker()
+            self._threads.append(worker.thread)
+        worker.thread.do(partial(self._work, worker))
+
+    def _ring(self, waiter: Any) -> None:
+        waiter.release()
+
+    # ---- a worker's thread
+
+    def _work(self, worker: _Worker) -> None:
+        try:
+            while True:
+                waiter = Lock()
+                waiter.acquire()
+                found = self.look(worker, waiter)
+                if found is None:
+                    return
+                if isinstance(found, float):
+                    waiter.acquire(True, min(found, threading.TIMEOUT_MAX))  # noqa: FBT003
+                else:
+                    assert worker.thread is not None  # noqa: S101 - this one
+                    self._run(found, worker.thread)
+                del found
+        except BaseException as error:  # noqa: BLE001 - of ours, out of memory perhaps
+            unheard(error)
+            self._leave(worker)
+
+    def _run(self, requests: list[Request[T]], thread: Worker) -> None:
+        try:
+            run = self._open_run(self, requests, thread)
+        except BaseException as error:  # noqa: BLE001 - told to all requests; nobody else is here
+            self.fail_all(requests, error)
+            return
+        self.add(run)
+        try:
+            run.run()
+        finally:
+            self.remove(run)
+
+    # ---- the end
+
+    def _look_whether_ended(self) -> None:
+        if not self._workers:
+            running.discard(self)
+            if self._workers:  # since
+                running.add(self)
+        if self.ended:
+            _end_all(self._threads)
+        super()._look_whether_ended()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the threads have ended, of a dispatcher that was closed."""
+        for thread in self._threads:
+            thread.join(timeout)
+
+
+class _Worker:
+    """Whoever works on one batch at a time.
+
+    Attributes:
+        thread: Where, once it has begun.
+    """
+
+    thread: Worker | None = None
+
+
+def _end_all(threads: Sequence[Worker]) -> None:
+    for thread in threads:
+        thread.end()
