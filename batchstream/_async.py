@@ -151,7 +151,7 @@ class _Steps(Receiver["Delivery[T]"], Generic[T]):
         super().__init__(pump.steps, pump)
         self._batch = batch
 
-    def leave(self) -> None:
+    def _leave(self) -> None:
         """Give all streams up, as the event loop was closed."""
         for slot in self._batch.live:
             self._batch.cancel(slot)

@@ -240,6 +240,7 @@ class _EngineRun(AnyThreadRun[T]):
             places=dispatcher.places,
             buffers=map(_vacant_buffer, range(terms.max_batch_size)),
         )
+        self._dispatcher = dispatcher
         self._engine = engine
         # The lowest comes last, and is taken first.
         self._free = list(reversed(range(terms.max_batch_size)))

@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import weakref
 from abc import ABC, abstractmethod
-from collections import Counter, deque
+from collections import deque
 from contextvars import copy_context
 from functools import partial
 from itertools import count
@@ -34,17 +34,17 @@ from typing_extensions import TypeVar
 
 from batchstream._current_loop import current_loop
 from batchstream._errors import ClosedError, OverloadedError, begin_in_source
-from batchstream._events import BatcherStatistics, FinishReason, StreamEnd
-from batchstream._places import Place, Places
+from batchstream._events import FinishReason, StreamEnd
+from batchstream._ledger import Ledger
 from batchstream._request import Request
+from batchstream._request_feed import RequestFeed
 from batchstream._source import unheard
 from batchstream._terms import check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
-    from batchstream._buffers import View
-    from batchstream._loops import Loop
+    from batchstream._events import BatcherStatistics
     from batchstream._runs import BatchRun
     from batchstream._terms import Terms
 
@@ -53,27 +53,23 @@ T = TypeVar("T")
 _MANY: Final = 64  # groups, that need not be tidied up
 
 
-class Dispatcher(ABC, Generic[T]):
-    """The requests of one batcher, and what feeds their streams.
+class Dispatcher(ABC, RequestFeed[T]):
+    """The requests of one batcher, and its workers.
 
     Args:
         terms: What the batcher was made with.
 
     Attributes:
         terms: The same.
-        places: Where consumers wait.
         context: A copy of the context in which this object was made.
         awaiting_end: See `Places.wait_for_end`.
     """
 
-    moves = 0  # `pull` looks at the buffer itself
-
     def __init__(self, terms: Terms[Any, T]) -> None:
+        super().__init__()
         self.terms = terms
-        self.places = Places()
         self.context = copy_context()
         self.awaiting_end: list[object] = []
-        self.forked = False
         self._lock = Lock()
         self._told: deque[Request[T]] = deque()
         self._numbers = count()
@@ -87,14 +83,7 @@ class Dispatcher(ABC, Generic[T]):
         self._workers: set[object] = set()  # those at work
         # Those of them who wait for more: until when, and what to ring.
         self._listening: dict[object, tuple[float, Any]] = {}
-        self._runs: set[BatchRun[T]] = set()
-        self._opened = 0
-        self._refused = 0
-        self._finished: Counter[FinishReason] = Counter()
-        self._batch_sizes: Counter[int] = Counter()
-        self._waited = 0.0
-        self._longest_wait = 0.0
-        self._past = Tally()
+        self._ledger = Ledger()
         self._all_left = Event()
         _dispatchers.add(self)
 
@@ -180,9 +169,9 @@ class Dispatcher(ABC, Generic[T]):
         try:
             self._admission.submit(request)
         except OverloadedError:
-            self._refused += 1
+            self._ledger.refused += 1
             raise
-        self._opened += 1
+        self._ledger.opened += 1
         return self._whom_to_call()
 
     def _whom_to_call(self) -> Callable[[], object] | None:
@@ -276,12 +265,9 @@ class Dispatcher(ABC, Generic[T]):
         joining: list[Request[T]] = []
         while not joining and (taken := self._admission.take(now, slots=slots, spent=spent)):
             joining = [request for request in taken if not request.ends]
-        if joining:
-            self._batch_sizes[len(joining)] += 1
         for request in joining:
             request.joined = now
-            self._waited += now - request.arrived
-            self._longest_wait = max(self._longest_wait, now - request.arrived)
+        self._ledger.join([now - request.arrived for request in joining])
         return joining
 
     def _report_joined(self, joining: list[Request[T]], now: float) -> None:
@@ -320,7 +306,7 @@ class Dispatcher(ABC, Generic[T]):
         with self._lock:
             if run in self._runs:
                 self._runs.discard(run)
-                self._past.add(run.tally())
+                self._ledger.past.add(run.tally())
 
     def take_note(self) -> None:
         """Count those that have ended, and let go of those whose time is over."""
@@ -335,7 +321,8 @@ class Dispatcher(ABC, Generic[T]):
         while self._told:
             request = self._told.popleft()
             self._admission.withdraw(request)
-            self._finished[request.ends[0].reason] += 1
+            self._ledger.finished[request.ends[0].reason] += 1
+            request.pump = None  # which knows the others of its batch
             gone.append(request)
         now = monotonic()
         return _Noted(now, gone, self._admission.expire(now))
@@ -352,95 +339,11 @@ class Dispatcher(ABC, Generic[T]):
                     lasted=noted.now - request.arrived,
                 )
 
-    def _fail(self, request: Request[T], error: BaseException) -> None:
-        """Let a request fail that has not joined a batch."""
-        request.finish(StreamEnd(FinishReason.ERROR, 0, error=error))
-        self.places.wake((request,))
-        if request.pump is not None:  # after all
-            request.pump.note_departure(request)
-
     def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
         """Let requests fail that have not joined a batch."""
         begin_in_source(error)
         for request in requests:
             self._fail(request, error)
-
-    # ---- from a consumer: what a stream asks of its feed
-
-    def check_view(self, view: View) -> None:
-        """Allow it: there is no other."""
-
-    def read_by(self, view: View) -> None:
-        """Allow it: there is no other."""
-
-    def check_timeouts(self) -> None:
-        """Allow them: nobody waits for the model in the consumer's own thread."""
-
-    def cancel(self, request: Request[T]) -> None:
-        """Give a request up."""
-        if self.forked or request.cancelled:
-            return
-        if request.pump is not None:
-            request.pump.cancel(request)
-            return
-        request.cancel(StreamEnd(FinishReason.CANCELLED, 0))
-        self.places.wake((request,))
-        if request.pump is not None:  # it has joined a batch meanwhile
-            request.pump.note_departure(request)
-
-    def begin(self, loop: Loop | None) -> None:
-        """Refuse to wait for ever; the work has begun when the request was submitted.
-
-        Raises:
-            RuntimeError: The calling code is that of a batch, which would wait for its own worker.
-            ClosedError: This is a fork of the process that uses the batcher.
-        """
-        del loop
-        if self.forked:
-            raise self._forked_error()
-        if self._is_waited_for():
-            raise RuntimeError("the source of a batch waits for a request to its own batcher")
-
-    def pull(self, request: Request[T], moves: int, deadline: float | None) -> None:
-        """Wait until the buffer may hold something, or its stream has ended.
-
-        Raises:
-            TimeoutError: The deadline has passed.
-            RuntimeError, ClosedError: See `begin`.
-        """
-        del moves
-        self.begin(None)
-        patience = self.patience(request, None)
-        times = [] if patience is None else [monotonic() + patience]
-        if deadline is not None:
-            times.append(deadline)
-        if self.places.wait_in_thread(request, min(times, default=None)):
-            return
-        self.look_after(request)
-        if deadline is not None and deadline <= monotonic():
-            raise TimeoutError("no output came within the timeout; the stream is unchanged")
-
-    def place_in(self, loop: Loop) -> Place:
-        """Return where the consumers of a loop wait; from within that loop."""
-        return self.places.in_loop(loop)
-
-    def patience(self, request: Request[T] | None, loop: Loop | None) -> float | None:
-        """Return after how many seconds whoever waits here is to `look_after`, if ever."""
-        del loop
-        if request is None or request.deadline is None:
-            return None
-        return max(request.deadline - monotonic(), 0.0)
-
-    def look_after(self, request: Request[T] | None) -> None:
-        """Let a request fail whose time is over, even if its worker is in a long step."""
-        if request is not None and request.is_overdue(monotonic()):
-            if request.pump is None:
-                self._fail(request, request.overdue())
-            else:
-                request.pump.break_off(request, request.overdue())
-
-    async def wait_if_idle(self, loop: Loop) -> None:
-        """Wait for nothing: other requests keep the model busy."""
 
     # ---- from the owner
 
@@ -495,10 +398,6 @@ class Dispatcher(ABC, Generic[T]):
             await self.places.wait_for_end(current_loop(), self)
             self.join()
 
-    def _is_waited_for(self) -> bool:
-        """Whether a batch waits for the calling code, which is its source's."""
-        return any(run.runs_here for run in tuple(self._runs))
-
     def _may_block(self) -> bool:
         """Whether workers go on while the calling thread waits."""
         return not self._is_waited_for()
@@ -510,67 +409,22 @@ class Dispatcher(ABC, Generic[T]):
         """Return the figures up to now."""
         with self._lock:
             noted = self._take_note()
-            runs = list(self._runs)
-            total = Tally()
-            for tally in [self._past, *[run.tally() for run in runs]]:
-                total.add(tally)
-            capacity = total.steps * self.terms.max_batch_size
-            live = self._opened - self._finished.total()
-            figures = BatcherStatistics(
-                batches=self._batch_sizes.total(),
-                batch_sizes=dict(sorted(self._batch_sizes.items())),
-                steps=total.steps,
-                occupancy=total.live_slots / capacity if capacity else 0.0,
-                outputs=total.outputs,
-                dropped=total.dropped,
-                opened=self._opened,
-                refused=self._refused,
-                live=live,
-                waiting=self._admission.waiting,
-                finished=dict(self._finished),
-                buffered=sum(run.buffered for run in runs),
-                waited=self._waited,
-                longest_wait=self._longest_wait,
+            figures = self._ledger.statistics(
+                list(self._runs), self._admission.waiting, self.terms.max_batch_size
             )
         self._follow_up(noted)
         return figures
 
     # ---- after a fork, in the child
 
-    def _forked_error(self) -> ClosedError:
-        return ClosedError(
-            "this batcher was in use in another process, and cannot be used in a fork of it"
-        )
-
     def refuse_after_fork(self) -> None:
         """Let every use fail, unless it was not used before: its workers are in the parent."""
         self._lock = Lock()
-        if self._opened:
+        if self._ledger.opened:
             self.forked = True
             for request in self._admission.take_all():
                 request.refuse_after_fork()
                 request.finish(StreamEnd(FinishReason.ERROR, 0, error=self._forked_error()))
-
-
-class Tally:
-    """What batches have done, in numbers."""
-
-    __slots__ = ("dropped", "live_slots", "outputs", "steps")
-
-    def __init__(
-        self, steps: int = 0, live_slots: int = 0, outputs: int = 0, dropped: int = 0
-    ) -> None:
-        self.steps = steps
-        self.live_slots = live_slots  # summed over the steps
-        self.outputs = outputs
-        self.dropped = dropped
-
-    def add(self, other: Tally) -> None:
-        """Count it in."""
-        self.steps += other.steps
-        self.live_slots += other.live_slots
-        self.outputs += other.outputs
-        self.dropped += other.dropped
 
 
 class _Noted(NamedTuple, Generic[T]):

@@ -39,7 +39,7 @@ PAUSE: Final = 0.5
 class Resident(Protocol):
     """A consumer's end of a stream, which belongs to an event loop."""
 
-    def leave(self) -> None:
+    def _leave(self) -> None:
         """Give the stream up if it has not ended: its event loop was closed."""
 
 
@@ -179,7 +179,7 @@ class Places:
         """Give up the streams of an event loop that was closed."""
         place.waiting.clear()
         for resident in list(place.residents):
-            resident.leave()
+            resident._leave()  # noqa: SLF001 - no name of a stream that users see
 
     def leave_closed_loops(self) -> None:
         """Give up the streams of all loops that were closed."""

@@ -195,7 +195,7 @@ class Receiver(Generic[T]):
         await loop.wait(self._waiter, self._pump.patience(self._buffer, loop))
         self._pump.look_after(self._buffer)
 
-    def leave(self) -> None:
+    def _leave(self) -> None:
         """Give the stream up if it has not ended, as the event loop was closed."""
         if not self._buffer.ends:
             self._pump.cancel(self._buffer)

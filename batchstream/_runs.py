@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from typing_extensions import TypeVar
 
-from batchstream._dispatcher import Tally
+from batchstream._ledger import Tally
 from batchstream._running import RunningPump
 
 if TYPE_CHECKING:
-    from batchstream._dispatcher import Dispatcher
     from batchstream._request import Request
+    from batchstream._terms import Terms
 
 T = TypeVar("T")
+
+
+class RunOwner(Protocol[T]):
+    """Whose requests a batch serves.
+
+    Attributes:
+        terms: By which.
+    """
+
+    terms: Terms[Any, T]
+
+    def take_note(self) -> None:
+        """Look whether requests have ended, or are overdue."""
 
 
 class BatchRun(RunningPump[T]):
     """One batch of a dispatcher while it runs; mixed into the pump of a thread or of a task."""
 
-    _dispatcher: Dispatcher[T]
+    _owner: RunOwner[T]
     _live_slots = 0
     _next_deadline: float | None = None
 
-    def _serve(self, dispatcher: Dispatcher[T], requests: list[Request[T]]) -> None:
-        """Belong to a dispatcher, with these requests in the first slots."""
+    def _serve(self, owner: RunOwner[T], requests: list[Request[T]]) -> None:
+        """Belong to somebody, with these requests in the first slots."""
         self._begun.acquire()
         self.read_by("by slot")
-        self._dispatcher = dispatcher
+        self._owner = owner
         for slot, request in enumerate(requests):
             self._seat(slot, request)
 
@@ -61,7 +74,7 @@ class BatchRun(RunningPump[T]):
         if self._next_deadline is not None and self._next_deadline <= (now := monotonic()):
             self._let_go_of_overdue(now)
         goes_on = super()._goes_on()
-        self._dispatcher.take_note()
+        self._owner.take_note()
         return goes_on
 
     def _let_go_of_overdue(self, now: float) -> None:
@@ -75,6 +88,6 @@ class BatchRun(RunningPump[T]):
     def _give(self, step: object, live: tuple[int, ...]) -> None:
         self._live_slots += len(live)
         super()._give(step, live)
-        reports = self._dispatcher.terms.reports
+        reports = self._owner.terms.reports
         if reports.wanted:
-            reports("stepped", len(live), self._dispatcher.terms.max_batch_size)
+            reports("stepped", len(live), self._owner.terms.max_batch_size)

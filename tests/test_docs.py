@@ -9,7 +9,18 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from test_layering import CORE, ENTRY, LOOPS, PUMPS, SHELL_PARTS, SHELLS, VOCABULARY
+from test_layering import (
+    BATCHERS,
+    BATCHING_PARTS,
+    CORE,
+    DISPATCHERS,
+    ENTRY,
+    LOOPS,
+    PUMPS,
+    SHELL_PARTS,
+    SHELLS,
+    VOCABULARY,
+)
 
 import batchstream
 from batchstream._buffers import SEGMENT_LENGTH
@@ -145,6 +156,9 @@ def test_the_table_of_layers_is_the_one_that_imports_are_held_against():
         ("pumps", sorted(PUMPS)),
         ("shells", sorted(SHELLS)),
         ("entry", sorted(ENTRY)),
+        ("batching parts", sorted(BATCHING_PARTS)),
+        ("dispatchers", sorted(DISPATCHERS)),
+        ("batchers", sorted(BATCHERS)),
         ("integrations", sorted(f"integrations.{p.stem}" for p in parts if p.stem[:2] != "__")),
     ]
 

@@ -37,9 +37,11 @@ def test_methods_of_the_shells_say_what_waits_and_what_a_cancel_loses():
         batchstream.BatchedStream,
         batchstream.AsyncStream,
         batchstream.AsyncBatchedStream,
+        batchstream.DynamicBatcher,
+        batchstream.ContinuousBatcher,
     )
     for owner in shells:
-        for name in ("receive", "drain", "cancel", "close", "aclose", "steps"):
+        for name in ("receive", "drain", "cancel", "close", "aclose", "steps", "stream", "astream"):
             method = getattr(owner, name, None)
             doc = inspect.getdoc(method) or ""
             if method is None or (owner is batchstream.Stream and name == "close"):

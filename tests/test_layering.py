@@ -29,6 +29,9 @@ SHELL_PARTS = {
 PUMPS = {"_pull", "_task", "_thread"}
 SHELLS = {"_async", "_sync"}
 ENTRY = {"_open"}
+BATCHING_PARTS = {"_ledger", "_metrics", "_request", "_request_feed", "_runs", "_terms"}
+DISPATCHERS = {"_dispatcher", "_task_dispatcher", "_thread_dispatcher"}
+BATCHERS = {"_batcher", "_continuous", "_dynamic"}
 
 BELOW_PUMPS = VOCABULARY | CORE | LOOPS | SHELL_PARTS
 MAY_IMPORT = {
@@ -39,7 +42,14 @@ MAY_IMPORT = {
     **dict.fromkeys(PUMPS, BELOW_PUMPS),
     **dict.fromkeys(SHELLS, BELOW_PUMPS | PUMPS),
     **dict.fromkeys(ENTRY, SHELLS | {"_running"}),
-    "__init__": VOCABULARY | CORE | SHELLS | ENTRY,
+    **dict.fromkeys(BATCHING_PARTS, BELOW_PUMPS | BATCHING_PARTS),
+    **dict.fromkeys(
+        DISPATCHERS, BELOW_PUMPS | BATCHING_PARTS | {"_dispatcher", "_task", "_thread"}
+    ),
+    **dict.fromkeys(
+        BATCHERS, BELOW_PUMPS | PUMPS | SHELLS | BATCHING_PARTS | DISPATCHERS | BATCHERS
+    ),
+    "__init__": VOCABULARY | CORE | SHELLS | ENTRY | {"_metrics"} | BATCHERS,
 }
 # Imported where it runs, which is nowhere unless the user has it.
 OPTIONAL = {"_trio": {"trio"}}

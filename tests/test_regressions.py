@@ -681,7 +681,7 @@ def test_R09_a_wake_up_that_fails_leaves_no_consumer_waiting():
         raise MemoryError
 
     with BatchedStream(source(), 1, background=True) as batch:
-        place = batch._pump._threads
+        place = batch._pump._places._threads
         resume, place.resume = place.resume, fail_once
         assert read_blocking(batch[0]) == (["a"], MemoryError)
 

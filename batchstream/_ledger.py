@@ -1,0 +1,93 @@
+"""The figures of one batcher, over all its batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from batchstream._events import BatcherStatistics, FinishReason
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batchstream._runs import BatchRun
+
+
+class Tally:
+    """What batches have done, in numbers.
+
+    Attributes:
+        steps: Steps that were made.
+        live_slots: Live slots, summed over the steps.
+        outputs: Outputs given to streams.
+        dropped: Outputs for slots that had finished.
+    """
+
+    __slots__ = ("dropped", "live_slots", "outputs", "steps")
+
+    def __init__(
+        self, steps: int = 0, live_slots: int = 0, outputs: int = 0, dropped: int = 0
+    ) -> None:
+        self.steps = steps
+        self.live_slots = live_slots
+        self.outputs = outputs
+        self.dropped = dropped
+
+    def add(self, other: Tally) -> None:
+        """Count it in."""
+        self.steps += other.steps
+        self.live_slots += other.live_slots
+        self.outputs += other.outputs
+        self.dropped += other.dropped
+
+
+class Ledger:
+    """What is counted of requests and batches; for the holder of the batcher's lock.
+
+    Attributes:
+        opened: Requests that were accepted.
+        refused: Requests that were not, for want of room.
+        finished: Requests that have ended, by reason.
+        past: What batches have done that have ended.
+    """
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.refused = 0
+        self.finished: Counter[FinishReason] = Counter()
+        self.past = Tally()
+        self._batch_sizes: Counter[int] = Counter()
+        self._waited = 0.0
+        self._longest_wait = 0.0
+
+    def join(self, waited: Sequence[float]) -> None:
+        """Take note of requests that joined a batch together, after so many seconds each."""
+        if waited:
+            self._batch_sizes[len(waited)] += 1
+            self._waited += sum(waited)
+            self._longest_wait = max(self._longest_wait, *waited)
+
+    def statistics(
+        self, runs: Sequence[BatchRun[Any]], waiting: int, max_batch_size: int
+    ) -> BatcherStatistics:
+        """Return all figures, those of batches that run among them."""
+        total = Tally()
+        for tally in [self.past, *[run.tally() for run in runs]]:
+            total.add(tally)
+        capacity = total.steps * max_batch_size
+        return BatcherStatistics(
+            batches=self._batch_sizes.total(),
+            batch_sizes=dict(sorted(self._batch_sizes.items())),
+            steps=total.steps,
+            occupancy=total.live_slots / capacity if capacity else 0.0,
+            outputs=total.outputs,
+            dropped=total.dropped,
+            opened=self.opened,
+            refused=self.refused,
+            live=self.opened - self.finished.total(),
+            waiting=waiting,
+            finished=dict(self.finished),
+            buffered=sum(run.buffered for run in runs),
+            waited=self._waited,
+            longest_wait=self._longest_wait,
+        )
