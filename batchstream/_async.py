@@ -38,9 +38,9 @@ T = TypeVar("T", default=Any)
 class AsyncStream(AnyStream[T], Receiver[T]):
     """The outputs of one request, as an asynchronous iterator that ends at the request's own end.
 
-    Made by `demux` and `AsyncBatchedStream`. Whoever moves the source runs by itself, ahead of the
-    streams; a stream that has nothing buffered waits until it is woken. It belongs to the event
-    loop, of asyncio or trio, in which it first waits.
+    Made by `demux`, `AsyncBatchedStream` and batchers. Whoever moves the source runs by itself,
+    ahead of the streams; a stream that has nothing buffered waits until it is woken. It belongs to
+    the event loop, of asyncio or trio, in which it first waits.
 
     After its outputs a stream that ended in an error raises it, once, in a copy that is this
     stream's own, with the original as `__cause__`; from then on it is simply finished.
@@ -49,10 +49,11 @@ class AsyncStream(AnyStream[T], Receiver[T]):
 
     Raises (on iteration):
         SlowConsumerError: It held more than `max_buffered` outputs, with `on_overflow="cancel"`.
+        DeadlineError: Of a batcher: the request was not finished in the time it was given.
         ConcurrentConsumerError: Another task is waiting for an output of this same stream.
         RuntimeError: The batch is read by time, or the stream belongs to another event loop.
-        ClosedError: The event loop that ran the source has ended, or the process was forked from
-            the one that opened the batch.
+        ClosedError: The event loop that ran the source has ended, the batcher was closed, or the
+            process was forked from the one that opened the batch.
         Exception: What the source raised, or `Fail` for this slot alone.
 
     Blocking: never; it waits until there is an output. An output that is buffered is received
@@ -83,7 +84,7 @@ class AsyncStream(AnyStream[T], Receiver[T]):
     __slots__ = ()
 
     def __init__(self, *_: object, **__: object) -> None:
-        raise TypeError("an AsyncStream is made by demux or AsyncBatchedStream only")
+        raise TypeError("an AsyncStream is made by demux, AsyncBatchedStream or a batcher only")
 
     @classmethod
     def _of(cls, buffer: Buffer[T], pump: AsyncFeed) -> AsyncStream[T]:
@@ -130,6 +131,8 @@ class AsyncStream(AnyStream[T], Receiver[T]):
 
     async def aclose(self) -> None:
         """Cancel this stream, and if none is live any more wait until the source is closed.
+
+        A batcher's stream waits for nothing, as the model goes on with others.
 
         An error that the source raises while it is closed goes to `sys.unraisablehook`.
 

@@ -261,6 +261,10 @@ class RunningPump(Pump[T]):
         """Return what takes these tokens by being run through, and resumes the pump by the last."""
         return map(self._unpark, filter(None, tokens))
 
+    def _patience_in_pause(self, seconds: float | None) -> float | None:
+        """Return for how long to pause, where nothing but this asks for a limit."""
+        return seconds
+
     def _go_on_from(self, full: Sequence[Buffer[Any]]) -> None:
         """Clean up after a pause."""
         self._tokens = iter(())

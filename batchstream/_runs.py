@@ -77,6 +77,12 @@ class BatchRun(RunningPump[T]):
         self._owner.take_note()
         return goes_on
 
+    def _patience_in_pause(self, seconds: float | None) -> float | None:
+        times = [] if seconds is None else [seconds]
+        if self._next_deadline is not None:
+            times.append(max(self._next_deadline - monotonic(), 0.0))
+        return min(times, default=None)
+
     def _let_go_of_overdue(self, now: float) -> None:
         endless: list[Any] = list(self._endless)
         for request in endless:

@@ -30,7 +30,7 @@ class AnyStream(Generic[T]):
 
     @property
     def slot(self) -> int:
-        """The position of this stream's outputs in a step."""
+        """The position of this stream's outputs in a step; -1 while its request waits for one."""
         return self._buffer.slot
 
     @property

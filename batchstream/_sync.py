@@ -36,9 +36,10 @@ T = TypeVar("T", default=Any)
 class Stream(AnyStream[T], chain[T]):
     """The outputs of one request, as an iterator that ends at the request's own end.
 
-    Made by `demux` and `BatchedStream`. Asked for an output while none is buffered, a stream lets
-    the source go one step on *for every stream of the batch*; the others find theirs buffered. With
-    `background=True` it waits instead, for a thread that runs the source ahead of everybody.
+    Made by `demux`, `BatchedStream` and batchers. Asked for an output while none is buffered, a
+    stream lets the source go one step on *for every stream of the batch*; the others find theirs
+    buffered. With `background=True`, and of a batcher, it waits instead, for whoever runs the
+    source ahead of everybody.
 
     After its outputs a stream that ended in an error raises it, once, in a copy that is this
     stream's own, with the original as `__cause__`; from then on it is simply finished.
@@ -51,9 +52,11 @@ class Stream(AnyStream[T], chain[T]):
         BufferOverflowError: A stream of the batch has `max_buffered` unread outputs. Nothing was
             pulled; read or cancel that one, then go on.
         SlowConsumerError: It held more than `max_buffered` outputs, with `on_overflow="cancel"`.
+        DeadlineError: Of a batcher: the request was not finished in the time it was given.
         ConcurrentConsumerError: Another thread is waiting for an output of this same stream.
         RuntimeError: The batch is read by time, or its source waits for a stream of its own.
-        ClosedError: The process was forked from the one that opened the batch.
+        ClosedError: The batcher was closed, or the process was forked from the one that opened the
+            batch.
         Exception: What the source raised, or `Fail` for this slot alone.
 
     Blocking: until the source has yielded, and while another thread is in the source.
@@ -76,12 +79,12 @@ class Stream(AnyStream[T], chain[T]):
     _pump: SyncFeed
 
     def __new__(cls, *_: object, **__: object) -> Self:
-        raise TypeError("a Stream is made by demux or BatchedStream only")
+        raise TypeError("a Stream is made by demux, BatchedStream or a batcher only")
 
     @classmethod
     def from_iterable(cls, _: object, /) -> NoReturn:
         """Refuse; inherited, and without a meaning here."""
-        raise TypeError("a Stream is made by demux or BatchedStream only")
+        raise TypeError("a Stream is made by demux, BatchedStream or a batcher only")
 
     @classmethod
     def _of(cls, buffer: Buffer[T], pump: SyncFeed) -> Stream[T]:
@@ -105,7 +108,8 @@ class Stream(AnyStream[T], chain[T]):
 
         Args:
             timeout: For how long to wait, in seconds; 0 not at all, None for ever. It needs a
-                batch with `background=True`, as otherwise the source runs in this very thread.
+                batch with `background=True` or a batcher, as otherwise the source runs in this very
+                thread.
 
         Raises:
             StopIteration: The stream has ended.

@@ -168,7 +168,8 @@ class TaskPump(RunningPump[T]):
         waiter = loop.new_waiter()
         try:
             if self._has_to_wait(full, waiter):
-                await loop.wait(waiter, PAUSE if self._places.loops > 1 else None)
+                seconds = self._patience_in_pause(PAUSE if self._places.loops > 1 else None)
+                await loop.wait(waiter, seconds)
                 self._places.leave_closed_loops()
         finally:
             self._go_on_from(full)

@@ -236,7 +236,8 @@ class ThreadPump(RunningPump[T]):
         waiter.acquire()
         try:
             if self._has_to_wait(full, waiter):
-                waiter.acquire(True, PAUSE if self._places.loops else -1)  # noqa: FBT003
+                seconds = self._patience_in_pause(PAUSE if self._places.loops else None)
+                waiter.acquire(True, -1 if seconds is None else seconds)  # noqa: FBT003
                 self._places.leave_closed_loops()
         finally:
             self._go_on_from(full)

@@ -1,5 +1,6 @@
 """Runs every benchmark. Each is a script of its own as well."""
 
+import batching
 import handoff
 import seam
 import streams
@@ -10,3 +11,5 @@ if __name__ == "__main__":
     handoff.main()
     print()
     seam.main()
+    print()
+    batching.main()

@@ -5,6 +5,7 @@
 Each mutant is one wrong line that somebody might well write. It is applied to a copy of the
 package, and the core's tests are run on that copy until one fails. A mutant that survives, or that
 no longer applies, is an error: either the tests are blind to it, or it has to be written anew.
+In the end the tests that noticed are run on an unbroken copy, where all of them have to pass.
 
 A planted race names the one file that has to notice it, so that a blind tool is noticed as well.
 Those of an event loop are noticed in fewer schedules than `make test` tries. Races between threads
@@ -23,7 +24,6 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -34,19 +34,22 @@ TESTS = (
     "test_lifecycle.py",
     "test_contract_errors.py",
     "test_demux_stateful.py",
+    "test_schedules.py",
     "test_loops.py",
     "test_contract_closing.py",
     "test_properties.py",
     "test_contract.py",
-    "test_schedules.py",
 )
-"""What notices a mutant that names nothing else, the quick ones first."""
+"""What notices a mutant that names nothing else, the quick ones and the keen ones first."""
 
 SECONDS = 400
 SCHEDULES = 500
 NOT_RUN = "NOT RUN: it needs Python 3.12, see make test-pythons"
 PYTEST = ["-m", "pytest", "-x", "-q", "--no-header", "--confcutdir=tests"]
 PYTEST += ["-p", "no:cacheprovider", "-o", "timeout=20"]
+PYTEST += ["-p", "timeout", "-p", "hypothesispytest"]
+PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+"""What else is installed takes longer to load than most mutants take to be noticed."""
 
 
 @dataclass(frozen=True)
@@ -570,7 +573,7 @@ def run(mutant: Mutant) -> str:
             return NOT_RUN
         tests = [f"tests/{name}" for name in mutant.noticed_by]
         tests += ["-k", mutant.only] * bool(mutant.only)
-        told = {"PYTHONPATH": folder, "PY_COLORS": "0", "SCHEDULES": str(SCHEDULES)}
+        told = {"PYTHONPATH": folder, "PY_COLORS": "0", "SCHEDULES": str(SCHEDULES), **PLUGINS}
         try:
             completed = subprocess.run(  # noqa: S603 - our own tests
                 [python, *PYTEST, *tests],
@@ -592,27 +595,38 @@ def run(mutant: Mutant) -> str:
     return "SURVIVED" if completed.returncode == 0 else f"UNCLEAR: {completed.stdout[-300:]}"
 
 
+def tests_that(noticed: dict[Mutant, str]) -> list[Mutant]:
+    """Return unbroken copies on which just the tests are run that noticed a mutant."""
+    names: dict[tuple[str, ...], set[str]] = {}
+    for mutant, test in noticed.items():
+        name = re.match(r"\w+", test.split("::")[-1])[0]  # without parameters: all of them
+        names.setdefault(mutant.noticed_by, set()).add(name)
+    shares = os.cpu_count() or 1  # of each list, because one of them takes far longer
+    return [
+        replace(UNBROKEN, noticed_by=files, only=" or ".join(share))
+        for files, some in names.items()
+        for share in (sorted(some)[first::shares] for first in range(shares))
+        if share
+    ]
+
+
 def main(names: list[str]) -> int:
     """Run the mutants, those named or all, and print what noticed each."""
     chosen = [m for m in MUTANTS if not names or any(name in m.name for name in names)]
-    unbroken = [
-        replace(UNBROKEN, noticed_by=files) for files in dict.fromkeys(m.noticed_by for m in chosen)
-    ]
-    results = []
+    noticed = {}
+    not_run = 0
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        running = pool.map(run, [*unbroken, *chosen])
-        for result in islice(running, len(unbroken)):
-            if result not in {"SURVIVED", NOT_RUN}:
-                print(f"the tests fail as it is: {result}")
-                pool.shutdown(cancel_futures=True)
-                return 1
-        for mutant, result in zip(chosen, running, strict=True):
+        for mutant, result in zip(chosen, pool.map(run, chosen), strict=True):
             print(f"{mutant.name}\n    {result}", flush=True)
-            results.append(result)
-    not_run = results.count(NOT_RUN)
-    noticed = sum(not result.split()[0].isupper() for result in results)
-    print(f"{noticed} of {len(chosen)} noticed" + f", {not_run} not run" * bool(not_run))
-    return 0 if noticed + not_run == len(chosen) else 1
+            not_run += result == NOT_RUN
+            if not result.split()[0].isupper():
+                noticed[mutant] = result
+        for result in pool.map(run, tests_that(noticed)):
+            if result != "SURVIVED":
+                print(f"the tests fail as it is: {result}")
+                return 1
+    print(f"{len(noticed)} of {len(chosen)} noticed" + f", {not_run} not run" * bool(not_run))
+    return 0 if len(noticed) + not_run == len(chosen) else 1
 
 
 if __name__ == "__main__":
