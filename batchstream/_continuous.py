@@ -20,6 +20,7 @@ from batchstream._thread_dispatcher import AnyThreadRun, ThreadDispatcher
 if TYPE_CHECKING:
     from contextvars import Context
 
+    from batchstream._markers import End, Fail, Last, Many, Signal
     from batchstream._metrics import Metrics
     from batchstream._request import Request
     from batchstream._running import OnOverflow
@@ -44,11 +45,12 @@ class StepEngine(Protocol[_RequestT_contra, _T_co]):
         One that raises has added nothing, and fails this request alone.
         """
 
-    def step(self) -> Mapping[int, _T_co]:
+    def step(self) -> Mapping[int, _T_co | Last[_T_co] | Many[_T_co] | End | Fail | Signal | None]:
         """Make one step, and return an output for each slot in use.
 
-        Whatever a step of a source may hold: `Last`, `EOS` and so on, and nothing (or `SKIP`) for a
-        slot that goes on without an output. What it raises fails all requests in the engine.
+        Or a marker, as in the steps of a source: `Last`, `EOS` and so on; None where that is the
+        end mark; and nothing (or `SKIP`) for a slot that goes on without an output. What it raises
+        fails all requests in the engine.
         """
 
     def remove(self, slot: int) -> None:

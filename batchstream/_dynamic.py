@@ -217,27 +217,30 @@ class _Batched(DynamicBatcher[RequestT, T]):
         super().__init__(fn, **options)
         self._fn = fn
         self._options = options
-        self._name: str | None = None
+        self._kept_as: str | None = None
         for name in functools.WRAPPER_ASSIGNMENTS:  # an object that is called may have none
             if hasattr(fn, name):
                 setattr(self, name, getattr(fn, name))
         self.__wrapped__ = fn
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
+        # Not by its name alone: a subclass may have its own, and use this one through super().
+        self._kept_as = f"{name} of {owner.__module__}.{owner.__qualname__}"
 
     def __get__(self, instance: object, owner: type | None = None) -> DynamicBatcher[RequestT, T]:
-        if instance is None or self._name is None:
+        if instance is None or self._kept_as is None:
             return self
-        bound = DynamicBatcher[RequestT, T](self._fn.__get__(instance, owner), **self._options)
         try:
-            # This attribute comes first from now on. Atomic, so that all threads get the same.
-            batcher: DynamicBatcher[RequestT, T] = instance.__dict__.setdefault(self._name, bound)
+            kept = instance.__dict__
         except AttributeError:
             raise TypeError(
-                f"batched keeps the batcher of {self._name!r} in the instance, and "
+                f"batched keeps the batcher of a method in the instance, and "
                 f"{type(instance).__name__} has no __dict__"
             ) from None
+        batcher: DynamicBatcher[RequestT, T] | None = kept.get(self._kept_as)
+        if batcher is None:
+            bound = DynamicBatcher[RequestT, T](self._fn.__get__(instance, owner), **self._options)
+            batcher = kept.setdefault(self._kept_as, bound)  # atomic: all threads get the same
         return batcher
 
 

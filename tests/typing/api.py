@@ -11,16 +11,22 @@ from batchstream import (
     AsyncBatchedStream,
     AsyncStream,
     BatchedStream,
+    BatcherStatistics,
+    ContinuousBatcher,
     Delivery,
     Demultiplexer,
+    DynamicBatcher,
     End,
     Fail,
     FinishReason,
     Last,
     Many,
+    Metrics,
     Statistics,
+    StepEngine,
     Stream,
     StreamEnd,
+    batched,
     demux,
     token_ids,
 )
@@ -176,3 +182,100 @@ except batchstream.StepError as error:
     assert_type(error.step, int)
 except batchstream.BatchStreamError:
     pass
+
+
+def translate(texts: list[str]) -> Iterator[list[str | None]]:
+    yield [text.upper() for text in texts]
+
+
+async def translate_async(texts: list[str]) -> AsyncIterator[list[str]]:
+    yield texts
+
+
+class Printed:
+    def submitted(self) -> None: ...
+    def refused(self) -> None: ...
+    def joined(self, waited: Sequence[float]) -> None: ...
+    def stepped(self, live: int, capacity: int) -> None: ...
+    def finished(self, end: StreamEnd, *, joined: bool, lasted: float) -> None: ...
+
+
+printed: Metrics = Printed()
+
+with DynamicBatcher[str, str](translate, max_batch_size=8) as batcher:
+    assert_type(batcher.stream("a", timeout=1.5, wait_timeout=1), Stream[str])
+    assert_type(batcher.statistics(), BatcherStatistics)
+    batcher.stream(1)  # type: ignore[arg-type]
+
+DynamicBatcher(
+    translate_async,
+    max_batch_size=8,
+    batch_timeout=0.01,
+    max_pending=100,
+    workers=2,
+    key=len,
+    cost=len,
+    max_batch_cost=4096,
+    eos=EOS,
+    is_eos=token_ids(2),
+    include_eos=True,
+    max_outputs=lambda text: 2 * len(text),
+    require_eos=True,
+    max_buffered=8,
+    on_overflow="wait",
+    metrics=printed,
+)
+DynamicBatcher(translate, max_batch_size=8, on_overflow="drop")  # type: ignore[arg-type]
+
+
+@batched(max_batch_size=4, workers=2, max_pending=16)
+def shout(texts: list[str]) -> Iterator[list[str]]:
+    yield texts
+
+
+@batched
+def shout_plainly(texts: list[str]) -> Iterator[list[str]]:
+    yield texts
+
+
+class Model:
+    @batched(max_batch_size=4)
+    def generate(self, prompts: list[int]) -> Iterator[list[str]]:
+        yield ["a"] * len(prompts)
+
+
+loud: Stream[str] = shout.stream("a")
+shout.stream(1)  # type: ignore[arg-type]
+shout_plainly.stream("a")
+Model().generate.stream(1)
+Model().generate.stream("a")  # type: ignore[arg-type]
+batched(max_batch_size=4, worker=2)  # type: ignore[call-overload]
+
+
+class Engine:
+    def add(self, slot: int, request: bytes) -> None: ...
+    def step(self) -> dict[int, int | Last[int] | None]:
+        return {0: 1, 1: Last(2), 2: None}
+
+    def remove(self, slot: int) -> None: ...
+
+
+engine: StepEngine[bytes, int] = Engine()
+
+
+async def continuous() -> None:
+    async with ContinuousBatcher(engine, max_batch_size=4, cost=len, max_batch_cost=10) as joined:
+        assert_type(joined, ContinuousBatcher[bytes, int])
+        stream = joined.astream(b"a", timeout=1)
+        assert_type(stream, AsyncStream[int])
+        assert_type(await anext(stream), int)
+        joined.astream("a")  # type: ignore[arg-type]
+    ContinuousBatcher[bytes, int](Engine, max_batch_size=4)
+    ContinuousBatcher(object(), max_batch_size=4)  # type: ignore[arg-type]
+    try:
+        joined.astream(b"a")
+    except batchstream.OverloadedError as error:
+        assert_type(error.pending, int)
+        assert_type(error.max_pending, int)
+    except batchstream.DeadlineError as error:
+        assert_type(error.timeout, float)
