@@ -13,7 +13,19 @@ PASSING = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 _OUR_MODULES = tuple(
     f"batchstream.{name}"
-    for name in ("_asyncio", "_pull", "_pump", "_source", "_task", "_thread", "_trio")
+    for name in (
+        "_asyncio",
+        "_continuous",
+        "_dynamic",
+        "_pull",
+        "_pump",
+        "_source",
+        "_task",
+        "_task_dispatcher",
+        "_thread",
+        "_thread_dispatcher",
+        "_trio",
+    )
 )
 
 _OWN_TO_A_RAISE = frozenset(
