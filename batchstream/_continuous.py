@@ -246,16 +246,14 @@ class _EngineRun(AnyThreadRun[T]):
         self._engine = engine
         # The lowest comes last, and is taken first.
         self._free = list(reversed(range(terms.max_batch_size)))
-        self._costs: dict[int, float] = {}
-        self._live_before: tuple[int, ...] = ()
+        self._costs: dict[int, float] = {}  # of those in the engine, by slot
         self._joining = deque(requests)
         self._serve(dispatcher, [])
 
     def _goes_on(self) -> bool:
         super()._goes_on()
         live = self._core.live
-        if live is not self._live_before:  # somebody has left
-            self._live_before = live
+        if len(live) < len(self._costs):  # somebody has left
             for slot in self._engine.keep(live):
                 self._free.append(slot)
                 del self._costs[slot]
