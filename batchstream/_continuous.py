@@ -13,6 +13,7 @@ from batchstream._buffers import Buffer
 from batchstream._errors import SourceError
 from batchstream._events import FinishReason, StreamEnd
 from batchstream._running import DEFAULT_MAX_BUFFERED
+from batchstream._runs import closed_error
 from batchstream._source import unheard
 from batchstream._terms import DEFAULT_MAX_PENDING, Terms
 from batchstream._thread_dispatcher import AnyThreadRun, ThreadDispatcher
@@ -265,6 +266,9 @@ class _EngineRun(AnyThreadRun[T]):
         return self._core.has_live
 
     def _let_join(self, request: Request[T]) -> None:
+        if request.ends or self._dispatcher.closed:  # it need not be sent
+            self._dispatcher.fail_all([request], closed_error())
+            return
         slot = self._free.pop()
         try:
             self._engine.add(slot, request.content)

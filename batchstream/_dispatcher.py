@@ -38,6 +38,7 @@ from batchstream._events import FinishReason, StreamEnd
 from batchstream._ledger import Ledger
 from batchstream._request import Request
 from batchstream._request_feed import RequestFeed
+from batchstream._runs import closed_error
 from batchstream._source import unheard
 from batchstream._terms import check_seconds
 
@@ -61,6 +62,7 @@ class Dispatcher(ABC, RequestFeed[T]):
 
     Attributes:
         terms: The same.
+        closed: Whether no request is accepted any more, and all fail; set under the lock.
         context: A copy of the context in which this object was made.
         awaiting_end: See `Places.wait_for_end`.
     """
@@ -78,7 +80,7 @@ class Dispatcher(ABC, RequestFeed[T]):
         self._groups: dict[Hashable, object] = {}
 
         # Changed under the lock alone.
-        self._closed = False
+        self.closed = False
         self._admission = terms.admission()
         self._workers: set[object] = set()  # those at work
         # Those of them who wait for more: until when, and what to ring.
@@ -95,7 +97,7 @@ class Dispatcher(ABC, RequestFeed[T]):
     @property
     def state(self) -> str:
         """How it is, in words."""
-        state = "closed" if self._closed else "open"
+        state = "closed" if self.closed else "open"
         return f"{state}, {self._admission.waiting} requests waiting, {len(self._runs)} batches run"
 
     # ---- from whoever submits
@@ -163,8 +165,8 @@ class Dispatcher(ABC, RequestFeed[T]):
 
     def _admit(self, request: Request[T], now: float) -> Callable[[], object] | None:
         """With the lock: let a request wait, and return what is to be done about it."""
-        if self._closed:
-            raise ClosedError("this batcher was closed")
+        if self.closed:
+            raise closed_error()
         request.arrive(now)
         try:
             self._admission.submit(request)
@@ -192,8 +194,13 @@ class Dispatcher(ABC, RequestFeed[T]):
     def _try_to_start(self, worker: object) -> None:
         try:
             self._start(worker)
-        except BaseException:
-            self._leave(worker)
+        except BaseException as error:
+            with self._lock:
+                self._workers.discard(worker)
+                self._rest(worker)
+                waiting = [] if self._workers else self._admission.take_all()
+            self.fail_all(waiting, error)  # for nobody would ever look
+            self._look_whether_ended()
             raise
 
     @abstractmethod
@@ -298,7 +305,7 @@ class Dispatcher(ABC, RequestFeed[T]):
         """Take note of a batch that begins to run."""
         with self._lock:
             self._runs.add(run)
-        if self._closed:
+        if self.closed:
             self._close_runs([run])
 
     def remove(self, run: BatchRun[T]) -> None:
@@ -329,7 +336,8 @@ class Dispatcher(ABC, RequestFeed[T]):
 
     def _follow_up(self, noted: _Noted[T]) -> None:
         for request in noted.overdue:
-            self._fail(request, request.overdue())
+            if (error := request.overdue(noted.now)) is not None:
+                self._fail(request, error)
         if self.terms.reports.wanted:
             for request in noted.gone:
                 self.terms.reports(
@@ -350,21 +358,21 @@ class Dispatcher(ABC, RequestFeed[T]):
     @property
     def ended(self) -> bool:
         """Whether it was closed, and no worker is at work any more."""
-        return self._closed and not self._workers
+        return self.closed and not self._workers
 
     def request_close(self) -> None:
         """Let every request fail that has not ended, and accept no other."""
         if self.forked:
             return
         with self._lock:
-            self._closed = True
+            self.closed = True
             noted = self._take_note()
             waiting = self._admission.take_all()
             listening = [waiter for _, waiter in self._listening.values()]
             self._listening.clear()
             runs = list(self._runs)
         self._follow_up(noted)
-        self.fail_all(waiting, ClosedError("the batcher was closed"))
+        self.fail_all(waiting, closed_error())
         for waiter in listening:
             self._ring(waiter)
         self._close_runs(runs)
@@ -374,7 +382,7 @@ class Dispatcher(ABC, RequestFeed[T]):
     def _close_runs(self, runs: Iterable[BatchRun[T]]) -> None:
         for run in runs:
             for buffer in list(run.buffers):
-                run.break_off(buffer, ClosedError("the batcher was closed"))
+                run.break_off(buffer, closed_error())
 
     def _look_whether_ended(self) -> None:
         """Tell who waits for the end, if it has come."""

@@ -89,25 +89,25 @@ class Request(Buffer[T]):
     @property
     def deadline(self) -> float | None:
         """Until when it may go on as it is."""
-        return self.wait_until if self.pump is None else self.until
+        return self.wait_until if self.joined is None else self.until
 
-    def is_overdue(self, now: float) -> bool:
-        """Whether its time is over, and it has not ended."""
-        deadline = self.deadline
-        return deadline is not None and deadline <= now and not self.ends
-
-    def overdue(self) -> DeadlineError:
-        """Return the error that says which time was over."""
-        if self.wait_until != self.until and self.pump is None and self.wait_timeout is not None:
+    def overdue(self, now: float) -> DeadlineError | None:
+        """Return the error that says which time is over, if one is and it has not ended."""
+        if self.ends:
+            return None
+        if self.until is not None and self.until <= now:
+            assert self.timeout is not None  # noqa: S101 - for the type checker
+            return DeadlineError(
+                f"{self.name} was not finished within {self.timeout} seconds (timeout)",
+                timeout=self.timeout,
+            )
+        if self.joined is None and self.wait_until is not None and self.wait_until <= now:
+            assert self.wait_timeout is not None  # noqa: S101 - for the type checker
             return DeadlineError(
                 f"{self.name} joined no batch within {self.wait_timeout} seconds (wait_timeout)",
                 timeout=self.wait_timeout,
             )
-        assert self.timeout is not None  # noqa: S101 - for the type checker
-        return DeadlineError(
-            f"{self.name} was not finished within {self.timeout} seconds (timeout)",
-            timeout=self.timeout,
-        )
+        return None
 
     def finish(self, end: StreamEnd) -> None:
         """Set the end, unless there is one, and tell of it once."""

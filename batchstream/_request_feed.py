@@ -105,12 +105,8 @@ class RequestFeed(Generic[T]):
 
     def look_after(self, request: Request[T] | None) -> None:
         """Let a request fail whose time is over, even if its worker is in a long step."""
-        if request is not None and request.is_overdue(monotonic()):
-            pump = request.pump
-            if pump is not None:
-                pump.break_off(request, request.overdue())
-            else:
-                self._fail(request, request.overdue())
+        if request is not None and (error := request.overdue(monotonic())) is not None:
+            self._fail(request, error)
 
     async def wait_if_idle(self, loop: Loop) -> None:
         """Wait for nothing: other requests keep the model busy."""
@@ -120,9 +116,13 @@ class RequestFeed(Generic[T]):
         return any(run.runs_here for run in tuple(self._runs))
 
     def _fail(self, request: Request[T], error: BaseException) -> None:
-        """Let a request fail that has not joined a batch."""
-        request.finish(StreamEnd(FinishReason.ERROR, 0, error=error))
-        self._tell(request)
+        """Let a request fail, wherever it is."""
+        pump = request.pump
+        if pump is not None:
+            pump.break_off(request, error)
+        else:
+            request.finish(StreamEnd(FinishReason.ERROR, 0, error=error))
+            self._tell(request)
 
     def _tell(self, request: Request[T]) -> None:
         """Wake who waits for a request that has ended; and tell its batch, if it joined one now."""

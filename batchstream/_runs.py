@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from typing_extensions import TypeVar
 
+from batchstream._errors import ClosedError
 from batchstream._ledger import Tally
 from batchstream._running import RunningPump
 
@@ -17,14 +18,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def closed_error() -> ClosedError:
+    """Return what the requests of a batcher that is closed fail with."""
+    return ClosedError("the batcher was closed")
+
+
 class RunOwner(Protocol[T]):
     """Whose requests a batch serves.
 
     Attributes:
         terms: By which.
+        closed: Whether they are all to fail.
     """
 
     terms: Terms[Any, T]
+    closed: bool
 
     def take_note(self) -> None:
         """Look whether requests have ended, or are overdue."""
@@ -52,8 +60,11 @@ class BatchRun(RunningPump[T]):
         deadlines = [time for time in (self._next_deadline, request.until) if time is not None]
         self._next_deadline = min(deadlines, default=None)
         request.pump = self
-        if request.ends:  # it was cancelled while nobody knew where it was
+        # Whoever ended it, or closed the batcher, a moment ago may not have found it here.
+        if request.ends:
             self.note_departure(request)
+        elif self._owner.closed:
+            self.break_off(request, closed_error())
 
     @property
     def runs_here(self) -> bool:
@@ -86,8 +97,8 @@ class BatchRun(RunningPump[T]):
     def _let_go_of_overdue(self, now: float) -> None:
         endless: list[Any] = list(self._endless)
         for request in endless:
-            if request.is_overdue(now):
-                self.break_off(request, request.overdue())
+            if (error := request.overdue(now)) is not None:
+                self.break_off(request, error)
         left = [request.until for request in endless if not request.ends and request.until]
         self._next_deadline = min(left, default=None)
 

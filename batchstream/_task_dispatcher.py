@@ -143,10 +143,10 @@ class TaskDispatcher(Dispatcher[T]):
     async def _run(self, requests: list[Request[T]], home: Loop, task: Task) -> None:
         try:
             run = self._open_run(self, requests)
+            self.add(run)
         except BaseException as error:  # noqa: BLE001 - told to all requests; nobody else is here
             self.fail_all(requests, error)
             return
-        self.add(run)
         try:
             await run.run_in(home, task)
         finally:
@@ -171,11 +171,15 @@ class TaskDispatcher(Dispatcher[T]):
         home = self._home
         if home is not None and home.closed:
             with self._lock:
-                self._workers.clear()
-                self._listening.clear()
-                runs = list(self._runs)
-                self._home = None
-            self._leave_all_waiting(_home_closed())
+                # Unless somebody else has just done so, and may have found another home.
+                left = self._home is home
+                waiting = self._admission.take_all() if left else []
+                runs = list(self._runs) if left else []
+                if left:
+                    self._workers.clear()
+                    self._listening.clear()
+                    self._home = None
+            self.fail_all(waiting, _home_closed())
             for run in runs:
                 run.look_after(None)
                 self.remove(run)

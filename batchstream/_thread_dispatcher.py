@@ -111,10 +111,10 @@ class ThreadDispatcher(Dispatcher[T]):
     def _run(self, requests: list[Request[T]], thread: Worker) -> None:
         try:
             run = self._open_run(self, requests, thread)
+            self.add(run)
         except BaseException as error:  # noqa: BLE001 - told to all requests; nobody else is here
             self.fail_all(requests, error)
             return
-        self.add(run)
         try:
             run.run()
         finally:
