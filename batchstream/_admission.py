@@ -105,9 +105,13 @@ class Admission(Generic[TicketT]):
         if ticket.wait_until is not None:
             heappush(self._expiries, (ticket.wait_until, next(self._number), ticket))
 
+    def waits(self, ticket: TicketT) -> bool:
+        """Whether a request has neither joined a batch nor been taken out otherwise."""
+        return ticket in self._groups.get(ticket.group, ())
+
     def withdraw(self, ticket: TicketT) -> bool:
         """Take a request out, and tell whether it was still waiting."""
-        if not self._waits(ticket):
+        if not self.waits(ticket):
             return False
         self._remove((ticket,))
         return True
@@ -117,7 +121,7 @@ class Admission(Generic[TicketT]):
         expired: list[TicketT] = []
         while self._expiries and self._expiries[0][0] <= now:
             ticket = heappop(self._expiries)[2]
-            if self._waits(ticket):
+            if self.waits(ticket):
                 self._remove((ticket,))
                 expired.append(ticket)
         return expired
@@ -152,7 +156,7 @@ class Admission(Generic[TicketT]):
         A time that has passed if a batch is ready; None if nobody waits.
         """
         times = [self._ready_at(group, self._max_batch_size, 0.0) for group in self._groups]
-        while self._expiries and not self._waits(self._expiries[0][2]):
+        while self._expiries and not self.waits(self._expiries[0][2]):
             heappop(self._expiries)
         if self._expiries:
             times.append(self._expiries[0][0])
@@ -179,9 +183,6 @@ class Admission(Generic[TicketT]):
                     return first[:position]
         return first
 
-    def _waits(self, ticket: TicketT) -> bool:
-        return ticket in self._groups.get(ticket.group, ())
-
     def _remove(self, tickets: Iterable[TicketT]) -> None:
         for ticket in tickets:
             group = self._groups[ticket.group]
@@ -191,5 +192,5 @@ class Admission(Generic[TicketT]):
                 del self._groups[ticket.group]
         # What has joined may take long, and its entry would be kept until it had expired.
         if len(self._expiries) > 2 * self.waiting + _MANY:
-            self._expiries = [entry for entry in self._expiries if self._waits(entry[2])]
+            self._expiries = [entry for entry in self._expiries if self.waits(entry[2])]
             heapify(self._expiries)

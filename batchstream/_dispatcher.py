@@ -26,7 +26,7 @@ from collections import deque
 from contextvars import copy_context
 from functools import partial
 from itertools import count
-from threading import Event, Lock
+from threading import Event, RLock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple
 
@@ -72,7 +72,8 @@ class Dispatcher(ABC, RequestFeed[T]):
         self.terms = terms
         self.context = copy_context()
         self.awaiting_end: list[object] = []
-        self._lock = Lock()
+        # Re-entrant for the sake of `statistics`, which a signal's handler may call.
+        self._lock = RLock()
         self._told: deque[Request[T]] = deque()
         self._numbers = count()
         # One object for each key. Keys are the user's, so they are hashed and compared outside of
@@ -414,20 +415,19 @@ class Dispatcher(ABC, RequestFeed[T]):
         """Wait for what workers still have to do after the end; next to nothing."""
 
     def statistics(self) -> BatcherStatistics:
-        """Return the figures up to now."""
+        """Return the figures up to now, and change none: a signal may have interrupted who does."""
         with self._lock:
-            noted = self._take_note()
-            figures = self._ledger.statistics(
-                list(self._runs), self._admission.waiting, self.terms.max_batch_size
+            told = list(self._told)
+            waiting = self._admission.waiting - sum(map(self._admission.waits, told))
+            return self._ledger.statistics(
+                list(self._runs), told, waiting, self.terms.max_batch_size
             )
-        self._follow_up(noted)
-        return figures
 
     # ---- after a fork, in the child
 
     def refuse_after_fork(self) -> None:
         """Let every use fail, unless it was not used before: its workers are in the parent."""
-        self._lock = Lock()
+        self._lock = RLock()
         if self._ledger.opened:
             self.forked = True
             for request in self._admission.take_all():

@@ -10,6 +10,7 @@ from batchstream._events import BatcherStatistics, FinishReason
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from batchstream._request import Request
     from batchstream._runs import BatchRun
 
 
@@ -68,9 +69,21 @@ class Ledger:
             self._longest_wait = max(self._longest_wait, *waited)
 
     def statistics(
-        self, runs: Sequence[BatchRun[Any]], waiting: int, max_batch_size: int
+        self,
+        runs: Sequence[BatchRun[Any]],
+        told: Sequence[Request[Any]],
+        waiting: int,
+        max_batch_size: int,
     ) -> BatcherStatistics:
-        """Return all figures, those of batches that run among them."""
+        """Return all figures.
+
+        Args:
+            runs: The batches that run.
+            told: Requests that have ended and are not counted as such yet.
+            waiting: How many requests wait.
+            max_batch_size: How many slots each step had.
+        """
+        finished = self.finished + Counter(request.ends[0].reason for request in told)
         total = Tally()
         for tally in [self.past, *[run.tally() for run in runs]]:
             total.add(tally)
@@ -84,9 +97,9 @@ class Ledger:
             dropped=total.dropped,
             opened=self.opened,
             refused=self.refused,
-            live=self.opened - self.finished.total(),
+            live=self.opened - finished.total(),
             waiting=waiting,
-            finished=dict(self.finished),
+            finished=dict(finished),
             buffered=sum(run.buffered for run in runs),
             waited=self._waited,
             longest_wait=self._longest_wait,
