@@ -1,0 +1,35 @@
+"""A server under load: five hundred clients at once, some of whom leave, or never read."""
+
+import pytest
+from load_clients import CLIENTS, NEVER_READ, serving
+
+ROUNDS = 3
+NOISE = 8  # megabytes: what a leak of 6 kB a request would come to in so many rounds
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("load")) as load:
+        yield load
+
+
+def test_R02_each_of_many_clients_gets_its_own_outputs_and_nothing_is_left_of_any(load):
+    assert load.run(seed=0).wrong == []  # which also warms the server up
+    before, memory_before = load.statistics(), load.memory()
+    for seed in range(1, 1 + ROUNDS):
+        assert load.run(seed).wrong == []
+    after, memory_after = load.statistics(), load.memory()
+
+    finished = {
+        reason: count - before["finished"].get(reason, 0)
+        for reason, count in after["finished"].items()
+    }
+    # A client may leave before its request was read, or after its stream had ended.
+    assert finished["error"] == ROUNDS * NEVER_READ
+    assert sum(finished.values()) <= ROUNDS * CLIENTS
+    assert set(finished) == {"eos", "cancelled", "error"}
+    assert after["opened"] == sum(after["finished"].values())
+    assert load.is_idle(after)
+    assert memory_after - memory_before < NOISE
+    # Those who never read: nobody else's response has raised.
+    assert [error for error in load.logged_errors() if "SlowConsumerError" not in error] == []
