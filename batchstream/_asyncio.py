@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import types
+from contextlib import contextmanager
 from itertools import islice
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final
@@ -126,6 +127,10 @@ class AsyncioLoop:
         """Call this in the loop, soon."""
         self._call(function)
 
+    def soon(self, function: Callable[[], object]) -> None:
+        """Call this in the loop's next turn."""
+        self._loop.call_soon(function)
+
     def _call(self, function: Callable[..., object], *args: object) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *args)
@@ -174,6 +179,7 @@ class AsyncioTask:
     ) -> None:
         self._loop = loop
         self._at_end = at_end
+        self._stint: object = None
         self._asked = False
         self._waits = False
         self._broken_off = False
@@ -194,18 +200,28 @@ class AsyncioTask:
             task.exception()  # every stream was told, and what stops a program has gone its way
         self._at_end()
 
-    def interrupt(self) -> None:
+    @contextmanager
+    def stint(self) -> Generator[object, None, None]:
+        """Begin what can be interrupted by itself."""
+        self._stint = object()
+        self._asked = False
+        try:
+            yield self._stint
+        finally:
+            self._stint = None
+
+    def interrupt(self, stint: object) -> None:
         """Break off what is being waited for."""
         try:
-            self._loop.call_soon_threadsafe(self._interrupt)
+            self._loop.call_soon_threadsafe(self._interrupt, stint)
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
             _tasks.discard(self._task)
             raise LoopClosedError from None
 
-    def _interrupt(self) -> None:
-        if not self._asked:
+    def _interrupt(self, stint: object) -> None:
+        if stint is self._stint and not self._asked:
             self._asked = True
             if self._waits:
                 self._broken_off = True

@@ -202,6 +202,12 @@ class Buffer(Generic[T]):
         self.cancelled = True
         self.stop_reader()
 
+    def shut(self) -> None:
+        """Let nothing more be received of a stream that has ended, and free what is buffered."""
+        self.cancelled = True
+        self.stop_reader()
+        self.discard()
+
     def watch(self, telling: Iterator[object]) -> None:
         """Let the consumer take one output by itself, and tell the pump of it."""
         self.telling = telling

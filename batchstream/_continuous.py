@@ -241,7 +241,7 @@ class _EngineRun(AnyThreadRun[T]):
             on_overflow=terms.on_overflow,
             worker=thread,
             places=dispatcher.places,
-            buffers=map(_vacant_buffer, range(terms.max_batch_size)),
+            buffers=[_vacancy()] * terms.max_batch_size,
         )
         self._dispatcher = dispatcher
         self._engine = engine
@@ -290,7 +290,8 @@ class _EngineRun(AnyThreadRun[T]):
         self._engine.discard()
 
 
-def _vacant_buffer(slot: int) -> Buffer[Any]:
-    buffer: Buffer[Any] = Buffer(slot)
+def _vacancy() -> Buffer[Any]:
+    """Return what stands for an occupant where there is none yet."""
+    buffer: Buffer[Any] = Buffer(0)  # it may stand in all slots at once
     buffer.finish(StreamEnd(FinishReason.EXHAUSTED, 0))
     return buffer

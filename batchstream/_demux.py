@@ -33,7 +33,7 @@ from batchstream._errors import ClosedError, MissingEOSError, StepError
 from batchstream._events import Delivery, FinishReason, Statistics, StreamEnd
 from batchstream._markers import EOS, SKIP, End, Fail, Last, Many
 from batchstream._marks import Marks
-from batchstream._steps import Elements, are_slots, picker, read_step
+from batchstream._steps import Elements, are_numbers, picker, read_step
 
 T = TypeVar("T")
 
@@ -208,8 +208,8 @@ class Demultiplexer(Generic[T]):
         if self._state != "running" or self._plain_steps >= self._plain_limit:
             return None
         if type(step) is dict:
-            if not are_slots(step, self._size):
-                return None
+            if not are_numbers(step):
+                return None  # else, with as many keys as are live and all of those, it is plain
         elif (type(step) is not list and type(step) is not tuple) or len(step) != self._size:
             return None
         values = self._plain_values(step)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from contextlib import AbstractContextManager
     from contextvars import Context
 
 TURN: Final = 64
@@ -65,6 +66,9 @@ class Loop(Protocol):
             LoopClosedError: The loop was closed.
         """
 
+    def soon(self, function: Callable[[], object]) -> None:
+        """Call this in the loop's next turn; from within the loop."""
+
     async def wait(self, waiter: Any, seconds: float | None) -> None:
         """Wait until woken, or until so many seconds have passed."""
 
@@ -83,10 +87,20 @@ class Loop(Protocol):
 
 
 class Task(Protocol):
-    """A pump's own task."""
+    """A pump's own task, or that of several pumps one after another."""
 
-    def interrupt(self) -> None:
+    def stint(self) -> AbstractContextManager[object]:
+        """Begin what can be interrupted by itself: the work of one pump, from its start to its end.
+
+        Returns:
+            A context manager, which gives a name for `interrupt`.
+        """
+
+    def interrupt(self, stint: object) -> None:
         """Break off what is being waited for in `interruptible`, now or later. From any thread.
+
+        Args:
+            stint: Which work is meant; if the task is not at it any more nothing happens.
 
         Raises:
             LoopClosedError: The loop was closed, and the task will never go on.

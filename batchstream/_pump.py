@@ -67,7 +67,8 @@ class Pump(ABC, Generic[T]):
     ) -> None:
         self._core = core
         self._max_buffered = max_buffered
-        self._room = 0  # how many plain steps every live stream has room for at least
+        # How many plain steps every live stream has room for at least.
+        self._room = max_buffered or 0
         # Streams that ended otherwise than by a step, for the core to be told.
         self._departed: deque[Buffer[T]] = deque()
         self._view: dict[str, View] = {}  # a dict, because setting a default is atomic

@@ -53,11 +53,12 @@ class RequestFeed(Generic[T]):
         if self.forked or request.cancelled:
             return
         pump = request.pump  # in a local, as it is let go of when the request has ended
-        if pump is not None:
+        if request.ends:
+            request.shut()
+        elif pump is not None:
             pump.cancel(request)
         else:
             request.cancel(StreamEnd(FinishReason.CANCELLED, 0))
-            request.discard()
             self._tell(request)
 
     def begin(self, loop: Loop | None) -> None:

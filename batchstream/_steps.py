@@ -88,18 +88,21 @@ def _read_sequence(step: object, number: int) -> list[Any] | tuple[Any, ...]:
     )
 
 
-def are_slots(keys: Collection[Any], size: int) -> bool:
-    """Tell quickly whether all keys are slots, and plain numbers; none is touched that is not."""
+def are_numbers(keys: Collection[Any]) -> bool:
+    """Tell quickly whether all keys are plain numbers; none is touched that is not."""
     try:
-        kinds = set(map(type, keys))
+        return set(map(type, keys)) <= {int}
     except Exception:  # noqa: BLE001 - a type refuses to be hashed
         return False
-    return not kinds or (kinds == {int} and min(keys) >= 0 and max(keys) < size)
 
 
 def _read_mapping(step: Mapping[Any, Any], size: int, number: int) -> dict[int, Any]:
-    if type(step) is dict and are_slots(step, size):  # by far the most, and read in C
-        return step
+    if (
+        type(step) is dict
+        and are_numbers(step)
+        and (not step or 0 <= min(step) <= max(step) < size)
+    ):
+        return step  # by far the most, and read in C
     try:
         items = list(step.items())
     except Exception as error:

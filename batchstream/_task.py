@@ -58,7 +58,10 @@ class TaskPump(RunningPump[T]):
         self._source = source
         self._loop: Loop | None = None
         self._task: Task | None = None
+        self._stint: object = None
         self._in_task = False
+        # Whether the loop has not gone round since a step.
+        self._turn_due = False
         if not core.size:
             self._after_departure()
 
@@ -79,8 +82,6 @@ class TaskPump(RunningPump[T]):
             self._settle_if_not_ended()
             if isinstance(error, PASSING):
                 raise
-        if not self._endless:  # cancelled before there was a task to interrupt
-            self._interrupt()
 
     def patience(self, buffer: Buffer[Any] | None, loop: Loop) -> float | None:
         """Do not wait for ever in another loop than the pump's, which may be closed any time."""
@@ -105,6 +106,10 @@ class TaskPump(RunningPump[T]):
 
     async def run(self, task: Task) -> None:
         """Make every step, and close the source, in the calling task."""
+        with task.stint() as self._stint:
+            await self._run(task)
+
+    async def _run(self, task: Task) -> None:
         stopping: BaseException | None = None
         try:
             while self._goes_on():
@@ -159,8 +164,16 @@ class TaskPump(RunningPump[T]):
             self._give(step, live)
         finally:
             self._in_task = False
-        # A source that never has to wait leaves the others in the loop their turn.
-        await self._loop.checkpoint()
+        # A source that never has to wait leaves the others in the loop their turn. One that does
+        # has been asked for its next step before they take it.
+        if self._turn_due:
+            await self._loop.checkpoint()
+        else:
+            self._turn_due = True
+            self._loop.soon(self._note_turn)
+
+    def _note_turn(self) -> None:
+        self._turn_due = False
 
     async def _pause(self, full: Sequence[Buffer[Any]]) -> None:
         loop = self._loop
@@ -183,9 +196,9 @@ class TaskPump(RunningPump[T]):
 
     def _interrupt(self) -> None:
         task = self._task
-        if task is not None:
+        if task is not None:  # and at work, or it will see for itself that nobody is left
             try:
-                task.interrupt()
+                task.interrupt(self._stint)
             except LoopClosedError:
                 self._settle_if_not_ended()
 

@@ -1,4 +1,4 @@
-"""The dispatcher whose workers are tasks, one for each batch, in one event loop."""
+"""The dispatcher whose workers are tasks in one event loop, there while there is work."""
 
 from __future__ import annotations
 
@@ -46,8 +46,6 @@ class TaskRun(BatchRun[T], TaskPump[T]):
     async def run_in(self, loop: Loop, task: Task) -> None:
         """Make every step, and close the source, in this task, which runs in this loop."""
         self._loop, self._task = loop, task
-        if not self._endless:  # cancelled before there was a task to interrupt
-            self._interrupt()
         try:
             await self.run(task)
         finally:
@@ -126,14 +124,13 @@ class TaskDispatcher(Dispatcher[T]):
 
     async def _work(self, worker: object, home: Loop, task: Task) -> None:
         try:
-            found: list[Request[T]] | float | None = 0.0
-            while isinstance(found, float):
-                waiter = home.new_waiter()
-                found = self.look(worker, waiter)
+            while (found := self.look(worker, waiter := home.new_waiter())) is not None:
                 if isinstance(found, float):
                     await home.wait(waiter, found)
-            if found is not None:
-                await self._run(found, home, task)
+                else:
+                    await self._run(found, home, task)
+                    del found
+                    await home.checkpoint()  # there may have been no step, and no other turn
         except BaseException as error:
             if task.destroyed or task.was_cancelled(error):
                 # As at the end of the loop, where another task would not live long.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -81,6 +82,10 @@ class TrioLoop:
         """Call this in the loop, soon."""
         self._call(function)
 
+    def soon(self, function: Callable[[], object]) -> None:
+        """Call this in the loop's next turn."""
+        self._token.run_sync_soon(function)
+
     def _call(self, function: Callable[..., object], *args: object) -> None:
         try:
             self._token.run_sync_soon(function, *args)
@@ -126,8 +131,6 @@ class TrioTask:
         context: Context,
     ) -> None:
         self._token = token
-        # One for the whole of the task: the source may have entered others when it yields, and
-        # left them when it is closed, and scopes are left in the reverse order.
         self._scope = trio.CancelScope()
         self._asked = False
         self._waits = False
@@ -137,22 +140,31 @@ class TrioTask:
 
     async def _run(self, main: Main, at_end: Callable[[], None]) -> None:
         try:
-            with self._scope:
-                await main(self)
+            await main(self)
         finally:
             at_end()
 
-    def interrupt(self) -> None:
+    @contextmanager
+    def stint(self) -> Generator[object, None, None]:
+        """Begin what can be interrupted by itself."""
+        # One scope for the whole of it: the source may have entered others when it yields, and left
+        # them when it is closed, and scopes are left in the reverse order.
+        with trio.CancelScope() as self._scope:
+            self._asked = False
+            yield self._scope
+
+    def interrupt(self, stint: object) -> None:
         """Break off what is being waited for."""
         try:
-            self._token.run_sync_soon(self._interrupt)
+            self._token.run_sync_soon(self._interrupt, stint)
         except trio.RunFinishedError:
             raise LoopClosedError from None
 
-    def _interrupt(self) -> None:
-        self._asked = True
-        if self._waits:
-            self._scope.cancel()
+    def _interrupt(self, stint: object) -> None:
+        if stint is self._scope:
+            self._asked = True
+            if self._waits:
+                self._scope.cancel()
 
     async def interruptible(self, function: Callable[..., Awaitable[Any]], *args: object) -> Any:
         """Await what the function returns."""
