@@ -253,6 +253,9 @@ class _EngineRun(AnyThreadRun[T]):
 
     def _goes_on(self) -> bool:
         super()._goes_on()
+        if not self._core.running:  # it was fed what is no step
+            self._engine.discard()
+            return False
         live = self._core.live
         if len(live) < len(self._costs):  # somebody has left
             for slot in self._engine.keep(live):

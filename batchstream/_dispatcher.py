@@ -315,10 +315,11 @@ class Dispatcher(ABC, RequestFeed[T]):
             if run in self._runs:
                 self._runs.discard(run)
                 self._ledger.past.add(run.tally())
+        self.take_note()
 
     def take_note(self) -> None:
         """Count those that have ended, and let go of those whose time is over."""
-        if self._told:
+        while self._told:
             with self._lock:
                 noted = self._take_note()
             self._follow_up(noted)
@@ -347,12 +348,15 @@ class Dispatcher(ABC, RequestFeed[T]):
                     joined=request.joined is not None,
                     lasted=noted.now - request.arrived,
                 )
+        if noted.overdue:  # who are told of now, perhaps by nobody else for a long time
+            self.take_note()
 
     def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
         """Let requests fail that have not joined a batch."""
         begin_in_source(error)
         for request in requests:
             self._fail(request, error)
+        self.take_note()
 
     # ---- from the owner
 

@@ -88,10 +88,10 @@ class TaskDispatcher(Dispatcher[T]):
                 if self._home is None:
                     self._home = loop
 
-    def _hire(self) -> object:
-        return object()
+    def _hire(self) -> _Worker:
+        return _Worker()
 
-    def _start(self, worker: object) -> None:
+    def _start(self, worker: _Worker) -> None:
         home = self._home
         if home is None or home.closed:
             raise _home_closed()
@@ -103,10 +103,10 @@ class TaskDispatcher(Dispatcher[T]):
             except LoopClosedError:
                 raise _home_closed() from None
 
-    def _spawn(self, worker: object, home: Loop) -> None:
+    def _spawn(self, worker: _Worker, home: Loop) -> None:
         try:
             main = partial(self._work, worker, home)
-            home.spawn(main, partial(self._leave, worker), self.context.copy())
+            home.spawn(main, partial(self._let_go, worker), self.context.copy())
         except BaseException as error:
             self._leave_all_waiting(error)
             self._leave(worker)
@@ -122,7 +122,8 @@ class TaskDispatcher(Dispatcher[T]):
 
     # ---- a worker's task
 
-    async def _work(self, worker: object, home: Loop, task: Task) -> None:
+    async def _work(self, worker: _Worker, home: Loop, task: Task) -> None:
+        worker.began = True
         try:
             while (found := self.look(worker, waiter := home.new_waiter())) is not None:
                 if isinstance(found, float):
@@ -148,6 +149,12 @@ class TaskDispatcher(Dispatcher[T]):
             await run.run_in(home, task)
         finally:
             self.remove(run)
+
+    def _let_go(self, worker: _Worker) -> None:
+        """See to it that somebody works after a task has ended, unless the loop does."""
+        if not worker.began:
+            self._leave_all_waiting(_home_closed())
+        self._leave(worker)
 
     def _leave_all_waiting(self, error: BaseException) -> None:
         with self._lock:
@@ -186,6 +193,16 @@ class TaskDispatcher(Dispatcher[T]):
     def _may_block(self) -> bool:
         home = self._home
         return super()._may_block() and not (home is not None and home.is_here)
+
+
+class _Worker:
+    """Who works on one batch after another.
+
+    Attributes:
+        began: Whether its task was not cancelled before it could.
+    """
+
+    began = False
 
 
 def _home_closed() -> ClosedError:
