@@ -192,7 +192,8 @@ def test_a_client_that_leaves_frees_its_slot(custom):
     cancelled = 'batchstream_requests_finished_total{reason="cancelled"}'
     before = custom.metric(cancelled)
     with httpx.stream("POST", f"{custom.url}/generate", json=LONG, timeout=SECONDS) as response:
-        assert next(response.iter_lines())
+        body = response.iter_lines()  # which would close the response if it were dropped
+        assert next(body)
         assert custom.metric("batchstream_requests_live") == 1
     custom.wait_until(lambda: custom.metric("batchstream_requests_live") == 0)
     assert custom.metric(cancelled) == before + 1
@@ -200,13 +201,16 @@ def test_a_client_that_leaves_frees_its_slot(custom):
 
 def test_a_full_server_says_so_and_is_not_full_for_ever(custom, model):
     refused = custom.metric("batchstream_requests_refused_total")
-    places = model.SLOTS + 4 * model.SLOTS
+    slots, others = model.SLOTS, 4 * model.SLOTS
+
+    def ask(client, count):
+        return all_open(client.stream("POST", "/generate", json=LONG) for _ in range(count))
 
     async def fill():
-        async with custom.client() as client:
-            open_ = (client.stream("POST", "/generate", json=LONG) for _ in range(places))
-            async with all_open(open_):
-                await custom.wait_until_health_is(live=places, waiting=4 * model.SLOTS)
+        async with custom.client() as client, ask(client, slots):
+            await custom.wait_until_health_is(live=slots, waiting=0)
+            async with ask(client, others):
+                await custom.wait_until_health_is(live=slots + others, waiting=others)
                 return await client.post("/generate", json=PROMPTS[0])
 
     response = asyncio.run(fill())
@@ -254,7 +258,9 @@ def test_each_fraction_ends_where_it_comes_out_even(batched):
 def test_a_batch_that_its_only_client_has_left_is_not_run_to_its_end(batched):
     before = batched.health()["steps"]
     with httpx.stream("GET", f"{batched.url}/1/7?decimals=1000", timeout=SECONDS) as response:
-        assert next(response.iter_text()).startswith("0.")
+        body = response.iter_text()
+        assert next(body).startswith("0.")
+        assert batched.health()["live"] == 1
     batched.wait_until(lambda: batched.health()["live"] == 0)
     assert batched.health()["steps"] - before < 1000
 
@@ -286,7 +292,7 @@ def way(number):
 
 
 def test_each_number_is_followed_to_its_end(threaded):
-    starts = [27, 1, 2, 7, 97, 1, 6, 10**30] * 4
+    starts = [27, 1, 2, 7, 97, 1, 6, 10**9] * 4
 
     async def ask():
         async with threaded.client() as client:
@@ -302,20 +308,25 @@ def test_each_number_is_followed_to_its_end(threaded):
 def test_a_client_of_a_thread_that_leaves_frees_its_slot(threaded):
     assert len(way(LONG_WAY)) * float(PACE) > 10, "it might end by itself"
     with httpx.stream("GET", f"{threaded.url}/{LONG_WAY}", timeout=SECONDS) as response:
-        assert next(response.iter_lines()) == str(LONG_WAY)
+        body = response.iter_lines()
+        assert next(body) == str(LONG_WAY)
         assert threaded.health()["live"] == 1
     threaded.wait_until(lambda: threaded.health()["live"] == 0)
     assert re.search(r"broken off: (BrokenPipe|ConnectionReset)Error", threaded.log())
 
 
 def test_threads_say_that_there_is_no_room(threaded):
-    places = 2 * 16 + 32
+    def ask(client, count):
+        return all_open(client.stream("GET", f"/{LONG_WAY}") for _ in range(count))
 
     async def fill():
-        async with threaded.client() as client:
-            async with all_open(client.stream("GET", f"/{LONG_WAY}") for _ in range(places)):
-                await threaded.wait_until_health_is(live=places, waiting=32)
-                return await client.get("/27")
+        async with threaded.client() as client, ask(client, 1):
+            await threaded.wait_until_health_is(live=1, waiting=0)
+            async with ask(client, 1):
+                await threaded.wait_until_health_is(live=2, waiting=0)  # by the other worker
+                async with ask(client, 32):
+                    await threaded.wait_until_health_is(live=34, waiting=32)
+                    return await client.get("/27")
 
     response = asyncio.run(fill())
     assert response.status_code == 503

@@ -534,8 +534,12 @@ def test_R17_an_encoder_that_raises_stop_iteration_ends_nothing(server, response
 
     response, exchange = answer(server, "bad", response_class, encode=encode)
     assert response.status_code == 500
-    exchange = respond_with(server, Model(server, ["good"], ["bad"]), response_class, encode=encode)
-    call = server.call(exchange).wait()
+    model = Model(server, ["good"])
+    exchange = respond_with(server, model, response_class, encode=encode)
+    call = server.call(exchange)
+    assert b"good" in call.wait_for_chunk()
+    model.give(["bad"])
+    call.wait()
     assert isinstance(call.error, httpx.RemoteProtocolError)
     assert isinstance(exchange.wait().error, RuntimeError)
 

@@ -12,6 +12,7 @@ from fastapi import HTTPException, Request, Response
 from litserve.specs.base import LitSpec
 from starlette.responses import StreamingResponse
 
+from batchstream.integrations._cut import Tripwire
 from batchstream.integrations.litserve._failure import Failure
 
 if TYPE_CHECKING:
@@ -134,25 +135,12 @@ class CutError(Exception):
         super().__init__("a stream has failed: its connection is cut")
 
 
-class Tripwire(bytes):
-    """A piece of body that raises `CutError` where it is about to be written."""
-
-    __slots__ = ()
-
-    def __len__(self) -> int:
-        raise CutError
-
-
 async def _raise(failure: Failure, send: Send, *, begun: bool) -> NoReturn:
-    """Tell the client of a failure, by a status or by cutting the connection.
-
-    For a cut it is not enough to raise. Starlette's `BaseHTTPMiddleware` first ends a response in
-    the proper way, and then raises what the application raised. So the error is sent as well, as a
-    piece of the body: it passes through the middleware, and goes off on its other side.
-    """
+    """Tell the client of a failure, by a status or by cutting the connection."""
     if begun:
-        await send({"type": "http.response.body", "body": Tripwire(), "more_body": True})
-        raise CutError
+        error = CutError()
+        await send({"type": "http.response.body", "body": Tripwire(error), "more_body": True})
+        raise error
     raise HTTPException(failure.status_code, failure.detail, failure.headers)
 
 

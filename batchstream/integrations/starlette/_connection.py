@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from batchstream.integrations._cut import Tripwire
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
@@ -59,15 +61,10 @@ class Connection:
     async def cut(self, error: Exception) -> None:
         """Make the server close the connection in mid-response; the caller then raises the error.
 
-        That alone is not enough. Starlette's `BaseHTTPMiddleware` first ends the body of a response
-        in the proper way, and then raises what the application raised. So the error is sent as
-        well, as a piece of the body: it passes through the middleware, and goes off on its other
-        side. However long that takes: to give up would show half a body as a whole one.
+        However long that takes: to give up would show half a body as a whole one.
         """
-        tripwire = _Tripwire()
-        tripwire.error = error
         with suppress(Exception):
-            await self._send({"type": _BODY, "body": tripwire, "more_body": True})
+            await self._send({"type": _BODY, "body": Tripwire(error), "more_body": True})
 
     async def respond(self, respond: Callable[[], Awaitable[Any]]) -> None:
         """Run what sends the response, and break it off where the client leaves.
@@ -102,12 +99,3 @@ class Connection:
         with suppress(OSError):  # servers ignore it, or raise this
             await self.start(_CLIENT_CLOSED_REQUEST, [])
             await self.send_body(b"", more=False)
-
-
-class _Tripwire(bytes):
-    """A piece of body that raises an error where it is about to be written."""
-
-    error: Exception
-
-    def __len__(self) -> int:
-        raise self.error
