@@ -238,15 +238,18 @@ class Buffer(Generic[T]):
 class Inlet(Generic[T]):
     """Where a stream's chain comes when it has read all that it was handed."""
 
-    __slots__ = ("_buffer", "_empty_since", "_parts", "_pump", "deadline")
+    __slots__ = ("_buffer", "_empty_since", "_entry", "_parts", "_pump", "deadline")
 
     def __init__(self, buffer: Buffer[T], pump: SyncFeed) -> None:
         self._buffer = buffer
         self._pump = pump
         # Until when a receive waits, on the monotonic clock; None for ever.
         self.deadline: float | None = None
+        # How the chain comes here. Its `__iter__` is in C: while a chain is between two parts no
+        # other thread must find it there.
+        self._entry: Iterator[T] = map(Inlet.__next__, repeat(self))
         # What the chain is to read next. None ends it for good.
-        self._parts: deque[Iterator[T] | None] = deque((self,))
+        self._parts: deque[Iterator[T] | None] = deque((self._entry,))
         # The number of moves at which it took the only output there was.
         self._empty_since = -1
 
@@ -254,9 +257,6 @@ class Inlet(Generic[T]):
     def parts(self) -> Iterator[Iterator[T]]:
         """The iterators to chain; ends where the stream does."""
         return iter(self._parts.popleft, None)
-
-    def __iter__(self) -> Iterator[T]:
-        return self
 
     def __next__(self) -> T:
         """Hand over what there is, or pull; raise `StopIteration` for the chain to go on."""
@@ -299,7 +299,7 @@ class Inlet(Generic[T]):
                         buffer.told = watches
                         return output
                 else:
-                    self._parts.extend((buffer.read(segment), self))
+                    self._parts.extend((buffer.read(segment), self._entry))
         finally:
             del buffer.consumer["thread"]  # no call, for the same reason
         raise StopIteration
@@ -326,6 +326,7 @@ class Inlet(Generic[T]):
     def abandon(self) -> None:
         """Let go of itself, once there is no chain that could come here."""
         self._parts.clear()
+        self._entry = _NOTHING
 
     def _concurrent(self) -> ConcurrentConsumerError:
         return ConcurrentConsumerError(

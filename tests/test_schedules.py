@@ -264,7 +264,7 @@ def test_R10_two_last_streams_cancelled_at_once_close_the_source_once():
         def check():
             assert source.closed == 1
             assert batch.live == ()
-            assert not batch._pump._cancels
+            assert not batch._pump._departed
 
         return batch, batch[0].cancel, batch[1].cancel, check
 

@@ -36,9 +36,9 @@ class PrometheusMetrics:
     - `batchstream_wait_seconds`: how long those who joined a batch had waited for it.
     - `batchstream_request_seconds`: how long requests lasted, from when they were submitted.
 
-    An end counts when the batcher takes note of it, which after a cancel is the next step at the
-    latest. A request may join a batch before it counts as submitted, for the moment that its
-    caller takes to say so.
+    An end counts when the batcher takes note of it: after a cancel with the next step; and where a
+    request waits for others to come, within `batch_timeout`. A request may join a batch before it
+    counts as submitted, for the moment that its caller takes to say so.
 
     One object may serve several batchers, which are then added up. Batchers to be told apart have
     an object each, with a name each. With prometheus-client's multiprocess mode the gauges are the
