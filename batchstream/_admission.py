@@ -4,9 +4,9 @@ Theory of operation
 -------------------
 
 Whoever waits is in one *group*, of which alone a batch is made, in the order of arrival. A group is
-*ready* when nobody who arrives later could make its batch better: it fills a batch already, or its
-oldest request has waited for `batch_timeout`. Of several ready groups the one with the oldest
-request goes first, so that none starves.
+*ready* when it fills a batch already, or when one of those who would join has waited for others as
+long as it should: for `batch_timeout`, or for half of the time that it may wait at all. Of several
+ready groups the one with the oldest request goes first, so that none starves.
 
 A shell calls `take` whenever a worker or a slot is free, and not before: what arrives meanwhile
 makes the batch larger. If that gives nobody it waits until `wake_at`, or until a request arrives.
@@ -80,7 +80,14 @@ class Admission(Generic[TicketT]):
         self._groups: dict[object, OrderedDict[TicketT, None]] = {}
         self._expiries: list[tuple[float, int, TicketT]] = []
         self._number = count()
-        self.waiting = 0
+        # Whoever waits is here; in its group it may be a moment earlier or later, if a signal's
+        # exception comes between.
+        self._all: set[TicketT] = set()
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return len(self._all)
 
     def submit(self, ticket: TicketT) -> None:
         """Let a request wait. It has not arrived before any that came earlier.
@@ -100,14 +107,18 @@ class Admission(Generic[TicketT]):
                 pending=self.waiting,
                 max_pending=self._max_pending,
             )
+        self._all.add(ticket)
         self._groups.setdefault(ticket.group, OrderedDict())[ticket] = None
-        self.waiting += 1
         if ticket.wait_until is not None:
             heappush(self._expiries, (ticket.wait_until, next(self._number), ticket))
 
     def waits(self, ticket: TicketT) -> bool:
         """Whether a request has neither joined a batch nor been taken out otherwise."""
-        return ticket in self._groups.get(ticket.group, ())
+        return ticket in self._all
+
+    def has_waiting(self, group: object) -> bool:
+        """Whether requests of this group wait."""
+        return group in self._groups
 
     def withdraw(self, ticket: TicketT) -> bool:
         """Take a request out, and tell whether it was still waiting."""
@@ -146,9 +157,9 @@ class Admission(Generic[TicketT]):
 
     def take_all(self) -> list[TicketT]:
         """Take out everybody, the oldest first."""
-        tickets = [ticket for group in self._groups.values() for ticket in group]
+        tickets = sorted(self._all, key=lambda ticket: ticket.arrived)
         self._remove(tickets)
-        return sorted(tickets, key=lambda ticket: ticket.arrived)
+        return tickets
 
     def wake_at(self) -> float | None:
         """Return when `take` or `expire` will have somebody to give, if nobody else arrives.
@@ -170,9 +181,16 @@ class Admission(Generic[TicketT]):
         arrived = self._arrival(group)
         if not self._batch_timeout:
             return arrived
-        fitting = len(self._fitting(group, slots, spent))
-        full = fitting == slots or fitting < len(self._groups[group])
-        return arrived if full else arrived + self._batch_timeout
+        fitting = self._fitting(group, slots, spent)
+        if len(fitting) == slots or len(fitting) < len(self._groups[group]):
+            return arrived
+        return min(map(self._patient_until, fitting))
+
+    def _patient_until(self, ticket: TicketT) -> float:
+        until = ticket.arrived + self._batch_timeout
+        if ticket.wait_until is not None:
+            until = min(until, (ticket.arrived + ticket.wait_until) / 2)
+        return until
 
     def _fitting(self, group: object, slots: int, spent: float) -> list[TicketT]:
         first = list(islice(self._groups[group], slots))
@@ -185,11 +203,12 @@ class Admission(Generic[TicketT]):
 
     def _remove(self, tickets: Iterable[TicketT]) -> None:
         for ticket in tickets:
-            group = self._groups[ticket.group]
-            del group[ticket]
-            self.waiting -= 1
-            if not group:
-                del self._groups[ticket.group]
+            self._all.discard(ticket)
+            group = self._groups.get(ticket.group)
+            if group is not None:
+                group.pop(ticket, None)
+                if not group:
+                    del self._groups[ticket.group]
         # What has joined may take long, and its entry would be kept until it had expired.
         if len(self._expiries) > 2 * self.waiting + _MANY:
             self._expiries = [entry for entry in self._expiries if self.waits(entry[2])]

@@ -115,6 +115,11 @@ class AsyncioLoop:
         return self._loop.is_closed()
 
     @property
+    def runs(self) -> bool:
+        """Whether the loop has not been stopped."""
+        return self._loop.is_running()
+
+    @property
     def is_here(self) -> bool:
         """Whether the calling code runs in this loop."""
         return running_loop() is self._loop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -166,18 +167,12 @@ class _Engine:
     """The engine that is there, or the next one that is made."""
 
     def __init__(self, engine: Any) -> None:
-        missing = [name for name in ("add", "step", "remove") if not hasattr(engine, name)]
         self._factory: Callable[[], Any] | None = None
         self._engine: Any = None
-        if callable(engine) and (isinstance(engine, type) or missing):
+        if callable(engine) and (isinstance(engine, type) or _missing_in(engine)):
             self._factory = engine
-        elif missing:
-            raise TypeError(
-                f"engine needs the methods add, step and remove, or to be a function that makes "
-                f"one that has them; got {engine!r} without {', '.join(missing)}"
-            )
         else:
-            self._engine = engine
+            self._engine = _checked(engine, "engine")
         self._occupied: set[int] = set()
         self._context: Context
 
@@ -186,7 +181,7 @@ class _Engine:
         self._context = context
         if self._engine is None:
             assert self._factory is not None  # noqa: S101 - there is one of the two
-            self._engine = context.run(self._factory)
+            self._engine = _checked(context.run(self._factory), "what the engine's factory returns")
         return self
 
     def add(self, slot: int, content: Any) -> None:
@@ -221,6 +216,23 @@ class _Engine:
     def close(self) -> None:
         """Remove everybody; the engine stays."""
         self.keep(())
+
+
+def _missing_in(engine: Any) -> list[str]:
+    return [name for name in ("add", "step", "remove") if not hasattr(engine, name)]
+
+
+def _checked(engine: Any, name: str) -> Any:
+    if missing := _missing_in(engine):
+        raise TypeError(
+            f"{name} must have the methods add, step and remove, "
+            f"got {engine!r} without {', '.join(missing)}"
+        )
+    if inspect.iscoroutinefunction(engine.step):
+        raise TypeError(
+            f"{name} must make a step by itself, got {engine!r} whose step is a coroutine function"
+        )
+    return engine
 
 
 class _EngineRun(AnyThreadRun[T]):

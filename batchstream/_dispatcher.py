@@ -35,6 +35,7 @@ from typing_extensions import TypeVar
 from batchstream._current_loop import current_loop
 from batchstream._errors import ClosedError, OverloadedError, begin_in_source
 from batchstream._events import FinishReason, StreamEnd
+from batchstream._groups import Groups
 from batchstream._ledger import Ledger
 from batchstream._request import Request
 from batchstream._request_feed import RequestFeed
@@ -51,7 +52,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_MANY: Final = 64  # groups, that need not be tidied up
+
+class AnyWorker:
+    """Who works on one batch after another.
+
+    Attributes:
+        called: Whether it has been told to look; from then on it looks until it finds nothing.
+    """
+
+    called = False
 
 
 class Dispatcher(ABC, RequestFeed[T]):
@@ -76,19 +85,24 @@ class Dispatcher(ABC, RequestFeed[T]):
         self._lock = RLock()
         self._told: deque[Request[T]] = deque()
         self._numbers = count()
-        # One object for each key. Keys are the user's, so they are hashed and compared outside of
-        # the lock; for that the dict is only added to, and replaced by an empty one.
-        self._groups: dict[Hashable, object] = {}
+        self._groups = Groups()
+        # What is to be done without the lock, for a worker to look; by whoever comes to it first.
+        self._calls: deque[Callable[[], object]] = deque()
 
         # Changed under the lock alone.
         self.closed = False
         self._admission = terms.admission()
-        self._workers: set[object] = set()  # those at work
+        self._workers: set[AnyWorker] = set()  # those at work
         # Those of them who wait for more: until when, and what to ring.
-        self._listening: dict[object, tuple[float, Any]] = {}
+        self._listening: dict[AnyWorker, tuple[float, Any]] = {}
         self._ledger = Ledger()
         self._all_left = Event()
         _dispatchers.add(self)
+
+    @property
+    def _has_interrupted_itself(self) -> bool:
+        """Whether the calling code is in a signal's handler, and has struck in the lock."""
+        return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return] # noqa: SLF001 - as Condition asks
 
     @property
     def has_waiting(self) -> bool:
@@ -118,6 +132,8 @@ class Dispatcher(ABC, RequestFeed[T]):
         """
         if self.forked:
             raise self._forked_error()
+        if self._has_interrupted_itself:
+            raise RuntimeError("a signal's handler has interrupted the batcher it submits to")
         request: Request[T] = Request(next(self._numbers), content, self._told)
         request.timeout = None if timeout is None else check_seconds("timeout", timeout)
         if wait_timeout is not None:
@@ -126,36 +142,42 @@ class Dispatcher(ABC, RequestFeed[T]):
         request.max_outputs = self.terms.limit_of(content)
         key = self.terms.key_of(content)
         self.prepare()
-        refusal: Exception | None = None
-        call: Callable[[], object] | None = None
-        while True:
-            groups = self._groups
-            request.group = groups.setdefault(key, object())
-            with self._lock:
-                if groups is not self._groups:
-                    continue
-                noted = self._take_note()
-                try:
-                    call = self._admit(request, noted.now)
-                except (ClosedError, OverloadedError, ValueError) as error:
-                    refusal = error
-            break
-        self._follow_up(noted)
+        try:
+            refusal = self._enter(request, key)
+            self._make_calls()
+            if self.closed:  # meanwhile
+                self._fail(request, closed_error())
+        except BaseException:  # be it a signal's: nothing is left half done
+            self.cancel(request)
+            self._call_again()
+            raise
         if refusal is not None:
-            if isinstance(refusal, OverloadedError):
-                self.terms.reports("refused")
             try:
                 raise refusal
             finally:
                 del refusal  # it holds this frame
-        try:
-            self.terms.reports("submitted")
-            if call is not None:
-                call()
-        except BaseException:
-            self.cancel(request)
-            raise
         return request
+
+    def _enter(self, request: Request[T], key: Hashable) -> Exception | None:
+        """Let a request wait, or return why it is refused."""
+        refusal = None
+        while True:
+            request.group, groups = self._groups.of(key)
+            with self._lock:
+                if not self._groups.is_current(groups):
+                    continue
+                noted = self._take_note()
+                try:
+                    self._admit(request, noted.now)
+                except (ClosedError, OverloadedError, ValueError) as error:
+                    refusal = error
+            break
+        self._follow_up(noted)
+        if refusal is None:
+            self.terms.reports("submitted")
+        elif isinstance(refusal, OverloadedError):
+            self.terms.reports("refused")
+        return refusal
 
     def prepare(self) -> None:
         """See to it that there can be workers.
@@ -164,37 +186,62 @@ class Dispatcher(ABC, RequestFeed[T]):
             RuntimeError: There cannot.
         """
 
-    def _admit(self, request: Request[T], now: float) -> Callable[[], object] | None:
-        """With the lock: let a request wait, and return what is to be done about it."""
-        if self.closed:
-            raise closed_error()
+    def _admit(self, request: Request[T], now: float) -> None:
+        """With the lock: let a request wait, and note what is to be done about it."""
+        self._check_open()
         request.arrive(now)
+        self._ledger.open.add(request)
         try:
             self._admission.submit(request)
-        except OverloadedError:
-            self._ledger.refused += 1
+        except BaseException as error:
+            self._ledger.open.discard(request)
+            self._ledger.refused += isinstance(error, OverloadedError)
             raise
-        self._ledger.opened += 1
-        return self._whom_to_call()
+        self._note_call()
 
-    def _whom_to_call(self) -> Callable[[], object] | None:
-        """With the lock: return what brings a worker to look when it should, unless one will."""
+    def _check_open(self) -> None:
+        if self.closed:
+            raise closed_error()
+
+    def _note_call(self) -> None:
+        """With the lock: note what brings a worker to look when it should, unless one will."""
+        if not self._listening and len(self._workers) >= self.terms.workers:
+            return  # all are at work, and will look
         at = self._admission.wake_at()
         if at is None:
-            return None
+            return
         for worker, (until, waiter) in self._listening.items():
             if until > at:
+                self._calls.append(partial(self._ring, waiter))
                 del self._listening[worker]
-                return partial(self._ring, waiter)
-        if self._listening or len(self._workers) >= self.terms.workers:
-            return None
-        worker = self._hire()
-        self._workers.add(worker)
-        return partial(self._try_to_start, worker)
+                return
+        if not self._listening:
+            worker = self._hire()
+            self._calls.append(partial(self._try_to_start, worker))
+            self._workers.add(worker)
 
-    def _try_to_start(self, worker: object) -> None:
+    def _make_calls(self) -> None:
+        """Do what was noted, by whomever."""
+        while self._calls:
+            try:
+                call = self._calls.popleft()
+            except IndexError:  # another thread has just done it
+                return
+            call()
+
+    def _call_again(self) -> None:
+        """Start the workers whose start was broken off; one that was only to be rung wakes up."""
+        with self._lock:
+            for worker in self._workers:
+                if not worker.called:
+                    self._calls.append(partial(self._try_to_start, worker))
+        self._make_calls()
+
+    def _try_to_start(self, worker: AnyWorker) -> None:
         try:
+            self._check_open()
             self._start(worker)
+            worker.called = True
         except BaseException as error:
             with self._lock:
                 self._workers.discard(worker)
@@ -202,18 +249,20 @@ class Dispatcher(ABC, RequestFeed[T]):
                 waiting = [] if self._workers else self._admission.take_all()
             self.fail_all(waiting, error)  # for nobody would ever look
             self._look_whether_ended()
-            raise
+            if not isinstance(error, ClosedError):
+                raise
 
     @abstractmethod
-    def _hire(self) -> object:
+    def _hire(self) -> AnyWorker:
         """With the lock: return a worker that has nothing to do."""
 
-    def _rest(self, worker: object) -> None:
+    def _rest(self, worker: AnyWorker) -> None:
         """With the lock: take note that a worker has nothing more to do."""
+        worker.called = False
 
     @abstractmethod
     def _start(self, worker: Any) -> None:
-        """Let a worker look, and go on until it finds nothing."""
+        """Let a worker look, and go on until it finds nothing; once, even if called twice."""
 
     @abstractmethod
     def _ring(self, waiter: Any) -> None:
@@ -221,7 +270,7 @@ class Dispatcher(ABC, RequestFeed[T]):
 
     # ---- from a worker
 
-    def look(self, worker: object, waiter: object) -> list[Request[T]] | float | None:
+    def look(self, worker: AnyWorker, waiter: object) -> list[Request[T]] | float | None:
         """Take a batch if one is ready.
 
         Args:
@@ -232,28 +281,28 @@ class Dispatcher(ABC, RequestFeed[T]):
             The requests of a batch; or for how long to wait, in seconds, before looking again; or
             None, and the worker has stopped working.
         """
-        call = None
-        groups = self._groups  # what goes out of use here is freed outside of the lock
         with self._lock:
+            if worker not in self._workers:  # its start was broken off, by a signal's exception
+                return None
             self._listening.pop(worker, None)
             noted = self._take_note()
             joining = self._take(noted.now, self.terms.max_batch_size, 0.0)
             at = self._admission.wake_at()
             seconds = None
+            unneeded = self._groups.tidy(self._admission.has_waiting)
             if joining:
-                call = self._whom_to_call()
+                self._note_call()
             elif at is None or any(until <= at for until, _ in self._listening.values()):
                 self._workers.discard(worker)
                 self._rest(worker)
-                if len(groups) > _MANY and not self._admission.waiting:
-                    self._groups = {}
             else:
                 seconds = max(at - noted.now, 0.0)
                 self._listening[worker] = at, waiter
+        del unneeded  # outside of the lock, as with all of the user's
         self._follow_up(noted)
         if joining:
             self._report_joined(joining, noted.now)
-            self._call_for_help(call)
+            self._call_for_help()
             return joining
         if seconds is None:
             self._look_whether_ended()
@@ -282,24 +331,22 @@ class Dispatcher(ABC, RequestFeed[T]):
         if joining and self.terms.reports.wanted:
             self.terms.reports("joined", [now - request.arrived for request in joining])
 
-    def _call_for_help(self, call: Callable[[], object] | None) -> None:
+    def _call_for_help(self) -> None:
         """Let another worker look, if it can be had."""
-        if call is not None:
-            try:
-                call()
-            except Exception as error:  # noqa: BLE001 - no thread to be had, perhaps
-                unheard(error)
+        try:
+            self._make_calls()
+        except Exception as error:  # noqa: BLE001 - no thread to be had, perhaps
+            unheard(error)
 
-    def _leave(self, worker: object) -> None:
+    def _leave(self, worker: AnyWorker) -> None:
         """Take note that a worker is not at work, however that came."""
-        call = None
         with self._lock:
             if worker in self._workers:
                 self._workers.discard(worker)
                 self._listening.pop(worker, None)
                 self._rest(worker)
-                call = self._whom_to_call()
-        self._call_for_help(call)
+                self._note_call()
+        self._call_for_help()
         self._look_whether_ended()
 
     def add(self, run: BatchRun[T]) -> None:
@@ -327,14 +374,15 @@ class Dispatcher(ABC, RequestFeed[T]):
     def _take_note(self) -> _Noted[T]:
         """With the lock: see what has happened, and return what is to be done about it."""
         gone: list[Request[T]] = []
+        refused: list[Request[T]] = []
         while self._told:
-            request = self._told.popleft()
+            request = self._told[0]
             self._admission.withdraw(request)
-            self._ledger.finished[request.ends[0].reason] += 1
+            (gone if self._ledger.finish(request) else refused).append(request)
             request.pump = None  # which knows the others of its batch
-            gone.append(request)
+            self._told.popleft()
         now = monotonic()
-        return _Noted(now, gone, self._admission.expire(now))
+        return _Noted(now, gone, refused, self._admission.expire(now))
 
     def _follow_up(self, noted: _Noted[T]) -> None:
         for request in noted.overdue:
@@ -400,9 +448,10 @@ class Dispatcher(ABC, RequestFeed[T]):
         """Let every request fail that has not ended, and wait until no worker is at work."""
         self.request_close()
         if not self.forked and self._may_block():
-            while not self._all_left.wait(self.patience(None, None)):
+            while self._may_block() and not self._all_left.wait(self.patience(None, None)):
                 self.look_after(None)
-            self.join()
+            if self.ended:
+                self.join()
 
     async def aclose(self) -> None:
         """Do the same in an event loop."""
@@ -413,7 +462,7 @@ class Dispatcher(ABC, RequestFeed[T]):
 
     def _may_block(self) -> bool:
         """Whether workers go on while the calling thread waits."""
-        return not self._is_waited_for()
+        return not (self._has_interrupted_itself or self._is_waited_for())
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for what workers still have to do after the end; next to nothing."""
@@ -444,6 +493,7 @@ class _Noted(NamedTuple, Generic[T]):
 
     now: float
     gone: list[Request[T]]
+    refused: list[Request[T]]  # never accepted, and only to be let go of
     overdue: list[Request[T]]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncIterable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, overload
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, TypedDict, overload
 
 from typing_extensions import TypeVar, Unpack
 
@@ -182,8 +183,9 @@ def batched(
 ) -> Any:
     """Turn a function of a list of requests into a `DynamicBatcher`, as a decorator.
 
-    Of a method it makes one batcher for each instance, when it is first looked up there; it is
-    kept in the instance, and closed by whoever closes the instance.
+    Of a method it makes one batcher for each instance, when it is first looked up there. It is kept
+    in the instance, and closed by whoever closes the instance; or its threads end when the garbage
+    collector finds that both are out of use. A copy of the instance gets its own.
 
     Args:
         fn: The function, where the decorator is used without arguments.
@@ -206,22 +208,29 @@ def batched(
     """
     options.update(max_batch_size=max_batch_size, batch_timeout=batch_timeout)
     if fn is None:
-        return functools.partial(_Batched, **options)
-    return _Batched(fn, **options)
+        return functools.partial(BatchedFunction, **options)
+    return BatchedFunction(fn, **options)
 
 
-class _Batched(DynamicBatcher[RequestT, T]):
-    """What the decorator makes of a function; or of a method, then it is never used itself."""
+class BatchedFunction(DynamicBatcher[RequestT, T]):
+    """What `batched` makes of a function; or of a method, and then it is never used itself."""
 
     def __init__(self, fn: Callable[..., Any], **options: Any) -> None:
         super().__init__(fn, **options)
         self._fn = fn
         self._options = options
         self._kept_as: str | None = None
+        self._making = Lock()
         for name in functools.WRAPPER_ASSIGNMENTS:  # an object that is called may have none
             if hasattr(fn, name):
                 setattr(self, name, getattr(fn, name))
         self.__wrapped__ = fn
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        """Refuse: requests come one by one."""
+        raise TypeError(
+            f"{self._fn!r} is batched: submit a request with .stream(request) or .astream(request)"
+        )
 
     def __set_name__(self, owner: type, name: str) -> None:
         # Not by its name alone: a subclass may have its own, and use this one through super().
@@ -231,17 +240,42 @@ class _Batched(DynamicBatcher[RequestT, T]):
         if instance is None or self._kept_as is None:
             return self
         try:
-            kept = instance.__dict__
+            attributes = instance.__dict__
         except AttributeError:
             raise TypeError(
-                f"batched keeps the batcher of a method in the instance, and "
-                f"{type(instance).__name__} has no __dict__"
+                f"{self._kept_as} is batched, and its batcher is kept in the instance: "
+                f"{type(instance).__name__} needs a __dict__ for that"
             ) from None
-        batcher: DynamicBatcher[RequestT, T] | None = kept.get(self._kept_as)
-        if batcher is None:
-            bound = DynamicBatcher[RequestT, T](self._fn.__get__(instance, owner), **self._options)
-            batcher = kept.setdefault(self._kept_as, bound)  # atomic: all threads get the same
+        kept: Any = attributes.get(self._kept_as)
+        if kept is None or kept.instance_id != id(instance):
+            with self._making:
+                kept = attributes.get(self._kept_as)
+                if kept is None or kept.instance_id != id(instance):
+                    bound = self._fn.__get__(instance, owner)
+                    kept = _Kept(DynamicBatcher(bound, **self._options), id(instance))
+                    attributes[self._kept_as] = kept
+        batcher: DynamicBatcher[RequestT, T] = kept.batcher
         return batcher
+
+
+class _Kept:
+    """The batcher of one instance, which a copy of the instance or its pickle does without.
+
+    Attributes:
+        batcher: The batcher.
+        instance_id: Of which instance; that of a copy is another.
+    """
+
+    __slots__ = ("batcher", "instance_id")
+
+    def __init__(
+        self, batcher: DynamicBatcher[Any, Any] | None = None, instance_id: int | None = None
+    ) -> None:
+        self.batcher = batcher
+        self.instance_id = instance_id
+
+    def __reduce__(self) -> tuple[type[_Kept], tuple[()]]:
+        return _Kept, ()
 
 
 def _dispatcher_for(fn: Callable[..., Any], terms: Terms[Any, T]) -> Dispatcher[T]:
@@ -266,7 +300,17 @@ def _open(
 ) -> S:
     """Call the function, in a context of the batch's own."""
     contents = [request.content for request in requests]
-    return dispatcher.context.copy().run(lambda: kind(fn(contents)))
+    return dispatcher.context.copy().run(_call, kind, fn, contents)
+
+
+def _call(kind: Callable[[Any], S], fn: Callable[..., Any], contents: list[Any]) -> S:
+    source = fn(contents)
+    if kind is Source and hasattr(source, "__aiter__"):
+        raise TypeError(
+            f"fn returns an asynchronous iterator, got {fn!r}: "
+            f"an asynchronous generator function has to be given as it is"
+        )
+    return kind(source)
 
 
 def _is(kind: Callable[[Any], bool], function: Any) -> bool:

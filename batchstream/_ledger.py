@@ -46,20 +46,33 @@ class Ledger:
     """What is counted of requests and batches; for the holder of the batcher's lock.
 
     Attributes:
-        opened: Requests that were accepted.
+        open: Requests that were accepted, and have not been counted as finished.
         refused: Requests that were not, for want of room.
         finished: Requests that have ended, by reason.
         past: What batches have done that have ended.
     """
 
     def __init__(self) -> None:
-        self.opened = 0
+        self.open: set[Request[Any]] = set()
         self.refused = 0
         self.finished: Counter[FinishReason] = Counter()
         self.past = Tally()
         self._batch_sizes: Counter[int] = Counter()
         self._waited = 0.0
         self._longest_wait = 0.0
+
+    @property
+    def opened(self) -> int:
+        """How many requests were accepted."""
+        return len(self.open) + self.finished.total()
+
+    def finish(self, request: Request[Any]) -> bool:
+        """Count a request that has ended, and tell whether it was not counted before."""
+        if request not in self.open:
+            return False
+        self.open.discard(request)
+        self.finished[request.ends[0].reason] += 1
+        return True
 
     def join(self, waited: Sequence[float]) -> None:
         """Take note of requests that joined a batch together, after so many seconds each."""
@@ -83,7 +96,8 @@ class Ledger:
             waiting: How many requests wait.
             max_batch_size: How many slots each step had.
         """
-        finished = self.finished + Counter(request.ends[0].reason for request in told)
+        newly = [request for request in told if request in self.open]
+        finished = self.finished + Counter(request.ends[0].reason for request in newly)
         total = Tally()
         for tally in [self.past, *[run.tally() for run in runs]]:
             total.add(tally)
@@ -97,7 +111,7 @@ class Ledger:
             dropped=total.dropped,
             opened=self.opened,
             refused=self.refused,
-            live=self.opened - finished.total(),
+            live=len(self.open) - len(newly),
             waiting=waiting,
             finished=dict(finished),
             buffered=sum(run.buffered for run in runs),

@@ -46,6 +46,10 @@ class Loop(Protocol):
         """Whether nothing will ever run here again. From any thread."""
 
     @property
+    def runs(self) -> bool:
+        """Whether anything runs here, at the moment. From any thread."""
+
+    @property
     def is_here(self) -> bool:
         """Whether the calling code runs in this loop."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Protocol
 
 from batchstream._source import unheard
@@ -60,5 +61,8 @@ class Reports:
         if self._metrics is not None:
             try:
                 getattr(self._metrics, event)(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 - whatever it is, it is not the batch's
+            except BaseException as error:
+                # Whatever it is, it is not the batch's; but an interrupt is meant for the caller.
+                if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
+                    raise
                 unheard(error)

@@ -160,7 +160,7 @@ class Pump(ABC, Generic[T]):
                 buffer.discard()
             if self.buffers[slot] is not buffer:
                 continue  # the slot has another occupant since
-            if self._core.cancel(slot).ends:
+            if self._core.cancel(slot).ends and self._view.get("view") != "by slot":
                 self._unreported.append((slot, buffer.ends[0]))
             if self._core.has_live:
                 self._all_tails[slot] = buffer.tail

@@ -231,21 +231,19 @@ class RunningPump(Pump[T]):
             self._departed.extend(self.buffers)
         if self._departed:
             self._apply_departures()
+        if self._cancels_slow and not self._room and self._view.get("view") != "by time":
+            for slot in self._full_slots(self._limit):
+                self._end_slow(slot)
         return self._core.has_live
 
     def _without_room(self) -> Sequence[Buffer[Any]]:
-        """Return the buffers to wait for before the next step, or end streams instead."""
+        """Return the buffers to wait for before the next step."""
         if self._room:  # for a plain step in every live stream, as is mostly known
             self._room -= 1
             return ()
         if self._view["view"] == "by time":
             return (self.steps,) if self.steps.buffered >= self._limit else ()
-        full = self._full_slots(self._limit)
-        if self._cancels_slow:
-            for slot in full:
-                self._end_slow(slot)
-            return ()
-        return [self.buffers[slot] for slot in full]
+        return [self.buffers[slot] for slot in self._full_slots(self._limit)]
 
     def _has_to_wait(self, full: Sequence[Buffer[Any]], waiter: object) -> bool:
         """Leave the pump's waiter, look once more, and tell whether to wait."""

@@ -78,8 +78,9 @@ class BatchRun(RunningPump[T]):
 
     def tally(self) -> Tally:
         """Return what was done up to now."""
+        live_slots = self._live_slots
         core = self._core.statistics()
-        return Tally(core.steps, self._live_slots, core.outputs, core.dropped)
+        return Tally(core.steps, live_slots, core.outputs, core.dropped)
 
     def _goes_on(self) -> bool:
         if self._next_deadline is not None and self._next_deadline <= (now := monotonic()):
@@ -103,8 +104,8 @@ class BatchRun(RunningPump[T]):
         self._next_deadline = min(left, default=None)
 
     def _give(self, step: object, live: tuple[int, ...]) -> None:
-        self._live_slots += len(live)
         super()._give(step, live)
+        self._live_slots += len(live)  # after the step was counted, and read before: never too much
         reports = self._owner.terms.reports
         if reports.wanted:
             reports("stepped", len(live), self._owner.terms.max_batch_size)

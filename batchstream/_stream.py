@@ -21,11 +21,12 @@ class AnyStream(Generic[T]):
 
     def __repr__(self) -> str:
         state = self.finish_reason or "live"
-        return f"<{type(self).__name__} {self.slot}, {state}, {self._buffer.buffered} buffered>"
+        which = self._buffer.name.removeprefix("stream ")
+        return f"<{type(self).__name__} {which}, {state}, {self._buffer.buffered} buffered>"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(
-            f"stream {self.slot} cannot be pickled or copied: it is one end of a running batch"
+            f"{self._buffer.name} cannot be pickled or copied: it is one end of a running batch"
         )
 
     @property

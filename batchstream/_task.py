@@ -152,8 +152,6 @@ class TaskPump(RunningPump[T]):
             await self._pause(full)
             return
         live = self._core.live
-        if not live:
-            return  # the last of them were too slow
         try:
             step = await task.interruptible(self._source.advance, live)
         except StopAsyncIteration:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypeVar
 
 from batchstream._current_loop import current_loop
-from batchstream._dispatcher import Dispatcher
+from batchstream._dispatcher import AnyWorker, Dispatcher
 from batchstream._errors import ClosedError
 from batchstream._loops import LoopClosedError
 from batchstream._places import PAUSE
@@ -163,6 +163,21 @@ class TaskDispatcher(Dispatcher[T]):
 
     # ---- from a consumer
 
+    def begin(self, loop: Loop | None) -> None:
+        """Refuse to wait for ever, and to block the event loop that would have to go on.
+
+        Raises:
+            RuntimeError: The calling code is a batch's, or in that loop and no task of it.
+            ClosedError: This is a fork of the process that uses the batcher.
+        """
+        super().begin(loop)
+        home = self._home
+        if loop is None and home is not None and home.is_here:
+            raise RuntimeError(
+                "to wait for this stream would block the event loop that its function runs in: "
+                "use astream there"
+            )
+
     def patience(self, request: Request[T] | None, loop: Loop | None) -> float | None:
         """Return after how many seconds whoever waits here is to `look_after`, if ever."""
         home = self._home
@@ -192,11 +207,12 @@ class TaskDispatcher(Dispatcher[T]):
 
     def _may_block(self) -> bool:
         home = self._home
-        return super()._may_block() and not (home is not None and home.is_here)
+        goes_on = home is None or (home.runs and not home.is_here)
+        return goes_on and super()._may_block()
 
 
-class _Worker:
-    """Who works on one batch after another.
+class _Worker(AnyWorker):
+    """One that works in a task, and then is not called again.
 
     Attributes:
         began: Whether its task was not cancelled before it could.

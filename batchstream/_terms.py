@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -16,7 +17,7 @@ from batchstream._request import Request
 from batchstream._running import check_on_overflow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable
 
     from batchstream._metrics import Metrics
     from batchstream._running import OnOverflow
@@ -70,6 +71,11 @@ class Terms(Generic[RequestT, T]):
         self._max_batch_cost = max_batch_cost
         if max_batch_cost is not None:
             _check_number("max_batch_cost", max_batch_cost)
+        if isinstance(max_outputs, Sequence):
+            raise TypeError(
+                f"max_outputs takes a whole number, or a function of one request, "
+                f"got {max_outputs!r}"
+            )
         self._max_outputs = max_outputs
         self._core_of: Callable[..., Demultiplexer[T]] = partial(
             Demultiplexer, eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos
@@ -128,7 +134,10 @@ def check_seconds(name: str, value: object) -> float:
 def _check_number(name: str, value: Any) -> float:
     if isinstance(value, bool | str) or not hasattr(type(value), "__float__"):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not number >= 0:
         raise ValueError(f"{name} must be at least 0, got {value!r}")
     return number

@@ -218,8 +218,6 @@ class ThreadPump(RunningPump[T]):
                     self._pause(full)
                     continue
                 live = self._core.live
-                if not live:
-                    continue  # the last of them were too slow
                 try:
                     step = self._source.advance(live)
                 except StopIteration:
@@ -237,7 +235,8 @@ class ThreadPump(RunningPump[T]):
         try:
             if self._has_to_wait(full, waiter):
                 seconds = self._patience_in_pause(PAUSE if self._places.loops else None)
-                waiter.acquire(True, -1 if seconds is None else seconds)  # noqa: FBT003
+                capped = -1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)
+                waiter.acquire(True, capped)  # noqa: FBT003
                 self._places.leave_closed_loops()
         finally:
             self._go_on_from(full)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from functools import partial
 from threading import Lock
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypeVar
 
-from batchstream._dispatcher import Dispatcher
+from batchstream._dispatcher import AnyWorker, Dispatcher
 from batchstream._runs import BatchRun
 from batchstream._source import unheard
 from batchstream._thread import ThreadPump, Worker, running
@@ -76,6 +77,7 @@ class ThreadDispatcher(Dispatcher[T]):
         return self._resting.pop() if self._resting else _Worker()
 
     def _rest(self, worker: Any) -> None:
+        super()._rest(worker)
         self._resting.append(worker)
 
     def _start(self, worker: _Worker) -> None:
@@ -84,6 +86,9 @@ class ThreadDispatcher(Dispatcher[T]):
             worker.thread = Worker()
             self._threads.append(worker.thread)
         worker.thread.do(partial(self._work, worker))
+
+    def _is_waited_for(self) -> bool:
+        return any(thread.is_current for thread in self._threads)
 
     def _ring(self, waiter: Any) -> None:
         waiter.release()
@@ -133,12 +138,13 @@ class ThreadDispatcher(Dispatcher[T]):
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the threads have ended, of a dispatcher that was closed."""
+        until = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
-            thread.join(timeout)
+            thread.join(None if until is None else max(until - time.monotonic(), 0.0))
 
 
-class _Worker:
-    """Whoever works on one batch at a time.
+class _Worker(AnyWorker):
+    """One that works in a thread.
 
     Attributes:
         thread: Where, once it has begun.

@@ -70,6 +70,11 @@ class TrioLoop:
         return False
 
     @property
+    def runs(self) -> bool:
+        """Whether the run has not finished; it cannot be stopped otherwise."""
+        return not self.closed
+
+    @property
     def is_here(self) -> bool:
         """Whether the calling code runs in a task of this run."""
         return runs_here() and trio.lowlevel.current_trio_token() is self._token
