@@ -89,8 +89,12 @@ class Admission(Generic[TicketT]):
         """How many requests wait."""
         return len(self._all)
 
-    def submit(self, ticket: TicketT) -> None:
+    def submit(self, ticket: TicketT, *, room: int = 0) -> None:
         """Let a request wait. It has not arrived before any that came earlier.
+
+        Args:
+            ticket: The request.
+            room: For how many there is room at once, who do not count as waiting.
 
         Raises:
             OverloadedError: As many as may wait do.
@@ -101,7 +105,7 @@ class Admission(Generic[TicketT]):
                 f"the request costs {ticket.cost!r}, more than a batch may cost: "
                 f"{self._max_batch_cost!r} (max_batch_cost)"
             )
-        if self.waiting >= self._max_pending:
+        if self.waiting >= self._max_pending + room:
             raise OverloadedError(
                 f"{self.waiting} requests are waiting, as many as may (max_pending)",
                 pending=self.waiting,

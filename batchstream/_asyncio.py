@@ -253,6 +253,10 @@ class AsyncioTask:
         """Await what the function returns."""
         await function()
 
+    def forget(self) -> None:
+        """Let go of a task that will never go on."""
+        _tasks.discard(self._task)
+
     def was_cancelled(self, error: BaseException) -> bool:
         """Whether somebody else cancelled this task."""
         return isinstance(error, asyncio.CancelledError) and self._task.cancelling() > 0

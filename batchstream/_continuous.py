@@ -263,6 +263,11 @@ class _EngineRun(AnyThreadRun[T]):
         self._joining = deque(requests)
         self._serve(dispatcher, [])
 
+    @property
+    def free_slots(self) -> int:
+        """How many requests may join it before the next step."""
+        return len(self._free)
+
     def _goes_on(self) -> bool:
         super()._goes_on()
         if not self._core.running:  # it was fed what is no step

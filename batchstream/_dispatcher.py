@@ -8,10 +8,10 @@ who joins a batch; then the pump of that batch fills it. Consumers wait in place
 of the dispatcher share, so they need not know where their request is.
 
 A *worker*, a thread or a task, works while there is anything to do. It looks: takes a batch if one
-is ready and runs it, waits if the batch could still grow, and stops working if nobody waits. Who
-submits a request starts a worker if one is free, or rings for one that waits longer than it now
-should. Deciding that and looking happen under one lock, so no request is forgotten; whatever
-follows, and every call of the user's code, happens outside of it.
+is ready and runs it, listens if the batch could still grow, and rests if nobody waits. Who submits
+a request calls a worker if need be, see `_workers`. Deciding that and looking happen under one
+lock, so no request is forgotten; whatever follows, and every call of the user's code, happens
+outside of it.
 
 Whoever ends a request, from whichever thread, does so by its buffer and takes no lock. The buffer
 puts itself into `_told`, once; whoever next has the lock takes note.
@@ -24,7 +24,6 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from contextvars import copy_context
-from functools import partial
 from itertools import count
 from threading import Event, RLock
 from time import monotonic
@@ -42,25 +41,16 @@ from batchstream._request_feed import RequestFeed
 from batchstream._runs import closed_error
 from batchstream._source import unheard
 from batchstream._terms import check_seconds
+from batchstream._workers import AnyWorker, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Hashable, Iterable
 
     from batchstream._events import BatcherStatistics
     from batchstream._runs import BatchRun
     from batchstream._terms import Terms
 
 T = TypeVar("T")
-
-
-class AnyWorker:
-    """Who works on one batch after another.
-
-    Attributes:
-        called: Whether it has been told to look; from then on it looks until it finds nothing.
-    """
-
-    called = False
 
 
 class Dispatcher(ABC, RequestFeed[T]):
@@ -86,15 +76,11 @@ class Dispatcher(ABC, RequestFeed[T]):
         self._told: deque[Request[T]] = deque()
         self._numbers = count()
         self._groups = Groups()
-        # What is to be done without the lock, for a worker to look; by whoever comes to it first.
-        self._calls: deque[Callable[[], object]] = deque()
 
         # Changed under the lock alone.
         self.closed = False
         self._admission = terms.admission()
-        self._workers: set[AnyWorker] = set()  # those at work
-        # Those of them who wait for more: until when, and what to ring.
-        self._listening: dict[AnyWorker, tuple[float, Any]] = {}
+        self._workers: Workers[Any] = Workers(terms.workers, self._new_worker)
         self._ledger = Ledger()
         self._all_left = Event()
         _dispatchers.add(self)
@@ -192,50 +178,49 @@ class Dispatcher(ABC, RequestFeed[T]):
         request.arrive(now)
         self._ledger.open.add(request)
         try:
-            self._admission.submit(request)
+            self._admission.submit(request, room=self._room())
         except BaseException as error:
             self._ledger.open.discard(request)
             self._ledger.refused += isinstance(error, OverloadedError)
             raise
-        self._note_call()
+        self._workers.note_call(self._admission.wake_at)
 
     def _check_open(self) -> None:
         if self.closed:
             raise closed_error()
 
-    def _note_call(self) -> None:
-        """With the lock: note what brings a worker to look when it should, unless one will."""
-        if not self._listening and len(self._workers) >= self.terms.workers:
-            return  # all are at work, and will look
-        at = self._admission.wake_at()
-        if at is None:
-            return
-        for worker, (until, waiter) in self._listening.items():
-            if until > at:
-                self._calls.append(partial(self._ring, waiter))
-                del self._listening[worker]
-                return
-        if not self._listening:
-            worker = self._hire()
-            self._calls.append(partial(self._try_to_start, worker))
-            self._workers.add(worker)
+    def _room(self) -> int:
+        """With the lock: return how many requests need not really wait."""
+        in_runs = sum(run.free_slots for run in self._runs)
+        return self._workers.free * self.terms.max_batch_size + in_runs
+
+    # ---- whoever is to look
 
     def _make_calls(self) -> None:
-        """Do what was noted, by whomever."""
-        while self._calls:
+        """Let those look who were noted, by whomever."""
+        calls = self._workers.calls
+        while calls:
             try:
-                call = self._calls.popleft()
+                worker, waiter = calls.popleft()
             except IndexError:  # another thread has just done it
                 return
-            call()
+            if waiter is None:
+                self._try_to_start(worker)
+            else:
+                self._ring(waiter)
 
     def _call_again(self) -> None:
-        """Start the workers whose start was broken off; one that was only to be rung wakes up."""
+        """Let those look of whom it is not sure that they will; one that listens wakes up."""
         with self._lock:
-            for worker in self._workers:
-                if not worker.called:
-                    self._calls.append(partial(self._try_to_start, worker))
+            self._workers.note_calls_again()
         self._make_calls()
+
+    def _call_for_help(self) -> None:
+        """Let another worker look, if it can be had."""
+        try:
+            self._make_calls()
+        except Exception as error:  # noqa: BLE001 - no thread to be had, perhaps
+            unheard(error)
 
     def _try_to_start(self, worker: AnyWorker) -> None:
         try:
@@ -244,21 +229,16 @@ class Dispatcher(ABC, RequestFeed[T]):
             worker.called = True
         except BaseException as error:
             with self._lock:
-                self._workers.discard(worker)
-                self._rest(worker)
-                waiting = [] if self._workers else self._admission.take_all()
+                self._workers.rest(worker)
+                waiting = [] if self._workers.at_work else self._admission.take_all()
             self.fail_all(waiting, error)  # for nobody would ever look
             self._look_whether_ended()
             if not isinstance(error, ClosedError):
                 raise
 
     @abstractmethod
-    def _hire(self) -> AnyWorker:
-        """With the lock: return a worker that has nothing to do."""
-
-    def _rest(self, worker: AnyWorker) -> None:
-        """With the lock: take note that a worker has nothing more to do."""
-        worker.called = False
+    def _new_worker(self) -> AnyWorker:
+        """Make a worker, which has not begun to work."""
 
     @abstractmethod
     def _start(self, worker: Any) -> None:
@@ -282,22 +262,21 @@ class Dispatcher(ABC, RequestFeed[T]):
             None, and the worker has stopped working.
         """
         with self._lock:
-            if worker not in self._workers:  # its start was broken off, by a signal's exception
+            if worker not in self._workers:  # it was called twice, by an interrupted submission
                 return None
-            self._listening.pop(worker, None)
+            self._workers.look(worker)
             noted = self._take_note()
             joining = self._take(noted.now, self.terms.max_batch_size, 0.0)
             at = self._admission.wake_at()
             seconds = None
             unneeded = self._groups.tidy(self._admission.has_waiting)
             if joining:
-                self._note_call()
-            elif at is None or any(until <= at for until, _ in self._listening.values()):
-                self._workers.discard(worker)
-                self._rest(worker)
-            else:
+                worker.busy = True
+                self._workers.note_call(self._admission.wake_at)
+            elif at is not None and self._workers.listen(worker, at, waiter):
                 seconds = max(at - noted.now, 0.0)
-                self._listening[worker] = at, waiter
+            else:
+                self._workers.rest(worker)
         del unneeded  # outside of the lock, as with all of the user's
         self._follow_up(noted)
         if joining:
@@ -331,21 +310,12 @@ class Dispatcher(ABC, RequestFeed[T]):
         if joining and self.terms.reports.wanted:
             self.terms.reports("joined", [now - request.arrived for request in joining])
 
-    def _call_for_help(self) -> None:
-        """Let another worker look, if it can be had."""
-        try:
-            self._make_calls()
-        except Exception as error:  # noqa: BLE001 - no thread to be had, perhaps
-            unheard(error)
-
     def _leave(self, worker: AnyWorker) -> None:
         """Take note that a worker is not at work, however that came."""
         with self._lock:
             if worker in self._workers:
-                self._workers.discard(worker)
-                self._listening.pop(worker, None)
-                self._rest(worker)
-                self._note_call()
+                self._workers.rest(worker)
+                self._workers.note_call(self._admission.wake_at)
         self._call_for_help()
         self._look_whether_ended()
 
@@ -375,14 +345,17 @@ class Dispatcher(ABC, RequestFeed[T]):
         """With the lock: see what has happened, and return what is to be done about it."""
         gone: list[Request[T]] = []
         refused: list[Request[T]] = []
+        contents: list[object] = []
         while self._told:
             request = self._told[0]
-            self._admission.withdraw(request)
+            if self._admission.withdraw(request):
+                contents.append(request.content)
+                request.content = None
             (gone if self._ledger.finish(request) else refused).append(request)
             request.pump = None  # which knows the others of its batch
             self._told.popleft()
         now = monotonic()
-        return _Noted(now, gone, refused, self._admission.expire(now))
+        return _Noted(now, gone, self._admission.expire(now), (refused, contents))
 
     def _follow_up(self, noted: _Noted[T]) -> None:
         for request in noted.overdue:
@@ -411,7 +384,7 @@ class Dispatcher(ABC, RequestFeed[T]):
     @property
     def ended(self) -> bool:
         """Whether it was closed, and no worker is at work any more."""
-        return self.closed and not self._workers
+        return self.closed and not self._workers.at_work
 
     def request_close(self) -> None:
         """Let every request fail that has not ended, and accept no other."""
@@ -421,13 +394,11 @@ class Dispatcher(ABC, RequestFeed[T]):
             self.closed = True
             noted = self._take_note()
             waiting = self._admission.take_all()
-            listening = [waiter for _, waiter in self._listening.values()]
-            self._listening.clear()
+            self._workers.ring_all()
             runs = list(self._runs)
         self._follow_up(noted)
         self.fail_all(waiting, closed_error())
-        for waiter in listening:
-            self._ring(waiter)
+        self._make_calls()
         self._close_runs(runs)
         self.take_note()
         self._look_whether_ended()
@@ -493,8 +464,8 @@ class _Noted(NamedTuple, Generic[T]):
 
     now: float
     gone: list[Request[T]]
-    refused: list[Request[T]]  # never accepted, and only to be let go of
     overdue: list[Request[T]]
+    unneeded: object  # only to be let go of
 
 
 _dispatchers: Final[weakref.WeakSet[Dispatcher[Any]]] = weakref.WeakSet()

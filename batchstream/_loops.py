@@ -120,6 +120,9 @@ class Task(Protocol):
     async def uninterrupted(self, function: Callable[[], Awaitable[None]]) -> None:
         """Await what the function returns, after an interruption too."""
 
+    def forget(self) -> None:
+        """Let go of a task that will never go on, as its loop was closed around it."""
+
     def was_cancelled(self, error: BaseException) -> bool:
         """Whether the error says that somebody else wants this task to end."""
 

@@ -35,7 +35,7 @@ class RunOwner(Protocol[T]):
     closed: bool
 
     def take_note(self) -> None:
-        """Look whether requests have ended, or are overdue."""
+        """Count those who have ended since the last time."""
 
 
 class BatchRun(RunningPump[T]):
@@ -70,6 +70,11 @@ class BatchRun(RunningPump[T]):
     def runs_here(self) -> bool:
         """Whether the calling code is the source's."""
         return self._runs_here
+
+    @property
+    def free_slots(self) -> int:
+        """How many requests may join it."""
+        return 0
 
     @property
     def buffered(self) -> int:

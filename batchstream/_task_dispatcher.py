@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypeVar
 
 from batchstream._current_loop import current_loop
-from batchstream._dispatcher import AnyWorker, Dispatcher
+from batchstream._dispatcher import Dispatcher
 from batchstream._errors import ClosedError
 from batchstream._loops import LoopClosedError
 from batchstream._places import PAUSE
 from batchstream._runs import BatchRun
 from batchstream._task import TaskPump
+from batchstream._workers import AnyWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +56,8 @@ class TaskRun(BatchRun[T], TaskPump[T]):
 class TaskDispatcher(Dispatcher[T]):
     """A dispatcher at home in one event loop: the first in which a request was submitted.
 
-    When that loop was closed, the next one in which a request is submitted takes its place.
+    When that loop was closed, the next one in which a request is submitted takes its place. That a
+    worker's task is cancelled from outside is taken for a sign that its loop is about to be closed.
 
     Args:
         terms: What the batcher was made with.
@@ -68,12 +70,14 @@ class TaskDispatcher(Dispatcher[T]):
         super().__init__(terms)
         self._open_run = open_run
         self._home: Loop | None = None
+        self._left: object = None  # the key of the last loop that was left
 
     def prepare(self) -> None:
         """Be at home in the event loop that runs the calling code, unless there is another.
 
         Raises:
             RuntimeError: There is none.
+            ClosedError: It is the one that is about to be closed.
         """
         self.look_after(None)
         if self._home is None:
@@ -84,14 +88,16 @@ class TaskDispatcher(Dispatcher[T]):
                     "an asynchronous function runs in the event loop that first submits a request "
                     "to it, and none has: use astream there, or make the function synchronous"
                 ) from None
+            if loop.key is self._left:
+                raise _home_closed()
             with self._lock:
                 if self._home is None:
                     self._home = loop
 
-    def _hire(self) -> _Worker:
-        return _Worker()
+    def _new_worker(self) -> _TaskWorker:
+        return _TaskWorker()
 
-    def _start(self, worker: _Worker) -> None:
+    def _start(self, worker: _TaskWorker) -> None:
         home = self._home
         if home is None or home.closed:
             raise _home_closed()
@@ -103,12 +109,14 @@ class TaskDispatcher(Dispatcher[T]):
             except LoopClosedError:
                 raise _home_closed() from None
 
-    def _spawn(self, worker: _Worker, home: Loop) -> None:
+    def _spawn(self, worker: _TaskWorker, home: Loop) -> None:
         try:
-            main = partial(self._work, worker, home)
-            home.spawn(main, partial(self._let_go, worker), self.context.copy())
+            main, at_end = partial(self._work, worker, home), partial(self._let_go, worker, home)
+            worker.task = home.spawn(main, at_end, self.context.copy())
         except BaseException as error:
-            self._leave_all_waiting(error)
+            with self._lock:
+                waiting = self._admission.take_all()
+            self.fail_all(waiting, error)
             self._leave(worker)
             raise
 
@@ -122,7 +130,7 @@ class TaskDispatcher(Dispatcher[T]):
 
     # ---- a worker's task
 
-    async def _work(self, worker: _Worker, home: Loop, task: Task) -> None:
+    async def _work(self, worker: _TaskWorker, home: Loop, task: Task) -> None:
         worker.began = True
         try:
             while (found := self.look(worker, waiter := home.new_waiter())) is not None:
@@ -134,8 +142,7 @@ class TaskDispatcher(Dispatcher[T]):
                     await home.checkpoint()  # there may have been no step, and no other turn
         except BaseException as error:
             if task.destroyed or task.was_cancelled(error):
-                # As at the end of the loop, where another task would not live long.
-                self._leave_all_waiting(_home_closed())
+                self._leave_home(home)
             raise
 
     async def _run(self, requests: list[Request[T]], home: Loop, task: Task) -> None:
@@ -150,16 +157,30 @@ class TaskDispatcher(Dispatcher[T]):
         finally:
             self.remove(run)
 
-    def _let_go(self, worker: _Worker) -> None:
+    def _let_go(self, worker: _TaskWorker, home: Loop) -> None:
         """See to it that somebody works after a task has ended, unless the loop does."""
-        if not worker.began:
-            self._leave_all_waiting(_home_closed())
+        if not worker.began:  # it was cancelled before
+            self._leave_home(home)
         self._leave(worker)
 
-    def _leave_all_waiting(self, error: BaseException) -> None:
+    def _leave_home(self, home: Loop) -> None:
+        """Settle everybody, as nothing of this dispatcher will go on in that loop."""
+        closed = home.closed
         with self._lock:
+            if self._home is not home:  # somebody else has, and may have found another home
+                return
+            self._home, self._left = None, home.key
             waiting = self._admission.take_all()
-        self.fail_all(waiting, error)
+            workers = self._workers.dismiss_all()
+            runs = list(self._runs) if closed else []  # or they end by themselves
+        self.fail_all(waiting, _home_closed())
+        for run in runs:
+            run.look_after(None)
+            self.remove(run)
+        for worker in workers:
+            if closed and worker.task is not None:
+                worker.task.forget()
+        self._look_whether_ended()
 
     # ---- from a consumer
 
@@ -189,20 +210,7 @@ class TaskDispatcher(Dispatcher[T]):
         """Settle everybody if the loop was closed, too."""
         home = self._home
         if home is not None and home.closed:
-            with self._lock:
-                # Unless somebody else has just done so, and may have found another home.
-                left = self._home is home
-                waiting = self._admission.take_all() if left else []
-                runs = list(self._runs) if left else []
-                if left:
-                    self._workers.clear()
-                    self._listening.clear()
-                    self._home = None
-            self.fail_all(waiting, _home_closed())
-            for run in runs:
-                run.look_after(None)
-                self.remove(run)
-            self._look_whether_ended()
+            self._leave_home(home)
         super().look_after(request)
 
     def _may_block(self) -> bool:
@@ -211,13 +219,16 @@ class TaskDispatcher(Dispatcher[T]):
         return goes_on and super()._may_block()
 
 
-class _Worker(AnyWorker):
+class _TaskWorker(AnyWorker):
     """One that works in a task, and then is not called again.
 
     Attributes:
-        began: Whether its task was not cancelled before it could.
+        task: Where, once it was called.
+        began: Whether the task was not cancelled before it could.
     """
 
+    reusable = False
+    task: Task | None = None
     began = False
 
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypeVar
 
-from batchstream._dispatcher import AnyWorker, Dispatcher
+from batchstream._dispatcher import Dispatcher
 from batchstream._runs import BatchRun
 from batchstream._source import unheard
 from batchstream._thread import ThreadPump, Worker, running
+from batchstream._workers import AnyWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -68,19 +69,14 @@ class ThreadDispatcher(Dispatcher[T]):
     ) -> None:
         super().__init__(terms)
         self._open_run = open_run
-        self._resting: list[_Worker] = []
         self._threads: list[Worker] = []
         # A thread that has nothing to do knows nobody, so that a dropped dispatcher is freed.
         weakref.finalize(self, _end_all, self._threads).atexit = False
 
-    def _hire(self) -> _Worker:
-        return self._resting.pop() if self._resting else _Worker()
+    def _new_worker(self) -> _ThreadWorker:
+        return _ThreadWorker()
 
-    def _rest(self, worker: Any) -> None:
-        super()._rest(worker)
-        self._resting.append(worker)
-
-    def _start(self, worker: _Worker) -> None:
+    def _start(self, worker: _ThreadWorker) -> None:
         running.add(self)
         if worker.thread is None:
             worker.thread = Worker()
@@ -95,7 +91,7 @@ class ThreadDispatcher(Dispatcher[T]):
 
     # ---- a worker's thread
 
-    def _work(self, worker: _Worker) -> None:
+    def _work(self, worker: _ThreadWorker) -> None:
         try:
             while True:
                 waiter = Lock()
@@ -128,9 +124,9 @@ class ThreadDispatcher(Dispatcher[T]):
     # ---- the end
 
     def _look_whether_ended(self) -> None:
-        if not self._workers:
+        if not self._workers.at_work:
             running.discard(self)
-            if self._workers:  # since
+            if self._workers.at_work:  # since
                 running.add(self)
         if self.ended:
             _end_all(self._threads)
@@ -143,7 +139,7 @@ class ThreadDispatcher(Dispatcher[T]):
             thread.join(None if until is None else max(until - time.monotonic(), 0.0))
 
 
-class _Worker(AnyWorker):
+class _ThreadWorker(AnyWorker):
     """One that works in a thread.
 
     Attributes:

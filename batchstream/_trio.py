@@ -194,6 +194,9 @@ class TrioTask:
         else:
             await function()
 
+    def forget(self) -> None:
+        """Do nothing: trio lets no task survive its run."""
+
     def was_cancelled(self, error: BaseException) -> bool:
         """Whether the run is about to finish."""
         return isinstance(error, trio.Cancelled)

@@ -29,7 +29,16 @@ SHELL_PARTS = {
 PUMPS = {"_pull", "_task", "_thread"}
 SHELLS = {"_async", "_sync"}
 ENTRY = {"_open"}
-BATCHING_PARTS = {"_groups", "_ledger", "_metrics", "_request", "_request_feed", "_runs", "_terms"}
+BATCHING_PARTS = {
+    "_groups",
+    "_ledger",
+    "_metrics",
+    "_request",
+    "_request_feed",
+    "_runs",
+    "_terms",
+    "_workers",
+}
 DISPATCHERS = {"_dispatcher", "_task_dispatcher", "_thread_dispatcher"}
 BATCHERS = {"_batcher", "_continuous", "_dynamic"}
 
