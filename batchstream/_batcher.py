@@ -43,7 +43,8 @@ class AnyBatcher(Generic[RequestT, T]):
             request: Whatever the model takes.
             timeout: For how long the stream may last from now on, in seconds. When that is over it
                 raises `DeadlineError` after what it holds, and the slot is free with the next step.
-            wait_timeout: The same for how long it may wait until it joins a batch.
+            wait_timeout: The same for how long it may wait until it joins a batch; 0 is always too
+                short.
 
         Raises:
             OverloadedError: `max_pending` requests are waiting. Nothing was submitted.

@@ -75,7 +75,7 @@ class ContinuousBatcher(AnyBatcher[RequestT, T]):
             called in the worker's thread when the first request joins, and again for the next
             request after an engine has raised in a step.
         max_batch_size: How many slots the engine has.
-        max_pending: How many requests may wait for one; others are refused with
+        max_pending: How many requests may wait while none is free; others are refused with
             `OverloadedError`.
         cost: A function of a request that says what it takes of `max_batch_cost`, its part of a
             cache for example.

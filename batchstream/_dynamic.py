@@ -46,8 +46,10 @@ class DynamicBatcher(AnyBatcher[RequestT, T]):
             Either is called in a copy of the context in which this object was made.
         max_batch_size: How many requests a batch has at most.
         batch_timeout: For how long a request waits for others while a worker is free, in seconds
-            since it was submitted.
-        max_pending: How many requests may wait; others are refused with `OverloadedError`.
+            since it was submitted; one with a deadline does so for half of the time that it may
+            wait, if that is shorter.
+        max_pending: How many requests may wait while all workers are busy; others are refused with
+            `OverloadedError`.
         workers: How many batches may run at once.
         key: A function of a request. Only requests with equal keys share a batch; among those the
             first to come is the first to be served.

@@ -10,6 +10,8 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
+import batchstream
+
 project = "batchstream"
 author = "The batchstream authors"
 copyright = author  # noqa: A001 - Sphinx's name
@@ -38,9 +40,10 @@ napoleon_custom_sections = [("Raises on iteration", "params_style")]
 
 copybutton_exclude = ".linenos, .gp, .go"  # neither prompts nor output
 
-# Python's own inventory would have to be fetched, so references to these modules stay plain text.
+# Other projects' inventories would have to be fetched, so references to them stay plain text.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(asyncio|collections\.abc|contextlib)\..*"),
+    (r"py:.*", r"(asyncio|collections\.abc|contextlib|prometheus_client|typing_extensions)\..*"),
+    (r"py:class", r"BackgroundTask|ServerSentEvent"),  # of Starlette and sse-starlette
 ]
 
 RAISES_LATER = re.compile(r"(?<=Raises) \((on iteration)\)(?=:$)")
@@ -73,7 +76,7 @@ def resolve_annotation(
 ) -> nodes.Element | None:
     """Resolve what annotations hold besides public names: private paths to them, type variables.
 
-    A private name for a choice of values is shown as these values.
+    A private name for a choice of values is shown as these values, and a private class as its name.
     """
     if node.get("refdomain") != "py":
         return None
@@ -85,6 +88,8 @@ def resolve_annotation(
     for meaning in meanings:
         if get_origin(meaning) is Literal:
             return nodes.inline("", " | ".join(map(repr, get_args(meaning))))
+    if name not in batchstream.__all__ and any(isinstance(meaning, type) for meaning in meanings):
+        return content
     public = re.sub(r"^batchstream\._\w+\.", "batchstream.", node["reftarget"])
     return env.domains["py"].resolve_xref(
         env, node["refdoc"], app.builder, node["reftype"], public, node, content

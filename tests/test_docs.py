@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 from test_layering import (
     BATCHERS,
     BATCHING_PARTS,
@@ -26,6 +27,7 @@ import batchstream
 from batchstream._buffers import SEGMENT_LENGTH
 from batchstream._demux import BATCH_TRANSITIONS, SLOT_TRANSITIONS
 from batchstream._loops import TURN
+from batchstream.integrations import litserve, prometheus, starlette
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -116,6 +118,34 @@ def test_the_figure_is_in_the_sdist():
     assert f"/{Path(figure).parts[0]}" in included
 
 
+# ---- serving.md
+
+
+def test_the_server_on_the_page_is_the_one_that_is_tested():
+    page = (ROOT / "docs" / "serving.md").read_text()
+    [section] = re.findall(r"^## A server of your own\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    shown = [match["body"] for match in FENCE.finditer(section) if match["kind"] == "python"]
+    example = (ROOT / "examples" / "custom_server.py").read_text()
+    docstring = ast.parse(example).body[0]
+    rest = example.splitlines()[docstring.end_lineno :]
+    assert lines_of("\n".join(shown)) == lines_of("\n".join(rest))
+
+
+def lines_of(code):
+    return [line for line in code.splitlines() if line.strip()]
+
+
+def test_every_metric_on_the_page_exists_and_no_other():
+    registry = CollectorRegistry()
+    prometheus.PrometheusMetrics(registry=registry)
+    families = registry.collect()
+    exist = {f.name + "_total" * (f.type == "counter") for f in families}
+    page = (ROOT / "docs" / "serving.md").read_text()
+    assert set(re.findall(r"`(batchstream_\w+)", page)) == exist
+    told = set(re.findall(r"`(batchstream_\w+)`", prometheus.PrometheusMetrics.__doc__))
+    assert told == exist
+
+
 # ---- design.md
 
 
@@ -185,9 +215,21 @@ def test_the_reference_has_every_public_name_and_no_other():
     named = directive.findall("".join(blocks(ROOT / "docs" / "reference.md", "{eval-rst}")))
     ours = [name for name in named if "." not in name]
     assert sorted(ours) == sorted(batchstream.__all__)
-    assert {name for name in named if "." in name} == {
-        "batchstream.integrations.litserve.BatchedStreamLoop"
-    }
+    assert sorted(name for name in named if "." in name) == sorted(
+        f"{module.__name__}.{name}"
+        for module in (litserve, prometheus, starlette)
+        for name in public_names(module)
+    )
+
+
+def public_names(module):
+    """Return the names that a module is for: those it lists, or else those it defines."""
+    defined = [
+        name
+        for name, value in vars(module).items()
+        if name[0] != "_" and getattr(value, "__module__", None) == module.__name__
+    ]
+    return getattr(module, "__all__", defined)
 
 
 def test_the_reference_lists_all_that_a_class_offers():

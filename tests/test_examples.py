@@ -17,7 +17,9 @@ NAMES = (
     "queue_per_request_fixed.py",
     "threads.py",
 )
-OF_LITSERVE = {"batched_streaming_with_eos.py", "demo.py"}  # tested in tests/integrations
+# These are tested in tests/integrations.
+OF_LITSERVE = ("batched_streaming_with_eos.py", "demo.py")
+OF_SERVING = ("batched_function.py", "custom_server.py", "threaded_server.py")
 SECONDS = 60.0
 
 
@@ -42,16 +44,17 @@ def run(tmp_path_factory):
 
 
 def test_every_example_is_tested():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {*NAMES, *OF_LITSERVE}
+    names = {path.name for path in EXAMPLES.glob("*.py")}
+    assert names == {*NAMES, *OF_LITSERVE, *OF_SERVING}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *OF_LITSERVE, *OF_SERVING])
 def test_an_example_says_what_it_shows_and_how_to_run_it(name):
     text = ast.get_docstring(ast.parse((EXAMPLES / name).read_text()))
     assert f"python examples/{name}" in text
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "threaded_server.py"])
 def test_an_example_needs_nothing_but_the_library(name):
     tree = ast.parse((EXAMPLES / name).read_text())
     modules = set()

@@ -1,0 +1,138 @@
+"""A server of one's own: a small text model, continuous batching, and responses that stream.
+
+    python examples/custom_server.py
+
+    curl -N http://127.0.0.1:8000/generate \
+         -H "Content-Type: application/json" -d '{"prompt": "The miller", "seed": 4}'
+
+Ask from several terminals: the requests share a batch, join it and leave it when they like, and
+each gets what it would have got alone. With `-H "Accept: text/event-stream"` the response comes as
+server-sent events. `/metrics` is for Prometheus, `/health` for whoever watches the server.
+"""
+
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from pydantic import BaseModel, Field
+
+from batchstream import EOS, ContinuousBatcher, StreamEnd
+from batchstream.integrations.prometheus import PrometheusMetrics
+from batchstream.integrations.starlette import EventsResponse, NDJSONResponse, exception_handlers
+
+SLOTS = 8
+LONGEST = 1_000  # outputs; a stream may hold 1024 unread, so nobody can be too slow
+PACE = float(os.environ.get("PACE", "0.02"))  # seconds for a step, so that one can watch
+
+
+class Generation(BaseModel):
+    """What a client asks for."""
+
+    prompt: str = Field(min_length=1, max_length=10_000)
+    max_outputs: int = Field(200, ge=1, le=LONGEST)
+    temperature: float = Field(1.0, ge=0.1, le=10)
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+class Bigrams:
+    """A model that draws the next character by how often it follows the last one in a text."""
+
+    def __init__(self, text: str) -> None:
+        characters = sorted(set(text))
+        self.codes = {character: code for code, character in enumerate(characters)}
+        self.outputs = [EOS if character == "\n" else character for character in characters]
+        codes = [self.codes[character] for character in text]
+        self.counts = np.zeros((len(characters), len(characters)))
+        np.add.at(self.counts, (codes[:-1], codes[1:]), 1)
+
+        self.slots: list[int] = []  # those in use; each has its place in the arrays below
+        self.last = np.zeros(SLOTS, dtype=int)
+        self.sharpness = np.zeros(SLOTS)
+        self.draws = np.zeros((SLOTS, LONGEST))
+        self.drawn = np.zeros(SLOTS, dtype=int)
+
+    def add(self, slot: int, generation: Generation) -> None:
+        """Let a request join, with a sequence of random numbers of its own."""
+        self.last[slot] = self.codes.get(generation.prompt[-1], self.codes["\n"])
+        self.sharpness[slot] = 1 / generation.temperature
+        self.draws[slot] = np.random.default_rng(generation.seed).random(LONGEST)
+        self.drawn[slot] = 0
+        self.slots.append(slot)
+
+    def step(self) -> dict[int, object]:
+        """Draw one character for every slot in use, in one go."""
+        time.sleep(PACE)
+        slots = self.slots
+        weights = self.counts[self.last[slots]] ** self.sharpness[slots, None]
+        sums = weights.cumsum(axis=1)
+        draws = self.draws[slots, self.drawn[slots]] * sums[:, -1]
+        self.last[slots] = codes = (sums > draws[:, None]).argmax(axis=1)
+        self.drawn[slots] += 1
+        return {slot: self.outputs[code] for slot, code in zip(slots, codes, strict=True)}
+
+    def remove(self, slot: int) -> None:
+        """Free the slot of a request that has ended, or whose client has left."""
+        self.slots.remove(slot)
+
+
+@contextlib.asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, object]]:
+    """Keep a batcher for as long as the server runs."""
+    registry = CollectorRegistry()
+    async with ContinuousBatcher[Generation, str](
+        Bigrams(Path(__file__).with_suffix(".txt").read_text()),
+        max_batch_size=SLOTS,
+        max_pending=4 * SLOTS,
+        max_outputs=lambda generation: generation.max_outputs,
+        metrics=PrometheusMetrics(registry=registry),
+    ) as batcher:
+        yield {"batcher": batcher, "registry": registry}
+
+
+app = FastAPI(lifespan=lifespan, exception_handlers=exception_handlers)
+
+
+def as_line(character: str) -> dict[str, str]:
+    """Make what is sent of an output."""
+    return {"text": character}
+
+
+def as_last_line(end: StreamEnd) -> dict[str, object]:
+    """Make what is sent of the end."""
+    return {"finish_reason": end.reason, "outputs": end.outputs}
+
+
+@app.post("/generate")
+async def generate(generation: Generation, request: Request) -> Response:
+    """Stream a reply as lines of JSON, or as server-sent events."""
+    stream = request.state.batcher.astream(generation, timeout=60, wait_timeout=10)
+    wants_events = "text/event-stream" in request.headers.get("accept", "")
+    response = EventsResponse if wants_events else NDJSONResponse
+    return response(stream, encode=as_line, encode_end=as_last_line)
+
+
+@app.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Tell Prometheus what happens."""
+    return Response(generate_latest(request.state.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@app.get("/health")
+async def health(request: Request) -> dict[str, int]:
+    """Tell that the server is there, and how busy it is."""
+    figures = request.state.batcher.statistics()
+    return {"live": figures.live, "waiting": figures.waiting}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Serve the example.")
+    parser.add_argument("--port", type=int, default=8000)
+    args = parser.parse_args()
+    uvicorn.run(app, host="127.0.0.1", port=args.port, timeout_graceful_shutdown=5)
