@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import sources
 
 import batchstream
 
@@ -67,7 +68,7 @@ def explore_threads(
     interleave_test = pytest.importorskip("interleave_test")
     names = modelled_names(early_timeouts=early_timeouts)
     modules = [it for name, it in sys.modules.items() if name.split(".")[0] == "batchstream"]
-    modules += [queue, sys.modules["sources"], sys.modules[scenario.__module__]]
+    modules += [queue, sources, sys.modules[__name__], sys.modules[scenario.__module__]]
 
     def model():
         scenario()
@@ -78,7 +79,7 @@ def explore_threads(
     gc.disable()  # a finalizer must not start inside the scheduler
     gc.freeze()  # what was there before makes each collection slow
     try:
-        with replaced(modules, names), unheard_if_broken_off():
+        with replaced(modules, names), unheard_if_broken_off(), simultaneous_timeouts():
             return interleave_test.explore(
                 model,
                 iterations=schedules,
@@ -122,6 +123,39 @@ def unheard_if_broken_off():
 
 
 @contextmanager
+def simultaneous_timeouts():
+    """Let all timeouts of one time expire at once, so that those who wake up race each other."""
+    from interleave_test._scheduler import Scheduler, Status  # noqa: PLC0415
+
+    pick_next = Scheduler._pick_next
+
+    def pick_next_and_wake_others(scheduler, current, kind):
+        before = scheduler._vnow
+        chosen = pick_next(scheduler, current, kind)
+        if scheduler._vnow != before:
+            for each in scheduler._recs:
+                if each.deadline is not None and each.deadline <= scheduler._vnow:
+                    each.blocked_on.waiters.remove(each)
+                    each.blocked_on = each.deadline = None
+                    each.woke_by_timeout = True
+                    each.status = Status.READY
+        return chosen
+
+    Scheduler._pick_next = pick_next_and_wake_others
+    try:
+        yield
+    finally:
+        Scheduler._pick_next = pick_next
+
+
+def pass_time(seconds):
+    """Let so many seconds pass, in a scenario; `time.sleep` lets others run, and takes no time."""
+    waiter = threading.Lock()
+    waiter.acquire()
+    waiter.acquire(timeout=seconds)
+
+
+@contextmanager
 def replaced(modules, names):
     """Give these modules other things under the names by which they know the real ones."""
     real_things = {id(thing): model for thing, model in names}
@@ -145,10 +179,11 @@ def modelled_names(*, early_timeouts):
     from interleave_test import _primitives as models  # noqa: PLC0415
 
     lock = lock_model(models, early_timeouts=early_timeouts)
-    same = ("RLock", "Condition", "Event", "BoundedSemaphore")
+    same = ("Condition", "Event", "BoundedSemaphore")
     changes = {
         threading: {name: getattr(models, name) for name in same}
-        | {"Lock": lock, "Semaphore": semaphore_model(models), "Thread": thread_model(models)},
+        | {"Lock": lock, "RLock": rlock_model(models)}
+        | {"Semaphore": semaphore_model(models), "Thread": thread_model(models)},
         _thread: {"allocate_lock": lock},
         time: {name: getattr(models, name) for name in ("sleep", "monotonic", "time")},
     }
@@ -182,6 +217,25 @@ def lock_model(models, *, early_timeouts):
                 super().release()
 
     return Lock
+
+
+def rlock_model(models):
+    """Return interleave-test's re-entrant lock, which survives its run."""
+    from interleave_test._scheduler import current_scheduler  # noqa: PLC0415
+
+    class RLock(models.RLock):
+        def acquire(self, blocking=True, timeout=-1):
+            return current_scheduler() is None or super().acquire(blocking, timeout)
+
+        def release(self):
+            if current_scheduler() is not None:
+                super().release()
+
+        def _is_owned(self):
+            scheduler = current_scheduler()
+            return scheduler is not None and self._is_owned_by(scheduler.me())
+
+    return RLock
 
 
 def semaphore_model(models):

@@ -71,6 +71,8 @@ class Mutant:
 
 LOOP = ("test_races_asyncio.py",)
 THREADS = ("test_races_threads.py",)
+BATCHERS_IN_LOOP = ("test_races_batchers_asyncio.py",)
+BATCHERS_IN_THREADS = ("test_races_batchers_threads.py",)
 DRAINS = (
     "test_regressions.py::test_R02_draining_while_the_pump_appends_loses_and_repeats_nothing",
 )
@@ -267,8 +269,8 @@ MUTANTS = [
     Mutant(
         "a cancelled stream may still be read by the reader it has",
         "_buffers.py",
-        "        self.cancelled = True\n        self.stop_reader()\n",
-        "        self.cancelled = True\n",
+        "        self.finish(end)\n        self.cancelled = True\n        self.stop_reader()\n",
+        "        self.finish(end)\n        self.cancelled = True\n",
     ),
     Mutant(
         "a reader made during a cancel is missed",
@@ -323,7 +325,7 @@ MUTANTS = [
     Mutant(
         "an error is raised for ever",
         "_buffers.py",
-        "            self._error_raised = True\n",
+        "            self.cancelled = True  # of the error, and of what a pump may still add\n",
         "",
     ),
     Mutant(
@@ -357,9 +359,9 @@ MUTANTS = [
     ),
     Mutant(
         "a consumer in a thread does not look again after it has registered",
-        "_thread.py",
-        "            if not (buffer.buffered or buffer.ends):\n",
-        "            if True:\n",
+        "_places.py",
+        "return bool(buffer.buffered or buffer.ends) or _acquire(waiter, until)",
+        "return _acquire(waiter, until)",
         THREADS,
     ),
     Mutant(
@@ -372,10 +374,10 @@ MUTANTS = [
     Mutant(
         "the pump takes the waiters before it adds the outputs",
         "_running.py",
-        "        self._tell(self._take(step, live), live)\n",
-        "        self._wake(live)\n"
-        "        if (delivery := self._take(step, live)) is not None:\n"
-        "            self._tell(delivery, live)\n",
+        "        delivery = self._take(step, live)\n"
+        "        if delivery is None:\n            self._wake(given_to)\n        else:\n",
+        "        self._wake([self.buffers[slot] for slot in live])\n"
+        "        if (delivery := self._take(step, live)) is not None:\n",
         THREADS,
     ),
     Mutant(
@@ -401,19 +403,18 @@ MUTANTS = [
     ),
     Mutant(
         "a receive that timed out is still registered",
-        "_thread.py",
-        "        finally:\n            waiting.pop(buffer.slot, None)\n",
-        "        except TimeoutError:\n            raise\n        else:\n"
-        "            waiting.pop(buffer.slot, None)\n",
+        "_places.py",
+        "        finally:\n            waiting.pop(buffer, None)\n",
+        "        finally:\n",
         THREADS,
     ),
     Mutant(
         "a waiter carries its output, which is lost with a receive that is cancelled",
         "_receiver.py",
         "                except BaseException as error:\n"
-        "                    self._waiting.pop(buffer.slot, None)\n",
+        "                    self._waiting.pop(buffer, None)\n",
         "                except BaseException as error:\n"
-        "                    if not self._waiting.pop(buffer.slot, None):\n"
+        "                    if not self._waiting.pop(buffer, None):\n"
         "                        next(iter(outputs[received:] and self._gate), None)\n",
         LOOP,
     ),
@@ -441,7 +442,7 @@ MUTANTS = [
     ),
     Mutant(
         "only the first waiter is woken",
-        "_running.py",
+        "_places.py",
         "        return [*filter(None, map(self.waiting.pop, keys, repeat(None)))]\n",
         "        return [*filter(None, map(self.waiting.pop, keys, repeat(None)))][:1]\n",
         LOOP,
@@ -456,8 +457,8 @@ MUTANTS = [
     Mutant(
         "a receive is not woken when its stream is cancelled",
         "_running.py",
-        "        self._wake((buffer.slot,))\n        self._after_cancel()\n",
-        "        self._after_cancel()\n",
+        "        self._wake((buffer,))\n        self._after_departure()\n",
+        "        self._after_departure()\n",
         LOOP,
     ),
     Mutant(
@@ -470,7 +471,7 @@ MUTANTS = [
     Mutant(
         "an interrupt is forgotten",
         "_task.py",
-        "                task.interrupt()\n",
+        "                task.interrupt(self._stint)\n",
         "                pass\n",
         LOOP,
     ),
@@ -483,8 +484,8 @@ MUTANTS = [
     ),
     Mutant(
         "closing does not wait for the source",
-        "_running.py",
-        "            while not self.ended:\n",
+        "_places.py",
+        "            while not ending.ended:\n",
         "            while False:\n",
         LOOP,
     ),
@@ -538,12 +539,141 @@ MUTANTS = [
         "",
         ("test_loops.py",),
     ),
+    # ---- batchers
+    Mutant(
+        "a request whose time is over is told nothing",
+        "_dispatcher.py",
+        "        for request in noted.overdue:\n",
+        "        for request in ():\n",
+        BATCHERS_IN_LOOP,
+    ),
+    Mutant(
+        "of two ends of a request both are told",
+        "_request.py",
+        "        if self.ends[0] is end:\n",
+        "        if True:\n",
+        BATCHERS_IN_LOOP,
+    ),
+    Mutant(
+        "a request that has joined fails for having waited",
+        "_request.py",
+        "        if self.joined is None and self.wait_until is not None",
+        "        if self.wait_until is not None",
+        BATCHERS_IN_LOOP,
+    ),
+    Mutant(
+        "who waits for a plain step is looked for after it",
+        "_running.py",
+        "            self._wake(given_to)\n",
+        "            self._wake(self._given_to)\n",
+        BATCHERS_IN_LOOP,
+    ),
+    Mutant(
+        "an interrupt strikes the next batch of the task",
+        "_asyncio.py",
+        "        if stint is self._stint and not self._asked:\n",
+        "        if not self._asked:\n",
+        BATCHERS_IN_LOOP,
+    ),
+    Mutant(
+        "a worker that waits for more is not rung",
+        "_thread_dispatcher.py",
+        "        waiter.release()\n",
+        "        pass\n",
+        BATCHERS_IN_THREADS,
+    ),
+    Mutant(
+        "a request that joins as the batcher is closed is forgotten",
+        "_runs.py",
+        "        elif self._owner.closed:\n",
+        "        elif False:\n",
+        BATCHERS_IN_THREADS,
+    ),
+    Mutant(
+        "a request that ends as it joins is not taken out",
+        "_runs.py",
+        "        if request.ends:\n            self.note_departure(request)\n        elif",
+        "        if",
+        BATCHERS_IN_THREADS,
+    ),
+    Mutant(
+        "whoever ends a request does not look whether it has joined",
+        "_request_feed.py",
+        "        if (pump := request.pump) is not None:\n",
+        "        if (pump := None) is not None:\n",
+        BATCHERS_IN_THREADS,
+    ),
+    Mutant(
+        "threads are not let go when the batcher has ended",
+        "_thread_dispatcher.py",
+        "        if self.ended:\n            _end_all(self._threads)\n",
+        "",
+        BATCHERS_IN_THREADS,
+    ),
+    Mutant(
+        "what is for a joiner goes to the former occupant of the slot",
+        "_pump.py",
+        "        self._endless.add(buffer)\n        self._all_tails[slot] = buffer.tail\n",
+        "        self._endless.add(buffer)\n",
+        BATCHERS_IN_LOOP,
+    ),
+    Mutant(
+        "a request that was cancelled goes on waiting",
+        "_dispatcher.py",
+        "if self._admission.withdraw(request)",
+        "if False",
+        BATCHERS_IN_LOOP,
+    ),
+    Mutant(
+        "closing forgets the batches that run",
+        "_dispatcher.py",
+        "        self._close_runs(runs)\n",
+        "",
+        BATCHERS_IN_LOOP,
+    ),
+    Mutant(
+        "one worker too many is hired",
+        "_workers.py",
+        "len(self._at_work) >= self._limit",
+        "len(self._at_work) > self._limit",
+        BATCHERS_IN_LOOP,
+    ),
+    Mutant(
+        "nobody waits for others to share a batch",
+        "_admission.py",
+        "        return min(map(self._patient_until, fitting))\n",
+        "        return arrived\n",
+        BATCHERS_IN_LOOP,
+    ),
+    Mutant(
+        "a worker that takes a batch calls nobody for those who are left",
+        "_dispatcher.py",
+        "                self._workers.note_call(self._admission.wake_at)\n            elif at",
+        "                pass\n            elif at",
+        BATCHERS_IN_LOOP,
+    ),
+    Mutant(
+        "requests wait on when the loop ends",
+        "_task_dispatcher.py",
+        "                self._leave_home(home)\n            raise\n",
+        "                pass\n            raise\n",
+        BATCHERS_IN_LOOP,
+    ),
+    Mutant(
+        "a worker looks without the lock",
+        "_dispatcher.py",
+        "        with self._lock:\n"
+        "            if worker not in self._workers:  # it was called twice",
+        "        if True:\n            if worker not in self._workers:  # it was called twice",
+        BATCHERS_IN_THREADS,
+    ),
 ]
 
 
 def python_for(mutant: Mutant) -> str | None:
     """Return the Python that can run the tests which have to notice this, if there is one."""
-    return python_that_interleaves() if mutant.noticed_by == THREADS else sys.executable
+    interleaves = mutant.noticed_by in {THREADS, BATCHERS_IN_THREADS}
+    return python_that_interleaves() if interleaves else sys.executable
 
 
 @cache

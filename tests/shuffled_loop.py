@@ -76,6 +76,7 @@ class ShuffledLoop(asyncio.BaseEventLoop):
         self._numbers = itertools.count()
         # Weak, so that nothing lives longer here than in another loop.
         self._made = []
+        self._foreign = weakref.WeakSet()
         self.unhandled = []
 
     # What asyncio asks of a loop.
@@ -89,6 +90,9 @@ class ShuffledLoop(asyncio.BaseEventLoop):
         # Another loop would sleep on without noticing: always worth an error.
         if self._thread_id not in {None, threading.get_ident()}:
             raise RuntimeError("call_soon was called from another thread")
+        task = getattr(callback, "__self__", None)
+        if isinstance(task, asyncio.Task) and not isinstance(task, NumberedTask):
+            self._note_foreign(task)
         return super().call_soon(callback, *args, context=context)
 
     def call_soon_threadsafe(self, callback, *args, context=None):
@@ -104,6 +108,12 @@ class ShuffledLoop(asyncio.BaseEventLoop):
         task = NumberedTask(coro, number=next(self._numbers), loop=self, **options)
         self._made.append(weakref.ref(task))
         return task
+
+    def _note_foreign(self, task):
+        """Note a task that was not made by `create_task`, when it is to begin."""
+        if task not in self._foreign:
+            self._foreign.add(task)
+            self._made.append(weakref.ref(task))
 
     def create_future(self):
         future = super().create_future()
