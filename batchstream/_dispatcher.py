@@ -14,7 +14,7 @@ lock, so no request is forgotten; whatever follows, and every call of the user's
 outside of it.
 
 Whoever ends a request, from whichever thread, does so by its buffer and takes no lock. The buffer
-puts itself into `_told`, once; whoever next has the lock takes note.
+puts itself into `_told`; whoever next has the lock takes note, once.
 """
 
 from __future__ import annotations
@@ -417,6 +417,7 @@ class Dispatcher(ABC, RequestFeed[T]):
 
     def close(self) -> None:
         """Let every request fail that has not ended, and wait until no worker is at work."""
+        self.look_after(None)
         self.request_close()
         if not self.forked and self._may_block():
             while self._may_block() and not self._all_left.wait(self.patience(None, None)):
@@ -426,6 +427,7 @@ class Dispatcher(ABC, RequestFeed[T]):
 
     async def aclose(self) -> None:
         """Do the same in an event loop."""
+        self.look_after(None)
         self.request_close()
         if not (self.forked or self._is_waited_for()):
             await self.places.wait_for_end(current_loop(), self)

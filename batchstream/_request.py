@@ -26,7 +26,7 @@ class Request(Buffer[T]):
     Args:
         number: A number of its own, for error texts.
         content: What the caller submitted.
-        told: Where it puts itself when it has ended, exactly once.
+        told: Where it puts itself when it has ended, more than once if several end it.
 
     Attributes:
         content: What the caller submitted, until it has joined a batch.
@@ -110,7 +110,6 @@ class Request(Buffer[T]):
         return None
 
     def finish(self, end: StreamEnd) -> None:
-        """Set the end, unless there is one, and tell of it once."""
+        """Set the end, unless there is one, and tell that there is."""
         super().finish(end)
-        if self.ends[0] is end:
-            self._told.append(self)
+        self._told.append(self)

@@ -100,9 +100,8 @@ class RequestFeed(Generic[T]):
     def patience(self, request: Request[T] | None, loop: Loop | None) -> float | None:
         """Return after how many seconds whoever waits here is to `look_after`, if ever."""
         del loop
-        if request is None or request.deadline is None:
-            return None
-        return max(request.deadline - monotonic(), 0.0)
+        deadline = None if request is None else request.deadline  # once: it changes as it joins
+        return None if deadline is None else max(deadline - monotonic(), 0.0)
 
     def look_after(self, request: Request[T] | None) -> None:
         """Let a request fail whose time is over, even if its worker is in a long step."""

@@ -78,10 +78,17 @@ class ThreadDispatcher(Dispatcher[T]):
 
     def _start(self, worker: _ThreadWorker) -> None:
         running.add(self)
-        if worker.thread is None:
-            worker.thread = Worker()
-            self._threads.append(worker.thread)
-        worker.thread.do(partial(self._work, worker))
+        thread = worker.thread
+        try:
+            if thread is None:
+                thread = Worker()
+                self._threads.append(thread)
+                worker.thread = thread
+            thread.do(partial(self._work, worker))
+        except BaseException:  # a signal's exception, perhaps, and nobody may know the thread yet
+            if thread is not None and worker.thread is None:
+                thread.end()
+            raise
 
     def _is_waited_for(self) -> bool:
         return any(thread.is_current for thread in self._threads)

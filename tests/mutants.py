@@ -494,7 +494,6 @@ MUTANTS = [
         "_pump.py",
         "            self._room = limit - max(held.values(), default=0)\n",
         "            self._room = limit - min(held.values(), default=0)\n",
-        LOOP,
     ),
     Mutant(
         "the end is looked at after the outputs in a loop",
@@ -545,13 +544,6 @@ MUTANTS = [
         "_dispatcher.py",
         "        for request in noted.overdue:\n",
         "        for request in ():\n",
-        BATCHERS_IN_LOOP,
-    ),
-    Mutant(
-        "of two ends of a request both are told",
-        "_request.py",
-        "        if self.ends[0] is end:\n",
-        "        if True:\n",
         BATCHERS_IN_LOOP,
     ),
     Mutant(

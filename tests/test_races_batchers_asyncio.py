@@ -30,7 +30,7 @@ from batchstream import (
     SlowConsumerError,
 )
 
-SCHEDULES = int(os.environ.get("SCHEDULES", "1000"))
+SCHEDULES = int(os.environ.get("SCHEDULES", "600"))
 THREADED_SCHEDULES = min(SCHEDULES, 150)
 
 ENDLESS = 1000  # more outputs than anybody reads
