@@ -89,6 +89,11 @@ class Admission(Generic[TicketT]):
         """How many requests wait."""
         return len(self._all)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as many requests wait as may, unless there is room for some of them."""
+        return len(self._all) >= self._max_pending
+
     def submit(self, ticket: TicketT, *, room: int = 0) -> None:
         """Let a request wait. It has not arrived before any that came earlier.
 

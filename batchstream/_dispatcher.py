@@ -178,7 +178,8 @@ class Dispatcher(ABC, RequestFeed[T]):
         request.arrive(now)
         self._ledger.open.add(request)
         try:
-            self._admission.submit(request, room=self._room())
+            room = self._room() if self._admission.is_full else 0
+            self._admission.submit(request, room=room)
         except BaseException as error:
             self._ledger.open.discard(request)
             self._ledger.refused += isinstance(error, OverloadedError)
