@@ -447,7 +447,11 @@ class Dispatcher(ABC, RequestFeed[T]):
             told = list(self._told)
             waiting = self._admission.waiting - sum(map(self._admission.waits, told))
             return self._ledger.statistics(
-                list(self._runs), told, waiting, self.terms.max_batch_size
+                running=[run.tally() for run in self._runs],
+                told=told,
+                waiting=waiting,
+                buffered=sum(run.buffered for run in self._runs),
+                max_batch_size=self.terms.max_batch_size,
             )
 
     # ---- after a fork, in the child

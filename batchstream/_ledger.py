@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batchstream._request import Request
-    from batchstream._runs import BatchRun
 
 
 class Tally:
@@ -83,23 +82,26 @@ class Ledger:
 
     def statistics(
         self,
-        runs: Sequence[BatchRun[Any]],
+        *,
+        running: Sequence[Tally],
         told: Sequence[Request[Any]],
         waiting: int,
+        buffered: int,
         max_batch_size: int,
     ) -> BatcherStatistics:
         """Return all figures.
 
         Args:
-            runs: The batches that run.
+            running: What the batches have done that run.
             told: Requests that have ended and are not counted as such yet.
             waiting: How many requests wait.
+            buffered: How many outputs do, in live streams.
             max_batch_size: How many slots each step had.
         """
         newly = [request for request in told if request in self.open]
         finished = self.finished + Counter(request.ends[0].reason for request in newly)
         total = Tally()
-        for tally in [self.past, *[run.tally() for run in runs]]:
+        for tally in [self.past, *running]:
             total.add(tally)
         capacity = total.steps * max_batch_size
         return BatcherStatistics(
@@ -114,7 +116,7 @@ class Ledger:
             live=len(self.open) - len(newly),
             waiting=waiting,
             finished=dict(finished),
-            buffered=sum(run.buffered for run in runs),
+            buffered=buffered,
             waited=self._waited,
             longest_wait=self._longest_wait,
         )

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, cast, final, overload
 
 from typing_extensions import TypeVar
 
-from batchstream._buffers import Buffer, Inlet
+from batchstream._buffers import Buffer
 from batchstream._eos import check_count
+from batchstream._inlet import Inlet
 from batchstream._opening import Opening
 from batchstream._pull import PullPump
 from batchstream._running import DEFAULT_MAX_BUFFERED, check_on_overflow

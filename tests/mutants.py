@@ -262,7 +262,7 @@ MUTANTS = [
     ),
     Mutant(
         "the end is looked at after the outputs",
-        "_buffers.py",
+        "_inlet.py",
         "                if ended and (buffer.cancelled or not unread):\n",
         "                if buffer.ends and (buffer.cancelled or not unread):\n",
     ),
@@ -280,7 +280,7 @@ MUTANTS = [
     ),
     Mutant(
         "a second consumer is let in",
-        "_buffers.py",
+        "_inlet.py",
         '        if buffer.consumer.setdefault("thread", me) != me:\n'
         "            raise self._concurrent()\n"
         "        try:\n            pulled = False\n",
@@ -288,7 +288,7 @@ MUTANTS = [
     ),
     Mutant(
         "an output is lost to a signal between its count and its return",
-        "_buffers.py",
+        "_inlet.py",
         "                    for _ in gate:\n",
         "                    next(gate)\n                    if True:\n",
     ),
@@ -318,7 +318,7 @@ MUTANTS = [
     ),
     Mutant(
         "an error comes before what is buffered",
-        "_buffers.py",
+        "_inlet.py",
         "                if ended and (buffer.cancelled or not unread):\n",
         "                if ended and (buffer.cancelled or buffer.ends[0].error or not unread):\n",
     ),
@@ -505,7 +505,7 @@ MUTANTS = [
     ),
     Mutant(
         "room is asked for before the output is counted",
-        "_buffers.py",
+        "_inlet.py",
         "                    for _ in gate:\n"
         "                        # This is `tell`, after the output was counted, and without a "
         "call.\n                        watches, telling = buffer.watches, buffer.telling\n",

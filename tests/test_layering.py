@@ -18,6 +18,7 @@ LOOPS = {"_asyncio", "_current_loop", "_loops", "_trio"}
 SHELL_PARTS = {
     "_buffers",
     "_feeds",
+    "_inlet",
     "_opening",
     "_places",
     "_pump",
