@@ -72,20 +72,26 @@ class Place:
 
     Attributes:
         waiting: The waiters, by what they wait for: a buffer, or an object of their own.
+        failed: Waiters whose wake-up has failed.
         residents: Those that belong to the loop.
     """
 
-    __slots__ = ("loop", "residents", "resume", "waiting")
+    __slots__ = ("failed", "loop", "residents", "resume", "waiting")
 
     def __init__(self, resume: Callable[[list[Any]], None], loop: Loop | None = None) -> None:
         self.resume = resume
         self.loop = loop
         self.waiting: dict[object, Any] = {}
+        self.failed: list[Any] = []
         self.residents: weakref.WeakSet[Resident] = weakref.WeakSet()
 
     def take(self, keys: Iterable[object]) -> list[Any]:
-        """Take out who waits for one of the keys; each waiter is taken once."""
-        return [*filter(None, map(self.waiting.pop, keys, repeat(None)))]
+        """Take out who waits for one of the keys, or has failed; each waiter is taken once."""
+        waiters = [*filter(None, map(self.waiting.pop, keys, repeat(None)))]
+        if self.failed:
+            failed, self.failed = self.failed, []
+            waiters += failed
+        return waiters
 
 
 class Places:
@@ -162,7 +168,7 @@ class Places:
             here: The key of the event loop in a task of which this is called, if it is one.
         """
         for place in self._all:
-            if place.waiting and (waiters := place.take(keys)):
+            if (place.waiting or place.failed) and (waiters := place.take(keys)):
                 loop = place.loop
                 try:
                     if loop is not None and loop.key is here:
@@ -172,7 +178,7 @@ class Places:
                 except LoopClosedError:
                     self.leave(place)
                 except BaseException:
-                    place.waiting.update((object(), waiter) for waiter in waiters)  # for later
+                    place.failed.extend(waiters)  # for the next time
                     raise
 
     def leave(self, place: Place) -> None:
