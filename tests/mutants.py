@@ -443,8 +443,8 @@ MUTANTS = [
     Mutant(
         "only the first waiter is woken",
         "_places.py",
-        "        return [*filter(None, map(self.waiting.pop, keys, repeat(None)))]\n",
-        "        return [*filter(None, map(self.waiting.pop, keys, repeat(None)))][:1]\n",
+        "        waiters = [*filter(None, map(self.waiting.pop, keys, repeat(None)))]\n",
+        "        waiters = [*filter(None, map(self.waiting.pop, keys, repeat(None)))][:1]\n",
         LOOP,
     ),
     Mutant(
