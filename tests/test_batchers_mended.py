@@ -10,6 +10,8 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 from sources import TIMEOUT, Gate
@@ -228,35 +230,33 @@ def test_R25_a_loop_that_is_closed_around_its_workers_keeps_none_of_their_tasks(
 
 
 def test_R11_a_task_of_a_loop_closed_before_fails_nobody_in_the_next_one():
-    go_on = None
-
     async def fn(requests):
-        await (asyncio.sleep(3600) if requests == ["old"] else go_on.wait())
+        if "old" in requests:
+            await asyncio.sleep(3600)
         yield list(requests)
 
-    batcher = DynamicBatcher(fn, max_batch_size=4)
+    batcher = DynamicBatcher(fn, max_batch_size=2, batch_timeout=30)
     loop = asyncio.new_event_loop()
 
     async def old():
-        stream = batcher.astream("old")
+        streams = [batcher.astream("old"), batcher.astream("old")]
         for _ in range(5):
             await asyncio.sleep(0)
-        return stream
+        return streams
 
     async def new():
-        nonlocal go_on
-        go_on = asyncio.Event()
-        stream = batcher.astream("new")
-        await asyncio.sleep(0)
-        gc.collect()
-        go_on.set()
-        return [output async for output in stream]
+        waiting = batcher.astream("first")
+        for _ in range(5):
+            await asyncio.sleep(0)
+        gc.collect()  # the task of the loop that is gone
+        streams = [waiting, batcher.astream("second")]
+        return [[output async for output in stream] for stream in streams]
 
     gc.disable()
     try:
         loop.run_until_complete(old())
         loop.close()
-        assert asyncio.run(new()) == ["new"]
+        assert asyncio.run(new()) == [["first"], ["second"]]
     finally:
         gc.enable()
     batcher.close()
@@ -409,18 +409,19 @@ def test_a_long_timeout_does_not_hurt_the_others_in_a_pause():
 
 def test_R13_an_engine_makes_no_step_with_a_request_that_was_too_slow():
     engine = Echo()
+    permits = threading.Semaphore(0)
+    engine.gate = SimpleNamespace(pass_through=lambda: permits.acquire(timeout=TIMEOUT))
     with ContinuousBatcher(engine, max_batch_size=2, max_buffered=5) as batcher:
-        engine.gate = gate = Gate()
         fast, slow = batcher.stream("fast"), batcher.stream("slow")
-        gate.opened.set()
-        while slow.end is None:
-            next(fast)
-        steps = sum("slow" in step for step in engine.steps)
-        assert steps == slow.end.outputs == 6
+        for _ in range(12):
+            permits.release()
+            assert next(fast) == "fast"
+        assert sum("slow" in step for step in engine.steps) == slow.end.outputs == 6
         assert slow.drain() == ["slow"] * 6
         with pytest.raises(SlowConsumerError):
             next(slow)
         fast.cancel()
+        permits.release()
     assert batcher.statistics().dropped == 0
 
 
