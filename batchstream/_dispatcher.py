@@ -444,7 +444,7 @@ class Dispatcher(ABC, RequestFeed[T]):
     def statistics(self) -> BatcherStatistics:
         """Return the figures up to now, and change none: a signal may have interrupted who does."""
         with self._lock:
-            told = list(self._told)
+            told = set(self._told)  # each once, though several may have ended it
             waiting = self._admission.waiting - sum(map(self._admission.waits, told))
             return self._ledger.statistics(
                 running=[run.tally() for run in self._runs],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from batchstream._events import BatcherStatistics, FinishReason
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from batchstream._request import Request
 
@@ -84,7 +84,7 @@ class Ledger:
         self,
         *,
         running: Sequence[Tally],
-        told: Sequence[Request[Any]],
+        told: Collection[Request[Any]],
         waiting: int,
         buffered: int,
         max_batch_size: int,

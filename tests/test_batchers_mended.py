@@ -21,8 +21,10 @@ from batchstream import (
     ClosedError,
     ContinuousBatcher,
     DynamicBatcher,
+    FinishReason,
     OverloadedError,
     SlowConsumerError,
+    StreamEnd,
     _admission,
     _batcher,
     _dispatcher,
@@ -438,6 +440,26 @@ def test_those_for_whom_there_is_room_do_not_count_as_waiting():
         stream.cancel()
     gate.opened.set()
     batcher.close()
+
+
+def test_a_request_that_two_have_ended_is_counted_once_before_anybody_takes_note():
+    gate = Gate()
+
+    def fn(requests):
+        gate.pass_through()
+        yield list(requests)
+
+    with DynamicBatcher(fn, max_batch_size=1) as batcher:
+        running, waiting = batcher.stream("a"), batcher.stream("b")
+        gate.reached.wait(TIMEOUT)
+        for _ in range(2):  # its consumer, say, and its deadline
+            waiting._buffer.finish(StreamEnd(FinishReason.CANCELLED, 0))
+        figures = batcher.statistics()
+        assert (figures.opened, figures.live, figures.waiting) == (2, 1, 0)
+        assert figures.finished == {FinishReason.CANCELLED: 1}
+        gate.opened.set()
+        assert list(running) == ["a"]
+    assert batcher.statistics().finished == {FinishReason.CANCELLED: 1, FinishReason.EXHAUSTED: 1}
 
 
 # ---- clear errors
