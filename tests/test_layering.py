@@ -31,6 +31,7 @@ PUMPS = {"_pull", "_task", "_thread"}
 SHELLS = {"_async", "_sync"}
 ENTRY = {"_open"}
 BATCHING_PARTS = {
+    "_engine",
     "_groups",
     "_ledger",
     "_metrics",

@@ -102,6 +102,11 @@ class Call:
     def wait_for_chunk(self):
         return self._chunks.get(timeout=SECONDS)
 
+    def wait_for_lines(self, lines):
+        """Wait until so many have come; outputs that are there together may share a chunk."""
+        while self.body.count(b"\n") < lines:
+            self.wait_for_chunk()
+
     @property
     def over(self):
         return self._over.is_set()

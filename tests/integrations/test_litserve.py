@@ -76,8 +76,7 @@ def test_R07_an_end_that_comes_with_the_last_output_does_not_wait_for_a_step(ser
         gate.let_through(step)
     assert_complete(short, "short", 3)
     assert gate.next_line() == "step 3"
-    for _ in range(3):
-        long.wait_for_chunk()
+    long.wait_for_lines(3)
     assert not long.over
 
 

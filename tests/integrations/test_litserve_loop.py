@@ -18,8 +18,8 @@ from litserve.transport.base import MessageTransport
 from litserve.utils import LitAPIStatus
 
 from batchstream import Fail, Last, Many, StepError
-from batchstream.integrations.litserve import BatchedStreamLoop
-from batchstream.integrations.litserve._failure import Failure
+from batchstream.integrations.litserve import BatchedStreamLoop, _exchange
+from batchstream.integrations.litserve._messages import Failure
 
 LOGGER = "batchstream.integrations.litserve"
 FINISHED = (LitAPIStatus.FINISH_STREAMING, "")
@@ -485,11 +485,13 @@ def test_a_spec_of_the_users_own_gets_litserves_error_messages():
         assert (error.status_code, error.detail) == (code, detail)
 
 
-def test_without_the_handler_it_rests_on_it_says_so_and_goes_on(monkeypatch):
-    monkeypatch.delattr("litserve.server.StreamingRequestHandler")
-    with pytest.warns(RuntimeWarning, match="will not see it"):
-        api = ready(Words)
-    assert api.spec is None
+def test_without_what_it_rests_on_it_says_so_and_streams_go_on(monkeypatch):
+    monkeypatch.setattr(_exchange, "NEEDED_OF_SERVER", ("response_buffer", "taken_away"))
+    api = Words(stream=True, max_batch_size=2, loop=BatchedStreamLoop())
+    with pytest.warns(RuntimeWarning, match="no LitServer.taken_away: streams go on"):
+        server = ls.LitServer(api, accelerator="cpu")
+    api.spec.setup(server)
+    assert server.response_buffer == {}
     api.encode_response = lambda steps: iter([[Fail(HTTPException(429, "too many")), "x"]])
     [(status, error)], other = served(api, "a", "x")
     assert (status, error.status_code) == (LitAPIStatus.ERROR, 429)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from litserve.callbacks import EventTypes
@@ -10,37 +11,33 @@ from litserve.loops.base import _inject_context
 
 from batchstream import BatchedStream
 from batchstream._errors import PASSING
-from batchstream.integrations.litserve._reply import Reply, fail
+from batchstream.integrations.litserve._reply import fail
+from batchstream.integrations.litserve._serving import Serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from litserve import LitAPI
-    from litserve.callbacks import CallbackRunner
-
-    from batchstream import Delivery, StreamEnd
-
-
-class Member:
-    """One request of a batch, on its way from what was received to what `predict` is given."""
-
-    __slots__ = ("context", "reply", "value")
-
-    def __init__(self, reply: Reply, request: object) -> None:
-        self.reply = reply
-        self.value = request
-        self.context: dict[str, Any] = {}
+    from batchstream import Delivery
+    from batchstream.integrations.litserve._desk import Desk
+    from batchstream.integrations.litserve._member import Member
 
 
-class Batch:
-    """The requests that are served together."""
+class Batch(Serving):
+    """The requests that are served together, by LitServe's hooks.
 
-    def __init__(
-        self, lit_api: LitAPI, callbacks: CallbackRunner, members: Sequence[Member]
-    ) -> None:
-        self._lit_api = lit_api
-        self._callbacks = callbacks
-        self._members = members
+    Args:
+        desk: What the loop works with.
+        members: The requests.
+        splits_at_predict: Whether a step is what `predict` yields, and each request is encoded by
+            itself; otherwise it is what `encode_response` makes of that.
+    """
+
+    def __init__(self, desk: Desk, members: Sequence[Member], *, splits_at_predict: bool) -> None:
+        super().__init__(desk)
+        self._waiting = list(members)
+        self._splits_at_predict = splits_at_predict
+        self._batch: BatchedStream[Any]
+        self._deliveries: Iterator[Delivery[Any]]
 
     def serve(self) -> None:
         """Serve every request to its end.
@@ -49,93 +46,93 @@ class Batch:
             BaseException: What stops a program, from any hook; the requests have been told.
             Exception: What the transport raises where it cannot even send an end.
         """
+        members = self._waiting
         try:
             self._decode()
-            if self._members:
-                with BatchedStream[Any](self._steps(), size=len(self._members)) as batch:
-                    for delivery in batch.steps():
-                        self._hand_out(delivery, batch)
+            if self._waiting:
+                with self._open() as batch:
+                    self._deliveries = batch.steps()
+                    self._run()
         except PASSING as error:
             with suppress(Exception):  # where a worker is being stopped, its transport may be gone
-                fail(self._replies(), error)
+                self._break_off(members, error)
+                self._desk.outbox.flush()
             raise
         except BaseException as error:  # noqa: BLE001 - the users' hooks may raise anything
-            fail(self._replies(), error)
+            self._break_off(members, error)
+        self._desk.outbox.flush()
 
-    def _replies(self) -> list[Reply]:
-        return [member.reply for member in self._members]
+    def _pull(self) -> Delivery[Any] | None:
+        return next(self._deliveries, None)
 
-    def _trigger(self, event: EventTypes) -> None:
-        self._callbacks.trigger_event(  # type: ignore[no-untyped-call]
-            event.value, lit_api=self._lit_api
-        )
+    def _vacate(self, slot: int) -> None:
+        self._batch.cancel(slot)
+
+    def _break_off(self, members: Iterable[Member], error: BaseException) -> None:
+        fail([member.reply for member in members], error)
+        for member in members:
+            member.leave()
 
     def _decode(self) -> None:
         """Decode each request; those that cannot be decoded leave the batch."""
-        populate = getattr(self._lit_api.spec, "populate_context", None)
-        if populate is not None:
-            self._each(lambda member: populate(member.context, member.value))
-        self._trigger(EventTypes.BEFORE_DECODE_REQUEST)
-        self._each(self._decode_one)
-        self._trigger(EventTypes.AFTER_DECODE_REQUEST)
-
-    def _decode_one(self, member: Member) -> None:
-        decode = self._lit_api.decode_request
-        member.value = _inject_context(member.context, decode, member.value)
+        desk = self._desk
+        self._each(desk.populate)
+        desk.trigger(EventTypes.BEFORE_DECODE_REQUEST)
+        self._each(desk.decode)
+        desk.trigger(EventTypes.AFTER_DECODE_REQUEST)
 
     def _each(self, action: Callable[[Member], None]) -> None:
-        good = []
-        for member in self._members:
-            try:
-                action(member)
-                good.append(member)
-            except PASSING:
-                raise
-            except BaseException as error:  # noqa: BLE001 - whatever it is, the others go on
-                fail([member.reply], error)
-        self._members = good
+        self._waiting = [member for member in self._waiting if self._desk.attempt(member, action)]
 
-    def _steps(self) -> EncodedSteps:
-        """Call the hooks in LitServe's order. Their generators do not begin before the first step.
+    def _open(self) -> BatchedStream[Any]:
+        """Return the batch of all who have been decoded, in slots in their order.
 
         Raises:
             Exception: What a hook raises; what the others returned has been closed.
         """
-        api = self._lit_api
-        contexts = [member.context for member in self._members]
-        values = [member.value for member in self._members]
-        steps = EncodedSteps()
+        members = self._waiting
+        steps = HookSteps()
         try:
-            inputs = _inject_context(contexts, api.batch, values)
-            self._trigger(EventTypes.BEFORE_PREDICT)
-            outputs = steps.made_of(_inject_context(contexts, api.predict, inputs))
-            self._trigger(EventTypes.AFTER_PREDICT)
-            unbatched = steps.made_of(_inject_context(contexts, api.unbatch, outputs))
-            self._trigger(EventTypes.BEFORE_ENCODE_RESPONSE)
-            steps.read(steps.made_of(_inject_context(contexts, api.encode_response, unbatched)))
-            self._trigger(EventTypes.AFTER_ENCODE_RESPONSE)
+            self._call_hooks(steps)
         except BaseException:
             steps.close()
             raise
-        return steps
+        self._batch = BatchedStream(
+            steps,
+            size=len(members),
+            max_outputs=[member.limit for member in members],
+            **self._desk.options.ends,
+        )
+        for slot, member in enumerate(members):
+            self._seat(slot, member)
+            if member.reply.ended:  # its own encode_response has raised
+                self._dismiss(member)
+        return self._batch
 
-    def _hand_out(self, delivery: Delivery[Any], batch: BatchedStream[Any]) -> None:
-        """Send what a step gives to whom. What cannot be sent fails its own request alone."""
-        replies = self._replies()
-        for slot, output in zip(delivery.slots, delivery.values, strict=True):
-            try:
-                replies[slot].put(output, self._lit_api.format_encoded_response)
-            except Exception as error:  # noqa: BLE001 - the users' formatter, and any transport
-                fail([replies[slot]], error)
-                batch.cancel(slot)
-        for reason, slots in _errors(delivery.ends):
-            fail([replies[slot] for slot in slots], reason)
-        for slot, _ in delivery.ends:
-            replies[slot].finish()
+    def _call_hooks(self, steps: HookSteps) -> None:
+        """Call the hooks in LitServe's order; their generators begin with the first step."""
+        desk, api, members = self._desk, self._desk.lit_api, self._waiting
+        contexts: list[dict[Any, Any]] = [member.context for member in members]
+        inputs = _inject_context(contexts, api.batch, [member.value for member in members])
+        desk.trigger(EventTypes.BEFORE_PREDICT)
+        outputs = steps.made_of(_inject_context(contexts, api.predict, inputs))
+        desk.trigger(EventTypes.AFTER_PREDICT)
+        # LitServe's own makes a list of each step, and would not pass on who is live.
+        if not self._splits_at_predict or desk.overrides("unbatch"):
+            outputs = steps.made_of(_inject_context(contexts, api.unbatch, outputs))
+        desk.trigger(EventTypes.BEFORE_ENCODE_RESPONSE)
+        if self._splits_at_predict:
+            for member in members:
+                desk.attempt(member, partial(desk.begin_encoding, advance=self.advance))
+        else:
+            encode = api.encode_response
+            outputs = steps.made_of(_inject_context(contexts, encode, outputs))
+        desk.trigger(EventTypes.AFTER_ENCODE_RESPONSE)
+        steps.read(outputs)
 
 
-class EncodedSteps:
-    """The encoded steps of one batch, which are closed together with what they are made of.
+class HookSteps:
+    """The steps of one batch, which are closed together with what they are made of.
 
     Closing a generator does not close the one that it reads in a `for` loop: that would wait for
     the garbage collector, and hold the model's memory until then.
@@ -154,9 +151,9 @@ class EncodedSteps:
             self._closing.callback(part.close)
         return part
 
-    def read(self, encoded: Iterable[Any]) -> None:
+    def read(self, steps: Iterable[Any]) -> None:
         """Take the steps from here. If it listens, it is told who is live: `live = yield step`."""
-        self._iterator = iter(encoded)
+        self._iterator = iter(steps)
         if hasattr(self._iterator, "send"):
             self.send = self._iterator.send
 
@@ -169,13 +166,3 @@ class EncodedSteps:
     def close(self) -> None:
         """Close all parts, the last one first, even if one of them raises."""
         self._closing.close()
-
-
-def _errors(ends: Iterable[tuple[int, StreamEnd]]) -> list[tuple[BaseException, list[int]]]:
-    """Return each error among the ends once, with the slots that it has ended."""
-    by_identity: dict[int, tuple[BaseException, list[int]]] = {}
-    for slot, end in ends:
-        if end.error is not None:
-            _, slots = by_identity.setdefault(id(end.error), (end.error, []))
-            slots.append(slot)
-    return list(by_identity.values())

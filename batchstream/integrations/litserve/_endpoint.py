@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
-import warnings
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import litserve.server
 from fastapi import HTTPException, Request, Response
 from litserve.specs.base import LitSpec
-from starlette.responses import StreamingResponse
 
-from batchstream.integrations._cut import Tripwire
-from batchstream.integrations.litserve._failure import Failure
+from batchstream.integrations._response import Body, StreamResponse
+from batchstream.integrations.litserve._exchange import Exchange, FailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from litserve import LitAPI
-    from starlette.types import Send
+
+    from batchstream.integrations.litserve._exchange import Answers
+
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
 class StreamingEndpoint(LitSpec):
@@ -27,11 +29,16 @@ class StreamingEndpoint(LitSpec):
 
     It is a spec because that is how LitServe lets an API bring its endpoint. As LitServe's hooks
     ask the spec where the user has not written them, it passes on what it is given.
+
+    Args:
+        lit_api: The API, whose path it takes over.
+        exchange: The way to the workers.
     """
 
-    def __init__(self, lit_api: LitAPI) -> None:
+    def __init__(self, lit_api: LitAPI, exchange: Exchange) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.api_path = lit_api.api_path
+        self.exchange = exchange
         self._lit_api = lit_api
 
     @property
@@ -40,7 +47,8 @@ class StreamingEndpoint(LitSpec):
         return True
 
     def setup(self, server: Any) -> None:
-        """Take nothing from the server before it runs: LitServe's handler finds what it needs."""
+        """Get ready for the workers, which are started next."""
+        self.exchange.connect(server, self.api_path)  # type: ignore[arg-type]
 
     def decode_request(self, request: Any, context_kwargs: object = None) -> Any:  # noqa: ARG002
         """Return the request as it is."""
@@ -53,29 +61,20 @@ class StreamingEndpoint(LitSpec):
     @property
     def endpoints(self) -> list[tuple[str | None, Callable[..., Any], list[str]]]:
         """The route, made for the server that has just introduced itself."""
-        handler = litserve.server.StreamingRequestHandler(self._lit_api, self._server)
         request_type = _request_type(self._lit_api)
+        if self.exchange.suits(self._server):
 
-        async def stream(request: Any) -> Response:
-            return LateResponse.of(await handler.handle_request(request, request_type))
+            async def stream(request: Any) -> Response:
+                payload = await _payload_of(request) if request_type is Request else request
+                return StreamResponse(TextBody(self.exchange.submit(self, [payload])))
+        else:
+            handler = litserve.server.StreamingRequestHandler(self._lit_api, self._server)
+
+            async def stream(request: Any) -> Response:
+                return await handler.handle_request(request, request_type)
 
         stream.__annotations__ = {"request": request_type, "return": Response}
         return [(self.api_path, stream, ["POST"])]
-
-
-def install_endpoint(lit_api: LitAPI) -> None:
-    """Give the API its endpoint, where this version of LitServe has what it takes."""
-    if not hasattr(litserve.server, "StreamingRequestHandler"):
-        warnings.warn(
-            "this LitServe has no StreamingRequestHandler: a client whose stream fails will not "
-            "see it, but get status 200 and a response that ends early",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return
-    lit_api.spec = None  # type: ignore[assignment]  # it may be an earlier server's, with its path
-    lit_api.spec = StreamingEndpoint(lit_api)
-    logging.getLogger("uvicorn.error").addFilter(_is_no_cut)
 
 
 def _request_type(lit_api: LitAPI) -> Any:
@@ -88,44 +87,52 @@ def _request_type(lit_api: LitAPI) -> Any:
     return Request if annotation is inspect.Parameter.empty else annotation
 
 
-class LateResponse(StreamingResponse):
-    """A streaming response that begins when there is something to send.
+async def _payload_of(request: Request) -> Any:
+    """Read the body of a request as LitServe does, by its type.
 
-    Until then a failure has a status of its own: it is raised, and answered by FastAPI's handler
-    or the user's. From then on all that can tell of one is a body that visibly lacks its end.
+    Raises:
+        HTTPException: 400, it is no JSON.
+    """
+    if request.headers.get("content-type", "").startswith(_FORMS):
+        return await request.form()
+    try:
+        return await request.json()
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise HTTPException(400, "the body of the request is not JSON") from error
+
+
+class TextBody(Body):
+    """The outputs of one request, put together as they come.
+
+    Args:
+        answers: From the workers, with a single inbox.
     """
 
-    @classmethod
-    def of(cls, response: StreamingResponse) -> LateResponse:
-        """Take over a response that has not been sent."""
-        late = cls(response.body_iterator, response.status_code, background=response.background)
-        late.raw_headers = response.raw_headers
-        return late
+    def __init__(self, answers: Answers) -> None:
+        super().__init__()
+        self._answers = answers
+        [self._inbox] = answers.inboxes
+        self._begun = False
 
-    async def stream_response(self, send: Send) -> None:
-        """Send all of the response.
+    def cancel(self) -> None:
+        """Tell the workers that nobody reads it any more."""
+        self._answers.close()
 
-        Raises:
-            HTTPException: The stream failed before its first output; nothing has been sent.
-            CutError: The stream failed later.
-        """
-        begun = False
-        async for chunk in self.body_iterator:
-            if isinstance(chunk, Failure):
-                await self.body_iterator.aclose()
-                await _raise(chunk, send, begun=begun)
-            if not begun:
-                begun = True
-                await self._begin(send)
-            body = chunk.encode(self.charset) if isinstance(chunk, str) else chunk
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-        if not begun:
-            await self._begin(send)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    async def _next(self) -> bytes | None:
+        while not (outputs := self._take()):
+            if self._inbox.over:
+                return None
+            await self._answers.wait()
+        self._begun = True
+        return b"".join([text.encode() if isinstance(text, str) else text for text in outputs])
 
-    async def _begin(self, send: Send) -> None:
-        head = {"status": self.status_code, "headers": self.raw_headers}
-        await send({"type": "http.response.start", **head})
+    def _take(self) -> list[str | bytes]:
+        try:
+            return self._inbox.take()
+        except FailedError as error:
+            if not self._begun:
+                raise
+            raise CutError from error
 
 
 class CutError(Exception):
@@ -135,15 +142,10 @@ class CutError(Exception):
         super().__init__("a stream has failed: its connection is cut")
 
 
-async def _raise(failure: Failure, send: Send, *, begun: bool) -> NoReturn:
-    """Tell the client of a failure, by a status or by cutting the connection."""
-    if begun:
-        error = CutError()
-        await send({"type": "http.response.body", "body": Tripwire(error), "more_body": True})
-        raise error
-    raise HTTPException(failure.status_code, failure.detail, failure.headers)
+def keep_cuts_out_of_the_log() -> None:
+    """Let uvicorn not log a `CutError`: the worker has logged the reason, with its traceback."""
+    logging.getLogger("uvicorn.error").addFilter(_is_no_cut)
 
 
 def _is_no_cut(record: logging.LogRecord) -> bool:
-    """Keep cuts out of uvicorn's log: the worker has logged the reason, with its traceback."""
     return not (record.exc_info and isinstance(record.exc_info[1], CutError))

@@ -1,18 +1,26 @@
-"""The loop that LitServe runs in each worker."""
+"""The loops that LitServe runs in each worker."""
 
 from __future__ import annotations
 
-from functools import partial
-from queue import Empty
-from typing import TYPE_CHECKING, Any, Final
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, get_args
 
 from litserve.loops.base import LitLoop
 
-from batchstream.integrations.litserve._batch import Batch, Member
-from batchstream.integrations.litserve._endpoint import StreamingEndpoint, install_endpoint
-from batchstream.integrations.litserve._reply import Reply
+from batchstream._eos import check_count
+from batchstream._terms import DEFAULT_MAX_PENDING
+from batchstream.integrations.litserve._arrivals import Rejoined, wait_for_request
+from batchstream.integrations.litserve._batch import Batch
+from batchstream.integrations.litserve._continuous import ContinuousServing
+from batchstream.integrations.litserve._desk import Desk
+from batchstream.integrations.litserve._endpoint import StreamingEndpoint, keep_cuts_out_of_the_log
+from batchstream.integrations.litserve._exchange import Exchange
+from batchstream.integrations.litserve._member import Member
+from batchstream.integrations.litserve._openai import OpenAISpec, is_stock
+from batchstream.integrations.litserve._options import Hook, Limit, Options, check_travels
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from queue import Queue
 
     from litserve import LitAPI
@@ -20,12 +28,87 @@ if TYPE_CHECKING:
     from litserve.specs.base import LitSpec
     from litserve.transport.base import MessageTransport
 
-# A worker that dies while it waits leaves its wait behind in the queue's process, where it takes a
-# request that nobody will serve. So a wait is short, but no shorter than idleness asks for.
-_SECONDS_OF_WAITING: Final = 1.0
+    from batchstream import StepEngine
 
 
-class BatchedStreamLoop(LitLoop):
+class _AnyLoop(LitLoop):
+    """A LitServe loop that brings its API an endpoint, and serves it at a desk of its own.
+
+    Attributes:
+        calls_predict: Whether the API has to have a `predict`; `OpenAISpec` asks.
+    """
+
+    calls_predict = True
+
+    def __init__(self, options: Options, max_pending: int | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._options = options
+        if max_pending is not None:
+            max_pending = check_count("max_pending", max_pending, at_least=1)
+        self._max_pending = max_pending
+
+    def pre_setup(self, lit_api: LitAPI, spec: LitSpec | None = None) -> None:
+        """Prepare an API for this loop; LitServe calls it once, in the process that starts all.
+
+        Raises:
+            ValueError: The API does not stream, or is asynchronous.
+        """
+        super().pre_setup(lit_api, spec)
+        name = type(self).__name__
+        if not lit_api.stream:
+            raise ValueError(f"{name} serves streams only: pass stream=True to the LitAPI")
+        if lit_api.enable_async:
+            raise ValueError(f"{name} runs synchronous hooks only: leave enable_async out")
+        spec = lit_api.spec
+        if spec is None or isinstance(spec, StreamingEndpoint):
+            lit_api.spec = None  # type: ignore[assignment]  # an earlier server's has its path
+            lit_api.spec = StreamingEndpoint(lit_api, Exchange(max_pending=self._max_pending))
+            keep_cuts_out_of_the_log()
+        elif is_stock(spec):
+            lit_api.spec = OpenAISpec.instead_of(spec, lit_api)
+        if isinstance(lit_api.spec, OpenAISpec):
+            lit_api.spec.exchange = Exchange(max_pending=self._max_pending, tells_ends=True)
+
+    def __call__(  # noqa: PLR0917 - LitServe's signature
+        self,
+        lit_api: LitAPI,
+        device: str,  # noqa: ARG002
+        worker_id: int,
+        request_queue: Queue[Any],
+        transport: MessageTransport,
+        workers_setup_status: dict[int, str],  # noqa: ARG002
+        callback_runner: CallbackRunner,
+    ) -> None:
+        """Serve requests until the worker is stopped; LitServe calls it in each worker."""
+        self._run(lit_api, request_queue, transport, callback_runner, worker_id)
+
+    def _run(
+        self,
+        lit_api: LitAPI,
+        request_queue: Queue[Any],
+        transport: MessageTransport,
+        callbacks: CallbackRunner,
+        worker_id: int | None = None,
+    ) -> None:
+        desk = Desk(
+            self,
+            lit_api,
+            transport=transport,
+            callbacks=callbacks,
+            options=self._options,
+            worker_id=worker_id,
+        )
+        try:
+            self._serve(desk, request_queue)
+        except KeyboardInterrupt:
+            self.kill()  # type: ignore[no-untyped-call]
+
+    @abstractmethod
+    def _serve(self, desk: Desk, request_queue: Queue[Any]) -> None:
+        """Serve requests until the loop is stopped."""
+
+
+class BatchedStreamLoop(_AnyLoop):
     """A LitServe loop in which each request of a batch ends, or fails, on its own.
 
     Pass it to the API, `LitAPI(stream=True, max_batch_size=4, loop=BatchedStreamLoop())`; nothing
@@ -35,12 +118,36 @@ class BatchedStreamLoop(LitLoop):
     The generators of `encode_response`, `unbatch` and `predict` are closed, in this order, as soon
     as no request of the batch is left.
 
+    A request whose client leaves is left too, before the next step. Whoever makes the steps hears
+    of it, as of every end: `live = yield step`. Every hook that has a `context` can ask it:
+    `context[i].live`.
+
     An error fails as few requests as it can. One in `decode_request`, a `Fail`, and an output that
     cannot be sent fail the request they belong to; every other fails all that are left in the
     batch. A client whose response has not begun gets the status of an `HTTPException`, otherwise
     500; later it sees its connection cut. The worker lives, and has logged the error once.
 
     The status and headers of a response are sent together with its first output, not before.
+
+    Args:
+        eos_in: Where the ends are looked for. With `"encode_response"`, in what that yields. With
+            `"predict"`, in what `predict` yields (or `unbatch`, if the API has its own): then
+            `encode_response` need not know of ends, nor of the batch. It is called for each request
+            as LitServe calls it without batches, with an iterator of this request's outputs, and
+            its `context` is this request's. An API without `encode_response` is always read so.
+        eos: The end mark, told by identity: None, or what keeps it on the way into a process.
+        is_eos: A predicate on outputs that is true of the one that ends its request. It has to
+            pickle, as `max_outputs` has if it is a function: LitServe spawns its workers.
+        include_eos: Deliver the output that `is_eos` recognised, before the end.
+        max_outputs: How many outputs a request gets at most: a number, or a function of the
+            request's context that returns one or None. `populate_context` of a spec has filled the
+            context by then, and `decode_request` may have.
+        require_eos: Fail the requests that are left when `predict` ends, instead of ending them.
+        max_pending: How many requests may wait for a worker; the next is answered with 503. None
+            for any number, as in LitServe's own loops.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
 
     Example:
         >>> import litserve
@@ -60,36 +167,46 @@ class BatchedStreamLoop(LitLoop):
         >>> server = litserve.LitServer(api, accelerator="cpu")  # server.run(host="127.0.0.1")
     """
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    def __init__(
+        self,
+        *,
+        eos_in: Hook = "encode_response",
+        eos: object = None,
+        is_eos: Callable[[Any], object] | None = None,
+        include_eos: bool = False,
+        max_outputs: Limit = None,
+        require_eos: bool = False,
+        max_pending: int | None = None,
+    ) -> None:
+        if eos_in not in get_args(Hook):
+            hooks = " or ".join(map(repr, get_args(Hook)))
+            raise ValueError(f"eos_in must be {hooks}, got {eos_in!r}")
+        options = Options(
+            eos=eos,
+            is_eos=is_eos,
+            include_eos=include_eos,
+            max_outputs=max_outputs,
+            require_eos=require_eos,
+        )
+        super().__init__(options, max_pending)
+        self._eos_in = eos_in
 
-    def pre_setup(self, lit_api: LitAPI, spec: LitSpec | None = None) -> None:
-        """Prepare an API for this loop; LitServe calls it once, in the process that starts all.
-
-        Raises:
-            ValueError: The API does not stream, or is asynchronous.
-        """
-        super().pre_setup(lit_api, spec)
-        name = type(self).__name__
-        if not lit_api.stream:
-            raise ValueError(f"{name} serves streams only: pass stream=True to the LitAPI")
-        if lit_api.enable_async:
-            raise ValueError(f"{name} runs synchronous hooks only: leave enable_async out")
-        if lit_api.spec is None or isinstance(lit_api.spec, StreamingEndpoint):
-            install_endpoint(lit_api)
-
-    def __call__(  # noqa: PLR0917 - LitServe's signature
+    def run_batched_streaming_loop(
         self,
         lit_api: LitAPI,
-        device: str,  # noqa: ARG002
-        worker_id: int,  # noqa: ARG002
         request_queue: Queue[Any],
         transport: MessageTransport,
-        workers_setup_status: dict[int, str],  # noqa: ARG002
         callback_runner: CallbackRunner,
+        lit_spec: LitSpec | None = None,  # noqa: ARG002 - LitServe's own loop has it as well
     ) -> None:
-        """Serve batches until the worker is stopped; LitServe calls it in each worker."""
-        self.run_batched_streaming_loop(lit_api, request_queue, transport, callback_runner)
+        """Take batches from the queue and serve them, one after another.
+
+        Raises:
+            Exception: LitServe's own, with which its loops stop at the sentinel in their queue.
+
+        Blocking: until the loop is stopped.
+        """
+        self._run(lit_api, request_queue, transport, callback_runner)
 
     def get_batch_requests(
         self, lit_api: LitAPI, request_queue: Queue[Any], transport: MessageTransport
@@ -108,7 +225,7 @@ class BatchedStreamLoop(LitLoop):
 
         Blocking: until there is a request.
         """
-        joined = _Rejoined(_wait(request_queue), request_queue)
+        joined = Rejoined(wait_for_request(request_queue), request_queue)
         while True:
             # LitServe looks at the clock before it looks into the queue. If the time was up before
             # its first look, it has nothing, and the request is still in front.
@@ -116,56 +233,103 @@ class BatchedStreamLoop(LitLoop):
             if any(found):
                 return found
 
-    def run_batched_streaming_loop(
-        self,
-        lit_api: LitAPI,
-        request_queue: Queue[Any],
-        transport: MessageTransport,
-        callback_runner: CallbackRunner,
-        lit_spec: LitSpec | None = None,  # noqa: ARG002 - LitServe's own loop has it as well
-    ) -> None:
-        """Take batches from the queue and serve them, one after another.
-
-        Raises:
-            Exception: LitServe's own, with which its loops stop at the sentinel in their queue.
-
-        Blocking: until the loop is stopped.
-        """
-
-        def reply_to(response_queue_id: int, uid: str) -> Reply:
-            put = partial(self.put_response, transport, response_queue_id, uid)
-            return Reply(put, uid, lit_api.spec)
-
+    def _serve(self, desk: Desk, request_queue: Queue[Any]) -> None:
+        lit_api, transport = desk.lit_api, desk.transport
+        splits_at_predict = self._eos_in == "predict" or not desk.overrides("encode_response")
         while True:
-            requests, timed_out = self.get_batch_requests(lit_api, request_queue, transport)
-            for queue_id, uid in timed_out:
-                reply_to(queue_id, uid).time_out(lit_api.request_timeout)
-            members = [Member(reply_to(queue_id, uid), x) for queue_id, uid, x in requests]
-            try:
-                if members:
-                    Batch(lit_api, callback_runner, members).serve()
-            except KeyboardInterrupt:
-                self.kill()  # type: ignore[no-untyped-call]
-                return
+            requests, late = self.get_batch_requests(lit_api, request_queue, transport)
+            for server, uid in late:
+                desk.reply_to(server, uid).time_out(lit_api.request_timeout)
+            members = [
+                Member(desk.reply_to(server, uid), request)
+                for server, uid, request in requests
+                if uid not in desk.departures
+            ]
+            Batch(desk, members, splits_at_predict=splits_at_predict).serve()
 
 
-def _wait(request_queue: Queue[Any]) -> object:
-    while True:
-        try:
-            return request_queue.get(timeout=_SECONDS_OF_WAITING)
-        except Empty:
-            pass
+class ContinuousBatchLoop(_AnyLoop):
+    """A LitServe loop in which requests join a running batch between two of its steps.
 
+    `LitAPI(stream=True, max_batch_size=16, loop=ContinuousBatchLoop(Engine))` has 16 slots, driven
+    as `ContinuousBatcher` drives them: before each step those who have finished, or whose client
+    has left, are removed, and those who wait are added to the slots that are free. An idle worker
+    sleeps.
 
-class _Rejoined:
-    """A queue with the element back in front that was taken from it."""
+    Of the API's hooks `setup` is called first. `decode_request` makes of a request what the engine
+    is given. `encode_response`, if there is one, is called for each request as LitServe calls it
+    without batches: with an iterator of the outputs that the engine has made for this request.
+    `batch`, `predict` and `unbatch` are not called, and need not be there. Every hook that has a
+    `context` gets that of its request.
 
-    def __init__(self, first: object, rest: Queue[Any]) -> None:
-        self._first = [first]
-        self._rest = rest
+    What fails a request, and what clients see of it, is as in `BatchedStreamLoop`; an error of the
+    engine's `add` fails the request that was to be added, and one in `step` all in the engine. The
+    next request gets a new engine then.
 
-    def get(self, *, timeout: float) -> Any:
-        return self._first.pop() if self._first else self._rest.get(timeout=timeout)
+    Args:
+        engine_factory: A function of the API that makes a `StepEngine`, or its class. It is called
+            in each worker after the API's `setup`, and again for the next request after an engine
+            has raised in a step. It has to pickle.
+        eos: See `BatchedStreamLoop`; steps are those of the engine.
+        is_eos: The same.
+        include_eos: Deliver the output that `is_eos` recognised, before the end.
+        max_outputs: How many outputs a request gets at most; see `BatchedStreamLoop`.
+        max_pending: How many requests may wait for a slot; the next is answered with 503. None
+            for any number.
 
-    def get_nowait(self) -> Any:
-        return self._first.pop() if self._first else self._rest.get_nowait()
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
+
+    Example:
+        >>> import litserve
+        >>> from batchstream import Last
+        >>> from batchstream.integrations.litserve import ContinuousBatchLoop
+        >>> class Countdown:
+        ...     def __init__(self, lit_api):
+        ...         self.counts = {}
+        ...
+        ...     def add(self, slot, start):
+        ...         self.counts[slot] = start
+        ...
+        ...     def step(self):
+        ...         step = dict(self.counts)
+        ...         self.counts = {slot: count - 1 for slot, count in step.items()}
+        ...         return {slot: count if count > 1 else Last(1) for slot, count in step.items()}
+        ...
+        ...     def remove(self, slot):
+        ...         del self.counts[slot]
+        >>> class Service(litserve.LitAPI):
+        ...     def decode_request(self, request):
+        ...         return request["start"]
+        ...
+        ...     def encode_response(self, counts):
+        ...         for count in counts:
+        ...             yield {"left": count}
+        >>> # In a program, where the workers can find `Countdown`:
+        >>> # api = Service(stream=True, max_batch_size=16, loop=ContinuousBatchLoop(Countdown))
+    """
+
+    calls_predict = False
+
+    def __init__(
+        self,
+        engine_factory: Callable[[LitAPI], StepEngine[Any, Any]],
+        *,
+        eos: object = None,
+        is_eos: Callable[[Any], object] | None = None,
+        include_eos: bool = False,
+        max_outputs: Limit = None,
+        max_pending: int | None = DEFAULT_MAX_PENDING,
+    ) -> None:
+        if not callable(engine_factory):
+            raise TypeError(
+                f"engine_factory takes a function of the API that makes an engine, or its class, "
+                f"got {engine_factory!r}"
+            )
+        check_travels("engine_factory", engine_factory)
+        options = Options(eos=eos, is_eos=is_eos, include_eos=include_eos, max_outputs=max_outputs)
+        super().__init__(options, max_pending)
+        self._engine_factory = engine_factory
+
+    def _serve(self, desk: Desk, request_queue: Queue[Any]) -> None:
+        ContinuousServing(desk, self._engine_factory, request_queue).serve()

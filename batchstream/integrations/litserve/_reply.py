@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from litserve.utils import LitAPIStatus, LoopResponseType, PickleableHTTPException
+from litserve.utils import LitAPIStatus, PickleableHTTPException
 from starlette.exceptions import HTTPException
 
-from batchstream.integrations.litserve._endpoint import StreamingEndpoint
-from batchstream.integrations.litserve._failure import Failure, text_of
+from batchstream.integrations.litserve._messages import Ending, Failure, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from litserve.specs.base import LitSpec
+
+    from batchstream import StreamEnd
+    from batchstream.integrations.litserve._exchange import Exchange
+    from batchstream.integrations.litserve._outbox import Outbox
 
 logger = logging.getLogger("batchstream.integrations.litserve")
 
@@ -25,16 +28,19 @@ class Reply:
     The methods that end it raise what the transport raises.
 
     Args:
-        put: Sends a message to the request's server process: data, status, response type.
+        outbox: Where its messages go.
+        server: LitServe's number for the server process that waits for them.
         uid: LitServe's name for the request, text or a UUID.
         spec: What the API's endpoint is made by.
     """
 
-    __slots__ = ("_put", "_spec", "begun", "ended", "uid")
+    __slots__ = ("_exchange", "_outbox", "_server", "_spec", "begun", "ended", "uid")
 
-    def __init__(self, put: Callable[..., None], uid: object, spec: LitSpec | None) -> None:
-        self._put = put
+    def __init__(self, outbox: Outbox, server: int, uid: object, spec: LitSpec | None) -> None:
+        self._outbox = outbox
+        self._server = server
         self._spec = spec
+        self._exchange = exchange_of(spec)
         self.uid = uid
         self.begun = False
         self.ended = False
@@ -48,40 +54,48 @@ class Reply:
         if self.ended:
             return
         data = formatted(output)
-        if self._spec is None or isinstance(self._spec, StreamingEndpoint):
+        if self._spec is None or self._exchange is not None:
             data = _plain(data)
-        self._message(data, LitAPIStatus.OK)
+        self._outbox.put(self._server, self.uid, data, LitAPIStatus.OK)
         self.begun = True
 
-    def finish(self) -> None:
+    def finish(self, end: StreamEnd) -> None:
         """Let the response end in the proper way."""
         if not self.ended:
-            self._end("", LitAPIStatus.FINISH_STREAMING)
+            tells = self._exchange is not None and self._exchange.tells_ends
+            self._end(Ending.of(end) if tells else "", LitAPIStatus.FINISH_STREAMING)
 
     def fail(self, error: BaseException) -> None:
         """Let the response end as failed."""
         if self.ended:
             return
         failure = Failure.of(error)
-        if isinstance(self._spec, StreamingEndpoint):
+        if self._exchange is not None:
             self._end(failure, LitAPIStatus.OK)
         else:
             answer = PickleableHTTPException(failure.status_code, failure.detail)
             self._end(answer, LitAPIStatus.ERROR)
+
+    def give_up(self) -> None:
+        """Send nothing more: nobody is there to take it."""
+        self.ended = True
 
     def time_out(self, limit: float | None) -> None:
         """Let the response end as that of a request which no worker has taken in time."""
         logger.error("request %s waited for a worker longer than %s seconds", self.uid, limit)
         self.fail(HTTPException(504, "Request timed out"))
 
-    def _message(self, data: object, status: str) -> None:
-        self._put(data, status, LoopResponseType.STREAMING)
-
     def _end(self, data: object, status: str) -> None:
         # An end that cannot be sent is none: the request is failed in its stead. If that cannot be
         # sent either, what the transport raises stops the worker, as it does in LitServe's loop.
-        self._message(data, status)
+        self._outbox.put(self._server, self.uid, data, status)
         self.ended = True
+
+
+def exchange_of(spec: LitSpec | None) -> Exchange | None:
+    """Return the exchange of an endpoint that understands this package's messages."""
+    exchange: Exchange | None = getattr(spec, "exchange", None)
+    return exchange if exchange is not None and exchange.usable else None
 
 
 def fail(replies: Iterable[Reply], error: BaseException) -> None:
@@ -126,7 +140,10 @@ def _plain(data: object) -> str | bytes:
         return text
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data)
+    hint = ""
+    if isinstance(data, list | tuple):
+        hint = " (where it is called for each request, it yields one element at a time)"
     raise TypeError(
         f"encode_response gives each request str, bytes, a dict, a pydantic model or a marker, "
-        f"got {type(data).__name__}"
+        f"got {type(data).__name__}{hint}"
     )

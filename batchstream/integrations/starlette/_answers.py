@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from starlette.responses import JSONResponse
 
 from batchstream._errors import ClosedError, DeadlineError, OverloadedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.types import Scope
 
-_Handler: TypeAlias = "Callable[[Request, Any], Coroutine[Any, Any, Response]]"
+    from batchstream.integrations._response import Handler
 
 _RETRY_AFTER: Final = "1"
 """Seconds: which other server answers meanwhile is for a load balancer to know."""
@@ -31,7 +29,7 @@ async def _too_late(_request: Request, _error: Exception) -> Response:
 
 
 # The keys are as FastAPI declares them, where a status may be one.
-exception_handlers: Final[dict[int | type[Exception], _Handler]] = {
+exception_handlers: Final[dict[int | type[Exception], Handler]] = {
     OverloadedError: _unavailable,
     ClosedError: _unavailable,
     DeadlineError: _too_late,
@@ -46,7 +44,7 @@ leave the error to that.
 """
 
 
-def handler_of(error: Exception, scope: Scope) -> _Handler | None:
+def handler_of(error: Exception, scope: Scope) -> Handler | None:
     """Return what answers to an error, or None if it is to be raised."""
     of_application, _ = scope.get("starlette.exception_handlers", ({}, {}))
     for cls in type(error).__mro__:

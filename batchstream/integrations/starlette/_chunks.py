@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Generic, Self
+from typing import TYPE_CHECKING, Final, Generic
 
 from anyio.lowlevel import checkpoint
 from typing_extensions import TypeVar
 
 from batchstream import AsyncStream, FinishReason
 from batchstream._errors import ClosedError
+from batchstream.integrations._response import Body
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,7 @@ _TURN: Final = 64
 """After how many outputs the event loop's other tasks have their turn."""
 
 
-class Chunks(Generic[T]):
+class Chunks(Body, Generic[T]):
     """The outputs of a stream, encoded; one chunk is all that was buffered, and never late.
 
     Args:
@@ -30,8 +31,8 @@ class Chunks(Generic[T]):
         encode: Makes an output bytes. It runs in the event loop.
         encode_end: Makes the stream's end the last chunk, if there is to be one.
 
-    Attributes:
-        over: Whether every chunk has been taken, and the body is complete.
+    Raises:
+        TypeError: The stream is no `AsyncStream`.
     """
 
     def __init__(
@@ -40,41 +41,25 @@ class Chunks(Generic[T]):
         encode: Callable[[T], bytes],
         encode_end: Callable[[StreamEnd], bytes] | None,
     ) -> None:
+        super().__init__()
         if not isinstance(stream, AsyncStream):
             raise TypeError(f"stream must be an AsyncStream, got {stream!r}")
         self._stream = stream
         self._encode = encode
         self._encode_end = encode_end
-        self._held: bytes | None = None
         self._ended = False
-        self.over = False
-
-    async def begin(self) -> None:
-        """Wait until the first chunk is there, or the end, and hold it back.
-
-        Raises:
-            ClosedError: The stream was cancelled, not by whoever reads it here.
-            Exception: The stream's error, or what encoding raised.
-        """
-        self._held = await self._next()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        chunk, self._held = self._held, None
-        if chunk is None:
-            chunk = await self._next()
-        if chunk is None:
-            self.over = True
-            raise StopAsyncIteration
-        return chunk
 
     def cancel(self) -> None:
         """Give the stream up."""
         self._stream.cancel()
 
     async def _next(self) -> bytes | None:
+        """Wait for the next chunk; None is the end.
+
+        Raises:
+            ClosedError: The stream was cancelled, not by whoever reads it here.
+            Exception: The stream's error, or what encoding raised.
+        """
         if self._ended:
             return None
         try:

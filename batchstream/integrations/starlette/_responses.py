@@ -10,7 +10,8 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from typing_extensions import TypeVar
 
 from batchstream._errors import ClosedError
-from batchstream.integrations.starlette._base import StreamResponse
+from batchstream.integrations._response import StreamResponse
+from batchstream.integrations.starlette._answers import handler_of
 from batchstream.integrations.starlette._chunks import Chunks
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from batchstream import AsyncStream, StreamEnd
-    from batchstream.integrations.starlette._connection import Connection
+    from batchstream.integrations._connection import Connection
+    from batchstream.integrations._response import Handler
 
 T = TypeVar("T")
 
@@ -31,7 +33,14 @@ _to_json: Final = json.JSONEncoder(
 ).encode
 
 
-class NDJSONResponse(StreamResponse):
+class _Response(StreamResponse):
+    """A response to whose early errors this module has answers."""
+
+    def _handler_of(self, error: Exception, scope: Scope) -> Handler | None:
+        return handler_of(error, scope)
+
+
+class NDJSONResponse(_Response):
     """A stream as lines, each of them one output in JSON: `application/x-ndjson`.
 
     The status is sent with the first output, so that a request that fails before has a status that
@@ -118,7 +127,7 @@ class NDJSONResponse(StreamResponse):
         )
 
 
-class TextResponse(StreamResponse):
+class TextResponse(_Response):
     r"""A stream as running text: `text/plain; charset=utf-8`.
 
     Nothing is put between the outputs. When it begins, how it fails and when it cancels the stream
@@ -182,7 +191,7 @@ class TextResponse(StreamResponse):
         )
 
 
-class EventsResponse(StreamResponse):
+class EventsResponse(_Response):
     r"""A stream as server-sent events, each of them one output in JSON: `text/event-stream`.
 
     The events are sent by sse-starlette's `EventSourceResponse`, with its headers and its pings,
@@ -276,7 +285,7 @@ class EventsResponse(StreamResponse):
         events.status_code, events.raw_headers = self.status_code, self.raw_headers
         # It need not listen for a disconnect: somebody does, and would break it off.
         await events(scope, anyio.sleep_forever, connection.send)  # type: ignore[arg-type]
-        if not self._chunks.over:
+        if not self._body.over:
             raise ClosedError("the server shuts down, and a stream of events was broken off")
 
 

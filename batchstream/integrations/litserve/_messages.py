@@ -1,19 +1,22 @@
-"""From the worker to the server process: an error as its client may know it."""
+"""From a worker to a server process: what is no output, in nothing but plain data."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
+
+if TYPE_CHECKING:
+    from batchstream import StreamEnd
 
 _FINAL_STATUS = range(200, 600)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The answer to a request that has failed, in nothing but plain data.
+    """The answer to a request that has failed.
 
     Attributes:
         status_code: The HTTP status.
@@ -35,7 +38,30 @@ class Failure:
                     return cls(status, _plain_json(error.detail), _plain_headers(error.headers))
             except Exception:  # noqa: BLE001, S110 - a status or headers that are none
                 pass
-        return cls(500, "Internal server error", None)
+        return UNKNOWN
+
+
+UNKNOWN = Failure(500, "Internal server error", None)
+"""What a client is told of an error that is none of its business."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a request ended that has not failed.
+
+    Attributes:
+        reason: A `FinishReason`, as text.
+        info: What the model sent along.
+    """
+
+    reason: str
+    info: dict[str, Any]
+
+    @classmethod
+    def of(cls, end: StreamEnd) -> Ending:
+        """Return what there is to tell of an end; `info` as JSON has it."""
+        info = _plain_json(None if end.info is None else dict(end.info))
+        return cls(str(end.reason), info if isinstance(info, dict) else {})
 
 
 def text_of(thing: object) -> str:

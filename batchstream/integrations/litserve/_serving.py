@@ -1,0 +1,127 @@
+"""In the worker: handing out what the model's steps give to whom."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Final
+
+from batchstream import FinishReason, StreamEnd
+from batchstream.integrations.litserve._reply import fail
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from batchstream import Delivery
+    from batchstream.integrations.litserve._desk import Desk
+    from batchstream.integrations.litserve._member import Member
+
+_RETURNED: Final = StreamEnd(FinishReason.EOS, 0)
+"""How a request ends whose own `encode_response` has returned."""
+
+
+class Serving(ABC):
+    """Requests in the slots of a model that makes steps.
+
+    Args:
+        desk: What the loop works with.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._members: dict[int, Member] = {}  # by slot: who is there, or was last
+        self._slots: dict[str, int] = {}  # of those who are there, by uid
+        self._to_encode: dict[Member, None] = {}  # in the order in which they got something
+        self._ends: list[tuple[Member, StreamEnd]] = []
+
+    @abstractmethod
+    def _pull(self) -> Delivery[Any] | None:
+        """Let the model make a step; None if there is nobody left to make one for."""
+
+    @abstractmethod
+    def _vacate(self, slot: int) -> None:
+        """Take the slot's member out of the model, before its next step at the latest."""
+
+    def _run(self) -> None:
+        """Serve everybody to the end.
+
+        Raises:
+            BaseException: What `_pull` raises.
+        """
+        while self.advance():
+            self._encode()
+            self._settle()
+
+    def advance(self) -> bool:
+        """Let the model make a step, and hand out its outputs; tell whether there was one.
+
+        All that has been said to clients is sent before: nobody waits for the step of others.
+        """
+        self._desk.outbox.flush()
+        for uid in self._desk.departures.news():
+            if uid in self._slots:
+                member = self._members[self._slots[uid]]
+                member.reply.give_up()
+                self._dismiss(member)
+        delivery = self._pull()
+        if delivery is None:
+            return False
+        members = self._members
+        for slot, output in zip(delivery.slots, delivery.values, strict=True):
+            member = members[slot]
+            if member.encoding is None:
+                self._send((output,), member)
+            else:
+                member.encoding.give(output)
+                self._to_encode[member] = None
+        for slot, end in delivery.ends:
+            self._slots.pop(str(members[slot].reply.uid), None)
+            self._ends.append((members[slot], end))
+        return True
+
+    def _seat(self, slot: int, member: Member) -> None:
+        self._members[slot] = member
+        self._slots[str(member.reply.uid)] = slot
+
+    def _dismiss(self, member: Member) -> None:
+        """Serve a member no more, who has been told so, or cannot be."""
+        slot = self._slots.pop(str(member.reply.uid), None)
+        if slot is not None:
+            self._vacate(slot)
+        member.leave()
+
+    def _encode(self) -> None:
+        """Encode and send what was given. That may let the model make more steps."""
+        while self._to_encode:
+            member = next(iter(self._to_encode))
+            del self._to_encode[member]
+            encoding = member.encoding
+            if encoding is not None:
+                self._send(encoding.elements(), member)
+                if encoding.over and str(member.reply.uid) in self._slots:
+                    member.reply.finish(_RETURNED)
+                    self._dismiss(member)
+
+    def _send(self, elements: Iterable[Any], member: Member) -> None:
+        """Send what a member gets; what cannot be encoded or sent fails its own request alone."""
+
+        def put(member: Member) -> None:
+            for element in elements:
+                member.reply.put(element, self._desk.lit_api.format_encoded_response)
+
+        if not self._desk.attempt(member, put):
+            self._dismiss(member)
+
+    def _settle(self) -> None:
+        """Let those end who have ended; an error of several is told, and logged, once."""
+        ends, self._ends = self._ends, []
+        errors: dict[int, tuple[BaseException, list[Member]]] = {}
+        for member, end in ends:
+            if end.error is not None:
+                errors.setdefault(id(end.error), (end.error, []))[1].append(member)
+        for error, members in errors.values():
+            fail([member.reply for member in members], error)
+        for member, end in ends:
+            if member.encoding is not None and not member.reply.ended:
+                self._send(member.encoding.elements(ended=True), member)
+            member.reply.finish(end)
+            member.leave()
