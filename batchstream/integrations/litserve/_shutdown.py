@@ -32,6 +32,7 @@ class _interrupt_of:  # noqa: N801 - a function with a value
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         if os.getpid() == self._process:
+            signal.signal(number, signal.SIG_IGN)  # being told twice would break off the clean end
             raise KeyboardInterrupt
         # A process that was forked since then has inherited this, and not what it is for.
         signal.signal(number, signal.SIG_DFL)
