@@ -9,11 +9,13 @@ Run it, then ask for a short and a long response at the same time, from two term
     curl -X POST http://127.0.0.1:8000/predict \
          -H "Content-Type: application/json" -d '{"prompt": "long"}'
 
-The two share a batch. The short response has 3 outputs and is complete after them, while the long
-one goes on to its 9. `medium` has 6.
+The two share a batch. The short response has 3 outputs and is complete with the third, while the
+long one goes on to its 9. `medium` has 6. Break one of them off with Ctrl-C: the model stops
+working for it at its next step, and stops altogether when nobody is left.
 """
 
 import argparse
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 import litserve as ls
 from fastapi import HTTPException
 
+from batchstream import Last
 from batchstream.integrations.litserve import BatchedStreamLoop
 
 RESPONSES = {
@@ -47,24 +50,24 @@ class BatchedStreaming(ls.LitAPI):
             raise HTTPException(400, f"prompt must be one of {', '.join(RESPONSES)}")
         return RESPONSES[prompt].split()
 
-    def predict(self, responses: list[list[Word]]) -> Iterator[list[Word | None]]:
-        """Yield one word for each response of the batch, None for those that have no more."""
-        for position in range(max(map(len, responses))):
-            time.sleep(self.seconds_per_step)  # the model works
-            yield [words[position] if position < len(words) else None for words in responses]
+    def predict(self, responses: list[list[Word]]) -> Iterator[dict[int, Word | Last[Word]]]:
+        """Yield one word for each response that somebody waits for, with a mark on its last one.
 
-    def encode_response(
-        self, output_stream: Iterator[list[Word | None]]
-    ) -> Iterator[list[Message | None]]:
-        """Make a message of each word. A None ends its response, and nobody else's."""
-        for outputs in output_stream:
-            encoded_batch: list[Message | None] = []
-            for output in outputs:
-                if output is None:
-                    encoded_batch.append(None)
-                else:
-                    encoded_batch.append({"role": "assistant", "content": output})
-            yield encoded_batch
+        It goes on until the loop closes it, which it does when nobody is left.
+        """
+        live: tuple[int, ...] = tuple(range(len(responses)))
+        for position in itertools.count():
+            time.sleep(self.seconds_per_step)  # the model works
+            step: dict[int, Word | Last[Word]] = {}
+            for slot in live:
+                word = responses[slot][position]
+                step[slot] = word if position + 1 < len(responses[slot]) else Last(word)
+            live = yield step
+
+    def encode_response(self, words: Iterator[Word]) -> Iterator[Message]:
+        """Make a message of each word of one response. The loop calls it for each."""
+        for word in words:
+            yield {"role": "assistant", "content": word}
 
 
 if __name__ == "__main__":
@@ -73,7 +76,10 @@ if __name__ == "__main__":
     args = parser.parse_args()
 
     api = BatchedStreaming(
-        stream=True, max_batch_size=4, batch_timeout=0.1, loop=BatchedStreamLoop()
+        stream=True,
+        max_batch_size=4,
+        batch_timeout=0.1,
+        loop=BatchedStreamLoop(eos_in="predict"),
     )
     server = ls.LitServer(api, accelerator="cpu")
     server.run(host="127.0.0.1", port=args.port, generate_client_file=False)

@@ -115,7 +115,8 @@ def test_the_demonstration_fails_with_the_log_of_a_server_that_does_not_start(tm
 
 def test_the_demonstration_fails_if_the_short_response_does_not_end_first(tmp_path):
     demo = shutil.copy(EXAMPLES / "demo.py", tmp_path)
-    padded = EXAMPLE.read_text().replace("encoded_batch.append(None)", "encoded_batch.append('')")
+    padded = EXAMPLE.read_text().replace("len(responses[slot])", "9")
+    padded = padded.replace("responses[slot][position]", "(responses[slot] + [''] * 9)[position]")
     stubborn = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     (tmp_path / EXAMPLE.name).write_text(stubborn + padded)
     mark = uuid.uuid4().hex
