@@ -4,9 +4,12 @@ A document is one program: its blocks run in their order, in one namespace. Bloc
 statements, blocks of `pycon` show an interpreter's prompt and what it answers.
 """
 
+import sys
 from collections.abc import Iterable
+from typing import Any
 
-from sybil import Document, Region, Sybil
+from sybil import Document, Example, Region, Sybil
+from sybil.document import PythonDocStringDocument
 from sybil.evaluators.doctest import DocTestEvaluator
 from sybil.parsers.abstract import DocTestStringParser
 from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser
@@ -23,10 +26,36 @@ def parse_pycon_blocks(document: Document) -> Iterable[Region]:
             yield prompt
 
 
+class Program:
+    """A document as a module, so that what it defines can be found by name, as pickle does."""
+
+    def __init__(self, namespace: dict[str, Any]) -> None:
+        self.__dict__ = namespace
+        self.__name__ = "snippets"
+        sys.modules["snippets"] = self  # type: ignore[assignment]  # anything may stand there
+
+
+class Docstrings(PythonDocStringDocument):
+    """The docstrings of a module, which see all that the module has, as a program of their own."""
+
+    def import_document(self, example: Example) -> None:
+        """Do what is done before the first example."""
+        try:
+            super().import_document(example)
+        finally:
+            Program(self.namespace)
+
+
 pages = Sybil(
     parsers=[PythonCodeBlockParser(), parse_pycon_blocks],
     filenames=["README.md"],
     pattern="docs/*.md",
+    setup=Program,
 )
-docstrings = Sybil(parsers=[DocTestParser()], path="batchstream", pattern="*.py")
+docstrings = Sybil(
+    parsers=[DocTestParser()],
+    path="batchstream",
+    pattern="*.py",
+    document_types={".py": Docstrings},
+)
 pytest_collect_file = (pages + docstrings).pytest()

@@ -2,7 +2,9 @@
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from typing import assert_type
+from typing import Any, assert_type
+
+from litserve import LitAPI
 
 import batchstream
 from batchstream import (
@@ -30,6 +32,7 @@ from batchstream import (
     demux,
     token_ids,
 )
+from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop, OpenAISpec
 
 
 def words() -> Iterator[list[str | None]]:
@@ -279,3 +282,48 @@ async def continuous() -> None:
         assert_type(error.max_pending, int)
     except batchstream.DeadlineError as error:
         assert_type(error.timeout, float)
+
+
+# ---- LitServe
+
+
+def limit(context: Mapping[str, Any]) -> int | None:
+    return context.get("max_tokens")
+
+
+class ServedEngine:
+    def __init__(self, lit_api: LitAPI) -> None:
+        self.device = lit_api.device
+
+    def add(self, slot: int, request: str) -> None: ...
+    def step(self) -> Mapping[int, str | Last[str] | None]:
+        return {}
+
+    def remove(self, slot: int) -> None: ...
+
+
+def make_engine(lit_api: LitAPI) -> ServedEngine:
+    return ServedEngine(lit_api)
+
+
+class Service(LitAPI):
+    def encode_response(self, output: Iterator[str], **kwargs: object) -> Iterator[dict[str, str]]:
+        for word in output:
+            yield {"word": word}
+
+
+def litserve_loops() -> None:
+    BatchedStreamLoop()
+    BatchedStreamLoop(
+        eos_in="predict",
+        eos=EOS,
+        is_eos=token_ids(2),
+        include_eos=True,
+        max_outputs=limit,
+        require_eos=True,
+        max_pending=64,
+    )
+    BatchedStreamLoop(eos_in="unbatch")  # type: ignore[arg-type]
+    ContinuousBatchLoop(make_engine, max_outputs=8)
+    Service(stream=True, max_batch_size=4, loop=ContinuousBatchLoop(ServedEngine, max_pending=None))
+    Service(spec=OpenAISpec(), max_batch_size=4, loop=BatchedStreamLoop(max_outputs=limit))

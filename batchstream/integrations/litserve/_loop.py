@@ -305,8 +305,8 @@ class ContinuousBatchLoop(_AnyLoop):
         ...     def encode_response(self, counts):
         ...         for count in counts:
         ...             yield {"left": count}
-        >>> # In a program, where the workers can find `Countdown`:
-        >>> # api = Service(stream=True, max_batch_size=16, loop=ContinuousBatchLoop(Countdown))
+        >>> api = Service(stream=True, max_batch_size=16, loop=ContinuousBatchLoop(Countdown))
+        >>> server = litserve.LitServer(api, accelerator="cpu")  # server.run(host="127.0.0.1")
     """
 
     calls_predict = False
