@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
+from batchstream._errors import PASSING
+from batchstream._source import unheard
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -62,13 +65,18 @@ class Encoding:
 
     Args:
         advance: Lets the model make a step, and tells whether there was one.
+
+    Attributes:
+        over: Whether it has nothing more to say.
     """
 
     def __init__(self, advance: Callable[[], bool]) -> None:
         self._advance = advance
         self._outputs: deque[Any] = deque()
-        self._ended = False
         self._encoded: Iterator[Any] = iter(())
+        self._ended = False
+        self._failed = False
+        self._running = False
         self.over = False
 
     def begin(self, encode: Callable[[Iterator[Any]], Any]) -> None:
@@ -86,43 +94,68 @@ class Encoding:
             )
         self._encoded = encoded
 
-    @property
-    def has_nothing(self) -> bool:
-        """Whether everything that came has been encoded."""
-        return not self._outputs
-
     def give(self, output: object) -> None:
         """Add an output to those to be encoded."""
         self._outputs.append(output)
 
-    def elements(self, *, ended: bool = False) -> Iterator[Any]:
-        """Encode all that has been given, and if that was the end, run to it.
+    def end(self, *, failed: bool) -> None:
+        """Tell that nothing will be added, and whether that is an end at all."""
+        self._ended = True
+        self._failed = failed
+
+    def elements(self) -> Iterator[Any]:
+        """Encode all that has been given, and what follows if that was all.
 
         Raises:
             Exception: What `encode_response` raises.
         """
-        self._ended = self._ended or ended
-        while not self.over and (self._outputs or self._ended):
+        while not self.over and (self._outputs or (self._ended and not self._failed)):
+            self._running = True
             try:
                 element = next(self._encoded)
-            except StopIteration:
+            except (StopIteration, _NoEndError):
                 self.over = True
                 return
-            yield element
+            finally:
+                self._running = False
+            if not self.over:
+                yield element
+        if self.over:
+            self._let_go()
 
     def close(self) -> None:
-        """Stop encoding."""
+        """Stop encoding: now or, where the encoding itself has led to this, when it returns.
+
+        An error goes to `sys.unraisablehook`, as that of a generator that is dropped.
+        """
         self._ended = self.over = True
         self._outputs.clear()
-        close = getattr(self._encoded, "close", None)
-        if close is not None and self._encoded is not self:
+        if not self._running:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        encoded, self._encoded = self._encoded, iter(())
+        close = getattr(encoded, "close", None)
+        if close is None or encoded is self:
+            return
+        try:
             close()
+        except PASSING:
+            raise
+        except BaseException as error:  # noqa: BLE001 - of a request that has had its end
+            unheard(error)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
         while not self._outputs:
+            if self._failed:
+                raise _NoEndError
             if self._ended or not self._advance():
                 raise StopIteration
         return self._outputs.popleft()
+
+
+class _NoEndError(GeneratorExit):
+    """Closes a generator from within, which waits for an output that will not come."""

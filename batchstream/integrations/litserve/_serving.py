@@ -74,13 +74,19 @@ class Serving(ABC):
                 member.encoding.give(output)
                 self._to_encode[member] = None
         for slot, end in delivery.ends:
-            self._slots.pop(str(members[slot].reply.uid), None)
-            self._ends.append((members[slot], end))
+            self._note_end(members[slot], end)
         return True
 
     def _seat(self, slot: int, member: Member) -> None:
         self._members[slot] = member
         self._slots[str(member.reply.uid)] = slot
+
+    def _note_end(self, member: Member, end: StreamEnd) -> None:
+        self._slots.pop(str(member.reply.uid), None)
+        self._ends.append((member, end))
+        member.context.live = False
+        if member.encoding is not None:
+            member.encoding.end(failed=end.error is not None)
 
     def _dismiss(self, member: Member) -> None:
         """Serve a member no more, who has been told so, or cannot be."""
@@ -122,6 +128,6 @@ class Serving(ABC):
             fail([member.reply for member in members], error)
         for member, end in ends:
             if member.encoding is not None and not member.reply.ended:
-                self._send(member.encoding.elements(ended=True), member)
+                self._send(member.encoding.elements(), member)
             member.reply.finish(end)
             member.leave()
