@@ -50,6 +50,9 @@ class Arrivals:
     Args:
         request_queue: Shared by all workers.
         seats: How many are free.
+
+    Attributes:
+        over: Whether LitServe has stopped the loop, and all that came before has been taken.
     """
 
     def __init__(self, request_queue: Queue[Any], seats: int) -> None:
@@ -58,9 +61,10 @@ class Arrivals:
         self._arrived: deque[tuple[Any, ...]] = deque()
         self._news = threading.Event()
         self._error: BaseException | None = None
+        self._ended = False
+        self._closed = False
         self.over = False
-        self._thread = threading.Thread(target=self._run, name="batchstream arrivals", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="batchstream arrivals", daemon=True).start()
 
     def free_seat(self) -> None:
         """Tell that one more request can be taken."""
@@ -81,33 +85,39 @@ class Arrivals:
         if block:
             self._news.wait()
         self._news.clear()
+        ended = self._ended  # first: whatever came before that is found below
         taken = []
         while self._arrived:
             taken.append(self._arrived.popleft())
-        if self.over or self._error is not None:
+        if ended:
             self._news.set()  # nobody else will
-        if not taken and self._error is not None:
-            raise self._error
+            if not taken and self._error is not None:
+                raise self._error
+            self.over = not taken
         return taken
 
-    def close(self) -> None:
-        """Let the thread end, which it does within a second, and may take one request more."""
-        self.over = True
+    def close(self) -> list[tuple[Any, ...]]:
+        """Take nothing more, and return what has been taken; the thread ends within a second."""
+        self._closed = True
         self._free.release()
+        return list(self._arrived)
 
     def _run(self) -> None:
         try:
             while True:
                 self._free.acquire()
-                if self.over:
+                if self._closed:
                     return
                 request = wait_for_request(self._queue)
+                if self._closed:
+                    self._queue.put(request)  # another worker may serve it
+                    return
                 if request == _SENTINEL_VALUE:
-                    self.over = True
                     return
                 self._arrived.append(request)
                 self._news.set()
         except BaseException as error:  # noqa: BLE001 - raised in the thread that takes
             self._error = error
         finally:
+            self._ended = True
             self._news.set()

@@ -11,7 +11,6 @@ from litserve.loops.base import _inject_context
 
 from batchstream import BatchedStream
 from batchstream._errors import PASSING
-from batchstream.integrations.litserve._reply import fail
 from batchstream.integrations.litserve._serving import Serving
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class Batch(Serving):
             BaseException: What stops a program, from any hook; the requests have been told.
             Exception: What the transport raises where it cannot even send an end.
         """
-        members = self._waiting
+        replies = [member.reply for member in self._waiting]
         try:
             self._decode()
             if self._waiting:
@@ -55,11 +54,11 @@ class Batch(Serving):
                     self._run()
         except PASSING as error:
             with suppress(Exception):  # where a worker is being stopped, its transport may be gone
-                self._break_off(members, error)
+                self._break_off(replies, error)
                 self._desk.outbox.flush()
             raise
         except BaseException as error:  # noqa: BLE001 - the users' hooks may raise anything
-            self._break_off(members, error)
+            self._break_off(replies, error)
         self._desk.outbox.flush()
 
     def _pull(self) -> Delivery[Any] | None:
@@ -67,11 +66,6 @@ class Batch(Serving):
 
     def _vacate(self, slot: int) -> None:
         self._batch.cancel(slot)
-
-    def _break_off(self, members: Iterable[Member], error: BaseException) -> None:
-        fail([member.reply for member in members], error)
-        for member in members:
-            member.leave()
 
     def _decode(self) -> None:
         """Decode each request; those that cannot be decoded leave the batch."""

@@ -15,7 +15,6 @@ from batchstream._engine import Engine
 from batchstream._errors import PASSING
 from batchstream.integrations.litserve._arrivals import Arrivals
 from batchstream.integrations.litserve._member import Member
-from batchstream.integrations.litserve._reply import fail
 from batchstream.integrations.litserve._serving import Serving
 
 if TYPE_CHECKING:
@@ -61,11 +60,12 @@ class ContinuousServing(Serving):
         try:
             self._run()
         except BaseException as error:
+            waiting = [*self._joining, *self._arrivals.close()]
             with suppress(Exception):  # where a worker is being stopped, its transport may be gone
-                self._break_off(error)
+                self._break_off([self._desk.reply_to(*request[:2]) for request in waiting], error)
+                self._desk.outbox.flush()
             raise
         finally:
-            self._arrivals.close()
             self._engine.close()
 
     def _start_over(self) -> None:
@@ -73,12 +73,6 @@ class ContinuousServing(Serving):
             self._size, vacant=True, **self._desk.options.ends
         )
         self._free = list(reversed(range(self._size)))  # the lowest comes last, and is taken first
-
-    def _break_off(self, error: BaseException) -> None:
-        desk = self._desk
-        replies = [self._members[slot].reply for slot in self._slots.values()]
-        fail([*replies, *(desk.reply_to(server, uid) for server, uid, *_ in self._joining)], error)
-        desk.outbox.flush()
 
     def _pull(self) -> Delivery[Any] | None:
         while True:

@@ -74,6 +74,7 @@ class Encoding:
         self._advance = advance
         self._outputs: deque[Any] = deque()
         self._encoded: Iterator[Any] = iter(())
+        self._begun = False
         self._ended = False
         self._failed = False
         self._running = False
@@ -93,6 +94,7 @@ class Encoding:
                 f"has to yield, got {type(encoded).__name__}"
             )
         self._encoded = encoded
+        self._begun = True
 
     def give(self, output: object) -> None:
         """Add an output to those to be encoded."""
@@ -149,6 +151,11 @@ class Encoding:
         return self
 
     def __next__(self) -> Any:
+        if not self._begun:
+            raise RuntimeError(
+                "encode_response asks for an output while it is called, before the model is: "
+                "make it a generator function, whose code runs when there is one"
+            )
         while not self._outputs:
             if self._failed:
                 raise _NoEndError

@@ -32,6 +32,7 @@ class Outbox:
         self._put = put
         self._collects = collects
         self._collected: dict[int, list[Message]] = {}
+        self._error: Exception | None = None
 
     def put(self, server: int, uid: object, data: object, status: str) -> None:
         """Send a message, with the next `flush` at the latest.
@@ -48,13 +49,20 @@ class Outbox:
         """Send what has been collected.
 
         Raises:
-            Exception: What the transport raises; what was collected has been dropped.
+            Exception: What the transport raises, now and ever after: messages have been lost, and
+                those who miss them must not get others.
         """
+        if self._error is not None:
+            raise self._error
         if not self._collected:
             return
         collected, self._collected = self._collected, {}
-        for server, messages in collected.items():
-            self._send(server, messages)
+        try:
+            for server, messages in collected.items():
+                self._send(server, messages)
+        except Exception as error:
+            self._error = error
+            raise
 
     def _send(self, server: int, messages: list[Message]) -> None:
         uid: object

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from batchstream import Delivery
     from batchstream.integrations.litserve._desk import Desk
     from batchstream.integrations.litserve._member import Member
+    from batchstream.integrations.litserve._reply import Reply
 
 _RETURNED: Final = StreamEnd(FinishReason.EOS, 0)
 """How a request ends whose own `encode_response` has returned."""
@@ -30,6 +31,7 @@ class Serving(ABC):
         self._desk = desk
         self._members: dict[int, Member] = {}  # by slot: who is there, or was last
         self._slots: dict[str, int] = {}  # of those who are there, by uid
+        self._unsettled: dict[Member, None] = {}  # whoever has not been told of an end
         self._to_encode: dict[Member, None] = {}  # in the order in which they got something
         self._ends: list[tuple[Member, StreamEnd]] = []
 
@@ -79,6 +81,7 @@ class Serving(ABC):
 
     def _seat(self, slot: int, member: Member) -> None:
         self._members[slot] = member
+        self._unsettled[member] = None
         self._slots[str(member.reply.uid)] = slot
 
     def _note_end(self, member: Member, end: StreamEnd) -> None:
@@ -93,6 +96,7 @@ class Serving(ABC):
         slot = self._slots.pop(str(member.reply.uid), None)
         if slot is not None:
             self._vacate(slot)
+        self._unsettled.pop(member, None)
         member.leave()
 
     def _encode(self) -> None:
@@ -117,6 +121,13 @@ class Serving(ABC):
         if not self._desk.attempt(member, put):
             self._dismiss(member)
 
+    def _break_off(self, replies: Iterable[Reply], error: BaseException) -> None:
+        """Fail everybody who has not been told of an end, and others who were to join."""
+        unsettled = [member.reply for member in self._unsettled]
+        fail(dict.fromkeys([*unsettled, *replies]), error)
+        for member in self._unsettled:
+            member.leave()
+
     def _settle(self) -> None:
         """Let those end who have ended; an error of several is told, and logged, once."""
         ends, self._ends = self._ends, []
@@ -130,4 +141,5 @@ class Serving(ABC):
             if member.encoding is not None and not member.reply.ended:
                 self._send(member.encoding.elements(), member)
             member.reply.finish(end)
+            self._unsettled.pop(member, None)
             member.leave()
