@@ -11,10 +11,11 @@ from litserve.loops.base import _inject_context
 
 from batchstream import BatchedStream
 from batchstream._errors import PASSING
+from batchstream._source import Source
 from batchstream.integrations.litserve._serving import Serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from batchstream import Delivery
     from batchstream.integrations.litserve._desk import Desk
@@ -117,7 +118,7 @@ class Batch(Serving):
         desk.trigger(EventTypes.BEFORE_ENCODE_RESPONSE)
         if self._splits_at_predict:
             for member in members:
-                desk.attempt(member, partial(desk.begin_encoding, advance=self.advance))
+                desk.attempt(member, partial(desk.begin_encoding, look_ahead=self._look_ahead))
         else:
             encode = api.encode_response
             outputs = steps.made_of(_inject_context(contexts, encode, outputs))
@@ -133,7 +134,7 @@ class HookSteps:
     """
 
     def __init__(self) -> None:
-        self._iterator: Iterator[Any] = iter(())
+        self._source = Source(())
         self._parts: list[Any] = []
         self._closing = ExitStack()
 
@@ -145,17 +146,23 @@ class HookSteps:
             self._closing.callback(part.close)
         return part
 
-    def read(self, steps: Iterable[Any]) -> None:
-        """Take the steps from here. If it listens, it is told who is live: `live = yield step`."""
-        self._iterator = iter(steps)
-        if hasattr(self._iterator, "send"):
-            self.send = self._iterator.send
+    def read(self, steps: Any) -> None:
+        """Take the steps from here. If it listens, it is told who is live: `live = yield step`.
+
+        Raises:
+            TypeError: It is not iterable.
+        """
+        self._source = Source(steps)
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        return next(self._iterator)
+        return self._source.advance(())
+
+    def send(self, live: tuple[int, ...]) -> Any:
+        """Return the next step, after telling who is live."""
+        return self._source.advance(live)
 
     def close(self) -> None:
         """Close all parts, the last one first, even if one of them raises."""

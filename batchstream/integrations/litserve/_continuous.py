@@ -114,7 +114,7 @@ class ContinuousServing(Serving):
         desk.trigger(EventTypes.BEFORE_DECODE_REQUEST)
         desk.decode(member)
         desk.trigger(EventTypes.AFTER_DECODE_REQUEST)
-        desk.begin_encoding(member, self.advance)
+        desk.begin_encoding(member, self._look_ahead)
         slot = self._free[-1]
         self._engine.use(self._context).add(slot, member.value)
         self._core.open(slot, max_outputs=member.limit)

@@ -13,9 +13,10 @@ from litserve.utils import LitAPIStatus, LoopResponseType
 from batchstream._errors import PASSING
 from batchstream.integrations.litserve._departures import Departures
 from batchstream.integrations.litserve._endpoint import StreamingEndpoint
+from batchstream.integrations.litserve._exchange import exchange_of
 from batchstream.integrations.litserve._member import Encoding
 from batchstream.integrations.litserve._outbox import Outbox
-from batchstream.integrations.litserve._reply import Reply, exchange_of, fail
+from batchstream.integrations.litserve._reply import Reply, fail
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,12 +111,12 @@ class Desk:
         member.value = _inject_context(member.context, decode, member.value)
         member.limit = self.options.limit_of(member.context)
 
-    def begin_encoding(self, member: Member, advance: Callable[[], bool]) -> None:
+    def begin_encoding(self, member: Member, look_ahead: Callable[[Member], bool]) -> None:
         """Call `encode_response` for one request, unless it would only pass outputs on."""
         if not self.encodes:
             return
         encode = self.lit_api.encode_response
-        member.encoding = Encoding(advance)
+        member.encoding = Encoding(partial(look_ahead, member))
         member.encoding.begin(partial(_inject_context, member.context, encode))
 
     @property

@@ -127,6 +127,12 @@ class Exchange:
         return Departures(dict(enumerate(self._readers)).get(worker_id))
 
 
+def exchange_of(spec: LitSpec | None) -> Exchange | None:
+    """Return the exchange of an endpoint that understands this package's messages."""
+    exchange = getattr(spec, "exchange", None)
+    return exchange if isinstance(exchange, Exchange) and exchange.usable else None
+
+
 class Answers:
     """What comes back to one client, whose requests may be several.
 

@@ -60,24 +60,26 @@ class Encoding:
 
     It is a generator that asks for outputs, and they come when the model has made them. So it is
     only let run when there is one. If it asks for another before it has made something of the
-    first, then the model makes its next step there and then, and what that gives to others is kept
-    for when it is their turn.
+    first, it looks ahead: the model makes its next step while this generator waits.
 
     Args:
-        advance: Lets the model make a step, and tells whether there was one.
+        look_ahead: Does that, once; returns False if there will be no more.
 
     Attributes:
         over: Whether it has nothing more to say.
+        running: Whether it is in the midst of saying something.
     """
 
-    def __init__(self, advance: Callable[[], bool]) -> None:
-        self._advance = advance
+    def __init__(self, look_ahead: Callable[[], bool]) -> None:
+        self._look_ahead = look_ahead
         self._outputs: deque[Any] = deque()
         self._encoded: Iterator[Any] = iter(())
         self._begun = False
         self._ended = False
         self._failed = False
-        self._running = False
+        self._has_yielded = False
+        self._has_looked_ahead = False
+        self.running = False
         self.over = False
 
     def begin(self, encode: Callable[[Iterator[Any]], Any]) -> None:
@@ -96,6 +98,16 @@ class Encoding:
         self._encoded = encoded
         self._begun = True
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether it is expected to make something of what it has, and not to look ahead."""
+        return self._ended or (self._has_yielded and not self._has_looked_ahead)
+
+    @property
+    def wants(self) -> bool:
+        """Whether it has nothing to read, and is to get something."""
+        return not self._outputs and not self._ended
+
     def give(self, output: object) -> None:
         """Add an output to those to be encoded."""
         self._outputs.append(output)
@@ -112,14 +124,15 @@ class Encoding:
             Exception: What `encode_response` raises.
         """
         while not self.over and (self._outputs or (self._ended and not self._failed)):
-            self._running = True
+            self.running = True
             try:
                 element = next(self._encoded)
             except (StopIteration, _NoEndError):
                 self.over = True
                 return
             finally:
-                self._running = False
+                self.running = False
+            self._has_yielded = True
             if not self.over:
                 yield element
         if self.over:
@@ -132,7 +145,7 @@ class Encoding:
         """
         self._ended = self.over = True
         self._outputs.clear()
-        if not self._running:
+        if not self.running:
             self._let_go()
 
     def _let_go(self) -> None:
@@ -159,7 +172,10 @@ class Encoding:
         while not self._outputs:
             if self._failed:
                 raise _NoEndError
-            if self._ended or not self._advance():
+            if self._ended:
+                raise StopIteration
+            self._has_looked_ahead = True
+            if not self._look_ahead():
                 raise StopIteration
         return self._outputs.popleft()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from litserve.utils import LitAPIStatus, PickleableHTTPException
 from starlette.exceptions import HTTPException
 
+from batchstream.integrations.litserve._exchange import exchange_of
 from batchstream.integrations.litserve._messages import Ending, Failure, text_of
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from litserve.specs.base import LitSpec
 
     from batchstream import StreamEnd
-    from batchstream.integrations.litserve._exchange import Exchange
     from batchstream.integrations.litserve._outbox import Outbox
 
 logger = logging.getLogger("batchstream.integrations.litserve")
@@ -90,12 +90,6 @@ class Reply:
         # sent either, what the transport raises stops the worker, as it does in LitServe's loop.
         self._outbox.put(self._server, self.uid, data, status)
         self.ended = True
-
-
-def exchange_of(spec: LitSpec | None) -> Exchange | None:
-    """Return the exchange of an endpoint that understands this package's messages."""
-    exchange: Exchange | None = getattr(spec, "exchange", None)
-    return exchange if exchange is not None and exchange.usable else None
 
 
 def fail(replies: Iterable[Reply], error: BaseException) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _RETURNED: Final = StreamEnd(FinishReason.EOS, 0)
 """How a request ends whose own `encode_response` has returned."""
 
+_DEEPEST: Final = 8
+"""How many may look ahead, each while another does; each takes some of Python's stack."""
+
 
 class Serving(ABC):
     """Requests in the slots of a model that makes steps.
@@ -34,6 +37,7 @@ class Serving(ABC):
         self._unsettled: dict[Member, None] = {}  # whoever has not been told of an end
         self._to_encode: dict[Member, None] = {}  # in the order in which they got something
         self._ends: list[tuple[Member, StreamEnd]] = []
+        self._depth = 0  # of those who look ahead while another does
 
     @abstractmethod
     def _pull(self) -> Delivery[Any] | None:
@@ -50,8 +54,8 @@ class Serving(ABC):
             BaseException: What `_pull` raises.
         """
         while self.advance():
-            self._encode()
-            self._settle()
+            while self._to_encode or self._ends:
+                self._hand_out()
 
     def advance(self) -> bool:
         """Let the model make a step, and hand out its outputs; tell whether there was one.
@@ -99,17 +103,41 @@ class Serving(ABC):
         self._unsettled.pop(member, None)
         member.leave()
 
-    def _encode(self) -> None:
-        """Encode and send what was given. That may let the model make more steps."""
-        while self._to_encode:
-            member = next(iter(self._to_encode))
-            del self._to_encode[member]
+    def _hand_out(self, *, aside: bool = False) -> None:
+        """Encode and send what was given, and let those end who have ended.
+
+        Args:
+            aside: Whether somebody looks ahead, so that no other should: it would hold up all who
+                wait for it to come back.
+        """
+        for member in tuple(self._to_encode):
             encoding = member.encoding
-            if encoding is not None:
-                self._send(encoding.elements(), member)
-                if encoding.over and str(member.reply.uid) in self._slots:
-                    member.reply.finish(_RETURNED)
-                    self._dismiss(member)
+            if member not in self._to_encode or encoding is None:
+                continue  # somebody has looked ahead, and it had its turn then
+            if encoding.running or (aside and not encoding.is_steady):
+                continue
+            del self._to_encode[member]
+            self._send(encoding.elements(), member)
+            if encoding.over and str(member.reply.uid) in self._slots:
+                member.reply.finish(_RETURNED)
+                self._dismiss(member)
+        self._settle()
+
+    def _look_ahead(self, member: Member) -> bool:
+        """Get a member the output that its encoding waits for, if there is to be one.
+
+        Others do not wait for that, if they can do without looking ahead themselves.
+        """
+        if self._depth < _DEEPEST:
+            self._depth += 1
+            try:
+                self._hand_out(aside=True)
+            finally:
+                self._depth -= 1
+        encoding = member.encoding
+        if encoding is not None and not encoding.wants:
+            return True  # one of them has looked ahead, against all expectation
+        return self.advance()
 
     def _send(self, elements: Iterable[Any], member: Member) -> None:
         """Send what a member gets; what cannot be encoded or sent fails its own request alone."""
@@ -130,7 +158,8 @@ class Serving(ABC):
 
     def _settle(self) -> None:
         """Let those end who have ended; an error of several is told, and logged, once."""
-        ends, self._ends = self._ends, []
+        ends = [end for end in self._ends if self._has_all(end[0])]
+        self._ends = [end for end in self._ends if not self._has_all(end[0])]
         errors: dict[int, tuple[BaseException, list[Member]]] = {}
         for member, end in ends:
             if end.error is not None:
@@ -143,3 +172,7 @@ class Serving(ABC):
             member.reply.finish(end)
             self._unsettled.pop(member, None)
             member.leave()
+
+    def _has_all(self, member: Member) -> bool:
+        encoding = member.encoding
+        return encoding is None or not (encoding.running or member in self._to_encode)
