@@ -25,6 +25,11 @@ from batchstream import SKIP, End, Fail, Last, Many
 from batchstream.integrations.litserve import BatchedStreamLoop
 
 
+# LitServe 0.2.19 begins with a message that its own consumer cannot read, and ends with. Mostly it
+# comes too early to reach anybody. Here, because this is run in the workers too.
+zmq_queue.Producer.wait_for_subscribers = lambda *_: True
+
+
 class UnpicklableError(Exception):
     def __init__(self, text):
         super().__init__(text)

@@ -205,7 +205,8 @@ class MessageBody(CompletionBody):
             return None
         while True:
             for choice in self._choices:
-                choice.take()
+                while choice.take():  # behind outputs there may be a failure
+                    pass
             if all(choice.over for choice in self._choices):
                 break
             await self._answers.wait()

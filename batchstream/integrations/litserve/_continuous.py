@@ -76,9 +76,7 @@ class ContinuousServing(Serving):
 
     def _pull(self) -> Delivery[Any] | None:
         while True:
-            for slot in self._engine.keep(self._core.live):
-                self._free.append(slot)
-                self._arrivals.free_seat()
+            self._free += self._engine.keep(self._core.live)
             self._joining.extend(self._arrivals.take(block=not self._core.has_live))
             while self._joining:
                 if not self._let_join(*self._joining[0]):
@@ -91,7 +89,8 @@ class ContinuousServing(Serving):
             self._desk.outbox.flush()  # to those who failed at once
 
     def _vacate(self, slot: int) -> None:
-        self._core.cancel(slot)
+        if self._core.cancel(slot).ends:
+            self._arrivals.free_seat()
 
     def _let_join(self, server: int, uid: object, submitted: float, request: object) -> bool:
         """Let a request join, and tell whether it did."""
@@ -103,10 +102,7 @@ class ContinuousServing(Serving):
         if desk.is_late(submitted):
             member.reply.time_out(desk.lit_api.request_timeout)
             return False
-        if not desk.attempt(member, self._join):
-            member.leave()
-            return False
-        return True
+        return desk.attempt(member, self._join)
 
     def _join(self, member: Member) -> None:
         desk = self._desk
@@ -135,6 +131,6 @@ class ContinuousServing(Serving):
         if not core.running:  # the engine has failed, or yielded what is no step
             self._engine.discard()
             self._start_over()
-            for _ in delivery.ends:
-                self._arrivals.free_seat()
+        for _ in delivery.ends:  # now: it takes a while until there is a request
+            self._arrivals.free_seat()
         return delivery

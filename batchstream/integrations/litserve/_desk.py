@@ -60,11 +60,11 @@ class Desk:
         self._callbacks = callbacks
         self.transport = transport
         self._put: Callable[..., None] = partial(loop.put_response, transport)
-        self.outbox = Outbox(self._put, collects=False)
+        self.outbox = Outbox(self._put)
         self.departures = Departures()
         exchange = exchange_of(lit_api.spec)
         if exchange is not None and worker_id is not None:
-            self.outbox = Outbox(self._put, collects=exchange.sorts)
+            self.outbox = exchange.outbox(self._put, worker_id)
             self.departures = exchange.departures(worker_id)
 
     def reply_to(self, server: int, uid: object) -> Reply:
@@ -94,6 +94,7 @@ class Desk:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever it is, the others go on
             fail([member.reply], error)
+            member.leave()
             return False
         return True
 

@@ -7,6 +7,7 @@ import time
 import uuid
 import warnings
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import HTTPException
@@ -14,18 +15,19 @@ from litserve.callbacks import EventTypes
 from litserve.utils import LitAPIStatus
 
 from batchstream.integrations.litserve._departures import Announcer, Departures
+from batchstream.integrations.litserve._flow import Receipts, Window
 from batchstream.integrations.litserve._messages import UNKNOWN, Ending, Failure
-from batchstream.integrations.litserve._outbox import SORTER
+from batchstream.integrations.litserve._outbox import Outbox
 from batchstream.integrations.litserve._shutdown import end_together
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, MutableMapping, Sequence
+    from collections.abc import Callable, MutableMapping, Sequence
     from multiprocessing.connection import Connection
 
     from litserve import LitServer
     from litserve.specs.base import LitSpec
 
-    from batchstream.integrations.litserve._outbox import Message
+    from batchstream.integrations.litserve._outbox import Parcel
 
 NEEDED_OF_SERVER: Final = ("response_buffer", "_get_request_queue", "_callback_runner")
 """What LitServe's own `OpenAISpec` uses of a server, and so does an exchange."""
@@ -41,21 +43,29 @@ class Exchange:
 
     Args:
         max_pending: How many requests may wait in LitServe's queue; None for any number.
+        max_buffered: How many outputs may wait for a client; None for any number.
         tells_ends: Whether the endpoint wants to know how requests ended.
 
     Attributes:
         usable: Whether the endpoint is one that understands this package's messages.
-        sorts: Whether the other side sorts messages that were sent together.
     """
 
-    def __init__(self, *, max_pending: int | None = None, tells_ends: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        max_pending: int | None = None,
+        max_buffered: int | None = None,
+        tells_ends: bool = False,
+    ) -> None:
         self._max_pending = max_pending
+        self._max_buffered = max_buffered
         self.tells_ends = tells_ends
         self.usable = True
-        self.sorts = False
+        self._sorter: str | None = None
         self._buffer: dict[Any, Any] | None = None
         self._announcer: Announcer | None = None
-        self._readers: list[Connection] = []
+        self._news: list[Connection] = []  # of each worker, about departures
+        self._receipts: list[Connection] = []  # the same, about messages that were taken
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_buffer": None, "_announcer": None}
@@ -81,10 +91,10 @@ class Exchange:
         if not self.usable or self._buffer is server.response_buffer:
             return
         end_together()
-        buffer: dict[Any, Any] = server.response_buffer
-        buffer[SORTER] = Sorter(buffer)
-        self._buffer = buffer
-        self.sorts = True
+        self._buffer = server.response_buffer
+        self._sorter = f"batchstream:{api_path}"
+        sorter = Sorter(server.response_buffer)
+        server.response_buffer[self._sorter] = sorter  # type: ignore[assignment]  # it acts like one
         try:
             workers = len(server._inference_workers_config_for_api(api_path))  # noqa: SLF001
         except AttributeError as error:
@@ -96,7 +106,10 @@ class Exchange:
             )
             return
         self._announcer = Announcer(workers)
-        self._readers = self._announcer.readers
+        self._news = self._announcer.readers
+        with suppress(OSError, AttributeError):  # Windows: then nobody waits for anybody
+            sorter.receipts = Receipts(workers)
+            self._receipts = sorter.receipts.readers
 
     # ---- in a server process
 
@@ -122,9 +135,14 @@ class Exchange:
 
     # ---- in a worker
 
-    def departures(self, worker_id: int) -> Departures:
+    def departures(self, worker: int) -> Departures:
         """Return who has left, and who will."""
-        return Departures(dict(enumerate(self._readers)).get(worker_id))
+        return Departures(dict(enumerate(self._news)).get(worker))
+
+    def outbox(self, put: Callable[..., None], worker: int) -> Outbox:
+        """Return where a worker's messages go."""
+        window = Window(dict(enumerate(self._receipts)).get(worker))
+        return Outbox(put, sorter=self._sorter, worker=worker, window=window)
 
 
 def exchange_of(spec: LitSpec | None) -> Exchange | None:
@@ -225,6 +243,9 @@ class Sorter:
     """An entry of LitServe's response buffer to which messages for many requests are addressed.
 
     LitServe appends to its queue and sets its event; it is both.
+
+    Attributes:
+        receipts: Who is told that they have been taken.
     """
 
     worker_id = None
@@ -232,6 +253,10 @@ class Sorter:
 
     def __init__(self, buffer: MutableMapping[Any, Any]) -> None:
         self._buffer = buffer
+        self.receipts: Receipts | None = None
+
+    def __reduce__(self) -> tuple[type[Sorter], tuple[dict[Any, Any]]]:
+        return Sorter, ({},)  # to a worker of another API, which has no use for it
 
     @property
     def response_queue(self) -> Sorter:
@@ -243,9 +268,12 @@ class Sorter:
         """What LitServe sets then."""
         return self
 
-    def append(self, response: tuple[Iterable[Message], object]) -> None:
+    def append(self, response: tuple[Parcel, object]) -> None:
         """Pass on what has come."""
-        for uid, data, status in response[0]:
+        worker, server, messages = response[0]
+        if self.receipts is not None and worker is not None:
+            self.receipts.give(worker, server)
+        for uid, data, status in messages:
             entry = self._buffer.get(uid)
             if entry is not None:
                 entry.response_queue.append((data, status))

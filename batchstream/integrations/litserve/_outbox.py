@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from litserve.utils import LitAPIStatus, LoopResponseType
+
+from batchstream.integrations.litserve._flow import Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SORTER: Final = "batchstream"
-"""To whom messages for many requests are addressed; LitServe's own addresses are UUIDs."""
-
 Message: TypeAlias = "tuple[object, object, str]"
 """For whom, what, and which of LitServe's states it tells."""
+
+Parcel: TypeAlias = "tuple[int | None, int, list[Message]]"
+"""From which worker, to which server process, and the messages."""
 
 
 class Outbox:
@@ -25,12 +27,24 @@ class Outbox:
 
     Args:
         put: The loop's `put_response`, for the transport in use.
-        collects: Whether the other side can sort messages; otherwise each is sent by itself.
+        sorter: The entry of the server processes' response buffers that sorts messages which were
+            sent together; without it, each is sent by itself.
+        worker: Which worker this is.
+        window: When the next may be sent.
     """
 
-    def __init__(self, put: Callable[..., None], *, collects: bool) -> None:
+    def __init__(
+        self,
+        put: Callable[..., None],
+        *,
+        sorter: str | None = None,
+        worker: int | None = None,
+        window: Window | None = None,
+    ) -> None:
         self._put = put
-        self._collects = collects
+        self._sorter = sorter
+        self._worker = worker
+        self._window = window or Window()
         self._collected: dict[int, list[Message]] = {}
         self._error: Exception | None = None
 
@@ -40,13 +54,13 @@ class Outbox:
         Raises:
             Exception: What the transport raises.
         """
-        if self._collects:
-            self._collected.setdefault(server, []).append((uid, data, status))
-        else:
+        if self._sorter is None:
             self._put(server, uid, data, status, LoopResponseType.STREAMING)
+        else:
+            self._collected.setdefault(server, []).append((uid, data, status))
 
     def flush(self) -> None:
-        """Send what has been collected.
+        """Send what has been collected, when the server processes have got so far.
 
         Raises:
             Exception: What the transport raises, now and ever after: messages have been lost, and
@@ -59,16 +73,10 @@ class Outbox:
         collected, self._collected = self._collected, {}
         try:
             for server, messages in collected.items():
-                self._send(server, messages)
+                self._window.enter(server)
+                parcel = (self._worker, server, messages)
+                response_type = LoopResponseType.STREAMING
+                self._put(server, self._sorter, parcel, LitAPIStatus.OK, response_type)
         except Exception as error:
             self._error = error
             raise
-
-    def _send(self, server: int, messages: list[Message]) -> None:
-        uid: object
-        data: Any
-        if len(messages) == 1:
-            [(uid, data, status)] = messages
-        else:
-            uid, data, status = SORTER, messages, LitAPIStatus.OK
-        self._put(server, uid, data, status, LoopResponseType.STREAMING)
