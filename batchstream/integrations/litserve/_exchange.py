@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 import warnings
@@ -33,6 +34,8 @@ NEEDED_OF_SERVER: Final = ("response_buffer", "_get_request_queue", "_callback_r
 """What LitServe's own `OpenAISpec` uses of a server, and so does an exchange."""
 
 _RETRY_AFTER: Final = {"retry-after": "1"}
+
+logger = logging.getLogger("batchstream.integrations.litserve")
 
 
 class Exchange:
@@ -91,10 +94,11 @@ class Exchange:
         if not self.usable or self._buffer is server.response_buffer:
             return
         end_together()
-        self._buffer = server.response_buffer
+        buffer: dict[Any, Any] = server.response_buffer
+        self._buffer = buffer
         self._sorter = f"batchstream:{api_path}"
-        sorter = Sorter(server.response_buffer)
-        server.response_buffer[self._sorter] = sorter  # type: ignore[assignment]  # it acts like one
+        sorter = Sorter(self._buffer)
+        buffer[self._sorter] = sorter
         try:
             workers = len(server._inference_workers_config_for_api(api_path))  # noqa: SLF001
         except AttributeError as error:
@@ -125,7 +129,7 @@ class Exchange:
             waiting = requests.qsize()
             if waiting + len(payloads) > self._max_pending:
                 raise HTTPException(503, "Service Unavailable", _RETRY_AFTER)
-        answers = Answers(server, self._announcer, len(payloads))
+        answers = Answers(server, self._announcer, len(payloads), self._max_buffered)
         server._callback_runner.trigger_event(  # noqa: SLF001
             EventTypes.ON_REQUEST.value, active_requests=server.active_requests, litserver=server
         )
@@ -158,12 +162,20 @@ class Answers:
         inboxes: One for each request.
     """
 
-    def __init__(self, server: LitServer, announcer: Announcer | None, size: int) -> None:
+    def __init__(
+        self,
+        server: LitServer,
+        announcer: Announcer | None,
+        size: int,
+        max_buffered: int | None,
+    ) -> None:
         self._server = server
         self._announcer = announcer
         self._arrival = asyncio.Event()
         self._closed = False
-        self.inboxes = [Inbox(str(uuid.uuid4()), self._arrival) for _ in range(size)]
+        self.inboxes = [
+            Inbox(str(uuid.uuid4()), self._arrival, max_buffered, self._leave) for _ in range(size)
+        ]
         buffer: dict[Any, Any] = server.response_buffer
         buffer.update({inbox.uid: inbox for inbox in self.inboxes})
 
@@ -178,16 +190,27 @@ class Answers:
             return
         self._closed = True
         for inbox in self.inboxes:
-            self._server.response_buffer.pop(inbox.uid, None)
-            if not inbox.over and self._announcer is not None:
-                self._announcer.announce(inbox.uid)
+            here = self._server.response_buffer.pop(inbox.uid, None)
+            if here is not None and not inbox.over:
+                self._leave(inbox.uid)
         self._server._callback_runner.trigger_event(  # type: ignore[no-untyped-call]  # noqa: SLF001
             EventTypes.ON_RESPONSE.value, litserver=self._server
         )
 
+    def _leave(self, uid: str) -> None:
+        self._server.response_buffer.pop(uid, None)
+        if self._announcer is not None:
+            self._announcer.announce(uid)
+
 
 class Inbox:
     """An entry of LitServe's response buffer: what has come for one request.
+
+    Args:
+        uid: LitServe's name for the request.
+        event: For LitServe to set.
+        max_buffered: How many messages may wait to be taken.
+        leave: Called with the uid if more do, to get no more of them.
 
     Attributes:
         uid: LitServe's name for the request.
@@ -200,13 +223,33 @@ class Inbox:
 
     response = None  # of APIs that do not stream
 
-    def __init__(self, uid: str, event: asyncio.Event) -> None:
+    def __init__(
+        self,
+        uid: str,
+        event: asyncio.Event,
+        max_buffered: int | None,
+        leave: Callable[[str], None],
+    ) -> None:
         self.uid = uid
         self.event = event
+        self._max_buffered = max_buffered
+        self._leave = leave
         self.response_queue: deque[Sequence[Any]] = deque()
         self.worker_id: int | None = None
         self.end: Ending | None = None
         self.over = False
+
+    def make_room(self) -> None:
+        """Give the request up if its client has not taken what it should, before there is more."""
+        if self._max_buffered is None or len(self.response_queue) < self._max_buffered:
+            return
+        logger.warning(
+            "request %s is cut off: its client has left %d messages unread (max_buffered)",
+            self.uid,
+            len(self.response_queue),
+        )
+        self.response_queue.append((UNKNOWN, LitAPIStatus.OK))
+        self._leave(self.uid)
 
     def take(self) -> list[Any]:
         """Take the outputs that have come, and the end behind them.
@@ -251,7 +294,7 @@ class Sorter:
     worker_id = None
     response = None
 
-    def __init__(self, buffer: MutableMapping[Any, Any]) -> None:
+    def __init__(self, buffer: MutableMapping[Any, Inbox]) -> None:
         self._buffer = buffer
         self.receipts: Receipts | None = None
 
@@ -273,11 +316,15 @@ class Sorter:
         worker, server, messages = response[0]
         if self.receipts is not None and worker is not None:
             self.receipts.give(worker, server)
+        for uid in {uid for uid, _, _ in messages}:
+            inbox = self._buffer.get(uid)
+            if inbox is not None:
+                inbox.make_room()
+                inbox.event.set()
         for uid, data, status in messages:
-            entry = self._buffer.get(uid)
-            if entry is not None:
-                entry.response_queue.append((data, status))
-                entry.event.set()
+            inbox = self._buffer.get(uid)
+            if inbox is not None:
+                inbox.response_queue.append((data, status))
 
     def set(self) -> None:
         """Nobody waits here."""

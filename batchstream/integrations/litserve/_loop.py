@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from litserve.loops.base import LitLoop
 
 from batchstream._eos import check_count
+from batchstream._running import DEFAULT_MAX_BUFFERED
 from batchstream._terms import DEFAULT_MAX_PENDING
 from batchstream.integrations.litserve._arrivals import Rejoined, wait_for_request
 from batchstream.integrations.litserve._batch import Batch
@@ -40,12 +42,16 @@ class _AnyLoop(LitLoop):
 
     calls_predict = True
 
-    def __init__(self, options: Options, max_pending: int | None) -> None:
+    def __init__(
+        self, options: Options, *, max_pending: int | None, max_buffered: int | None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._options = options
         if max_pending is not None:
             max_pending = check_count("max_pending", max_pending, at_least=1)
-        self._max_pending = max_pending
+        if max_buffered is not None:
+            max_buffered = check_count("max_buffered", max_buffered, at_least=1)
+        self._exchange = partial(Exchange, max_pending=max_pending, max_buffered=max_buffered)
 
     def pre_setup(self, lit_api: LitAPI, spec: LitSpec | None = None) -> None:
         """Prepare an API for this loop; LitServe calls it once, in the process that starts all.
@@ -62,12 +68,12 @@ class _AnyLoop(LitLoop):
         spec = lit_api.spec
         if spec is None or isinstance(spec, StreamingEndpoint):
             lit_api.spec = None  # type: ignore[assignment]  # an earlier server's has its path
-            lit_api.spec = StreamingEndpoint(lit_api, Exchange(max_pending=self._max_pending))
+            lit_api.spec = StreamingEndpoint(lit_api, self._exchange())
             keep_cuts_out_of_the_log()
         elif is_stock(spec):
             lit_api.spec = OpenAISpec.instead_of(spec, lit_api)
         if isinstance(lit_api.spec, OpenAISpec):
-            lit_api.spec.exchange = Exchange(max_pending=self._max_pending, tells_ends=True)
+            lit_api.spec.exchange = self._exchange(tells_ends=True)
 
     def __call__(  # noqa: PLR0917 - LitServe's signature
         self,
@@ -145,6 +151,9 @@ class BatchedStreamLoop(_AnyLoop):
         require_eos: Fail the requests that are left when `predict` ends, instead of ending them.
         max_pending: How many requests may wait for a worker; the next is answered with 503. None
             for any number, as in LitServe's own loops.
+        max_buffered: How many outputs may wait for their client in the server process before a step
+            that has another. Whoever holds more is cut off, and left. None for any number, as in
+            LitServe.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -177,6 +186,7 @@ class BatchedStreamLoop(_AnyLoop):
         max_outputs: Limit = None,
         require_eos: bool = False,
         max_pending: int | None = None,
+        max_buffered: int | None = DEFAULT_MAX_BUFFERED,
     ) -> None:
         if eos_in not in get_args(Hook):
             hooks = " or ".join(map(repr, get_args(Hook)))
@@ -188,7 +198,7 @@ class BatchedStreamLoop(_AnyLoop):
             max_outputs=max_outputs,
             require_eos=require_eos,
         )
-        super().__init__(options, max_pending)
+        super().__init__(options, max_pending=max_pending, max_buffered=max_buffered)
         self._eos_in = eos_in
 
     def run_batched_streaming_loop(
@@ -276,6 +286,7 @@ class ContinuousBatchLoop(_AnyLoop):
         max_outputs: How many outputs a request gets at most; see `BatchedStreamLoop`.
         max_pending: How many requests may wait for a slot; the next is answered with 503. None
             for any number.
+        max_buffered: How many outputs may wait for their client; see `BatchedStreamLoop`.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -320,6 +331,7 @@ class ContinuousBatchLoop(_AnyLoop):
         include_eos: bool = False,
         max_outputs: Limit = None,
         max_pending: int | None = DEFAULT_MAX_PENDING,
+        max_buffered: int | None = DEFAULT_MAX_BUFFERED,
     ) -> None:
         if not callable(engine_factory):
             raise TypeError(
@@ -328,7 +340,7 @@ class ContinuousBatchLoop(_AnyLoop):
             )
         check_travels("engine_factory", engine_factory)
         options = Options(eos=eos, is_eos=is_eos, include_eos=include_eos, max_outputs=max_outputs)
-        super().__init__(options, max_pending)
+        super().__init__(options, max_pending=max_pending, max_buffered=max_buffered)
         self._engine_factory = engine_factory
 
     def _serve(self, desk: Desk, request_queue: Queue[Any]) -> None:
