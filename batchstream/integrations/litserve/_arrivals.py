@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from queue import Empty
+from threading import Event, Semaphore, Thread
 from typing import TYPE_CHECKING, Any, Final
 
 from litserve.loops.base import _SENTINEL_VALUE
@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 _SECONDS_OF_WAITING: Final = 1.0
 
 
-def wait_for_request(request_queue: Queue[Any]) -> Any:
-    """Return the next request, or LitServe's sentinel, however long that takes."""
-    while True:
+def wait_for_request(request_queue: Queue[Any], closed: Event | None = None) -> Any:
+    """Return the next request, or LitServe's sentinel, however long that takes.
+
+    It also gives up soon after it has been closed, and returns the sentinel then.
+    """
+    while closed is None or not closed.is_set():
         try:
             return request_queue.get(timeout=_SECONDS_OF_WAITING)
         except Empty:
             pass
+    return _SENTINEL_VALUE
 
 
 class Rejoined:
@@ -57,14 +61,14 @@ class Arrivals:
 
     def __init__(self, request_queue: Queue[Any], seats: int) -> None:
         self._queue = request_queue
-        self._free = threading.Semaphore(seats)
+        self._free = Semaphore(seats)
         self._arrived: deque[tuple[Any, ...]] = deque()
-        self._news = threading.Event()
+        self._news = Event()
         self._error: BaseException | None = None
         self._ended = False
-        self._closed = False
+        self._closed = Event()
         self.over = False
-        threading.Thread(target=self._run, name="batchstream arrivals", daemon=True).start()
+        Thread(target=self._run, name="batchstream arrivals", daemon=True).start()
 
     def free_seat(self) -> None:
         """Tell that one more request can be taken."""
@@ -98,7 +102,7 @@ class Arrivals:
 
     def close(self) -> list[tuple[Any, ...]]:
         """Take nothing more, and return what has been taken; the thread ends within a second."""
-        self._closed = True
+        self._closed.set()
         self._free.release()
         return list(self._arrived)
 
@@ -106,13 +110,11 @@ class Arrivals:
         try:
             while True:
                 self._free.acquire()
-                if self._closed:
-                    return
-                request = wait_for_request(self._queue)
-                if self._closed:
-                    self._queue.put(request)  # another worker may serve it
-                    return
+                request = wait_for_request(self._queue, self._closed)
                 if request == _SENTINEL_VALUE:
+                    return
+                if self._closed.is_set():
+                    self._queue.put(request)  # another worker may serve it
                     return
                 self._arrived.append(request)
                 self._news.set()

@@ -71,18 +71,23 @@ class Window:
         if reader is None:
             return
         self._read(reader)
-        while self._under_way[number] >= _UNDER_WAY and number not in self._silent:
+        while self._under_way[number] >= _UNDER_WAY and not self._is_silent(number):
             if not wait([reader], _PATIENCE):
                 self._silent.add(number)
                 self._under_way[number] = 0
             self._read(reader)
         self._under_way[number] += 1
 
+    def _is_silent(self, number: int) -> bool:
+        return self._reader is None or number in self._silent
+
     def _read(self, reader: Connection) -> None:
         try:
             taken = os.read(reader.fileno(), _ALL_THERE_IS)
         except BlockingIOError:
             return
+        if not taken:  # there is nobody left who could tell
+            self._reader = None
         for number, count in Counter(taken).items():
             self._silent.discard(number)
             self._under_way[number] = max(0, self._under_way[number] - count)
