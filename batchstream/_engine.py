@@ -55,13 +55,18 @@ class Engine:
 
     def keep(self, slots: Sequence[int]) -> list[int]:
         """Remove all others, and return the slots that have become free."""
+        interrupt: KeyboardInterrupt | None = None
         free = sorted(self._occupied.difference(slots))
         for slot in free:
             self._occupied.discard(slot)
             try:
                 self._context.run(self._engine.remove, slot)
+            except KeyboardInterrupt as error:  # in a program's main thread, where it is meant
+                interrupt = error
             except BaseException as error:  # noqa: BLE001 - of a request that nobody has any more
                 unheard(error)
+        if interrupt is not None:
+            raise interrupt
         return free
 
     def discard(self) -> None:

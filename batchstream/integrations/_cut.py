@@ -10,7 +10,8 @@ class Tripwire(bytes):
 
     To raise the error is not enough. Starlette's `BaseHTTPMiddleware` first ends the body of a
     response in the proper way, and then raises what the application raised. So the error is sent as
-    well: it passes through the middleware, and goes off on its other side.
+    well: it passes through any number of those, which only ask whether there is something to send,
+    and goes off where a server asks how much.
 
     Attributes:
         error: What it raises.
@@ -22,6 +23,9 @@ class Tripwire(bytes):
         tripwire = super().__new__(cls)
         tripwire.error = error
         return tripwire
+
+    def __bool__(self) -> bool:
+        return True
 
     def __len__(self) -> int:
         raise self.error

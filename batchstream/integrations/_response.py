@@ -125,11 +125,16 @@ class StreamResponse(Response):
         except Exception as error:
             self._body.cancel()  # now: the client may never read what it is sent next
             await connection.cut(error)
-            raise
+            if not self._has_cut(error):
+                raise
 
     def _handler_of(self, error: Exception, scope: Scope) -> Handler | None:  # noqa: ARG002
         """Return what answers to an error from before the first chunk, or None to raise it."""
         return None
+
+    def _has_cut(self, error: Exception) -> bool:  # noqa: ARG002
+        """Tell whether it is enough to have cut the connection, or the error is raised as well."""
+        return False
 
     async def _send_chunks(self, scope: Scope, connection: Connection) -> None:  # noqa: ARG002
         await connection.start(self.status_code, self.raw_headers)

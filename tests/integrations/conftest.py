@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import stepwise
 from serving import Call, Gate, free_port, running
 
 API = Path(__file__).with_name("litserve_api.py")
@@ -106,3 +107,50 @@ def doomed_stock_server(tmp_path):
 def gate():
     with Gate() as gate:
         yield gate
+
+
+# ---- servers whose models a test leads step by step
+
+APIS = ["predict", "encode", "continuous"]
+STEPWISE = {
+    "one worker": {"apis": [*APIS, "narrow", "prompt"]},
+    "two workers on zmq": {"apis": APIS, "workers": 2, "zmq": True},
+    "two workers, two servers, middleware": {
+        "apis": APIS,
+        "workers": 2,
+        "servers": 2,
+        "middleware": True,
+    },
+    "stock": {"apis": ["stock"]},
+}
+
+
+@pytest.fixture(scope="session")
+def stepwise_servers(tmp_path_factory):
+    """Return the server of a name, which is started when it is first asked for."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def start(name):
+            folder = tmp_path_factory.mktemp("stepwise")
+            return stack.enter_context(stepwise.serve(folder, **STEPWISE[name]))
+
+        yield start
+
+
+@pytest.fixture(params=[name for name in STEPWISE if name != "stock"])
+def guests(stepwise_servers, request):
+    with stepwise.guests_of(stepwise_servers(request.param)) as guests:
+        yield guests
+
+
+@pytest.fixture
+def guests_of_one_worker(stepwise_servers):
+    with stepwise.guests_of(stepwise_servers("one worker")) as guests:
+        yield guests
+
+
+@pytest.fixture
+def stock_guests(stepwise_servers):
+    with stepwise.guests_of(stepwise_servers("stock")) as guests:
+        yield guests

@@ -24,7 +24,6 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from batchstream import SKIP, End, Fail, Last, Many
 from batchstream.integrations.litserve import BatchedStreamLoop
 
-
 # LitServe 0.2.19 begins with a message that its own consumer cannot read, and ends with. Mostly it
 # comes too early to reach anybody. Here, because this is run in the workers too.
 zmq_queue.Producer.wait_for_subscribers = lambda *_: True
@@ -201,7 +200,7 @@ def main(port, *, stock, zmq, middleware, http):
         accelerator="cpu",
         timeout=60,
         fast_queue=zmq,
-        middlewares=[PassingMiddleware] if middleware else None,
+        middlewares=[PassingMiddleware] * 2 if middleware else None,
     )
     if zmq:
         really_use_zmq(server)

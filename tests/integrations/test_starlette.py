@@ -57,10 +57,10 @@ async def pass_on(request, call_next):
 KINDS = {
     "httptools": ({"http": "httptools", "loop": "uvloop"}, []),
     "h11": ({"http": "h11", "loop": "asyncio"}, []),
-    # It passes responses on through a stream of its own.
+    # Each of the two passes responses on through a stream of its own.
     "middleware": (
         {"http": "httptools", "loop": "asyncio"},
-        [Middleware(BaseHTTPMiddleware, dispatch=pass_on)],
+        [Middleware(BaseHTTPMiddleware, dispatch=pass_on)] * 2,
     ),
 }
 

@@ -56,11 +56,11 @@ class Batch(Serving):
         except PASSING as error:
             with suppress(Exception):  # where a worker is being stopped, its transport may be gone
                 self._break_off(replies, error)
-                self._desk.outbox.flush()
+                self._desk.outbox.flush(entirely=True)
             raise
         except BaseException as error:  # noqa: BLE001 - the users' hooks may raise anything
             self._break_off(replies, error)
-        self._desk.outbox.flush()
+        self._desk.outbox.flush(entirely=True)
 
     def _pull(self) -> Delivery[Any] | None:
         return next(self._deliveries, None)

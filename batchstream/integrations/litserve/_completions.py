@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 import uuid
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 import litserve.specs.openai as stock
 from fastapi import HTTPException
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
 
 from batchstream import FinishReason
 from batchstream.integrations._response import Body, StreamResponse
 from batchstream.integrations.litserve._exchange import FailedError
-from batchstream.integrations.litserve._messages import UNKNOWN
+from batchstream.integrations.litserve._log import logger
+from batchstream.integrations.litserve._messages import UNKNOWN, Ending
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from starlette.requests import Request
-    from starlette.responses import Response
     from starlette.types import Scope
 
     from batchstream.integrations._response import Handler
     from batchstream.integrations.litserve._exchange import Answers, Inbox
 
 _FINISH_REASONS: Final = ("stop", "length", "tool_calls", "content_filter", "function_call")
+_USAGE: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
 _FIRST_STATUS_OF_SERVERS: Final = 500
+_to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
+_WITHOUT_BODY: Final = (204, 304)
 
-logger = logging.getLogger("batchstream.integrations.litserve")
+
+class Function(BaseModel):
+    """A piece of what a tool is called with. LitServe's own model asks each for a name."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCall(BaseModel):
+    """A piece of a call for a tool, of which the model has told the number."""
+
+    index: int
+    id: str | None = None
+    type: str | None = None
+    function: Function | None = None
 
 
 class Choice:
@@ -36,56 +56,92 @@ class Choice:
 
     Attributes:
         index: Which one.
-        messages: All that have been taken.
     """
 
     def __init__(self, index: int, inbox: Inbox) -> None:
         self.index = index
-        self.messages: list[dict[str, Any]] = []
         self._inbox = inbox
-        self._info: dict[str, Any] = {}
+        self._unread: deque[str] = deque()
+        self._calls: dict[int, int] = {}  # the model's number of a call: ours
+        self._call_ids: set[str | None] = set()
+        self._used: dict[str, int] = {}
 
     @property
     def over(self) -> bool:
         """Whether all messages have been taken."""
-        return self._inbox.over
+        return self._inbox.over and not self._unread
 
     def take(self) -> list[dict[str, Any]]:
         """Take the messages that have come.
 
         Raises:
-            FailedError: The request has failed, or its messages are none.
+            FailedError: The request has failed, or a message is none; all before it were taken.
         """
-        messages = [_message(data) for data in self._inbox.take()]
-        self.messages += messages
-        if self._inbox.end is not None:
-            self._info = self._inbox.end.info
+        messages: list[dict[str, Any]] = []
+        if not self._unread:
+            self._unread.extend(self._inbox.take())
+        while self._unread:
+            try:
+                messages.append(_message(self._unread[0]))
+            except FailedError:
+                if messages:
+                    break
+                raise
+            self._unread.popleft()
+        for message in messages:
+            for call in message.get("tool_calls") or ():
+                self._number(call)
+            for name, figure in figures_of(message).items():
+                self._used[name] = self._used.get(name, 0) + figure
         return messages
+
+    def _number(self, call: dict[str, Any]) -> None:
+        """Give a piece of a call the number of its call: an id that was not told begins another."""
+        name, number = call.get("id"), call["index"]
+        if number not in self._calls or (name and name not in self._call_ids):
+            self._calls[number] = len(self._call_ids)
+            self._call_ids.add(name or f"call {len(self._call_ids)}")
+            call.setdefault("type", "function")
+        call["index"] = self._calls[number]
+
+    @property
+    def used(self) -> dict[str, int]:
+        """What the model tells of tokens, by name: with its messages, or better with its end."""
+        return self._used if self._inbox.end is None else self._used | self._told_at_the_end()
+
+    def _told_at_the_end(self) -> dict[str, int]:
+        try:
+            return figures_of({} if self._inbox.end is None else self._inbox.end.info)
+        except ValueError as error:
+            logger.exception("the info of an end tells numbers of tokens")
+            raise FailedError(UNKNOWN) from error
 
     @property
     def finish_reason(self) -> str:
         """Why it has ended, in OpenAI's words."""
-        said = self._info.get("finish_reason")
+        end = self._inbox.end or Ending("eos", {})
+        said = end.info.get("finish_reason")
         if said in _FINISH_REASONS:
             return str(said)
-        if any(message.get("tool_calls") for message in self.messages):
-            return "tool_calls"
-        end = self._inbox.end
-        return "length" if end is not None and end.reason == FinishReason.LENGTH else "stop"
+        if end.reason == FinishReason.LENGTH:  # in the midst of a call for a tool, perhaps
+            return "length"
+        return "tool_calls" if self._calls else "stop"
 
-    @property
-    def usage(self) -> stock.UsageInfo:
-        """What the model says that it has used."""
-        told = [*self.messages, self._info]
-        prompt, completion, total = (
-            sum(figures.get(name) or 0 for figures in told)
-            for name in ("prompt_tokens", "completion_tokens", "total_tokens")
-        )
-        return stock.UsageInfo(
-            prompt_tokens=prompt,
-            completion_tokens=completion,
-            total_tokens=total or prompt + completion,
-        )
+
+def figures_of(told: dict[str, Any]) -> dict[str, int]:
+    """Return what a message, or the information on an end, tells of tokens."""
+    figures = {name: told[name] for name in _USAGE if told.get(name) is not None}
+    return stock.UsageInfo(**figures).model_dump(include=set(figures))
+
+
+def usage_of(choices: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Return the figures of all choices together."""
+    usage = dict.fromkeys(_USAGE, 0)
+    for used in choices:
+        parts = used.get("prompt_tokens", 0) + used.get("completion_tokens", 0)
+        for name, figure in (used | {"total_tokens": used.get("total_tokens") or parts}).items():
+            usage[name] += figure
+    return usage
 
 
 class CompletionBody(Body):
@@ -112,14 +168,6 @@ class CompletionBody(Body):
     def cancel(self) -> None:
         """Tell the workers that nobody reads it any more."""
         self._answers.close()
-
-    def _usage(self) -> stock.UsageInfo:
-        usages = [choice.usage for choice in self._choices]
-        return stock.UsageInfo(
-            prompt_tokens=sum(usage.prompt_tokens for usage in usages),
-            completion_tokens=sum(usage.completion_tokens or 0 for usage in usages),
-            total_tokens=sum(usage.total_tokens for usage in usages),
-        )
 
 
 class EventsBody(CompletionBody):
@@ -152,7 +200,7 @@ class EventsBody(CompletionBody):
                     raise
                 self._ended = True
                 self._answers.close()
-                events.append(_event(json.dumps(error_of(error))))
+                events.append(_event(_to_json(error_of(error))))
                 break
             if not events:
                 await self._answers.wait()
@@ -161,7 +209,8 @@ class EventsBody(CompletionBody):
 
     def _news_of(self, choice: Choice) -> list[str]:
         events = [
-            self._chunk(choice.index, stock.ChoiceDelta(**message)) for message in choice.take()
+            self._chunk(choice.index, {key: message[key] for key in message if key not in _USAGE})
+            for message in choice.take()
         ]
         if choice.over:
             self._going_on.remove(choice)
@@ -170,29 +219,34 @@ class EventsBody(CompletionBody):
         return events
 
     def _end_of(self, choice: Choice) -> list[str]:
-        delta, reason = stock.ChoiceDelta(), choice.finish_reason
         if not self._ended:
-            return [self._chunk(choice.index, delta, reason)]
-        usage = self._usage()
+            return [self._chunk(choice.index, {}, choice.finish_reason)]
+        usage = usage_of(choice.used for choice in self._choices)
         if self._include_usage:
-            last = stock.ChatCompletionChunk(**self._head, choices=[], usage=usage)
-            return [self._chunk(choice.index, delta, reason), _json_event(last), _event("[DONE]")]
-        told = usage if usage.total_tokens else None
-        return [self._chunk(choice.index, delta, reason, told), _event("[DONE]")]
+            last = self._chunk(choice.index, {}, choice.finish_reason)
+            return [last, self._event([], usage), _event("[DONE]")]
+        told = usage if any(usage.values()) else None
+        last = self._chunk(choice.index, {}, choice.finish_reason, told)
+        return [last, _event("[DONE]")]
 
     def _chunk(
         self,
         index: int,
-        delta: stock.ChoiceDelta,
+        delta: dict[str, Any],
         finish_reason: str | None = None,
-        usage: stock.UsageInfo | None = None,
+        usage: dict[str, int] | None = None,
     ) -> str:
-        choice = stock.ChatCompletionStreamingChoice(
-            index=index,
-            delta=delta,
-            finish_reason=finish_reason,  # type: ignore[arg-type]  # one of those
-        )
-        return _json_event(stock.ChatCompletionChunk(**self._head, choices=[choice], usage=usage))
+        choice = {
+            "index": index,
+            "delta": delta,
+            "finish_reason": finish_reason,
+            "logprobs": None,
+        }
+        return self._event([choice], usage)
+
+    def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> str:
+        chunk = {"object": "chat.completion.chunk", "choices": choices, "usage": usage}
+        return _event(_to_json(self._head | chunk))
 
 
 class MessageBody(CompletionBody):
@@ -203,35 +257,55 @@ class MessageBody(CompletionBody):
     async def _next(self) -> bytes | None:
         if self._ended:
             return None
+        wholes = [Whole() for _ in self._choices]
         while True:
-            for choice in self._choices:
-                while choice.take():  # behind outputs there may be a failure
-                    pass
+            for choice, whole in zip(self._choices, wholes, strict=True):
+                while messages := choice.take():  # behind outputs there may be a failure
+                    for message in messages:
+                        whole.add(message)
             if all(choice.over for choice in self._choices):
                 break
             await self._answers.wait()
         self._ended = True
-        completion = {
-            **self._head,
-            "object": "chat.completion",
-            "choices": [self._choice(choice) for choice in self._choices],
-            "usage": self._usage().model_dump(),
-        }
-        return json.dumps(completion).encode()
+        pairs = list(zip(self._choices, wholes, strict=True))
+        choices = [
+            {
+                "index": choice.index,
+                "message": whole.message,
+                "finish_reason": choice.finish_reason,
+                "logprobs": None,
+            }
+            for choice, whole in pairs
+        ]
+        usage = usage_of(choice.used for choice, _ in pairs)
+        completion = {"object": "chat.completion", "choices": choices, "usage": usage}
+        return _to_json(self._head | completion).encode()
 
-    def _choice(self, choice: Choice) -> dict[str, Any]:
-        texts = [message.get("content") for message in choice.messages]
-        calls = [message["tool_calls"] for message in choice.messages if message.get("tool_calls")]
-        message = stock.ChatMessage(
-            role="assistant",
-            content="".join(text for text in texts if text is not None),
-            tool_calls=calls[-1] if calls else None,
-        )
-        return {
-            "index": choice.index,
-            "message": message.model_dump(),
-            "finish_reason": choice.finish_reason,
-        }
+
+class Whole:
+    """The messages of one choice, put together."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._calls: dict[int, dict[str, Any]] = {}
+
+    def add(self, message: dict[str, Any]) -> None:
+        """Add a message behind the others."""
+        if isinstance(message.get("content"), str):
+            self._texts.append(message["content"])
+        for part in message.get("tool_calls") or ():
+            call = self._calls.setdefault(part["index"], {"function": {"arguments": ""}})
+            function, more = call["function"], part.get("function") or {}
+            call |= {key: part[key] for key in ("id", "type") if part.get(key)}
+            function |= {"name": more["name"]} if more.get("name") else {}
+            function["arguments"] += more.get("arguments") or ""
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The one message that they make."""
+        calls = [self._calls[index] for index in sorted(self._calls)]
+        content = "".join(self._texts)
+        return {"role": "assistant", "content": content, "tool_calls": calls or None}
 
 
 class CompletionResponse(StreamResponse):
@@ -259,9 +333,11 @@ def error_of(error: HTTPException) -> dict[str, Any]:
     }
 
 
-def error_response(error: HTTPException) -> JSONResponse:
+def error_response(error: HTTPException) -> Response:
     """Return the answer to an error from before there was anything else to send."""
     headers = None if error.headers is None else dict(error.headers)
+    if error.status_code in _WITHOUT_BODY:
+        return Response(None, error.status_code, headers)
     return JSONResponse(error_of(error), error.status_code, headers)
 
 
@@ -272,15 +348,17 @@ async def _answer_error(_request: Request, error: HTTPException) -> Response:
 def _message(data: str) -> dict[str, Any]:
     try:
         message = json.loads(data)
-        stock.ChoiceDelta(**message)
-    except (ValueError, TypeError) as error:
+        if not isinstance(message, dict):
+            raise TypeError(f"got {type(message).__name__}")  # noqa: TRY301 - it ends as the others
+        for position, call in enumerate(message.get("tool_calls") or ()):
+            call.setdefault("index", position)
+            ToolCall(**call)
+        stock.ChoiceDelta(**{key: message[key] for key in message if key != "tool_calls"})
+        figures_of(message)
+    except (ValueError, TypeError, AttributeError) as error:
         logger.exception("encode_response gives OpenAISpec chat messages, got %.80r", data)
         raise FailedError(UNKNOWN) from error
-    return message  # type: ignore[no-any-return]
-
-
-def _json_event(chunk: stock.ChatCompletionChunk) -> str:
-    return _event(chunk.model_dump_json(by_alias=True))
+    return message
 
 
 def _event(data: str) -> str:

@@ -63,7 +63,7 @@ class ContinuousServing(Serving):
             waiting = [*self._joining, *self._arrivals.close()]
             with suppress(Exception):  # where a worker is being stopped, its transport may be gone
                 self._break_off([self._desk.reply_to(*request[:2]) for request in waiting], error)
-                self._desk.outbox.flush()
+                self._desk.outbox.flush(entirely=True)
             raise
         finally:
             self._engine.close()
@@ -76,6 +76,8 @@ class ContinuousServing(Serving):
 
     def _pull(self) -> Delivery[Any] | None:
         while True:
+            if not self._core.has_live:  # it may wait for long
+                self._desk.outbox.flush(entirely=True)
             self._free += self._engine.keep(self._core.live)
             self._joining.extend(self._arrivals.take(block=not self._core.has_live))
             while self._joining:
@@ -86,7 +88,6 @@ class ContinuousServing(Serving):
                 return self._step()
             if self._arrivals.over:
                 return None
-            self._desk.outbox.flush()  # to those who failed at once
 
     def _vacate(self, slot: int) -> None:
         if self._core.cancel(slot).ends:

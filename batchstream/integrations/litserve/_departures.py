@@ -9,20 +9,22 @@ its worker has been busy for thousands of departures, is not waited for.
 from __future__ import annotations
 
 import _thread
-import logging
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any, Final
+from typing import Final
+
+from batchstream.integrations.litserve._log import logger
 
 _REMEMBERED: Final = 10_000
 """How many departures a worker keeps in mind, for requests that it may not have seen yet."""
 
-logger = logging.getLogger("batchstream.integrations.litserve")
+_SECONDS_WITHOUT_LOOKING: Final = 5.0
 
 
 class Announcer:
@@ -82,21 +84,57 @@ class Departures:
         return str(uid) in self._known
 
     def _listen(self, reader: Connection) -> None:
-        parent = multiprocessing.parent_process()
-        ends: list[Any] = [reader] if parent is None else [reader, parent.sentinel]
+        parent = Parent()
         while True:
             try:
-                ready = wait(ends)
+                ready = wait([reader, *parent.ends], parent.patience)
                 if reader in ready:
                     self._note(reader.recv_bytes().decode())
-                    continue
             except (EOFError, OSError):
                 return
-            _thread.interrupt_main()
-            return
+            if parent.is_gone:
+                _interrupt_main_thread()
+                return
 
     def _note(self, uid: str) -> None:
         self._known[uid] = None
         if len(self._known) > _REMEMBERED:
             self._known.pop(next(iter(self._known)))
         self._news.append(uid)
+
+
+class Parent:
+    """LitServe's main process, as its worker sees it.
+
+    The sentinel that multiprocessing has for it is of no use: server processes that were forked
+    later hold the other end as well.
+
+    Attributes:
+        ends: What becomes ready when it is gone, where the system has such a thing.
+        patience: For how many seconds to wait without looking, where it has not.
+    """
+
+    def __init__(self) -> None:
+        parent = multiprocessing.parent_process()
+        self._pid = None if parent is None else parent.pid
+        self.ends: list[int] = []
+        self.patience: float | None = None
+        if self._pid is not None:
+            try:
+                self.ends = [os.pidfd_open(self._pid)]
+            except (AttributeError, OSError):
+                self.patience = _SECONDS_WITHOUT_LOOKING
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended."""
+        return self._pid is not None and os.getppid() != self._pid
+
+
+def _interrupt_main_thread() -> None:
+    """Raise KeyboardInterrupt there, whatever it waits for."""
+    main = threading.main_thread().ident
+    if main is not None and hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        _thread.interrupt_main()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import litserve.server
 from fastapi import HTTPException, Request, Response
 from litserve.specs.base import LitSpec
+from starlette.requests import ClientDisconnect
 
 from batchstream.integrations._response import Body, StreamResponse
 from batchstream.integrations.litserve._exchange import Exchange, FailedError
@@ -62,11 +63,12 @@ class StreamingEndpoint(LitSpec):
     def endpoints(self) -> list[tuple[str | None, Callable[..., Any], list[str]]]:
         """The route, made for the server that has just introduced itself."""
         request_type = _request_type(self._lit_api)
-        if self.exchange.suits(self._server):
+        self.exchange.check(self._server)
+        if self.exchange.usable:
 
             async def stream(request: Any) -> Response:
                 payload = await _payload_of(request) if request_type is Request else request
-                return StreamResponse(TextBody(self.exchange.submit(self, [payload])))
+                return TextResponse(TextBody(self.exchange.submit(self, [payload])))
         else:
             handler = litserve.server.StreamingRequestHandler(self._lit_api, self._server)
 
@@ -81,7 +83,7 @@ def _request_type(lit_api: LitAPI) -> Any:
     """Return what `decode_request` says that it takes: FastAPI reads the request as that."""
     try:
         signature = inspect.signature(lit_api.decode_request, eval_str=True)
-    except NameError:  # a name that exists for type checkers only
+    except Exception:  # noqa: BLE001 - names for type checkers only, or no names at all
         signature = inspect.signature(lit_api.decode_request)
     annotation = signature.parameters["request"].annotation
     return Request if annotation is inspect.Parameter.empty else annotation
@@ -97,8 +99,10 @@ async def _payload_of(request: Request) -> Any:
         return await request.form()
     try:
         return await request.json()
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # such as a JSONDecodeError
         raise HTTPException(400, "the body of the request is not JSON") from error
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the client has left before it has sent its request") from error
 
 
 class TextBody(Body):
@@ -135,17 +139,35 @@ class TextBody(Body):
             raise CutError from error
 
 
+class TextResponse(StreamResponse):
+    """A response that fails without an error which others would have to deal with.
+
+    LitServe's own middleware for instance, which counts requests, forgets to count one down whose
+    endpoint raises. An endpoint that only returns has its connection closed too.
+    """
+
+    def _has_cut(self, error: Exception) -> bool:
+        if not isinstance(error, CutError):
+            return False
+        _is_cut.set(True)
+        return True
+
+
 class CutError(Exception):
-    """Leaves the application to make the server close a connection in mid-response."""
+    """Makes the server close a connection in mid-response."""
 
     def __init__(self) -> None:
         super().__init__("a stream has failed: its connection is cut")
 
 
+_is_cut: ContextVar[bool] = ContextVar("_is_cut", default=False)
+"""Whether the present request has had its connection cut; uvicorn logs in the same task."""
+
+
 def keep_cuts_out_of_the_log() -> None:
-    """Let uvicorn not log a `CutError`: the worker has logged the reason, with its traceback."""
+    """Let uvicorn say nothing of a cut: the worker has logged the reason, with its traceback."""
     logging.getLogger("uvicorn.error").addFilter(_is_no_cut)
 
 
 def _is_no_cut(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], CutError))
+    return not (_is_cut.get() or (record.exc_info and isinstance(record.exc_info[1], CutError)))

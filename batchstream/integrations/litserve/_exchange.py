@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import uuid
 import warnings
@@ -17,6 +16,7 @@ from litserve.utils import LitAPIStatus
 
 from batchstream.integrations.litserve._departures import Announcer, Departures
 from batchstream.integrations.litserve._flow import Receipts, Window
+from batchstream.integrations.litserve._log import logger
 from batchstream.integrations.litserve._messages import UNKNOWN, Ending, Failure
 from batchstream.integrations.litserve._outbox import Outbox
 from batchstream.integrations.litserve._shutdown import end_together
@@ -34,8 +34,6 @@ NEEDED_OF_SERVER: Final = ("response_buffer", "_get_request_queue", "_callback_r
 """What LitServe's own `OpenAISpec` uses of a server, and so does an exchange."""
 
 _RETRY_AFTER: Final = {"retry-after": "1"}
-
-logger = logging.getLogger("batchstream.integrations.litserve")
 
 
 class Exchange:
@@ -75,8 +73,8 @@ class Exchange:
 
     # ---- where the server is set up
 
-    def suits(self, server: LitServer | None) -> bool:
-        """Tell whether the server has what an exchange needs, and warn if it has not."""
+    def check(self, server: LitServer | None) -> None:
+        """Find out whether it is usable on this server, and warn if it is not."""
         missing = [name for name in NEEDED_OF_SERVER if not hasattr(server, name)]
         self.usable = not missing
         if missing:
@@ -87,7 +85,6 @@ class Exchange:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return self.usable
 
     def connect(self, server: LitServer, api_path: str) -> None:
         """Prepare for the workers that the main process is about to start, or to start again."""
@@ -121,11 +118,14 @@ class Exchange:
         """Send requests to the workers, all of one client.
 
         Raises:
-            HTTPException: 503, as many requests wait as may.
+            HTTPException: 503, as many requests wait as may; 400, these alone are more.
+            Exception: A request does not pickle; none is served.
         """
         server: Any = spec._server  # noqa: SLF001 - LitServe gives it to specs
         requests = server._get_request_queue(spec.api_path)  # noqa: SLF001 - as does its own spec
         if self._max_pending is not None:
+            if len(payloads) > self._max_pending:
+                raise HTTPException(400, f"no more than {self._max_pending} requests may wait")
             waiting = requests.qsize()
             if waiting + len(payloads) > self._max_pending:
                 raise HTTPException(503, "Service Unavailable", _RETRY_AFTER)
@@ -133,20 +133,28 @@ class Exchange:
         server._callback_runner.trigger_event(  # noqa: SLF001
             EventTypes.ON_REQUEST.value, active_requests=server.active_requests, litserver=server
         )
-        for inbox, payload in zip(answers.inboxes, payloads, strict=True):
-            requests.put((spec.response_queue_id, inbox.uid, time.monotonic(), payload))
+        try:
+            for inbox, payload in zip(answers.inboxes, payloads, strict=True):
+                requests.put((spec.response_queue_id, inbox.uid, time.monotonic(), payload))
+        except BaseException:
+            answers.close()
+            raise
         return answers
 
     # ---- in a worker
 
     def departures(self, worker: int) -> Departures:
         """Return who has left, and who will."""
-        return Departures(dict(enumerate(self._news)).get(worker))
+        return Departures(_of_worker(worker, self._news))
 
     def outbox(self, put: Callable[..., None], worker: int) -> Outbox:
         """Return where a worker's messages go."""
-        window = Window(dict(enumerate(self._receipts)).get(worker))
+        window = Window(_of_worker(worker, self._receipts))
         return Outbox(put, sorter=self._sorter, worker=worker, window=window)
+
+
+def _of_worker(worker: int, pipes: list[Connection]) -> Connection | None:
+    return pipes[worker] if worker < len(pipes) else None
 
 
 def exchange_of(spec: LitSpec | None) -> Exchange | None:
@@ -249,6 +257,7 @@ class Inbox:
             len(self.response_queue),
         )
         self.response_queue.append((UNKNOWN, LitAPIStatus.OK))
+        self.event.set()
         self._leave(self.uid)
 
     def take(self) -> list[Any]:
@@ -294,7 +303,7 @@ class Sorter:
     worker_id = None
     response = None
 
-    def __init__(self, buffer: MutableMapping[Any, Inbox]) -> None:
+    def __init__(self, buffer: MutableMapping[Any, Any]) -> None:
         self._buffer = buffer
         self.receipts: Receipts | None = None
 
@@ -316,15 +325,15 @@ class Sorter:
         worker, server, messages = response[0]
         if self.receipts is not None and worker is not None:
             self.receipts.give(worker, server)
-        for uid in {uid for uid, _, _ in messages}:
+        for uid in {uid for uid, _, status in messages if status == LitAPIStatus.OK}:
             inbox = self._buffer.get(uid)
-            if inbox is not None:
+            if isinstance(inbox, Inbox):  # and not another's, of a spec that was derived
                 inbox.make_room()
-                inbox.event.set()
         for uid, data, status in messages:
             inbox = self._buffer.get(uid)
             if inbox is not None:
                 inbox.response_queue.append((data, status))
+                inbox.event.set()
 
     def set(self) -> None:
         """Nobody waits here."""

@@ -2,9 +2,10 @@
 
 LitServe's transport takes any number of messages, and its server process takes about one in a
 quarter of a millisecond out of it, whatever is in them. A model that is faster would only make its
-clients' outputs wait there, and take their memory. So a worker waits before it sends another
-message to a server process that has not taken the last few. Each worker has a pipe on which it is
-told of every message taken, with a byte that is the number of the server process.
+clients' outputs wait there, and take their memory. So a worker waits a little before it sends
+another message to a server process that has not taken the last few, and if that does not help,
+keeps it back to send it with what comes next. Each worker has a pipe on which it is told of every
+message taken, with a byte that is the number of the server process.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Final
 _UNDER_WAY: Final = 4
 """How many messages a server process may not have taken yet: enough for it never to be idle."""
 
-_PATIENCE: Final = 1.0
-"""Seconds, after which a server process is thought to be gone, and waited for no more."""
+_PATIENCE: Final = 0.1
+"""For how many seconds a model waits for a server process that is behind."""
 
 _NUMBERS: Final = 256
 _ALL_THERE_IS: Final = 65536
@@ -54,32 +55,39 @@ class Receipts:
 
 
 class Window:
-    """In a worker: lets it send a message when the server process has taken those before it.
+    """In a worker: tells whether a server process should be sent another message.
 
     Args:
-        reader: The worker's pipe; without it, it never has to wait.
+        reader: The worker's pipe; without it, always.
     """
 
     def __init__(self, reader: Connection | None = None) -> None:
         self._reader = reader
         self._under_way: Counter[int] = Counter()
-        self._silent: set[int] = set()
+        self._behind: set[int] = set()
 
-    def enter(self, server: int) -> None:
-        """Wait until a server process can be sent another message, and count that."""
+    def enter(self, server: int) -> bool:
+        """Tell whether to send a server process a message, and if so, count that.
+
+        It waits a little for one that has not taken the last few, and not again before that one
+        has caught up: others should not have to wait for it.
+        """
         reader, number = self._reader, server % _NUMBERS
         if reader is None:
-            return
+            return True
         self._read(reader)
-        while self._under_way[number] >= _UNDER_WAY and not self._is_silent(number):
-            if not wait([reader], _PATIENCE):
-                self._silent.add(number)
-                self._under_way[number] = 0
-            self._read(reader)
+        if self._is_full(number) and number not in self._behind:
+            if wait([reader], _PATIENCE):
+                self._read(reader)
+            if self._is_full(number):
+                self._behind.add(number)
+        if self._is_full(number):
+            return False
         self._under_way[number] += 1
+        return True
 
-    def _is_silent(self, number: int) -> bool:
-        return self._reader is None or number in self._silent
+    def _is_full(self, number: int) -> bool:
+        return self._reader is not None and self._under_way[number] >= _UNDER_WAY
 
     def _read(self, reader: Connection) -> None:
         try:
@@ -89,5 +97,6 @@ class Window:
         if not taken:  # there is nobody left who could tell
             self._reader = None
         for number, count in Counter(taken).items():
-            self._silent.discard(number)
             self._under_way[number] = max(0, self._under_way[number] - count)
+            if not self._under_way[number]:
+                self._behind.discard(number)

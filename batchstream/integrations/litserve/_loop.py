@@ -121,8 +121,8 @@ class BatchedStreamLoop(_AnyLoop):
     else changes. The hooks and callbacks are those of LitServe's batched streaming loop, in the
     same order. What `encode_response` yields is a step of a batch: one element for each request,
     in the order of the requests, where None or any other marker ends a request there and then.
-    The generators of `encode_response`, `unbatch` and `predict` are closed, in this order, as soon
-    as no request of the batch is left.
+    As soon as no request of the batch is left, its generators are closed, each before the one that
+    it reads.
 
     A request whose client leaves is left too, before the next step. Whoever makes the steps hears
     of it, as of every end: `live = yield step`. Every hook that has a `context` can ask it:
@@ -244,18 +244,23 @@ class BatchedStreamLoop(_AnyLoop):
                 return found
 
     def _serve(self, desk: Desk, request_queue: Queue[Any]) -> None:
-        lit_api, transport = desk.lit_api, desk.transport
         splits_at_predict = self._eos_in == "predict" or not desk.overrides("encode_response")
         while True:
-            requests, late = self.get_batch_requests(lit_api, request_queue, transport)
-            for server, uid in late:
-                desk.reply_to(server, uid).time_out(lit_api.request_timeout)
-            members = [
-                Member(desk.reply_to(server, uid), request)
-                for server, uid, request in requests
-                if uid not in desk.departures
-            ]
-            Batch(desk, members, splits_at_predict=splits_at_predict).serve()
+            # Nothing of a batch is left here while the loop waits for the next.
+            self._next_batch(desk, request_queue, splits_at_predict=splits_at_predict).serve()
+
+    def _next_batch(
+        self, desk: Desk, request_queue: Queue[Any], *, splits_at_predict: bool
+    ) -> Batch:
+        requests, late = self.get_batch_requests(desk.lit_api, request_queue, desk.transport)
+        for server, uid in late:
+            desk.reply_to(server, uid).time_out(desk.lit_api.request_timeout)
+        members = [
+            Member(desk.reply_to(server, uid), request)
+            for server, uid, request in requests
+            if uid not in desk.departures
+        ]
+        return Batch(desk, members, splits_at_predict=splits_at_predict)
 
 
 class ContinuousBatchLoop(_AnyLoop):

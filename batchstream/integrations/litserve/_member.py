@@ -51,8 +51,10 @@ class Member:
     def leave(self) -> None:
         """Let go of what the request needed; it gets nothing any more."""
         self.context.live = False
+        self.value = None
         if self.encoding is not None:
             self.encoding.close()
+            self.encoding = None
 
 
 class Encoding:
@@ -89,7 +91,7 @@ class Encoding:
             TypeError: It does not return an iterator.
             Exception: What it raises.
         """
-        encoded = encode(self)
+        encoded = encode(Outputs(self))
         if not hasattr(encoded, "__next__"):
             raise TypeError(
                 f"encode_response is called for each request with an iterator of its outputs, and "
@@ -151,7 +153,7 @@ class Encoding:
     def _let_go(self) -> None:
         encoded, self._encoded = self._encoded, iter(())
         close = getattr(encoded, "close", None)
-        if close is None or encoded is self:
+        if close is None:
             return
         try:
             close()
@@ -160,17 +162,19 @@ class Encoding:
         except BaseException as error:  # noqa: BLE001 - of a request that has had its end
             unheard(error)
 
-    def __iter__(self) -> Self:
-        return self
+    def next_output(self) -> Any:
+        """Return the next output, as soon as there is one.
 
-    def __next__(self) -> Any:
+        Raises:
+            StopIteration: The request has got its last one.
+        """
         if not self._begun:
             raise RuntimeError(
                 "encode_response asks for an output while it is called, before the model is: "
                 "make it a generator function, whose code runs when there is one"
             )
         while not self._outputs:
-            if self._failed:
+            if self._failed or self.over:
                 raise _NoEndError
             if self._ended:
                 raise StopIteration
@@ -178,6 +182,26 @@ class Encoding:
             if not self._look_ahead():
                 raise StopIteration
         return self._outputs.popleft()
+
+
+class Outputs:
+    """What an `encode_response` is given: an iterator that can be closed, and nothing else."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        self._encoding = encoding
+        self._closed = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        if self._closed:
+            raise StopIteration
+        return self._encoding.next_output()
+
+    def close(self) -> None:
+        """Read nothing more. What was read can still be encoded."""
+        self._closed = True
 
 
 class _NoEndError(GeneratorExit):

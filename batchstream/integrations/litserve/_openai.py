@@ -50,9 +50,9 @@ class OpenAISpec(stock.OpenAISpec):
     `"length"` where the request ended with that reason; or what the model says, with
     `Last(..., info={"finish_reason": "content_filter"})`; or `"tool_calls"` where there were any.
 
-    What was used the model says too, in its messages (`prompt_tokens`, `completion_tokens`,
-    `total_tokens`) or in the `info` of the end; the response has the sum. In a stream that is a
-    chunk of its own, behind all others, if the client asks with
+    What was used the model says too, in the `info` of the end (`prompt_tokens`,
+    `completion_tokens`, `total_tokens`) or in its messages, whose figures are added up. In a stream
+    the sum is a chunk of its own, behind all others, if the client asks with
     `stream_options: {"include_usage": true}`; otherwise it is in the last chunk, if there is
     anything to tell.
 
@@ -97,7 +97,7 @@ class OpenAISpec(stock.OpenAISpec):
     def endpoints(self) -> list[tuple[str, Callable[..., Any], list[str]]]:
         """The routes, for the server that has just introduced itself."""
         if self.exchange is not None:
-            self.exchange.suits(self._server)
+            self.exchange.check(self._server)
         return super().endpoints  # type: ignore[no-any-return]
 
     def populate_context(self, context: dict[str, Any], request: Any) -> None:
@@ -127,7 +127,9 @@ class OpenAISpec(stock.OpenAISpec):
 
 
 def _checked(n: int | None) -> int:
-    if n is None or not 1 <= n <= _LARGEST_N:
+    if n is None:
+        return 1
+    if not 1 <= n <= _LARGEST_N:
         raise HTTPException(400, f"n must be from 1 to {_LARGEST_N}, got {n}")
     return n
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from litserve.utils import LitAPIStatus, LoopResponseType
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Message: TypeAlias = "tuple[object, object, str]"
 """For whom, what, and which of LitServe's states it tells."""
+
+_MOST: Final = 4096
+"""How many messages are kept back for a server process."""
 
 Parcel: TypeAlias = "tuple[int | None, int, list[Message]]"
 """From which worker, to which server process, and the messages."""
@@ -59,8 +62,11 @@ class Outbox:
         else:
             self._collected.setdefault(server, []).append((uid, data, status))
 
-    def flush(self) -> None:
-        """Send what has been collected, when the server processes have got so far.
+    def flush(self, *, entirely: bool = False) -> None:
+        """Send what has been collected, to those server processes that have got so far.
+
+        Args:
+            entirely: Whether to all others as well: there may not be another flush for long.
 
         Raises:
             Exception: What the transport raises, now and ever after: messages have been lost, and
@@ -68,12 +74,12 @@ class Outbox:
         """
         if self._error is not None:
             raise self._error
-        if not self._collected:
-            return
-        collected, self._collected = self._collected, {}
         try:
-            for server, messages in collected.items():
-                self._window.enter(server)
+            for server, messages in tuple(self._collected.items()):
+                may = self._window.enter(server)
+                if not (may or entirely or len(messages) > _MOST):
+                    continue
+                del self._collected[server]
                 parcel = (self._worker, server, messages)
                 response_type = LoopResponseType.STREAMING
                 self._put(server, self._sorter, parcel, LitAPIStatus.OK, response_type)

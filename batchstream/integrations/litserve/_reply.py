@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from litserve.utils import LitAPIStatus, PickleableHTTPException
 from starlette.exceptions import HTTPException
 
 from batchstream.integrations.litserve._exchange import exchange_of
+from batchstream.integrations.litserve._log import logger
 from batchstream.integrations.litserve._messages import Ending, Failure, text_of
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from batchstream import StreamEnd
     from batchstream.integrations.litserve._outbox import Outbox
-
-logger = logging.getLogger("batchstream.integrations.litserve")
 
 
 class Reply:

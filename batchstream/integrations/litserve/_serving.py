@@ -32,10 +32,12 @@ class Serving(ABC):
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._members: dict[int, Member] = {}  # by slot: who is there, or was last
+        self._members: dict[int, Member] = {}  # by slot: who is there
         self._slots: dict[str, int] = {}  # of those who are there, by uid
         self._unsettled: dict[Member, None] = {}  # whoever has not been told of an end
-        self._to_encode: dict[Member, None] = {}  # in the order in which they got something
+        # Of those who are unsettled: who has got something to encode, in that order, and how those
+        # end who get nothing more.
+        self._to_encode: dict[Member, None] = {}
         self._ends: list[tuple[Member, StreamEnd]] = []
         self._depth = 0  # of those who look ahead while another does
 
@@ -62,26 +64,34 @@ class Serving(ABC):
 
         All that has been said to clients is sent before: nobody waits for the step of others.
         """
+        self._catch_up()
+        delivery = self._pull()
+        if delivery is None:
+            return False
+        members = self._members
+        for slot, output in zip(delivery.slots, delivery.values, strict=True):
+            member = members.get(slot)
+            if member is None:
+                pass  # one of the outputs before was its last
+            elif member.encoding is None:
+                self._send((output,), member)
+            else:
+                member.encoding.give(output)
+                self._to_encode[member] = None
+        for slot, end in delivery.ends:
+            member = members.pop(slot, None)
+            if member is not None:
+                self._note_end(member, end)
+        return True
+
+    def _catch_up(self) -> None:
+        """Say what there is to say to clients, and hear which of them have left."""
         self._desk.outbox.flush()
         for uid in self._desk.departures.news():
             if uid in self._slots:
                 member = self._members[self._slots[uid]]
                 member.reply.give_up()
                 self._dismiss(member)
-        delivery = self._pull()
-        if delivery is None:
-            return False
-        members = self._members
-        for slot, output in zip(delivery.slots, delivery.values, strict=True):
-            member = members[slot]
-            if member.encoding is None:
-                self._send((output,), member)
-            else:
-                member.encoding.give(output)
-                self._to_encode[member] = None
-        for slot, end in delivery.ends:
-            self._note_end(members[slot], end)
-        return True
 
     def _seat(self, slot: int, member: Member) -> None:
         self._members[slot] = member
@@ -99,8 +109,10 @@ class Serving(ABC):
         """Serve a member no more, who has been told so, or cannot be."""
         slot = self._slots.pop(str(member.reply.uid), None)
         if slot is not None:
+            self._members.pop(slot, None)
             self._vacate(slot)
         self._unsettled.pop(member, None)
+        self._to_encode.pop(member, None)
         member.leave()
 
     def _hand_out(self, *, aside: bool = False) -> None:
@@ -134,9 +146,10 @@ class Serving(ABC):
                 self._hand_out(aside=True)
             finally:
                 self._depth -= 1
+        self._catch_up()
         encoding = member.encoding
-        if encoding is not None and not encoding.wants:
-            return True  # one of them has looked ahead, against all expectation
+        if encoding is None or not encoding.wants:
+            return True  # its client has left, or one of the others has looked ahead after all
         return self.advance()
 
     def _send(self, elements: Iterable[Any], member: Member) -> None:
@@ -158,8 +171,11 @@ class Serving(ABC):
 
     def _settle(self) -> None:
         """Let those end who have ended; an error of several is told, and logged, once."""
-        ends = [end for end in self._ends if self._has_all(end[0])]
-        self._ends = [end for end in self._ends if not self._has_all(end[0])]
+        ends: list[tuple[Member, StreamEnd]] = []
+        later: list[tuple[Member, StreamEnd]] = []
+        for pair in self._ends:
+            (ends if self._has_all(pair[0]) else later).append(pair)
+        self._ends = later
         errors: dict[int, tuple[BaseException, list[Member]]] = {}
         for member, end in ends:
             if end.error is not None:

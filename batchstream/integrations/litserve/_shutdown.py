@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
     from types import FrameType
 
 
@@ -21,26 +22,50 @@ def end_together() -> None:
     """
     if threading.current_thread() is not threading.main_thread():
         return  # only that one may decide
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _interrupt_of(os.getpid()))
-        atexit.register(_terminate_children)
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, Interrupt(os.getpid()))
+        atexit.register(_terminate_litserve, os.getpid())
+    elif isinstance(handler, Interrupt):
+        handler.told = False
 
 
-class _interrupt_of:  # noqa: N801 - a function with a value
+class Interrupt:
+    """What the main process does at SIGTERM.
+
+    Args:
+        process: The main process; one that it has forked inherits this, and not what it is for.
+
+    Attributes:
+        told: Whether it has been told: a second time would break off the shutdown.
+    """
+
     def __init__(self, process: int) -> None:
         self._process = process
+        self.told = False
 
     def __call__(self, number: int, _: FrameType | None) -> None:
-        if os.getpid() == self._process:
-            signal.signal(number, signal.SIG_IGN)  # being told twice would break off the clean end
-            raise KeyboardInterrupt
-        # A process that was forked since then has inherited this, and not what it is for.
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        """End LitServe if it runs, and otherwise the process, as is the default."""
+        if os.getpid() == self._process and _litserves_children():
+            if not self.told:
+                self.told = True
+                raise KeyboardInterrupt
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
 
-def _terminate_children() -> None:
+def _terminate_litserve(process: int) -> None:
     # Before multiprocessing's own function at exit, which waits for them; there are none after
-    # LitServe's shutdown.
-    for child in multiprocessing.active_children():
-        child.terminate()
+    # LitServe's shutdown. A forked process has inherited this as well.
+    if os.getpid() == process:
+        for child in _litserves_children():
+            child.terminate()
+
+
+def _litserves_children() -> list[BaseProcess]:
+    return [
+        child
+        for child in multiprocessing.active_children()
+        if child.name == "inference-worker" or child.name.startswith("LitServer-")
+    ]

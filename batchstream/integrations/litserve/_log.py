@@ -1,0 +1,8 @@
+"""Where both sides log."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+logger: Final = logging.getLogger("batchstream.integrations.litserve")

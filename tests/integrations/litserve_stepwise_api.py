@@ -1,0 +1,372 @@
+"""A LitServe server whose models a test leads: `python litserve_stepwise_api.py OPTIONS`.
+
+A request is `{"tag": ..., "outputs": how many}`. With a "port" the worker connects to the test
+there, tells what it does in lines, and waits before each step until it is told to `go`. If the
+connection is lost, it goes on without.
+
+`{"trouble": [where, number, kind]}` lets a hook raise: "decode" and "add", or "encode" and "step"
+at the output of that number. `{"limit": seconds}` is from then on the longest that requests may
+wait, until this one leaves.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+from itertools import count
+
+import litserve as ls
+from litserve.loops.base import _SENTINEL_VALUE
+from litserve.loops.continuous_batching_loop import DefaultContinuousBatchingLoop
+from litserve_api import PassingMiddleware, error, really_use_zmq
+
+from batchstream import EOS
+from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop
+
+SIZE = 3
+TIMEOUT = 60
+
+
+# ---- what a worker tells, and is told
+
+
+class Ears:
+    """Who has left, as far as this worker has heard; nobody ever, in a loop of LitServe's own."""
+
+    def __init__(self):
+        self.heard = None
+        self._news = threading.Condition()
+
+    def listen_to(self, departures):
+        self.heard = set()
+        note = departures._note
+
+        def note_and_tell(uid):
+            note(uid)
+            with self._news:
+                self.heard.add(uid)
+                self._news.notify_all()
+
+        departures._note = note_and_tell
+
+    def wait_for(self, uid):
+        if self.heard is not None:
+            with self._news:
+                assert self._news.wait_for(lambda: uid in self.heard, TIMEOUT)
+
+
+class Door:
+    """The worker's end of the connection to the test; open if there is none, or once it is lost."""
+
+    def __init__(self, port=None):
+        self.port = port
+        self._socket = self._lines = None
+        if port is not None:
+            try:
+                self._socket = socket.create_connection(("127.0.0.1", port))
+                self._lines = self._socket.makefile()
+            except OSError:
+                self._socket = None  # a request of a test that is over
+
+    def tell(self, *words):
+        if self._socket:
+            try:
+                self._socket.sendall((" ".join(map(str, words)) + "\n").encode())
+            except OSError:
+                self.close()
+
+    def hear(self):
+        try:
+            line = self._lines.readline() if self._socket else ""
+        except OSError:
+            line = ""
+        if not line:
+            self.close()
+        return line.split() or ["go"]
+
+    def close(self):
+        if self._socket:
+            self._lines.close()
+            self._socket.close()
+            self._socket = None
+
+
+class StepwiseAPI(ls.LitAPI):
+    """What the APIs share. Requests carry their `uid`, if the loop is ours."""
+
+    def setup(self, device):
+        self.ears = Ears()
+        self.door = Door()
+        self.uids = {}
+        if self.setup_port is not None:
+            door = Door(self.setup_port)
+            door.tell("setup")
+            door.hear()
+
+    def decode_request(self, request: dict):
+        port = request.get("port")
+        if port != self.door.port:
+            self.door.close()
+            self.door = Door(port)
+        self.door.tell("decode", request["tag"])
+        self.uids[request.get("uid")] = request["tag"]
+        raise_if(request, "decode")
+        if "limit" in request:
+            self.request_timeout = request["limit"]
+        return request
+
+    def wait_to_go(self, *words):
+        self.door.tell("step", *words)
+        while True:
+            command, *arguments = self.door.hear()
+            if command == "go":
+                return
+            if command == "departure":  # of a request by its tag, or by a uid that it had never
+                [tag] = arguments
+                named = {known: uid for uid, known in self.uids.items()}
+                self.ears.wait_for(named.get(tag, tag))
+                self.door.tell("departure", tag)
+            elif command == "departures":
+                heard = self.ears.heard
+                self.door.tell(*sorted(tag for uid, tag in self.uids.items() if uid in heard))
+
+
+def raise_if(request, where, number=0):
+    wanted_where, wanted_number, kind = request.get("trouble", (None, 0, ""))
+    if (where, number) == (wanted_where, wanted_number):
+        raise error(kind, where)
+
+
+def message(request, number):
+    return {"tag": request["tag"], "output": number, "pid": os.getpid()}
+
+
+# ---- batches
+
+
+class BatchAPI(StepwiseAPI):
+    def predict(self, requests, context):
+        self.live = range(len(requests))
+        try:
+            for number in count():
+                if all(number >= request["outputs"] for request in requests):
+                    return
+                told = [requests[slot]["tag"] for slot in self.live]
+                readable = [
+                    request["tag"]
+                    for request, own in zip(requests, context, strict=True)
+                    if getattr(own, "live", True)
+                ]
+                self.wait_to_go(*told, "|", *readable)
+                step = [
+                    message(request, number) if number < request["outputs"] else None
+                    for request in requests
+                ]
+                live = yield step
+                if live is not None:
+                    self.live = live
+        finally:
+            self.uids.clear()
+            self.door.tell("closed")
+            self.door.close()
+            self.door = Door()
+
+
+class EncodingAPI(BatchAPI):
+    """Its ends are looked for in what encode_response yields, which is told who is live."""
+
+    def encode_response(self, steps):
+        for step in steps:
+            self.live = yield step
+            if self.live is None:  # a loop of LitServe's own
+                self.live = range(len(step))
+
+
+# ---- continuous
+
+
+class Engine:
+    def __init__(self, api):
+        self.api = api
+        self.rows = {}
+        api.door.tell("engine")
+
+    def add(self, slot, request):
+        assert slot not in self.rows, f"slot {slot} has {self.rows[slot]}, cannot have {request}"
+        raise_if(request, "add")
+        self.rows[slot] = (request, count())
+        self.api.door.tell("add", request["tag"], slot)
+
+    def step(self):
+        self.api.wait_to_go(*(f"{row[0]['tag']}@{slot}" for slot, row in sorted(self.rows.items())))
+        step = {}
+        for slot, (request, numbers) in self.rows.items():
+            number = next(numbers)
+            raise_if(request, "step", number)
+            step[slot] = (request, number) if number < request["outputs"] else EOS
+        return step
+
+    def remove(self, slot):
+        request, _ = self.rows.pop(slot)
+        self.api.door.tell("remove", request["tag"], slot)
+        if "limit" in request:
+            self.api.request_timeout = TIMEOUT
+        self.api.uids.pop(request["uid"], None)
+
+
+class ContinuousAPI(StepwiseAPI):
+    def encode_response(self, outputs):
+        for request, number in outputs:
+            raise_if(request, "encode", number)
+            yield message(request, number)
+
+
+class StockContinuousAPI(StepwiseAPI):
+    """What LitServe asks of an API for its continuous batching, in its error messages."""
+
+    def has_active_requests(self):
+        return bool(self.loop.active_sequences)
+
+    def predict(self, requests, generated_sequence):
+        return [
+            json.dumps(message(request, len(generated)))
+            for request, generated in zip(requests, generated_sequence, strict=True)
+        ]
+
+    def encode_response(self, output):
+        return output
+
+    def has_finished(self, uid, token, max_sequence_length):
+        message = json.loads(token or "{}")
+        return message.get("output") == 2
+
+
+# ---- loops that let the model know what reaches the worker
+
+
+class Naming:
+    """LitServe's request queue, but requests say by which uid they are known."""
+
+    def __init__(self, request_queue):
+        self._queue = request_queue
+
+    def get(self, **how):
+        return self._named(self._queue.get(**how))
+
+    def get_nowait(self):
+        return self._named(self._queue.get_nowait())
+
+    def _named(self, element):
+        if element == _SENTINEL_VALUE:
+            return element
+        server, uid, submitted, request = element
+        return server, uid, submitted, request | {"uid": uid}
+
+
+class BatchLoop(BatchedStreamLoop):
+    def _serve(self, desk, request_queue):
+        desk.lit_api.ears.listen_to(desk.departures)
+        super()._serve(desk, Naming(request_queue))
+
+
+class ContinuousLoop(ContinuousBatchLoop):
+    def _serve(self, desk, request_queue):
+        desk.lit_api.ears.listen_to(desk.departures)
+        super()._serve(desk, Naming(request_queue))
+
+
+# ---- the server
+
+
+def api(kind, setup_port):
+    # Batches are full always, but where it says otherwise: nobody waits so long for the last.
+    batches = {"max_batch_size": SIZE, "batch_timeout": 20}
+    make, options = {
+        "predict": lambda: (BatchAPI, batches | {"loop": BatchLoop(eos_in="predict")}),
+        "encode": lambda: (EncodingAPI, batches | {"loop": BatchLoop()}),
+        "prompt": lambda: (BatchAPI, {"max_batch_size": SIZE, "loop": BatchLoop()}),
+        "continuous": lambda: (
+            ContinuousAPI,
+            {"max_batch_size": SIZE, "loop": ContinuousLoop(Engine)},
+        ),
+        "narrow": lambda: (
+            ContinuousAPI,
+            {"max_batch_size": 1, "loop": ContinuousLoop(Engine, max_pending=2)},
+        ),
+        "stock": lambda: (EncodingAPI, batches | {"loop": "auto"}),
+        "stock_prompt": lambda: (EncodingAPI, {"max_batch_size": SIZE, "loop": "auto"}),
+        "stock_continuous": lambda: (
+            StockContinuousAPI,
+            {"max_batch_size": SIZE, "loop": DefaultContinuousBatchingLoop()},
+        ),
+    }[kind]()
+    made = make(stream=True, api_path=f"/{kind}", **options)
+    made.setup_port = setup_port
+    return made
+
+
+class OtherServer(ls.LitServer):
+    """A LitServe of another version, that lacks an attribute for those who look from outside."""
+
+    hidden = None
+
+    def __getattribute__(self, name):
+        if name == OtherServer.hidden:
+            asking = sys._getframe(1).f_globals["__name__"]
+            if asking.startswith("batchstream"):
+                raise AttributeError(f"no attribute {name!r}")
+        return super().__getattribute__(name)
+
+
+def add_view(server):
+    """Let tests see what waits, and whom a server process answers."""
+
+    @server.app.get("/view")
+    def view():
+        return {
+            "waiting": {
+                path: queue.qsize() for path, queue in server.litapi_request_queues.items()
+            },
+            "answering": [
+                uid for uid in server.response_buffer if not uid.startswith("batchstream")
+            ],
+        }
+
+
+def main(
+    port,
+    *,
+    apis,
+    workers=1,
+    servers=1,
+    zmq=False,
+    middleware=False,
+    hidden=None,
+    setup=None,
+    grace=30,
+):
+    OtherServer.hidden = hidden
+    server = OtherServer(
+        [api(kind, setup) for kind in apis],
+        accelerator="cpu",
+        timeout=TIMEOUT,
+        workers_per_device=workers,
+        fast_queue=zmq,
+        middlewares=[PassingMiddleware] if middleware else None,
+    )
+    server.uvicorn_graceful_timeout = grace
+    add_view(server)
+    if zmq:
+        really_use_zmq(server)
+    server.run(
+        host="127.0.0.1",
+        port=port,
+        num_api_servers=servers,
+        generate_client_file=False,
+        http="h11" if middleware else "httptools",
+    )
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))
