@@ -772,7 +772,7 @@ def test_a_write_that_takes_too_long_cancels_the_stream_and_cuts_the_connection(
     exchange = respond_with(server, model, response_class, send_timeout=0.2)
     with server.connect(exchange) as client:
         exchange.wait_until(lambda exchange: exchange.sent)
-        model.give(["more"], ["and more"], ["and more"])
+        model.give(["more"], *[["and more"]] * 4)  # each middleware takes one or two in
         assert model.closed.wait(SECONDS)
         assert is_cancelled(exchange)
         assert read_to_the_end(client) != b"0\r\n\r\n"

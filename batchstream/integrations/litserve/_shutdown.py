@@ -6,12 +6,16 @@ import atexit
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
     from types import FrameType
+
+_WORKER: Final = "inference-worker"
+_BY_SIGNAL: Final = 128
 
 
 def end_together() -> None:
@@ -46,13 +50,15 @@ class Interrupt:
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         """End LitServe if it runs, and otherwise the process, as is the default."""
-        if os.getpid() == self._process and _litserves_children():
-            if not self.told:
-                self.told = True
-                raise KeyboardInterrupt
-        else:
+        names = {child.name for child in _litserves_children()}
+        if os.getpid() != self._process or not names:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        elif not self.told:
+            self.told = True
+            if names == {_WORKER}:  # it still starts, and would not know what to do
+                sys.exit(_BY_SIGNAL + number)
+            raise KeyboardInterrupt
 
 
 def _terminate_litserve(process: int) -> None:
@@ -67,5 +73,5 @@ def _litserves_children() -> list[BaseProcess]:
     return [
         child
         for child in multiprocessing.active_children()
-        if child.name == "inference-worker" or child.name.startswith("LitServer-")
+        if child.name == _WORKER or child.name.startswith("LitServer-")
     ]
