@@ -2,6 +2,7 @@
 
 import batching
 import handoff
+import litserve_loops
 import seam
 import streams
 
@@ -13,3 +14,5 @@ if __name__ == "__main__":
     seam.main()
     print()
     batching.main()
+    print()
+    litserve_loops.main()
