@@ -54,14 +54,16 @@ async def pass_on(request, call_next):
     return await call_next(request)
 
 
+MIDDLEWARE = Middleware(BaseHTTPMiddleware, dispatch=pass_on)
 KINDS = {
     "httptools": ({"http": "httptools", "loop": "uvloop"}, []),
     "h11": ({"http": "h11", "loop": "asyncio"}, []),
-    # Each of the two passes responses on through a stream of its own.
-    "middleware": (
-        {"http": "httptools", "loop": "asyncio"},
-        [Middleware(BaseHTTPMiddleware, dispatch=pass_on)] * 2,
-    ),
+    # It passes responses on through a stream of its own.
+    "middleware": ({"http": "httptools", "loop": "asyncio"}, [MIDDLEWARE]),
+}
+SEVERAL = {
+    "two middlewares": ({"http": "httptools", "loop": "asyncio"}, [MIDDLEWARE] * 2),
+    "three middlewares": ({"http": "h11", "loop": "asyncio"}, [MIDDLEWARE] * 3),
 }
 
 
@@ -117,7 +119,7 @@ class Server(uvicorn.Server):
     """A server in a thread with a loop of its own, for an application whose paths tests add."""
 
     def __init__(self, kind="httptools", make_app=Starlette):
-        options, middleware = KINDS[kind]
+        options, middleware = (KINDS | SEVERAL)[kind]
         self.exchanges = {}
         methods = ["GET", "HEAD", "POST"]
         self.app = make_app(
@@ -584,6 +586,16 @@ def test_R5_an_error_in_mid_stream_cuts_the_connection(server, response_class):
     assert isinstance(exchange.wait().error, KeyError)
 
 
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_R5_the_cut_is_visible_behind_several_middlewares(start, kind, response_class):
+    server = start(kind, Starlette)
+    model = Model(server, ["so"])
+    call = server.call(respond_with(server, model, response_class))
+    assert b"so" in call.wait_for_chunk()
+    model.give([Fail(KeyError("broken"))])
+    assert isinstance(call.wait().error, httpx.RemoteProtocolError)
+
+
 def test_a_stream_that_others_cancel_in_mid_stream_cuts_the_connection(server, response_class):
     exchange = respond_with(server, Model(server, ["so"]), response_class)
     call = server.call(exchange)
@@ -772,7 +784,7 @@ def test_a_write_that_takes_too_long_cancels_the_stream_and_cuts_the_connection(
     exchange = respond_with(server, model, response_class, send_timeout=0.2)
     with server.connect(exchange) as client:
         exchange.wait_until(lambda exchange: exchange.sent)
-        model.give(["more"], *[["and more"]] * 4)  # each middleware takes one or two in
+        model.give(["more"], ["and more"], ["and more"])
         assert model.closed.wait(SECONDS)
         assert is_cancelled(exchange)
         assert read_to_the_end(client) != b"0\r\n\r\n"
