@@ -748,7 +748,7 @@ def read_to_the_end(client):
 
 def stuck(server, response_class, closed, **options):
     def respond():
-        batch = AsyncBatchedStream(endless(closed)(), 1, max_buffered=4, on_overflow="cancel")
+        batch = AsyncBatchedStream(endless(closed)(), 1, max_buffered=64, on_overflow="cancel")
         (exchange.stream,) = batch
         return response_class(exchange.stream, **options)
 
