@@ -41,6 +41,9 @@ class Desk:
         worker_id: Which worker this is; without it, no client ever leaves.
 
     Attributes:
+        lit_api: The API.
+        options: How the ends of streams are told.
+        transport: LitServe's.
         outbox: For messages.
         departures: Who has left.
     """
