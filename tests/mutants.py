@@ -678,6 +678,13 @@ def python_that_interleaves() -> str | None:
     return None
 
 
+def path_of(copy: Path, noticed_by: str) -> str:
+    """Return what pytest is to run: a file of tests, or one test of it."""
+    name, *test = noticed_by.split("::")
+    [path] = (copy / "tests").rglob(name)
+    return "::".join([path.relative_to(copy).as_posix(), *test])
+
+
 def run(mutant: Mutant) -> str:
     """Return the test that noticed, or what went wrong in capitals."""
     with tempfile.TemporaryDirectory() as folder:
@@ -693,7 +700,7 @@ def run(mutant: Mutant) -> str:
         python = python_for(mutant)
         if python is None:
             return NOT_RUN
-        tests = [f"tests/{name}" for name in mutant.noticed_by]
+        tests = [path_of(copy, name) for name in mutant.noticed_by]
         tests += ["-k", mutant.only] * bool(mutant.only)
         told = {"PYTHONPATH": folder, "PY_COLORS": "0", "SCHEDULES": str(SCHEDULES), **PLUGINS}
         try:
@@ -708,7 +715,9 @@ def run(mutant: Mutant) -> str:
             )
         except subprocess.TimeoutExpired:
             return f"UNCLEAR: not done after {SECONDS} seconds"
-    noticed = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", completed.stdout, re.MULTILINE)
+    noticed = re.search(
+        r"^(?:FAILED|ERROR) (?:tests/(?:\w+/)*)?(\S+)", completed.stdout, re.MULTILINE
+    )
     if noticed:
         return noticed[1]
     if "Timeout" in completed.stdout + completed.stderr:
