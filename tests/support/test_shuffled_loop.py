@@ -336,7 +336,7 @@ def test_a_leftover_that_shrugs_off_its_cancel_is_reported():
 
 
 def test_a_scenario_that_never_ends_is_reported(monkeypatch):
-    monkeypatch.setattr("shuffled_loop.MANY_CALLBACKS", 1000)
+    monkeypatch.setattr("support.shuffled_loop.MANY_CALLBACKS", 1000)
 
     async def scenario():
         for count in itertools.count():
