@@ -34,7 +34,7 @@ from batchstream import (
     SlowConsumerError,
     token_ids,
 )
-from batchstream._request import Request
+from batchstream._batching.request import Request
 
 pytestmark = pytest.mark.timeout(30)
 

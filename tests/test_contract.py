@@ -33,7 +33,7 @@ from batchstream import (
     Many,
     SlowConsumerError,
 )
-from batchstream._loops import TURN
+from batchstream._eventloops.base import TURN
 
 pytestmark = pytest.mark.timeout(30)
 

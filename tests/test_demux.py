@@ -26,7 +26,7 @@ from batchstream import (
     demux,
     token_ids,
 )
-from batchstream._demux import BATCH_TRANSITIONS, SLOT_TRANSITIONS
+from batchstream._core.demultiplexer import BATCH_TRANSITIONS, SLOT_TRANSITIONS
 
 
 class OneAgain:

@@ -24,9 +24,9 @@ from test_layering import (
 )
 
 import batchstream
-from batchstream._buffers import SEGMENT_LENGTH
-from batchstream._demux import BATCH_TRANSITIONS, SLOT_TRANSITIONS
-from batchstream._loops import TURN
+from batchstream._core.demultiplexer import BATCH_TRANSITIONS, SLOT_TRANSITIONS
+from batchstream._eventloops.base import TURN
+from batchstream._handoff.buffer import SEGMENT_LENGTH
 from batchstream.integrations import litserve, prometheus, starlette
 
 ROOT = Path(__file__).parent.parent
