@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from batchstream import OverloadedError
-from batchstream._admission import Admission
+from batchstream._batching.queue import Admission
 
 SIZE = 3
 

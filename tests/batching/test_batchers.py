@@ -24,7 +24,7 @@ from batchstream import (
     SlowConsumerError,
     token_ids,
 )
-from batchstream._request import Request
+from batchstream._batching.request import Request
 from support.engines import (
     batchers_in_loops,
     batchers_in_threads,

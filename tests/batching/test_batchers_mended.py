@@ -24,15 +24,11 @@ from batchstream import (
     OverloadedError,
     SlowConsumerError,
     StreamEnd,
-    _admission,
-    _batcher,
-    _dispatcher,
-    _thread_dispatcher,
-    _workers,
     batched,
 )
-from batchstream._asyncio import _tasks
-from batchstream._request import Request
+from batchstream._batching import batcher, dispatcher, queue, thread_dispatcher, workers
+from batchstream._batching.request import Request
+from batchstream._eventloops.asyncio import _tasks
 from support.sources import TIMEOUT, Gate
 
 pytestmark = pytest.mark.timeout(60)
@@ -67,7 +63,7 @@ class Echo:
 
 
 SUBMITTING = {
-    module.__file__ for module in (_admission, _batcher, _dispatcher, _thread_dispatcher, _workers)
+    module.__file__ for module in (batcher, dispatcher, queue, thread_dispatcher, workers)
 }
 
 
@@ -371,14 +367,14 @@ def stuck(requests):
 batcher = batchstream.DynamicBatcher(stuck, max_batch_size=1, workers=4)
 streams = [batcher.stream(number) for number in range(4)]
 reached.wait(20)
-from batchstream import _thread
+from batchstream._pumps import thread as _thread
 joined = []
 class Clock:  # the patience of all together is that of one
     time = 0.0
     @classmethod
     def monotonic(cls):
         return cls.time
-from batchstream import _thread_dispatcher
+from batchstream._batching import thread_dispatcher as _thread_dispatcher
 _thread.time = _thread_dispatcher.time = Clock
 def join(self, timeout=None):
     joined.append(timeout)

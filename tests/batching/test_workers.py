@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from batchstream._groups import _MANY, Groups
-from batchstream._workers import AnyWorker, Workers
+from batchstream._batching.groups import _MANY, Groups
+from batchstream._batching.workers import AnyWorker, Workers
 
 
 @pytest.fixture

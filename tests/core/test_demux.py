@@ -25,7 +25,7 @@ from batchstream import (
     demux,
     token_ids,
 )
-from batchstream._demux import BATCH_TRANSITIONS, SLOT_TRANSITIONS
+from batchstream._core.demultiplexer import BATCH_TRANSITIONS, SLOT_TRANSITIONS
 from support.sources import OfUnhashableType, Untouchable
 
 

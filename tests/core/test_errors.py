@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from batchstream import BatchStreamError, SourceError
-from batchstream._errors import StepError, consumer_error, forget_context
+from batchstream._core.errors import StepError, consumer_error, forget_context
 
 
 class Formatted(Exception):

@@ -12,22 +12,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 import batchstream
-from batchstream._buffers import SEGMENT_LENGTH
-from batchstream._demux import BATCH_TRANSITIONS, SLOT_TRANSITIONS
-from batchstream._loops import TURN
+from batchstream._core.demultiplexer import BATCH_TRANSITIONS, SLOT_TRANSITIONS
+from batchstream._eventloops.base import TURN
+from batchstream._handoff.buffer import SEGMENT_LENGTH
 from batchstream.integrations import litserve, prometheus, starlette
-from test_layering import (
-    BATCHERS,
-    BATCHING_PARTS,
-    CORE,
-    DISPATCHERS,
-    ENTRY,
-    LOOPS,
-    PUMPS,
-    SHELL_PARTS,
-    SHELLS,
-    VOCABULARY,
-)
+from test_layering import FOLDERS
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -175,21 +164,14 @@ def test_the_table_of_layers_is_the_one_that_imports_are_held_against():
     [rows] = [
         rows
         for head, rows in tables(ROOT / "docs" / "design.md")
-        if head[:2] == ("layer", "modules")
+        if head[:2] == ("folder", "modules")
     ]
-    parts = (Path(batchstream.__file__).parent / "integrations").iterdir()
-    assert [(layer, sorted(re.findall(r"`([\w.]+)`", modules))) for layer, modules, _ in rows] == [
-        ("vocabulary", sorted(VOCABULARY)),
-        ("core", sorted(CORE)),
-        ("event loops", sorted(LOOPS)),
-        ("shell parts", sorted(SHELL_PARTS)),
-        ("pumps", sorted(PUMPS)),
-        ("shells", sorted(SHELLS)),
-        ("entry", sorted(ENTRY)),
-        ("batching parts", sorted(BATCHING_PARTS)),
-        ("dispatchers", sorted(DISPATCHERS)),
-        ("batchers", sorted(BATCHERS)),
-        ("integrations", sorted(f"integrations.{p.stem}" for p in parts if p.stem[:2] != "__")),
+    package = Path(batchstream.__file__).parent
+    assert [
+        (folder, sorted(re.findall(r"`([\w.]+)`", modules))) for folder, modules, _ in rows
+    ] == [
+        (f"`{folder}`", sorted(p.stem for p in (package / folder).iterdir() if p.stem[:2] != "__"))
+        for folder in (*FOLDERS, "integrations")
     ]
 
 

@@ -323,7 +323,7 @@ def test_R29_two_workers_and_two_who_submit_share_the_requests_among_them():
 
 
 def test_R29_two_who_submit_equal_keys_as_the_groups_are_tidied_up_share_a_batch(monkeypatch):
-    monkeypatch.setattr("batchstream._groups._MANY", 0)
+    monkeypatch.setattr("batchstream._batching.groups._MANY", 0)
 
     def scenario():
         batcher, model = dynamic(batch_timeout=1.0, key=lambda request: (request[1:],))

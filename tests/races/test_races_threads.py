@@ -20,7 +20,7 @@ from batchstream import (
     Last,
     SlowConsumerError,
 )
-from batchstream._loops import LoopClosedError
+from batchstream._eventloops.base import LoopClosedError
 from support.interleaving import explore_threads, run_together
 from support.sources import ScriptedSource
 
@@ -45,8 +45,8 @@ def explore(scenario, schedules=SCHEDULES, **options):
 @pytest.fixture(autouse=True)
 def _short_segments(monkeypatch):
     """Let what happens every 128 steps happen in a short scenario."""
-    monkeypatch.setattr("batchstream._pump.SEGMENT_LENGTH", 2)
-    monkeypatch.setattr("batchstream._running.SEGMENT_LENGTH", 2)
+    monkeypatch.setattr("batchstream._pumps.pump.SEGMENT_LENGTH", 2)
+    monkeypatch.setattr("batchstream._pumps.background.SEGMENT_LENGTH", 2)
 
 
 class BoundedSource(ScriptedSource):
@@ -415,16 +415,17 @@ _running_loops = {}
 
 @pytest.fixture
 def _fake_loops(monkeypatch):
-    for module in ("_async", "_receiver"):
+    for module in ("async_batch", "async_stream"):
         monkeypatch.setattr(
-            f"batchstream.{module}.current_loop", lambda: _running_loops[threading.get_ident()]
+            f"batchstream._streams.{module}.current_loop",
+            lambda: _running_loops[threading.get_ident()],
         )
 
 
 @pytest.fixture
 def _lasting_pauses(monkeypatch):
     """Let a pump wait for room until it is told: no later look makes up for a lost wake-up."""
-    monkeypatch.setattr("batchstream._thread.PAUSE", -1)
+    monkeypatch.setattr("batchstream._pumps.thread.PAUSE", -1)
 
 
 def asynchronous(steps, size=2, **options):

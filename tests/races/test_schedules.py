@@ -18,7 +18,7 @@ import pytest
 
 import batchstream
 from batchstream import BatchedStream, FinishReason, Last, Many
-from batchstream import _buffers as buffers
+from batchstream._handoff import buffer as buffers
 from support.sources import TIMEOUT, ScriptedSource
 
 PACKAGE = str(Path(batchstream.__file__).parent)
@@ -136,7 +136,7 @@ EXPECTED = {
 
 @pytest.fixture
 def _short_segments(monkeypatch):
-    monkeypatch.setattr("batchstream._pump.SEGMENT_LENGTH", 1)
+    monkeypatch.setattr("batchstream._pumps.pump.SEGMENT_LENGTH", 1)
 
 
 @pytest.mark.usefixtures("_short_segments")

@@ -21,7 +21,7 @@ from batchstream import (
     Many,
     SlowConsumerError,
 )
-from batchstream._loops import TURN
+from batchstream._eventloops.base import TURN
 from support.forms import (
     FORMS,
     OVER,

@@ -23,10 +23,10 @@ from batchstream import (
     SourceError,
     demux,
 )
-from batchstream._buffers import SEGMENT_LENGTH
-from batchstream._events import StreamEnd
-from batchstream._running import DEFAULT_MAX_BUFFERED
-from batchstream._thread import ThreadPump
+from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
+from batchstream._core.records import StreamEnd
+from batchstream._handoff.buffer import SEGMENT_LENGTH
+from batchstream._pumps.thread import ThreadPump
 from support.forms import OVER, every_form, forms_with_async_sources, pump_threads
 from support.shuffled_loop import run
 from support.sources import TIMEOUT, Gate, ScriptedSource, run_in_threads
@@ -401,7 +401,7 @@ def test_R09_a_task_that_cannot_be_started_fails_every_stream(monkeypatch):
         assert [await rest(stream) for stream in batch] == [[], []]
         await batch.aclose()
 
-    monkeypatch.setattr("batchstream._asyncio.AsyncioLoop.spawn", fail)
+    monkeypatch.setattr("batchstream._eventloops.asyncio.AsyncioLoop.spawn", fail)
     run(main())
 
 

@@ -282,7 +282,7 @@ class ManualClock:
         """Let the library's batchers go by such a clock."""
         clock = cls()
         set_clock(monkeypatch, clock)
-        monkeypatch.setattr("batchstream._thread_dispatcher.Lock", clock.lock)
+        monkeypatch.setattr("batchstream._batching.thread_dispatcher.Lock", clock.lock)
         return clock
 
 
