@@ -6,7 +6,8 @@ PY = .venv/bin/python
 
 # The core's tests: without frameworks, without the checkout's docs and examples, and without the
 # top-level conftest.py, which runs the snippets.
-CORE = --confcutdir=tests --ignore=tests/integrations --ignore=tests/docs tests
+CORE = --confcutdir=tests --ignore=tests/integrations --ignore=tests/docs \
+	--ignore=tests/test_mutants.py tests
 
 .PHONY: help
 help:  ## list the targets
