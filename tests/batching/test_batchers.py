@@ -24,7 +24,7 @@ from batchstream import (
     SlowConsumerError,
     token_ids,
 )
-from batchstream._batching.request import Request
+from support import knobs
 from support.engines import (
     batchers_in_loops,
     batchers_in_threads,
@@ -550,7 +550,7 @@ async def test_R05_what_is_buffered_is_delivered_before_the_timeout_is_raised(fo
     batcher = form.batcher(model)
     stream = form.submit(batcher, "abc", timeout=LONG)
     await gate.reached.wait()
-    stream._buffer.until = 0.0  # its time is over now
+    knobs.let_deadline_pass(stream)
     outputs, errors = await form.read(stream)
     assert outputs == ["a", "b"]
     assert [type(error) for error in errors] == [DeadlineError]
@@ -564,20 +564,17 @@ async def test_R09_a_request_may_join_while_its_consumer_looks_how_long_it_may_w
     form, monkeypatch
 ):
     gate, joined = form.gate(), threading.Event()
-    deadline = Request.deadline.fget
 
-    def join_meanwhile(request):
-        found = deadline(request)
+    def join_meanwhile(_request):
         if threading.current_thread() is consumer and not joined.is_set():
             gate.open()
             assert joined.wait(TIMEOUT)
-        return found
 
     consumer = threading.current_thread()
     model = form.model(gates={0: gate}, on_step=lambda number: number == 2 and joined.set())
     batcher = form.batcher(model, max_batch_size=1)
     _first, second = await form.submit_behind(batcher, gate, "a", "b", wait_timeout=LONG)
-    monkeypatch.setattr(Request, "deadline", property(join_meanwhile))
+    knobs.after_deadline(monkeypatch, join_meanwhile)
     assert await form.rest(second) == ["b"]
 
 
@@ -621,7 +618,7 @@ async def test_R19_with_wait_the_model_waits_for_a_slow_consumer(form):
     held, going = [], form.flag()
 
     def look(number):
-        held.append(slow._buffer.buffered)
+        held.append(knobs.buffered(slow))
         if number == 1:
             going.set()
 
@@ -726,8 +723,7 @@ async def test_R21_requests_may_be_submitted_in_other_loops_and_threads(form):
 async def test_R22_the_streams_of_a_closed_loop_are_cancelled_and_the_others_go_on(
     form, monkeypatch
 ):
-    for module in ("_task", "_thread"):
-        monkeypatch.setattr(f"batchstream.{module}.PAUSE", 0.01)
+    knobs.set_pause(monkeypatch, 0.01)
     gate = form.gate()
     streams = await form.submit_together(
         {"max_buffered": 3, "on_overflow": "wait"}, {"gates": {2: gate}}, "abcdefgh", "pqrstuvw"

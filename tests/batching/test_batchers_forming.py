@@ -12,7 +12,8 @@ import pytest
 
 import batchstream
 from batchstream import DeadlineError, DynamicBatcher, batched
-from support.engines import ManualClock, Model, dynamic_batchers, every_batcher, set_clock
+from support import knobs
+from support.engines import ManualClock, Model, dynamic_batchers, every_batcher
 from support.shuffled_loop import explore, run
 from support.sources import TIMEOUT, Gate, run_in_threads
 
@@ -164,7 +165,7 @@ def test_R13_whose_time_is_over_leaves_before_the_next_step(clock, continuous):
 
 @pytest.fixture
 def loop_clock(monkeypatch):
-    set_clock(monkeypatch, lambda: asyncio.get_running_loop().time())
+    knobs.set_clock(monkeypatch, lambda: asyncio.get_running_loop().time())
 
 
 def test_R29_in_a_loop_a_request_waits_for_batch_timeout_and_no_longer(loop_clock):
@@ -429,7 +430,7 @@ def test_an_instance_without_dict_is_refused_with_a_reason():
 def test_R25_an_instance_and_its_batcher_can_be_collected():
     speller = Speller("!")
     assert list(speller.spell.stream("a")) == ["a", "!"]
-    threads = [each._thread for each in speller.spell._dispatcher._threads]
+    threads = knobs.worker_threads_of(speller.spell)
     gone = weakref.ref(speller)
     del speller
     gc.collect()

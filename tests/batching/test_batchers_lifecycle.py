@@ -21,6 +21,7 @@ from batchstream import (
     FinishReason,
     OverloadedError,
 )
+from support import knobs
 from support.engines import Model, continuous_batchers, dynamic_batchers, every_batcher
 from support.sources import TIMEOUT, Gate, in_forked_child, needs_fork
 
@@ -36,10 +37,6 @@ def make(kind, model=None, **options):
     if kind == "continuous":
         return ContinuousBatcher(model, **options), model
     return DynamicBatcher(model.generate, **options), model
-
-
-def threads_of(batcher):
-    return [worker._thread for worker in batcher._dispatcher._threads]
 
 
 @pytest.fixture
@@ -437,9 +434,9 @@ def test_R28_a_program_ends_with_a_batcher_that_is(state):
 def test_R25_R28_dropping_an_idle_batcher_ends_its_threads(kind):
     batcher, _ = make(kind)
     assert list(batcher.stream("ab")) == ["a", "b"]
-    threads = threads_of(batcher)
+    threads = knobs.worker_threads_of(batcher)
     assert threads
-    gone = weakref.ref(batcher._dispatcher)
+    gone = weakref.ref(knobs.dispatcher_of(batcher))
     del batcher
     gc.collect()
     for thread in threads:
@@ -454,7 +451,7 @@ def test_R25_a_batcher_that_was_dropped_while_it_works_still_serves_its_streams(
     model = Model(on_step=lambda number: gate.pass_through() if number == 0 else None)
     batcher, _ = make(kind, model, max_batch_size=1)
     streams = [batcher.stream(request) for request in ("ab", "c")]
-    threads = threads_of(batcher)
+    threads = knobs.worker_threads_of(batcher)
     del batcher
     gc.collect()
     gate.opened.set()
@@ -520,20 +517,12 @@ def test_R25_keys_that_are_out_of_use_are_forgotten():
 
     batcher, _ = make("dynamic", key=key)
     idle = threading.Event()
-    look = batcher._dispatcher.look
-
-    def note(*args):
-        found = look(*args)
-        if found is None:
-            idle.set()
-        return found
-
-    batcher._dispatcher.look = note
+    stop_watching = knobs.watch_looks(batcher, lambda found: found is None and idle.set())
     for number in range(300):
         assert list(batcher.stream(str(number))) == list(str(number))
     idle.clear()
     assert list(batcher.stream("the last")) == list("the last")
     assert idle.wait(TIMEOUT)
-    del batcher._dispatcher.look
+    stop_watching()
     assert len(alive) < 200
     batcher.close()

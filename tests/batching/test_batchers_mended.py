@@ -6,6 +6,7 @@ import asyncio
 import copy
 import gc
 import linecache
+import os
 import pickle
 import signal
 import subprocess
@@ -26,9 +27,7 @@ from batchstream import (
     StreamEnd,
     batched,
 )
-from batchstream._batching import batcher, dispatcher, queue, thread_dispatcher, workers
-from batchstream._batching.request import Request
-from batchstream._eventloops.asyncio import _tasks
+from support import knobs
 from support.sources import TIMEOUT, Gate
 
 pytestmark = pytest.mark.timeout(60)
@@ -62,9 +61,7 @@ class Echo:
 # ---- interrupts
 
 
-SUBMITTING = {
-    module.__file__ for module in (batcher, dispatcher, queue, thread_dispatcher, workers)
-}
+SUBMITTING = knobs.files_of_submission()
 
 
 def interrupted_submission(batcher, line):
@@ -123,14 +120,8 @@ def test_R09_an_interrupt_anywhere_in_stream_leaves_the_batcher_in_order(warm):
 def test_R09_closing_in_a_signals_handler_that_interrupts_stream_forgets_nobody(monkeypatch):
     batcher = DynamicBatcher(echo, max_batch_size=4)
     list(batcher.stream("before"))
-    arrive = Request.arrive
-
-    def arrive_and_be_interrupted(request, now):
-        signal.raise_signal(signal.SIGUSR1)
-        arrive(request, now)
-
     before = signal.signal(signal.SIGUSR1, lambda *_: batcher.close())
-    monkeypatch.setattr(Request, "arrive", arrive_and_be_interrupted)
+    knobs.before_arrival(monkeypatch, lambda: signal.raise_signal(signal.SIGUSR1))
     try:
         with pytest.raises(ClosedError):
             batcher.stream("interrupted").receive(timeout=TIMEOUT)
@@ -210,7 +201,7 @@ def test_R09_closing_does_not_wait_for_a_loop_that_was_stopped():
 
 
 def test_R25_a_loop_that_is_closed_around_its_workers_keeps_none_of_their_tasks():
-    before = len(_tasks)
+    before = len(knobs.tasks_kept_alive())
     batcher = DynamicBatcher(for_ever, max_batch_size=4, batch_timeout=30)
     for _ in range(3):
         loop = asyncio.new_event_loop()
@@ -224,7 +215,7 @@ def test_R25_a_loop_that_is_closed_around_its_workers_keeps_none_of_their_tasks(
         loop.close()
         del stream
     batcher.close()
-    assert len(_tasks) == before
+    assert len(knobs.tasks_kept_alive()) == before
 
 
 def test_R11_a_task_of_a_loop_closed_before_fails_nobody_in_the_next_one():
@@ -305,8 +296,8 @@ def test_R25_a_run_that_never_ends_keeps_nothing_of_those_who_have_left():
             next(leaves)
             leaves.cancel()
             stays.drain()
-        (run,) = batcher._dispatcher._runs
-        assert not run._unreported
+        (run,) = knobs.runs_of(batcher)
+        assert not knobs.unreported(run)
 
 
 def test_R25_a_request_that_was_cancelled_while_it_waited_lets_go_of_what_was_submitted():
@@ -322,7 +313,7 @@ def test_R25_a_request_that_was_cancelled_while_it_waited_lets_go_of_what_was_su
         waiting = batcher.stream("b")
         waiting.cancel()
         batcher.stream("c").cancel()  # takes note
-        assert waiting._buffer.content is None
+        assert knobs.request_of(waiting).content is None
         gate.opened.set()
         assert list(running) == ["a"]
 
@@ -367,27 +358,29 @@ def stuck(requests):
 batcher = batchstream.DynamicBatcher(stuck, max_batch_size=1, workers=4)
 streams = [batcher.stream(number) for number in range(4)]
 reached.wait(20)
-from batchstream._pumps import thread as _thread
+from support import knobs
 joined = []
 class Clock:  # the patience of all together is that of one
     time = 0.0
     @classmethod
     def monotonic(cls):
         return cls.time
-from batchstream._batching import thread_dispatcher as _thread_dispatcher
-_thread.time = _thread_dispatcher.time = Clock
 def join(self, timeout=None):
     joined.append(timeout)
     Clock.time += timeout
-_thread.Worker.join = join
-_thread._end_all()
-assert joined[0] > 0 and sum(joined) <= _thread.EXIT_PATIENCE, joined
+knobs.exit_with(Clock, join)
+assert joined[0] > 0 and sum(joined) <= knobs.EXIT_SECONDS, joined
 print("bounded", flush=True)
 import os
 os._exit(0)
 """
     done = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("bounded\n", "", 0)
 
@@ -449,7 +442,7 @@ def test_a_request_that_two_have_ended_is_counted_once_before_anybody_takes_note
         running, waiting = batcher.stream("a"), batcher.stream("b")
         gate.reached.wait(TIMEOUT)
         for _ in range(2):  # its consumer, say, and its deadline
-            waiting._buffer.finish(StreamEnd(FinishReason.CANCELLED, 0))
+            knobs.request_of(waiting).finish(StreamEnd(FinishReason.CANCELLED, 0))
         figures = batcher.statistics()
         assert (figures.opened, figures.live, figures.waiting) == (2, 1, 0)
         assert figures.finished == {FinishReason.CANCELLED: 1}

@@ -26,7 +26,8 @@ from batchstream import (
     FinishReason,
     OverloadedError,
 )
-from support.engines import ManualClock, Turnstile, set_clock
+from support import knobs
+from support.engines import ManualClock, Turnstile
 
 SIZE = 3
 COST = 6
@@ -153,7 +154,7 @@ class BatcherMachine(RuleBasedStateMachine):
     def begin(self):
         self.patch = pytest.MonkeyPatch()
         self.clock = ManualClock()
-        set_clock(self.patch, self.clock)
+        knobs.set_clock(self.patch, self.clock)
         self.unheard = []
         self.patch.setattr(sys, "unraisablehook", lambda it: self.unheard.append(it.exc_value))
         self.model = Seats()

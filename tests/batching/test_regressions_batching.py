@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from batchstream import DynamicBatcher, Fail, FinishReason, SourceError, StepError
+from support import knobs
 from support.engines import (
     Model,
     batchers_in_loops,
@@ -124,22 +125,20 @@ def test_R29_an_idle_batcher_looks_for_nothing():
     """LitServe: with `batch_timeout=0` an idle server burns 64 % of a core."""
     batcher = DynamicBatcher(Model().generate, max_batch_size=4, batch_timeout=0.0)
     found, idle = [], threading.Event()
-    look = batcher._dispatcher.look
 
-    def note(*args):
-        found.append(look(*args))
-        if found[-1] is None:
+    def note(requests):
+        found.append(requests)
+        if requests is None:
             idle.set()
-        return found[-1]
 
-    batcher._dispatcher.look = note
+    stop_watching = knobs.watch_looks(batcher, note)
     for requests in range(1, 4):
         idle.clear()
         assert list(batcher.stream("abc")) == ["a", "b", "c"]
         assert idle.wait(TIMEOUT)
         # One look that finds the request, and one that finds nobody; none in between.
         assert [each is None for each in found] == [False, True] * requests
-    del batcher._dispatcher.look
+    stop_watching()
     batcher.close()
 
 
@@ -148,21 +147,18 @@ def test_R29_a_worker_that_gathers_a_batch_looks_once_and_not_all_the_time():
     model = Model()
     batcher = DynamicBatcher(model.generate, max_batch_size=4, batch_timeout=3600.0)
     counted, looked = [], threading.Event()
-    look = batcher._dispatcher.look
 
-    def count(*args):
-        found = look(*args)
+    def count(found):
         counted.append(found)
         looked.set()
-        return found
 
-    batcher._dispatcher.look = count
+    stop_watching = knobs.watch_looks(batcher, count)
     stream = batcher.stream("a")
     assert looked.wait(TIMEOUT)
     with pytest.raises(TimeoutError):
         stream.receive(0.02)
     assert len(counted) == 1
-    del batcher._dispatcher.look
+    stop_watching()
     batcher.close()
 
 
@@ -243,7 +239,7 @@ async def test_R19_a_consumer_that_does_not_read_holds_no_more_than_its_bound(fo
     told, most = form.recorder(), []
 
     def look(_):
-        most.append(stream._buffer.buffered)
+        most.append(knobs.buffered(stream))
 
     first = form.gate()
     batcher = form.batcher(form.model(gates={0: first}, on_step=look), max_buffered=8, metrics=told)
@@ -251,7 +247,7 @@ async def test_R19_a_consumer_that_does_not_read_holds_no_more_than_its_bound(fo
     first.open()
     await told.finished_once.wait()
     assert max(most) <= 8
-    assert stream._buffer.buffered == 9  # and the step that showed it
+    assert knobs.buffered(stream) == 9  # and the step that showed it
 
 
 @dynamic_batchers
@@ -289,18 +285,11 @@ async def test_R29_a_lone_request_without_batch_timeout_waits_for_nobody(form):
     """mixedbread: an idle call takes 5.4 ms at least. Here its worker never waits."""
     waits = []
     batcher = form.batcher(batch_timeout=0.0)
-    look = batcher._dispatcher.look
-
-    def note(*args):
-        found = look(*args)
-        waits.append(found)
-        return found
-
-    batcher._dispatcher.look = note
+    stop_watching = knobs.watch_looks(batcher, waits.append)
     for request in ("ab", "c"):
         assert await form.rest(form.submit(batcher, request)) == list(request)
     assert [found for found in waits if isinstance(found, float)] == []
-    del batcher._dispatcher.look
+    stop_watching()
 
 
 # ---- async-batcher

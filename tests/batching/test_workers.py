@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from batchstream._batching.groups import _MANY, Groups
+from batchstream._batching.groups import Groups
 from batchstream._batching.workers import AnyWorker, Workers
+from support import knobs
 
 
 @pytest.fixture
@@ -99,11 +100,11 @@ def test_equal_keys_are_one_object_while_requests_wait_and_are_let_go_of_later()
     groups = Groups()
     waiting, generations = groups.of(("a", 1))
     assert groups.of(("a", 1))[0] is waiting
-    for number in range(_MANY + 1):
+    for number in range(knobs.MANY_KEYS + 1):
         groups.of(number)
     groups.tidy(lambda group: group is waiting)
     assert not groups.is_current(generations), "who has looked before must look again"
-    for number in range(_MANY + 1):
+    for number in range(knobs.MANY_KEYS + 1):
         groups.of(number)
     assert groups.tidy(lambda group: group is waiting) is None, "the elder generation is needed"
     assert groups.of(("a", 1))[0] is waiting

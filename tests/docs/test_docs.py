@@ -13,9 +13,8 @@ from prometheus_client import CollectorRegistry
 
 import batchstream
 from batchstream._core.demultiplexer import BATCH_TRANSITIONS, SLOT_TRANSITIONS
-from batchstream._eventloops.base import TURN
-from batchstream._handoff.buffer import SEGMENT_LENGTH
 from batchstream.integrations import litserve, prometheus, starlette
+from support import knobs
 from test_layering import FOLDERS
 
 ROOT = Path(__file__).parents[2]
@@ -178,7 +177,7 @@ def test_the_table_of_layers_is_the_one_that_imports_are_held_against():
 @every_page
 def test_how_many_steps_a_stream_keeps_is_told_as_it_is(page):
     for number in re.findall(r"(?:up to|pieces of)\s(\d+)\ssteps", page.read_text()):
-        assert int(number) == SEGMENT_LENGTH
+        assert int(number) == knobs.SEGMENT_LENGTH
 
 
 @every_page
@@ -186,7 +185,7 @@ def test_how_many_outputs_a_turn_has_is_told_as_it_is(page):
     for number in re.findall(
         r"(?:[Aa]fter|[Uu]p to|once in)\s(\d+)\soutputs(?:\sa|\sthat|\.)", page.read_text()
     ):
-        assert int(number) == TURN
+        assert int(number) == knobs.TURN
 
 
 # ---- reference.md

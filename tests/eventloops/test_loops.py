@@ -20,6 +20,7 @@ from batchstream import (
     SourceError,
     demux,
 )
+from support import knobs
 from support.sources import TIMEOUT, Gate, ScriptedSource, run_in_threads
 
 STEPS = [[f"{number}a", f"{number}b"] for number in range(300)]
@@ -283,7 +284,7 @@ def test_R14_an_interrupt_of_a_waiting_consumer_loses_no_output():
 
     def interrupt():
         assert gate.reached.wait(TIMEOUT)
-        while not batch._pump._places._threads.waiting:
+        while not knobs.waiters_in_threads(batch):
             os.sched_yield()
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -370,7 +371,7 @@ def test_R09_a_pump_that_fails_itself_leaves_nobody_waiting(form, place, monkeyp
             def fail(*_):
                 raise MemoryError(place)
 
-            monkeypatch.setattr(batch._pump, place, fail)
+            monkeypatch.setattr(knobs.pump_of(batch), place, fail)
             with pytest.raises((MemoryError, SourceError, ValueError)):
                 await rest(batch[0])
             assert await rest(batch[0]) == []

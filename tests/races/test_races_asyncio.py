@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import os
 import weakref
-from operator import length_hint
 
 import pytest
 
@@ -25,6 +24,7 @@ from batchstream import (
     SlowConsumerError,
     demux,
 )
+from support import knobs
 from support.shuffled_loop import explore
 from support.sources import ScriptedSource
 
@@ -39,10 +39,8 @@ ENDLESS = [[f"a{n}", f"x{n}"] for n in range(20)]  # more than anybody reads
 @pytest.fixture(autouse=True)
 def _short_turns(monkeypatch):
     """Let what happens every 64 outputs or 128 steps happen in a short scenario."""
-    monkeypatch.setattr("batchstream._streams.async_stream.TURN", 2)
-    monkeypatch.setattr("batchstream._eventloops.asyncio.TURN", 1)
-    monkeypatch.setattr("batchstream._pumps.pump.SEGMENT_LENGTH", 2)
-    monkeypatch.setattr("batchstream._pumps.background.SEGMENT_LENGTH", 2)
+    knobs.set_turns(monkeypatch, receives=2, calls=1)
+    knobs.set_segment_length(monkeypatch, 2)
 
 
 class WatchedSource:
@@ -173,11 +171,10 @@ async def settled(batch, source):
     """Wait until the source is closed, and make sure that nothing was left behind."""
     await source.has_closed.wait()
     assert source.closed == 1
-    pump = batch._pump
-    assert pump.ended
+    assert knobs.pump_of(batch).ended
     assert batch.live == ()
-    assert not length_hint(pump._tokens), "the pump is still paused"
-    assert not any(place.waiting for place in pump._places._all)
+    assert not knobs.is_paused(batch), "the pump is still paused"
+    assert not knobs.is_waited_for(batch)
     figures = batch.statistics()
     assert figures.opened == sum(figures.finished.values())
     for stream in batch:  # one end, for ever
@@ -485,7 +482,7 @@ def bounded_batch(steps, **options):
     """Return a batch with room for one output, and its source, which holds it to that."""
 
     def check_room():
-        assert all(stream._buffer.buffered < 1 for stream in batch if stream.end is None)
+        assert all(knobs.buffered(stream) < 1 for stream in batch if stream.end is None)
 
     slack = options.get("on_overflow") == "cancel"
     source = WatchedSource(steps, on_step=(lambda: None) if slack else check_room)
@@ -555,7 +552,7 @@ def test_R19_a_slow_stream_gives_what_it_holds_before_its_error_and_nobody_waits
 
         async def read_late():
             await turns(4)
-            assert batch[1]._buffer.buffered <= 2
+            assert knobs.buffered(batch[1]) <= 2
             await slow.read()
 
         await together(fast.read(), read_late(), cancelled_often(slow, 6))

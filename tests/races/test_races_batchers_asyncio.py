@@ -11,9 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import os
-import sys
 import threading
-import time
 from collections import Counter
 
 import pytest
@@ -28,6 +26,7 @@ from batchstream import (
     OverloadedError,
     SlowConsumerError,
 )
+from support import knobs
 from support.shuffled_loop import explore, run
 
 SCHEDULES = int(os.environ.get("SCHEDULES", "600"))
@@ -39,10 +38,8 @@ ENDLESS = 1000  # more outputs than anybody reads
 @pytest.fixture(autouse=True)
 def _short_turns(monkeypatch):
     """Let what happens every 64 outputs or 128 steps happen in a short scenario."""
-    monkeypatch.setattr("batchstream._streams.async_stream.TURN", 2)
-    monkeypatch.setattr("batchstream._eventloops.asyncio.TURN", 1)
-    monkeypatch.setattr("batchstream._pumps.pump.SEGMENT_LENGTH", 2)
-    monkeypatch.setattr("batchstream._pumps.background.SEGMENT_LENGTH", 2)
+    knobs.set_turns(monkeypatch, receives=2, calls=1)
+    knobs.set_segment_length(monkeypatch, 2)
 
 
 @pytest.fixture
@@ -56,9 +53,7 @@ def _virtual_clock(monkeypatch):
             last = asyncio.get_running_loop().time()
         return last
 
-    for name, module in sys.modules.items():
-        if name.startswith("batchstream.") and getattr(module, "monotonic", 0) is time.monotonic:
-            monkeypatch.setattr(module, "monotonic", now)
+    knobs.set_clock(monkeypatch, now)
 
 
 in_virtual_time = pytest.mark.usefixtures("_virtual_clock")
@@ -280,7 +275,6 @@ class Service:
 
     def check(self, *failures):
         """Make sure that all were answered and nothing was left behind."""
-        dispatcher = self.batcher._dispatcher
         figures = self.batcher.statistics()
         for client in self.clients:
             client.check(failures)
@@ -296,11 +290,7 @@ class Service:
         assert not self.model.sent or max(self.model.sent.values()) == 1, "sent twice"
         assert self.model.running == 0
         assert self.model.closed == len(self.model.batches)
-        assert dispatcher.ended
-        assert not dispatcher._runs
-        assert not dispatcher._told
-        assert dispatcher.awaiting_end == []
-        assert not any(place.waiting for place in dispatcher.places._all)
+        knobs.assert_nothing_is_left(self.batcher)
 
 
 async def turns(count, then=lambda: None):
@@ -857,8 +847,8 @@ def test_R09_a_loop_that_ends_answers_those_who_wait_and_those_who_are_served():
         return main
 
     def check(service):
-        # As does whoever waits elsewhere: the loop may have ended before a task's last callback.
-        service.batcher._dispatcher.look_after(None)
+        # The loop may have ended before a task's last callback.
+        knobs.apply_closed_loops(service.batcher)
         for client in service.clients:
             assert client.reason
             client.check(ClosedError)
@@ -937,8 +927,8 @@ class ThreadedService(Service):
 
     async def end(self, *failures):
         await super().end(*failures)
-        workers = self.batcher._dispatcher._threads
-        assert not any(worker._thread.is_alive() for worker in workers)
+        threads = knobs.worker_threads_of(self.batcher)
+        assert not any(thread.is_alive() for thread in threads)
 
 
 def continuous(**options):

@@ -23,6 +23,7 @@ from batchstream import (
     OverloadedError,
     SlowConsumerError,
 )
+from support import knobs
 from support.interleaving import explore_threads, pass_time, run_together
 
 SCHEDULES = {"opcode": 10, "line": 50}
@@ -238,8 +239,7 @@ def clients_of(batcher, *requests, **timeouts):
 def end(batcher, model, clients, *failures):
     """Close the batcher, and make sure that all were answered and nothing is left behind."""
     batcher.close()
-    dispatcher = batcher._dispatcher
-    metrics = dispatcher.terms.reports._metrics
+    metrics = knobs.metrics_of(batcher)
     figures = batcher.statistics()
     for client in clients:
         client.check(failures)
@@ -250,10 +250,7 @@ def end(batcher, model, clients, *failures):
     assert Counter(reason for reason, _ in metrics.ends) == Counter(figures.finished)
     assert Counter(metrics.groups) == Counter(figures.batch_sizes)
     assert sum(metrics.groups) == sum(joined for _, joined in metrics.ends)
-    assert dispatcher.ended
-    assert not dispatcher._runs
-    assert not dispatcher._told
-    assert not any(place.waiting for place in dispatcher.places._all)
+    knobs.assert_nothing_is_left(batcher)
 
 
 # ---- whoever submits, and the worker
@@ -323,7 +320,7 @@ def test_R29_two_workers_and_two_who_submit_share_the_requests_among_them():
 
 
 def test_R29_two_who_submit_equal_keys_as_the_groups_are_tidied_up_share_a_batch(monkeypatch):
-    monkeypatch.setattr("batchstream._batching.groups._MANY", 0)
+    knobs.set_many_keys(monkeypatch, 0)
 
     def scenario():
         batcher, model = dynamic(batch_timeout=1.0, key=lambda request: (request[1:],))

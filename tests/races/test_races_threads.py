@@ -21,6 +21,7 @@ from batchstream import (
     SlowConsumerError,
 )
 from batchstream._eventloops.base import LoopClosedError
+from support import knobs
 from support.interleaving import explore_threads, run_together
 from support.sources import ScriptedSource
 
@@ -45,8 +46,7 @@ def explore(scenario, schedules=SCHEDULES, **options):
 @pytest.fixture(autouse=True)
 def _short_segments(monkeypatch):
     """Let what happens every 128 steps happen in a short scenario."""
-    monkeypatch.setattr("batchstream._pumps.pump.SEGMENT_LENGTH", 2)
-    monkeypatch.setattr("batchstream._pumps.background.SEGMENT_LENGTH", 2)
+    knobs.set_segment_length(monkeypatch, 2)
 
 
 class BoundedSource(ScriptedSource):
@@ -56,7 +56,7 @@ class BoundedSource(ScriptedSource):
 
     def send(self, live):
         if self.batch is not None:
-            held = [stream._buffer.buffered for stream in self.batch if stream.end is None]
+            held = [knobs.buffered(stream) for stream in self.batch if stream.end is None]
             assert max(held, default=0) == 0, "asked for a step without room"
         return super().send(live)
 
@@ -76,7 +76,7 @@ def end(batch, source):
     batch.close()
     assert source.closed == 1
     assert batch.live == ()
-    assert not any(place.waiting for place in batch._pump._places._all)
+    assert not knobs.is_waited_for(batch)
     figures = batch.statistics()
     assert figures.opened == sum(figures.finished.values())
     for stream in batch:
@@ -195,7 +195,7 @@ def test_R12_a_stream_that_a_third_thread_cancels_gives_a_prefix_and_lets_the_ot
 
         def cancel():
             batch.cancel(1)
-            late.extend(batch[1]._buffer.ends)
+            late.extend(knobs.ends_of(batch[1]))
 
         run_together(first.read, second.read, cancel)
         [outputs, others] = outputs_of(readers)
@@ -229,7 +229,7 @@ def test_R25_a_pump_that_waits_for_a_stream_goes_on_when_that_is_dropped():
 
         run_together(reader.read, drop)
         assert outputs_of([reader]) == [EXPECTED[0]]
-        reader._stream._pump._ending.wait()
+        knobs.wait_until_closed(reader._stream)
         assert source.closed == 1
 
     explore(scenario)
@@ -256,7 +256,7 @@ def test_R10_the_last_streams_are_cancelled_at_once_and_the_source_is_closed_onc
         batch, source = background(ENDLESS)
         next(batch[0])
         run_together(batch[0].cancel, batch[1].cancel)
-        batch._pump._ending.wait()
+        knobs.wait_until_closed(batch)
         end(batch, source)
 
     explore(scenario)
@@ -268,7 +268,7 @@ def test_R10_a_batch_that_is_cancelled_as_it_begins_closes_its_source_once():
         first, second = readers = readers_of(batch)
         run_together(first.read, second.read, batch[0].cancel, batch[1].cancel)
         assert_prefixes_of_endless(readers)
-        batch._pump._ending.wait()
+        knobs.wait_until_closed(batch)
         end(batch, source)
 
     explore(scenario)
@@ -415,17 +415,13 @@ _running_loops = {}
 
 @pytest.fixture
 def _fake_loops(monkeypatch):
-    for module in ("async_batch", "async_stream"):
-        monkeypatch.setattr(
-            f"batchstream._streams.{module}.current_loop",
-            lambda: _running_loops[threading.get_ident()],
-        )
+    knobs.set_current_loop(monkeypatch, lambda: _running_loops[threading.get_ident()])
 
 
 @pytest.fixture
 def _lasting_pauses(monkeypatch):
     """Let a pump wait for room until it is told: no later look makes up for a lost wake-up."""
-    monkeypatch.setattr("batchstream._pumps.thread.PAUSE", -1)
+    knobs.set_pause(monkeypatch, -1)
 
 
 def asynchronous(steps, size=2, **options):
@@ -439,8 +435,8 @@ async def end_async(batch, source):
     source.batch = None
     await batch.aclose()
     assert source.closed == 1
-    batch._pump.join()
-    assert not any(place.waiting for place in batch._pump._places._all)
+    knobs.pump_of(batch).join()
+    assert not knobs.is_waited_for(batch)
 
 
 async def read_async(stream, into):

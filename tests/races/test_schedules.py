@@ -19,6 +19,7 @@ import pytest
 import batchstream
 from batchstream import BatchedStream, FinishReason, Last, Many
 from batchstream._handoff import buffer as buffers
+from support import knobs
 from support.sources import TIMEOUT, ScriptedSource
 
 PACKAGE = str(Path(batchstream.__file__).parent)
@@ -114,7 +115,7 @@ def all_schedules(scenario, *, waits):
     while True:
         count += 1
         batch, first, second, check = scenario()
-        role = batch._pump._role
+        role = knobs.role_of(batch)
         switch = Switch(count, second, put_off=role.locked if waits else lambda: False)
         switch.run(first)
         if not switch.done:
@@ -136,7 +137,7 @@ EXPECTED = {
 
 @pytest.fixture
 def _short_segments(monkeypatch):
-    monkeypatch.setattr("batchstream._pumps.pump.SEGMENT_LENGTH", 1)
+    knobs.set_segment_length(monkeypatch, 1)
 
 
 @pytest.mark.usefixtures("_short_segments")
@@ -264,7 +265,7 @@ def test_R10_two_last_streams_cancelled_at_once_close_the_source_once():
         def check():
             assert source.closed == 1
             assert batch.live == ()
-            assert not batch._pump._departed
+            assert not knobs.departures_of(batch)
 
         return batch, batch[0].cancel, batch[1].cancel, check
 

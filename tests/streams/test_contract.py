@@ -21,7 +21,7 @@ from batchstream import (
     Many,
     SlowConsumerError,
 )
-from batchstream._eventloops.base import TURN
+from support import knobs
 from support.forms import (
     FORMS,
     OVER,
@@ -378,7 +378,7 @@ class Room:
         self.held = []
 
     def look(self, _):
-        self.held.append(max(stream._buffer.buffered for stream in self.batch))
+        self.held.append(max(knobs.buffered(stream) for stream in self.batch))
 
 
 @forms_that_run_ahead
@@ -492,7 +492,7 @@ async def test_R20_a_consumer_with_much_to_read_lets_the_others_have_their_turn(
             await form.checkpoint()
 
     await form.concurrently(read, count)
-    assert turns >= 318 // TURN
+    assert turns >= 318 // knobs.TURN
 
 
 @forms_with_async_sources
@@ -591,7 +591,7 @@ async def test_by_time_a_cancelled_slot_is_told_once(form):
 @forms_that_run_ahead
 async def test_R19_by_time_the_source_waits_for_whoever_reads_the_deliveries(form):
     asked = []
-    script = form.script(pairs(9), on_step=lambda _: asked.append(batch._pump.steps.buffered))
+    script = form.script(pairs(9), on_step=lambda _: asked.append(knobs.buffered_deliveries(batch)))
     batch = form.open(script, 2, max_buffered=2)
     assert len(await form.rest(batch.steps())) == 10
     assert max(asked) <= 1

@@ -28,6 +28,7 @@ from batchstream import (
     demux,
     token_ids,
 )
+from support import knobs
 from support.sources import TIMEOUT, Gate, ScriptedSource, in_forked_child, needs_fork
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -244,7 +245,7 @@ def test_R25_a_cancelled_stream_frees_what_it_held_at_once():
 
     first, second = demux(source(), 2)
     next(first)
-    held = weakref.ref(second._buffer.tail[0])
+    held = weakref.ref(knobs.content_of(second)[0])
     assert held() is not None
     second.cancel()
     assert held() is None
@@ -290,7 +291,7 @@ def test_R25_streams_dropped_midway_are_freed_without_the_cycle_collector():
     gc.disable()
     try:
         first, second = demux(source(), 2)
-        alive.append(weakref.ref(first._pump))
+        alive.append(weakref.ref(knobs.pump_of(first)))
         for _ in range(5):
             next(first)
         next(second)

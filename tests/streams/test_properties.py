@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchstream import BatchedStream, BufferOverflowError, Demultiplexer, FinishReason, Many, demux
+from support import knobs
 from support.sources import ScriptedSource, run_in_threads
 from support.strategies import batches, same
 
@@ -196,7 +197,7 @@ def test_R19_the_source_is_only_asked_while_every_live_stream_has_room(batch, bo
     streams = []
 
     def check_room():
-        held = [stream._buffer.buffered for stream in streams if stream.end is None]
+        held = [knobs.buffered(stream) for stream in streams if stream.end is None]
         assert max(held) < bound
 
     source = ScriptedSource(batch.steps, on_step=check_room)
@@ -212,13 +213,13 @@ def test_R19_the_source_is_only_asked_while_every_live_stream_has_room(batch, bo
             assert got.slots
             assert got.max_buffered == bound
             for full in got.slots:
-                assert streams[full]._buffer.buffered >= bound
+                assert knobs.buffered(streams[full]) >= bound
                 received[full] += streams[full].drain()
         elif isinstance(got, Exception) or not got:
             waiting.discard(index)
         else:
             received[index] += got
-        held = [stream._buffer.buffered for stream in streams]
+        held = [knobs.buffered(stream) for stream in streams]
         assert max(held) <= bound - 1 + most_in_a_step
     for slot, outputs in zip(batch.slots, received, strict=True):
         assert same(outputs, slot.outputs)

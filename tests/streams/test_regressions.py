@@ -23,10 +23,8 @@ from batchstream import (
     SourceError,
     demux,
 )
-from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
 from batchstream._core.records import StreamEnd
-from batchstream._handoff.buffer import SEGMENT_LENGTH
-from batchstream._pumps.thread import ThreadPump
+from support import knobs
 from support.forms import OVER, every_form, forms_with_async_sources, pump_threads
 from support.shuffled_loop import run
 from support.sources import TIMEOUT, Gate, ScriptedSource, run_in_threads
@@ -94,7 +92,7 @@ def test_R09_a_drain_where_a_segment_ends_leaves_the_next_receive_its_wake_up():
 
         async with AsyncBatchedStream(source(), 1, max_buffered=8) as batch:
             (stream,) = batch
-            for number in range(SEGMENT_LENGTH):
+            for number in range(knobs.SEGMENT_LENGTH):
                 assert await receive(number) == number
             assert stream.drain() == []
             assert await receive("more") == "more"
@@ -108,28 +106,20 @@ def test_R09_a_drain_where_a_segment_ends_leaves_no_consumer_waiting_beside_a_fu
 
         async def source():
             for number in itertools.count():
-                if number == SEGMENT_LENGTH:
+                if number == knobs.SEGMENT_LENGTH:
                     await going_on.wait()
                 yield [number]
 
         async with AsyncBatchedStream(source(), 1, max_buffered=8) as batch:
             (stream,) = batch
-            for number in range(SEGMENT_LENGTH):
+            for number in range(knobs.SEGMENT_LENGTH):
                 assert await anext(stream) == number
             assert stream.drain() == []
             receiving = await waiting_for(anext(stream))
             going_on.set()
-            assert await receiving == SEGMENT_LENGTH
+            assert await receiving == knobs.SEGMENT_LENGTH
 
     run(main())
-
-
-def hold(stream, tail):
-    """Let this list be what an unread stream holds, and where its pump appends."""
-    buffer = stream._buffer
-    buffer.tail = tail
-    buffer.segments[0] = (tail, buffer.segments[0][1])
-    return buffer
 
 
 def test_R02_draining_while_the_pump_appends_loses_and_repeats_nothing():
@@ -140,7 +130,7 @@ def test_R02_draining_while_the_pump_appends_loses_and_repeats_nothing():
             return super().__getitem__(where)
 
     (stream,) = AsyncBatchedStream([], 1)  # nothing begins: this test plays the pump
-    buffer = hold(stream, Tail("abc"))
+    buffer = knobs.hold(stream, Tail("abc"))
     next(buffer.segments[0][1])  # "a" was received
     assert stream.drain() == ["b", "c", "d"]
 
@@ -155,7 +145,7 @@ def test_R05_the_end_is_not_seen_before_the_output_that_came_with_it():
             return counted
 
     (stream,) = AsyncBatchedStream([], 1)  # as above
-    buffer = hold(stream, Tail())
+    buffer = knobs.hold(stream, Tail())
     stream._outputs = ("others",)  # it looks its buffer up anew
     assert asyncio.run(rest(stream)) == ["last"]
 
@@ -376,7 +366,7 @@ def test_R09_a_timeout_that_the_source_set_ends_the_streams_though_the_pump_paus
         assert await anext(first) == 0
         for _ in range(10):  # steps that fill the buffers
             await asyncio.sleep(0)
-        assert second._buffer.buffered == 4
+        assert knobs.buffered(second) == 4
         deadline.reschedule(0)
         for _ in range(10):  # the pump's task is cancelled, and ends
             await asyncio.sleep(0)
@@ -401,7 +391,7 @@ def test_R09_a_task_that_cannot_be_started_fails_every_stream(monkeypatch):
         assert [await rest(stream) for stream in batch] == [[], []]
         await batch.aclose()
 
-    monkeypatch.setattr("batchstream._eventloops.asyncio.AsyncioLoop.spawn", fail)
+    knobs.replace_spawn(monkeypatch, fail)
     run(main())
 
 
@@ -448,7 +438,7 @@ def test_R09_a_thread_that_cannot_be_started_fails_every_stream(starting):
         results[1] = read_blocking(batch[1])
 
     def open_the_gate():
-        while batch._pump.buffers[1] not in batch._pump._places._threads.waiting:
+        while not knobs.is_waited_for_in_threads(batch, 1):
             os.sched_yield()
         starting.opened.set()
 
@@ -484,7 +474,7 @@ def test_R10_closing_while_a_thread_cannot_be_started_returns(starting):
             batch.close()
 
     def open_the_gate():
-        while not batch._pump._closing:
+        while not knobs.is_closing(batch):
             os.sched_yield()
         starting.opened.set()
 
@@ -649,16 +639,15 @@ def test_R10_leaving_the_block_waits_until_the_thread_has_ended(monkeypatch):
     async def main():
         async with AsyncBatchedStream(itertools.repeat([0]), 1, max_buffered=2) as batch:
             assert await anext(batch[0]) == 0
-            pump = batch._pump
-            thread = pump._worker._thread
+            thread = knobs.thread_of(batch)
             join = thread.join
 
-            def let_go_and_join(timeout=None):
+            def open_and_join(timeout=None):
                 gate.opened.set()
                 join(timeout)
 
-            monkeypatch.setattr(pump._ending, "set", gate.pass_through)
-            monkeypatch.setattr(thread, "join", let_go_and_join)
+            knobs.on_closed(monkeypatch, batch, gate.pass_through)
+            monkeypatch.setattr(thread, "join", open_and_join)
         try:
             assert not thread.is_alive()
         finally:
@@ -672,17 +661,12 @@ def test_R10_leaving_the_block_waits_until_the_thread_has_ended(monkeypatch):
 
 def test_R09_a_wake_up_that_fails_leaves_no_consumer_waiting():
     def source():
-        while not place.waiting:
+        while not knobs.waiters_in_threads(batch):
             os.sched_yield()
         yield ["a"]
 
-    def fail_once(_):
-        place.resume = resume
-        raise MemoryError
-
     with BatchedStream(source(), 1, background=True) as batch:
-        place = batch._pump._places._threads
-        resume, place.resume = place.resume, fail_once
+        knobs.fail_next_wake_up(batch, MemoryError())
         assert read_blocking(batch[0]) == (["a"], MemoryError)
 
 
@@ -692,7 +676,7 @@ def test_R10_an_error_at_the_end_of_the_pump_leaves_no_close_waiting(place, monk
         raise MemoryError(place)
 
     batch = BatchedStream([["a"]], 1, background=True)
-    monkeypatch.setattr(batch._pump, place, fail)
+    monkeypatch.setattr(knobs.pump_of(batch), place, fail)
     assert list(batch[0]) == ["a"]
     batch.close()
     assert [repr(error) for error in unheard] == [f"MemoryError('{place}')"]
@@ -706,7 +690,6 @@ def test_R04_a_pull_interrupted_at_any_line_leaves_the_next_receive_alone():
         gate.pass_through()
         yield ["b"]
 
-    pull = ThreadPump.pull.__code__
     before = sys.gettrace()
 
     def receive_interrupted_at(line):
@@ -716,7 +699,7 @@ def test_R04_a_pull_interrupted_at_any_line_leaves_the_next_receive_alone():
                 raise KeyboardInterrupt
             return interrupt
 
-        sys.settrace(lambda frame, *_: interrupt if frame.f_code is pull else None)
+        sys.settrace(lambda frame, *_: interrupt if frame.f_code is knobs.CODE_OF_PULL else None)
         try:
             stream.receive(0)
         finally:
@@ -726,7 +709,7 @@ def test_R04_a_pull_interrupted_at_any_line_leaves_the_next_receive_alone():
         (stream,) = batch
         assert next(stream) == "a"
         try:
-            for line in sorted({line for _, _, line in pull.co_lines() if line}):
+            for line in sorted({line for _, _, line in knobs.CODE_OF_PULL.co_lines() if line}):
                 with pytest.raises((KeyboardInterrupt, TimeoutError)):
                     receive_interrupted_at(line)
                 with pytest.raises(TimeoutError):
@@ -795,7 +778,7 @@ def test_R25_an_error_in_the_first_step_of_an_async_batch_is_freed_without_the_c
 def test_R25_a_batch_left_by_time_is_freed_without_the_cycle_collector():
     batch = BatchedStream(itertools.repeat([0, 0]), 2, background=True, max_buffered=4)
     freed = weakref.ref(batch)
-    pump = weakref.ref(batch._pump)
+    pump = weakref.ref(knobs.pump_of(batch))
     for _ in batch.steps():
         break
     batch.close()
@@ -807,7 +790,7 @@ def test_R25_a_batch_left_by_time_is_freed_without_the_cycle_collector():
 @pytest.mark.usefixtures("_no_collector")
 def test_R25_a_batch_in_the_background_is_freed_without_the_cycle_collector():
     batch = BatchedStream([["a"]], 1, background=True)
-    freed = weakref.ref(batch._pump)
+    freed = weakref.ref(knobs.pump_of(batch))
     assert list(batch[0]) == ["a"]
     batch.close()
     del batch
@@ -830,7 +813,7 @@ def test_R25_a_batch_whose_loop_ends_before_it_is_freed_without_the_cycle_collec
         return streams
 
     streams = asyncio.run(main())
-    freed = weakref.ref(streams[0]._pump)
+    freed = weakref.ref(knobs.pump_of(streams[0]))
     del streams
     assert freed() is None
 
@@ -857,7 +840,7 @@ def test_R19_no_bound_means_the_same_for_every_batch_that_runs_ahead():
         BatchedStream([[0]], 1, background=True, max_buffered=None),
     ]
     for batch in batches:
-        assert batch._pump._max_buffered == DEFAULT_MAX_BUFFERED
+        assert knobs.bound_of(batch) == knobs.DEFAULT_MAX_BUFFERED
 
 
 def test_R10_a_batch_closed_while_it_is_entered_raises_and_closes_its_source():

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 
 from batchstream import EOS, ContinuousBatcher, DynamicBatcher
+from support import knobs
 from support.forms import (
     AsyncioAsync,
     AsyncioSync,
@@ -281,8 +282,8 @@ class ManualClock:
     def install(cls, monkeypatch):
         """Let the library's batchers go by such a clock."""
         clock = cls()
-        set_clock(monkeypatch, clock)
-        monkeypatch.setattr("batchstream._batching.thread_dispatcher.Lock", clock.lock)
+        knobs.set_clock(monkeypatch, clock)
+        knobs.set_lock_of_workers(monkeypatch, clock.lock)
         return clock
 
 
@@ -309,16 +310,6 @@ class _ClockLock:
         with self._clock._moved:
             self._free = True
             self._clock._moved.notify_all()
-
-
-def set_clock(monkeypatch, clock):
-    """Let the library's batchers ask this clock what time it is."""
-    changed = 0
-    for name, module in list(sys.modules.items()):
-        if name.startswith("batchstream._") and hasattr(module, "monotonic"):
-            monkeypatch.setattr(module, "monotonic", clock)
-            changed += 1
-    assert changed
 
 
 # ---- forms

@@ -18,6 +18,7 @@ from functools import partial
 import pytest
 
 from batchstream import AsyncBatchedStream, BatchedStream, demux
+from support import knobs
 from support.sources import run_in_threads
 
 PATIENCE = 10.0
@@ -365,7 +366,7 @@ class Background(Blocking):
                 stream.receive(timeout)
 
     async def close(self, batch):
-        thread = batch._pump._worker and batch._pump._worker._thread
+        thread = knobs.thread_of(batch)
         batch.close()
         assert thread is None or not thread.is_alive(), "close did not wait for the thread"
 
