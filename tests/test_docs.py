@@ -24,7 +24,7 @@ from test_layering import (
 )
 
 import batchstream
-from batchstream._core.demultiplexer import BATCH_TRANSITIONS, SLOT_TRANSITIONS
+from batchstream._core.demultiplexer import BATCH_TRANSITIONS
 from batchstream._eventloops.base import TURN
 from batchstream._handoff.buffer import SEGMENT_LENGTH
 from batchstream.integrations import litserve, prometheus, starlette
@@ -167,7 +167,7 @@ def test_the_tables_of_states_are_those_of_the_code():
     ]
     assert of_states == [
         sorted((state, event, after) for (state, event), after in table.items())
-        for table in (SLOT_TRANSITIONS, BATCH_TRANSITIONS)
+        for table in (BATCH_TRANSITIONS,)
     ]
 
 
