@@ -401,7 +401,7 @@ def test_R09_a_task_that_cannot_be_started_fails_every_stream(monkeypatch):
         assert [await rest(stream) for stream in batch] == [[], []]
         await batch.aclose()
 
-    monkeypatch.setattr("batchstream._eventloops.asyncio.AsyncioLoop.spawn", fail)
+    monkeypatch.setattr("batchstream._eventloops.asyncio.AsyncioEventLoop.spawn", fail)
     run(main())
 
 

@@ -32,9 +32,8 @@ from batchstream._core.arguments import UNLIMITED, check_count, check_eos, check
 from batchstream._core.ends import TokenIds
 from batchstream._core.errors import ClosedError, MissingEOSError, StepError
 from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many
-from batchstream._core.marks import Marks
 from batchstream._core.records import Delivery, FinishReason, Statistics, StreamEnd
-from batchstream._core.steps import Elements, are_numbers, picker, read_step
+from batchstream._core.steps import Elements, Marks, are_numbers, picker, read_step
 
 T = TypeVar("T")
 
