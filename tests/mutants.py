@@ -87,7 +87,7 @@ MUTANTS = [
     ),
     Mutant(
         "a step is plain if its sum of types is not looked at",
-        "if not self._marks.absent_from(values):",
+        "if not self._marks.types.isdisjoint(set(map(type, values))):",
         "if None in values:",
     ),
     Mutant(
@@ -122,7 +122,7 @@ MUTANTS = [
     ),
     Mutant(
         "outputs after an end in Many are delivered",
-        'if self._slots[slot] != "live":',
+        "if slot not in self._live_slots:",
         "if False:",
     ),
     Mutant(

@@ -25,7 +25,7 @@ from batchstream import (
     demux,
     token_ids,
 )
-from batchstream._core.demultiplexer import BATCH_TRANSITIONS, SLOT_TRANSITIONS
+from batchstream._core.demultiplexer import BATCH_TRANSITIONS
 from support.sources import OfUnhashableType, Untouchable
 
 
@@ -544,11 +544,6 @@ def test_what_the_table_does_not_list_raises_and_what_it_lists_does_not(state, e
     else:
         with pytest.raises(ClosedError, match=f"cannot {event}: the batch has {state}"):
             calls[event]()
-
-
-def test_the_table_of_slots_leads_nowhere_it_does_not_lead_out_of():
-    states = {state for state, _ in SLOT_TRANSITIONS} | set(SLOT_TRANSITIONS.values())
-    assert states == {"live", "finished"}
 
 
 @pytest.mark.parametrize(

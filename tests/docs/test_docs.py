@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 import batchstream
-from batchstream._core.demultiplexer import BATCH_TRANSITIONS, SLOT_TRANSITIONS
+from batchstream._core.demultiplexer import BATCH_TRANSITIONS
 from batchstream.integrations import litserve, prometheus, starlette
 from support import knobs
 from test_layering import FOLDERS
@@ -155,7 +155,7 @@ def test_the_tables_of_states_are_those_of_the_code():
     ]
     assert of_states == [
         sorted((state, event, after) for (state, event), after in table.items())
-        for table in (SLOT_TRANSITIONS, BATCH_TRANSITIONS)
+        for table in (BATCH_TRANSITIONS,)
     ]
 
 

@@ -87,7 +87,7 @@ def set_current_loop(monkeypatch, current_loop):
 
 def replace_spawn(monkeypatch, spawn):
     """Let asyncio's tasks of the package be made by this function."""
-    monkeypatch.setattr(batchstream._eventloops.asyncio.AsyncioLoop, "spawn", spawn)
+    monkeypatch.setattr(batchstream._eventloops.asyncio.AsyncioEventLoop, "spawn", spawn)
 
 
 def tasks_kept_alive():
