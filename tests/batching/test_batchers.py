@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from batchstream import (
     EOS,
     SKIP,
     ConcurrentConsumerError,
+    ContinuousBatcher,
     DeadlineError,
+    DynamicBatcher,
     End,
     Fail,
     FinishReason,
@@ -26,6 +29,7 @@ from batchstream import (
 )
 from support import knobs
 from support.engines import (
+    Echo,
     batchers_in_loops,
     batchers_in_threads,
     continuous_batchers,
@@ -33,7 +37,7 @@ from support.engines import (
     every_batcher,
 )
 from support.forms import OVER
-from support.sources import TIMEOUT, OfUnhashableType, Untouchable
+from support.sources import TIMEOUT, Gate, OfUnhashableType, Untouchable
 from support.strategies import same
 
 pytestmark = pytest.mark.timeout(30)
@@ -423,6 +427,21 @@ async def test_R29_more_requests_than_may_wait_are_refused_at_once(form):
     assert (figures.opened, figures.refused) == (4, 4)
 
 
+def test_those_for_whom_there_is_room_do_not_count_as_waiting():
+    engine = Echo()
+    engine.gate = gate = Gate()
+    batcher = ContinuousBatcher(engine, max_batch_size=8, max_pending=2)
+    streams = [batcher.stream(0)]
+    gate.reached.wait(TIMEOUT)
+    streams += [batcher.stream(number) for number in range(1, 10)]
+    with pytest.raises(OverloadedError):
+        batcher.stream(10)
+    for stream in streams:
+        stream.cancel()
+    gate.opened.set()
+    batcher.close()
+
+
 # ---- those who leave
 
 
@@ -631,6 +650,37 @@ async def test_R19_with_wait_the_model_waits_for_a_slow_consumer(form):
     await going.wait()
     assert await form.rest(slow) == list("abcdefgh")
     assert max(held) < 2
+
+
+def test_a_long_timeout_does_not_hurt_the_others_in_a_pause():
+    def fn(requests):
+        for number in range(20):
+            yield [number] * len(requests)
+
+    options = {"max_buffered": 4, "on_overflow": "wait"}
+    with DynamicBatcher(fn, max_batch_size=2, **options) as batcher:
+        stream = batcher.stream("a", timeout=1e10)
+        assert list(stream) == list(range(20))
+        with pytest.raises(ValueError, match="timeout must be finite"):
+            batcher.stream("a", timeout=10**400)
+
+
+def test_R13_an_engine_makes_no_step_with_a_request_that_was_too_slow():
+    engine = Echo()
+    permits = threading.Semaphore(0)
+    engine.gate = SimpleNamespace(pass_through=lambda: permits.acquire(timeout=TIMEOUT))
+    with ContinuousBatcher(engine, max_batch_size=2, max_buffered=5) as batcher:
+        fast, slow = batcher.stream("fast"), batcher.stream("slow")
+        for _ in range(12):
+            permits.release()
+            assert next(fast) == "fast"
+        assert sum("slow" in step for step in engine.steps) == slow.end.outputs == 6
+        assert slow.drain() == ["slow"] * 6
+        with pytest.raises(SlowConsumerError):
+            next(slow)
+        fast.cancel()
+        permits.release()
+    assert batcher.statistics().dropped == 0
 
 
 # ---- consumers

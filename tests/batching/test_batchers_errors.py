@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 import traceback
 from functools import partial
@@ -12,8 +11,6 @@ import pytest
 
 from batchstream import (
     ClosedError,
-    ContinuousBatcher,
-    DynamicBatcher,
     FinishReason,
     SourceError,
     StepError,
@@ -22,27 +19,18 @@ from support.engines import (
     Model,
     batchers_in_loops,
     batchers_in_threads,
-    batchers_with_threads,
     continuous_batchers,
     dynamic_batchers,
     every_batcher,
 )
 from support.forms import OVER
-from support.sources import TIMEOUT, Gate, run_in_threads
+from support.sources import run_in_threads
 
 pytestmark = pytest.mark.timeout(30)
 
 
 class OddError(BaseException):
     """No Exception, and nobody's signal."""
-
-
-@pytest.fixture
-def unheard(monkeypatch):
-    """Collect what `sys.unraisablehook` is given."""
-    errors = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda about: errors.append(about.exc_value))
-    return errors
 
 
 # ---- what the model raises
@@ -455,52 +443,6 @@ async def test_R13_R30_an_engine_is_not_stepped_for_whoever_has_ended(form):
     assert model.worked_on == [("a",), ("a",), ("xyz",), ("xyz",), ("xyz",), ("xyz",)]
 
 
-def test_an_engine_needs_its_three_methods():
-    class Half:
-        def add(self, slot, request):
-            pass
-
-    for engine in (Half(), 5, None, []):
-        with pytest.raises(TypeError, match="engine must have the methods add, step and remove"):
-            ContinuousBatcher(engine, max_batch_size=1)
-
-
-@pytest.mark.parametrize(
-    ("options", "error"),
-    [
-        ({"max_batch_size": 0}, ValueError),
-        ({"max_batch_size": 1.5}, TypeError),
-        ({"max_batch_size": 1, "batch_timeout": -1}, ValueError),
-        ({"max_batch_size": 1, "batch_timeout": float("nan")}, ValueError),
-        ({"max_batch_size": 1, "batch_timeout": "1"}, TypeError),
-        ({"max_batch_size": 1, "workers": 0}, ValueError),
-        ({"max_batch_size": 1, "max_pending": 0}, ValueError),
-        ({"max_batch_size": 1, "max_buffered": 0}, ValueError),
-        ({"max_batch_size": 1, "max_buffered": None}, TypeError),
-        ({"max_batch_size": 1, "cost": len}, TypeError),
-        ({"max_batch_size": 1, "max_batch_cost": 3}, TypeError),
-        ({"max_batch_size": 1, "key": "name"}, TypeError),
-        ({"max_batch_size": 1, "eos": "</s>"}, ValueError),
-        ({"max_batch_size": 1, "max_outputs": 0}, ValueError),
-        ({"max_batch_size": 1, "on_overflow": "drop"}, ValueError),
-    ],
-)
-def test_wrong_arguments_are_refused_at_construction(options, error):
-    with pytest.raises(error):
-        DynamicBatcher(Model().generate, **options)
-
-
-def test_a_coroutine_function_is_refused_at_construction():
-    async def fn(requests):
-        return []
-
-    for each in (fn, partial(fn)):
-        with pytest.raises(TypeError, match="got the coroutine function"):
-            DynamicBatcher(each, max_batch_size=1)
-    with pytest.raises(TypeError, match="fn takes a function"):
-        DynamicBatcher("fn", max_batch_size=1)
-
-
 # ---- closing
 
 
@@ -594,55 +536,6 @@ async def test_a_block_closes_the_batcher(form):
         form.submit(batcher, "b")
 
 
-@batchers_with_threads
-async def test_R09_a_batcher_closed_by_its_own_model_does_not_wait_for_itself(form):
-    model = form.model(on_step=lambda number: batcher.close() if number == 1 else None)
-    batcher = form.batcher(model, max_batch_size=1)
-    streams = [form.submit(batcher, "abc"), form.submit(batcher, "d")]
-    outputs, [error] = await form.read(streams[0])
-    assert outputs in (["a"], ["a", "b"])  # that of the step in which it was closed may come
-    assert type(error) is ClosedError
-    _, [error] = await form.read(streams[1])
-    assert type(error) is ClosedError
-
-
-@dynamic_batchers
-async def test_R09_an_asynchronous_model_may_close_its_own_batcher(form):
-    if not form.source_is_async:
-        pytest.skip("for asynchronous functions")
-    began = []
-
-    async def fn(requests):
-        yield ["a"]
-        began.append("closing")
-        await batcher.aclose()
-        began.append("closed")
-        yield ["b"]
-
-    batcher = form.batcher(fn)
-    outputs, errors = await form.read(form.submit(batcher, "x"))
-    assert outputs in (["a"], ["a", "b"])
-    assert [type(error) for error in errors] == [ClosedError]
-    assert began[0] == "closing"
-
-
-@batchers_with_threads
-async def test_R09_a_model_that_reads_a_stream_of_its_own_batcher_is_told_not_to(form):
-    errors = []
-
-    def ask(number):
-        if number == 0:
-            inner = batcher.stream("x")
-            try:
-                next(inner)
-            except RuntimeError as error:
-                errors.append(str(error))
-
-    batcher = form.batcher(form.model(on_step=ask))
-    assert await form.rest(form.submit(batcher, "ab")) == ["a", "b"]
-    assert errors == ["the source of a batch waits for a request to its own batcher"]
-
-
 @batchers_in_threads
 async def test_R09_close_from_another_thread_waits_for_the_step_and_tells_consumers_before(form):
     gate = form.gate()
@@ -674,107 +567,3 @@ async def test_R12_a_request_may_be_cancelled_in_any_thread(form):
     assert [await form.rest(stream) for stream in streams[:2]] == [[], []]
     gate.open()
     assert await form.rest(streams[2]) == ["x"]
-
-
-# ---- the loop in which an asynchronous function is at home
-
-
-def make_batcher(**options):
-    model = Model(lambda: None)
-    return model, DynamicBatcher(model.agenerate, max_batch_size=2, **options)
-
-
-def test_R22_an_asynchronous_function_works_in_one_loop_after_another():
-    model, batcher = make_batcher()
-
-    async def main(request):
-        return [output async for output in batcher.astream(request)]
-
-    for request in ("ab", "cde", "f"):
-        assert asyncio.run(main(request)) == list(request)
-    assert model.called_with == [["ab"], ["cde"], ["f"]]
-    asyncio.run(batcher.aclose())
-    model.check()
-
-
-def test_R22_after_asyncio_a_batcher_may_be_at_home_in_trio():
-    trio = pytest.importorskip("trio")
-    _, batcher = make_batcher()
-
-    async def main(request):
-        return [output async for output in batcher.astream(request)]
-
-    assert asyncio.run(main("ab")) == ["a", "b"]
-    assert trio.run(main, "cd") == ["c", "d"]
-    assert asyncio.run(main("ef")) == ["e", "f"]
-    asyncio.run(batcher.aclose())
-
-
-def test_R22_an_asynchronous_function_needs_an_event_loop():
-    _, batcher = make_batcher()
-    for submit in (batcher.stream, batcher.astream):
-        with pytest.raises(RuntimeError, match="an asynchronous function runs in the event loop"):
-            submit("a")
-    assert batcher.statistics().opened == 0
-    batcher.close()
-
-
-def test_R09_when_the_home_loop_ends_requests_of_other_threads_are_told():
-    begun, submitted = threading.Event(), threading.Event()
-
-    async def fn(requests):
-        yield ["a"]
-        begun.set()
-        await asyncio.Event().wait()
-
-    batcher = DynamicBatcher(fn, max_batch_size=1)
-    results = []
-
-    async def home():
-        stream = batcher.astream("x")
-        assert await anext(stream) == "a"
-        await asyncio.to_thread(submitted.wait, TIMEOUT)
-
-    def elsewhere():
-        assert begun.wait(TIMEOUT)
-        running, waiting = batcher.stream("y"), batcher.stream("z")
-        submitted.set()
-        for stream in (running, waiting):
-            with pytest.raises(ClosedError, match="event loop"):
-                stream.receive(TIMEOUT)
-            results.append(stream.finish_reason)
-
-    run_in_threads(lambda: asyncio.run(home()), elsewhere)
-    assert results == [FinishReason.ERROR] * 2
-    assert batcher.statistics().live == 0
-    batcher.close()
-
-
-def test_R22_a_home_that_ended_without_a_word_is_left_behind():
-    """No `asyncio.run` that cancels tasks: the loop is stopped and closed around them."""
-    gate = Gate()
-
-    async def fn(requests):
-        yield ["a"]
-        gate.reached.set()
-        await asyncio.Event().wait()
-
-    batcher = DynamicBatcher(fn, max_batch_size=1)
-    loop = asyncio.new_event_loop()
-
-    async def begin():
-        stream = batcher.astream("x")
-        assert await anext(stream) == "a"
-        return stream, batcher.astream("y")
-
-    streams = loop.run_until_complete(begin())
-    loop.close()
-
-    async def again():
-        return await anext(batcher.astream("z"))
-
-    assert asyncio.run(again()) == "a"
-    assert [stream.finish_reason is not None for stream in streams] == [True, True]
-    batcher.close()
-    figures = batcher.statistics()
-    assert (figures.live, figures.waiting) == (0, 0)

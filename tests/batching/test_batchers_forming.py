@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
+import pickle
 import threading
 import weakref
 from contextvars import ContextVar
@@ -438,3 +440,28 @@ def test_R25_an_instance_and_its_batcher_can_be_collected():
     for thread in threads:
         thread.join(TIMEOUT)
         assert not thread.is_alive()
+
+
+class Greeter:
+    def __init__(self, name):
+        self.name = name
+
+    @batched(max_batch_size=4)
+    def generate(self, requests):
+        yield [f"{self.name} {request}" for request in requests]
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda greeter: pickle.loads(pickle.dumps(greeter))],  # noqa: S301 - its own
+)
+def test_a_copy_of_an_instance_has_a_batcher_of_its_own(copied):
+    first = Greeter("first")
+    assert list(first.generate.stream("a")) == ["first a"]
+    second = copied(first)
+    second.name = "second"
+    assert list(second.generate.stream("a")) == ["second a"]
+    assert list(first.generate.stream("a")) == ["first a"]
+    assert second.generate is second.generate is not first.generate
+    first.generate.close()
+    second.generate.close()

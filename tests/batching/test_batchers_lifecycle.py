@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
 import subprocess
 import sys
@@ -20,9 +21,10 @@ from batchstream import (
     Fail,
     FinishReason,
     OverloadedError,
+    StreamEnd,
 )
 from support import knobs
-from support.engines import Model, continuous_batchers, dynamic_batchers, every_batcher
+from support.engines import Echo, Model, continuous_batchers, dynamic_batchers, every_batcher
 from support.sources import TIMEOUT, Gate, in_forked_child, needs_fork
 
 pytestmark = pytest.mark.timeout(30)
@@ -37,14 +39,6 @@ def make(kind, model=None, **options):
     if kind == "continuous":
         return ContinuousBatcher(model, **options), model
     return DynamicBatcher(model.generate, **options), model
-
-
-@pytest.fixture
-def unheard(monkeypatch):
-    """Collect what `sys.unraisablehook` is given."""
-    errors = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda about: errors.append(about.exc_value))
-    return errors
 
 
 # ---- statistics
@@ -157,6 +151,43 @@ def test_a_batcher_shows_how_it_is():
     assert [list(stream) for stream in streams] == [["a"], ["b"]]
     batcher.close()
     assert "closed" in repr(batcher)
+
+
+def test_a_request_that_two_have_ended_is_counted_once_before_anybody_takes_note():
+    gate = Gate()
+
+    def fn(requests):
+        gate.pass_through()
+        yield list(requests)
+
+    with DynamicBatcher(fn, max_batch_size=1) as batcher:
+        running, waiting = batcher.stream("a"), batcher.stream("b")
+        gate.reached.wait(TIMEOUT)
+        for _ in range(2):  # its consumer, say, and its deadline
+            knobs.request_of(waiting).finish(StreamEnd(FinishReason.CANCELLED, 0))
+        figures = batcher.statistics()
+        assert (figures.opened, figures.live, figures.waiting) == (2, 1, 0)
+        assert figures.finished == {FinishReason.CANCELLED: 1}
+        gate.opened.set()
+        assert list(running) == ["a"]
+    assert batcher.statistics().finished == {FinishReason.CANCELLED: 1, FinishReason.EXHAUSTED: 1}
+
+
+def test_a_stream_that_waits_is_named_by_its_request():
+    gate = Gate()
+
+    def fn(requests):
+        gate.pass_through()
+        yield list(requests)
+
+    with DynamicBatcher(fn, max_batch_size=1) as batcher:
+        batcher.stream("a").cancel()
+        running, waiting = batcher.stream("b"), batcher.stream("c")
+        assert repr(waiting) == "<Stream request 2, live, 0 buffered>"
+        with pytest.raises(TypeError, match="request 2 cannot be pickled"):
+            pickle.dumps(waiting)
+        gate.opened.set()
+        assert [*running, *waiting] == ["b", "c"]
 
 
 # ---- metrics
@@ -427,6 +458,45 @@ def test_R28_a_program_ends_with_a_batcher_that_is(state):
     assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
 
 
+def test_R28_a_program_with_several_stuck_workers_is_not_held_up_for_each():
+    program = """
+import threading
+import batchstream
+reached = threading.Barrier(5)
+def stuck(requests):
+    reached.wait(20)
+    threading.Event().wait()
+    yield
+batcher = batchstream.DynamicBatcher(stuck, max_batch_size=1, workers=4)
+streams = [batcher.stream(number) for number in range(4)]
+reached.wait(20)
+from support import knobs
+joined = []
+class Clock:  # the patience of all together is that of one
+    time = 0.0
+    @classmethod
+    def monotonic(cls):
+        return cls.time
+def join(self, timeout=None):
+    joined.append(timeout)
+    Clock.time += timeout
+knobs.exit_with(Clock, join)
+assert joined[0] > 0 and sum(joined) <= knobs.EXIT_SECONDS, joined
+print("bounded", flush=True)
+import os
+os._exit(0)
+"""
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("bounded\n", "", 0)
+
+
 # ---- garbage
 
 
@@ -526,3 +596,34 @@ def test_R25_keys_that_are_out_of_use_are_forgotten():
     stop_watching()
     assert len(alive) < 200
     batcher.close()
+
+
+def test_R25_a_run_that_never_ends_keeps_nothing_of_those_who_have_left():
+    engine = Echo()
+    with ContinuousBatcher(engine, max_batch_size=2, max_buffered=10**6) as batcher:
+        stays = batcher.stream("stays")
+        for number in range(50):
+            leaves = batcher.stream(number)
+            next(leaves)
+            leaves.cancel()
+            stays.drain()
+        (run,) = knobs.runs_of(batcher)
+        assert not knobs.unreported(run)
+
+
+def test_R25_a_request_that_was_cancelled_while_it_waited_lets_go_of_what_was_submitted():
+    gate = Gate()
+
+    def fn(requests):
+        gate.pass_through()
+        yield list(requests)
+
+    with DynamicBatcher(fn, max_batch_size=1) as batcher:
+        running = batcher.stream("a")
+        gate.reached.wait(TIMEOUT)
+        waiting = batcher.stream("b")
+        waiting.cancel()
+        batcher.stream("c").cancel()  # takes note
+        assert knobs.request_of(waiting).content is None
+        gate.opened.set()
+        assert list(running) == ["a"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -14,20 +12,14 @@ import pytest
 
 from batchstream import (
     AsyncBatchedStream,
-    BatchedStream,
     ClosedError,
     FinishReason,
-    SourceError,
     demux,
 )
-from support import knobs
+from support.reading import following, rest
 from support.sources import TIMEOUT, Gate, ScriptedSource, run_in_threads
 
 STEPS = [[f"{number}a", f"{number}b"] for number in range(300)]
-
-
-async def rest(stream):
-    return [output async for output in stream]
 
 
 def column(slot):
@@ -80,10 +72,6 @@ class LoopInThread:
         self.thread.join(TIMEOUT)
         assert not self.thread.is_alive()
         self.loop.close()
-
-
-async def following(stream):
-    return await anext(stream)
 
 
 def test_R22_a_loop_that_closes_takes_only_its_own_streams_with_it():
@@ -168,35 +156,6 @@ def test_R22_a_stream_is_not_waited_for_in_another_loop_than_the_first():
         assert runner.run(rest(batch[0])) == ["b"]
 
 
-def test_R14_a_source_that_is_broken_off_is_closed_in_a_task_that_is_not_cancelled():
-    class Source:
-        def __init__(self):
-            self.steps = iter([["a"]])
-            self.is_waiting = asyncio.Event()
-            self.cancels = []
-
-        def __aiter__(self):
-            return self
-
-        async def __anext__(self):
-            for step in self.steps:
-                return step
-            self.is_waiting.set()
-            return await asyncio.Event().wait()
-
-        async def aclose(self):
-            self.cancels.append(asyncio.current_task().cancelling())
-
-    async def main():
-        source = Source()
-        async with AsyncBatchedStream(source, 1) as batch:
-            assert await anext(batch[0]) == "a"
-            await source.is_waiting.wait()
-        assert source.cancels == [0]
-
-    asyncio.run(main())
-
-
 # ---- programs that end midway
 
 
@@ -264,42 +223,6 @@ def test_R28_a_program_with_open_streams_ends_silently(ending, source):
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
 
-@pytest.fixture
-def _interruptible():
-    """Undo what a shell does to programs in the background: they ignore interrupts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_interruptible")
-@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal to itself")
-def test_R14_an_interrupt_of_a_waiting_consumer_loses_no_output():
-    gate = Gate()
-
-    def source():
-        yield ["a"]
-        gate.pass_through()
-        yield ["b"]
-
-    def interrupt():
-        assert gate.reached.wait(TIMEOUT)
-        while not knobs.waiters_in_threads(batch):
-            os.sched_yield()
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with BatchedStream(source(), 1, background=True) as batch:
-        (stream,) = batch
-        assert next(stream) == "a"
-        interrupter = threading.Thread(target=interrupt)
-        interrupter.start()
-        with pytest.raises(KeyboardInterrupt):
-            next(stream)
-        interrupter.join(TIMEOUT)
-        gate.opened.set()
-        assert list(stream) == ["b"]
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal to itself")
 def test_R14_an_interrupt_ends_a_program_of_asyncio_and_closes_the_source():
     program = PROGRAM + textwrap.dedent(
@@ -333,48 +256,3 @@ def test_R14_an_interrupt_ends_a_program_of_asyncio_and_closes_the_source():
         encoding="utf-8",
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "closed\ninterrupted\n", "")
-
-
-def test_R24_an_asynchronous_source_that_waits_for_its_own_stream_is_told_so():
-    async def source():
-        yield ["a", "x"]
-        yield [await anext(second), "y"]  # that is buffered
-        await anext(second)
-        yield [await anext(second), "z"]  # that is not
-
-    first, second = demux(source(), 2)
-
-    async def main():
-        with pytest.raises(RuntimeError, match="the source of this batch waits for a step of its"):
-            await rest(first)
-
-    asyncio.run(main())
-
-
-# ---- a pump that fails itself
-
-
-@pytest.mark.parametrize("form", ["thread", "task"])
-@pytest.mark.parametrize("place", ["_take", "_settle_with", "_tell", "_goes_on", "_without_room"])
-def test_R09_a_pump_that_fails_itself_leaves_nobody_waiting(form, place, monkeypatch):
-    unheard = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda about: unheard.append(about.exc_value))
-
-    async def steps():
-        yield ["a"]
-        raise ValueError("the source")
-
-    async def main():
-        source = steps() if form == "task" else iter([["a"], "no step"])
-        async with AsyncBatchedStream(source, 1) as batch:
-
-            def fail(*_):
-                raise MemoryError(place)
-
-            monkeypatch.setattr(knobs.pump_of(batch), place, fail)
-            with pytest.raises((MemoryError, SourceError, ValueError)):
-                await rest(batch[0])
-            assert await rest(batch[0]) == []
-            assert batch[0].finish_reason is FinishReason.ERROR
-
-    asyncio.run(main())

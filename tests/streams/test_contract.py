@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from batchstream import (
     EOS,
+    AsyncBatchedStream,
+    BatchedStream,
     BufferOverflowError,
     ClosedError,
     ConcurrentConsumerError,
@@ -465,6 +467,19 @@ async def test_R19_a_slow_stream_is_ended_where_the_policy_says_so(form, max_buf
     assert isinstance(error, SlowConsumerError)
     assert (error.slot, error.max_buffered) == (1, max_buffered)
     assert script.told[max_buffered + 1 :] == [(0,)] * (10 - max_buffered)
+
+
+def test_R19_no_bound_means_the_same_for_every_batch_that_runs_ahead():
+    async def source():
+        yield [0]
+
+    batches = [
+        AsyncBatchedStream([[0]], 1, max_buffered=None),
+        AsyncBatchedStream(source(), 1, max_buffered=None),
+        BatchedStream([[0]], 1, background=True, max_buffered=None),
+    ]
+    for batch in batches:
+        assert knobs.bound_of(batch) == knobs.DEFAULT_MAX_BUFFERED
 
 
 # ---- event loops

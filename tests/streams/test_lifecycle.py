@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import gc
 import multiprocessing
 import pickle
 import subprocess
 import sys
 import textwrap
 import threading
-import weakref
 
 import pytest
 
@@ -28,7 +26,6 @@ from batchstream import (
     demux,
     token_ids,
 )
-from support import knobs
 from support.sources import TIMEOUT, Gate, ScriptedSource, in_forked_child, needs_fork
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -212,110 +209,6 @@ def test_R28_a_program_that_abandons_streams_exits_silently(name):
         text=True,
     )
     assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
-
-
-def test_R25_received_outputs_are_let_go_of_in_the_end():
-    class Output:
-        pass
-
-    def source():
-        while True:
-            yield [Output(), Output()]
-
-    first, second = demux(source(), 2)
-    seen = []
-    for _ in range(1_000):
-        seen.append(weakref.ref(next(first)))
-        seen.append(weakref.ref(next(second)))
-    kept = [ref for ref in seen if ref() is not None]
-    assert len(kept) <= 2 * 2 * 128
-    first.cancel()
-    second.cancel()
-    gc.collect()
-    assert not any(ref() for ref in seen)
-
-
-def test_R25_a_cancelled_stream_frees_what_it_held_at_once():
-    class Output:
-        pass
-
-    def source():
-        while True:
-            yield [Output(), Output()]
-
-    first, second = demux(source(), 2)
-    next(first)
-    held = weakref.ref(knobs.content_of(second)[0])
-    assert held() is not None
-    second.cancel()
-    assert held() is None
-
-
-def test_R25_a_finished_batch_is_freed_without_the_cycle_collector():
-    class Output:
-        pass
-
-    def source():
-        output = Output()
-        alive.append(weakref.ref(output))
-        yield [output, output]
-        yield [None, SKIP]
-        yield [None, Last(output)]
-
-    alive = []
-    gc.collect()
-    gc.disable()
-    try:
-        streams = list(demux(source(), 2))
-        for stream in streams:
-            assert len(list(stream)) > 0
-        del stream
-        streams.clear()
-        assert alive[0]() is None
-    finally:
-        gc.enable()
-
-
-def test_R25_streams_dropped_midway_are_freed_without_the_cycle_collector():
-    class Output:
-        pass
-
-    def source():
-        while True:
-            outputs = [Output(), Output()]
-            alive.append(weakref.ref(outputs[1]))
-            yield outputs
-
-    alive = []
-    gc.collect()
-    gc.disable()
-    try:
-        first, second = demux(source(), 2)
-        alive.append(weakref.ref(knobs.pump_of(first)))
-        for _ in range(5):
-            next(first)
-        next(second)
-        del first, second
-        assert not any(ref() for ref in alive)
-    finally:
-        gc.enable()
-
-
-def test_a_finished_stream_that_is_kept_holds_no_outputs():
-    class Output:
-        pass
-
-    def source():
-        for _ in range(5):
-            output = Output()
-            alive.append(weakref.ref(output))
-            yield [output]
-            del output
-
-    alive = []
-    [stream] = demux(source(), 1)
-    assert len(list(stream)) == 5
-    assert not any(ref() for ref in alive)
 
 
 def test_the_traceback_of_the_cause_begins_in_the_source():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
-import signal
 import threading
 from collections import deque
 from contextlib import closing
@@ -232,6 +230,15 @@ def test_long_streams_pass_through_every_way_of_reading():
         assert next(second) == -n
     assert list(third) == [n * n for n in range(2_000)]
     assert next(first, None) is next(second, None) is None
+
+
+def test_R04_a_timeout_is_refused_where_consumers_pull_whatever_is_buffered():
+    batch = BatchedStream([["a", "x"], ["b", "y"]], 2)
+    assert next(batch[0]) == "a"
+    for stream in batch:  # one has nothing buffered, the other has
+        with pytest.raises(ValueError, match="timeout needs a batch with background=True"):
+            stream.receive(timeout=1)
+    assert [list(stream) for stream in batch] == [["b"], ["x", "y"]]
 
 
 # ---- feedback
@@ -1007,120 +1014,6 @@ def test_R24_live_statistics_and_cancel_never_wait_for_user_code(place):
     with BatchedStream(source(), 2, is_eos=predicate) as batch:
         batches.append(batch)
         assert list(batch[0]) == ["a"]
-
-
-# ---- signals
-
-needs_signals = pytest.mark.skipif(
-    not hasattr(signal, "pthread_kill"), reason="a signal cannot be sent to a thread here"
-)
-
-
-@pytest.fixture
-def on_signal():
-    """Set what happens at a signal, given the interrupted frame; return what sends it."""
-    numbers = (signal.SIGUSR1, signal.SIGVTALRM)
-    before = [signal.getsignal(number) for number in numbers]
-
-    def handle(action, number=signal.SIGUSR1):
-        signal.signal(number, lambda _, frame: action(frame))
-        return lambda: signal.pthread_kill(threading.main_thread().ident, number)
-
-    yield handle
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
-@needs_signals
-def test_R04_a_receive_broken_off_while_another_thread_pulls_loses_nothing(on_signal):
-    class BrokenOffError(Exception):
-        pass
-
-    gate = Gate()
-    waiting = threading.Event()
-
-    def break_off(frame):
-        if waiting.is_set() and frame.f_code.co_name == "pull":
-            waiting.clear()
-            raise BrokenOffError
-
-    def source():
-        yield ["a", "x"]
-        gate.pass_through()
-        yield ["b", "y"]
-        yield [None, None]
-
-    send = on_signal(break_off)
-    first, second = demux(source(), 2)
-    assert [next(first), next(second)] == ["a", "x"]
-    received = []
-    reader = threading.Thread(target=lambda: received.extend(first), daemon=True)
-    reader.start()
-    assert gate.reached.wait(TIMEOUT)
-
-    def send_until_it_strikes():
-        while waiting.is_set():
-            send()
-
-    for _ in range(3):
-        waiting.set()
-        sender = threading.Thread(target=send_until_it_strikes, daemon=True)
-        sender.start()
-        with pytest.raises(BrokenOffError):
-            next(second)
-        sender.join(TIMEOUT)
-    gate.opened.set()
-    assert list(second) == ["y"]
-    reader.join(TIMEOUT)
-    assert received == ["b"]
-
-
-@needs_signals
-def test_R04_a_receive_broken_off_anywhere_in_the_package_loses_no_output(on_signal):
-    class BrokenOffError(Exception):
-        pass
-
-    places = ("__next__", "first_unread", "read")
-
-    def break_off(frame):
-        if frame.f_code.co_name in places and "batchstream" in frame.f_code.co_filename:
-            raise BrokenOffError
-
-    count = 100_000
-    numbers = itertools.count()
-    [stream] = demux(([next(numbers)] for _ in range(count)), 1)
-    received, broken_off = [], 0
-    on_signal(break_off, signal.SIGVTALRM)
-    signal.setitimer(signal.ITIMER_VIRTUAL, 0.0001, 0.0001)
-    try:
-        while stream.finish_reason is None:
-            try:
-                received.extend(itertools.islice(stream, 1))
-            except BrokenOffError:
-                broken_off += 1
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-    assert received == list(range(count))
-    assert broken_off > 0
-
-
-@needs_signals
-def test_R12_a_stream_may_be_cancelled_from_a_signal_handler_that_interrupts_the_pump(on_signal):
-    streams = []
-    send = on_signal(lambda _: streams[1].cancel())
-
-    def source():
-        yield ["a", "x"]
-        send()
-        live = yield ["b", "y"]
-        assert live == (0,)
-        yield [None, None]
-
-    streams += demux(source(), 2)
-    assert next(streams[1]) == "x"
-    assert list(streams[0]) == ["a", "b"]
-    assert list(streams[1]) == []
-    assert streams[1].finish_reason is FinishReason.CANCELLED
 
 
 # ---- context

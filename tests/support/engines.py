@@ -9,6 +9,7 @@ After every scenario the form makes sure that the model was treated well, and th
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 import time
@@ -405,3 +406,37 @@ continuous_batchers = in_forms(CONTINUOUS)
 batchers_in_threads = in_forms([DYNAMIC[0], CONTINUOUS[0]])
 batchers_in_loops = in_forms(DYNAMIC[1:] + CONTINUOUS[1:])
 batchers_with_threads = in_forms(DYNAMIC[:3] + CONTINUOUS)
+
+
+# ---- models that give each request back
+
+
+def echo(requests):
+    yield list(requests)
+
+
+class Echo:
+    """An engine that gives each request back, again and again, and says who was in each step."""
+
+    def __init__(self):
+        self.slots = {}
+        self.steps = []
+        self.gate = None
+
+    def add(self, slot, request):
+        self.slots[slot] = request
+
+    def step(self):
+        if self.gate is not None:
+            self.gate.pass_through()
+        self.steps.append(sorted(map(str, self.slots.values())))
+        return dict(self.slots)
+
+    def remove(self, slot):
+        del self.slots[slot]
+
+
+async def for_ever(requests):
+    while True:
+        yield list(requests)
+        await asyncio.sleep(3600)

@@ -180,6 +180,29 @@ def on_closed(monkeypatch, batch, then):
     monkeypatch.setattr(pump_of(batch)._ending, "set", then)
 
 
+STEPS_OF_PUMPS = {
+    "handing a step over": "_take",
+    "applying cancels": "_settle_with",
+    "waking consumers": "_tell",
+    "asking whether to go on": "_goes_on",
+    "looking for room": "_without_room",
+}
+"""What a pump that runs by itself does again and again, and its methods."""
+
+LAST_STEPS_OF_PUMPS = {"ending the streams": "_end", "closing the source": "_closed"}
+"""What such a pump does in the end, and its methods."""
+
+
+def fail_in_pump(monkeypatch, batch, step, error):
+    """Raise this error where the pump of the batch does one of the things above."""
+
+    def fail(*_):
+        raise error
+
+    method = (STEPS_OF_PUMPS | LAST_STEPS_OF_PUMPS)[step]
+    monkeypatch.setattr(pump_of(batch), method, fail)
+
+
 CODE_OF_PULL = ThreadPump.pull.__code__
 """What a receive in a thread runs where the buffer is empty."""
 
