@@ -76,7 +76,7 @@ LOOP = ("test_races_asyncio.py",)
 THREADS = ("test_races_threads.py",)
 BATCHERS_IN_LOOP = ("test_races_batchers_asyncio.py",)
 BATCHERS_IN_THREADS = ("test_races_batchers_threads.py",)
-DRAINS = ("test_draining.py::test_R02_draining_while_the_pump_appends_loses_and_repeats_nothing",)
+DRAINS = ("test_draining.py::test_draining_while_the_pump_appends_loses_and_repeats_nothing",)
 
 UNBROKEN = Mutant("nothing is broken", "class _Draft(", "class _Draft(")
 

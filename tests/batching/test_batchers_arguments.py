@@ -79,7 +79,7 @@ def test_an_engine_whose_step_is_asynchronous_is_refused():
         ContinuousBatcher(Wrong(), max_batch_size=2)
 
 
-def test_a_function_that_hides_an_asynchronous_one_is_told_what_to_do():
+def test_a_function_that_hides_an_asynchronous_one_gets_an_error_with_the_remedy():
     batcher = DynamicBatcher(lambda requests: for_ever(requests), max_batch_size=2)  # noqa: PLW0108
     with batcher, pytest.raises(TypeError, match="fn returns an asynchronous iterator"):
         next(batcher.stream("a"))
@@ -90,6 +90,6 @@ def test_limits_for_slots_are_no_limit_of_requests():
         DynamicBatcher(echo, max_batch_size=2, max_outputs=[5])
 
 
-def test_a_batched_function_that_is_called_says_how_to_submit():
+def test_calling_a_batched_function_raises_and_says_how_to_submit():
     with pytest.raises(TypeError, match=r"submit a request with \.stream\(request\)"):
         batchstream.batched(echo)(["a"])

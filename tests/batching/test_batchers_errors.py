@@ -36,9 +36,10 @@ class OddError(BaseException):
 # ---- what the model raises
 
 
+@pytest.mark.rule(15, 16)
 @every_batcher
 @pytest.mark.parametrize("step", [2, 3])
-async def test_R15_R16_an_error_of_a_step_fails_the_live_requests_each_with_its_own(form, step):
+async def test_an_error_of_a_step_fails_the_live_requests_each_with_its_own(form, step):
     error = ValueError("out of memory")
     gate = form.gate()
     options = {"raises": {step: error}, "gates": {step: gate}}
@@ -61,6 +62,7 @@ async def test_R15_R16_an_error_of_a_step_fails_the_live_requests_each_with_its_
     assert [await form.rest(each) for each in waiting] == [["x", "y", "z"], ["u", "v"]]
 
 
+@pytest.mark.rule(9, 17)
 @every_batcher
 @pytest.mark.parametrize(
     "kind",
@@ -75,7 +77,7 @@ async def test_R15_R16_an_error_of_a_step_fails_the_live_requests_each_with_its_
         OddError,
     ],
 )
-async def test_R09_R17_whatever_a_step_raises_is_told_and_the_next_request_served(form, kind):
+async def test_whatever_a_step_raises_fails_its_requests_and_the_next_request_is_served(form, kind):
     error = kind("of the model")
     batcher = form.batcher(form.model(raises={1: error}))
     if form.source_is_async and form.passes(error):
@@ -89,9 +91,10 @@ async def test_R09_R17_whatever_a_step_raises_is_told_and_the_next_request_serve
     assert await form.rest(form.submit(batcher, "xyz")) == ["x", "y", "z"]
 
 
+@pytest.mark.rule(14)
 @dynamic_batchers
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
-async def test_R14_what_stops_a_program_is_raised_out_of_its_event_loop(form, kind):
+async def test_what_stops_a_program_is_raised_out_of_its_event_loop(form, kind):
     if not form.source_is_async or not form.passes(kind()):
         pytest.skip("only asyncio is stopped by a task")
     batcher = form.batcher(form.model(raises={1: kind("of the model")}))
@@ -105,9 +108,10 @@ async def test_R14_what_stops_a_program_is_raised_out_of_its_event_loop(form, ki
 MALFORMED = ["text", 5, {7: "x"}, {"0": "x"}, None, [1, 2, 3, 4, 5, 6]]
 
 
+@pytest.mark.rule(8)
 @dynamic_batchers
 @pytest.mark.parametrize("step", MALFORMED)
-async def test_R08_a_malformed_step_fails_its_batch_and_the_next_is_served(form, step):
+async def test_a_malformed_step_fails_its_batch_and_the_next_is_served(form, step):
     steps = [[["a"], [None]], [["a"], step, [None]]]
 
     def fn(requests):
@@ -124,9 +128,10 @@ async def test_R08_a_malformed_step_fails_its_batch_and_the_next_is_served(form,
     assert await form.rest(form.submit(batcher, "x")) == ["a"]
 
 
+@pytest.mark.rule(8, 15)
 @continuous_batchers
 @pytest.mark.parametrize("step", MALFORMED)
-async def test_R08_R15_after_a_malformed_step_who_waits_is_served(form, step):
+async def test_after_a_malformed_step_waiting_requests_are_served(form, step):
     class Malformed(Model):
         def step(self):
             given = super().step()
@@ -147,8 +152,9 @@ async def test_R08_R15_after_a_malformed_step_who_waits_is_served(form, step):
     model.check()
 
 
+@pytest.mark.rule(24)
 @every_batcher
-async def test_R24_an_end_mark_predicate_that_raises_fails_only_its_request(form):
+async def test_an_end_mark_predicate_that_raises_fails_only_its_request(form):
     def is_eos(output):
         if output == "bad":
             raise ArithmeticError("is_eos")
@@ -162,9 +168,10 @@ async def test_R24_an_end_mark_predicate_that_raises_fails_only_its_request(form
     assert await form.rest(streams[1]) == ["a", "b", "c"]
 
 
+@pytest.mark.rule(15)
 @dynamic_batchers
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, StopIteration, OddError])
-async def test_R15_a_function_that_raises_when_it_is_called_fails_its_batch_only(form, kind):
+async def test_a_function_that_raises_when_it_is_called_fails_its_batch_only(form, kind):
     if form.source_is_async:
         pytest.skip("an asynchronous generator function runs nothing when it is called")
     gate, model = form.gate(), form.model()
@@ -185,9 +192,10 @@ async def test_R15_a_function_that_raises_when_it_is_called_fails_its_batch_only
     assert [await form.rest(stream) for stream in streams[1:]] == [["a", "b"], ["c"]]
 
 
+@pytest.mark.rule(9)
 @dynamic_batchers
 @pytest.mark.parametrize("result", [None, 5])
-async def test_R09_a_function_that_returns_no_source_fails_its_batch_only(form, result):
+async def test_a_function_that_returns_no_source_fails_its_batch_only(form, result):
     if form.source_is_async:
         pytest.skip("an asynchronous generator function cannot")
     results = [[["a"], [None]], result]
@@ -198,8 +206,9 @@ async def test_R09_a_function_that_returns_no_source_fails_its_batch_only(form, 
     assert await form.rest(form.submit(batcher, "x")) == ["a"]
 
 
+@pytest.mark.rule(14)
 @batchers_in_threads
-async def test_R14_a_cancelled_error_of_the_model_cancels_no_consumer(form):
+async def test_a_cancelled_error_of_the_model_cancels_no_consumer(form):
     batcher = form.batcher(form.model(raises={0: asyncio.CancelledError()}))
 
     async def consume():
@@ -210,9 +219,10 @@ async def test_R14_a_cancelled_error_of_the_model_cancels_no_consumer(form):
     assert asyncio.run(consume()) == "not cancelled"
 
 
+@pytest.mark.rule(9)
 @dynamic_batchers
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, OddError])
-async def test_R09_what_a_generator_raises_while_it_is_closed_hurts_nobody(form, unheard, kind):
+async def test_what_a_generator_raises_while_it_is_closed_fails_no_request(form, unheard, kind):
     def fn(requests):
         try:
             while True:
@@ -239,8 +249,9 @@ async def test_R09_what_a_generator_raises_while_it_is_closed_hurts_nobody(form,
 # ---- engines
 
 
+@pytest.mark.rule(15)
 @continuous_batchers
-async def test_R15_an_add_that_raises_fails_only_its_request(form):
+async def test_an_add_that_raises_fails_only_its_request(form):
     gate = form.gate()
     model = form.model(gates={0: gate})
     batcher = form.batcher(model)
@@ -264,8 +275,9 @@ async def test_R15_an_add_that_raises_fails_only_its_request(form):
     ]
 
 
+@pytest.mark.rule(15)
 @continuous_batchers
-async def test_R15_when_nobody_could_be_added_no_step_is_made(form):
+async def test_when_no_request_could_be_added_no_step_is_made(form):
     model = form.model()
     batcher = form.batcher(model)
     for _ in range(3):
@@ -275,8 +287,9 @@ async def test_R15_when_nobody_could_be_added_no_step_is_made(form):
     assert await form.rest(form.submit(batcher, "ab")) == ["a", "b"]
 
 
+@pytest.mark.rule(30)
 @continuous_batchers
-async def test_R30_after_a_step_that_raised_an_engine_is_told_to_remove_everybody(form):
+async def test_after_a_step_that_raised_every_request_is_removed_from_the_engine(form):
     gate = form.gate()
     model = form.model(gates={0: gate}, raises={2: ValueError("no")})
     batcher = form.batcher(model, max_batch_size=2)
@@ -313,8 +326,9 @@ class Factory:
         return model
 
 
+@pytest.mark.rule(15)
 @continuous_batchers
-async def test_R15_after_a_step_that_raised_a_factory_makes_another_engine(form):
+async def test_after_a_step_that_raised_a_factory_makes_another_engine(form):
     gate = form.gate()
     broken = Model(form.home, gates={0: gate}, raises={0: ValueError("broken")})
     fresh = form.model()
@@ -333,9 +347,12 @@ async def test_R15_after_a_step_that_raised_a_factory_makes_another_engine(form)
     assert fresh.calls[0] == ("add", 0)
 
 
+@pytest.mark.rule(9)
 @continuous_batchers
 @pytest.mark.parametrize("error", [ValueError("no engine"), SystemExit("no engine")])
-async def test_R09_a_factory_that_raises_fails_who_was_to_join_and_is_asked_again(form, error):
+async def test_a_factory_that_raises_fails_the_requests_that_were_to_join_and_is_called_again(
+    form, error
+):
     factory = Factory(error, form.model())
     batcher = form.batcher(factory)
     _, [raised] = await form.read(form.submit(batcher, "abc"))
@@ -364,8 +381,9 @@ async def test_a_class_is_a_factory_and_made_in_the_thread_that_uses_it(form):
     assert homes[0] == homes[1] != threading.get_ident()
 
 
+@pytest.mark.rule(30)
 @continuous_batchers
-async def test_R30_a_remove_that_raises_is_unheard_and_its_slot_is_used_again(form, unheard):
+async def test_a_remove_that_raises_is_unheard_and_its_slot_is_used_again(form, unheard):
     class Engine(Model):
         def remove(self, slot):
             super().remove(slot)
@@ -380,8 +398,9 @@ async def test_R30_a_remove_that_raises_is_unheard_and_its_slot_is_used_again(fo
     assert [type(error) for error in unheard] == [SystemExit] * 3
 
 
+@pytest.mark.rule(15)
 @continuous_batchers
-async def test_R15_a_remove_that_raises_hurts_nobody_who_is_still_there(form, unheard):
+async def test_a_remove_that_raises_fails_no_live_request(form, unheard):
     gate = form.gate()
 
     class Engine(Model):
@@ -397,8 +416,9 @@ async def test_R15_a_remove_that_raises_hurts_nobody_who_is_still_there(form, un
     assert [type(error) for error in unheard] == [SystemExit] * 3
 
 
+@pytest.mark.rule(30)
 @continuous_batchers
-async def test_R30_an_output_for_the_former_occupant_never_reaches_the_next(form):
+async def test_an_output_for_the_former_occupant_never_reaches_the_next(form):
     """The engine answers for whoever it was that had the slot when the step began."""
     start, gate = form.gate(), form.gate()
     model = form.model(gates={0: start, 1: gate})
@@ -412,8 +432,9 @@ async def test_R30_an_output_for_the_former_occupant_never_reaches_the_next(form
     assert [stream.slot for stream in streams] == [0, 0]
 
 
+@pytest.mark.rule(30)
 @continuous_batchers
-async def test_R30_outputs_for_slots_that_nobody_has_are_dropped_and_counted(form):
+async def test_outputs_for_empty_slots_are_dropped_and_counted(form):
     class Talkative(Model):
         def step(self):
             return dict.fromkeys(range(4), "ghost") | super().step()
@@ -428,8 +449,9 @@ async def test_R30_outputs_for_slots_that_nobody_has_are_dropped_and_counted(for
     assert batcher.statistics().outputs == 13
 
 
+@pytest.mark.rule(13, 30)
 @continuous_batchers
-async def test_R13_R30_an_engine_is_not_stepped_for_whoever_has_ended(form):
+async def test_an_engine_is_not_stepped_for_ended_requests(form):
     """The first ends in the very step during which the second is submitted."""
     gate = form.gate()
     model = form.model(gates={1: gate})
@@ -446,8 +468,9 @@ async def test_R13_R30_an_engine_is_not_stepped_for_whoever_has_ended(form):
 # ---- closing
 
 
+@pytest.mark.rule(9)
 @every_batcher
-async def test_R09_close_fails_who_runs_after_what_is_buffered_and_who_waits(form):
+async def test_close_fails_live_requests_after_what_is_buffered_and_waiting_ones(form):
     gate = form.gate()
     batcher = form.batcher(form.model(gates={2: gate}), max_batch_size=1)
     streams = [form.submit(batcher, request) for request in ("abcd", "x", "y")]
@@ -467,8 +490,9 @@ async def test_R09_close_fails_who_runs_after_what_is_buffered_and_who_waits(for
         assert await form.receive(stream) is OVER
 
 
+@pytest.mark.rule(9)
 @every_batcher
-async def test_R09_after_close_every_request_is_refused(form):
+async def test_after_close_every_request_is_refused(form):
     batcher = form.batcher()
     assert await form.rest(form.submit(batcher, "a")) == ["a"]
     for _ in range(3):
@@ -487,8 +511,9 @@ async def test_a_batcher_that_was_never_used_can_be_closed(form):
         form.submit(batcher, "b")
 
 
+@pytest.mark.rule(28)
 @every_batcher
-async def test_R28_close_leaves_no_thread_and_no_task(form):
+async def test_close_leaves_no_thread_and_no_task(form):
     gate = form.gate()
     before = set(threading.enumerate())
     batcher = form.batcher(form.model(gates={0: gate}))
@@ -503,8 +528,9 @@ async def test_R28_close_leaves_no_thread_and_no_task(form):
         assert form.other_tasks() == []
 
 
+@pytest.mark.rule(9)
 @every_batcher
-async def test_R09_several_may_close_at_the_same_time(form):
+async def test_several_may_close_at_the_same_time(form):
     gate = form.gate()
     batcher = form.batcher(form.model(gates={0: gate}))
     stream = form.submit(batcher, "abc")
@@ -536,8 +562,9 @@ async def test_a_block_closes_the_batcher(form):
         form.submit(batcher, "b")
 
 
+@pytest.mark.rule(9)
 @batchers_in_threads
-async def test_R09_close_from_another_thread_waits_for_the_step_and_tells_consumers_before(form):
+async def test_close_from_another_thread_waits_for_the_step_and_wakes_consumers_before(form):
     gate = form.gate()
     batcher = form.batcher(form.model(gates={1: gate}))
     stream = form.submit(batcher, "abc")
@@ -558,8 +585,9 @@ async def test_R09_close_from_another_thread_waits_for_the_step_and_tells_consum
     assert closed == [True]
 
 
+@pytest.mark.rule(12)
 @batchers_in_loops
-async def test_R12_a_request_may_be_cancelled_in_any_thread(form):
+async def test_a_request_may_be_cancelled_in_any_thread(form):
     gate = form.gate()
     batcher = form.batcher(form.model(gates={0: gate}), max_batch_size=1)
     streams = await form.submit_behind(batcher, gate, "abc", "def", "x")

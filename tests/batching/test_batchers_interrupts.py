@@ -51,8 +51,9 @@ def interrupted_submission(batcher, line):
     return where
 
 
+@pytest.mark.rule(9)
 @pytest.mark.parametrize("warm", [False, True])
-def test_R09_an_interrupt_anywhere_in_stream_leaves_the_batcher_in_order(warm):
+def test_an_interrupt_anywhere_in_stream_leaves_the_batcher_in_order(warm):
     lines = 0
     while True:
         batcher = DynamicBatcher(echo, max_batch_size=4, max_pending=8)
@@ -70,7 +71,8 @@ def test_R09_an_interrupt_anywhere_in_stream_leaves_the_batcher_in_order(warm):
     assert lines > 60
 
 
-def test_R09_closing_in_a_signals_handler_that_interrupts_stream_forgets_nobody(monkeypatch):
+@pytest.mark.rule(9)
+def test_closing_in_a_signal_handler_that_interrupts_stream_forgets_no_request(monkeypatch):
     batcher = DynamicBatcher(echo, max_batch_size=4)
     list(batcher.stream("before"))
     before = signal.signal(signal.SIGUSR1, lambda *_: batcher.close())
@@ -84,7 +86,8 @@ def test_R09_closing_in_a_signals_handler_that_interrupts_stream_forgets_nobody(
     batcher.close()
 
 
-def test_R14_an_interrupt_in_metrics_reaches_the_caller():
+@pytest.mark.rule(14)
+def test_an_interrupt_in_metrics_reaches_the_caller():
     class Interrupted:
         def submitted(self):
             raise KeyboardInterrupt

@@ -82,8 +82,9 @@ async def test_the_occupancy_of_a_scripted_case_is_exact(form):
     assert figures.outputs == 5
 
 
+@pytest.mark.rule(30)
 @every_batcher
-async def test_R30_at_every_moment_opened_is_live_and_finished(form):
+async def test_at_every_moment_opened_is_live_and_finished(form):
     seen = []
 
     def look(_):
@@ -153,7 +154,7 @@ def test_a_batcher_shows_how_it_is():
     assert "closed" in repr(batcher)
 
 
-def test_a_request_that_two_have_ended_is_counted_once_before_anybody_takes_note():
+def test_a_request_that_has_been_ended_twice_is_counted_once():
     gate = Gate()
 
     def fn(requests):
@@ -194,7 +195,7 @@ def test_a_stream_that_waits_is_named_by_its_request():
 
 
 @every_batcher
-async def test_metrics_are_told_of_each_event_once(form):
+async def test_metrics_are_called_once_for_each_event(form):
     gate = form.gate()
     told = form.recorder()
     model = form.model(gates={0: gate})
@@ -226,7 +227,7 @@ async def test_metrics_are_told_of_each_event_once(form):
 
 
 @every_batcher
-async def test_metrics_hear_of_an_error_though_nothing_happens_after_it(form):
+async def test_metrics_are_called_for_an_error_though_nothing_happens_after_it(form):
     told = form.recorder()
     batcher = form.batcher(form.model(raises={1: ValueError("no")}), metrics=told)
     outputs, _ = await form.read(form.submit(batcher, "abc"))
@@ -234,9 +235,10 @@ async def test_metrics_hear_of_an_error_though_nothing_happens_after_it(form):
     await told.finished_once.wait()
 
 
+@pytest.mark.rule(24)
 @every_batcher
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, GeneratorExit])
-async def test_R24_metrics_that_raise_hurt_nobody(form, unheard, kind):
+async def test_metrics_that_raise_fail_no_request(form, unheard, kind):
     class Raising:
         calls = 0
 
@@ -268,8 +270,9 @@ async def test_R24_metrics_that_raise_hurt_nobody(form, unheard, kind):
     assert {type(error) for error in unheard} == {kind}
 
 
+@pytest.mark.rule(14)
 @KINDS
-def test_R14_an_interrupt_in_metrics_is_raised_in_the_main_thread_and_the_next_is_served(kind):
+def test_an_interrupt_in_metrics_is_raised_in_the_main_thread_and_the_next_is_served(kind):
     """It comes from a signal, wherever the main thread happens to be."""
 
     class Interrupted:
@@ -292,8 +295,9 @@ def test_R14_an_interrupt_in_metrics_is_raised_in_the_main_thread_and_the_next_i
     assert (figures.opened, figures.live) == (2, 0)
 
 
+@pytest.mark.rule(24)
 @every_batcher
-async def test_R24_metrics_may_ask_for_figures_and_submit_requests(form):
+async def test_metrics_may_ask_for_figures_and_submit_requests(form):
     """Which would wait for ever if they were called under a lock."""
     seen, others = [], []
 
@@ -315,8 +319,9 @@ async def test_R24_metrics_may_ask_for_figures_and_submit_requests(form):
 # ---- processes
 
 
+@pytest.mark.rule(27)
 @KINDS
-def test_R27_batchers_refuse_to_be_pickled_or_copied(kind):
+def test_batchers_refuse_to_be_pickled_or_copied(kind):
     batcher, _ = make(kind)
     name = type(batcher).__name__
     for refuse in (pickle.dumps, copy.copy, copy.deepcopy):
@@ -329,9 +334,10 @@ def test_R27_batchers_refuse_to_be_pickled_or_copied(kind):
     batcher.close()
 
 
+@pytest.mark.rule(27)
 @needs_fork
 @KINDS
-def test_R27_a_batcher_that_was_not_used_works_in_a_forked_child_and_in_its_parent(kind):
+def test_a_batcher_that_was_not_used_works_in_a_forked_child_and_in_its_parent(kind):
     batcher, _ = make(kind)
 
     def use():
@@ -343,9 +349,10 @@ def test_R27_a_batcher_that_was_not_used_works_in_a_forked_child_and_in_its_pare
     assert use() == ["a", "b", "c"]
 
 
+@pytest.mark.rule(27)
 @needs_fork
 @KINDS
-def test_R27_a_batcher_that_was_used_refuses_its_work_in_a_forked_child(kind):
+def test_a_batcher_that_was_used_refuses_its_work_in_a_forked_child(kind):
     gate = Gate()
     model = Model(on_step=lambda number: gate.pass_through() if number == 1 else None)
     batcher, _ = make(kind, model, max_batch_size=1)
@@ -376,9 +383,10 @@ def test_R27_a_batcher_that_was_used_refuses_its_work_in_a_forked_child(kind):
     batcher.close()
 
 
+@pytest.mark.rule(27)
 @needs_fork
 @KINDS
-def test_R27_a_batcher_that_is_idle_refuses_in_a_forked_child_too(kind):
+def test_a_batcher_that_is_idle_refuses_in_a_forked_child_too(kind):
     batcher, _ = make(kind)
     assert list(batcher.stream("a")) == ["a"]
     assert "ClosedError" in in_forked_child(lambda: batcher.stream("b"))
@@ -445,8 +453,9 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.rule(28)
 @pytest.mark.parametrize("state", PROGRAMS)
-def test_R28_a_program_ends_with_a_batcher_that_is(state):
+def test_a_program_ends_with_a_batcher_that_is(state):
     parts = {"work": "pass", "batch_timeout": "0.0"} | PROGRAMS[state]
     completed = subprocess.run(  # noqa: S603 - our own program
         [sys.executable, "-X", "dev", "-c", textwrap.dedent(PROGRAM).format(**parts)],
@@ -458,7 +467,8 @@ def test_R28_a_program_ends_with_a_batcher_that_is(state):
     assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
 
 
-def test_R28_a_program_with_several_stuck_workers_is_not_held_up_for_each():
+@pytest.mark.rule(28)
+def test_a_program_with_several_stuck_workers_is_not_held_up_for_each():
     program = """
 import threading
 import batchstream
@@ -500,8 +510,9 @@ os._exit(0)
 # ---- garbage
 
 
+@pytest.mark.rule(25, 28)
 @KINDS
-def test_R25_R28_dropping_an_idle_batcher_ends_its_threads(kind):
+def test_dropping_an_idle_batcher_ends_its_threads(kind):
     batcher, _ = make(kind)
     assert list(batcher.stream("ab")) == ["a", "b"]
     threads = knobs.worker_threads_of(batcher)
@@ -515,8 +526,9 @@ def test_R25_R28_dropping_an_idle_batcher_ends_its_threads(kind):
     assert gone() is None
 
 
+@pytest.mark.rule(25)
 @KINDS
-def test_R25_a_batcher_that_was_dropped_while_it_works_still_serves_its_streams(kind):
+def test_a_batcher_that_was_dropped_while_it_works_still_serves_its_streams(kind):
     gate = Gate()
     model = Model(on_step=lambda number: gate.pass_through() if number == 0 else None)
     batcher, _ = make(kind, model, max_batch_size=1)
@@ -533,8 +545,9 @@ def test_R25_a_batcher_that_was_dropped_while_it_works_still_serves_its_streams(
         assert not thread.is_alive()
 
 
+@pytest.mark.rule(25)
 @KINDS
-def test_R25_no_cycle_keeps_a_dropped_stream_alive(kind):
+def test_no_cycle_keeps_a_dropped_stream_alive(kind):
     """Its last reference is dropped, and it is gone without a collection."""
     batcher, _ = make(kind)
     gc.collect()
@@ -552,8 +565,9 @@ def test_R25_no_cycle_keeps_a_dropped_stream_alive(kind):
     assert batcher.statistics().finished[FinishReason.EOS] >= 1
 
 
+@pytest.mark.rule(25)
 @KINDS
-def test_R25_an_idle_batcher_keeps_no_request_alive(kind):
+def test_an_idle_batcher_keeps_no_request_alive(kind):
     class Request(list):
         pass
 
@@ -574,7 +588,8 @@ def test_R25_an_idle_batcher_keeps_no_request_alive(kind):
     batcher.close()
 
 
-def test_R25_keys_that_are_out_of_use_are_forgotten():
+@pytest.mark.rule(25)
+def test_keys_that_are_out_of_use_are_forgotten():
     class Key:
         pass
 
@@ -598,7 +613,8 @@ def test_R25_keys_that_are_out_of_use_are_forgotten():
     batcher.close()
 
 
-def test_R25_a_run_that_never_ends_keeps_nothing_of_those_who_have_left():
+@pytest.mark.rule(25)
+def test_a_batch_that_never_ends_keeps_nothing_of_ended_requests():
     engine = Echo()
     with ContinuousBatcher(engine, max_batch_size=2, max_buffered=10**6) as batcher:
         stays = batcher.stream("stays")
@@ -611,7 +627,8 @@ def test_R25_a_run_that_never_ends_keeps_nothing_of_those_who_have_left():
         assert not knobs.unreported(run)
 
 
-def test_R25_a_request_that_was_cancelled_while_it_waited_lets_go_of_what_was_submitted():
+@pytest.mark.rule(25)
+def test_a_request_that_was_cancelled_while_it_waited_frees_what_was_submitted():
     gate = Gate()
 
     def fn(requests):

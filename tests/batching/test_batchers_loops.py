@@ -16,7 +16,8 @@ from support.sources import TIMEOUT, Gate, run_in_threads
 # ---- loops that end
 
 
-def test_R09_closing_does_not_wait_for_a_loop_that_was_stopped():
+@pytest.mark.rule(9)
+def test_closing_does_not_wait_for_a_loop_that_was_stopped():
     batcher = DynamicBatcher(for_ever, max_batch_size=4)
     loop = asyncio.new_event_loop()
 
@@ -31,7 +32,8 @@ def test_R09_closing_does_not_wait_for_a_loop_that_was_stopped():
     loop.close()
 
 
-def test_R25_a_loop_that_is_closed_around_its_workers_keeps_none_of_their_tasks():
+@pytest.mark.rule(25)
+def test_a_loop_that_is_closed_around_its_workers_keeps_none_of_their_tasks():
     before = len(knobs.tasks_kept_alive())
     batcher = DynamicBatcher(for_ever, max_batch_size=4, batch_timeout=30)
     for _ in range(3):
@@ -49,7 +51,8 @@ def test_R25_a_loop_that_is_closed_around_its_workers_keeps_none_of_their_tasks(
     assert len(knobs.tasks_kept_alive()) == before
 
 
-def test_R11_a_task_of_a_loop_closed_before_fails_nobody_in_the_next_one():
+@pytest.mark.rule(11)
+def test_a_task_of_a_closed_loop_fails_no_request_in_the_next_one():
     async def fn(requests):
         if "old" in requests:
             await asyncio.sleep(3600)
@@ -82,7 +85,8 @@ def test_R11_a_task_of_a_loop_closed_before_fails_nobody_in_the_next_one():
     batcher.close()
 
 
-def test_R09_a_loop_that_cancels_its_tasks_gets_no_other_batch():
+@pytest.mark.rule(9)
+def test_a_loop_that_cancels_its_tasks_gets_no_other_batch():
     called_with = []
 
     async def fn(requests):
@@ -115,7 +119,8 @@ def test_R09_a_loop_that_cancels_its_tasks_gets_no_other_batch():
     batcher.close()
 
 
-def test_R09_when_the_home_loop_ends_requests_of_other_threads_are_told():
+@pytest.mark.rule(9)
+def test_when_the_loop_of_the_workers_ends_requests_of_other_threads_fail():
     begun, submitted = threading.Event(), threading.Event()
 
     async def fn(requests):
@@ -146,7 +151,8 @@ def test_R09_when_the_home_loop_ends_requests_of_other_threads_are_told():
     batcher.close()
 
 
-def test_R22_a_home_that_ended_without_a_word_is_left_behind():
+@pytest.mark.rule(22)
+def test_a_loop_that_was_closed_without_a_cancel_is_left_behind():
     """No `asyncio.run` that cancels tasks: the loop is stopped and closed around them."""
     gate = Gate()
 
@@ -184,7 +190,8 @@ def make_batcher(**options):
     return model, DynamicBatcher(model.agenerate, max_batch_size=2, **options)
 
 
-def test_R22_an_asynchronous_function_works_in_one_loop_after_another():
+@pytest.mark.rule(22)
+def test_an_asynchronous_function_works_in_one_loop_after_another():
     model, batcher = make_batcher()
 
     async def main(request):
@@ -197,7 +204,8 @@ def test_R22_an_asynchronous_function_works_in_one_loop_after_another():
     model.check()
 
 
-def test_R22_after_asyncio_a_batcher_may_be_at_home_in_trio():
+@pytest.mark.rule(22)
+def test_after_asyncio_a_batcher_may_work_in_trio():
     trio = pytest.importorskip("trio")
     _, batcher = make_batcher()
 
@@ -210,7 +218,8 @@ def test_R22_after_asyncio_a_batcher_may_be_at_home_in_trio():
     asyncio.run(batcher.aclose())
 
 
-def test_R22_an_asynchronous_function_needs_an_event_loop():
+@pytest.mark.rule(22)
+def test_an_asynchronous_function_needs_an_event_loop():
     _, batcher = make_batcher()
     for submit in (batcher.stream, batcher.astream):
         with pytest.raises(RuntimeError, match="an asynchronous function runs in the event loop"):

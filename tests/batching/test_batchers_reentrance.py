@@ -11,7 +11,8 @@ from support.engines import batchers_with_threads, dynamic_batchers
 from support.sources import TIMEOUT
 
 
-def test_R09_a_blocking_receive_in_the_loop_of_an_asynchronous_function_is_refused():
+@pytest.mark.rule(9)
+def test_a_blocking_receive_in_the_loop_of_an_asynchronous_function_is_refused():
     async def echo_here(requests):
         yield list(requests)
 
@@ -23,8 +24,9 @@ def test_R09_a_blocking_receive_in_the_loop_of_an_asynchronous_function_is_refus
     asyncio.run(main())
 
 
+@pytest.mark.rule(9)
 @pytest.mark.parametrize("deed", ["wait", "close"])
-def test_R09_a_plain_function_that_waits_for_its_own_batcher_is_told_so(deed):
+def test_a_plain_function_that_waits_for_its_own_batcher_gets_an_error(deed):
     def fn(requests):
         if deed == "wait":
             next(batcher.stream("another"))
@@ -39,8 +41,9 @@ def test_R09_a_plain_function_that_waits_for_its_own_batcher_is_told_so(deed):
     batcher.close()
 
 
+@pytest.mark.rule(9)
 @batchers_with_threads
-async def test_R09_a_batcher_closed_by_its_own_model_does_not_wait_for_itself(form):
+async def test_a_batcher_closed_by_its_own_model_does_not_wait_for_itself(form):
     model = form.model(on_step=lambda number: batcher.close() if number == 1 else None)
     batcher = form.batcher(model, max_batch_size=1)
     streams = [form.submit(batcher, "abc"), form.submit(batcher, "d")]
@@ -51,8 +54,9 @@ async def test_R09_a_batcher_closed_by_its_own_model_does_not_wait_for_itself(fo
     assert type(error) is ClosedError
 
 
+@pytest.mark.rule(9)
 @dynamic_batchers
-async def test_R09_an_asynchronous_model_may_close_its_own_batcher(form):
+async def test_an_asynchronous_model_may_close_its_own_batcher(form):
     if not form.source_is_async:
         pytest.skip("for asynchronous functions")
     began = []
@@ -71,8 +75,9 @@ async def test_R09_an_asynchronous_model_may_close_its_own_batcher(form):
     assert began[0] == "closing"
 
 
+@pytest.mark.rule(9)
 @batchers_with_threads
-async def test_R09_a_model_that_reads_a_stream_of_its_own_batcher_is_told_not_to(form):
+async def test_a_model_that_reads_a_stream_of_its_own_batcher_gets_an_error(form):
     errors = []
 
     def ask(number):

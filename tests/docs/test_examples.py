@@ -72,7 +72,7 @@ def test_an_example_is_silent_on_stderr(run, name):
     assert run(name)[1] == ""
 
 
-def test_clients_in_asyncio_end_at_their_own_steps_and_the_model_forgets_who_left(run):
+def test_clients_in_asyncio_end_at_their_own_steps_and_the_model_forgets_closed_ones(run):
     (*clients, steps, worked), _ = run("asyncio_from_a_thread.py")
     assert clients == [
         "client 0: 3 tokens, ended in step 3",
@@ -85,7 +85,7 @@ def test_clients_in_asyncio_end_at_their_own_steps_and_the_model_forgets_who_lef
     assert 2 <= int(count) <= 2 + 4  # what it received, and what it may hold unread
 
 
-def test_a_timeout_loses_nothing_and_a_slow_thread_delays_nobody(run):
+def test_a_timeout_loses_nothing_and_a_slow_thread_delays_no_other(run):
     lines, _ = run("threads.py")
     too_slow = (
         "stream 2 holds 9 unread outputs, more than 8 (max_buffered), "

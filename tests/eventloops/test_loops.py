@@ -26,7 +26,8 @@ def column(slot):
     return [step[slot] for step in STEPS]
 
 
-def test_R22_streams_of_one_batch_are_consumed_in_several_event_loops_at_once():
+@pytest.mark.rule(22)
+def test_streams_of_one_batch_are_consumed_in_several_event_loops_at_once():
     batch = AsyncBatchedStream(STEPS, 2, max_buffered=3)
     received = {}
 
@@ -37,7 +38,8 @@ def test_R22_streams_of_one_batch_are_consumed_in_several_event_loops_at_once():
     assert received == {0: column(0), 1: column(1)}
 
 
-def test_R22_an_asynchronous_source_feeds_streams_in_other_loops_than_its_own():
+@pytest.mark.rule(22)
+def test_an_asynchronous_source_feeds_streams_in_other_loops_than_its_own():
     source = ScriptedSource(STEPS)
 
     async def steps():
@@ -74,7 +76,8 @@ class LoopInThread:
         self.loop.close()
 
 
-def test_R22_a_loop_that_closes_takes_only_its_own_streams_with_it():
+@pytest.mark.rule(22)
+def test_a_loop_that_closes_takes_only_its_own_streams_with_it():
     batch = AsyncBatchedStream(STEPS, 2, max_buffered=2)
     other = LoopInThread()
     assert other.call(following(batch[1])) == "0b"
@@ -84,7 +87,8 @@ def test_R22_a_loop_that_closes_takes_only_its_own_streams_with_it():
     assert batch[0].finish_reason is FinishReason.EXHAUSTED
 
 
-def test_R22_a_loop_that_closes_with_a_waiting_consumer_ends_its_stream():
+@pytest.mark.rule(22)
+def test_a_loop_that_closes_with_a_waiting_consumer_ends_its_stream():
     gate = Gate()
 
     def source():
@@ -111,7 +115,8 @@ def test_R22_a_loop_that_closes_with_a_waiting_consumer_ends_its_stream():
     waiting.get_coro().close()
 
 
-def test_R09_streams_in_other_loops_are_told_when_the_loop_that_ran_the_source_has_gone():
+@pytest.mark.rule(9)
+def test_streams_in_other_loops_fail_when_the_loop_that_ran_the_source_has_gone():
     stepping = asyncio.Event()
 
     async def source():
@@ -139,7 +144,8 @@ def test_R09_streams_in_other_loops_are_told_when_the_loop_that_ran_the_source_h
     other.close()
 
 
-def test_R22_a_stream_is_not_waited_for_in_another_loop_than_the_first():
+@pytest.mark.rule(22)
+def test_a_stream_is_not_waited_for_in_another_loop_than_the_first():
     gate = Gate()
 
     def source():
@@ -210,9 +216,10 @@ asyncio.run(main())
 }
 
 
+@pytest.mark.rule(28)
 @pytest.mark.parametrize("source", ["endless", "stuck"])
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_R28_a_program_with_open_streams_ends_silently(ending, source):
+def test_a_program_with_open_streams_ends_silently(ending, source):
     program = PROGRAM + textwrap.dedent(ENDINGS[ending].format(source))
     ended = subprocess.run(  # noqa: S603 - our own interpreter
         [sys.executable, "-X", "dev", "-W", "error", "-c", program],
@@ -223,8 +230,9 @@ def test_R28_a_program_with_open_streams_ends_silently(ending, source):
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
 
+@pytest.mark.rule(14)
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal to itself")
-def test_R14_an_interrupt_ends_a_program_of_asyncio_and_closes_the_source():
+def test_an_interrupt_ends_a_program_of_asyncio_and_closes_the_source():
     program = PROGRAM + textwrap.dedent(
         """
         def source():

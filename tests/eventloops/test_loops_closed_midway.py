@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 
+import pytest
+
 from batchstream import ClosedError, FinishReason, demux
 from support.reading import following, read, rest, waiting_for
 from support.sources import TIMEOUT, run_in_threads
@@ -29,14 +31,16 @@ def begun_in_a_loop(stream):
     return loop
 
 
-def test_R09_a_loop_closed_around_the_pump_ends_the_streams_in_a_later_loop():
+@pytest.mark.rule(9)
+def test_a_loop_closed_around_the_pump_ends_the_streams_in_a_later_loop():
     first, second = two_streams()
     begun_in_a_loop(first).close()
     assert asyncio.run(read(second)) == (["x"], ClosedError)
     assert asyncio.run(rest(second)) == []
 
 
-def test_R10_closing_is_over_when_the_loop_was_closed_around_the_pump():
+@pytest.mark.rule(10)
+def test_closing_is_over_when_the_loop_was_closed_around_the_pump():
     first, second = two_streams()
     begun_in_a_loop(first).close()
 
@@ -47,7 +51,8 @@ def test_R10_closing_is_over_when_the_loop_was_closed_around_the_pump():
     asyncio.run(close())
 
 
-def test_R09_a_loop_closed_around_the_pump_is_noticed_by_who_waits_for_an_output_elsewhere():
+@pytest.mark.rule(9)
+def test_a_consumer_in_another_loop_notices_that_the_pumps_loop_was_closed():
     first, second = two_streams()
     loop = begun_in_a_loop(first)
     waits = threading.Event()
@@ -66,7 +71,8 @@ def test_R09_a_loop_closed_around_the_pump_is_noticed_by_who_waits_for_an_output
     assert results == [(["x"], ClosedError)]
 
 
-def test_R10_a_loop_closed_around_the_pump_is_noticed_by_who_waits_for_the_end_elsewhere():
+@pytest.mark.rule(10)
+def test_closing_in_another_loop_notices_that_the_pumps_loop_was_closed():
     first, second = two_streams()
     loop = begun_in_a_loop(first)
     waits = threading.Event()
@@ -85,7 +91,8 @@ def test_R10_a_loop_closed_around_the_pump_is_noticed_by_who_waits_for_the_end_e
     assert second.finish_reason is FinishReason.CANCELLED
 
 
-def test_R28_loops_closed_around_their_pumps_leave_no_noise_and_nothing_behind():
+@pytest.mark.rule(28)
+def test_loops_closed_around_their_pumps_leave_no_noise_and_nothing_behind():
     program = """
 import asyncio, gc, weakref
 from batchstream import demux

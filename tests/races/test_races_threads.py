@@ -134,7 +134,8 @@ def assert_prefixes_of_endless(readers):
 # ---- consumers in threads
 
 
-def test_R02_a_pump_that_waits_for_room_and_its_consumers_lose_and_repeat_nothing():
+@pytest.mark.rule(2)
+def test_a_pump_that_waits_for_room_and_its_consumers_lose_and_repeat_nothing():
     def scenario():
         batch, source = background(STEPS)
         first, second = readers = readers_of(batch)
@@ -145,7 +146,8 @@ def test_R02_a_pump_that_waits_for_room_and_its_consumers_lose_and_repeat_nothin
     explore(scenario)
 
 
-def test_R19_a_pump_that_begins_to_wait_as_an_output_is_received_is_told_of_it():
+@pytest.mark.rule(19)
+def test_a_pump_that_begins_to_wait_as_an_output_is_received_is_woken():
     def scenario():
         batch, source = background(NUMBERS, 1)
         [reader] = readers_of(batch)
@@ -156,7 +158,8 @@ def test_R19_a_pump_that_begins_to_wait_as_an_output_is_received_is_told_of_it()
     explore(scenario, MANY_SCHEDULES)
 
 
-def test_R04_receives_that_time_out_at_any_time_lose_and_repeat_nothing():
+@pytest.mark.rule(4)
+def test_receives_that_time_out_at_any_time_lose_and_repeat_nothing():
     def scenario():
         batch, source = background(STEPS[1:])
         first, second = readers = readers_of(batch, receive=receiving_with_timeouts(3))
@@ -167,7 +170,8 @@ def test_R04_receives_that_time_out_at_any_time_lose_and_repeat_nothing():
     explore(scenario, early_timeouts=True)
 
 
-def test_R04_drains_between_receives_lose_and_repeat_nothing():
+@pytest.mark.rule(4)
+def test_drains_between_receives_lose_and_repeat_nothing():
     def scenario():
         batch, source = background(STEPS)
         first, second = readers = readers_of(batch)
@@ -187,7 +191,8 @@ def test_R04_drains_between_receives_lose_and_repeat_nothing():
     explore(scenario)
 
 
-def test_R12_a_stream_that_a_third_thread_cancels_gives_a_prefix_and_lets_the_other_go_on():
+@pytest.mark.rule(12)
+def test_a_stream_that_a_third_thread_cancels_gives_a_prefix_and_the_other_goes_on():
     def scenario():
         batch, source = background(STEPS)
         first, second = readers = readers_of(batch)
@@ -207,7 +212,8 @@ def test_R12_a_stream_that_a_third_thread_cancels_gives_a_prefix_and_lets_the_ot
     explore(scenario)
 
 
-def test_R11_a_pump_that_waits_for_a_stream_that_nobody_reads_goes_on_when_it_is_cancelled():
+@pytest.mark.rule(11)
+def test_a_pump_that_waits_for_an_unread_stream_goes_on_when_it_is_cancelled():
     def scenario():
         batch, source = background(STEPS)
         reader = Reader(batch[0])
@@ -218,7 +224,8 @@ def test_R11_a_pump_that_waits_for_a_stream_that_nobody_reads_goes_on_when_it_is
     explore(scenario)
 
 
-def test_R25_a_pump_that_waits_for_a_stream_goes_on_when_that_is_dropped():
+@pytest.mark.rule(25)
+def test_a_pump_that_waits_for_a_stream_goes_on_when_that_is_dropped():
     def scenario():
         source = ScriptedSource(STEPS)
         streams = list(BatchedStream(source, 2, background=True, max_buffered=1))
@@ -235,7 +242,8 @@ def test_R25_a_pump_that_waits_for_a_stream_goes_on_when_that_is_dropped():
     explore(scenario)
 
 
-def test_R10_two_closings_and_two_consumers_end_and_close_the_source_once():
+@pytest.mark.rule(10)
+def test_two_closings_and_two_consumers_end_and_close_the_source_once():
     def scenario():
         batch, source = background(ENDLESS)
         first, second = readers = readers_of(batch)
@@ -251,7 +259,8 @@ def test_R10_two_closings_and_two_consumers_end_and_close_the_source_once():
     explore(scenario)
 
 
-def test_R10_the_last_streams_are_cancelled_at_once_and_the_source_is_closed_once():
+@pytest.mark.rule(10)
+def test_the_last_streams_are_cancelled_at_once_and_the_source_is_closed_once():
     def scenario():
         batch, source = background(ENDLESS)
         next(batch[0])
@@ -262,7 +271,8 @@ def test_R10_the_last_streams_are_cancelled_at_once_and_the_source_is_closed_onc
     explore(scenario)
 
 
-def test_R10_a_batch_that_is_cancelled_as_it_begins_closes_its_source_once():
+@pytest.mark.rule(10)
+def test_a_batch_that_is_cancelled_as_it_begins_closes_its_source_once():
     def scenario():
         batch, source = background(ENDLESS)
         first, second = readers = readers_of(batch)
@@ -274,7 +284,8 @@ def test_R10_a_batch_that_is_cancelled_as_it_begins_closes_its_source_once():
     explore(scenario)
 
 
-def test_R05_an_error_comes_once_after_all_outputs_and_a_cancelled_stream_has_one_end():
+@pytest.mark.rule(5)
+def test_an_error_comes_once_after_all_outputs_and_a_cancelled_stream_has_one_end():
     def scenario():
         batch, source = background([["a", "x"], ["b", "y"], ValueError("broken")])
         first, second = readers_of(batch)
@@ -288,7 +299,8 @@ def test_R05_an_error_comes_once_after_all_outputs_and_a_cancelled_stream_has_on
     explore(scenario)
 
 
-def test_R19_a_slow_stream_gives_what_it_holds_before_its_error_and_nobody_waits_for_it():
+@pytest.mark.rule(19)
+def test_a_slow_stream_gives_what_it_holds_before_its_error_and_the_others_do_not_wait():
     def scenario():
         batch, source = background(STEPS, on_overflow="cancel")
         readers = readers_of(batch)
@@ -305,7 +317,8 @@ def test_R19_a_slow_stream_gives_what_it_holds_before_its_error_and_nobody_waits
     explore(scenario)
 
 
-def test_R21_one_of_two_consumers_at_a_stream_is_refused_and_no_output_goes_astray():
+@pytest.mark.rule(21)
+def test_one_of_two_consumers_at_a_stream_is_refused_and_no_output_goes_astray():
     def scenario():
         batch, source = background(STEPS)
         received = []
@@ -326,7 +339,8 @@ def test_R21_one_of_two_consumers_at_a_stream_is_refused_and_no_output_goes_astr
     explore(scenario)
 
 
-def test_R05_by_time_every_slot_has_one_end_after_its_outputs_though_one_is_cancelled():
+@pytest.mark.rule(5)
+def test_by_time_every_slot_has_one_end_after_its_outputs_though_one_is_cancelled():
     def scenario():
         batch, source = background(STEPS)
         source.batch = None  # the bound is on deliveries here
@@ -454,9 +468,10 @@ def in_loop(coroutine, **options):
     return FakeLoop().run(coroutine, **options)
 
 
+@pytest.mark.rule(4)
 @pytest.mark.usefixtures("_fake_loops", "_lasting_pauses")
 @pytest.mark.parametrize("cancels", [(), (0,), (0, 1, 2)], ids=["none", "first", "many"])
-def test_R04_receives_in_loops_lose_nothing_wherever_the_pump_strikes(cancels):
+def test_receives_in_loops_lose_nothing_wherever_the_pump_strikes(cancels):
     def scenario():
         batch, source = asynchronous(STEPS)
         received = [], []
@@ -470,8 +485,9 @@ def test_R04_receives_in_loops_lose_nothing_wherever_the_pump_strikes(cancels):
     explore(scenario)
 
 
+@pytest.mark.rule(19)
 @pytest.mark.usefixtures("_fake_loops", "_lasting_pauses")
-def test_R19_a_pump_that_begins_to_wait_as_an_output_is_received_in_a_loop_is_told_of_it():
+def test_a_pump_that_begins_to_wait_as_an_output_is_received_in_a_loop_is_woken():
     def scenario():
         batch, source = asynchronous(NUMBERS, 1)
         received = []
@@ -482,8 +498,9 @@ def test_R19_a_pump_that_begins_to_wait_as_an_output_is_received_in_a_loop_is_to
     explore(scenario, MANY_SCHEDULES)
 
 
+@pytest.mark.rule(3)
 @pytest.mark.usefixtures("_fake_loops")
-def test_R03_an_output_that_comes_with_the_end_as_it_is_looked_for_in_a_loop_is_not_lost():
+def test_an_output_that_comes_with_the_end_as_it_is_looked_for_in_a_loop_is_not_lost():
     def scenario():
         batch, source = asynchronous([[Last("a"), Last("x")]])
         received = [], []
@@ -497,8 +514,9 @@ def test_R03_an_output_that_comes_with_the_end_as_it_is_looked_for_in_a_loop_is_
     explore(scenario, MANY_SCHEDULES)
 
 
+@pytest.mark.rule(12)
 @pytest.mark.usefixtures("_fake_loops", "_lasting_pauses")
-def test_R12_a_receive_in_a_loop_is_woken_by_a_cancel_from_another_thread():
+def test_a_receive_in_a_loop_is_woken_by_a_cancel_from_another_thread():
     def scenario():
         batch, source = asynchronous(ENDLESS)
         received = [], []
@@ -515,8 +533,9 @@ def test_R12_a_receive_in_a_loop_is_woken_by_a_cancel_from_another_thread():
     explore(scenario)
 
 
+@pytest.mark.rule(10)
 @pytest.mark.usefixtures("_fake_loops", "_lasting_pauses")
-def test_R10_two_closings_in_two_loops_wait_for_the_source_and_close_it_once():
+def test_two_closings_in_two_loops_wait_for_the_source_and_close_it_once():
     def scenario():
         batch, source = asynchronous(ENDLESS)
         received = []
@@ -536,8 +555,9 @@ def test_R10_two_closings_in_two_loops_wait_for_the_source_and_close_it_once():
     explore(scenario)
 
 
+@pytest.mark.rule(22)
 @pytest.mark.usefixtures("_fake_loops")
-def test_R22_a_loop_that_is_closed_while_it_waits_takes_only_its_own_stream_with_it():
+def test_a_loop_that_is_closed_while_it_waits_takes_only_its_own_stream_with_it():
     def scenario():
         batch, source = asynchronous(STEPS)
         received, others, kept = [], [], []

@@ -24,7 +24,8 @@ from support.sources import TIMEOUT
 # ---- by time
 
 
-def test_R21_a_second_consumer_by_time_is_refused_and_the_first_served():
+@pytest.mark.rule(21)
+def test_a_second_consumer_by_time_is_refused_and_the_first_served():
     async def main():
         going_on = asyncio.Event()
 
@@ -52,8 +53,9 @@ def test_R21_a_second_consumer_by_time_is_refused_and_the_first_served():
 # ---- scopes of trio around a yield
 
 
+@pytest.mark.rule(1)
 @pytest.mark.parametrize("count", [3, 1_000_000])
-def test_R01_a_source_may_yield_inside_a_cancel_scope(count):
+def test_a_source_may_yield_inside_a_cancel_scope(count):
     trio = pytest.importorskip("trio")
 
     async def source():
@@ -71,7 +73,8 @@ def test_R01_a_source_may_yield_inside_a_cancel_scope(count):
     trio.run(main)
 
 
-def test_R01_a_source_may_yield_inside_a_nursery():
+@pytest.mark.rule(1)
+def test_a_source_may_yield_inside_a_nursery():
     trio = pytest.importorskip("trio")
 
     async def source():
@@ -92,7 +95,8 @@ def test_R01_a_source_may_yield_inside_a_nursery():
 # ---- the task is cancelled
 
 
-def test_R09_a_pump_cancelled_before_its_first_step_tells_everybody():
+@pytest.mark.rule(9)
+def test_a_pump_cancelled_before_its_first_step_fails_every_stream():
     async def source():
         yield ["a", "x"]
 
@@ -108,7 +112,8 @@ def test_R09_a_pump_cancelled_before_its_first_step_tells_everybody():
     run(main())
 
 
-def test_R09_a_timeout_that_the_source_set_ends_the_streams_though_the_pump_pauses():
+@pytest.mark.rule(9)
+def test_a_timeout_that_the_source_set_ends_the_streams_though_the_pump_pauses():
     async def main():
         deadline = asyncio.timeout(None)
 
@@ -133,7 +138,8 @@ def test_R09_a_timeout_that_the_source_set_ends_the_streams_though_the_pump_paus
     run(main())
 
 
-def test_R14_a_source_that_is_broken_off_is_closed_in_a_task_that_is_not_cancelled():
+@pytest.mark.rule(14)
+def test_a_source_that_is_broken_off_is_closed_in_a_task_that_is_not_cancelled():
     class Source:
         def __init__(self):
             self.steps = iter([["a"]])
@@ -179,8 +185,9 @@ def run_eagerly(main):
     asyncio.run(eager())
 
 
+@pytest.mark.rule(14)
 @needs_eager_tasks
-def test_R14_a_source_that_is_cancelled_at_once_in_an_eager_task_gives_an_error():
+def test_a_source_that_is_cancelled_at_once_in_an_eager_task_gives_an_error():
     async def source():
         raise asyncio.CancelledError
         yield
@@ -191,8 +198,9 @@ def test_R14_a_source_that_is_cancelled_at_once_in_an_eager_task_gives_an_error(
     run_eagerly(main)
 
 
+@pytest.mark.rule(24)
 @needs_eager_tasks
-def test_R24_a_source_in_an_eager_task_that_waits_for_its_own_stream_is_told_so():
+def test_a_source_in_an_eager_task_that_waits_for_its_own_stream_gets_an_error():
     async def source():
         yield [await anext(second), "x"]
 
@@ -208,7 +216,8 @@ def test_R24_a_source_in_an_eager_task_that_waits_for_its_own_stream_is_told_so(
 # ---- a source that reads its own stream
 
 
-def test_R24_an_asynchronous_source_that_waits_for_its_own_stream_is_told_so():
+@pytest.mark.rule(24)
+def test_an_asynchronous_source_that_waits_for_its_own_stream_gets_an_error():
     async def source():
         yield ["a", "x"]
         yield [await anext(second), "y"]  # that is buffered

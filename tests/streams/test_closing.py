@@ -33,7 +33,8 @@ def cleaned_up_badly(reached):
     return source()
 
 
-def test_R10_what_a_source_raises_when_it_is_broken_off_is_raised_by_aclose():
+@pytest.mark.rule(10)
+def test_what_a_source_raises_when_it_is_broken_off_is_raised_by_aclose():
     async def main():
         reached = asyncio.Event()
         batch = AsyncBatchedStream(cleaned_up_badly(reached), 1)
@@ -46,7 +47,8 @@ def test_R10_what_a_source_raises_when_it_is_broken_off_is_raised_by_aclose():
     run(main())
 
 
-def test_R10_what_a_source_raises_when_it_is_broken_off_is_raised_by_close():
+@pytest.mark.rule(10)
+def test_what_a_source_raises_when_it_is_broken_off_is_raised_by_close():
     gate = Gate()
 
     def source():
@@ -69,7 +71,8 @@ def test_R10_what_a_source_raises_when_it_is_broken_off_is_raised_by_close():
     run_in_threads(close, open_the_gate)
 
 
-def test_R10_what_a_source_raises_when_its_last_stream_is_cancelled_goes_to_the_hook(unheard):
+@pytest.mark.rule(10)
+def test_what_a_source_raises_when_its_last_stream_is_cancelled_goes_to_the_hook(unheard):
     async def main():
         reached = asyncio.Event()
         (stream,) = demux(cleaned_up_badly(reached), 1)
@@ -81,8 +84,9 @@ def test_R10_what_a_source_raises_when_its_last_stream_is_cancelled_goes_to_the_
     assert [type(error) for error in unheard] == [CleanUpError]
 
 
+@pytest.mark.rule(10)
 @every_form
-async def test_R10_an_error_in_a_step_that_nobody_needs_any_more_goes_to_the_hook(form):
+async def test_an_error_in_a_step_without_live_streams_goes_to_the_hook(form):
     unheard, heard = [], form.flag()
 
     def hear(about):
@@ -110,8 +114,9 @@ async def test_R10_an_error_in_a_step_that_nobody_needs_any_more_goes_to_the_hoo
 # ---- what closing waits for
 
 
+@pytest.mark.rule(10)
 @forms_with_async_sources
-async def test_R10_a_source_that_closes_its_batch_in_its_clean_up_is_no_deadlock(form):
+async def test_a_source_that_closes_its_batch_in_its_clean_up_is_no_deadlock(form):
     async def source():
         try:
             while True:
@@ -124,7 +129,8 @@ async def test_R10_a_source_that_closes_its_batch_in_its_clean_up_is_no_deadlock
     await form.close(batch)
 
 
-def test_R10_leaving_the_block_waits_until_the_thread_has_ended(monkeypatch):
+@pytest.mark.rule(10)
+def test_leaving_the_block_waits_until_the_thread_has_ended(monkeypatch):
     gate = Gate()  # the thread's last lines
 
     async def main():

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 
+import pytest
+
 from batchstream import AsyncBatchedStream, FinishReason, StreamEnd
 from support import knobs
 from support.reading import rest, waiting_for
 from support.shuffled_loop import run
 
 
-def test_R09_a_drain_where_a_segment_ends_leaves_the_next_receive_its_wake_up():
+@pytest.mark.rule(9)
+def test_a_drain_where_a_segment_ends_leaves_the_next_receive_its_wake_up():
     async def main():
         given = asyncio.Queue()
 
@@ -34,7 +37,8 @@ def test_R09_a_drain_where_a_segment_ends_leaves_the_next_receive_its_wake_up():
     run(main())
 
 
-def test_R09_a_drain_where_a_segment_ends_leaves_no_consumer_waiting_beside_a_full_buffer():
+@pytest.mark.rule(9)
+def test_a_drain_where_a_segment_ends_leaves_no_consumer_waiting_beside_a_full_buffer():
     async def main():
         going_on = asyncio.Event()
 
@@ -56,7 +60,8 @@ def test_R09_a_drain_where_a_segment_ends_leaves_no_consumer_waiting_beside_a_fu
     run(main())
 
 
-def test_R02_draining_while_the_pump_appends_loses_and_repeats_nothing():
+@pytest.mark.rule(2)
+def test_draining_while_the_pump_appends_loses_and_repeats_nothing():
     class Tail(list):
         def __getitem__(self, where):
             if "d" not in self:  # the pump strikes here
@@ -69,7 +74,8 @@ def test_R02_draining_while_the_pump_appends_loses_and_repeats_nothing():
     assert stream.drain() == ["b", "c", "d"]
 
 
-def test_R05_the_end_is_not_seen_before_the_output_that_came_with_it():
+@pytest.mark.rule(5)
+def test_the_end_is_not_seen_before_the_output_that_came_with_it():
     class Tail(list):
         def __len__(self):
             counted = super().__len__()

@@ -19,7 +19,8 @@ from support.sources import TIMEOUT
 # ---- outputs
 
 
-def test_R25_received_outputs_are_let_go_of_in_the_end():
+@pytest.mark.rule(25)
+def test_received_outputs_are_freed_in_the_end():
     class Output:
         pass
 
@@ -40,7 +41,8 @@ def test_R25_received_outputs_are_let_go_of_in_the_end():
     assert not any(ref() for ref in seen)
 
 
-def test_R25_a_cancelled_stream_frees_what_it_held_at_once():
+@pytest.mark.rule(25)
+def test_a_cancelled_stream_frees_what_it_held_at_once():
     class Output:
         pass
 
@@ -76,7 +78,8 @@ def test_a_finished_stream_that_is_kept_holds_no_outputs():
 # ---- batches
 
 
-def test_R25_a_finished_batch_is_freed_without_the_cycle_collector():
+@pytest.mark.rule(25)
+def test_a_finished_batch_is_freed_without_the_cycle_collector():
     class Output:
         pass
 
@@ -101,7 +104,8 @@ def test_R25_a_finished_batch_is_freed_without_the_cycle_collector():
         gc.enable()
 
 
-def test_R25_streams_dropped_midway_are_freed_without_the_cycle_collector():
+@pytest.mark.rule(25)
+def test_streams_dropped_midway_are_freed_without_the_cycle_collector():
     class Output:
         pass
 
@@ -153,8 +157,9 @@ def have_ended(threads):
         assert not thread.is_alive()
 
 
+@pytest.mark.rule(25)
 @pytest.mark.usefixtures("_no_collector")
-def test_R25_an_error_in_the_first_step_in_a_thread_is_freed_without_the_cycle_collector():
+def test_an_error_in_the_first_step_in_a_thread_is_freed_without_the_cycle_collector():
     source = BrokenModel()
     freed = weakref.ref(source)
     with suppress(BrokenModel.Error):
@@ -164,8 +169,9 @@ def test_R25_an_error_in_the_first_step_in_a_thread_is_freed_without_the_cycle_c
     assert freed() is None
 
 
+@pytest.mark.rule(25)
 @pytest.mark.usefixtures("_no_collector")
-def test_R25_an_error_in_the_first_step_of_an_async_batch_is_freed_without_the_cycle_collector():
+def test_an_error_in_the_first_step_of_an_async_batch_is_freed_without_the_cycle_collector():
     async def main():
         source = BrokenModel()
         with suppress(BrokenModel.Error):
@@ -178,8 +184,9 @@ def test_R25_an_error_in_the_first_step_of_an_async_batch_is_freed_without_the_c
     assert freed() is None
 
 
+@pytest.mark.rule(25)
 @pytest.mark.usefixtures("_no_collector")
-def test_R25_a_batch_left_by_time_is_freed_without_the_cycle_collector():
+def test_a_batch_left_by_time_is_freed_without_the_cycle_collector():
     batch = BatchedStream(itertools.repeat([0, 0]), 2, background=True, max_buffered=4)
     freed = weakref.ref(batch)
     pump = weakref.ref(knobs.pump_of(batch))
@@ -191,8 +198,9 @@ def test_R25_a_batch_left_by_time_is_freed_without_the_cycle_collector():
     assert pump() is None
 
 
+@pytest.mark.rule(25)
 @pytest.mark.usefixtures("_no_collector")
-def test_R25_a_batch_in_the_background_is_freed_without_the_cycle_collector():
+def test_a_batch_in_the_background_is_freed_without_the_cycle_collector():
     batch = BatchedStream([["a"]], 1, background=True)
     freed = weakref.ref(knobs.pump_of(batch))
     assert list(batch[0]) == ["a"]
@@ -201,11 +209,12 @@ def test_R25_a_batch_in_the_background_is_freed_without_the_cycle_collector():
     assert freed() is None
 
 
+@pytest.mark.rule(25)
 @pytest.mark.skipif(
     sys.version_info >= (3, 12), reason="asyncio itself keeps a task that asyncio.run cancelled"
 )
 @pytest.mark.usefixtures("_no_collector")
-def test_R25_a_batch_whose_loop_ends_before_it_is_freed_without_the_cycle_collector():
+def test_a_batch_whose_loop_ends_before_it_is_freed_without_the_cycle_collector():
     async def source():
         while True:
             yield [0, 0]

@@ -37,8 +37,9 @@ def on_signal():
         signal.signal(number, handler)
 
 
+@pytest.mark.rule(4)
 @needs_signals
-def test_R04_a_receive_broken_off_while_another_thread_pulls_loses_nothing(on_signal):
+def test_a_receive_broken_off_while_another_thread_pulls_loses_nothing(on_signal):
     class BrokenOffError(Exception):
         pass
 
@@ -81,8 +82,9 @@ def test_R04_a_receive_broken_off_while_another_thread_pulls_loses_nothing(on_si
     assert received == ["b"]
 
 
+@pytest.mark.rule(4)
 @needs_signals
-def test_R04_a_receive_broken_off_anywhere_in_the_package_loses_no_output(on_signal):
+def test_a_receive_broken_off_anywhere_in_the_package_loses_no_output(on_signal):
     class BrokenOffError(Exception):
         pass
 
@@ -110,8 +112,9 @@ def test_R04_a_receive_broken_off_anywhere_in_the_package_loses_no_output(on_sig
     assert broken_off > 0
 
 
+@pytest.mark.rule(12)
 @needs_signals
-def test_R12_a_stream_may_be_cancelled_from_a_signal_handler_that_interrupts_the_pump(on_signal):
+def test_a_stream_may_be_cancelled_from_a_signal_handler_that_interrupts_the_pump(on_signal):
     streams = []
     send = on_signal(lambda _: streams[1].cancel())
 
@@ -132,7 +135,8 @@ def test_R12_a_stream_may_be_cancelled_from_a_signal_handler_that_interrupts_the
 # ---- where a thread runs the source
 
 
-def test_R04_a_pull_interrupted_at_any_line_leaves_the_next_receive_alone():
+@pytest.mark.rule(4)
+def test_a_pull_interrupted_at_any_line_leaves_the_next_receive_alone():
     gate = Gate()
 
     def source():
@@ -177,9 +181,10 @@ def _interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.rule(14)
 @pytest.mark.usefixtures("_interruptible")
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal to itself")
-def test_R14_an_interrupt_of_a_waiting_consumer_loses_no_output():
+def test_an_interrupt_of_a_waiting_consumer_loses_no_output():
     gate = Gate()
 
     def source():

@@ -31,8 +31,9 @@ from support.sources import TIMEOUT, Gate, ScriptedSource, in_forked_child, need
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
 
+@pytest.mark.rule(27)
 @pytest.mark.parametrize("marker", [EOS, SKIP, FinishReason.LENGTH])
-def test_R27_marks_are_the_same_object_after_copy_and_every_pickle_protocol(marker):
+def test_marks_are_the_same_object_after_copy_and_every_pickle_protocol(marker):
     assert copy.copy(marker) is marker
     assert copy.deepcopy([marker])[0] is marker
     for protocol in PROTOCOLS:
@@ -45,7 +46,8 @@ def send_back(connection):
     connection.send((received, received is EOS))
 
 
-def test_R27_marks_are_the_same_object_in_a_spawned_process():
+@pytest.mark.rule(27)
+def test_marks_are_the_same_object_in_a_spawned_process():
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     child = context.Process(target=send_back, args=(theirs,))
@@ -58,8 +60,9 @@ def test_R27_marks_are_the_same_object_in_a_spawned_process():
     assert was_the_mark
 
 
+@pytest.mark.rule(27)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_R27_the_other_markers_survive_pickling(protocol):
+def test_the_other_markers_survive_pickling(protocol):
     def there_and_back(value):
         return pickle.loads(pickle.dumps(value, protocol))  # noqa: S301 - our own bytes
 
@@ -72,7 +75,8 @@ def test_R27_the_other_markers_survive_pickling(protocol):
     assert there_and_back(token_ids(2, 5))(5)
 
 
-def test_R27_streams_and_batches_refuse_to_be_pickled_or_copied():
+@pytest.mark.rule(27)
+def test_streams_and_batches_refuse_to_be_pickled_or_copied():
     batch = BatchedStream([["a"]], 1)
     for refuse in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="stream 0 cannot be pickled or copied"):
@@ -115,9 +119,10 @@ def test_many_reads_an_array_as_plain_numbers():
     assert [type(n) for n in Many(numpy.array([1, 2])).outputs] == [int, int]
 
 
+@pytest.mark.rule(27)
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_R27_use_in_a_forked_child_raises_and_the_parent_goes_on():
+def test_use_in_a_forked_child_raises_and_the_parent_goes_on():
     source = ScriptedSource([[n, -n] for n in range(5)])
     batch = BatchedStream(source, 2)
     first, second = batch
@@ -140,9 +145,10 @@ def test_R27_use_in_a_forked_child_raises_and_the_parent_goes_on():
     assert list(second) == [0, -1, -2, -3, -4]
 
 
+@pytest.mark.rule(27)
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_R27_a_fork_while_another_thread_is_in_the_source_does_not_hang_the_child():
+def test_a_fork_while_another_thread_is_in_the_source_does_not_hang_the_child():
     gate = Gate()
 
     def source():
@@ -187,8 +193,9 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.rule(28)
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_R28_a_program_that_abandons_streams_exits_silently(name):
+def test_a_program_that_abandons_streams_exits_silently(name):
     program = """
         import batchstream
         def source():

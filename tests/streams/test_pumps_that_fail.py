@@ -12,7 +12,8 @@ from support import knobs
 from support.reading import read_blocking, rest
 
 
-def test_R09_a_wake_up_that_fails_leaves_no_consumer_waiting():
+@pytest.mark.rule(9)
+def test_a_wake_up_that_fails_leaves_no_consumer_waiting():
     def source():
         while not knobs.waiters_in_threads(batch):
             os.sched_yield()
@@ -23,8 +24,9 @@ def test_R09_a_wake_up_that_fails_leaves_no_consumer_waiting():
         assert read_blocking(batch[0]) == (["a"], MemoryError)
 
 
+@pytest.mark.rule(10)
 @pytest.mark.parametrize("step", knobs.LAST_STEPS_OF_PUMPS)
-def test_R10_an_error_at_the_end_of_the_pump_leaves_no_close_waiting(step, monkeypatch, unheard):
+def test_an_error_at_the_end_of_the_pump_leaves_no_close_waiting(step, monkeypatch, unheard):
     batch = BatchedStream([["a"]], 1, background=True)
     knobs.fail_in_pump(monkeypatch, batch, step, MemoryError(step))
     assert list(batch[0]) == ["a"]
@@ -32,9 +34,10 @@ def test_R10_an_error_at_the_end_of_the_pump_leaves_no_close_waiting(step, monke
     assert [repr(error) for error in unheard] == [f"MemoryError('{step}')"]
 
 
+@pytest.mark.rule(9)
 @pytest.mark.parametrize("form", ["thread", "task"])
 @pytest.mark.parametrize("step", knobs.STEPS_OF_PUMPS)
-def test_R09_a_pump_that_fails_itself_leaves_nobody_waiting(form, step, monkeypatch, unheard):
+def test_a_pump_that_fails_itself_leaves_no_consumer_waiting(form, step, monkeypatch, unheard):
     async def steps():
         yield ["a"]
         raise ValueError("the source")

@@ -35,7 +35,8 @@ def starting(monkeypatch):
     return gate
 
 
-def test_R09_a_thread_that_cannot_be_started_fails_every_stream(starting):
+@pytest.mark.rule(9)
+def test_a_thread_that_cannot_be_started_fails_every_stream(starting):
     source = ScriptedSource([["a", "x"]])
     batch = BatchedStream(source, 2, background=True)
     results = {}
@@ -60,7 +61,8 @@ def test_R09_a_thread_that_cannot_be_started_fails_every_stream(starting):
     assert (source.closed, source.told) == (1, [])
 
 
-def test_R09_a_thread_that_cannot_be_started_fails_every_stream_in_event_loops(starting):
+@pytest.mark.rule(9)
+def test_a_thread_that_cannot_be_started_fails_every_stream_in_event_loops(starting):
     source = ScriptedSource([["a", "x"]])
     starting.opened.set()
 
@@ -74,7 +76,8 @@ def test_R09_a_thread_that_cannot_be_started_fails_every_stream_in_event_loops(s
     assert (source.closed, source.told) == (1, [])
 
 
-def test_R10_closing_while_a_thread_cannot_be_started_returns(starting):
+@pytest.mark.rule(10)
+def test_closing_while_a_thread_cannot_be_started_returns(starting):
     source = ScriptedSource([["a"]])
     batch = BatchedStream(source, 1, background=True)
 
@@ -96,7 +99,8 @@ def test_R10_closing_while_a_thread_cannot_be_started_returns(starting):
 # ---- tasks
 
 
-def test_R09_a_task_that_cannot_be_started_fails_every_stream(monkeypatch):
+@pytest.mark.rule(9)
+def test_a_task_that_cannot_be_started_fails_every_stream(monkeypatch):
     def fail(*_):
         raise RuntimeError("no task today")
 
@@ -113,7 +117,8 @@ def test_R09_a_task_that_cannot_be_started_fails_every_stream(monkeypatch):
     run(main())
 
 
-def test_R09_a_task_factory_that_takes_no_options_does_not_stop_the_pump():
+@pytest.mark.rule(9)
+def test_a_task_factory_that_takes_no_options_does_not_stop_the_pump():
     async def source():
         yield ["a", "x"]
 
@@ -129,7 +134,8 @@ def test_R09_a_task_factory_that_takes_no_options_does_not_stop_the_pump():
 # ---- batches that are closed before they have begun
 
 
-def test_R10_a_batch_closed_while_it_is_entered_raises_and_closes_its_source():
+@pytest.mark.rule(10)
+def test_a_batch_closed_while_it_is_entered_raises_and_closes_its_source():
     gate = Gate()
     source = ScriptedSource([["a", "x"], ["b", "y"]], on_step=gate.pass_through)
 
@@ -147,8 +153,9 @@ def test_R10_a_batch_closed_while_it_is_entered_raises_and_closes_its_source():
     asyncio.run(main())
 
 
+@pytest.mark.rule(10)
 @pytest.mark.parametrize("size", [2, None])
-def test_R10_a_batch_closed_before_it_is_entered_raises(size):
+def test_a_batch_closed_before_it_is_entered_raises(size):
     source = ScriptedSource([["a", "x"]])
 
     async def main():

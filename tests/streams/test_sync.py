@@ -79,7 +79,7 @@ def test_an_empty_source_with_size_exhausts_its_streams():
     ("first", "says"),
     [({0: "a"}, "step 0 is a mapping.*pass size="), ("ab", "step 0 is no sequence"), (5, "int 5")],
 )
-def test_a_first_step_that_tells_no_size_is_refused_and_closes_the_source(first, says):
+def test_a_first_step_without_a_size_is_refused_and_closes_the_source(first, says):
     source = ScriptedSource([first])
     with pytest.raises(StepError, match=says):
         demux(source)
@@ -142,7 +142,8 @@ def test_a_list_of_steps_is_a_source():
 # ---- receiving
 
 
-def test_R07_a_stream_has_ended_before_the_source_is_asked_again():
+@pytest.mark.rule(7)
+def test_a_stream_has_ended_before_the_source_is_asked_again():
     source = ScriptedSource([["a", "x"], ["b", Last("y")], ["c", None], [None, None]])
     first, second = demux(source, 2)
     assert list(second) == ["x", "y"]
@@ -151,7 +152,8 @@ def test_R07_a_stream_has_ended_before_the_source_is_asked_again():
     assert source.pulled == 4
 
 
-def test_R10_the_source_is_closed_with_the_last_end_and_not_asked_again():
+@pytest.mark.rule(10)
+def test_the_source_is_closed_with_the_last_end_and_not_asked_again():
     source = ScriptedSource([["a", None], [Last("b"), None], ["never", "asked"]])
     first, second = demux(source, 2)
     assert list(first) == ["a", "b"]
@@ -161,7 +163,8 @@ def test_R10_the_source_is_closed_with_the_last_end_and_not_asked_again():
     assert source.closed == 1
 
 
-def test_R10_a_generator_is_closed_at_its_yield():
+@pytest.mark.rule(10)
+def test_a_generator_is_closed_at_its_yield():
     left = []
 
     def source():
@@ -176,7 +179,8 @@ def test_R10_a_generator_is_closed_at_its_yield():
     assert left == [True]
 
 
-def test_R05_a_finished_stream_stays_finished():
+@pytest.mark.rule(5)
+def test_a_finished_stream_stays_finished():
     [stream] = demux([["a"], [None], ["late"]])
     assert list(stream) == ["a"]
     for _ in range(3):
@@ -184,7 +188,7 @@ def test_R05_a_finished_stream_stays_finished():
     assert stream.drain() == []
 
 
-def test_a_stream_tells_how_it_ended_as_soon_as_the_source_has_said_so():
+def test_a_stream_has_its_finish_reason_as_soon_as_the_source_has_ended_it():
     first, second = demux([["a", "x"], ["b", Last("y", reason="length", info={"n": 2})]], 2)
     assert first.end is None
     assert first.finish_reason is None
@@ -232,7 +236,8 @@ def test_long_streams_pass_through_every_way_of_reading():
     assert next(first, None) is next(second, None) is None
 
 
-def test_R04_a_timeout_is_refused_where_consumers_pull_whatever_is_buffered():
+@pytest.mark.rule(4)
+def test_a_timeout_is_refused_where_consumers_pull_whatever_is_buffered():
     batch = BatchedStream([["a", "x"], ["b", "y"]], 2)
     assert next(batch[0]) == "a"
     for stream in batch:  # one has nothing buffered, the other has
@@ -261,7 +266,8 @@ def test_a_generator_may_delegate_to_iterators_that_do_not_listen():
     assert told == [(0,), (0,)]
 
 
-def test_R13_the_source_is_told_of_each_departure_with_its_next_step():
+@pytest.mark.rule(13)
+def test_the_source_is_sent_each_departure_with_its_next_step():
     source = ScriptedSource([["a", "b", "c"]] * 6)
     streams = demux(source, 3)
     next(streams[0])
@@ -277,14 +283,15 @@ def test_R13_the_source_is_told_of_each_departure_with_its_next_step():
     assert everyone == (0, 1, 2)
 
 
-def test_R13_an_end_in_a_step_is_told_with_the_next_one():
+@pytest.mark.rule(13)
+def test_an_end_in_a_step_is_sent_with_the_next_one():
     source = ScriptedSource([["a", "b"], ["c", None], ["d", None], [None, None]])
     first, _ = demux(source, 2)
     list(first)
     assert source.told == [None, (0, 1), (0,), (0,)]
 
 
-def test_a_source_that_ignores_what_it_is_told_works_as_well():
+def test_a_source_that_ignores_what_it_is_sent_works_as_well():
     def deaf():
         for n in range(3):
             yield [n, n]
@@ -295,7 +302,8 @@ def test_a_source_that_ignores_what_it_is_told_works_as_well():
 # ---- cancelling and closing
 
 
-def test_R12_a_receive_after_a_cancel_sees_the_end_whatever_was_buffered():
+@pytest.mark.rule(12)
+def test_a_receive_after_a_cancel_sees_the_end_whatever_was_buffered():
     first, second = demux(endless(), 2)
     for _ in range(5):
         next(first)
@@ -308,7 +316,8 @@ def test_R12_a_receive_after_a_cancel_sees_the_end_whatever_was_buffered():
     assert next(first) == (0, 5)
 
 
-def test_R12_cancelling_after_the_end_only_discards_what_was_not_received():
+@pytest.mark.rule(12)
+def test_cancelling_after_the_end_only_discards_what_was_not_received():
     first, second = demux([["a", "x"], ["b", None], [None, None]], 2)
     list(first)
     second.cancel()
@@ -317,7 +326,8 @@ def test_R12_cancelling_after_the_end_only_discards_what_was_not_received():
     assert first.finish_reason is FinishReason.EOS
 
 
-def test_R12_a_cancel_from_inside_the_source_takes_effect_after_the_step():
+@pytest.mark.rule(12)
+def test_a_cancel_from_inside_the_source_takes_effect_after_the_step():
     streams = []
 
     def source():
@@ -333,7 +343,8 @@ def test_R12_a_cancel_from_inside_the_source_takes_effect_after_the_step():
     assert list(streams[1]) == []
 
 
-def test_R12_a_cancel_while_another_thread_is_in_the_source_does_not_wait():
+@pytest.mark.rule(12)
+def test_a_cancel_while_another_thread_is_in_the_source_does_not_wait():
     gate = Gate()
 
     def source():
@@ -357,7 +368,8 @@ def test_R12_a_cancel_while_another_thread_is_in_the_source_does_not_wait():
     assert received == ["b", "c"]
 
 
-def test_R10_streams_cancelled_during_the_last_step_close_the_source_after_it():
+@pytest.mark.rule(10)
+def test_streams_cancelled_during_the_last_step_close_the_source_after_it():
     gate = Gate()
     closed = threading.Event()
 
@@ -380,7 +392,8 @@ def test_R10_streams_cancelled_during_the_last_step_close_the_source_after_it():
     assert closed.is_set()
 
 
-def test_R10_cancelling_the_last_stream_closes_the_source_at_once():
+@pytest.mark.rule(10)
+def test_cancelling_the_last_stream_closes_the_source_at_once():
     source = ScriptedSource([["a", "b"]] * 3)
     first, second = demux(source, 2)
     next(first)
@@ -390,7 +403,8 @@ def test_R10_cancelling_the_last_stream_closes_the_source_at_once():
     assert source.closed == 1
 
 
-def test_R25_dropping_the_last_reference_cancels():
+@pytest.mark.rule(25)
+def test_dropping_the_last_reference_cancels():
     source = ScriptedSource([["a", "b"]] * 9)
     streams = list(demux(source, 2))
     next(streams[0])
@@ -401,7 +415,8 @@ def test_R25_dropping_the_last_reference_cancels():
     assert source.closed == 1
 
 
-def test_R25_dropping_a_whole_batch_closes_its_source():
+@pytest.mark.rule(25)
+def test_dropping_a_whole_batch_closes_its_source():
     source = ScriptedSource([["a", "b"]] * 9)
     batch = BatchedStream(source, 2)
     next(batch[0])
@@ -472,7 +487,7 @@ def test_an_error_of_closing_is_raised_by_close_itself():
     assert source.closed == 1
 
 
-def test_an_error_of_closing_goes_to_the_hook_where_nobody_waits_for_it(monkeypatch):
+def test_an_error_of_closing_goes_to_the_hook_where_no_caller_waits_for_it(monkeypatch):
     heard = []
     monkeypatch.setattr("sys.unraisablehook", lambda args: heard.append(args.exc_value))
     error = OSError("cannot free")
@@ -495,7 +510,8 @@ def test_a_stream_can_be_closed_by_contextlib():
 # ---- errors
 
 
-def test_R05_outputs_come_before_the_error_and_the_error_once():
+@pytest.mark.rule(5)
+def test_outputs_come_before_the_error_and_the_error_once():
     first, second = demux(ScriptedSource([["a", "x"], ["b", "y"], OSError("gone")]), 2)
     assert next(first) == "a"
     assert next(first) == "b"
@@ -509,7 +525,8 @@ def test_R05_outputs_come_before_the_error_and_the_error_once():
     assert list(second) == []
 
 
-def test_R16_each_consumer_is_raised_an_instance_of_its_own_with_the_original_as_cause():
+@pytest.mark.rule(16)
+def test_each_consumer_is_raised_an_instance_of_its_own_with_the_original_as_cause():
     class ModelError(Exception):
         def __init__(self, code):
             super().__init__(f"failed with code {code}")
@@ -533,7 +550,8 @@ def test_R16_each_consumer_is_raised_an_instance_of_its_own_with_the_original_as
     assert {stream.end.error for stream in streams} == {original}
 
 
-def test_R16_tracebacks_do_not_grow_with_the_number_of_consumers():
+@pytest.mark.rule(16)
+def test_tracebacks_do_not_grow_with_the_number_of_consumers():
     def length(traceback):
         return 0 if traceback is None else 1 + length(traceback.tb_next)
 
@@ -552,8 +570,9 @@ def test_R16_tracebacks_do_not_grow_with_the_number_of_consumers():
     assert len(set(lengths[1:])) == 1
 
 
+@pytest.mark.rule(17)
 @pytest.mark.parametrize("stop", [StopIteration("x"), StopAsyncIteration("x")])
-def test_R17_a_stop_out_of_user_code_is_an_error(stop):
+def test_a_stop_out_of_user_code_is_an_error(stop):
     def is_eos(_):
         raise stop
 
@@ -567,7 +586,8 @@ def test_R17_a_stop_out_of_user_code_is_an_error(stop):
         assert caught.value.__cause__ is stop
 
 
-def test_R17_a_stop_inside_a_generator_is_an_error():
+@pytest.mark.rule(17)
+def test_a_stop_inside_a_generator_is_an_error():
     def source():
         yield ["a"]
         yield [next(iter(()))]
@@ -578,8 +598,9 @@ def test_R17_a_stop_inside_a_generator_is_an_error():
         next(stream)
 
 
+@pytest.mark.rule(14)
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_R14_what_stops_the_program_passes_through_and_settles_the_others(interrupt):
+def test_what_stops_the_program_passes_through_and_ends_the_other_streams(interrupt):
     error = interrupt("stop")
     source = ScriptedSource([["a", "x"], error])
     first, second = demux(source, 2)
@@ -595,7 +616,8 @@ def test_R14_what_stops_the_program_passes_through_and_settles_the_others(interr
         assert next(stream, "end") == "end"
 
 
-def test_R14_a_cancelled_error_of_the_source_is_an_error_and_cancels_nobody():
+@pytest.mark.rule(14)
+def test_a_cancelled_error_of_the_source_is_an_error_and_cancels_no_consumer():
     error = asyncio.CancelledError("model gave up")
     first, second = demux(ScriptedSource([["a", "x"], error]), 2)
     next(first)
@@ -607,7 +629,8 @@ def test_R14_a_cancelled_error_of_the_source_is_an_error_and_cancels_nobody():
         assert stream.finish_reason is FinishReason.ERROR
 
 
-def test_R14_an_interrupt_in_a_predicate_fails_the_batch_and_hangs_nobody():
+@pytest.mark.rule(14)
+def test_an_interrupt_in_a_predicate_fails_the_batch_and_leaves_no_consumer_hanging():
     def is_eos(output):
         if output == "b":
             raise KeyboardInterrupt
@@ -622,15 +645,17 @@ def test_R14_an_interrupt_in_a_predicate_fails_the_batch_and_hangs_nobody():
         next(second)
 
 
-def test_R09_memory_error_reaches_every_stream():
+@pytest.mark.rule(9)
+def test_memory_error_reaches_every_stream():
     streams = demux(ScriptedSource([MemoryError("oom")]), 3)
     for stream in streams:
         with pytest.raises(MemoryError):
             next(stream)
 
 
+@pytest.mark.rule(10)
 @pytest.mark.parametrize("at", range(4))
-def test_R10_a_source_that_raises_at_any_step_is_closed_once(at):
+def test_a_source_that_raises_at_any_step_is_closed_once(at):
     source = ScriptedSource([["a", "b"]] * at + [OSError("gone")])
     streams = demux(source, 2)
     for stream in streams:
@@ -641,7 +666,8 @@ def test_R10_a_source_that_raises_at_any_step_is_closed_once(at):
     assert source.closed == 1
 
 
-def test_R15_fail_ends_its_own_slot_alone():
+@pytest.mark.rule(15)
+def test_fail_ends_its_own_slot_alone():
     first, second = demux([["a", "x"], [Fail(ValueError("too long")), "y"], [None, "z"]], 2)
     assert next(first) == "a"
     with pytest.raises(ValueError, match="too long"):
@@ -649,7 +675,8 @@ def test_R15_fail_ends_its_own_slot_alone():
     assert list(second) == ["x", "y", "z"]
 
 
-def test_R08_a_step_of_the_wrong_width_reaches_everybody_and_closes_the_source():
+@pytest.mark.rule(8)
+def test_a_step_of_the_wrong_width_fails_every_stream_and_closes_the_source():
     source = ScriptedSource([["a", "x"], ["b"], ["never", "asked"]])
     first, second = demux(source, 2)
     for stream, output in ((first, "a"), (second, "x")):
@@ -670,7 +697,8 @@ def test_a_source_that_ends_too_early_is_an_error_where_eos_is_required():
 # ---- bounds
 
 
-def test_R19_a_full_stream_stops_the_pull_before_the_source_is_touched():
+@pytest.mark.rule(19)
+def test_a_full_stream_stops_the_pull_before_the_source_is_touched():
     source = ScriptedSource([[n, -n] for n in range(10)])
     first, second = demux(source, 2, max_buffered=3)
     assert [next(first) for _ in range(3)] == [0, 1, 2]
@@ -688,7 +716,8 @@ def test_R19_a_full_stream_stops_the_pull_before_the_source_is_touched():
     assert list(first) == [4, 5, 6, 7, 8, 9]
 
 
-def test_R19_many_outputs_in_one_step_exceed_the_bound_by_that_step_at_most():
+@pytest.mark.rule(19)
+def test_many_outputs_in_one_step_exceed_the_bound_by_that_step_at_most():
     source = ScriptedSource([["a", Many(range(5))], ["b", "x"]])
     first, second = demux(source, 2, max_buffered=2)
     assert next(first) == "a"
@@ -698,7 +727,8 @@ def test_R19_many_outputs_in_one_step_exceed_the_bound_by_that_step_at_most():
     assert next(first) == "b"
 
 
-def test_R19_a_bound_holds_while_others_end_and_leave():
+@pytest.mark.rule(19)
+def test_a_bound_holds_while_others_end_and_leave():
     source = ScriptedSource([["a"] * 4, ["a", None, "c", "d"], *[["a", None, "c", "d"]] * 4])
     streams = demux(source, 4, max_buffered=2)
     next(streams[0])
@@ -712,7 +742,7 @@ def test_R19_a_bound_holds_while_others_end_and_leave():
 # ---- by time
 
 
-def test_by_time_ends_are_told_with_their_step_and_errors_are_not_raised():
+def test_by_time_ends_are_delivered_with_their_step_and_errors_are_not_raised():
     error = OSError("gone")
     source = ScriptedSource([["a", "x"], [Last("b"), "y"], [None, Fail(ValueError())], error])
     batch = BatchedStream(source, 2)
@@ -733,7 +763,7 @@ def test_by_time_an_error_of_the_source_is_an_end_of_every_live_slot():
     assert [(slot, end.error) for slot, end in last.ends] == [(0, error), (1, error)]
 
 
-def test_by_time_a_cancelled_slot_is_told_once_with_the_next_step():
+def test_by_time_a_cancelled_slot_is_delivered_once_with_the_next_step():
     batch = BatchedStream(endless(3), 3)
     steps = batch.steps()
     next(steps)
@@ -749,7 +779,7 @@ def test_by_time_a_cancelled_slot_is_told_once_with_the_next_step():
     assert next(steps, "over") == "over"
 
 
-def test_by_time_an_interrupt_passes_through_and_the_ends_are_told_after():
+def test_by_time_an_interrupt_passes_through_and_the_ends_are_delivered_after():
     batch = BatchedStream(ScriptedSource([["a"], KeyboardInterrupt()]), 1)
     steps = batch.steps()
     next(steps)
@@ -778,7 +808,7 @@ def test_by_time_an_error_of_closing_takes_no_delivery_with_it(error, monkeypatc
     assert heard == ([close_error] if error is asyncio.CancelledError else [])
 
 
-def test_by_time_a_step_broken_off_tells_the_end_of_every_slot():
+def test_by_time_a_step_broken_off_delivers_the_end_of_every_slot():
     class BreakOff(BaseException):
         pass
 
@@ -802,7 +832,7 @@ def test_by_time_closing_stops_the_steps():
     assert source.closed == 1
 
 
-def test_by_time_the_first_step_is_told_even_if_it_was_pulled_to_learn_the_size():
+def test_by_time_the_first_step_is_delivered_even_if_it_was_pulled_to_learn_the_size():
     batch = BatchedStream([["a", "x"], ["b", None]])
     assert [delivery.outputs for delivery in batch.steps()][:2] == [
         [(0, "a"), (1, "x")],
@@ -903,7 +933,8 @@ def test_streams_are_made_by_the_library_only():
 # ---- threads and re-entrance
 
 
-def test_R21_a_second_consumer_at_the_same_time_is_refused_and_the_first_served():
+@pytest.mark.rule(21)
+def test_a_second_consumer_at_the_same_time_is_refused_and_the_first_served():
     gate = Gate()
 
     def source():
@@ -926,7 +957,8 @@ def test_R21_a_second_consumer_at_the_same_time_is_refused_and_the_first_served(
     assert list(stream) == []
 
 
-def test_R01_of_two_readers_one_pulls_and_the_other_finds_its_output():
+@pytest.mark.rule(1)
+def test_of_two_readers_one_pulls_and_the_other_finds_its_output():
     gate = Gate()
     pulls = []
 
@@ -952,7 +984,7 @@ def test_R01_of_two_readers_one_pulls_and_the_other_finds_its_output():
     assert first.finish_reason is second.finish_reason is None
 
 
-def test_a_source_that_reads_its_own_stream_is_told_so():
+def test_a_source_that_reads_its_own_stream_gets_an_error():
     streams = []
 
     def source():
@@ -987,8 +1019,9 @@ def test_a_buffered_output_is_received_while_another_thread_is_in_the_source():
     assert next(second) == "y"
 
 
+@pytest.mark.rule(24)
 @pytest.mark.parametrize("place", ["predicate", "close", "step"])
-def test_R24_live_statistics_and_cancel_never_wait_for_user_code(place):
+def test_live_statistics_and_cancel_never_wait_for_user_code(place):
     """Call them from another thread while user code runs, and wait for them there."""
     batches = []
 
@@ -1022,7 +1055,8 @@ def test_R24_live_statistics_and_cancel_never_wait_for_user_code(place):
 variable = ContextVar("variable", default="default")
 
 
-def test_R26_the_source_runs_in_a_copy_of_the_context_of_whoever_opened_the_batch():
+@pytest.mark.rule(26)
+def test_the_source_runs_in_a_copy_of_the_context_in_which_the_batch_was_opened():
     def source():
         while True:
             seen = variable.get()
@@ -1036,7 +1070,8 @@ def test_R26_the_source_runs_in_a_copy_of_the_context_of_whoever_opened_the_batc
     assert variable.get() == "changed later"
 
 
-def test_R26_closing_happens_in_the_same_context():
+@pytest.mark.rule(26)
+def test_closing_happens_in_the_same_context():
     seen = []
 
     def source():
