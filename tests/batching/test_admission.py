@@ -93,7 +93,7 @@ def test_a_group_is_ready_when_it_is_full_or_its_oldest_has_waited(waiting, now,
         ([2, 2, 2], 3, 0, 2),
         ([2, 3], 3, 0, 2),  # exactly the limit
         ([5, 1], 3, 0, 1),
-        ([3, 1], 3, 3, 0),  # nobody jumps the queue
+        ([3, 1], 3, 3, 0),  # no request jumps the queue
         ([1, 3, 1], 3, 2, 1),
         ([0, 0, 0, 0], 3, 5, 3),
         ([1, 1], 1, 0, 1),
@@ -233,7 +233,7 @@ def test_memory_entries_of_requests_that_have_left_are_tidied_up():
 
 
 class AdmissionMachine(RuleBasedStateMachine):
-    """Everybody comes out exactly once, when and as the model says."""
+    """Each request comes out exactly once, when and as the model says."""
 
     @initialize(
         timeout=st.sampled_from([0.0, 2.0]),
@@ -294,7 +294,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         patience=st.none() | st.sampled_from([0.0, 1.0, 3.0]),
     )
     def submit(self, group, cost, patience):
-        self.now += 0.125  # exact, and nobody comes at the same time as another
+        self.now += 0.125  # exact, and no two requests come at the same time
         ticket = Ticket(str(self.submitted), group, cost, self.now)
         ticket.wait_until = None if patience is None else self.now + patience
         if len(self.waiting) == self.max_pending:
@@ -334,7 +334,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @rule()
     def jump_to_wake_at(self):
-        """Nobody comes out before that time, and somebody does then."""
+        """No request comes out before that time, and one does then."""
         at = self.admission.wake_at()
         assert (at is None) == (not self.waiting)
         if at is None:
@@ -362,9 +362,9 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @rule()
     def take_all(self):
-        everybody = list(self.waiting)
-        assert self.admission.take_all() == everybody
-        self.come_out(everybody)
+        waiting = list(self.waiting)
+        assert self.admission.take_all() == waiting
+        self.come_out(waiting)
 
     @invariant()
     def as_many_wait_as_have_not_come_out(self):

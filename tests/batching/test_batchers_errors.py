@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(30)
 
 
 class OddError(BaseException):
-    """No Exception, and nobody's signal."""
+    """No Exception, and no signal's."""
 
 
 # ---- what the model raises
@@ -419,7 +419,7 @@ async def test_a_remove_that_raises_fails_no_live_request(form, unheard):
 @pytest.mark.rule(30)
 @continuous_batchers
 async def test_an_output_for_the_former_occupant_never_reaches_the_next(form):
-    """The engine answers for whoever it was that had the slot when the step began."""
+    """The engine answers for the request that had the slot when the step began."""
     start, gate = form.gate(), form.gate()
     model = form.model(gates={0: start, 1: gate})
     batcher = form.batcher(model, max_batch_size=1)

@@ -313,7 +313,7 @@ async def test_no_more_than_workers_run_at_once(form):
 # ---- the context
 
 
-variable = ContextVar("variable", default="nobody's")
+variable = ContextVar("variable", default="no context's")
 
 
 @pytest.mark.rule(26)

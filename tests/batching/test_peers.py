@@ -80,7 +80,7 @@ async def test_an_error_in_mid_stream_differs_from_an_end(form):
 @pytest.mark.rule(15)
 @every_batcher
 async def test_one_bad_request_does_not_fail_the_others_of_its_batch(form):
-    """LitServe: one HTTPException(400) is everybody's 400; mixedbread: fails the batch."""
+    """LitServe: one HTTPException(400) is a 400 for all; mixedbread: fails the batch."""
     bad = [Fail(ValueError("bad request"))]
     streams = await form.submit_together({}, {}, "abc", bad, "de")
     (_, [error]), *others = [await form.read(stream) for stream in (streams[1], *streams[::2])]
@@ -143,7 +143,7 @@ def test_an_idle_batcher_searches_for_no_request():
         idle.clear()
         assert list(batcher.stream("abc")) == ["a", "b", "c"]
         assert idle.wait(TIMEOUT)
-        # One look that finds the request, and one that finds nobody; none in between.
+        # One look that finds the request, and one that finds nothing; none in between.
         assert [each is None for each in found] == [False, True] * requests
     stop_watching()
     batcher.close()

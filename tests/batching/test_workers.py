@@ -31,7 +31,7 @@ def test_an_idle_worker_is_woken_before_another_is_made(workers):
 
 def test_no_worker_is_woken_while_all_are_at_work_and_the_time_is_not_computed(workers):
     call(workers), call(workers)
-    workers.note_call(lambda: pytest.fail("nobody needs the time"))
+    workers.note_call(lambda: pytest.fail("the time is not needed"))
     assert not workers.calls
 
 

@@ -107,7 +107,7 @@ def test_a_queue_per_request_breaks_in_four_ways(run):
         "one read its 3 outputs at once, the other held 2000, and then the end",
         "the model raised after 2 outputs, and the client is still waiting",
     ]
-    assert errors.count("OSError: device lost") == 1  # seen by whoever reads the log, if anybody
+    assert errors.count("OSError: device lost") == 1  # seen in the log, if it is read
 
 
 def test_the_same_cases_go_well_with_streams(run):

@@ -81,7 +81,7 @@ def test_a_loop_that_closes_takes_only_its_own_streams_with_it():
     batch = AsyncBatchedStream(STEPS, 2, max_buffered=2)
     other = LoopInThread()
     assert other.call(following(batch[1])) == "0b"
-    other.close()  # its stream is full soon, and nobody will ever make room
+    other.close()  # its stream is full soon, and no consumer will ever make room
     assert asyncio.run(rest(batch[0])) == column(0)
     assert batch[1].finish_reason is FinishReason.CANCELLED
     assert batch[0].finish_reason is FinishReason.EXHAUSTED

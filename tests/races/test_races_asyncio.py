@@ -1,7 +1,7 @@
 """Races in an event loop: each scenario in plain order and in thousands of shuffled ones.
 
 Source and consumers share one loop, so that a schedule is decided by its seed alone. Whatever a
-scenario is about, it ends in `settled`: nobody waits any more, the source was closed once, and
+scenario is about, it ends in `settled`: nothing waits any more, the source was closed once, and
 never entered by two.
 """
 
@@ -33,7 +33,7 @@ THREADED_SCHEDULES = min(SCHEDULES, 300)
 
 STEPS = [["a", "x"], ["b", "y"], ["c", Last("z")], ["d", None], [None, None]]
 EXPECTED = [["a", "b", "c", "d"], ["x", "y", "z"]]
-ENDLESS = [[f"a{n}", f"x{n}"] for n in range(20)]  # more than anybody reads
+ENDLESS = [[f"a{n}", f"x{n}"] for n in range(20)]  # more than any consumer reads
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 An asynchronous model, its batcher and all clients share one loop with a virtual clock, so that a
 schedule is decided by its seed alone. Each output names its request. Whatever a scenario is about,
-it ends in `Service.end`: each request was answered once, and nothing and nobody is left.
+it ends in `Service.end`: each request was answered once, and nothing is left.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from support.shuffled_loop import explore, run
 SCHEDULES = int(os.environ.get("SCHEDULES", "600"))
 THREADED_SCHEDULES = min(SCHEDULES, 150)
 
-ENDLESS = 1000  # more outputs than anybody reads
+ENDLESS = 1000  # more outputs than any consumer reads
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ class Model:
                 await self._wait(requests, number)
                 self._check_failure(requests, number)
                 live = yield {slot: self.output(requests[slot], number) for slot in live}
-                assert live, "advanced for nobody"
+                assert live, "advanced without a live request"
                 left = {requests[slot] for slot in live}
                 assert not self.given_up & left, "a cancel was not told with the next step"
         finally:
@@ -514,7 +514,7 @@ def test_requests_that_have_left_do_not_count_as_waiting():
         await turns(20)
         leaving.submit()
         await together(turns(1, leaving.give_up), turns(2))
-        assert late.submit(), "refused though nobody waits"
+        assert late.submit(), "refused though no request waits"
         await together(turns(2, stuck.give_up), turns(2, late.give_up))
         await service.end()
 
@@ -932,7 +932,7 @@ class Engine:
 
     def remove(self, slot):
         if self.seats.pop(slot, None) is None:
-            self.faults.append(f"nobody was in slot {slot}")
+            self.faults.append(f"slot {slot} was empty")
 
 
 class ThreadedService(Service):

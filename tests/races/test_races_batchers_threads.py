@@ -1,8 +1,8 @@
-"""Races of batchers between threads: those of workers, and of whoever submits, reads and cancels.
+"""Races of batchers between threads: the workers', and the ones that submit, read and cancel.
 
 Each scenario is run under many interleavings, see `interleaving`; that needs Python 3.12. Each
 output names its request. Whatever a scenario is about, it ends in `end`: each request was answered
-once, and nothing and nobody is left. Time stands still while any thread can run.
+once, and nothing is left. Time stands still while any thread can run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SCHEDULES = {"opcode": 10, "line": 50}
 MANY_SCHEDULES = {"line": 160}
 """How many it takes to strike between two given lines, in a scenario of few."""
 
-ENDLESS = 50  # more outputs than anybody reads
+ENDLESS = 50  # more outputs than any consumer reads
 
 
 def explore(scenario, schedules=SCHEDULES, **options):
@@ -79,7 +79,7 @@ class Model:
             for number in itertools.count():
                 self._on_step(number)
                 live = yield {slot: output(requests[slot], number) for slot in live}
-                assert live, "advanced for nobody"
+                assert live, "advanced without a live request"
         finally:
             self.running.remove(requests)
             self.closed.append(requests)
@@ -111,7 +111,7 @@ class Engine:
         self.added.append(request)
 
     def step(self):
-        assert self.seats, "a step for nobody"
+        assert self.seats, "a step without a request"
         self.steps += 1
         if self.steps == self._fails_at:
             raise ModelError
@@ -253,7 +253,7 @@ def end(batcher, model, clients, *failures):
     knobs.assert_nothing_is_left(batcher)
 
 
-# ---- whoever submits, and the worker
+# ---- submissions, and the worker
 
 
 @pytest.mark.rule(29)
@@ -399,7 +399,7 @@ def test_the_figures_add_up_at_any_time():
     explore(scenario)
 
 
-# ---- whoever leaves
+# ---- requests that leave
 
 
 @pytest.mark.rule(29)
@@ -591,7 +591,7 @@ def test_two_closings_as_the_worker_waits_for_more_end_it_and_fail_its_request()
 
 @pytest.mark.rule(15)
 def test_an_engine_that_fails_as_it_is_closed_fails_each_request_once(monkeypatch):
-    # An error in a step that nobody needs any more goes to the hook.
+    # An error in a step without live requests goes to the hook.
     monkeypatch.setattr("sys.unraisablehook", lambda about: about.exc_type is ModelError or 1 / 0)
 
     def scenario():

@@ -1,4 +1,4 @@
-"""Races between threads: the pump's, those of consumers, and those of whoever cancels or closes.
+"""Races between threads: the pump's, the consumers', and the ones that cancel or close.
 
 Each scenario is run under many interleavings, see `interleaving`; that needs Python 3.12. Event
 loops cannot take part, so here a thread that drives coroutines stands in for one.
@@ -27,7 +27,7 @@ from support.sources import ScriptedSource
 
 STEPS = [["a", "x"], ["b", Last("y")], ["c", None], [None, None]]
 EXPECTED = [["a", "b", "c"], ["x", "y"]]
-ENDLESS = [[f"a{n}", f"x{n}"] for n in range(20)]  # more than anybody reads
+ENDLESS = [[f"a{n}", f"x{n}"] for n in range(20)]  # more than any consumer reads
 NUMBERS = [["0"], ["1"], ["2"], ["3"]]
 
 SCHEDULES = {"opcode": 40, "line": 150}
@@ -569,7 +569,7 @@ def test_a_loop_that_is_closed_while_it_waits_takes_only_its_own_stream_with_it(
             except StopIteration:
                 return
             loop.closed = True
-            kept.append(coroutine)  # nobody will run it any more
+            kept.append(coroutine)  # it will not be run any more
 
         run_together(lambda: in_loop(read_async(batch[0], received)), wait_and_close)
         assert received == EXPECTED[0]

@@ -98,7 +98,7 @@ async def test_an_error_in_a_step_without_live_streams_goes_to_the_hook(form):
             batch.cancel(0)
             batch.cancel(1)
 
-    original = OSError("nobody waits")
+    original = OSError("no caller waits")
     gate = form.gate()
     script = form.script([["a", "x"], original], gates={1: gate}, on_step=cancel)
     batch = form.open(script, 2)

@@ -652,7 +652,7 @@ SOURCES = """
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_a_program_that_abandons_streams_exits_silently_and_soon(form, condition):
     if condition != "True" and (form.source_is_async or not form.runs_ahead):
-        pytest.skip("a source that blocks its consumer's own thread can be left by nobody")
+        pytest.skip("a source that blocks its consumer's own thread cannot be left")
     if form.name.startswith("trio"):
         pytest.importorskip("trio")
     program = textwrap.dedent(SOURCES.format(condition=condition)) + textwrap.dedent(

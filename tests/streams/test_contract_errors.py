@@ -55,7 +55,7 @@ async def test_what_a_source_raises_comes_after_the_outputs_and_once(form, fault
         assert received == list(outputs[:at])
         check_own(own, original)
         owned.append(own)
-        form.passed += passed  # to whoever pulled
+        form.passed += passed  # to the thread that pulled
         assert stream.finish_reason is FinishReason.ERROR
         assert stream.end.error is original
         assert await form.receive(stream) is OVER

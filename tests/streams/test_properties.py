@@ -159,7 +159,7 @@ def test_leaving_changes_nothing_for_the_others(batch, data):
 @pytest.mark.rule(1, 3, 21)
 @given(batches(max_size=3), st.integers(2, 4))
 def test_streams_read_in_threads_equal_the_reference(batch, threads):
-    source = ScriptedSource(batch.steps)  # asserts that nobody enters it twice
+    source = ScriptedSource(batch.steps)  # asserts that it is not entered twice
     streams = demux(source, len(batch.slots), eos=batch.eos)
     received = {}
 

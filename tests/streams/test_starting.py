@@ -83,7 +83,7 @@ def test_closing_while_a_thread_cannot_be_started_returns(starting):
 
     def close():
         assert starting.reached.wait(TIMEOUT)
-        with suppress(RuntimeError):  # whoever comes first has it
+        with suppress(RuntimeError):  # the first thread is raised it
             batch.close()
 
     def open_the_gate():

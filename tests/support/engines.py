@@ -93,7 +93,7 @@ class Model:
                 self._end_step(number)
                 live = yield {slot: next(replies[slot], self._eos) for slot in live}
                 self._check(self._home() == home, "advanced in another thread")
-                self._check(live, "advanced for nobody")
+                self._check(live, "advanced without a live request")
         finally:
             self._check(self._home() == home, "closed in another thread")
             self.closings += 1
@@ -111,7 +111,7 @@ class Model:
                 self._end_step(number)
                 live = yield {slot: next(replies[slot], self._eos) for slot in live}
                 self._check(self._home() == home, "advanced in another task")
-                self._check(live, "advanced for nobody")
+                self._check(live, "advanced without a live request")
         finally:
             self._check(self._home() == home, "closed in another task")
             self.closings += 1
@@ -127,7 +127,7 @@ class Model:
 
     def step(self):
         with self._call("step"):
-            self._check(self.seats, "a step for nobody")
+            self._check(self.seats, "a step without a request")
             number = self._begin_step([request for request, _ in self.seats.values()])
             if number in self._gates:
                 self._gates[number].hold()
@@ -199,7 +199,7 @@ class Turnstile:
         self.let(sys.maxsize)
 
     def notify(self):
-        """Let whoever waits look again."""
+        """Wake the threads that wait, to check their conditions again."""
         with self._changed:
             self._changed.notify_all()
 
@@ -254,7 +254,7 @@ class Recorder:
 
 
 class ManualClock:
-    """A clock that stands still until it is moved, and whoever waits by it then goes on."""
+    """A clock that stands still until it is moved; threads that wait by it then go on."""
 
     def __init__(self):
         self._moved = threading.Condition()
@@ -270,9 +270,9 @@ class ManualClock:
             self._moved.notify_all()
 
     def wait_for_sleeper(self):
-        """Return for how long somebody waits by this clock, when somebody does."""
+        """Wait until a thread waits by this clock; return for how long it does."""
         with self._moved:
-            assert self._moved.wait_for(lambda: self._sleepers, TIMEOUT), "nobody waits"
+            assert self._moved.wait_for(lambda: self._sleepers, TIMEOUT), "no thread waits"
             return self._sleepers[0] - self._now
 
     def lock(self):
@@ -364,7 +364,7 @@ class BatcherForm:
         """Submit requests that share a batch: from the second step on, at the latest."""
         first = self.gate()
         if not self.continuous:
-            options = {"batch_timeout": 3600.0} | options  # nobody waits for it: the batch is full
+            options = {"batch_timeout": 3600.0} | options  # it never passes: the batch is full
         of_model = dict(of_model)
         gates = {0: first} | of_model.pop("gates", {})
         self.last_model = model = self.model(gates=gates, **of_model)

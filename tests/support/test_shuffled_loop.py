@@ -347,7 +347,7 @@ def test_a_scenario_that_never_ends_is_reported(monkeypatch):
 
 
 def call_from_thread(function, *arguments):
-    """Call in a thread that nobody joins."""
+    """Call in a thread that is never joined."""
     threading.Thread(target=function, args=arguments, daemon=True).start()
 
 
