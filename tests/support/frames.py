@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import inspect
 import queue
 import signal
@@ -27,7 +28,7 @@ from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import batchstream
 from batchstream import EOS, AsyncBatchedStream, ContinuousBatcher, DynamicBatcher, demux
@@ -79,7 +80,13 @@ class Cost(NamedTuple):
 
 
 class Recorder:
-    """Records the frames of the package in the calling thread and in threads started meanwhile."""
+    """Records the frames of the package in the calling thread and in threads started meanwhile.
+
+    Attributes:
+        observers: Functions called at every moment: `structure` looks at the live objects there.
+    """
+
+    observers: ClassVar = []
 
     def __init__(self):
         self._frames = {}
@@ -88,6 +95,9 @@ class Recorder:
     @contextmanager
     def recording(self):
         here, elsewhere = sys.getprofile(), threading.getprofile()
+        collects = gc.isenabled()
+        gc.collect()  # what others have left would be finalised in between, and counted
+        gc.disable()
         threading.setprofile(self._on_event)
         sys.setprofile(self._on_event)
         try:
@@ -95,15 +105,18 @@ class Recorder:
         finally:
             sys.setprofile(here)
             threading.setprofile(elsewhere)
+            if collects:
+                gc.enable()
 
     @property
     def frames(self):
         """The frames of the calling thread; the list grows while the thread runs."""
         return self._frames.setdefault(threading.get_ident(), [])
 
-    @property
-    def now(self):
-        """A moment of the calling thread: how many frames it has had."""
+    def moment(self):
+        """How many frames the calling thread has had up to now."""
+        for observe in self.observers:
+            observe()
         return len(self.frames)
 
     def _on_event(self, frame, event, _):
@@ -141,6 +154,7 @@ def sync_pull():
     recorder = Recorder()
     with recorder.recording():
         next(first)
+        recorder.moment()
     return recorder.frames
 
 
@@ -154,6 +168,7 @@ def sync_buffered():
     recorder = Recorder()
     with recorder.recording():
         next(second)
+        recorder.moment()
     return recorder.frames
 
 
@@ -179,7 +194,7 @@ def async_step():
             while True:
                 await may_yield.wait()
                 may_yield.clear()
-                begins = recorder.now
+                begins = recorder.moment()
                 yield ["output", "output"]
 
         async def consume(stream):
@@ -192,7 +207,7 @@ def async_step():
                 await _be_quiet()
                 may_yield.set()
             await _be_quiet()
-            ends = recorder.now
+            ends = recorder.moment()
         await asyncio.gather(*consumers)
         return recorder.frames[begins:ends]
 
@@ -210,13 +225,14 @@ def batcher_submit():
     recorder = Recorder()
 
     def countdown(requests):
+        recorder.moment()
         yield [EOS for _ in requests]
 
     async def main():
         with DynamicBatcher(countdown, max_batch_size=2) as batcher:
-            begins = recorder.now
+            begins = recorder.moment()
             stream = batcher.astream("request")
-            ends = recorder.now
+            ends = recorder.moment()
             async for _ in stream:
                 pass
         return recorder.frames[begins:ends]
@@ -228,22 +244,22 @@ def batcher_submit():
 def continuous_start():
     """From a worker's wake-up for the first request to the engine's first step; in its thread."""
     recorder = Recorder()
-    until_first_step = []
+    steps = []
 
     class Engine:
         def add(self, slot, request):
             self.slot = slot
 
         def step(self):
-            until_first_step.extend(recorder.frames)
-            return {self.slot: EOS}
+            steps.append(recorder.frames[: recorder.moment()])
+            return {self.slot: "output" if len(steps) == 1 else EOS}
 
         def remove(self, slot):
             pass
 
     with recorder.recording(), ContinuousBatcher(Engine, max_batch_size=2) as batcher:
         list(batcher.stream("request"))
-    return until_first_step
+    return steps[0]
 
 
 def litserve_step():
@@ -284,9 +300,9 @@ def _litserve_batch():
 
         def predict(self, inputs):
             for _ in range(2 * WARM_UP):
-                steps.append(recorder.now)
+                steps.append(recorder.moment())
                 yield ["output" for _ in inputs]
-            steps.append(recorder.now)
+            steps.append(recorder.moment())
             yield [None for _ in inputs]
 
     loop = BatchedStreamLoop()
