@@ -1,4 +1,4 @@
-"""Who may import whom: the arrows of the design, read from the import statements."""
+"""Which folder may import which: the arrows of the design, read from the import statements."""
 
 from __future__ import annotations
 
@@ -11,95 +11,72 @@ import pytest
 import batchstream
 
 PACKAGE = Path(batchstream.__file__).parent
+FOLDERS = ("_core", "_eventloops", "_handoff", "_pumps", "_streams", "_batching")
 
-VOCABULARY = {"_markers", "_events", "_errors"}
-CORE = {"_admission", "_demux", "_eos", "_marks", "_steps"}
-LOOPS = {"_asyncio", "_current_loop", "_loops", "_trio"}
-SHELL_PARTS = {
-    "_buffers",
-    "_feeds",
-    "_inlet",
-    "_opening",
-    "_places",
-    "_pump",
-    "_receiver",
-    "_running",
-    "_source",
-    "_stream",
+BELOW = {
+    "_core": set(),
+    "_eventloops": set(),
+    "_handoff": {"_core", "_eventloops"},
+    "_pumps": {"_core", "_eventloops", "_handoff"},
+    "_streams": {"_core", "_eventloops", "_handoff", "_pumps"},
+    "_batching": {"_core", "_eventloops", "_handoff", "_pumps", "_streams"},
+    "__init__": set(FOLDERS),
 }
-PUMPS = {"_pull", "_task", "_thread"}
-SHELLS = {"_async", "_sync"}
-ENTRY = {"_open"}
-BATCHING_PARTS = {
-    "_engine",
-    "_groups",
-    "_ledger",
-    "_metrics",
-    "_request",
-    "_request_feed",
-    "_runs",
-    "_terms",
-    "_workers",
-}
-DISPATCHERS = {"_dispatcher", "_task_dispatcher", "_thread_dispatcher"}
-BATCHERS = {"_batcher", "_continuous", "_dynamic"}
-
-BELOW_PUMPS = VOCABULARY | CORE | LOOPS | SHELL_PARTS
-MAY_IMPORT = {
-    **dict.fromkeys(VOCABULARY, VOCABULARY),
-    **dict.fromkeys(CORE, VOCABULARY | CORE),
-    **dict.fromkeys(LOOPS, LOOPS),
-    **dict.fromkeys(SHELL_PARTS, BELOW_PUMPS),
-    **dict.fromkeys(PUMPS, BELOW_PUMPS),
-    **dict.fromkeys(SHELLS, BELOW_PUMPS | PUMPS),
-    **dict.fromkeys(ENTRY, SHELLS | {"_running"}),
-    **dict.fromkeys(BATCHING_PARTS, BELOW_PUMPS | BATCHING_PARTS),
-    **dict.fromkeys(
-        DISPATCHERS, BELOW_PUMPS | BATCHING_PARTS | {"_dispatcher", "_task", "_thread"}
-    ),
-    **dict.fromkeys(
-        BATCHERS, BELOW_PUMPS | PUMPS | SHELLS | BATCHING_PARTS | DISPATCHERS | BATCHERS
-    ),
-    "__init__": VOCABULARY | CORE | SHELLS | ENTRY | {"_metrics"} | BATCHERS,
-}
+MODULES = sorted(
+    path.relative_to(PACKAGE).with_suffix("").as_posix()
+    for path in PACKAGE.rglob("*.py")
+    if path.relative_to(PACKAGE).parts[0] != "integrations"
+)
+CORE = [module for module in MODULES if module.startswith("_core/")]
 # Imported where it runs, which is nowhere unless the user has it.
-OPTIONAL = {"_trio": {"trio"}}
+OPTIONAL = {"_eventloops/trio": {"trio"}}
 # The core waits for nothing and reads no clock.
 NEVER_IN_CORE = {"threading", "asyncio", "time", "queue", "socket", "contextvars", "os", "logging"}
 
 
-def imports(path):
-    """Yield the modules that a file imports, those for type checkers included."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(module):
+    """Return the modules that one imports, what is imported for type checkers included."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name} has a relative import"
-            yield node.module
+            assert node.level == 0, f"{module} has a relative import"
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
 
 
-def test_every_module_has_its_place():
-    assert {path.stem for path in PACKAGE.glob("*.py")} == set(MAY_IMPORT)
+def ours(module):
+    """Return the modules of this package that one imports, as `folder/name`."""
+    parts = [name.split(".")[1:3] for name in imports(module) if name.startswith("batchstream.")]
+    return {"/".join(part) for part in parts}
 
 
-@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
-def test_a_module_imports_only_what_lies_below_it(module):
-    ours = {
-        name.removeprefix("batchstream.")
-        for name in imports(PACKAGE / f"{module}.py")
-        if name.startswith("batchstream.")
-    }
-    assert ours <= MAY_IMPORT[module]
+def test_every_module_lies_in_a_folder_of_the_design():
+    assert {module.partition("/")[0] for module in MODULES} == set(BELOW)
 
 
-@pytest.mark.parametrize("module", sorted(VOCABULARY | CORE))
+@pytest.mark.parametrize("module", MODULES)
+def test_a_folder_imports_only_what_lies_below_it(module):
+    folder = module.partition("/")[0]
+    assert {name.partition("/")[0] for name in ours(module)} - {folder} <= BELOW[folder]
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    left = {module: ours(module) & set(MODULES) for module in MODULES}
+    while free := [module for module, needed in left.items() if not needed & set(left)]:
+        for module in free:
+            del left[module]
+    assert not left
+
+
+@pytest.mark.parametrize("module", CORE)
 def test_the_core_does_no_io_and_reads_no_clock(module):
-    roots = {name.partition(".")[0] for name in imports(PACKAGE / f"{module}.py")}
-    assert not roots & NEVER_IN_CORE
+    assert not {name.partition(".")[0] for name in imports(module)} & NEVER_IN_CORE
 
 
-@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
+@pytest.mark.parametrize("module", MODULES)
 def test_nothing_but_typing_extensions_is_imported_from_outside(module):
-    roots = {name.partition(".")[0] for name in imports(PACKAGE / f"{module}.py")}
-    allowed = {"batchstream", "typing_extensions"} | OPTIONAL.get(module, set())
+    roots = {name.partition(".")[0] for name in imports(module)}
+    allowed = {"batchstream", "typing_extensions", "__future__"} | OPTIONAL.get(module, set())
     assert roots - set(sys.stdlib_module_names) <= allowed

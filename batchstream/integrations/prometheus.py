@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from batchstream._events import FinishReason
+from batchstream._core.records import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchstream._events import StreamEnd
+    from batchstream._core.records import StreamEnd
 
 _SIZES: Final = tuple(2**exponent for exponent in range(11))
 _SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)

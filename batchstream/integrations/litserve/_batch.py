@@ -10,8 +10,8 @@ from litserve.callbacks import EventTypes
 from litserve.loops.base import _inject_context
 
 from batchstream import BatchedStream
-from batchstream._errors import PASSING
-from batchstream._source import Source
+from batchstream._core.errors import INTERRUPTS
+from batchstream._pumps.source import Source
 from batchstream.integrations.litserve._serving import Serving
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Batch(Serving):
                 with self._open() as batch:
                     self._deliveries = batch.steps()
                     self._run()
-        except PASSING as error:
+        except INTERRUPTS as error:
             with suppress(Exception):  # where a worker is being stopped, its transport may be gone
                 self._break_off(replies, error)
                 self._desk.outbox.flush(entirely=True)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from litserve.callbacks import EventTypes
 
 from batchstream import Delivery, Demultiplexer
-from batchstream._engine import Engine
-from batchstream._errors import PASSING
+from batchstream._batching.engine import Engine
+from batchstream._core.errors import INTERRUPTS
 from batchstream.integrations.litserve._arrivals import Arrivals
 from batchstream.integrations.litserve._member import Member
 from batchstream.integrations.litserve._serving import Serving
@@ -122,7 +122,7 @@ class ContinuousServing(Serving):
         desk.trigger(EventTypes.BEFORE_PREDICT)
         try:
             step = self._engine.advance(core.live)
-        except PASSING:
+        except INTERRUPTS:
             raise
         except BaseException as error:  # noqa: BLE001 - told to those whom it concerns
             delivery = core.fail(error)

@@ -10,7 +10,7 @@ from litserve import LitAPI
 from litserve.loops.base import _inject_context
 from litserve.utils import LitAPIStatus, LoopResponseType
 
-from batchstream._errors import PASSING
+from batchstream._core.errors import INTERRUPTS
 from batchstream.integrations.litserve._departures import Departures
 from batchstream.integrations.litserve._endpoint import StreamingEndpoint
 from batchstream.integrations.litserve._exchange import exchange_of
@@ -93,7 +93,7 @@ class Desk:
         """Do something for one request, tell whether it went well, and fail that request if not."""
         try:
             action(member)
-        except PASSING:
+        except INTERRUPTS:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever it is, the others go on
             fail([member.reply], error)

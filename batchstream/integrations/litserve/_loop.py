@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from litserve.loops.base import LitLoop
 
-from batchstream._eos import check_count
-from batchstream._running import DEFAULT_MAX_BUFFERED
-from batchstream._terms import DEFAULT_MAX_PENDING
+from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING, check_count
 from batchstream.integrations.litserve._arrivals import Rejoined, wait_for_request
 from batchstream.integrations.litserve._batch import Batch
 from batchstream.integrations.litserve._continuous import ContinuousServing

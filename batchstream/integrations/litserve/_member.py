@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
-from batchstream._errors import PASSING
-from batchstream._source import unheard
+from batchstream._core.errors import INTERRUPTS, report_unraisable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -157,10 +156,10 @@ class Encoding:
             return
         try:
             close()
-        except PASSING:
+        except INTERRUPTS:
             raise
         except BaseException as error:  # noqa: BLE001 - of a request that has had its end
-            unheard(error)
+            report_unraisable(error)
 
     def next_output(self) -> Any:
         """Return the next output, as soon as there is one.

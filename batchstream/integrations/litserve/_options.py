@@ -6,7 +6,7 @@ import pickle
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from batchstream._eos import check_count, check_eos
+from batchstream._core.arguments import check_count, check_eos
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

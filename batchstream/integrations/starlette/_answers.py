@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.responses import JSONResponse
 
-from batchstream._errors import ClosedError, DeadlineError, OverloadedError
+from batchstream._core.errors import ClosedError, DeadlineError, OverloadedError
 
 if TYPE_CHECKING:
     from starlette.requests import Request

@@ -8,7 +8,7 @@ from anyio.lowlevel import checkpoint
 from typing_extensions import TypeVar
 
 from batchstream import AsyncStream, FinishReason
-from batchstream._errors import ClosedError
+from batchstream._core.errors import ClosedError
 from batchstream.integrations._response import Body
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import anyio
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from typing_extensions import TypeVar
 
-from batchstream._errors import ClosedError
+from batchstream._core.errors import ClosedError
 from batchstream.integrations._response import StreamResponse
 from batchstream.integrations.starlette._answers import handler_of
 from batchstream.integrations.starlette._chunks import Chunks

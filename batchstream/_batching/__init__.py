@@ -1,0 +1,1 @@
+"""Requests in, streams out: gathers requests into batches and runs them."""

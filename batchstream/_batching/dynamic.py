@@ -1,0 +1,174 @@
+"""Dynamic batching: requests are gathered into a batch, and the batch is run to its end."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncIterable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypeVar
+
+from batchstream._batching.batcher import AnyBatcher
+from batchstream._batching.options import Terms
+from batchstream._batching.task_dispatcher import TaskDispatcher, TaskRun
+from batchstream._batching.thread_dispatcher import ThreadDispatcher, ThreadRun
+from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
+from batchstream._pumps.source import AsyncSource, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from batchstream._batching.dispatcher import Dispatcher
+    from batchstream._batching.metrics import Metrics
+    from batchstream._batching.request import Request
+    from batchstream._core.arguments import OnOverflow
+    from batchstream._pumps.worker_thread import WorkerThread
+
+T = TypeVar("T", default=Any)
+S = TypeVar("S")
+RequestT = TypeVar("RequestT", default=Any)
+
+
+class DynamicBatcher(AnyBatcher[RequestT, T]):
+    """Gathers requests from anywhere into batches, and returns a stream for each request.
+
+    A batch is formed when a worker is free, and not before: so it has as many requests as wait
+    then, up to `max_batch_size`, and only where there are fewer does it wait for more. The others
+    wait for a worker; a batch that runs is never joined.
+
+    Args:
+        fn: Called with the list of a batch's requests, returns a source of steps, as
+            `BatchedStream` takes it: a generator function, or any other that returns an iterable.
+            It runs in a worker's thread. An asynchronous generator function runs in a task, in the
+            event loop that first submits a request (or enters the batcher with `async with`).
+            Either is called in a copy of the context in which this object was made.
+        max_batch_size: How many requests a batch has at most.
+        batch_timeout: For how long a request waits for others while a worker is free, in seconds
+            since it was submitted; one with a deadline does so for half of the time that it may
+            wait, if that is shorter.
+        max_pending: How many requests may wait while all workers are busy; others are refused with
+            `OverloadedError`.
+        workers: How many batches may run at once.
+        key: A function of a request. Only requests with equal keys share a batch; among those the
+            first to come is the first to be served.
+        cost: A function of a request that says what it takes of `max_batch_cost`, such as its
+            number of tokens.
+        max_batch_cost: What the requests of a batch may cost together.
+        eos: See `BatchedStream`, as for the other options not explained here.
+        is_eos: It runs where `fn` does.
+        include_eos: Deliver the output that `is_eos` recognised, before the end.
+        max_outputs: Finish a stream with `length` once it has been given so many outputs; a
+            number, or a function of a request that returns one or None.
+        require_eos: Streams that are live when the source ends raise `MissingEOSError`.
+        max_buffered: How many outputs a live stream may hold unread.
+        on_overflow: `"cancel"` ends a stream that holds more, with `SlowConsumerError` after what
+            it holds: those who share a batch are strangers. `"wait"` lets the batch wait for it.
+        metrics: Is told what happens; see `Metrics`.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, or cannot work.
+
+    Blocking: never.
+    Threads: any. Threads of its own begin with the first request; idle ones take no time.
+
+    Example:
+        >>> import batchstream
+        >>> def countdown(starts):
+        ...     for passed in range(max(starts) + 1):
+        ...         yield [start - passed or batchstream.EOS for start in starts]
+        >>> with batchstream.DynamicBatcher(countdown, max_batch_size=8) as batcher:
+        ...     three, one = batcher.stream(3), batcher.stream(1)
+        ...     print(list(three), list(one))
+        [3, 2, 1] [1]
+    """
+
+    __slots__ = ("__weakref__",)
+
+    def __init__(
+        self,
+        fn: Callable[[list[RequestT]], Iterable[Any] | AsyncIterable[Any]],
+        *,
+        max_batch_size: int,
+        batch_timeout: float = 0.0,
+        max_pending: int = DEFAULT_MAX_PENDING,
+        workers: int = 1,
+        key: Callable[[RequestT], Hashable] | None = None,
+        cost: Callable[[RequestT], float] | None = None,
+        max_batch_cost: float | None = None,
+        eos: object = None,
+        is_eos: Callable[[T], object] | None = None,
+        include_eos: bool = False,
+        max_outputs: int | Callable[[RequestT], int | None] | None = None,
+        require_eos: bool = False,
+        max_buffered: int = DEFAULT_MAX_BUFFERED,
+        on_overflow: OnOverflow = "cancel",
+        metrics: Metrics | None = None,
+    ) -> None:
+        if not callable(fn):
+            raise TypeError(f"fn takes a function of a list of requests, got {fn!r}")
+        if _is(inspect.iscoroutinefunction, fn):
+            raise TypeError(
+                f"fn must return a source of steps, got the coroutine function {fn!r}: "
+                f"let it yield its steps, which makes it an asynchronous generator function"
+            )
+        terms: Terms[RequestT, T] = Terms(
+            max_batch_size=max_batch_size,
+            batch_timeout=batch_timeout,
+            max_pending=max_pending,
+            workers=workers,
+            key=key,
+            cost=cost,
+            max_batch_cost=max_batch_cost,
+            eos=eos,
+            is_eos=is_eos,
+            include_eos=include_eos,
+            max_outputs=max_outputs,
+            require_eos=require_eos,
+            max_buffered=max_buffered,
+            on_overflow=on_overflow,
+            metrics=metrics,
+        )
+        self._dispatcher = _dispatcher_for(fn, terms)
+
+
+def _dispatcher_for(fn: Callable[..., Any], terms: Terms[Any, T]) -> Dispatcher[T]:
+    def run_in_task(dispatcher: TaskDispatcher[T], requests: list[Request[T]]) -> TaskRun[T]:
+        return TaskRun(dispatcher, _open(AsyncSource, fn, requests, dispatcher), requests)
+
+    def run_in_thread(
+        dispatcher: ThreadDispatcher[T], requests: list[Request[T]], thread: WorkerThread
+    ) -> ThreadRun[T]:
+        return ThreadRun(dispatcher, _open(Source, fn, requests, dispatcher), requests, thread)
+
+    if _is(inspect.isasyncgenfunction, fn):
+        return TaskDispatcher(terms, run_in_task)
+    return ThreadDispatcher(terms, run_in_thread)
+
+
+def _open(
+    kind: Callable[[Any], S],
+    fn: Callable[..., Any],
+    requests: list[Request[T]],
+    dispatcher: Dispatcher[T],
+) -> S:
+    """Call the function, in a context of the batch's own."""
+    contents = [request.content for request in requests]
+    return dispatcher.context.copy().run(_call, kind, fn, contents)
+
+
+def _call(kind: Callable[[Any], S], fn: Callable[..., Any], contents: list[Any]) -> S:
+    source = fn(contents)
+    if kind is Source and hasattr(source, "__aiter__"):
+        raise TypeError(
+            f"fn returns an asynchronous iterator, got {fn!r}: "
+            f"an asynchronous generator function has to be given as it is"
+        )
+    return kind(source)
+
+
+def _is(kind: Callable[[Any], bool], function: Any) -> bool:
+    """Whether a function is of this kind, or an object that is called like one."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return kind(function) or kind(getattr(type(function), "__call__", None))  # noqa: B004

@@ -1,0 +1,122 @@
+"""The figures of one batcher, over all its batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from batchstream._core.records import BatcherStatistics, FinishReason
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from batchstream._batching.request import Request
+
+
+class Tally:
+    """What batches have done, in numbers.
+
+    Attributes:
+        steps: Steps that were made.
+        live_slots: Live slots, summed over the steps.
+        outputs: Outputs given to streams.
+        dropped: Outputs for slots that had finished.
+    """
+
+    __slots__ = ("dropped", "live_slots", "outputs", "steps")
+
+    def __init__(
+        self, steps: int = 0, live_slots: int = 0, outputs: int = 0, dropped: int = 0
+    ) -> None:
+        self.steps = steps
+        self.live_slots = live_slots
+        self.outputs = outputs
+        self.dropped = dropped
+
+    def add(self, other: Tally) -> None:
+        """Count it in."""
+        self.steps += other.steps
+        self.live_slots += other.live_slots
+        self.outputs += other.outputs
+        self.dropped += other.dropped
+
+
+class Ledger:
+    """What is counted of requests and batches; for the holder of the batcher's lock.
+
+    Attributes:
+        open: Requests that were accepted, and have not been counted as finished.
+        refused: Requests that were not, for want of room.
+        finished: Requests that have ended, by reason.
+        past: What batches have done that have ended.
+    """
+
+    def __init__(self) -> None:
+        self.open: set[Request[Any]] = set()
+        self.refused = 0
+        self.finished: Counter[FinishReason] = Counter()
+        self.past = Tally()
+        self._batch_sizes: Counter[int] = Counter()
+        self._waited = 0.0
+        self._longest_wait = 0.0
+
+    @property
+    def opened(self) -> int:
+        """How many requests were accepted."""
+        return len(self.open) + self.finished.total()
+
+    def finish(self, request: Request[Any]) -> bool:
+        """Count a request that has ended, and tell whether it was not counted before."""
+        if request not in self.open:
+            return False
+        self.open.discard(request)
+        self.finished[request.ends[0].reason] += 1
+        return True
+
+    def join(self, waited: Sequence[float]) -> None:
+        """Take note of requests that joined a batch together, after so many seconds each."""
+        if waited:
+            self._batch_sizes[len(waited)] += 1
+            self._waited += sum(waited)
+            self._longest_wait = max(self._longest_wait, *waited)
+
+    def statistics(
+        self,
+        *,
+        running: Sequence[Tally],
+        told: Collection[Request[Any]],
+        waiting: int,
+        buffered: int,
+        max_batch_size: int,
+    ) -> BatcherStatistics:
+        """Return all figures.
+
+        Args:
+            running: What the batches have done that run.
+            told: Requests that have ended and are not counted as such yet.
+            waiting: How many requests wait.
+            buffered: How many outputs do, in live streams.
+            max_batch_size: How many slots each step had.
+        """
+        newly = [request for request in told if request in self.open]
+        finished = self.finished + Counter(request.ends[0].reason for request in newly)
+        total = Tally()
+        for tally in [self.past, *running]:
+            total.add(tally)
+        capacity = total.steps * max_batch_size
+        return BatcherStatistics(
+            batches=self._batch_sizes.total(),
+            batch_sizes=dict(sorted(self._batch_sizes.items())),
+            steps=total.steps,
+            occupancy=total.live_slots / capacity if capacity else 0.0,
+            outputs=total.outputs,
+            dropped=total.dropped,
+            opened=self.opened,
+            refused=self.refused,
+            live=len(self.open) - len(newly),
+            waiting=waiting,
+            finished=dict(finished),
+            buffered=buffered,
+            waited=self._waited,
+            longest_wait=self._longest_wait,
+        )

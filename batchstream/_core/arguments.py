@@ -1,0 +1,111 @@
+"""Checks of arguments, and their defaults: each returns the value as the code uses it."""
+
+from __future__ import annotations
+
+import enum
+import math
+import operator
+import sys
+from collections.abc import Sequence
+from numbers import Number
+from typing import Any, Final, Literal
+
+from batchstream._core.markers import EOS, MARKER_TYPES
+
+OnOverflow = Literal["wait", "cancel"]
+
+DEFAULT_MAX_BUFFERED: Final = 1024
+DEFAULT_MAX_PENDING: Final = 1024
+
+UNLIMITED: Final = sys.maxsize
+
+# Equal values of these types need not be one object, so identity could miss the mark for ever.
+_COMPARED_BY_VALUE: Final = (Number, str, bytes, bytearray, tuple, frozenset)
+
+
+def check_eos(eos: object, is_eos: object) -> None:
+    """Refuse an end mark that could never be recognised."""
+    by_value = isinstance(eos, _COMPARED_BY_VALUE) or hasattr(type(eos), "__index__")
+    if by_value and not isinstance(eos, bool | enum.Enum):
+        hint = (
+            f"token_ids({eos!r})" if isinstance(eos, int) else f"lambda output: output == {eos!r}"
+        )
+        raise ValueError(
+            f"eos is compared by identity, which does not hold for {type(eos).__name__} {eos!r}: "
+            f"pass is_eos={hint}"
+        )
+    if eos is not EOS and type(eos) in MARKER_TYPES:
+        raise ValueError(f"eos must not be a marker that means something else, got {eos!r}")
+    if is_eos is not None and not callable(is_eos):
+        raise TypeError(f"is_eos takes a function of one output, got {is_eos!r}")
+
+
+def check_max_outputs(max_outputs: object, size: int) -> list[int]:
+    """Return the limit of each slot, `UNLIMITED` where it has none."""
+    if max_outputs is None:
+        return [UNLIMITED] * size
+    if not isinstance(max_outputs, Sequence) or isinstance(max_outputs, str | bytes):
+        return [check_count("max_outputs", max_outputs, at_least=1)] * size
+    if len(max_outputs) != size:
+        raise ValueError(
+            f"max_outputs has {len(max_outputs)} entries, expected {size} (one per slot)"
+        )
+    return [
+        UNLIMITED if limit is None else check_count("max_outputs", limit, at_least=1)
+        for limit in max_outputs
+    ]
+
+
+def check_count(name: str, value: object, *, at_least: int) -> int:
+    """Return a whole number that an argument has to be."""
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} takes a whole number, got {value!r}")
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise TypeError(f"{name} takes a whole number, got {value!r}") from error
+    if number < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {number}")
+    return number
+
+
+def check_seconds(name: str, value: object) -> float:
+    """Return a duration that an argument has to be.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is negative, infinite or no number after all.
+    """
+    seconds = check_number(name, value)
+    if math.isinf(seconds):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return seconds
+
+
+def check_number(name: str, value: Any) -> float:
+    """Return a number that an argument has to be, at least 0.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is negative or not a number.
+    """
+    if isinstance(value, bool | str) or not hasattr(type(value), "__float__"):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not number >= 0:
+        raise ValueError(f"{name} must be at least 0, got {value!r}")
+    return number
+
+
+def check_on_overflow(on_overflow: object) -> OnOverflow:
+    """Return the argument if it is one of its two values.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if on_overflow == "wait" or on_overflow == "cancel":  # noqa: PLR1714 - narrows the type
+        return on_overflow
+    raise ValueError(f"on_overflow must be 'wait' or 'cancel', got {on_overflow!r}")

@@ -1,0 +1,451 @@
+"""The core: one step in, who gets what and who has finished out. No I/O, clock, lock or thread.
+
+Theory of operation
+-------------------
+
+A batch has `size` slots. A slot is *live* or *finished*; a finished slot may be opened again for
+another occupant. A batch is *running*, has *ended* (the source has no more steps) or has *failed*
+(the source raised, or yielded what is no step). The table below says which events are legal in
+which state and where they lead; everything else raises.
+
+A shell calls `feed` with each step and does what the returned `Delivery` says. When `live` is
+empty it closes the source. An error of the source is not an error of the call: it ends each live
+slot, and the delivery says so. Failing latches: after it, nothing can be fed or opened.
+
+Most steps are *plain*: one output for each live slot, and no marker among them. That is asked of
+a whole step at once, by the types of its elements and in C, so that a plain step costs no Python
+code per output. Its outputs are not counted one by one either: `_plain_steps` counts for all live
+slots, and `_extra[slot]` holds what the slot's own count differs by (and once it has finished,
+the whole of it). Every other step goes through the one loop in `_feed_each`.
+
+Not safe for threads: a shell makes at most one call at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Generic, Literal
+
+from typing_extensions import TypeVar
+
+from batchstream._core.arguments import UNLIMITED, check_count, check_eos, check_max_outputs
+from batchstream._core.ends import TokenIds
+from batchstream._core.errors import ClosedError, MissingEOSError, StepError
+from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many
+from batchstream._core.records import Delivery, FinishReason, Statistics, StreamEnd
+from batchstream._core.steps import Elements, Marks, are_numbers, picker, read_step
+
+T = TypeVar("T")
+
+BatchState = Literal["running", "ended", "failed"]
+
+BATCH_TRANSITIONS: Final[dict[tuple[BatchState, str], BatchState]] = {
+    ("running", "open"): "running",
+    ("running", "feed"): "running",
+    ("running", "finish"): "ended",
+    ("running", "fail"): "failed",
+}
+
+
+class Demultiplexer(Generic[T]):
+    """Tells, step by step, which output goes to which slot and which slots have finished.
+
+    This is the core that every stream of this library stands on, for those who drive a model
+    themselves: it waits for nothing and calls nobody but `is_eos`.
+
+    Args:
+        size: How many slots the batch has.
+        eos: The end mark, compared by identity. Where None is an ordinary output pass `EOS`.
+        is_eos: A predicate on outputs that is true of the one that ends its sequence. One that
+            raises fails that slot alone.
+        include_eos: Deliver the output that `is_eos` recognised, before the end.
+        max_outputs: Finish a slot with `length` once it has been given so many outputs: one
+            number for all, or one (or None) for each slot. An eos on the same output comes first.
+        require_eos: A source that ends while slots are live fails them with `MissingEOSError`
+            instead of finishing them as `exhausted`.
+        vacant: No slot is live at first; each waits for an `open`, as after an occupant's end.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, or an `eos` that could never be
+            recognised by identity, such as a number.
+
+    Threads: one at a time.
+
+    Example:
+        >>> from batchstream import Demultiplexer, Last
+        >>> core = Demultiplexer(2)
+        >>> core.feed(["a", "x"]).outputs
+        [(0, 'a'), (1, 'x')]
+        >>> delivery = core.feed([None, "y"])
+        >>> delivery.outputs, [(slot, str(end.reason)) for slot, end in delivery.ends]
+        ([(1, 'y')], [(0, 'eos')])
+        >>> core.live
+        (1,)
+        >>> core.feed({1: Last("z")}).outputs, core.live
+        ([(1, 'z')], ())
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        eos: object = None,
+        is_eos: Callable[[T], object] | None = None,
+        include_eos: bool = False,
+        max_outputs: int | Sequence[int | None] | None = None,
+        require_eos: bool = False,
+        vacant: bool = False,
+    ) -> None:
+        self._size = check_count("size", size, at_least=0)
+        check_eos(eos, is_eos)
+        self._eos = eos
+        self._marks = Marks(eos)
+        self._is_eos = is_eos
+        self._include_eos = include_eos
+        self._initial_limits = check_max_outputs(max_outputs, self._size)
+        self._limits = self._initial_limits.copy()
+        self._limited = max_outputs is not None
+        self._require_eos = require_eos
+
+        self._state: BatchState = "running"
+        self._error: BaseException | None = None
+        self._live_slots = set(() if vacant else range(self._size))
+
+        self._steps = 0
+        self._plain_steps = 0
+        self._extra = [0] * self._size
+        self._past_outputs = 0
+        self._dropped = 0
+        self._finished = dict.fromkeys(FinishReason, 0)
+
+        # What plain steps rest on, until a slot opens or finishes; `_refresh` works it out anew.
+        self._live: tuple[int, ...] | None = None
+        self._live_by_slot: Callable[[Any], tuple[T, ...]]
+        self._live_in_order: Callable[[Any], tuple[T, ...]]
+        self._finished_in_order: Callable[[Any], tuple[object, ...]] | None
+        self._plain_limit = UNLIMITED
+
+    def __repr__(self) -> str:
+        live = f"{len(self._live_slots)} of {self._size} slots live"
+        return f"<{type(self).__name__} {self._state}, {live}, {self._steps} steps>"
+
+    @property
+    def size(self) -> int:
+        """How many slots the batch has."""
+        return self._size
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """The slots that have not finished; the same object for as long as nothing changes."""
+        return self._refresh() if self._live is None else self._live
+
+    @property
+    def running(self) -> bool:
+        """Whether the batch can be fed: it has neither ended nor failed."""
+        return self._state == "running"
+
+    @property
+    def has_live(self) -> bool:
+        """Whether any slot is live; quicker than `live` after a change."""
+        return bool(self._live_slots)
+
+    def given(self, slot: int) -> int:
+        """How many outputs the slot's present or last occupant has been given."""
+        counted = self._plain_steps if slot in self._live_slots else 0
+        return counted + self._extra[slot]
+
+    def feed(self, step: object) -> Delivery[T]:
+        """Take one step of the source and return what it gives to whom.
+
+        A step that cannot be read, of the wrong width for example, fails each live slot with a
+        `StepError` and the batch with them: none of its outputs is delivered.
+
+        Args:
+            step: A sequence of `size` elements; a mapping from slot to element (a slot that is
+                absent gets nothing); a 1-D array or tensor; an array of more dimensions, one
+                sub-array for each slot. What is given to a finished slot is dropped and counted.
+
+        Raises:
+            ClosedError: The batch has ended or failed.
+        """
+        values = self.feed_plain(step)
+        if values is not None:
+            return Delivery(self.live, values)
+        self._advance("feed")
+        try:
+            elements = read_step(step, self._size, self._steps)
+        except StepError as error:
+            self._steps += 1
+            return self.fail(error)
+        if elements is not step and (values := self.feed_plain(elements)) is not None:
+            return Delivery(self.live, values)  # an array, say, which has become a list
+        self._steps += 1
+        return self._feed_each(elements, self.live)
+
+    def feed_plain(  # noqa: C901, PLR0911 - one frame per step, for its speed
+        self, step: object
+    ) -> tuple[T, ...] | None:
+        """Take a step quickly if it is a list, tuple or dict with one output for each live slot.
+
+        Returns:
+            The outputs in the order of `live`, which has not changed; or None, with nothing taken,
+            where the step is anything else: then `feed` it.
+        """
+        if self._live is None:
+            self._refresh()
+        if self._state != "running" or self._plain_steps >= self._plain_limit:
+            return None
+        kind = type(step)
+        by_slot = kind is dict
+        elements: Any = step
+        try:
+            if by_slot:
+                # With as many slots as are live, and all that are live among them, it is plain.
+                if len(elements) != len(self._live_slots) or not are_numbers(elements):
+                    return None
+                values = self._live_by_slot(elements)
+            elif (kind is list or kind is tuple) and len(elements) == self._size:
+                values = self._live_in_order(elements)
+            else:
+                return None
+        except KeyError:  # a live slot is absent
+            return None
+        try:
+            if not self._marks.types.isdisjoint(set(map(type, values))):
+                return None
+        except Exception:  # noqa: BLE001 - a type refuses to be hashed
+            return None
+        is_eos = self._is_eos
+        if is_eos is not None and not (type(is_eos) is TokenIds and is_eos.in_none_of(values)):
+            return None
+        if self._finished_in_order is not None and not by_slot:
+            self._drop(self._finished_in_order(elements))
+        self._steps += 1
+        self._plain_steps += 1
+        return values
+
+    def finish(self) -> Delivery[T]:
+        """Tell that the source has ended, and return the ends of the slots still live.
+
+        Raises:
+            ClosedError: The batch has ended or failed before.
+        """
+        self._advance("finish")
+        draft: _Draft[T] = _Draft()
+        for slot in self.live:
+            if self._require_eos:
+                given = self.given(slot)
+                error = MissingEOSError(
+                    f"the source ended after {given} outputs for slot {slot}, "
+                    f"before its end mark (require_eos)",
+                    slot=slot,
+                    outputs=given,
+                )
+                self._finish(draft, slot, FinishReason.ERROR, error=error)
+            else:
+                self._finish(draft, slot, FinishReason.EXHAUSTED)
+        return draft.delivery()
+
+    def fail(self, error: BaseException) -> Delivery[T]:
+        """Tell that the source has failed, and return the ends of the slots still live.
+
+        Raises:
+            ClosedError: The batch has ended or failed before.
+        """
+        self._advance("fail")
+        self._error = error
+        draft: _Draft[T] = _Draft()
+        for slot in self.live:
+            self._finish(draft, slot, FinishReason.ERROR, error=error)
+        return draft.delivery()
+
+    def cancel(self, slot: int) -> Delivery[T]:
+        """Give a slot up, and return its end; an empty delivery if it had finished already.
+
+        Raises:
+            IndexError: There is no such slot.
+        """
+        self._check_slot(slot)
+        draft: _Draft[T] = _Draft()
+        if slot in self._live_slots:
+            self._finish(draft, slot, FinishReason.CANCELLED)
+        return draft.delivery()
+
+    def open(self, slot: int, *, max_outputs: int | None = None) -> None:
+        """Make a finished slot live again, for an occupant whose outputs count from zero.
+
+        Args:
+            slot: Which one.
+            max_outputs: The limit of this occupant, if it is not the one the batch was made with.
+
+        Raises:
+            IndexError: There is no such slot.
+            ValueError: The slot is live.
+            ClosedError: The batch has ended or failed.
+        """
+        self._check_slot(slot)
+        limit = self._initial_limits[slot]
+        if max_outputs is not None:
+            limit = check_count("max_outputs", max_outputs, at_least=1)
+        self._advance("open")
+        if slot in self._live_slots:
+            raise ValueError(f"slot {slot} is live, only a finished slot can be opened")
+        if self._limits[slot] != limit:
+            self._limits[slot] = limit
+            self._limited = True
+        self._past_outputs += self._extra[slot]
+        self._extra[slot] = -self._plain_steps
+        self._live_slots.add(slot)
+        self._live = None
+
+    def statistics(self) -> Statistics:
+        """Return the figures up to now; `buffered` is 0, as the core holds nothing back."""
+        return Statistics(
+            steps=self._steps,
+            outputs=self._past_outputs + sum(map(self.given, range(self._size))),
+            dropped=self._dropped,
+            opened=len(self._live_slots) + sum(self._finished.values()),
+            live=len(self._live_slots),
+            finished={reason: count for reason, count in self._finished.items() if count},
+        )
+
+    # ---- states
+
+    def _advance(self, event: str) -> None:
+        try:
+            self._state = BATCH_TRANSITIONS[self._state, event]
+        except KeyError:
+            message = f"cannot {event}: the batch has {self._state}"
+            raise ClosedError(message) from self._error
+
+    def _check_slot(self, slot: int) -> None:
+        if not 0 <= slot < self._size:
+            raise IndexError(f"no slot {slot!r}, expected slots from 0 to {self._size - 1}")
+
+    def _refresh(self) -> tuple[int, ...]:
+        """Work out, after a change of the live slots, what the plain steps to come rest on."""
+        live = tuple(sorted(self._live_slots))
+        finished = tuple(set(range(self._size)).difference(live))
+        self._live_by_slot = picker(live)
+        self._live_in_order = picker(live) if finished else tuple
+        self._finished_in_order = picker(finished) if finished else None
+        self._set_plain_limit(live)
+        self._live = live
+        return live
+
+    def _set_plain_limit(self, live: Sequence[int]) -> None:
+        # A slot reaches its limit in the step that ends it, and that step is not plain.
+        if self._limited:
+            room = (self._limits[slot] - self._extra[slot] for slot in live)
+            self._plain_limit = min(room, default=UNLIMITED) - 1
+
+    # ---- steps that are not plain
+
+    def _drop(self, elements: tuple[object, ...]) -> None:
+        """Count the outputs among what finished slots were given."""
+        self._dropped += self._marks.outputs_in(elements)
+
+    def _feed_each(self, elements: Elements, live: tuple[int, ...]) -> Delivery[T]:
+        """Take a step element by element."""
+        draft: _Draft[T] = _Draft()
+        slots, values = draft.slots, draft.values
+        if type(elements) is dict:
+            pairs = self._only_live(elements)
+            slots.extend(pairs)
+            values.extend(pairs.values())
+        else:
+            slots.extend(live)
+            values.extend(self._live_in_order(elements))
+            if self._finished_in_order is not None:
+                self._drop(self._finished_in_order(elements))
+        if self._is_eos is None and self._plain_steps < self._plain_limit:
+            special = self._marks.suspects_in(values)
+        else:
+            special = list(range(len(values)))
+        taken = [(slots[n], values[n]) for n in special]
+        for n in reversed(special):
+            del slots[n], values[n]
+        for slot in slots:
+            self._extra[slot] += 1
+        for slot, element in taken:
+            self._take(draft, slot, element)
+        self._set_plain_limit(self.live)
+        return draft.delivery()
+
+    def _only_live(self, elements: dict[int, T]) -> dict[int, T]:
+        late = elements.keys() - self._live_slots
+        if not late:
+            return elements
+        self._drop(tuple([elements[slot] for slot in late]))
+        return {slot: element for slot, element in elements.items() if slot not in late}
+
+    def _take(self, draft: _Draft[T], slot: int, element: Any) -> None:
+        kind = type(element)
+        if slot not in self._live_slots:  # it finished within this `Many`
+            self._drop((element,))
+        elif element is self._eos or element is EOS:
+            self._finish(draft, slot, FinishReason.EOS)
+        elif element is SKIP:
+            pass
+        elif kind is Last:
+            self._give(draft, slot, element.output)
+            self._finish(draft, slot, element.reason, info=element.info)
+        elif kind is End:
+            self._finish(draft, slot, element.reason, info=element.info)
+        elif kind is Fail:
+            self._finish(draft, slot, FinishReason.ERROR, error=element.error)
+        elif kind is Many:
+            for each in element.outputs:
+                self._take(draft, slot, each)
+        else:
+            self._take_output(draft, slot, element)
+
+    def _take_output(self, draft: _Draft[T], slot: int, output: T) -> None:
+        if self._is_eos is not None:
+            try:
+                ended = bool(self._is_eos(output))
+            except Exception as error:  # noqa: BLE001 - the predicate is the caller's
+                self._finish(draft, slot, FinishReason.ERROR, error=error)
+                return
+            if ended:
+                if self._include_eos:
+                    self._give(draft, slot, output)
+                self._finish(draft, slot, FinishReason.EOS)
+                return
+        self._give(draft, slot, output)
+        if self._limited and self.given(slot) >= self._limits[slot]:
+            self._finish(draft, slot, FinishReason.LENGTH)
+
+    def _give(self, draft: _Draft[T], slot: int, output: T) -> None:
+        draft.slots.append(slot)
+        draft.values.append(output)
+        self._extra[slot] += 1
+
+    def _finish(
+        self,
+        draft: _Draft[T],
+        slot: int,
+        reason: FinishReason,
+        *,
+        info: Mapping[str, Any] | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        given = self._extra[slot] = self.given(slot)
+        self._live_slots.remove(slot)
+        self._live = None
+        self._finished[reason] += 1
+        draft.ends.append((slot, StreamEnd(reason, given, info, error)))
+
+
+class _Draft(Generic[T]):
+    """A delivery in the making."""
+
+    __slots__ = ("ends", "slots", "values")
+
+    def __init__(self) -> None:
+        self.slots: list[int] = []
+        self.values: list[T] = []
+        self.ends: list[tuple[int, StreamEnd]] = []
+
+    def delivery(self) -> Delivery[T]:
+        return Delivery(self.slots, self.values, self.ends)

@@ -1,0 +1,66 @@
+"""Predicates for `is_eos`: token ids, compared safely."""
+
+from __future__ import annotations
+
+import operator
+from typing import final
+
+
+@final
+class TokenIds:
+    """The predicate that `token_ids` makes."""
+
+    __slots__ = ("_ids",)
+
+    def __init__(self, ids: frozenset[int]) -> None:
+        self._ids = ids
+
+    def __call__(self, output: object) -> bool:
+        if not hasattr(type(output), "__index__"):
+            return False
+        try:
+            number = operator.index(output)  # type: ignore[arg-type]
+        except Exception:  # noqa: BLE001 - an array of several numbers has the method, and refuses
+            return False
+        return number in self._ids
+
+    def in_none_of(self, outputs: tuple[object, ...]) -> bool:
+        """Tell whether surely none of the outputs is one of the ids, quickly.
+
+        Only built-in integers are compared here; outputs of other types get False, and then have
+        to be asked one by one.
+        """
+        return set(map(type, outputs)) == {int} and self._ids.isdisjoint(outputs)
+
+    def __repr__(self) -> str:
+        return f"token_ids({', '.join(map(str, sorted(self._ids)))})"
+
+    def __reduce__(self) -> tuple[type[TokenIds], tuple[frozenset[int]]]:
+        return TokenIds, (self._ids,)
+
+
+def token_ids(*ids: int) -> TokenIds:
+    """Return a predicate for `is_eos` that is true of these token ids.
+
+    It compares whole numbers: Python's, NumPy's and zero-dimensional tensors. An output of any
+    other kind is not a token id, and is never compared.
+
+    Args:
+        ids: One or more ids, as in a model's `eos_token_id`.
+
+    Raises:
+        TypeError: An id is not a whole number.
+        ValueError: No id was given.
+
+    Example:
+        >>> import batchstream
+        >>> ends = batchstream.token_ids(2, 32000)
+        >>> ends(2), ends(5), ends("2")
+        (True, False, False)
+    """
+    if not ids:
+        raise ValueError("token_ids takes at least one id, got none")
+    for number in ids:
+        if isinstance(number, bool) or not hasattr(type(number), "__index__"):
+            raise TypeError(f"token_ids takes whole numbers, got {number!r}")
+    return TokenIds(frozenset(map(operator.index, ids)))

@@ -1,0 +1,153 @@
+"""What a source may put in a step besides plain outputs.
+
+A step holds one element for each slot. Most elements are outputs, and are delivered untouched. An
+element of one of the types in this module is an instruction about its slot instead. The types are
+final and are recognised by exact type and identity, never by equality, so that an output of any
+other kind can never be mistaken for one.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, final
+
+from typing_extensions import TypeVar
+
+from batchstream._core.records import FinishReason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+T_co = TypeVar("T_co", covariant=True)
+
+_SOURCE_REASONS: Final = (FinishReason.EOS, FinishReason.LENGTH, FinishReason.CANCELLED)
+
+
+@final
+class Signal(enum.Enum):
+    """The two elements that carry no output: `EOS` and `SKIP`.
+
+    Enum members are looked up by name when they are copied or unpickled, so they are the same
+    object in every copy and in every process.
+    """
+
+    EOS = "eos"
+    SKIP = "skip"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+EOS: Final[Literal[Signal.EOS]] = Signal.EOS
+"""This slot has finished; nothing is delivered."""
+
+SKIP: Final[Literal[Signal.SKIP]] = Signal.SKIP
+"""Nothing for this slot in this step; it goes on."""
+
+
+def _source_reason(marker: str, reason: FinishReason | str) -> FinishReason:
+    """Return the reason as a `FinishReason` that a source may give."""
+    try:
+        known = FinishReason(reason)
+    except ValueError:
+        known = None
+    if known not in _SOURCE_REASONS:
+        allowed = ", ".join(repr(str(r)) for r in _SOURCE_REASONS)
+        hint = "; for an error use Fail(error)" if known is FinishReason.ERROR else ""
+        raise ValueError(f"{marker} takes one of {allowed} as reason, got {reason!r}{hint}")
+    return known
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Last(Generic[T_co]):
+    """Deliver `output`, then finish the slot in the same step.
+
+    With it a stream ends together with its last output; with an end mark on its own it ends one
+    step later, when the mark arrives. The output is delivered whatever `is_eos` would say of it.
+
+    Args:
+        output: The slot's last output.
+        reason: Why the slot ends: `eos`, `length` or `cancelled`.
+        info: Anything the consumer should find in `StreamEnd.info`, usage counts for example.
+
+    Raises:
+        ValueError: The reason is not one that a source can give.
+    """
+
+    output: T_co
+    reason: FinishReason | str = FinishReason.EOS
+    info: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", _source_reason("Last", self.reason))
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class End:
+    """Finish the slot now, with a reason and whatever else the consumer should know.
+
+    Args:
+        reason: Why the slot ends: `eos`, `length` or `cancelled`.
+        info: Anything the consumer should find in `StreamEnd.info`.
+
+    Raises:
+        ValueError: The reason is not one that a source can give.
+    """
+
+    reason: FinishReason | str = FinishReason.EOS
+    info: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", _source_reason("End", self.reason))
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Fail:
+    """This slot alone fails with `error`; the others go on.
+
+    Args:
+        error: What the slot's consumer gets raised, as a copy of its own.
+
+    Raises:
+        TypeError: The error is not an exception instance.
+    """
+
+    error: BaseException
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.error, BaseException):
+            raise TypeError(f"Fail takes an exception instance, got {self.error!r}")
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Many(Generic[T_co]):
+    """Several outputs for one slot in one step, as speculative decoding gives them.
+
+    Its elements are read like elements of a step: an end mark among them ends the slot there.
+
+    Args:
+        outputs: The outputs in their order; kept as a tuple. May be empty, like `SKIP`.
+
+    Raises:
+        TypeError: The outputs are text, bytes or not iterable.
+    """
+
+    outputs: Iterable[T_co]
+
+    def __post_init__(self) -> None:
+        outputs: Any = self.outputs
+        if isinstance(outputs, str | bytes | bytearray):
+            kind = type(outputs).__name__
+            raise TypeError(f"Many takes an iterable of outputs, got {kind} {outputs!r}")
+        if getattr(outputs, "ndim", 0) == 1 and hasattr(outputs, "tolist"):
+            outputs = outputs.tolist()
+        object.__setattr__(self, "outputs", tuple(outputs))
+
+
+MARKER_TYPES: Final[frozenset[type]] = frozenset({Signal, Last, End, Fail, Many})
+BLANK_TYPES: Final[frozenset[type]] = frozenset({Signal, End, Fail})

@@ -1,0 +1,57 @@
+"""Which event loop runs the calling code."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from typing_extensions import TypeVar
+
+from batchstream._eventloops.base import LoopClosedError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from batchstream._eventloops.base import EventLoop
+
+R = TypeVar("R")
+
+
+def current_loop() -> EventLoop:
+    """Return the event loop that runs the calling code.
+
+    Raises:
+        RuntimeError: There is none.
+    """
+    if "trio" in sys.modules:  # asked first: trio may run as a guest of an asyncio loop
+        from batchstream._eventloops import trio as _trio  # noqa: PLC0415 - it is optional, and in use here
+
+        if _trio.runs_here():
+            return _trio.TrioEventLoop()
+    if "asyncio" in sys.modules:
+        from batchstream._eventloops import asyncio as _asyncio  # noqa: PLC0415 - not every program needs it
+
+        if _asyncio.runs_here():
+            return _asyncio.AsyncioEventLoop()
+    raise RuntimeError(
+        "an asynchronous stream is received from in an event loop, and none runs here"
+    )
+
+
+async def result_of(future: Future[R]) -> R:
+    """Wait in the event loop that runs the calling code for what a thread will give."""
+    loop = current_loop()
+    waiter = loop.new_waiter()
+
+    def resume(_: object) -> None:
+        try:
+            loop.resume([waiter])
+        except LoopClosedError:
+            return  # and nobody waits
+
+    future.add_done_callback(resume)
+    await waiter
+    try:
+        return future.result()
+    finally:
+        del future  # an error of it holds this frame

@@ -1,0 +1,1 @@
+"""Between one pump and one consumer: buffers, and where consumers wait for them."""

@@ -1,0 +1,70 @@
+"""What happens to pumps and batchers when their process forks or exits.
+
+A forked child has copies of them, and none of their threads: there every use of a copy fails. An
+exiting interpreter closes the sources of batches that were abandoned, as far as that takes no time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+import weakref
+from typing import Final, Protocol
+
+EXIT_SECONDS: Final = 1.0
+"""For how long an exiting interpreter waits for all threads together."""
+
+
+class Forkable(Protocol):
+    """What cannot be used in a forked child."""
+
+    def refuse_after_fork(self) -> None:
+        """Make every use in this process, a forked child, fail."""
+
+
+class Running(Protocol):
+    """What has running threads.
+
+    Attributes:
+        forked: Whether the threads run in another process.
+    """
+
+    forked: bool
+
+    @property
+    def ended(self) -> bool:
+        """Whether its threads have done all their work."""
+
+    def request_close(self) -> None:
+        """Make the threads end, without waiting for them."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the threads have ended."""
+
+
+forkable: Final[weakref.WeakSet[Forkable]] = weakref.WeakSet()
+"""All pumps and dispatchers."""
+
+running: Final[set[Running]] = set()
+"""All pumps and dispatchers with threads at work; this set keeps them alive."""
+
+
+def _refuse_after_fork() -> None:
+    for each in list(forkable):
+        each.refuse_after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_refuse_after_fork)
+
+
+@atexit.register
+def _close_all() -> None:
+    abandoned = list(running)
+    for each in abandoned:
+        if not (each.forked or each.ended):
+            each.request_close()
+    until = time.monotonic() + EXIT_SECONDS
+    for each in abandoned:
+        each.join(max(0.0, until - time.monotonic()))

@@ -1,0 +1,71 @@
+"""A daemon thread that does one job after another."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from typing_extensions import TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+R = TypeVar("R")
+
+
+class WorkerThread:
+    """A daemon thread that does one thing after another, until it is let go.
+
+    A daemon, because a program may exit while a source is stuck in a step.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="batchstream pump", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+            del job  # it may hold much, and the next one may be long in coming
+
+    def do(self, job: Callable[[], object]) -> None:
+        """Do this next. It must not raise."""
+        self._jobs.put(job)
+
+    def end(self) -> None:
+        """End when all that was asked for is done."""
+        self._jobs.put(None)
+
+    def call(self, function: Callable[[], R]) -> Future[R]:
+        """Do this next; return where its result can be waited for."""
+        result: Future[R] = Future()
+        theirs = [result]
+
+        def work() -> None:
+            mine = theirs.pop()
+            try:
+                mine.set_result(function())
+            except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+                mine.set_exception(error)
+            finally:
+                del mine  # an error of it holds this frame
+
+        self._jobs.put(work)
+        return result
+
+    def end_after(self, job: Callable[[], object]) -> None:
+        """Do this, and then end. It must not raise."""
+        self.do(job)
+        self.end()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling code runs in this thread."""
+        return threading.current_thread() is self._thread
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the thread has ended."""
+        self._thread.join(timeout)

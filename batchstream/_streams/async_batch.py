@@ -1,0 +1,320 @@
+"""The shell for event loops: streams that wait to be woken, fed by a task or by a thread."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import AsyncIterable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, final, overload
+
+from typing_extensions import TypeVar
+
+from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, check_count, check_on_overflow
+from batchstream._core.errors import ClosedError
+from batchstream._eventloops.current import current_loop, result_of
+from batchstream._pumps.opening import Opening
+from batchstream._pumps.source import AsyncSource, Source
+from batchstream._pumps.task import TaskPump
+from batchstream._pumps.thread import ThreadPump
+from batchstream._pumps.worker_thread import WorkerThread
+from batchstream._streams.async_stream import AsyncStream, Receiver
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+    from types import TracebackType
+
+    from batchstream._core.arguments import OnOverflow
+    from batchstream._core.demultiplexer import Demultiplexer
+    from batchstream._core.records import Delivery, Statistics
+
+T = TypeVar("T", default=Any)
+
+
+class _Steps(Receiver["Delivery[T]"], Generic[T]):
+    """The deliveries of a batch, for whoever reads it by time; holds the batch and its streams."""
+
+    __slots__ = ("_batch",)
+    _view = "by time"
+
+    def __init__(self, batch: AsyncBatchedStream[T], pump: TaskPump[T] | ThreadPump[T]) -> None:
+        super().__init__(pump.steps, pump)
+        self._batch = batch
+
+    def _leave(self) -> None:
+        """Give all streams up, as the event loop was closed."""
+        for slot in self._batch.live:
+            self._batch.cancel(slot)
+
+
+@final
+class AsyncBatchedStream(Sequence[AsyncStream[T]]):
+    """One asynchronous stream per slot of a batched source, and the batch as a whole.
+
+    Use it with `async with`, so that the source is closed wherever the block is left. It is a
+    sequence of its streams; or read it by time with `steps`.
+
+    An asynchronous source is moved by a task, a synchronous one by a thread of its own, both in a
+    copy of the context in which this object was made. Either begins with the first receive, runs
+    ahead of the streams by up to `max_buffered` outputs, and ends with the last live stream.
+
+    Args:
+        source: An iterable of steps, asynchronous or not; see `BatchedStream`. One with an `asend`
+            or `send` method, as generators have it, is told who is live: `live = yield step`.
+        size: How many slots the batch has; needed for an asynchronous source. Without it the
+            streams are there from the start of the `async with` block on, which then waits for
+            the first step.
+        eos: See `BatchedStream`, as for the other options not explained here.
+        is_eos: It runs in the task or thread that moves the source.
+        include_eos: Deliver the output that `is_eos` recognised, before the end.
+        max_outputs: Finish a stream with `length` once it has been given so many outputs.
+        require_eos: Streams that are live when the source ends raise `MissingEOSError`.
+        max_buffered: How many outputs a live stream may hold unread; where the batch is read by
+            time, how many deliveries may wait.
+        on_overflow: Where a live stream holds so many, `"wait"` lets the source wait until all
+            have room. `"cancel"` ends a stream that holds more, with `SlowConsumerError` after
+            what it holds, so that the others never wait for it.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, or cannot work.
+
+    Blocking: never.
+    Threads: any; no event loop need run yet.
+
+    Example:
+        >>> import asyncio
+        >>> import batchstream
+        >>> def model():  # runs in a thread: it may compute as long as it likes
+        ...     yield from [["a", "x"], ["b", None], [None, None]]
+        >>> async def read(stream):
+        ...     return [output async for output in stream]
+        >>> async def main():
+        ...     async with batchstream.AsyncBatchedStream(model(), size=2) as batch:
+        ...         print(await asyncio.gather(*map(read, batch)))
+        >>> asyncio.run(main())
+        [['a', 'b'], ['x']]
+    """
+
+    __slots__ = ("__weakref__", "_closed", "_pump", "_steps", "_streams", "_unopened")
+
+    def __init__(
+        self,
+        source: Iterable[Any] | AsyncIterable[Any],
+        size: int | None = None,
+        *,
+        eos: object = None,
+        is_eos: Callable[[T], object] | None = None,
+        include_eos: bool = False,
+        max_outputs: int | Sequence[int | None] | None = None,
+        require_eos: bool = False,
+        max_buffered: int | None = DEFAULT_MAX_BUFFERED,
+        on_overflow: OnOverflow = "wait",
+    ) -> None:
+        check_on_overflow(on_overflow)
+        if max_buffered is None:
+            max_buffered = DEFAULT_MAX_BUFFERED
+        max_buffered = check_count("max_buffered", max_buffered, at_least=1)
+        opening: Opening[T] = Opening(
+            size,
+            eos=eos,
+            is_eos=is_eos,
+            include_eos=include_eos,
+            max_outputs=max_outputs,
+            require_eos=require_eos,
+        )
+        self._pump: TaskPump[T] | ThreadPump[T] | None = None
+        self._unopened: _Unopened[T] | None = None
+        self._closed = False
+        self._steps: weakref.ref[_Steps[T]] | None = None
+        self._streams: tuple[AsyncStream[T], ...] = ()
+        if isinstance(source, AsyncIterable):
+            if size is None:
+                raise TypeError("an asynchronous source needs size=, the number of its slots")
+            reader = AsyncSource(source)
+            self._open(
+                TaskPump(reader, opening.core, max_buffered=max_buffered, on_overflow=on_overflow)
+            )
+        else:
+            unopened = _Unopened(Source(source), opening, max_buffered, on_overflow)
+            if size is None:
+                self._unopened = unopened
+            else:
+                self._open(unopened.pump(opening.core))
+
+    def _open(self, pump: TaskPump[T] | ThreadPump[T]) -> None:
+        self._pump = pump
+        self._streams = tuple(
+            AsyncStream._of(buffer, pump)  # noqa: SLF001
+            for buffer in pump.buffers
+        )
+
+    def _opened(self) -> TaskPump[T] | ThreadPump[T]:
+        if self._pump is None:
+            raise RuntimeError(
+                "the size of this batch is known inside its async with block: "
+                "enter it, or pass size="
+            )
+        return self._pump
+
+    def __repr__(self) -> str:
+        if self._pump is None:
+            return "<AsyncBatchedStream, not entered>"
+        return f"<AsyncBatchedStream, {len(self.live)} of {len(self)} streams live>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            "an AsyncBatchedStream cannot be pickled or copied: it holds a running source"
+        )
+
+    def __len__(self) -> int:
+        self._opened()
+        return len(self._streams)
+
+    @overload
+    def __getitem__(self, index: int) -> AsyncStream[T]: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[AsyncStream[T], ...]: ...
+    def __getitem__(self, index: int | slice) -> AsyncStream[T] | tuple[AsyncStream[T], ...]:
+        self._opened()
+        return self._streams[index]
+
+    def __iter__(self) -> Iterator[AsyncStream[T]]:
+        self._opened()
+        return iter(self._streams)
+
+    async def __aenter__(self) -> Self:
+        if self._unopened is not None:
+            unopened, self._unopened = self._unopened, None
+            self._open(await unopened.open())
+            if self._closed:
+                await self.aclose()
+        if self._closed:
+            raise ClosedError("this batch was closed before it was entered")
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """The slots of the streams that have neither finished nor been cancelled.
+
+        Threads: any.
+        """
+        return self._opened().live
+
+    def steps(self) -> AsyncIterator[Delivery[T]]:
+        """Return an iterator over what each step gives to whom, for loops that serve by time.
+
+        Every slot's end is in exactly one delivery, that of a cancelled slot in a later one; an
+        error of the source is an end like the others, and is not raised. The iterator stops when
+        no slot is live. However slow it is read, no slot is ended for it: the source waits while
+        `max_buffered` deliveries are unread.
+
+        Raises (on iteration):
+            RuntimeError: A stream of this batch has been read, or another event loop waits.
+            ClosedError: The process was forked from the one that opened the batch.
+
+        Blocking: never; it waits until there is a delivery.
+        Cancellation: a receive that is cancelled takes nothing.
+        Threads: one consumer at a time, in the event loop that first waited.
+
+        Example:
+            >>> import asyncio
+            >>> import batchstream
+            >>> async def main():
+            ...     steps = [["a", "x"], ["b", None], [None, None]]
+            ...     async with batchstream.AsyncBatchedStream(steps, size=2) as batch:
+            ...         async for delivery in batch.steps():
+            ...             print(delivery.outputs, [slot for slot, _ in delivery.ends])
+            >>> asyncio.run(main())
+            [(0, 'a'), (1, 'x')] []
+            [(0, 'b')] [1]
+            [] [0]
+        """
+        pump = self._opened()
+        steps = None if self._steps is None else self._steps()
+        if steps is None:  # one at a time: it knows how far it has read
+            steps = _Steps(self, pump)
+            self._steps = weakref.ref(steps)
+        return steps
+
+    def cancel(self, slot: int) -> None:
+        """Give one slot up, as `AsyncStream.cancel` does.
+
+        Raises:
+            IndexError: There is no such slot.
+
+        Blocking: never.
+        Cancellation: nothing to cancel.
+        Threads: any thread, callback, finalizer or signal handler.
+        """
+        if not 0 <= slot < len(self):
+            raise IndexError(f"no slot {slot!r}, expected slots from 0 to {len(self) - 1}")
+        self._streams[slot].cancel()
+
+    async def aclose(self) -> None:
+        """Cancel every live stream, and wait until the source is closed. Repeated calls do nothing.
+
+        A stream that had finished keeps what is buffered for it. An error that the source raises
+        while it is closed for this is raised here; where it is closed because its last stream
+        ended it goes to `sys.unraisablehook`.
+
+        Blocking: never; it waits while the source is in a step, if that cannot be broken off.
+        Cancellation: the batch is cancelled all the same, and the source closed later.
+        Threads: any event loop.
+        """
+        self._closed = True
+        if self._unopened is not None:
+            unopened, self._unopened = self._unopened, None
+            unopened.close()
+        elif self._pump is not None:
+            self._pump.request_close()
+            await self._pump.wait_for_end(current_loop())
+
+    def statistics(self) -> Statistics:
+        """Return the figures up to now.
+
+        Threads: any.
+        """
+        return self._opened().statistics()
+
+
+class _Unopened(Generic[T]):
+    """A synchronous source for a thread, and what its pump is made with once the size is known."""
+
+    def __init__(
+        self, source: Source, opening: Opening[T], max_buffered: int, on_overflow: OnOverflow
+    ) -> None:
+        self._source = source
+        self._opening = opening
+        self._max_buffered = max_buffered
+        self._on_overflow = on_overflow
+
+    def pump(self, core: Demultiplexer[T], worker: WorkerThread | None = None) -> ThreadPump[T]:
+        """Make the pump."""
+        return ThreadPump(
+            self._source,
+            core,
+            max_buffered=self._max_buffered,
+            on_overflow=self._on_overflow,
+            worker=worker,
+        )
+
+    async def open(self) -> ThreadPump[T]:
+        """Make the pump, after the first step has been made in its thread."""
+        worker = WorkerThread()
+        try:
+            core = await result_of(worker.call(partial(self._opening.learn, self._source)))
+        except BaseException:
+            worker.end_after(self._source.close_quietly)
+            raise
+        return self.pump(core, worker)
+
+    def close(self) -> None:
+        """Close the source, which has made no step yet."""
+        self._source.close()

@@ -1,0 +1,327 @@
+"""How a consumer in an event loop reads a buffer, and waits for it.
+
+Theory of operation
+-------------------
+
+Three ways lead to an output, the cheapest first. What is buffered is read in C, a turn's worth in
+one go: `for output in reader: return output`. A consumer that waited finds one output, as a rule,
+and takes it by itself. All else is looked up anew in the buffer, by `_next_turn`.
+
+How much of a segment was received is known to its gate; `_received` repeats it where only this
+consumer has counted since, and is unknown otherwise.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+from operator import length_hint
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self, final
+
+from typing_extensions import TypeVar
+
+from batchstream._core.errors import ConcurrentConsumerError
+from batchstream._eventloops.base import TURN
+from batchstream._eventloops.current import current_loop
+from batchstream._handoff.buffer import GATE, Buffer, View
+from batchstream._streams.base import AnyStream
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    from batchstream._handoff.parking import Place
+    from batchstream._handoff.upstream import AsyncFeed
+
+T = TypeVar("T", default=Any)
+
+_UNKNOWN: Final = -2  # no length, and not one less than a length either
+_EXHAUSTED: Final[Iterator[Any]] = iter(())
+
+
+class Receiver(Generic[T]):
+    """One consumer's end of a buffer, in an event loop.
+
+    Args:
+        buffer: What it reads.
+        pump: What fills the buffer, and begins with the first wait.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_at_home",
+        "_buffer",
+        "_busy",
+        "_checkpoint",
+        "_gate",
+        "_left",
+        "_outputs",
+        "_place",
+        "_pump",
+        "_reader",
+        "_received",
+        "_waiter",
+        "_waiting",
+    )
+
+    _view: ClassVar[View] = "by slot"
+
+    def __init__(self, buffer: Buffer[T], pump: AsyncFeed) -> None:
+        self._buffer = buffer
+        self._pump = pump
+        self._reader: Iterator[T] = _EXHAUSTED
+        # The segment being read, and how many of its outputs were received; the gate knows better.
+        self._outputs: Sequence[T] = ()
+        self._gate: Iterator[bool] = _EXHAUSTED
+        self._received = _UNKNOWN
+        self._left = TURN
+        self._busy = False
+        # Known from the first wait on, which settles the event loop that this belongs to.
+        self._place: Place | None = None
+        self._waiting: dict[object, Any] = {}
+        self._waiter: Any = None
+        self._at_home = True
+        self._checkpoint: Callable[[], Awaitable[None]]
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:  # noqa: C901, PLR0912 - one frame per receive, for its speed
+        for output in self._reader:
+            return output
+        if self._busy:
+            raise self._concurrent()
+        buffer = self._buffer
+        outputs, received = self._outputs, self._received
+        while True:
+            while len(outputs) == received and len(buffer.segments) == 1 and not buffer.ends:
+                waiter = self._waiter or self._settle_here()
+                self._waiting[buffer] = waiter
+                self._busy = True
+                try:
+                    # Once more: what came meanwhile wakes nobody.
+                    if len(outputs) == received and not buffer.ends:
+                        await (waiter if self._at_home else self._wait_with_patience())
+                except BaseException as error:
+                    self._waiting.pop(buffer, None)
+                    if isinstance(error, RuntimeError | TypeError):  # of asyncio, and of trio
+                        self._check_loop()
+                    raise
+                finally:
+                    self._busy = False
+                self._left = TURN
+                # By far the most: one output came meanwhile, and nothing else.
+                if len(outputs) == received + 1 and not buffer.ends:
+                    self._received = received + 1
+                    for _ in self._gate:
+                        if buffer.watches != buffer.told:  # asked after the output was counted
+                            buffer.tell()
+                        return outputs[received]
+            if not self._left:
+                if self._waiter is None:
+                    self._settle_here()
+                self._busy = True
+                try:
+                    await self._checkpoint()
+                finally:
+                    self._busy = False
+                self._left = TURN
+            self._reader = self._next_turn()
+            for output in self._reader:
+                return output
+            outputs, received = self._outputs, self._received
+
+    def _next_turn(self) -> Iterator[T]:
+        """Return what to read next; it is empty if there is nothing yet.
+
+        Raises:
+            StopAsyncIteration: The stream has ended.
+            Exception: The stream's error, once.
+        """
+        buffer = self._buffer
+        # Asked before the outputs are looked at: whoever ends a stream has added its last one.
+        ended = bool(buffer.ends)
+        # In locals, as a cancel from another thread lets go of the attributes.
+        outputs, gate = segment = buffer.first_unread()
+        received = GATE - length_hint(gate)
+        unread = len(outputs) - received
+        if ended and (not unread or buffer.cancelled):
+            self._pump.check_view(self._view)
+            self._outputs = ()
+            buffer.conclude()
+            raise StopAsyncIteration
+        self._outputs, self._gate, self._received = outputs, gate, received
+        if not unread:
+            return _EXHAUSTED
+        self._received = _UNKNOWN  # until the gate is asked again
+        if buffer.watches != buffer.told:
+            output = outputs[received]
+            self._left -= 1
+            next(gate)
+            buffer.tell()
+            return iter((output,))
+        turn = min(unread, self._left)
+        self._left -= turn
+        return islice(buffer.read(segment), turn)
+
+    def drain(self) -> list[T]:
+        """Return every buffered output at once."""
+        if self._busy:
+            raise self._concurrent()
+        self._let_go()
+        return self._buffer.take_all()
+
+    def _let_go(self) -> None:
+        """Look the buffer up anew next time; from any thread."""
+        self._outputs, self._received = (), _UNKNOWN
+
+    def _settle_here(self) -> Any:
+        """Belong to the event loop that runs this, let the pump begin, and return a waiter."""
+        pump, buffer = self._pump, self._buffer
+        loop = current_loop()
+        pump.read_by(self._view)
+        pump.begin(loop)
+        place = pump.place_in(loop)
+        place.residents.add(self)
+        self._waiting = place.waiting
+        self._place = place
+        self._waiter = loop.new_waiter()
+        self._checkpoint = loop.checkpoint
+        self._at_home = pump.patience(buffer, loop) is None
+        return self._waiter
+
+    async def _wait_with_patience(self) -> None:
+        """Wait, but not for ever where it may be that nobody tells."""
+        assert self._place is not None  # noqa: S101 - for the type checker
+        loop = self._place.loop
+        assert loop is not None  # noqa: S101
+        await loop.wait(self._waiter, self._pump.patience(self._buffer, loop))
+        self._pump.look_after(self._buffer)
+
+    def _leave(self) -> None:
+        """Give the stream up if it has not ended, as the event loop was closed."""
+        if not self._buffer.ends:
+            self._pump.cancel(self._buffer)
+
+    def _check_loop(self) -> None:
+        """Say so where an output is waited for in another loop than the first."""
+        place = self._place
+        if place is not None and place.loop is not None and not place.loop.is_here:
+            raise RuntimeError(
+                f"{self._buffer.name} belongs to the event loop that first waited for it, "
+                f"and cannot be waited for in another"
+            ) from None
+
+    def _concurrent(self) -> ConcurrentConsumerError:
+        return ConcurrentConsumerError(
+            f"{self._buffer.name} has one consumer at a time, and another task waits for it"
+        )
+
+
+@final
+class AsyncStream(AnyStream[T], Receiver[T]):
+    """The outputs of one request, as an asynchronous iterator that ends at the request's own end.
+
+    Made by `demux`, `AsyncBatchedStream` and batchers. Whoever moves the source runs by itself,
+    ahead of the streams; a stream that has nothing buffered waits until it is woken. It belongs to
+    the event loop, of asyncio or trio, in which it first waits.
+
+    After its outputs a stream that ended in an error raises it, once, in a copy that is this
+    stream's own, with the original as `__cause__`; from then on it is simply finished.
+
+    Memory: what is buffered, and the outputs of up to 128 steps that were received lately.
+
+    Raises (on iteration):
+        SlowConsumerError: It held more than `max_buffered` outputs, with `on_overflow="cancel"`.
+        DeadlineError: Of a batcher: the request was not finished in the time it was given.
+        ConcurrentConsumerError: Another task is waiting for an output of this same stream.
+        RuntimeError: The batch is read by time, or the stream belongs to another event loop.
+        ClosedError: The event loop that ran the source has ended, the batcher was closed, or the
+            process was forked from the one that opened the batch.
+        Exception: What the source raised, or `Fail` for this slot alone.
+
+    Blocking: never; it waits until there is an output. An output that is buffered is received
+        without waiting, except that after every 64 the others in the loop have their turn.
+    Cancellation: a receive that is cancelled, by a timeout for example, takes nothing: the next
+        one returns what it would have returned. The source does not notice.
+    Threads: one consumer at a time, in the event loop that the stream belongs to. Other streams
+        may be consumed in other loops and threads.
+
+    Example:
+        >>> import asyncio
+        >>> import batchstream
+        >>> async def model():
+        ...     yield ["a", "x"]
+        ...     yield ["b", None]
+        ...     yield [None, None]
+        >>> async def main():
+        ...     first, second = batchstream.demux(model(), size=2)
+        ...     async for output in first:
+        ...         print(output)
+        ...     print([output async for output in second], second.finish_reason)
+        >>> asyncio.run(main())
+        a
+        b
+        ['x'] eos
+    """
+
+    __slots__ = ()
+
+    def __init__(self, *_: object, **__: object) -> None:
+        raise TypeError("an AsyncStream is made by demux, AsyncBatchedStream or a batcher only")
+
+    @classmethod
+    def _of(cls, buffer: Buffer[T], pump: AsyncFeed) -> AsyncStream[T]:
+        stream = cls.__new__(cls)
+        Receiver.__init__(stream, buffer, pump)
+        return stream
+
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # One that was refused by __init__ has no buffer.
+        if hasattr(self, "_buffer") and not _is_finalizing():
+            self.cancel()
+
+    def drain(self) -> list[T]:
+        """Return every buffered output at once: one network write for many outputs.
+
+        The list may be empty. It never raises the stream's error: the next receive does.
+
+        Raises:
+            ConcurrentConsumerError: Another task is waiting for an output of this stream.
+            RuntimeError: The batch is read by time.
+
+        Blocking: never.
+        Cancellation: nothing to cancel.
+        Threads: one consumer at a time.
+        """
+        self._pump.check_view("by slot")
+        return super().drain()
+
+    def cancel(self) -> None:
+        """Give this stream up: what is buffered is discarded, and the next receive sees the end.
+
+        A consumer that waits for it is woken, and sees the end too. The other streams go on. The
+        source is told with its next step; if this was the last live stream the source is closed,
+        and an asynchronous one is broken off where it waits. Repeated calls, and calls after the
+        end, change nothing but to discard what was not received. Dropping the last reference to a
+        stream does the same.
+
+        Blocking: never.
+        Cancellation: nothing to cancel.
+        Threads: any thread, callback, finalizer or signal handler.
+        """
+        self._pump.cancel(self._buffer)
+        self._let_go()
+
+    async def aclose(self) -> None:
+        """Cancel this stream, and if none is live any more wait until the source is closed.
+
+        A batcher's stream waits for nothing, as the model goes on with others.
+
+        An error that the source raises while it is closed goes to `sys.unraisablehook`.
+
+        Blocking: never; it waits while the source is in a step, if that cannot be broken off.
+        Cancellation: the stream is cancelled all the same, and the source closed later.
+        Threads: any event loop.
+        """
+        self.cancel()
+        await self._pump.wait_if_idle(current_loop())

@@ -1,0 +1,374 @@
+"""Who joins a batch, and when: the core of batching, by tables and against a naive model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from batchstream import OverloadedError
+from batchstream._batching.queue import Admission
+
+SIZE = 3
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request that waits; equal to no other."""
+
+    name: str
+    group: object = "one"
+    cost: float = 1.0
+    arrived: float = 0.0
+    wait_until: float | None = None
+
+    def __repr__(self):
+        return self.name
+
+
+def admission(tickets=(), **options):
+    """Return an admission in which these wait, given as pairs of name and group."""
+    made = Admission(**{"max_batch_size": SIZE, "max_pending": 99} | options)
+    waiting = []
+    for number, ticket in enumerate(tickets):
+        if isinstance(ticket, str):
+            ticket = Ticket(ticket, ticket[0], arrived=float(number))  # noqa: PLW2901
+        waiting.append(ticket)
+        made.submit(ticket)
+    return made, waiting
+
+
+def names(tickets):
+    return [ticket.name for ticket in tickets]
+
+
+# ---- take
+
+
+@pytest.mark.parametrize(
+    ("waiting", "slots", "taken"),
+    [
+        ([], 3, []),
+        (["a1"], 3, ["a1"]),
+        (["a1", "a2", "a3", "a4"], 3, ["a1", "a2", "a3"]),
+        (["a1", "a2"], 1, ["a1"]),
+        (["a1", "a2"], 0, []),
+        (["a1", "b1", "a2", "b2"], 3, ["a1", "a2"]),
+        (["b1", "a1", "a2", "a3"], 3, ["b1"]),
+    ],
+)
+def test_R29_without_timeout_the_oldest_group_goes_at_once(waiting, slots, taken):
+    made, _ = admission(waiting)
+    assert names(made.take(9.0, slots=slots)) == taken
+    assert made.waiting == len(waiting) - len(taken)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "now", "taken"),
+    [
+        (["a1"], 4.9, []),
+        (["a1"], 5.0, ["a1"]),
+        (["a1", "a2"], 4.9, []),
+        (["a1", "a2"], 5.0, ["a1", "a2"]),
+        (["a1", "a2", "a3"], 2.0, ["a1", "a2", "a3"]),  # it is full
+        (["a1", "b1", "b2", "b3"], 3.0, ["b1", "b2", "b3"]),  # is full, a1 still waits
+        (["a1", "b1", "b2", "b3"], 5.0, ["a1"]),  # of two that are ready the oldest
+        (["a1", "b1"], 5.5, ["a1"]),
+    ],
+)
+def test_R29_a_group_is_ready_when_it_is_full_or_its_oldest_has_waited(waiting, now, taken):
+    made, _ = admission(waiting, batch_timeout=5.0)
+    assert names(made.take(now, slots=SIZE)) == taken
+
+
+@pytest.mark.parametrize(
+    ("costs", "slots", "spent", "taken"),
+    [
+        ([2, 2, 2], 3, 0, 2),
+        ([2, 3], 3, 0, 2),  # exactly the limit
+        ([5, 1], 3, 0, 1),
+        ([3, 1], 3, 3, 0),  # nobody jumps the queue
+        ([1, 3, 1], 3, 2, 1),
+        ([0, 0, 0, 0], 3, 5, 3),
+        ([1, 1], 1, 0, 1),
+    ],
+)
+def test_R29_the_cost_of_a_batch_never_exceeds_its_limit(costs, slots, spent, taken):
+    tickets = [Ticket(str(number), cost=cost) for number, cost in enumerate(costs)]
+    made, _ = admission(tickets, max_batch_cost=5.0)
+    assert len(made.take(0.0, slots=slots, spent=spent)) == taken
+
+
+def test_R29_a_group_whose_next_request_does_not_fit_is_full():
+    tickets = [Ticket("a", cost=3.0), Ticket("b", cost=3.0)]
+    made, _ = admission(tickets[:1], max_batch_cost=5.0, batch_timeout=9.0)
+    assert made.take(0.0, slots=SIZE) == []
+    made.submit(tickets[1])
+    assert made.wake_at() == 0.0
+    assert names(made.take(0.0, slots=SIZE)) == ["a"]
+    assert made.wake_at() == 9.0
+
+
+def test_R29_what_costs_more_than_a_batch_is_refused_and_does_not_wait():
+    made, _ = admission(max_batch_cost=5.0)
+    with pytest.raises(ValueError, match=r"costs 5.5, more than a batch may cost: 5.0"):
+        made.submit(Ticket("a", cost=5.5))
+    assert made.waiting == 0
+    assert made.wake_at() is None
+
+
+def test_R29_more_than_may_wait_are_refused_and_counted_right():
+    made, waiting = admission(["a1", "b1"], max_pending=2)
+    with pytest.raises(OverloadedError) as raised:
+        made.submit(Ticket("c"))
+    assert (raised.value.pending, raised.value.max_pending) == (2, 2)
+    assert made.withdraw(waiting[0])
+    made.submit(Ticket("c"))
+    assert made.waiting == 2
+
+
+def test_groups_are_told_apart_by_identity():
+    class Key:
+        def __eq__(self, other):
+            raise AssertionError("a group was compared")
+
+        __hash__ = object.__hash__
+
+    key, other = Key(), Key()
+    tickets = [Ticket("a", key), Ticket("b", other), Ticket("c", key)]
+    made, _ = admission(tickets)
+    assert names(made.take(0.0, slots=SIZE)) == ["a", "c"]
+    assert names(made.take(0.0, slots=SIZE)) == ["b"]
+
+
+# ---- those who leave
+
+
+def test_whoever_is_withdrawn_is_withdrawn_once():
+    made, (first, second) = admission(["a1", "a2"])
+    assert made.withdraw(first)
+    assert not made.withdraw(first)
+    assert names(made.take(9.0, slots=SIZE)) == ["a2"]
+    assert not made.withdraw(second)
+    assert not made.withdraw(Ticket("stranger"))
+
+
+def test_those_whose_time_is_over_come_out_the_earliest_first():
+    tickets = [Ticket(str(until), wait_until=until) for until in (3.0, 1.0, None, 2.0, 1.0)]
+    made, _ = admission(tickets)
+    assert made.expire(0.9) == []
+    assert made.expire(2.0) == [tickets[1], tickets[4], tickets[3]]
+    assert made.expire(2.0) == []
+    assert made.wake_at() == 0.0  # for the others
+    assert made.expire(99.0) == [tickets[0]]
+    assert made.take_all() == [tickets[2]]
+
+
+def test_nobody_expires_who_has_joined_or_was_withdrawn():
+    tickets = [Ticket(name, wait_until=1.0) for name in "abc"]
+    made, _ = admission(tickets)
+    made.withdraw(tickets[1])
+    made.take(0.0, slots=1)
+    assert made.expire(5.0) == [tickets[2]]
+
+
+def test_wake_at_is_the_earliest_of_all_reasons():
+    made, _ = admission(batch_timeout=5.0)
+    assert made.wake_at() is None
+    made.submit(Ticket("a", arrived=1.0))
+    assert made.wake_at() == 6.0
+    made.submit(late := Ticket("b", "other", arrived=2.0, wait_until=4.0))
+    assert made.wake_at() == 3.0  # half of the time that it may wait
+    made.withdraw(late)
+    assert made.wake_at() == 6.0
+    made.submit(Ticket("c", arrived=3.0, wait_until=9.5))
+    assert made.wake_at() == 6.0
+
+
+def test_R29_a_request_that_may_not_wait_for_long_lets_its_batch_go_at_half_of_that_time():
+    made, _ = admission(batch_timeout=5.0)
+    made.submit(Ticket("a", arrived=1.0))
+    made.submit(Ticket("b", arrived=2.0, wait_until=4.0))
+    assert made.take(2.9, slots=SIZE) == []
+    assert names(made.take(3.0, slots=SIZE)) == ["a", "b"]
+
+
+def test_R29_those_for_whom_there_is_room_do_not_count_as_waiting():
+    made, _ = admission(["a1"], max_pending=1)
+    with pytest.raises(OverloadedError):
+        made.submit(Ticket("b"), room=0)
+    made.submit(Ticket("b"), room=1)
+    with pytest.raises(OverloadedError):
+        made.submit(Ticket("c"), room=1)
+
+
+def test_take_all_gives_everybody_in_the_order_of_arrival():
+    made, waiting = admission(["a1", "b1", "a2", "c1", "b2"])
+    assert made.take_all() == waiting
+    assert made.take_all() == []
+    assert (made.waiting, made.wake_at()) == (0, None)
+
+
+def test_memory_entries_of_those_who_have_left_are_tidied_up():
+    made, _ = admission()
+    for number in range(1000):
+        made.submit(ticket := Ticket(str(number), wait_until=1e9))
+        assert made.withdraw(ticket) if number % 2 else made.take(0.0, slots=1) == [ticket]
+    assert len(made._expiries) < 200
+    assert not made._groups
+
+
+# ---- against a naive model
+
+
+class AdmissionMachine(RuleBasedStateMachine):
+    """Everybody comes out exactly once, when and as the model says."""
+
+    @initialize(
+        timeout=st.sampled_from([0.0, 2.0]),
+        max_cost=st.sampled_from([None, 5.0]),
+        max_pending=st.integers(3, 8),
+    )
+    def begin(self, timeout, max_cost, max_pending):
+        self.timeout, self.max_cost, self.max_pending = timeout, max_cost, max_pending
+        self.admission = Admission(
+            max_batch_size=SIZE,
+            batch_timeout=timeout,
+            max_batch_cost=max_cost,
+            max_pending=max_pending,
+        )
+        self.now = 100.0
+        self.waiting = []  # in the order of arrival
+        self.submitted = 0
+        self.out = []
+
+    def groups(self):
+        """Return those who wait, by group, the group of the oldest first."""
+        groups = {}
+        for ticket in self.waiting:
+            groups.setdefault(ticket.group, []).append(ticket)
+        return list(groups.values())
+
+    def fitting(self, group, slots, spent):
+        fitting = []
+        for ticket in group:
+            spent += ticket.cost
+            if len(fitting) == slots or (self.max_cost is not None and spent > self.max_cost):
+                break
+            fitting.append(ticket)
+        return fitting
+
+    def ready_at(self, group, slots, spent):
+        fitting = self.fitting(group, slots, spent)
+        if not self.timeout or len(fitting) == slots or len(fitting) < len(group):
+            return group[0].arrived
+        times = [ticket.arrived + self.timeout for ticket in fitting]
+        times += [(t.arrived + t.wait_until) / 2 for t in fitting if t.wait_until is not None]
+        return min(times)
+
+    def joining(self, now, slots, spent):
+        for group in self.groups():
+            if slots and self.ready_at(group, slots, spent) <= now:
+                return self.fitting(group, slots, spent)
+        return []
+
+    def come_out(self, tickets):
+        for ticket in tickets:
+            self.waiting.remove(ticket)
+            self.out.append(ticket)
+
+    @rule(
+        group=st.sampled_from("abc"),
+        cost=st.sampled_from([0.0, 1.0, 2.0, 5.0]),
+        patience=st.none() | st.sampled_from([0.0, 1.0, 3.0]),
+    )
+    def submit(self, group, cost, patience):
+        self.now += 0.125  # exact, and nobody comes at the same time as another
+        ticket = Ticket(str(self.submitted), group, cost, self.now)
+        ticket.wait_until = None if patience is None else self.now + patience
+        if len(self.waiting) == self.max_pending:
+            with pytest.raises(OverloadedError) as raised:
+                self.admission.submit(ticket)
+            assert raised.value.pending == len(self.waiting)
+            return
+        self.admission.submit(ticket)
+        self.submitted += 1
+        self.waiting.append(ticket)
+
+    @rule(seconds=st.sampled_from([0.25, 1.0, 2.0]))
+    def let_time_pass(self, seconds):
+        self.now += seconds
+
+    @rule(slots=st.integers(0, SIZE), spent=st.sampled_from([0.0, 0.0, 3.0]))
+    def take(self, slots, spent):
+        expected = self.joining(self.now, slots, spent)
+        taken = self.admission.take(self.now, slots=slots, spent=spent)
+        assert taken == expected
+        assert len(taken) <= slots
+        assert len({ticket.group for ticket in taken}) <= 1
+        if self.max_cost is not None and taken:
+            assert spent + sum(ticket.cost for ticket in taken) <= self.max_cost
+        self.come_out(taken)
+
+    @rule()
+    def expire(self):
+        overdue = [
+            ticket
+            for ticket in self.waiting
+            if ticket.wait_until is not None and ticket.wait_until <= self.now
+        ]
+        overdue.sort(key=lambda ticket: ticket.wait_until)
+        assert self.admission.expire(self.now) == overdue
+        self.come_out(overdue)
+
+    @rule()
+    def jump_to_wake_at(self):
+        """Nobody comes out before that time, and somebody does then."""
+        at = self.admission.wake_at()
+        assert (at is None) == (not self.waiting)
+        if at is None:
+            return
+        if at > self.now:
+            before = (self.now + at) / 2
+            assert self.admission.expire(before) == []
+            assert self.admission.take(before, slots=SIZE) == []
+            self.now = at
+        expected = self.joining(self.now, SIZE, 0.0)
+        overdue = [ticket for ticket in self.waiting if (ticket.wait_until or 1e9) <= self.now]
+        assert expected or overdue
+        self.expire()
+        self.take(SIZE, 0.0)
+
+    @precondition(lambda self: self.submitted)
+    @rule(data=st.data())
+    def withdraw(self, data):
+        known = self.waiting + self.out
+        ticket = data.draw(st.sampled_from(known))
+        waits = ticket in self.waiting
+        assert self.admission.withdraw(ticket) is waits
+        if waits:
+            self.come_out([ticket])
+
+    @rule()
+    def take_all(self):
+        everybody = list(self.waiting)
+        assert self.admission.take_all() == everybody
+        self.come_out(everybody)
+
+    @invariant()
+    def as_many_wait_as_have_not_come_out(self):
+        if hasattr(self, "admission"):
+            assert self.admission.waiting == len(self.waiting)
+            assert self.submitted == len(self.waiting) + len(self.out)
+
+    def teardown(self):
+        if hasattr(self, "admission"):
+            self.take_all()
+            assert len({id(ticket) for ticket in self.out}) == len(self.out) == self.submitted
+
+
+TestAdmission = AdmissionMachine.TestCase
+TestAdmission.settings = settings(max_examples=150, stateful_step_count=40)

@@ -1,0 +1,141 @@
+"""The copy of an error that each consumer gets."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchstream import BatchStreamError, SourceError
+from batchstream._core.errors import StepError, consumer_error, forget_context
+
+
+class Formatted(Exception):
+    """Its text is made of the arguments, so that running `__init__` again would spoil it."""
+
+    def __init__(self, what, *, why):
+        super().__init__(f"{what} because {why}")
+        self.why = why
+
+
+class Slotted(Exception):
+    __slots__ = ("code",)
+
+    def __init__(self, code):
+        super().__init__("slotted")
+        self.code = code
+
+
+class NeedsMore(Exception):
+    def __new__(cls, message, extra):
+        return super().__new__(cls, message)
+
+    def __init__(self, message, extra):
+        super().__init__(message)
+
+
+class Unshowable(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def decode_error():
+    try:
+        b"\xff".decode()
+    except UnicodeDecodeError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("plain"),
+        ValueError(),
+        Formatted("failed", why="tired"),
+        OSError(2, "No such file", "name"),
+        OSError("only text"),
+        KeyError("key"),
+        decode_error(),
+        SyntaxError("bad", ("file", 1, 2, "text")),
+        ImportError("no module", name="module", path="path"),
+        ExceptionGroup("several", [ValueError(1), TypeError(2)]),
+        StepError("step 7 is wrong", step=7),
+    ],
+    ids=lambda error: f"{type(error).__name__}-{error.args!r:.20}",
+)
+def test_R16_a_copy_says_the_same_and_shares_nothing(error):
+    error.add_note("a note")
+    own = consumer_error(error)
+    assert own is not error
+    assert type(own) is type(error)
+    assert str(own) == str(error)
+    assert own.args == error.args
+    assert own.__cause__ is error
+    assert own.__traceback__ is None
+    assert own.__notes__ == ["a note"]
+    own.add_note("mine")
+    assert error.__notes__ == ["a note"]
+
+
+def test_R16_attributes_and_slots_are_copied():
+    assert consumer_error(Formatted("x", why="y")).why == "y"
+    assert consumer_error(Slotted(5)).code == 5
+    assert consumer_error(OSError(2, "text", "name")).filename == "name"
+
+
+def test_R18_what_cannot_be_copied_becomes_a_source_error_with_type_and_text():
+    own = consumer_error(NeedsMore("short of something", 1))
+    assert type(own) is SourceError
+    assert str(own) == "the source raised NeedsMore: short of something"
+
+
+def test_R16_an_exception_that_exists_once_is_wrapped_and_not_shared():
+    class Single(Exception):
+        instance = None
+
+        def __new__(cls, *args):
+            cls.instance = cls.instance or super().__new__(cls, *args)
+            return cls.instance
+
+    error = Single("one for all")
+    assert type(consumer_error(error)) is SourceError
+
+
+def test_R18_an_error_without_a_text_still_has_a_type():
+    error = Unshowable()
+    assert type(consumer_error(error)) is Unshowable
+
+    class AlsoUncopyable(Unshowable):
+        def __new__(cls, *args):
+            if args:
+                raise TypeError
+            return super().__new__(cls)
+
+    broken = AlsoUncopyable()
+    broken.args = ("x",)
+    assert str(consumer_error(broken)) == "the source raised AlsoUncopyable: <no text>"
+
+
+@pytest.mark.parametrize(
+    "error", [StopIteration("x"), StopAsyncIteration("x"), KeyboardInterrupt("x"), SystemExit("x")]
+)
+def test_R17_what_would_be_misunderstood_is_wrapped(error):
+    own = consumer_error(error)
+    assert type(own) is SourceError
+    assert isinstance(own, BatchStreamError)
+    assert str(own) == f"the source raised {type(error).__name__}: x"
+    assert own.__cause__ is error
+
+
+def test_R16_the_context_of_the_consumer_that_pulled_is_cut_off_at_any_depth():
+    handled, middle, error = KeyError("consumer"), ValueError("source"), OSError("source")
+    middle.__context__, error.__context__ = handled, middle
+    forget_context(error, handled)
+    assert error.__context__ is middle
+    assert middle.__context__ is None
+
+
+def test_R16_a_context_of_the_sources_own_is_kept():
+    inner, error = ValueError("source"), OSError("source")
+    error.__context__ = inner
+    forget_context(error, None)
+    forget_context(error, KeyError("another"))
+    assert error.__context__ is inner
