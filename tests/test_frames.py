@@ -5,6 +5,7 @@ with `--trace` each of its frames.
 """
 
 import pytest
+
 from support.frames import BUDGET, LITSERVE_SCENARIOS, SCENARIOS, Cost, Frame, trace
 
 

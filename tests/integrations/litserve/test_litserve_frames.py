@@ -1,6 +1,7 @@
 """A worker's step has no more frames, modules and stays than its budget; see `test_frames`."""
 
 import pytest
+
 from support.frames import BUDGET, LITSERVE_SCENARIOS, Cost, trace
 
 
