@@ -33,7 +33,7 @@ from batchstream import (
     Many,
     SlowConsumerError,
 )
-from batchstream._eventloops.base import TURN
+from batchstream._eventloops.base import OUTPUTS_PER_TURN
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -492,7 +492,7 @@ async def test_R20_a_consumer_with_much_to_read_lets_the_others_have_their_turn(
             await form.checkpoint()
 
     await form.concurrently(read, count)
-    assert turns >= 318 // TURN
+    assert turns >= 318 // OUTPUTS_PER_TURN
 
 
 @forms_with_async_sources

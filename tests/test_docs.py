@@ -25,7 +25,7 @@ from test_layering import (
 
 import batchstream
 from batchstream._core.demultiplexer import BATCH_TRANSITIONS, SLOT_TRANSITIONS
-from batchstream._eventloops.base import TURN
+from batchstream._eventloops.base import OUTPUTS_PER_TURN
 from batchstream._handoff.buffer import SEGMENT_LENGTH
 from batchstream.integrations import litserve, prometheus, starlette
 
@@ -204,7 +204,7 @@ def test_how_many_outputs_a_turn_has_is_told_as_it_is(page):
     for number in re.findall(
         r"(?:[Aa]fter|[Uu]p to|once in)\s(\d+)\soutputs(?:\sa|\sthat|\.)", page.read_text()
     ):
-        assert int(number) == TURN
+        assert int(number) == OUTPUTS_PER_TURN
 
 
 # ---- reference.md

@@ -39,8 +39,8 @@ ENDLESS = 1000  # more outputs than anybody reads
 @pytest.fixture(autouse=True)
 def _short_turns(monkeypatch):
     """Let what happens every 64 outputs or 128 steps happen in a short scenario."""
-    monkeypatch.setattr("batchstream._streams.async_stream.TURN", 2)
-    monkeypatch.setattr("batchstream._eventloops.asyncio.TURN", 1)
+    monkeypatch.setattr("batchstream._streams.async_stream.OUTPUTS_PER_TURN", 2)
+    monkeypatch.setattr("batchstream._eventloops.asyncio.WAITERS_PER_TURN", 1)
     monkeypatch.setattr("batchstream._pumps.pump.SEGMENT_LENGTH", 2)
     monkeypatch.setattr("batchstream._pumps.background.SEGMENT_LENGTH", 2)
 

@@ -9,13 +9,16 @@ from itertools import islice
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final
 
-from batchstream._eventloops.base import TURN, InterruptedStep, LoopClosedError
+from batchstream._eventloops.base import InterruptedStep, LoopClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
     from contextvars import Context
 
     from batchstream._eventloops.base import Main
+
+WAITERS_PER_TURN: Final = 64
+"""How many waiting tasks one callback of the loop resumes before the loop runs anything else."""
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -87,7 +90,7 @@ class AsyncioWaiter:
         Called by the loop itself and never from a task: tasks are not nested.
         """
         try:
-            for waiter in islice(waiters, TURN):
+            for waiter in islice(waiters, WAITERS_PER_TURN):
                 wakeup = waiter._wakeup  # noqa: SLF001 - its own class
                 if wakeup is not None:
                     waiter._wakeup = None  # noqa: SLF001

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from contextvars import Context
 
-TURN: Final = 64
-"""How many outputs a consumer receives, and how many consumers are resumed, in one go."""
+OUTPUTS_PER_TURN: Final = 64
+"""How many outputs a consumer receives without a wait before the loop's other tasks run."""
 
 Main: TypeAlias = "Callable[[PumpTask], Coroutine[Any, Any, None]]"
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self, final
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import ConcurrentConsumerError
-from batchstream._eventloops.base import TURN
+from batchstream._eventloops.base import OUTPUTS_PER_TURN
 from batchstream._eventloops.current import current_loop
 from batchstream._handoff.buffer import GATE, Buffer, View
 from batchstream._streams.base import AnyStream
@@ -73,7 +73,7 @@ class Receiver(Generic[T]):
         self._outputs: Sequence[T] = ()
         self._gate: Iterator[bool] = _EXHAUSTED
         self._received = _UNKNOWN
-        self._left = TURN
+        self._left = OUTPUTS_PER_TURN
         self._busy = False
         # Known from the first wait on, which settles the event loop that this belongs to.
         self._place: Place | None = None
@@ -108,7 +108,7 @@ class Receiver(Generic[T]):
                     raise
                 finally:
                     self._busy = False
-                self._left = TURN
+                self._left = OUTPUTS_PER_TURN
                 # By far the most: one output came meanwhile, and nothing else.
                 if len(outputs) == received + 1 and not buffer.ends:
                     self._received = received + 1
@@ -124,7 +124,7 @@ class Receiver(Generic[T]):
                     await self._checkpoint()
                 finally:
                     self._busy = False
-                self._left = TURN
+                self._left = OUTPUTS_PER_TURN
             self._reader = self._next_turn()
             for output in self._reader:
                 return output
