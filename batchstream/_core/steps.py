@@ -89,24 +89,17 @@ class Marks:
         eos: The end mark, told by identity. Its type makes an element suspect, no more.
     """
 
-    __slots__ = ("_blank_types", "_eos", "_types")
+    __slots__ = ("_blank_types", "_eos", "types")
 
     def __init__(self, eos: object) -> None:
         self._eos = eos
-        self._types = MARKER_TYPES | {type(eos)}
+        self.types = MARKER_TYPES | {type(eos)}
         # Elements of these types hold no output; None is nothing else but the mark where it is one.
         self._blank_types = BLANK_TYPES | ({type(None)} if eos is None else set())
 
-    def absent_from(self, elements: tuple[object, ...]) -> bool:
-        """Whether there is surely no marker among the elements."""
-        try:
-            return self._types.isdisjoint(set(map(type, elements)))
-        except Exception:  # noqa: BLE001 - a type refuses to be hashed
-            return False
-
     def suspects_in(self, elements: Sequence[object]) -> list[int]:
         """Return the positions of the elements that may be markers."""
-        types = self._types
+        types = self.types
         try:
             return [n for n, kind in enumerate(map(type, elements)) if kind in types]
         except Exception:  # noqa: BLE001 - a type refuses to be hashed
@@ -117,10 +110,10 @@ class Marks:
         try:
             types = frozenset(map(type, elements))
         except Exception:  # noqa: BLE001 - a type refuses to be hashed: look at each element
-            types = self._types
+            types = self.types
         if types <= self._blank_types:
             return 0
-        if types.isdisjoint(self._types):
+        if types.isdisjoint(self.types):
             return len(elements)
         return sum(map(self._outputs_in_one, elements))
 
