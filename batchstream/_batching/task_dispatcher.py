@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from batchstream._batching.options import Terms
     from batchstream._batching.request import Request
-    from batchstream._eventloops.base import EventLoop, PumpTask
+    from batchstream._eventloops.base import EventLoop, PumpTask, Waiter
     from batchstream._pumps.source import AnyAsyncSource
 
 T = TypeVar("T")
@@ -120,7 +120,7 @@ class TaskDispatcher(Dispatcher[T]):
             self._leave(worker)
             raise
 
-    def _ring(self, waiter: Any) -> None:
+    def _ring(self, waiter: Waiter) -> None:
         home = self._home
         if home is not None:
             try:

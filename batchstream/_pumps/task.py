@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.demultiplexer import Demultiplexer
-    from batchstream._eventloops.base import EventLoop, PumpTask
+    from batchstream._eventloops.base import EventLoop, PumpTask, Waiter
     from batchstream._handoff.buffer import Buffer
     from batchstream._handoff.parking import Places
     from batchstream._pumps.source import AnyAsyncSource
@@ -185,7 +185,7 @@ class TaskPump(RunningPump[T]):
         finally:
             self._go_on_from(full)
 
-    def _unpark(self, waiter: Any) -> None:
+    def _unpark(self, waiter: Waiter) -> None:
         assert self._loop is not None  # noqa: S101 - for the type checker
         try:
             self._loop.resume([waiter])

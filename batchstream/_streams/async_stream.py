@@ -29,6 +29,7 @@ from batchstream._streams.base import AnyStream
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from batchstream._eventloops.base import Waiter
     from batchstream._handoff.parking import Place
     from batchstream._handoff.upstream import AsyncFeed
 
@@ -78,7 +79,7 @@ class Receiver(Generic[T]):
         # Known from the first wait on, which settles the event loop that this belongs to.
         self._place: Place | None = None
         self._waiting: dict[object, Any] = {}
-        self._waiter: Any = None
+        self._waiter: Waiter | None = None
         self._at_home = True
         self._checkpoint: Callable[[], Awaitable[None]]
 
@@ -174,7 +175,7 @@ class Receiver(Generic[T]):
         """Look the buffer up anew next time; from any thread."""
         self._outputs, self._received = (), _UNKNOWN
 
-    def _settle_here(self) -> Any:
+    def _settle_here(self) -> Waiter:
         """Belong to the event loop that runs this, let the pump begin, and return a waiter."""
         pump, buffer = self._pump, self._buffer
         loop = current_loop()
@@ -194,6 +195,7 @@ class Receiver(Generic[T]):
         assert self._place is not None  # noqa: S101 - for the type checker
         loop = self._place.loop
         assert loop is not None  # noqa: S101
+        assert self._waiter is not None  # noqa: S101
         await loop.wait(self._waiter, self._pump.patience(self._buffer, loop))
         self._pump.look_after(self._buffer)
 
