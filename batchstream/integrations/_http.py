@@ -36,13 +36,14 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-import anyio
+from anyio import create_task_group, get_cancelled_exc_class, move_on_after, sleep_forever
 from starlette.requests import Request
 from starlette.responses import Response
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
+    from anyio import CancelScope
     from starlette.background import BackgroundTask
     from starlette.types import Message, Receive, Scope, Send
 
@@ -152,7 +153,7 @@ class StreamResponse(Response):
                 raise
             response = await handler(Request(scope), error)
             self.background = None  # as after an error that is raised
-            await response(scope, anyio.sleep_forever, connection.send)  # type: ignore[arg-type]
+            await response(scope, sleep_forever, connection.send)  # type: ignore[arg-type]
             return
         try:
             await self._send_chunks(scope, connection)
@@ -202,7 +203,7 @@ class Connection:
         self._started = True
         if self._send_timeout is None:
             return await self._send(message)
-        with anyio.move_on_after(self._send_timeout) as scope:
+        with move_on_after(self._send_timeout) as scope:
             return await self._send(message)
         assert scope.cancelled_caught  # noqa: S101 - or else it has returned
         raise TimeoutError(
@@ -232,11 +233,11 @@ class Connection:
             BaseException: What `respond` raised, as it is and not in an exception group.
         """
         error: BaseException | None = None
-        async with anyio.create_task_group() as tasks:
+        async with create_task_group() as tasks:
             tasks.start_soon(self._cancel_at_disconnect, tasks.cancel_scope)
             try:
                 await respond()
-            except (anyio.get_cancelled_exc_class(), GeneratorExit):
+            except (get_cancelled_exc_class(), GeneratorExit):
                 raise
             except BaseException as raised:  # noqa: BLE001 - raised again outside the task group
                 error = raised
@@ -250,7 +251,7 @@ class Connection:
         if not self._started:
             await self._send_client_closed_request()
 
-    async def _cancel_at_disconnect(self, scope: anyio.CancelScope) -> None:
+    async def _cancel_at_disconnect(self, scope: CancelScope) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         scope.cancel()

@@ -31,8 +31,8 @@ class Shown:
         self.registry = CollectorRegistry()
         self.metrics = PrometheusMetrics(registry=self.registry)
 
-    def __call__(self, what, **labels):
-        return self.registry.get_sample_value(f"batchstream_{what}", labels)
+    def __call__(self, figure, **labels):
+        return self.registry.get_sample_value(f"batchstream_{figure}", labels)
 
     def finished(self):
         counts = {
@@ -53,7 +53,7 @@ def shown():
 
 @pytest.fixture
 def gate():
-    """Hold every step until the test lets it through; all, when it is over."""
+    """Hold every step until the test lets it through; let all through when the test ends."""
     turnstile = Turnstile()
     yield turnstile
     turnstile.open()
@@ -149,7 +149,7 @@ def test_every_reason_is_there_before_its_first_request(shown):
 # ---- gauges
 
 
-def test_the_gauges_show_who_waits_and_who_is_live(shown, gate, make):
+def test_the_gauges_show_how_many_requests_wait_and_how_many_are_live(shown, gate, make):
     batcher = make(metrics=shown.metrics)
     streams = [batcher.stream("ab") for _ in range(3)]
     gate.wait_until(lambda: gate.holds)
@@ -160,7 +160,7 @@ def test_the_gauges_show_who_waits_and_who_is_live(shown, gate, make):
     assert shown.gauges == (0, 0)
 
 
-def test_nobody_is_left_after_a_close(shown, gate, make):
+def test_the_gauges_are_zero_after_a_close(shown, gate, make):
     batcher = make(metrics=shown.metrics)
     streams = [batcher.stream("ab") for _ in range(3)]
     gate.wait_until(lambda: gate.holds)
@@ -176,7 +176,7 @@ def test_nobody_is_left_after_a_close(shown, gate, make):
     assert shown.finished() == {"error": 3}
 
 
-def test_nobody_is_left_after_cancels(shown, gate, make):
+def test_the_gauges_are_zero_after_cancels(shown, gate, make):
     batcher = make(metrics=shown.metrics)
     joined, waiting, dropped = (batcher.stream("ab") for _ in range(3))
     gate.wait_until(lambda: gate.holds)
@@ -188,15 +188,18 @@ def test_nobody_is_left_after_cancels(shown, gate, make):
     batcher.close()
     assert shown.gauges == (0, 0)
     assert shown.finished() == {"cancelled": 3, "eos": 1}
-    assert shown("wait_seconds_count") == 2  # of those who joined
+    assert shown("wait_seconds_count") == 2  # of the requests that joined a batch
 
 
-def test_nobody_is_left_after_deadlines(shown, gate, make):
+def test_the_gauges_are_zero_after_deadlines(shown, gate, make):
     batcher = make(metrics=shown.metrics)
     joined = batcher.stream("ab", timeout=LONG)
     gate.wait_until(lambda: gate.holds)
-    waiting = [batcher.stream("ab", wait_timeout=0.01), batcher.stream("ab", timeout=0.01)]
-    for stream in waiting:
+    unjoined = batcher.stream("ab", wait_timeout=LONG)
+    unjoined._buffer.wait_until = 0.0  # its deadline has passed
+    unfinished = batcher.stream("ab", timeout=LONG)
+    unfinished._buffer.until = unfinished._buffer.wait_until = 0.0
+    for stream in (unjoined, unfinished):
         with pytest.raises(DeadlineError):
             stream.receive(SECONDS)
     gate.open()
@@ -241,7 +244,7 @@ def test_batchers_that_share_an_object_are_added_up(shown, gate):
     assert shown("requests_submitted_total") == 4
 
 
-def test_batchers_are_told_apart_by_a_name_each():
+def test_each_batcher_can_have_a_name_of_its_own():
     registry = CollectorRegistry()
     for name in ("short", "long"):
         metrics = PrometheusMetrics(name, registry=registry)
@@ -302,7 +305,7 @@ def test_processes_of_one_server_are_added_up(tmp_path):
     assert "batchstream_requests_live 1.0" in shown
 
 
-# ---- what cannot hurt
+# ---- metrics that raise
 
 
 class Broken(PrometheusMetrics):
@@ -314,11 +317,11 @@ class Broken(PrometheusMetrics):
     refused = joined = stepped = finished = lambda *_, **__: 1 / 0
 
 
-def test_metrics_that_raise_hurt_nobody(monkeypatch):
-    told = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda event: told.append(event.exc_value))
+def test_metrics_that_raise_fail_no_request(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: reported.append(event.exc_value))
     metrics = Broken(registry=CollectorRegistry())
     with ContinuousBatcher(Model(), max_batch_size=2, metrics=metrics) as batcher:
         streams = [batcher.stream("ab") for _ in range(3)]
         assert ["".join(stream) for stream in streams] == ["ab"] * 3
-    assert {type(error) for error in told} == {OSError, ZeroDivisionError}
+    assert {type(error) for error in reported} == {OSError, ZeroDivisionError}
