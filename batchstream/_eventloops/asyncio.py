@@ -21,14 +21,14 @@ WAITERS_PER_TURN: Final = 64
 """How many waiting tasks one callback of the loop resumes before the loop runs anything else."""
 
 
-def running_loop() -> asyncio.AbstractEventLoop | None:
+def _running_loop() -> asyncio.AbstractEventLoop | None:
     """Return the loop that runs the calling code, if any."""
     return asyncio._get_running_loop()  # noqa: SLF001 - documented, for third-party code
 
 
 def runs_here() -> bool:
     """Whether the calling code runs in an asyncio loop."""
-    return running_loop() is not None
+    return _running_loop() is not None
 
 
 class AsyncioWaiter:
@@ -98,6 +98,7 @@ class AsyncioWaiter:
             for waiter in islice(waiters, WAITERS_PER_TURN):
                 wakeup = waiter._wakeup  # noqa: SLF001 - its own class
                 if wakeup is not None:
+                    # Before the call, in which the task may await this waiter again.
                     waiter._wakeup = None  # noqa: SLF001
                     waiter._context.run(wakeup, waiter)  # noqa: SLF001
         finally:  # also after a KeyboardInterrupt that leaves a resumed task
@@ -130,7 +131,7 @@ class AsyncioEventLoop:
     @property
     def is_here(self) -> bool:
         """Whether the calling code runs in this loop."""
-        return running_loop() is self._loop
+        return _running_loop() is self._loop
 
     def resume(self, waiters: Sequence[Waiter]) -> None:
         """Resume the tasks that await these waiters, with one call into the loop."""
@@ -276,12 +277,12 @@ class AsyncioPumpTask:
     def is_current(self) -> bool:
         """Whether the calling code runs in this task."""
         task = self._task
-        return task is not None and running_loop() is self._loop and asyncio.current_task() is task
+        return task is not None and _running_loop() is self._loop and asyncio.current_task() is task
 
     @property
     def destroyed(self) -> bool:
         """Whether the task is collected as garbage: its loop does not run the calling code."""
-        return running_loop() is not self._loop
+        return _running_loop() is not self._loop
 
     @property
     def may_raise(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which event loop runs the calling code."""
+"""Finds the event loop that runs the calling code, and waits in it for a thread's result."""
 
 from __future__ import annotations
 
