@@ -18,6 +18,7 @@ from batchstream import (
     OverloadedError,
 )
 from batchstream.integrations.prometheus import PrometheusMetrics
+from support import knobs
 from support.engines import Model, Turnstile
 
 SECONDS = 10
@@ -149,7 +150,7 @@ def test_every_reason_is_there_before_its_first_request(shown):
 # ---- gauges
 
 
-def test_the_gauges_show_how_many_requests_wait_and_how_many_are_live(shown, gate, make):
+def test_the_gauges_show_waiting_and_live_requests(shown, gate, make):
     batcher = make(metrics=shown.metrics)
     streams = [batcher.stream("ab") for _ in range(3)]
     gate.wait_until(lambda: gate.holds)
@@ -160,7 +161,7 @@ def test_the_gauges_show_how_many_requests_wait_and_how_many_are_live(shown, gat
     assert shown.gauges == (0, 0)
 
 
-def test_the_gauges_are_zero_after_a_close(shown, gate, make):
+def test_no_request_is_left_after_a_close(shown, gate, make):
     batcher = make(metrics=shown.metrics)
     streams = [batcher.stream("ab") for _ in range(3)]
     gate.wait_until(lambda: gate.holds)
@@ -176,7 +177,7 @@ def test_the_gauges_are_zero_after_a_close(shown, gate, make):
     assert shown.finished() == {"error": 3}
 
 
-def test_the_gauges_are_zero_after_cancels(shown, gate, make):
+def test_no_request_is_left_after_cancels(shown, gate, make):
     batcher = make(metrics=shown.metrics)
     joined, waiting, dropped = (batcher.stream("ab") for _ in range(3))
     gate.wait_until(lambda: gate.holds)
@@ -191,15 +192,13 @@ def test_the_gauges_are_zero_after_cancels(shown, gate, make):
     assert shown("wait_seconds_count") == 2  # of the requests that joined a batch
 
 
-def test_the_gauges_are_zero_after_deadlines(shown, gate, make):
+def test_no_request_is_left_after_deadlines(shown, gate, make):
     batcher = make(metrics=shown.metrics)
     joined = batcher.stream("ab", timeout=LONG)
     gate.wait_until(lambda: gate.holds)
-    unjoined = batcher.stream("ab", wait_timeout=LONG)
-    unjoined._buffer.wait_until = 0.0  # its deadline has passed
-    unfinished = batcher.stream("ab", timeout=LONG)
-    unfinished._buffer.until = unfinished._buffer.wait_until = 0.0
-    for stream in (unjoined, unfinished):
+    waiting = [batcher.stream("ab", wait_timeout=LONG), batcher.stream("ab", timeout=LONG)]
+    for stream in waiting:
+        knobs.let_deadline_pass(stream)
         with pytest.raises(DeadlineError):
             stream.receive(SECONDS)
     gate.open()
@@ -244,7 +243,7 @@ def test_batchers_that_share_an_object_are_added_up(shown, gate):
     assert shown("requests_submitted_total") == 4
 
 
-def test_each_batcher_can_have_a_name_of_its_own():
+def test_batchers_are_distinguished_by_names():
     registry = CollectorRegistry()
     for name in ("short", "long"):
         metrics = PrometheusMetrics(name, registry=registry)

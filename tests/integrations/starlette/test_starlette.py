@@ -44,6 +44,7 @@ from batchstream.integrations.starlette import (
     TextResponse,
     exception_handlers,
 )
+from support import knobs
 from support.serving import SECONDS, Call
 
 RESPONSES = {"lines": NDJSONResponse, "text": TextResponse, "events": EventsResponse}
@@ -980,10 +981,6 @@ def batching(engine):
         yield start
 
 
-def let_deadline_pass(stream):
-    stream._buffer.until = stream._buffer.wait_until = 0.0
-
-
 def submit(server, batcher, request, response_class=NDJSONResponse, *, timeout=None, overdue=False):
     """Send a request, and return its exchange and call once the batcher has it.
 
@@ -995,7 +992,7 @@ def submit(server, batcher, request, response_class=NDJSONResponse, *, timeout=N
         try:
             exchange.stream = batcher.astream(request, timeout=3600.0 if overdue else timeout)
             if overdue:
-                let_deadline_pass(exchange.stream)
+                knobs.let_deadline_pass(exchange.stream)
         finally:
             submitted.set()
         return response_class(exchange.stream)
@@ -1055,7 +1052,7 @@ def test_a_request_that_begins_and_does_not_end_in_time_is_cut(batching, engine)
     engine.let_through()
     exchange, call = submit(server, batcher, 10**9, timeout=3600.0)
     assert b"1" in call.wait_for_chunk()
-    let_deadline_pass(exchange.stream)
+    knobs.let_deadline_pass(exchange.stream)
     engine.let_through()  # the deadline counts before the next step
     assert isinstance(call.wait().error, httpx.RemoteProtocolError)
     assert isinstance(exchange.stream.end.error, DeadlineError)
