@@ -535,7 +535,7 @@ async def test_a_consumer_with_much_to_read_gives_its_turn_to_the_others(form):
             await form.checkpoint()
 
     await form.concurrently(read, count)
-    assert turns >= 318 // knobs.TURN
+    assert turns >= 318 // knobs.OUTPUTS_PER_TURN
 
 
 @pytest.mark.rule(20)
