@@ -18,6 +18,7 @@ from batchstream import (
     OverloadedError,
 )
 from batchstream.integrations.prometheus import PrometheusMetrics
+from support import knobs
 from support.engines import Model, Turnstile
 
 SECONDS = 10
@@ -195,8 +196,9 @@ def test_no_request_is_left_after_deadlines(shown, gate, make):
     batcher = make(metrics=shown.metrics)
     joined = batcher.stream("ab", timeout=LONG)
     gate.wait_until(lambda: gate.holds)
-    waiting = [batcher.stream("ab", wait_timeout=0.01), batcher.stream("ab", timeout=0.01)]
+    waiting = [batcher.stream("ab", wait_timeout=LONG), batcher.stream("ab", timeout=LONG)]
     for stream in waiting:
+        knobs.let_deadline_pass(stream)
         with pytest.raises(DeadlineError):
             stream.receive(SECONDS)
     gate.open()
