@@ -37,8 +37,6 @@ from support.forms import (
 from support.sources import OfUnhashableType, Untouchable
 from support.strategies import batches, same
 
-pytestmark = pytest.mark.timeout(30)
-
 RAGGED = [
     ["a", "x", "p"],
     ["b", None, "q"],

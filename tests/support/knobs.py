@@ -7,6 +7,7 @@ A name that several modules of the package import is replaced in each of them, w
 from __future__ import annotations
 
 import sys
+import time
 from operator import length_hint
 
 import batchstream._batching.clock
@@ -74,14 +75,16 @@ def set_pause(monkeypatch, seconds):
 
 
 def let_deadline_pass(stream):
-    """Let the deadlines of a request be over, for its consumer and its batcher alike.
+    """Let the deadline of a request be over, for its consumer and its batcher alike."""
+    expire_in(stream, -1.0)
 
-    A consumer that waits already goes on waiting: it has read the old deadline.
-    """
+
+def expire_in(stream, seconds):
+    """Let a request that has a timeout of either kind be overdue so many seconds from now."""
     request = request_of(stream)
-    request.wait_until = 0.0
-    if request.timeout is not None:
-        request.until = 0.0
+    request.wait_until = time.monotonic() + seconds
+    if request.until is not None:
+        request.until = request.wait_until
 
 
 # ---- event loops
