@@ -39,8 +39,8 @@ An API with a spec of its own keeps the endpoint of that spec. Its failures are 
 messages, what the client sees of them is what the spec shows, and nobody notices who leaves.
 """
 
-from batchstream.integrations.litserve._loop import BatchedStreamLoop as BatchedStreamLoop
-from batchstream.integrations.litserve._loop import ContinuousBatchLoop as ContinuousBatchLoop
+from batchstream.integrations.litserve._loops import BatchedStreamLoop as BatchedStreamLoop
+from batchstream.integrations.litserve._loops import ContinuousBatchLoop as ContinuousBatchLoop
 from batchstream.integrations.litserve._openai import OpenAISpec as OpenAISpec
 
 __all__ = ["BatchedStreamLoop", "ContinuousBatchLoop", "OpenAISpec"]

@@ -8,7 +8,7 @@ import litserve.specs.openai as stock
 from fastapi import BackgroundTasks, HTTPException, Response
 from pydantic import BaseModel
 
-from batchstream.integrations.litserve._completions import (
+from batchstream.integrations.litserve._server.completions import (
     CompletionResponse,
     EventsBody,
     MessageBody,
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from litserve import LitAPI
     from litserve.specs.base import LitSpec
 
-    from batchstream.integrations.litserve._completions import CompletionBody
-    from batchstream.integrations.litserve._exchange import Exchange
+    from batchstream.integrations.litserve._link.link import Exchange
+    from batchstream.integrations.litserve._server.completions import CompletionBody
 
 _LARGEST_N: Final = 128  # as with OpenAI's own API
 

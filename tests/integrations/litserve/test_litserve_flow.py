@@ -2,14 +2,14 @@
 
 import pytest
 
-from batchstream.integrations.litserve import _flow
-from batchstream.integrations.litserve._flow import Receipts, Window
-from batchstream.integrations.litserve._outbox import Outbox
+from batchstream.integrations.litserve._link import pipes
+from batchstream.integrations.litserve._link.pipes import Receipts, Window
+from batchstream.integrations.litserve._worker.outbox import Outbox
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(_flow, "_PATIENCE", 0)
+    monkeypatch.setattr(pipes, "_PATIENCE", 0)
 
 
 @pytest.fixture

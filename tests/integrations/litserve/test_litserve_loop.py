@@ -18,8 +18,9 @@ from litserve.transport.base import MessageTransport
 from litserve.utils import LitAPIStatus
 
 from batchstream import Fail, Last, Many, StepError
-from batchstream.integrations.litserve import BatchedStreamLoop, _exchange
-from batchstream.integrations.litserve._messages import Failure
+from batchstream.integrations.litserve import BatchedStreamLoop
+from batchstream.integrations.litserve._link import link
+from batchstream.integrations.litserve._link.messages import Failure
 
 LOGGER = "batchstream.integrations.litserve"
 FINISHED = (LitAPIStatus.FINISH_STREAMING, "")
@@ -486,7 +487,7 @@ def test_a_spec_of_the_users_own_gets_litserves_error_messages():
 
 
 def test_without_what_it_rests_on_it_says_so_and_streams_go_on(monkeypatch):
-    monkeypatch.setattr(_exchange, "NEEDED_OF_SERVER", ("response_buffer", "taken_away"))
+    monkeypatch.setattr(link, "NEEDED_OF_SERVER", ("response_buffer", "taken_away"))
     api = Words(stream=True, max_batch_size=2, loop=BatchedStreamLoop())
     with pytest.warns(RuntimeWarning, match="no LitServer.taken_away: streams go on"):
         server = ls.LitServer(api, accelerator="cpu")

@@ -15,11 +15,11 @@ from litserve.callbacks import EventTypes
 from litserve.loops.base import _SENTINEL_VALUE
 from litserve.utils import LitAPIStatus
 
-from batchstream.integrations.litserve import _exchange
-from batchstream.integrations.litserve._arrivals import Arrivals
-from batchstream.integrations.litserve._departures import Announcer, Departures
-from batchstream.integrations.litserve._exchange import Exchange, FailedError
-from batchstream.integrations.litserve._messages import UNKNOWN, Ending, Failure
+from batchstream.integrations.litserve._link import link
+from batchstream.integrations.litserve._link.link import Exchange, FailedError
+from batchstream.integrations.litserve._link.messages import UNKNOWN, Ending, Failure
+from batchstream.integrations.litserve._worker.disconnects import Announcer, Departures
+from batchstream.integrations.litserve._worker.queue import Arrivals
 from support.sources import TIMEOUT, run_in_threads
 
 OK, FINISH, ERROR = LitAPIStatus.OK, LitAPIStatus.FINISH_STREAMING, LitAPIStatus.ERROR
@@ -57,7 +57,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def signals_alone(monkeypatch):
-    monkeypatch.setattr(_exchange, "end_together", lambda: None)
+    monkeypatch.setattr(link, "end_together", lambda: None)
 
 
 def connected(server, **options):

@@ -23,10 +23,10 @@ from batchstream import EOS, SKIP, End, Fail, Last, Many
 from batchstream.integrations.litserve import (
     BatchedStreamLoop,
     ContinuousBatchLoop,
-    _continuous,
-    _exchange,
 )
-from batchstream.integrations.litserve._departures import Departures
+from batchstream.integrations.litserve._link import link
+from batchstream.integrations.litserve._worker import continuous
+from batchstream.integrations.litserve._worker.disconnects import Departures
 from support.sources import TIMEOUT
 from support.strategies import SHAPES, in_shape
 
@@ -252,7 +252,7 @@ def alone():
     logger = logging.getLogger("batchstream.integrations.litserve")
     logger.disabled = True
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_exchange, "end_together", lambda: None)
+        patch.setattr(link, "end_together", lambda: None)
         yield
     logger.disabled = False
 
@@ -615,7 +615,7 @@ def check_in_line(plan, terms, data, **how):
     for request in wanted:
         waiting += [PAUSE] * data.draw(st.sampled_from([0, 0, 1, 4]), label="pauses") + [request]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_continuous, "Arrivals", InLine)
+        patch.setattr(continuous, "Arrivals", InLine)
         serve_engines(plan, terms, waiting, **how)
     assert InLine.made.seats == size, "a seat was lost, or given twice"
 
@@ -708,7 +708,7 @@ def test_R09_the_sentinel_ends_the_loop_behind_all_that_came_before_it():
 
 @pytest.mark.parametrize("stopping", [SystemExit, GeneratorExit])
 def test_R09_R14_whoever_has_ended_is_told_when_another_stops_the_worker(stopping, monkeypatch):
-    monkeypatch.setattr(_continuous, "Arrivals", InLine)
+    monkeypatch.setattr(continuous, "Arrivals", InLine)
     waiting = Waiting(["stop"], [Last("a")], ["x", "y"])
     waiting.put(_SENTINEL_VALUE)
 

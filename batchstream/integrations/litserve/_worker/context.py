@@ -11,12 +11,12 @@ from litserve.loops.base import _inject_context
 from litserve.utils import LitAPIStatus, LoopResponseType
 
 from batchstream._core.errors import INTERRUPTS
-from batchstream.integrations.litserve._departures import Departures
-from batchstream.integrations.litserve._endpoint import StreamingEndpoint
-from batchstream.integrations.litserve._exchange import exchange_of
-from batchstream.integrations.litserve._member import Encoding
-from batchstream.integrations.litserve._outbox import Outbox
-from batchstream.integrations.litserve._reply import Reply, fail
+from batchstream.integrations.litserve._link.link import exchange_of
+from batchstream.integrations.litserve._server.endpoint import StreamingEndpoint
+from batchstream.integrations.litserve._worker.disconnects import Departures
+from batchstream.integrations.litserve._worker.outbox import Outbox
+from batchstream.integrations.litserve._worker.reply import Reply, fail
+from batchstream.integrations.litserve._worker.request import Encoding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from litserve.loops.base import LitLoop
     from litserve.transport.base import MessageTransport
 
-    from batchstream.integrations.litserve._member import Member
     from batchstream.integrations.litserve._options import Options
+    from batchstream.integrations.litserve._worker.request import Member
 
 
 class Desk:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from litserve.utils import LitAPIStatus, PickleableHTTPException
 from starlette.exceptions import HTTPException
 
-from batchstream.integrations.litserve._exchange import exchange_of
+from batchstream.integrations.litserve._link.link import exchange_of
+from batchstream.integrations.litserve._link.messages import Ending, Failure, text_of
 from batchstream.integrations.litserve._log import logger
-from batchstream.integrations.litserve._messages import Ending, Failure, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from litserve.specs.base import LitSpec
 
     from batchstream import StreamEnd
-    from batchstream.integrations.litserve._outbox import Outbox
+    from batchstream.integrations.litserve._worker.outbox import Outbox
 
 
 class Reply:

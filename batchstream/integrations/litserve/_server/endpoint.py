@@ -13,14 +13,14 @@ from litserve.specs.base import LitSpec
 from starlette.requests import ClientDisconnect
 
 from batchstream.integrations._response import Body, StreamResponse
-from batchstream.integrations.litserve._exchange import Exchange, FailedError
+from batchstream.integrations.litserve._link.link import Exchange, FailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from litserve import LitAPI
 
-    from batchstream.integrations.litserve._exchange import Answers
+    from batchstream.integrations.litserve._link.link import Answers
 
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 

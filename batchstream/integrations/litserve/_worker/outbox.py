@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from litserve.utils import LitAPIStatus, LoopResponseType
 
-from batchstream.integrations.litserve._flow import Window
+from batchstream.integrations.litserve._link.pipes import Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable

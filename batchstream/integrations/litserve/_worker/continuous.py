@@ -13,9 +13,9 @@ from litserve.callbacks import EventTypes
 from batchstream import Delivery, Demultiplexer
 from batchstream._batching.engine import Engine
 from batchstream._core.errors import INTERRUPTS
-from batchstream.integrations.litserve._arrivals import Arrivals
-from batchstream.integrations.litserve._member import Member
-from batchstream.integrations.litserve._serving import Serving
+from batchstream.integrations.litserve._worker.queue import Arrivals
+from batchstream.integrations.litserve._worker.request import Member
+from batchstream.integrations.litserve._worker.serving import Serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from litserve import LitAPI
 
     from batchstream import StepEngine
-    from batchstream.integrations.litserve._desk import Desk
+    from batchstream.integrations.litserve._worker.context import Desk
 
 
 class ContinuousServing(Serving):

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any, get_args
 from litserve.loops.base import LitLoop
 
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING, check_count
-from batchstream.integrations.litserve._arrivals import Rejoined, wait_for_request
-from batchstream.integrations.litserve._batch import Batch
-from batchstream.integrations.litserve._continuous import ContinuousServing
-from batchstream.integrations.litserve._desk import Desk
-from batchstream.integrations.litserve._endpoint import StreamingEndpoint, keep_cuts_out_of_the_log
-from batchstream.integrations.litserve._exchange import Exchange
-from batchstream.integrations.litserve._member import Member
+from batchstream.integrations.litserve._link.link import Exchange
 from batchstream.integrations.litserve._openai import OpenAISpec, is_stock
 from batchstream.integrations.litserve._options import Hook, Limit, Options, check_travels
+from batchstream.integrations.litserve._server.endpoint import (
+    StreamingEndpoint,
+    keep_cuts_out_of_the_log,
+)
+from batchstream.integrations.litserve._worker.batch import Batch
+from batchstream.integrations.litserve._worker.context import Desk
+from batchstream.integrations.litserve._worker.continuous import ContinuousServing
+from batchstream.integrations.litserve._worker.queue import Rejoined, wait_for_request
+from batchstream.integrations.litserve._worker.request import Member
 
 if TYPE_CHECKING:
     from collections.abc import Callable

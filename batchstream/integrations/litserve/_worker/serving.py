@@ -6,15 +6,15 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final
 
 from batchstream import FinishReason, StreamEnd
-from batchstream.integrations.litserve._reply import fail
+from batchstream.integrations.litserve._worker.reply import fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from batchstream import Delivery
-    from batchstream.integrations.litserve._desk import Desk
-    from batchstream.integrations.litserve._member import Member
-    from batchstream.integrations.litserve._reply import Reply
+    from batchstream.integrations.litserve._worker.context import Desk
+    from batchstream.integrations.litserve._worker.reply import Reply
+    from batchstream.integrations.litserve._worker.request import Member
 
 _RETURNED: Final = StreamEnd(FinishReason.EOS, 0)
 """How a request ends whose own `encode_response` has returned."""

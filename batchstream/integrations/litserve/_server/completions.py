@@ -15,9 +15,9 @@ from pydantic import BaseModel
 
 from batchstream import FinishReason
 from batchstream.integrations._response import Body, StreamResponse
-from batchstream.integrations.litserve._exchange import FailedError
+from batchstream.integrations.litserve._link.link import FailedError
+from batchstream.integrations.litserve._link.messages import UNKNOWN, Ending
 from batchstream.integrations.litserve._log import logger
-from batchstream.integrations.litserve._messages import UNKNOWN, Ending
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from batchstream.integrations._response import Handler
-    from batchstream.integrations.litserve._exchange import Answers, Inbox
+    from batchstream.integrations.litserve._link.link import Answers, Inbox
 
 _FINISH_REASONS: Final = ("stop", "length", "tool_calls", "content_filter", "function_call")
 _USAGE: Final = ("prompt_tokens", "completion_tokens", "total_tokens")

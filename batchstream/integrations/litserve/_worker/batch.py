@@ -12,14 +12,14 @@ from litserve.loops.base import _inject_context
 from batchstream import BatchedStream
 from batchstream._core.errors import INTERRUPTS
 from batchstream._pumps.source import Source
-from batchstream.integrations.litserve._serving import Serving
+from batchstream.integrations.litserve._worker.serving import Serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from batchstream import Delivery
-    from batchstream.integrations.litserve._desk import Desk
-    from batchstream.integrations.litserve._member import Member
+    from batchstream.integrations.litserve._worker.context import Desk
+    from batchstream.integrations.litserve._worker.request import Member
 
 
 class Batch(Serving):

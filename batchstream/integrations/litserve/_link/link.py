@@ -14,12 +14,12 @@ from fastapi import HTTPException
 from litserve.callbacks import EventTypes
 from litserve.utils import LitAPIStatus
 
-from batchstream.integrations.litserve._departures import Announcer, Departures
-from batchstream.integrations.litserve._flow import Receipts, Window
+from batchstream.integrations.litserve._link.messages import UNKNOWN, Ending, Failure
+from batchstream.integrations.litserve._link.pipes import Receipts, Window
 from batchstream.integrations.litserve._log import logger
-from batchstream.integrations.litserve._messages import UNKNOWN, Ending, Failure
-from batchstream.integrations.litserve._outbox import Outbox
 from batchstream.integrations.litserve._shutdown import end_together
+from batchstream.integrations.litserve._worker.disconnects import Announcer, Departures
+from batchstream.integrations.litserve._worker.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from litserve import LitServer
     from litserve.specs.base import LitSpec
 
-    from batchstream.integrations.litserve._outbox import Parcel
+    from batchstream.integrations.litserve._worker.outbox import Parcel
 
 NEEDED_OF_SERVER: Final = ("response_buffer", "_get_request_queue", "_callback_runner")
 """What LitServe's own `OpenAISpec` uses of a server, and so does an exchange."""

@@ -10,7 +10,7 @@ from batchstream._core.errors import INTERRUPTS, report_unraisable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from batchstream.integrations.litserve._reply import Reply
+    from batchstream.integrations.litserve._worker.reply import Reply
 
 
 class Context(dict[str, Any]):
