@@ -38,17 +38,17 @@ class Ears:
         self.heard = None
         self._news = threading.Condition()
 
-    def listen_to(self, departures):
+    def listen_to(self, disconnects):
         self.heard = set()
-        note = departures._note
+        add = disconnects.add
 
-        def note_and_tell(uid):
-            note(uid)
+        def add_and_notify(uid):
+            add(uid)
             with self._news:
                 self.heard.add(uid)
                 self._news.notify_all()
 
-        departures._note = note_and_tell
+        disconnects.add = add_and_notify
 
     def wait_for(self, uid):
         if self.heard is not None:
@@ -265,15 +265,15 @@ class Naming:
 
 
 class BatchLoop(BatchedStreamLoop):
-    def _serve(self, desk, request_queue):
-        desk.lit_api.ears.listen_to(desk.departures)
-        super()._serve(desk, Naming(request_queue))
+    def _serve(self, context, request_queue):
+        context.lit_api.ears.listen_to(context.disconnects)
+        super()._serve(context, Naming(request_queue))
 
 
 class ContinuousLoop(ContinuousBatchLoop):
-    def _serve(self, desk, request_queue):
-        desk.lit_api.ears.listen_to(desk.departures)
-        super()._serve(desk, Naming(request_queue))
+    def _serve(self, context, request_queue):
+        context.lit_api.ears.listen_to(context.disconnects)
+        super()._serve(context, Naming(request_queue))
 
 
 # ---- the server

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from litserve.loops.base import LitLoop
 
-from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING, check_count
-from batchstream.integrations.litserve._link.link import Exchange
+from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
+from batchstream._core.rules import EndRules
+from batchstream.integrations.litserve._link.link import Link
 from batchstream.integrations.litserve._openai import OpenAISpec, is_stock
-from batchstream.integrations.litserve._options import Hook, Limit, Options, check_travels
+from batchstream.integrations.litserve._options import Hook, Limit, LoopOptions, check_pickles
 from batchstream.integrations.litserve._server.endpoint import (
     StreamingEndpoint,
     keep_cuts_out_of_the_log,
 )
 from batchstream.integrations.litserve._worker.batch import Batch
-from batchstream.integrations.litserve._worker.context import Desk
-from batchstream.integrations.litserve._worker.continuous import ContinuousServing
-from batchstream.integrations.litserve._worker.queue import Rejoined, wait_for_request
-from batchstream.integrations.litserve._worker.request import Member
+from batchstream.integrations.litserve._worker.context import WorkerContext
+from batchstream.integrations.litserve._worker.continuous import EngineStepper
+from batchstream.integrations.litserve._worker.queue import PushbackQueue, wait_for_request
+from batchstream.integrations.litserve._worker.request import ServedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class _AnyLoop(LitLoop):
-    """A LitServe loop that brings its API an endpoint, and serves it at a desk of its own.
+    """A LitServe loop that gives its API an endpoint, and serves it in each worker.
 
     Attributes:
         calls_predict: Whether the API has to have a `predict`; `OpenAISpec` asks.
@@ -43,16 +43,9 @@ class _AnyLoop(LitLoop):
 
     calls_predict = True
 
-    def __init__(
-        self, options: Options, *, max_pending: int | None, max_buffered: int | None
-    ) -> None:
+    def __init__(self, options: LoopOptions) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._options = options
-        if max_pending is not None:
-            max_pending = check_count("max_pending", max_pending, at_least=1)
-        if max_buffered is not None:
-            max_buffered = check_count("max_buffered", max_buffered, at_least=1)
-        self._exchange = partial(Exchange, max_pending=max_pending, max_buffered=max_buffered)
 
     def pre_setup(self, lit_api: LitAPI, spec: LitSpec | None = None) -> None:
         """Prepare an API for this loop; LitServe calls it once, in the process that starts all.
@@ -69,12 +62,20 @@ class _AnyLoop(LitLoop):
         spec = lit_api.spec
         if spec is None or isinstance(spec, StreamingEndpoint):
             lit_api.spec = None  # type: ignore[assignment]  # an earlier server's has its path
-            lit_api.spec = StreamingEndpoint(lit_api, self._exchange())
+            lit_api.spec = StreamingEndpoint(lit_api, self._make_link())
             keep_cuts_out_of_the_log()
         elif is_stock(spec):
             lit_api.spec = OpenAISpec.instead_of(spec, lit_api)
         if isinstance(lit_api.spec, OpenAISpec):
-            lit_api.spec.exchange = self._exchange(tells_ends=True)
+            lit_api.spec.link = self._make_link(sends_ends=True)
+
+    def _make_link(self, *, sends_ends: bool = False) -> Link:
+        options = self._options
+        return Link(
+            max_pending=options.max_pending,
+            max_buffered=options.max_buffered,
+            sends_ends=sends_ends,
+        )
 
     def __call__(  # noqa: PLR0917 - LitServe's signature
         self,
@@ -97,21 +98,21 @@ class _AnyLoop(LitLoop):
         callbacks: CallbackRunner,
         worker_id: int | None = None,
     ) -> None:
-        desk = Desk(
+        context = WorkerContext(
             self,
             lit_api,
             transport=transport,
             callbacks=callbacks,
             options=self._options,
-            worker_id=worker_id,
+            worker=worker_id,
         )
         try:
-            self._serve(desk, request_queue)
+            self._serve(context, request_queue)
         except KeyboardInterrupt:
             self.kill()  # type: ignore[no-untyped-call]
 
     @abstractmethod
-    def _serve(self, desk: Desk, request_queue: Queue[Any]) -> None:
+    def _serve(self, context: WorkerContext, request_queue: Queue[Any]) -> None:
         """Serve requests until the loop is stopped."""
 
 
@@ -192,14 +193,13 @@ class BatchedStreamLoop(_AnyLoop):
         if eos_in not in get_args(Hook):
             hooks = " or ".join(map(repr, get_args(Hook)))
             raise ValueError(f"eos_in must be {hooks}, got {eos_in!r}")
-        options = Options(
-            eos=eos,
-            is_eos=is_eos,
-            include_eos=include_eos,
+        options = LoopOptions(
+            EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos),
             max_outputs=max_outputs,
-            require_eos=require_eos,
+            max_pending=max_pending,
+            max_buffered=max_buffered,
         )
-        super().__init__(options, max_pending=max_pending, max_buffered=max_buffered)
+        super().__init__(options)
         self._eos_in = eos_in
 
     def run_batched_streaming_loop(
@@ -236,32 +236,36 @@ class BatchedStreamLoop(_AnyLoop):
 
         Blocking: until there is a request.
         """
-        joined = Rejoined(wait_for_request(request_queue), request_queue)
+        waiting = PushbackQueue(wait_for_request(request_queue), request_queue)
         while True:
-            # LitServe looks at the clock before it looks into the queue. If the time was up before
-            # its first look, it has nothing, and the request is still in front.
-            found = super().get_batch_requests(lit_api, joined, transport)  # type: ignore[arg-type]
+            # LitServe reads the clock before the queue. If the time is over by then, it returns
+            # nothing, and the request is still in front.
+            found = super().get_batch_requests(lit_api, waiting, transport)  # type: ignore[arg-type]
             if any(found):
                 return found
 
-    def _serve(self, desk: Desk, request_queue: Queue[Any]) -> None:
-        splits_at_predict = self._eos_in == "predict" or not desk.overrides("encode_response")
+    def _serve(self, context: WorkerContext, request_queue: Queue[Any]) -> None:
+        splits_at_predict = self._eos_in == "predict" or not context.overrides("encode_response")
         while True:
-            # Nothing of a batch is left here while the loop waits for the next.
-            self._next_batch(desk, request_queue, splits_at_predict=splits_at_predict).serve()
+            # No variable here: nothing of a batch is kept while the loop waits for the next.
+            Batch(
+                context,
+                self._next_requests(context, request_queue),
+                splits_at_predict=splits_at_predict,
+            ).serve()
 
-    def _next_batch(
-        self, desk: Desk, request_queue: Queue[Any], *, splits_at_predict: bool
-    ) -> Batch:
-        requests, late = self.get_batch_requests(desk.lit_api, request_queue, desk.transport)
+    def _next_requests(
+        self, context: WorkerContext, request_queue: Queue[Any]
+    ) -> list[ServedRequest]:
+        lit_api = context.lit_api
+        requests, late = self.get_batch_requests(lit_api, request_queue, context.transport)
         for server, uid in late:
-            desk.reply_to(server, uid).time_out(desk.lit_api.request_timeout)
-        members = [
-            Member(desk.reply_to(server, uid), request)
-            for server, uid, request in requests
-            if uid not in desk.departures
+            context.reply_to(server, uid).time_out(lit_api.request_timeout)
+        return [
+            ServedRequest(context.reply_to(server, uid), content)
+            for server, uid, content in requests
+            if uid not in context.disconnects
         ]
-        return Batch(desk, members, splits_at_predict=splits_at_predict)
 
 
 class ContinuousBatchLoop(_AnyLoop):
@@ -344,10 +348,15 @@ class ContinuousBatchLoop(_AnyLoop):
                 f"engine_factory takes a function of the API that makes an engine, or its class, "
                 f"got {engine_factory!r}"
             )
-        check_travels("engine_factory", engine_factory)
-        options = Options(eos=eos, is_eos=is_eos, include_eos=include_eos, max_outputs=max_outputs)
-        super().__init__(options, max_pending=max_pending, max_buffered=max_buffered)
+        check_pickles("engine_factory", engine_factory)
+        options = LoopOptions(
+            EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos),
+            max_outputs=max_outputs,
+            max_pending=max_pending,
+            max_buffered=max_buffered,
+        )
+        super().__init__(options)
         self._engine_factory = engine_factory
 
-    def _serve(self, desk: Desk, request_queue: Queue[Any]) -> None:
-        ContinuousServing(desk, self._engine_factory, request_queue).serve()
+    def _serve(self, context: WorkerContext, request_queue: Queue[Any]) -> None:
+        EngineStepper(context, self._engine_factory, request_queue).serve()

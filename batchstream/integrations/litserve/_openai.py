@@ -14,6 +14,8 @@ from batchstream.integrations.litserve._server.completions import (
     MessageBody,
     error_response,
 )
+from batchstream.integrations.litserve._server.responses import submit
+from batchstream.integrations.litserve._server.setup import check_server, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from litserve import LitAPI
     from litserve.specs.base import LitSpec
 
-    from batchstream.integrations.litserve._link.link import Exchange
+    from batchstream.integrations.litserve._link.link import Link
     from batchstream.integrations.litserve._server.completions import CompletionBody
 
 _LARGEST_N: Final = 128  # as with OpenAI's own API
@@ -60,13 +62,13 @@ class OpenAISpec(stock.OpenAISpec):
     way it has the form that OpenAI's clients raise. The other choices are given up.
 
     Attributes:
-        exchange: The way to the workers; a loop of this package puts it there. With another loop
-            this spec is no more than LitServe's own.
+        link: To the workers; a loop of this package sets it. With another loop this spec is no more
+            than LitServe's own.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.exchange: Exchange | None = None
+        self.link: Link | None = None
 
     @classmethod
     def instead_of(cls, spec: LitSpec, lit_api: LitAPI) -> Self:
@@ -90,14 +92,14 @@ class OpenAISpec(stock.OpenAISpec):
     def setup(self, server: Any) -> None:
         """Get ready for the workers, which are started next."""
         super().setup(server)
-        if self.exchange is not None:
-            self.exchange.connect(server, str(self.api_path))
+        if self.link is not None:
+            connect(self.link, server, str(self.api_path))
 
     @property
     def endpoints(self) -> list[tuple[str, Callable[..., Any], list[str]]]:
         """The routes, for the server that has just introduced itself."""
-        if self.exchange is not None:
-            self.exchange.check(self._server)
+        if self.link is not None:
+            check_server(self.link, self._server)
         return super().endpoints  # type: ignore[no-any-return]
 
     def populate_context(self, context: dict[str, Any], request: Any) -> None:
@@ -108,11 +110,11 @@ class OpenAISpec(stock.OpenAISpec):
         self, request: ChatCompletionRequest, background_tasks: BackgroundTasks
     ) -> Response:
         """Answer a client."""
-        if self.exchange is None or not self.exchange.usable:
+        if self.link is None or not self.link.usable:
             return await super().chat_completion(request, background_tasks)  # type: ignore[no-any-return]
         try:
             choices = [request.model_copy(update={"n": 1}) for _ in range(_checked(request.n))]
-            answers = self.exchange.submit(self, choices)
+            responses = submit(self.link, self, choices)
         except HTTPException as error:
             return error_response(error)
         model = request.model or ""
@@ -120,9 +122,9 @@ class OpenAISpec(stock.OpenAISpec):
         if request.stream:
             asked = request.stream_options
             include_usage = asked is not None and bool(asked.include_usage)
-            body = EventsBody(answers, model, include_usage=include_usage)
+            body = EventsBody(responses, model, include_usage=include_usage)
         else:
-            body = MessageBody(answers, model)
+            body = MessageBody(responses, model)
         return CompletionResponse(body)
 
 

@@ -6,7 +6,8 @@ import pickle
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from batchstream._core.arguments import check_count, check_eos
+from batchstream._core.arguments import check_count, limit_of
+from batchstream._core.rules import EndRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,15 +19,14 @@ Limit: TypeAlias = "int | Callable[[Mapping[str, Any]], int | None] | None"
 """How many outputs a request gets at most: a number, or a function of the request's context."""
 
 
-class Options:
-    """How the ends of streams are told. LitServe spawns its workers, so all of it has to pickle.
+class LoopOptions:
+    """The options of a loop. LitServe spawns its workers, so all of them have to pickle.
 
     Args:
-        eos: The end mark.
-        is_eos: A predicate on outputs.
-        include_eos: Whether what it recognised is delivered.
-        max_outputs: The limit.
-        require_eos: Whether an end without a mark is an error.
+        rules: How the ends of streams are recognised.
+        max_outputs: The limit of each request.
+        max_pending: How many requests may wait; None for any number.
+        max_buffered: How many messages may wait for a client; None for any number.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -34,56 +34,53 @@ class Options:
 
     def __init__(
         self,
+        rules: EndRules[Any],
         *,
-        eos: object = None,
-        is_eos: Callable[[Any], object] | None = None,
-        include_eos: bool = False,
-        max_outputs: Limit = None,
-        require_eos: bool = False,
+        max_outputs: Limit,
+        max_pending: int | None,
+        max_buffered: int | None,
     ) -> None:
-        check_eos(eos, is_eos)
-        check_travels("is_eos", is_eos)
-        check_travels("eos", eos)
+        check_pickles("is_eos", rules.is_eos)
+        check_pickles("eos", rules.eos)
+        eos = rules.eos
         if pickle.loads(ForkingPickler.dumps(eos)) is not eos:  # noqa: S301 - just pickled
             raise ValueError(
                 f"eos is compared by identity, which {eos!r} loses on its way into a worker "
                 f"process: pass None, EOS, a class or a member of an enum"
             )
+        self.rules = rules
         if callable(max_outputs):
-            check_travels("max_outputs", max_outputs)
-        elif max_outputs is not None:
-            max_outputs = check_count("max_outputs", max_outputs, at_least=1)
+            check_pickles("max_outputs", max_outputs)
+        else:
+            max_outputs = limit_of(max_outputs, None)
         self._max_outputs = max_outputs
-        self.ends: dict[str, Any] = {
-            "eos": eos,
-            "is_eos": is_eos,
-            "include_eos": include_eos,
-            "require_eos": require_eos,
-        }
+        self.max_pending = _count_or_none("max_pending", max_pending)
+        self.max_buffered = _count_or_none("max_buffered", max_buffered)
 
     def limit_of(self, context: Mapping[str, Any]) -> int | None:
         """Return how many outputs a request gets at most.
 
         Raises:
-            TypeError, ValueError: The function returned what is no such number.
+            TypeError, ValueError: The function returned something else.
             Exception: What the function raises.
         """
-        limit = self._max_outputs
-        if callable(limit):
-            limit = limit(context)
-        return None if limit is None else check_count("max_outputs", limit, at_least=1)
+        return limit_of(self._max_outputs, context)
 
 
-def check_travels(name: str, thing: object) -> None:
+def _count_or_none(name: str, value: object) -> int | None:
+    return None if value is None else check_count(name, value, at_least=1)
+
+
+def check_pickles(name: str, value: object) -> None:
     """Refuse what cannot be sent to a spawned process.
 
     Raises:
         TypeError: It does not pickle.
     """
     try:
-        ForkingPickler.dumps(thing)
+        ForkingPickler.dumps(value)
     except Exception as error:
         raise TypeError(
             f"{name} has to be known by its name in LitServe's workers, which are spawned: pass a "
-            f"function or class of a module, got {thing!r}"
+            f"function or class of a module, got {value!r}"
         ) from error

@@ -19,8 +19,8 @@ from litserve.utils import LitAPIStatus
 
 from batchstream import Fail, Last, Many, StepError
 from batchstream.integrations.litserve import BatchedStreamLoop
-from batchstream.integrations.litserve._link import link
 from batchstream.integrations.litserve._link.messages import Failure
+from batchstream.integrations.litserve._server import setup
 
 LOGGER = "batchstream.integrations.litserve"
 FINISHED = (LitAPIStatus.FINISH_STREAMING, "")
@@ -487,7 +487,7 @@ def test_a_spec_of_the_users_own_gets_litserves_error_messages():
 
 
 def test_without_what_it_rests_on_it_says_so_and_streams_go_on(monkeypatch):
-    monkeypatch.setattr(link, "NEEDED_OF_SERVER", ("response_buffer", "taken_away"))
+    monkeypatch.setattr(setup, "NEEDED_OF_SERVER", ("response_buffer", "taken_away"))
     api = Words(stream=True, max_batch_size=2, loop=BatchedStreamLoop())
     with pytest.warns(RuntimeWarning, match="no LitServer.taken_away: streams go on"):
         server = ls.LitServer(api, accelerator="cpu")

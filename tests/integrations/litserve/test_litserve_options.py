@@ -16,6 +16,7 @@ from litserve.loops.base import _SENTINEL_VALUE, _StopLoopError
 from test_litserve_loop import FAILED, FINISHED, Messages, ok
 
 from batchstream import EOS, SKIP, End, Fail, Last, Many, token_ids
+from batchstream._core.rules import EndRules
 from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop
 from support.sources import TIMEOUT
 
@@ -195,7 +196,8 @@ def test_R15_a_fail_ends_its_own_request(where):
 @everywhere
 def test_R15_a_predicate_that_raises_fails_the_request_that_it_was_asked_about(where):
     api = ready(where, is_eos=token_ids(1))
-    api.loop._options.ends["is_eos"] = lambda output: {"a": False, "y": True}[output]
+    refuses = EndRules(is_eos=lambda output: {"a": False, "y": True}[output])
+    api.loop._options.rules = refuses  # it does not pickle
     assert served(api, "ab", "ay") == [[*ok("a"), FAILED], [*ok("a"), FINISHED]]
 
 
@@ -239,7 +241,7 @@ def test_requests_that_are_left_when_the_model_stops_end_or_fail_as_was_asked(
 @everywhere
 def test_R27_a_mark_is_the_same_object_in_the_worker(where):
     loop = ready(where, eos=Mark.END).loop
-    assert loop._options.ends["eos"] is Mark.END
+    assert loop._options.rules.eos is Mark.END
 
 
 # ---- a limit of one's own
@@ -352,14 +354,14 @@ def test_an_engine_is_made_by_what_the_workers_can_call(factory, said):
 
 def test_the_loops_differ_in_how_many_may_wait_if_nobody_says():
     apis = [ready(where) for where in EVERYWHERE]
-    waiting = {type(api.loop): api.spec.exchange._max_pending for api in apis}
+    waiting = {type(api.loop): api.spec.link.max_pending for api in apis}
     assert waiting == {BatchedStreamLoop: None, ContinuousBatchLoop: 1024}
 
 
 @everywhere
 def test_how_much_may_wait_is_known_to_the_endpoint(where):
-    exchange = ready(where, max_pending=7, max_buffered=9).spec.exchange
-    assert (exchange._max_pending, exchange._max_buffered) == (7, 9)
+    link = ready(where, max_pending=7, max_buffered=9).spec.link
+    assert (link.max_pending, link.max_buffered) == (7, 9)
 
 
 # ---- an encode_response for each request

@@ -24,9 +24,11 @@ from batchstream.integrations.litserve import (
     BatchedStreamLoop,
     ContinuousBatchLoop,
 )
-from batchstream.integrations.litserve._link import link
+from batchstream.integrations.litserve._server import setup
+from batchstream.integrations.litserve._server.responses import submit
+from batchstream.integrations.litserve._worker import context as worker_context
 from batchstream.integrations.litserve._worker import continuous
-from batchstream.integrations.litserve._worker.disconnects import Departures
+from batchstream.integrations.litserve._worker.disconnects import Disconnects
 from support.sources import TIMEOUT
 from support.strategies import SHAPES, in_shape
 
@@ -41,7 +43,7 @@ def is_full_stop(output):
 STYLES = {
     "None": ({}, None),
     "EOS": ({"eos": EOS}, EOS),
-    "class": ({"eos": Departures}, Departures),
+    "class": ({"eos": Disconnects}, Disconnects),
     "is_eos": ({"is_eos": is_full_stop}, "."),
     "is_eos, delivered": ({"is_eos": is_full_stop, "include_eos": True}, "."),
 }
@@ -252,13 +254,13 @@ def alone():
     logger = logging.getLogger("batchstream.integrations.litserve")
     logger.disabled = True
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(link, "end_together", lambda: None)
+        patch.setattr(setup, "install_sigterm_handler", lambda: None)
         yield
     logger.disabled = False
 
 
 class Server:
-    """What an exchange needs of a server: both ends of what goes to a worker, but no process."""
+    """What an endpoint needs of a server: both ends of what goes to a worker, but no process."""
 
     active_requests = 0
 
@@ -312,7 +314,7 @@ class Plans(ls.LitAPI):
         """Let a client leave in a step of its own, or before its request is looked at."""
         if step is not None or request not in self.decoded:
             request.left_at = min(request.left_at, -1 if step is None else step)
-            self.departures._note(request.inbox.uid)
+            self.disconnects.add(request.inbox.uid)
 
 
 def ready(loop, size, wanted, *, encodes, collects):
@@ -322,16 +324,15 @@ def ready(loop, size, wanted, *, encodes, collects):
     loop.pre_setup(api)
     api = pickle.loads(ForkingPickler.dumps(api))  # noqa: S301
     api.decoded = []
-    api.departures = Departures()
-    api.spec.exchange.departures = lambda _: api.departures
+    api.disconnects = Disconnects()
     if encodes:
         api.encode_response = encode_response
     api.server = api.spec._server = Server()
     api.spec.response_queue_id = 0
     if collects:
-        api.spec.exchange.connect(api.server, api.api_path)
+        setup.connect(api.spec.link, api.server, api.api_path)
     for request in wanted:
-        [request.inbox] = api.spec.exchange.submit(api.spec, [request]).inboxes
+        [request.inbox] = submit(api.spec.link, api.spec, [request]).queues
     return api
 
 
@@ -342,7 +343,8 @@ def serve(api, waiting):
         in_front.put(one if one is PAUSE else server.requests.get_nowait())
     in_front.put(_SENTINEL_VALUE)
     transport = Delivery(server.response_buffer)
-    with contextlib.suppress(_StopLoopError):
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(_StopLoopError):
+        patch.setattr(worker_context, "Disconnects", lambda _: api.disconnects)
         api.loop(api, "cpu", 0, in_front, transport, {}, CallbackRunner())
     assert in_front.empty()
 
@@ -478,7 +480,7 @@ class InLine:
         self.seats = seats
         self.over = False
 
-    def free_seat(self):
+    def release_slot(self):
         self.seats += 1
 
     def take(self, *, block):
@@ -615,7 +617,7 @@ def check_in_line(plan, terms, data, **how):
     for request in wanted:
         waiting += [PAUSE] * data.draw(st.sampled_from([0, 0, 1, 4]), label="pauses") + [request]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(continuous, "Arrivals", InLine)
+        patch.setattr(continuous, "RequestPrefetcher", InLine)
         serve_engines(plan, terms, waiting, **how)
     assert InLine.made.seats == size, "a seat was lost, or given twice"
 
@@ -697,7 +699,7 @@ def test_R09_the_sentinel_ends_the_loop_behind_all_that_came_before_it():
             waiting.add("r1", "ab")
             waiting.put(_SENTINEL_VALUE)
             for thread in threading.enumerate():
-                if thread.name == "batchstream arrivals":
+                if thread.name == "batchstream prefetcher":
                     thread.join(TIMEOUT)
             raise ValueError(request)
         return request
@@ -708,7 +710,7 @@ def test_R09_the_sentinel_ends_the_loop_behind_all_that_came_before_it():
 
 @pytest.mark.parametrize("stopping", [SystemExit, GeneratorExit])
 def test_R09_R14_whoever_has_ended_is_told_when_another_stops_the_worker(stopping, monkeypatch):
-    monkeypatch.setattr(continuous, "Arrivals", InLine)
+    monkeypatch.setattr(continuous, "RequestPrefetcher", InLine)
     waiting = Waiting(["stop"], [Last("a")], ["x", "y"])
     waiting.put(_SENTINEL_VALUE)
 
@@ -752,8 +754,8 @@ def test_R02_a_transport_that_fails_while_one_looks_ahead_stops_the_worker():
     api = letters(encode_response=encode_response)
     server = api.spec._server = Server()
     api.spec.response_queue_id = 0
-    api.spec.exchange.connect(server, api.api_path)
-    inboxes = [api.spec.exchange.submit(api.spec, [one]).inboxes[0] for one in ("abcd", "1234")]
+    setup.connect(api.spec.link, server, api.api_path)
+    inboxes = [submit(api.spec.link, api.spec, [one]).queues[0] for one in ("abcd", "1234")]
 
     class FailsOnce(Delivery):
         calls = 0

@@ -1,102 +1,74 @@
-"""How far a server process has got, so that no worker runs ahead of it.
+"""Pipes from the server processes to the workers: disconnects and receipts.
 
-LitServe's transport takes any number of messages, and its server process takes about one in a
-quarter of a millisecond out of it, whatever is in them. A model that is faster would only make its
-clients' outputs wait there, and take their memory. So a worker waits a little before it sends
-another message to a server process that has not taken the last few, and if that does not help,
-keeps it back to send it with what comes next. Each worker has a pipe on which it is told of every
-message taken, with a byte that is the number of the server process.
+Every worker has two pipes of its own, and every server process writes to the pipes of all workers:
+it does not know which worker has a request, or whether any has it yet. A write is shorter than what
+a pipe takes in one piece, so that several processes can write without a lock. No write waits: where
+a pipe is full, the message is dropped.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from contextlib import suppress
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
-from typing import Final
+from multiprocessing.connection import Connection
+from typing import Any, Final
 
-_UNDER_WAY: Final = 4
-"""How many messages a server process may not have taken yet: enough for it never to be idle."""
+from batchstream.integrations.litserve._log import logger
 
-_PATIENCE: Final = 0.1
-"""For how many seconds a model waits for a server process that is behind."""
-
-_NUMBERS: Final = 256
-_ALL_THERE_IS: Final = 65536
+SERVER_NUMBERS: Final = 256
+"""How many server processes a receipt can tell apart: it is one byte, the number of one."""
 
 
-class Receipts:
-    """In a server process: tells workers that it has taken a message.
+class WorkerPipes:
+    """The pipes to all workers of an API, made before any other process starts.
+
+    Server processes inherit it by fork. A worker gets it by spawn, without the ends to write to:
+    it finds a pipe at its end once no server process is left.
 
     Args:
-        workers: How many there are.
+        workers: How many workers there are.
 
     Attributes:
-        readers: The pipe of each worker.
-
-    Raises:
-        OSError: The system has no pipes that need not be waited for.
+        disconnects: For each worker, the end to read uids of clients from that have disconnected.
+        receipts: For each worker, the end to read receipts from. Empty where the system has no
+            pipes that can be read without waiting, as on Windows.
     """
 
     def __init__(self, workers: int) -> None:
-        pipes = [Pipe(duplex=False) for _ in range(workers)]
-        self.readers = [reader for reader, _ in pipes]
-        self._writers = [writer for _, writer in pipes]
-        for reader, writer in pipes:
-            os.set_blocking(reader.fileno(), False)
-            os.set_blocking(writer.fileno(), False)
-
-    def give(self, worker: int, server: int) -> None:
-        """Tell a worker, if it listens."""
-        with suppress(OSError, IndexError):
-            os.write(self._writers[worker].fileno(), bytes([server % _NUMBERS]))
-
-
-class Window:
-    """In a worker: tells whether a server process should be sent another message.
-
-    Args:
-        reader: The worker's pipe; without it, always.
-    """
-
-    def __init__(self, reader: Connection | None = None) -> None:
-        self._reader = reader
-        self._under_way: Counter[int] = Counter()
-        self._behind: set[int] = set()
-
-    def enter(self, server: int) -> bool:
-        """Tell whether to send a server process a message, and if so, count that.
-
-        It waits a little for one that has not taken the last few, and not again before that one
-        has caught up: others should not have to wait for it.
-        """
-        reader, number = self._reader, server % _NUMBERS
-        if reader is None:
-            return True
-        self._read(reader)
-        if self._is_full(number) and number not in self._behind:
-            if wait([reader], _PATIENCE):
-                self._read(reader)
-            if self._is_full(number):
-                self._behind.add(number)
-        if self._is_full(number):
-            return False
-        self._under_way[number] += 1
-        return True
-
-    def _is_full(self, number: int) -> bool:
-        return self._reader is not None and self._under_way[number] >= _UNDER_WAY
-
-    def _read(self, reader: Connection) -> None:
+        self.disconnects, self._disconnect_writers = _make_pipes(workers)
+        self.receipts, self._receipt_writers = _make_pipes(workers)
+        self._has_warned = False
         try:
-            taken = os.read(reader.fileno(), _ALL_THERE_IS)
-        except BlockingIOError:
-            return
-        if not taken:  # there is nobody left who could tell
-            self._reader = None
-        for number, count in Counter(taken).items():
-            self._under_way[number] = max(0, self._under_way[number] - count)
-            if not self._under_way[number]:
-                self._behind.discard(number)
+            for writer in self._disconnect_writers:
+                os.set_blocking(writer.fileno(), False)
+            for pipe in (*self.receipts, *self._receipt_writers):
+                os.set_blocking(pipe.fileno(), False)
+        except (AttributeError, OSError):
+            self.receipts, self._receipt_writers = [], []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_disconnect_writers": [], "_receipt_writers": []}
+
+    def send_disconnect(self, uid: object) -> None:
+        """Send every worker the uid of a request whose client has disconnected.
+
+        A worker whose pipe is full goes on serving that request.
+        """
+        for writer in self._disconnect_writers:
+            try:
+                writer.send_bytes(str(uid).encode())
+            except OSError as error:
+                if not self._has_warned:
+                    self._has_warned = True
+                    logger.warning("a worker cannot be notified of clients that leave: %s", error)
+
+    def send_receipt(self, worker: int, server: int) -> None:
+        """Send a worker the receipt for a message that a server process has taken."""
+        with suppress(OSError, IndexError):
+            os.write(self._receipt_writers[worker].fileno(), bytes([server % SERVER_NUMBERS]))
+
+
+def _make_pipes(workers: int) -> tuple[list[Connection], list[Connection]]:
+    pipes = [Pipe(duplex=False) for _ in range(workers)]
+    return [reader for reader, _ in pipes], [writer for _, writer in pipes]

@@ -1,169 +1,186 @@
-"""In the worker: one batch, from decoding its requests to the last end."""
+"""One batch that LitServe's hooks serve, from decoding its requests to the last end."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from litserve.callbacks import EventTypes
 from litserve.loops.base import _inject_context
 
-from batchstream import BatchedStream
-from batchstream._core.errors import INTERRUPTS
+from batchstream._core.errors import INTERRUPTS, report_unraisable
 from batchstream._pumps.source import Source
 from batchstream.integrations.litserve._worker.serving import Serving
+from batchstream.integrations.litserve._worker.stepper import make_step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
-    from batchstream import Delivery
-    from batchstream.integrations.litserve._worker.context import Desk
-    from batchstream.integrations.litserve._worker.request import Member
+    from batchstream import Delivery, Demultiplexer
+    from batchstream.integrations.litserve._worker.context import WorkerContext
+    from batchstream.integrations.litserve._worker.request import ServedRequest
 
 
-class Batch(Serving):
-    """The requests that are served together, by LitServe's hooks.
+class Batch:
+    """The requests that are served together.
 
     Args:
-        desk: What the loop works with.
-        members: The requests.
+        context: What the loop works with.
+        requests: The requests.
         splits_at_predict: Whether a step is what `predict` yields, and each request is encoded by
-            itself; otherwise it is what `encode_response` makes of that.
+            itself; otherwise a step is what `encode_response` yields.
     """
 
-    def __init__(self, desk: Desk, members: Sequence[Member], *, splits_at_predict: bool) -> None:
-        super().__init__(desk)
-        self._waiting = list(members)
+    def __init__(
+        self,
+        context: WorkerContext,
+        requests: Sequence[ServedRequest],
+        *,
+        splits_at_predict: bool,
+    ) -> None:
+        self._context = context
+        self._requests = list(requests)
         self._splits_at_predict = splits_at_predict
-        self._batch: BatchedStream[Any]
-        self._deliveries: Iterator[Delivery[Any]]
+        self._stepper = HookStepper()
+        self._serving = Serving(context, self._stepper)
 
     def serve(self) -> None:
         """Serve every request to its end.
 
         Raises:
-            BaseException: What stops a program, from any hook; the requests have been told.
-            Exception: What the transport raises where it cannot even send an end.
+            BaseException: What is meant for the thread, from any hook; the requests have failed.
+            Exception: What the transport raises when it cannot even send an end.
         """
-        replies = [member.reply for member in self._waiting]
+        replies = [request.reply for request in self._requests]
         try:
             self._decode()
-            if self._waiting:
-                with self._open() as batch:
-                    self._deliveries = batch.steps()
-                    self._run()
+            if self._requests:
+                # The generators are closed before the requests fail: an error may come from both.
+                with closing(self._stepper):
+                    self._begin()
+                    self._serving.run()
         except INTERRUPTS as error:
-            with suppress(Exception):  # where a worker is being stopped, its transport may be gone
-                self._break_off(replies, error)
-                self._desk.outbox.flush(entirely=True)
+            with suppress(Exception):  # the transport may be gone if the worker is being stopped
+                self._serving.fail(replies, error)
+                self._context.outbox.flush(everything=True)
             raise
         except BaseException as error:  # noqa: BLE001 - the users' hooks may raise anything
-            self._break_off(replies, error)
-        self._desk.outbox.flush(entirely=True)
-
-    def _pull(self) -> Delivery[Any] | None:
-        return next(self._deliveries, None)
-
-    def _vacate(self, slot: int) -> None:
-        self._batch.cancel(slot)
+            self._serving.fail(replies, error)
+        self._context.outbox.flush(everything=True)
 
     def _decode(self) -> None:
-        """Decode each request; those that cannot be decoded leave the batch."""
-        desk = self._desk
-        self._each(desk.populate)
-        desk.trigger(EventTypes.BEFORE_DECODE_REQUEST)
-        self._each(desk.decode)
-        desk.trigger(EventTypes.AFTER_DECODE_REQUEST)
+        """Decode each request; a request that cannot be decoded leaves the batch."""
+        context = self._context
+        self._attempt_each(context.populate)
+        context.trigger(EventTypes.BEFORE_DECODE_REQUEST)
+        self._attempt_each(context.decode)
+        context.trigger(EventTypes.AFTER_DECODE_REQUEST)
 
-    def _each(self, action: Callable[[Member], None]) -> None:
-        self._waiting = [member for member in self._waiting if self._desk.attempt(member, action)]
+    def _attempt_each(self, action: Callable[[ServedRequest], None]) -> None:
+        attempt = self._context.attempt
+        self._requests = [request for request in self._requests if attempt(request, action)]
 
-    def _open(self) -> BatchedStream[Any]:
-        """Return the batch of all who have been decoded, in slots in their order.
+    def _begin(self) -> None:
+        """Call the hooks, and give the requests slots in their order.
 
         Raises:
-            Exception: What a hook raises; what the others returned has been closed.
+            Exception: What a hook raises.
         """
-        members = self._waiting
-        steps = HookSteps()
-        try:
-            self._call_hooks(steps)
-        except BaseException:
-            steps.close()
-            raise
-        self._batch = BatchedStream(
-            steps,
-            size=len(members),
-            max_outputs=[member.limit for member in members],
-            **self._desk.options.ends,
-        )
-        for slot, member in enumerate(members):
-            self._seat(slot, member)
-            if member.reply.ended:  # its own encode_response has raised
-                self._dismiss(member)
-        return self._batch
+        requests, serving = self._requests, self._serving
+        steps = self._call_hooks()
+        limits = [request.limit for request in requests]
+        self._stepper.begin(steps, self._context.options.rules.core(len(requests), limits))
+        for slot, request in enumerate(requests):
+            serving.seat(slot, request)
+            if request.reply.ended:  # its own encode_response has raised
+                serving.dismiss(request)
 
-    def _call_hooks(self, steps: HookSteps) -> None:
+    def _call_hooks(self) -> Any:
         """Call the hooks in LitServe's order; their generators begin with the first step."""
-        desk, api, members = self._desk, self._desk.lit_api, self._waiting
-        contexts: list[dict[Any, Any]] = [member.context for member in members]
-        inputs = _inject_context(contexts, api.batch, [member.value for member in members])
-        desk.trigger(EventTypes.BEFORE_PREDICT)
-        outputs = steps.made_of(_inject_context(contexts, api.predict, inputs))
-        desk.trigger(EventTypes.AFTER_PREDICT)
-        # LitServe's own makes a list of each step, and would not pass on who is live.
-        if not self._splits_at_predict or desk.overrides("unbatch"):
-            outputs = steps.made_of(_inject_context(contexts, api.unbatch, outputs))
-        desk.trigger(EventTypes.BEFORE_ENCODE_RESPONSE)
+        context, api, requests = self._context, self._context.lit_api, self._requests
+        owned = self._stepper.owned
+        contexts: list[dict[Any, Any]] = [request.context for request in requests]
+        inputs = _inject_context(contexts, api.batch, [request.content for request in requests])
+        context.trigger(EventTypes.BEFORE_PREDICT)
+        outputs = owned(_inject_context(contexts, api.predict, inputs))
+        context.trigger(EventTypes.AFTER_PREDICT)
+        # LitServe's own makes a list of each step, and would not pass on which slots are live.
+        if not self._splits_at_predict or context.overrides("unbatch"):
+            outputs = owned(_inject_context(contexts, api.unbatch, outputs))
+        context.trigger(EventTypes.BEFORE_ENCODE_RESPONSE)
         if self._splits_at_predict:
-            for member in members:
-                desk.attempt(member, partial(desk.begin_encoding, look_ahead=self._look_ahead))
+            begin = partial(context.begin_encoding, look_ahead=self._serving.look_ahead)
+            for request in requests:
+                context.attempt(request, begin)
         else:
-            encode = api.encode_response
-            outputs = steps.made_of(_inject_context(contexts, encode, outputs))
-        desk.trigger(EventTypes.AFTER_ENCODE_RESPONSE)
-        steps.read(outputs)
+            outputs = owned(_inject_context(contexts, api.encode_response, outputs))
+        context.trigger(EventTypes.AFTER_ENCODE_RESPONSE)
+        return outputs
 
 
-class HookSteps:
-    """The steps of one batch, which are closed together with what they are made of.
+class HookStepper:
+    """The steps that the hooks' iterators make, and the iterators themselves.
 
     Closing a generator does not close the one that it reads in a `for` loop: that would wait for
     the garbage collector, and hold the model's memory until then.
     """
 
     def __init__(self) -> None:
-        self._source = Source(())
-        self._parts: list[Any] = []
+        self._iterators: list[Any] = []
         self._closing = ExitStack()
+        # What an iterator sets while it is closed does not reach the next batch.
+        self._context = copy_context()
+        self._source: Source
+        self._core: Demultiplexer[Any]
 
-    def made_of(self, part: Any) -> Any:
-        """Return what a hook has returned; if it is an iterator, it is closed with the steps."""
-        known = any(part is other for other in self._parts)  # a hook may pass on what it was given
-        if not known and hasattr(part, "__next__") and hasattr(part, "close"):
-            self._parts.append(part)
-            self._closing.callback(part.close)
-        return part
+    def owned(self, result: Any) -> Any:
+        """Return what a hook has returned; if it is an iterator, it is closed with the others."""
+        # A hook may return what it was given: that is closed once.
+        known = any(result is other for other in self._iterators)
+        if not known and hasattr(result, "__next__") and hasattr(result, "close"):
+            self._iterators.append(result)
+            self._closing.callback(result.close)
+        return result
 
-    def read(self, steps: Any) -> None:
-        """Take the steps from here. If it listens, it is told who is live: `live = yield step`.
+    def begin(self, steps: Any, core: Demultiplexer[Any]) -> None:
+        """Read these steps from now on; a generator receives the live slots: `live = yield step`.
 
         Raises:
-            TypeError: It is not iterable.
+            TypeError: They are not iterable.
         """
         self._source = Source(steps)
+        self._core = core
 
-    def __iter__(self) -> Iterator[Any]:
-        return self
+    def step(self) -> Delivery[Any] | None:
+        """Make a step; None if no slot is live."""
+        core = self._core
+        if not core.has_live:
+            return None
+        delivery = make_step(core, self._source)
+        if delivery.ends and not core.has_live:
+            self._close_quietly()
+        return delivery
 
-    def __next__(self) -> Any:
-        return self._source.advance(())
-
-    def send(self, live: tuple[int, ...]) -> Any:
-        """Return the next step, after telling who is live."""
-        return self._source.advance(live)
+    def vacate(self, slot: int) -> None:
+        """Cancel the slot."""
+        self._core.cancel(slot)
+        if not self._core.has_live:
+            self._close_quietly()
 
     def close(self) -> None:
-        """Close all parts, the last one first, even if one of them raises."""
-        self._closing.close()
+        """Close all iterators, the last one first, even if one raises. Repeated calls do nothing.
+
+        Raises:
+            BaseException: What an iterator raises.
+        """
+        self._context.run(self._closing.close)
+
+    def _close_quietly(self) -> None:
+        try:
+            self.close()
+        except INTERRUPTS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - of a batch whose requests have all ended
+            report_unraisable(error)

@@ -1,4 +1,4 @@
-"""In the worker: an engine whose slots are refilled between two steps."""
+"""An engine whose slots are refilled between two steps."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from litserve.callbacks import EventTypes
 
-from batchstream import Delivery, Demultiplexer
 from batchstream._batching.engine import Engine
-from batchstream._core.errors import INTERRUPTS
-from batchstream.integrations.litserve._worker.queue import Arrivals
-from batchstream.integrations.litserve._worker.request import Member
+from batchstream.integrations.litserve._worker.queue import RequestPrefetcher
+from batchstream.integrations.litserve._worker.request import ServedRequest
 from batchstream.integrations.litserve._worker.serving import Serving
+from batchstream.integrations.litserve._worker.stepper import make_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,115 +22,112 @@ if TYPE_CHECKING:
 
     from litserve import LitAPI
 
-    from batchstream import StepEngine
-    from batchstream.integrations.litserve._worker.context import Desk
+    from batchstream import Delivery, StepEngine
+    from batchstream.integrations.litserve._worker.context import WorkerContext
 
 
-class ContinuousServing(Serving):
+class EngineStepper:
     """Requests that join an engine and leave it, for as long as the worker lives.
 
     Args:
-        desk: What the loop works with.
+        context: What the loop works with.
         make_engine: Makes an engine for the API.
         request_queue: Where requests come from.
     """
 
     def __init__(
         self,
-        desk: Desk,
+        context: WorkerContext,
         make_engine: Callable[[LitAPI], StepEngine[Any, Any]],
         request_queue: Queue[Any],
     ) -> None:
-        super().__init__(desk)
-        self._size = desk.lit_api.max_batch_size
-        self._context = copy_context()
-        self._engine = Engine(partial(make_engine, desk.lit_api)).use(self._context)
+        self._context = context
+        self._serving = Serving(context, self)
+        self._size = context.lit_api.max_batch_size
+        self._variables = copy_context()
+        self._engine = Engine(partial(make_engine, context.lit_api)).use(self._variables)
         self._start_over()
         self._joining: deque[tuple[int, object, float, Any]] = deque()
-        self._arrivals = Arrivals(request_queue, self._size)
+        self._prefetcher = RequestPrefetcher(request_queue, self._size)
 
     def serve(self) -> None:
         """Serve requests until LitServe stops the loop.
 
         Raises:
-            BaseException: What stops a program, from any hook or the engine; the requests have
-                been told. Or what the queue or the transport raises.
+            BaseException: What is meant for the thread, from any hook or the engine; the requests
+                have failed. Or what the queue or the transport raises.
         """
+        context = self._context
         try:
-            self._run()
+            self._serving.run()
         except BaseException as error:
-            waiting = [*self._joining, *self._arrivals.close()]
-            with suppress(Exception):  # where a worker is being stopped, its transport may be gone
-                self._break_off([self._desk.reply_to(*request[:2]) for request in waiting], error)
-                self._desk.outbox.flush(entirely=True)
+            waiting = [*self._joining, *self._prefetcher.close()]
+            with suppress(Exception):  # the transport may be gone if the worker is being stopped
+                replies = [context.reply_to(server, uid) for server, uid, *_ in waiting]
+                self._serving.fail(replies, error)
+                context.outbox.flush(everything=True)
             raise
         finally:
             self._engine.close()
 
-    def _start_over(self) -> None:
-        self._core: Demultiplexer[Any] = Demultiplexer(
-            self._size, vacant=True, **self._desk.options.ends
-        )
-        self._free = list(reversed(range(self._size)))  # the lowest comes last, and is taken first
-
-    def _pull(self) -> Delivery[Any] | None:
+    def step(self) -> Delivery[Any] | None:
+        """Refill the free slots and make a step; None once the loop is over and no slot is live."""
         while True:
-            if not self._core.has_live:  # it may wait for long
-                self._desk.outbox.flush(entirely=True)
-            self._free += self._engine.keep(self._core.live)
-            self._joining.extend(self._arrivals.take(block=not self._core.has_live))
+            live = self._core.live
+            if not live:  # the next request may be a long time away
+                self._context.outbox.flush(everything=True)
+            self._free += self._engine.keep(live)
+            self._joining.extend(self._prefetcher.take(block=not live))
             while self._joining:
+                # Removed last: what interrupts this finds the request, and fails it.
                 if not self._let_join(*self._joining[0]):
-                    self._arrivals.free_seat()
+                    self._prefetcher.release_slot()
                 self._joining.popleft()
             if self._core.has_live:
-                return self._step()
-            if self._arrivals.over:
+                return self._make_step()
+            if self._prefetcher.over:
                 return None
 
-    def _vacate(self, slot: int) -> None:
+    def vacate(self, slot: int) -> None:
+        """Cancel the slot; the engine removes it before the next step."""
         if self._core.cancel(slot).ends:
-            self._arrivals.free_seat()
+            self._prefetcher.release_slot()
 
-    def _let_join(self, server: int, uid: object, submitted: float, request: object) -> bool:
-        """Let a request join, and tell whether it did."""
-        desk = self._desk
-        member = Member(desk.reply_to(server, uid), request)
-        desk.acknowledge(server, uid)
-        if uid in desk.departures:
-            return False
-        if desk.is_late(submitted):
-            member.reply.time_out(desk.lit_api.request_timeout)
-            return False
-        return desk.attempt(member, self._join)
+    def _start_over(self) -> None:
+        self._core = self._context.options.rules.core(self._size, vacant=True)
+        self._free = list(reversed(range(self._size)))  # the lowest comes last, and is taken first
 
-    def _join(self, member: Member) -> None:
-        desk = self._desk
-        desk.populate(member)
-        desk.trigger(EventTypes.BEFORE_DECODE_REQUEST)
-        desk.decode(member)
-        desk.trigger(EventTypes.AFTER_DECODE_REQUEST)
-        desk.begin_encoding(member, self._look_ahead)
+    def _let_join(self, server: int, uid: object, submitted: float, content: object) -> bool:
+        """Let a request join, and return whether it did."""
+        context = self._context
+        request = ServedRequest(context.reply_to(server, uid), content)
+        context.acknowledge(server, uid)
+        if uid in context.disconnects:
+            return False
+        if context.is_late(submitted):
+            request.reply.time_out(context.lit_api.request_timeout)
+            return False
+        return context.attempt(request, self._join)
+
+    def _join(self, request: ServedRequest) -> None:
+        context = self._context
+        context.populate(request)
+        context.trigger(EventTypes.BEFORE_DECODE_REQUEST)
+        context.decode(request)
+        context.trigger(EventTypes.AFTER_DECODE_REQUEST)
+        context.begin_encoding(request, self._serving.look_ahead)
         slot = self._free[-1]
-        self._engine.use(self._context).add(slot, member.value)
-        self._core.open(slot, max_outputs=member.limit)
-        self._seat(self._free.pop(), member)
+        self._engine.use(self._variables).add(slot, request.content)
+        self._core.open(slot, max_outputs=request.limit)
+        self._serving.seat(self._free.pop(), request)
 
-    def _step(self) -> Delivery[Any]:
-        desk, core = self._desk, self._core
-        desk.trigger(EventTypes.BEFORE_PREDICT)
-        try:
-            step = self._engine.advance(core.live)
-        except INTERRUPTS:
-            raise
-        except BaseException as error:  # noqa: BLE001 - told to those whom it concerns
-            delivery = core.fail(error)
-        else:
-            delivery = core.feed(step)
-        desk.trigger(EventTypes.AFTER_PREDICT)
-        if not core.running:  # the engine has failed, or yielded what is no step
+    def _make_step(self) -> Delivery[Any]:
+        self._context.trigger(EventTypes.BEFORE_PREDICT)
+        delivery = make_step(self._core, self._engine)
+        self._context.trigger(EventTypes.AFTER_PREDICT)
+        if not self._core.running:  # the engine has raised, or its step could not be read
             self._engine.discard()
             self._start_over()
-        for _ in delivery.ends:  # now: it takes a while until there is a request
-            self._arrivals.free_seat()
+        for _ in delivery.ends:  # now, and not when a request comes: that may take long
+            self._prefetcher.release_slot()
         return delivery

@@ -1,10 +1,4 @@
-"""Who has left: told by the server processes, heard in the workers.
-
-Each worker has a pipe of its own, and every server process writes to all of them: it does not know
-which worker has a request, or whether one has it yet. What is written is shorter than what a pipe
-takes in one piece, so that several processes may write without a lock. A pipe that is full, since
-its worker has been busy for thousands of departures, is not waited for.
-"""
+"""Which clients have disconnected, as far as this worker has heard from the server processes."""
 
 from __future__ import annotations
 
@@ -14,125 +8,95 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Final
 
-from batchstream.integrations.litserve._log import logger
-
 _REMEMBERED: Final = 10_000
-"""How many departures a worker keeps in mind, for requests that it may not have seen yet."""
+"""How many uids a worker remembers, of requests that may not have reached it yet."""
 
-_SECONDS_WITHOUT_LOOKING: Final = 5.0
+_SECONDS_BETWEEN_CHECKS: Final = 5.0
 
 
-class Announcer:
-    """In a server process: tells the workers who has left.
+class Disconnects:
+    """The requests whose clients have disconnected. A thread sleeps on the pipe.
+
+    The thread also sees when LitServe's main process has ended without stopping its workers, and
+    then ends this worker as Ctrl-C would: no other process is left to do it.
 
     Args:
-        workers: How many there are.
+        reader: This worker's pipe; without it, no client ever disconnects.
 
     Attributes:
-        readers: The pipe of each worker.
-    """
-
-    def __init__(self, workers: int) -> None:
-        pipes = [multiprocessing.Pipe(duplex=False) for _ in range(workers)]
-        self.readers = [reader for reader, _ in pipes]
-        self._writers = [writer for _, writer in pipes]
-        self._has_warned = False
-        with suppress(AttributeError, OSError):  # on Windows it waits
-            for writer in self._writers:
-                os.set_blocking(writer.fileno(), False)
-
-    def announce(self, uid: object) -> None:
-        """Tell every worker. One that does not listen serves on for a client who is not there."""
-        for writer in self._writers:
-            try:
-                writer.send_bytes(str(uid).encode())
-            except OSError as error:
-                if not self._has_warned:
-                    self._has_warned = True
-                    logger.warning("a worker cannot be told of clients that leave: %s", error)
-
-
-class Departures:
-    """In a worker: who has left, as far as it has heard. A thread sleeps on the pipe.
-
-    The thread also notices when LitServe's main process has gone without a word, and then ends the
-    worker, as Ctrl-C would: nobody else is left to do it.
-
-    Args:
-        reader: The worker's pipe; without it nobody ever leaves.
+        unread: The uids that `take` has not returned yet, in order.
     """
 
     def __init__(self, reader: Connection | None = None) -> None:
-        self._news: deque[str] = deque(maxlen=_REMEMBERED)
-        self._known: dict[str, None] = {}  # in the order of departure
+        self.unread: deque[str] = deque(maxlen=_REMEMBERED)
+        self._remembered: dict[str, None] = {}  # in the order in which they came
         if reader is not None:
             threading.Thread(
-                target=self._listen, args=(reader,), name="batchstream departures", daemon=True
+                target=self._listen, args=(reader,), name="batchstream disconnects", daemon=True
             ).start()
 
-    def news(self) -> Iterator[str]:
-        """Give each departure once."""
-        while self._news:
-            yield self._news.popleft()
+    def take(self) -> list[str]:
+        """Return the uids that have come since the last call."""
+        # One by one: the thread may add another at any time.
+        return [self.unread.popleft() for _ in range(len(self.unread))]
 
     def __contains__(self, uid: object) -> bool:
-        return str(uid) in self._known
+        return str(uid) in self._remembered
+
+    def add(self, uid: str) -> None:
+        """Remember that the client of a request has disconnected."""
+        self._remembered[uid] = None
+        if len(self._remembered) > _REMEMBERED:
+            self._remembered.pop(next(iter(self._remembered)))
+        self.unread.append(uid)
 
     def _listen(self, reader: Connection) -> None:
-        parent = Parent()
+        parent = ParentWatch()
         while True:
             try:
-                ready = wait([reader, *parent.ends], parent.patience)
+                ready = wait([reader, *parent.sentinels], parent.timeout)
                 if reader in ready:
-                    self._note(reader.recv_bytes().decode())
+                    self.add(reader.recv_bytes().decode())
             except (EOFError, OSError):
                 return
-            if parent.is_gone:
+            if parent.has_ended:
                 _interrupt_main_thread()
                 return
 
-    def _note(self, uid: str) -> None:
-        self._known[uid] = None
-        if len(self._known) > _REMEMBERED:
-            self._known.pop(next(iter(self._known)))
-        self._news.append(uid)
 
-
-class Parent:
-    """LitServe's main process, as its worker sees it.
+class ParentWatch:
+    """Finds out when LitServe's main process has ended.
 
     The sentinel that multiprocessing has for it is of no use: server processes that were forked
-    later hold the other end as well.
+    later hold the other end of it as well.
 
     Attributes:
-        ends: What becomes ready when it is gone, where the system has such a thing.
-        patience: For how many seconds to wait without looking, where it has not.
+        sentinels: What becomes ready when the main process has ended, if the system offers that.
+        timeout: After how many seconds to check, if the system does not.
     """
 
     def __init__(self) -> None:
         parent = multiprocessing.parent_process()
         self._pid = None if parent is None else parent.pid
-        self.ends: list[int] = []
-        self.patience: float | None = None
+        self.sentinels: list[int] = []
+        self.timeout: float | None = None
         if self._pid is not None:
             try:
-                self.ends = [os.pidfd_open(self._pid)]
+                self.sentinels = [os.pidfd_open(self._pid)]
             except (AttributeError, OSError):
-                self.patience = _SECONDS_WITHOUT_LOOKING
+                self.timeout = _SECONDS_BETWEEN_CHECKS
 
     @property
-    def is_gone(self) -> bool:
-        """Whether it has ended."""
+    def has_ended(self) -> bool:
+        """Whether the main process has ended."""
         return self._pid is not None and os.getppid() != self._pid
 
 
 def _interrupt_main_thread() -> None:
-    """Raise KeyboardInterrupt there, whatever it waits for."""
+    """Raise KeyboardInterrupt in the main thread, whatever it waits for."""
     main = threading.main_thread().ident
     if main is not None and hasattr(signal, "pthread_kill"):
         signal.pthread_kill(main, signal.SIGINT)

@@ -1,4 +1,4 @@
-"""In the worker: the way back to one client."""
+"""The way back to one client, and the failure of several requests at once."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Any
 from litserve.utils import LitAPIStatus, PickleableHTTPException
 from starlette.exceptions import HTTPException
 
-from batchstream.integrations.litserve._link.link import exchange_of
-from batchstream.integrations.litserve._link.messages import Ending, Failure, text_of
+from batchstream.integrations.litserve._link.messages import EndMessage, Failure, text_of
 from batchstream.integrations.litserve._log import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from litserve.specs.base import LitSpec
-
     from batchstream import StreamEnd
+    from batchstream.integrations.litserve._link.link import Link
     from batchstream.integrations.litserve._worker.outbox import Outbox
 
 
@@ -26,24 +24,51 @@ class Reply:
     The methods that end it raise what the transport raises.
 
     Args:
-        outbox: Where its messages go.
+        outbox: For its messages.
         server: LitServe's number for the server process that waits for them.
         uid: LitServe's name for the request, text or a UUID.
-        spec: What the API's endpoint is made by.
+        formatted: The API's `format_encoded_response`.
+        link: To an endpoint that understands the messages of this package.
+        sends_text: Whether outputs have to be text or bytes, as they have for an endpoint of this
+            package and for LitServe's own.
+
+    Attributes:
+        uid: LitServe's name for the request.
+        begun: Whether an output has been sent.
+        ended: Whether an end has been sent, or nothing more is to be.
     """
 
-    __slots__ = ("_exchange", "_outbox", "_server", "_spec", "begun", "ended", "uid")
+    __slots__ = (
+        "_formatted",
+        "_link",
+        "_outbox",
+        "_sends_text",
+        "_server",
+        "begun",
+        "ended",
+        "uid",
+    )
 
-    def __init__(self, outbox: Outbox, server: int, uid: object, spec: LitSpec | None) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        server: int,
+        uid: object,
+        *,
+        formatted: Callable[[Any], object],
+        link: Link | None,
+        sends_text: bool,
+    ) -> None:
         self._outbox = outbox
         self._server = server
-        self._spec = spec
-        self._exchange = exchange_of(spec)
+        self._formatted = formatted
+        self._link = link
+        self._sends_text = sends_text
         self.uid = uid
         self.begun = False
         self.ended = False
 
-    def put(self, output: object, formatted: Callable[[Any], object]) -> None:
+    def put(self, output: object) -> None:
         """Send an output.
 
         Raises:
@@ -51,82 +76,82 @@ class Reply:
         """
         if self.ended:
             return
-        data = formatted(output)
-        if self._spec is None or self._exchange is not None:
-            data = _plain(data)
+        data = self._formatted(output)
+        if self._sends_text and not (type(data) is str and data.isascii()):
+            data = _text_or_bytes(data)
         self._outbox.put(self._server, self.uid, data, LitAPIStatus.OK)
         self.begun = True
 
     def finish(self, end: StreamEnd) -> None:
-        """Let the response end in the proper way."""
+        """End the response as complete."""
         if not self.ended:
-            tells = self._exchange is not None and self._exchange.tells_ends
-            self._end(Ending.of(end) if tells else "", LitAPIStatus.FINISH_STREAMING)
+            sends_ends = self._link is not None and self._link.sends_ends
+            self._end(EndMessage.of(end) if sends_ends else "", LitAPIStatus.FINISH_STREAMING)
 
     def fail(self, error: BaseException) -> None:
-        """Let the response end as failed."""
+        """End the response as failed."""
         if self.ended:
             return
         failure = Failure.of(error)
-        if self._exchange is not None:
+        if self._link is not None:
             self._end(failure, LitAPIStatus.OK)
         else:
-            answer = PickleableHTTPException(failure.status_code, failure.detail)
-            self._end(answer, LitAPIStatus.ERROR)
+            exception = PickleableHTTPException(failure.status_code, failure.detail)
+            self._end(exception, LitAPIStatus.ERROR)
 
-    def give_up(self) -> None:
-        """Send nothing more: nobody is there to take it."""
+    def abandon(self) -> None:
+        """Send nothing more: the client has disconnected."""
         self.ended = True
 
     def time_out(self, limit: float | None) -> None:
-        """Let the response end as that of a request which no worker has taken in time."""
+        """Fail a request that no worker has taken in time."""
         logger.error("request %s waited for a worker longer than %s seconds", self.uid, limit)
         self.fail(HTTPException(504, "Request timed out"))
 
     def _end(self, data: object, status: str) -> None:
-        # An end that cannot be sent is none: the request is failed in its stead. If that cannot be
-        # sent either, what the transport raises stops the worker, as it does in LitServe's loop.
+        # An end that cannot be sent does not count: the request fails instead. If the failure
+        # cannot be sent either, the transport's error stops the worker, as in LitServe's loop.
         self._outbox.put(self._server, self.uid, data, status)
         self.ended = True
 
 
-def fail(replies: Iterable[Reply], error: BaseException) -> None:
+def fail_all(replies: Iterable[Reply], error: BaseException) -> None:
     """Fail the requests that have not ended, and log the error once for all of them.
 
     Raises:
-        Exception: What the transport raised first, after each request was told, or tried to be.
+        Exception: What the transport raised first, after every request has been tried.
     """
-    concerned = [reply for reply in replies if not reply.ended]
-    if concerned:
-        _log(error, concerned)
-    unsent: list[Exception] = []
-    for reply in concerned:
+    open_replies = [reply for reply in replies if not reply.ended]
+    if open_replies:
+        _log(error, open_replies)
+    transport_errors: list[Exception] = []
+    for reply in open_replies:
         try:
             reply.fail(error)
         except Exception as transport_error:  # noqa: BLE001 - raised below
-            unsent.append(transport_error)
-    if unsent:
-        raise unsent[0]
+            transport_errors.append(transport_error)
+    if transport_errors:
+        raise transport_errors[0]
 
 
 def _log(error: BaseException, replies: list[Reply]) -> None:
     uids = ", ".join(str(reply.uid) for reply in replies)
     if not isinstance(error, HTTPException | KeyboardInterrupt):
-        logger.error("failed, and with it these requests: %s", uids, exc_info=error)
+        logger.error("an error has failed these requests: %s", uids, exc_info=error)
     elif any(reply.begun for reply in replies):
-        # Before the first output it is an answer like another; now it comes too late to be seen.
+        # Before the first output it is an answer like any other; now its client cannot see it.
         logger.warning("requests cut off in mid-stream by %s: %s", text_of(error), uids)
 
 
-def _plain(data: object) -> str | bytes:
-    """Return an output as what every transport and every client can take.
+def _text_or_bytes(data: object) -> str | bytes:
+    """Return an output as a type that every transport and every client can take.
 
     Raises:
         TypeError: It is neither text nor bytes.
         UnicodeEncodeError: It is text with half a surrogate pair.
     """
     if isinstance(data, str):
-        text = str.__str__(data)  # of a subclass the text alone: its class may not unpickle
+        text = str.__str__(data)  # the text of a subclass alone: its class may not unpickle
         if not text.isascii():
             text.encode()
         return text

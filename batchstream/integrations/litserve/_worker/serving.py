@@ -1,194 +1,219 @@
-"""In the worker: handing out what the model's steps give to whom."""
+"""Handing out what the model's steps give to the requests in its slots."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from batchstream import FinishReason, StreamEnd
-from batchstream.integrations.litserve._worker.reply import fail
+from batchstream._core.errors import INTERRUPTS
+from batchstream.integrations.litserve._worker.reply import fail_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from batchstream import Delivery
-    from batchstream.integrations.litserve._worker.context import Desk
+    from batchstream.integrations.litserve._worker.context import WorkerContext
     from batchstream.integrations.litserve._worker.reply import Reply
-    from batchstream.integrations.litserve._worker.request import Member
+    from batchstream.integrations.litserve._worker.request import ServedRequest
+    from batchstream.integrations.litserve._worker.stepper import Stepper
 
 _RETURNED: Final = StreamEnd(FinishReason.EOS, 0)
 """How a request ends whose own `encode_response` has returned."""
 
-_DEEPEST: Final = 8
-"""How many may look ahead, each while another does; each takes some of Python's stack."""
+_MAX_LOOK_AHEADS: Final = 8
+"""How many encoders may look ahead, each within another; each takes some of Python's stack."""
 
 
-class Serving(ABC):
-    """Requests in the slots of a model that makes steps.
+class Serving:
+    """Requests in the slots of a model, from its first step for them to their ends.
+
+    A request is *unanswered* until its end has been sent. It leaves its slot before that: when
+    the step is made that has its end.
 
     Args:
-        desk: What the loop works with.
+        context: What the loop works with.
+        stepper: The model.
     """
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._members: dict[int, Member] = {}  # by slot: who is there
-        self._slots: dict[str, int] = {}  # of those who are there, by uid
-        self._unsettled: dict[Member, None] = {}  # whoever has not been told of an end
-        # Of those who are unsettled: who has got something to encode, in that order, and how those
-        # end who get nothing more.
-        self._to_encode: dict[Member, None] = {}
-        self._ends: list[tuple[Member, StreamEnd]] = []
-        self._depth = 0  # of those who look ahead while another does
+    def __init__(self, context: WorkerContext, stepper: Stepper) -> None:
+        self._context = context
+        self._outbox = context.outbox
+        self._disconnects = context.disconnects
+        self._stepper = stepper
+        self._requests: dict[int, ServedRequest] = {}  # by slot
+        self._slots: dict[str, int] = {}  # by uid
+        self._unanswered: dict[ServedRequest, None] = {}
+        # Of the unanswered: requests with outputs to encode, in the order in which they got the
+        # first of them; and how the requests end that get no more outputs.
+        self._to_encode: dict[ServedRequest, None] = {}
+        self._ends: list[tuple[ServedRequest, StreamEnd]] = []
+        self._look_aheads = 0  # that are under way
 
-    @abstractmethod
-    def _pull(self) -> Delivery[Any] | None:
-        """Let the model make a step; None if there is nobody left to make one for."""
+    def seat(self, slot: int, request: ServedRequest) -> None:
+        """Put a request into a slot."""
+        self._requests[slot] = request
+        self._unanswered[request] = None
+        self._slots[str(request.reply.uid)] = slot
 
-    @abstractmethod
-    def _vacate(self, slot: int) -> None:
-        """Take the slot's member out of the model, before its next step at the latest."""
-
-    def _run(self) -> None:
-        """Serve everybody to the end.
+    def run(self) -> None:
+        """Serve all requests to their ends.
 
         Raises:
-            BaseException: What `_pull` raises.
+            BaseException: What the stepper raises, what is meant for the thread, and what the
+                transport raises.
         """
-        while self.advance():
+        while self._advance():
             while self._to_encode or self._ends:
-                self._hand_out()
+                self._encode_all()
 
-    def advance(self) -> bool:
-        """Let the model make a step, and hand out its outputs; tell whether there was one.
+    def look_ahead(self, request: ServedRequest) -> bool:
+        """Get a request the output that its encoder waits for.
 
-        All that has been said to clients is sent before: nobody waits for the step of others.
+        Before that all others are encoded that can do without looking ahead: they do not have to
+        wait for the step.
+
+        Returns:
+            Whether there may be one; otherwise there will be none.
         """
-        self._catch_up()
-        delivery = self._pull()
+        if self._look_aheads < _MAX_LOOK_AHEADS:
+            self._look_aheads += 1
+            try:
+                self._encode_all(only_streaming=True)
+            finally:
+                self._look_aheads -= 1
+        self._outbox.flush()
+        self._drop_disconnected()
+        encoder = request.encoder
+        if encoder is None or not encoder.is_starved:
+            return True  # its client has disconnected, or another encoder has looked ahead
+        return self._advance()
+
+    def dismiss(self, request: ServedRequest) -> None:
+        """Serve a request no more whose end has been sent, or cannot be."""
+        slot = self._slots.pop(str(request.reply.uid), None)
+        if slot is not None:
+            self._requests.pop(slot, None)
+            self._stepper.vacate(slot)
+        self._unanswered.pop(request, None)
+        self._to_encode.pop(request, None)
+        request.release()
+
+    def fail(self, replies: Iterable[Reply], error: BaseException) -> None:
+        """Fail all unanswered requests, and others that have not been seated."""
+        unanswered = [request.reply for request in self._unanswered]
+        fail_all(dict.fromkeys([*unanswered, *replies]), error)
+        for request in self._unanswered:
+            request.release()
+
+    def _advance(self) -> bool:
+        """Let the model make a step, and give its outputs to their requests.
+
+        Everything that was put into the outbox is sent first: no client waits for the next step.
+
+        Returns:
+            Whether there was a step.
+        """
+        self._outbox.flush()
+        if self._disconnects.unread:
+            self._drop_disconnected()
+        delivery = self._stepper.step()
         if delivery is None:
             return False
-        members = self._members
-        for slot, output in zip(delivery.slots, delivery.values, strict=True):
-            member = members.get(slot)
-            if member is None:
-                pass  # one of the outputs before was its last
-            elif member.encoding is None:
-                self._send((output,), member)
-            else:
-                member.encoding.give(output)
-                self._to_encode[member] = None
-        for slot, end in delivery.ends:
-            member = members.pop(slot, None)
-            if member is not None:
-                self._note_end(member, end)
+        slots, outputs, ends = delivery
+        requests = self._requests
+        for slot, output in zip(slots, outputs, strict=True):
+            request = requests.get(slot)
+            if request is None:
+                continue  # an earlier output of this step has failed it
+            if request.encoder is not None:
+                request.encoder.outputs.append(output)
+                self._to_encode[request] = None
+                continue
+            try:
+                request.reply.put(output)
+            except INTERRUPTS:
+                raise
+            except BaseException as error:  # noqa: BLE001 - the other requests go on
+                self._fail(request, error)
+        for slot, end in ends:
+            request = requests.pop(slot, None)
+            if request is not None:
+                self._end(request, end)
         return True
 
-    def _catch_up(self) -> None:
-        """Say what there is to say to clients, and hear which of them have left."""
-        self._desk.outbox.flush()
-        for uid in self._desk.departures.news():
+    def _drop_disconnected(self) -> None:
+        for uid in self._disconnects.take():
             if uid in self._slots:
-                member = self._members[self._slots[uid]]
-                member.reply.give_up()
-                self._dismiss(member)
+                request = self._requests[self._slots[uid]]
+                request.reply.abandon()
+                self.dismiss(request)
 
-    def _seat(self, slot: int, member: Member) -> None:
-        self._members[slot] = member
-        self._unsettled[member] = None
-        self._slots[str(member.reply.uid)] = slot
+    def _end(self, request: ServedRequest, end: StreamEnd) -> None:
+        """Note how a request ends."""
+        self._slots.pop(str(request.reply.uid), None)
+        self._ends.append((request, end))
+        request.context.live = False
+        if request.encoder is not None:
+            request.encoder.end(failed=end.error is not None)
 
-    def _note_end(self, member: Member, end: StreamEnd) -> None:
-        self._slots.pop(str(member.reply.uid), None)
-        self._ends.append((member, end))
-        member.context.live = False
-        if member.encoding is not None:
-            member.encoding.end(failed=end.error is not None)
+    def _fail(self, request: ServedRequest, error: BaseException) -> None:
+        self._context.fail(request, error)
+        self.dismiss(request)
 
-    def _dismiss(self, member: Member) -> None:
-        """Serve a member no more, who has been told so, or cannot be."""
-        slot = self._slots.pop(str(member.reply.uid), None)
-        if slot is not None:
-            self._members.pop(slot, None)
-            self._vacate(slot)
-        self._unsettled.pop(member, None)
-        self._to_encode.pop(member, None)
-        member.leave()
-
-    def _hand_out(self, *, aside: bool = False) -> None:
-        """Encode and send what was given, and let those end who have ended.
+    def _encode_all(self, *, only_streaming: bool = False) -> None:
+        """Encode and send the outputs that wait for it, then the ends of requests that have all.
 
         Args:
-            aside: Whether somebody looks ahead, so that no other should: it would hold up all who
-                wait for it to come back.
+            only_streaming: Whether to leave out requests whose encoder may look ahead. Where
+                another one looks ahead already, they would hold up all that wait for it.
         """
-        for member in tuple(self._to_encode):
-            encoding = member.encoding
-            if member not in self._to_encode or encoding is None:
-                continue  # somebody has looked ahead, and it had its turn then
-            if encoding.running or (aside and not encoding.is_steady):
+        for request in tuple(self._to_encode):
+            encoder = request.encoder
+            if request not in self._to_encode or encoder is None:
+                continue  # another encoder has looked ahead, and this one had its turn then
+            if encoder.running or (only_streaming and not encoder.is_streaming):
                 continue
-            del self._to_encode[member]
-            self._send(encoding.elements(), member)
-            if encoding.over and str(member.reply.uid) in self._slots:
-                member.reply.finish(_RETURNED)
-                self._dismiss(member)
-        self._settle()
+            del self._to_encode[request]
+            self._encode(request)
+            if encoder.over and str(request.reply.uid) in self._slots:
+                request.reply.finish(_RETURNED)
+                self.dismiss(request)
+        if self._ends:
+            self._send_ends()
 
-    def _look_ahead(self, member: Member) -> bool:
-        """Get a member the output that its encoding waits for, if there is to be one.
+    def _encode(self, request: ServedRequest) -> None:
+        """Send what a request's encoder yields; if that raises, only this request fails."""
+        encoder = request.encoder
+        if encoder is None:
+            return
+        try:
+            for element in encoder.elements():
+                request.reply.put(element)
+        except INTERRUPTS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the other requests go on
+            self._fail(request, error)
 
-        Others do not wait for that, if they can do without looking ahead themselves.
+    def _send_ends(self) -> None:
+        """Send the ends of requests whose outputs have all been encoded.
+
+        An error that fails several requests is logged once.
         """
-        if self._depth < _DEEPEST:
-            self._depth += 1
-            try:
-                self._hand_out(aside=True)
-            finally:
-                self._depth -= 1
-        self._catch_up()
-        encoding = member.encoding
-        if encoding is None or not encoding.wants:
-            return True  # its client has left, or one of the others has looked ahead after all
-        return self.advance()
-
-    def _send(self, elements: Iterable[Any], member: Member) -> None:
-        """Send what a member gets; what cannot be encoded or sent fails its own request alone."""
-
-        def put(member: Member) -> None:
-            for element in elements:
-                member.reply.put(element, self._desk.lit_api.format_encoded_response)
-
-        if not self._desk.attempt(member, put):
-            self._dismiss(member)
-
-    def _break_off(self, replies: Iterable[Reply], error: BaseException) -> None:
-        """Fail everybody who has not been told of an end, and others who were to join."""
-        unsettled = [member.reply for member in self._unsettled]
-        fail(dict.fromkeys([*unsettled, *replies]), error)
-        for member in self._unsettled:
-            member.leave()
-
-    def _settle(self) -> None:
-        """Let those end who have ended; an error of several is told, and logged, once."""
-        ends: list[tuple[Member, StreamEnd]] = []
-        later: list[tuple[Member, StreamEnd]] = []
-        for pair in self._ends:
-            (ends if self._has_all(pair[0]) else later).append(pair)
+        now: list[tuple[ServedRequest, StreamEnd]] = []
+        later: list[tuple[ServedRequest, StreamEnd]] = []
+        for request, end in self._ends:
+            encoder = request.encoder
+            waits = encoder is not None and (encoder.running or request in self._to_encode)
+            (later if waits else now).append((request, end))
         self._ends = later
-        errors: dict[int, tuple[BaseException, list[Member]]] = {}
-        for member, end in ends:
+        errors: dict[int, tuple[BaseException, list[Reply]]] = {}
+        for request, end in now:
             if end.error is not None:
-                errors.setdefault(id(end.error), (end.error, []))[1].append(member)
-        for error, members in errors.values():
-            fail([member.reply for member in members], error)
-        for member, end in ends:
-            if member.encoding is not None and not member.reply.ended:
-                self._send(member.encoding.elements(), member)
-            member.reply.finish(end)
-            self._unsettled.pop(member, None)
-            member.leave()
-
-    def _has_all(self, member: Member) -> bool:
-        encoding = member.encoding
-        return encoding is None or not (encoding.running or member in self._to_encode)
+                errors.setdefault(id(end.error), (end.error, []))[1].append(request.reply)
+        for error, replies in errors.values():
+            fail_all(replies, error)
+        for request, end in now:
+            if request.encoder is not None and not request.reply.ended:
+                self._encode(request)  # what its `encode_response` yields after the last output
+            request.reply.finish(end)
+            self._unanswered.pop(request, None)
+            request.release()
