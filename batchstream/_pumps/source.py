@@ -10,7 +10,7 @@ from functools import partial
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from batchstream._core.errors import INTERRUPTS, report_unraisable
+from batchstream._core.errors import call_quietly
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -109,12 +109,7 @@ class Source:
 
         An error goes to `sys.unraisablehook`.
         """
-        try:
-            self.close()
-        except INTERRUPTS:
-            raise
-        except BaseException as error:  # noqa: BLE001 - handed on, to the hook
-            report_unraisable(error)
+        call_quietly(self.close)
 
 
 class SyncSource(Protocol):

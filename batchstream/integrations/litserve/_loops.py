@@ -18,7 +18,7 @@ from batchstream.integrations.litserve._server.endpoint import (
 )
 from batchstream.integrations.litserve._worker.batch import Batch
 from batchstream.integrations.litserve._worker.context import WorkerContext
-from batchstream.integrations.litserve._worker.continuous import EngineStepper
+from batchstream.integrations.litserve._worker.continuous import ContinuousBatch
 from batchstream.integrations.litserve._worker.queue import PushbackQueue, wait_for_request
 from batchstream.integrations.litserve._worker.request import ServedRequest
 
@@ -59,23 +59,16 @@ class _AnyLoop(LitLoop):
             raise ValueError(f"{name} serves streams only: pass stream=True to the LitAPI")
         if lit_api.enable_async:
             raise ValueError(f"{name} runs synchronous hooks only: leave enable_async out")
+        limits = self._options.max_pending, self._options.max_buffered
         spec = lit_api.spec
         if spec is None or isinstance(spec, StreamingEndpoint):
             lit_api.spec = None  # type: ignore[assignment]  # an earlier server's has its path
-            lit_api.spec = StreamingEndpoint(lit_api, self._make_link())
+            lit_api.spec = StreamingEndpoint(lit_api, Link(*limits))
             keep_cuts_out_of_the_log()
         elif is_stock(spec):
             lit_api.spec = OpenAISpec.instead_of(spec, lit_api)
         if isinstance(lit_api.spec, OpenAISpec):
-            lit_api.spec.link = self._make_link(sends_ends=True)
-
-    def _make_link(self, *, sends_ends: bool = False) -> Link:
-        options = self._options
-        return Link(
-            max_pending=options.max_pending,
-            max_buffered=options.max_buffered,
-            sends_ends=sends_ends,
-        )
+            lit_api.spec.link = Link(*limits, sends_ends=True)
 
     def __call__(  # noqa: PLR0917 - LitServe's signature
         self,
@@ -99,12 +92,7 @@ class _AnyLoop(LitLoop):
         worker_id: int | None = None,
     ) -> None:
         context = WorkerContext(
-            self,
-            lit_api,
-            transport=transport,
-            callbacks=callbacks,
-            options=self._options,
-            worker=worker_id,
+            self, lit_api, self._options, transport=transport, callbacks=callbacks, worker=worker_id
         )
         try:
             self._serve(context, request_queue)
@@ -193,13 +181,10 @@ class BatchedStreamLoop(_AnyLoop):
         if eos_in not in get_args(Hook):
             hooks = " or ".join(map(repr, get_args(Hook)))
             raise ValueError(f"eos_in must be {hooks}, got {eos_in!r}")
-        options = LoopOptions(
-            EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos),
-            max_outputs=max_outputs,
-            max_pending=max_pending,
-            max_buffered=max_buffered,
+        rules: EndRules[Any] = EndRules(
+            eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos
         )
-        super().__init__(options)
+        super().__init__(LoopOptions(rules, max_outputs, max_pending, max_buffered))
         self._eos_in = eos_in
 
     def run_batched_streaming_loop(
@@ -260,9 +245,9 @@ class BatchedStreamLoop(_AnyLoop):
         lit_api = context.lit_api
         requests, late = self.get_batch_requests(lit_api, request_queue, context.transport)
         for server, uid in late:
-            context.reply_to(server, uid).time_out(lit_api.request_timeout)
+            ServedRequest(context, server, uid).time_out()
         return [
-            ServedRequest(context.reply_to(server, uid), content)
+            ServedRequest(context, server, uid, content)
             for server, uid, content in requests
             if uid not in context.disconnects
         ]
@@ -349,14 +334,9 @@ class ContinuousBatchLoop(_AnyLoop):
                 f"got {engine_factory!r}"
             )
         check_pickles("engine_factory", engine_factory)
-        options = LoopOptions(
-            EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos),
-            max_outputs=max_outputs,
-            max_pending=max_pending,
-            max_buffered=max_buffered,
-        )
-        super().__init__(options)
+        rules: EndRules[Any] = EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos)
+        super().__init__(LoopOptions(rules, max_outputs, max_pending, max_buffered))
         self._engine_factory = engine_factory
 
     def _serve(self, context: WorkerContext, request_queue: Queue[Any]) -> None:
-        EngineStepper(context, self._engine_factory, request_queue).serve()
+        ContinuousBatch(context, self._engine_factory, request_queue).serve()

@@ -35,7 +35,6 @@ class LoopOptions:
     def __init__(
         self,
         rules: EndRules[Any],
-        *,
         max_outputs: Limit,
         max_pending: int | None,
         max_buffered: int | None,

@@ -64,7 +64,7 @@ def signals_alone(monkeypatch):
 
 
 def connected(server, **options):
-    link = Link(**options)
+    link = Link(**{"max_pending": None, "max_buffered": None} | options)
     setup.check_server(link, server)
     assert link.usable
     setup.connect(link, server, "/predict")
@@ -91,7 +91,10 @@ class Sending:
 
     def __init__(self, *, connects=True, refuses=(), **options):
         self.servers = [Server(), Server()]
-        links = [connected(server, **options) if connects else Link() for server in self.servers]
+        links = [
+            connected(server, **options) if connects else Link(None, None)
+            for server in self.servers
+        ]
         self.link = links[0]
         self.responses = [
             submitted(server, link, "first", "second")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from litserve.specs.base import LitSpec
 
     from batchstream.integrations.litserve._link.pipes import WorkerPipes
@@ -30,11 +32,7 @@ class Link:
     """
 
     def __init__(
-        self,
-        *,
-        max_pending: int | None = None,
-        max_buffered: int | None = None,
-        sends_ends: bool = False,
+        self, max_pending: int | None, max_buffered: int | None, *, sends_ends: bool = False
     ) -> None:
         self.max_pending = max_pending
         self.max_buffered = max_buffered
@@ -47,8 +45,19 @@ class Link:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"response_buffer": None}
 
+    def pipes_of(self, worker: int) -> tuple[Connection | None, Connection | None]:
+        """Return a worker's ends of its pipes: of receipts, and of disconnects."""
+        pipes = self.pipes
+        if pipes is None:
+            return None, None
+        return _of_worker(worker, pipes.receipts), _of_worker(worker, pipes.disconnects)
+
 
 def link_of(spec: LitSpec | None) -> Link | None:
     """Return the link of an endpoint that understands the messages of this package."""
     link = getattr(spec, "link", None)
     return link if isinstance(link, Link) and link.usable else None
+
+
+def _of_worker(worker: int, pipes: list[Connection]) -> Connection | None:
+    return pipes[worker] if worker < len(pipes) else None

@@ -222,12 +222,10 @@ class EventsBody(CompletionBody):
         if not self._ended:
             return [self._chunk(choice.index, {}, choice.finish_reason)]
         usage = usage_of(choice.used for choice in self._choices)
-        if self._include_usage:
-            last = self._chunk(choice.index, {}, choice.finish_reason)
-            return [last, self._event([], usage), _event("[DONE]")]
-        figures = usage if any(usage.values()) else None
-        last = self._chunk(choice.index, {}, choice.finish_reason, figures)
-        return [last, _event("[DONE]")]
+        in_chunk = None if self._include_usage or not any(usage.values()) else usage
+        last = self._chunk(choice.index, {}, choice.finish_reason, in_chunk)
+        in_own_chunk = [self._event([], usage)] if self._include_usage else []
+        return [last, *in_own_chunk, _event("[DONE]")]
 
     def _chunk(
         self,
@@ -236,12 +234,7 @@ class EventsBody(CompletionBody):
         finish_reason: str | None = None,
         usage: dict[str, int] | None = None,
     ) -> str:
-        choice = {
-            "index": index,
-            "delta": delta,
-            "finish_reason": finish_reason,
-            "logprobs": None,
-        }
+        choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
         return self._event([choice], usage)
 
     def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> str:

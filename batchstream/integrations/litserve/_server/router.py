@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class MessageRouter:
     """An entry of LitServe's response buffer to which batches of messages are addressed.
 
-    LitServe appends to the queue of an entry, and sets its event; this object is both.
+    LitServe appends to the `response_queue` of an entry and sets its `event`: this object is both.
 
     Args:
         buffer: LitServe's response buffer.
@@ -31,19 +31,10 @@ class MessageRouter:
     def __init__(self, buffer: MutableMapping[Any, Any], pipes: WorkerPipes | None = None) -> None:
         self._buffer = buffer
         self._pipes = pipes
+        self.response_queue = self.event = self
 
     def __reduce__(self) -> tuple[type[MessageRouter], tuple[dict[Any, Any]]]:
         return MessageRouter, ({},)  # a worker of another API gets it too, and does not use it
-
-    @property
-    def response_queue(self) -> MessageRouter:
-        """LitServe appends to it."""
-        return self
-
-    @property
-    def event(self) -> MessageRouter:
-        """LitServe sets it then."""
-        return self
 
     def append(self, response: tuple[MessageBatch, object]) -> None:
         """Pass the messages of a batch on."""

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from litserve.callbacks import EventTypes
 from litserve.loops.base import _inject_context
 
-from batchstream._core.errors import INTERRUPTS, report_unraisable
+from batchstream._core.errors import INTERRUPTS, call_quietly
 from batchstream._pumps.source import Source
-from batchstream.integrations.litserve._worker.serving import Serving
-from batchstream.integrations.litserve._worker.stepper import make_step
+from batchstream.integrations.litserve._worker.serving import Serving, make_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,11 +33,7 @@ class Batch:
     """
 
     def __init__(
-        self,
-        context: WorkerContext,
-        requests: Sequence[ServedRequest],
-        *,
-        splits_at_predict: bool,
+        self, context: WorkerContext, requests: Sequence[ServedRequest], *, splits_at_predict: bool
     ) -> None:
         self._context = context
         self._requests = list(requests)
@@ -53,7 +48,7 @@ class Batch:
             BaseException: What is meant for the thread, from any hook; the requests have failed.
             Exception: What the transport raises when it cannot even send an end.
         """
-        replies = [request.reply for request in self._requests]
+        requests = self._requests
         try:
             self._decode()
             if self._requests:
@@ -63,20 +58,20 @@ class Batch:
                     self._serving.run()
         except INTERRUPTS as error:
             with suppress(Exception):  # the transport may be gone if the worker is being stopped
-                self._serving.fail(replies, error)
+                self._serving.fail(requests, error)
                 self._context.outbox.flush(everything=True)
             raise
         except BaseException as error:  # noqa: BLE001 - the users' hooks may raise anything
-            self._serving.fail(replies, error)
+            self._serving.fail(requests, error)
         self._context.outbox.flush(everything=True)
 
     def _decode(self) -> None:
         """Decode each request; a request that cannot be decoded leaves the batch."""
         context = self._context
         self._attempt_each(context.populate)
-        context.trigger(EventTypes.BEFORE_DECODE_REQUEST)
+        context.trigger(EventTypes.BEFORE_DECODE_REQUEST.value)
         self._attempt_each(context.decode)
-        context.trigger(EventTypes.AFTER_DECODE_REQUEST)
+        context.trigger(EventTypes.AFTER_DECODE_REQUEST.value)
 
     def _attempt_each(self, action: Callable[[ServedRequest], None]) -> None:
         attempt = self._context.attempt
@@ -94,7 +89,7 @@ class Batch:
         self._stepper.begin(steps, self._context.options.rules.core(len(requests), limits))
         for slot, request in enumerate(requests):
             serving.seat(slot, request)
-            if request.reply.ended:  # its own encode_response has raised
+            if request.ended:  # its own encode_response has raised
                 serving.dismiss(request)
 
     def _call_hooks(self) -> Any:
@@ -103,20 +98,20 @@ class Batch:
         owned = self._stepper.owned
         contexts: list[dict[Any, Any]] = [request.context for request in requests]
         inputs = _inject_context(contexts, api.batch, [request.content for request in requests])
-        context.trigger(EventTypes.BEFORE_PREDICT)
+        context.trigger(EventTypes.BEFORE_PREDICT.value)
         outputs = owned(_inject_context(contexts, api.predict, inputs))
-        context.trigger(EventTypes.AFTER_PREDICT)
+        context.trigger(EventTypes.AFTER_PREDICT.value)
         # LitServe's own makes a list of each step, and would not pass on which slots are live.
         if not self._splits_at_predict or context.overrides("unbatch"):
             outputs = owned(_inject_context(contexts, api.unbatch, outputs))
-        context.trigger(EventTypes.BEFORE_ENCODE_RESPONSE)
+        context.trigger(EventTypes.BEFORE_ENCODE_RESPONSE.value)
         if self._splits_at_predict:
             begin = partial(context.begin_encoding, look_ahead=self._serving.look_ahead)
             for request in requests:
                 context.attempt(request, begin)
         else:
             outputs = owned(_inject_context(contexts, api.encode_response, outputs))
-        context.trigger(EventTypes.AFTER_ENCODE_RESPONSE)
+        context.trigger(EventTypes.AFTER_ENCODE_RESPONSE.value)
         return outputs
 
 
@@ -155,19 +150,18 @@ class HookStepper:
 
     def step(self) -> Delivery[Any] | None:
         """Make a step; None if no slot is live."""
-        core = self._core
-        if not core.has_live:
+        if not self._core.has_live:
             return None
-        delivery = make_step(core, self._source)
-        if delivery.ends and not core.has_live:
-            self._close_quietly()
+        delivery = make_step(self._core, self._source)
+        if delivery.ends and not self._core.has_live:
+            call_quietly(self.close)
         return delivery
 
     def vacate(self, slot: int) -> None:
         """Cancel the slot."""
         self._core.cancel(slot)
         if not self._core.has_live:
-            self._close_quietly()
+            call_quietly(self.close)
 
     def close(self) -> None:
         """Close all iterators, the last one first, even if one raises. Repeated calls do nothing.
@@ -176,11 +170,3 @@ class HookStepper:
             BaseException: What an iterator raises.
         """
         self._context.run(self._closing.close)
-
-    def _close_quietly(self) -> None:
-        try:
-            self.close()
-        except INTERRUPTS:
-            raise
-        except BaseException as error:  # noqa: BLE001 - of a batch whose requests have all ended
-            report_unraisable(error)

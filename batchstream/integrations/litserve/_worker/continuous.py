@@ -13,8 +13,7 @@ from litserve.callbacks import EventTypes
 from batchstream._batching.engine import Engine
 from batchstream.integrations.litserve._worker.queue import RequestPrefetcher
 from batchstream.integrations.litserve._worker.request import ServedRequest
-from batchstream.integrations.litserve._worker.serving import Serving
-from batchstream.integrations.litserve._worker.stepper import make_step
+from batchstream.integrations.litserve._worker.serving import Serving, make_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from batchstream.integrations.litserve._worker.context import WorkerContext
 
 
-class EngineStepper:
+class ContinuousBatch:
     """Requests that join an engine and leave it, for as long as the worker lives.
 
     Args:
@@ -63,8 +62,8 @@ class EngineStepper:
         except BaseException as error:
             waiting = [*self._joining, *self._prefetcher.close()]
             with suppress(Exception):  # the transport may be gone if the worker is being stopped
-                replies = [context.reply_to(server, uid) for server, uid, *_ in waiting]
-                self._serving.fail(replies, error)
+                requests = [ServedRequest(context, server, uid) for server, uid, *_ in waiting]
+                self._serving.fail(requests, error)
                 context.outbox.flush(everything=True)
             raise
         finally:
@@ -100,21 +99,21 @@ class EngineStepper:
     def _let_join(self, server: int, uid: object, submitted: float, content: object) -> bool:
         """Let a request join, and return whether it did."""
         context = self._context
-        request = ServedRequest(context.reply_to(server, uid), content)
+        request = ServedRequest(context, server, uid, content)
         context.acknowledge(server, uid)
         if uid in context.disconnects:
             return False
         if context.is_late(submitted):
-            request.reply.time_out(context.lit_api.request_timeout)
+            request.time_out()
             return False
         return context.attempt(request, self._join)
 
     def _join(self, request: ServedRequest) -> None:
         context = self._context
         context.populate(request)
-        context.trigger(EventTypes.BEFORE_DECODE_REQUEST)
+        context.trigger(EventTypes.BEFORE_DECODE_REQUEST.value)
         context.decode(request)
-        context.trigger(EventTypes.AFTER_DECODE_REQUEST)
+        context.trigger(EventTypes.AFTER_DECODE_REQUEST.value)
         context.begin_encoding(request, self._serving.look_ahead)
         slot = self._free[-1]
         self._engine.use(self._variables).add(slot, request.content)
@@ -122,9 +121,9 @@ class EngineStepper:
         self._serving.seat(self._free.pop(), request)
 
     def _make_step(self) -> Delivery[Any]:
-        self._context.trigger(EventTypes.BEFORE_PREDICT)
+        self._context.trigger(EventTypes.BEFORE_PREDICT.value)
         delivery = make_step(self._core, self._engine)
-        self._context.trigger(EventTypes.AFTER_PREDICT)
+        self._context.trigger(EventTypes.AFTER_PREDICT.value)
         if not self._core.running:  # the engine has raised, or its step could not be read
             self._engine.discard()
             self._start_over()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
-from batchstream._core.errors import INTERRUPTS, report_unraisable
+from batchstream._core.errors import call_quietly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,33 +19,31 @@ class RequestEncoder:
     looks ahead: the model makes its next step while the generator waits.
 
     Args:
+        encode: Calls `encode_response` with an iterator of the outputs to come.
         look_ahead: Makes a step; returns False if there will be no more.
 
     Attributes:
         outputs: What the generator has not read yet.
         running: Whether the generator is running.
         over: Whether it will yield no more elements.
+
+    Raises:
+        TypeError: `encode_response` does not return an iterator.
+        Exception: What it raises.
     """
 
-    def __init__(self, look_ahead: Callable[[], bool]) -> None:
+    def __init__(
+        self, encode: Callable[[Iterator[Any]], Any], look_ahead: Callable[[], bool]
+    ) -> None:
         self.outputs: deque[Any] = deque()
         self.running = False
         self.over = False
         self._look_ahead = look_ahead
-        self._elements: Iterator[Any] = iter(())
-        self._begun = False
         self._ended = False
         self._failed = False
         self._has_yielded = False
         self._has_looked_ahead = False
-
-    def begin(self, encode: Callable[[Iterator[Any]], Any]) -> None:
-        """Call `encode_response` with the outputs to come.
-
-        Raises:
-            TypeError: It does not return an iterator.
-            Exception: What it raises.
-        """
+        self._elements: Any = None
         elements = encode(OutputIterator(self))
         if not hasattr(elements, "__next__"):
             raise TypeError(
@@ -53,7 +51,6 @@ class RequestEncoder:
                 f"has to yield, got {type(elements).__name__}"
             )
         self._elements = elements
-        self._begun = True
 
     @property
     def is_streaming(self) -> bool:
@@ -103,15 +100,8 @@ class RequestEncoder:
 
     def _close_elements(self) -> None:
         elements, self._elements = self._elements, iter(())
-        close = getattr(elements, "close", None)
-        if close is None:
-            return
-        try:
-            close()
-        except INTERRUPTS:
-            raise
-        except BaseException as error:  # noqa: BLE001 - its request has ended already
-            report_unraisable(error)
+        if hasattr(elements, "close"):
+            call_quietly(elements.close)
 
     def next_output(self) -> Any:
         """Return the next output as soon as there is one, for the iterator that the user has.
@@ -119,7 +109,7 @@ class RequestEncoder:
         Raises:
             StopIteration: The request has got its last output.
         """
-        if not self._begun:
+        if self._elements is None:
             raise RuntimeError(
                 "encode_response asks for an output while it is called, before the model is: "
                 "make it a generator function, whose code runs when there is one"

@@ -46,7 +46,6 @@ class Outbox:
     def __init__(
         self,
         put_response: Callable[..., None],
-        *,
         router_uid: str | None = None,
         worker: int | None = None,
         window: SendWindow | None = None,

@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import sys
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from batchstream import FinishReason, StreamEnd
-from batchstream._core.errors import INTERRUPTS
-from batchstream.integrations.litserve._worker.reply import fail_all
+from batchstream._core.errors import INTERRUPTS, begin_in_source, forget_context
+from batchstream.integrations.litserve._worker.request import fail_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from batchstream import Delivery, Demultiplexer
+    from batchstream._batching.engine import Engine
+    from batchstream._pumps.source import Source
     from batchstream.integrations.litserve._worker.context import WorkerContext
-    from batchstream.integrations.litserve._worker.reply import Reply
     from batchstream.integrations.litserve._worker.request import ServedRequest
-    from batchstream.integrations.litserve._worker.stepper import Stepper
 
 _RETURNED: Final = StreamEnd(FinishReason.EOS, 0)
 """How a request ends whose own `encode_response` has returned."""
 
 _MAX_LOOK_AHEADS: Final = 8
 """How many encoders may look ahead, each within another; each takes some of Python's stack."""
+
+
+class Stepper(Protocol):
+    """A model with requests in its slots."""
+
+    def step(self) -> Delivery[Any] | None:
+        """Make a step; None if no request is left to make one for."""
+
+    def vacate(self, slot: int) -> None:
+        """Take a request out of its slot, before the model's next step at the latest."""
+
+
+def make_step(core: Demultiplexer[Any], model: Source | Engine) -> Delivery[Any]:
+    """Let the model make a step, and return which slots get what of it, or how they end.
+
+    Raises:
+        BaseException: What is meant for the thread, from the model; or what an `is_eos` raises that
+            is no `Exception`.
+    """
+    try:
+        step = model.advance(core.live)
+    except StopIteration:
+        return core.finish()
+    except INTERRUPTS:
+        raise
+    except BaseException as error:  # noqa: BLE001 - an end of the requests in the model
+        failure = error
+    else:
+        return core.feed(step)
+    # Outside of the handler, the exception being handled is that of an `encode_response` which
+    # looks ahead. The failure of other requests must not show it.
+    forget_context(failure, sys.exception())
+    begin_in_source(failure)
+    return core.fail(failure)
 
 
 class Serving:
@@ -35,7 +71,6 @@ class Serving:
     """
 
     def __init__(self, context: WorkerContext, stepper: Stepper) -> None:
-        self._context = context
         self._outbox = context.outbox
         self._disconnects = context.disconnects
         self._stepper = stepper
@@ -52,7 +87,7 @@ class Serving:
         """Put a request into a slot."""
         self._requests[slot] = request
         self._unanswered[request] = None
-        self._slots[str(request.reply.uid)] = slot
+        self._slots[str(request.uid)] = slot
 
     def run(self) -> None:
         """Serve all requests to their ends.
@@ -89,18 +124,17 @@ class Serving:
 
     def dismiss(self, request: ServedRequest) -> None:
         """Serve a request no more whose end has been sent, or cannot be."""
-        slot = self._slots.pop(str(request.reply.uid), None)
+        request.release()  # before the slot: its encoder is closed before what the encoder reads
+        slot = self._slots.pop(str(request.uid), None)
         if slot is not None:
             self._requests.pop(slot, None)
             self._stepper.vacate(slot)
         self._unanswered.pop(request, None)
         self._to_encode.pop(request, None)
-        request.release()
 
-    def fail(self, replies: Iterable[Reply], error: BaseException) -> None:
+    def fail(self, others: Iterable[ServedRequest], error: BaseException) -> None:
         """Fail all unanswered requests, and others that have not been seated."""
-        unanswered = [request.reply for request in self._unanswered]
-        fail_all(dict.fromkeys([*unanswered, *replies]), error)
+        fail_all(dict.fromkeys([*self._unanswered, *others]), error)
         for request in self._unanswered:
             request.release()
 
@@ -124,16 +158,11 @@ class Serving:
             request = requests.get(slot)
             if request is None:
                 continue  # an earlier output of this step has failed it
-            if request.encoder is not None:
+            if request.encoder is None:
+                self._send(request, (output,))
+            else:
                 request.encoder.outputs.append(output)
                 self._to_encode[request] = None
-                continue
-            try:
-                request.reply.put(output)
-            except INTERRUPTS:
-                raise
-            except BaseException as error:  # noqa: BLE001 - the other requests go on
-                self._fail(request, error)
         for slot, end in ends:
             request = requests.pop(slot, None)
             if request is not None:
@@ -144,20 +173,16 @@ class Serving:
         for uid in self._disconnects.take():
             if uid in self._slots:
                 request = self._requests[self._slots[uid]]
-                request.reply.abandon()
+                request.abandon()
                 self.dismiss(request)
 
     def _end(self, request: ServedRequest, end: StreamEnd) -> None:
         """Note how a request ends."""
-        self._slots.pop(str(request.reply.uid), None)
+        self._slots.pop(str(request.uid), None)
         self._ends.append((request, end))
         request.context.live = False
         if request.encoder is not None:
             request.encoder.end(failed=end.error is not None)
-
-    def _fail(self, request: ServedRequest, error: BaseException) -> None:
-        self._context.fail(request, error)
-        self.dismiss(request)
 
     def _encode_all(self, *, only_streaming: bool = False) -> None:
         """Encode and send the outputs that wait for it, then the ends of requests that have all.
@@ -173,25 +198,23 @@ class Serving:
             if encoder.running or (only_streaming and not encoder.is_streaming):
                 continue
             del self._to_encode[request]
-            self._encode(request)
-            if encoder.over and str(request.reply.uid) in self._slots:
-                request.reply.finish(_RETURNED)
+            self._send(request, encoder.elements())
+            if encoder.over and str(request.uid) in self._slots:
+                request.finish(_RETURNED)
                 self.dismiss(request)
         if self._ends:
             self._send_ends()
 
-    def _encode(self, request: ServedRequest) -> None:
-        """Send what a request's encoder yields; if that raises, only this request fails."""
-        encoder = request.encoder
-        if encoder is None:
-            return
+    def _send(self, request: ServedRequest, elements: Iterable[Any]) -> None:
+        """Send a request's client what its encoder yields; an error fails this request alone."""
         try:
-            for element in encoder.elements():
-                request.reply.put(element)
+            for element in elements:
+                request.put(element)
         except INTERRUPTS:
             raise
         except BaseException as error:  # noqa: BLE001 - the other requests go on
-            self._fail(request, error)
+            fail_all([request], error)
+            self.dismiss(request)
 
     def _send_ends(self) -> None:
         """Send the ends of requests whose outputs have all been encoded.
@@ -205,15 +228,16 @@ class Serving:
             waits = encoder is not None and (encoder.running or request in self._to_encode)
             (later if waits else now).append((request, end))
         self._ends = later
-        errors: dict[int, tuple[BaseException, list[Reply]]] = {}
+        errors: dict[int, tuple[BaseException, list[ServedRequest]]] = {}
         for request, end in now:
             if end.error is not None:
-                errors.setdefault(id(end.error), (end.error, []))[1].append(request.reply)
-        for error, replies in errors.values():
-            fail_all(replies, error)
+                errors.setdefault(id(end.error), (end.error, []))[1].append(request)
+        for error, requests in errors.values():
+            fail_all(requests, error)
         for request, end in now:
-            if request.encoder is not None and not request.reply.ended:
-                self._encode(request)  # what its `encode_response` yields after the last output
-            request.reply.finish(end)
+            if request.encoder is not None and not request.ended:
+                # What its `encode_response` yields after the last output.
+                self._send(request, request.encoder.elements())
+            request.finish(end)
             self._unanswered.pop(request, None)
             request.release()
