@@ -13,9 +13,8 @@ from prometheus_client import CollectorRegistry
 
 import batchstream
 from batchstream._core.demultiplexer import BATCH_TRANSITIONS
-from batchstream._eventloops.base import TURN
-from batchstream._handoff.buffer import SEGMENT_LENGTH
 from batchstream.integrations import litserve, prometheus, starlette
+from support import knobs
 from test_layering import FOLDERS
 
 ROOT = Path(__file__).parents[2]
@@ -176,17 +175,17 @@ def test_the_table_of_layers_is_the_one_that_imports_are_held_against():
 
 
 @every_page
-def test_how_many_steps_a_stream_keeps_is_told_as_it_is(page):
+def test_the_number_of_steps_that_a_stream_keeps_is_as_the_page_says(page):
     for number in re.findall(r"(?:up to|pieces of)\s(\d+)\ssteps", page.read_text()):
-        assert int(number) == SEGMENT_LENGTH
+        assert int(number) == knobs.SEGMENT_LENGTH
 
 
 @every_page
-def test_how_many_outputs_a_turn_has_is_told_as_it_is(page):
+def test_the_number_of_outputs_in_a_turn_is_as_the_page_says(page):
     for number in re.findall(
         r"(?:[Aa]fter|[Uu]p to|once in)\s(\d+)\soutputs(?:\sa|\sthat|\.)", page.read_text()
     ):
-        assert int(number) == TURN
+        assert int(number) == knobs.TURN
 
 
 # ---- reference.md
@@ -229,13 +228,13 @@ def test_the_reference_lists_all_that_a_class_offers():
 
 
 def existing_tests():
-    """Return the names of the test functions of this project."""
-    return {
-        node.name
-        for path in (ROOT / "tests").rglob("test_*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
+    """Return the names of the test functions of this project, and the rules that each holds."""
+    found = {}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                found.setdefault(node.name, set()).update(rules_in(node))
+    return found
 
 
 def rules():
@@ -248,12 +247,17 @@ def rules():
     }
 
 
-def numbers_in(test):
-    return {int(number) for number in re.findall(r"_R(\d\d)(?=_)", test)}
+def rules_in(test):
+    """Return the rules that a test carries: `@pytest.mark.rule(2, 3)`, or numbers in its name."""
+    numbers = {int(number) for number in re.findall(r"_R(\d\d)(?=_)", test.name)}
+    for mark in test.decorator_list:
+        if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.rule":
+            numbers |= {number.value for number in mark.args}
+    return numbers
 
 
 def test_every_guarantee_names_tests_and_they_exist():
-    existing = existing_tests()
+    existing = set(existing_tests())
     for number, tests in rules().items():
         assert tests, f"R{number} names no test"
         assert set(tests) <= existing, f"R{number}"
@@ -261,7 +265,7 @@ def test_every_guarantee_names_tests_and_they_exist():
 
 
 def test_what_the_tests_hold_is_promised():
-    held = set().union(*map(numbers_in, existing_tests()))
+    held = set().union(*existing_tests().values())
     assert held <= set(rules())
 
 
