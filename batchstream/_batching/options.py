@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 from typing_extensions import TypeVar
 
@@ -17,7 +17,6 @@ from batchstream._core.arguments import (
     check_number,
     check_on_overflow,
     check_seconds,
-    limit_of,
 )
 from batchstream._core.demultiplexer import Demultiplexer
 
@@ -114,4 +113,7 @@ class Terms(Generic[RequestT, T]):
 
     def limit_of(self, content: RequestT) -> int | None:
         """Ask how many outputs the request gets at most."""
-        return limit_of(self._max_outputs, content)
+        limit: Any = self._max_outputs
+        if callable(limit):
+            limit = limit(content)
+        return None if limit is None else check_count("max_outputs", limit, at_least=1)

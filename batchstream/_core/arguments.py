@@ -56,19 +56,9 @@ def check_max_outputs(max_outputs: object, size: int) -> list[int]:
     ]
 
 
-def limit_of(max_outputs: Any, content: object) -> int | None:
-    """Return how many outputs one request gets at most; None for any number.
-
-    Args:
-        max_outputs: The limit of all requests, or a function of a request that returns its limit.
-        content: The request, or what stands for it.
-
-    Raises:
-        TypeError, ValueError: It is no limit.
-        Exception: What the function raises.
-    """
-    limit = max_outputs(content) if callable(max_outputs) else max_outputs
-    return None if limit is None else check_count("max_outputs", limit, at_least=1)
+def check_limit(max_outputs: object) -> int | None:
+    """Return the limit of one slot, None where it has none."""
+    return None if max_outputs is None else check_count("max_outputs", max_outputs, at_least=1)
 
 
 def check_count(name: str, value: object, *, at_least: int) -> int:

@@ -10,7 +10,7 @@ from functools import partial
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from batchstream._core.errors import call_quietly
+from batchstream._core.errors import INTERRUPTS, report_unraisable
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -109,7 +109,12 @@ class Source:
 
         An error goes to `sys.unraisablehook`.
         """
-        call_quietly(self.close)
+        try:
+            self.close()
+        except INTERRUPTS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - handed on, to the hook
+            report_unraisable(error)
 
 
 class SyncSource(Protocol):

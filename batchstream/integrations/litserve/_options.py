@@ -6,7 +6,7 @@ import pickle
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from batchstream._core.arguments import check_count, limit_of
+from batchstream._core.arguments import check_count, check_limit
 from batchstream._core.rules import EndRules
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ class LoopOptions:
         max_outputs: The limit of each request.
         max_pending: How many requests may wait; None for any number.
         max_buffered: How many messages may wait for a client; None for any number.
+
+    Attributes:
+        rules: How the ends of streams are recognised.
+        max_pending: How many requests may wait.
+        max_buffered: How many messages may wait for a client.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -51,10 +56,14 @@ class LoopOptions:
         if callable(max_outputs):
             check_pickles("max_outputs", max_outputs)
         else:
-            max_outputs = limit_of(max_outputs, None)
+            max_outputs = check_limit(max_outputs)
         self._max_outputs = max_outputs
-        self.max_pending = _count_or_none("max_pending", max_pending)
-        self.max_buffered = _count_or_none("max_buffered", max_buffered)
+        if max_pending is not None:
+            max_pending = check_count("max_pending", max_pending, at_least=1)
+        if max_buffered is not None:
+            max_buffered = check_count("max_buffered", max_buffered, at_least=1)
+        self.max_pending = max_pending
+        self.max_buffered = max_buffered
 
     def limit_of(self, context: Mapping[str, Any]) -> int | None:
         """Return how many outputs a request gets at most.
@@ -63,11 +72,8 @@ class LoopOptions:
             TypeError, ValueError: The function returned something else.
             Exception: What the function raises.
         """
-        return limit_of(self._max_outputs, context)
-
-
-def _count_or_none(name: str, value: object) -> int | None:
-    return None if value is None else check_count(name, value, at_least=1)
+        limit = self._max_outputs
+        return check_limit(limit(context)) if callable(limit) else limit
 
 
 def check_pickles(name: str, value: object) -> None:
