@@ -28,6 +28,24 @@ MODULES = sorted(
     if path.relative_to(PACKAGE).parts[0] != "integrations"
 )
 CORE = [module for module in MODULES if module.startswith("_core/")]
+# The folders of an integration that runs in several processes: what one kind of process runs knows
+# what all of them share, and not what another kind runs.
+LITSERVE = "integrations/litserve"
+BELOW_IN_LITSERVE = {
+    "_log": set(),
+    "_options": set(),
+    "_shutdown": set(),
+    "_link": {"_log"},
+    "_worker": {"_link", "_log", "_options"},
+    "_server": {"_link", "_log", "_shutdown"},
+    "_openai": {"_link", "_server"},
+    "_loops": {"_link", "_openai", "_options", "_server", "_worker"},
+    "__init__": {"_loops", "_openai"},
+}
+LITSERVE_MODULES = sorted(
+    path.relative_to(PACKAGE).with_suffix("").as_posix()
+    for path in (PACKAGE / LITSERVE).rglob("*.py")
+)
 # Imported where it runs, which is nowhere unless the user has it.
 OPTIONAL = {"_eventloops/trio": {"trio"}}
 # The core waits for nothing and reads no clock.
@@ -60,6 +78,19 @@ def test_every_module_lies_in_a_folder_of_the_design():
 def test_a_folder_imports_only_what_lies_below_it(module):
     folder = module.partition("/")[0]
     assert {name.partition("/")[0] for name in ours(module)} - {folder} <= BELOW[folder]
+
+
+def in_litserve(module):
+    """Return the folder or module of the integration that a module lies in."""
+    return module.removeprefix(f"{LITSERVE}/").partition("/")[0]
+
+
+@pytest.mark.parametrize("module", LITSERVE_MODULES)
+def test_what_one_kind_of_process_runs_imports_nothing_that_another_kind_runs(module):
+    prefix = f"batchstream.{LITSERVE.replace('/', '.')}."
+    names = {name for name in imports(module) if name.startswith(prefix)}
+    found = {name.removeprefix(prefix).partition(".")[0] for name in names}
+    assert found - {in_litserve(module)} <= BELOW_IN_LITSERVE[in_litserve(module)]
 
 
 def test_no_module_imports_itself_by_way_of_others():
