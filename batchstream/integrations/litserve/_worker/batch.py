@@ -12,6 +12,7 @@ from litserve.loops.base import _inject_context
 
 from batchstream._core.errors import INTERRUPTS, call_quietly
 from batchstream._pumps.source import Source
+from batchstream.integrations.litserve._worker.request import ServedRequest
 from batchstream.integrations.litserve._worker.serving import Serving, make_step
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from batchstream import Delivery, Demultiplexer
     from batchstream.integrations.litserve._worker.context import WorkerContext
-    from batchstream.integrations.litserve._worker.request import ServedRequest
 
 
 class Batch:
@@ -68,14 +68,13 @@ class Batch:
     def _decode(self) -> None:
         """Decode each request; a request that cannot be decoded leaves the batch."""
         context = self._context
-        self._attempt_each(context.populate)
+        self._attempt_each(ServedRequest.populate)
         context.trigger(EventTypes.BEFORE_DECODE_REQUEST.value)
-        self._attempt_each(context.decode)
+        self._attempt_each(ServedRequest.decode)
         context.trigger(EventTypes.AFTER_DECODE_REQUEST.value)
 
     def _attempt_each(self, action: Callable[[ServedRequest], None]) -> None:
-        attempt = self._context.attempt
-        self._requests = [request for request in self._requests if attempt(request, action)]
+        self._requests = [request for request in self._requests if request.attempt(action)]
 
     def _begin(self) -> None:
         """Call the hooks, and give the requests slots in their order.
@@ -106,9 +105,9 @@ class Batch:
             outputs = owned(_inject_context(contexts, api.unbatch, outputs))
         context.trigger(EventTypes.BEFORE_ENCODE_RESPONSE.value)
         if self._splits_at_predict:
-            begin = partial(context.begin_encoding, look_ahead=self._serving.look_ahead)
+            begin = partial(ServedRequest.begin_encoding, look_ahead=self._serving.look_ahead)
             for request in requests:
-                context.attempt(request, begin)
+                request.attempt(begin)
         else:
             outputs = owned(_inject_context(contexts, api.encode_response, outputs))
         context.trigger(EventTypes.AFTER_ENCODE_RESPONSE.value)

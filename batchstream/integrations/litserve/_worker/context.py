@@ -1,4 +1,4 @@
-"""What a loop works with in its worker, whatever it serves."""
+"""What everything in a worker works with."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from litserve import LitAPI
-from litserve.loops.base import _inject_context
 from litserve.utils import LitAPIStatus, LoopResponseType
 
-from batchstream._core.errors import INTERRUPTS
 from batchstream.integrations.litserve._link.link import link_of
 from batchstream.integrations.litserve._worker.disconnects import Disconnects
-from batchstream.integrations.litserve._worker.encoder import RequestEncoder
 from batchstream.integrations.litserve._worker.outbox import Outbox, SendWindow
-from batchstream.integrations.litserve._worker.request import ServedRequest, fail_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class WorkerContext:
-    """An API, its hooks and callbacks, and the ways to and from its clients.
+    """An API, its callbacks, and the ways to and from its clients.
 
     Args:
         loop: Makes the messages.
@@ -43,7 +39,7 @@ class WorkerContext:
         options: The loop's.
         transport: LitServe's.
         trigger: Runs the callbacks for an event.
-        formatted: The API's `format_encoded_response`.
+        format_output: The API's `format_encoded_response`.
         link: To an endpoint that understands the messages of this package.
         outbox: For messages.
         disconnects: The requests whose clients have disconnected.
@@ -65,7 +61,7 @@ class WorkerContext:
         self.lit_api = lit_api
         self.options = options
         self.transport = transport
-        self.formatted: Callable[[Any], object] = lit_api.format_encoded_response
+        self.format_output: Callable[[Any], object] = lit_api.format_encoded_response
         self.trigger: Callable[[str], None] = partial(callbacks.trigger_event, lit_api=lit_api)
         self._put_response: Callable[..., None] = partial(loop.put_response, transport)
         self.link = link = link_of(lit_api.spec)
@@ -90,44 +86,6 @@ class WorkerContext:
         """Return whether a request has waited in LitServe's queue for longer than it may."""
         limit = self.lit_api.request_timeout
         return limit not in (None, -1, False) and time.monotonic() - submitted > limit
-
-    def attempt(self, request: ServedRequest, action: Callable[[ServedRequest], None]) -> bool:
-        """Do something for one request, and fail that request alone if it raises.
-
-        Returns:
-            Whether it did not raise.
-        """
-        try:
-            action(request)
-        except INTERRUPTS:
-            raise
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the other requests go on
-            fail_all([request], error)
-            request.release()
-            return False
-        return True
-
-    # ---- hooks
-
-    def populate(self, request: ServedRequest) -> None:
-        """Let the spec fill a request's context, if it has a method for that."""
-        populate = getattr(self.lit_api.spec, "populate_context", None)
-        if populate is not None:
-            populate(request.context, request.content)
-
-    def decode(self, request: ServedRequest) -> None:
-        """Call `decode_request`, and ask for the request's limit."""
-        decode = self.lit_api.decode_request
-        request.content = _inject_context(request.context, decode, request.content)
-        request.limit = self.options.limit_of(request.context)
-
-    def begin_encoding(
-        self, request: ServedRequest, look_ahead: Callable[[ServedRequest], bool]
-    ) -> None:
-        """Call `encode_response` for one request, unless it would only pass outputs on."""
-        if self.encodes:
-            encode = partial(_inject_context, request.context, self.lit_api.encode_response)
-            request.encoder = RequestEncoder(encode, partial(look_ahead, request))
 
     def overrides(self, hook: str) -> bool:
         """Return whether the API has a hook of its own."""

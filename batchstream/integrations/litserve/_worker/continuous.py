@@ -106,15 +106,15 @@ class ContinuousBatch:
         if context.is_late(submitted):
             request.time_out()
             return False
-        return context.attempt(request, self._join)
+        return request.attempt(self._join)
 
     def _join(self, request: ServedRequest) -> None:
         context = self._context
-        context.populate(request)
+        request.populate()
         context.trigger(EventTypes.BEFORE_DECODE_REQUEST.value)
-        context.decode(request)
+        request.decode()
         context.trigger(EventTypes.AFTER_DECODE_REQUEST.value)
-        context.begin_encoding(request, self._serving.look_ahead)
+        request.begin_encoding(self._serving.look_ahead)
         slot = self._free[-1]
         self._engine.use(self._variables).add(slot, request.content)
         self._core.open(slot, max_outputs=request.limit)

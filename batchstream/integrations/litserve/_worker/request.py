@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from litserve.loops.base import _inject_context
 from litserve.utils import LitAPIStatus, PickleableHTTPException
 from starlette.exceptions import HTTPException
 
+from batchstream._core.errors import INTERRUPTS
 from batchstream.integrations.litserve._link.messages import EndMessage, Failure, text_of
 from batchstream.integrations.litserve._log import logger
+from batchstream.integrations.litserve._worker.encoder import RequestEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from batchstream import StreamEnd
     from batchstream.integrations.litserve._worker.context import WorkerContext
-    from batchstream.integrations.litserve._worker.encoder import RequestEncoder
 
 
 class Context(dict[str, Any]):
@@ -64,6 +67,54 @@ class ServedRequest:
         self.begun = False
         self.ended = False
 
+    def attempt(self, action: Callable[[ServedRequest], None]) -> bool:
+        """Do something for this request, and fail it, and no other, if that raises.
+
+        Returns:
+            Whether it did not raise.
+        """
+        try:
+            action(self)
+        except INTERRUPTS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the other requests go on
+            fail_all([self], error)
+            self.release()
+            return False
+        return True
+
+    def release(self) -> None:
+        """Drop what the request needed: it gets no more outputs."""
+        self.context.live = False
+        self.content = None
+        if self.encoder is not None:
+            self.encoder.close()
+            self.encoder = None
+
+    # ---- hooks
+
+    def populate(self) -> None:
+        """Let the spec fill the context, if it has a method for that."""
+        populate = getattr(self._worker.lit_api.spec, "populate_context", None)
+        if populate is not None:
+            populate(self.context, self.content)
+
+    def decode(self) -> None:
+        """Call `decode_request`, and ask for the limit."""
+        decode = self._worker.lit_api.decode_request
+        self.content = _inject_context(self.context, decode, self.content)
+        self.limit = self._worker.options.limit_of(self.context)
+
+    def begin_encoding(self, look_ahead: Callable[[ServedRequest], bool]) -> None:
+        """Call `encode_response` for this request, unless it would only pass outputs on."""
+        if self._worker.encodes:
+            encode = self._worker.lit_api.encode_response
+            self.encoder = RequestEncoder(
+                partial(_inject_context, self.context, encode), partial(look_ahead, self)
+            )
+
+    # ---- messages
+
     def put(self, output: object) -> None:
         """Send an output.
 
@@ -73,7 +124,7 @@ class ServedRequest:
         if self.ended:
             return
         worker = self._worker
-        data = worker.formatted(output)
+        data = worker.format_output(output)
         if worker.sends_text and not (type(data) is str and data.isascii()):
             data = _text_or_bytes(data)
         worker.outbox.put(self._server, self.uid, data, LitAPIStatus.OK)
@@ -106,14 +157,6 @@ class ServedRequest:
         limit = self._worker.lit_api.request_timeout
         logger.error("request %s waited for a worker longer than %s seconds", self.uid, limit)
         self.fail(HTTPException(504, "Request timed out"))
-
-    def release(self) -> None:
-        """Drop what the request needed: it gets no more outputs."""
-        self.context.live = False
-        self.content = None
-        if self.encoder is not None:
-            self.encoder.close()
-            self.encoder = None
 
     def _send_end(self, data: object, status: str) -> None:
         # An end that cannot be sent does not count: the request fails instead. If the failure
