@@ -48,7 +48,7 @@ class _AnyLoop(LitLoop):
         self._options = options
 
     def pre_setup(self, lit_api: LitAPI, spec: LitSpec | None = None) -> None:
-        """Prepare an API for this loop; LitServe calls it once, in the process that starts all.
+        """Prepare an API for this loop; LitServe calls it once, in the main process.
 
         Raises:
             ValueError: The API does not stream, or is asynchronous.
@@ -108,32 +108,33 @@ class BatchedStreamLoop(_AnyLoop):
     """A LitServe loop in which each request of a batch ends, or fails, on its own.
 
     Pass it to the API, `LitAPI(stream=True, max_batch_size=4, loop=BatchedStreamLoop())`; nothing
-    else changes. The hooks and callbacks are those of LitServe's batched streaming loop, in the
-    same order. What `encode_response` yields is a step of a batch: one element for each request,
-    in the order of the requests, where None or any other marker ends a request there and then.
-    As soon as no request of the batch is left, its generators are closed, each before the one that
-    it reads.
+    else changes. The loop calls the hooks and callbacks of LitServe's batched streaming loop, in
+    the same order. Each time `encode_response` yields is a step of the batch: one element for each
+    request, in the order of the requests. None, or any other end mark, ends its request in that
+    step. As soon as the last request of a batch has ended, the batch's generators are closed, each
+    before the one that it reads.
 
-    A request whose client leaves is left too, before the next step. Whoever makes the steps hears
-    of it, as of every end: `live = yield step`. Every hook that has a `context` can ask it:
-    `context[i].live`.
+    A request whose client leaves is dropped from the batch before the next step. The generator that
+    makes the steps receives the live slots: `live = yield step`. A hook that has a `context` can
+    read the same from it: `context[i].live`.
 
-    An error fails as few requests as it can. One in `decode_request`, a `Fail`, and an output that
-    cannot be sent fail the request they belong to; every other fails all that are left in the
-    batch. A client whose response has not begun gets the status of an `HTTPException`, otherwise
-    500; later it sees its connection cut. The worker lives, and has logged the error once.
+    An error fails as few requests as it can. An error in `decode_request`, a `Fail`, and an output
+    that cannot be sent fail their own request; every other error fails all requests that are left
+    in the batch. Before its first output a client gets the status of an `HTTPException`, and 500
+    for any other error; later its connection is cut. The worker logs the error once and goes on.
 
     The status and headers of a response are sent together with its first output, not before.
 
     Args:
-        eos_in: Where the ends are looked for. With `"encode_response"`, in what that yields. With
-            `"predict"`, in what `predict` yields (or `unbatch`, if the API has its own): then
-            `encode_response` need not know of ends, nor of the batch. It is called for each request
-            as LitServe calls it without batches, with an iterator of this request's outputs, and
-            its `context` is this request's. An API without `encode_response` is always read so.
-        eos: The end mark, told by identity: None, or what keeps it on the way into a process.
-        is_eos: A predicate on outputs that is true of the one that ends its request. It has to
-            pickle, as `max_outputs` has if it is a function: LitServe spawns its workers.
+        eos_in: The hook whose steps hold the ends. With `"predict"`, a step is what `predict`
+            yields (or `unbatch`, if the API has its own), and `encode_response` need not know of
+            ends, nor of the batch: it is called for each request, as LitServe calls it without
+            batches, with an iterator of the outputs and the context of this request. An API
+            without `encode_response` is always read so.
+        eos: The end mark, recognised by identity: None, or an object that keeps its identity when
+            it is pickled.
+        is_eos: A predicate on outputs that is true of the last output of a request. It has to
+            pickle, as has `max_outputs` if it is a function: LitServe spawns its workers.
         include_eos: Deliver the output that `is_eos` recognised, before the end.
         max_outputs: How many outputs a request gets at most: a number, or a function of the
             request's context that returns one or None. `populate_context` of a spec has filled the
@@ -142,7 +143,7 @@ class BatchedStreamLoop(_AnyLoop):
         max_pending: How many requests may wait for a worker; the next is answered with 503. None
             for any number, as in LitServe's own loops.
         max_buffered: How many outputs may wait for their client in the server process before a step
-            that has another. Whoever holds more is cut off, and left. None for any number, as in
+            that has another. A request with more than that fails. None for any number, as in
             LitServe.
 
     Raises:
@@ -209,12 +210,13 @@ class BatchedStreamLoop(_AnyLoop):
     ) -> tuple[list[Any], list[Any]]:
         """Wait for a request, and then up to `batch_timeout` seconds for others to join it.
 
-        In a loop of LitServe's own the waiting starts before there is any request. One that comes
-        when it is nearly over goes alone, and a `batch_timeout` of 0 keeps an idle worker busy.
+        In a loop of LitServe's own the wait starts before there is any request. A request that
+        comes when it is nearly over goes alone, and a `batch_timeout` of 0 keeps an idle worker
+        busy.
 
         Returns:
-            The requests to be served, as `(response_queue_id, uid, request)`, and those that have
-            waited for longer than the server's `timeout`, as `(response_queue_id, uid)`.
+            The requests to be served, as `(response_queue_id, uid, request)`, and the requests that
+            have waited for longer than the server's `timeout`, as `(response_queue_id, uid)`.
 
         Raises:
             Exception: LitServe's own, at the sentinel.
@@ -257,19 +259,19 @@ class ContinuousBatchLoop(_AnyLoop):
     """A LitServe loop in which requests join a running batch between two of its steps.
 
     `LitAPI(stream=True, max_batch_size=16, loop=ContinuousBatchLoop(Engine))` has 16 slots, driven
-    as `ContinuousBatcher` drives them: before each step those who have finished, or whose client
-    has left, are removed, and those who wait are added to the slots that are free. An idle worker
-    sleeps.
+    as `ContinuousBatcher` drives them. Before each step the requests that have finished, and the
+    requests whose client has left, are removed from the engine, and waiting requests are added to
+    the free slots. An idle worker sleeps.
 
-    Of the API's hooks `setup` is called first. `decode_request` makes of a request what the engine
-    is given. `encode_response`, if there is one, is called for each request as LitServe calls it
-    without batches: with an iterator of the outputs that the engine has made for this request.
-    `batch`, `predict` and `unbatch` are not called, and need not be there. Every hook that has a
-    `context` gets that of its request.
+    Of the API's hooks `setup` is called first. The engine is given what `decode_request` returns.
+    `encode_response`, if there is one, is called for each request, as LitServe calls it without
+    batches: with an iterator of the outputs that the engine has made for this request. `batch`,
+    `predict` and `unbatch` are not called, and need not be there. A hook that has a `context` gets
+    the context of its request.
 
-    What fails a request, and what clients see of it, is as in `BatchedStreamLoop`; an error of the
-    engine's `add` fails the request that was to be added, and one in `step` all in the engine. The
-    next request gets a new engine then.
+    Errors fail requests, and clients see that, as with `BatchedStreamLoop`. An error in the
+    engine's `add` fails the request that was to be added. An error in `step` fails all requests in
+    the engine, and the next request gets a new engine.
 
     Args:
         engine_factory: A function of the API that makes a `StepEngine`, or its class. It is called

@@ -48,18 +48,17 @@ class OpenAISpec(stock.OpenAISpec):
     of your own.
 
     Each of the `n` choices that a client asks for is a request of its own for the model. The
-    response ends when all have ended, and tells of each why: `finish_reason` is `"stop"`, or
-    `"length"` where the request ended with that reason; or what the model says, with
-    `Last(..., info={"finish_reason": "content_filter"})`; or `"tool_calls"` where there were any.
+    response ends when all of them have ended. The `finish_reason` of a choice is `"length"` if its
+    request ended with that reason, `"tool_calls"` if it has any, otherwise `"stop"`. The model may
+    give another, with `Last(..., info={"finish_reason": "content_filter"})`.
 
-    What was used the model says too, in the `info` of the end (`prompt_tokens`,
-    `completion_tokens`, `total_tokens`) or in its messages, whose figures are added up. In a stream
-    the sum is a chunk of its own, behind all others, if the client asks with
-    `stream_options: {"include_usage": true}`; otherwise it is in the last chunk, if there is
-    anything to tell.
+    The model may give numbers of tokens (`prompt_tokens`, `completion_tokens`, `total_tokens`), in
+    the `info` of the end or in its messages, whose numbers are added up. In a stream the sum is the
+    last chunk, of its own, if the client asks with `stream_options: {"include_usage": true}`;
+    otherwise it is part of the last chunk, if any number was given.
 
-    An error before the first output is answered with its status, a later one is an event. Either
-    way it has the form that OpenAI's clients raise. The other choices are given up.
+    An error before the first output is answered with its status; a later error is an event. Either
+    way it has the form that OpenAI's clients raise. The workers give up the other choices.
 
     Attributes:
         link: To the workers; a loop of this package sets it. With another loop this spec is no more
@@ -80,7 +79,7 @@ class OpenAISpec(stock.OpenAISpec):
         return new
 
     def __getstate__(self) -> dict[str, Any]:
-        # What waits in the buffer is no business of the workers, and does not pickle.
+        # Workers do not need what waits in the buffer, and it does not pickle.
         return super().__getstate__() | {"response_buffer": None}  # type: ignore[no-untyped-call, no-any-return]
 
     def pre_setup(self, lit_api: LitAPI) -> None:
@@ -90,20 +89,20 @@ class OpenAISpec(stock.OpenAISpec):
         super().pre_setup(lit_api if calls_predict else _Predicting(lit_api))  # type: ignore[arg-type]
 
     def setup(self, server: Any) -> None:
-        """Get ready for the workers, which are started next."""
+        """Prepare for the workers, which LitServe starts next."""
         super().setup(server)
         if self.link is not None:
             connect(self.link, server, str(self.api_path))
 
     @property
     def endpoints(self) -> list[tuple[str, Callable[..., Any], list[str]]]:
-        """The routes, for the server that has just introduced itself."""
+        """The routes, for the server that LitServe has just given to the spec."""
         if self.link is not None:
             check_server(self.link, self._server)
         return super().endpoints  # type: ignore[no-any-return]
 
     def populate_context(self, context: dict[str, Any], request: Any) -> None:
-        """Put all that the client asks for into the context, but the messages."""
+        """Put everything that the client asks for into the context, except the messages."""
         context.update(request.model_dump(exclude={"messages"}))
 
     async def chat_completion(  # type: ignore[override]  # FastAPI reads which request it takes
@@ -146,10 +145,10 @@ class _Predicting:
         return getattr(self._lit_api, name)
 
     def predict(self) -> Iterator[None]:
-        """Stand in for it."""
+        """Stand in for a real one."""
         yield
 
 
 def is_stock(spec: LitSpec | None) -> bool:
-    """Tell whether a spec is LitServe's own, and nobody's subclass of it."""
+    """Return whether a spec is LitServe's own, and not of a subclass."""
     return type(spec) is stock.OpenAISpec

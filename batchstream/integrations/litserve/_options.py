@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 Hook: TypeAlias = Literal["encode_response", "predict"]
-"""The hooks in whose steps a loop can look for the ends."""
+"""The hooks whose steps can hold the ends."""
 
 Limit: TypeAlias = "int | Callable[[Mapping[str, Any]], int | None] | None"
 """How many outputs a request gets at most: a number, or a function of the request's context."""

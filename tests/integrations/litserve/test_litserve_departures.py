@@ -187,7 +187,7 @@ def test_who_has_the_whole_response_is_not_said_to_have_left(guests_of_one_worke
 @pytest.mark.parametrize(
     ("hidden", "warning"),
     [
-        ("_inference_workers_config_for_api", "does not tell how many workers there are"),
+        ("_inference_workers_config_for_api", "does not say how many workers there are"),
         ("_get_request_queue", "has no LitServer._get_request_queue"),
     ],
 )

@@ -120,9 +120,9 @@ class Choice:
     def finish_reason(self) -> str:
         """Why it has ended, in OpenAI's words."""
         end = self._queue.end or EndMessage("eos", {})
-        said = end.info.get("finish_reason")
-        if said in _FINISH_REASONS:
-            return str(said)
+        given = end.info.get("finish_reason")
+        if given in _FINISH_REASONS:
+            return str(given)
         if end.reason == FinishReason.LENGTH:  # perhaps in the middle of a tool call
             return "length"
         return "tool_calls" if self._calls else "stop"

@@ -44,7 +44,7 @@ def connect(link: Link, server: LitServer, api_path: str) -> None:
         workers = len(server._inference_workers_config_for_api(api_path))  # noqa: SLF001
     except AttributeError as error:
         warnings.warn(
-            f"this LitServe does not tell how many workers there are ({error}): streams go on, "
+            f"this LitServe does not say how many workers there are ({error}): streams go on, "
             f"but a client that leaves is not noticed",
             RuntimeWarning,
             stacklevel=2,

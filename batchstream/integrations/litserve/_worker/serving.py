@@ -177,7 +177,7 @@ class Serving:
                 self.dismiss(request)
 
     def _end(self, request: ServedRequest, end: StreamEnd) -> None:
-        """Note how a request ends."""
+        """Take a request out of its slot; its end is sent once its outputs have been encoded."""
         self._slots.pop(str(request.uid), None)
         self._ends.append((request, end))
         request.context.live = False
