@@ -13,7 +13,8 @@ def path(request):
     return request.param
 
 
-def test_R13_who_leaves_is_out_before_the_next_step_and_the_others_go_on(guests, path):
+@pytest.mark.rule(13)
+def test_a_client_that_leaves_is_out_before_the_next_step_and_the_others_go_on(guests, path):
     clients = guests.fill(path, 3)
     for door in guests.doors():  # those of the second worker come to no harm meanwhile
         leaver, *others = door.decoded()
@@ -29,7 +30,8 @@ def test_R13_who_leaves_is_out_before_the_next_step_and_the_others_go_on(guests,
         assert door.next_line() == "closed"
 
 
-def test_R13_who_leaves_in_mid_stream_is_out_before_the_next_step(guests, path):
+@pytest.mark.rule(13)
+def test_a_client_that_leaves_in_mid_stream_is_out_before_the_next_step(guests, path):
     clients = guests.fill(path, 4)
     for door in guests.doors():
         *others, leaver = door.decoded()
@@ -47,7 +49,8 @@ def test_R13_who_leaves_in_mid_stream_is_out_before_the_next_step(guests, path):
             assert numbers_of(clients[tag].outputs(), tag) == [0, 1, 2, 3]
 
 
-def test_R10_the_source_is_closed_when_all_have_left_and_goes_no_further(guests, path):
+@pytest.mark.rule(10)
+def test_the_source_is_closed_when_all_clients_have_left_and_goes_no_further(guests, path):
     clients = guests.fill(path, MANY)
     for door in guests.doors():
         tags = door.decoded()
@@ -63,7 +66,8 @@ def test_R10_the_source_is_closed_when_all_have_left_and_goes_no_further(guests,
     guests.server.wait_until_it_answers(0)
 
 
-def test_R10_the_source_is_closed_when_one_has_ended_and_the_others_have_left(
+@pytest.mark.rule(10)
+def test_the_source_is_closed_when_one_request_has_ended_and_the_other_clients_have_left(
     guests_of_one_worker, path
 ):
     guests = guests_of_one_worker
@@ -100,7 +104,8 @@ def anywhere(stepwise_servers, request):
         yield guests, path
 
 
-def test_R13_no_steps_are_made_for_nobody(anywhere):
+@pytest.mark.rule(13)
+def test_no_steps_are_made_when_all_clients_have_left(anywhere):
     guests, path = anywhere
     clients = guests.fill(path, 50)
     door = guests.street.door()
@@ -132,9 +137,8 @@ def test_the_model_at_the_door_works_with_a_loop_of_litserves_own(stock_guests):
         assert numbers_of(clients[tag].outputs(), tag) == [0, 1]
 
 
-def test_R13_who_leaves_while_the_request_waits_in_the_queue_is_not_served(
-    guests_of_one_worker, path
-):
+@pytest.mark.rule(13)
+def test_a_client_that_leaves_while_its_request_waits_is_not_served(guests_of_one_worker, path):
     guests = guests_of_one_worker
     first = guests.fill(path, 1)
     door = guests.street.door()
@@ -160,7 +164,9 @@ def test_R13_who_leaves_while_the_request_waits_in_the_queue_is_not_served(
         assert numbers_of(client.outputs(), tag) == [0]
 
 
-def test_who_has_the_whole_response_is_not_said_to_have_left(guests_of_one_worker, path):
+def test_a_client_that_has_the_whole_response_does_not_count_as_disconnected(
+    guests_of_one_worker, path
+):
     guests = guests_of_one_worker
     lengths = {"complete": 1, "leaver": MANY, "other": 3}
     clients = {tag: guests.send(path, tag, outputs) for tag, outputs in lengths.items()}

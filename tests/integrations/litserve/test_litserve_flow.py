@@ -17,14 +17,16 @@ def pipes():
     return WorkerPipes(2)
 
 
-def test_R19_four_messages_may_be_under_way_to_a_server_process(pipes):
+@pytest.mark.rule(19)
+def test_four_batches_may_be_under_way_to_a_server_process(pipes):
     window = SendWindow(pipes.receipts[1])
     assert [window.try_acquire(0) for _ in range(5)] == [True] * 4 + [False]
     pipes.send_receipt(1, 0)
     assert [window.try_acquire(0) for _ in range(2)] == [True, False]
 
 
-def test_R11_a_server_process_that_is_behind_does_not_hold_up_another(pipes):
+@pytest.mark.rule(11)
+def test_a_server_process_that_lags_does_not_hold_up_another(pipes):
     window = SendWindow(pipes.receipts[0])
     assert [window.try_acquire(0) for _ in range(5)][-1] is False
     assert window.try_acquire(1)
@@ -43,7 +45,8 @@ def test_without_receipts_no_batch_has_to_wait():
     assert all(window.try_acquire(0) for _ in range(100))
 
 
-def test_R02_what_is_kept_back_is_sent_together_in_its_order(pipes):
+@pytest.mark.rule(2)
+def test_messages_that_are_held_back_are_sent_together_in_their_order(pipes):
     sent = []
     box = Outbox(
         lambda _, __, batch, *___: sent.append([data for _, data, _ in batch[2]]),

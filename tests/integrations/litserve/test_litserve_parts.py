@@ -136,7 +136,8 @@ def test_a_flush_of_nothing_sends_nothing():
     assert sending.sent == [0]
 
 
-def test_R03_flushes_keep_the_order_of_a_request():
+@pytest.mark.rule(3)
+def test_flushes_keep_the_order_of_a_request():
     sending = Sending()
     for data in "abcd":
         sending.put(0, 0, data)
@@ -149,7 +150,7 @@ def test_R03_flushes_keep_the_order_of_a_request():
     assert [inbox.over for inbox in sending.responses[0].queues] == [True, False]
 
 
-def test_what_nobody_can_sort_is_sent_at_once_and_one_by_one():
+def test_without_a_router_messages_are_sent_at_once_and_one_by_one():
     sending = Sending(connects=False)
     sending.put(0, 0, "a")
     sending.put(0, 1, "x")
@@ -159,7 +160,8 @@ def test_what_nobody_can_sort_is_sent_at_once_and_one_by_one():
     assert sending.taken()[0] == [["a"], ["x"]]
 
 
-def test_R02_after_a_flush_that_failed_nothing_is_sent_any_more():
+@pytest.mark.rule(2)
+def test_after_a_flush_that_failed_nothing_is_sent_any_more():
     sending = Sending(refuses=[1])
     sending.put(0, 0, "a")
     for _ in range(2):
@@ -184,7 +186,8 @@ def test_a_request_is_put_into_litserves_queue():
     assert server.events == [EventTypes.ON_REQUEST.value]
 
 
-def test_R05_outputs_from_before_a_failure_come_first():
+@pytest.mark.rule(5)
+def test_outputs_from_before_a_failure_come_first():
     server = Server()
     [inbox] = submitted(server, connected(server), "?").queues
     for data in ["a", "b", Failure(418, "short", {"x": "y"}), "late"]:
@@ -199,12 +202,13 @@ def test_R05_outputs_from_before_a_failure_come_first():
     assert inbox.take() == []
 
 
+@pytest.mark.rule(5)
 @pytest.mark.parametrize(
     ("data", "end"),
     [("", EndMessage("eos", {})), (EndMessage("length", {"a": 1}), EndMessage("length", {"a": 1}))],
     ids=["untold", "told"],
 )
-def test_R05_the_end_comes_behind_the_outputs_and_nothing_after_it(data, end):
+def test_the_end_comes_behind_the_outputs_and_nothing_after_it(data, end):
     server = Server()
     [inbox] = submitted(server, connected(server), "?").queues
     server.deliver(inbox.uid, "a")
@@ -215,7 +219,8 @@ def test_R05_the_end_comes_behind_the_outputs_and_nothing_after_it(data, end):
     assert inbox.take() == []
 
 
-def test_R18_an_error_of_litserves_own_says_no_more_than_that_there_was_one():
+@pytest.mark.rule(18)
+def test_an_error_of_litserves_own_says_no_more_than_that_there_was_one():
     server = Server()
     [inbox] = submitted(server, connected(server), "?").queues
     server.deliver(inbox.uid, pickle.dumps(ValueError("secret")), ERROR)
@@ -224,7 +229,7 @@ def test_R18_an_error_of_litserves_own_says_no_more_than_that_there_was_one():
     assert (raised.value.status_code, raised.value.detail) == (500, UNKNOWN.detail)
 
 
-def test_a_client_is_woken_by_what_comes_for_any_of_its_requests():
+def test_a_client_is_woken_by_messages_for_any_of_its_requests():
     async def main():
         server = Server()
         responses = submitted(server, connected(server), "first", "second")
@@ -252,7 +257,8 @@ def sent_disconnects(link):
     return told
 
 
-def test_R13_closing_tells_the_workers_once_of_those_that_have_not_ended():
+@pytest.mark.rule(13)
+def test_closing_sends_the_workers_each_request_that_has_not_ended_once():
     server = Server()
     link = connected(server)
     responses = submitted(server, link, "ended", "failed", "runs", "has an end to be taken")
@@ -269,7 +275,8 @@ def test_R13_closing_tells_the_workers_once_of_those_that_have_not_ended():
     assert server.events == [EventTypes.ON_REQUEST.value, EventTypes.ON_RESPONSE.value]
 
 
-def test_R02_what_comes_for_one_that_has_gone_is_dropped():
+@pytest.mark.rule(2)
+def test_messages_for_a_request_that_has_gone_are_dropped():
     sending = Sending()
     gone, stays = sending.responses[0].queues
     server = sending.servers[0]
@@ -283,7 +290,8 @@ def test_R02_what_comes_for_one_that_has_gone_is_dropped():
     assert set(server.response_buffer) == known - {gone.uid}
 
 
-def test_R19_one_whose_client_reads_nothing_is_cut_off_and_left_by_the_workers(caplog):
+@pytest.mark.rule(19)
+def test_a_request_whose_client_reads_nothing_fails_and_the_workers_give_it_up(caplog):
     sending = Sending(max_buffered=2)
     idle, reads = sending.responses[0].queues
     for data in "abcd":
@@ -300,7 +308,8 @@ def test_R19_one_whose_client_reads_nothing_is_cut_off_and_left_by_the_workers(c
     assert idle.uid in record.getMessage()
 
 
-def test_R19_closing_leaves_nothing_in_litserves_buffer():
+@pytest.mark.rule(19)
+def test_closing_leaves_nothing_in_litserves_buffer():
     server = Server()
     link = connected(server)
     before = dict(server.response_buffer)
@@ -308,11 +317,12 @@ def test_R19_closing_leaves_nothing_in_litserves_buffer():
     assert server.response_buffer == before
 
 
+@pytest.mark.rule(19)
 @pytest.mark.parametrize(
     ("waiting", "payloads", "refused"),
     [(1, 1, False), (2, 1, True), (1, 2, True), (0, 2, False)],
 )
-def test_R19_no_more_may_wait_than_was_said(waiting, payloads, refused):
+def test_no_more_requests_wait_than_max_pending(waiting, payloads, refused):
     server = Server()
     link = connected(server, max_pending=2)
     for _ in range(waiting):
@@ -329,7 +339,8 @@ def test_R19_no_more_may_wait_than_was_said(waiting, payloads, refused):
     assert (server.response_buffer, server.events) == (before, [])
 
 
-def test_R19_more_than_may_ever_wait_is_not_told_to_come_again():
+@pytest.mark.rule(19)
+def test_more_requests_than_may_ever_wait_are_not_asked_to_come_again():
     server = Server()
     link = connected(server, max_pending=2)
     with pytest.raises(HTTPException) as raised:
@@ -344,7 +355,8 @@ def test_without_a_limit_any_number_may_wait():
     submitted(server, connected(server), *range(100))
 
 
-def test_R27_a_link_travels_without_the_servers_own():
+@pytest.mark.rule(27)
+def test_a_link_travels_without_the_servers_own():
     server = Server(workers=0)  # their pipes travel in no other way than to a spawned process
     link = connected(server, max_pending=3, sends_ends=True)
     server.response_buffer["lock"] = threading.Lock()  # which does not pickle
@@ -354,7 +366,8 @@ def test_R27_a_link_travels_without_the_servers_own():
     assert (copy.usable, copy.sends_ends, copy.max_pending) == (True, True, 3)
 
 
-def test_R27_a_buffer_with_a_router_in_it_travels():
+@pytest.mark.rule(27)
+def test_a_buffer_with_a_router_in_it_travels():
     server = Server(workers=0)
     connected(server)
     copy = pickle.loads(pickle.dumps(server.response_buffer))  # noqa: S301
@@ -369,7 +382,7 @@ def test_a_worker_that_is_started_again_has_the_pipe_of_the_one_before():
     assert link.pipes is pipes
 
 
-def test_where_nobody_tells_how_many_workers_there_are_streams_go_on():
+def test_where_the_number_of_workers_is_unknown_streams_go_on():
     class Lacking(Server):
         def __getattribute__(self, name):
             if name == "_inference_workers_config_for_api":
@@ -393,7 +406,8 @@ def test_where_nobody_tells_how_many_workers_there_are_streams_go_on():
 UID = str(uuid.UUID(int=1))
 
 
-def test_R12_a_worker_that_does_not_listen_is_not_waited_for(caplog):
+@pytest.mark.rule(12)
+def test_a_server_process_does_not_wait_for_a_worker_whose_pipe_is_full(caplog):
     pipes = WorkerPipes(1)
 
     def announce():
@@ -420,7 +434,7 @@ def test_what_a_full_pipe_has_taken_is_whole_and_it_goes_on_when_there_is_room(c
     assert reader.recv_bytes() == b"another"
 
 
-def test_one_worker_that_does_not_listen_does_not_keep_others_from_hearing(caplog):
+def test_a_worker_that_does_not_read_its_pipe_does_not_keep_others_from_hearing(caplog):
     pipes = WorkerPipes(2)
     while not caplog.records:
         pipes.send_disconnect(UID)
@@ -440,7 +454,8 @@ class Noting(Disconnects):
             self.heard.set()
 
 
-def test_R13_a_worker_hears_who_has_left(monkeypatch):
+@pytest.mark.rule(13)
+def test_a_worker_knows_which_clients_have_disconnected(monkeypatch):
     monkeypatch.setattr(Noting, "heard", threading.Event())
     pipes = WorkerPipes(1)
     disconnects = Noting(pipes.disconnects[0])
@@ -457,7 +472,8 @@ def test_R13_a_worker_hears_who_has_left(monkeypatch):
     assert UID in disconnects
 
 
-def test_R19_of_many_disconnects_the_latest_are_remembered():
+@pytest.mark.rule(19)
+def test_of_many_disconnects_the_latest_are_remembered():
     disconnects = Disconnects()
     for number in range(25_000):
         disconnects.add(str(number))
@@ -468,7 +484,8 @@ def test_R19_of_many_disconnects_the_latest_are_remembered():
     assert disconnects.take() == [str(number) for number in range(15_000, 25_000)]
 
 
-def test_R28_a_listener_ends_with_those_who_could_tell_it_something():
+@pytest.mark.rule(28)
+def test_a_listener_ends_with_the_last_server_process():
     pipes = WorkerPipes(1)
     before = set(threading.enumerate())
     Disconnects(pipes.disconnects[0])
@@ -478,7 +495,7 @@ def test_R28_a_listener_ends_with_those_who_could_tell_it_something():
     assert not listener.is_alive()
 
 
-def test_without_a_pipe_nobody_leaves_and_nobody_listens():
+def test_without_a_pipe_no_client_disconnects_and_no_thread_listens():
     before = threading.active_count()
     disconnects = Disconnects()
     assert threading.active_count() == before
@@ -524,7 +541,8 @@ def ended(prefetcher, before):
     return True
 
 
-def test_R30_it_takes_no_more_than_there_are_seats_and_leaves_the_rest_to_others():
+@pytest.mark.rule(30)
+def test_it_fetches_no_more_than_there_are_slots_and_leaves_the_rest_to_other_workers():
     waiting = Watched(*"abcdef", seats=2)
     prefetcher = RequestPrefetcher(waiting, 2)
     assert take_until(prefetcher, 2) == ["a", "b"]
@@ -549,7 +567,8 @@ def test_the_sentinel_ends_it_behind_what_came_before():
         assert prefetcher.over
 
 
-def test_R09_an_error_of_the_queue_is_raised_behind_what_came_before():
+@pytest.mark.rule(9)
+def test_an_error_of_the_queue_is_raised_behind_what_came_before():
     before = set(threading.enumerate())
     prefetcher = RequestPrefetcher(Watched("a", error=EOFError("gone")), 9)
     assert ended(prefetcher, before)
@@ -565,7 +584,8 @@ def test_it_looks_for_news_without_waiting():
     prefetcher.close()
 
 
-def test_R28_closing_ends_its_thread_that_waits_for_a_seat():
+@pytest.mark.rule(28)
+def test_closing_ends_its_thread_that_waits_for_a_slot():
     before = set(threading.enumerate())
     prefetcher = RequestPrefetcher(Watched("a", "b"), 1)
     assert take_until(prefetcher, 1) == ["a"]
@@ -573,7 +593,8 @@ def test_R28_closing_ends_its_thread_that_waits_for_a_seat():
     assert ended(prefetcher, before)
 
 
-def test_R28_closing_ends_its_thread_that_waits_in_the_queue():
+@pytest.mark.rule(28)
+def test_closing_ends_its_thread_that_waits_in_the_queue():
     class Idle(queue.Queue):
         asked, closed = threading.Event(), threading.Event()
 
@@ -595,7 +616,8 @@ def test_R28_closing_ends_its_thread_that_waits_in_the_queue():
     assert prefetcher._error is None
 
 
-def test_R09_closing_returns_those_who_have_been_taken():
+@pytest.mark.rule(9)
+def test_closing_returns_the_requests_that_have_been_fetched():
     class Asked(Watched):
         third = threading.Event()
 
@@ -611,7 +633,8 @@ def test_R09_closing_returns_those_who_have_been_taken():
     waiting.put("late")
 
 
-def test_R02_one_that_is_taken_too_late_goes_back_into_the_queue():
+@pytest.mark.rule(2)
+def test_a_request_that_is_fetched_after_closing_goes_back_into_the_queue():
     class Late(queue.Queue):
         asked, closed = threading.Event(), threading.Event()
 

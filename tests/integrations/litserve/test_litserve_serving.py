@@ -448,16 +448,16 @@ def serve_batches(place, plan, terms, data, *, exactly):
     hooks.check(size, exactly=exactly)
 
 
+@pytest.mark.rule(2, 7)
 @pytest.mark.parametrize("place", PLACES)
 @given(plan=batch_plans(ALONE), terms=TERMS, data=st.data())
-def test_R02_R07_each_request_of_a_batch_has_its_own_outputs_and_its_own_end(
-    place, plan, terms, data
-):
+def test_each_request_of_a_batch_has_its_own_outputs_and_its_own_end(place, plan, terms, data):
     serve_batches(place, plan, terms, data, exactly=True)
 
 
+@pytest.mark.rule(2, 7)
 @given(plan=batch_plans(LOOKING_AHEAD), terms=TERMS, data=st.data())
-def test_R02_R07_also_where_some_of_a_batch_look_ahead(plan, terms, data):
+def test_requests_of_a_batch_have_their_own_outputs_where_some_look_ahead(plan, terms, data):
     serve_batches(PLACES[-1], plan, terms, data, exactly=False)
 
 
@@ -598,16 +598,16 @@ def serve_engines(plan, terms, waiting, *, encodes, exactly):
             assert request.steps == request.lasts_until + 1
 
 
+@pytest.mark.rule(2, 7, 30)
 @pytest.mark.parametrize("encodes", [False, True], ids=["no encode_response", "encode_response"])
 @given(plan=engine_plans(ALONE), terms=TERMS, data=st.data())
-def test_R02_R07_R30_each_request_of_an_engine_has_its_own_outputs_and_its_own_end(
-    encodes, plan, terms, data
-):
+def test_each_request_of_an_engine_has_its_own_outputs_and_its_own_end(encodes, plan, terms, data):
     check_in_line(plan, terms, data, encodes=encodes, exactly=True)
 
 
+@pytest.mark.rule(2, 7, 30)
 @given(plan=engine_plans(LOOKING_AHEAD), terms=TERMS, data=st.data())
-def test_R02_R07_R30_also_where_some_in_an_engine_look_ahead(plan, terms, data):
+def test_requests_of_an_engine_have_their_own_outputs_where_some_look_ahead(plan, terms, data):
     check_in_line(plan, terms, data, encodes=True, exactly=False)
 
 
@@ -622,8 +622,9 @@ def check_in_line(plan, terms, data, **how):
     assert InLine.made.seats == size, "a seat was lost, or given twice"
 
 
+@pytest.mark.rule(2, 7, 30)
 @given(plan=engine_plans(ALONE), terms=TERMS)
-def test_R02_R07_R30_and_when_they_come_out_of_the_queue_as_they_do(plan, terms):
+def test_requests_have_their_own_outputs_when_a_thread_fetches_them_from_the_queue(plan, terms):
     _, wanted, *_ = plan
     serve_engines(plan, terms, wanted, encodes=True, exactly=True)
 
@@ -691,7 +692,8 @@ def run(api, waiting, transport=None):
     return transport.sent
 
 
-def test_R09_the_sentinel_ends_the_loop_behind_all_that_came_before_it():
+@pytest.mark.rule(9)
+def test_the_sentinel_ends_the_loop_behind_all_that_came_before_it():
     waiting = Waiting("bad")
 
     def decode_request(request):
@@ -708,8 +710,9 @@ def test_R09_the_sentinel_ends_the_loop_behind_all_that_came_before_it():
     assert sent == {"r0": [FAILED], "r1": [*ok("a", "b"), FINISHED]}
 
 
+@pytest.mark.rule(9, 14)
 @pytest.mark.parametrize("stopping", [SystemExit, GeneratorExit])
-def test_R09_R14_whoever_has_ended_is_told_when_another_stops_the_worker(stopping, monkeypatch):
+def test_requests_that_have_ended_get_an_end_when_another_stops_the_worker(stopping, monkeypatch):
     monkeypatch.setattr(continuous, "RequestPrefetcher", InLine)
     waiting = Waiting(["stop"], [Last("a")], ["x", "y"])
     waiting.put(_SENTINEL_VALUE)
@@ -728,7 +731,8 @@ def test_R09_R14_whoever_has_ended_is_told_when_another_stops_the_worker(stoppin
     assert transport.sent["r1"][-1] in (FAILED, FINISHED)
 
 
-def test_R09_R14_whoever_is_on_the_way_in_is_told_when_the_worker_is_stopped():
+@pytest.mark.rule(9, 14)
+def test_requests_that_are_to_join_fail_when_the_worker_is_stopped():
     waiting = Waiting("ab")
 
     def in_step():
@@ -746,7 +750,8 @@ def test_R09_R14_whoever_is_on_the_way_in_is_told_when_the_worker_is_stopped():
     assert transport.sent == {"r0": [FAILED], "r1": [FAILED], "r2": [FAILED]}
 
 
-def test_R02_a_transport_that_fails_while_one_looks_ahead_stops_the_worker():
+@pytest.mark.rule(2)
+def test_a_transport_that_fails_while_an_encoder_looks_ahead_stops_the_worker():
     def encode_response(outputs):
         for output in outputs:
             yield output + (next(outputs) if output == "2" else "")
@@ -775,8 +780,9 @@ def test_R02_a_transport_that_fails_while_one_looks_ahead_stops_the_worker():
         assert FINISHED[0] not in [status for _, status in inbox.response_queue]
 
 
+@pytest.mark.rule(15)
 @pytest.mark.parametrize("loop", [BatchedStreamLoop, ContinuousBatchLoop])
-def test_R15_an_encode_response_that_asks_while_it_is_called_fails_its_request_alone(loop):
+def test_an_encode_response_that_asks_while_it_is_called_fails_its_request_alone(loop):
     def encode_response(outputs, context):
         if context["early"]:
             return iter([next(outputs)])
