@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -19,51 +20,41 @@ Limit: TypeAlias = "int | Callable[[Mapping[str, Any]], int | None] | None"
 """How many outputs a request gets at most: a number, or a function of the request's context."""
 
 
+@dataclass(frozen=True)
 class LoopOptions:
     """The options of a loop. LitServe spawns its workers, so all of them have to pickle.
 
-    Args:
+    Attributes:
         rules: How the ends of streams are recognised.
         max_outputs: The limit of each request.
         max_pending: How many requests may wait; None for any number.
         max_buffered: How many messages may wait for a client; None for any number.
 
-    Attributes:
-        rules: How the ends of streams are recognised.
-        max_pending: How many requests may wait.
-        max_buffered: How many messages may wait for a client.
-
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
     """
 
-    def __init__(
-        self,
-        rules: EndRules[Any],
-        max_outputs: Limit,
-        max_pending: int | None,
-        max_buffered: int | None,
-    ) -> None:
-        check_pickles("is_eos", rules.is_eos)
-        check_pickles("eos", rules.eos)
-        eos = rules.eos
+    rules: EndRules[Any]
+    max_outputs: Limit
+    max_pending: int | None
+    max_buffered: int | None
+
+    def __post_init__(self) -> None:
+        eos = self.rules.eos
+        check_pickles("is_eos", self.rules.is_eos)
+        check_pickles("eos", eos)
         if pickle.loads(ForkingPickler.dumps(eos)) is not eos:  # noqa: S301 - just pickled
             raise ValueError(
                 f"eos is compared by identity, which {eos!r} loses on its way into a worker "
                 f"process: pass None, EOS, a class or a member of an enum"
             )
-        self.rules = rules
-        if callable(max_outputs):
-            check_pickles("max_outputs", max_outputs)
+        if callable(self.max_outputs):
+            check_pickles("max_outputs", self.max_outputs)
         else:
-            max_outputs = check_limit(max_outputs)
-        self._max_outputs = max_outputs
-        if max_pending is not None:
-            max_pending = check_count("max_pending", max_pending, at_least=1)
-        if max_buffered is not None:
-            max_buffered = check_count("max_buffered", max_buffered, at_least=1)
-        self.max_pending = max_pending
-        self.max_buffered = max_buffered
+            check_limit(self.max_outputs)
+        for name in ("max_pending", "max_buffered"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), at_least=1)
 
     def limit_of(self, context: Mapping[str, Any]) -> int | None:
         """Return how many outputs a request gets at most.
@@ -72,8 +63,8 @@ class LoopOptions:
             TypeError, ValueError: The function returned something else.
             Exception: What the function raises.
         """
-        limit = self._max_outputs
-        return check_limit(limit(context)) if callable(limit) else limit
+        limit = self.max_outputs
+        return check_limit(limit(context) if callable(limit) else limit)
 
 
 def check_pickles(name: str, value: object) -> None:

@@ -199,8 +199,8 @@ def test_a_fail_ends_its_own_request(where):
 @everywhere
 def test_a_predicate_that_raises_fails_the_request_that_it_was_asked_about(where):
     api = ready(where, is_eos=token_ids(1))
-    refuses = EndRules(is_eos=lambda output: {"a": False, "y": True}[output])
-    api.loop._options.rules = refuses  # it does not pickle
+    raises = EndRules(is_eos=lambda output: {"a": False, "y": True}[output])
+    object.__setattr__(api.loop._options, "rules", raises)  # as it does not pickle
     assert served(api, "ab", "ay") == [[*ok("a"), FAILED], [*ok("a"), FINISHED]]
 
 

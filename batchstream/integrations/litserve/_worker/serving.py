@@ -62,8 +62,8 @@ def make_step(core: Demultiplexer[Any], model: Source | Engine) -> Delivery[Any]
 class Serving:
     """Requests in the slots of a model, from its first step for them to their ends.
 
-    A request is *unanswered* until its end has been sent. It leaves its slot before that: when
-    the step is made that has its end.
+    A request leaves its slot when the step is made that has its end. The end is sent later, once
+    all of the request's outputs have been encoded.
 
     Args:
         context: What the loop works with.
@@ -76,17 +76,15 @@ class Serving:
         self._stepper = stepper
         self._requests: dict[int, ServedRequest] = {}  # by slot
         self._slots: dict[str, int] = {}  # by uid
-        self._unanswered: dict[ServedRequest, None] = {}
-        # Of the unanswered: requests with outputs to encode, in the order in which they got the
-        # first of them; and how the requests end that get no more outputs.
+        # Requests with outputs to encode, in the order in which they got the first of them.
         self._to_encode: dict[ServedRequest, None] = {}
+        # Requests that have left their slots, and how they end.
         self._ends: list[tuple[ServedRequest, StreamEnd]] = []
         self._look_aheads = 0  # that are under way
 
     def seat(self, slot: int, request: ServedRequest) -> None:
         """Put a request into a slot."""
         self._requests[slot] = request
-        self._unanswered[request] = None
         self._slots[str(request.uid)] = slot
 
     def run(self) -> None:
@@ -129,13 +127,13 @@ class Serving:
         if slot is not None:
             self._requests.pop(slot, None)
             self._stepper.vacate(slot)
-        self._unanswered.pop(request, None)
         self._to_encode.pop(request, None)
 
     def fail(self, others: Iterable[ServedRequest], error: BaseException) -> None:
-        """Fail all unanswered requests, and others that have not been seated."""
-        fail_all(dict.fromkeys([*self._unanswered, *others]), error)
-        for request in self._unanswered:
+        """Fail all requests whose end has not been sent, and others that have not been seated."""
+        seated = dict.fromkeys([*self._requests.values(), *(request for request, _ in self._ends)])
+        fail_all(seated | dict.fromkeys(others), error)
+        for request in seated:
             request.release()
 
     def _advance(self) -> bool:
@@ -164,9 +162,15 @@ class Serving:
                 request.encoder.outputs.append(output)
                 self._to_encode[request] = None
         for slot, end in ends:
-            request = requests.pop(slot, None)
+            request = requests.get(slot)
             if request is not None:
-                self._end(request, end)
+                # Added before it is removed: what interrupts this finds the request, to fail it.
+                self._ends.append((request, end))
+                del requests[slot]
+                self._slots.pop(str(request.uid), None)
+                request.context.live = False
+                if request.encoder is not None:
+                    request.encoder.end(failed=end.error is not None)
         return True
 
     def _drop_disconnected(self) -> None:
@@ -175,14 +179,6 @@ class Serving:
                 request = self._requests[self._slots[uid]]
                 request.abandon()
                 self.dismiss(request)
-
-    def _end(self, request: ServedRequest, end: StreamEnd) -> None:
-        """Take a request out of its slot; its end is sent once its outputs have been encoded."""
-        self._slots.pop(str(request.uid), None)
-        self._ends.append((request, end))
-        request.context.live = False
-        if request.encoder is not None:
-            request.encoder.end(failed=end.error is not None)
 
     def _encode_all(self, *, only_streaming: bool = False) -> None:
         """Encode and send the outputs that wait for it, then the ends of requests that have all.
@@ -221,23 +217,21 @@ class Serving:
 
         An error that fails several requests is logged once.
         """
-        now: list[tuple[ServedRequest, StreamEnd]] = []
-        later: list[tuple[ServedRequest, StreamEnd]] = []
+        ready = []
+        errors: dict[int, tuple[BaseException, list[ServedRequest]]] = {}
         for request, end in self._ends:
             encoder = request.encoder
-            waits = encoder is not None and (encoder.running or request in self._to_encode)
-            (later if waits else now).append((request, end))
-        self._ends = later
-        errors: dict[int, tuple[BaseException, list[ServedRequest]]] = {}
-        for request, end in now:
+            if encoder is not None and (encoder.running or request in self._to_encode):
+                continue
+            ready.append((request, end))
             if end.error is not None:
                 errors.setdefault(id(end.error), (end.error, []))[1].append(request)
         for error, requests in errors.values():
             fail_all(requests, error)
-        for request, end in now:
+        for request, end in ready:
             if request.encoder is not None and not request.ended:
                 # What its `encode_response` yields after the last output.
                 self._send(request, request.encoder.elements())
             request.finish(end)
-            self._unanswered.pop(request, None)
+            self._ends.remove((request, end))
             request.release()
