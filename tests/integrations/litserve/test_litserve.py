@@ -44,7 +44,7 @@ def assert_complete(call, tag, outputs):
 
 
 def assert_cut(call, tag, outputs):
-    """It has had a proper beginning, but nobody could take it for all."""
+    """The response has begun, but no client could take it for complete."""
     call.wait()
     assert isinstance(call.error, httpx.RemoteProtocolError)
     assert call.status == 200

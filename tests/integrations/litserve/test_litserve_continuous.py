@@ -1,4 +1,4 @@
-"""End to end: continuous batching. `litserve_stepwise_api.py` says what an engine tells."""
+"""End to end: continuous batching. `litserve_stepwise_api.py` says what an engine reports."""
 
 import http.client
 import random
@@ -279,7 +279,7 @@ def anywhere(stepwise_servers, tmp_path, request):
         with guests_of(stepwise_servers("one worker")) as guests:
             yield guests, PATH
     else:
-        # In a loop that sleeps between two looks into its queue: nobody else should have it.
+        # Its loop sleeps between two reads of the queue: no other request should be there first.
         with (
             serve(tmp_path, apis=["stock_continuous"]) as server,
             guests_of(server) as guests,

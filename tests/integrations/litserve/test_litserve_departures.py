@@ -1,4 +1,4 @@
-"""End to end: clients who leave. `litserve_stepwise_api.py` says what a model tells at the door."""
+"""End to end: clients that leave. `litserve_stepwise_api.py` says what a model reports."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def path(request):
 @pytest.mark.rule(13)
 def test_a_client_that_leaves_is_out_before_the_next_step_and_the_others_go_on(guests, path):
     clients = guests.fill(path, 3)
-    for door in guests.doors():  # those of the second worker come to no harm meanwhile
+    for door in guests.doors():  # the requests of the second worker come to no harm meanwhile
         leaver, *others = door.decoded()
         door.is_at_step_of(leaver, *others)
         clients[leaver].leave()
@@ -75,7 +75,7 @@ def test_the_source_is_closed_when_one_request_has_ended_and_the_other_clients_h
     door = guests.street.door()
     tags = door.decoded()
     left = [tag for tag in tags if tag != "a"]
-    for _ in range(2):  # in the second it is told that a has ended
+    for _ in range(2):  # in the second the live slots lack a
         door.is_at_step_of(*tags)
         door.go()
     door.is_at_step_of(*left)
@@ -113,7 +113,9 @@ def test_no_steps_are_made_when_all_clients_have_left(anywhere):
     door.is_at_step_of(*tags)
     for tag, client in clients.items():
         client.leave()
-        door.wait_for_departure_of(tag)  # which a worker with a loop of LitServe's own is not told
+        door.wait_for_departure_of(
+            tag
+        )  # which a worker with a loop of LitServe's own never hears of
     guests.server.wait_until_it_answers(0)  # but the server has noticed, there as well
     steps = 0
     while steps < 50:
@@ -181,7 +183,7 @@ def test_a_client_that_has_the_whole_response_does_not_count_as_disconnected(
     clients["complete"].leave()
     guests.server.wait_until_it_answers(2)
     clients["leaver"].leave()
-    door.wait_for_departure_of("leaver")  # who leaves first is heard of first
+    door.wait_for_departure_of("leaver")  # disconnects come in their order
     assert door.departures() == ["leaver"]
     door.go()
     door.is_at_step_of("other")

@@ -32,7 +32,7 @@ def ok(*outputs):
 
 
 class Messages(MessageTransport):
-    """Keeps what is sent, by request; refuses what it is told to."""
+    """Keeps what is sent, by request; refuses what it is made to."""
 
     def __init__(self, refused=()):
         self.sent = {}
@@ -67,7 +67,7 @@ class Words(ls.LitAPI):
 def served(api, *requests, transport=None, callbacks=(), waited=(), uids=("r0", "r1", "r2")):
     """Let the loop serve a batch of these requests, and return the messages to each.
 
-    Those numbered in `waited` come so late that they have no place in the batch.
+    Requests numbered in `waited` come so late that they have no place in the batch.
     """
     transport = transport or Messages()
     api.max_batch_size = len(requests) - len(waited)
@@ -340,7 +340,7 @@ def test_what_was_begun_is_closed_when_a_later_hook_raises():
             return self
 
         def __next__(self):
-            raise AssertionError("nobody asks")
+            raise AssertionError("no step is made")
 
         def close(self):
             closed.append(self)
@@ -516,13 +516,13 @@ def test_the_wait_for_others_begins_with_the_first_request():
     api.max_batch_size, api.batch_timeout = 2, 30
 
     class Late(queue.Queue):
-        """Empty for as long as nobody has been told so three times."""
+        """Says three times that it is empty."""
 
-        told = 0
+        times = 0
 
         def get(self, block=True, timeout=None):
-            if self.told < 3:
-                self.told += 1
+            if self.times < 3:
+                self.times += 1
                 raise queue.Empty
             return super().get(block, timeout)
 
@@ -532,7 +532,7 @@ def test_the_wait_for_others_begins_with_the_first_request():
     batch, timed_out = api.loop.get_batch_requests(api, waiting, Messages())
     assert [uid for _, uid, _ in batch] == ["r0", "r1"]
     assert timed_out == []
-    assert waiting.told == 3
+    assert waiting.times == 3
 
 
 @pytest.mark.rule(29)

@@ -82,10 +82,10 @@ def pool():
 
 def asking(*plans, gate=None, **options):
     """What a client sends so that the model makes choices by these plans."""
-    told = {"tag": uuid.uuid4().hex, "plans": plans}
+    content = {"tag": uuid.uuid4().hex, "plans": plans}
     if gate is not None:
-        told["gate"] = gate.port
-    messages = [{"role": "user", "content": json.dumps(told)}]
+        content["gate"] = gate.port
+    messages = [{"role": "user", "content": json.dumps(content)}]
     return {"model": "model", "messages": messages, "n": len(plans)} | options
 
 
@@ -118,13 +118,13 @@ def figures(usage):
 
 
 def let_run_until(gate, *lines):
-    """Let the model make its steps until it tells one of these; return how many that were."""
+    """Let the model make its steps until it reports one of these; return how many that were."""
     deadline = time.monotonic() + SECONDS
     steps = 0
-    while (told := gate.next_line()) not in lines:
-        assert told, "the model has gone"
-        assert time.monotonic() < deadline, f"{steps} steps, now {told}"
-        if told.startswith("step"):
+    while (line := gate.next_line()) not in lines:
+        assert line, "the model has gone"
+        assert time.monotonic() < deadline, f"{steps} steps, now {line}"
+        if line.startswith("step"):
             open_gate(gate)
             steps += 1
     return steps
@@ -174,8 +174,8 @@ def test_each_choice_is_complete_whatever_ends_first(service, path):
     check()
 
 
-# With LitServe's own spec and loop the first end ends all. Here those who share a batch have the
-# same length, which is all that its loop can do.
+# With LitServe's own spec and loop the first end ends all. Here the choices that share a batch have
+# the same length, which is all that its loop can do.
 @pytest.mark.rule(2)
 @pytest.mark.parametrize(
     "path",
@@ -215,7 +215,7 @@ def test_choices_come_step_by_step_and_end_one_by_one(service, gate, pool):
 
 
 def come(stream, number):
-    """Wait for so many chunks; those of different choices are in no order."""
+    """Wait for so many chunks; chunks of different choices are in no order."""
     choices = [next(stream).choices[0] for _ in range(number)]
     news = [(choice.index, choice.delta.content, choice.finish_reason) for choice in choices]
     return sorted(news, key=lambda new: new[0])
@@ -342,11 +342,11 @@ REASONS = {
 @pytest.mark.parametrize(("plan", "reason"), REASONS.values(), ids=REASONS)
 def test_a_choice_has_the_reason_of_its_end(service, plan, reason, stream):
     if stream:
-        [(_, told)] = streamed(service.chunks(ONE, plan), 1)
+        [(_, given)] = streamed(service.chunks(ONE, plan), 1)
     else:
-        [(content, told)] = completed(service.create(ONE, plan))
+        [(content, given)] = completed(service.create(ONE, plan))
         assert content == "a"
-    assert told == reason
+    assert given == reason
 
 
 def test_every_choice_has_the_reason_of_its_own_end(service):
@@ -425,7 +425,7 @@ def saying(text, prompt, completion):
     return ["message", {"role": "assistant", "content": text} | using(prompt, completion)]
 
 
-# What each of three choices tells, and what that is together.
+# The usage of each of three choices, and the sum of it.
 WAYS_TO_TELL_USAGE = {
     "in messages": ([[saying("a", 5, 0), saying("b", 0, 2)]] * 3, (15, 6)),
     "in every message": ([[saying("a", 0, 1)] * 4] * 3, (0, 12)),
@@ -682,8 +682,8 @@ def test_what_is_no_chat_message_is_an_error(service, text, stream):
     with pytest.raises(openai.InternalServerError) as raised:
         service.create(ONE, [["text", text]], stream=stream)
     assert raised.value.body == UNKNOWN
-    told = f"encode_response gives OpenAISpec chat messages, got {text!r}"
-    assert service.log()[seen_before:].count(told) == 1
+    logged = f"encode_response gives OpenAISpec chat messages, got {text!r}"
+    assert service.log()[seen_before:].count(logged) == 1
 
 
 def test_what_is_no_chat_message_is_an_error_in_mid_stream(service):
@@ -730,7 +730,7 @@ def test_a_client_that_leaves_takes_along_the_choices_that_wait(service, gate, p
     with asked.result(SECONDS) as stream:
         next(stream)
     let_run_until(gate, "closed")
-    # Those that waited have never been there, or have gone as well.
+    # Requests that waited have never been there, or have gone as well.
     assert completed(service.create(path, outs("b"))) == [("b", "stop")]
 
 
@@ -766,7 +766,7 @@ def test_the_rest_of_the_batch_goes_on_without_a_client(service, gate, pool, fai
             with pytest.raises(openai.APIError, match="too many"):
                 list(stream)
     with others.result(SECONDS) as stream:
-        steps = let_run_until(gate, "live [0]", "live [2]")  # whoever came first
+        steps = let_run_until(gate, "live [0]", "live [2]")  # whichever came first
         assert come(stream, 1 + fails + steps) == [(0, "c", None)] * (1 + fails + steps)
     let_run_until(gate, "closed")
 

@@ -75,19 +75,19 @@ class Engine:
     def __init__(self, lit_api):
         lit_api.engine = self
         self.calls = []
-        self.seats = {}
+        self.slots = {}
 
     def add(self, slot, request):
         self.calls.append(("add", slot))
-        self.seats[slot] = itertools.chain(request, [PAD] * 20, [Fail(AssertionError("not ended"))])
+        self.slots[slot] = itertools.chain(request, [PAD] * 20, [Fail(AssertionError("not ended"))])
 
     def step(self):
-        self.calls.append(("step", *self.seats))
-        return {slot: next(elements) for slot, elements in self.seats.items()}
+        self.calls.append(("step", *self.slots))
+        return {slot: next(elements) for slot, elements in self.slots.items()}
 
     def remove(self, slot):
         self.calls.append(("remove", slot))
-        del self.seats[slot]
+        del self.slots[slot]
 
 
 def steps_of_encode_response(**options):
@@ -148,7 +148,7 @@ def served(api, *requests, waiting=None, transport=None):
     return [transport.sent.get(f"r{number}", []) for number in range(len(requests))]
 
 
-# ---- how an end is told
+# ---- how an end is recognised
 
 MARKS = {
     "None": ({}, ["a", "b", None], "ab"),
@@ -690,7 +690,7 @@ def test_an_output_that_no_hook_has_encoded_fails_its_request_alone(where):
     ]
 
 
-# ---- unbatch, and who is live
+# ---- unbatch, and which requests are live
 
 
 def listening(heard, steps):

@@ -114,7 +114,7 @@ class Sending:
         self.outbox.put(server, self.responses[server].queues[number].uid, data, status)
 
     def taken(self):
-        return [[inbox.take() for inbox in responses.queues] for responses in self.responses]
+        return [[entry.take() for entry in responses.queues] for responses in self.responses]
 
 
 def test_messages_to_one_server_process_travel_together():
@@ -147,7 +147,7 @@ def test_flushes_keep_the_order_of_a_request():
     sending.put(0, 0, "", FINISH)
     sending.outbox.flush()
     assert sending.taken()[0] == [["a", "b", "c", "d"], ["B", "D"]]
-    assert [inbox.over for inbox in sending.responses[0].queues] == [True, False]
+    assert [entry.over for entry in sending.responses[0].queues] == [True, False]
 
 
 def test_without_a_router_messages_are_sent_at_once_and_one_by_one():
@@ -178,54 +178,54 @@ def test_a_request_is_put_into_litserves_queue():
     server = Server()
     before = time.monotonic()
     responses = submitted(server, connected(server), "first", "second")
-    for inbox, payload in zip(responses.queues, ["first", "second"], strict=True):
+    for entry, payload in zip(responses.queues, ["first", "second"], strict=True):
         number, uid, came, content = server.requests.get_nowait()
-        assert (number, uid, content) == (7, inbox.uid, payload)
+        assert (number, uid, content) == (7, entry.uid, payload)
         assert before <= came <= time.monotonic()
-        assert server.response_buffer[uid] is inbox
+        assert server.response_buffer[uid] is entry
     assert server.events == [EventTypes.ON_REQUEST.value]
 
 
 @pytest.mark.rule(5)
 def test_outputs_from_before_a_failure_come_first():
     server = Server()
-    [inbox] = submitted(server, connected(server), "?").queues
+    [entry] = submitted(server, connected(server), "?").queues
     for data in ["a", "b", Failure(418, "short", {"x": "y"}), "late"]:
-        server.deliver(inbox.uid, data)
-    assert inbox.take() == ["a", "b"]
-    assert not inbox.over
+        server.deliver(entry.uid, data)
+    assert entry.take() == ["a", "b"]
+    assert not entry.over
     with pytest.raises(FailedError) as raised:
-        inbox.take()
-    assert inbox.over
+        entry.take()
+    assert entry.over
     error = raised.value
     assert (error.status_code, error.detail, error.headers) == (418, "short", {"x": "y"})
-    assert inbox.take() == []
+    assert entry.take() == []
 
 
 @pytest.mark.rule(5)
 @pytest.mark.parametrize(
     ("data", "end"),
     [("", EndMessage("eos", {})), (EndMessage("length", {"a": 1}), EndMessage("length", {"a": 1}))],
-    ids=["untold", "told"],
+    ids=["no reason", "a reason"],
 )
 def test_the_end_comes_behind_the_outputs_and_nothing_after_it(data, end):
     server = Server()
-    [inbox] = submitted(server, connected(server), "?").queues
-    server.deliver(inbox.uid, "a")
-    server.deliver(inbox.uid, data, FINISH)
-    server.deliver(inbox.uid, "late")
-    assert inbox.take() == ["a"]
-    assert (inbox.over, inbox.end) == (True, end)
-    assert inbox.take() == []
+    [entry] = submitted(server, connected(server), "?").queues
+    server.deliver(entry.uid, "a")
+    server.deliver(entry.uid, data, FINISH)
+    server.deliver(entry.uid, "late")
+    assert entry.take() == ["a"]
+    assert (entry.over, entry.end) == (True, end)
+    assert entry.take() == []
 
 
 @pytest.mark.rule(18)
 def test_an_error_of_litserves_own_says_no_more_than_that_there_was_one():
     server = Server()
-    [inbox] = submitted(server, connected(server), "?").queues
-    server.deliver(inbox.uid, pickle.dumps(ValueError("secret")), ERROR)
+    [entry] = submitted(server, connected(server), "?").queues
+    server.deliver(entry.uid, pickle.dumps(ValueError("secret")), ERROR)
     with pytest.raises(FailedError) as raised:
-        inbox.take()
+        entry.take()
     assert (raised.value.status_code, raised.value.detail) == (500, UNKNOWN.detail)
 
 
@@ -243,7 +243,7 @@ def test_a_client_is_woken_by_messages_for_any_of_its_requests():
         assert not again.done()
         server.deliver(responses.queues[0].uid, "a")
         await asyncio.wait_for(again, TIMEOUT)
-        assert [inbox.take() for inbox in responses.queues] == [["a"], ["x"]]
+        assert [entry.take() for entry in responses.queues] == [["a"], ["x"]]
 
     asyncio.run(main())
 
@@ -251,10 +251,10 @@ def test_a_client_is_woken_by_messages_for_any_of_its_requests():
 def sent_disconnects(link):
     """The uids that the worker has been sent until now."""
     [reader] = link.pipes.disconnects
-    told = []
+    uids = []
     while reader.poll():
-        told.append(reader.recv_bytes().decode())
-    return told
+        uids.append(reader.recv_bytes().decode())
+    return uids
 
 
 @pytest.mark.rule(13)
@@ -444,7 +444,7 @@ def test_a_worker_that_does_not_read_its_pipe_does_not_keep_others_from_hearing(
 
 
 class Noting(Disconnects):
-    """Says when it has heard of somebody."""
+    """Sets an event when it has got the last uid."""
 
     heard = threading.Event()
 
@@ -507,22 +507,22 @@ def test_without_a_pipe_no_client_disconnects_and_no_thread_listens():
 
 
 class Watched(queue.Queue):
-    """Says who asks, and fails those who ask for more than there are seats."""
+    """A queue that fails if more requests are taken than there are slots."""
 
-    def __init__(self, *elements, seats=1000, error=None):
+    def __init__(self, *elements, slots=1000, error=None):
         super().__init__()
         for element in elements:
             self.put(element)
-        self.seats = seats
+        self.slots = slots
         self._error = error
         self._asking = threading.Condition()
 
     def get(self, block=True, timeout=None):
-        assert self.seats > 0, "it takes more than there are seats"
+        assert self.slots > 0, "it takes more than there are slots"
         if self._error is not None and self.empty():
             raise self._error
         element = super().get(block, timeout)
-        self.seats -= 1
+        self.slots -= 1
         return element
 
 
@@ -534,7 +534,7 @@ def take_until(prefetcher, count):
 
 
 def ended(prefetcher, before):
-    """Whether the threads that were started after those have ended."""
+    """Whether the threads that were started since have ended."""
     for thread in set(threading.enumerate()) - before:
         thread.join(TIMEOUT)
         assert not thread.is_alive()
@@ -543,11 +543,11 @@ def ended(prefetcher, before):
 
 @pytest.mark.rule(30)
 def test_it_fetches_no_more_than_there_are_slots_and_leaves_the_rest_to_other_workers():
-    waiting = Watched(*"abcdef", seats=2)
+    waiting = Watched(*"abcdef", slots=2)
     prefetcher = RequestPrefetcher(waiting, 2)
     assert take_until(prefetcher, 2) == ["a", "b"]
     assert waiting.qsize() == 4
-    waiting.seats = 1
+    waiting.slots = 1
     prefetcher.release_slot()
     assert take_until(prefetcher, 1) == ["c"]
     assert prefetcher.take(block=False) == []

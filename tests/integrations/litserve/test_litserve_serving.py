@@ -67,7 +67,7 @@ class Request:
     encoding: str
     fails_at: int
     fault: str | None
-    inbox: Any = None
+    entry: Any = None
     context: Any = None
     left_at: int = NEVER  # in which of its steps its client leaves; -1 before all
     broken_at: int = NEVER  # in which of its steps the engine raises
@@ -87,7 +87,7 @@ class Unsendable:
 
 @dataclass
 class Terms:
-    """How ends are told, and how messages travel."""
+    """How ends are recognised, and how messages travel."""
 
     style: str
     limit: int | None
@@ -314,7 +314,7 @@ class Plans(ls.LitAPI):
         """Let a client leave in a step of its own, or before its request is looked at."""
         if step is not None or request not in self.decoded:
             request.left_at = min(request.left_at, -1 if step is None else step)
-            self.disconnects.add(request.inbox.uid)
+            self.disconnects.add(request.entry.uid)
 
 
 def ready(loop, size, wanted, *, encodes, collects):
@@ -332,7 +332,7 @@ def ready(loop, size, wanted, *, encodes, collects):
     if collects:
         setup.connect(api.spec.link, api.server, api.api_path)
     for request in wanted:
-        [request.inbox] = submit(api.spec.link, api.spec, [request]).queues
+        [request.entry] = submit(api.spec.link, api.spec, [request]).queues
     return api
 
 
@@ -357,7 +357,7 @@ def compare(api, wanted, terms, *, encodes, exactly):
     """
     for request in wanted:
         work_out(request, terms, encodes=encodes)
-        got = [(status, data) for data, status in request.inbox.response_queue]
+        got = [(status, data) for data, status in request.entry.response_queue]
         if exactly or request.left_at == NEVER:
             assert got == request.expected
         else:
@@ -377,11 +377,11 @@ class Batches:
         self._leaving = leaving
         self._shape = shape
         self._steps = 0
-        self.begun = []  # the members of each, and who was said to be live at each step
+        self.begun = []  # the members of each, and the live slots received at each step
         self.closed = []
 
     def rows(self, members):
-        """Make the steps of one batch, whoever is live."""
+        """Make the steps of one batch, whichever slots are live."""
         for step in range(20):
             row = []
             for request in members:
@@ -392,7 +392,7 @@ class Batches:
         raise AssertionError("a batch was not ended")
 
     def listen(self, members, rows):
-        """Pass the steps on, and note who was said to be live."""
+        """Pass the steps on, and keep the live slots that were received."""
         heard = []
         self.begun.append((members, heard))
         live = None
@@ -465,27 +465,27 @@ def test_requests_of_a_batch_have_their_own_outputs_where_some_look_ahead(plan, 
 
 
 class InLine:
-    """Takes requests in the thread that asks, so that who joins when is the test's to say.
+    """Takes requests in the thread that asks, so that the test decides when each joins.
 
-    At a pause there is nothing more, unless somebody waits, or asks again.
+    At a pause there is nothing more, unless the loop waits, or asks again.
     """
 
     made: Any = None
 
-    def __init__(self, request_queue, seats):
+    def __init__(self, request_queue, slots):
         type(self).made = self
         self._queue = request_queue
         self._paused = False
         self._ended = False
-        self.seats = seats
+        self.slots = slots
         self.over = False
 
     def release_slot(self):
-        self.seats += 1
+        self.slots += 1
 
     def take(self, *, block):
         taken = []
-        while self.seats and not self._ended:
+        while self.slots and not self._ended:
             one = self._queue.queue[0]
             if one is PAUSE and not (block and not taken) and not self._paused:
                 self._paused = True
@@ -496,10 +496,10 @@ class InLine:
             elif one == _SENTINEL_VALUE:
                 self._ended = True
             else:
-                self.seats -= 1
+                self.slots -= 1
                 taken.append(one)
         self.over = self._ended and not taken
-        assert taken or self.over or not block, "it would wait for ever: its seats are not free"
+        assert taken or self.over or not block, "it would wait for ever: its slots are not free"
         return taken
 
     def close(self):
@@ -532,27 +532,27 @@ class Engines:
 class Engine:
     def __init__(self, engines):
         self._all = engines
-        self.seats = {}
+        self.slots = {}
         self.broken = False
 
     def add(self, slot, request):
         assert not self.broken
         assert slot in range(self._all.api.max_batch_size)
-        assert slot not in self.seats, "a slot is used by two"
+        assert slot not in self.slots, "a slot is used by two"
         self._all.joined.append(request)
         if request.fault == "add":
             raise ValueError("add")
-        self.seats[slot] = request
+        self.slots[slot] = request
 
     def step(self):
         assert not self.broken
-        assert self.seats, "a step for nobody"
+        assert self.slots, "a step without a request"
         number, self._all.steps = self._all.steps, self._all.steps + 1
         for request in self._all.leaving.get(number, ()):
-            seated = request in self.seats.values()
+            seated = request in self.slots.values()
             self._all.api.let_leave(request, request.steps if seated else None)
         step = {}
-        for slot, request in self.seats.items():
+        for slot, request in self.slots.items():
             scripted = [*request.elements, self._all.mark, *[PAUSE] * 100]
             step[slot] = scripted[request.steps]
             if number in self._all.raises:
@@ -565,8 +565,8 @@ class Engine:
 
     def remove(self, slot):
         assert not self.broken
-        assert slot in self.seats, "removed, and not there"
-        del self.seats[slot]
+        assert slot in self.slots, "removed, and not there"
+        del self.slots[slot]
 
 
 def make_engine(api):
@@ -590,7 +590,7 @@ def serve_engines(plan, terms, waiting, *, encodes, exactly):
     api.engines = engines = Engines(api, terms.mark, leaving, raises)
     serve(api, waiting)
     compare(api, wanted, terms, encodes=encodes, exactly=exactly)
-    assert not any(engine.seats for engine in engines.made if not engine.broken), "not removed"
+    assert not any(engine.slots for engine in engines.made if not engine.broken), "not removed"
     assert engines.joined == [one for one in wanted if one in engines.joined], "not in their order"
     assert len(set(engines.joined)) == len(engines.joined)
     if exactly:
@@ -619,7 +619,7 @@ def check_in_line(plan, terms, data, **how):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(continuous, "RequestPrefetcher", InLine)
         serve_engines(plan, terms, waiting, **how)
-    assert InLine.made.seats == size, "a seat was lost, or given twice"
+    assert InLine.made.slots == size, "a slot was lost, or given twice"
 
 
 @pytest.mark.rule(2, 7, 30)
@@ -629,7 +629,7 @@ def test_requests_have_their_own_outputs_when_a_thread_fetches_them_from_the_que
     serve_engines(plan, terms, wanted, encodes=True, exactly=True)
 
 
-# ---- those who are easily forgotten
+# ---- requests that are easily forgotten
 
 
 class Letters(ls.LitAPI):
@@ -644,17 +644,17 @@ class Letters(ls.LitAPI):
 class LetterEngine:
     def __init__(self, api):
         self.api = api
-        self.seats = {}
+        self.slots = {}
 
     def add(self, slot, request):
-        self.seats[slot] = iter(request)
+        self.slots[slot] = iter(request)
 
     def step(self):
         self.api.in_step()
-        return {slot: next(elements, EOS) for slot, elements in self.seats.items()}
+        return {slot: next(elements, EOS) for slot, elements in self.slots.items()}
 
     def remove(self, slot):
-        del self.seats[slot]
+        del self.slots[slot]
 
 
 class Waiting(queue.Queue):
@@ -760,7 +760,7 @@ def test_a_transport_that_fails_while_an_encoder_looks_ahead_stops_the_worker():
     server = api.spec._server = Server()
     api.spec.response_queue_id = 0
     setup.connect(api.spec.link, server, api.api_path)
-    inboxes = [submit(api.spec.link, api.spec, [one]).queues[0] for one in ("abcd", "1234")]
+    queues = [submit(api.spec.link, api.spec, [one]).queues[0] for one in ("abcd", "1234")]
 
     class FailsOnce(Delivery):
         calls = 0
@@ -776,8 +776,8 @@ def test_a_transport_that_fails_while_an_encoder_looks_ahead_stops_the_worker():
         api.loop(
             api, "cpu", 0, server.requests, FailsOnce(server.response_buffer), {}, CallbackRunner()
         )
-    for inbox in inboxes:
-        assert FINISHED[0] not in [status for _, status in inbox.response_queue]
+    for entry in queues:
+        assert FINISHED[0] not in [status for _, status in entry.response_queue]
 
 
 @pytest.mark.rule(15)

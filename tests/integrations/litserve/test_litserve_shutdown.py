@@ -1,4 +1,4 @@
-"""End to end: how servers end, and what they do while nobody asks. As /proc of Linux shows it."""
+"""End to end: how servers end, and what they do without requests. As /proc of Linux shows it."""
 
 import contextlib
 import http.client
@@ -204,7 +204,7 @@ def test_no_worker_is_left_of_a_stock_server_that_was_terminated(tmp_path):
 )
 def test_an_idle_worker_sleeps(stepwise_servers, tmp_path, kind):
     with contextlib.ExitStack() as stack:
-        if kind == "stock_prompt":  # nobody else shall have it beside them
+        if kind == "stock_prompt":  # no other request shall be in the batch
             server = stack.enter_context(serve(tmp_path, apis=[kind]))
         else:
             server = stepwise_servers("one worker")
