@@ -1,0 +1,219 @@
+"""Draws life cycles from the tables in the code: which event leads from which state to which.
+
+A table is a dictionary from (state, event) to the state after it. `python docs/draw_lives.py
+batchstream._core.demultiplexer.BATCH_TRANSITIONS` prints one as the design page holds it. Below are
+the functions that conf.py and the tests call.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from html import escape
+from importlib import import_module
+from pathlib import Path
+
+Table = Mapping[tuple[str, str], str]
+
+HEIGHT = 38  # of a state
+ROW = 86  # from one state to the one below it
+LETTER = 8  # how wide a letter of a state is
+SMALL = 6.4  # and of an event
+LINE = 15
+LANE = 30  # from one arrow over other states to the next
+
+STYLE = """
+.life text { fill: var(--color-foreground-primary, #222); font: 14px sans-serif; }
+.life .event { font: 12px sans-serif; fill: var(--color-foreground-secondary, #555); }
+.life rect { fill: var(--color-background-secondary, #f6f6f6);
+  stroke: var(--color-foreground-border, #999); }
+.life rect.last { stroke-width: 3; }
+.life path { fill: none; stroke: var(--color-foreground-muted, #777); stroke-width: 1.5; }
+.life circle, .life marker path { fill: var(--color-foreground-muted, #777); stroke: none; }
+"""
+
+
+def table(name: str) -> dict[tuple[str, str], str]:
+    """Return a table of the code by its dotted name, with the states and events as text."""
+    module, _, attribute = name.rpartition(".")
+    found: Table = getattr(import_module(module), attribute)
+    return {(str(state), str(event)): str(after) for (state, event), after in found.items()}
+
+
+def text(life: Table) -> str:
+    """Return a table as lines: state, event, and the state after it."""
+    rows = [(state, event, "->", after) for (state, event), after in life.items()]
+    widths = [max(len(row[n]) for row in rows) for n in range(3)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
+        for row in rows
+    )
+
+
+def columns(life: Table) -> list[list[str]]:
+    """Return the states from left to right: as far from the first as the longest way there.
+
+    What leads back to a state that comes earlier in the table does not count.
+    """
+    states = list(dict.fromkeys([*(state for state, _ in life), *life.values()]))
+    place = dict.fromkeys(states, 0)
+    for state in states:  # in the order of the table, which is the order of a life
+        for (before, _), after in life.items():
+            if before == state and states.index(after) > states.index(state):
+                place[after] = max(place[after], place[state] + 1)
+    return [[s for s in states if place[s] == n] for n in range(max(place.values()) + 1)]
+
+
+class Picture:
+    """The states of a table as boxes, the events as arrows between them."""
+
+    def __init__(self, life: Table) -> None:
+        self._ended = set(life.values()) - {state for state, _ in life}
+        self._events: dict[tuple[str, str], list[str]] = {}
+        for (state, event), after in life.items():
+            self._events.setdefault((state, after), []).append(event)
+        self._columns = columns(life)
+        self._rank = {s: n for n, column in enumerate(self._columns) for s in column}
+        self._width = max(len(state) for state in self._rank) * LETTER + 26
+        steps = {pair: self._rank[pair[1]] - self._rank[pair[0]] for pair in self._events}
+        nested = sorted(self._events, key=lambda pair: abs(steps[pair]))  # the shortest inside
+        over = [pair for pair in nested if steps[pair] > 1]
+        back = [pair for pair in nested if steps[pair] < 0]
+        direct = [len(events) for pair, events in self._events.items() if steps[pair] == 1]
+        self._first_lane = 24 + LINE * ((max(direct, default=1) - 1) // 2)
+        self._lanes = {pair: n for pairs in (over, back) for n, pair in enumerate(pairs)}
+        loops = [events for (state, after), events in self._events.items() if state == after]
+        lanes = [self._first_lane + LANE * (len(way) - 1) if way else 0 for way in (over, back)]
+        above = max(LINE * max(map(len, loops), default=-2) + 34, lanes[0] + 18, 6)
+        tallest = max(map(len, self._columns))
+        self._middle = above + (tallest - 1) * ROW / 2
+        self._bottom = above + (tallest - 1) * ROW + HEIGHT
+        below = LINE * (max(direct, default=1) // 2) - HEIGHT / 2 + 6
+        self.height = self._bottom + max(lanes[1], below, 0) + 6
+        self._at = self._places()
+        self.width = max(x for x, _ in self._at.values()) + self._width + 4
+
+    def _places(self) -> dict[str, tuple[float, float]]:
+        at, x = {}, 26.0
+        for n, column in enumerate(self._columns):
+            top = self._middle - (len(column) - 1) * ROW / 2
+            at.update({state: (x, top + row * ROW) for row, state in enumerate(column)})
+            names = [
+                event
+                for (state, after), events in self._events.items()
+                if self._rank[state] == n and self._rank[after] == n + 1
+                for event in events
+            ]
+            x += self._width + max(map(len, names), default=0) * SMALL + 44
+        return at
+
+    def svg(self, name: str) -> str:
+        """Return the picture, called by a name that no other on its page has."""
+        tip = f"{name}-tip"
+        drawn = [
+            f'<svg class="life" xmlns="http://www.w3.org/2000/svg" role="img" '
+            f'viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}" '
+            f'style="max-width: 100%" aria-label="{escape(self._label())}">',
+            f"<style>{STYLE}</style>",
+            f'<defs><marker id="{tip}" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" '
+            'markerHeight="7" orient="auto"><path d="M0,0 L8,4 L0,8 z"/></marker></defs>',
+        ]
+        for state, (x, y) in self._at.items():
+            last = ' class="last"' if state in self._ended else ""
+            drawn += [
+                f'<rect x="{x:g}" y="{y:g}" width="{self._width:g}" height="{HEIGHT}" rx="19"'
+                f"{last}/>",
+                self._words(x + self._width / 2, y + 24, [state], ""),
+            ]
+        x, y = self._at[self._columns[0][0]]
+        drawn.append(f'<circle cx="6" cy="{y + HEIGHT / 2:g}" r="5"/>')
+        drawn.append(self._path(f"M10,{y + HEIGHT / 2:g} H{x:g}", tip))
+        for (state, after), events in self._events.items():
+            drawn += self._arrow(state, after, events, tip)
+        return "\n".join([*drawn, "</svg>"])
+
+    def _label(self) -> str:
+        return "; ".join(
+            f"{state} to {after} by {', '.join(events)}"
+            for (state, after), events in self._events.items()
+        )
+
+    def _arrow(self, state: str, after: str, events: list[str], tip: str) -> list[str]:
+        (x, y), (to_x, to_y) = self._at[state], self._at[after]
+        right, half = x + self._width, HEIGHT / 2
+        step = self._rank[after] - self._rank[state]
+        if state == after:
+            middle = x + self._width / 2
+            path = f"M{middle - 14:g},{y:g} c-6,-26 34,-26 28,0"
+            return [
+                self._path(path, tip),
+                self._words(middle, y - 26 - LINE * (len(events) - 1), events, "event"),
+            ]
+        if step == 1:
+            along = (right + to_x) / 2
+            path = (
+                f"M{right:g},{y + half:g} C{along:g},{y + half:g} {along:g},{to_y + half:g} "
+                f"{to_x:g},{to_y + half:g}"
+            )
+            if y == to_y:  # one half above the arrow, the other below
+                above = (len(events) + 1) // 2
+                return [
+                    self._path(path, tip),
+                    self._words(along, y + half - 6 - LINE * (above - 1), events[:above], "event"),
+                    self._words(along, y + half + LINE, events[above:], "event"),
+                ]
+            up = to_y < y
+            beside = along - 4 - max(map(len, events)) * SMALL / 2
+            top = y + half + (to_y - y) * 0.7 - (LINE * (len(events) - 1) - 4 if up else -6)
+            return [self._path(path, tip), self._words(beside, top, events, "event")]
+        # Over others, or back: along a lane of its own above or below all of them.
+        lane = self._lanes[state, after]
+        far = self._first_lane + LANE * lane
+        if step > 1:
+            edge = (y, to_y)
+            turn = min(edge) - far
+        elif step < 0:
+            edge = (y + HEIGHT, to_y + HEIGHT)
+            turn = max(edge) + far
+        else:  # one above the other
+            down = to_y > y
+            start, end = (y + HEIGHT, to_y) if down else (y, to_y + HEIGHT)
+            middle = x + self._width / 2 + (12 if down else -12)
+            side = 8 + max(map(len, events)) * SMALL / 2
+            return [
+                self._path(f"M{middle:g},{start:g} V{end:g}", tip),
+                self._words(
+                    middle + (side if down else -side), (start + end) / 2 + 4, events, "event"
+                ),
+            ]
+        outside = self._width * (0.3 + 0.12 * lane)  # wide ways end outside of short ones
+        inside = self._width - outside
+        start, end = (x + inside, to_x + outside) if step > 0 else (x + outside, to_x + inside)
+        path = (
+            f"M{start:g},{edge[0]:g} C{start:g},{turn:g} {start:g},{turn:g} "
+            f"{(start + end) / 2:g},{turn:g} S{end:g},{turn:g} {end:g},{edge[1]:g}"
+        )
+        return [
+            self._path(path, tip),
+            self._words((start + end) / 2, turn - 5, [", ".join(events)], "event"),
+        ]
+
+    def _path(self, path: str, tip: str) -> str:
+        return f'<path d="{path}" marker-end="url(#{tip})"/>'
+
+    def _words(self, x: float, y: float, lines: list[str], kind: str) -> str:
+        return "\n".join(
+            f'<text x="{x:g}" y="{y + n * LINE:g}" class="{kind}" text-anchor="middle">'
+            f"{escape(line)}</text>"
+            for n, line in enumerate(lines)
+        )
+
+
+def svg(life: Table, name: str) -> str:
+    """Return the picture of a table, called by a name that no other on its page has."""
+    return Picture(life).svg(name)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    print("\n\n".join(text(table(name)) for name in sys.argv[1:]))
