@@ -6,8 +6,8 @@ PY = .venv/bin/python
 
 # The core's tests: without frameworks, without the checkout's docs and examples, and without the
 # top-level conftest.py, which runs the snippets.
-CORE = --confcutdir=tests --ignore=tests/integrations \
-	--ignore=tests/test_docs.py --ignore=tests/test_examples.py tests
+CORE = --confcutdir=tests --ignore=tests/integrations --ignore=tests/docs \
+	--ignore=tests/test_mutants.py tests
 
 .PHONY: help
 help:  ## list the targets
@@ -29,7 +29,7 @@ test-pythons: environment  ## run the core's tests on the other Pythons of this 
 
 .PHONY: wheel-test
 wheel-test: environment  ## run the core's tests but races against the installed wheel
-	@.ci/wheel-test $(PY) --ignore-glob='tests/test_races_*' $(CORE) $(ARGS)
+	@.ci/wheel-test $(PY) --ignore-glob='*/test_races_*' $(CORE) $(ARGS)
 
 .PHONY: mutants
 mutants: environment  ## break the core in many ways and name the test that notices each

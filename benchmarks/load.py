@@ -1,6 +1,6 @@
 """Five hundred streaming clients at once on one server, some of whom leave or never read.
 
-What tests/integrations/test_load.py runs, with its figures. The engine behind it sleeps for a
+What tests/integrations/starlette/test_load.py runs, with its figures. The engine sleeps for a
 millisecond a step, and computes nothing: the figures are those of what is between it and a client.
 
 usage: load.py [ROUNDS]

@@ -1,9 +1,10 @@
 """Runs every benchmark. Each is a script of its own as well."""
 
-import batching
 import handoff
 import litserve_loops
 import seam
+
+import batching
 import streams
 
 if __name__ == "__main__":

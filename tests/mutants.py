@@ -1,11 +1,12 @@
 """Breaks the package on purpose, one way at a time, and names the test that notices.
 
-    python tests/mutants.py [name …]
+    python tests/mutants.py [--check] [name …]
 
 Each mutant is one wrong line that somebody might well write. It is applied to a copy of the
 package, and the core's tests are run on that copy until one fails. A mutant that survives, or that
 no longer applies, is an error: either the tests are blind to it, or it has to be written anew.
 In the end the tests that noticed are run on an unbroken copy, where all of them have to pass.
+With `--check` nothing is run: each mutant still has to apply, and its tests have to exist.
 
 A planted race names the one file that has to notice it, so that a blind tool is noticed as well.
 Those of an event loop are noticed in fewer schedules than `make test` tries. Races between threads
@@ -86,7 +87,7 @@ MUTANTS = [
     ),
     Mutant(
         "a step is plain if its sum of types is not looked at",
-        "if not self._marks.absent_from(values):",
+        "if not self._marks.types.isdisjoint(set(map(type, values))):",
         "if None in values:",
     ),
     Mutant(
@@ -121,7 +122,7 @@ MUTANTS = [
     ),
     Mutant(
         "outputs after an end in Many are delivered",
-        'if self._slots[slot] != "live":',
+        "if slot not in self._live_slots:",
         "if False:",
     ),
     Mutant(
@@ -594,10 +595,40 @@ def python_that_interleaves() -> str | None:
     return None
 
 
+def path_of(noticed_by: str) -> str:
+    """Return what pytest is to run: a file of tests, or one test of it, wherever the file lies."""
+    name, *test = noticed_by.split("::")
+    [path] = (ROOT / "tests").rglob(name)
+    return "::".join([path.relative_to(ROOT).as_posix(), *test])
+
+
 def places_of(text: str, package: Path) -> list[Path]:
     """Return the modules of the package that hold a text, one entry for each time."""
     modules = sorted(package.rglob("*.py"))
     return [module for module in modules for _ in range(module.read_text().count(text))]
+
+
+def misfit(mutant: Mutant) -> str | None:
+    """Say why a mutant does not apply to the package as it is; None if it does."""
+    places = [place.relative_to(ROOT) for place in places_of(mutant.right, ROOT / "batchstream")]
+    if len(places) != 1:
+        where = ", ".join(map(str, places)) or "nowhere"
+        return f"DOES NOT APPLY: its text is to occur once in the package, but occurs in {where}"
+    for name in mutant.noticed_by:
+        file, _, test = name.partition("::")
+        found = list((ROOT / "tests").rglob(file))
+        if len(found) != 1 or (test and f"def {test}(" not in found[0].read_text()):
+            return f"DOES NOT APPLY: {name}, which has to notice it, is not among the tests"
+    return None
+
+
+def check(mutants: list[Mutant]) -> int:
+    """Print which mutants do not apply, without running any."""
+    reasons = {mutant.name: reason for mutant in mutants if (reason := misfit(mutant))}
+    for name, reason in reasons.items():
+        print(f"{name}\n    {reason}")
+    print(f"{len(mutants) - len(reasons)} of {len(mutants)} apply")
+    return 1 if reasons else 0
 
 
 def run(mutant: Mutant) -> str:
@@ -607,14 +638,14 @@ def run(mutant: Mutant) -> str:
         shutil.copytree(ROOT / "batchstream", copy / "batchstream")
         shutil.copytree(ROOT / "tests", copy / "tests")
         shutil.copy(ROOT / "pyproject.toml", copy)
-        places = places_of(mutant.right, copy / "batchstream")
-        if len(places) != 1:
-            return f"DOES NOT APPLY: found {len(places)} times"
-        places[0].write_text(places[0].read_text().replace(mutant.right, mutant.wrong))
+        if reason := misfit(mutant):
+            return reason
+        [module] = places_of(mutant.right, copy / "batchstream")
+        module.write_text(module.read_text().replace(mutant.right, mutant.wrong))
         python = python_for(mutant)
         if python is None:
             return NOT_RUN
-        tests = [f"tests/{name}" for name in mutant.noticed_by]
+        tests = [path_of(name) for name in mutant.noticed_by]
         tests += ["-k", mutant.only] * bool(mutant.only)
         told = {"PYTHONPATH": folder, "PY_COLORS": "0", "SCHEDULES": str(SCHEDULES), **PLUGINS}
         try:
@@ -629,7 +660,9 @@ def run(mutant: Mutant) -> str:
             )
         except subprocess.TimeoutExpired:
             return f"UNCLEAR: not done after {SECONDS} seconds"
-    noticed = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", completed.stdout, re.MULTILINE)
+    noticed = re.search(
+        r"^(?:FAILED|ERROR) (?:tests/(?:\w+/)*)?(\S+)", completed.stdout, re.MULTILINE
+    )
     if noticed:
         return noticed[1]
     if "Timeout" in completed.stdout + completed.stderr:
@@ -653,9 +686,12 @@ def tests_that(noticed: dict[Mutant, str]) -> list[Mutant]:
     ]
 
 
-def main(names: list[str]) -> int:
-    """Run the mutants, those named or all, and print what noticed each."""
+def main(arguments: list[str]) -> int:
+    """Run the mutants that are named, or all, and print what noticed each."""
+    names = [argument for argument in arguments if argument != "--check"]
     chosen = [m for m in MUTANTS if not names or any(name in m.name for name in names)]
+    if "--check" in arguments:
+        return check(chosen)
     noticed = {}
     not_run = 0
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:

@@ -14,7 +14,7 @@ from batchstream._handoff.parking import Place, Places
 if TYPE_CHECKING:
     from batchstream._batching.request import Request
     from batchstream._batching.runs import BatchRun
-    from batchstream._eventloops.base import Loop
+    from batchstream._eventloops.base import EventLoop
     from batchstream._handoff.buffer import View
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class RequestFeed(Generic[T]):
             request.cancel(StreamEnd(FinishReason.CANCELLED, 0))
             self._tell(request)
 
-    def begin(self, loop: Loop | None) -> None:
+    def begin(self, loop: EventLoop | None) -> None:
         """Refuse to wait for ever; the work has begun when the request was submitted.
 
         Raises:
@@ -93,11 +93,11 @@ class RequestFeed(Generic[T]):
         if deadline is not None and deadline <= monotonic():
             raise TimeoutError("no output came within the timeout; the stream is unchanged")
 
-    def place_in(self, loop: Loop) -> Place:
+    def place_in(self, loop: EventLoop) -> Place:
         """Return where the consumers of a loop wait; from within that loop."""
         return self.places.in_loop(loop)
 
-    def patience(self, request: Request[T] | None, loop: Loop | None) -> float | None:
+    def patience(self, request: Request[T] | None, loop: EventLoop | None) -> float | None:
         """Return after how many seconds whoever waits here is to `look_after`, if ever."""
         del loop
         deadline = None if request is None else request.deadline  # once: it changes as it joins
@@ -108,7 +108,7 @@ class RequestFeed(Generic[T]):
         if request is not None and (error := request.overdue(monotonic())) is not None:
             self._fail(request, error)
 
-    async def wait_if_idle(self, loop: Loop) -> None:
+    async def wait_if_idle(self, loop: EventLoop) -> None:
         """Wait for nothing: other requests keep the model busy."""
 
     def _is_waited_for(self) -> bool:

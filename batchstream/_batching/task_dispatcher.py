@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from batchstream._batching.options import Terms
     from batchstream._batching.request import Request
-    from batchstream._eventloops.base import Loop, Task
+    from batchstream._eventloops.base import EventLoop, PumpTask
     from batchstream._pumps.source import AnyAsyncSource
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class TaskRun(BatchRun[T], TaskPump[T]):
         )
         self._serve(dispatcher, requests)
 
-    async def run_in(self, loop: Loop, task: Task) -> None:
+    async def run_in(self, loop: EventLoop, task: PumpTask) -> None:
         """Make every step, and close the source, in this task, which runs in this loop."""
         self._loop, self._task = loop, task
         try:
@@ -69,7 +69,7 @@ class TaskDispatcher(Dispatcher[T]):
     ) -> None:
         super().__init__(terms)
         self._open_run = open_run
-        self._home: Loop | None = None
+        self._home: EventLoop | None = None
         self._left: object = None  # the key of the last loop that was left
 
     def prepare(self) -> None:
@@ -109,7 +109,7 @@ class TaskDispatcher(Dispatcher[T]):
             except LoopClosedError:
                 raise _home_closed() from None
 
-    def _spawn(self, worker: _TaskWorker, home: Loop) -> None:
+    def _spawn(self, worker: _TaskWorker, home: EventLoop) -> None:
         try:
             main, at_end = partial(self._work, worker, home), partial(self._let_go, worker, home)
             worker.task = home.spawn(main, at_end, self.context.copy())
@@ -130,7 +130,7 @@ class TaskDispatcher(Dispatcher[T]):
 
     # ---- a worker's task
 
-    async def _work(self, worker: _TaskWorker, home: Loop, task: Task) -> None:
+    async def _work(self, worker: _TaskWorker, home: EventLoop, task: PumpTask) -> None:
         worker.began = True
         try:
             while (found := self.look(worker, waiter := home.new_waiter())) is not None:
@@ -145,7 +145,7 @@ class TaskDispatcher(Dispatcher[T]):
                 self._leave_home(home)
             raise
 
-    async def _run(self, requests: list[Request[T]], home: Loop, task: Task) -> None:
+    async def _run(self, requests: list[Request[T]], home: EventLoop, task: PumpTask) -> None:
         try:
             run = self._open_run(self, requests)
             self.add(run)
@@ -157,13 +157,13 @@ class TaskDispatcher(Dispatcher[T]):
         finally:
             self.remove(run)
 
-    def _let_go(self, worker: _TaskWorker, home: Loop) -> None:
+    def _let_go(self, worker: _TaskWorker, home: EventLoop) -> None:
         """See to it that somebody works after a task has ended, unless the loop does."""
         if not worker.began:  # it was cancelled before
             self._leave_home(home)
         self._leave(worker)
 
-    def _leave_home(self, home: Loop) -> None:
+    def _leave_home(self, home: EventLoop) -> None:
         """Settle everybody, as nothing of this dispatcher will go on in that loop."""
         closed = home.closed
         with self._lock:
@@ -184,7 +184,7 @@ class TaskDispatcher(Dispatcher[T]):
 
     # ---- from a consumer
 
-    def begin(self, loop: Loop | None) -> None:
+    def begin(self, loop: EventLoop | None) -> None:
         """Refuse to wait for ever, and to block the event loop that would have to go on.
 
         Raises:
@@ -199,7 +199,7 @@ class TaskDispatcher(Dispatcher[T]):
                 "use astream there"
             )
 
-    def patience(self, request: Request[T] | None, loop: Loop | None) -> float | None:
+    def patience(self, request: Request[T] | None, loop: EventLoop | None) -> float | None:
         """Return after how many seconds whoever waits here is to `look_after`, if ever."""
         home = self._home
         at_home = loop is not None and home is not None and home.key is loop.key
@@ -228,7 +228,7 @@ class _TaskWorker(AnyWorker):
     """
 
     reusable = False
-    task: Task | None = None
+    task: PumpTask | None = None
     began = False
 
 

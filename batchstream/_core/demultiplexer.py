@@ -5,8 +5,8 @@ Theory of operation
 
 A batch has `size` slots. A slot is *live* or *finished*; a finished slot may be opened again for
 another occupant. A batch is *running*, has *ended* (the source has no more steps) or has *failed*
-(the source raised, or yielded what is no step). The two tables below say which events are legal
-in which state and where they lead; everything else raises.
+(the source raised, or yielded what is no step). The table below says which events are legal in
+which state and where they lead; everything else raises.
 
 A shell calls `feed` with each step and does what the returned `Delivery` says. When `live` is
 empty it closes the source. An error of the source is not an error of the call: it ends each live
@@ -32,19 +32,12 @@ from batchstream._core.arguments import UNLIMITED, check_count, check_eos, check
 from batchstream._core.ends import TokenIds
 from batchstream._core.errors import ClosedError, MissingEOSError, StepError
 from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many
-from batchstream._core.marks import Marks
 from batchstream._core.records import Delivery, FinishReason, Statistics, StreamEnd
-from batchstream._core.steps import Elements, are_numbers, picker, read_step
+from batchstream._core.steps import Elements, Marks, are_numbers, picker, read_step
 
 T = TypeVar("T")
 
-SlotState = Literal["live", "finished"]
 BatchState = Literal["running", "ended", "failed"]
-
-SLOT_TRANSITIONS: Final[dict[tuple[SlotState, str], SlotState]] = {
-    ("live", "finish"): "finished",
-    ("finished", "open"): "live",
-}
 
 BATCH_TRANSITIONS: Final[dict[tuple[BatchState, str], BatchState]] = {
     ("running", "open"): "running",
@@ -116,11 +109,7 @@ class Demultiplexer(Generic[T]):
 
         self._state: BatchState = "running"
         self._error: BaseException | None = None
-        self._slots: list[SlotState] = ["finished" if vacant else "live"] * self._size
-        # The same again as sets, so that looking for who is live costs no loop.
         self._live_slots = set(() if vacant else range(self._size))
-        self._finished_slots = set(range(self._size)) - self._live_slots
-        self._opened = len(self._live_slots)
 
         self._steps = 0
         self._plain_steps = 0
@@ -129,6 +118,7 @@ class Demultiplexer(Generic[T]):
         self._dropped = 0
         self._finished = dict.fromkeys(FinishReason, 0)
 
+        # What plain steps rest on, until a slot opens or finishes; `_refresh` works it out anew.
         self._live: tuple[int, ...] | None = None
         self._live_by_slot: Callable[[Any], tuple[T, ...]]
         self._live_in_order: Callable[[Any], tuple[T, ...]]
@@ -147,7 +137,7 @@ class Demultiplexer(Generic[T]):
     @property
     def live(self) -> tuple[int, ...]:
         """The slots that have not finished; the same object for as long as nothing changes."""
-        return self._look_around() if self._live is None else self._live
+        return self._refresh() if self._live is None else self._live
 
     @property
     def running(self) -> bool:
@@ -161,7 +151,7 @@ class Demultiplexer(Generic[T]):
 
     def given(self, slot: int) -> int:
         """How many outputs the slot's present or last occupant has been given."""
-        counted = self._plain_steps if self._slots[slot] == "live" else 0
+        counted = self._plain_steps if slot in self._live_slots else 0
         return counted + self._extra[slot]
 
     def feed(self, step: object) -> Delivery[T]:
@@ -178,26 +168,23 @@ class Demultiplexer(Generic[T]):
         Raises:
             ClosedError: The batch has ended or failed.
         """
-        plain = self.feed_plain(step)
-        if plain is not None:
-            return Delivery(self.live, plain)
+        values = self.feed_plain(step)
+        if values is not None:
+            return Delivery(self.live, values)
         self._advance("feed")
-        number = self._steps
-        self._steps += 1
         try:
-            elements = read_step(step, self._size, number)
+            elements = read_step(step, self._size, self._steps)
         except StepError as error:
+            self._steps += 1
             return self.fail(error)
-        live = self.live
-        # What comes back as it is was asked above.
-        if elements is not step and self._plain_steps < self._plain_limit:
-            values = self._plain_values(elements)
-            if values is not None:
-                self._plain_steps += 1
-                return Delivery(live, values)
-        return self._feed_each(elements, live)
+        if elements is not step and (values := self.feed_plain(elements)) is not None:
+            return Delivery(self.live, values)  # an array, say, which has become a list
+        self._steps += 1
+        return self._feed_each(elements, self.live)
 
-    def feed_plain(self, step: object) -> tuple[T, ...] | None:
+    def feed_plain(  # noqa: C901, PLR0911 - one frame per step, for its speed
+        self, step: object
+    ) -> tuple[T, ...] | None:
         """Take a step quickly if it is a list, tuple or dict with one output for each live slot.
 
         Returns:
@@ -205,18 +192,36 @@ class Demultiplexer(Generic[T]):
             where the step is anything else: then `feed` it.
         """
         if self._live is None:
-            self._look_around()
+            self._refresh()
         if self._state != "running" or self._plain_steps >= self._plain_limit:
             return None
-        if type(step) is dict:
-            if not are_numbers(step):
-                return None  # else, with as many keys as are live and all of those, it is plain
-        elif (type(step) is not list and type(step) is not tuple) or len(step) != self._size:
+        kind = type(step)
+        by_slot = kind is dict
+        elements: Any = step
+        try:
+            if by_slot:
+                # With as many slots as are live, and all that are live among them, it is plain.
+                if len(elements) != len(self._live_slots) or not are_numbers(elements):
+                    return None
+                values = self._live_by_slot(elements)
+            elif (kind is list or kind is tuple) and len(elements) == self._size:
+                values = self._live_in_order(elements)
+            else:
+                return None
+        except KeyError:  # a live slot is absent
             return None
-        values = self._plain_values(step)
-        if values is not None:
-            self._steps += 1
-            self._plain_steps += 1
+        try:
+            if not self._marks.types.isdisjoint(set(map(type, values))):
+                return None
+        except Exception:  # noqa: BLE001 - a type refuses to be hashed
+            return None
+        is_eos = self._is_eos
+        if is_eos is not None and not (type(is_eos) is TokenIds and is_eos.in_none_of(values)):
+            return None
+        if self._finished_in_order is not None and not by_slot:
+            self._drop(self._finished_in_order(elements))
+        self._steps += 1
+        self._plain_steps += 1
         return values
 
     def finish(self) -> Delivery[T]:
@@ -262,7 +267,7 @@ class Demultiplexer(Generic[T]):
         """
         self._check_slot(slot)
         draft: _Draft[T] = _Draft()
-        if self._slots[slot] == "live":
+        if slot in self._live_slots:
             self._finish(draft, slot, FinishReason.CANCELLED)
         return draft.delivery()
 
@@ -283,17 +288,14 @@ class Demultiplexer(Generic[T]):
         if max_outputs is not None:
             limit = check_count("max_outputs", max_outputs, at_least=1)
         self._advance("open")
-        if (self._slots[slot], "open") not in SLOT_TRANSITIONS:
+        if slot in self._live_slots:
             raise ValueError(f"slot {slot} is live, only a finished slot can be opened")
-        self._slots[slot] = SLOT_TRANSITIONS[self._slots[slot], "open"]
         if self._limits[slot] != limit:
             self._limits[slot] = limit
             self._limited = True
         self._past_outputs += self._extra[slot]
         self._extra[slot] = -self._plain_steps
-        self._finished_slots.remove(slot)
         self._live_slots.add(slot)
-        self._opened += 1
         self._live = None
 
     def statistics(self) -> Statistics:
@@ -302,7 +304,7 @@ class Demultiplexer(Generic[T]):
             steps=self._steps,
             outputs=self._past_outputs + sum(map(self.given, range(self._size))),
             dropped=self._dropped,
-            opened=self._opened,
+            opened=len(self._live_slots) + sum(self._finished.values()),
             live=len(self._live_slots),
             finished={reason: count for reason, count in self._finished.items() if count},
         )
@@ -320,9 +322,10 @@ class Demultiplexer(Generic[T]):
         if not 0 <= slot < self._size:
             raise IndexError(f"no slot {slot!r}, expected slots from 0 to {self._size - 1}")
 
-    def _look_around(self) -> tuple[int, ...]:
-        """Work out, after a change, what the plain steps to come rest on."""
-        live, finished = tuple(sorted(self._live_slots)), tuple(self._finished_slots)
+    def _refresh(self) -> tuple[int, ...]:
+        """Work out, after a change of the live slots, what the plain steps to come rest on."""
+        live = tuple(sorted(self._live_slots))
+        finished = tuple(set(range(self._size)).difference(live))
         self._live_by_slot = picker(live)
         self._live_in_order = picker(live) if finished else tuple
         self._finished_in_order = picker(finished) if finished else None
@@ -336,31 +339,11 @@ class Demultiplexer(Generic[T]):
             room = (self._limits[slot] - self._extra[slot] for slot in live)
             self._plain_limit = min(room, default=UNLIMITED) - 1
 
-    # ---- plain steps
-
-    def _plain_values(self, elements: Elements) -> tuple[T, ...] | None:
-        """Return the outputs of the live slots if that is all the step has for them."""
-        by_slot = type(elements) is dict
-        if by_slot and len(elements) != len(self._live_slots):
-            return None
-        try:
-            values = self._live_by_slot(elements) if by_slot else self._live_in_order(elements)
-        except KeyError:  # a live slot is absent
-            return None
-        if not self._marks.absent_from(values):
-            return None
-        is_eos = self._is_eos
-        if is_eos is not None and not (type(is_eos) is TokenIds and is_eos.in_none_of(values)):
-            return None
-        if self._finished_in_order is not None and not by_slot:
-            self._drop(self._finished_in_order(elements))
-        return values
+    # ---- steps that are not plain
 
     def _drop(self, elements: tuple[object, ...]) -> None:
         """Count the outputs among what finished slots were given."""
         self._dropped += self._marks.outputs_in(elements)
-
-    # ---- all other steps
 
     def _feed_each(self, elements: Elements, live: tuple[int, ...]) -> Delivery[T]:
         """Take a step element by element."""
@@ -390,7 +373,7 @@ class Demultiplexer(Generic[T]):
         return draft.delivery()
 
     def _only_live(self, elements: dict[int, T]) -> dict[int, T]:
-        late = self._finished_slots.intersection(elements)
+        late = elements.keys() - self._live_slots
         if not late:
             return elements
         self._drop(tuple([elements[slot] for slot in late]))
@@ -398,7 +381,7 @@ class Demultiplexer(Generic[T]):
 
     def _take(self, draft: _Draft[T], slot: int, element: Any) -> None:
         kind = type(element)
-        if self._slots[slot] != "live":  # it finished within this `Many`
+        if slot not in self._live_slots:  # it finished within this `Many`
             self._drop((element,))
         elif element is self._eos or element is EOS:
             self._finish(draft, slot, FinishReason.EOS)
@@ -448,9 +431,7 @@ class Demultiplexer(Generic[T]):
         error: BaseException | None = None,
     ) -> None:
         given = self._extra[slot] = self.given(slot)
-        self._slots[slot] = SLOT_TRANSITIONS[self._slots[slot], "finish"]
         self._live_slots.remove(slot)
-        self._finished_slots.add(slot)
         self._live = None
         self._finished[reason] += 1
         draft.ends.append((slot, StreamEnd(reason, given, info, error)))

@@ -1,7 +1,11 @@
-"""Reading one step: which element belongs to which slot.
+"""Reading one step: which element belongs to which slot, and which elements are no outputs.
 
-Everything a source may yield is brought into one of two shapes, a list or tuple as wide as the
-batch or a dict by slot; anything else is refused. Elements are never looked at here.
+A source may yield any of several shapes. `read_step` brings each into one of two: a list or tuple
+as wide as the batch, or a dict by slot; it refuses anything else, and never looks at an element.
+
+`Marks` finds the markers among the elements, many elements at a time and without touching them:
+by their exact type, and by identity. C code asks that where it can: `set(map(type, elements))`
+runs no Python code per element.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from batchstream._core.errors import StepError
+from batchstream._core.markers import BLANK_TYPES, MARKER_TYPES, SKIP, Many
 
 Elements = list[Any] | tuple[Any, ...] | dict[int, Any]
 
@@ -69,6 +74,57 @@ def picker(slots: Sequence[int]) -> Callable[[Any], tuple[Any, ...]]:
     return operator.itemgetter(*slots)
 
 
+def are_numbers(keys: Collection[Any]) -> bool:
+    """Tell quickly whether all keys are plain numbers; none is touched that is not."""
+    try:
+        return set(map(type, keys)) <= {int}
+    except Exception:  # noqa: BLE001 - a type refuses to be hashed
+        return False
+
+
+class Marks:
+    """What is no output in a batch: the markers, and the end mark in use.
+
+    Args:
+        eos: The end mark, told by identity. Its type makes an element suspect, no more.
+    """
+
+    __slots__ = ("_blank_types", "_eos", "types")
+
+    def __init__(self, eos: object) -> None:
+        self._eos = eos
+        self.types = MARKER_TYPES | {type(eos)}
+        # Elements of these types hold no output; None is nothing else but the mark where it is one.
+        self._blank_types = BLANK_TYPES | ({type(None)} if eos is None else set())
+
+    def suspects_in(self, elements: Sequence[object]) -> list[int]:
+        """Return the positions of the elements that may be markers."""
+        types = self.types
+        try:
+            return [n for n, kind in enumerate(map(type, elements)) if kind in types]
+        except Exception:  # noqa: BLE001 - a type refuses to be hashed
+            return [n for n, element in enumerate(elements) if _is_one_of(types, element)]
+
+    def outputs_in(self, elements: tuple[object, ...]) -> int:
+        """Return how many outputs the elements hold, those within markers included."""
+        try:
+            types = frozenset(map(type, elements))
+        except Exception:  # noqa: BLE001 - a type refuses to be hashed: look at each element
+            types = self.types
+        if types <= self._blank_types:
+            return 0
+        if types.isdisjoint(self.types):
+            return len(elements)
+        return sum(map(self._outputs_in_one, elements))
+
+    def _outputs_in_one(self, element: object) -> int:
+        if element is self._eos or element is SKIP:
+            return 0
+        if type(element) is Many:
+            return self.outputs_in(tuple(element.outputs))
+        return not _is_one_of(self._blank_types, element)
+
+
 def _read_sequence(step: object, number: int) -> list[Any] | tuple[Any, ...]:
     if type(step) is list or type(step) is tuple:
         return step
@@ -86,14 +142,6 @@ def _read_sequence(step: object, number: int) -> list[Any] | tuple[Any, ...]:
         f"got {_shown(step)}",
         step=number,
     )
-
-
-def are_numbers(keys: Collection[Any]) -> bool:
-    """Tell quickly whether all keys are plain numbers; none is touched that is not."""
-    try:
-        return set(map(type, keys)) <= {int}
-    except Exception:  # noqa: BLE001 - a type refuses to be hashed
-        return False
 
 
 def _read_mapping(step: Mapping[Any, Any], size: int, number: int) -> dict[int, Any]:
@@ -145,3 +193,10 @@ def _shown(step: object) -> str:
     if len(text) > limit:
         text = f"{text[:limit]}…"
     return f"{type(step).__name__} {text}"
+
+
+def _is_one_of(types: frozenset[type], element: object) -> bool:
+    try:
+        return type(element) in types
+    except Exception:  # noqa: BLE001 - a type that refuses to be hashed is none of ours
+        return False

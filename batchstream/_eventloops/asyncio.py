@@ -97,7 +97,7 @@ class AsyncioWaiter:
                 loop.call_soon(AsyncioWaiter.resume_all, waiters, loop)
 
 
-class AsyncioLoop:
+class AsyncioEventLoop:
     """The asyncio loop that runs the calling code."""
 
     def __init__(self) -> None:
@@ -167,12 +167,12 @@ class AsyncioLoop:
         """Let everything else in the loop have its turn, as `asyncio.sleep(0)` does."""
         yield
 
-    def spawn(self, main: Main, at_end: Callable[[], None], context: Context) -> AsyncioTask:
+    def spawn(self, main: Main, at_end: Callable[[], None], context: Context) -> AsyncioPumpTask:
         """Run a task of its own."""
-        return AsyncioTask(self._loop, main, at_end, context)
+        return AsyncioPumpTask(self._loop, main, at_end, context)
 
 
-class AsyncioTask:
+class AsyncioPumpTask:
     """A task in an asyncio loop, kept alive until it has ended."""
 
     def __init__(

@@ -2,7 +2,7 @@
 
 A consumer *waits until it is woken*, and a pump *wakes from any thread*: that is all that streams
 ask of an event loop. A waiter carries no data, and is awaited as often as need be; whoever wakes up
-looks at the stream's buffer. A pump that runs as a task itself needs a little more, see `Task`.
+looks at the stream's buffer. A pump that runs as a task itself needs a little more, see `PumpTask`.
 
 What serves it for asyncio is in `_asyncio`, for trio in `_trio`. Which of them runs is told by
 `_current_loop`, which imports each where it runs, and nowhere else.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TURN: Final = 64
 """How many outputs a consumer receives, and how many consumers are resumed, in one go."""
 
-Main: TypeAlias = "Callable[[Task], Coroutine[Any, Any, None]]"
+Main: TypeAlias = "Callable[[PumpTask], Coroutine[Any, Any, None]]"
 
 
 class LoopClosedError(Exception):
@@ -28,10 +28,10 @@ class LoopClosedError(Exception):
 
 
 class InterruptedStep(Exception):  # noqa: N818 - it is a signal between pump and task, no error
-    """What a pump waited for was broken off by `Task.interrupt`."""
+    """What a pump waited for was broken off by `PumpTask.interrupt`."""
 
 
-class Loop(Protocol):
+class EventLoop(Protocol):
     """An event loop in which consumers wait, and in which a pump may run."""
 
     @property
@@ -80,7 +80,7 @@ class Loop(Protocol):
     def checkpoint() -> Awaitable[None]:
         """Let everything else in the loop have its turn."""
 
-    def spawn(self, main: Main, at_end: Callable[[], None], context: Context) -> Task:
+    def spawn(self, main: Main, at_end: Callable[[], None], context: Context) -> PumpTask:
         """Run a task of nobody's but its own, from within this loop.
 
         Args:
@@ -90,7 +90,7 @@ class Loop(Protocol):
         """
 
 
-class Task(Protocol):
+class PumpTask(Protocol):
     """A pump's own task, or that of several pumps one after another."""
 
     def stint(self) -> AbstractContextManager[object]:

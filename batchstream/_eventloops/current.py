@@ -12,12 +12,12 @@ from batchstream._eventloops.base import LoopClosedError
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from batchstream._eventloops.base import Loop
+    from batchstream._eventloops.base import EventLoop
 
 R = TypeVar("R")
 
 
-def current_loop() -> Loop:
+def current_loop() -> EventLoop:
     """Return the event loop that runs the calling code.
 
     Raises:
@@ -27,12 +27,12 @@ def current_loop() -> Loop:
         from batchstream._eventloops import trio as _trio  # noqa: PLC0415 - it is optional, and in use here
 
         if _trio.runs_here():
-            return _trio.TrioLoop()
+            return _trio.TrioEventLoop()
     if "asyncio" in sys.modules:
         from batchstream._eventloops import asyncio as _asyncio  # noqa: PLC0415 - not every program needs it
 
         if _asyncio.runs_here():
-            return _asyncio.AsyncioLoop()
+            return _asyncio.AsyncioEventLoop()
     raise RuntimeError(
         "an asynchronous stream is received from in an event loop, and none runs here"
     )

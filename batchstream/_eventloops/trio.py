@@ -48,7 +48,7 @@ class TrioWaiter:
             trio.lowlevel.reschedule(task)
 
 
-class TrioLoop:
+class TrioEventLoop:
     """The trio run that runs the calling code."""
 
     def __init__(self) -> None:
@@ -111,9 +111,9 @@ class TrioLoop:
         """Let everything else in the loop have its turn."""
         await trio.lowlevel.checkpoint()
 
-    def spawn(self, main: Main, at_end: Callable[[], None], context: Context) -> TrioTask:
+    def spawn(self, main: Main, at_end: Callable[[], None], context: Context) -> TrioPumpTask:
         """Run a system task, which belongs to no nursery of the user's."""
-        return TrioTask(self._token, main, at_end, context)
+        return TrioPumpTask(self._token, main, at_end, context)
 
 
 def _do_nothing() -> None:
@@ -125,7 +125,7 @@ def _resume(waiters: Sequence[TrioWaiter]) -> None:
         waiter.wake()
 
 
-class TrioTask:
+class TrioPumpTask:
     """A system task in a trio run."""
 
     def __init__(

@@ -28,7 +28,7 @@ from batchstream._eventloops.base import LoopClosedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from batchstream._eventloops.base import Loop
+    from batchstream._eventloops.base import EventLoop
     from batchstream._handoff.buffer import Buffer
 
 
@@ -56,7 +56,7 @@ class Ending(Protocol):
     def ended(self) -> bool:
         """Whether it has come to its end."""
 
-    def patience(self, buffer: None, loop: Loop, /) -> float | None:
+    def patience(self, buffer: None, loop: EventLoop, /) -> float | None:
         """Return after how many seconds whoever waits in this loop is to `look_after`, if ever."""
 
     def look_after(self, buffer: None, /) -> None:
@@ -78,7 +78,7 @@ class Place:
 
     __slots__ = ("failed", "loop", "residents", "resume", "waiting")
 
-    def __init__(self, resume: Callable[[list[Any]], None], loop: Loop | None = None) -> None:
+    def __init__(self, resume: Callable[[list[Any]], None], loop: EventLoop | None = None) -> None:
         self.resume = resume
         self.loop = loop
         self.waiting: dict[object, Any] = {}
@@ -111,7 +111,7 @@ class Places:
 
     # ---- from a consumer
 
-    def in_loop(self, loop: Loop) -> Place:
+    def in_loop(self, loop: EventLoop) -> Place:
         """Return where the consumers of a loop wait; from within that loop."""
         place = self._by_loop.get(loop.key)
         if place is None:
@@ -144,7 +144,7 @@ class Places:
                 if buffer.buffered or buffer.ends:
                     self.wake((buffer,))
 
-    async def wait_for_end(self, loop: Loop, ending: Ending) -> None:
+    async def wait_for_end(self, loop: EventLoop, ending: Ending) -> None:
         """Wait until something has ended; from within the loop."""
         key, place, waiter = object(), self.in_loop(loop), loop.new_waiter()
         ending.awaiting_end.append(key)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from batchstream._eventloops.base import Loop
+    from batchstream._eventloops.base import EventLoop
     from batchstream._handoff.buffer import View
     from batchstream._handoff.parking import Place
 
@@ -49,17 +49,17 @@ class AsyncFeed(Feed, Protocol):
     def read_by(self, view: View) -> None:
         """Settle which view is read, or raise if it is the other."""
 
-    def begin(self, loop: Loop) -> None:
+    def begin(self, loop: EventLoop) -> None:
         """Begin to fill buffers, if nobody has; raise where waiting would be for ever."""
 
-    def place_in(self, loop: Loop) -> Place:
+    def place_in(self, loop: EventLoop) -> Place:
         """Return where the consumers of a loop wait."""
 
-    def patience(self, buffer: Any, loop: Loop) -> float | None:
+    def patience(self, buffer: Any, loop: EventLoop) -> float | None:
         """Return after how many seconds whoever waits in this loop is to `look_after`, if ever."""
 
     def look_after(self, buffer: Any) -> None:
         """Bring an end about that nobody else may tell of."""
 
-    async def wait_if_idle(self, loop: Loop) -> None:
+    async def wait_if_idle(self, loop: EventLoop) -> None:
         """Wait until the source is closed, if no stream is live any more."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from batchstream._core.demultiplexer import Demultiplexer
-    from batchstream._eventloops.base import Loop
+    from batchstream._eventloops.base import EventLoop
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ class RunningPump(Pump[T]):
     _unpark: Callable[[Any], object]
 
     @abstractmethod
-    def begin(self, loop: Loop | None) -> None:
+    def begin(self, loop: EventLoop | None) -> None:
         """Let the pump begin, if it has not; from within the loop of the first consumer, if any.
 
         Where it cannot, the streams fail with the reason.
@@ -162,18 +162,18 @@ class RunningPump(Pump[T]):
 
     # ---- from a consumer
 
-    def place_in(self, loop: Loop) -> Place:
+    def place_in(self, loop: EventLoop) -> Place:
         """Return where the consumers of a loop wait; from within that loop."""
         return self._places.in_loop(loop)
 
-    def patience(self, buffer: Buffer[Any] | None, loop: Loop) -> float | None:  # noqa: ARG002 - see _task
+    def patience(self, buffer: Buffer[Any] | None, loop: EventLoop) -> float | None:  # noqa: ARG002 - see _task
         """Return after how many seconds whoever waits in this loop is to `look_after`, if ever."""
         return None
 
     def look_after(self, buffer: Buffer[Any] | None) -> None:
         """Settle everybody if the pump has gone without having told them."""
 
-    async def wait_if_idle(self, loop: Loop) -> None:
+    async def wait_if_idle(self, loop: EventLoop) -> None:
         """Wait until the source is closed, if no stream is live any more; from within the loop.
 
         Raises:
@@ -182,7 +182,7 @@ class RunningPump(Pump[T]):
         if not self.live:
             await self.wait_for_end(loop)
 
-    async def wait_for_end(self, loop: Loop) -> None:
+    async def wait_for_end(self, loop: EventLoop) -> None:
         """Wait until the source is closed; from within the loop.
 
         Raises:

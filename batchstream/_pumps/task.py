@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.demultiplexer import Demultiplexer
-    from batchstream._eventloops.base import Loop, Task
+    from batchstream._eventloops.base import EventLoop, PumpTask
     from batchstream._handoff.buffer import Buffer
     from batchstream._handoff.parking import Places
     from batchstream._pumps.source import AnyAsyncSource
@@ -56,8 +56,8 @@ class TaskPump(RunningPump[T]):
             buffers=buffers,
         )
         self._source = source
-        self._loop: Loop | None = None
-        self._task: Task | None = None
+        self._loop: EventLoop | None = None
+        self._task: PumpTask | None = None
         self._stint: object = None
         self._in_task = False
         # Whether the loop has not gone round since a step.
@@ -65,7 +65,7 @@ class TaskPump(RunningPump[T]):
         if not core.size:
             self._after_departure()
 
-    def begin(self, loop: Loop | None) -> None:
+    def begin(self, loop: EventLoop | None) -> None:
         """Start the task, if nobody has; from within the loop."""
         self._refuse_to_wait_for_itself()
         if self._begun.acquire(False):  # noqa: FBT003 - by keyword it takes four times as long
@@ -73,7 +73,7 @@ class TaskPump(RunningPump[T]):
             self._start(loop)
         self.look_after(None)
 
-    def _start(self, loop: Loop) -> None:
+    def _start(self, loop: EventLoop) -> None:
         self._loop = loop
         try:
             self._task = loop.spawn(self.run, self._settle_if_not_ended, self._source.context)
@@ -83,7 +83,7 @@ class TaskPump(RunningPump[T]):
             if isinstance(error, INTERRUPTS):
                 raise
 
-    def patience(self, buffer: Buffer[Any] | None, loop: Loop) -> float | None:
+    def patience(self, buffer: Buffer[Any] | None, loop: EventLoop) -> float | None:
         """Do not wait for ever in another loop than the pump's, which may be closed any time."""
         del buffer
         return None if self._is_ours(loop) else PAUSE
@@ -104,12 +104,12 @@ class TaskPump(RunningPump[T]):
 
     # ---- the task
 
-    async def run(self, task: Task) -> None:
+    async def run(self, task: PumpTask) -> None:
         """Make every step, and close the source, in the calling task."""
         with task.stint() as self._stint:
             await self._run(task)
 
-    async def _run(self, task: Task) -> None:
+    async def _run(self, task: PumpTask) -> None:
         stopping: BaseException | None = None
         try:
             while self._goes_on():
@@ -137,7 +137,7 @@ class TaskPump(RunningPump[T]):
             finally:
                 del stopping  # it holds this frame
 
-    def _stop_for(self, error: BaseException, task: Task) -> BaseException | None:
+    def _stop_for(self, error: BaseException, task: PumpTask) -> BaseException | None:
         """Settle the streams, and return what is to be raised out of the task."""
         if task.was_cancelled(error):
             self._loop_gone()
@@ -146,7 +146,7 @@ class TaskPump(RunningPump[T]):
         passes = task.may_raise and isinstance(error, KeyboardInterrupt | SystemExit)
         return error if passes else None
 
-    async def _move(self, task: Task) -> None:
+    async def _move(self, task: PumpTask) -> None:
         assert self._loop is not None  # noqa: S101 - for the type checker
         if full := self._without_room():
             await self._pause(full)
@@ -214,7 +214,7 @@ class TaskPump(RunningPump[T]):
         here = self._loop.key if self._in_task and self._loop is not None else None
         self._places.wake(keys, here)
 
-    def _is_ours(self, loop: Loop) -> bool:
+    def _is_ours(self, loop: EventLoop) -> bool:
         return self._loop is not None and self._loop.key is loop.key
 
     def _loop_gone(self) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._core.records import Delivery
-    from batchstream._eventloops.base import Loop
+    from batchstream._eventloops.base import EventLoop
     from batchstream._handoff.buffer import Buffer
     from batchstream._handoff.parking import Places
     from batchstream._pumps.source import SyncSource
@@ -108,7 +108,7 @@ class ThreadPump(RunningPump[T]):
                 return None
             self.pull(buffer, self.moves, None)
 
-    def begin(self, loop: Loop | None) -> None:
+    def begin(self, loop: EventLoop | None) -> None:
         """Start the thread, if nobody has, wherever the first consumer is."""
         del loop
         self._refuse_to_wait_for_itself()

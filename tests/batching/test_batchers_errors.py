@@ -1,0 +1,780 @@
+"""What becomes of a batcher's requests when the model fails, or the batcher is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import traceback
+from functools import partial
+
+import pytest
+
+from batchstream import (
+    ClosedError,
+    ContinuousBatcher,
+    DynamicBatcher,
+    FinishReason,
+    SourceError,
+    StepError,
+)
+from support.engines import (
+    Model,
+    batchers_in_loops,
+    batchers_in_threads,
+    batchers_with_threads,
+    continuous_batchers,
+    dynamic_batchers,
+    every_batcher,
+)
+from support.forms import OVER
+from support.sources import TIMEOUT, Gate, run_in_threads
+
+pytestmark = pytest.mark.timeout(30)
+
+
+class OddError(BaseException):
+    """No Exception, and nobody's signal."""
+
+
+@pytest.fixture
+def unheard(monkeypatch):
+    """Collect what `sys.unraisablehook` is given."""
+    errors = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda about: errors.append(about.exc_value))
+    return errors
+
+
+# ---- what the model raises
+
+
+@every_batcher
+@pytest.mark.parametrize("step", [2, 3])
+async def test_R15_R16_an_error_of_a_step_fails_the_live_requests_each_with_its_own(form, step):
+    error = ValueError("out of memory")
+    gate = form.gate()
+    options = {"raises": {step: error}, "gates": {step: gate}}
+    streams = await form.submit_together({}, options, "abcdef", "pqrstu")
+    await gate.reached.wait()
+    waiting = [form.submit(form.last_batcher, request) for request in ("xyz", "uv")]
+    gate.open()
+    results = await form.concurrently(*(partial(form.read, stream) for stream in streams))
+    for stream, (outputs, [raised]) in zip(streams, results, strict=True):
+        assert "".join(outputs) == ("abcdef" if stream is streams[0] else "pqrstu")[: len(outputs)]
+        assert (type(raised), str(raised), raised.__cause__) == (ValueError, "out of memory", error)
+        assert stream.finish_reason is FinishReason.ERROR
+        assert stream.end.error is error
+    (first, [one]), (second, [other]) = results
+    assert len(first) == step
+    assert len(second) in (step, step - 1)
+    assert one is not other
+    lengths = {len(traceback.extract_tb(raised.__traceback__)) for raised in (one, other)}
+    assert len(lengths) == 1
+    assert [await form.rest(each) for each in waiting] == [["x", "y", "z"], ["u", "v"]]
+
+
+@every_batcher
+@pytest.mark.parametrize(
+    "kind",
+    [
+        SystemExit,
+        KeyboardInterrupt,
+        GeneratorExit,
+        asyncio.CancelledError,
+        StopIteration,
+        StopAsyncIteration,
+        MemoryError,
+        OddError,
+    ],
+)
+async def test_R09_R17_whatever_a_step_raises_is_told_and_the_next_request_served(form, kind):
+    error = kind("of the model")
+    batcher = form.batcher(form.model(raises={1: error}))
+    if form.source_is_async and form.passes(error):
+        pytest.skip("it stops the event loop, see test_R14")
+    outputs, [raised] = await form.read(form.submit(batcher, "abc"))
+    assert outputs == ["a"]
+    assert isinstance(raised, Exception)
+    assert "of the model" in "".join(traceback.format_exception(raised))
+    if kind is MemoryError:
+        assert type(raised) is MemoryError
+    assert await form.rest(form.submit(batcher, "xyz")) == ["x", "y", "z"]
+
+
+@dynamic_batchers
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+async def test_R14_what_stops_a_program_is_raised_out_of_its_event_loop(form, kind):
+    if not form.source_is_async or not form.passes(kind()):
+        pytest.skip("only asyncio is stopped by a task")
+    batcher = form.batcher(form.model(raises={1: kind("of the model")}))
+    outputs, [raised] = await form.read(form.submit(batcher, "abc"))
+    assert outputs == ["a"]
+    assert type(raised) is SourceError
+    assert [type(error) for error in form.passed] == [kind]
+    assert await form.rest(form.submit(batcher, "xyz")) == ["x", "y", "z"]
+
+
+MALFORMED = ["text", 5, {7: "x"}, {"0": "x"}, None, [1, 2, 3, 4, 5, 6]]
+
+
+@dynamic_batchers
+@pytest.mark.parametrize("step", MALFORMED)
+async def test_R08_a_malformed_step_fails_its_batch_and_the_next_is_served(form, step):
+    steps = [[["a"], [None]], [["a"], step, [None]]]
+
+    def fn(requests):
+        yield from steps.pop()
+
+    async def afn(requests):
+        for each in steps.pop():
+            yield each
+
+    batcher = form.batcher(afn if form.source_is_async else fn)
+    outputs, [error] = await form.read(form.submit(batcher, "x"))
+    assert outputs == ["a"]
+    assert type(error) is StepError
+    assert await form.rest(form.submit(batcher, "x")) == ["a"]
+
+
+@continuous_batchers
+@pytest.mark.parametrize("step", MALFORMED)
+async def test_R08_R15_after_a_malformed_step_who_waits_is_served(form, step):
+    class Malformed(Model):
+        def step(self):
+            given = super().step()
+            return step if self.steps == 2 else given
+
+    gate = form.gate()
+    model = Malformed(form.home, gates={1: gate})
+    batcher = form.batcher(model, max_batch_size=1)
+    running = form.submit(batcher, "abc")
+    await gate.reached.wait()
+    waiting = form.submit(batcher, "xy", timeout=0.5)
+    gate.open()
+    outputs, [error] = await form.read(running)
+    assert outputs == ["a"]
+    assert type(error) is StepError
+    assert await form.rest(waiting) == ["x", "y"]
+    await form.close(batcher)
+    model.check()
+
+
+@every_batcher
+async def test_R24_an_end_mark_predicate_that_raises_fails_only_its_request(form):
+    def is_eos(output):
+        if output == "bad":
+            raise ArithmeticError("is_eos")
+        return output == "end"
+
+    batcher = form.batcher(is_eos=is_eos)
+    requests = [["a", "bad", "late"], ["a", "b", "c", "end"]]
+    streams = [form.submit(batcher, request) for request in requests]
+    _, [error] = await form.read(streams[0])
+    assert type(error) is ArithmeticError
+    assert await form.rest(streams[1]) == ["a", "b", "c"]
+
+
+@dynamic_batchers
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, StopIteration, OddError])
+async def test_R15_a_function_that_raises_when_it_is_called_fails_its_batch_only(form, kind):
+    if form.source_is_async:
+        pytest.skip("an asynchronous generator function runs nothing when it is called")
+    gate, model = form.gate(), form.model()
+
+    def fn(requests):
+        if "bad" in requests:
+            gate.hold()
+            raise kind("at the call")
+        return model.generate(requests)
+
+    batcher = form.batcher(fn)
+    streams = await form.submit_behind(batcher, gate, "bad", "ab", "c")
+    gate.open()
+    outputs, [error] = await form.read(streams[0])
+    assert outputs == []
+    assert "at the call" in str(error)
+    assert isinstance(error, kind if kind is ValueError else SourceError)
+    assert [await form.rest(stream) for stream in streams[1:]] == [["a", "b"], ["c"]]
+
+
+@dynamic_batchers
+@pytest.mark.parametrize("result", [None, 5])
+async def test_R09_a_function_that_returns_no_source_fails_its_batch_only(form, result):
+    if form.source_is_async:
+        pytest.skip("an asynchronous generator function cannot")
+    results = [[["a"], [None]], result]
+    batcher = form.batcher(lambda _: results.pop())
+    _, [error] = await form.read(form.submit(batcher, "x"))
+    assert type(error) is TypeError
+    assert "source must be an iterable of steps" in str(error)
+    assert await form.rest(form.submit(batcher, "x")) == ["a"]
+
+
+@batchers_in_threads
+async def test_R14_a_cancelled_error_of_the_model_cancels_no_consumer(form):
+    batcher = form.batcher(form.model(raises={0: asyncio.CancelledError()}))
+
+    async def consume():
+        with pytest.raises(SourceError, match="CancelledError"):
+            await anext(batcher.astream("a"))
+        return "not cancelled"
+
+    assert asyncio.run(consume()) == "not cancelled"
+
+
+@dynamic_batchers
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, OddError])
+async def test_R09_what_a_generator_raises_while_it_is_closed_hurts_nobody(form, unheard, kind):
+    def fn(requests):
+        try:
+            while True:
+                yield ["a"]
+        finally:
+            raise kind("while it is closed")
+
+    async def afn(requests):
+        try:
+            while True:
+                yield ["a"]
+        finally:
+            raise kind("while it is closed")
+
+    if form.source_is_async and kind is SystemExit:
+        pytest.skip("it stops the event loop")
+    batcher = form.batcher(afn if form.source_is_async else fn, max_outputs=1)
+    for _ in range(2):
+        assert await form.rest(form.submit(batcher, "x")) == ["a"]
+    await form.close(batcher)
+    assert [type(error) for error in unheard] == [kind, kind]
+
+
+# ---- engines
+
+
+@continuous_batchers
+async def test_R15_an_add_that_raises_fails_only_its_request(form):
+    gate = form.gate()
+    model = form.model(gates={0: gate})
+    batcher = form.batcher(model)
+    error = ValueError("too long for this engine")
+    streams = await form.submit_behind(batcher, gate, "abc", error, "xy")
+    gate.open()
+    outputs, [raised] = await form.read(streams[1])
+    assert outputs == []
+    assert (type(raised), raised.__cause__) == (ValueError, error)
+    assert [await form.rest(stream) for stream in (streams[0], streams[2])] == [
+        list("abc"),
+        ["x", "y"],
+    ]
+    await form.close(batcher)
+    assert [call for call in model.calls if call[0] != "step"] == [
+        ("add", 0),
+        ("add", 1),
+        ("add", 1),
+        ("remove", 0),
+        ("remove", 1),
+    ]
+
+
+@continuous_batchers
+async def test_R15_when_nobody_could_be_added_no_step_is_made(form):
+    model = form.model()
+    batcher = form.batcher(model)
+    for _ in range(3):
+        _, [error] = await form.read(form.submit(batcher, SystemExit("no")))
+        assert type(error) is SourceError
+    assert model.steps == 0
+    assert await form.rest(form.submit(batcher, "ab")) == ["a", "b"]
+
+
+@continuous_batchers
+async def test_R30_after_a_step_that_raised_an_engine_is_told_to_remove_everybody(form):
+    gate = form.gate()
+    model = form.model(gates={0: gate}, raises={2: ValueError("no")})
+    batcher = form.batcher(model, max_batch_size=2)
+    streams = await form.submit_behind(batcher, gate, "abcd", "pqrs", "xy")
+    gate.open()
+    for stream in streams[:2]:
+        _, [error] = await form.read(stream)
+        assert type(error) is ValueError
+    assert await form.rest(streams[2]) == ["x", "y"]
+    await form.close(batcher)
+    calls = [call for call in model.calls if call[0] != "step"]
+    assert calls == [
+        ("add", 0),
+        ("add", 1),
+        ("remove", 0),
+        ("remove", 1),
+        ("add", 0),
+        ("remove", 0),
+    ]
+
+
+class Factory:
+    """Makes engines, and fails as often as it is told."""
+
+    def __init__(self, *models):
+        self.models = list(models)
+        self.made = 0
+
+    def __call__(self):
+        model = self.models[self.made]
+        self.made += 1
+        if isinstance(model, BaseException):
+            raise model
+        return model
+
+
+@continuous_batchers
+async def test_R15_after_a_step_that_raised_a_factory_makes_another_engine(form):
+    gate = form.gate()
+    broken = Model(form.home, gates={0: gate}, raises={0: ValueError("broken")})
+    fresh = form.model()
+    factory = Factory(broken, fresh)
+    batcher = form.batcher(factory)
+    assert factory.made == 0
+    streams = await form.submit_behind(batcher, gate, "abc", "de")
+    gate.open()
+    _, [error] = await form.read(streams[0])
+    assert type(error) is ValueError
+    assert await form.rest(streams[1]) == ["d", "e"]
+    assert await form.rest(form.submit(batcher, "fg")) == ["f", "g"]
+    assert factory.made == 2
+    await form.close(batcher)
+    assert broken.calls == [("add", 0), ("step",)], "it is not used again"
+    assert fresh.calls[0] == ("add", 0)
+
+
+@continuous_batchers
+@pytest.mark.parametrize("error", [ValueError("no engine"), SystemExit("no engine")])
+async def test_R09_a_factory_that_raises_fails_who_was_to_join_and_is_asked_again(form, error):
+    factory = Factory(error, form.model())
+    batcher = form.batcher(factory)
+    _, [raised] = await form.read(form.submit(batcher, "abc"))
+    assert "no engine" in str(raised)
+    assert raised.__cause__ is error
+    assert await form.rest(form.submit(batcher, "abc")) == ["a", "b", "c"]
+    assert factory.made == 2
+
+
+@continuous_batchers
+async def test_a_class_is_a_factory_and_made_in_the_thread_that_uses_it(form):
+    homes = []
+
+    class Engine(Model):
+        def __init__(self):
+            super().__init__()
+            homes.append(self._home())
+
+        def remove(self, slot):
+            super().remove(slot)
+            homes.append(self._home())
+
+    batcher = form.batcher(Engine)
+    assert await form.rest(form.submit(batcher, "ab")) == ["a", "b"]
+    await form.close(batcher)
+    assert homes[0] == homes[1] != threading.get_ident()
+
+
+@continuous_batchers
+async def test_R30_a_remove_that_raises_is_unheard_and_its_slot_is_used_again(form, unheard):
+    class Engine(Model):
+        def remove(self, slot):
+            super().remove(slot)
+            raise SystemExit("remove")
+
+    batcher = form.batcher(Engine(), max_batch_size=1)
+    for request in ("ab", "c", "de"):
+        stream = form.submit(batcher, request)
+        assert await form.rest(stream) == list(request)
+        assert stream.slot == 0
+    await form.close(batcher)
+    assert [type(error) for error in unheard] == [SystemExit] * 3
+
+
+@continuous_batchers
+async def test_R15_a_remove_that_raises_hurts_nobody_who_is_still_there(form, unheard):
+    gate = form.gate()
+
+    class Engine(Model):
+        def remove(self, slot):
+            super().remove(slot)
+            raise SystemExit("remove")
+
+    batcher = form.batcher(Engine(gates={0: gate}))
+    streams = await form.submit_behind(batcher, gate, "abcdef", "p", "xy")
+    gate.open()
+    assert [await form.rest(stream) for stream in streams] == [list("abcdef"), ["p"], ["x", "y"]]
+    await form.close(batcher)
+    assert [type(error) for error in unheard] == [SystemExit] * 3
+
+
+@continuous_batchers
+async def test_R30_an_output_for_the_former_occupant_never_reaches_the_next(form):
+    """The engine answers for whoever it was that had the slot when the step began."""
+    start, gate = form.gate(), form.gate()
+    model = form.model(gates={0: start, 1: gate})
+    batcher = form.batcher(model, max_batch_size=1)
+    streams = await form.submit_behind(batcher, start, "abcdef", "xy")
+    start.open()
+    await gate.reached.wait()
+    streams[0].cancel()
+    gate.open()  # and the step gives "b" for slot 0
+    assert await form.rest(streams[1]) == ["x", "y"]
+    assert [stream.slot for stream in streams] == [0, 0]
+
+
+@continuous_batchers
+async def test_R30_outputs_for_slots_that_nobody_has_are_dropped_and_counted(form):
+    class Talkative(Model):
+        def step(self):
+            return dict.fromkeys(range(4), "ghost") | super().step()
+
+    model = Talkative()
+    batcher = form.batcher(model, max_batch_size=4)
+    streams = [form.submit(batcher, request) for request in ("abc", "d", "ef", "ghij")]
+    outputs = [await form.rest(stream) for stream in streams]
+    later = [await form.rest(form.submit(batcher, request)) for request in ("kl", "m")]
+    assert outputs == [list("abc"), ["d"], ["e", "f"], list("ghij")]
+    assert later == [["k", "l"], ["m"]]
+    assert batcher.statistics().outputs == 13
+
+
+@continuous_batchers
+async def test_R13_R30_an_engine_is_not_stepped_for_whoever_has_ended(form):
+    """The first ends in the very step during which the second is submitted."""
+    gate = form.gate()
+    model = form.model(gates={1: gate})
+    batcher = form.batcher(model)
+    first = form.submit(batcher, "a")
+    await gate.reached.wait()
+    second = form.submit(batcher, "xyz")
+    gate.open()
+    assert await form.rest(first) == ["a"]
+    assert await form.rest(second) == ["x", "y", "z"]
+    assert model.worked_on == [("a",), ("a",), ("xyz",), ("xyz",), ("xyz",), ("xyz",)]
+
+
+def test_an_engine_needs_its_three_methods():
+    class Half:
+        def add(self, slot, request):
+            pass
+
+    for engine in (Half(), 5, None, []):
+        with pytest.raises(TypeError, match="engine must have the methods add, step and remove"):
+            ContinuousBatcher(engine, max_batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"max_batch_size": 0}, ValueError),
+        ({"max_batch_size": 1.5}, TypeError),
+        ({"max_batch_size": 1, "batch_timeout": -1}, ValueError),
+        ({"max_batch_size": 1, "batch_timeout": float("nan")}, ValueError),
+        ({"max_batch_size": 1, "batch_timeout": "1"}, TypeError),
+        ({"max_batch_size": 1, "workers": 0}, ValueError),
+        ({"max_batch_size": 1, "max_pending": 0}, ValueError),
+        ({"max_batch_size": 1, "max_buffered": 0}, ValueError),
+        ({"max_batch_size": 1, "max_buffered": None}, TypeError),
+        ({"max_batch_size": 1, "cost": len}, TypeError),
+        ({"max_batch_size": 1, "max_batch_cost": 3}, TypeError),
+        ({"max_batch_size": 1, "key": "name"}, TypeError),
+        ({"max_batch_size": 1, "eos": "</s>"}, ValueError),
+        ({"max_batch_size": 1, "max_outputs": 0}, ValueError),
+        ({"max_batch_size": 1, "on_overflow": "drop"}, ValueError),
+    ],
+)
+def test_wrong_arguments_are_refused_at_construction(options, error):
+    with pytest.raises(error):
+        DynamicBatcher(Model().generate, **options)
+
+
+def test_a_coroutine_function_is_refused_at_construction():
+    async def fn(requests):
+        return []
+
+    for each in (fn, partial(fn)):
+        with pytest.raises(TypeError, match="got the coroutine function"):
+            DynamicBatcher(each, max_batch_size=1)
+    with pytest.raises(TypeError, match="fn takes a function"):
+        DynamicBatcher("fn", max_batch_size=1)
+
+
+# ---- closing
+
+
+@every_batcher
+async def test_R09_close_fails_who_runs_after_what_is_buffered_and_who_waits(form):
+    gate = form.gate()
+    batcher = form.batcher(form.model(gates={2: gate}), max_batch_size=1)
+    streams = [form.submit(batcher, request) for request in ("abcd", "x", "y")]
+    await gate.reached.wait()
+
+    async def settle():
+        results = await form.concurrently(*(partial(form.read, stream) for stream in streams))
+        gate.open()
+        return results
+
+    results, _ = await form.concurrently(settle, partial(form.close, batcher))
+    assert [outputs for outputs, _ in results] == [["a", "b"], [], []]
+    for stream, (_, [error]) in zip(streams, results, strict=True):
+        assert type(error) is ClosedError
+        assert str(error) == "the batcher was closed"
+        assert stream.finish_reason is FinishReason.ERROR
+        assert await form.receive(stream) is OVER
+
+
+@every_batcher
+async def test_R09_after_close_every_request_is_refused(form):
+    batcher = form.batcher()
+    assert await form.rest(form.submit(batcher, "a")) == ["a"]
+    for _ in range(3):
+        await form.close(batcher)
+        with pytest.raises(ClosedError, match="the batcher was closed"):
+            form.submit(batcher, "b")
+    assert batcher.statistics().opened == 1
+
+
+@every_batcher
+async def test_a_batcher_that_was_never_used_can_be_closed(form):
+    batcher = form.batcher()
+    for _ in range(2):
+        await form.close(batcher)
+    with pytest.raises(ClosedError):
+        form.submit(batcher, "b")
+
+
+@every_batcher
+async def test_R28_close_leaves_no_thread_and_no_task(form):
+    gate = form.gate()
+    before = set(threading.enumerate())
+    batcher = form.batcher(form.model(gates={0: gate}))
+    streams = await form.submit_behind(batcher, gate, "abc", "de")
+    gate.open()
+    assert [await form.rest(stream) for stream in streams] == [list("abc"), ["d", "e"]]
+    await form.close(batcher)
+    new = [thread for thread in threading.enumerate() if thread not in before]
+    assert [thread.name for thread in new if thread.name == "batchstream pump"] == []
+    if not form.continuous and form.source_is_async:
+        await form.all_wait()
+        assert form.other_tasks() == []
+
+
+@every_batcher
+async def test_R09_several_may_close_at_the_same_time(form):
+    gate = form.gate()
+    batcher = form.batcher(form.model(gates={0: gate}))
+    stream = form.submit(batcher, "abc")
+    await gate.reached.wait()
+
+    async def settle():
+        _, [error] = await form.read(stream)
+        gate.open()
+        return type(error)
+
+    close = partial(form.close, batcher)
+    assert await form.concurrently(settle, close, close, close) == [ClosedError, None, None, None]
+
+
+@every_batcher
+async def test_a_block_closes_the_batcher(form):
+    batcher = form.batcher()
+    streams = []
+
+    async def submit():
+        streams.append(form.submit(batcher, "abc"))
+        assert await form.rest(streams[0]) == ["a", "b", "c"]
+        streams.append(form.submit(batcher, "abc"))
+
+    await form.in_block(batcher, submit)
+    _, errors = await form.read(streams[1])
+    assert [type(error) for error in errors] in ([ClosedError], [])
+    with pytest.raises(ClosedError):
+        form.submit(batcher, "b")
+
+
+@batchers_with_threads
+async def test_R09_a_batcher_closed_by_its_own_model_does_not_wait_for_itself(form):
+    model = form.model(on_step=lambda number: batcher.close() if number == 1 else None)
+    batcher = form.batcher(model, max_batch_size=1)
+    streams = [form.submit(batcher, "abc"), form.submit(batcher, "d")]
+    outputs, [error] = await form.read(streams[0])
+    assert outputs in (["a"], ["a", "b"])  # that of the step in which it was closed may come
+    assert type(error) is ClosedError
+    _, [error] = await form.read(streams[1])
+    assert type(error) is ClosedError
+
+
+@dynamic_batchers
+async def test_R09_an_asynchronous_model_may_close_its_own_batcher(form):
+    if not form.source_is_async:
+        pytest.skip("for asynchronous functions")
+    began = []
+
+    async def fn(requests):
+        yield ["a"]
+        began.append("closing")
+        await batcher.aclose()
+        began.append("closed")
+        yield ["b"]
+
+    batcher = form.batcher(fn)
+    outputs, errors = await form.read(form.submit(batcher, "x"))
+    assert outputs in (["a"], ["a", "b"])
+    assert [type(error) for error in errors] == [ClosedError]
+    assert began[0] == "closing"
+
+
+@batchers_with_threads
+async def test_R09_a_model_that_reads_a_stream_of_its_own_batcher_is_told_not_to(form):
+    errors = []
+
+    def ask(number):
+        if number == 0:
+            inner = batcher.stream("x")
+            try:
+                next(inner)
+            except RuntimeError as error:
+                errors.append(str(error))
+
+    batcher = form.batcher(form.model(on_step=ask))
+    assert await form.rest(form.submit(batcher, "ab")) == ["a", "b"]
+    assert errors == ["the source of a batch waits for a request to its own batcher"]
+
+
+@batchers_in_threads
+async def test_R09_close_from_another_thread_waits_for_the_step_and_tells_consumers_before(form):
+    gate = form.gate()
+    batcher = form.batcher(form.model(gates={1: gate}))
+    stream = form.submit(batcher, "abc")
+    await gate.reached.wait()
+    closed = []
+
+    def close():
+        batcher.close()
+        closed.append(gate._opened.happened.is_set())
+
+    def read():
+        with pytest.raises(ClosedError):
+            list(stream)
+        assert closed == []
+        gate.open()
+
+    run_in_threads(close, read)
+    assert closed == [True]
+
+
+@batchers_in_loops
+async def test_R12_a_request_may_be_cancelled_in_any_thread(form):
+    gate = form.gate()
+    batcher = form.batcher(form.model(gates={0: gate}), max_batch_size=1)
+    streams = await form.submit_behind(batcher, gate, "abc", "def", "x")
+    run_in_threads(streams[0].cancel, streams[1].cancel)
+    assert [await form.rest(stream) for stream in streams[:2]] == [[], []]
+    gate.open()
+    assert await form.rest(streams[2]) == ["x"]
+
+
+# ---- the loop in which an asynchronous function is at home
+
+
+def make_batcher(**options):
+    model = Model(lambda: None)
+    return model, DynamicBatcher(model.agenerate, max_batch_size=2, **options)
+
+
+def test_R22_an_asynchronous_function_works_in_one_loop_after_another():
+    model, batcher = make_batcher()
+
+    async def main(request):
+        return [output async for output in batcher.astream(request)]
+
+    for request in ("ab", "cde", "f"):
+        assert asyncio.run(main(request)) == list(request)
+    assert model.called_with == [["ab"], ["cde"], ["f"]]
+    asyncio.run(batcher.aclose())
+    model.check()
+
+
+def test_R22_after_asyncio_a_batcher_may_be_at_home_in_trio():
+    trio = pytest.importorskip("trio")
+    _, batcher = make_batcher()
+
+    async def main(request):
+        return [output async for output in batcher.astream(request)]
+
+    assert asyncio.run(main("ab")) == ["a", "b"]
+    assert trio.run(main, "cd") == ["c", "d"]
+    assert asyncio.run(main("ef")) == ["e", "f"]
+    asyncio.run(batcher.aclose())
+
+
+def test_R22_an_asynchronous_function_needs_an_event_loop():
+    _, batcher = make_batcher()
+    for submit in (batcher.stream, batcher.astream):
+        with pytest.raises(RuntimeError, match="an asynchronous function runs in the event loop"):
+            submit("a")
+    assert batcher.statistics().opened == 0
+    batcher.close()
+
+
+def test_R09_when_the_home_loop_ends_requests_of_other_threads_are_told():
+    begun, submitted = threading.Event(), threading.Event()
+
+    async def fn(requests):
+        yield ["a"]
+        begun.set()
+        await asyncio.Event().wait()
+
+    batcher = DynamicBatcher(fn, max_batch_size=1)
+    results = []
+
+    async def home():
+        stream = batcher.astream("x")
+        assert await anext(stream) == "a"
+        await asyncio.to_thread(submitted.wait, TIMEOUT)
+
+    def elsewhere():
+        assert begun.wait(TIMEOUT)
+        running, waiting = batcher.stream("y"), batcher.stream("z")
+        submitted.set()
+        for stream in (running, waiting):
+            with pytest.raises(ClosedError, match="event loop"):
+                stream.receive(TIMEOUT)
+            results.append(stream.finish_reason)
+
+    run_in_threads(lambda: asyncio.run(home()), elsewhere)
+    assert results == [FinishReason.ERROR] * 2
+    assert batcher.statistics().live == 0
+    batcher.close()
+
+
+def test_R22_a_home_that_ended_without_a_word_is_left_behind():
+    """No `asyncio.run` that cancels tasks: the loop is stopped and closed around them."""
+    gate = Gate()
+
+    async def fn(requests):
+        yield ["a"]
+        gate.reached.set()
+        await asyncio.Event().wait()
+
+    batcher = DynamicBatcher(fn, max_batch_size=1)
+    loop = asyncio.new_event_loop()
+
+    async def begin():
+        stream = batcher.astream("x")
+        assert await anext(stream) == "a"
+        return stream, batcher.astream("y")
+
+    streams = loop.run_until_complete(begin())
+    loop.close()
+
+    async def again():
+        return await anext(batcher.astream("z"))
+
+    assert asyncio.run(again()) == "a"
+    assert [stream.finish_reason is not None for stream in streams] == [True, True]
+    batcher.close()
+    figures = batcher.statistics()
+    assert (figures.live, figures.waiting) == (0, 0)

@@ -1,0 +1,539 @@
+"""Figures and metrics of batchers; and batchers in forks, at a program's end and as garbage."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+import weakref
+
+import pytest
+
+from batchstream import (
+    ClosedError,
+    ContinuousBatcher,
+    DynamicBatcher,
+    Fail,
+    FinishReason,
+    OverloadedError,
+)
+from support.engines import Model, continuous_batchers, dynamic_batchers, every_batcher
+from support.sources import TIMEOUT, Gate, in_forked_child, needs_fork
+
+pytestmark = pytest.mark.timeout(30)
+
+KINDS = pytest.mark.parametrize("kind", ["dynamic", "continuous"])
+
+
+def make(kind, model=None, **options):
+    """Return a batcher whose consumers are threads, and its model."""
+    model = model or Model()
+    options = {"max_batch_size": 2} | options
+    if kind == "continuous":
+        return ContinuousBatcher(model, **options), model
+    return DynamicBatcher(model.generate, **options), model
+
+
+def threads_of(batcher):
+    return [worker._thread for worker in batcher._dispatcher._threads]
+
+
+@pytest.fixture
+def unheard(monkeypatch):
+    """Collect what `sys.unraisablehook` is given."""
+    errors = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda about: errors.append(about.exc_value))
+    return errors
+
+
+# ---- statistics
+
+
+@continuous_batchers
+async def test_the_figures_of_a_scripted_case_are_exact(form):
+    gate = form.gate()
+    batcher = form.batcher(form.model(gates={0: gate}), max_batch_size=2)
+    streams = await form.submit_behind(batcher, gate, "abc", "d", "ef")
+    figures = batcher.statistics()
+    assert (figures.opened, figures.live, figures.waiting) == (3, 3, 2)
+    assert (figures.steps, figures.occupancy) == (0, 0.0)
+    gate.open()
+    for stream in streams:
+        await form.rest(stream)
+    await form.close(batcher)
+    figures = batcher.statistics()
+    # abc | abc d | abc d (end) | abc (end), ef | ef | ef (end)
+    assert figures.steps == 6
+    assert figures.occupancy == pytest.approx((1 + 2 + 2 + 2 + 1 + 1) / 12)
+    assert (figures.batches, figures.batch_sizes) == (3, {1: 3})
+    assert (figures.outputs, figures.dropped) == (6, 0)
+    assert (figures.opened, figures.refused, figures.finished) == (3, 0, {FinishReason.EOS: 3})
+    assert (figures.live, figures.waiting, figures.buffered) == (0, 0, 0)
+
+
+@dynamic_batchers
+async def test_the_occupancy_of_a_scripted_case_is_exact(form):
+    gate = form.gate()
+    batcher = form.batcher(form.model(gates={0: gate}))
+    streams = await form.submit_behind(batcher, gate, "a", "bcd", "e")
+    gate.open()
+    for stream in streams:
+        await form.rest(stream)
+    await form.close(batcher)
+    figures = batcher.statistics()
+    # a | a (end) || bcd e | bcd e (end) | bcd | bcd (end)
+    assert figures.steps == 6
+    assert figures.occupancy == pytest.approx((1 + 1 + 2 + 2 + 1 + 1) / 24)
+    assert figures.outputs == 5
+
+
+@every_batcher
+async def test_R30_at_every_moment_opened_is_live_and_finished(form):
+    seen = []
+
+    def look(_):
+        figures = batcher.statistics()
+        seen.append(figures.opened == figures.live + sum(figures.finished.values()))
+        seen.append(0 <= figures.waiting <= figures.live)
+        seen.append(figures.buffered >= 0)
+
+    batcher = form.batcher(form.model(on_step=look), max_batch_size=2)
+    streams = [form.submit(batcher, request) for request in ("abc", "d", "efgh", "", "ij")]
+    streams[2].cancel()
+    look(None)
+    for stream in streams:
+        await form.rest(stream)
+        look(None)
+    await form.close(batcher)
+    look(None)
+    assert len(seen) > 10
+    assert all(seen)
+
+
+@every_batcher
+async def test_statistics_count_every_way_to_finish(form):
+    batcher = form.batcher(max_outputs=3)
+    gate = form.gate()
+    batcher = form.batcher(form.model(gates={0: gate}), max_outputs=3, max_pending=9)
+    requests = ["a", "bcdefgh", "i", [Fail(ValueError())], "jk"]
+    streams = await form.submit_behind(batcher, gate, *requests)
+    streams[2].cancel()
+    gate.open()
+    for stream in streams:
+        await form.read(stream)
+    assert batcher.statistics().finished == {
+        FinishReason.EOS: 2,
+        FinishReason.LENGTH: 1,
+        FinishReason.CANCELLED: 1,
+        FinishReason.ERROR: 1,
+    }
+
+
+@every_batcher
+async def test_what_live_streams_hold_is_counted_as_buffered(form):
+    gate = form.gate()
+    batcher = form.batcher(form.model(gates={3: gate}))
+    stream = form.submit(batcher, "abcde")
+    await gate.reached.wait()
+    assert batcher.statistics().buffered == 3
+    assert await form.receive(stream) == "a"
+    assert batcher.statistics().buffered == 2
+    assert stream.drain() == ["b", "c"]
+    assert batcher.statistics().buffered == 0
+    gate.open()
+    assert await form.rest(stream) == ["d", "e"]
+
+
+def test_a_batcher_shows_how_it_is():
+    gate = Gate()
+    model = Model(on_step=lambda _: gate.pass_through())
+    batcher, _ = make("dynamic", model, max_batch_size=1)
+    streams = [batcher.stream(request) for request in "ab"]
+    assert gate.reached.wait(TIMEOUT)
+    assert "open" in repr(batcher)
+    assert "1" in repr(batcher)
+    gate.opened.set()
+    assert [list(stream) for stream in streams] == [["a"], ["b"]]
+    batcher.close()
+    assert "closed" in repr(batcher)
+
+
+# ---- metrics
+
+
+@every_batcher
+async def test_metrics_are_told_of_each_event_once(form):
+    gate = form.gate()
+    told = form.recorder()
+    model = form.model(gates={0: gate})
+    # In continuous batching a slot is free, and who finds room does not count as waiting.
+    max_pending = 2 if form.continuous else 3
+    batcher = form.batcher(model, max_batch_size=2, max_pending=max_pending, metrics=told)
+    streams = await form.submit_behind(batcher, gate, "ab", "c", "de", "f")
+    with pytest.raises(OverloadedError):
+        form.submit(batcher, "g")
+    streams[2].cancel()
+    gate.open()
+    for stream in streams:
+        await form.rest(stream)
+    await form.close(batcher)
+    figures = batcher.statistics()
+    assert len(told.named("submitted")) == 4 == figures.opened
+    assert len(told.named("refused")) == 1 == figures.refused
+    joined = [waited for (waited,) in told.named("joined")]
+    assert sum(map(len, joined)) == 3
+    assert len(joined) == figures.batches
+    assert sum(map(sum, joined)) == pytest.approx(figures.waited)
+    assert max(map(max, joined)) == figures.longest_wait
+    assert told.named("stepped") == [(len(step), 2) for step in model.worked_on]
+    finished = told.named("finished")
+    assert len(finished) == 4
+    assert {id(end) for end, _, _ in finished} == {id(stream.end) for stream in streams}
+    assert sorted(joined for _, joined, _ in finished) == [False, True, True, True]
+    assert all(lasted >= 0 for _, _, lasted in finished)
+
+
+@every_batcher
+async def test_metrics_hear_of_an_error_though_nothing_happens_after_it(form):
+    told = form.recorder()
+    batcher = form.batcher(form.model(raises={1: ValueError("no")}), metrics=told)
+    outputs, _ = await form.read(form.submit(batcher, "abc"))
+    assert outputs == ["a"]
+    await told.finished_once.wait()
+
+
+@every_batcher
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, GeneratorExit])
+async def test_R24_metrics_that_raise_hurt_nobody(form, unheard, kind):
+    class Raising:
+        calls = 0
+
+        def __getattr__(self, name):
+            def method(*_, **__):
+                self.calls += 1
+                raise kind(name)
+
+            return method
+
+    told = Raising()
+    gate = form.gate()
+    model = form.model(gates={0: gate})
+    batcher = form.batcher(model, max_batch_size=1, metrics=told, max_pending=2)
+    streams = await form.submit_behind(batcher, gate, "abc", "d", "e")
+    with pytest.raises(OverloadedError):
+        form.submit(batcher, "f")
+    gate.open()
+    assert [await form.rest(stream) for stream in streams] == [list("abc"), ["d"], ["e"]]
+    await form.close(batcher)
+    assert len(unheard) == told.calls
+    assert {str(error) for error in unheard} == {
+        "submitted",
+        "refused",
+        "joined",
+        "stepped",
+        "finished",
+    }
+    assert {type(error) for error in unheard} == {kind}
+
+
+@KINDS
+def test_R14_an_interrupt_in_metrics_is_raised_in_the_main_thread_and_the_next_is_served(kind):
+    """It comes from a signal, wherever the main thread happens to be."""
+
+    class Interrupted:
+        left = 1
+
+        def submitted(self):
+            if self.left:
+                self.left -= 1
+                raise KeyboardInterrupt
+
+        def __getattr__(self, name):
+            return lambda *_, **__: None
+
+    batcher, _ = make(kind, metrics=Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        batcher.stream("abc")
+    assert list(batcher.stream("de")) == ["d", "e"]
+    batcher.close()
+    figures = batcher.statistics()
+    assert (figures.opened, figures.live) == (2, 0)
+
+
+@every_batcher
+async def test_R24_metrics_may_ask_for_figures_and_submit_requests(form):
+    """Which would wait for ever if they were called under a lock."""
+    seen, others = [], []
+
+    class Asking:
+        def __getattr__(self, name):
+            def method(*_, **__):
+                seen.append(batcher.statistics().opened)
+                if name == "joined" and not others:
+                    others.append(form.submit(batcher, "xy"))
+
+            return method
+
+    batcher = form.batcher(metrics=Asking())
+    assert await form.rest(form.submit(batcher, "abc")) == ["a", "b", "c"]
+    assert await form.rest(others[0]) == ["x", "y"]
+    assert len(seen) >= 5
+
+
+# ---- processes
+
+
+@KINDS
+def test_R27_batchers_refuse_to_be_pickled_or_copied(kind):
+    batcher, _ = make(kind)
+    name = type(batcher).__name__
+    for refuse in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match=f"a {name} cannot be pickled or copied"):
+            refuse(batcher)
+    stream = batcher.stream("a")
+    with pytest.raises(TypeError, match="cannot be pickled or copied"):
+        pickle.dumps(stream)
+    assert list(stream) == ["a"]
+    batcher.close()
+
+
+@needs_fork
+@KINDS
+def test_R27_a_batcher_that_was_not_used_works_in_a_forked_child_and_in_its_parent(kind):
+    batcher, _ = make(kind)
+
+    def use():
+        outputs = list(batcher.stream("abc"))
+        batcher.close()
+        return outputs
+
+    assert in_forked_child(use) == "['a', 'b', 'c']"
+    assert use() == ["a", "b", "c"]
+
+
+@needs_fork
+@KINDS
+def test_R27_a_batcher_that_was_used_refuses_its_work_in_a_forked_child(kind):
+    gate = Gate()
+    model = Model(on_step=lambda number: gate.pass_through() if number == 1 else None)
+    batcher, _ = make(kind, model, max_batch_size=1)
+    running, waiting = batcher.stream("abc"), batcher.stream("d")
+    assert gate.reached.wait(TIMEOUT)
+
+    def try_everything():
+        answers = []
+        for attempt in (
+            lambda: batcher.stream("e"),
+            lambda: list(running),
+            lambda: waiting.receive(TIMEOUT),
+            lambda: batcher.astream("e"),
+        ):
+            try:
+                answers.append(attempt())
+            except ClosedError as error:
+                answers.append("fork of it" in str(error))
+        running.cancel()
+        waiting.cancel()
+        batcher.close()
+        batcher.close()
+        return [*answers, batcher.statistics().opened]
+
+    assert in_forked_child(try_everything) == "[True, True, True, True, 2]"
+    gate.opened.set()
+    assert [list(running), list(waiting)] == [["a", "b", "c"], ["d"]]
+    batcher.close()
+
+
+@needs_fork
+@KINDS
+def test_R27_a_batcher_that_is_idle_refuses_in_a_forked_child_too(kind):
+    batcher, _ = make(kind)
+    assert list(batcher.stream("a")) == ["a"]
+    assert "ClosedError" in in_forked_child(lambda: batcher.stream("b"))
+    assert list(batcher.stream("b")) == ["b"]
+    batcher.close()
+
+
+PROGRAM = """
+    import sys, threading, time
+    from batchstream import ContinuousBatcher, DynamicBatcher, EOS
+
+    began = threading.Event()
+
+    class Engine:
+        def __init__(self):
+            self.slots = set()
+        def add(self, slot, request):
+            self.slots.add(slot)
+        def step(self):
+            began.set()
+            {work}
+            return dict.fromkeys(self.slots, {output})
+        def remove(self, slot):
+            self.slots.discard(slot)
+
+    def fn(requests):
+        engine = Engine()
+        for slot, request in enumerate(requests):
+            engine.add(slot, request)
+        while True:
+            yield engine.step()
+
+    batchers = [
+        ContinuousBatcher(Engine, max_batch_size=2),
+        DynamicBatcher(fn, max_batch_size=2, batch_timeout={batch_timeout}),
+    ]
+    {use}
+"""
+
+PROGRAMS = {
+    "idle": {
+        "output": "EOS",
+        "use": "assert [list(batcher.stream(1)) for batcher in batchers] == [[], []]",
+    },
+    "busy": {
+        "output": "'x'",
+        "use": "streams = [b.stream(1) for b in batchers]; [next(s) for s in streams]",
+    },
+    "stuck in a step": {
+        "work": "threading.Event().wait()",
+        "output": "'x'",
+        "use": "streams = [b.stream(1) for b in batchers]; began.wait(10)",
+    },
+    "full of dropped streams": {
+        "output": "'x'",
+        "use": "[b.stream(1) for b in batchers for _ in range(9)]",
+    },
+    "gathering a batch": {
+        "output": "'x'",
+        "batch_timeout": "3600.0",
+        "use": "streams = [b.stream(1) for b in batchers]",
+    },
+    "never used": {"output": "'x'", "use": "pass"},
+}
+
+
+@pytest.mark.parametrize("state", PROGRAMS)
+def test_R28_a_program_ends_with_a_batcher_that_is(state):
+    parts = {"work": "pass", "batch_timeout": "0.0"} | PROGRAMS[state]
+    completed = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-X", "dev", "-c", textwrap.dedent(PROGRAM).format(**parts)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
+
+
+# ---- garbage
+
+
+@KINDS
+def test_R25_R28_dropping_an_idle_batcher_ends_its_threads(kind):
+    batcher, _ = make(kind)
+    assert list(batcher.stream("ab")) == ["a", "b"]
+    threads = threads_of(batcher)
+    assert threads
+    gone = weakref.ref(batcher._dispatcher)
+    del batcher
+    gc.collect()
+    for thread in threads:
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+    assert gone() is None
+
+
+@KINDS
+def test_R25_a_batcher_that_was_dropped_while_it_works_still_serves_its_streams(kind):
+    gate = Gate()
+    model = Model(on_step=lambda number: gate.pass_through() if number == 0 else None)
+    batcher, _ = make(kind, model, max_batch_size=1)
+    streams = [batcher.stream(request) for request in ("ab", "c")]
+    threads = threads_of(batcher)
+    del batcher
+    gc.collect()
+    gate.opened.set()
+    assert [list(stream) for stream in streams] == [["a", "b"], ["c"]]
+    del streams
+    gc.collect()
+    for thread in threads:
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+
+
+@KINDS
+def test_R25_no_cycle_keeps_a_dropped_stream_alive(kind):
+    """Its last reference is dropped, and it is gone without a collection."""
+    batcher, _ = make(kind)
+    gc.collect()
+    gc.disable()
+    try:
+        for read in (list, next):
+            stream = batcher.stream("abc")
+            read(stream)
+            gone = weakref.ref(stream)
+            del stream
+            assert gone() is None
+    finally:
+        gc.enable()
+    batcher.close()
+    assert batcher.statistics().finished[FinishReason.EOS] >= 1
+
+
+@KINDS
+def test_R25_an_idle_batcher_keeps_no_request_alive(kind):
+    class Request(list):
+        pass
+
+    batcher, model = make(kind)
+    request = Request("abc")
+    gone = weakref.ref(request)
+    assert list(batcher.stream(request)) == ["a", "b", "c"]
+    done = threading.Event()
+    weakref.finalize(request, done.set)
+    model.worked_on.clear()
+    model.called_with.clear()
+    del request
+    assert list(batcher.stream("x")) == ["x"]  # and the worker has left what was before
+    model.worked_on.clear()
+    gc.collect()
+    assert done.wait(TIMEOUT)
+    assert gone() is None
+    batcher.close()
+
+
+def test_R25_keys_that_are_out_of_use_are_forgotten():
+    class Key:
+        pass
+
+    alive = weakref.WeakSet()
+
+    def key(request):
+        made = Key()
+        alive.add(made)
+        return made
+
+    batcher, _ = make("dynamic", key=key)
+    idle = threading.Event()
+    look = batcher._dispatcher.look
+
+    def note(*args):
+        found = look(*args)
+        if found is None:
+            idle.set()
+        return found
+
+    batcher._dispatcher.look = note
+    for number in range(300):
+        assert list(batcher.stream(str(number))) == list(str(number))
+    idle.clear()
+    assert list(batcher.stream("the last")) == list("the last")
+    assert idle.wait(TIMEOUT)
+    del batcher._dispatcher.look
+    assert len(alive) < 200
+    batcher.close()

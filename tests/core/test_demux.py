@@ -1,0 +1,580 @@
+"""The core: what a step means, state by state and marker by marker."""
+
+from __future__ import annotations
+
+import array
+from collections import UserList, deque
+from http import HTTPStatus
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+
+from batchstream import (
+    EOS,
+    SKIP,
+    ClosedError,
+    Demultiplexer,
+    End,
+    Fail,
+    FinishReason,
+    Last,
+    Many,
+    MissingEOSError,
+    StepError,
+    demux,
+    token_ids,
+)
+from batchstream._core.demultiplexer import BATCH_TRANSITIONS
+from support.sources import OfUnhashableType, Untouchable
+
+
+class OneAgain:
+    """A key like a tensor: equal to no other, and a slot all the same."""
+
+    def __index__(self):
+        return 1
+
+
+class Unreadable:
+    """A step that fails as soon as it is looked at, as a lazy array may."""
+
+    @property
+    def ndim(self):
+        raise OSError("device lost")
+
+
+class FakeTensor:
+    """What the core may use of a tensor, and nothing more."""
+
+    def __init__(self, data):
+        self._data = data
+        self.ndim = 1 + isinstance(data[0], list)
+
+    def tolist(self):
+        return list(self._data)
+
+    def __iter__(self):
+        return (FakeTensor(row) for row in self._data)
+
+    def _refuse(self, *_):
+        raise AssertionError("Boolean value of Tensor with more than one value is ambiguous")
+
+    __bool__ = __eq__ = _refuse
+    __hash__ = None
+
+
+def ends(delivery):
+    return [(slot, str(end.reason), end.outputs) for slot, end in delivery.ends]
+
+
+@pytest.mark.parametrize(
+    ("element", "delivered", "reason"),
+    [
+        ("x", ["x"], None),
+        (None, [], "eos"),
+        (EOS, [], "eos"),
+        (SKIP, [], None),
+        (Last("x"), ["x"], "eos"),
+        (Last("x", reason="length"), ["x"], "length"),
+        (End(), [], "eos"),
+        (End(reason=FinishReason.CANCELLED), [], "cancelled"),
+        (Fail(ValueError("no")), [], "error"),
+        (Many(["x", "y"]), ["x", "y"], None),
+        (Many([]), [], None),
+        (Many(["x", EOS, "y"]), ["x"], "eos"),
+        (Many(["x", Last("y"), "z"]), ["x", "y"], "eos"),
+        (Many([Many(["x"]), SKIP, "y"]), ["x", "y"], None),
+        (Many(["x", Fail(ValueError("no"))]), ["x"], "error"),
+    ],
+)
+@pytest.mark.parametrize("as_mapping", [False, True])
+def test_each_element_of_a_step_means_what_it_says(element, delivered, reason, as_mapping):
+    core = Demultiplexer(2)
+    step = {1: element} if as_mapping else [SKIP, element]
+    delivery = core.feed(step)
+    assert delivery.outputs == [(1, output) for output in delivered]
+    assert ends(delivery) == ([(1, reason, len(delivered))] if reason else [])
+    assert core.live == ((0,) if reason else (0, 1))
+
+
+def test_metadata_and_errors_arrive_with_the_end():
+    error = ValueError("no")
+    usage = {"tokens": 3}
+    delivery = Demultiplexer(3).feed([Last("x", info=usage), End("length", usage), Fail(error)])
+    (_, last), (_, end), (_, failed) = delivery.ends
+    assert last.info is usage
+    assert end.info is usage
+    assert failed.error is error
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        [1, 2],
+        (1, 2),
+        {0: 1, 1: 2},
+        MappingProxyType({1: 2, 0: 1}),
+        {np.int64(0): 1, np.int64(1): 2},
+        np.array([1, 2]),
+        array.array("i", [1, 2]),
+        deque([1, 2]),
+        UserList([1, 2]),
+        range(1, 3),
+    ],
+)
+def test_a_step_may_have_any_of_these_shapes(step):
+    assert sorted(Demultiplexer(2).feed(step).outputs) == [(0, 1), (1, 2)]
+
+
+def test_numbers_out_of_an_array_are_plain_python_numbers():
+    [(_, output)] = Demultiplexer(1).feed(np.array([7])).outputs
+    assert type(output) is int
+
+
+def test_an_array_of_more_dimensions_gives_one_sub_array_per_slot():
+    step = np.arange(6).reshape(2, 3)
+    (_, first), (_, second) = Demultiplexer(2).feed(step).outputs
+    assert np.array_equal(first, [0, 1, 2])
+    assert np.array_equal(second, [3, 4, 5])
+
+
+def test_a_tensor_is_asked_for_a_list_or_for_its_rows_and_never_compared():
+    assert Demultiplexer(2).feed(FakeTensor([3, 4])).outputs == [(0, 3), (1, 4)]
+    (_, first), (_, second) = Demultiplexer(2).feed(FakeTensor([[1, 2], [3, 4]])).outputs
+    assert [first.tolist(), second.tolist()] == [[1, 2], [3, 4]]
+
+
+def test_R06_token_ids_leave_outputs_of_other_kinds_untouched():
+    outputs = [Untouchable(), 5, "2", np.array([2, 2])]
+    core = Demultiplexer(len(outputs), is_eos=token_ids(2))
+    received = [output for _, output in core.feed(outputs).outputs]
+    assert all(a is b for a, b in zip(received, outputs, strict=True))
+    assert len(received) == len(outputs)
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_a_tensor_is_read_like_an_array(dimensions):
+    torch = pytest.importorskip("torch")
+    step = torch.arange(2 * dimensions).reshape((2, 2)[:dimensions])
+    outputs = [output for _, output in Demultiplexer(2).feed(step).outputs]
+    if dimensions == 1:
+        assert outputs == [0, 1]
+        assert all(type(output) is int for output in outputs)
+    else:
+        assert [output.tolist() for output in outputs] == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        ([1], "step 0 has 1 outputs, expected 2 (one per slot)"),
+        ([1, 2, 3], "step 0 has 3 outputs, expected 2 (one per slot)"),
+        ([], "step 0 has 0 outputs, expected 2 (one per slot)"),
+        (np.zeros(3), "step 0 has 3 outputs, expected 2 (one per slot)"),
+        (np.float64(1.0), "step 0 is no sequence, mapping or array"),
+        (np.array(1), "step 0 is no sequence, mapping or array"),
+        ("ab", "step 0 is no sequence, mapping or array of outputs, one per slot, got str 'ab'"),
+        (b"ab", "got bytes b'ab'"),
+        (bytearray(b"ab"), "got bytearray"),
+        ({1, 2}, "got set {1, 2}"),
+        (None, "got NoneType None"),
+        (5, "got int 5"),
+        (iter([1, 2]), "got list_iterator"),
+        ((n for n in [1, 2]), "got generator"),
+        ({2: 1}, "step 0 names slot 2, expected slots from 0 to 1"),
+        ({-1: 1}, "step 0 names slot -1, expected slots from 0 to 1"),
+        ({"a": 1}, "step 0 names slot str 'a', expected slots from 0 to 1"),
+        ({True: 1}, "step 0 names slot bool True, expected slots from 0 to 1"),
+        ({OneAgain(): 1, OneAgain(): 2}, "step 0 names slot 1 twice"),
+        (Unreadable(), "step 0 could not be read: OSError: device lost"),
+    ],
+)
+def test_R08_a_malformed_step_fails_every_live_stream_and_delivers_nothing(step, says):
+    core = Demultiplexer(2)
+    delivery = core.feed(step)
+    assert delivery.outputs == []
+    assert [slot for slot, _ in delivery.ends] == [0, 1]
+    for _, end in delivery.ends:
+        assert isinstance(end.error, StepError)
+        assert says in str(end.error)
+        assert end.error.step == 0
+    assert core.live == ()
+
+
+def test_R08_the_error_counts_the_steps():
+    core = Demultiplexer(1)
+    core.feed(["a"])
+    core.feed(["b"])
+    (_, end), *_ = core.feed(["c", "d"]).ends
+    assert str(end.error) == "step 2 has 2 outputs, expected 1 (one per slot)"
+    assert end.error.step == 2
+
+
+def test_R08_a_step_that_fails_to_be_read_is_a_step_error_with_the_cause():
+    class Broken(UserList):
+        def __iter__(self):
+            raise OSError("device lost")
+
+    (_, end), *_ = Demultiplexer(2).feed(Broken([1, 2])).ends
+    assert isinstance(end.error, StepError)
+    assert isinstance(end.error.__cause__, OSError)
+
+
+def test_R08_a_huge_or_unprintable_step_makes_a_short_message():
+    class Unprintable:
+        def __repr__(self):
+            raise ValueError("no repr")
+
+    (_, end), *_ = Demultiplexer(1).feed("x" * 10_000).ends
+    assert len(str(end.error)) < 200
+    (_, end), *_ = Demultiplexer(1).feed(Unprintable()).ends
+    assert "Unprintable <no repr>" in str(end.error)
+
+
+def test_an_absent_slot_gets_nothing_and_goes_on():
+    core = Demultiplexer(3)
+    assert core.feed({1: "x"}).outputs == [(1, "x")]
+    assert core.feed({}).outputs == []
+    assert core.live == (0, 1, 2)
+
+
+def test_live_is_the_same_object_until_something_changes():
+    core = Demultiplexer(2)
+    before = core.live
+    core.feed(["a", "x"])
+    core.feed({0: SKIP})
+    assert core.live is before
+    core.feed(["b", None])
+    assert core.live == (0,)
+    assert core.live is core.live
+
+
+def test_R06_what_a_finished_slot_is_given_is_dropped_and_outputs_are_counted():
+    core = Demultiplexer(3)
+    core.feed([None, "x", None])
+    for element, counted in [
+        ("pad", 1),
+        (None, 0),
+        (EOS, 0),
+        (SKIP, 0),
+        (End(), 0),
+        (Fail(ValueError()), 0),
+        (Last("late"), 1),
+        (Many(["late", EOS, "later"]), 2),
+    ]:
+        for step in ([element, "y", None], [element, SKIP, None], {0: element, 1: "y"}):
+            before = core.statistics().dropped
+            delivery = core.feed(step)
+            assert core.statistics().dropped - before == counted, element
+            assert {slot for slot, _ in delivery.outputs} <= {1}
+            assert not delivery.ends
+
+
+def test_R06_all_the_padding_of_finished_slots_is_counted():
+    core = Demultiplexer(4, eos=EOS)
+    core.feed([EOS, EOS, "x", EOS])
+    core.feed([0, 0, "y", 0])
+    core.feed([0, EOS, "y", None])
+    assert core.statistics().dropped == 5
+
+
+def hostile_outputs():
+    return [
+        Untouchable(),
+        OfUnhashableType(),
+        np.array([1.0, 2.0]),
+        ValueError("data"),
+        StopIteration("data"),
+        StopIteration,
+        StopAsyncIteration,
+        GeneratorExit,
+        Last,
+        Many,
+        float("nan"),
+        NotImplemented,
+        type,
+        ...,
+    ]
+
+
+@pytest.mark.parametrize("beside", ["plain", None, Last("x"), SKIP])
+def test_R06_outputs_of_every_kind_pass_untouched(beside):
+    data = hostile_outputs()
+    core = Demultiplexer(len(data) + 1)
+    delivery = core.feed([*data, beside])
+    received = [output for slot, output in delivery.outputs if slot < len(data)]
+    assert len(received) == len(data)
+    assert all(a is b for a, b in zip(received, data, strict=True))
+    core.feed([*data, "for a finished slot, or not"])
+    assert len(core.live) >= len(data)
+
+
+def test_R06_hostile_outputs_for_finished_slots_are_dropped_untouched():
+    data = hostile_outputs()
+    core = Demultiplexer(len(data) + 1)
+    core.feed([*[None] * len(data), "x"])
+    core.feed([*data, "y"])
+    assert core.statistics().dropped == len(data)
+
+
+@pytest.mark.parametrize("mark", [object(), StopIteration, EOS, True, HTTPStatus.OK])
+def test_R06_the_end_mark_is_told_by_identity(mark):
+    class EqualToAll:
+        def __eq__(self, other):
+            return True
+
+        __hash__ = None
+
+    core = Demultiplexer(2, eos=mark)
+    delivery = core.feed([EqualToAll(), None])
+    assert len(delivery.outputs) == 2
+    assert core.feed([mark, "x"]).ends[0][0] == 0
+    assert core.live == (1,)
+
+
+def test_where_none_is_not_the_mark_it_is_an_output():
+    [first] = demux([[None], [1], [EOS]], eos=EOS)
+    assert list(first) == [None, 1]
+
+
+@pytest.mark.parametrize(
+    "mark", [2, 0.5, "</s>", b"", (1,), frozenset(), np.float64(1), np.int64(1)]
+)
+def test_an_end_mark_that_identity_cannot_find_is_refused(mark):
+    with pytest.raises(ValueError, match=r"compared by identity.*is_eos"):
+        Demultiplexer(1, eos=mark)
+
+
+def test_the_refusal_of_a_number_names_what_to_write_instead():
+    with pytest.raises(ValueError, match=r"is_eos=token_ids\(32000\)"):
+        Demultiplexer(1, eos=32000)
+
+
+@pytest.mark.parametrize("mark", [SKIP, Last("x"), Many([]), End(), Fail(ValueError())])
+def test_a_marker_that_means_something_else_is_no_end_mark(mark):
+    with pytest.raises(ValueError, match="means something else"):
+        Demultiplexer(1, eos=mark)
+
+
+def test_a_predicate_ends_its_slot_and_delivers_the_match_only_if_asked():
+    for include in (False, True):
+        core = Demultiplexer(2, is_eos=lambda n: n < 0, include_eos=include)
+        delivery = core.feed([-1, 5])
+        assert delivery.outputs == ([(0, -1)] if include else []) + [(1, 5)]
+        assert ends(delivery) == [(0, "eos", int(include))]
+
+
+def test_a_predicate_is_asked_once_for_each_output_and_not_about_markers():
+    asked = []
+    core = Demultiplexer(4, is_eos=asked.append)
+    core.feed(["a", Last("b"), None, Many(["c", "d"])])
+    core.feed(["e", "for a finished slot", "too", SKIP])
+    assert asked == ["a", "c", "d", "e"]
+
+
+def test_R15_a_predicate_that_raises_fails_its_own_slot_alone():
+    def is_eos(output):
+        return 1 / output < 0
+
+    core = Demultiplexer(3, is_eos=is_eos)
+    delivery = core.feed([1, 0, 1])
+    assert delivery.outputs == [(0, 1), (2, 1)]
+    [(slot, end)] = delivery.ends
+    assert slot == 1
+    assert isinstance(end.error, ZeroDivisionError)
+
+
+def test_the_result_of_a_predicate_may_be_anything_with_a_truth_value():
+    [stream] = demux(np.array([[3], [2], [7]]), is_eos=lambda n: np.bool_(n == 2))
+    assert list(stream) == [3]
+
+
+def test_token_ids_match_whole_numbers_of_every_kind_and_nothing_else():
+    ends_it = token_ids(2, 32000)
+    assert ends_it(2)
+    assert ends_it(np.int64(32000))
+    assert ends_it(np.array(2))
+    for other in [3, "2", 2.0, None, Untouchable, np.array([2, 2]), [2], b"2"]:
+        assert not ends_it(other)
+    assert repr(ends_it) == "token_ids(2, 32000)"
+
+
+def test_token_ids_match_tensors():
+    torch = pytest.importorskip("torch")
+    assert token_ids(2)(torch.tensor(2))
+    assert not token_ids(2)(torch.tensor([2, 3]))
+    assert not token_ids(2)(torch.tensor(2.0))
+
+
+def test_token_ids_end_plain_steps_of_numbers_and_of_mixed_kinds():
+    streams = demux([[5, "x"], [2, np.int64(4)], [2, 2]], is_eos=token_ids(2))
+    assert [list(stream) for stream in streams] == [[5], ["x", 4]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "error"), [((), ValueError), (("2",), TypeError), ((True,), TypeError)]
+)
+def test_token_ids_refuse_what_is_no_id(ids, error):
+    with pytest.raises(error, match="token_ids takes"):
+        token_ids(*ids)
+
+
+def test_a_limit_finishes_the_slot_in_the_step_that_reaches_it():
+    core = Demultiplexer(3, max_outputs=[2, None, 1])
+    delivery = core.feed(["a", "b", "c"])
+    assert len(delivery.outputs) == 3
+    assert ends(delivery) == [(2, "length", 1)]
+    assert ends(core.feed(["a", "b", "pad"])) == [(0, "length", 2)]
+    for _ in range(5):
+        assert core.feed(["pad", "b", "pad"]).outputs == [(1, "b")]
+
+
+@pytest.mark.parametrize("last", [Last("z"), Many(["z", EOS]), "</s>"])
+def test_eos_comes_before_the_limit_when_both_fall_on_one_output(last):
+    core = Demultiplexer(1, max_outputs=2, is_eos=lambda o: o == "</s>", include_eos=True)
+    core.feed(["a"])
+    delivery = core.feed([last])
+    reason = "length" if type(last) is Many else "eos"  # there the mark is a second element
+    assert ends(delivery) == [(0, reason, 2)]
+
+
+def test_a_limit_cuts_many_outputs_and_counts_the_rest_as_dropped():
+    core = Demultiplexer(1, max_outputs=2)
+    delivery = core.feed([Many(["a", "b", "c", "d"])])
+    assert delivery.outputs == [(0, "a"), (0, "b")]
+    assert core.statistics().dropped == 2
+
+
+def test_the_end_of_the_source_exhausts_what_is_live():
+    core = Demultiplexer(3)
+    core.feed(["a", None, "b"])
+    assert ends(core.finish()) == [(0, "exhausted", 1), (2, "exhausted", 1)]
+
+
+def test_the_end_of_the_source_is_an_error_where_eos_is_required():
+    core = Demultiplexer(2, require_eos=True)
+    core.feed(["a", None])
+    [(slot, end)] = core.finish().ends
+    assert slot == 0
+    assert end.reason is FinishReason.ERROR
+    assert isinstance(end.error, MissingEOSError)
+    assert (end.error.slot, end.error.outputs) == (0, 1)
+    assert "after 1 outputs for slot 0, before its end mark" in str(end.error)
+
+
+def test_failing_ends_each_live_slot_with_the_error_and_latches():
+    core = Demultiplexer(2)
+    core.feed(["a", None])
+    error = OSError("gone")
+    [(slot, end)] = core.fail(error).ends
+    assert (slot, end.reason, end.error) == (0, FinishReason.ERROR, error)
+    for call in (lambda: core.feed(["a", "b"]), core.finish, lambda: core.open(0)):
+        with pytest.raises(ClosedError, match="the batch has failed") as caught:
+            call()
+        assert caught.value.__cause__ is error
+
+
+def test_a_malformed_step_latches():
+    core = Demultiplexer(1)
+    core.feed("no step")
+    assert not core.running
+    with pytest.raises(ClosedError, match="cannot feed: the batch has failed"):
+        core.feed(["a"])
+
+
+def test_cancelling_ends_one_slot_once():
+    core = Demultiplexer(2)
+    core.feed(["a", "b"])
+    assert ends(core.cancel(0)) == [(0, "cancelled", 1)]
+    assert ends(core.cancel(0)) == []
+    assert core.feed(["late", "c"]).outputs == [(1, "c")]
+    core.finish()
+    assert ends(core.cancel(1)) == []
+
+
+@pytest.mark.parametrize("slot", [-1, 2])
+def test_a_slot_that_does_not_exist_is_refused(slot):
+    core = Demultiplexer(2)
+    for call in (core.cancel, core.open):
+        with pytest.raises(IndexError, match=f"no slot {slot}, expected slots from 0 to 1"):
+            call(slot)
+
+
+def test_R30_an_opened_slot_counts_from_zero():
+    core = Demultiplexer(2, max_outputs=2)
+    core.feed(["a", None])
+    with pytest.raises(ValueError, match="slot 0 is live"):
+        core.open(0)
+    core.open(1)
+    assert core.live == (0, 1)
+    assert ends(core.feed(["a", "x"])) == [(0, "length", 2)]
+    assert ends(core.feed([SKIP, "y"])) == [(1, "length", 2)]
+    figures = core.statistics()
+    assert figures.opened == 3
+    assert figures.finished == {FinishReason.EOS: 1, FinishReason.LENGTH: 2}
+    assert figures.outputs == 4
+
+
+def test_R30_opened_is_always_live_and_finished_together():
+    core = Demultiplexer(2)
+    for element in (None, "a", Last("b"), SKIP):
+        core.feed({1: element})
+        if core.live == (0,):
+            core.open(1)
+        figures = core.statistics()
+        assert figures.opened == figures.live + sum(figures.finished.values())
+
+
+@pytest.mark.parametrize("state", ["running", "ended", "failed"])
+@pytest.mark.parametrize("event", ["feed", "finish", "fail", "open"])
+def test_what_the_table_does_not_list_raises_and_what_it_lists_does_not(state, event):
+    core = Demultiplexer(1)
+    core.cancel(0)
+    {"running": lambda: None, "ended": core.finish, "failed": lambda: core.fail(OSError())}[state]()
+    calls = {
+        "feed": lambda: core.feed(["a"]),
+        "finish": core.finish,
+        "fail": lambda: core.fail(OSError()),
+        "open": lambda: core.open(0),
+    }
+    if (state, event) in BATCH_TRANSITIONS:
+        calls[event]()
+        assert core.running == (BATCH_TRANSITIONS[state, event] == "running")
+    else:
+        with pytest.raises(ClosedError, match=f"cannot {event}: the batch has {state}"):
+            calls[event]()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"size": -1}, ValueError, "size must be at least 0, got -1"),
+        ({"size": "2"}, TypeError, "size takes a whole number, got '2'"),
+        ({"size": True}, TypeError, "size takes a whole number, got True"),
+        ({"is_eos": 2}, TypeError, "is_eos takes a function of one output, got 2"),
+        ({"max_outputs": 0}, ValueError, "max_outputs must be at least 1, got 0"),
+        ({"max_outputs": [1]}, ValueError, r"max_outputs has 1 entries, expected 2 \(one per"),
+        ({"max_outputs": [1, "x"]}, TypeError, "max_outputs takes a whole number, got 'x'"),
+        ({"max_outputs": "12"}, TypeError, "max_outputs takes a whole number, got '12'"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_construction(arguments, error, says):
+    with pytest.raises(error, match=says):
+        Demultiplexer(**{"size": 2, **arguments})
+
+
+def test_a_batch_without_slots_is_legal():
+    core = Demultiplexer(0)
+    assert core.live == ()
+    assert not core.has_live
+    assert core.feed([]).outputs == []
+
+
+def test_a_demultiplexer_shows_where_it_is():
+    core = Demultiplexer(3)
+    core.feed(["a", None, "b"])
+    assert repr(core) == "<Demultiplexer running, 2 of 3 slots live, 1 steps>"
+    assert core.size == 3
+    assert core.given(0) == 1
+    assert core.given(1) == 0

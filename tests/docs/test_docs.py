@@ -1,0 +1,269 @@
+"""The documentation against what it speaks of. The top-level conftest.py runs its snippets."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+import batchstream
+from batchstream._core.demultiplexer import BATCH_TRANSITIONS
+from batchstream._eventloops.base import TURN
+from batchstream._handoff.buffer import SEGMENT_LENGTH
+from batchstream.integrations import litserve, prometheus, starlette
+from test_layering import FOLDERS
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXECUTED = {"python", "pycon"}
+SHOWN_ONLY = {"console", "json", "text"}
+DIRECTIVES = {"{toctree}", "{eval-rst}", "{note}", "{warning}"}
+
+FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page, kind=None):
+    """Return the bodies of a page's fenced blocks, or the pairs of kind and body."""
+    found = [(match["kind"], match["body"]) for match in FENCE.finditer(page.read_text())]
+    return found if kind is None else [body for each, body in found if each == kind]
+
+
+def prose(page):
+    return FENCE.sub("", page.read_text())
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+
+@every_page
+def test_a_block_is_of_a_kind_that_is_run_or_of_one_that_cannot_be(page):
+    for kind, body in blocks(page):
+        assert kind.split()[:1] == [] or kind.split()[0] in EXECUTED | SHOWN_ONLY | DIRECTIVES
+        if kind == "pycon":
+            assert body.startswith(">>> "), "there is nothing to run in it"
+        elif kind not in EXECUTED:
+            assert ">>>" not in body
+            assert "import " not in body, "this looks like code, but would not be run"
+    assert page.read_text().count("```") == 2 * len(blocks(page)), "a fence that hides from us"
+    assert "~~~" not in page.read_text()
+
+
+@every_page
+def test_the_targets_of_make_that_a_page_names_exist(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    commands = re.findall(r"`(make(?: [^`]*)?)`", prose(page))
+    for shell in blocks(page, "console"):
+        commands += re.findall(r"^\$ (make\b.*)$", shell, re.MULTILINE)
+    for command in commands:
+        named = {word for word in shlex.split(command)[1:] if "=" not in word}
+        assert named <= targets, command
+    if page == README:
+        assert {"make demo", "make test"} <= set(commands)
+
+
+@every_page
+def test_what_a_page_links_to_exists(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if not target.startswith(("https://", "#")):
+            path = (page.parent / target.partition("#")[0]).resolve()
+            assert path.is_file(), target
+            assert path.is_relative_to(ROOT), target
+
+
+@every_page
+def test_the_extras_that_a_page_installs_exist(page):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for extras in re.findall(rf"{project['name']}\[([a-z,-]+)\]", page.read_text()):
+        assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
+@every_page
+def test_the_version_of_python_that_a_page_asks_for_is_the_projects(page):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = project["requires-python"].removeprefix(">=")
+    for version in re.findall(r"Python (\d\.\d+) or newer", page.read_text()):
+        assert version == oldest
+
+
+def test_the_quick_start_is_quick():
+    first = blocks(README, "python")[0]
+    assert len([line for line in first.splitlines() if line.strip()]) <= 12
+
+
+def test_the_figure_is_in_the_sdist():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    included = settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    [figure] = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README.read_text())
+    assert f"/{Path(figure).parts[0]}" in included
+
+
+# ---- serving.md
+
+
+def test_the_server_on_the_page_is_the_one_that_is_tested():
+    page = (ROOT / "docs" / "serving.md").read_text()
+    [section] = re.findall(r"^## A server of your own\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    shown = [match["body"] for match in FENCE.finditer(section) if match["kind"] == "python"]
+    example = (ROOT / "examples" / "custom_server.py").read_text()
+    docstring = ast.parse(example).body[0]
+    rest = example.splitlines()[docstring.end_lineno :]
+    assert lines_of("\n".join(shown)) == lines_of("\n".join(rest))
+
+
+def lines_of(code):
+    return [line for line in code.splitlines() if line.strip()]
+
+
+def test_every_metric_on_the_page_exists_and_no_other():
+    registry = CollectorRegistry()
+    prometheus.PrometheusMetrics(registry=registry)
+    families = registry.collect()
+    exist = {f.name + "_total" * (f.type == "counter") for f in families}
+    page = (ROOT / "docs" / "serving.md").read_text()
+    assert set(re.findall(r"`(batchstream_\w+)", page)) == exist
+    told = set(re.findall(r"`(batchstream_\w+)`", prometheus.PrometheusMetrics.__doc__))
+    assert told == exist
+
+
+# ---- design.md
+
+
+def tables(page):
+    """Return the tables of a page: their heads, and their rows as tuples of cells."""
+    found = []
+    for table in re.findall(r"(?:^\|.*\|\n)+", page.read_text(), re.MULTILINE):
+        lines = table.splitlines()
+        head, _, *rows = [tuple(c.strip() for c in line.strip("|").split("|")) for line in lines]
+        found.append((head, rows))
+    return found
+
+
+def test_the_tables_of_states_are_those_of_the_code():
+    of_states = [
+        sorted(rows)
+        for head, rows in tables(ROOT / "docs" / "design.md")
+        if head == ("state", "event", "leads to")
+    ]
+    assert of_states == [
+        sorted((state, event, after) for (state, event), after in table.items())
+        for table in (BATCH_TRANSITIONS,)
+    ]
+
+
+def test_the_table_of_layers_is_the_one_that_imports_are_held_against():
+    [rows] = [
+        rows
+        for head, rows in tables(ROOT / "docs" / "design.md")
+        if head[:2] == ("folder", "modules")
+    ]
+    package = Path(batchstream.__file__).parent
+    assert [
+        (folder, sorted(re.findall(r"`([\w.]+)`", modules))) for folder, modules, _ in rows
+    ] == [
+        (f"`{folder}`", sorted(p.stem for p in (package / folder).iterdir() if p.stem[:2] != "__"))
+        for folder in (*FOLDERS, "integrations")
+    ]
+
+
+@every_page
+def test_how_many_steps_a_stream_keeps_is_told_as_it_is(page):
+    for number in re.findall(r"(?:up to|pieces of)\s(\d+)\ssteps", page.read_text()):
+        assert int(number) == SEGMENT_LENGTH
+
+
+@every_page
+def test_how_many_outputs_a_turn_has_is_told_as_it_is(page):
+    for number in re.findall(
+        r"(?:[Aa]fter|[Uu]p to|once in)\s(\d+)\soutputs(?:\sa|\sthat|\.)", page.read_text()
+    ):
+        assert int(number) == TURN
+
+
+# ---- reference.md
+
+
+def test_the_reference_has_every_public_name_and_no_other():
+    directive = re.compile(r"^\.\. (?:auto|py:)\w+:: ([\w.]+)", re.MULTILINE)
+    named = directive.findall("".join(blocks(ROOT / "docs" / "reference.md", "{eval-rst}")))
+    ours = [name for name in named if "." not in name]
+    assert sorted(ours) == sorted(batchstream.__all__)
+    assert sorted(name for name in named if "." in name) == sorted(
+        f"{module.__name__}.{name}"
+        for module in (litserve, prometheus, starlette)
+        for name in public_names(module)
+    )
+
+
+def public_names(module):
+    """Return the names that a module is for: those it lists, or else those it defines."""
+    defined = [
+        name
+        for name, value in vars(module).items()
+        if name[0] != "_" and getattr(value, "__module__", None) == module.__name__
+    ]
+    return getattr(module, "__all__", defined)
+
+
+def test_the_reference_lists_all_that_a_class_offers():
+    """`:members:` with names is for the order and for what is inherited, not for hiding."""
+    text = (ROOT / "docs" / "reference.md").read_text()
+    for name, members in re.findall(r"autoclass:: (\w+)\S*\n   :members: (.+)", text):
+        cls = getattr(batchstream, name)
+        ours = [base for base in cls.__mro__ if base.__module__.startswith("batchstream.")]
+        public = {member for base in ours for member in vars(base) if member[0] != "_"}
+        fields = set(vars(cls).get("_fields", ()))  # under Attributes
+        assert set(members.split(", ")) == public - fields - {"from_iterable"}, name
+
+
+# ---- guarantees.md
+
+
+def existing_tests():
+    """Return the names of the test functions of this project."""
+    return {
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def rules():
+    """Return the tests that each rule names, by the number of the rule."""
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    parts = re.split(r"^### R(\d+): .*$", text, flags=re.MULTILINE)
+    return {
+        int(number): re.findall(r"`(test_\w+)`", part)
+        for number, part in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+def numbers_in(test):
+    return {int(number) for number in re.findall(r"_R(\d\d)(?=_)", test)}
+
+
+def test_every_guarantee_names_tests_and_they_exist():
+    existing = existing_tests()
+    for number, tests in rules().items():
+        assert tests, f"R{number} names no test"
+        assert set(tests) <= existing, f"R{number}"
+        assert len(tests) == len(set(tests)), f"R{number}"
+
+
+def test_what_the_tests_hold_is_promised():
+    held = set().union(*map(numbers_in, existing_tests()))
+    assert held <= set(rules())
+
+
+def test_the_rules_stand_in_their_order():
+    assert list(rules()) == sorted(rules())

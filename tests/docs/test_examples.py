@@ -1,0 +1,119 @@
+"""The examples that need nothing but the library, run as a user runs them."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NAMES = (
+    "asyncio_from_a_thread.py",
+    "queue_per_request_broken.py",
+    "queue_per_request_fixed.py",
+    "threads.py",
+)
+# These are tested in tests/integrations.
+OF_LITSERVE = ("batched_streaming_with_eos.py", "demo.py")
+OF_SERVING = ("batched_function.py", "custom_server.py", "threaded_server.py")
+SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Run each example once, elsewhere; give what it printed, in lines, and its stderr."""
+    done = {}
+
+    def run_once(name):
+        if name not in done:
+            done[name] = subprocess.run(  # noqa: S603
+                [sys.executable, "-W", "error", EXAMPLES / name],
+                cwd=tmp_path_factory.getbasetemp(),
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+                check=True,
+            )
+        return done[name].stdout.splitlines(), done[name].stderr
+
+    return run_once
+
+
+def test_every_example_is_tested():
+    names = {path.name for path in EXAMPLES.glob("*.py")}
+    assert names == {*NAMES, *OF_LITSERVE, *OF_SERVING}
+
+
+@pytest.mark.parametrize("name", [*NAMES, *OF_LITSERVE, *OF_SERVING])
+def test_an_example_says_what_it_shows_and_how_to_run_it(name):
+    text = ast.get_docstring(ast.parse((EXAMPLES / name).read_text()))
+    assert f"python examples/{name}" in text
+
+
+@pytest.mark.parametrize("name", [*NAMES, "threaded_server.py"])
+def test_an_example_needs_nothing_but_the_library(name):
+    tree = ast.parse((EXAMPLES / name).read_text())
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            modules.add(node.module)
+        elif isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+    roots = {module.partition(".")[0] for module in modules} - set(sys.stdlib_module_names)
+    assert roots <= {"batchstream", *(Path(name).stem for name in NAMES)}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "broken" not in name])
+def test_an_example_is_silent_on_stderr(run, name):
+    assert run(name)[1] == ""
+
+
+def test_clients_in_asyncio_end_at_their_own_steps_and_the_model_forgets_who_left(run):
+    (*clients, steps, worked), _ = run("asyncio_from_a_thread.py")
+    assert clients == [
+        "client 0: 3 tokens, ended in step 3",
+        "client 1: 2 tokens, then it left (cancelled)",
+        "client 2: 5 tokens, ended in step 5",
+        "client 3: 8 tokens, ended in step 8",
+    ]
+    assert steps == "model: 9 steps in the thread 'batchstream pump'"
+    [count] = re.findall(r"^model: worked for client 1 in (\d+) of 41 steps$", worked)
+    assert 2 <= int(count) <= 2 + 4  # what it received, and what it may hold unread
+
+
+def test_a_timeout_loses_nothing_and_a_slow_thread_delays_nobody(run):
+    lines, _ = run("threads.py")
+    too_slow = (
+        "stream 2 holds 9 unread outputs, more than 8 (max_buffered), "
+        "and was ended for it (on_overflow='cancel')"
+    )
+    assert lines == [
+        "short: received [0, 1, 2], waited in vain: yes (eos)",
+        "long: received [0, 1, 2, 3, 4, 5, 6, 7] (eos)",
+        f"slow: received 9 outputs, then: {too_slow} (error)",
+        "model: 9 steps, closed: yes",
+    ]
+
+
+def test_a_queue_per_request_breaks_in_four_ways(run):
+    lines, errors = run("queue_per_request_broken.py")
+    assert lines == [
+        "a client that timed out once received 1 2 3 of 0 1 2 3",
+        "all left after one output, and the model made 2001 steps",
+        "one read its 3 outputs at once, the other held 2000, and then the end",
+        "the model raised after 2 outputs, and the client is still waiting",
+    ]
+    assert errors.count("OSError: device lost") == 1  # seen by whoever reads the log, if anybody
+
+
+def test_the_same_cases_go_well_with_streams(run):
+    (timed_out, left, slow, raised), _ = run("queue_per_request_fixed.py")
+    assert timed_out == "a client that timed out once received 0 1 2 3 of 0 1 2 3"
+    [steps] = re.findall(r"^all left after one output, and the model made (\d+) steps$", left)
+    assert 1 <= int(steps) <= 1 + 9  # what they received, and one more than they may hold unread
+    assert slow.startswith("one read its 3 outputs at once, the other held 9, and then SlowConsum")
+    assert raised == "the model raised after 2 outputs, and then OSError: device lost"

@@ -1,0 +1,324 @@
+"""What a registry of prometheus-client shows of batchers that run."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from batchstream import (
+    ClosedError,
+    ContinuousBatcher,
+    DeadlineError,
+    DynamicBatcher,
+    OverloadedError,
+)
+from batchstream.integrations.prometheus import PrometheusMetrics
+from support.engines import Model, Turnstile
+
+SECONDS = 10
+LONG = 3600.0
+
+
+class Shown:
+    """Metrics, and what their registry shows."""
+
+    def __init__(self):
+        self.registry = CollectorRegistry()
+        self.metrics = PrometheusMetrics(registry=self.registry)
+
+    def __call__(self, what, **labels):
+        return self.registry.get_sample_value(f"batchstream_{what}", labels)
+
+    def finished(self):
+        counts = {
+            reason: self("requests_finished_total", reason=reason)
+            for reason in ("eos", "length", "exhausted", "cancelled", "error")
+        }
+        return {reason: count for reason, count in counts.items() if count}
+
+    @property
+    def gauges(self):
+        return self("requests_waiting"), self("requests_live")
+
+
+@pytest.fixture
+def shown():
+    return Shown()
+
+
+@pytest.fixture
+def gate():
+    """Hold every step until the test lets it through; all, when it is over."""
+    turnstile = Turnstile()
+    yield turnstile
+    turnstile.open()
+
+
+def gated(gate):
+    """Return a model each of whose steps waits at a gate."""
+    return Model(gates=dict.fromkeys(range(1000), gate))
+
+
+@pytest.fixture(params=["dynamic", "continuous"])
+def make(request, gate):
+    """Make a batcher with one slot whose steps wait at the gate."""
+    with contextlib.ExitStack() as closing:
+
+        def make(**options):
+            model = gated(gate)
+            if request.param == "continuous":
+                batcher = ContinuousBatcher(model, max_batch_size=1, **options)
+            else:
+                batcher = DynamicBatcher(model.generate, max_batch_size=1, **options)
+            return closing.enter_context(batcher)
+
+        yield make
+        gate.open()
+
+
+def test_what_a_batcher_did_is_counted(shown):
+    model = Model()
+    with DynamicBatcher(
+        model.generate, max_batch_size=4, batch_timeout=LONG, metrics=shown.metrics
+    ) as batcher:
+        streams = [batcher.stream(text) for text in ("abc", "x", "", "pq")]
+        assert ["".join(stream) for stream in streams] == ["abc", "x", "", "pq"]
+    assert shown("requests_submitted_total") == 4
+    assert shown.finished() == {"eos": 4}
+    assert shown("outputs_total") == 6
+    assert shown("steps_total") == 4
+    assert shown("slot_steps_live_total") == 4 + 3 + 2 + 1
+    assert shown("slot_steps_total") == 4 * 4
+    assert (shown("batch_size_count"), shown("batch_size_sum")) == (1, 4)
+    assert shown("batch_size_bucket", le="2.0") == 0
+    assert shown("batch_size_bucket", le="4.0") == 1
+    assert shown("wait_seconds_count") == shown("request_seconds_count") == 4
+    assert 0 <= shown("wait_seconds_sum") <= shown("request_seconds_sum") < 4 * SECONDS
+    assert shown.gauges == (0, 0)
+
+
+def test_the_counts_are_those_of_the_statistics(shown):
+    with ContinuousBatcher(Model(), max_batch_size=2, metrics=shown.metrics) as batcher:
+        for stream in [batcher.stream("ab" * n) for n in range(7)]:
+            list(stream)
+    figures = batcher.statistics()
+    assert shown("requests_submitted_total") == figures.opened
+    assert shown("batch_size_count") == figures.batches
+    assert shown("steps_total") == figures.steps
+    assert shown("outputs_total") == figures.outputs
+    assert shown("wait_seconds_sum") == pytest.approx(figures.waited)
+    occupancy = shown("slot_steps_live_total") / shown("slot_steps_total")
+    assert occupancy == pytest.approx(figures.occupancy)
+
+
+def test_what_prometheus_reads_has_a_type_and_a_meaning_for_everything(shown):
+    families = list(text_string_to_metric_families(generate_latest(shown.registry).decode()))
+    assert all(family.name.startswith("batchstream_") for family in families)
+    types = {
+        family.name.removeprefix("batchstream_"): family.type
+        for family in families
+        if not family.name.endswith("_created")
+    }
+    assert types == {
+        "requests_submitted": "counter",
+        "requests_refused": "counter",
+        "requests_finished": "counter",
+        "outputs": "counter",
+        "requests_waiting": "gauge",
+        "requests_live": "gauge",
+        "steps": "counter",
+        "slot_steps_live": "counter",
+        "slot_steps": "counter",
+        "batch_size": "histogram",
+        "wait_seconds": "histogram",
+        "request_seconds": "histogram",
+    }
+    assert all(family.documentation for family in families)
+
+
+def test_every_reason_is_there_before_its_first_request(shown):
+    for reason in ("eos", "length", "exhausted", "cancelled", "error"):
+        assert shown("requests_finished_total", reason=reason) == 0
+
+
+# ---- gauges
+
+
+def test_the_gauges_show_who_waits_and_who_is_live(shown, gate, make):
+    batcher = make(metrics=shown.metrics)
+    streams = [batcher.stream("ab") for _ in range(3)]
+    gate.wait_until(lambda: gate.holds)
+    assert shown.gauges == (2, 3)
+    gate.open()
+    assert ["".join(stream) for stream in streams] == ["ab"] * 3
+    batcher.close()
+    assert shown.gauges == (0, 0)
+
+
+def test_nobody_is_left_after_a_close(shown, gate, make):
+    batcher = make(metrics=shown.metrics)
+    streams = [batcher.stream("ab") for _ in range(3)]
+    gate.wait_until(lambda: gate.holds)
+    closer = threading.Thread(target=batcher.close)
+    closer.start()
+    for stream in streams:
+        with pytest.raises(ClosedError):
+            stream.receive(SECONDS)
+    gate.open()
+    closer.join(SECONDS)
+    assert not closer.is_alive()
+    assert shown.gauges == (0, 0)
+    assert shown.finished() == {"error": 3}
+
+
+def test_nobody_is_left_after_cancels(shown, gate, make):
+    batcher = make(metrics=shown.metrics)
+    joined, waiting, dropped = (batcher.stream("ab") for _ in range(3))
+    gate.wait_until(lambda: gate.holds)
+    joined.cancel()
+    waiting.cancel()
+    del dropped
+    gate.open()
+    assert list(batcher.stream("z")) == ["z"]
+    batcher.close()
+    assert shown.gauges == (0, 0)
+    assert shown.finished() == {"cancelled": 3, "eos": 1}
+    assert shown("wait_seconds_count") == 2  # of those who joined
+
+
+def test_nobody_is_left_after_deadlines(shown, gate, make):
+    batcher = make(metrics=shown.metrics)
+    joined = batcher.stream("ab", timeout=LONG)
+    gate.wait_until(lambda: gate.holds)
+    waiting = [batcher.stream("ab", wait_timeout=0.01), batcher.stream("ab", timeout=0.01)]
+    for stream in waiting:
+        with pytest.raises(DeadlineError):
+            stream.receive(SECONDS)
+    gate.open()
+    assert list(joined) == ["a", "b"]
+    batcher.close()
+    assert shown.gauges == (0, 0)
+    assert shown.finished() == {"error": 2, "eos": 1}
+
+
+def test_the_refused_are_counted_and_are_not_live(shown, gate, make):
+    batcher = make(metrics=shown.metrics, max_pending=1)
+    joined = batcher.stream("ab")
+    gate.wait_until(lambda: gate.holds)
+    waiting = batcher.stream("ab")
+    for _ in range(2):
+        with pytest.raises(OverloadedError):
+            batcher.stream("ab")
+    assert shown("requests_refused_total") == 2
+    assert shown("requests_submitted_total") == 2
+    assert shown.gauges == (1, 2)
+    gate.open()
+    assert list(joined) == list(waiting) == ["a", "b"]
+    batcher.close()
+    assert shown.gauges == (0, 0)
+
+
+# ---- several batchers
+
+
+def test_batchers_that_share_an_object_are_added_up(shown, gate):
+    batchers = [
+        ContinuousBatcher(gated(gate), max_batch_size=1, metrics=shown.metrics) for _ in range(2)
+    ]
+    streams = [batcher.stream("ab") for batcher in batchers for _ in range(2)]
+    gate.wait_until(lambda: gate.arrived == 2)
+    assert shown.gauges == (2, 4)
+    gate.open()
+    assert ["".join(stream) for stream in streams] == ["ab"] * 4
+    for batcher in batchers:
+        batcher.close()
+    assert shown.gauges == (0, 0)
+    assert shown("requests_submitted_total") == 4
+
+
+def test_batchers_are_told_apart_by_a_name_each():
+    registry = CollectorRegistry()
+    for name in ("short", "long"):
+        metrics = PrometheusMetrics(name, registry=registry)
+        with DynamicBatcher(Model().generate, max_batch_size=1, metrics=metrics) as batcher:
+            list(batcher.stream(name))
+    assert registry.get_sample_value("short_outputs_total") == len("short")
+    assert registry.get_sample_value("long_outputs_total") == len("long")
+
+
+def test_one_name_is_registered_once():
+    registry = CollectorRegistry()
+    PrometheusMetrics(registry=registry)
+    with pytest.raises(ValueError, match="Duplicated timeseries"):
+        PrometheusMetrics(registry=registry)
+
+
+SERVED_BY_TWO = """
+import os, pathlib, sys
+from batchstream import DynamicBatcher
+from batchstream.integrations.prometheus import PrometheusMetrics
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+metrics = PrometheusMetrics()
+def once(requests):
+    yield requests
+if len(sys.argv) > 1:
+    (kept := DynamicBatcher(once, max_batch_size=2, batch_timeout=3600, metrics=metrics))
+    stream = kept.stream("waits")
+    print("ready", flush=True)
+    sys.stdin.read()
+else:
+    with DynamicBatcher(once, max_batch_size=1, metrics=metrics) as batcher:
+        list(batcher.stream("served"))
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        print(generate_latest(registry).decode())
+"""
+
+
+def test_processes_of_one_server_are_added_up(tmp_path):
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", SERVED_BY_TWO]
+    with subprocess.Popen(  # noqa: S603
+        [*command, "other"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        try:
+            assert other.stdout.readline() == "ready\n"
+            shown = subprocess.run(  # noqa: S603
+                command, env=environment, capture_output=True, text=True, timeout=30, check=True
+            ).stdout
+        finally:
+            other.kill()
+    assert "batchstream_requests_submitted_total 2.0" in shown
+    assert "batchstream_requests_live 1.0" in shown
+
+
+# ---- what cannot hurt
+
+
+class Broken(PrometheusMetrics):
+    """Metrics that raise at everything, like a registry that lost its disk."""
+
+    def submitted(self):
+        raise OSError("no metrics")
+
+    refused = joined = stepped = finished = lambda *_, **__: 1 / 0
+
+
+def test_metrics_that_raise_hurt_nobody(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: told.append(event.exc_value))
+    metrics = Broken(registry=CollectorRegistry())
+    with ContinuousBatcher(Model(), max_batch_size=2, metrics=metrics) as batcher:
+        streams = [batcher.stream("ab") for _ in range(3)]
+        assert ["".join(stream) for stream in streams] == ["ab"] * 3
+    assert {type(error) for error in told} == {OSError, ZeroDivisionError}

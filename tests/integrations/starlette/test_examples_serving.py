@@ -1,0 +1,341 @@
+"""The examples that are servers, each run as a process, and clients that talk to it."""
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import re
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from support.serving import SECONDS, free_port, running
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+PACE = "0.005"
+
+pytestmark = pytest.mark.timeout(60)
+
+
+class Server:
+    """A running example."""
+
+    def __init__(self, url, log_path):
+        self.url = url
+        self._log_path = log_path
+
+    def log(self):
+        return self._log_path.read_text(errors="replace")
+
+    def get(self, path):
+        return httpx.get(self.url + path, timeout=SECONDS)
+
+    def client(self):
+        limits = httpx.Limits(max_connections=None)
+        return httpx.AsyncClient(base_url=self.url, timeout=SECONDS, limits=limits)
+
+    def health(self):
+        return self.get("/health").json()
+
+    def metric(self, name):
+        """Return one number of those that Prometheus would read."""
+        [value] = re.findall(rf"^{re.escape(name)} (\S+)$", self.get("/metrics").text, re.MULTILINE)
+        return float(value)
+
+    def wait_until(self, condition):
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, f"still {self.health()}"
+            time.sleep(0.01)
+
+    async def wait_until_health_is(self, **expected):
+        def is_expected():
+            health = self.health()
+            return expected == {name: health[name] for name in expected}
+
+        await asyncio.to_thread(self.wait_until, is_expected)
+
+
+@contextlib.contextmanager
+def serve(name, folder):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = ["-W", "error", str(EXAMPLES / name), "--port", str(port)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PACE", PACE)
+        with running(command, url, folder / "log"):
+            yield Server(url, folder / "log")
+
+
+@contextlib.asynccontextmanager
+async def all_open(requests):
+    """Send requests that all stay open until the block is left."""
+    async with asyncio.TaskGroup() as group, contextlib.AsyncExitStack() as responses:
+        tasks = [group.create_task(responses.enter_async_context(each)) for each in requests]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+# ---- custom_server.py
+
+
+@pytest.fixture(scope="module")
+def custom(tmp_path_factory):
+    with serve("custom_server.py", tmp_path_factory.mktemp("custom")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The model of the example, without its server and without its pace."""
+    spec = importlib.util.spec_from_file_location("custom_server", EXAMPLES / "custom_server.py")
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PACE", "0")
+        spec.loader.exec_module(module)
+    return module
+
+
+def alone(module, request):
+    """Let the model work for one request only, and return what it says."""
+    generation = module.Generation(**request)
+    engine = module.Bigrams((EXAMPLES / "custom_server.txt").read_text())
+    engine.add(3, generation)
+    text = ""
+    for _ in range(generation.max_outputs):
+        [output] = engine.step().values()
+        if output is module.EOS:
+            break
+        text += output
+    return text
+
+
+PROMPTS = [
+    {"prompt": prompt, "seed": seed, "temperature": temperature, "max_outputs": most}
+    for seed, (prompt, temperature, most) in enumerate(
+        [("The mill", 1.0, 100), ("h", 0.5, 30), ("Φ", 2.0, 60), ("A\n", 0.9, 1)] * 5
+    )
+]
+# So sure of every character that it goes round in a circle.
+LONG = {"prompt": "The mill", "temperature": 0.1, "max_outputs": 1000}
+
+
+def lines(response):
+    assert response.status_code == 200
+    return [json.loads(line) for line in response.text.splitlines()]
+
+
+def events(response):
+    assert response.status_code == 200
+    return [json.loads(data) for data in re.findall(r"^data: (.*)\r$", response.text, re.MULTILINE)]
+
+
+async def ask_all(server, requests, headers=None):
+    async with server.client() as client:
+        return await asyncio.gather(
+            *(client.post("/generate", json=request, headers=headers) for request in requests)
+        )
+
+
+def test_who_asks_together_gets_what_each_would_have_got_alone(custom, model):
+    expected = [alone(model, request) for request in PROMPTS]
+    steps = custom.metric("batchstream_steps_total")
+    replies = [lines(response) for response in asyncio.run(ask_all(custom, PROMPTS))]
+    steps = custom.metric("batchstream_steps_total") - steps
+    assert ["".join(line["text"] for line in reply[:-1]) for reply in replies] == expected
+    for request, text, reply in zip(PROMPTS, expected, replies, strict=True):
+        reason = "length" if len(text) == request["max_outputs"] else "eos"
+        assert reply[-1] == {"finish_reason": reason, "outputs": len(text)}
+    assert {reply[-1]["finish_reason"] for reply in replies} == {"length", "eos"}
+    assert steps < sum(map(len, expected)), "nobody shared a step"
+    assert len(set(expected)) > len(PROMPTS) / 2, "the seeds change nothing"
+
+
+def test_who_asks_alone_gets_the_same_again(custom, model):
+    for request in PROMPTS[:2]:
+        for _ in range(2):
+            [response] = asyncio.run(ask_all(custom, [request]))
+            assert "".join(line["text"] for line in lines(response)[:-1]) == alone(model, request)
+
+
+def test_events_say_what_lines_say(custom):
+    [in_lines] = asyncio.run(ask_all(custom, PROMPTS[:1]))
+    [in_events] = asyncio.run(ask_all(custom, PROMPTS[:1], {"accept": "text/event-stream"}))
+    assert in_lines.headers["content-type"] == "application/x-ndjson"
+    assert in_events.headers["content-type"].startswith("text/event-stream")
+    assert events(in_events) == lines(in_lines)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"prompt": ""},
+        {"prompt": "a", "max_outputs": 0},
+        {"prompt": "a", "max_outputs": 1001},
+        {"prompt": "a", "temperature": 0},
+        {"prompt": "a", "seed": -1},
+    ],
+    ids=str,
+)
+def test_a_bad_request_is_told_what_is_wrong(custom, request_):
+    response = httpx.post(f"{custom.url}/generate", json=request_, timeout=SECONDS)
+    assert response.status_code == 422
+    assert response.json()["detail"]
+
+
+def test_a_client_that_leaves_frees_its_slot(custom):
+    cancelled = 'batchstream_requests_finished_total{reason="cancelled"}'
+    before = custom.metric(cancelled)
+    with httpx.stream("POST", f"{custom.url}/generate", json=LONG, timeout=SECONDS) as response:
+        body = response.iter_lines()  # which would close the response if it were dropped
+        assert next(body)
+        assert custom.metric("batchstream_requests_live") == 1
+    custom.wait_until(lambda: custom.metric("batchstream_requests_live") == 0)
+    assert custom.metric(cancelled) == before + 1
+
+
+def test_a_full_server_says_so_and_is_not_full_for_ever(custom, model):
+    refused = custom.metric("batchstream_requests_refused_total")
+    slots, others = model.SLOTS, 4 * model.SLOTS
+
+    def ask(client, count):
+        return all_open(client.stream("POST", "/generate", json=LONG) for _ in range(count))
+
+    async def fill():
+        async with custom.client() as client, ask(client, slots):
+            await custom.wait_until_health_is(live=slots, waiting=0)
+            async with ask(client, others):
+                await custom.wait_until_health_is(live=slots + others, waiting=others)
+                return await client.post("/generate", json=PROMPTS[0])
+
+    response = asyncio.run(fill())
+    assert response.status_code == 503
+    assert response.headers["retry-after"]
+    assert custom.metric("batchstream_requests_refused_total") == refused + 1
+    asyncio.run(custom.wait_until_health_is(live=0, waiting=0))
+    assert custom.metric("batchstream_requests_waiting") == 0
+    [response] = asyncio.run(ask_all(custom, PROMPTS[:1]))
+    assert response.status_code == 200
+
+
+# ---- batched_function.py
+
+
+@pytest.fixture(scope="module")
+def batched(tmp_path_factory):
+    with serve("batched_function.py", tmp_path_factory.mktemp("batched")) as server:
+        yield server
+
+
+def quotient(numerator, denominator, decimals):
+    """Divide exactly; what comes out even ends there."""
+    whole, rest = divmod(numerator, denominator)
+    digits = f"{rest * 10**decimals // denominator:0{decimals}}"
+    even = (rest * 10**decimals) % denominator == 0
+    return f"{whole}.{digits.rstrip('0') if even else digits}".rstrip(".")
+
+
+def test_each_fraction_ends_where_it_comes_out_even(batched):
+    fractions = [(22, 7), (1, 8), (8, 4), (0, 3), (1, 10**9), (355, 113), (3, 2), (10**9, 3)] * 3
+
+    async def ask():
+        async with batched.client() as client:
+            return await asyncio.gather(
+                *(client.get(f"/{above}/{below}?decimals=40") for above, below in fractions)
+            )
+
+    replies = asyncio.run(ask())
+    assert {reply.headers["content-type"] for reply in replies} == {"text/plain; charset=utf-8"}
+    assert [reply.text for reply in replies] == [quotient(*each, 40) for each in fractions]
+    assert quotient(1, 8, 40) == "0.125"
+
+
+def test_a_batch_that_its_only_client_has_left_is_not_run_to_its_end(batched):
+    before = batched.health()["steps"]
+    with httpx.stream("GET", f"{batched.url}/1/7?decimals=1000", timeout=SECONDS) as response:
+        body = response.iter_text()
+        assert next(body).startswith("0.")
+        assert batched.health()["live"] == 1
+    batched.wait_until(lambda: batched.health()["live"] == 0)
+    assert batched.health()["steps"] - before < 1000
+
+
+@pytest.mark.parametrize("path", ["/1/0", "/-1/3", "/1/x", "/1/3?decimals=0", "/1/3?decimals=9999"])
+def test_what_is_no_fraction_is_refused(batched, path):
+    assert batched.get(path).status_code == 422
+
+
+# ---- threaded_server.py
+
+
+@pytest.fixture(scope="module")
+def threaded(tmp_path_factory):
+    with serve("threaded_server.py", tmp_path_factory.mktemp("threaded")) as server:
+        yield server
+
+
+LONG_WAY = 10**399 + 1
+
+
+def way(number):
+    """Return all numbers down to 1."""
+    numbers = [number]
+    while numbers[-1] != 1:
+        number = numbers[-1]
+        numbers.append(3 * number + 1 if number % 2 else number // 2)
+    return numbers
+
+
+def test_each_number_is_followed_to_its_end(threaded):
+    starts = [27, 1, 2, 7, 97, 1, 6, 10**9] * 4
+
+    async def ask():
+        async with threaded.client() as client:
+            return await asyncio.gather(*(client.get(f"/{start}") for start in starts))
+
+    replies = asyncio.run(ask())
+    assert [[int(line) for line in reply.text.split()] for reply in replies] == [
+        way(start) for start in starts
+    ]
+    assert {reply.headers["transfer-encoding"] for reply in replies} == {"chunked"}
+
+
+def test_a_client_of_a_thread_that_leaves_frees_its_slot(threaded):
+    assert len(way(LONG_WAY)) * float(PACE) > 10, "it might end by itself"
+    with httpx.stream("GET", f"{threaded.url}/{LONG_WAY}", timeout=SECONDS) as response:
+        body = response.iter_lines()
+        assert next(body) == str(LONG_WAY)
+        assert threaded.health()["live"] == 1
+    threaded.wait_until(lambda: threaded.health()["live"] == 0)
+    assert re.search(r"broken off: (BrokenPipe|ConnectionReset)Error", threaded.log())
+
+
+def test_threads_say_that_there_is_no_room(threaded):
+    def ask(client, count):
+        return all_open(client.stream("GET", f"/{LONG_WAY}") for _ in range(count))
+
+    async def fill():
+        async with threaded.client() as client, ask(client, 1):
+            await threaded.wait_until_health_is(live=1, waiting=0)
+            async with ask(client, 1):
+                await threaded.wait_until_health_is(live=2, waiting=0)  # by the other worker
+                async with ask(client, 32):
+                    await threaded.wait_until_health_is(live=34, waiting=32)
+                    return await client.get("/27")
+
+    response = asyncio.run(fill())
+    assert response.status_code == 503
+    assert "max_pending" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/", "/x", "/0", "/-1", "/1.5", f"/{10**400}"])
+def test_what_is_no_number_is_refused(threaded, path):
+    response = threaded.get(path)
+    assert response.status_code == 422
+    assert response.json()["detail"]

@@ -1,0 +1,1138 @@
+"""Responses over streams, served by uvicorn in a thread and read by clients over the network."""
+
+import asyncio
+import contextlib
+import functools
+import json
+import math
+import socket
+import threading
+
+import httpx
+import pytest
+import trio
+import uvicorn
+from fastapi import BackgroundTasks, FastAPI
+from sse_starlette import ServerSentEvent
+from sse_starlette.sse import AppStatus
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+
+from batchstream import (
+    EOS,
+    AsyncBatchedStream,
+    ClosedError,
+    ContinuousBatcher,
+    DeadlineError,
+    End,
+    Fail,
+    FinishReason,
+    Last,
+    Many,
+    OverloadedError,
+    SlowConsumerError,
+    demux,
+)
+from batchstream.integrations.starlette import (
+    EventsResponse,
+    NDJSONResponse,
+    TextResponse,
+    exception_handlers,
+)
+from support.serving import SECONDS, Call
+
+RESPONSES = {"lines": NDJSONResponse, "text": TextResponse, "events": EventsResponse}
+BIG = "x" * 16_000_000  # more than a socket holds whose client does not read
+LITTLE = 4096
+
+
+async def pass_on(request, call_next):
+    return await call_next(request)
+
+
+MIDDLEWARE = Middleware(BaseHTTPMiddleware, dispatch=pass_on)
+KINDS = {
+    "httptools": ({"http": "httptools", "loop": "uvloop"}, []),
+    "h11": ({"http": "h11", "loop": "asyncio"}, []),
+    # It passes responses on through a stream of its own.
+    "middleware": ({"http": "httptools", "loop": "asyncio"}, [MIDDLEWARE]),
+}
+SEVERAL = {
+    "two middlewares": ({"http": "httptools", "loop": "asyncio"}, [MIDDLEWARE] * 2),
+    "three middlewares": ({"http": "h11", "loop": "asyncio"}, [MIDDLEWARE] * 3),
+}
+
+
+class Exchange:
+    """One path of a server, and what passed between its application and uvicorn."""
+
+    def __init__(self, path, endpoint):
+        self.path = path
+        self.endpoint = endpoint
+        self.begun = []  # the messages that were to be sent
+        self.sent = []  # and those that were
+        self.error = None
+        self.over = False
+        self._changed = threading.Condition()
+
+    @property
+    def bodies(self):
+        return [message["body"] for message in self.sent if message.get("body")]
+
+    @contextlib.contextmanager
+    def changing(self):
+        with self._changed:
+            yield
+            self._changed.notify_all()
+
+    def wait_until(self, predicate):
+        with self._changed:
+            assert self._changed.wait_for(lambda: predicate(self), SECONDS), vars(self)
+
+    def wait(self):
+        self.wait_until(lambda exchange: exchange.over)
+        return self
+
+    async def serve(self, app, scope, receive, send):
+        async def record(message):
+            with self.changing():
+                self.begun.append(message)
+            await send(message)
+            with self.changing():
+                self.sent.append(message)
+
+        try:
+            await app(scope, receive, record)
+        except BaseException as error:
+            self.error = error
+            raise
+        finally:
+            with self.changing():
+                self.over = True
+
+
+class Server(uvicorn.Server):
+    """A server in a thread with a loop of its own, for an application whose paths tests add."""
+
+    def __init__(self, kind="httptools", make_app=Starlette):
+        options, middleware = (KINDS | SEVERAL)[kind]
+        self.exchanges = {}
+        methods = ["GET", "HEAD", "POST"]
+        self.app = make_app(
+            routes=[Route("/{number}", self._respond, methods=methods)], middleware=middleware
+        )
+        super().__init__(
+            uvicorn.Config(
+                self._record,
+                interface="asgi3",
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                **options,
+            )
+        )
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = self._listener.getsockname()
+        self.loop = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self):
+        self._thread.start()
+        assert self._ready.wait(SECONDS)
+        self.client = httpx.Client(
+            base_url=f"http://127.0.0.1:{self.address[1]}",
+            timeout=SECONDS,
+            # A connection that is cut behind its response is not to be used once more.
+            limits=httpx.Limits(max_keepalive_connections=0),
+        )
+        return self
+
+    def __exit__(self, *_):
+        self.client.close()
+        self.should_exit = self.force_exit = True
+        self._thread.join(SECONDS)
+        self._listener.close()
+        assert not self._thread.is_alive()
+
+    def _run(self):
+        with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:
+            runner.run(self.serve(sockets=[self._listener]))
+
+    async def startup(self, sockets=None):
+        await super().startup(sockets)
+        self.loop = asyncio.get_running_loop()
+        self._ready.set()
+
+    async def _record(self, scope, receive, send):
+        await self.exchanges[scope["path"]].serve(self.app, scope, receive, send)
+
+    async def _respond(self, request):
+        return await self.exchanges[request.url.path].endpoint(request)
+
+    def add(self, endpoint):
+        exchange = Exchange(f"/{len(self.exchanges)}", endpoint)
+        self.exchanges[exchange.path] = exchange
+        return exchange
+
+    def respond(self, make_response):
+        """Add a path whose response is made in the server's loop."""
+
+        async def endpoint(request):
+            return make_response()
+
+        return self.add(endpoint)
+
+    def call(self, exchange):
+        return Call(self.client, exchange.path, None)
+
+    def connect(self, exchange, method="GET"):
+        """Send a request by a client that never reads, unless it is told to."""
+        client = socket.socket()
+        client.settimeout(SECONDS)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LITTLE)
+        client.connect(self.address)
+        client.sendall(f"{method} {exchange.path} HTTP/1.1\r\nhost: test\r\n\r\n".encode())
+        return client
+
+    def call_in_loop(self, function):
+        """Call a function in the server's loop."""
+
+        async def call():
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(SECONDS)
+
+
+class Model:
+    """An asynchronous source whose steps the test gives it, and that says when it is closed."""
+
+    def __init__(self, server, *steps):
+        self._server = server
+        self._steps = asyncio.Queue()
+        self.asked = threading.Event()
+        self.closed = threading.Event()
+        for step in steps:
+            self._steps.put_nowait(step)
+
+    def give(self, *steps):
+        for step in steps:
+            self._server.loop.call_soon_threadsafe(self._steps.put_nowait, step)
+
+    async def __call__(self):
+        try:
+            while True:
+                self.asked.set()
+                step = await self._steps.get()
+                if isinstance(step, Exception):
+                    raise step
+                yield step
+        finally:
+            self.closed.set()
+
+
+@functools.cache
+def started(stack, kind, make_app):
+    return stack.enter_context(Server(kind, make_app))
+
+
+@pytest.fixture(scope="module")
+def start():
+    with contextlib.ExitStack() as stack:
+        yield functools.partial(started, stack)
+
+
+@pytest.fixture(params=KINDS)
+def server(start, request):
+    return start(request.param, Starlette)
+
+
+@pytest.fixture
+def plain_server(start):
+    return start("httptools", Starlette)
+
+
+@pytest.fixture(params=RESPONSES)
+def response_class(request):
+    return RESPONSES[request.param]
+
+
+def stream_of(model, size=1, **options):
+    return demux(model(), size=size, **options)
+
+
+def respond_with(server, model, response_class=NDJSONResponse, **options):
+    """Add a path that responds with the only stream of a model; it is kept alive by the exchange.
+
+    Else it would be cancelled because nobody refers to it, and not because the response says so.
+    """
+
+    def respond():
+        (exchange.stream,) = stream_of(model)
+        return response_class(exchange.stream, **options)
+
+    exchange = server.respond(respond)
+    exchange.stream = None
+    return exchange
+
+
+def is_cancelled(exchange):
+    return exchange.stream.finish_reason is FinishReason.CANCELLED
+
+
+def events(body):
+    return [event.splitlines() for event in body.decode().split("\r\n\r\n") if event]
+
+
+# ---- formats
+
+
+def test_each_output_is_a_line_of_json(server):
+    outputs = ["so", "zwei\nZeilen", "ü", {"tokens": [1, 2]}, 3.5, False]
+    exchange = respond_with(server, Model(server, *([output] for output in outputs), [None]))
+    response = server.client.get(exchange.path)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/x-ndjson"
+    assert [json.loads(line) for line in response.text.splitlines()] == outputs
+    assert response.text.count("\n") == len(outputs)
+    assert exchange.error is None
+
+
+def test_an_encoder_makes_outputs_and_the_end_what_json_can_say(server):
+    model = Model(server, [b"so"], [End(info={"tokens": 7})])
+    exchange = respond_with(
+        server,
+        model,
+        encode=lambda output: {"text": output.decode()},
+        encode_end=lambda end: {"reason": end.reason, "outputs": end.outputs, **end.info},
+    )
+    lines = server.client.get(exchange.path).text.splitlines()
+    assert lines == ['{"text":"so"}', '{"reason":"eos","outputs":1,"tokens":7}']
+
+
+def test_text_runs_on(server):
+    model = Model(server, ["so "], ["ünd "], [3], [None])
+    exchange = respond_with(server, model, TextResponse, encode_end=lambda end: f" [{end.reason}]")
+    response = server.client.get(exchange.path)
+    assert response.headers["content-type"] == "text/plain; charset=utf-8"
+    assert response.text == "so ünd 3 [eos]"
+
+
+def test_each_output_is_an_event(server):
+    model = Model(server, ["so"], [None], [{"a": "\n"}], [EOS])
+    exchange = server.respond(
+        lambda: EventsResponse(
+            stream_of(model, eos=EOS)[0],
+            event="token",
+            encode_end=lambda end: end.reason,
+            end_event="end",
+        )
+    )
+    response = server.client.get(exchange.path)
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["cache-control"] == "no-store"
+    assert events(response.content) == [
+        ["event: token", 'data: "so"'],
+        ["event: token", "data: null"],
+        ["event: token", r'data: {"a":"\n"}'],
+        ["event: end", 'data: "eos"'],
+    ]
+
+
+def test_an_encoder_may_make_events_of_its_own(server):
+    exchange = respond_with(
+        server,
+        Model(server, ["so"], [None]),
+        EventsResponse,
+        encode=lambda output: ServerSentEvent(output, id="7", event="mine"),
+        sep="\n",
+    )
+    body = server.client.get(exchange.path).content
+    assert body == b"id: 7\r\nevent: mine\r\ndata: so\r\n\r\n"
+
+
+def test_pings_go_on_between_events(server):
+    model = Model(server, ["so"])
+    exchange = respond_with(
+        server,
+        model,
+        EventsResponse,
+        ping=0.01,
+        ping_message_factory=lambda: ServerSentEvent(comment="still here"),
+    )
+    call = server.call(exchange)
+    while call.body.count(b": still here") < 2:
+        call.wait_for_chunk()
+    model.give(["it ends"], [None])
+    call.wait()
+    assert [lines for lines in events(call.body) if lines != [": still here"]] == [
+        ['data: "so"'],
+        ['data: "it ends"'],
+    ]
+
+
+def test_status_and_headers_are_sent(server, response_class):
+    model = Model(server, ["so"], [None])
+    exchange = respond_with(
+        server, model, response_class, status_code=203, headers={"x-model": "tiny"}
+    )
+    response = server.client.get(exchange.path)
+    assert response.status_code == 203
+    assert response.headers["x-model"] == "tiny"
+
+
+def test_headers_can_be_set_after_the_response_was_made(server, response_class):
+    def respond():
+        (stream,) = stream_of(Model(server, ["so"], [None]))
+        response = response_class(stream)
+        response.set_cookie("a", "b")
+        response.headers["x-model"] = "tiny"
+        response.status_code = 203
+        return response
+
+    response = server.client.get(server.respond(respond).path)
+    assert response.status_code == 203
+    assert response.headers["x-model"] == "tiny"
+    assert response.cookies["a"] == "b"
+
+
+def test_one_write_holds_all_that_was_buffered(server, response_class):
+    words = [f"word {n} " for n in range(10)]
+    exchange = respond_with(server, Model(server, [Many(words)], [None]), response_class)
+    body = server.client.get(exchange.path).content
+    assert all(word.strip().encode() in body for word in words)
+    assert exchange.bodies == [body]
+
+
+def test_what_a_slow_write_lets_pile_up_goes_with_the_next(plain_server):
+    server = plain_server
+    model = Model(server, [BIG])
+    exchange = respond_with(server, model, TextResponse)
+    with server.connect(exchange) as client:
+        # The first write fills the connection, the second waits for it, the rest piles up.
+        exchange.wait_until(lambda exchange: len(exchange.sent) == 2)
+        model.give(["second"])
+        exchange.wait_until(lambda exchange: len(exchange.begun) == 3)
+        model.give(["third "], ["fourth"], [None])
+        assert model.closed.wait(SECONDS)
+        while client.recv(1_000_000)[-5:] != b"0\r\n\r\n":
+            pass
+    assert exchange.bodies[1:] == [b"second", b"third fourth"]
+
+
+def test_an_empty_stream_is_an_empty_body(server, response_class):
+    exchange = respond_with(server, Model(server, [None]), response_class)
+    response = server.client.get(exchange.path)
+    assert response.status_code == 200
+    assert response.content == b""
+    assert exchange.error is None
+
+
+def test_an_empty_stream_has_an_end_to_encode(server):
+    exchange = respond_with(
+        server, Model(server, [None]), encode_end=lambda end: [end.reason, end.outputs]
+    )
+    assert server.client.get(exchange.path).text == '["eos",0]\n'
+
+
+def test_a_stream_may_have_been_read_from(server):
+    model = Model(server, ["first"], ["second"], [None])
+
+    async def endpoint(request):
+        (stream,) = stream_of(model)
+        assert await anext(stream) == "first"
+        return NDJSONResponse(stream)
+
+    assert server.client.get(server.add(endpoint).path).text == '"second"\n'
+
+
+# ---- arguments
+
+
+@pytest.mark.parametrize("response_class", RESPONSES.values())
+def test_what_is_no_asynchronous_stream_is_refused(response_class):
+    with pytest.raises(TypeError, match=r"stream must be an AsyncStream, got \[\]"):
+        response_class([])
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.nan])
+def test_a_send_timeout_that_is_no_time_is_refused(seconds):
+    (stream,) = demux(aiter_of(["so"]), size=1)
+    with pytest.raises(ValueError, match="send_timeout must be None or more than 0 seconds"):
+        NDJSONResponse(stream, send_timeout=seconds)
+
+
+async def aiter_of(*steps):
+    for step in steps:
+        yield step
+
+
+# ---- errors before the first output
+
+
+def test_nothing_is_sent_before_the_first_output(server, response_class):
+    model = Model(server)
+    exchange = respond_with(server, model, response_class)
+    call = server.call(exchange)
+    assert model.asked.wait(SECONDS)
+    assert exchange.begun == []
+    model.give(["so"], [None])
+    assert call.wait().status == 200
+
+
+def answer(server, first, response_class=NDJSONResponse, **options):
+    exchange = respond_with(server, Model(server, [first]), response_class, **options)
+    response = server.client.get(exchange.path)
+    exchange.wait()
+    return response, exchange
+
+
+def test_a_deadline_missed_before_the_first_output_is_504(server, response_class):
+    error = DeadlineError("too late", timeout=1.0)
+    response, exchange = answer(server, Fail(error), response_class)
+    assert response.status_code == 504
+    assert response.json() == {"detail": "Gateway Timeout"}
+    assert exchange.error is None
+
+
+def test_a_batch_closed_before_the_first_output_is_503(server, response_class):
+    response, exchange = answer(server, Fail(ClosedError("closed")), response_class)
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert exchange.error is None
+
+
+def test_a_stream_that_others_cancel_before_the_first_output_is_503(server, response_class):
+    model = Model(server)
+    exchange = respond_with(server, model, response_class)
+    call = server.call(exchange)
+    assert model.asked.wait(SECONDS)
+    exchange.stream.cancel()
+    assert call.wait().status == 503
+
+
+def test_any_other_error_before_the_first_output_is_raised(server, response_class):
+    response, exchange = answer(server, Fail(KeyError("broken")), response_class)
+    assert response.status_code == 500
+    assert isinstance(exchange.error, KeyError)
+
+
+def test_what_json_cannot_say_is_an_error_before_the_first_output(server):
+    response, exchange = answer(server, math.nan)
+    assert response.status_code == 500
+    assert isinstance(exchange.error, ValueError)
+
+
+@pytest.mark.parametrize("stop", [StopIteration, StopAsyncIteration])
+def test_R17_an_encoder_that_raises_stop_iteration_ends_nothing(server, response_class, stop):
+    def encode(output):
+        if output == "bad":
+            raise stop
+        return output
+
+    response, exchange = answer(server, "bad", response_class, encode=encode)
+    assert response.status_code == 500
+    model = Model(server, ["good"])
+    exchange = respond_with(server, model, response_class, encode=encode)
+    call = server.call(exchange)
+    assert b"good" in call.wait_for_chunk()
+    model.give(["bad"])
+    call.wait()
+    assert isinstance(call.error, httpx.RemoteProtocolError)
+    assert isinstance(exchange.wait().error, RuntimeError)
+
+
+def test_an_application_answers_to_errors_as_it_likes():
+    async def teapot(request, error):
+        return PlainTextResponse(str(error), 418)
+
+    def make_app(**options):
+        return Starlette(exception_handlers={DeadlineError: teapot}, **options)
+
+    with Server(make_app=make_app) as server:
+        response, _ = answer(server, Fail(DeadlineError("too late", timeout=1.0)))
+        assert (response.status_code, response.text) == (418, "too late")
+        response, _ = answer(server, Fail(ClosedError("closed")))
+        assert response.status_code == 503
+
+
+def test_an_error_that_was_raised_elsewhere_is_no_end(server):
+    async def endpoint(request):
+        (stream,) = stream_of(Model(server, [Fail(KeyError("broken"))]))
+        with pytest.raises(KeyError):
+            await anext(stream)
+        return NDJSONResponse(stream)
+
+    assert server.client.get(server.add(endpoint).path).status_code == 503
+
+
+# ---- errors after the first output
+
+
+def test_R5_an_error_in_mid_stream_cuts_the_connection(server, response_class):
+    model = Model(server, ["so"])
+    exchange = respond_with(server, model, response_class)
+    call = server.call(exchange)
+    assert b"so" in call.wait_for_chunk()
+    model.give(["far"], [Fail(KeyError("broken"))])
+    call.wait()
+    assert call.status == 200
+    assert b"far" in call.body
+    assert isinstance(call.error, httpx.RemoteProtocolError)
+    assert isinstance(exchange.wait().error, KeyError)
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_R5_the_cut_is_visible_behind_several_middlewares(start, kind, response_class):
+    server = start(kind, Starlette)
+    model = Model(server, ["so"])
+    call = server.call(respond_with(server, model, response_class))
+    assert b"so" in call.wait_for_chunk()
+    model.give([Fail(KeyError("broken"))])
+    assert isinstance(call.wait().error, httpx.RemoteProtocolError)
+
+
+def test_a_stream_that_others_cancel_in_mid_stream_cuts_the_connection(server, response_class):
+    exchange = respond_with(server, Model(server, ["so"]), response_class)
+    call = server.call(exchange)
+    assert b"so" in call.wait_for_chunk()
+    exchange.stream.cancel()
+    assert isinstance(call.wait().error, httpx.RemoteProtocolError)
+    assert isinstance(exchange.wait().error, ClosedError)
+    assert "had ended with 'cancelled' after 1 outputs" in str(exchange.error)
+
+
+def test_an_encoder_that_fails_in_mid_stream_cuts_the_connection_and_cancels(server):
+    model = Model(server, [1.0])
+    exchange = respond_with(server, model)
+    call = server.call(exchange)
+    assert call.wait_for_chunk() == b"1.0\n"
+    model.give([math.nan])
+    assert isinstance(call.wait().error, httpx.RemoteProtocolError)
+    assert model.closed.wait(SECONDS)
+    assert is_cancelled(exchange)
+
+
+def test_an_encoder_of_the_end_that_fails_cuts_the_connection(server, response_class):
+    exchange = respond_with(
+        server, Model(server, ["so"], [None]), response_class, encode_end=lambda end: 1 / 0
+    )
+    call = server.call(exchange).wait()
+    assert b"so" in call.body
+    assert isinstance(call.error, httpx.RemoteProtocolError)
+    assert isinstance(exchange.wait().error, ZeroDivisionError)
+
+
+def test_an_error_that_has_a_handler_still_cuts_the_connection_in_mid_stream():
+    def make_app(**options):
+        return Starlette(exception_handlers=exception_handlers, **options)
+
+    with Server(make_app=make_app) as server:
+        model = Model(server, ["so"], [Fail(DeadlineError("too late", timeout=1.0))])
+        call = server.call(respond_with(server, model)).wait()
+    assert call.body == b'"so"\n'
+    assert isinstance(call.error, httpx.RemoteProtocolError)
+
+
+def test_events_that_a_shutdown_breaks_off_are_cut(plain_server, monkeypatch):
+    monkeypatch.setattr(AppStatus, "should_exit", True)  # as sse-starlette has it, on a signal
+    exchange = respond_with(plain_server, Model(plain_server, ["so"]), EventsResponse)
+    call = plain_server.call(exchange).wait()
+    assert isinstance(call.error, httpx.RemoteProtocolError)
+    assert isinstance(exchange.wait().error, ClosedError)
+    assert is_cancelled(exchange)
+
+
+# ---- clients that leave
+
+
+def test_R13_a_client_that_leaves_before_the_first_output_cancels_its_stream(
+    server, response_class
+):
+    model = Model(server)
+    exchange = respond_with(server, model, response_class)
+    with server.connect(exchange):
+        assert model.asked.wait(SECONDS)
+    assert model.closed.wait(SECONDS)
+    assert is_cancelled(exchange.wait())
+    assert exchange.error is None
+
+
+def test_R13_a_client_that_leaves_in_mid_stream_cancels_its_stream(server, response_class):
+    model = Model(server, ["so"])
+    exchange = respond_with(server, model, response_class)
+    with server.client.stream("GET", exchange.path) as response:
+        assert b"so" in next(response.iter_raw())
+    assert model.closed.wait(SECONDS)
+    assert is_cancelled(exchange.wait())
+    assert exchange.error is None
+
+
+def test_R13_a_client_that_leaves_while_a_write_is_stuck_cancels_its_stream(server, response_class):
+    model = Model(server, [BIG])
+    exchange = respond_with(server, model, response_class)
+    with server.connect(exchange):
+        exchange.wait_until(lambda exchange: len(exchange.sent) == 2)
+        model.give(["more"])
+        exchange.wait_until(lambda exchange: len(exchange.begun) == 3)
+        assert not exchange.over
+        assert exchange.stream.finish_reason is None
+    assert model.closed.wait(SECONDS)
+    assert is_cancelled(exchange.wait())
+
+
+def test_R11_a_client_that_leaves_does_not_disturb_the_others_of_its_batch(server):
+    model = Model(server)
+    streams = list(server.call_in_loop(lambda: stream_of(model, size=2)))
+    leaving, staying = (server.respond(lambda: NDJSONResponse(streams.pop(0))) for _ in range(2))
+    model.give(["seen", "so"])
+    with server.client.stream("GET", leaving.path) as response:
+        assert next(response.iter_raw()) == b'"seen"\n'
+        call = server.call(staying)
+        assert call.wait_for_chunk() == b'"so"\n'
+    leaving.wait()
+    model.give([EOS, "on"], [EOS, None])
+    assert call.wait().body == b'"so"\n"on"\n'
+
+
+def test_starlette_alone_lets_the_stream_of_a_client_that_left_go_on(plain_server):
+    """Why there are responses of our own: an iterator that is no generator is told nothing."""
+    exchanges = {}
+    for response_class in (StreamingResponse, TextResponse):
+        model = Model(plain_server, ["so"])
+        exchange = respond_with(plain_server, model, response_class)
+        with plain_server.client.stream("GET", exchange.path) as response:
+            assert next(response.iter_raw()) == b"so"
+        exchange.wait()
+        model.give(["for nobody"])
+        exchanges[response_class] = exchange
+    assert exchanges[StreamingResponse].stream.finish_reason is None
+    assert is_cancelled(exchanges[TextResponse])
+    exchanges[StreamingResponse].stream.cancel()
+
+
+def test_a_head_request_gets_the_headers_and_cancels_its_stream(server, response_class):
+    exchange = respond_with(server, Model(server), response_class, headers={"x-model": "tiny"})
+    response = server.client.head(exchange.path)
+    assert response.status_code == 200
+    assert response.headers["x-model"] == "tiny"
+    assert is_cancelled(exchange.wait())
+
+
+# ---- clients that do not read
+
+
+def endless(closed):
+    async def source():
+        try:
+            while True:
+                yield [BIG[:100_000]]
+                await asyncio.sleep(0)
+        finally:
+            closed.set()
+
+    return source
+
+
+def read_to_the_end(client):
+    """Return how a connection ends that was cut: without the last chunk."""
+    tail = b""
+    while chunk := client.recv(1_000_000):
+        tail = (tail + chunk)[-5:]
+    return tail
+
+
+def stuck(server, response_class, closed, **options):
+    def respond():
+        batch = AsyncBatchedStream(endless(closed)(), 1, max_buffered=64, on_overflow="cancel")
+        (exchange.stream,) = batch
+        return response_class(exchange.stream, **options)
+
+    exchange = server.respond(respond)
+    return exchange
+
+
+def test_R19_a_client_that_never_reads_loses_its_stream_and_its_response_ends_when_it_leaves(
+    server, response_class
+):
+    closed = threading.Event()
+    exchange = stuck(server, response_class, closed)
+    with server.connect(exchange):
+        assert closed.wait(SECONDS)
+        assert isinstance(exchange.stream.end.error, SlowConsumerError)
+        assert not exchange.over
+    exchange.wait()
+
+
+def test_a_client_that_reads_too_late_is_cut(server, response_class):
+    closed = threading.Event()
+    exchange = stuck(server, response_class, closed)
+    with server.connect(exchange) as client:
+        assert closed.wait(SECONDS)
+        assert read_to_the_end(client) != b"0\r\n\r\n"
+    assert isinstance(exchange.wait().error, SlowConsumerError)
+
+
+def test_a_write_that_takes_too_long_cancels_the_stream_and_cuts_the_connection(
+    server, response_class
+):
+    model = Model(server, [BIG])
+    exchange = respond_with(server, model, response_class, send_timeout=0.2)
+    with server.connect(exchange) as client:
+        exchange.wait_until(lambda exchange: exchange.sent)
+        model.give(["more"], ["and more"], ["and more"])
+        assert model.closed.wait(SECONDS)
+        assert is_cancelled(exchange)
+        assert read_to_the_end(client) != b"0\r\n\r\n"
+    assert isinstance(exchange.wait().error, TimeoutError)
+    assert "send_timeout=0.2" in str(exchange.error)
+
+
+def test_a_send_timeout_does_not_end_a_stream_that_is_slow_itself(plain_server, response_class):
+    server = plain_server
+    model = Model(server, ["so"])
+    exchange = respond_with(server, model, response_class, send_timeout=0.001)
+    call = server.call(exchange)
+    call.wait_for_chunk()
+    later = threading.Event()
+    server.loop.call_soon_threadsafe(server.loop.call_later, 0.01, later.set)
+    assert later.wait(SECONDS)
+    model.give(["on"], [None])
+    call.wait()
+    assert call.error is None
+    assert b"on" in call.body
+
+
+# ---- background tasks
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["stays", "leaves"])
+def test_a_background_task_runs_behind_the_response(server, response_class, leaves):
+    seen = []
+
+    async def note():
+        await asyncio.sleep(0)  # it would not come back if it were cancelled with the response
+        seen.append(exchange.stream.finish_reason)
+
+    model = Model(server, ["so"])
+    exchange = respond_with(server, model, response_class, background=BackgroundTask(note))
+    with server.client.stream("GET", exchange.path) as response:
+        chunks = response.iter_raw()
+        next(chunks)
+        if not leaves:
+            model.give([None])
+            assert list(chunks) == []
+    exchange.wait()
+    assert seen == [FinishReason.CANCELLED if leaves else FinishReason.EOS]
+
+
+def test_a_background_task_does_not_run_behind_an_error(server, response_class):
+    seen = []
+    task = BackgroundTask(seen.append, 1)
+    error = DeadlineError("too late", timeout=1.0)
+    response, _ = answer(server, Fail(error), response_class, background=task)
+    assert response.status_code == 504
+    assert seen == []
+
+
+# ---- FastAPI
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (OverloadedError("full", pending=3, max_pending=3), 503),
+        (ClosedError("closed"), 503),
+        (DeadlineError("too late", timeout=1.0), 504),
+    ],
+)
+def test_what_a_batcher_raises_in_an_endpoint_has_a_status(error, status):
+    app = FastAPI(exception_handlers=exception_handlers)
+
+    @app.get("/0")
+    async def endpoint():
+        raise error
+
+    with Server(make_app=lambda **_: app) as server:
+        server.respond(None)
+        response = server.client.get("/0")
+    assert response.status_code == status
+    assert response.headers.get("retry-after") == ("1" if status == 503 else None)
+    assert "full" not in response.text
+
+
+def test_fastapi_sends_a_response_with_its_background_tasks():
+    app = FastAPI(exception_handlers=exception_handlers)
+    ended = []
+
+    @app.get("/0")
+    async def endpoint(background: BackgroundTasks):
+        (stream,) = demux(aiter_of(["so"], [None]), size=1)
+        background.add_task(lambda: ended.append(stream.finish_reason))
+        return NDJSONResponse(stream)
+
+    with Server(make_app=lambda **_: app) as server:
+        exchange = server.respond(None)
+        response = server.client.get("/0")
+        exchange.wait()
+    assert response.text == '"so"\n'
+    assert ended == [FinishReason.EOS]
+
+
+# ---- batchers
+
+
+class Engine:
+    """Counts for each request up to the number that it asks for, when the test lets it."""
+
+    def __init__(self):
+        self.rows = {}
+        self.stepping = threading.Event()
+        self.removed = threading.Semaphore(0)
+        self.gate = threading.Semaphore(0)
+
+    def add(self, slot, request):
+        self.rows[slot] = (request, 0)
+
+    def step(self):
+        self.stepping.set()
+        assert self.gate.acquire(timeout=SECONDS)
+        self.rows = {slot: (end, number + 1) for slot, (end, number) in self.rows.items()}
+        return {
+            slot: number if number < end else Last(number)
+            for slot, (end, number) in self.rows.items()
+        }
+
+    def remove(self, slot):
+        del self.rows[slot]
+        self.removed.release()
+
+    def let_through(self, steps=1):
+        self.gate.release(steps)
+
+
+@pytest.fixture
+def engine():
+    return Engine()
+
+
+@pytest.fixture
+def batching(engine):
+    """Return a function that starts a batcher, and a server which answers to its errors."""
+
+    def make_app(**options):
+        return Starlette(exception_handlers=exception_handlers, **options)
+
+    with contextlib.ExitStack() as stack:
+
+        def start(**options):
+            batcher = stack.enter_context(ContinuousBatcher(engine, **options))
+            stack.callback(engine.let_through, 100)  # or else a step would keep it from closing
+            return batcher, stack.enter_context(Server(make_app=make_app))
+
+        yield start
+
+
+def submit(server, batcher, request, response_class=NDJSONResponse, **options):
+    """Send a request, and return its exchange and call once the batcher has it."""
+    submitted = threading.Event()
+
+    def respond():
+        try:
+            exchange.stream = batcher.astream(request, **options)
+        finally:
+            submitted.set()
+        return response_class(exchange.stream)
+
+    exchange = server.respond(respond)
+    call = server.call(exchange)
+    assert submitted.wait(SECONDS)
+    return exchange, call
+
+
+def test_R07_each_response_ends_at_its_own_end(batching, engine, response_class):
+    batcher, server = batching(max_batch_size=2)
+    _, short = submit(server, batcher, 2, response_class)
+    assert engine.stepping.wait(SECONDS)  # in which the other cannot join any more
+    _, long = submit(server, batcher, 4, response_class)
+    engine.let_through(2)
+    assert short.wait().error is None
+    assert not long.over
+    engine.let_through(3)
+    assert long.wait().error is None
+    digits = "".join(filter(str.isdigit, short.body.decode() + "/" + long.body.decode()))
+    assert digits == "12" + "1234"
+
+
+def test_R13_the_engine_is_told_of_a_client_that_leaves(batching, engine, response_class):
+    batcher, server = batching(max_batch_size=2)
+    exchange = server.respond(lambda: response_class(batcher.astream(10**9)))
+    with server.connect(exchange):
+        assert engine.stepping.wait(SECONDS)
+    exchange.wait()
+    engine.let_through()
+    assert engine.removed.acquire(timeout=SECONDS)
+    assert batcher.statistics().finished == {FinishReason.CANCELLED: 1}
+
+
+def test_a_request_that_is_one_too_many_is_503(batching, engine):
+    batcher, server = batching(max_batch_size=1, max_pending=1)
+    _, live = submit(server, batcher, 1)
+    assert engine.stepping.wait(SECONDS)
+    _, waiting = submit(server, batcher, 1)
+    _, refused = submit(server, batcher, 1)
+    assert refused.wait().status == 503
+    assert refused.headers["retry-after"] == "1"
+    engine.let_through(2)
+    assert live.wait().body == waiting.wait().body == b"1\n"
+
+
+def test_a_request_that_does_not_begin_in_time_is_504(batching, engine, response_class):
+    batcher, server = batching(max_batch_size=1)
+    exchange, call = submit(server, batcher, 1, response_class, timeout=0.01)
+    assert call.wait().status == 504
+    assert isinstance(exchange.stream.end.error, DeadlineError)
+
+
+def test_a_request_that_begins_and_does_not_end_in_time_is_cut(batching, engine):
+    batcher, server = batching(max_batch_size=1)
+    engine.let_through()
+    exchange, call = submit(server, batcher, 2, timeout=2.0)
+    assert isinstance(call.wait().error, httpx.RemoteProtocolError)
+    assert b"1" in call.body
+    assert isinstance(exchange.stream.end.error, DeadlineError)
+
+
+def test_requests_of_a_batcher_that_closes_are_cut_or_503(batching, engine, response_class):
+    batcher, server = batching(max_batch_size=1)
+    engine.let_through()
+    _, live = submit(server, batcher, 10**9, response_class)
+    assert b"1" in live.wait_for_chunk()
+    _, waiting = submit(server, batcher, 1, response_class)
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    assert isinstance(live.wait().error, httpx.RemoteProtocolError)
+    assert waiting.wait().status == 503
+    engine.let_through()
+    closing.join(SECONDS)
+    _, late = submit(server, batcher, 1, response_class)
+    assert late.wait().status == 503
+
+
+# ---- without a server: who cancels whom, step by step
+
+
+class Client:
+    """What a server gives an application, for a client that reads or does not."""
+
+    def __init__(self, *, reads=True):
+        self.messages = []
+        self.sent_to = asyncio.Event()
+        self._reads = reads
+
+    async def receive(self):
+        await asyncio.Event().wait()
+
+    async def send(self, message):
+        self.messages.append(message)
+        self.sent_to.set()
+        if not self._reads:
+            await asyncio.Event().wait()
+
+
+SCOPE = {"type": "http", "method": "GET", "headers": [], "path": "/"}
+
+
+@pytest.mark.parametrize("where", ["first output", "later output", "write"])
+def test_R14_a_cancelled_response_is_cancelled_and_so_is_its_stream(response_class, where):
+    async def main():
+        waits = asyncio.Event()
+
+        async def source():
+            if where != "first output":
+                yield ["so"]
+            waits.set()
+            await asyncio.Event().wait()
+
+        client = Client(reads=where != "write")
+        (stream,) = demux(source(), size=1)
+        task = asyncio.ensure_future(response_class(stream)(SCOPE, client.receive, client.send))
+        await waits.wait()
+        if where != "first output":
+            await client.sent_to.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+        assert stream.finish_reason is FinishReason.CANCELLED
+        assert not any(message.get("more_body") is False for message in client.messages)
+
+    asyncio.run(asyncio.wait_for(main(), SECONDS))
+
+
+def test_R20_a_long_write_is_encoded_in_turns(response_class):
+    async def main():
+        others = []
+
+        def encode(output):
+            if not output:
+                asyncio.get_running_loop().call_soon(others.append, "had a turn")
+            seen.append(list(others))
+            return str(output)
+
+        seen = []
+        (stream,) = demux(aiter_of([Many(range(200))], [None]), size=1)
+        client = Client()
+        await response_class(stream, encode=encode)(SCOPE, client.receive, client.send)
+        assert seen[0] == []
+        assert seen[-1] == ["had a turn"]
+        assert sum(bool(message.get("body")) for message in client.messages) == 1
+
+    asyncio.run(asyncio.wait_for(main(), SECONDS))
+
+
+def test_a_response_runs_in_trio_as_well():
+    async def source():
+        yield ["so"]
+        yield [None]
+
+    async def main():
+        (stream,) = demux(source(), size=1)
+        messages = []
+
+        async def send(message):
+            messages.append(message)
+
+        with trio.fail_after(SECONDS):
+            await NDJSONResponse(stream)(SCOPE, trio.sleep_forever, send)
+        assert [message.get("body") for message in messages] == [None, b'"so"\n', b""]
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("output", [0, 1], ids=["first output", "later output"])
+def test_R14_what_is_no_error_passes_through_as_it_is(response_class, output):
+    class Interrupt(BaseException):
+        pass
+
+    async def source():
+        for number in range(100_000):
+            yield [number]
+
+    def encode(number):
+        if number == output:
+            raise Interrupt
+        return str(number)
+
+    async def main():
+        (stream,) = demux(source(), size=1, max_buffered=1)
+        client = Client()
+        with pytest.raises(Interrupt):
+            await response_class(stream, encode=encode)(SCOPE, client.receive, client.send)
+        assert stream.finish_reason is FinishReason.CANCELLED
+
+    asyncio.run(asyncio.wait_for(main(), SECONDS))

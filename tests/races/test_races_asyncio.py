@@ -1,0 +1,768 @@
+"""Races in an event loop: each scenario in plain order and in thousands of shuffled ones.
+
+Source and consumers share one loop, so that a schedule is decided by its seed alone. Whatever a
+scenario is about, it ends in `settled`: nobody waits any more, the source was closed once, and
+never entered by two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import weakref
+from operator import length_hint
+
+import pytest
+
+from batchstream import (
+    AsyncBatchedStream,
+    ClosedError,
+    ConcurrentConsumerError,
+    FinishReason,
+    Last,
+    SlowConsumerError,
+    demux,
+)
+from support.shuffled_loop import explore
+from support.sources import ScriptedSource
+
+SCHEDULES = int(os.environ.get("SCHEDULES", "5000"))
+THREADED_SCHEDULES = min(SCHEDULES, 300)
+
+STEPS = [["a", "x"], ["b", "y"], ["c", Last("z")], ["d", None], [None, None]]
+EXPECTED = [["a", "b", "c", "d"], ["x", "y", "z"]]
+ENDLESS = [[f"a{n}", f"x{n}"] for n in range(20)]  # more than anybody reads
+
+
+@pytest.fixture(autouse=True)
+def _short_turns(monkeypatch):
+    """Let what happens every 64 outputs or 128 steps happen in a short scenario."""
+    monkeypatch.setattr("batchstream._streams.async_stream.TURN", 2)
+    monkeypatch.setattr("batchstream._eventloops.asyncio.TURN", 1)
+    monkeypatch.setattr("batchstream._pumps.pump.SEGMENT_LENGTH", 2)
+    monkeypatch.setattr("batchstream._pumps.background.SEGMENT_LENGTH", 2)
+
+
+class WatchedSource:
+    """An asynchronous source of given steps that notes how it is treated.
+
+    An exception instance in place of a step is raised.
+
+    Args:
+        steps: What it yields, or raises.
+        wait: What it awaits in each step: called with the step's number.
+        on_step: Called when it is asked for a step.
+    """
+
+    def __init__(self, steps, *, wait=lambda _: asyncio.sleep(0), on_step=lambda: None):
+        self.steps = steps
+        self.told = []
+        self.cancelled = 0
+        self.closed = 0
+        self.has_closed = asyncio.Event()
+        self._wait = wait
+        self._on_step = on_step
+        self._inside = False
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        return await self.asend(None)
+
+    async def asend(self, live):
+        with self._alone():
+            assert not self.closed, "the source was advanced after it was closed"
+            self._on_step()
+            self.told.append(live)
+            try:
+                await self._wait(len(self.told) - 1)
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+            if len(self.told) > len(self.steps):
+                raise StopAsyncIteration
+            step = self.steps[len(self.told) - 1]
+            if isinstance(step, BaseException):
+                raise step
+            return step
+
+    async def aclose(self):
+        with self._alone():
+            await asyncio.sleep(0)
+            self.closed += 1
+            self.has_closed.set()
+
+    @contextlib.contextmanager
+    def _alone(self):
+        assert not self._inside, "the source was entered twice"
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
+
+
+class Reader:
+    """Reads a stream to its end, undeterred by cancels of its task.
+
+    Args:
+        stream: What to read.
+        receive: How: an asynchronous function that returns the stream's next output.
+    """
+
+    def __init__(self, stream, receive=anext):
+        self.outputs = []
+        self.errors = []
+        self.ended = False
+        self.cancels = 0
+        self._stream = stream
+        self._receive = receive
+        self._task = None
+
+    async def read(self):
+        self._task = asyncio.current_task()
+        while not self.ended:
+            try:
+                output = await self._receive(self._stream)
+            except StopAsyncIteration:
+                self.ended = True
+            except asyncio.CancelledError:
+                self._task.uncancel()
+                self.cancels += 1
+            except TimeoutError:
+                self.cancels += 1
+            except Exception as error:  # noqa: BLE001 - the test looks at it
+                self.errors.append(error)
+            else:
+                assert not self.errors, "an output came after an error"
+                self.outputs.append(output)
+
+    def cancel(self):
+        """Cancel the task that reads, if it has begun and not ended."""
+        if self._task is not None:
+            self._task.cancel()
+
+
+class Output:
+    """What can be referred to weakly."""
+
+
+async def turns(count, then=lambda: None):
+    """Give so many turns away, and then do this."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+    then()
+
+
+async def cancelled_often(reader, times=3):
+    """Cancel a reader's task again and again, so that it strikes anywhere."""
+    for _ in range(times):
+        await turns(1, reader.cancel)
+
+
+async def together(*coroutines):
+    async with asyncio.TaskGroup() as group:
+        for coroutine in coroutines:
+            group.create_task(coroutine)
+
+
+async def settled(batch, source):
+    """Wait until the source is closed, and make sure that nothing was left behind."""
+    await source.has_closed.wait()
+    assert source.closed == 1
+    pump = batch._pump
+    assert pump.ended
+    assert batch.live == ()
+    assert not length_hint(pump._tokens), "the pump is still paused"
+    assert not any(place.waiting for place in pump._places._all)
+    figures = batch.statistics()
+    assert figures.opened == sum(figures.finished.values())
+    for stream in batch:  # one end, for ever
+        assert [output async for output in stream] == []
+    assert batch.statistics().buffered == 0
+
+
+def is_prefix(outputs, reference):
+    return outputs == reference[: len(outputs)]
+
+
+def assert_prefixes_of_endless(readers):
+    for slot, reader in enumerate(readers):
+        assert is_prefix(reader.outputs, [step[slot] for step in ENDLESS])
+        assert reader.errors == []
+        assert reader.ended
+
+
+# ---- receive and cancel
+
+
+def test_R04_receives_that_are_cancelled_anywhere_lose_and_repeat_nothing():
+    cancels = []
+
+    async def scenario():
+        source = WatchedSource(STEPS)
+        batch = AsyncBatchedStream(source, 2)
+        readers = [Reader(stream) for stream in batch]
+        await together(
+            *[reader.read() for reader in readers],
+            *[cancelled_often(reader) for reader in readers],
+        )
+        assert [reader.outputs for reader in readers] == EXPECTED
+        assert [stream.finish_reason for stream in batch] == [FinishReason.EOS] * 2
+        await settled(batch, source)
+        cancels.append(sum(reader.cancels for reader in readers))
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+    assert {0, 1, 2, 3, 4} <= set(cancels)
+
+
+def test_R04_a_timeout_at_the_instant_of_delivery_loses_and_repeats_nothing():
+    timeouts = []
+
+    async def receive(stream):
+        async with asyncio.timeout(1):
+            return await anext(stream)
+
+    async def scenario():
+        source = WatchedSource(STEPS, wait=lambda _: asyncio.sleep(1))
+        batch = AsyncBatchedStream(source, 2)
+        readers = [Reader(stream, receive) for stream in batch]
+        await together(*[reader.read() for reader in readers])
+        assert [reader.outputs for reader in readers] == EXPECTED
+        await settled(batch, source)
+        timeouts.append(sum(reader.cancels for reader in readers))
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+    assert len(set(timeouts)) > 3
+
+
+def test_R04_a_timeout_and_a_cancel_at_the_instant_of_delivery_lose_nothing_together():
+    async def receive(stream):
+        async with asyncio.timeout(1):
+            return await anext(stream)
+
+    async def scenario():
+        source = WatchedSource(STEPS, wait=lambda _: asyncio.sleep(1))
+        batch = AsyncBatchedStream(source, 2)
+        readers = [Reader(stream, receive) for stream in batch]
+        for instant in range(1, 4):
+            for reader in readers:
+                asyncio.get_running_loop().call_later(instant, reader.cancel)
+        await together(*[reader.read() for reader in readers])
+        assert [reader.outputs for reader in readers] == EXPECTED
+        await settled(batch, source)
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+def test_R12_a_stream_that_is_cancelled_at_any_time_gives_a_prefix_and_then_its_end():
+    lengths = []
+
+    async def scenario():
+        source = WatchedSource(STEPS)
+        batch = AsyncBatchedStream(source, 2)
+        readers = [Reader(stream) for stream in batch]
+
+        def cancel():
+            batch.cancel(0)
+            lengths.append(len(readers[0].outputs))
+
+        await together(*[reader.read() for reader in readers], turns(3, cancel))
+        assert readers[0].outputs == EXPECTED[0][: lengths[-1]], "an output after the cancel"
+        assert readers[1].outputs == EXPECTED[1]
+        assert readers[0].errors == readers[1].errors == []
+        await settled(batch, source)
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+    assert {0, 1, 2, 3} <= set(lengths)
+
+
+def test_R12_a_receive_is_woken_by_the_cancel_of_its_stream_though_the_source_is_in_a_step():
+    async def scenario():
+        source = WatchedSource(ENDLESS, wait=lambda _: asyncio.Event().wait())
+        batch = AsyncBatchedStream(source, 2)
+        reader = Reader(batch[0])
+        await together(reader.read(), turns(3, batch[0].cancel))
+        assert reader.outputs == []
+        assert batch.live == (1,)
+        await batch.aclose()
+        await settled(batch, source)
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+def test_R12_a_receive_is_cancelled_while_its_stream_is():
+    async def scenario():
+        source = WatchedSource(ENDLESS)
+        batch = AsyncBatchedStream(source, 2, max_buffered=1)
+        readers = [Reader(stream) for stream in batch]
+        await together(
+            *[reader.read() for reader in readers],
+            cancelled_often(readers[0]),
+            turns(3, batch[0].cancel),
+            turns(8, batch[1].cancel),
+        )
+        assert_prefixes_of_endless(readers)
+        assert [stream.finish_reason for stream in batch] == [FinishReason.CANCELLED] * 2
+        await settled(batch, source)
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+def test_R04_a_drain_between_cancelled_receives_loses_and_repeats_nothing():
+    async def scenario():
+        source = WatchedSource(STEPS)
+        batch = AsyncBatchedStream(source, 2, max_buffered=2)
+        reader = Reader(batch[0])
+
+        def drain():
+            if not reader.ended:
+                with contextlib.suppress(ConcurrentConsumerError):
+                    reader.outputs += batch[0].drain()
+
+        other = Reader(batch[1])
+        await together(
+            reader.read(),
+            other.read(),
+            cancelled_often(reader),
+            *[turns(number, drain) for number in range(1, 5)],
+        )
+        assert [reader.outputs, other.outputs] == EXPECTED
+        await settled(batch, source)
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+def test_R12_a_cancel_after_the_end_of_the_source_frees_what_is_buffered():
+    async def scenario():
+        references = []
+
+        async def source():
+            for _ in range(3):
+                output = Output()
+                references.append(weakref.ref(output))
+                yield [output, "x"]
+                del output
+
+        batch = AsyncBatchedStream(source(), 2)
+        assert [output async for output in batch[1]] == ["x"] * 3
+        batch.cancel(0)
+        assert [reference() for reference in references] == [None] * 3
+
+    explore(scenario, 20, leftovers="fail")
+
+
+# ---- receive and close
+
+
+def test_R10_two_closings_of_a_batch_and_its_readers_end_all_and_close_the_source_once():
+    async def scenario():
+        source = WatchedSource(ENDLESS)
+        batch = AsyncBatchedStream(source, 2)
+        readers = [Reader(stream) for stream in batch]
+
+        async def close():
+            await turns(2)
+            await batch.aclose()
+            assert source.closed == 1, "aclose did not wait for the source"
+
+        await together(*[reader.read() for reader in readers], close(), close())
+        assert_prefixes_of_endless(readers)
+        await settled(batch, source)
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+def test_R10_streams_that_are_closed_one_by_one_close_the_source_with_the_last():
+    async def scenario():
+        source = WatchedSource(ENDLESS)
+        batch = AsyncBatchedStream(source, 2)
+        readers = [Reader(stream) for stream in batch]
+
+        async def close(stream):
+            await turns(2)
+            await stream.aclose()
+            assert source.closed or batch.live
+            assert not source.closed or not batch.live
+
+        await together(*[reader.read() for reader in readers], *map(close, batch))
+        assert_prefixes_of_endless(readers)
+        await settled(batch, source)
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+def test_R10_a_closing_that_is_cancelled_closes_the_source_all_the_same():
+    async def scenario():
+        source = WatchedSource(ENDLESS)
+        batch = AsyncBatchedStream(source, 2)
+        readers = [Reader(stream) for stream in batch]
+
+        async def close():
+            await turns(1)
+            closing = asyncio.create_task(batch.aclose())
+            await turns(1, closing.cancel)
+            with contextlib.suppress(asyncio.CancelledError):
+                await closing
+
+        await together(*[reader.read() for reader in readers], close())
+        assert_prefixes_of_endless(readers)
+        await settled(batch, source)
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+# ---- the source ends by itself
+
+
+def test_R05_an_error_comes_once_and_after_all_outputs_however_receives_are_cancelled():
+    async def scenario():
+        error = ValueError("broken")
+        source = WatchedSource([*STEPS[:2], error])
+        batch = AsyncBatchedStream(source, 2)
+        readers = [Reader(stream) for stream in batch]
+        await together(
+            *[reader.read() for reader in readers],
+            *[cancelled_often(reader) for reader in readers],
+        )
+        assert [reader.outputs for reader in readers] == [["a", "b"], ["x", "y"]]
+        for reader in readers:
+            [own] = reader.errors
+            assert type(own) is ValueError
+            assert own is not error
+            assert own.__cause__ is error
+        assert readers[0].errors[0] is not readers[1].errors[0]
+        await settled(batch, source)
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+def test_R05_a_stream_has_one_end_where_the_source_fails_as_the_stream_is_cancelled():
+    ends = []
+
+    async def scenario():
+        source = WatchedSource([*STEPS[:2], ValueError("broken")])
+        batch = AsyncBatchedStream(source, 2)
+        readers = [Reader(stream) for stream in batch]
+        await together(*[reader.read() for reader in readers], turns(4, batch[0].cancel))
+        first, second = readers
+        assert is_prefix(first.outputs, ["a", "b"])
+        if batch[0].finish_reason == FinishReason.CANCELLED:
+            assert first.errors == []
+        assert len(first.errors) <= 1
+        assert second.outputs == ["x", "y"]
+        assert len(second.errors) == 1
+        await settled(batch, source)
+        ends.append((batch[0].finish_reason, len(first.errors)))
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+    assert {(FinishReason.CANCELLED, 0), (FinishReason.ERROR, 1)} <= set(ends)
+
+
+def test_R05_the_end_of_the_source_is_seen_by_receives_that_are_cancelled_meanwhile():
+    async def scenario():
+        source = WatchedSource(STEPS[:2])
+        batch = AsyncBatchedStream(source, 2)
+        readers = [Reader(stream) for stream in batch]
+        await together(
+            *[reader.read() for reader in readers],
+            *[cancelled_often(reader, 4) for reader in readers],
+        )
+        assert [reader.outputs for reader in readers] == [["a", "b"], ["x", "y"]]
+        assert [stream.finish_reason for stream in batch] == [FinishReason.EXHAUSTED] * 2
+        await settled(batch, source)
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+# ---- bounded buffers
+
+
+def bounded_batch(steps, **options):
+    """Return a batch with room for one output, and its source, which holds it to that."""
+
+    def check_room():
+        assert all(stream._buffer.buffered < 1 for stream in batch if stream.end is None)
+
+    slack = options.get("on_overflow") == "cancel"
+    source = WatchedSource(steps, on_step=(lambda: None) if slack else check_room)
+    batch = AsyncBatchedStream(source, 2, max_buffered=1, **options)
+    return batch, source
+
+
+def test_R19_a_source_that_waits_for_room_goes_on_with_the_slowest_and_loses_nothing():
+    async def scenario():
+        batch, source = bounded_batch(STEPS)
+        fast, slow = readers = [Reader(stream) for stream in batch]
+
+        async def read_late():
+            await turns(6)
+            await slow.read()
+
+        await together(fast.read(), read_late(), cancelled_often(fast), cancelled_often(slow, 12))
+        assert [reader.outputs for reader in readers] == EXPECTED
+        await settled(batch, source)
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+def test_R11_a_source_that_waits_for_one_stream_goes_on_when_that_is_cancelled():
+    async def scenario():
+        batch, source = bounded_batch(STEPS)
+        reader = Reader(batch[0])
+        await together(reader.read(), turns(5, batch[1].cancel), cancelled_often(reader, 2))
+        assert reader.outputs == EXPECTED[0]
+        assert batch[1].finish_reason == FinishReason.CANCELLED
+        await settled(batch, source)
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+def test_R25_a_source_that_waits_for_one_stream_goes_on_when_that_is_dropped():
+    async def scenario():
+        source = WatchedSource(STEPS)
+        streams = list(demux(source, 2, max_buffered=1))
+        reader = Reader(streams[0])
+        await together(reader.read(), turns(5, streams.pop))
+        assert reader.outputs == EXPECTED[0]
+        await source.has_closed.wait()
+        assert source.closed == 1
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+def test_R19_a_stream_that_is_cancelled_as_it_is_read_lets_the_source_go_on():
+    async def scenario():
+        batch, source = bounded_batch(STEPS)
+        readers = [Reader(stream) for stream in batch]
+        await together(*[reader.read() for reader in readers], turns(6, batch[1].cancel))
+        assert readers[0].outputs == EXPECTED[0]
+        assert is_prefix(readers[1].outputs, EXPECTED[1])
+        await settled(batch, source)
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+def test_R19_a_slow_stream_gives_what_it_holds_before_its_error_and_nobody_waits_for_it():
+    reasons = []
+
+    async def scenario():
+        batch, source = bounded_batch(STEPS, on_overflow="cancel")
+        fast, slow = Reader(batch[0]), Reader(batch[1])
+
+        async def read_late():
+            await turns(4)
+            assert batch[1]._buffer.buffered <= 2
+            await slow.read()
+
+        await together(fast.read(), read_late(), cancelled_often(slow, 6))
+        for reader, stream, reference in zip((fast, slow), batch, EXPECTED, strict=True):
+            assert reader.outputs == reference[: stream.end.outputs]
+            if stream.finish_reason == FinishReason.ERROR:
+                [error] = reader.errors
+                assert isinstance(error, SlowConsumerError)
+                assert (error.slot, error.max_buffered) == (stream.slot, 1)
+            else:
+                assert reader.errors == []
+                assert reader.outputs == reference
+        await settled(batch, source)
+        reasons.append(batch[1].finish_reason)
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+    assert set(reasons) == {FinishReason.ERROR, FinishReason.EOS}
+
+
+# ---- who reads
+
+
+def test_R21_one_of_two_consumers_at_a_stream_is_refused_and_no_output_goes_astray():
+    refused = []
+
+    async def scenario():
+        source = WatchedSource(STEPS)
+        batch = AsyncBatchedStream(source, 2)
+        received = []
+        refusals = itertools.count()
+
+        async def read():
+            while True:
+                try:
+                    received.append(await anext(batch[0]))
+                except StopAsyncIteration:
+                    return
+                except ConcurrentConsumerError:
+                    next(refusals)
+                    await turns(1)
+
+        other = Reader(batch[1])
+        await together(read(), read(), other.read())
+        assert [received, other.outputs] == EXPECTED
+        await settled(batch, source)
+        refused.append(next(refusals))
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+    assert max(refused) > 0
+
+
+def test_R25_consumers_that_leave_drop_their_streams_and_the_source_is_closed():
+    async def scenario():
+        source = WatchedSource(ENDLESS)
+        streams = list(demux(source, 2, max_buffered=2))
+
+        async def read(stream):
+            async for _ in stream:
+                pass
+
+        tasks = [asyncio.create_task(read(streams.pop())) for _ in range(2)]
+        await turns(3)
+        for task in tasks:
+            task.cancel()
+            await turns(1)
+        await asyncio.wait(tasks)
+        del tasks, task
+        await source.has_closed.wait()
+        assert source.closed == 1
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+# ---- the last one leaves while the source waits
+
+
+def test_R10_a_source_that_nobody_needs_any_more_is_broken_off_once_where_it_waits():
+    async def scenario():
+        source = WatchedSource(ENDLESS, wait=lambda _: asyncio.Event().wait())
+        batch = AsyncBatchedStream(source, 2)
+        readers = [Reader(stream) for stream in batch]
+
+        async def cancel(stream):
+            while not source.told:
+                await turns(1)
+            stream.cancel()
+
+        await together(*[reader.read() for reader in readers], *map(cancel, batch))
+        assert [reader.outputs for reader in readers] == [[], []]
+        await settled(batch, source)
+        assert source.cancelled == 1
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+def test_R10_a_source_that_goes_on_by_itself_as_it_is_broken_off_is_closed_once():
+    cancelled = []
+
+    async def scenario():
+        goes_on = asyncio.Event()
+        source = WatchedSource(ENDLESS, wait=lambda _: goes_on.wait())
+        batch = AsyncBatchedStream(source, 2)
+        readers = [Reader(stream) for stream in batch]
+        await together(
+            *[reader.read() for reader in readers],
+            turns(4, batch[0].cancel),
+            turns(4, batch[1].cancel),
+            turns(5, goes_on.set),
+        )
+        assert_prefixes_of_endless(readers)
+        await settled(batch, source)
+        cancelled.append(source.cancelled)
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+    assert set(cancelled) == {0, 1}
+
+
+def test_R10_a_pause_that_nobody_needs_any_more_is_broken_off():
+    async def scenario():
+        batch, source = bounded_batch(ENDLESS)
+        reader = Reader(batch[0])
+        await together(reader.read(), turns(6, batch[1].cancel), turns(6, batch[0].cancel))
+        assert_prefixes_of_endless([reader])
+        await settled(batch, source)
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+def test_R09_whoever_cancels_the_task_of_the_pump_tells_every_stream_and_closes_the_source():
+    async def scenario():
+        source = WatchedSource(ENDLESS)
+        batch = AsyncBatchedStream(source, 2, max_buffered=2)
+        readers = [Reader(stream) for stream in batch]
+
+        async def cancel_pump():
+            while not source.told:
+                await turns(1)
+            await turns(2)
+            [pump] = [task for task in asyncio.all_tasks() if task.get_name() == "batchstream pump"]
+            pump.cancel()
+
+        await together(*[reader.read() for reader in readers], cancel_pump())
+        for slot, reader in enumerate(readers):
+            assert is_prefix(reader.outputs, [step[slot] for step in ENDLESS])
+            errors = [] if batch[slot].finish_reason == FinishReason.CANCELLED else [ClosedError]
+            assert [type(error) for error in reader.errors] == errors
+        await settled(batch, source)
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+# ---- by time
+
+
+def test_R05_by_time_every_slot_has_one_end_after_its_outputs_however_it_is_cancelled():
+    async def scenario():
+        source = WatchedSource(STEPS)
+        batch = AsyncBatchedStream(source, 2, max_buffered=1)
+        reader = Reader(batch.steps())
+        await together(reader.read(), cancelled_often(reader), turns(4, batch[1].cancel))
+        outputs, ends = [[], []], [[], []]
+        for delivery in reader.outputs:
+            for slot, output in delivery.outputs:
+                assert not ends[slot], "an output after the end"
+                outputs[slot].append(output)
+            for slot, end in delivery.ends:
+                ends[slot].append(end)
+        assert reader.errors == []
+        assert [len(each) for each in ends] == [1, 1]
+        assert outputs[0] == EXPECTED[0]
+        assert is_prefix(outputs[1], EXPECTED[1])
+        assert ends[1][0] == batch[1].end
+        await source.has_closed.wait()
+        assert source.closed == 1
+
+    explore(scenario, SCHEDULES, leftovers="fail")
+
+
+# ---- a synchronous source, in its thread
+
+
+def test_R04_receives_that_are_cancelled_lose_nothing_that_a_thread_hands_over():
+    async def scenario():
+        source = ScriptedSource(STEPS)
+        async with AsyncBatchedStream(source, 2, max_buffered=1) as batch:
+            readers = [Reader(stream) for stream in batch]
+            await together(
+                *[reader.read() for reader in readers],
+                *[cancelled_often(reader) for reader in readers],
+            )
+            assert [reader.outputs for reader in readers] == EXPECTED
+        assert source.closed == 1
+
+    explore(scenario, THREADED_SCHEDULES, threads=True, leftovers="fail")
+
+
+def test_R12_streams_that_are_cancelled_at_any_time_end_the_thread_and_close_the_source():
+    async def scenario():
+        source = ScriptedSource(ENDLESS)
+        batch = AsyncBatchedStream(source, 2, max_buffered=1)
+        readers = [Reader(stream) for stream in batch]
+        await together(
+            *[reader.read() for reader in readers],
+            *[turns(5, stream.cancel) for stream in batch],
+        )
+        assert_prefixes_of_endless(readers)
+        await batch.aclose()
+        assert source.closed == 1
+
+    explore(scenario, THREADED_SCHEDULES, threads=True, leftovers="fail")

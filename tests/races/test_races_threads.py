@@ -1,0 +1,566 @@
+"""Races between threads: the pump's, those of consumers, and those of whoever cancels or closes.
+
+Each scenario is run under many interleavings, see `interleaving`; that needs Python 3.12. Event
+loops cannot take part, so here a thread that drives coroutines stands in for one.
+"""
+
+from __future__ import annotations
+
+import threading
+from itertools import count
+from queue import SimpleQueue
+
+import pytest
+
+from batchstream import (
+    AsyncBatchedStream,
+    BatchedStream,
+    ConcurrentConsumerError,
+    FinishReason,
+    Last,
+    SlowConsumerError,
+)
+from batchstream._eventloops.base import LoopClosedError
+from support.interleaving import explore_threads, run_together
+from support.sources import ScriptedSource
+
+STEPS = [["a", "x"], ["b", Last("y")], ["c", None], [None, None]]
+EXPECTED = [["a", "b", "c"], ["x", "y"]]
+ENDLESS = [[f"a{n}", f"x{n}"] for n in range(20)]  # more than anybody reads
+NUMBERS = [["0"], ["1"], ["2"], ["3"]]
+
+SCHEDULES = {"opcode": 40, "line": 150}
+"""How many interleavings are tried: of opcodes, which is slow, and of whole lines."""
+
+
+MANY_SCHEDULES = {"line": 600}
+"""How many it takes to strike between two given lines, in a scenario of few."""
+
+
+def explore(scenario, schedules=SCHEDULES, **options):
+    for granularity, number in schedules.items():
+        explore_threads(scenario, number, granularity=granularity, **options)
+
+
+@pytest.fixture(autouse=True)
+def _short_segments(monkeypatch):
+    """Let what happens every 128 steps happen in a short scenario."""
+    monkeypatch.setattr("batchstream._pumps.pump.SEGMENT_LENGTH", 2)
+    monkeypatch.setattr("batchstream._pumps.background.SEGMENT_LENGTH", 2)
+
+
+class BoundedSource(ScriptedSource):
+    """A source that is asked for a step only while every live stream has room for its output."""
+
+    batch = None
+
+    def send(self, live):
+        if self.batch is not None:
+            held = [stream._buffer.buffered for stream in self.batch if stream.end is None]
+            assert max(held, default=0) == 0, "asked for a step without room"
+        return super().send(live)
+
+
+def background(steps, size=2, **options):
+    """Return a batch with room for one output in each stream, and its source."""
+    source = BoundedSource(steps)
+    batch = BatchedStream(source, size, background=True, **{"max_buffered": 1, **options})
+    if options.get("on_overflow") != "cancel":
+        source.batch = batch
+    return batch, source
+
+
+def end(batch, source):
+    """Close the batch, and make sure that nothing is left behind."""
+    source.batch = None  # a cycle
+    batch.close()
+    assert source.closed == 1
+    assert batch.live == ()
+    assert not any(place.waiting for place in batch._pump._places._all)
+    figures = batch.statistics()
+    assert figures.opened == sum(figures.finished.values())
+    for stream in batch:
+        assert list(stream) == [], "an output after the end"
+
+
+def is_prefix(outputs, reference):
+    return outputs == reference[: len(outputs)]
+
+
+class Reader:
+    """Reads a stream to its end, and notes what it gives and raises."""
+
+    def __init__(self, stream, receive=next):
+        self.outputs = []
+        self.errors = []
+        self._stream = stream
+        self._receive = receive
+
+    def read(self):
+        while True:
+            try:
+                output = self._receive(self._stream)
+            except StopIteration:
+                return
+            except TimeoutError:
+                continue
+            except Exception as error:  # noqa: BLE001 - the test looks at it
+                self.errors.append(error)
+            else:
+                assert not self.errors, "an output came after an error"
+                self.outputs.append(output)
+
+
+def readers_of(batch, **options):
+    return [Reader(stream, **options) for stream in batch]
+
+
+def receiving_with_timeouts(times):
+    """Return a way to receive that has a timeout so many times, and then none."""
+    timeouts = iter([1.0] * times)
+    return lambda stream: stream.receive(next(timeouts, None))
+
+
+def outputs_of(readers):
+    assert [reader.errors for reader in readers] == [[]] * len(readers)
+    return [reader.outputs for reader in readers]
+
+
+def assert_prefixes_of_endless(readers):
+    for slot, outputs in enumerate(outputs_of(readers)):
+        assert is_prefix(outputs, [step[slot] for step in ENDLESS])
+
+
+# ---- consumers in threads
+
+
+def test_R02_a_pump_that_waits_for_room_and_its_consumers_lose_and_repeat_nothing():
+    def scenario():
+        batch, source = background(STEPS)
+        first, second = readers = readers_of(batch)
+        run_together(first.read, second.read)
+        assert outputs_of(readers) == EXPECTED
+        end(batch, source)
+
+    explore(scenario)
+
+
+def test_R19_a_pump_that_begins_to_wait_as_an_output_is_received_is_told_of_it():
+    def scenario():
+        batch, source = background(NUMBERS, 1)
+        [reader] = readers_of(batch)
+        run_together(reader.read)
+        assert outputs_of([reader]) == [["0", "1", "2", "3"]]
+        end(batch, source)
+
+    explore(scenario, MANY_SCHEDULES)
+
+
+def test_R04_receives_that_time_out_at_any_time_lose_and_repeat_nothing():
+    def scenario():
+        batch, source = background(STEPS[1:])
+        first, second = readers = readers_of(batch, receive=receiving_with_timeouts(3))
+        run_together(first.read, second.read)
+        assert outputs_of(readers) == [["b", "c"], ["y"]]
+        end(batch, source)
+
+    explore(scenario, early_timeouts=True)
+
+
+def test_R04_drains_between_receives_lose_and_repeat_nothing():
+    def scenario():
+        batch, source = background(STEPS)
+        first, second = readers = readers_of(batch)
+
+        def drain_and_read():
+            while True:
+                first.outputs += batch[0].drain()
+                output = next(batch[0], None)
+                if output is None:
+                    return
+                first.outputs.append(output)
+
+        run_together(drain_and_read, second.read)
+        assert outputs_of(readers) == EXPECTED
+        end(batch, source)
+
+    explore(scenario)
+
+
+def test_R12_a_stream_that_a_third_thread_cancels_gives_a_prefix_and_lets_the_other_go_on():
+    def scenario():
+        batch, source = background(STEPS)
+        first, second = readers = readers_of(batch)
+        late = []
+
+        def cancel():
+            batch.cancel(1)
+            late.extend(batch[1]._buffer.ends)
+
+        run_together(first.read, second.read, cancel)
+        [outputs, others] = outputs_of(readers)
+        assert outputs == EXPECTED[0]
+        assert is_prefix(others, EXPECTED[1])
+        assert len(late) in {1, 2}
+        end(batch, source)
+
+    explore(scenario)
+
+
+def test_R11_a_pump_that_waits_for_a_stream_that_nobody_reads_goes_on_when_it_is_cancelled():
+    def scenario():
+        batch, source = background(STEPS)
+        reader = Reader(batch[0])
+        run_together(reader.read, batch[1].cancel)
+        assert outputs_of([reader]) == [EXPECTED[0]]
+        end(batch, source)
+
+    explore(scenario)
+
+
+def test_R25_a_pump_that_waits_for_a_stream_goes_on_when_that_is_dropped():
+    def scenario():
+        source = ScriptedSource(STEPS)
+        streams = list(BatchedStream(source, 2, background=True, max_buffered=1))
+        reader = Reader(streams[0])
+
+        def drop():
+            del streams[1]
+
+        run_together(reader.read, drop)
+        assert outputs_of([reader]) == [EXPECTED[0]]
+        reader._stream._pump._ending.wait()
+        assert source.closed == 1
+
+    explore(scenario)
+
+
+def test_R10_two_closings_and_two_consumers_end_and_close_the_source_once():
+    def scenario():
+        batch, source = background(ENDLESS)
+        first, second = readers = readers_of(batch)
+
+        def close():
+            batch.close()
+            assert source.closed == 1, "close did not wait for the source"
+
+        run_together(first.read, second.read, close, close)
+        assert_prefixes_of_endless(readers)
+        end(batch, source)
+
+    explore(scenario)
+
+
+def test_R10_the_last_streams_are_cancelled_at_once_and_the_source_is_closed_once():
+    def scenario():
+        batch, source = background(ENDLESS)
+        next(batch[0])
+        run_together(batch[0].cancel, batch[1].cancel)
+        batch._pump._ending.wait()
+        end(batch, source)
+
+    explore(scenario)
+
+
+def test_R10_a_batch_that_is_cancelled_as_it_begins_closes_its_source_once():
+    def scenario():
+        batch, source = background(ENDLESS)
+        first, second = readers = readers_of(batch)
+        run_together(first.read, second.read, batch[0].cancel, batch[1].cancel)
+        assert_prefixes_of_endless(readers)
+        batch._pump._ending.wait()
+        end(batch, source)
+
+    explore(scenario)
+
+
+def test_R05_an_error_comes_once_after_all_outputs_and_a_cancelled_stream_has_one_end():
+    def scenario():
+        batch, source = background([["a", "x"], ["b", "y"], ValueError("broken")])
+        first, second = readers_of(batch)
+        run_together(first.read, second.read, batch[1].cancel)
+        assert first.outputs == ["a", "b"]
+        assert [type(error) for error in first.errors] == [ValueError]
+        assert is_prefix(second.outputs, ["x", "y"])
+        assert len(second.errors) <= (batch[1].finish_reason == FinishReason.ERROR)
+        end(batch, source)
+
+    explore(scenario)
+
+
+def test_R19_a_slow_stream_gives_what_it_holds_before_its_error_and_nobody_waits_for_it():
+    def scenario():
+        batch, source = background(STEPS, on_overflow="cancel")
+        readers = readers_of(batch)
+        run_together(*[reader.read for reader in readers])
+        for reader, stream, reference in zip(readers, batch, EXPECTED, strict=True):
+            assert reader.outputs == reference[: stream.end.outputs]
+            if stream.finish_reason == FinishReason.ERROR:
+                [error] = reader.errors
+                assert isinstance(error, SlowConsumerError)
+            else:
+                assert (reader.outputs, reader.errors) == (reference, [])
+        end(batch, source)
+
+    explore(scenario)
+
+
+def test_R21_one_of_two_consumers_at_a_stream_is_refused_and_no_output_goes_astray():
+    def scenario():
+        batch, source = background(STEPS)
+        received = []
+
+        def read():
+            try:
+                received.extend(batch[0])
+            except ConcurrentConsumerError:
+                return
+
+        reader = Reader(batch[1])
+        run_together(read, read, reader.read)
+        received.extend(batch[0])
+        assert sorted(received) == EXPECTED[0]
+        assert outputs_of([reader]) == [EXPECTED[1]]
+        end(batch, source)
+
+    explore(scenario)
+
+
+def test_R05_by_time_every_slot_has_one_end_after_its_outputs_though_one_is_cancelled():
+    def scenario():
+        batch, source = background(STEPS)
+        source.batch = None  # the bound is on deliveries here
+        deliveries = []
+        run_together(lambda: deliveries.extend(batch.steps()), batch[1].cancel)
+        outputs, ends = [[], []], [[], []]
+        for delivery in deliveries:
+            for slot, output in delivery.outputs:
+                assert not ends[slot], "an output after the end"
+                outputs[slot].append(output)
+            for slot, stream_end in delivery.ends:
+                ends[slot].append(stream_end)
+        assert [len(each) for each in ends] == [1, 1]
+        assert outputs[0] == EXPECTED[0]
+        assert is_prefix(outputs[1], EXPECTED[1])
+        batch.close()
+        assert source.closed == 1
+
+    explore(scenario)
+
+
+# ---- a thread that stands in for an event loop
+
+
+class FakeWaiter:
+    def __await__(self):
+        yield self
+
+
+class BrokenOff(BaseException):
+    """What a receive is cancelled with."""
+
+
+class FakeLoop:
+    """What a pump and its consumers need of an event loop, for one task, in a thread.
+
+    As with a real one, a wake-up that comes while the task runs is still there when it waits.
+    """
+
+    def __init__(self):
+        self.key = self
+        self.closed = False
+        self.calls = SimpleQueue()
+
+    def new_waiter(self):
+        return FakeWaiter()
+
+    def resume(self, waiters):
+        if self.closed:
+            raise LoopClosedError
+        self.calls.put(waiters)
+
+    async def wait(self, waiter, seconds):
+        await waiter  # for ever: no wake-up may be made up for by a timeout
+
+    async def checkpoint(self):
+        pass
+
+    def run(self, coroutine, *, cancels=()):
+        """Run a coroutine; cancel those of its waits, counted from 0, that are in `cancels`."""
+        try:
+            waiter = self.step(coroutine.send, None)
+            for wait in count():
+                if wait in cancels:
+                    waiter = self.step(coroutine.throw, BrokenOff())
+                else:
+                    while waiter not in self.calls.get():
+                        pass
+                    waiter = self.step(coroutine.send, None)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            coroutine.close()
+
+    def step(self, function, argument):
+        """Let a coroutine run until it waits."""
+        _running_loops[threading.get_ident()] = self
+        try:
+            return function(argument)
+        finally:
+            del _running_loops[threading.get_ident()]
+
+
+_running_loops = {}
+
+
+@pytest.fixture
+def _fake_loops(monkeypatch):
+    for module in ("async_batch", "async_stream"):
+        monkeypatch.setattr(
+            f"batchstream._streams.{module}.current_loop",
+            lambda: _running_loops[threading.get_ident()],
+        )
+
+
+@pytest.fixture
+def _lasting_pauses(monkeypatch):
+    """Let a pump wait for room until it is told: no later look makes up for a lost wake-up."""
+    monkeypatch.setattr("batchstream._pumps.thread.PAUSE", -1)
+
+
+def asynchronous(steps, size=2, **options):
+    """Return a batch with room for one output in each stream, and its source."""
+    source = BoundedSource(steps)
+    source.batch = AsyncBatchedStream(source, size, **{"max_buffered": 1, **options})
+    return source.batch, source
+
+
+async def end_async(batch, source):
+    source.batch = None
+    await batch.aclose()
+    assert source.closed == 1
+    batch._pump.join()
+    assert not any(place.waiting for place in batch._pump._places._all)
+
+
+async def read_async(stream, into):
+    while True:
+        try:
+            into.append(await anext(stream))
+        except StopAsyncIteration:
+            return
+        except BrokenOff:
+            continue
+
+
+def in_loop(coroutine, **options):
+    """Run a coroutine in a loop of its own."""
+    return FakeLoop().run(coroutine, **options)
+
+
+@pytest.mark.usefixtures("_fake_loops", "_lasting_pauses")
+@pytest.mark.parametrize("cancels", [(), (0,), (0, 1, 2)], ids=["none", "first", "many"])
+def test_R04_receives_in_loops_lose_nothing_wherever_the_pump_strikes(cancels):
+    def scenario():
+        batch, source = asynchronous(STEPS)
+        received = [], []
+        run_together(
+            lambda: in_loop(read_async(batch[0], received[0]), cancels=cancels),
+            lambda: in_loop(read_async(batch[1], received[1])),
+        )
+        assert [*received] == EXPECTED
+        in_loop(end_async(batch, source))
+
+    explore(scenario)
+
+
+@pytest.mark.usefixtures("_fake_loops", "_lasting_pauses")
+def test_R19_a_pump_that_begins_to_wait_as_an_output_is_received_in_a_loop_is_told_of_it():
+    def scenario():
+        batch, source = asynchronous(NUMBERS, 1)
+        received = []
+        run_together(lambda: in_loop(read_async(batch[0], received)))
+        assert received == ["0", "1", "2", "3"]
+        in_loop(end_async(batch, source))
+
+    explore(scenario, MANY_SCHEDULES)
+
+
+@pytest.mark.usefixtures("_fake_loops")
+def test_R03_an_output_that_comes_with_the_end_as_it_is_looked_for_in_a_loop_is_not_lost():
+    def scenario():
+        batch, source = asynchronous([[Last("a"), Last("x")]])
+        received = [], []
+        run_together(
+            lambda: in_loop(read_async(batch[0], received[0])),
+            lambda: in_loop(read_async(batch[1], received[1])),
+        )
+        assert [*received] == [["a"], ["x"]]
+        in_loop(end_async(batch, source))
+
+    explore(scenario, MANY_SCHEDULES)
+
+
+@pytest.mark.usefixtures("_fake_loops", "_lasting_pauses")
+def test_R12_a_receive_in_a_loop_is_woken_by_a_cancel_from_another_thread():
+    def scenario():
+        batch, source = asynchronous(ENDLESS)
+        received = [], []
+        run_together(
+            lambda: in_loop(read_async(batch[0], received[0])),
+            lambda: in_loop(read_async(batch[1], received[1])),
+            batch[0].cancel,
+            batch[1].cancel,
+        )
+        for slot, outputs in enumerate(received):
+            assert is_prefix(outputs, [step[slot] for step in ENDLESS])
+        in_loop(end_async(batch, source))
+
+    explore(scenario)
+
+
+@pytest.mark.usefixtures("_fake_loops", "_lasting_pauses")
+def test_R10_two_closings_in_two_loops_wait_for_the_source_and_close_it_once():
+    def scenario():
+        batch, source = asynchronous(ENDLESS)
+        received = []
+
+        async def close():
+            await batch.aclose()
+            assert source.closed == 1, "aclose did not wait for the source"
+
+        run_together(
+            lambda: in_loop(read_async(batch[0], received)),
+            lambda: in_loop(close()),
+            lambda: in_loop(close()),
+        )
+        assert is_prefix(received, [first for first, _ in ENDLESS])
+        in_loop(end_async(batch, source))
+
+    explore(scenario)
+
+
+@pytest.mark.usefixtures("_fake_loops")
+def test_R22_a_loop_that_is_closed_while_it_waits_takes_only_its_own_stream_with_it():
+    def scenario():
+        batch, source = asynchronous(STEPS)
+        received, others, kept = [], [], []
+
+        def wait_and_close():
+            loop, coroutine = FakeLoop(), read_async(batch[1], others)
+            try:
+                loop.step(coroutine.send, None)
+            except StopIteration:
+                return
+            loop.closed = True
+            kept.append(coroutine)  # nobody will run it any more
+
+        run_together(lambda: in_loop(read_async(batch[0], received)), wait_and_close)
+        assert received == EXPECTED[0]
+        assert is_prefix(others, EXPECTED[1])
+        assert batch[1].finish_reason in {FinishReason.CANCELLED, FinishReason.EOS}
+        in_loop(end_async(batch, source))
+        for coroutine in kept:
+            coroutine.close()
+
+    explore(scenario)

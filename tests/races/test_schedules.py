@@ -1,0 +1,317 @@
+"""Two threads, and every place at which the first can be interrupted by the second.
+
+The first thread is traced opcode by opcode. At the n-th opcode inside the package it stops, the
+second thread runs to its end, and the first goes on: for n = 1, 2, 3, … until there is no n-th
+opcode. That is every schedule with one switch, and each is the same at every run. Where the first
+thread has the pump's role and the second would have to wait for it, the switch is put off.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+import batchstream
+from batchstream import BatchedStream, FinishReason, Last, Many
+from batchstream._handoff import buffer as buffers
+from support.sources import TIMEOUT, ScriptedSource
+
+PACKAGE = str(Path(batchstream.__file__).parent)
+
+
+@contextmanager
+def each_opcode(function):
+    """Call the function before each opcode of the package."""
+    if sys.version_info < (3, 12):
+
+        def enter_frame(frame, event, arg):
+            if not frame.f_code.co_filename.startswith(PACKAGE):
+                return None
+            frame.f_trace_opcodes = True
+            return at_event
+
+        def at_event(frame, event, arg):
+            if event == "opcode":
+                function()
+            return at_event
+
+        before = sys.gettrace()
+        sys.settrace(enter_frame)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+        return
+
+    # From 3.12 on the events of settrace begin late in code that has not been traced before.
+    monitoring, tool = sys.monitoring, 4
+
+    def at_instruction(code, offset):
+        if not code.co_filename.startswith(PACKAGE):
+            return monitoring.DISABLE
+        function()
+        return None
+
+    monitoring.use_tool_id(tool, "schedules")
+    monitoring.register_callback(tool, monitoring.events.INSTRUCTION, at_instruction)
+    monitoring.set_events(tool, monitoring.events.INSTRUCTION)
+    try:
+        yield
+    finally:
+        monitoring.set_events(tool, 0)
+        monitoring.register_callback(tool, monitoring.events.INSTRUCTION, None)
+        monitoring.free_tool_id(tool)
+
+
+class Switch:
+    """Runs `first`, and `second` in another thread at the n-th opcode of the first."""
+
+    def __init__(self, at, second, *, put_off):
+        self.opcodes_left = at
+        self.second = second
+        self.put_off = put_off
+        self.done = False
+        self.error = None
+
+    def run(self, first):
+        self.thread = threading.get_ident()
+        with each_opcode(self.at_opcode):
+            first()
+        if self.error is not None:
+            raise self.error
+
+    def at_opcode(self):
+        if self.done or threading.get_ident() != self.thread:
+            return
+        self.opcodes_left -= 1
+        if self.opcodes_left <= 0 and not self.put_off():
+            self.done = True
+            thread = threading.Thread(target=self.run_second, daemon=True)
+            thread.start()
+            thread.join(TIMEOUT)
+            assert not thread.is_alive(), "the second thread hangs"
+
+    def run_second(self):
+        try:
+            self.second()
+        except BaseException as error:  # noqa: BLE001 - raised in the first thread
+            self.error = error
+
+
+def all_schedules(scenario, *, waits):
+    """Run a scenario once for each place of the switch; return how many there were.
+
+    Args:
+        scenario: Returns `batch, first, second, check`: two functions to run, and one for after.
+        waits: Whether the second thread may wait for the role, so that the switch is put off.
+    """
+    count = 0
+    while True:
+        count += 1
+        batch, first, second, check = scenario()
+        role = batch._pump._role
+        switch = Switch(count, second, put_off=role.locked if waits else lambda: False)
+        switch.run(first)
+        if not switch.done:
+            return count
+        check()
+
+
+STEPS = {
+    "last and mark": [["a", "x"], ["b", Last("y")], [None, None]],
+    "many": [[Many(["a", "b"]), "x"], ["c", Many(["y", "z"])], [None, Last("!")]],
+    "end of source": [["a", "x"], ["b", "y"]],
+}
+EXPECTED = {
+    "last and mark": (["a", "b"], ["x", "y"]),
+    "many": (["a", "b", "c"], ["x", "y", "z", "!"]),
+    "end of source": (["a", "b"], ["x", "y"]),
+}
+
+
+@pytest.fixture
+def _short_segments(monkeypatch):
+    monkeypatch.setattr("batchstream._pumps.pump.SEGMENT_LENGTH", 1)
+
+
+@pytest.mark.usefixtures("_short_segments")
+@pytest.mark.parametrize("steps", STEPS)
+def test_R02_two_consumers_lose_and_repeat_nothing_wherever_one_interrupts_the_other(steps):
+    def scenario():
+        source = ScriptedSource(STEPS[steps])
+        batch = BatchedStream(source, 2)
+        received = {}
+
+        def read(slot):
+            received[slot] = list(batch[slot])
+
+        def check():
+            assert (received[0], received[1]) == EXPECTED[steps]
+            assert source.closed == 1
+            assert len(source.told) == 3
+
+        return batch, lambda: read(0), lambda: read(1), check
+
+    assert all_schedules(scenario, waits=True) > 500
+
+
+@pytest.mark.usefixtures("_short_segments")
+def test_R02_a_drain_interrupted_by_a_pull_loses_and_repeats_nothing():
+    def scenario():
+        source = ScriptedSource(STEPS["many"])
+        batch = BatchedStream(source, 2)
+        received = []
+
+        def drain_and_read():
+            received.extend(batch[1].drain())
+            received.extend(islice(batch[1], 1))
+            received.extend(batch[1].drain())
+            received.extend(batch[1])
+
+        return (
+            batch,
+            drain_and_read,
+            lambda: list(batch[0]),
+            lambda: received == ["x", "y", "z", "!"] or pytest.fail(str(received)),
+        )
+
+    assert all_schedules(scenario, waits=True) > 500
+
+
+def test_R01_one_step_serves_two_consumers_wherever_one_interrupts_the_other():
+    def scenario():
+        source = ScriptedSource([["a", "x"], ["b", "y"]])
+        batch = BatchedStream(source, 2)
+        received = []
+
+        def check():
+            assert sorted(received) == ["a", "x"]
+            assert source.pulled == 1, "pulled for a stream that had been served"
+
+        return (
+            batch,
+            lambda: received.append(next(batch[0])),
+            lambda: received.append(next(batch[1])),
+            check,
+        )
+
+    assert all_schedules(scenario, waits=True) > 100
+
+
+@pytest.mark.parametrize("buffered", [0, 3])
+def test_R12_a_receive_that_starts_after_a_cancel_sees_the_end_wherever_it_struck(buffered):
+    def scenario():
+        source = ScriptedSource([["a", "x"], ["b", "y"], ["c", "z"], [None, None]])
+        batch = BatchedStream(source, 2)
+        assert list(islice(batch[1], buffered)) == ["x", "y", "z"][:buffered]
+        cancelled = threading.Event()
+        late = []
+
+        def read():
+            while True:
+                begun_after = cancelled.is_set()
+                output = next(batch[0], None)
+                if output is None:
+                    return
+                if begun_after:
+                    late.append(output)
+
+        def cancel():
+            batch[0].cancel()
+            cancelled.set()
+
+        def check():
+            assert late == []
+            assert batch[0].finish_reason in {FinishReason.CANCELLED, FinishReason.EOS}
+            assert next(batch[0], "end") == "end"
+            assert list(batch[1]) == ["x", "y", "z"][buffered:]
+            assert source.closed == 1
+
+        return batch, read, cancel, check
+
+    assert all_schedules(scenario, waits=False) > 100
+
+
+def test_R11_a_cancel_interrupted_by_other_consumers_is_settled_all_the_same():
+    def scenario():
+        source = ScriptedSource([["a", "x", 1], ["b", "y", 2], [None, None, 3], [None, None, None]])
+        batch = BatchedStream(source, 3)
+        received = []
+
+        def check():
+            assert received == ["a", "b"]
+            assert list(batch[1]) == []
+            assert list(batch[2]) == [1, 2, 3]
+            assert source.told[-1] == (2,)
+            assert source.closed == 1
+
+        return batch, batch[1].cancel, lambda: received.extend(batch[0]), check
+
+    assert all_schedules(scenario, waits=True) > 20
+
+
+def test_R10_two_last_streams_cancelled_at_once_close_the_source_once():
+    def scenario():
+        source = ScriptedSource([["a", "x"]] * 3)
+        batch = BatchedStream(source, 2)
+        next(batch[0])
+
+        def check():
+            assert source.closed == 1
+            assert batch.live == ()
+            assert not batch._pump._departed
+
+        return batch, batch[0].cancel, batch[1].cancel, check
+
+    assert all_schedules(scenario, waits=False) > 50
+
+
+def test_R10_closing_and_cancelling_at_once_close_the_source_once():
+    def scenario():
+        source = ScriptedSource([["a", "x"]] * 3)
+        batch = BatchedStream(source, 2)
+        next(batch[0])
+
+        def check():
+            assert source.closed == 1
+            assert batch.live == ()
+
+        return batch, batch.close, batch[1].cancel, check
+
+    assert all_schedules(scenario, waits=False) > 50
+
+
+def test_R13_a_cancel_from_another_thread_during_a_step_is_told_with_the_next():
+    def scenario():
+        source = ScriptedSource([["a", "x"], ["b", "y"], ["c", "z"], [None, None]])
+        batch = BatchedStream(source, 2)
+        steps_when_cancelled = []
+
+        def cancel():
+            batch[1].cancel()
+            steps_when_cancelled.append(len(source.told))
+
+        def check():
+            [count] = steps_when_cancelled
+            assert all(live in {None, (0,)} for live in source.told[count:][1:])
+            assert source.closed == 1
+
+        return batch, lambda: list(batch[0]), cancel, check
+
+    assert all_schedules(scenario, waits=False) > 500
+
+
+def test_the_gate_counts_what_was_received_even_where_an_iterator_met_the_end_too_early():
+    buffer = buffers.Buffer(0)
+    buffer.tail.append("a")
+    reader = buffer.read(buffer.first_unread())
+    assert list(reader) == ["a"]
+    buffer.tail.append("b")  # after the list iterator was spent
+    assert list(reader) == []
+    assert buffer.buffered == 1
+    assert list(buffer.read(buffer.first_unread())) == ["b"]

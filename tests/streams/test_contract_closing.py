@@ -1,0 +1,651 @@
+"""What every form of batch promises when it is left: cancelled, closed, dropped, or forgotten."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import subprocess
+import sys
+import textwrap
+from contextvars import ContextVar
+from functools import partial
+
+import pytest
+
+from batchstream import ClosedError, FinishReason, Last
+from support.forms import (
+    FORMS,
+    OVER,
+    every_form,
+    forms_in_loops,
+    forms_that_run_ahead,
+    pump_threads,
+)
+from support.sources import TIMEOUT, in_forked_child, needs_fork, run_in_threads
+
+pytestmark = pytest.mark.timeout(30)
+
+CANCELLED = FinishReason.CANCELLED
+
+
+def pairs(count):
+    """Return steps of distinct outputs for two slots that do not end."""
+    return [[("a", number), ("b", number)] for number in range(count)]
+
+
+# ---- the source is closed
+
+
+@every_form
+async def test_R10_the_source_is_closed_with_the_last_end_and_not_asked_again(form):
+    script = form.script([["a", None], [Last("b"), None], ["never", "asked"]])
+    first, second = form.open(script, 2)
+    assert await form.rest(first) == ["a", "b"]
+    await script.closed.wait()
+    assert script.asked == 2
+    assert await form.rest(second) == []
+
+
+@every_form
+async def test_R10_cancelling_the_last_stream_closes_the_source(form):
+    script = form.script(pairs(100))
+    first, second = form.open(script, 2, max_buffered=2)
+    await form.receive(first)
+    first.cancel()
+    assert await form.receive(second) == ("b", 0)
+    assert script.closings == 0
+    second.cancel()
+    await script.closed.wait()
+    assert script.asked <= 3
+
+
+@every_form
+async def test_R10_a_batch_that_was_never_read_is_closed_without_a_step(form):
+    script = form.script(pairs(2))
+    batch = form.open(script, 2)
+    await form.close(batch)
+    assert (script.asked, script.closings) == (0, 1)
+    assert [await form.rest(stream) for stream in batch] == [[], []]
+
+
+@every_form
+async def test_R10_streams_cancelled_before_the_first_receive_close_the_source(form):
+    script = form.script(pairs(2))
+    for stream in form.streams(script, 2):
+        stream.cancel()
+    await script.closed.wait()
+    assert script.asked == 0
+
+
+@every_form
+async def test_R10_closing_in_mid_batch_cancels_what_is_live_and_keeps_what_had_finished(form):
+    script = form.script([["a", Last("x")], ["b", None], *pairs(100)])
+    batch = form.open(script, 2, max_buffered=2)
+    assert await form.receive(batch[0]) == "a"
+    for _ in range(2):
+        await form.close(batch)
+        assert script.closings == 1
+        assert batch.live == ()
+    assert await form.rest(batch[0]) == []
+    assert batch[0].finish_reason is CANCELLED
+    assert await form.rest(batch[1]) == ["x"]
+
+
+@every_form
+async def test_R10_R14_an_error_that_leaves_the_block_closes_the_source_and_passes(form):
+    script = form.script(pairs(99))
+    batch = form.open(script, None if not form.source_is_async else 2, max_buffered=2)
+    error = KeyError("of the consumer")
+    with pytest.raises(KeyError) as caught:
+        await form.in_block(batch, partial(read_one_and_raise, form, batch, error))
+    assert caught.value is error
+    assert script.closings == 1
+    assert batch[0].finish_reason is batch[1].finish_reason is CANCELLED
+
+
+async def read_one_and_raise(form, batch, error):
+    assert await form.receive(batch[0]) == ("a", 0)
+    raise error
+
+
+@every_form
+async def test_R10_a_batch_closed_from_many_sides_at_once_is_closed_once(form):
+    script = form.script(pairs(100))
+    batch = form.open(script, 2, max_buffered=5)
+    await form.receive(batch[0])
+    await form.concurrently(*[partial(form.close, batch)] * 3)
+    assert script.closings == 1
+
+
+@every_form
+async def test_R10_closing_while_the_source_is_in_a_step_waits_for_it_or_breaks_it_off(form):
+    gate = form.gate()
+    script = form.script(pairs(9), gates={1: gate})
+    batch = form.open(script, 2)
+
+    async def close():
+        await gate.reached.wait()
+        await form.close(batch)
+        assert script.closings == 1
+
+    async def release():
+        await gate.reached.wait()
+        await form.all_wait()
+        if not form.source_is_async:
+            assert script.closings == 0
+            gate.open()
+
+    assert await form.receive(batch[0]) == ("a", 0)
+    outputs, _, _ = await form.concurrently(partial(form.rest, batch[0]), close, release)
+    assert outputs == []
+    assert script.asked == 2
+
+
+@every_form
+async def test_R10_closing_returns_when_the_source_is_closed_and_not_before(form):
+    """The close begins while the source is in a step, unless consumers pull."""
+    held = {1: form.gate()} if form.runs_ahead else {}
+    gate = form.gate()
+    script = form.script(pairs(99), gates=held, gate_at_close=gate)
+    batch = form.open(script, 2)
+    await form.receive(batch[0])
+    for step in held.values():
+        await step.reached.wait()
+    returned = []
+
+    async def close():
+        await form.close(batch)
+        returned.append(script.closings)
+
+    async def release():
+        for step in held.values():
+            await form.all_wait()
+            step.open()
+        await gate.reached.wait()
+        await form.all_wait()
+        assert returned == []
+        gate.open()
+
+    await form.concurrently(close, release)
+    assert returned == [1]
+
+
+@forms_in_loops
+async def test_R10_closing_that_is_cancelled_closes_the_source_later(form):
+    gate = form.gate()
+    script = form.script(pairs(9), gates={1: gate})
+    batch = form.open(script, 2)
+    await form.receive(batch[0])
+    await gate.reached.wait()
+    scope = form.scope()
+
+    async def cancel():
+        await form.all_wait()
+        scope.cancel()
+
+    await form.concurrently(partial(scope.run, partial(form.close, batch)), cancel)
+    assert batch.live == ()
+    gate.open()
+    await script.closed.wait()
+    assert await form.rest(batch[1]) == []
+
+
+@forms_in_loops
+async def test_R10_closing_the_last_stream_waits_until_the_source_is_closed(form):
+    script = form.script(pairs(9))
+    first, second = form.open(script, 2, max_buffered=1)
+    await form.receive(first)
+    await first.aclose()
+    assert script.closings == 0
+    await second.aclose()
+    assert script.closings == 1
+    await second.aclose()
+
+
+@every_form
+async def test_R10_closing_from_inside_the_source_is_no_deadlock(form):
+    holder = []
+    gate = form.gate()
+    closed = form.flag()
+
+    def model():
+        try:
+            yield ["a", "x"]
+            gate.hold()
+            holder[0].close()
+            yield ["b", "y"]
+            raise AssertionError("asked again")
+        finally:
+            closed.set()
+
+    async def async_model():
+        try:
+            yield ["a", "x"]
+            await gate.hold_async()
+            await holder[0].aclose()
+            raise AssertionError("asked again")
+        finally:
+            closed.set()
+
+    if form.name in {"asyncio, sync source", "trio, sync source"}:
+        return  # its source cannot await
+    holder.append(form.open(async_model() if form.source_is_async else model(), 2))
+    first, second = holder[0]
+    assert await form.receive(first) == "a"
+    gate.open()
+    assert await form.rest(first) == []
+    assert await form.rest(second) == []
+    await closed.wait()
+
+
+@every_form
+async def test_an_error_of_closing_is_raised_by_closing_once(form):
+    script = form.script(pairs(99), raise_at_close=OSError("cannot free"))
+    batch = form.open(script, 2, max_buffered=2)
+    await form.receive(batch[0])
+    with pytest.raises(OSError, match="cannot free"):
+        await form.close(batch)
+    await form.close(batch)
+    assert batch.live == ()
+
+
+@every_form
+async def test_an_error_of_closing_goes_to_the_hook_where_nobody_waits_for_it(form):
+    heard = []
+    original = OSError("cannot free")
+    script = form.script([["a", "x"], [None, None]], raise_at_close=original)
+    batch = form.open(script, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.unraisablehook", lambda args: heard.append(args.exc_value))
+        assert [await form.rest(stream) for stream in batch] == [["a"], ["x"]]
+        await script.closed.wait()
+        if form.runs_ahead:
+            await form.all_wait()
+            for thread in pump_threads():
+                thread.join(TIMEOUT)
+    assert heard == [original]
+    await form.close(batch)
+
+
+# ---- cancel
+
+
+@every_form
+async def test_R11_R12_cancelling_one_changes_nothing_for_the_others(form):
+    script = form.script([*pairs(6), [None, None]])
+    first, second = form.open(script, 2, max_buffered=3)
+    assert await form.receive(second) == ("b", 0)
+    for _ in range(3):
+        second.cancel()
+    assert await form.receive(second) is OVER
+    assert second.drain() == []
+    assert second.finish_reason is CANCELLED
+    assert await form.rest(first) == [("a", number) for number in range(6)]
+
+
+@every_form
+async def test_R12_a_receive_after_a_cancel_sees_the_end_whatever_was_buffered(form):
+    script = form.script(pairs(9))
+    first, second = form.open(script, 2, max_buffered=5)
+    for number in range(5):
+        assert await form.receive(first) == ("a", number)
+    assert await form.receive(second) == ("b", 0)  # its reader holds the others
+    second.cancel()
+    assert await form.receive(second) is OVER
+    assert await form.receive(first) == ("a", 5)
+
+
+@every_form
+async def test_R12_cancelling_after_the_end_discards_only_what_was_not_received(form):
+    first, second = form.open(form.script([["a", "x"], ["b", None], [None, None]]), 2)
+    assert await form.rest(first) == ["a", "b"]
+    second.cancel()
+    assert await form.rest(second) == []
+    assert second.finish_reason is FinishReason.EOS
+
+
+@forms_that_run_ahead
+@pytest.mark.parametrize("where", ["here", "in a thread", "in the source"])
+async def test_R12_a_consumer_that_waits_sees_the_end_when_its_stream_is_cancelled(form, where):
+    gates = {1: form.gate(), 2: form.gate()}
+
+    def on_step(step):
+        if step == 1 and where == "in the source":
+            second.cancel()
+
+    script = form.script([*pairs(3), [None, None]], gates=gates, on_step=on_step)
+    first, second = form.open(script, 2)
+
+    async def cancel():
+        await gates[1].reached.wait()
+        await form.all_wait()
+        if where == "here":
+            second.cancel()
+        elif where == "in a thread":
+            run_in_threads(second.cancel)
+        else:
+            gates[1].open()
+
+    assert await form.receive(second) == ("b", 0)
+    assert await form.concurrently(partial(form.rest, second), cancel) == [[], None]
+    gates[1].open()
+    gates[2].open()
+    assert await form.rest(first) == [("a", number) for number in range(3)]
+
+
+@forms_in_loops
+async def test_R12_a_stream_may_be_cancelled_from_a_callback_of_the_loop(form):
+    gate = form.gate()
+    first, second = form.open(form.script([*pairs(2), [None, None]], gates={1: gate}), 2)
+    cancel = form.soon(second.cancel)
+
+    async def release():
+        await gate.reached.wait()
+        await form.all_wait()
+        cancel()
+
+    assert await form.receive(second) == ("b", 0)
+    assert await form.concurrently(partial(form.rest, second), release) == [[], None]
+    gate.open()
+    assert await form.rest(first) == [("a", 0), ("a", 1)]
+
+
+@every_form
+async def test_R13_the_source_is_told_of_each_departure_with_its_next_step(form):
+    def on_step(step):
+        if step in {1, 3}:
+            streams[step].cancel()
+
+    steps = [[0, 1, 2, 3]] * 5 + [[Last(0), 1, 2, 3], [None, 1, Last(2), 3]]
+    script = form.script(steps, on_step=on_step)
+    streams = form.open(script, 4)
+    assert await form.rest(streams[0]) == [0] * 6
+    assert await form.rest(streams[2]) == [2] * 7
+    everyone = (0, 1, 2, 3)
+    assert script.told == [None, everyone, (0, 2, 3), (0, 2, 3), (0, 2), (0, 2), (2,)]
+    assert script.told[2] is script.told[3]
+
+
+# ---- locks
+
+
+@every_form
+@pytest.mark.parametrize("place", ["step", "predicate", "close"])
+async def test_R24_live_statistics_and_cancel_never_wait_for_user_code(form, place):
+    holder = []
+
+    def look():
+        [batch] = holder
+        assert batch.live is not None
+        assert batch.statistics().steps >= 0
+        batch[1].cancel()
+
+    def look_from_a_thread():
+        run_in_threads(look)
+        looked.append(place)
+
+    def is_eos(_):
+        if place == "predicate":
+            look_from_a_thread()
+        return False
+
+    def model():
+        try:
+            yield ["a", "x"]
+            if place == "step":
+                look_from_a_thread()
+            yield ["b", None]
+            yield [None, None]
+        finally:
+            if place == "close":
+                look_from_a_thread()
+
+    looked = []
+    holder.append(form.open(form.generator(model()), 2, is_eos=is_eos))
+    assert await form.rest(holder[0][0]) == ["a", "b"]
+    await form.close(holder[0])
+    assert set(looked) == {place}
+
+
+# ---- dropped
+
+
+@every_form
+async def test_R25_dropping_the_last_reference_to_a_stream_cancels_it(form):
+    gates = {1: form.gate(), 2: form.gate()}
+    if not form.runs_ahead:
+        gates = {}
+    script = form.script([*pairs(3), [None, None]], gates=gates)
+    streams = form.streams(script, 2)
+    assert await form.receive(streams[0]) == ("a", 0)
+    for gate in gates.values():
+        await gate.reached.wait()
+        if len(streams) == 2:
+            del streams[1]
+        gate.open()
+    del streams[1:]
+    assert await form.rest(streams[0]) == [("a", 1), ("a", 2)]
+    assert script.told[2] == (0,)
+
+
+@every_form
+async def test_R25_dropping_all_streams_closes_the_source_without_noise(form):
+    script = form.script(pairs(99))
+    streams = form.streams(script, 2, max_buffered=2)
+    await form.receive(streams[0])
+    streams.clear()
+    await script.closed.wait()
+    assert script.asked <= 3
+    gc.collect()
+
+
+@every_form
+async def test_R25_a_batch_that_is_dropped_unread_closes_its_source_without_noise(form):
+    script = form.script(pairs(9))
+    form.streams(script, 2)
+    await script.closed.wait()
+    gc.collect()
+
+
+@every_form
+async def test_R25_a_generator_that_is_left_in_mid_batch_is_closed_without_noise(form):
+    left = form.flag()
+
+    def model():
+        try:
+            yield from (step for step in pairs(99))  # one that can be sent to
+        finally:
+            left.set()
+
+    streams = form.streams(form.generator(model()), 2, max_buffered=2)
+    await form.receive(streams[1])
+    streams.clear()
+    await left.wait()
+    gc.collect()
+
+
+@forms_in_loops
+async def test_R25_a_loop_that_ends_before_its_batch_closes_the_source_without_noise(form):
+    gate = form.gate()
+    script = form.script(pairs(9), gates={1: gate})
+
+    async def leave():
+        streams = form.streams(script, 2)
+        assert await form.receive(streams[0]) == ("a", 0)
+        await form.broken_off(streams[0])
+        return streams
+
+    streams = await form.in_another_loop(leave)
+    streams.clear()
+    gate.open()
+    await script.closed.wait()
+    gc.collect()
+
+
+# ---- context
+
+variable = ContextVar("variable", default="default")
+
+
+@every_form
+async def test_R26_the_source_runs_in_a_copy_of_the_context_of_whoever_opened_the_batch(form):
+    seen = []
+
+    def model():
+        try:
+            seen.append(variable.get())
+            variable.set("of the source")
+            yield ["a"]
+            seen.append(variable.get())
+            yield ["b"]
+            yield [None]
+        finally:
+            seen.append(variable.get())
+
+    variable.set("of the opener")
+    batch = form.open(form.generator(model()), 1)
+    variable.set("changed later")
+    assert await form.rest(batch[0]) == ["a", "b"]
+    await form.close(batch)
+    assert seen == ["of the opener", "of the source", "of the source"]
+    assert variable.get() == "changed later"
+
+
+# ---- other processes
+
+
+@every_form
+async def test_R27_streams_and_batches_refuse_to_be_pickled_or_copied(form):
+    batch = form.open(form.script(pairs(1)), 2)
+    for refuse in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="stream 0 cannot be pickled or copied"):
+            refuse(batch[0])
+        with pytest.raises(TypeError, match="BatchedStream cannot be pickled or copied"):
+            refuse(batch)
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*Trio's signal handling:RuntimeWarning")  # a fork's doing
+@every_form
+@pytest.mark.parametrize("view", ["waited for before", "not read yet", "by time", "never begun"])
+async def test_R27_use_in_a_forked_child_raises_and_the_parent_goes_on(form, view):
+    gate = form.gate()
+    script = form.script([*pairs(3), [None, None]], gates={1: gate})
+    batch = form.open(script, 2)
+    steps = batch.steps()
+    if view == "by time":
+        await form.receive(steps)
+    elif view != "never begun":
+        await form.receive(batch[0])
+    reader = {"not read yet": batch[1], "by time": steps}.get(view, batch[0])
+    told = []
+
+    def use_in_child():
+        async def use():
+            with pytest.raises(ClosedError, match="this batch was opened in another process"):
+                await form.receive(reader)
+            batch[0].cancel()
+            await form.close(batch)
+            return script.closings
+
+        return form.in_own_loop(use)
+
+    # In a thread of its own, which in the child runs no loop.
+    run_in_threads(lambda: told.append(in_forked_child(use_in_child)))
+    assert told == ["0"]
+    gate.open()
+    if view == "by time":
+        assert len(await form.rest(steps)) == 3
+    else:
+        assert (await form.rest(batch[0]))[-1:] == [("a", 2)]
+
+
+# A name of a form, and what reads one output and leaves all else.
+PROGRAMS = {
+    "pulled": """
+        stream = batchstream.demux(source(), 2)[0]
+        next(stream)
+    """,
+    "background": """
+        batch = batchstream.BatchedStream(source(), 2, background=True)
+        next(batch[0])
+    """,
+    "asyncio, async source": """
+        async def main():
+            global streams
+            streams = batchstream.demux(async_source(), 2)
+            await anext(streams[0])
+        asyncio.run(main())
+    """,
+    "asyncio, sync source": """
+        async def main():
+            global batch
+            batch = batchstream.AsyncBatchedStream(source(), 2)
+            await anext(batch[0])
+        asyncio.run(main())
+    """,
+    "trio, async source": """
+        import trio
+        async def main():
+            global streams
+            streams = batchstream.demux(async_source(), 2)
+            await anext(streams[0])
+        trio.run(main)
+    """,
+    "trio, sync source": """
+        import trio
+        async def main():
+            global batch
+            batch = batchstream.AsyncBatchedStream(source(), 2)
+            await anext(batch[0])
+        trio.run(main)
+    """,
+}
+
+SOURCES = """
+    import asyncio
+    import threading
+    import batchstream
+
+    def source():
+        yield ["a", "x"]
+        while {condition}:
+            yield ["a", "x"]
+
+    async def async_source():
+        for step in source():
+            yield step
+"""
+
+
+@pytest.mark.parametrize("condition", ["True", "threading.Event().wait()"], ids=["ready", "stuck"])
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_R28_a_program_that_abandons_streams_exits_silently_and_soon(form, condition):
+    if condition != "True" and (form.source_is_async or not form.runs_ahead):
+        pytest.skip("a source that blocks its consumer's own thread can be left by nobody")
+    if form.name.startswith("trio"):
+        pytest.importorskip("trio")
+    program = textwrap.dedent(SOURCES.format(condition=condition)) + textwrap.dedent(
+        PROGRAMS[form.name]
+    )
+    completed = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-X", "dev", "-c", program],
+        capture_output=True,
+        timeout=TIMEOUT,
+        check=False,
+        text=True,
+    )
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
+
+
+@every_form
+async def test_R28_once_a_batch_is_closed_its_thread_has_ended(form):
+    batch = form.open(form.script(pairs(99)), 2, max_buffered=2)
+    await form.receive(batch[0])
+    await form.close(batch)
+    for thread in pump_threads():
+        if form.name != "background":  # in a loop the end is waited for, and not the last instant
+            thread.join(TIMEOUT)
+        assert not thread.is_alive()
