@@ -1,15 +1,16 @@
 """Draws the layers of the package from its import statements: the picture that opens design.md.
 
-`python docs/draw_layers.py` prints the folders floor by floor, the highest first. Below are the
-functions that conf.py and the tests call.
+`python docs/draw_layers.py` prints the folders, the highest first. Below are the functions that
+conf.py and the tests call.
 """
 
 from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+
+from svg import arrow, element, picture, text
 
 PACKAGE = Path(__file__).parent.parent / "batchstream"
 
@@ -18,16 +19,8 @@ PAD = 14
 LINE = 18
 GAP = 30  # between two floors: the arrows stand there
 LETTER = 7.3  # how wide a letter of a module's name is
-
-STYLE = """
-.layers text { fill: var(--color-foreground-primary, #222); font: 14px sans-serif; }
-.layers .folder { font: bold 14px monospace; }
-.layers .module { font: 12px monospace; fill: var(--color-foreground-secondary, #555); }
-.layers rect { fill: var(--color-background-secondary, #f6f6f6);
-  stroke: var(--color-foreground-border, #999); }
-.layers path { fill: none; stroke: var(--color-foreground-muted, #777); stroke-width: 1.5; }
-.layers marker path { fill: var(--color-foreground-muted, #777); stroke: none; }
-"""
+BETWEEN = "\N{NO-BREAK SPACE}" * 2  # two names; SVG makes one space of two plain ones
+TIP = "layers-tip"
 
 
 def modules(package: Path = PACKAGE) -> dict[str, set[str]]:
@@ -57,7 +50,7 @@ def _imports(file: Path, known: set[str]) -> set[str]:
 
 
 def _is_ours(name: str) -> bool:
-    return name.split(".")[0] == PACKAGE.name
+    return name.partition(".")[0] == PACKAGE.name
 
 
 def _nearest(name: str, known: set[str]) -> str:
@@ -114,9 +107,15 @@ def arrows(needs: dict[str, set[str]]) -> list[tuple[str, str]]:
     )
 
 
-def text(imports: dict[str, set[str]]) -> str:
-    """Return the folders floor by floor, the highest first."""
-    return "\n".join("  ".join(floor) for floor in floors(folders(imports)))
+def names(imports: dict[str, set[str]]) -> str:
+    """Return the folders line by line, the highest first."""
+    return "\n".join(folder for floor in floors(folders(imports)) for folder in floor)
+
+
+def roles(text: str) -> dict[str, str]:
+    """Return what each folder is for, from lines such as `_core: what a step means`."""
+    pairs = [line.partition(":") for line in text.splitlines()]
+    return {folder: role.strip() for folder, _, role in pairs}
 
 
 @dataclass
@@ -131,10 +130,11 @@ class Box:
 
     @property
     def height(self) -> float:
+        """With room for the name and all lines."""
         return PAD * 2 + LINE * len(self.lines) + 14
 
 
-def svg(imports: dict[str, set[str]], roles: dict[str, str]) -> str:
+def draw(imports: dict[str, set[str]], roles: dict[str, str]) -> str:
     """Return the picture: a box for each folder, with what it is for and the modules in it."""
     needs = folders(imports)
     boxes: dict[str, Box] = {}
@@ -148,14 +148,17 @@ def svg(imports: dict[str, set[str]], roles: dict[str, str]) -> str:
             boxes[folder].lines += [("", "")] * (highest - len(boxes[folder].lines))
             below = y + boxes[folder].height + GAP
         y = below
-    return "\n".join(_draw(boxes, arrows(needs), y - GAP + 1))
+    parts = [part for folder, box in boxes.items() for part in _drawn(folder, box)]
+    parts += [_drawn_arrow(boxes[upper], boxes[lower]) for upper, lower in arrows(needs)]
+    label = "The folders of the package, each above what it imports"
+    return picture(parts, WIDTH, y - GAP + 1, label, TIP)
 
 
 def _box(
     folder: str, imports: dict[str, set[str]], role: str, at: tuple[float, float], width: float
 ) -> Box:
     room = width - 2 * PAD
-    inside = [("module", line) for line in _wrap(_inside(folder, imports), room / LETTER, "  ")]
+    inside = [("code", line) for line in _wrap(_inside(folder, imports), room / LETTER, BETWEEN)]
     if len(folder) * 8.5 + 14 + len(role) * 6.6 > room:
         lines = [("role", line) for line in _wrap(role.split(), room / 6.6, " ")]
         return Box(*at, width, "", lines + inside)
@@ -183,37 +186,21 @@ def _wrap(words: list[str], length: float, between: str) -> list[str]:
     return lines
 
 
-def _draw(boxes: dict[str, Box], between: list[tuple[str, str]], height: float) -> list[str]:
-    drawn = [
-        f'<svg class="layers" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" '
-        f'role="img" aria-label="The folders of the package, each above what it imports">',
-        f"<style>{STYLE}</style>",
-        '<defs><marker id="layers-tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" '
-        'markerHeight="7" orient="auto"><path d="M0,0 L8,4 L0,8 z"/></marker></defs>',
+def _drawn(folder: str, box: Box) -> list[str]:
+    x, y = box.x + PAD, box.y + PAD + 11
+    return [
+        element("rect", x=box.x, y=box.y, width=box.width, height=box.height, rx=6),
+        text(folder, x, y, "name"),
+        text(box.role, x + len(folder) * 8.5 + 14, y, "role"),
+        *(text(line, x, y + n * LINE, kind) for n, (kind, line) in enumerate(box.lines, 1)),
     ]
-    for folder, box in boxes.items():
-        x, y = box.x + PAD, box.y + PAD + 11
-        drawn += [
-            f'<rect x="{box.x:g}" y="{box.y:g}" width="{box.width:g}" height="{box.height:g}" '
-            f'rx="6"/>',
-            f'<text x="{x:g}" y="{y:g}" class="folder">{escape(folder)}</text>',
-            f'<text x="{x + len(folder) * 8.5 + 14:g}" y="{y:g}">{escape(box.role)}</text>',
-        ]
-        drawn += [
-            f'<text x="{x:g}" y="{y + n * LINE:g}" class="{kind}" xml:space="preserve">'
-            f"{escape(line)}</text>"
-            for n, (kind, line) in enumerate(box.lines, 1)
-            if line
-        ]
-    for upper, lower in between:
-        start, end = boxes[upper], boxes[lower]
-        narrow = min(start, end, key=lambda box: box.width)
-        drawn.append(
-            f'<path d="M{narrow.x + narrow.width / 2:g},{start.y + start.height:g} V{end.y:g}" '
-            f'marker-end="url(#layers-tip)"/>'
-        )
-    return [*drawn, "</svg>"]
+
+
+def _drawn_arrow(upper: Box, lower: Box) -> str:
+    narrow = min(upper, lower, key=lambda box: box.width)
+    x = narrow.x + narrow.width / 2
+    return arrow(f"M{x:g},{upper.y + upper.height:g} V{lower.y:g}", TIP)
 
 
 if __name__ == "__main__":
-    print(text(modules()))
+    print(names(modules()))

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from html import escape
 from importlib import import_module
 from pathlib import Path
+
+from svg import arrow, element, picture, text
 
 Table = Mapping[tuple[str, str], str]
 
@@ -22,16 +23,6 @@ SMALL = 6.4  # and of an event
 LINE = 15
 LANE = 30  # from one arrow over other states to the next
 
-STYLE = """
-.life text { fill: var(--color-foreground-primary, #222); font: 14px sans-serif; }
-.life .event { font: 12px sans-serif; fill: var(--color-foreground-secondary, #555); }
-.life rect { fill: var(--color-background-secondary, #f6f6f6);
-  stroke: var(--color-foreground-border, #999); }
-.life rect.last { stroke-width: 3; }
-.life path { fill: none; stroke: var(--color-foreground-muted, #777); stroke-width: 1.5; }
-.life circle, .life marker path { fill: var(--color-foreground-muted, #777); stroke: none; }
-"""
-
 
 def table(name: str) -> dict[tuple[str, str], str]:
     """Return a table of the code by its dotted name, with the states and events as text."""
@@ -40,7 +31,7 @@ def table(name: str) -> dict[tuple[str, str], str]:
     return {(str(state), str(event)): str(after) for (state, event), after in found.items()}
 
 
-def text(life: Table) -> str:
+def lines(life: Table) -> str:
     """Return a table as lines: state, event, and the state after it."""
     rows = [(state, event, "->", after) for (state, event), after in life.items()]
     widths = [max(len(row[n]) for row in rows) for n in range(3)]
@@ -107,30 +98,25 @@ class Picture:
             x += self._width + max(map(len, names), default=0) * SMALL + 44
         return at
 
-    def svg(self, name: str) -> str:
+    def draw(self, name: str) -> str:
         """Return the picture, called by a name that no other on its page has."""
         tip = f"{name}-tip"
-        drawn = [
-            f'<svg class="life" xmlns="http://www.w3.org/2000/svg" role="img" '
-            f'viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}" '
-            f'style="max-width: 100%" aria-label="{escape(self._label())}">',
-            f"<style>{STYLE}</style>",
-            f'<defs><marker id="{tip}" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" '
-            'markerHeight="7" orient="auto"><path d="M0,0 L8,4 L0,8 z"/></marker></defs>',
-        ]
+        parts: list[str] = []
         for state, (x, y) in self._at.items():
-            last = ' class="last"' if state in self._ended else ""
-            drawn += [
-                f'<rect x="{x:g}" y="{y:g}" width="{self._width:g}" height="{HEIGHT}" rx="19"'
-                f"{last}/>",
-                self._words(x + self._width / 2, y + 24, [state], ""),
+            kind = "last" if state in self._ended else "state"
+            box = {"x": x, "y": y, "width": self._width, "height": HEIGHT, "rx": HEIGHT / 2}
+            parts += [
+                element("rect", class_=kind, **box),
+                text(state, x + self._width / 2, y + 24, "middle"),
             ]
         x, y = self._at[self._columns[0][0]]
-        drawn.append(f'<circle cx="6" cy="{y + HEIGHT / 2:g}" r="5"/>')
-        drawn.append(self._path(f"M10,{y + HEIGHT / 2:g} H{x:g}", tip))
+        parts += [
+            element("circle", cx=6, cy=y + HEIGHT / 2, r=5, class_="tip"),
+            arrow(f"M10,{y + HEIGHT / 2:g} H{x:g}", tip),
+        ]
         for (state, after), events in self._events.items():
-            drawn += self._arrow(state, after, events, tip)
-        return "\n".join([*drawn, "</svg>"])
+            parts += self._arrow(state, after, events, tip)
+        return picture(parts, self.width, self.height, self._label(), tip)
 
     def _label(self) -> str:
         return "; ".join(
@@ -146,8 +132,8 @@ class Picture:
             middle = x + self._width / 2
             path = f"M{middle - 14:g},{y:g} c-6,-26 34,-26 28,0"
             return [
-                self._path(path, tip),
-                self._words(middle, y - 26 - LINE * (len(events) - 1), events, "event"),
+                arrow(path, tip),
+                self._words(middle, y - 26 - LINE * (len(events) - 1), events),
             ]
         if step == 1:
             along = (right + to_x) / 2
@@ -158,14 +144,14 @@ class Picture:
             if y == to_y:  # one half above the arrow, the other below
                 above = (len(events) + 1) // 2
                 return [
-                    self._path(path, tip),
-                    self._words(along, y + half - 6 - LINE * (above - 1), events[:above], "event"),
-                    self._words(along, y + half + LINE, events[above:], "event"),
+                    arrow(path, tip),
+                    self._words(along, y + half - 6 - LINE * (above - 1), events[:above]),
+                    self._words(along, y + half + LINE, events[above:]),
                 ]
             up = to_y < y
             beside = along - 4 - max(map(len, events)) * SMALL / 2
             top = y + half + (to_y - y) * 0.7 - (LINE * (len(events) - 1) - 4 if up else -6)
-            return [self._path(path, tip), self._words(beside, top, events, "event")]
+            return [arrow(path, tip), self._words(beside, top, events)]
         # Over others, or back: along a lane of its own above or below all of them.
         lane = self._lanes[state, after]
         far = self._first_lane + LANE * lane
@@ -181,7 +167,7 @@ class Picture:
             middle = x + self._width / 2 + (12 if down else -12)
             side = 8 + max(map(len, events)) * SMALL / 2
             return [
-                self._path(f"M{middle:g},{start:g} V{end:g}", tip),
+                arrow(f"M{middle:g},{start:g} V{end:g}", tip),
                 self._words(
                     middle + (side if down else -side), (start + end) / 2 + 4, events, "event"
                 ),
@@ -194,26 +180,21 @@ class Picture:
             f"{(start + end) / 2:g},{turn:g} S{end:g},{turn:g} {end:g},{edge[1]:g}"
         )
         return [
-            self._path(path, tip),
-            self._words((start + end) / 2, turn - 5, [", ".join(events)], "event"),
+            arrow(path, tip),
+            self._words((start + end) / 2, turn - 5, [", ".join(events)]),
         ]
 
-    def _path(self, path: str, tip: str) -> str:
-        return f'<path d="{path}" marker-end="url(#{tip})"/>'
-
-    def _words(self, x: float, y: float, lines: list[str], kind: str) -> str:
+    def _words(self, x: float, y: float, events: list[str]) -> str:
         return "\n".join(
-            f'<text x="{x:g}" y="{y + n * LINE:g}" class="{kind}" text-anchor="middle">'
-            f"{escape(line)}</text>"
-            for n, line in enumerate(lines)
+            text(event, x, y + n * LINE, "small middle") for n, event in enumerate(events)
         )
 
 
-def svg(life: Table, name: str) -> str:
+def draw(life: Table, name: str) -> str:
     """Return the picture of a table, called by a name that no other on its page has."""
-    return Picture(life).svg(name)
+    return Picture(life).draw(name)
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    print("\n\n".join(text(table(name)) for name in sys.argv[1:]))
+    print("\n\n".join(lines(table(name)) for name in sys.argv[1:]))

@@ -79,6 +79,7 @@ async def test_R02_streams_that_nobody_else_holds_give_the_same(form):
 
 
 @every_form
+@pytest.mark.rule(1)
 async def test_R02_a_generator_is_a_source_like_any_other(form):
     told = []
 
@@ -198,6 +199,7 @@ async def test_R04_a_receive_broken_off_while_it_waits_takes_nothing(form, held)
 
 @forms_in_loops
 @pytest.mark.parametrize("when", ["before", "with", "after"])
+@pytest.mark.rule(23)
 async def test_R04_a_receive_cancelled_by_the_step_that_brings_its_output_loses_nothing(form, when):
     gate = form.gate()
     scope = form.scope()
@@ -224,6 +226,7 @@ async def test_R04_a_receive_cancelled_by_the_step_that_brings_its_output_loses_
 
 
 @forms_in_loops
+@pytest.mark.rule(23)
 async def test_R04_a_receive_cancelled_when_it_was_already_woken_loses_nothing(form):
     rounds = 20
     gates = {number: form.gate() for number in range(rounds)}
@@ -277,6 +280,7 @@ async def test_R14_a_cancelled_consumer_is_cancelled_and_nobody_else(form):
 
 
 @every_form
+@pytest.mark.rule(4)
 async def test_R21_a_second_consumer_at_the_same_time_is_refused_and_the_first_served(form):
     gate = form.gate()
     [stream] = form.open(form.script([["a"], [None]], gates={0: gate}), 1)

@@ -240,6 +240,7 @@ async def test_R10_closing_from_inside_the_source_is_no_deadlock(form):
 
 
 @every_form
+@pytest.mark.rule(10)
 async def test_an_error_of_closing_is_raised_by_closing_once(form):
     script = form.script(pairs(99), raise_at_close=OSError("cannot free"))
     batch = form.open(script, 2, max_buffered=2)
@@ -251,6 +252,7 @@ async def test_an_error_of_closing_is_raised_by_closing_once(form):
 
 
 @every_form
+@pytest.mark.rule(10)
 async def test_an_error_of_closing_goes_to_the_hook_where_nobody_waits_for_it(form):
     heard = []
     original = OSError("cannot free")

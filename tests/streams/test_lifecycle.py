@@ -213,6 +213,7 @@ def test_R28_a_program_that_abandons_streams_exits_silently(name):
     assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
 
 
+@pytest.mark.rule(19)
 def test_R25_received_outputs_are_let_go_of_in_the_end():
     class Output:
         pass

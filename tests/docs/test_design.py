@@ -1,0 +1,160 @@
+"""The design page, and the scripts that draw its pictures, against the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import draw_layers
+import draw_lives
+import pytest
+
+from test_layering import BELOW
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "design.md").read_text()
+LIVES = re.findall(r"^```\{life\} (\S+)\n(.*?)\n```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def words_in(picture):
+    return {"".join(element.itertext()) for element in ET.fromstring(picture).iter()}  # noqa: S314
+
+
+# ---- the layers
+
+
+def package_of(folder, files):
+    for path, code in files.items():
+        file = folder / "batchstream" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(code)
+    return folder / "batchstream"
+
+
+THREE_FLOORS = {
+    "__init__.py": "from batchstream._upper.a import name",
+    "_upper/__init__.py": "",
+    "_upper/a.py": "from batchstream._lower import b\nfrom batchstream._lower.c import name",
+    "_lower/__init__.py": "",
+    "_lower/b.py": "import batchstream._lower.c\nimport sys",
+    "_lower/c.py": "",
+}
+
+
+def test_what_a_module_imports_is_read_from_its_statements(tmp_path):
+    assert draw_layers.modules(package_of(tmp_path, THREE_FLOORS)) == {
+        "__init__": {"_upper/a"},
+        "_upper": set(),
+        "_upper/a": {"_lower/b", "_lower/c"},
+        "_lower": set(),
+        "_lower/b": {"_lower/c"},
+        "_lower/c": set(),
+    }
+
+
+def test_a_folder_stands_above_all_that_it_imports(tmp_path):
+    imports = draw_layers.modules(package_of(tmp_path, THREE_FLOORS))
+    assert draw_layers.names(imports).splitlines() == ["__init__", "_upper", "_lower"]
+
+
+def test_a_circle_of_imports_is_not_drawn():
+    with pytest.raises(ValueError, match=r"circle of imports among a, b$"):
+        draw_layers.floors({"a": {"b"}, "b": {"a"}, "c": set()})
+
+
+def test_an_arrow_that_others_stand_for_is_left_out():
+    needs = {"top": {"middle", "bottom"}, "middle": {"bottom"}, "bottom": set(), "other": set()}
+    assert draw_layers.arrows(needs) == [("middle", "bottom"), ("top", "middle")]
+
+
+def test_the_picture_of_the_layers_is_the_one_that_imports_are_held_against():
+    needs = draw_layers.folders(draw_layers.modules())
+    parts = needs.pop("integrations")
+    assert set(needs) == set(BELOW)
+    for folder, needed in needs.items():
+        assert needed <= BELOW[folder]
+    assert parts <= set(BELOW)
+
+
+def test_the_page_lists_the_folders_in_the_order_of_the_picture():
+    [block] = re.findall(r"^```\{layers\}\n(.*?)\n```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert PAGE.index("```{layers}") < PAGE.index("\n## "), "the page opens with the picture"
+    roles = draw_layers.roles(block)
+    assert "\n".join(roles) == draw_layers.names(draw_layers.modules())
+    assert all(roles.values())
+
+
+def test_every_folder_and_module_is_in_the_picture():
+    imports = draw_layers.modules()
+    folders = draw_layers.folders(imports)
+    shown = words_in(draw_layers.draw(imports, dict.fromkeys(folders, "its role")))
+    lines = set(" ".join(shown).replace("\N{NO-BREAK SPACE}", " ").split())
+    assert set(folders) <= shown
+    assert {"/".join(module.split("/")[1:2]) for module in imports} - {""} <= lines
+
+
+# ---- life cycles
+
+
+def test_the_page_shows_the_life_of_a_batch():
+    assert "batchstream._core.demultiplexer.BATCH_TRANSITIONS" in dict(LIVES)
+
+
+@pytest.mark.parametrize(("name", "lines"), LIVES, ids=[name for name, _ in LIVES])
+def test_a_life_cycle_on_the_page_is_the_one_in_the_code(name, lines):
+    assert lines == draw_lives.lines(draw_lives.table(name))
+
+
+@pytest.mark.parametrize("name", dict(LIVES))
+def test_every_state_and_event_is_in_the_picture(name):
+    life = draw_lives.table(name)
+    lines = {word for words in words_in(draw_lives.draw(life, "x")) for word in words.split(", ")}
+    assert {word for pair in life for word in pair} | set(life.values()) <= lines
+
+
+FORK_AND_BACK = {
+    ("new", "start"): "running",
+    ("new", "drop"): "over",
+    ("running", "go on"): "running",
+    ("running", "end"): "over",
+    ("running", "fail"): "failed",
+    ("over", "open"): "running",
+}
+
+
+def test_the_states_stand_in_the_order_of_a_life():
+    assert draw_lives.columns(FORK_AND_BACK) == [["new"], ["running"], ["over", "failed"]]
+
+
+def test_a_state_that_nothing_leads_out_of_is_marked_as_the_last():
+    picture = ET.fromstring(draw_lives.draw(FORK_AND_BACK, "x"))  # noqa: S314
+    boxes = [element for element in picture.iter() if element.tag.endswith("rect")]
+    assert [box.get("class") for box in boxes] == ["state", "state", "state", "last"]
+
+
+def test_the_picture_says_what_it_shows_to_readers_that_cannot_see_it():
+    picture = ET.fromstring(draw_lives.draw(FORK_AND_BACK, "x"))  # noqa: S314
+    assert picture.get("aria-label").startswith("new to running by start; new to over by drop; ")
+
+
+# ---- to change X, start in Y
+
+
+def starting_points():
+    [table] = re.findall(r"^\| to change .*\n\|[-|]+\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
+
+
+def test_a_dozen_changes_and_more_have_a_place_to_start():
+    assert len(starting_points()) >= 12
+
+
+@pytest.mark.parametrize("row", starting_points(), ids=lambda row: row[0])
+def test_the_files_to_start_in_exist(row):
+    _, *cells = row
+    assert len(cells) == 2
+    for cell in cells:
+        paths = re.findall(r"`([\w/.]+)`", cell)
+        assert paths
+        assert all((ROOT / "batchstream" / path).exists() for path in paths), cell
