@@ -97,8 +97,16 @@ def test_every_folder_and_module_is_in_the_picture():
 # ---- life cycles
 
 
-def test_the_page_shows_the_life_of_a_batch():
-    assert "batchstream._core.demultiplexer.BATCH_TRANSITIONS" in dict(LIVES)
+def test_the_page_shows_every_life_cycle_that_the_code_has_as_a_table():
+    tables = {
+        f"{'.'.join(path.relative_to(ROOT).with_suffix('').parts)}.{name}"
+        for path in (ROOT / "batchstream").rglob("*.py")
+        for name in re.findall(
+            r"^(\w+(?:_LIFE|_TRANSITIONS)): Final\[dict\[tuple", path.read_text(), re.MULTILINE
+        )
+    }
+    assert "batchstream._core.demultiplexer.BATCH_TRANSITIONS" in tables
+    assert set(dict(LIVES)) == tables
 
 
 @pytest.mark.parametrize(("name", "lines"), LIVES, ids=[name for name, _ in LIVES])
