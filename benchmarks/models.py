@@ -38,7 +38,7 @@ class Request:
         yield Last(f"{number}:{self.length - 1}")
 
     def check(self, received: list[str]) -> None:
-        """Check that this is what was asked for: all of it, in its order, and no other request's."""
+        """Check that this is what was asked for: all of it, in order, and no other request's."""
         assert received == list(self.outputs()), (self, received[:3], len(received))
 
 
@@ -77,7 +77,7 @@ def batched_steps(lengths: Sequence[int], capacity: int) -> int:
 
 
 class Engine:
-    """Steps the requests in all slots: what `ContinuousBatcher` drives, and what a loop by hand does."""
+    """Steps the requests in all slots, driven by `ContinuousBatcher` or by a loop by hand."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds

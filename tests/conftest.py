@@ -1,7 +1,9 @@
 """Settings for every test of the core: nothing here needs more than the core's test packages."""
 
 import os
+import sys
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -9,3 +11,11 @@ settings.register_profile(
 )
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=5_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture
+def unheard(monkeypatch):
+    """Collect what `sys.unraisablehook` is given."""
+    errors = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda about: errors.append(about.exc_value))
+    return errors

@@ -2,7 +2,7 @@
 
     python tests/mutants.py [--check] [name …]
 
-Each mutant is one wrong line that somebody might well write. It is applied to a copy of the
+Each mutant is one wrong line that one might well write. It is applied to a copy of the
 package, and the core's tests are run on that copy until one fails. A mutant that survives, or that
 no longer applies, is an error: either the tests are blind to it, or it has to be written anew.
 In the end the tests that noticed are run on an unbroken copy, where all of them have to pass.
@@ -37,6 +37,9 @@ TESTS = (
     "test_demux_stateful.py",
     "test_schedules.py",
     "test_loops.py",
+    "test_interrupts.py",
+    "test_garbage.py",
+    "test_async_sources.py",
     "test_contract_closing.py",
     "test_properties.py",
     "test_contract.py",
@@ -73,9 +76,7 @@ LOOP = ("test_races_asyncio.py",)
 THREADS = ("test_races_threads.py",)
 BATCHERS_IN_LOOP = ("test_races_batchers_asyncio.py",)
 BATCHERS_IN_THREADS = ("test_races_batchers_threads.py",)
-DRAINS = (
-    "test_regressions.py::test_R02_draining_while_the_pump_appends_loses_and_repeats_nothing",
-)
+DRAINS = ("test_draining.py::test_draining_while_the_pump_appends_loses_and_repeats_nothing",)
 
 UNBROKEN = Mutant("nothing is broken", "class _Draft(", "class _Draft(")
 
@@ -136,7 +137,7 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "a predicate that raises fails everybody",
+        "a predicate that raises fails every stream",
         "            except Exception as error:  # noqa: BLE001 - the predicate is the caller's\n",
         "            except ZeroDivisionError if False else () as error:\n",
     ),
@@ -156,7 +157,7 @@ MUTANTS = [
         '("running", "fail"): "running",',
     ),
     Mutant(
-        "the source runs on when nobody is live",
+        "the source runs on when no stream is live",
         "            self._source.close_quietly()\n",
         "            pass\n",
     ),
@@ -228,7 +229,7 @@ MUTANTS = [
         "        own = cls(*error.args)\n",
     ),
     Mutant(
-        "the consumer's own context goes to everybody",
+        "the error's context goes to every consumer",
         "        forget_context(error, sys.exception())\n",
         "",
     ),
@@ -516,7 +517,7 @@ MUTANTS = [
         BATCHERS_IN_THREADS,
     ),
     Mutant(
-        "whoever ends a request does not look whether it has joined",
+        "a request that ends is not checked for having joined",
         "        if (pump := request.pump) is not None:\n",
         "        if (pump := None) is not None:\n",
         BATCHERS_IN_THREADS,
@@ -552,13 +553,13 @@ MUTANTS = [
         BATCHERS_IN_LOOP,
     ),
     Mutant(
-        "nobody waits for others to share a batch",
+        "no request waits for others to share a batch",
         "        return min(map(self._patient_until, fitting))\n",
         "        return arrived\n",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
-        "a worker that takes a batch calls nobody for those who are left",
+        "a worker that takes a batch wakes no other for the requests that are left",
         "                self._workers.note_call(self._admission.wake_at)\n            elif at",
         "                pass\n            elif at",
         BATCHERS_IN_LOOP,

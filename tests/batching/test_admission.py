@@ -48,6 +48,7 @@ def names(tickets):
 # ---- take
 
 
+@pytest.mark.rule(29)
 @pytest.mark.parametrize(
     ("waiting", "slots", "taken"),
     [
@@ -60,12 +61,13 @@ def names(tickets):
         (["b1", "a1", "a2", "a3"], 3, ["b1"]),
     ],
 )
-def test_R29_without_timeout_the_oldest_group_goes_at_once(waiting, slots, taken):
+def test_without_timeout_the_oldest_group_goes_at_once(waiting, slots, taken):
     made, _ = admission(waiting)
     assert names(made.take(9.0, slots=slots)) == taken
     assert made.waiting == len(waiting) - len(taken)
 
 
+@pytest.mark.rule(29)
 @pytest.mark.parametrize(
     ("waiting", "now", "taken"),
     [
@@ -79,30 +81,32 @@ def test_R29_without_timeout_the_oldest_group_goes_at_once(waiting, slots, taken
         (["a1", "b1"], 5.5, ["a1"]),
     ],
 )
-def test_R29_a_group_is_ready_when_it_is_full_or_its_oldest_has_waited(waiting, now, taken):
+def test_a_group_is_ready_when_it_is_full_or_its_oldest_has_waited(waiting, now, taken):
     made, _ = admission(waiting, batch_timeout=5.0)
     assert names(made.take(now, slots=SIZE)) == taken
 
 
+@pytest.mark.rule(29)
 @pytest.mark.parametrize(
     ("costs", "slots", "spent", "taken"),
     [
         ([2, 2, 2], 3, 0, 2),
         ([2, 3], 3, 0, 2),  # exactly the limit
         ([5, 1], 3, 0, 1),
-        ([3, 1], 3, 3, 0),  # nobody jumps the queue
+        ([3, 1], 3, 3, 0),  # no request jumps the queue
         ([1, 3, 1], 3, 2, 1),
         ([0, 0, 0, 0], 3, 5, 3),
         ([1, 1], 1, 0, 1),
     ],
 )
-def test_R29_the_cost_of_a_batch_never_exceeds_its_limit(costs, slots, spent, taken):
+def test_the_cost_of_a_batch_never_exceeds_its_limit(costs, slots, spent, taken):
     tickets = [Ticket(str(number), cost=cost) for number, cost in enumerate(costs)]
     made, _ = admission(tickets, max_batch_cost=5.0)
     assert len(made.take(0.0, slots=slots, spent=spent)) == taken
 
 
-def test_R29_a_group_whose_next_request_does_not_fit_is_full():
+@pytest.mark.rule(29)
+def test_a_group_whose_next_request_does_not_fit_is_full():
     tickets = [Ticket("a", cost=3.0), Ticket("b", cost=3.0)]
     made, _ = admission(tickets[:1], max_batch_cost=5.0, batch_timeout=9.0)
     assert made.take(0.0, slots=SIZE) == []
@@ -112,7 +116,8 @@ def test_R29_a_group_whose_next_request_does_not_fit_is_full():
     assert made.wake_at() == 9.0
 
 
-def test_R29_what_costs_more_than_a_batch_is_refused_and_does_not_wait():
+@pytest.mark.rule(29)
+def test_what_costs_more_than_a_batch_is_refused_and_does_not_wait():
     made, _ = admission(max_batch_cost=5.0)
     with pytest.raises(ValueError, match=r"costs 5.5, more than a batch may cost: 5.0"):
         made.submit(Ticket("a", cost=5.5))
@@ -120,7 +125,8 @@ def test_R29_what_costs_more_than_a_batch_is_refused_and_does_not_wait():
     assert made.wake_at() is None
 
 
-def test_R29_more_than_may_wait_are_refused_and_counted_right():
+@pytest.mark.rule(29)
+def test_more_than_may_wait_are_refused_and_counted_right():
     made, waiting = admission(["a1", "b1"], max_pending=2)
     with pytest.raises(OverloadedError) as raised:
         made.submit(Ticket("c"))
@@ -130,7 +136,7 @@ def test_R29_more_than_may_wait_are_refused_and_counted_right():
     assert made.waiting == 2
 
 
-def test_groups_are_told_apart_by_identity():
+def test_groups_are_distinguished_by_identity():
     class Key:
         def __eq__(self, other):
             raise AssertionError("a group was compared")
@@ -147,7 +153,7 @@ def test_groups_are_told_apart_by_identity():
 # ---- those who leave
 
 
-def test_whoever_is_withdrawn_is_withdrawn_once():
+def test_a_request_is_withdrawn_once():
     made, (first, second) = admission(["a1", "a2"])
     assert made.withdraw(first)
     assert not made.withdraw(first)
@@ -156,7 +162,7 @@ def test_whoever_is_withdrawn_is_withdrawn_once():
     assert not made.withdraw(Ticket("stranger"))
 
 
-def test_those_whose_time_is_over_come_out_the_earliest_first():
+def test_expired_requests_come_out_the_earliest_first():
     tickets = [Ticket(str(until), wait_until=until) for until in (3.0, 1.0, None, 2.0, 1.0)]
     made, _ = admission(tickets)
     assert made.expire(0.9) == []
@@ -167,7 +173,7 @@ def test_those_whose_time_is_over_come_out_the_earliest_first():
     assert made.take_all() == [tickets[2]]
 
 
-def test_nobody_expires_who_has_joined_or_was_withdrawn():
+def test_no_request_expires_that_has_joined_or_was_withdrawn():
     tickets = [Ticket(name, wait_until=1.0) for name in "abc"]
     made, _ = admission(tickets)
     made.withdraw(tickets[1])
@@ -188,7 +194,8 @@ def test_wake_at_is_the_earliest_of_all_reasons():
     assert made.wake_at() == 6.0
 
 
-def test_R29_a_request_that_may_not_wait_for_long_lets_its_batch_go_at_half_of_that_time():
+@pytest.mark.rule(29)
+def test_a_batch_goes_at_half_of_the_time_that_its_request_may_wait():
     made, _ = admission(batch_timeout=5.0)
     made.submit(Ticket("a", arrived=1.0))
     made.submit(Ticket("b", arrived=2.0, wait_until=4.0))
@@ -196,7 +203,8 @@ def test_R29_a_request_that_may_not_wait_for_long_lets_its_batch_go_at_half_of_t
     assert names(made.take(3.0, slots=SIZE)) == ["a", "b"]
 
 
-def test_R29_those_for_whom_there_is_room_do_not_count_as_waiting():
+@pytest.mark.rule(29)
+def test_requests_for_which_there_is_room_do_not_count_as_waiting():
     made, _ = admission(["a1"], max_pending=1)
     with pytest.raises(OverloadedError):
         made.submit(Ticket("b"), room=0)
@@ -205,14 +213,14 @@ def test_R29_those_for_whom_there_is_room_do_not_count_as_waiting():
         made.submit(Ticket("c"), room=1)
 
 
-def test_take_all_gives_everybody_in_the_order_of_arrival():
+def test_take_all_gives_every_request_in_the_order_of_arrival():
     made, waiting = admission(["a1", "b1", "a2", "c1", "b2"])
     assert made.take_all() == waiting
     assert made.take_all() == []
     assert (made.waiting, made.wake_at()) == (0, None)
 
 
-def test_memory_entries_of_those_who_have_left_are_tidied_up():
+def test_memory_entries_of_requests_that_have_left_are_tidied_up():
     made, _ = admission()
     for number in range(1000):
         made.submit(ticket := Ticket(str(number), wait_until=1e9))
@@ -225,7 +233,7 @@ def test_memory_entries_of_those_who_have_left_are_tidied_up():
 
 
 class AdmissionMachine(RuleBasedStateMachine):
-    """Everybody comes out exactly once, when and as the model says."""
+    """Each request comes out exactly once, when and as the model says."""
 
     @initialize(
         timeout=st.sampled_from([0.0, 2.0]),
@@ -286,7 +294,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         patience=st.none() | st.sampled_from([0.0, 1.0, 3.0]),
     )
     def submit(self, group, cost, patience):
-        self.now += 0.125  # exact, and nobody comes at the same time as another
+        self.now += 0.125  # exact, and no two requests come at the same time
         ticket = Ticket(str(self.submitted), group, cost, self.now)
         ticket.wait_until = None if patience is None else self.now + patience
         if len(self.waiting) == self.max_pending:
@@ -326,7 +334,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @rule()
     def jump_to_wake_at(self):
-        """Nobody comes out before that time, and somebody does then."""
+        """No request comes out before that time, and one does then."""
         at = self.admission.wake_at()
         assert (at is None) == (not self.waiting)
         if at is None:
@@ -354,9 +362,9 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @rule()
     def take_all(self):
-        everybody = list(self.waiting)
-        assert self.admission.take_all() == everybody
-        self.come_out(everybody)
+        waiting = list(self.waiting)
+        assert self.admission.take_all() == waiting
+        self.come_out(waiting)
 
     @invariant()
     def as_many_wait_as_have_not_come_out(self):

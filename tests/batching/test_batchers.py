@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from batchstream import (
     EOS,
     SKIP,
     ConcurrentConsumerError,
+    ContinuousBatcher,
     DeadlineError,
+    DynamicBatcher,
     End,
     Fail,
     FinishReason,
@@ -24,8 +27,9 @@ from batchstream import (
     SlowConsumerError,
     token_ids,
 )
-from batchstream._batching.request import Request
+from support import knobs
 from support.engines import (
+    Echo,
     batchers_in_loops,
     batchers_in_threads,
     continuous_batchers,
@@ -33,7 +37,7 @@ from support.engines import (
     every_batcher,
 )
 from support.forms import OVER
-from support.sources import TIMEOUT, OfUnhashableType, Untouchable
+from support.sources import TIMEOUT, Gate, OfUnhashableType, Untouchable
 from support.strategies import same
 
 pytestmark = pytest.mark.timeout(30)
@@ -45,8 +49,9 @@ LONG = 3600.0
 # ---- outputs
 
 
+@pytest.mark.rule(2, 3)
 @every_batcher
-async def test_R02_R03_each_request_gets_its_own_outputs_in_order_and_ends(form):
+async def test_each_request_gets_its_own_outputs_in_order_and_ends(form):
     batcher = form.batcher(max_batch_size=3)
     requests = ["abcde", "x", "", "pqr", "yz"]
     streams = [form.submit(batcher, request) for request in requests]
@@ -55,8 +60,9 @@ async def test_R02_R03_each_request_gets_its_own_outputs_in_order_and_ends(form)
     assert [stream.end.outputs for stream in streams] == [5, 1, 0, 3, 2]
 
 
+@pytest.mark.rule(2, 3)
 @every_batcher
-async def test_R02_R03_consumers_at_the_same_time_get_each_its_own_outputs(form):
+async def test_consumers_at_the_same_time_get_each_its_own_outputs(form):
     batcher = form.batcher(max_batch_size=3)
     requests = ["abcde", "x", "", "pqr", "yz", "aaaaaaaa", "mn"]
 
@@ -67,8 +73,9 @@ async def test_R02_R03_consumers_at_the_same_time_get_each_its_own_outputs(form)
     assert results == [list(request) for request in requests]
 
 
+@pytest.mark.rule(2)
 @every_batcher
-async def test_R02_a_request_need_not_be_read_to_be_worked_on(form):
+async def test_a_request_need_not_be_read_to_be_worked_on(form):
     batcher = form.batcher(form.model(on_step=lambda _: done.set()))
     done = form.flag()
     stream = form.submit(batcher, "abc")
@@ -76,16 +83,18 @@ async def test_R02_a_request_need_not_be_read_to_be_worked_on(form):
     assert await form.rest(stream) == ["a", "b", "c"]
 
 
+@pytest.mark.rule(6)
 @every_batcher
-async def test_R06_outputs_of_every_kind_pass_untouched(form):
+async def test_outputs_of_every_kind_pass_untouched(form):
     kinds = [Untouchable(), OfUnhashableType(), np.zeros(2), StopIteration, StopIteration(), 0, []]
     batcher = form.batcher()
     for stream in [form.submit(batcher, kinds), form.submit(batcher, kinds)]:
         assert same(await form.rest(stream), kinds)
 
 
+@pytest.mark.rule(6)
 @every_batcher
-async def test_R06_requests_of_every_kind_pass_untouched(form):
+async def test_requests_of_every_kind_pass_untouched(form):
     class Request(Untouchable):
         __iter__ = None
 
@@ -116,8 +125,9 @@ async def test_R06_requests_of_every_kind_pass_untouched(form):
     assert same(seen, [request])
 
 
+@pytest.mark.rule(7)
 @every_batcher
-async def test_R07_a_stream_ends_while_the_model_is_held_in_the_next_step(form):
+async def test_a_stream_ends_while_the_model_is_held_in_the_next_step(form):
     first, gate = form.gate(), form.gate()
     batcher = form.batcher(form.model(gates={0: first, 2: gate}))
     long, short = form.submit(batcher, "abcd"), form.submit(batcher, "x")
@@ -130,8 +140,9 @@ async def test_R07_a_stream_ends_while_the_model_is_held_in_the_next_step(form):
     assert await form.rest(long) == list("abcd")
 
 
+@pytest.mark.rule(5)
 @every_batcher
-async def test_R05_a_finished_stream_stays_finished(form):
+async def test_a_finished_stream_stays_finished(form):
     stream = form.submit(form.batcher(), "a")
     assert await form.rest(stream) == ["a"]
     for _ in range(3):
@@ -155,6 +166,7 @@ async def test_every_marker_may_stand_in_a_step(form):
     assert [stream.end.info for stream in streams] == [{"n": 4}, {"n": 1}, None, None]
 
 
+@pytest.mark.rule(6)
 @every_batcher
 @pytest.mark.parametrize(
     ("options", "given", "received"),
@@ -166,7 +178,7 @@ async def test_every_marker_may_stand_in_a_step(form):
         ({"is_eos": lambda output: output > 5}, [1, 7, 3], [1]),
     ],
 )
-async def test_R06_every_style_of_end_mark(form, options, given, received):
+async def test_every_style_of_end_mark(form, options, given, received):
     stream = form.submit(form.batcher(**options), given)
     assert await form.rest(stream) == received
     assert stream.finish_reason is FinishReason.EOS
@@ -209,8 +221,9 @@ async def test_a_source_that_ends_exhausts_its_streams_or_fails_them(form, requi
     }
 
 
+@pytest.mark.rule(30)
 @every_batcher
-async def test_R30_a_slot_is_known_when_the_request_has_joined_a_batch(form):
+async def test_a_slot_is_known_when_the_request_has_joined_a_batch(form):
     gate = form.gate()
     batcher = form.batcher(form.model(gates={0: gate}), max_batch_size=1)
     first, second = await form.submit_behind(batcher, gate, "a", "b")
@@ -223,8 +236,9 @@ async def test_R30_a_slot_is_known_when_the_request_has_joined_a_batch(form):
 # ---- who is in a batch
 
 
+@pytest.mark.rule(29)
 @dynamic_batchers
-async def test_R29_under_backlog_a_batch_has_as_many_requests_as_wait_or_as_may(form):
+async def test_under_backlog_a_batch_has_as_many_requests_as_wait_or_as_may(form):
     gate = form.gate()
     model = form.model(gates={0: gate})
     batcher = form.batcher(model, max_batch_size=3)
@@ -236,9 +250,10 @@ async def test_R29_under_backlog_a_batch_has_as_many_requests_as_wait_or_as_may(
     assert (figures.batches, figures.batch_sizes) == (4, {1: 2, 3: 2})
 
 
+@pytest.mark.rule(29)
 @dynamic_batchers
 @pytest.mark.parametrize("backlog", range(1, 6))
-async def test_R29_the_next_batch_has_the_smaller_of_backlog_and_max_batch_size(form, backlog):
+async def test_the_next_batch_has_the_smaller_of_backlog_and_max_batch_size(form, backlog):
     gate = form.gate()
     model = form.model(gates={0: gate})
     streams = await form.submit_behind(form.batcher(model), gate, "a", *["b"] * backlog)
@@ -248,8 +263,9 @@ async def test_R29_the_next_batch_has_the_smaller_of_backlog_and_max_batch_size(
     assert len(model.called_with[1]) == min(backlog, 4)
 
 
+@pytest.mark.rule(29, 30)
 @continuous_batchers
-async def test_R29_R30_whoever_waits_joins_before_the_next_step_as_slots_are_free(form):
+async def test_waiting_requests_join_before_the_next_step_as_slots_are_free(form):
     gate = form.gate()
     model = form.model(gates={0: gate})
     batcher = form.batcher(model, max_batch_size=3)
@@ -267,8 +283,9 @@ async def test_R29_R30_whoever_waits_joins_before_the_next_step_as_slots_are_fre
     ]
 
 
+@pytest.mark.rule(29)
 @continuous_batchers
-async def test_R29_an_engine_is_called_in_one_order_remove_add_step(form):
+async def test_an_engine_is_called_in_one_order_remove_add_step(form):
     gate = form.gate()
     model = form.model(gates={0: gate})
     batcher = form.batcher(model, max_batch_size=2)
@@ -291,8 +308,9 @@ async def test_R29_an_engine_is_called_in_one_order_remove_add_step(form):
     ]
 
 
+@pytest.mark.rule(29)
 @every_batcher
-async def test_R29_first_come_is_first_served(form):
+async def test_first_come_is_first_served(form):
     gate = form.gate()
     model = form.model(gates={0: gate})
     batcher = form.batcher(model, max_batch_size=1)
@@ -304,8 +322,9 @@ async def test_R29_first_come_is_first_served(form):
     assert list(dict.fromkeys(order)) == [(each,) for each in "abcdef"]
 
 
+@pytest.mark.rule(29)
 @dynamic_batchers
-async def test_R29_only_requests_with_equal_keys_share_a_batch(form):
+async def test_only_requests_with_equal_keys_share_a_batch(form):
     gate = form.gate()
     model = form.model(gates={0: gate})
     batcher = form.batcher(model, key=lambda request: request[0])
@@ -323,8 +342,9 @@ async def test_R29_only_requests_with_equal_keys_share_a_batch(form):
     ]
 
 
+@pytest.mark.rule(29)
 @every_batcher
-async def test_R29_the_cost_of_a_batch_never_exceeds_its_limit_and_nobody_jumps_the_queue(form):
+async def test_the_cost_of_a_batch_never_exceeds_its_limit_and_no_request_jumps_the_queue(form):
     gate = form.gate()
     model = form.model(gates={0: gate})
     batcher = form.batcher(model, cost=len, max_batch_cost=5)
@@ -339,8 +359,9 @@ async def test_R29_the_cost_of_a_batch_never_exceeds_its_limit_and_nobody_jumps_
         assert model.called_with == [["abcd"], ["ef", "g"], ["hijkl"], ["m"]]
 
 
+@pytest.mark.rule(29)
 @every_batcher
-async def test_R29_a_request_that_costs_more_than_a_batch_may_is_refused(form):
+async def test_a_request_that_costs_more_than_a_batch_may_is_refused(form):
     batcher = form.batcher(cost=len, max_batch_cost=3)
     with pytest.raises(ValueError, match=r"costs 4.0, more than a batch may cost: 3 "):
         form.submit(batcher, "abcd")
@@ -349,9 +370,10 @@ async def test_R29_a_request_that_costs_more_than_a_batch_may_is_refused(form):
     assert (figures.opened, figures.refused) == (1, 0)
 
 
+@pytest.mark.rule(29)
 @every_batcher
 @pytest.mark.parametrize("option", ["cost", "key", "max_outputs"])
-async def test_R29_an_error_in_cost_key_or_max_outputs_fails_only_that_request(form, option):
+async def test_an_error_in_cost_key_or_max_outputs_fails_only_that_request(form, option):
     if form.continuous and option == "key":
         pytest.skip("continuous batching has no key")
 
@@ -373,6 +395,7 @@ async def test_R29_an_error_in_cost_key_or_max_outputs_fails_only_that_request(f
     assert batcher.statistics().opened == 3
 
 
+@pytest.mark.rule(29)
 @every_batcher
 @pytest.mark.parametrize(
     ("option", "value", "error"),
@@ -385,7 +408,7 @@ async def test_R29_an_error_in_cost_key_or_max_outputs_fails_only_that_request(f
         ("max_outputs", "2", TypeError),
     ],
 )
-async def test_R29_what_cost_and_max_outputs_return_has_to_be_a_number(form, option, value, error):
+async def test_what_cost_and_max_outputs_return_has_to_be_a_number(form, option, value, error):
     values = iter([value, 1])
     options = {option: lambda _: next(values)}
     if option == "cost":
@@ -396,16 +419,18 @@ async def test_R29_what_cost_and_max_outputs_return_has_to_be_a_number(form, opt
     assert await form.rest(form.submit(batcher, "a")) == ["a"]
 
 
+@pytest.mark.rule(29)
 @dynamic_batchers
-async def test_R29_a_key_that_cannot_be_hashed_fails_only_that_request(form):
+async def test_a_key_that_cannot_be_hashed_fails_only_that_request(form):
     batcher = form.batcher(key=lambda request: request)
     with pytest.raises(TypeError, match="unhashable"):
         form.submit(batcher, ["a"])
     assert await form.rest(form.submit(batcher, ("a",))) == ["a"]
 
 
+@pytest.mark.rule(29)
 @every_batcher
-async def test_R29_more_requests_than_may_wait_are_refused_at_once(form):
+async def test_more_requests_than_may_wait_are_refused_at_once(form):
     gate = form.gate()
     batcher = form.batcher(form.model(gates={0: gate}), max_batch_size=1, max_pending=2)
     streams = await form.submit_behind(batcher, gate, "a", "b", "c")
@@ -423,11 +448,27 @@ async def test_R29_more_requests_than_may_wait_are_refused_at_once(form):
     assert (figures.opened, figures.refused) == (4, 4)
 
 
+def test_requests_for_which_there_is_room_do_not_count_as_waiting():
+    engine = Echo()
+    engine.gate = gate = Gate()
+    batcher = ContinuousBatcher(engine, max_batch_size=8, max_pending=2)
+    streams = [batcher.stream(0)]
+    gate.reached.wait(TIMEOUT)
+    streams += [batcher.stream(number) for number in range(1, 10)]
+    with pytest.raises(OverloadedError):
+        batcher.stream(10)
+    for stream in streams:
+        stream.cancel()
+    gate.opened.set()
+    batcher.close()
+
+
 # ---- those who leave
 
 
+@pytest.mark.rule(29)
 @every_batcher
-async def test_R29_a_request_cancelled_before_its_batch_is_not_sent_to_the_model(form):
+async def test_a_request_cancelled_before_its_batch_is_not_sent_to_the_model(form):
     gate = form.gate()
     model = form.model(gates={0: gate})
     streams = await form.submit_behind(form.batcher(model), gate, "a", "b", "c", "d")
@@ -438,8 +479,9 @@ async def test_R29_a_request_cancelled_before_its_batch_is_not_sent_to_the_model
     assert "c" not in {request for step in model.worked_on for request in step}
 
 
+@pytest.mark.rule(29)
 @every_batcher
-async def test_R29_a_batch_of_which_all_are_cancelled_is_not_sent_to_the_model(form):
+async def test_a_batch_of_which_all_are_cancelled_is_not_sent_to_the_model(form):
     gate = form.gate()
     model = form.model(gates={0: gate})
     batcher = form.batcher(model)
@@ -453,8 +495,9 @@ async def test_R29_a_batch_of_which_all_are_cancelled_is_not_sent_to_the_model(f
     assert batcher.statistics().batch_sizes == {1: 1}
 
 
+@pytest.mark.rule(12, 13)
 @every_batcher
-async def test_R12_R13_the_model_learns_of_a_cancel_with_its_next_step(form):
+async def test_the_model_learns_of_a_cancel_with_its_next_step(form):
     start, gate = form.gate(), form.gate()
     model = form.model(gates={0: start, 2: gate})
     batcher = form.batcher(model)
@@ -471,8 +514,9 @@ async def test_R12_R13_the_model_learns_of_a_cancel_with_its_next_step(form):
     assert model.worked_on[-1] == ("pqrst",)
 
 
+@pytest.mark.rule(10, 13)
 @every_batcher
-async def test_R10_R13_when_all_have_left_the_model_stops(form):
+async def test_when_all_have_left_the_model_stops(form):
     gate = form.gate()
     model = form.model(gates={1: gate})
     batcher = form.batcher(model)
@@ -484,8 +528,9 @@ async def test_R10_R13_when_all_have_left_the_model_stops(form):
     assert model.worked_on[:4] == [("abcdefgh",), ("abcdefgh",), ("x",), ("x",)]
 
 
+@pytest.mark.rule(25)
 @every_batcher
-async def test_R25_dropping_a_stream_cancels_its_request(form):
+async def test_dropping_a_stream_cancels_its_request(form):
     gate = form.gate()
     model = form.model(gates={1: gate})
     batcher = form.batcher(model)
@@ -502,8 +547,9 @@ async def test_R25_dropping_a_stream_cancels_its_request(form):
     assert model.worked_on[:4] == [("abcdefgh",), ("abcdefgh",), ("x",), ("x",)]
 
 
+@pytest.mark.rule(11)
 @every_batcher
-async def test_R11_cancelling_one_stream_changes_nothing_in_another(form):
+async def test_cancelling_one_stream_changes_nothing_in_another(form):
     gate = form.gate()
     streams = await form.submit_behind(
         form.batcher(form.model(gates={0: gate}), max_batch_size=3), gate, "abc", "def", "ghi"
@@ -530,8 +576,9 @@ async def test_a_request_that_does_not_join_in_time_fails_and_is_not_sent(form):
     assert ("b",) not in model.worked_on
 
 
+@pytest.mark.rule(9)
 @every_batcher
-async def test_R09_a_timeout_is_told_while_the_model_is_in_a_step(form):
+async def test_a_timeout_is_raised_while_the_model_is_in_a_step(form):
     gate = form.gate()
     batcher = form.batcher(form.model(gates={1: gate}))
     stream = form.submit(batcher, "abc", timeout=0.01)
@@ -543,14 +590,15 @@ async def test_R09_a_timeout_is_told_while_the_model_is_in_a_step(form):
     gate.open()
 
 
+@pytest.mark.rule(5)
 @every_batcher
-async def test_R05_what_is_buffered_is_delivered_before_the_timeout_is_raised(form):
+async def test_what_is_buffered_is_delivered_before_the_timeout_is_raised(form):
     gate = form.gate()
     model = form.model(gates={2: gate})
     batcher = form.batcher(model)
     stream = form.submit(batcher, "abc", timeout=LONG)
     await gate.reached.wait()
-    stream._buffer.until = 0.0  # its time is over now
+    knobs.let_deadline_pass(stream)
     outputs, errors = await form.read(stream)
     assert outputs == ["a", "b"]
     assert [type(error) for error in errors] == [DeadlineError]
@@ -559,25 +607,21 @@ async def test_R05_what_is_buffered_is_delivered_before_the_timeout_is_raised(fo
     assert model.worked_on[3:] == [("x",), ("x",)]
 
 
+@pytest.mark.rule(9)
 @batchers_in_threads
-async def test_R09_a_request_may_join_while_its_consumer_looks_how_long_it_may_wait(
-    form, monkeypatch
-):
+async def test_a_request_may_join_while_its_consumer_reads_how_long_it_may_wait(form, monkeypatch):
     gate, joined = form.gate(), threading.Event()
-    deadline = Request.deadline.fget
 
-    def join_meanwhile(request):
-        found = deadline(request)
+    def join_meanwhile(_request):
         if threading.current_thread() is consumer and not joined.is_set():
             gate.open()
             assert joined.wait(TIMEOUT)
-        return found
 
     consumer = threading.current_thread()
     model = form.model(gates={0: gate}, on_step=lambda number: number == 2 and joined.set())
     batcher = form.batcher(model, max_batch_size=1)
     _first, second = await form.submit_behind(batcher, gate, "a", "b", wait_timeout=LONG)
-    monkeypatch.setattr(Request, "deadline", property(join_meanwhile))
+    knobs.after_deadline(monkeypatch, join_meanwhile)
     assert await form.rest(second) == ["b"]
 
 
@@ -601,8 +645,9 @@ async def test_a_timeout_that_cannot_be_is_refused(form, option, value, error):
     assert batcher.statistics().opened == 0
 
 
+@pytest.mark.rule(19)
 @every_batcher
-async def test_R19_a_slow_consumer_is_cut_off_and_nobody_waits_for_it(form):
+async def test_a_slow_consumer_is_cut_off_and_the_others_do_not_wait_for_it(form):
     told, model = form.recorder(), form.model()
     batcher = form.batcher(model, max_buffered=3, metrics=told)
     slow = form.submit(batcher, "pqrstuvw")
@@ -616,12 +661,13 @@ async def test_R19_a_slow_consumer_is_cut_off_and_nobody_waits_for_it(form):
     assert sum("pqrstuvw" in requests for requests in model.worked_on) == 4
 
 
+@pytest.mark.rule(19)
 @every_batcher
-async def test_R19_with_wait_the_model_waits_for_a_slow_consumer(form):
+async def test_with_wait_the_model_waits_for_a_slow_consumer(form):
     held, going = [], form.flag()
 
     def look(number):
-        held.append(slow._buffer.buffered)
+        held.append(knobs.buffered(slow))
         if number == 1:
             going.set()
 
@@ -636,12 +682,45 @@ async def test_R19_with_wait_the_model_waits_for_a_slow_consumer(form):
     assert max(held) < 2
 
 
+def test_a_long_timeout_does_not_hurt_the_others_in_a_pause():
+    def fn(requests):
+        for number in range(20):
+            yield [number] * len(requests)
+
+    options = {"max_buffered": 4, "on_overflow": "wait"}
+    with DynamicBatcher(fn, max_batch_size=2, **options) as batcher:
+        stream = batcher.stream("a", timeout=1e10)
+        assert list(stream) == list(range(20))
+        with pytest.raises(ValueError, match="timeout must be finite"):
+            batcher.stream("a", timeout=10**400)
+
+
+@pytest.mark.rule(13)
+def test_an_engine_makes_no_step_with_a_request_that_was_too_slow():
+    engine = Echo()
+    permits = threading.Semaphore(0)
+    engine.gate = SimpleNamespace(pass_through=lambda: permits.acquire(timeout=TIMEOUT))
+    with ContinuousBatcher(engine, max_batch_size=2, max_buffered=5) as batcher:
+        fast, slow = batcher.stream("fast"), batcher.stream("slow")
+        for _ in range(12):
+            permits.release()
+            assert next(fast) == "fast"
+        assert sum("slow" in step for step in engine.steps) == slow.end.outputs == 6
+        assert slow.drain() == ["slow"] * 6
+        with pytest.raises(SlowConsumerError):
+            next(slow)
+        fast.cancel()
+        permits.release()
+    assert batcher.statistics().dropped == 0
+
+
 # ---- consumers
 
 
+@pytest.mark.rule(4)
 @batchers_in_loops
 @pytest.mark.parametrize("joined", [False, True])
-async def test_R04_a_receive_broken_off_while_it_waits_takes_nothing(form, joined):
+async def test_a_receive_broken_off_while_it_waits_takes_nothing(form, joined):
     gate = form.gate()
     batcher = form.batcher(form.model(gates={0: gate}), max_batch_size=1)
     first, second = await form.submit_behind(batcher, gate, "ab", "cd")
@@ -652,9 +731,10 @@ async def test_R04_a_receive_broken_off_while_it_waits_takes_nothing(form, joine
     assert [await form.rest(each) for each in (first, second)] == [["a", "b"], ["c", "d"]]
 
 
+@pytest.mark.rule(4)
 @batchers_in_threads
 @pytest.mark.parametrize("joined", [False, True])
-async def test_R04_a_receive_that_times_out_takes_nothing(form, joined):
+async def test_a_receive_that_times_out_takes_nothing(form, joined):
     gate = form.gate()
     batcher = form.batcher(form.model(gates={0: gate}), max_batch_size=1)
     first, second = await form.submit_behind(batcher, gate, "ab", "cd")
@@ -666,8 +746,9 @@ async def test_R04_a_receive_that_times_out_takes_nothing(form, joined):
     assert [await form.rest(each) for each in (first, second)] == [["b"], ["c", "d"]]
 
 
+@pytest.mark.rule(21)
 @batchers_in_loops
-async def test_R21_a_second_consumer_at_the_same_time_is_refused(form):
+async def test_a_second_consumer_at_the_same_time_is_refused(form):
     gate = form.gate()
     batcher = form.batcher(form.model(gates={0: gate}))
     stream = form.submit(batcher, "a")
@@ -682,8 +763,9 @@ async def test_R21_a_second_consumer_at_the_same_time_is_refused(form):
     assert await form.concurrently(partial(form.rest, stream), interfere) == [["a"], None]
 
 
+@pytest.mark.rule(22)
 @batchers_in_loops
-async def test_R22_a_receive_that_would_wait_in_another_loop_is_refused(form):
+async def test_a_receive_that_would_wait_in_another_loop_is_refused(form):
     gate = form.gate()
     stream = form.submit(form.batcher(form.model(gates={1: gate})), "ab")
     assert await form.receive(stream) == "a"
@@ -694,8 +776,9 @@ async def test_R22_a_receive_that_would_wait_in_another_loop_is_refused(form):
     assert await form.rest(stream) == ["b"]
 
 
+@pytest.mark.rule(21, 22)
 @batchers_in_loops
-async def test_R21_R22_streams_of_one_batcher_may_live_in_different_loops(form):
+async def test_streams_of_one_batcher_may_live_in_different_loops(form):
     batcher = form.batcher(max_buffered=200)
     here, there = form.submit(batcher, "ab" * 50), form.submit(batcher, "xyz" * 30)
 
@@ -708,8 +791,9 @@ async def test_R21_R22_streams_of_one_batcher_may_live_in_different_loops(form):
     ]
 
 
+@pytest.mark.rule(21)
 @batchers_in_loops
-async def test_R21_requests_may_be_submitted_in_other_loops_and_threads(form):
+async def test_requests_may_be_submitted_in_other_loops_and_threads(form):
     batcher = form.batcher()
     assert await form.rest(form.submit(batcher, "a")) == ["a"]  # this loop is the home
 
@@ -722,12 +806,10 @@ async def test_R21_requests_may_be_submitted_in_other_loops_and_threads(form):
     assert await form.concurrently(ask, elsewhere, elsewhere) == [["a", "b", "c"]] * 3
 
 
+@pytest.mark.rule(22)
 @batchers_in_loops
-async def test_R22_the_streams_of_a_closed_loop_are_cancelled_and_the_others_go_on(
-    form, monkeypatch
-):
-    for module in ("_task", "_thread"):
-        monkeypatch.setattr(f"batchstream.{module}.PAUSE", 0.01)
+async def test_the_streams_of_a_closed_loop_are_cancelled_and_the_others_go_on(form, monkeypatch):
+    knobs.set_pause(monkeypatch, 0.01)
     gate = form.gate()
     streams = await form.submit_together(
         {"max_buffered": 3, "on_overflow": "wait"}, {"gates": {2: gate}}, "abcdefgh", "pqrstuvw"
@@ -749,8 +831,9 @@ async def test_R22_the_streams_of_a_closed_loop_are_cancelled_and_the_others_go_
 # ---- Fail
 
 
+@pytest.mark.rule(15, 16)
 @every_batcher
-async def test_R15_R16_fail_ends_its_own_request_only(form):
+async def test_fail_ends_its_own_request_only(form):
     error = ValueError("this one alone")
     gate = form.gate()
     batcher = form.batcher(form.model(gates={0: gate}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 import traceback
 from functools import partial
@@ -12,8 +11,6 @@ import pytest
 
 from batchstream import (
     ClosedError,
-    ContinuousBatcher,
-    DynamicBatcher,
     FinishReason,
     SourceError,
     StepError,
@@ -22,35 +19,27 @@ from support.engines import (
     Model,
     batchers_in_loops,
     batchers_in_threads,
-    batchers_with_threads,
     continuous_batchers,
     dynamic_batchers,
     every_batcher,
 )
 from support.forms import OVER
-from support.sources import TIMEOUT, Gate, run_in_threads
+from support.sources import run_in_threads
 
 pytestmark = pytest.mark.timeout(30)
 
 
 class OddError(BaseException):
-    """No Exception, and nobody's signal."""
-
-
-@pytest.fixture
-def unheard(monkeypatch):
-    """Collect what `sys.unraisablehook` is given."""
-    errors = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda about: errors.append(about.exc_value))
-    return errors
+    """No Exception, and no signal's."""
 
 
 # ---- what the model raises
 
 
+@pytest.mark.rule(15, 16)
 @every_batcher
 @pytest.mark.parametrize("step", [2, 3])
-async def test_R15_R16_an_error_of_a_step_fails_the_live_requests_each_with_its_own(form, step):
+async def test_an_error_of_a_step_fails_the_live_requests_each_with_its_own(form, step):
     error = ValueError("out of memory")
     gate = form.gate()
     options = {"raises": {step: error}, "gates": {step: gate}}
@@ -73,6 +62,7 @@ async def test_R15_R16_an_error_of_a_step_fails_the_live_requests_each_with_its_
     assert [await form.rest(each) for each in waiting] == [["x", "y", "z"], ["u", "v"]]
 
 
+@pytest.mark.rule(9, 17)
 @every_batcher
 @pytest.mark.parametrize(
     "kind",
@@ -87,7 +77,7 @@ async def test_R15_R16_an_error_of_a_step_fails_the_live_requests_each_with_its_
         OddError,
     ],
 )
-async def test_R09_R17_whatever_a_step_raises_is_told_and_the_next_request_served(form, kind):
+async def test_whatever_a_step_raises_fails_its_requests_and_the_next_request_is_served(form, kind):
     error = kind("of the model")
     batcher = form.batcher(form.model(raises={1: error}))
     if form.source_is_async and form.passes(error):
@@ -101,9 +91,10 @@ async def test_R09_R17_whatever_a_step_raises_is_told_and_the_next_request_serve
     assert await form.rest(form.submit(batcher, "xyz")) == ["x", "y", "z"]
 
 
+@pytest.mark.rule(14)
 @dynamic_batchers
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
-async def test_R14_what_stops_a_program_is_raised_out_of_its_event_loop(form, kind):
+async def test_what_stops_a_program_is_raised_out_of_its_event_loop(form, kind):
     if not form.source_is_async or not form.passes(kind()):
         pytest.skip("only asyncio is stopped by a task")
     batcher = form.batcher(form.model(raises={1: kind("of the model")}))
@@ -117,9 +108,10 @@ async def test_R14_what_stops_a_program_is_raised_out_of_its_event_loop(form, ki
 MALFORMED = ["text", 5, {7: "x"}, {"0": "x"}, None, [1, 2, 3, 4, 5, 6]]
 
 
+@pytest.mark.rule(8)
 @dynamic_batchers
 @pytest.mark.parametrize("step", MALFORMED)
-async def test_R08_a_malformed_step_fails_its_batch_and_the_next_is_served(form, step):
+async def test_a_malformed_step_fails_its_batch_and_the_next_is_served(form, step):
     steps = [[["a"], [None]], [["a"], step, [None]]]
 
     def fn(requests):
@@ -136,9 +128,10 @@ async def test_R08_a_malformed_step_fails_its_batch_and_the_next_is_served(form,
     assert await form.rest(form.submit(batcher, "x")) == ["a"]
 
 
+@pytest.mark.rule(8, 15)
 @continuous_batchers
 @pytest.mark.parametrize("step", MALFORMED)
-async def test_R08_R15_after_a_malformed_step_who_waits_is_served(form, step):
+async def test_after_a_malformed_step_waiting_requests_are_served(form, step):
     class Malformed(Model):
         def step(self):
             given = super().step()
@@ -159,8 +152,9 @@ async def test_R08_R15_after_a_malformed_step_who_waits_is_served(form, step):
     model.check()
 
 
+@pytest.mark.rule(24)
 @every_batcher
-async def test_R24_an_end_mark_predicate_that_raises_fails_only_its_request(form):
+async def test_an_end_mark_predicate_that_raises_fails_only_its_request(form):
     def is_eos(output):
         if output == "bad":
             raise ArithmeticError("is_eos")
@@ -174,9 +168,10 @@ async def test_R24_an_end_mark_predicate_that_raises_fails_only_its_request(form
     assert await form.rest(streams[1]) == ["a", "b", "c"]
 
 
+@pytest.mark.rule(15)
 @dynamic_batchers
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, StopIteration, OddError])
-async def test_R15_a_function_that_raises_when_it_is_called_fails_its_batch_only(form, kind):
+async def test_a_function_that_raises_when_it_is_called_fails_its_batch_only(form, kind):
     if form.source_is_async:
         pytest.skip("an asynchronous generator function runs nothing when it is called")
     gate, model = form.gate(), form.model()
@@ -197,9 +192,10 @@ async def test_R15_a_function_that_raises_when_it_is_called_fails_its_batch_only
     assert [await form.rest(stream) for stream in streams[1:]] == [["a", "b"], ["c"]]
 
 
+@pytest.mark.rule(9)
 @dynamic_batchers
 @pytest.mark.parametrize("result", [None, 5])
-async def test_R09_a_function_that_returns_no_source_fails_its_batch_only(form, result):
+async def test_a_function_that_returns_no_source_fails_its_batch_only(form, result):
     if form.source_is_async:
         pytest.skip("an asynchronous generator function cannot")
     results = [[["a"], [None]], result]
@@ -210,8 +206,9 @@ async def test_R09_a_function_that_returns_no_source_fails_its_batch_only(form, 
     assert await form.rest(form.submit(batcher, "x")) == ["a"]
 
 
+@pytest.mark.rule(14)
 @batchers_in_threads
-async def test_R14_a_cancelled_error_of_the_model_cancels_no_consumer(form):
+async def test_a_cancelled_error_of_the_model_cancels_no_consumer(form):
     batcher = form.batcher(form.model(raises={0: asyncio.CancelledError()}))
 
     async def consume():
@@ -222,9 +219,10 @@ async def test_R14_a_cancelled_error_of_the_model_cancels_no_consumer(form):
     assert asyncio.run(consume()) == "not cancelled"
 
 
+@pytest.mark.rule(9)
 @dynamic_batchers
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, OddError])
-async def test_R09_what_a_generator_raises_while_it_is_closed_hurts_nobody(form, unheard, kind):
+async def test_what_a_generator_raises_while_it_is_closed_fails_no_request(form, unheard, kind):
     def fn(requests):
         try:
             while True:
@@ -251,8 +249,9 @@ async def test_R09_what_a_generator_raises_while_it_is_closed_hurts_nobody(form,
 # ---- engines
 
 
+@pytest.mark.rule(15)
 @continuous_batchers
-async def test_R15_an_add_that_raises_fails_only_its_request(form):
+async def test_an_add_that_raises_fails_only_its_request(form):
     gate = form.gate()
     model = form.model(gates={0: gate})
     batcher = form.batcher(model)
@@ -276,8 +275,9 @@ async def test_R15_an_add_that_raises_fails_only_its_request(form):
     ]
 
 
+@pytest.mark.rule(15)
 @continuous_batchers
-async def test_R15_when_nobody_could_be_added_no_step_is_made(form):
+async def test_when_no_request_could_be_added_no_step_is_made(form):
     model = form.model()
     batcher = form.batcher(model)
     for _ in range(3):
@@ -287,8 +287,9 @@ async def test_R15_when_nobody_could_be_added_no_step_is_made(form):
     assert await form.rest(form.submit(batcher, "ab")) == ["a", "b"]
 
 
+@pytest.mark.rule(30)
 @continuous_batchers
-async def test_R30_after_a_step_that_raised_an_engine_is_told_to_remove_everybody(form):
+async def test_after_a_step_that_raised_every_request_is_removed_from_the_engine(form):
     gate = form.gate()
     model = form.model(gates={0: gate}, raises={2: ValueError("no")})
     batcher = form.batcher(model, max_batch_size=2)
@@ -325,8 +326,9 @@ class Factory:
         return model
 
 
+@pytest.mark.rule(15)
 @continuous_batchers
-async def test_R15_after_a_step_that_raised_a_factory_makes_another_engine(form):
+async def test_after_a_step_that_raised_a_factory_makes_another_engine(form):
     gate = form.gate()
     broken = Model(form.home, gates={0: gate}, raises={0: ValueError("broken")})
     fresh = form.model()
@@ -345,9 +347,12 @@ async def test_R15_after_a_step_that_raised_a_factory_makes_another_engine(form)
     assert fresh.calls[0] == ("add", 0)
 
 
+@pytest.mark.rule(9)
 @continuous_batchers
 @pytest.mark.parametrize("error", [ValueError("no engine"), SystemExit("no engine")])
-async def test_R09_a_factory_that_raises_fails_who_was_to_join_and_is_asked_again(form, error):
+async def test_a_factory_that_raises_fails_the_requests_that_were_to_join_and_is_called_again(
+    form, error
+):
     factory = Factory(error, form.model())
     batcher = form.batcher(factory)
     _, [raised] = await form.read(form.submit(batcher, "abc"))
@@ -376,8 +381,9 @@ async def test_a_class_is_a_factory_and_made_in_the_thread_that_uses_it(form):
     assert homes[0] == homes[1] != threading.get_ident()
 
 
+@pytest.mark.rule(30)
 @continuous_batchers
-async def test_R30_a_remove_that_raises_is_unheard_and_its_slot_is_used_again(form, unheard):
+async def test_a_remove_that_raises_is_unheard_and_its_slot_is_used_again(form, unheard):
     class Engine(Model):
         def remove(self, slot):
             super().remove(slot)
@@ -392,8 +398,9 @@ async def test_R30_a_remove_that_raises_is_unheard_and_its_slot_is_used_again(fo
     assert [type(error) for error in unheard] == [SystemExit] * 3
 
 
+@pytest.mark.rule(15)
 @continuous_batchers
-async def test_R15_a_remove_that_raises_hurts_nobody_who_is_still_there(form, unheard):
+async def test_a_remove_that_raises_fails_no_live_request(form, unheard):
     gate = form.gate()
 
     class Engine(Model):
@@ -409,9 +416,10 @@ async def test_R15_a_remove_that_raises_hurts_nobody_who_is_still_there(form, un
     assert [type(error) for error in unheard] == [SystemExit] * 3
 
 
+@pytest.mark.rule(30)
 @continuous_batchers
-async def test_R30_an_output_for_the_former_occupant_never_reaches_the_next(form):
-    """The engine answers for whoever it was that had the slot when the step began."""
+async def test_an_output_for_the_former_occupant_never_reaches_the_next(form):
+    """The engine answers for the request that had the slot when the step began."""
     start, gate = form.gate(), form.gate()
     model = form.model(gates={0: start, 1: gate})
     batcher = form.batcher(model, max_batch_size=1)
@@ -424,8 +432,9 @@ async def test_R30_an_output_for_the_former_occupant_never_reaches_the_next(form
     assert [stream.slot for stream in streams] == [0, 0]
 
 
+@pytest.mark.rule(30)
 @continuous_batchers
-async def test_R30_outputs_for_slots_that_nobody_has_are_dropped_and_counted(form):
+async def test_outputs_for_empty_slots_are_dropped_and_counted(form):
     class Talkative(Model):
         def step(self):
             return dict.fromkeys(range(4), "ghost") | super().step()
@@ -440,8 +449,9 @@ async def test_R30_outputs_for_slots_that_nobody_has_are_dropped_and_counted(for
     assert batcher.statistics().outputs == 13
 
 
+@pytest.mark.rule(13, 30)
 @continuous_batchers
-async def test_R13_R30_an_engine_is_not_stepped_for_whoever_has_ended(form):
+async def test_an_engine_is_not_stepped_for_ended_requests(form):
     """The first ends in the very step during which the second is submitted."""
     gate = form.gate()
     model = form.model(gates={1: gate})
@@ -455,57 +465,12 @@ async def test_R13_R30_an_engine_is_not_stepped_for_whoever_has_ended(form):
     assert model.worked_on == [("a",), ("a",), ("xyz",), ("xyz",), ("xyz",), ("xyz",)]
 
 
-def test_an_engine_needs_its_three_methods():
-    class Half:
-        def add(self, slot, request):
-            pass
-
-    for engine in (Half(), 5, None, []):
-        with pytest.raises(TypeError, match="engine must have the methods add, step and remove"):
-            ContinuousBatcher(engine, max_batch_size=1)
-
-
-@pytest.mark.parametrize(
-    ("options", "error"),
-    [
-        ({"max_batch_size": 0}, ValueError),
-        ({"max_batch_size": 1.5}, TypeError),
-        ({"max_batch_size": 1, "batch_timeout": -1}, ValueError),
-        ({"max_batch_size": 1, "batch_timeout": float("nan")}, ValueError),
-        ({"max_batch_size": 1, "batch_timeout": "1"}, TypeError),
-        ({"max_batch_size": 1, "workers": 0}, ValueError),
-        ({"max_batch_size": 1, "max_pending": 0}, ValueError),
-        ({"max_batch_size": 1, "max_buffered": 0}, ValueError),
-        ({"max_batch_size": 1, "max_buffered": None}, TypeError),
-        ({"max_batch_size": 1, "cost": len}, TypeError),
-        ({"max_batch_size": 1, "max_batch_cost": 3}, TypeError),
-        ({"max_batch_size": 1, "key": "name"}, TypeError),
-        ({"max_batch_size": 1, "eos": "</s>"}, ValueError),
-        ({"max_batch_size": 1, "max_outputs": 0}, ValueError),
-        ({"max_batch_size": 1, "on_overflow": "drop"}, ValueError),
-    ],
-)
-def test_wrong_arguments_are_refused_at_construction(options, error):
-    with pytest.raises(error):
-        DynamicBatcher(Model().generate, **options)
-
-
-def test_a_coroutine_function_is_refused_at_construction():
-    async def fn(requests):
-        return []
-
-    for each in (fn, partial(fn)):
-        with pytest.raises(TypeError, match="got the coroutine function"):
-            DynamicBatcher(each, max_batch_size=1)
-    with pytest.raises(TypeError, match="fn takes a function"):
-        DynamicBatcher("fn", max_batch_size=1)
-
-
 # ---- closing
 
 
+@pytest.mark.rule(9)
 @every_batcher
-async def test_R09_close_fails_who_runs_after_what_is_buffered_and_who_waits(form):
+async def test_close_fails_live_requests_after_what_is_buffered_and_waiting_ones(form):
     gate = form.gate()
     batcher = form.batcher(form.model(gates={2: gate}), max_batch_size=1)
     streams = [form.submit(batcher, request) for request in ("abcd", "x", "y")]
@@ -525,8 +490,9 @@ async def test_R09_close_fails_who_runs_after_what_is_buffered_and_who_waits(for
         assert await form.receive(stream) is OVER
 
 
+@pytest.mark.rule(9)
 @every_batcher
-async def test_R09_after_close_every_request_is_refused(form):
+async def test_after_close_every_request_is_refused(form):
     batcher = form.batcher()
     assert await form.rest(form.submit(batcher, "a")) == ["a"]
     for _ in range(3):
@@ -545,8 +511,9 @@ async def test_a_batcher_that_was_never_used_can_be_closed(form):
         form.submit(batcher, "b")
 
 
+@pytest.mark.rule(28)
 @every_batcher
-async def test_R28_close_leaves_no_thread_and_no_task(form):
+async def test_close_leaves_no_thread_and_no_task(form):
     gate = form.gate()
     before = set(threading.enumerate())
     batcher = form.batcher(form.model(gates={0: gate}))
@@ -561,8 +528,9 @@ async def test_R28_close_leaves_no_thread_and_no_task(form):
         assert form.other_tasks() == []
 
 
+@pytest.mark.rule(9)
 @every_batcher
-async def test_R09_several_may_close_at_the_same_time(form):
+async def test_several_may_close_at_the_same_time(form):
     gate = form.gate()
     batcher = form.batcher(form.model(gates={0: gate}))
     stream = form.submit(batcher, "abc")
@@ -594,57 +562,9 @@ async def test_a_block_closes_the_batcher(form):
         form.submit(batcher, "b")
 
 
-@batchers_with_threads
-async def test_R09_a_batcher_closed_by_its_own_model_does_not_wait_for_itself(form):
-    model = form.model(on_step=lambda number: batcher.close() if number == 1 else None)
-    batcher = form.batcher(model, max_batch_size=1)
-    streams = [form.submit(batcher, "abc"), form.submit(batcher, "d")]
-    outputs, [error] = await form.read(streams[0])
-    assert outputs in (["a"], ["a", "b"])  # that of the step in which it was closed may come
-    assert type(error) is ClosedError
-    _, [error] = await form.read(streams[1])
-    assert type(error) is ClosedError
-
-
-@dynamic_batchers
-async def test_R09_an_asynchronous_model_may_close_its_own_batcher(form):
-    if not form.source_is_async:
-        pytest.skip("for asynchronous functions")
-    began = []
-
-    async def fn(requests):
-        yield ["a"]
-        began.append("closing")
-        await batcher.aclose()
-        began.append("closed")
-        yield ["b"]
-
-    batcher = form.batcher(fn)
-    outputs, errors = await form.read(form.submit(batcher, "x"))
-    assert outputs in (["a"], ["a", "b"])
-    assert [type(error) for error in errors] == [ClosedError]
-    assert began[0] == "closing"
-
-
-@batchers_with_threads
-async def test_R09_a_model_that_reads_a_stream_of_its_own_batcher_is_told_not_to(form):
-    errors = []
-
-    def ask(number):
-        if number == 0:
-            inner = batcher.stream("x")
-            try:
-                next(inner)
-            except RuntimeError as error:
-                errors.append(str(error))
-
-    batcher = form.batcher(form.model(on_step=ask))
-    assert await form.rest(form.submit(batcher, "ab")) == ["a", "b"]
-    assert errors == ["the source of a batch waits for a request to its own batcher"]
-
-
+@pytest.mark.rule(9)
 @batchers_in_threads
-async def test_R09_close_from_another_thread_waits_for_the_step_and_tells_consumers_before(form):
+async def test_close_from_another_thread_waits_for_the_step_and_wakes_consumers_before(form):
     gate = form.gate()
     batcher = form.batcher(form.model(gates={1: gate}))
     stream = form.submit(batcher, "abc")
@@ -665,8 +585,9 @@ async def test_R09_close_from_another_thread_waits_for_the_step_and_tells_consum
     assert closed == [True]
 
 
+@pytest.mark.rule(12)
 @batchers_in_loops
-async def test_R12_a_request_may_be_cancelled_in_any_thread(form):
+async def test_a_request_may_be_cancelled_in_any_thread(form):
     gate = form.gate()
     batcher = form.batcher(form.model(gates={0: gate}), max_batch_size=1)
     streams = await form.submit_behind(batcher, gate, "abc", "def", "x")
@@ -674,107 +595,3 @@ async def test_R12_a_request_may_be_cancelled_in_any_thread(form):
     assert [await form.rest(stream) for stream in streams[:2]] == [[], []]
     gate.open()
     assert await form.rest(streams[2]) == ["x"]
-
-
-# ---- the loop in which an asynchronous function is at home
-
-
-def make_batcher(**options):
-    model = Model(lambda: None)
-    return model, DynamicBatcher(model.agenerate, max_batch_size=2, **options)
-
-
-def test_R22_an_asynchronous_function_works_in_one_loop_after_another():
-    model, batcher = make_batcher()
-
-    async def main(request):
-        return [output async for output in batcher.astream(request)]
-
-    for request in ("ab", "cde", "f"):
-        assert asyncio.run(main(request)) == list(request)
-    assert model.called_with == [["ab"], ["cde"], ["f"]]
-    asyncio.run(batcher.aclose())
-    model.check()
-
-
-def test_R22_after_asyncio_a_batcher_may_be_at_home_in_trio():
-    trio = pytest.importorskip("trio")
-    _, batcher = make_batcher()
-
-    async def main(request):
-        return [output async for output in batcher.astream(request)]
-
-    assert asyncio.run(main("ab")) == ["a", "b"]
-    assert trio.run(main, "cd") == ["c", "d"]
-    assert asyncio.run(main("ef")) == ["e", "f"]
-    asyncio.run(batcher.aclose())
-
-
-def test_R22_an_asynchronous_function_needs_an_event_loop():
-    _, batcher = make_batcher()
-    for submit in (batcher.stream, batcher.astream):
-        with pytest.raises(RuntimeError, match="an asynchronous function runs in the event loop"):
-            submit("a")
-    assert batcher.statistics().opened == 0
-    batcher.close()
-
-
-def test_R09_when_the_home_loop_ends_requests_of_other_threads_are_told():
-    begun, submitted = threading.Event(), threading.Event()
-
-    async def fn(requests):
-        yield ["a"]
-        begun.set()
-        await asyncio.Event().wait()
-
-    batcher = DynamicBatcher(fn, max_batch_size=1)
-    results = []
-
-    async def home():
-        stream = batcher.astream("x")
-        assert await anext(stream) == "a"
-        await asyncio.to_thread(submitted.wait, TIMEOUT)
-
-    def elsewhere():
-        assert begun.wait(TIMEOUT)
-        running, waiting = batcher.stream("y"), batcher.stream("z")
-        submitted.set()
-        for stream in (running, waiting):
-            with pytest.raises(ClosedError, match="event loop"):
-                stream.receive(TIMEOUT)
-            results.append(stream.finish_reason)
-
-    run_in_threads(lambda: asyncio.run(home()), elsewhere)
-    assert results == [FinishReason.ERROR] * 2
-    assert batcher.statistics().live == 0
-    batcher.close()
-
-
-def test_R22_a_home_that_ended_without_a_word_is_left_behind():
-    """No `asyncio.run` that cancels tasks: the loop is stopped and closed around them."""
-    gate = Gate()
-
-    async def fn(requests):
-        yield ["a"]
-        gate.reached.set()
-        await asyncio.Event().wait()
-
-    batcher = DynamicBatcher(fn, max_batch_size=1)
-    loop = asyncio.new_event_loop()
-
-    async def begin():
-        stream = batcher.astream("x")
-        assert await anext(stream) == "a"
-        return stream, batcher.astream("y")
-
-    streams = loop.run_until_complete(begin())
-    loop.close()
-
-    async def again():
-        return await anext(batcher.astream("z"))
-
-    assert asyncio.run(again()) == "a"
-    assert [stream.finish_reason is not None for stream in streams] == [True, True]
-    batcher.close()
-    figures = batcher.statistics()
-    assert (figures.live, figures.waiting) == (0, 0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
+import pickle
 import threading
 import weakref
 from contextvars import ContextVar
@@ -12,7 +14,8 @@ import pytest
 
 import batchstream
 from batchstream import DeadlineError, DynamicBatcher, batched
-from support.engines import ManualClock, Model, dynamic_batchers, every_batcher, set_clock
+from support import knobs
+from support.engines import ManualClock, Model, dynamic_batchers, every_batcher
 from support.shuffled_loop import explore, run
 from support.sources import TIMEOUT, Gate, run_in_threads
 
@@ -27,7 +30,8 @@ def clock(monkeypatch):
 # ---- batch_timeout, in threads
 
 
-def test_R29_alone_a_request_waits_for_batch_timeout_and_no_longer(clock):
+@pytest.mark.rule(29)
+def test_alone_a_request_waits_for_batch_timeout_and_no_longer(clock):
     model = Model()
     with DynamicBatcher(model.generate, max_batch_size=4, batch_timeout=5.0) as batcher:
         stream = batcher.stream("ab")
@@ -39,7 +43,8 @@ def test_R29_alone_a_request_waits_for_batch_timeout_and_no_longer(clock):
     assert batcher.statistics().longest_wait == pytest.approx(5.0)
 
 
-def test_R29_the_time_runs_from_the_oldest_request_on(clock):
+@pytest.mark.rule(29)
+def test_the_time_runs_from_the_oldest_request_on(clock):
     model = Model()
     with DynamicBatcher(model.generate, max_batch_size=4, batch_timeout=5.0) as batcher:
         streams = [batcher.stream("a")]
@@ -55,7 +60,8 @@ def test_R29_the_time_runs_from_the_oldest_request_on(clock):
     assert figures.longest_wait == pytest.approx(5.0)
 
 
-def test_R29_a_full_batch_does_not_wait(clock):
+@pytest.mark.rule(29)
+def test_a_full_batch_does_not_wait(clock):
     model = Model()
     with DynamicBatcher(model.generate, max_batch_size=3, batch_timeout=5.0) as batcher:
         streams = [batcher.stream(request) for request in "abc"]
@@ -63,7 +69,8 @@ def test_R29_a_full_batch_does_not_wait(clock):
     assert model.called_with == [["a", "b", "c"]]
 
 
-def test_R29_a_batch_whose_cost_is_full_does_not_wait(clock):
+@pytest.mark.rule(29)
+def test_a_batch_whose_cost_is_full_does_not_wait(clock):
     model = Model()
     options = {"max_batch_size": 9, "batch_timeout": 5.0, "cost": len, "max_batch_cost": 4}
     with DynamicBatcher(model.generate, **options) as batcher:
@@ -75,7 +82,8 @@ def test_R29_a_batch_whose_cost_is_full_does_not_wait(clock):
     assert model.called_with == [["ab", "cd"], ["e"]]
 
 
-def test_R29_who_waited_for_the_worker_has_waited_for_others_too(clock):
+@pytest.mark.rule(29)
+def test_waiting_for_the_worker_counts_as_waiting_for_other_requests(clock):
     gate, model = Gate(), Model()
 
     def fn(requests):
@@ -95,7 +103,8 @@ def test_R29_who_waited_for_the_worker_has_waited_for_others_too(clock):
     assert model.called_with == [["a"], ["b"]]
 
 
-def test_R29_a_group_that_is_full_goes_before_one_that_waits(clock):
+@pytest.mark.rule(29)
+def test_a_group_that_is_full_goes_before_one_that_waits(clock):
     model = Model()
     options = {"max_batch_size": 2, "batch_timeout": 5.0, "key": lambda request: request[0]}
     with DynamicBatcher(model.generate, **options) as batcher:
@@ -109,7 +118,8 @@ def test_R29_a_group_that_is_full_goes_before_one_that_waits(clock):
     assert model.called_with == [["b1", "b2"], ["a1"]]
 
 
-def test_R29_of_several_ready_groups_the_oldest_request_goes_first(clock):
+@pytest.mark.rule(29)
+def test_of_several_ready_groups_the_oldest_request_goes_first(clock):
     gate, model = Gate(), Model()
 
     def fn(requests):
@@ -128,8 +138,9 @@ def test_R29_of_several_ready_groups_the_oldest_request_goes_first(clock):
     assert model.called_with == [["x"], ["d"], ["a"], ["c"], ["b"]]
 
 
+@pytest.mark.rule(29)
 @pytest.mark.parametrize("limit", ["timeout", "wait_timeout"])
-def test_R29_for_a_request_that_may_not_wait_so_long_the_batch_goes_earlier(clock, limit):
+def test_a_batch_goes_earlier_for_a_request_that_may_not_wait_so_long(clock, limit):
     model = Model()
     with DynamicBatcher(model.generate, max_batch_size=3, batch_timeout=5.0) as batcher:
         stream = batcher.stream("a", **{limit: 1.0})
@@ -139,8 +150,9 @@ def test_R29_for_a_request_that_may_not_wait_so_long_the_batch_goes_earlier(cloc
         assert list(stream) == ["a"]
 
 
+@pytest.mark.rule(13)
 @pytest.mark.parametrize("continuous", [False, True])
-def test_R13_whose_time_is_over_leaves_before_the_next_step(clock, continuous):
+def test_a_request_that_has_timed_out_leaves_before_the_next_step(clock, continuous):
     gate = Gate()
     model = Model(on_step=lambda number: gate.pass_through() if number == 1 else None)
     with (
@@ -164,10 +176,11 @@ def test_R13_whose_time_is_over_leaves_before_the_next_step(clock, continuous):
 
 @pytest.fixture
 def loop_clock(monkeypatch):
-    set_clock(monkeypatch, lambda: asyncio.get_running_loop().time())
+    knobs.set_clock(monkeypatch, lambda: asyncio.get_running_loop().time())
 
 
-def test_R29_in_a_loop_a_request_waits_for_batch_timeout_and_no_longer(loop_clock):
+@pytest.mark.rule(29)
+def test_in_a_loop_a_request_waits_for_batch_timeout_and_no_longer(loop_clock):
     async def main():
         model = Model(lambda: None)
         async with DynamicBatcher(model.agenerate, max_batch_size=9, batch_timeout=5.0) as batcher:
@@ -186,7 +199,8 @@ def test_R29_in_a_loop_a_request_waits_for_batch_timeout_and_no_longer(loop_cloc
         assert called_with == [["ab", "c"]]
 
 
-def test_R29_in_a_loop_a_full_batch_does_not_wait(loop_clock):
+@pytest.mark.rule(29)
+def test_in_a_loop_a_full_batch_does_not_wait(loop_clock):
     async def main():
         model = Model(lambda: None)
         async with DynamicBatcher(model.agenerate, max_batch_size=2, batch_timeout=5.0) as batcher:
@@ -201,7 +215,7 @@ def test_R29_in_a_loop_a_full_batch_does_not_wait(loop_clock):
     explore(main, 100)
 
 
-def test_in_a_loop_timeouts_are_told_when_they_are_over(loop_clock):
+def test_in_a_loop_timeouts_are_raised_when_they_are_over(loop_clock):
     async def main():
         never = asyncio.Event()
 
@@ -230,7 +244,7 @@ def test_in_a_loop_timeouts_are_told_when_they_are_over(loop_clock):
         assert (over, missed) == (pytest.approx(7.0), pytest.approx(3.0))
 
 
-def test_in_any_order_each_task_gets_its_own_outputs_and_cancels_hurt_nobody(loop_clock):
+def test_in_any_order_each_task_gets_its_own_outputs_whatever_is_cancelled(loop_clock):
     async def main():
         model = Model(lambda: None)
         requests = ["abc", "d", "", "efgh", "ij", "klmno", "p"]
@@ -258,8 +272,9 @@ def test_in_any_order_each_task_gets_its_own_outputs_and_cancels_hurt_nobody(loo
 # ---- workers
 
 
+@pytest.mark.rule(29)
 @dynamic_batchers
-async def test_R29_two_workers_run_two_batches_at_once(form):
+async def test_two_workers_run_two_batches_at_once(form):
     gates = [form.gate(), form.gate()]
     model = form.model(gates=dict(enumerate(gates)))
     batcher = form.batcher(model, max_batch_size=2, workers=2)
@@ -277,8 +292,9 @@ async def test_R29_two_workers_run_two_batches_at_once(form):
     assert [await form.rest(stream) for stream in streams] == [["a", "b"], [], ["e"], ["f"], []]
 
 
+@pytest.mark.rule(29)
 @dynamic_batchers
-async def test_R29_no_more_than_workers_run_at_once(form):
+async def test_no_more_than_workers_run_at_once(form):
     gates = [form.gate() for _ in range(3)]
     model = form.model(gates=dict(enumerate(gates)))
     batcher = form.batcher(model, max_batch_size=1, workers=3)
@@ -297,11 +313,12 @@ async def test_R29_no_more_than_workers_run_at_once(form):
 # ---- the context
 
 
-variable = ContextVar("variable", default="nobody's")
+variable = ContextVar("variable", default="no context's")
 
 
+@pytest.mark.rule(26)
 @every_batcher
-async def test_R26_the_model_runs_in_a_copy_of_the_context_of_whoever_made_the_batcher(form):
+async def test_the_model_runs_in_a_copy_of_the_context_in_which_the_batcher_was_made(form):
     seen = []
 
     def look(_):
@@ -426,10 +443,11 @@ def test_an_instance_without_dict_is_refused_with_a_reason():
         Slotted().spell  # noqa: B018 - looking it up is the test
 
 
-def test_R25_an_instance_and_its_batcher_can_be_collected():
+@pytest.mark.rule(25)
+def test_an_instance_and_its_batcher_can_be_collected():
     speller = Speller("!")
     assert list(speller.spell.stream("a")) == ["a", "!"]
-    threads = [each._thread for each in speller.spell._dispatcher._threads]
+    threads = knobs.worker_threads_of(speller.spell)
     gone = weakref.ref(speller)
     del speller
     gc.collect()
@@ -437,3 +455,28 @@ def test_R25_an_instance_and_its_batcher_can_be_collected():
     for thread in threads:
         thread.join(TIMEOUT)
         assert not thread.is_alive()
+
+
+class Greeter:
+    def __init__(self, name):
+        self.name = name
+
+    @batched(max_batch_size=4)
+    def generate(self, requests):
+        yield [f"{self.name} {request}" for request in requests]
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda greeter: pickle.loads(pickle.dumps(greeter))],  # noqa: S301 - its own
+)
+def test_a_copy_of_an_instance_has_a_batcher_of_its_own(copied):
+    first = Greeter("first")
+    assert list(first.generate.stream("a")) == ["first a"]
+    second = copied(first)
+    second.name = "second"
+    assert list(second.generate.stream("a")) == ["second a"]
+    assert list(first.generate.stream("a")) == ["first a"]
+    assert second.generate is second.generate is not first.generate
+    first.generate.close()
+    second.generate.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
 import subprocess
 import sys
@@ -20,8 +21,10 @@ from batchstream import (
     Fail,
     FinishReason,
     OverloadedError,
+    StreamEnd,
 )
-from support.engines import Model, continuous_batchers, dynamic_batchers, every_batcher
+from support import knobs
+from support.engines import Echo, Model, continuous_batchers, dynamic_batchers, every_batcher
 from support.sources import TIMEOUT, Gate, in_forked_child, needs_fork
 
 pytestmark = pytest.mark.timeout(30)
@@ -36,18 +39,6 @@ def make(kind, model=None, **options):
     if kind == "continuous":
         return ContinuousBatcher(model, **options), model
     return DynamicBatcher(model.generate, **options), model
-
-
-def threads_of(batcher):
-    return [worker._thread for worker in batcher._dispatcher._threads]
-
-
-@pytest.fixture
-def unheard(monkeypatch):
-    """Collect what `sys.unraisablehook` is given."""
-    errors = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda about: errors.append(about.exc_value))
-    return errors
 
 
 # ---- statistics
@@ -91,8 +82,9 @@ async def test_the_occupancy_of_a_scripted_case_is_exact(form):
     assert figures.outputs == 5
 
 
+@pytest.mark.rule(30)
 @every_batcher
-async def test_R30_at_every_moment_opened_is_live_and_finished(form):
+async def test_at_every_moment_opened_is_live_and_finished(form):
     seen = []
 
     def look(_):
@@ -162,11 +154,48 @@ def test_a_batcher_shows_how_it_is():
     assert "closed" in repr(batcher)
 
 
+def test_a_request_that_has_been_ended_twice_is_counted_once():
+    gate = Gate()
+
+    def fn(requests):
+        gate.pass_through()
+        yield list(requests)
+
+    with DynamicBatcher(fn, max_batch_size=1) as batcher:
+        running, waiting = batcher.stream("a"), batcher.stream("b")
+        gate.reached.wait(TIMEOUT)
+        for _ in range(2):  # its consumer, say, and its deadline
+            knobs.request_of(waiting).finish(StreamEnd(FinishReason.CANCELLED, 0))
+        figures = batcher.statistics()
+        assert (figures.opened, figures.live, figures.waiting) == (2, 1, 0)
+        assert figures.finished == {FinishReason.CANCELLED: 1}
+        gate.opened.set()
+        assert list(running) == ["a"]
+    assert batcher.statistics().finished == {FinishReason.CANCELLED: 1, FinishReason.EXHAUSTED: 1}
+
+
+def test_a_stream_that_waits_is_named_by_its_request():
+    gate = Gate()
+
+    def fn(requests):
+        gate.pass_through()
+        yield list(requests)
+
+    with DynamicBatcher(fn, max_batch_size=1) as batcher:
+        batcher.stream("a").cancel()
+        running, waiting = batcher.stream("b"), batcher.stream("c")
+        assert repr(waiting) == "<Stream request 2, live, 0 buffered>"
+        with pytest.raises(TypeError, match="request 2 cannot be pickled"):
+            pickle.dumps(waiting)
+        gate.opened.set()
+        assert [*running, *waiting] == ["b", "c"]
+
+
 # ---- metrics
 
 
 @every_batcher
-async def test_metrics_are_told_of_each_event_once(form):
+async def test_metrics_are_called_once_for_each_event(form):
     gate = form.gate()
     told = form.recorder()
     model = form.model(gates={0: gate})
@@ -198,7 +227,7 @@ async def test_metrics_are_told_of_each_event_once(form):
 
 
 @every_batcher
-async def test_metrics_hear_of_an_error_though_nothing_happens_after_it(form):
+async def test_metrics_are_called_for_an_error_though_nothing_happens_after_it(form):
     told = form.recorder()
     batcher = form.batcher(form.model(raises={1: ValueError("no")}), metrics=told)
     outputs, _ = await form.read(form.submit(batcher, "abc"))
@@ -206,9 +235,10 @@ async def test_metrics_hear_of_an_error_though_nothing_happens_after_it(form):
     await told.finished_once.wait()
 
 
+@pytest.mark.rule(24)
 @every_batcher
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, GeneratorExit])
-async def test_R24_metrics_that_raise_hurt_nobody(form, unheard, kind):
+async def test_metrics_that_raise_fail_no_request(form, unheard, kind):
     class Raising:
         calls = 0
 
@@ -240,8 +270,9 @@ async def test_R24_metrics_that_raise_hurt_nobody(form, unheard, kind):
     assert {type(error) for error in unheard} == {kind}
 
 
+@pytest.mark.rule(14)
 @KINDS
-def test_R14_an_interrupt_in_metrics_is_raised_in_the_main_thread_and_the_next_is_served(kind):
+def test_an_interrupt_in_metrics_is_raised_in_the_main_thread_and_the_next_is_served(kind):
     """It comes from a signal, wherever the main thread happens to be."""
 
     class Interrupted:
@@ -264,8 +295,9 @@ def test_R14_an_interrupt_in_metrics_is_raised_in_the_main_thread_and_the_next_i
     assert (figures.opened, figures.live) == (2, 0)
 
 
+@pytest.mark.rule(24)
 @every_batcher
-async def test_R24_metrics_may_ask_for_figures_and_submit_requests(form):
+async def test_metrics_may_ask_for_figures_and_submit_requests(form):
     """Which would wait for ever if they were called under a lock."""
     seen, others = [], []
 
@@ -287,8 +319,9 @@ async def test_R24_metrics_may_ask_for_figures_and_submit_requests(form):
 # ---- processes
 
 
+@pytest.mark.rule(27)
 @KINDS
-def test_R27_batchers_refuse_to_be_pickled_or_copied(kind):
+def test_batchers_refuse_to_be_pickled_or_copied(kind):
     batcher, _ = make(kind)
     name = type(batcher).__name__
     for refuse in (pickle.dumps, copy.copy, copy.deepcopy):
@@ -301,9 +334,10 @@ def test_R27_batchers_refuse_to_be_pickled_or_copied(kind):
     batcher.close()
 
 
+@pytest.mark.rule(27)
 @needs_fork
 @KINDS
-def test_R27_a_batcher_that_was_not_used_works_in_a_forked_child_and_in_its_parent(kind):
+def test_a_batcher_that_was_not_used_works_in_a_forked_child_and_in_its_parent(kind):
     batcher, _ = make(kind)
 
     def use():
@@ -315,9 +349,10 @@ def test_R27_a_batcher_that_was_not_used_works_in_a_forked_child_and_in_its_pare
     assert use() == ["a", "b", "c"]
 
 
+@pytest.mark.rule(27)
 @needs_fork
 @KINDS
-def test_R27_a_batcher_that_was_used_refuses_its_work_in_a_forked_child(kind):
+def test_a_batcher_that_was_used_refuses_its_work_in_a_forked_child(kind):
     gate = Gate()
     model = Model(on_step=lambda number: gate.pass_through() if number == 1 else None)
     batcher, _ = make(kind, model, max_batch_size=1)
@@ -348,9 +383,10 @@ def test_R27_a_batcher_that_was_used_refuses_its_work_in_a_forked_child(kind):
     batcher.close()
 
 
+@pytest.mark.rule(27)
 @needs_fork
 @KINDS
-def test_R27_a_batcher_that_is_idle_refuses_in_a_forked_child_too(kind):
+def test_a_batcher_that_is_idle_refuses_in_a_forked_child_too(kind):
     batcher, _ = make(kind)
     assert list(batcher.stream("a")) == ["a"]
     assert "ClosedError" in in_forked_child(lambda: batcher.stream("b"))
@@ -417,8 +453,9 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.rule(28)
 @pytest.mark.parametrize("state", PROGRAMS)
-def test_R28_a_program_ends_with_a_batcher_that_is(state):
+def test_a_program_ends_with_a_batcher_that_is(state):
     parts = {"work": "pass", "batch_timeout": "0.0"} | PROGRAMS[state]
     completed = subprocess.run(  # noqa: S603 - our own program
         [sys.executable, "-X", "dev", "-c", textwrap.dedent(PROGRAM).format(**parts)],
@@ -430,16 +467,57 @@ def test_R28_a_program_ends_with_a_batcher_that_is(state):
     assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
 
 
+@pytest.mark.rule(28)
+def test_a_program_with_several_stuck_workers_is_not_held_up_for_each():
+    program = """
+import threading
+import batchstream
+reached = threading.Barrier(5)
+def stuck(requests):
+    reached.wait(20)
+    threading.Event().wait()
+    yield
+batcher = batchstream.DynamicBatcher(stuck, max_batch_size=1, workers=4)
+streams = [batcher.stream(number) for number in range(4)]
+reached.wait(20)
+from support import knobs
+joined = []
+class Clock:  # the patience of all together is that of one
+    time = 0.0
+    @classmethod
+    def monotonic(cls):
+        return cls.time
+def join(self, timeout=None):
+    joined.append(timeout)
+    Clock.time += timeout
+knobs.exit_with(Clock, join)
+assert joined[0] > 0 and sum(joined) <= knobs.EXIT_SECONDS, joined
+print("bounded", flush=True)
+import os
+os._exit(0)
+"""
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("bounded\n", "", 0)
+
+
 # ---- garbage
 
 
+@pytest.mark.rule(25, 28)
 @KINDS
-def test_R25_R28_dropping_an_idle_batcher_ends_its_threads(kind):
+def test_dropping_an_idle_batcher_ends_its_threads(kind):
     batcher, _ = make(kind)
     assert list(batcher.stream("ab")) == ["a", "b"]
-    threads = threads_of(batcher)
+    threads = knobs.worker_threads_of(batcher)
     assert threads
-    gone = weakref.ref(batcher._dispatcher)
+    gone = weakref.ref(knobs.dispatcher_of(batcher))
     del batcher
     gc.collect()
     for thread in threads:
@@ -448,13 +526,14 @@ def test_R25_R28_dropping_an_idle_batcher_ends_its_threads(kind):
     assert gone() is None
 
 
+@pytest.mark.rule(25)
 @KINDS
-def test_R25_a_batcher_that_was_dropped_while_it_works_still_serves_its_streams(kind):
+def test_a_batcher_that_was_dropped_while_it_works_still_serves_its_streams(kind):
     gate = Gate()
     model = Model(on_step=lambda number: gate.pass_through() if number == 0 else None)
     batcher, _ = make(kind, model, max_batch_size=1)
     streams = [batcher.stream(request) for request in ("ab", "c")]
-    threads = threads_of(batcher)
+    threads = knobs.worker_threads_of(batcher)
     del batcher
     gc.collect()
     gate.opened.set()
@@ -466,8 +545,9 @@ def test_R25_a_batcher_that_was_dropped_while_it_works_still_serves_its_streams(
         assert not thread.is_alive()
 
 
+@pytest.mark.rule(25)
 @KINDS
-def test_R25_no_cycle_keeps_a_dropped_stream_alive(kind):
+def test_no_cycle_keeps_a_dropped_stream_alive(kind):
     """Its last reference is dropped, and it is gone without a collection."""
     batcher, _ = make(kind)
     gc.collect()
@@ -485,8 +565,9 @@ def test_R25_no_cycle_keeps_a_dropped_stream_alive(kind):
     assert batcher.statistics().finished[FinishReason.EOS] >= 1
 
 
+@pytest.mark.rule(25)
 @KINDS
-def test_R25_an_idle_batcher_keeps_no_request_alive(kind):
+def test_an_idle_batcher_keeps_no_request_alive(kind):
     class Request(list):
         pass
 
@@ -507,7 +588,8 @@ def test_R25_an_idle_batcher_keeps_no_request_alive(kind):
     batcher.close()
 
 
-def test_R25_keys_that_are_out_of_use_are_forgotten():
+@pytest.mark.rule(25)
+def test_keys_that_are_out_of_use_are_forgotten():
     class Key:
         pass
 
@@ -520,20 +602,45 @@ def test_R25_keys_that_are_out_of_use_are_forgotten():
 
     batcher, _ = make("dynamic", key=key)
     idle = threading.Event()
-    look = batcher._dispatcher.look
-
-    def note(*args):
-        found = look(*args)
-        if found is None:
-            idle.set()
-        return found
-
-    batcher._dispatcher.look = note
+    stop_watching = knobs.watch_looks(batcher, lambda found: found is None and idle.set())
     for number in range(300):
         assert list(batcher.stream(str(number))) == list(str(number))
     idle.clear()
     assert list(batcher.stream("the last")) == list("the last")
     assert idle.wait(TIMEOUT)
-    del batcher._dispatcher.look
+    stop_watching()
     assert len(alive) < 200
     batcher.close()
+
+
+@pytest.mark.rule(25)
+def test_a_batch_that_never_ends_keeps_nothing_of_ended_requests():
+    engine = Echo()
+    with ContinuousBatcher(engine, max_batch_size=2, max_buffered=10**6) as batcher:
+        stays = batcher.stream("stays")
+        for number in range(50):
+            leaves = batcher.stream(number)
+            next(leaves)
+            leaves.cancel()
+            stays.drain()
+        (run,) = knobs.runs_of(batcher)
+        assert not knobs.unreported(run)
+
+
+@pytest.mark.rule(25)
+def test_a_request_that_was_cancelled_while_it_waited_frees_what_was_submitted():
+    gate = Gate()
+
+    def fn(requests):
+        gate.pass_through()
+        yield list(requests)
+
+    with DynamicBatcher(fn, max_batch_size=1) as batcher:
+        running = batcher.stream("a")
+        gate.reached.wait(TIMEOUT)
+        waiting = batcher.stream("b")
+        waiting.cancel()
+        batcher.stream("c").cancel()  # takes note
+        assert knobs.request_of(waiting).content is None
+        gate.opened.set()
+        assert list(running) == ["a"]

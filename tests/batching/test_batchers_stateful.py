@@ -1,7 +1,7 @@
 """Both batchers against a model that is too plain to be wrong, one step at a time.
 
 The engine, or the function, waits in each of its steps until the machine lets it make one. So the
-machine knows at each moment who is in the batch, and what everybody has been given.
+machine knows at each moment who is in the batch, and what each request has been given.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from batchstream import (
     FinishReason,
     OverloadedError,
 )
-from support.engines import ManualClock, Turnstile, set_clock
+from support import knobs
+from support.engines import ManualClock, Turnstile
 
 SIZE = 3
 COST = 6
@@ -116,7 +117,7 @@ class Seats:
 
     def step(self):
         self.check(threading.get_ident() == self._thread, "another thread")
-        self.check(self.seats, "a step for nobody")
+        self.check(self.seats, "a step without a request")
         return self.make_step()
 
     def remove(self, slot):
@@ -135,7 +136,7 @@ class Seats:
         try:
             while True:
                 live = yield self.make_step()
-                self.check(live, "a step for nobody")
+                self.check(live, "a step without a request")
                 self.check(set(live) <= set(self.seats), "told of who was not live")
                 self.seats = {slot: self.seats[slot] for slot in live}
         finally:
@@ -145,7 +146,7 @@ class Seats:
 
 
 class BatcherMachine(RuleBasedStateMachine):
-    """Submits, steps, cancels, lets time pass; knows what everybody has to get."""
+    """Submits, steps, cancels, lets time pass; knows what each request has to get."""
 
     continuous = False
 
@@ -153,7 +154,7 @@ class BatcherMachine(RuleBasedStateMachine):
     def begin(self):
         self.patch = pytest.MonkeyPatch()
         self.clock = ManualClock()
-        set_clock(self.patch, self.clock)
+        knobs.set_clock(self.patch, self.clock)
         self.unheard = []
         self.patch.setattr(sys, "unraisablehook", lambda it: self.unheard.append(it.exc_value))
         self.model = Seats()
@@ -192,7 +193,7 @@ class BatcherMachine(RuleBasedStateMachine):
                 self.waiting.remove(ask)
 
     def go_on(self):
-        """Say who is in the batch after a step, or after somebody has come; wait until they are."""
+        """Set which requests are in the batch after a step or an arrival; wait until they are."""
         now = self.clock()
         for ask in self.running:
             if not ask.ends and ask.is_overdue(now, joined=True):
@@ -227,7 +228,7 @@ class BatcherMachine(RuleBasedStateMachine):
         wait_timeout=st.sampled_from([None, None, NEAR, FAR]),
     )
     def submit(self, length, cost, key, timeout, wait_timeout):
-        self.clock.move(0.001)  # nobody comes at the same time as another
+        self.clock.move(0.001)  # no two requests come at the same time
         now = self.clock()
         ask = Ask(len(self.asks), length, cost, key)
         ask.until = None if timeout is None else now + timeout
@@ -357,10 +358,10 @@ class BatcherMachine(RuleBasedStateMachine):
         assert self.model.faults == []
         for key in "ab":
             order = [ask.number for ask in self.model.joined if self.continuous or ask.key == key]
-            assert order == sorted(set(order)), "somebody jumped the queue, or joined twice"
+            assert order == sorted(set(order)), "a request jumped the queue, or joined twice"
 
     @invariant()
-    def everybody_is_live_or_has_finished(self):
+    def every_request_is_live_or_has_finished(self):
         figures = self.batcher.statistics()
         assert figures.opened == len(self.asks)
         assert figures.opened == figures.live + sum(figures.finished.values())

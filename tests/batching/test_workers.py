@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from batchstream._batching.groups import _MANY, Groups
+from batchstream._batching.groups import Groups
 from batchstream._batching.workers import AnyWorker, Workers
+from support import knobs
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def call(workers, at=0.0):
     return workers.calls.popleft() if workers.calls else None
 
 
-def test_who_rests_is_called_again_before_another_is_made(workers):
+def test_an_idle_worker_is_woken_before_another_is_made(workers):
     first, _ = call(workers)
     workers.rest(first)
     assert call(workers) == (first, None)
@@ -28,19 +29,19 @@ def test_who_rests_is_called_again_before_another_is_made(workers):
     assert workers.at_work == 2
 
 
-def test_nobody_is_called_while_all_are_at_work_and_the_time_is_not_asked_for(workers):
+def test_no_worker_is_woken_while_all_are_at_work_and_the_time_is_not_computed(workers):
     call(workers), call(workers)
-    workers.note_call(lambda: pytest.fail("nobody needs the time"))
+    workers.note_call(lambda: pytest.fail("the time is not needed"))
     assert not workers.calls
 
 
-def test_nobody_is_called_if_there_is_nothing_to_look_for(workers):
+def test_no_worker_is_woken_if_no_request_waits(workers):
     workers.note_call(lambda: None)
     assert not workers.calls
     assert workers.at_work == 0
 
 
-def test_one_that_would_wake_too_late_is_rung_once_and_one_in_time_is_left(workers):
+def test_a_worker_that_would_wake_too_late_is_woken_once_and_one_in_time_is_left(workers):
     worker, _ = call(workers)
     assert workers.listen(worker, 5.0, "bell")
     assert call(workers, 5.0) is None
@@ -50,7 +51,7 @@ def test_one_that_would_wake_too_late_is_rung_once_and_one_in_time_is_left(worke
     assert other is not worker
 
 
-def test_two_do_not_listen_for_the_same(workers):
+def test_two_workers_do_not_wait_for_the_same_request(workers):
     first, second = call(workers)[0], call(workers)[0]
     assert workers.listen(first, 5.0, "bell")
     assert not workers.listen(second, 6.0, "other bell")
@@ -66,14 +67,14 @@ def test_a_worker_with_a_batch_is_not_free_until_it_looks(workers):
     assert workers.free == 2
 
 
-def test_those_of_whom_it_is_not_sure_are_called_again(workers):
+def test_workers_whose_wake_up_is_uncertain_are_woken_again(workers):
     first, second = call(workers)[0], call(workers)[0]
     first.called = True
     workers.note_calls_again()
     assert list(workers.calls) == [(second, None)]
 
 
-def test_one_that_is_not_reusable_is_made_for_one_call():
+def test_a_worker_that_is_not_reusable_is_made_for_one_call():
     class Once(AnyWorker):
         reusable = False
 
@@ -86,7 +87,7 @@ def test_one_that_is_not_reusable_is_made_for_one_call():
     assert second in workers
 
 
-def test_all_are_dismissed_or_rung(workers):
+def test_all_workers_are_dismissed_or_woken(workers):
     first, second = call(workers)[0], call(workers)[0]
     workers.listen(first, 5.0, "bell")
     workers.ring_all()
@@ -95,15 +96,15 @@ def test_all_are_dismissed_or_rung(workers):
     assert workers.at_work == 0
 
 
-def test_equal_keys_are_one_object_while_requests_wait_and_are_let_go_of_later():
+def test_equal_keys_are_one_object_while_requests_wait_and_are_freed_later():
     groups = Groups()
     waiting, generations = groups.of(("a", 1))
     assert groups.of(("a", 1))[0] is waiting
-    for number in range(_MANY + 1):
+    for number in range(knobs.MANY_KEYS + 1):
         groups.of(number)
     groups.tidy(lambda group: group is waiting)
     assert not groups.is_current(generations), "who has looked before must look again"
-    for number in range(_MANY + 1):
+    for number in range(knobs.MANY_KEYS + 1):
         groups.of(number)
     assert groups.tidy(lambda group: group is waiting) is None, "the elder generation is needed"
     assert groups.of(("a", 1))[0] is waiting

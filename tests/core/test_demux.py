@@ -145,7 +145,8 @@ def test_a_tensor_is_asked_for_a_list_or_for_its_rows_and_never_compared():
     assert [first.tolist(), second.tolist()] == [[1, 2], [3, 4]]
 
 
-def test_R06_token_ids_leave_outputs_of_other_kinds_untouched():
+@pytest.mark.rule(6)
+def test_token_ids_leave_outputs_of_other_kinds_untouched():
     outputs = [Untouchable(), 5, "2", np.array([2, 2])]
     core = Demultiplexer(len(outputs), is_eos=token_ids(2))
     received = [output for _, output in core.feed(outputs).outputs]
@@ -165,6 +166,7 @@ def test_a_tensor_is_read_like_an_array(dimensions):
         assert [output.tolist() for output in outputs] == [[0, 1], [2, 3]]
 
 
+@pytest.mark.rule(8)
 @pytest.mark.parametrize(
     ("step", "says"),
     [
@@ -190,7 +192,7 @@ def test_a_tensor_is_read_like_an_array(dimensions):
         (Unreadable(), "step 0 could not be read: OSError: device lost"),
     ],
 )
-def test_R08_a_malformed_step_fails_every_live_stream_and_delivers_nothing(step, says):
+def test_a_malformed_step_fails_every_live_stream_and_delivers_nothing(step, says):
     core = Demultiplexer(2)
     delivery = core.feed(step)
     assert delivery.outputs == []
@@ -202,7 +204,8 @@ def test_R08_a_malformed_step_fails_every_live_stream_and_delivers_nothing(step,
     assert core.live == ()
 
 
-def test_R08_the_error_counts_the_steps():
+@pytest.mark.rule(8)
+def test_the_error_counts_the_steps():
     core = Demultiplexer(1)
     core.feed(["a"])
     core.feed(["b"])
@@ -211,7 +214,8 @@ def test_R08_the_error_counts_the_steps():
     assert end.error.step == 2
 
 
-def test_R08_a_step_that_fails_to_be_read_is_a_step_error_with_the_cause():
+@pytest.mark.rule(8)
+def test_a_step_that_fails_to_be_read_is_a_step_error_with_the_cause():
     class Broken(UserList):
         def __iter__(self):
             raise OSError("device lost")
@@ -221,7 +225,8 @@ def test_R08_a_step_that_fails_to_be_read_is_a_step_error_with_the_cause():
     assert isinstance(end.error.__cause__, OSError)
 
 
-def test_R08_a_huge_or_unprintable_step_makes_a_short_message():
+@pytest.mark.rule(8)
+def test_a_huge_or_unprintable_step_makes_a_short_message():
     class Unprintable:
         def __repr__(self):
             raise ValueError("no repr")
@@ -250,7 +255,8 @@ def test_live_is_the_same_object_until_something_changes():
     assert core.live is core.live
 
 
-def test_R06_what_a_finished_slot_is_given_is_dropped_and_outputs_are_counted():
+@pytest.mark.rule(6)
+def test_what_a_finished_slot_is_given_is_dropped_and_outputs_are_counted():
     core = Demultiplexer(3)
     core.feed([None, "x", None])
     for element, counted in [
@@ -271,7 +277,8 @@ def test_R06_what_a_finished_slot_is_given_is_dropped_and_outputs_are_counted():
             assert not delivery.ends
 
 
-def test_R06_all_the_padding_of_finished_slots_is_counted():
+@pytest.mark.rule(6)
+def test_all_the_padding_of_finished_slots_is_counted():
     core = Demultiplexer(4, eos=EOS)
     core.feed([EOS, EOS, "x", EOS])
     core.feed([0, 0, "y", 0])
@@ -298,8 +305,9 @@ def hostile_outputs():
     ]
 
 
+@pytest.mark.rule(6)
 @pytest.mark.parametrize("beside", ["plain", None, Last("x"), SKIP])
-def test_R06_outputs_of_every_kind_pass_untouched(beside):
+def test_outputs_of_every_kind_pass_untouched(beside):
     data = hostile_outputs()
     core = Demultiplexer(len(data) + 1)
     delivery = core.feed([*data, beside])
@@ -310,7 +318,8 @@ def test_R06_outputs_of_every_kind_pass_untouched(beside):
     assert len(core.live) >= len(data)
 
 
-def test_R06_hostile_outputs_for_finished_slots_are_dropped_untouched():
+@pytest.mark.rule(6)
+def test_hostile_outputs_for_finished_slots_are_dropped_untouched():
     data = hostile_outputs()
     core = Demultiplexer(len(data) + 1)
     core.feed([*[None] * len(data), "x"])
@@ -318,8 +327,9 @@ def test_R06_hostile_outputs_for_finished_slots_are_dropped_untouched():
     assert core.statistics().dropped == len(data)
 
 
+@pytest.mark.rule(6)
 @pytest.mark.parametrize("mark", [object(), StopIteration, EOS, True, HTTPStatus.OK])
-def test_R06_the_end_mark_is_told_by_identity(mark):
+def test_the_end_mark_is_recognised_by_identity(mark):
     class EqualToAll:
         def __eq__(self, other):
             return True
@@ -373,7 +383,8 @@ def test_a_predicate_is_asked_once_for_each_output_and_not_about_markers():
     assert asked == ["a", "c", "d", "e"]
 
 
-def test_R15_a_predicate_that_raises_fails_its_own_slot_alone():
+@pytest.mark.rule(15)
+def test_a_predicate_that_raises_fails_its_own_slot_alone():
     def is_eos(output):
         return 1 / output < 0
 
@@ -501,7 +512,8 @@ def test_a_slot_that_does_not_exist_is_refused(slot):
             call(slot)
 
 
-def test_R30_an_opened_slot_counts_from_zero():
+@pytest.mark.rule(30)
+def test_an_opened_slot_counts_from_zero():
     core = Demultiplexer(2, max_outputs=2)
     core.feed(["a", None])
     with pytest.raises(ValueError, match="slot 0 is live"):
@@ -516,7 +528,8 @@ def test_R30_an_opened_slot_counts_from_zero():
     assert figures.outputs == 4
 
 
-def test_R30_opened_is_always_live_and_finished_together():
+@pytest.mark.rule(30)
+def test_opened_is_always_live_and_finished_together():
     core = Demultiplexer(2)
     for element in (None, "a", Last("b"), SKIP):
         core.feed({1: element})

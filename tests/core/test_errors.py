@@ -44,6 +44,7 @@ def decode_error():
         return error
 
 
+@pytest.mark.rule(16)
 @pytest.mark.parametrize(
     "error",
     [
@@ -61,7 +62,7 @@ def decode_error():
     ],
     ids=lambda error: f"{type(error).__name__}-{error.args!r:.20}",
 )
-def test_R16_a_copy_says_the_same_and_shares_nothing(error):
+def test_a_copy_says_the_same_and_shares_nothing(error):
     error.add_note("a note")
     own = consumer_error(error)
     assert own is not error
@@ -75,20 +76,22 @@ def test_R16_a_copy_says_the_same_and_shares_nothing(error):
     assert error.__notes__ == ["a note"]
 
 
-def test_R16_attributes_and_slots_are_copied():
+@pytest.mark.rule(16)
+def test_attributes_and_slots_are_copied():
     assert consumer_error(Formatted("x", why="y")).why == "y"
     assert consumer_error(Slotted(5)).code == 5
     assert consumer_error(OSError(2, "text", "name")).filename == "name"
 
 
-@pytest.mark.rule(16)
-def test_R18_what_cannot_be_copied_becomes_a_source_error_with_type_and_text():
+@pytest.mark.rule(16, 18)
+def test_what_cannot_be_copied_becomes_a_source_error_with_type_and_text():
     own = consumer_error(NeedsMore("short of something", 1))
     assert type(own) is SourceError
     assert str(own) == "the source raised NeedsMore: short of something"
 
 
-def test_R16_an_exception_that_exists_once_is_wrapped_and_not_shared():
+@pytest.mark.rule(16)
+def test_an_exception_that_exists_once_is_wrapped_and_not_shared():
     class Single(Exception):
         instance = None
 
@@ -100,7 +103,8 @@ def test_R16_an_exception_that_exists_once_is_wrapped_and_not_shared():
     assert type(consumer_error(error)) is SourceError
 
 
-def test_R18_an_error_without_a_text_still_has_a_type():
+@pytest.mark.rule(18)
+def test_an_error_without_a_text_still_has_a_type():
     error = Unshowable()
     assert type(consumer_error(error)) is Unshowable
 
@@ -115,10 +119,11 @@ def test_R18_an_error_without_a_text_still_has_a_type():
     assert str(consumer_error(broken)) == "the source raised AlsoUncopyable: <no text>"
 
 
+@pytest.mark.rule(17)
 @pytest.mark.parametrize(
     "error", [StopIteration("x"), StopAsyncIteration("x"), KeyboardInterrupt("x"), SystemExit("x")]
 )
-def test_R17_what_would_be_misunderstood_is_wrapped(error):
+def test_what_would_be_misunderstood_is_wrapped(error):
     own = consumer_error(error)
     assert type(own) is SourceError
     assert isinstance(own, BatchStreamError)
@@ -126,7 +131,8 @@ def test_R17_what_would_be_misunderstood_is_wrapped(error):
     assert own.__cause__ is error
 
 
-def test_R16_the_context_of_the_consumer_that_pulled_is_cut_off_at_any_depth():
+@pytest.mark.rule(16)
+def test_the_context_of_the_consumer_that_pulled_is_cut_off_at_any_depth():
     handled, middle, error = KeyError("consumer"), ValueError("source"), OSError("source")
     middle.__context__, error.__context__ = handled, middle
     forget_context(error, handled)
@@ -134,7 +140,8 @@ def test_R16_the_context_of_the_consumer_that_pulled_is_cut_off_at_any_depth():
     assert middle.__context__ is None
 
 
-def test_R16_a_context_of_the_sources_own_is_kept():
+@pytest.mark.rule(16)
+def test_a_context_of_the_sources_own_is_kept():
     inner, error = ValueError("source"), OSError("source")
     error.__context__ = inner
     forget_context(error, None)

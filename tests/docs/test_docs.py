@@ -15,9 +15,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 import batchstream
-from batchstream._eventloops.base import TURN
-from batchstream._handoff.buffer import SEGMENT_LENGTH
 from batchstream.integrations import litserve, prometheus, starlette
+from support import knobs
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -142,17 +141,17 @@ def test_every_metric_on_the_page_exists_and_no_other():
 
 
 @every_page
-def test_how_many_steps_a_stream_keeps_is_told_as_it_is(page):
+def test_the_number_of_steps_that_a_stream_keeps_is_as_the_page_says(page):
     for number in re.findall(r"(?:up to|pieces of)\s(\d+)\ssteps", page.read_text()):
-        assert int(number) == SEGMENT_LENGTH
+        assert int(number) == knobs.SEGMENT_LENGTH
 
 
 @every_page
-def test_how_many_outputs_a_turn_has_is_told_as_it_is(page):
+def test_the_number_of_outputs_in_a_turn_is_as_the_page_says(page):
     for number in re.findall(
         r"(?:[Aa]fter|[Uu]p to|once in)\s(\d+)\soutputs(?:\sa|\sthat|\.)", page.read_text()
     ):
-        assert int(number) == TURN
+        assert int(number) == knobs.TURN
 
 
 # ---- reference.md

@@ -72,7 +72,7 @@ def test_an_example_is_silent_on_stderr(run, name):
     assert run(name)[1] == ""
 
 
-def test_clients_in_asyncio_end_at_their_own_steps_and_the_model_forgets_who_left(run):
+def test_clients_in_asyncio_end_at_their_own_steps_and_the_model_forgets_closed_ones(run):
     (*clients, steps, worked), _ = run("asyncio_from_a_thread.py")
     assert clients == [
         "client 0: 3 tokens, ended in step 3",
@@ -85,7 +85,7 @@ def test_clients_in_asyncio_end_at_their_own_steps_and_the_model_forgets_who_lef
     assert 2 <= int(count) <= 2 + 4  # what it received, and what it may hold unread
 
 
-def test_a_timeout_loses_nothing_and_a_slow_thread_delays_nobody(run):
+def test_a_timeout_loses_nothing_and_a_slow_thread_delays_no_other(run):
     lines, _ = run("threads.py")
     too_slow = (
         "stream 2 holds 9 unread outputs, more than 8 (max_buffered), "
@@ -107,7 +107,7 @@ def test_a_queue_per_request_breaks_in_four_ways(run):
         "one read its 3 outputs at once, the other held 2000, and then the end",
         "the model raised after 2 outputs, and the client is still waiting",
     ]
-    assert errors.count("OSError: device lost") == 1  # seen by whoever reads the log, if anybody
+    assert errors.count("OSError: device lost") == 1  # seen in the log, if it is read
 
 
 def test_the_same_cases_go_well_with_streams(run):

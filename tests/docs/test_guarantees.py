@@ -20,14 +20,14 @@ def rules_in(code):
 def test_a_test_carries_the_rules_of_its_mark():
     assert rules_in(
         """
-        @rule(2, 3)
+        @pytest.mark.rule(2, 3)
         def test_one(): ...
 
         @pytest.mark.rule(4)
         @pytest.mark.parametrize("n", [1, 2])
         async def test_another(): ...
 
-        @rule(5)
+        @pytest.mark.rule(5)
         def no_test(): ...
         """
     ) == {"test_one": {2, 3}, "test_another": {4}}
@@ -40,13 +40,13 @@ def test_a_test_carries_the_rules_in_its_name():
 def test_a_test_carries_the_rules_of_its_class_and_module():
     assert rules_in(
         """
-        pytestmark = [pytest.mark.timeout(3), rule(1)]
+        pytestmark = [pytest.mark.timeout(3), pytest.mark.rule(1)]
 
-        @rule(2)
+        @pytest.mark.rule(2)
         class TestThing:
-            pytestmark = rule(3)
+            pytestmark = pytest.mark.rule(3)
 
-            @rule(4)
+            @pytest.mark.rule(4)
             def test_it(self): ...
 
         def test_other(): ...

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -14,26 +12,22 @@ import pytest
 
 from batchstream import (
     AsyncBatchedStream,
-    BatchedStream,
     ClosedError,
     FinishReason,
-    SourceError,
     demux,
 )
+from support.reading import following, rest
 from support.sources import TIMEOUT, Gate, ScriptedSource, run_in_threads
 
 STEPS = [[f"{number}a", f"{number}b"] for number in range(300)]
-
-
-async def rest(stream):
-    return [output async for output in stream]
 
 
 def column(slot):
     return [step[slot] for step in STEPS]
 
 
-def test_R22_streams_of_one_batch_are_consumed_in_several_event_loops_at_once():
+@pytest.mark.rule(22)
+def test_streams_of_one_batch_are_consumed_in_several_event_loops_at_once():
     batch = AsyncBatchedStream(STEPS, 2, max_buffered=3)
     received = {}
 
@@ -44,7 +38,8 @@ def test_R22_streams_of_one_batch_are_consumed_in_several_event_loops_at_once():
     assert received == {0: column(0), 1: column(1)}
 
 
-def test_R22_an_asynchronous_source_feeds_streams_in_other_loops_than_its_own():
+@pytest.mark.rule(22)
+def test_an_asynchronous_source_feeds_streams_in_other_loops_than_its_own():
     source = ScriptedSource(STEPS)
 
     async def steps():
@@ -81,21 +76,19 @@ class LoopInThread:
         self.loop.close()
 
 
-async def following(stream):
-    return await anext(stream)
-
-
-def test_R22_a_loop_that_closes_takes_only_its_own_streams_with_it():
+@pytest.mark.rule(22)
+def test_a_loop_that_closes_takes_only_its_own_streams_with_it():
     batch = AsyncBatchedStream(STEPS, 2, max_buffered=2)
     other = LoopInThread()
     assert other.call(following(batch[1])) == "0b"
-    other.close()  # its stream is full soon, and nobody will ever make room
+    other.close()  # its stream is full soon, and no consumer will ever make room
     assert asyncio.run(rest(batch[0])) == column(0)
     assert batch[1].finish_reason is FinishReason.CANCELLED
     assert batch[0].finish_reason is FinishReason.EXHAUSTED
 
 
-def test_R22_a_loop_that_closes_with_a_waiting_consumer_ends_its_stream():
+@pytest.mark.rule(22)
+def test_a_loop_that_closes_with_a_waiting_consumer_ends_its_stream():
     gate = Gate()
 
     def source():
@@ -122,7 +115,8 @@ def test_R22_a_loop_that_closes_with_a_waiting_consumer_ends_its_stream():
     waiting.get_coro().close()
 
 
-def test_R09_streams_in_other_loops_are_told_when_the_loop_that_ran_the_source_has_gone():
+@pytest.mark.rule(9)
+def test_streams_in_other_loops_fail_when_the_loop_that_ran_the_source_has_gone():
     stepping = asyncio.Event()
 
     async def source():
@@ -150,7 +144,8 @@ def test_R09_streams_in_other_loops_are_told_when_the_loop_that_ran_the_source_h
     other.close()
 
 
-def test_R22_a_stream_is_not_waited_for_in_another_loop_than_the_first():
+@pytest.mark.rule(22)
+def test_a_stream_is_not_waited_for_in_another_loop_than_the_first():
     gate = Gate()
 
     def source():
@@ -165,35 +160,6 @@ def test_R22_a_stream_is_not_waited_for_in_another_loop_than_the_first():
             asyncio.run(following(batch[0]))
         gate.opened.set()
         assert runner.run(rest(batch[0])) == ["b"]
-
-
-def test_R14_a_source_that_is_broken_off_is_closed_in_a_task_that_is_not_cancelled():
-    class Source:
-        def __init__(self):
-            self.steps = iter([["a"]])
-            self.is_waiting = asyncio.Event()
-            self.cancels = []
-
-        def __aiter__(self):
-            return self
-
-        async def __anext__(self):
-            for step in self.steps:
-                return step
-            self.is_waiting.set()
-            return await asyncio.Event().wait()
-
-        async def aclose(self):
-            self.cancels.append(asyncio.current_task().cancelling())
-
-    async def main():
-        source = Source()
-        async with AsyncBatchedStream(source, 1) as batch:
-            assert await anext(batch[0]) == "a"
-            await source.is_waiting.wait()
-        assert source.cancels == [0]
-
-    asyncio.run(main())
 
 
 # ---- programs that end midway
@@ -250,9 +216,10 @@ asyncio.run(main())
 }
 
 
+@pytest.mark.rule(28)
 @pytest.mark.parametrize("source", ["endless", "stuck"])
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_R28_a_program_with_open_streams_ends_silently(ending, source):
+def test_a_program_with_open_streams_ends_silently(ending, source):
     program = PROGRAM + textwrap.dedent(ENDINGS[ending].format(source))
     ended = subprocess.run(  # noqa: S603 - our own interpreter
         [sys.executable, "-X", "dev", "-W", "error", "-c", program],
@@ -263,44 +230,9 @@ def test_R28_a_program_with_open_streams_ends_silently(ending, source):
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
 
-@pytest.fixture
-def _interruptible():
-    """Undo what a shell does to programs in the background: they ignore interrupts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.rule(14)
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal to itself")
-def test_R14_an_interrupt_of_a_waiting_consumer_loses_no_output():
-    gate = Gate()
-
-    def source():
-        yield ["a"]
-        gate.pass_through()
-        yield ["b"]
-
-    def interrupt():
-        assert gate.reached.wait(TIMEOUT)
-        while not batch._pump._places._threads.waiting:
-            os.sched_yield()
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with BatchedStream(source(), 1, background=True) as batch:
-        (stream,) = batch
-        assert next(stream) == "a"
-        interrupter = threading.Thread(target=interrupt)
-        interrupter.start()
-        with pytest.raises(KeyboardInterrupt):
-            next(stream)
-        interrupter.join(TIMEOUT)
-        gate.opened.set()
-        assert list(stream) == ["b"]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal to itself")
-def test_R14_an_interrupt_ends_a_program_of_asyncio_and_closes_the_source():
+def test_an_interrupt_ends_a_program_of_asyncio_and_closes_the_source():
     program = PROGRAM + textwrap.dedent(
         """
         def source():
@@ -332,48 +264,3 @@ def test_R14_an_interrupt_ends_a_program_of_asyncio_and_closes_the_source():
         encoding="utf-8",
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "closed\ninterrupted\n", "")
-
-
-def test_R24_an_asynchronous_source_that_waits_for_its_own_stream_is_told_so():
-    async def source():
-        yield ["a", "x"]
-        yield [await anext(second), "y"]  # that is buffered
-        await anext(second)
-        yield [await anext(second), "z"]  # that is not
-
-    first, second = demux(source(), 2)
-
-    async def main():
-        with pytest.raises(RuntimeError, match="the source of this batch waits for a step of its"):
-            await rest(first)
-
-    asyncio.run(main())
-
-
-# ---- a pump that fails itself
-
-
-@pytest.mark.parametrize("form", ["thread", "task"])
-@pytest.mark.parametrize("place", ["_take", "_settle_with", "_tell", "_goes_on", "_without_room"])
-def test_R09_a_pump_that_fails_itself_leaves_nobody_waiting(form, place, monkeypatch):
-    unheard = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda about: unheard.append(about.exc_value))
-
-    async def steps():
-        yield ["a"]
-        raise ValueError("the source")
-
-    async def main():
-        source = steps() if form == "task" else iter([["a"], "no step"])
-        async with AsyncBatchedStream(source, 1) as batch:
-
-            def fail(*_):
-                raise MemoryError(place)
-
-            monkeypatch.setattr(batch._pump, place, fail)
-            with pytest.raises((MemoryError, SourceError, ValueError)):
-                await rest(batch[0])
-            assert await rest(batch[0]) == []
-            assert batch[0].finish_reason is FinishReason.ERROR
-
-    asyncio.run(main())

@@ -1,7 +1,7 @@
 """Races in an event loop: each scenario in plain order and in thousands of shuffled ones.
 
 Source and consumers share one loop, so that a schedule is decided by its seed alone. Whatever a
-scenario is about, it ends in `settled`: nobody waits any more, the source was closed once, and
+scenario is about, it ends in `settled`: nothing waits any more, the source was closed once, and
 never entered by two.
 """
 
@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import os
 import weakref
-from operator import length_hint
 
 import pytest
 
@@ -25,6 +24,7 @@ from batchstream import (
     SlowConsumerError,
     demux,
 )
+from support import knobs
 from support.shuffled_loop import explore
 from support.sources import ScriptedSource
 
@@ -33,16 +33,14 @@ THREADED_SCHEDULES = min(SCHEDULES, 300)
 
 STEPS = [["a", "x"], ["b", "y"], ["c", Last("z")], ["d", None], [None, None]]
 EXPECTED = [["a", "b", "c", "d"], ["x", "y", "z"]]
-ENDLESS = [[f"a{n}", f"x{n}"] for n in range(20)]  # more than anybody reads
+ENDLESS = [[f"a{n}", f"x{n}"] for n in range(20)]  # more than any consumer reads
 
 
 @pytest.fixture(autouse=True)
 def _short_turns(monkeypatch):
     """Let what happens every 64 outputs or 128 steps happen in a short scenario."""
-    monkeypatch.setattr("batchstream._streams.async_stream.TURN", 2)
-    monkeypatch.setattr("batchstream._eventloops.asyncio.TURN", 1)
-    monkeypatch.setattr("batchstream._pumps.pump.SEGMENT_LENGTH", 2)
-    monkeypatch.setattr("batchstream._pumps.background.SEGMENT_LENGTH", 2)
+    knobs.set_turns(monkeypatch, receives=2, calls=1)
+    knobs.set_segment_length(monkeypatch, 2)
 
 
 class WatchedSource:
@@ -173,11 +171,10 @@ async def settled(batch, source):
     """Wait until the source is closed, and make sure that nothing was left behind."""
     await source.has_closed.wait()
     assert source.closed == 1
-    pump = batch._pump
-    assert pump.ended
+    assert knobs.pump_of(batch).ended
     assert batch.live == ()
-    assert not length_hint(pump._tokens), "the pump is still paused"
-    assert not any(place.waiting for place in pump._places._all)
+    assert not knobs.is_paused(batch), "the pump is still paused"
+    assert not knobs.is_waited_for(batch)
     figures = batch.statistics()
     assert figures.opened == sum(figures.finished.values())
     for stream in batch:  # one end, for ever
@@ -199,7 +196,8 @@ def assert_prefixes_of_endless(readers):
 # ---- receive and cancel
 
 
-def test_R04_receives_that_are_cancelled_anywhere_lose_and_repeat_nothing():
+@pytest.mark.rule(4)
+def test_receives_that_are_cancelled_anywhere_lose_and_repeat_nothing():
     cancels = []
 
     async def scenario():
@@ -219,7 +217,8 @@ def test_R04_receives_that_are_cancelled_anywhere_lose_and_repeat_nothing():
     assert {0, 1, 2, 3, 4} <= set(cancels)
 
 
-def test_R04_a_timeout_at_the_instant_of_delivery_loses_and_repeats_nothing():
+@pytest.mark.rule(4)
+def test_a_timeout_at_the_instant_of_delivery_loses_and_repeats_nothing():
     timeouts = []
 
     async def receive(stream):
@@ -239,7 +238,8 @@ def test_R04_a_timeout_at_the_instant_of_delivery_loses_and_repeats_nothing():
     assert len(set(timeouts)) > 3
 
 
-def test_R04_a_timeout_and_a_cancel_at_the_instant_of_delivery_lose_nothing_together():
+@pytest.mark.rule(4)
+def test_a_timeout_and_a_cancel_at_the_instant_of_delivery_lose_nothing_together():
     async def receive(stream):
         async with asyncio.timeout(1):
             return await anext(stream)
@@ -258,7 +258,8 @@ def test_R04_a_timeout_and_a_cancel_at_the_instant_of_delivery_lose_nothing_toge
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
-def test_R12_a_stream_that_is_cancelled_at_any_time_gives_a_prefix_and_then_its_end():
+@pytest.mark.rule(12)
+def test_a_stream_that_is_cancelled_at_any_time_gives_a_prefix_and_then_its_end():
     lengths = []
 
     async def scenario():
@@ -280,7 +281,8 @@ def test_R12_a_stream_that_is_cancelled_at_any_time_gives_a_prefix_and_then_its_
     assert {0, 1, 2, 3} <= set(lengths)
 
 
-def test_R12_a_receive_is_woken_by_the_cancel_of_its_stream_though_the_source_is_in_a_step():
+@pytest.mark.rule(12)
+def test_a_receive_is_woken_by_the_cancel_of_its_stream_though_the_source_is_in_a_step():
     async def scenario():
         source = WatchedSource(ENDLESS, wait=lambda _: asyncio.Event().wait())
         batch = AsyncBatchedStream(source, 2)
@@ -294,7 +296,8 @@ def test_R12_a_receive_is_woken_by_the_cancel_of_its_stream_though_the_source_is
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
-def test_R12_a_receive_is_cancelled_while_its_stream_is():
+@pytest.mark.rule(12)
+def test_a_receive_is_cancelled_while_its_stream_is():
     async def scenario():
         source = WatchedSource(ENDLESS)
         batch = AsyncBatchedStream(source, 2, max_buffered=1)
@@ -312,7 +315,8 @@ def test_R12_a_receive_is_cancelled_while_its_stream_is():
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
-def test_R04_a_drain_between_cancelled_receives_loses_and_repeats_nothing():
+@pytest.mark.rule(4)
+def test_a_drain_between_cancelled_receives_loses_and_repeats_nothing():
     async def scenario():
         source = WatchedSource(STEPS)
         batch = AsyncBatchedStream(source, 2, max_buffered=2)
@@ -336,7 +340,8 @@ def test_R04_a_drain_between_cancelled_receives_loses_and_repeats_nothing():
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
-def test_R12_a_cancel_after_the_end_of_the_source_frees_what_is_buffered():
+@pytest.mark.rule(12)
+def test_a_cancel_after_the_end_of_the_source_frees_what_is_buffered():
     async def scenario():
         references = []
 
@@ -358,7 +363,8 @@ def test_R12_a_cancel_after_the_end_of_the_source_frees_what_is_buffered():
 # ---- receive and close
 
 
-def test_R10_two_closings_of_a_batch_and_its_readers_end_all_and_close_the_source_once():
+@pytest.mark.rule(10)
+def test_two_closings_of_a_batch_and_its_readers_end_all_and_close_the_source_once():
     async def scenario():
         source = WatchedSource(ENDLESS)
         batch = AsyncBatchedStream(source, 2)
@@ -376,7 +382,8 @@ def test_R10_two_closings_of_a_batch_and_its_readers_end_all_and_close_the_sourc
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
-def test_R10_streams_that_are_closed_one_by_one_close_the_source_with_the_last():
+@pytest.mark.rule(10)
+def test_streams_that_are_closed_one_by_one_close_the_source_with_the_last():
     async def scenario():
         source = WatchedSource(ENDLESS)
         batch = AsyncBatchedStream(source, 2)
@@ -395,7 +402,8 @@ def test_R10_streams_that_are_closed_one_by_one_close_the_source_with_the_last()
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
-def test_R10_a_closing_that_is_cancelled_closes_the_source_all_the_same():
+@pytest.mark.rule(10)
+def test_a_closing_that_is_cancelled_closes_the_source_all_the_same():
     async def scenario():
         source = WatchedSource(ENDLESS)
         batch = AsyncBatchedStream(source, 2)
@@ -418,7 +426,8 @@ def test_R10_a_closing_that_is_cancelled_closes_the_source_all_the_same():
 # ---- the source ends by itself
 
 
-def test_R05_an_error_comes_once_and_after_all_outputs_however_receives_are_cancelled():
+@pytest.mark.rule(5)
+def test_an_error_comes_once_and_after_all_outputs_however_receives_are_cancelled():
     async def scenario():
         error = ValueError("broken")
         source = WatchedSource([*STEPS[:2], error])
@@ -440,7 +449,8 @@ def test_R05_an_error_comes_once_and_after_all_outputs_however_receives_are_canc
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
-def test_R05_a_stream_has_one_end_where_the_source_fails_as_the_stream_is_cancelled():
+@pytest.mark.rule(5)
+def test_a_stream_has_one_end_where_the_source_fails_as_the_stream_is_cancelled():
     ends = []
 
     async def scenario():
@@ -462,7 +472,8 @@ def test_R05_a_stream_has_one_end_where_the_source_fails_as_the_stream_is_cancel
     assert {(FinishReason.CANCELLED, 0), (FinishReason.ERROR, 1)} <= set(ends)
 
 
-def test_R05_the_end_of_the_source_is_seen_by_receives_that_are_cancelled_meanwhile():
+@pytest.mark.rule(5)
+def test_the_end_of_the_source_is_seen_by_receives_that_are_cancelled_meanwhile():
     async def scenario():
         source = WatchedSource(STEPS[:2])
         batch = AsyncBatchedStream(source, 2)
@@ -485,7 +496,7 @@ def bounded_batch(steps, **options):
     """Return a batch with room for one output, and its source, which holds it to that."""
 
     def check_room():
-        assert all(stream._buffer.buffered < 1 for stream in batch if stream.end is None)
+        assert all(knobs.buffered(stream) < 1 for stream in batch if stream.end is None)
 
     slack = options.get("on_overflow") == "cancel"
     source = WatchedSource(steps, on_step=(lambda: None) if slack else check_room)
@@ -493,7 +504,8 @@ def bounded_batch(steps, **options):
     return batch, source
 
 
-def test_R19_a_source_that_waits_for_room_goes_on_with_the_slowest_and_loses_nothing():
+@pytest.mark.rule(19)
+def test_a_source_that_waits_for_room_goes_on_with_the_slowest_and_loses_nothing():
     async def scenario():
         batch, source = bounded_batch(STEPS)
         fast, slow = readers = [Reader(stream) for stream in batch]
@@ -509,7 +521,8 @@ def test_R19_a_source_that_waits_for_room_goes_on_with_the_slowest_and_loses_not
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
-def test_R11_a_source_that_waits_for_one_stream_goes_on_when_that_is_cancelled():
+@pytest.mark.rule(11)
+def test_a_source_that_waits_for_one_stream_goes_on_when_that_is_cancelled():
     async def scenario():
         batch, source = bounded_batch(STEPS)
         reader = Reader(batch[0])
@@ -521,7 +534,8 @@ def test_R11_a_source_that_waits_for_one_stream_goes_on_when_that_is_cancelled()
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
-def test_R25_a_source_that_waits_for_one_stream_goes_on_when_that_is_dropped():
+@pytest.mark.rule(25)
+def test_a_source_that_waits_for_one_stream_goes_on_when_that_is_dropped():
     async def scenario():
         source = WatchedSource(STEPS)
         streams = list(demux(source, 2, max_buffered=1))
@@ -534,7 +548,8 @@ def test_R25_a_source_that_waits_for_one_stream_goes_on_when_that_is_dropped():
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
-def test_R19_a_stream_that_is_cancelled_as_it_is_read_lets_the_source_go_on():
+@pytest.mark.rule(19)
+def test_the_source_goes_on_when_a_stream_is_cancelled_as_it_is_read():
     async def scenario():
         batch, source = bounded_batch(STEPS)
         readers = [Reader(stream) for stream in batch]
@@ -546,7 +561,8 @@ def test_R19_a_stream_that_is_cancelled_as_it_is_read_lets_the_source_go_on():
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
-def test_R19_a_slow_stream_gives_what_it_holds_before_its_error_and_nobody_waits_for_it():
+@pytest.mark.rule(19)
+def test_a_slow_stream_gives_what_it_holds_before_its_error_and_the_others_do_not_wait():
     reasons = []
 
     async def scenario():
@@ -555,7 +571,7 @@ def test_R19_a_slow_stream_gives_what_it_holds_before_its_error_and_nobody_waits
 
         async def read_late():
             await turns(4)
-            assert batch[1]._buffer.buffered <= 2
+            assert knobs.buffered(batch[1]) <= 2
             await slow.read()
 
         await together(fast.read(), read_late(), cancelled_often(slow, 6))
@@ -578,7 +594,8 @@ def test_R19_a_slow_stream_gives_what_it_holds_before_its_error_and_nobody_waits
 # ---- who reads
 
 
-def test_R21_one_of_two_consumers_at_a_stream_is_refused_and_no_output_goes_astray():
+@pytest.mark.rule(21)
+def test_one_of_two_consumers_at_a_stream_is_refused_and_no_output_goes_astray():
     refused = []
 
     async def scenario():
@@ -607,7 +624,8 @@ def test_R21_one_of_two_consumers_at_a_stream_is_refused_and_no_output_goes_astr
     assert max(refused) > 0
 
 
-def test_R25_consumers_that_leave_drop_their_streams_and_the_source_is_closed():
+@pytest.mark.rule(25)
+def test_consumers_that_leave_drop_their_streams_and_the_source_is_closed():
     async def scenario():
         source = WatchedSource(ENDLESS)
         streams = list(demux(source, 2, max_buffered=2))
@@ -632,7 +650,8 @@ def test_R25_consumers_that_leave_drop_their_streams_and_the_source_is_closed():
 # ---- the last one leaves while the source waits
 
 
-def test_R10_a_source_that_nobody_needs_any_more_is_broken_off_once_where_it_waits():
+@pytest.mark.rule(10)
+def test_a_waiting_source_is_broken_off_once_when_no_stream_is_live():
     async def scenario():
         source = WatchedSource(ENDLESS, wait=lambda _: asyncio.Event().wait())
         batch = AsyncBatchedStream(source, 2)
@@ -651,7 +670,8 @@ def test_R10_a_source_that_nobody_needs_any_more_is_broken_off_once_where_it_wai
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
-def test_R10_a_source_that_goes_on_by_itself_as_it_is_broken_off_is_closed_once():
+@pytest.mark.rule(10)
+def test_a_source_that_goes_on_by_itself_as_it_is_broken_off_is_closed_once():
     cancelled = []
 
     async def scenario():
@@ -673,7 +693,8 @@ def test_R10_a_source_that_goes_on_by_itself_as_it_is_broken_off_is_closed_once(
     assert set(cancelled) == {0, 1}
 
 
-def test_R10_a_pause_that_nobody_needs_any_more_is_broken_off():
+@pytest.mark.rule(10)
+def test_a_pause_is_broken_off_when_no_stream_is_live():
     async def scenario():
         batch, source = bounded_batch(ENDLESS)
         reader = Reader(batch[0])
@@ -684,7 +705,8 @@ def test_R10_a_pause_that_nobody_needs_any_more_is_broken_off():
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
-def test_R09_whoever_cancels_the_task_of_the_pump_tells_every_stream_and_closes_the_source():
+@pytest.mark.rule(9)
+def test_cancelling_the_task_of_the_pump_fails_every_stream_and_closes_the_source():
     async def scenario():
         source = WatchedSource(ENDLESS)
         batch = AsyncBatchedStream(source, 2, max_buffered=2)
@@ -710,7 +732,8 @@ def test_R09_whoever_cancels_the_task_of_the_pump_tells_every_stream_and_closes_
 # ---- by time
 
 
-def test_R05_by_time_every_slot_has_one_end_after_its_outputs_however_it_is_cancelled():
+@pytest.mark.rule(5)
+def test_by_time_every_slot_has_one_end_after_its_outputs_however_it_is_cancelled():
     async def scenario():
         source = WatchedSource(STEPS)
         batch = AsyncBatchedStream(source, 2, max_buffered=1)
@@ -737,7 +760,8 @@ def test_R05_by_time_every_slot_has_one_end_after_its_outputs_however_it_is_canc
 # ---- a synchronous source, in its thread
 
 
-def test_R04_receives_that_are_cancelled_lose_nothing_that_a_thread_hands_over():
+@pytest.mark.rule(4)
+def test_receives_that_are_cancelled_lose_nothing_that_a_thread_hands_over():
     async def scenario():
         source = ScriptedSource(STEPS)
         async with AsyncBatchedStream(source, 2, max_buffered=1) as batch:
@@ -752,7 +776,8 @@ def test_R04_receives_that_are_cancelled_lose_nothing_that_a_thread_hands_over()
     explore(scenario, THREADED_SCHEDULES, threads=True, leftovers="fail")
 
 
-def test_R12_streams_that_are_cancelled_at_any_time_end_the_thread_and_close_the_source():
+@pytest.mark.rule(12)
+def test_streams_that_are_cancelled_at_any_time_end_the_thread_and_close_the_source():
     async def scenario():
         source = ScriptedSource(ENDLESS)
         batch = AsyncBatchedStream(source, 2, max_buffered=1)

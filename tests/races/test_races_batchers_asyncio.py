@@ -2,7 +2,7 @@
 
 An asynchronous model, its batcher and all clients share one loop with a virtual clock, so that a
 schedule is decided by its seed alone. Each output names its request. Whatever a scenario is about,
-it ends in `Service.end`: each request was answered once, and nothing and nobody is left.
+it ends in `Service.end`: each request was answered once, and nothing is left.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import os
-import sys
 import threading
-import time
 from collections import Counter
 
 import pytest
@@ -28,21 +26,20 @@ from batchstream import (
     OverloadedError,
     SlowConsumerError,
 )
+from support import knobs
 from support.shuffled_loop import explore, run
 
 SCHEDULES = int(os.environ.get("SCHEDULES", "600"))
 THREADED_SCHEDULES = min(SCHEDULES, 150)
 
-ENDLESS = 1000  # more outputs than anybody reads
+ENDLESS = 1000  # more outputs than any consumer reads
 
 
 @pytest.fixture(autouse=True)
 def _short_turns(monkeypatch):
     """Let what happens every 64 outputs or 128 steps happen in a short scenario."""
-    monkeypatch.setattr("batchstream._streams.async_stream.TURN", 2)
-    monkeypatch.setattr("batchstream._eventloops.asyncio.TURN", 1)
-    monkeypatch.setattr("batchstream._pumps.pump.SEGMENT_LENGTH", 2)
-    monkeypatch.setattr("batchstream._pumps.background.SEGMENT_LENGTH", 2)
+    knobs.set_turns(monkeypatch, receives=2, calls=1)
+    knobs.set_segment_length(monkeypatch, 2)
 
 
 @pytest.fixture
@@ -56,9 +53,7 @@ def _virtual_clock(monkeypatch):
             last = asyncio.get_running_loop().time()
         return last
 
-    for name, module in sys.modules.items():
-        if name.startswith("batchstream.") and getattr(module, "monotonic", 0) is time.monotonic:
-            monkeypatch.setattr(module, "monotonic", now)
+    knobs.set_clock(monkeypatch, now)
 
 
 in_virtual_time = pytest.mark.usefixtures("_virtual_clock")
@@ -102,7 +97,7 @@ class Model:
                 await self._wait(requests, number)
                 self._check_failure(requests, number)
                 live = yield {slot: self.output(requests[slot], number) for slot in live}
-                assert live, "advanced for nobody"
+                assert live, "advanced without a live request"
                 left = {requests[slot] for slot in live}
                 assert not self.given_up & left, "a cancel was not told with the next step"
         finally:
@@ -280,7 +275,6 @@ class Service:
 
     def check(self, *failures):
         """Make sure that all were answered and nothing was left behind."""
-        dispatcher = self.batcher._dispatcher
         figures = self.batcher.statistics()
         for client in self.clients:
             client.check(failures)
@@ -296,11 +290,7 @@ class Service:
         assert not self.model.sent or max(self.model.sent.values()) == 1, "sent twice"
         assert self.model.running == 0
         assert self.model.closed == len(self.model.batches)
-        assert dispatcher.ended
-        assert not dispatcher._runs
-        assert not dispatcher._told
-        assert dispatcher.awaiting_end == []
-        assert not any(place.waiting for place in dispatcher.places._all)
+        knobs.assert_nothing_is_left(self.batcher)
 
 
 async def turns(count, then=lambda: None):
@@ -348,8 +338,9 @@ def assert_all_served(clients):
 # ---- requests arrive
 
 
+@pytest.mark.rule(29)
 @in_virtual_time
-def test_R29_requests_that_arrive_at_any_time_are_answered_once_though_receives_are_cancelled():
+def test_requests_that_arrive_at_any_time_are_answered_once_though_receives_are_cancelled():
     sizes = Counter()
 
     async def scenario():
@@ -367,8 +358,9 @@ def test_R29_requests_that_arrive_at_any_time_are_answered_once_though_receives_
     assert set(sizes) == {1, 2}
 
 
+@pytest.mark.rule(29)
 @in_virtual_time
-def test_R29_a_request_that_arrives_as_the_worker_stops_working_is_not_forgotten():
+def test_a_request_that_arrives_as_the_worker_stops_working_is_not_forgotten():
     async def scenario():
         service = Service(max_batch_size=1)
         clients = service.new_clients("a1", "b1", "c1")
@@ -379,8 +371,9 @@ def test_R29_a_request_that_arrives_as_the_worker_stops_working_is_not_forgotten
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
+@pytest.mark.rule(29)
 @in_virtual_time
-def test_R29_a_request_that_arrives_as_the_batch_timeout_expires_joins_or_is_next():
+def test_a_request_that_arrives_as_the_batch_timeout_expires_joins_or_is_next():
     sizes = set()
 
     async def scenario():
@@ -400,8 +393,9 @@ def test_R29_a_request_that_arrives_as_the_batch_timeout_expires_joins_or_is_nex
     assert sizes >= {(3,), (1, 2), (2, 1)}
 
 
+@pytest.mark.rule(29)
 @in_virtual_time
-def test_R29_two_workers_gather_and_run_batches_of_their_own():
+def test_two_workers_gather_and_run_batches_of_their_own():
     batches = set()
 
     async def scenario():
@@ -422,8 +416,9 @@ def test_R29_two_workers_gather_and_run_batches_of_their_own():
     assert len(batches) > 1
 
 
+@pytest.mark.rule(29)
 @in_virtual_time
-def test_R29_whoever_waits_as_a_worker_takes_a_batch_is_served_by_another():
+def test_a_request_that_waits_as_a_worker_takes_a_batch_is_served_by_another():
     async def wait(requests, _):
         await (for_ever() if f"a{ENDLESS}" in requests else asyncio.sleep(0))
 
@@ -439,8 +434,9 @@ def test_R29_whoever_waits_as_a_worker_takes_a_batch_is_served_by_another():
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
+@pytest.mark.rule(29)
 @in_virtual_time
-def test_R29_requests_with_equal_keys_share_batches_however_they_arrive():
+def test_requests_with_equal_keys_share_batches_however_they_arrive():
     async def scenario():
         service = Service(batch_timeout=1.0, workers=2, key=lambda request: request[-1])
         clients = service.new_clients("a1", "b2", "c1", "d2", "e1")
@@ -455,8 +451,9 @@ def test_R29_requests_with_equal_keys_share_batches_however_they_arrive():
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
+@pytest.mark.rule(29)
 @in_virtual_time
-def test_R29_costs_never_exceed_the_limit_and_the_dearest_is_not_forgotten():
+def test_costs_never_exceed_the_limit_and_the_dearest_is_not_forgotten():
     async def scenario():
         service = Service(
             max_batch_size=3,
@@ -475,8 +472,9 @@ def test_R29_costs_never_exceed_the_limit_and_the_dearest_is_not_forgotten():
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
+@pytest.mark.rule(29)
 @in_virtual_time
-def test_R29_whoever_is_refused_may_come_again_when_others_have_left():
+def test_a_refused_request_may_come_again_when_others_have_left():
     refusals = []
 
     async def insist(service, request):
@@ -506,8 +504,9 @@ def test_R29_whoever_is_refused_may_come_again_when_others_have_left():
     assert max(refusals) > 2
 
 
+@pytest.mark.rule(29)
 @in_virtual_time
-def test_R29_whoever_has_left_takes_no_place_of_those_who_may_wait():
+def test_requests_that_have_left_do_not_count_as_waiting():
     async def scenario():
         service = Service(max_batch_size=1, max_pending=1, wait=for_ever)
         stuck, leaving, late = service.new_clients(f"a{ENDLESS}", "b1", "c1")
@@ -515,7 +514,7 @@ def test_R29_whoever_has_left_takes_no_place_of_those_who_may_wait():
         await turns(20)
         leaving.submit()
         await together(turns(1, leaving.give_up), turns(2))
-        assert late.submit(), "refused though nobody waits"
+        assert late.submit(), "refused though no request waits"
         await together(turns(2, stuck.give_up), turns(2, late.give_up))
         await service.end()
 
@@ -525,8 +524,9 @@ def test_R29_whoever_has_left_takes_no_place_of_those_who_may_wait():
 # ---- requests leave
 
 
+@pytest.mark.rule(12)
 @in_virtual_time
-def test_R12_requests_that_are_cancelled_at_any_time_are_not_sent_or_end_with_the_next_step():
+def test_requests_that_are_cancelled_at_any_time_are_not_sent_or_end_with_the_next_step():
     lengths, sent = set(), set()
 
     async def scenario():
@@ -548,8 +548,9 @@ def test_R12_requests_that_are_cancelled_at_any_time_are_not_sent_or_end_with_th
     assert sent == {True, False}
 
 
+@pytest.mark.rule(29)
 @in_virtual_time
-def test_R29_a_batch_all_of_whose_requests_are_cancelled_as_it_is_formed_hinders_nobody():
+def test_a_batch_that_loses_all_requests_as_it_is_formed_blocks_no_other_request():
     sent = set()
 
     async def scenario():
@@ -571,8 +572,9 @@ def test_R29_a_batch_all_of_whose_requests_are_cancelled_as_it_is_formed_hinders
     assert len(sent) > 2
 
 
+@pytest.mark.rule(10)
 @in_virtual_time
-def test_R10_a_model_that_waits_is_broken_off_when_its_last_request_leaves_and_the_next_is_served():
+def test_a_model_that_waits_is_broken_off_when_its_last_request_leaves_and_the_next_is_served():
     async def wait(requests, _):
         await (for_ever() if f"a{ENDLESS}" in requests else asyncio.sleep(0))
 
@@ -587,8 +589,9 @@ def test_R10_a_model_that_waits_is_broken_off_when_its_last_request_leaves_and_t
     explore(scenario, SCHEDULES, leftovers="fail")
 
 
+@pytest.mark.rule(25)
 @in_virtual_time
-def test_R25_clients_that_leave_drop_their_streams_and_the_others_are_served():
+def test_clients_that_leave_drop_their_streams_and_the_others_are_served():
     async def scenario():
         service = Service()
 
@@ -619,8 +622,9 @@ def test_R25_clients_that_leave_drop_their_streams_and_the_others_are_served():
 # ---- times run out
 
 
+@pytest.mark.rule(5)
 @in_virtual_time
-def test_R05_a_request_whose_time_is_over_as_it_joins_or_is_answered_has_one_end():
+def test_a_request_that_times_out_as_it_joins_or_is_answered_has_one_end():
     ends = Counter()
 
     async def scenario():
@@ -648,8 +652,9 @@ def test_R05_a_request_whose_time_is_over_as_it_joins_or_is_answered_has_one_end
     assert ends["d2", FinishReason.EOS]
 
 
+@pytest.mark.rule(5)
 @in_virtual_time
-def test_R05_a_request_that_is_cancelled_as_its_time_is_over_has_one_end():
+def test_a_request_that_is_cancelled_as_its_time_is_over_has_one_end():
     ends = set()
 
     async def scenario():
@@ -673,8 +678,9 @@ def test_R05_a_request_that_is_cancelled_as_its_time_is_over_has_one_end():
 # ---- the model fails
 
 
+@pytest.mark.rule(15)
 @in_virtual_time
-def test_R15_an_error_of_the_model_fails_the_batch_it_was_made_in_and_no_other():
+def test_an_error_of_the_model_fails_the_batch_it_was_made_in_and_no_other():
     async def scenario():
         service = Service(fails_for="b1")
         clients = service.new_clients("a3", "b1", "c3", "d2")
@@ -695,8 +701,9 @@ def test_R15_an_error_of_the_model_fails_the_batch_it_was_made_in_and_no_other()
 # ---- bounded buffers
 
 
+@pytest.mark.rule(19)
 @in_virtual_time
-def test_R19_a_slow_client_is_ended_or_waited_for_and_the_next_batch_comes_all_the_same():
+def test_a_slow_client_is_ended_or_waited_for_and_the_next_batch_comes_all_the_same():
     reasons = Counter()
 
     def scenario_with(on_overflow):
@@ -726,8 +733,9 @@ def test_R19_a_slow_client_is_ended_or_waited_for_and_the_next_batch_comes_all_t
 # ---- the batcher is closed
 
 
+@pytest.mark.rule(9)
 @in_virtual_time
-def test_R09_two_closings_at_any_time_end_every_request_and_wait_for_the_model():
+def test_two_closings_at_any_time_end_every_request_and_wait_for_the_model():
     reasons = Counter()
 
     async def scenario():
@@ -753,8 +761,9 @@ def test_R09_two_closings_at_any_time_end_every_request_and_wait_for_the_model()
     assert set(reasons) == {FinishReason.EOS, FinishReason.ERROR, None}
 
 
+@pytest.mark.rule(9)
 @in_virtual_time
-def test_R09_closing_as_a_batch_is_gathered_fails_all_who_wait():
+def test_closing_as_a_batch_is_gathered_fails_all_waiting_requests():
     sent = set()
 
     async def scenario():
@@ -781,8 +790,9 @@ def test_R09_closing_as_a_batch_is_gathered_fails_all_who_wait():
     assert {0, 1} <= sent
 
 
+@pytest.mark.rule(10)
 @in_virtual_time
-def test_R10_closing_breaks_a_step_off_that_would_never_end_though_the_closing_is_cancelled():
+def test_closing_breaks_a_step_off_that_would_never_end_though_the_closing_is_cancelled():
     async def scenario():
         service = Service(workers=2, wait=for_ever)
         clients = service.new_clients("a2", "b2", "c2", "d1", "e1")
@@ -818,8 +828,9 @@ def explore_to_the_end(make_main, check):
             raise
 
 
+@pytest.mark.rule(9)
 @in_virtual_time
-def test_R09_whoever_cancels_a_workers_task_leaves_nobody_without_an_answer():
+def test_cancelling_a_workers_task_leaves_no_request_without_an_answer():
     ends = Counter()
 
     async def scenario():
@@ -843,8 +854,9 @@ def test_R09_whoever_cancels_a_workers_task_leaves_nobody_without_an_answer():
     assert {FinishReason.EOS, FinishReason.ERROR} <= set(ends)
 
 
+@pytest.mark.rule(9)
 @in_virtual_time
-def test_R09_a_loop_that_ends_answers_those_who_wait_and_those_who_are_served():
+def test_a_loop_that_ends_answers_waiting_and_live_requests():
     def make_main(**options):
         async def main():
             service = Service(**options)
@@ -857,8 +869,8 @@ def test_R09_a_loop_that_ends_answers_those_who_wait_and_those_who_are_served():
         return main
 
     def check(service):
-        # As does whoever waits elsewhere: the loop may have ended before a task's last callback.
-        service.batcher._dispatcher.look_after(None)
+        # The loop may have ended before a task's last callback.
+        knobs.apply_closed_loops(service.batcher)
         for client in service.clients:
             assert client.reason
             client.check(ClosedError)
@@ -870,8 +882,9 @@ def test_R09_a_loop_that_ends_answers_those_who_wait_and_those_who_are_served():
     explore_to_the_end(make_main(batch_timeout=1.0, max_batch_size=9), check)
 
 
+@pytest.mark.rule(22)
 @in_virtual_time
-def test_R22_a_batcher_whose_loop_has_ended_goes_on_in_the_next():
+def test_a_batcher_whose_loop_has_ended_goes_on_in_the_next():
     async def first(service):
         for client in service.new_clients(f"a{ENDLESS}", f"b{ENDLESS}", "c1"):
             await turns(2, client.submit)
@@ -919,7 +932,7 @@ class Engine:
 
     def remove(self, slot):
         if self.seats.pop(slot, None) is None:
-            self.faults.append(f"nobody was in slot {slot}")
+            self.faults.append(f"slot {slot} was empty")
 
 
 class ThreadedService(Service):
@@ -937,8 +950,8 @@ class ThreadedService(Service):
 
     async def end(self, *failures):
         await super().end(*failures)
-        workers = self.batcher._dispatcher._threads
-        assert not any(worker._thread.is_alive() for worker in workers)
+        threads = knobs.worker_threads_of(self.batcher)
+        assert not any(thread.is_alive() for thread in threads)
 
 
 def continuous(**options):
@@ -953,7 +966,8 @@ def check_engine(engine):
     assert set(engine.added.values()) <= {1}
 
 
-def test_R30_requests_that_join_and_leave_an_engine_at_any_time_get_their_own_outputs_only():
+@pytest.mark.rule(30)
+def test_requests_that_join_and_leave_an_engine_at_any_time_get_their_own_outputs_only():
     async def scenario():
         service, engine = continuous(on_overflow="wait", max_buffered=1)
         clients = service.new_clients("a3", "b2", "c4", "d1", "e3")
@@ -970,7 +984,8 @@ def test_R30_requests_that_join_and_leave_an_engine_at_any_time_get_their_own_ou
     explore(scenario, THREADED_SCHEDULES, threads=True, leftovers="fail")
 
 
-def test_R09_an_engine_that_is_closed_at_any_time_is_empty_and_everybody_is_told():
+@pytest.mark.rule(9)
+def test_an_engine_that_is_closed_at_any_time_is_empty_and_every_request_ends():
     async def scenario():
         service, engine = continuous(on_overflow="wait", max_buffered=1)
         clients = service.new_clients(f"a{ENDLESS}", f"b{ENDLESS}", f"c{ENDLESS}", "d1")
@@ -986,7 +1001,8 @@ def test_R09_an_engine_that_is_closed_at_any_time_is_empty_and_everybody_is_told
     explore(scenario, THREADED_SCHEDULES, threads=True, leftovers="fail")
 
 
-def test_R29_batches_in_threads_answer_every_request_once_though_clients_leave_and_it_is_closed():
+@pytest.mark.rule(29)
+def test_batches_in_threads_answer_every_request_once_though_clients_leave_and_it_is_closed():
     async def scenario():
         metrics, inside = Tallies(), []
 

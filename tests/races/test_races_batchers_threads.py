@@ -1,8 +1,8 @@
-"""Races of batchers between threads: those of workers, and of whoever submits, reads and cancels.
+"""Races of batchers between threads: the workers', and the ones that submit, read and cancel.
 
 Each scenario is run under many interleavings, see `interleaving`; that needs Python 3.12. Each
 output names its request. Whatever a scenario is about, it ends in `end`: each request was answered
-once, and nothing and nobody is left. Time stands still while any thread can run.
+once, and nothing is left. Time stands still while any thread can run.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from batchstream import (
     OverloadedError,
     SlowConsumerError,
 )
+from support import knobs
 from support.interleaving import explore_threads, pass_time, run_together
 
 SCHEDULES = {"opcode": 10, "line": 50}
@@ -31,7 +32,7 @@ SCHEDULES = {"opcode": 10, "line": 50}
 MANY_SCHEDULES = {"line": 160}
 """How many it takes to strike between two given lines, in a scenario of few."""
 
-ENDLESS = 50  # more outputs than anybody reads
+ENDLESS = 50  # more outputs than any consumer reads
 
 
 def explore(scenario, schedules=SCHEDULES, **options):
@@ -78,7 +79,7 @@ class Model:
             for number in itertools.count():
                 self._on_step(number)
                 live = yield {slot: output(requests[slot], number) for slot in live}
-                assert live, "advanced for nobody"
+                assert live, "advanced without a live request"
         finally:
             self.running.remove(requests)
             self.closed.append(requests)
@@ -110,7 +111,7 @@ class Engine:
         self.added.append(request)
 
     def step(self):
-        assert self.seats, "a step for nobody"
+        assert self.seats, "a step without a request"
         self.steps += 1
         if self.steps == self._fails_at:
             raise ModelError
@@ -238,8 +239,7 @@ def clients_of(batcher, *requests, **timeouts):
 def end(batcher, model, clients, *failures):
     """Close the batcher, and make sure that all were answered and nothing is left behind."""
     batcher.close()
-    dispatcher = batcher._dispatcher
-    metrics = dispatcher.terms.reports._metrics
+    metrics = knobs.metrics_of(batcher)
     figures = batcher.statistics()
     for client in clients:
         client.check(failures)
@@ -250,16 +250,14 @@ def end(batcher, model, clients, *failures):
     assert Counter(reason for reason, _ in metrics.ends) == Counter(figures.finished)
     assert Counter(metrics.groups) == Counter(figures.batch_sizes)
     assert sum(metrics.groups) == sum(joined for _, joined in metrics.ends)
-    assert dispatcher.ended
-    assert not dispatcher._runs
-    assert not dispatcher._told
-    assert not any(place.waiting for place in dispatcher.places._all)
+    knobs.assert_nothing_is_left(batcher)
 
 
-# ---- whoever submits, and the worker
+# ---- submissions, and the worker
 
 
-def test_R29_a_request_that_comes_as_the_worker_finds_nothing_to_do_is_not_forgotten():
+@pytest.mark.rule(29)
+def test_a_request_that_comes_as_the_worker_finds_nothing_to_do_is_not_forgotten():
     def scenario():
         batcher, model = dynamic(max_batch_size=1)
         first, second = clients = clients_of(batcher, "a1", "b1")
@@ -271,7 +269,8 @@ def test_R29_a_request_that_comes_as_the_worker_finds_nothing_to_do_is_not_forgo
     explore(scenario, SCHEDULES | MANY_SCHEDULES)
 
 
-def test_R29_a_request_that_comes_as_the_worker_waits_for_more_rings_it_in_time():
+@pytest.mark.rule(29)
+def test_a_request_that_comes_as_the_worker_waits_for_more_rings_it_in_time():
     def scenario():
         batcher, model = dynamic(batch_timeout=1.0)
         first, second, third = clients = clients_of(batcher, "a1", "b1", "c1")
@@ -284,7 +283,8 @@ def test_R29_a_request_that_comes_as_the_worker_waits_for_more_rings_it_in_time(
     explore(scenario)
 
 
-def test_R29_a_worker_whose_patience_ends_as_it_is_rung_takes_every_request_once():
+@pytest.mark.rule(29)
+def test_a_worker_that_times_out_as_it_is_woken_takes_every_request_once():
     def scenario():
         batcher, model = dynamic(batch_timeout=1.0)
         first, *others = clients = clients_of(batcher, "a1", "b1", "c1")
@@ -303,7 +303,8 @@ def test_R29_a_worker_whose_patience_ends_as_it_is_rung_takes_every_request_once
     explore(scenario)
 
 
-def test_R29_two_workers_and_two_who_submit_share_the_requests_among_them():
+@pytest.mark.rule(29)
+def test_two_workers_share_the_requests_of_two_threads():
     def scenario():
         batcher, model = dynamic(Model(workers=2), workers=2)
         clients = clients_of(batcher, "a1", "b2", "c0", "d1")
@@ -322,8 +323,9 @@ def test_R29_two_workers_and_two_who_submit_share_the_requests_among_them():
     explore(scenario)
 
 
-def test_R29_two_who_submit_equal_keys_as_the_groups_are_tidied_up_share_a_batch(monkeypatch):
-    monkeypatch.setattr("batchstream._batching.groups._MANY", 0)
+@pytest.mark.rule(29)
+def test_two_requests_with_equal_keys_share_a_batch_as_the_keys_are_tidied_up(monkeypatch):
+    knobs.set_many_keys(monkeypatch, 0)
 
     def scenario():
         batcher, model = dynamic(batch_timeout=1.0, key=lambda request: (request[1:],))
@@ -337,7 +339,8 @@ def test_R29_two_who_submit_equal_keys_as_the_groups_are_tidied_up_share_a_batch
     explore(scenario, SCHEDULES | MANY_SCHEDULES)
 
 
-def test_R30_requests_that_come_as_an_engine_goes_idle_or_on_join_it():
+@pytest.mark.rule(30)
+def test_requests_that_come_as_an_engine_goes_idle_or_on_join_it():
     def scenario():
         batcher, engine = continuous()
         clients = clients_of(batcher, "a2", "b1", "c0")
@@ -348,7 +351,8 @@ def test_R30_requests_that_come_as_an_engine_goes_idle_or_on_join_it():
     explore(scenario)
 
 
-def test_R29_whoever_is_refused_as_others_leave_was_not_admitted():
+@pytest.mark.rule(29)
+def test_a_request_that_is_refused_as_others_leave_was_not_admitted():
     def scenario():
         batcher, model = dynamic(max_batch_size=1, max_pending=1)
         first, second, third = clients = clients_of(batcher, "a1", "b1", "c1")
@@ -368,7 +372,8 @@ def test_R29_whoever_is_refused_as_others_leave_was_not_admitted():
     explore(scenario)
 
 
-def test_R29_the_figures_add_up_at_any_time():
+@pytest.mark.rule(29)
+def test_the_figures_add_up_at_any_time():
     def scenario():
         batcher, model = dynamic(max_batch_size=1)
         first, second = clients = clients_of(batcher, "a1", "b1")
@@ -394,10 +399,11 @@ def test_R29_the_figures_add_up_at_any_time():
     explore(scenario)
 
 
-# ---- whoever leaves
+# ---- requests that leave
 
 
-def test_R29_a_request_that_is_cancelled_as_it_is_taken_is_answered_once():
+@pytest.mark.rule(29)
+def test_a_request_that_is_cancelled_as_it_is_taken_is_answered_once():
     def scenario():
         batcher, model = dynamic()
         first, second = clients = clients_of(batcher, f"a{ENDLESS}", "b1")
@@ -409,7 +415,8 @@ def test_R29_a_request_that_is_cancelled_as_it_is_taken_is_answered_once():
     explore(scenario)
 
 
-def test_R30_a_request_that_is_cancelled_as_it_joins_an_engine_is_removed():
+@pytest.mark.rule(30)
+def test_a_request_that_is_cancelled_as_it_joins_an_engine_is_removed():
     def scenario():
         batcher, engine = continuous(on_overflow="wait", max_buffered=1)
         first, second = clients = clients_of(batcher, f"a{ENDLESS}", "b2")
@@ -422,7 +429,8 @@ def test_R30_a_request_that_is_cancelled_as_it_joins_an_engine_is_removed():
     explore(scenario, SCHEDULES | MANY_SCHEDULES)
 
 
-def test_R30_a_cancel_that_comes_too_late_does_not_hurt_the_next_in_the_slot():
+@pytest.mark.rule(30)
+def test_a_cancel_that_comes_too_late_does_not_hurt_the_next_in_the_slot():
     def scenario():
         batcher, engine = continuous(max_batch_size=1)
         first, second = clients = clients_of(batcher, "a0", "b4")
@@ -436,7 +444,8 @@ def test_R30_a_cancel_that_comes_too_late_does_not_hurt_the_next_in_the_slot():
     explore(scenario, SCHEDULES | MANY_SCHEDULES)
 
 
-def test_R25_a_stream_that_is_dropped_as_its_batch_is_formed_hinders_nobody():
+@pytest.mark.rule(25)
+def test_a_stream_that_is_dropped_as_its_batch_is_formed_blocks_no_request():
     def scenario():
         batcher, model = dynamic(max_batch_size=1, on_overflow="wait", max_buffered=1)
         first, second = clients = clients_of(batcher, f"a{ENDLESS}", "b1")
@@ -448,7 +457,8 @@ def test_R25_a_stream_that_is_dropped_as_its_batch_is_formed_hinders_nobody():
     explore(scenario)
 
 
-def test_R19_a_stream_that_is_cancelled_as_it_overflows_has_one_end_and_hinders_nobody():
+@pytest.mark.rule(19)
+def test_a_stream_that_is_cancelled_as_it_overflows_has_one_end_and_blocks_no_other():
     def scenario():
         batcher, model = dynamic(max_buffered=1)
         first, second = clients = clients_of(batcher, f"a{ENDLESS}", "b1")
@@ -464,7 +474,8 @@ def test_R19_a_stream_that_is_cancelled_as_it_overflows_has_one_end_and_hinders_
 # ---- times run out
 
 
-def test_R05_a_request_whose_time_is_over_with_its_last_output_has_one_end():
+@pytest.mark.rule(5)
+def test_a_request_that_times_out_with_its_last_output_has_one_end():
     def scenario():
         batcher, model = dynamic(Model(lambda _: pass_time(0.5)))
         first, second = clients = clients_of(batcher, "a1", "b4", timeout=1.0)
@@ -475,7 +486,8 @@ def test_R05_a_request_whose_time_is_over_with_its_last_output_has_one_end():
     explore(scenario)
 
 
-def test_R29_a_request_whose_time_to_wait_is_over_as_the_worker_is_free_joins_or_fails():
+@pytest.mark.rule(29)
+def test_a_request_that_may_wait_no_longer_as_the_worker_is_free_joins_or_fails():
     def scenario():
         batcher, model = dynamic(Model(lambda _: pass_time(0.5)), max_batch_size=1)
         first, second = clients = [
@@ -491,7 +503,8 @@ def test_R29_a_request_whose_time_to_wait_is_over_as_the_worker_is_free_joins_or
     explore(scenario)
 
 
-def test_R29_a_request_that_has_joined_is_not_failed_for_waiting_while_its_model_is_slow_to_begin():
+@pytest.mark.rule(29)
+def test_a_request_that_has_joined_is_not_failed_for_waiting_while_its_model_is_slow_to_begin():
     def scenario():
         model = Model()
 
@@ -508,7 +521,8 @@ def test_R29_a_request_that_has_joined_is_not_failed_for_waiting_while_its_model
     explore(scenario, {"line": 20})
 
 
-def test_R05_a_request_whose_time_is_over_as_it_is_cancelled_or_closed_has_one_end():
+@pytest.mark.rule(5)
+def test_a_request_that_times_out_as_it_is_cancelled_or_closed_has_one_end():
     def scenario():
         batcher, engine = continuous(on_overflow="wait", max_buffered=1)
         first, second = clients = clients_of(batcher, f"a{ENDLESS}", f"b{ENDLESS}", timeout=1.0)
@@ -533,7 +547,8 @@ def test_R05_a_request_whose_time_is_over_as_it_is_cancelled_or_closed_has_one_e
 # ---- the batcher is closed
 
 
-def test_R09_closing_as_requests_are_submitted_and_served_answers_or_refuses_each():
+@pytest.mark.rule(9)
+def test_closing_as_requests_are_submitted_and_served_answers_or_refuses_each():
     def scenario():
         batcher, model = dynamic(max_batch_size=1)
         clients = clients_of(batcher, "a1", "b1")
@@ -543,8 +558,9 @@ def test_R09_closing_as_requests_are_submitted_and_served_answers_or_refuses_eac
     explore(scenario, SCHEDULES | MANY_SCHEDULES)
 
 
+@pytest.mark.rule(9)
 @pytest.mark.parametrize("kind", [dynamic, continuous])
-def test_R09_closing_as_requests_join_a_batch_fails_them_though_nobody_reads(kind):
+def test_closing_as_requests_join_a_batch_fails_them_though_no_consumer_reads(kind):
     def scenario():
         batcher, model = kind(on_overflow="wait", max_buffered=1)
         clients = clients_of(batcher, f"a{ENDLESS}", f"b{ENDLESS}")
@@ -559,7 +575,8 @@ def test_R09_closing_as_requests_join_a_batch_fails_them_though_nobody_reads(kin
     explore(scenario, MANY_SCHEDULES)
 
 
-def test_R09_two_closings_as_the_worker_waits_for_more_end_it_and_fail_its_request():
+@pytest.mark.rule(9)
+def test_two_closings_as_the_worker_waits_for_more_end_it_and_fail_its_request():
     def scenario():
         batcher, model = dynamic(batch_timeout=1.0)
         [client] = clients = clients_of(batcher, "a1")
@@ -572,8 +589,9 @@ def test_R09_two_closings_as_the_worker_waits_for_more_end_it_and_fail_its_reque
     explore(scenario)
 
 
-def test_R15_an_engine_that_fails_as_it_is_closed_fails_each_request_once(monkeypatch):
-    # An error in a step that nobody needs any more goes to the hook.
+@pytest.mark.rule(15)
+def test_an_engine_that_fails_as_it_is_closed_fails_each_request_once(monkeypatch):
+    # An error in a step without live requests goes to the hook.
     monkeypatch.setattr("sys.unraisablehook", lambda about: about.exc_type is ModelError or 1 / 0)
 
     def scenario():
@@ -586,7 +604,8 @@ def test_R15_an_engine_that_fails_as_it_is_closed_fails_each_request_once(monkey
     explore(scenario)
 
 
-def test_R15_a_request_that_comes_as_an_engine_fails_is_served_by_the_next_one():
+@pytest.mark.rule(15)
+def test_a_request_that_comes_as_an_engine_fails_is_served_by_the_next_one():
     def scenario():
         engines = []
 

@@ -1,4 +1,4 @@
-"""Races between threads: the pump's, those of consumers, and those of whoever cancels or closes.
+"""Races between threads: the pump's, the consumers', and the ones that cancel or close.
 
 Each scenario is run under many interleavings, see `interleaving`; that needs Python 3.12. Event
 loops cannot take part, so here a thread that drives coroutines stands in for one.
@@ -21,12 +21,13 @@ from batchstream import (
     SlowConsumerError,
 )
 from batchstream._eventloops.base import LoopClosedError
+from support import knobs
 from support.interleaving import explore_threads, run_together
 from support.sources import ScriptedSource
 
 STEPS = [["a", "x"], ["b", Last("y")], ["c", None], [None, None]]
 EXPECTED = [["a", "b", "c"], ["x", "y"]]
-ENDLESS = [[f"a{n}", f"x{n}"] for n in range(20)]  # more than anybody reads
+ENDLESS = [[f"a{n}", f"x{n}"] for n in range(20)]  # more than any consumer reads
 NUMBERS = [["0"], ["1"], ["2"], ["3"]]
 
 SCHEDULES = {"opcode": 40, "line": 150}
@@ -45,8 +46,7 @@ def explore(scenario, schedules=SCHEDULES, **options):
 @pytest.fixture(autouse=True)
 def _short_segments(monkeypatch):
     """Let what happens every 128 steps happen in a short scenario."""
-    monkeypatch.setattr("batchstream._pumps.pump.SEGMENT_LENGTH", 2)
-    monkeypatch.setattr("batchstream._pumps.background.SEGMENT_LENGTH", 2)
+    knobs.set_segment_length(monkeypatch, 2)
 
 
 class BoundedSource(ScriptedSource):
@@ -56,7 +56,7 @@ class BoundedSource(ScriptedSource):
 
     def send(self, live):
         if self.batch is not None:
-            held = [stream._buffer.buffered for stream in self.batch if stream.end is None]
+            held = [knobs.buffered(stream) for stream in self.batch if stream.end is None]
             assert max(held, default=0) == 0, "asked for a step without room"
         return super().send(live)
 
@@ -76,7 +76,7 @@ def end(batch, source):
     batch.close()
     assert source.closed == 1
     assert batch.live == ()
-    assert not any(place.waiting for place in batch._pump._places._all)
+    assert not knobs.is_waited_for(batch)
     figures = batch.statistics()
     assert figures.opened == sum(figures.finished.values())
     for stream in batch:
@@ -134,7 +134,8 @@ def assert_prefixes_of_endless(readers):
 # ---- consumers in threads
 
 
-def test_R02_a_pump_that_waits_for_room_and_its_consumers_lose_and_repeat_nothing():
+@pytest.mark.rule(2)
+def test_a_pump_that_waits_for_room_and_its_consumers_lose_and_repeat_nothing():
     def scenario():
         batch, source = background(STEPS)
         first, second = readers = readers_of(batch)
@@ -145,7 +146,8 @@ def test_R02_a_pump_that_waits_for_room_and_its_consumers_lose_and_repeat_nothin
     explore(scenario)
 
 
-def test_R19_a_pump_that_begins_to_wait_as_an_output_is_received_is_told_of_it():
+@pytest.mark.rule(19)
+def test_a_pump_that_begins_to_wait_as_an_output_is_received_is_woken():
     def scenario():
         batch, source = background(NUMBERS, 1)
         [reader] = readers_of(batch)
@@ -156,7 +158,8 @@ def test_R19_a_pump_that_begins_to_wait_as_an_output_is_received_is_told_of_it()
     explore(scenario, MANY_SCHEDULES)
 
 
-def test_R04_receives_that_time_out_at_any_time_lose_and_repeat_nothing():
+@pytest.mark.rule(4)
+def test_receives_that_time_out_at_any_time_lose_and_repeat_nothing():
     def scenario():
         batch, source = background(STEPS[1:])
         first, second = readers = readers_of(batch, receive=receiving_with_timeouts(3))
@@ -167,7 +170,8 @@ def test_R04_receives_that_time_out_at_any_time_lose_and_repeat_nothing():
     explore(scenario, early_timeouts=True)
 
 
-def test_R04_drains_between_receives_lose_and_repeat_nothing():
+@pytest.mark.rule(4)
+def test_drains_between_receives_lose_and_repeat_nothing():
     def scenario():
         batch, source = background(STEPS)
         first, second = readers = readers_of(batch)
@@ -187,7 +191,8 @@ def test_R04_drains_between_receives_lose_and_repeat_nothing():
     explore(scenario)
 
 
-def test_R12_a_stream_that_a_third_thread_cancels_gives_a_prefix_and_lets_the_other_go_on():
+@pytest.mark.rule(12)
+def test_a_stream_that_a_third_thread_cancels_gives_a_prefix_and_the_other_goes_on():
     def scenario():
         batch, source = background(STEPS)
         first, second = readers = readers_of(batch)
@@ -195,7 +200,7 @@ def test_R12_a_stream_that_a_third_thread_cancels_gives_a_prefix_and_lets_the_ot
 
         def cancel():
             batch.cancel(1)
-            late.extend(batch[1]._buffer.ends)
+            late.extend(knobs.ends_of(batch[1]))
 
         run_together(first.read, second.read, cancel)
         [outputs, others] = outputs_of(readers)
@@ -207,7 +212,8 @@ def test_R12_a_stream_that_a_third_thread_cancels_gives_a_prefix_and_lets_the_ot
     explore(scenario)
 
 
-def test_R11_a_pump_that_waits_for_a_stream_that_nobody_reads_goes_on_when_it_is_cancelled():
+@pytest.mark.rule(11)
+def test_a_pump_that_waits_for_an_unread_stream_goes_on_when_it_is_cancelled():
     def scenario():
         batch, source = background(STEPS)
         reader = Reader(batch[0])
@@ -218,7 +224,8 @@ def test_R11_a_pump_that_waits_for_a_stream_that_nobody_reads_goes_on_when_it_is
     explore(scenario)
 
 
-def test_R25_a_pump_that_waits_for_a_stream_goes_on_when_that_is_dropped():
+@pytest.mark.rule(25)
+def test_a_pump_that_waits_for_a_stream_goes_on_when_that_is_dropped():
     def scenario():
         source = ScriptedSource(STEPS)
         streams = list(BatchedStream(source, 2, background=True, max_buffered=1))
@@ -229,13 +236,14 @@ def test_R25_a_pump_that_waits_for_a_stream_goes_on_when_that_is_dropped():
 
         run_together(reader.read, drop)
         assert outputs_of([reader]) == [EXPECTED[0]]
-        reader._stream._pump._ending.wait()
+        knobs.wait_until_closed(reader._stream)
         assert source.closed == 1
 
     explore(scenario)
 
 
-def test_R10_two_closings_and_two_consumers_end_and_close_the_source_once():
+@pytest.mark.rule(10)
+def test_two_closings_and_two_consumers_end_and_close_the_source_once():
     def scenario():
         batch, source = background(ENDLESS)
         first, second = readers = readers_of(batch)
@@ -251,30 +259,33 @@ def test_R10_two_closings_and_two_consumers_end_and_close_the_source_once():
     explore(scenario)
 
 
-def test_R10_the_last_streams_are_cancelled_at_once_and_the_source_is_closed_once():
+@pytest.mark.rule(10)
+def test_the_last_streams_are_cancelled_at_once_and_the_source_is_closed_once():
     def scenario():
         batch, source = background(ENDLESS)
         next(batch[0])
         run_together(batch[0].cancel, batch[1].cancel)
-        batch._pump._ending.wait()
+        knobs.wait_until_closed(batch)
         end(batch, source)
 
     explore(scenario)
 
 
-def test_R10_a_batch_that_is_cancelled_as_it_begins_closes_its_source_once():
+@pytest.mark.rule(10)
+def test_a_batch_that_is_cancelled_as_it_begins_closes_its_source_once():
     def scenario():
         batch, source = background(ENDLESS)
         first, second = readers = readers_of(batch)
         run_together(first.read, second.read, batch[0].cancel, batch[1].cancel)
         assert_prefixes_of_endless(readers)
-        batch._pump._ending.wait()
+        knobs.wait_until_closed(batch)
         end(batch, source)
 
     explore(scenario)
 
 
-def test_R05_an_error_comes_once_after_all_outputs_and_a_cancelled_stream_has_one_end():
+@pytest.mark.rule(5)
+def test_an_error_comes_once_after_all_outputs_and_a_cancelled_stream_has_one_end():
     def scenario():
         batch, source = background([["a", "x"], ["b", "y"], ValueError("broken")])
         first, second = readers_of(batch)
@@ -288,7 +299,8 @@ def test_R05_an_error_comes_once_after_all_outputs_and_a_cancelled_stream_has_on
     explore(scenario)
 
 
-def test_R19_a_slow_stream_gives_what_it_holds_before_its_error_and_nobody_waits_for_it():
+@pytest.mark.rule(19)
+def test_a_slow_stream_gives_what_it_holds_before_its_error_and_the_others_do_not_wait():
     def scenario():
         batch, source = background(STEPS, on_overflow="cancel")
         readers = readers_of(batch)
@@ -305,7 +317,8 @@ def test_R19_a_slow_stream_gives_what_it_holds_before_its_error_and_nobody_waits
     explore(scenario)
 
 
-def test_R21_one_of_two_consumers_at_a_stream_is_refused_and_no_output_goes_astray():
+@pytest.mark.rule(21)
+def test_one_of_two_consumers_at_a_stream_is_refused_and_no_output_goes_astray():
     def scenario():
         batch, source = background(STEPS)
         received = []
@@ -326,7 +339,8 @@ def test_R21_one_of_two_consumers_at_a_stream_is_refused_and_no_output_goes_astr
     explore(scenario)
 
 
-def test_R05_by_time_every_slot_has_one_end_after_its_outputs_though_one_is_cancelled():
+@pytest.mark.rule(5)
+def test_by_time_every_slot_has_one_end_after_its_outputs_though_one_is_cancelled():
     def scenario():
         batch, source = background(STEPS)
         source.batch = None  # the bound is on deliveries here
@@ -415,17 +429,13 @@ _running_loops = {}
 
 @pytest.fixture
 def _fake_loops(monkeypatch):
-    for module in ("async_batch", "async_stream"):
-        monkeypatch.setattr(
-            f"batchstream._streams.{module}.current_loop",
-            lambda: _running_loops[threading.get_ident()],
-        )
+    knobs.set_current_loop(monkeypatch, lambda: _running_loops[threading.get_ident()])
 
 
 @pytest.fixture
 def _lasting_pauses(monkeypatch):
     """Let a pump wait for room until it is told: no later look makes up for a lost wake-up."""
-    monkeypatch.setattr("batchstream._pumps.thread.PAUSE", -1)
+    knobs.set_pause(monkeypatch, -1)
 
 
 def asynchronous(steps, size=2, **options):
@@ -439,8 +449,8 @@ async def end_async(batch, source):
     source.batch = None
     await batch.aclose()
     assert source.closed == 1
-    batch._pump.join()
-    assert not any(place.waiting for place in batch._pump._places._all)
+    knobs.pump_of(batch).join()
+    assert not knobs.is_waited_for(batch)
 
 
 async def read_async(stream, into):
@@ -458,9 +468,10 @@ def in_loop(coroutine, **options):
     return FakeLoop().run(coroutine, **options)
 
 
+@pytest.mark.rule(4)
 @pytest.mark.usefixtures("_fake_loops", "_lasting_pauses")
 @pytest.mark.parametrize("cancels", [(), (0,), (0, 1, 2)], ids=["none", "first", "many"])
-def test_R04_receives_in_loops_lose_nothing_wherever_the_pump_strikes(cancels):
+def test_receives_in_loops_lose_nothing_wherever_the_pump_strikes(cancels):
     def scenario():
         batch, source = asynchronous(STEPS)
         received = [], []
@@ -474,8 +485,9 @@ def test_R04_receives_in_loops_lose_nothing_wherever_the_pump_strikes(cancels):
     explore(scenario)
 
 
+@pytest.mark.rule(19)
 @pytest.mark.usefixtures("_fake_loops", "_lasting_pauses")
-def test_R19_a_pump_that_begins_to_wait_as_an_output_is_received_in_a_loop_is_told_of_it():
+def test_a_pump_that_begins_to_wait_as_an_output_is_received_in_a_loop_is_woken():
     def scenario():
         batch, source = asynchronous(NUMBERS, 1)
         received = []
@@ -486,8 +498,9 @@ def test_R19_a_pump_that_begins_to_wait_as_an_output_is_received_in_a_loop_is_to
     explore(scenario, MANY_SCHEDULES)
 
 
+@pytest.mark.rule(3)
 @pytest.mark.usefixtures("_fake_loops")
-def test_R03_an_output_that_comes_with_the_end_as_it_is_looked_for_in_a_loop_is_not_lost():
+def test_an_output_that_comes_with_the_end_as_it_is_looked_for_in_a_loop_is_not_lost():
     def scenario():
         batch, source = asynchronous([[Last("a"), Last("x")]])
         received = [], []
@@ -501,8 +514,9 @@ def test_R03_an_output_that_comes_with_the_end_as_it_is_looked_for_in_a_loop_is_
     explore(scenario, MANY_SCHEDULES)
 
 
+@pytest.mark.rule(12)
 @pytest.mark.usefixtures("_fake_loops", "_lasting_pauses")
-def test_R12_a_receive_in_a_loop_is_woken_by_a_cancel_from_another_thread():
+def test_a_receive_in_a_loop_is_woken_by_a_cancel_from_another_thread():
     def scenario():
         batch, source = asynchronous(ENDLESS)
         received = [], []
@@ -519,8 +533,9 @@ def test_R12_a_receive_in_a_loop_is_woken_by_a_cancel_from_another_thread():
     explore(scenario)
 
 
+@pytest.mark.rule(10)
 @pytest.mark.usefixtures("_fake_loops", "_lasting_pauses")
-def test_R10_two_closings_in_two_loops_wait_for_the_source_and_close_it_once():
+def test_two_closings_in_two_loops_wait_for_the_source_and_close_it_once():
     def scenario():
         batch, source = asynchronous(ENDLESS)
         received = []
@@ -540,8 +555,9 @@ def test_R10_two_closings_in_two_loops_wait_for_the_source_and_close_it_once():
     explore(scenario)
 
 
+@pytest.mark.rule(22)
 @pytest.mark.usefixtures("_fake_loops")
-def test_R22_a_loop_that_is_closed_while_it_waits_takes_only_its_own_stream_with_it():
+def test_a_loop_that_is_closed_while_it_waits_takes_only_its_own_stream_with_it():
     def scenario():
         batch, source = asynchronous(STEPS)
         received, others, kept = [], [], []
@@ -553,7 +569,7 @@ def test_R22_a_loop_that_is_closed_while_it_waits_takes_only_its_own_stream_with
             except StopIteration:
                 return
             loop.closed = True
-            kept.append(coroutine)  # nobody will run it any more
+            kept.append(coroutine)  # it will not be run any more
 
         run_together(lambda: in_loop(read_async(batch[0], received)), wait_and_close)
         assert received == EXPECTED[0]

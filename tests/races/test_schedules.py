@@ -19,6 +19,7 @@ import pytest
 import batchstream
 from batchstream import BatchedStream, FinishReason, Last, Many
 from batchstream._handoff import buffer as buffers
+from support import knobs
 from support.sources import TIMEOUT, ScriptedSource
 
 PACKAGE = str(Path(batchstream.__file__).parent)
@@ -114,7 +115,7 @@ def all_schedules(scenario, *, waits):
     while True:
         count += 1
         batch, first, second, check = scenario()
-        role = batch._pump._role
+        role = knobs.role_of(batch)
         switch = Switch(count, second, put_off=role.locked if waits else lambda: False)
         switch.run(first)
         if not switch.done:
@@ -136,12 +137,13 @@ EXPECTED = {
 
 @pytest.fixture
 def _short_segments(monkeypatch):
-    monkeypatch.setattr("batchstream._pumps.pump.SEGMENT_LENGTH", 1)
+    knobs.set_segment_length(monkeypatch, 1)
 
 
+@pytest.mark.rule(2)
 @pytest.mark.usefixtures("_short_segments")
 @pytest.mark.parametrize("steps", STEPS)
-def test_R02_two_consumers_lose_and_repeat_nothing_wherever_one_interrupts_the_other(steps):
+def test_two_consumers_lose_and_repeat_nothing_wherever_one_interrupts_the_other(steps):
     def scenario():
         source = ScriptedSource(STEPS[steps])
         batch = BatchedStream(source, 2)
@@ -160,8 +162,9 @@ def test_R02_two_consumers_lose_and_repeat_nothing_wherever_one_interrupts_the_o
     assert all_schedules(scenario, waits=True) > 500
 
 
+@pytest.mark.rule(2)
 @pytest.mark.usefixtures("_short_segments")
-def test_R02_a_drain_interrupted_by_a_pull_loses_and_repeats_nothing():
+def test_a_drain_interrupted_by_a_pull_loses_and_repeats_nothing():
     def scenario():
         source = ScriptedSource(STEPS["many"])
         batch = BatchedStream(source, 2)
@@ -183,7 +186,8 @@ def test_R02_a_drain_interrupted_by_a_pull_loses_and_repeats_nothing():
     assert all_schedules(scenario, waits=True) > 500
 
 
-def test_R01_one_step_serves_two_consumers_wherever_one_interrupts_the_other():
+@pytest.mark.rule(1)
+def test_one_step_serves_two_consumers_wherever_one_interrupts_the_other():
     def scenario():
         source = ScriptedSource([["a", "x"], ["b", "y"]])
         batch = BatchedStream(source, 2)
@@ -203,8 +207,9 @@ def test_R01_one_step_serves_two_consumers_wherever_one_interrupts_the_other():
     assert all_schedules(scenario, waits=True) > 100
 
 
+@pytest.mark.rule(12)
 @pytest.mark.parametrize("buffered", [0, 3])
-def test_R12_a_receive_that_starts_after_a_cancel_sees_the_end_wherever_it_struck(buffered):
+def test_a_receive_that_starts_after_a_cancel_sees_the_end_wherever_it_struck(buffered):
     def scenario():
         source = ScriptedSource([["a", "x"], ["b", "y"], ["c", "z"], [None, None]])
         batch = BatchedStream(source, 2)
@@ -237,7 +242,8 @@ def test_R12_a_receive_that_starts_after_a_cancel_sees_the_end_wherever_it_struc
     assert all_schedules(scenario, waits=False) > 100
 
 
-def test_R11_a_cancel_interrupted_by_other_consumers_is_settled_all_the_same():
+@pytest.mark.rule(11)
+def test_a_cancel_interrupted_by_other_consumers_is_settled_all_the_same():
     def scenario():
         source = ScriptedSource([["a", "x", 1], ["b", "y", 2], [None, None, 3], [None, None, None]])
         batch = BatchedStream(source, 3)
@@ -255,7 +261,8 @@ def test_R11_a_cancel_interrupted_by_other_consumers_is_settled_all_the_same():
     assert all_schedules(scenario, waits=True) > 20
 
 
-def test_R10_two_last_streams_cancelled_at_once_close_the_source_once():
+@pytest.mark.rule(10)
+def test_two_last_streams_cancelled_at_once_close_the_source_once():
     def scenario():
         source = ScriptedSource([["a", "x"]] * 3)
         batch = BatchedStream(source, 2)
@@ -264,14 +271,15 @@ def test_R10_two_last_streams_cancelled_at_once_close_the_source_once():
         def check():
             assert source.closed == 1
             assert batch.live == ()
-            assert not batch._pump._departed
+            assert not knobs.departures_of(batch)
 
         return batch, batch[0].cancel, batch[1].cancel, check
 
     assert all_schedules(scenario, waits=False) > 50
 
 
-def test_R10_closing_and_cancelling_at_once_close_the_source_once():
+@pytest.mark.rule(10)
+def test_closing_and_cancelling_at_once_close_the_source_once():
     def scenario():
         source = ScriptedSource([["a", "x"]] * 3)
         batch = BatchedStream(source, 2)
@@ -286,7 +294,8 @@ def test_R10_closing_and_cancelling_at_once_close_the_source_once():
     assert all_schedules(scenario, waits=False) > 50
 
 
-def test_R13_a_cancel_from_another_thread_during_a_step_is_told_with_the_next():
+@pytest.mark.rule(13)
+def test_a_cancel_from_another_thread_during_a_step_is_sent_with_the_next():
     def scenario():
         source = ScriptedSource([["a", "x"], ["b", "y"], ["c", "z"], [None, None]])
         batch = BatchedStream(source, 2)

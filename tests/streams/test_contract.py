@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from batchstream import (
     EOS,
+    AsyncBatchedStream,
+    BatchedStream,
     BufferOverflowError,
     ClosedError,
     ConcurrentConsumerError,
@@ -21,7 +23,7 @@ from batchstream import (
     Many,
     SlowConsumerError,
 )
-from batchstream._eventloops.base import TURN
+from support import knobs
 from support.forms import (
     FORMS,
     OVER,
@@ -56,8 +58,9 @@ def pairs(count):
 # ---- outputs
 
 
+@pytest.mark.rule(2, 3)
 @every_form
-async def test_R02_R03_each_stream_gives_its_own_outputs_in_order_and_ends(form):
+async def test_each_stream_gives_its_own_outputs_in_order_and_ends(form):
     script = form.script(RAGGED)
     batch = form.open(script, 3)
     assert [await form.rest(stream) for stream in batch] == OUTPUTS
@@ -65,22 +68,24 @@ async def test_R02_R03_each_stream_gives_its_own_outputs_in_order_and_ends(form)
     assert [stream.end.outputs for stream in batch] == [5, 1, 3]
 
 
+@pytest.mark.rule(2, 3)
 @every_form
-async def test_R02_R03_consumers_at_the_same_time_get_each_its_own_outputs(form):
+async def test_consumers_at_the_same_time_get_each_its_own_outputs(form):
     batch = form.open(form.script(RAGGED), 3)
     readers = [partial(form.rest, stream) for stream in batch]
     assert await form.concurrently(*readers) == OUTPUTS
 
 
+@pytest.mark.rule(2)
 @every_form
-async def test_R02_streams_that_nobody_else_holds_give_the_same(form):
+async def test_streams_give_the_same_if_no_other_reference_is_held(form):
     streams = form.streams(form.script(RAGGED), 3)
     assert [await form.rest(stream) for stream in streams] == OUTPUTS
 
 
+@pytest.mark.rule(1, 2)
 @every_form
-@pytest.mark.rule(1)
-async def test_R02_a_generator_is_a_source_like_any_other(form):
+async def test_a_generator_is_a_source_like_any_other(form):
     told = []
 
     def model():
@@ -92,8 +97,9 @@ async def test_R02_a_generator_is_a_source_like_any_other(form):
     assert told == [(0, 1, 2), (0, 2), (0,), (0,)]
 
 
+@pytest.mark.rule(2)
 @every_form
-async def test_R02_what_drain_takes_is_not_given_again(form):
+async def test_what_drain_takes_is_not_given_again(form):
     gate = form.gate()
     script = form.script([*pairs(3), ["c", "z"], [None, None]], gates={3: gate})
     first, second = form.open(script, 2)
@@ -111,8 +117,9 @@ async def test_R02_what_drain_takes_is_not_given_again(form):
     assert await form.rest(second) == ["z"]
 
 
+@pytest.mark.rule(5)
 @every_form
-async def test_R05_a_finished_stream_stays_finished(form):
+async def test_a_finished_stream_stays_finished(form):
     [stream] = form.open(form.script([["a"], [None], ["late"]]), 1)
     assert await form.rest(stream) == ["a"]
     for _ in range(3):
@@ -120,8 +127,9 @@ async def test_R05_a_finished_stream_stays_finished(form):
     assert stream.drain() == []
 
 
+@pytest.mark.rule(6)
 @every_form
-async def test_R06_outputs_of_every_kind_pass_untouched(form):
+async def test_outputs_of_every_kind_pass_untouched(form):
     kinds = [
         Untouchable(),
         OfUnhashableType(),
@@ -139,8 +147,9 @@ async def test_R06_outputs_of_every_kind_pass_untouched(form):
         assert same(await form.rest(stream), kinds)
 
 
+@pytest.mark.rule(6)
 @every_form
-async def test_R06_outputs_for_a_finished_slot_are_dropped_and_counted(form):
+async def test_outputs_for_a_finished_slot_are_dropped_and_counted(form):
     script = form.script([["a", None], ["b", Untouchable()], ["c", "pad"], [None, None]])
     batch = form.open(script, 2)
     assert [await form.rest(stream) for stream in batch] == [["a", "b", "c"], []]
@@ -148,8 +157,9 @@ async def test_R06_outputs_for_a_finished_slot_are_dropped_and_counted(form):
     assert (figures.outputs, figures.dropped, figures.live, figures.buffered) == (3, 2, 0, 0)
 
 
+@pytest.mark.rule(7)
 @every_form
-async def test_R07_a_stream_has_ended_before_the_source_is_asked_again(form):
+async def test_a_stream_has_ended_before_the_source_is_asked_again(form):
     reasons = []
     steps = [["a", "x"], ["b", None], ["c", None], [None, None]]
     script = form.script(steps, on_step=lambda _: reasons.append(second.finish_reason))
@@ -159,8 +169,9 @@ async def test_R07_a_stream_has_ended_before_the_source_is_asked_again(form):
     assert reasons == [None, None, FinishReason.EOS, FinishReason.EOS]
 
 
+@pytest.mark.rule(7)
 @forms_that_run_ahead
-async def test_R07_a_stream_ends_while_the_source_is_held_in_the_next_step(form):
+async def test_a_stream_ends_while_the_source_is_held_in_the_next_step(form):
     gate = form.gate()
     steps = [["a", "x"], ["b", None], ["c", None], [None, None]]
     first, second = form.open(form.script(steps, gates={2: gate}), 2)
@@ -169,8 +180,9 @@ async def test_R07_a_stream_ends_while_the_source_is_held_in_the_next_step(form)
     assert await form.rest(first) == ["a", "b", "c"]
 
 
+@pytest.mark.rule(7)
 @forms_that_run_ahead
-async def test_R07_an_output_does_not_wait_for_the_next_step(form):
+async def test_an_output_does_not_wait_for_the_next_step(form):
     gate = form.gate()
     first, second = form.open(form.script(pairs(2), gates={1: gate}), 2)
     assert await form.receive(first) == ("a", 0)
@@ -181,9 +193,10 @@ async def test_R07_an_output_does_not_wait_for_the_next_step(form):
 # ---- receives that are broken off
 
 
+@pytest.mark.rule(4)
 @forms_that_run_ahead
 @pytest.mark.parametrize("held", [0, 1])
-async def test_R04_a_receive_broken_off_while_it_waits_takes_nothing(form, held):
+async def test_a_receive_broken_off_while_it_waits_takes_nothing(form, held):
     gate = form.gate()
     script = form.script([*pairs(2), [None, None]], gates={held: gate})
     first, second = form.open(script, 2)
@@ -197,10 +210,10 @@ async def test_R04_a_receive_broken_off_while_it_waits_takes_nothing(form, held)
     assert script.told == [None, (0, 1), (0, 1)]
 
 
+@pytest.mark.rule(4, 23)
 @forms_in_loops
 @pytest.mark.parametrize("when", ["before", "with", "after"])
-@pytest.mark.rule(23)
-async def test_R04_a_receive_cancelled_by_the_step_that_brings_its_output_loses_nothing(form, when):
+async def test_a_receive_cancelled_by_the_step_that_brings_its_output_loses_nothing(form, when):
     gate = form.gate()
     scope = form.scope()
     soon = form.soon(scope.cancel)
@@ -225,9 +238,9 @@ async def test_R04_a_receive_cancelled_by_the_step_that_brings_its_output_loses_
     assert received + await form.rest(first) == [("a", number) for number in range(3)]
 
 
+@pytest.mark.rule(4, 23)
 @forms_in_loops
-@pytest.mark.rule(23)
-async def test_R04_a_receive_cancelled_when_it_was_already_woken_loses_nothing(form):
+async def test_a_receive_cancelled_when_it_was_already_woken_loses_nothing(form):
     rounds = 20
     gates = {number: form.gate() for number in range(rounds)}
     batch = form.open(form.script(pairs(rounds), gates=gates), 2)
@@ -255,8 +268,9 @@ async def test_R04_a_receive_cancelled_when_it_was_already_woken_loses_nothing(f
         assert received[slot] + await form.rest(batch[slot]) == [(letter, n) for n in range(rounds)]
 
 
+@pytest.mark.rule(14)
 @forms_in_loops
-async def test_R14_a_cancelled_consumer_is_cancelled_and_nobody_else(form):
+async def test_a_cancelled_consumer_is_cancelled_and_no_other(form):
     gate = form.gate()
     first, second = form.open(form.script([["a", "x"], [None, None]], gates={0: gate}), 2)
     scope = form.scope()
@@ -279,9 +293,9 @@ async def test_R14_a_cancelled_consumer_is_cancelled_and_nobody_else(form):
 # ---- consumers
 
 
+@pytest.mark.rule(4, 21)
 @every_form
-@pytest.mark.rule(4)
-async def test_R21_a_second_consumer_at_the_same_time_is_refused_and_the_first_served(form):
+async def test_a_second_consumer_at_the_same_time_is_refused_and_the_first_served(form):
     gate = form.gate()
     [stream] = form.open(form.script([["a"], [None]], gates={0: gate}), 1)
 
@@ -298,8 +312,9 @@ async def test_R21_a_second_consumer_at_the_same_time_is_refused_and_the_first_s
     assert await form.rest(stream) == []
 
 
+@pytest.mark.rule(21, 22)
 @forms_in_loops
-async def test_R21_R22_streams_of_one_batch_may_live_in_different_loops(form):
+async def test_streams_of_one_batch_may_live_in_different_loops(form):
     batch = form.open(form.script(pairs(50)), 2, max_buffered=2)
 
     async def elsewhere():
@@ -311,8 +326,9 @@ async def test_R21_R22_streams_of_one_batch_may_live_in_different_loops(form):
     ]
 
 
+@pytest.mark.rule(22)
 @forms_in_loops
-async def test_R22_a_receive_that_would_wait_in_another_loop_is_refused(form):
+async def test_a_receive_that_would_wait_in_another_loop_is_refused(form):
     gate = form.gate()
     [stream] = form.open(form.script([["a"], ["b"], [None]], gates={1: gate}), 1)
     assert await form.receive(stream) == "a"
@@ -323,8 +339,9 @@ async def test_R22_a_receive_that_would_wait_in_another_loop_is_refused(form):
     assert await form.rest(stream) == ["b"]
 
 
+@pytest.mark.rule(22)
 @forms_in_loops
-async def test_R22_the_streams_of_a_closed_loop_are_cancelled_and_the_others_go_on(form):
+async def test_the_streams_of_a_closed_loop_are_cancelled_and_the_others_go_on(form):
     gate = form.gate()
     script = form.script([*pairs(8), [None, None]], gates={0: gate})
     batch = form.open(script, 2, max_buffered=2)
@@ -343,8 +360,9 @@ async def test_R22_the_streams_of_a_closed_loop_are_cancelled_and_the_others_go_
     assert script.told[-1] == (0,)
 
 
+@pytest.mark.rule(22)
 @forms_with_async_sources
-async def test_R22_when_the_loop_of_the_pump_ends_the_streams_of_others_are_told(form):
+async def test_when_the_loop_of_the_pump_ends_streams_in_other_loops_fail(form):
     """The batch begins in the loop in which one stream is waited for first."""
     begun, wait = form.flag(), threading.Event()
     gate = form.gate()
@@ -382,12 +400,13 @@ class Room:
         self.held = []
 
     def look(self, _):
-        self.held.append(max(stream._buffer.buffered for stream in self.batch))
+        self.held.append(max(knobs.buffered(stream) for stream in self.batch))
 
 
+@pytest.mark.rule(19)
 @forms_that_run_ahead
 @pytest.mark.parametrize("max_buffered", [1, 3])
-async def test_R19_the_source_waits_for_the_stream_that_is_not_read(form, max_buffered):
+async def test_the_source_waits_for_the_stream_that_is_not_read(form, max_buffered):
     room = Room()
     script = form.script(pairs(10), on_step=room.look)
     batch = room.batch = form.open(script, 2, max_buffered=max_buffered)
@@ -403,8 +422,9 @@ async def test_R19_the_source_waits_for_the_stream_that_is_not_read(form, max_bu
     assert max(room.held) < max_buffered
 
 
+@pytest.mark.rule(19)
 @forms_that_run_ahead
-async def test_R19_draining_makes_room_for_the_next_step(form):
+async def test_draining_makes_room_for_the_next_step(form):
     script = form.script(pairs(5))
     first, second = form.open(script, 2, max_buffered=2)
     await form.receive(first)
@@ -414,8 +434,9 @@ async def test_R19_draining_makes_room_for_the_next_step(form):
     assert await form.receive(first) == ("a", 2)
 
 
+@pytest.mark.rule(19)
 @forms_that_run_ahead
-async def test_R19_cancelling_the_one_that_is_not_read_lets_the_others_go_on(form):
+async def test_the_other_streams_go_on_when_the_unread_one_is_cancelled(form):
     script = form.script([*pairs(6), [None, None]])
     first, second = form.open(script, 2, max_buffered=2)
     await form.receive(first)
@@ -425,8 +446,9 @@ async def test_R19_cancelling_the_one_that_is_not_read_lets_the_others_go_on(for
     assert await form.rest(first) == [("a", number) for number in range(2, 6)]
 
 
+@pytest.mark.rule(19)
 @forms_that_run_ahead
-async def test_R19_many_outputs_in_one_step_exceed_the_bound_by_that_step_alone(form):
+async def test_many_outputs_in_one_step_exceed_the_bound_by_that_step_alone(form):
     room = Room()
     script = form.script([["a", Many(range(5))], ["b", "x"], [None, None]], on_step=room.look)
     first, second = room.batch = form.open(script, 2, max_buffered=2)
@@ -438,8 +460,9 @@ async def test_R19_many_outputs_in_one_step_exceed_the_bound_by_that_step_alone(
     assert max(room.held) < 2
 
 
+@pytest.mark.rule(19)
 @every_form
-async def test_R19_a_bound_without_policy_is_refused_or_waited_for_but_never_exceeded(form):
+async def test_a_bound_without_policy_is_refused_or_waited_for_but_never_exceeded(form):
     script = form.script([*pairs(6), [None, None]])
     first, second = form.open(script, 2, max_buffered=2)
     assert [await form.receive(first) for _ in range(2)] == [("a", 0), ("a", 1)]
@@ -451,9 +474,10 @@ async def test_R19_a_bound_without_policy_is_refused_or_waited_for_but_never_exc
     assert await form.receive(first) == ("a", 2)
 
 
+@pytest.mark.rule(19)
 @forms_that_run_ahead
 @pytest.mark.parametrize("max_buffered", [1, 3])
-async def test_R19_a_slow_stream_is_ended_where_the_policy_says_so(form, max_buffered):
+async def test_a_slow_stream_is_ended_where_the_policy_says_so(form, max_buffered):
     gates = {number: form.gate() for number in range(10)}
     script = form.script([*pairs(10), [None, None]], gates=gates)
     batch = form.open(script, 2, max_buffered=max_buffered, on_overflow="cancel")
@@ -471,11 +495,26 @@ async def test_R19_a_slow_stream_is_ended_where_the_policy_says_so(form, max_buf
     assert script.told[max_buffered + 1 :] == [(0,)] * (10 - max_buffered)
 
 
+@pytest.mark.rule(19)
+def test_no_bound_means_the_same_for_every_batch_that_runs_ahead():
+    async def source():
+        yield [0]
+
+    batches = [
+        AsyncBatchedStream([[0]], 1, max_buffered=None),
+        AsyncBatchedStream(source(), 1, max_buffered=None),
+        BatchedStream([[0]], 1, background=True, max_buffered=None),
+    ]
+    for batch in batches:
+        assert knobs.bound_of(batch) == knobs.DEFAULT_MAX_BUFFERED
+
+
 # ---- event loops
 
 
+@pytest.mark.rule(20)
 @forms_in_loops
-async def test_R20_a_consumer_with_much_to_read_lets_the_others_have_their_turn(form):
+async def test_a_consumer_with_much_to_read_gives_its_turn_to_the_others(form):
     gate = form.gate()
     first, _ = form.open(form.script(pairs(320), gates={319: gate}), 2, max_buffered=320)
     await form.receive(first)
@@ -496,11 +535,12 @@ async def test_R20_a_consumer_with_much_to_read_lets_the_others_have_their_turn(
             await form.checkpoint()
 
     await form.concurrently(read, count)
-    assert turns >= 318 // TURN
+    assert turns >= 318 // knobs.TURN
 
 
+@pytest.mark.rule(20)
 @forms_with_async_sources
-async def test_R20_a_source_that_is_always_ready_lets_the_others_have_their_turn(form):
+async def test_a_source_that_is_always_ready_gives_its_turn_to_other_tasks(form):
     first, _ = form.open(form.script([*pairs(200), [None, None]]), 2)
     turns = 0
 
@@ -514,8 +554,9 @@ async def test_R20_a_source_that_is_always_ready_lets_the_others_have_their_turn
     assert turns >= 100
 
 
+@pytest.mark.rule(20)
 @forms_in_loops
-async def test_R20_a_step_wakes_all_its_consumers_with_one_call_into_their_loop(form):
+async def test_a_step_wakes_all_its_consumers_with_one_call_into_their_loop(form):
     if form.source_is_async:
         return  # in its own loop it makes none
     with form.counting_wakeups() as wakeups:
@@ -537,8 +578,9 @@ async def test_R20_a_step_wakes_all_its_consumers_with_one_call_into_their_loop(
 # ---- by time
 
 
+@pytest.mark.rule(2)
 @every_form
-async def test_R02_by_time_every_output_and_end_is_in_the_step_that_brought_it(form):
+async def test_by_time_every_output_and_end_is_in_the_step_that_brought_it(form):
     batch = form.open(form.script(RAGGED), 3)
     told = [
         (delivery.outputs, [(slot, end.reason) for slot, end in delivery.ends])
@@ -578,7 +620,7 @@ async def test_a_batch_that_has_ended_by_slot_is_not_read_by_time_either(form):
 
 
 @every_form
-async def test_by_time_a_cancelled_slot_is_told_once(form):
+async def test_by_time_a_cancelled_slot_is_delivered_once(form):
     script = form.script([*pairs(6), [None, None]])
     batch = form.open(script, 2, max_buffered=1)
     steps = batch.steps()
@@ -592,10 +634,11 @@ async def test_by_time_a_cancelled_slot_is_told_once(form):
     ]
 
 
+@pytest.mark.rule(19)
 @forms_that_run_ahead
-async def test_R19_by_time_the_source_waits_for_whoever_reads_the_deliveries(form):
+async def test_by_time_the_source_waits_for_the_reader_of_the_deliveries(form):
     asked = []
-    script = form.script(pairs(9), on_step=lambda _: asked.append(batch._pump.steps.buffered))
+    script = form.script(pairs(9), on_step=lambda _: asked.append(knobs.buffered_deliveries(batch)))
     batch = form.open(script, 2, max_buffered=2)
     assert len(await form.rest(batch.steps())) == 10
     assert max(asked) <= 1
@@ -621,15 +664,14 @@ async def consume(form, stream, give_up_after):
     return outputs, errors
 
 
+@pytest.mark.rule(2, 3, 6, 11)
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 @given(
     batch=batches(),
     max_buffered=st.integers(1, 3),
     give_up_after=st.lists(st.none() | st.none() | st.integers(0, 4), min_size=5, max_size=5),
 )
-def test_R02_R03_R06_R11_streams_of_any_batch_equal_the_reference(
-    form, batch, max_buffered, give_up_after
-):
+def test_streams_of_any_batch_equal_the_reference(form, batch, max_buffered, give_up_after):
     async def scenario(form):
         options = {"max_buffered": max_buffered} if form.runs_ahead else {}
         opened = form.open(form.script(batch.steps), len(batch.slots), eos=batch.eos, **options)
@@ -651,12 +693,13 @@ def test_R02_R03_R06_R11_streams_of_any_batch_equal_the_reference(
     form.run(scenario)
 
 
+@pytest.mark.rule(4)
 @given(
     batch=batches(),
     max_buffered=st.integers(1, 3),
     timeouts=st.lists(st.sampled_from([0, 1e-6, 1e-4]), min_size=1, max_size=5),
 )
-def test_R04_receives_that_time_out_at_any_moment_lose_nothing(batch, max_buffered, timeouts):
+def test_receives_that_time_out_at_any_moment_lose_nothing(batch, max_buffered, timeouts):
     async def consume_in_haste(stream):
         outputs, errors = [], []
         for timeout in cycle([*timeouts, PATIENCE]):

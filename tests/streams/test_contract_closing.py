@@ -37,8 +37,9 @@ def pairs(count):
 # ---- the source is closed
 
 
+@pytest.mark.rule(10)
 @every_form
-async def test_R10_the_source_is_closed_with_the_last_end_and_not_asked_again(form):
+async def test_the_source_is_closed_with_the_last_end_and_not_asked_again(form):
     script = form.script([["a", None], [Last("b"), None], ["never", "asked"]])
     first, second = form.open(script, 2)
     assert await form.rest(first) == ["a", "b"]
@@ -47,8 +48,9 @@ async def test_R10_the_source_is_closed_with_the_last_end_and_not_asked_again(fo
     assert await form.rest(second) == []
 
 
+@pytest.mark.rule(10)
 @every_form
-async def test_R10_cancelling_the_last_stream_closes_the_source(form):
+async def test_cancelling_the_last_stream_closes_the_source(form):
     script = form.script(pairs(100))
     first, second = form.open(script, 2, max_buffered=2)
     await form.receive(first)
@@ -60,8 +62,9 @@ async def test_R10_cancelling_the_last_stream_closes_the_source(form):
     assert script.asked <= 3
 
 
+@pytest.mark.rule(10)
 @every_form
-async def test_R10_a_batch_that_was_never_read_is_closed_without_a_step(form):
+async def test_a_batch_that_was_never_read_is_closed_without_a_step(form):
     script = form.script(pairs(2))
     batch = form.open(script, 2)
     await form.close(batch)
@@ -69,8 +72,9 @@ async def test_R10_a_batch_that_was_never_read_is_closed_without_a_step(form):
     assert [await form.rest(stream) for stream in batch] == [[], []]
 
 
+@pytest.mark.rule(10)
 @every_form
-async def test_R10_streams_cancelled_before_the_first_receive_close_the_source(form):
+async def test_streams_cancelled_before_the_first_receive_close_the_source(form):
     script = form.script(pairs(2))
     for stream in form.streams(script, 2):
         stream.cancel()
@@ -78,8 +82,9 @@ async def test_R10_streams_cancelled_before_the_first_receive_close_the_source(f
     assert script.asked == 0
 
 
+@pytest.mark.rule(10)
 @every_form
-async def test_R10_closing_in_mid_batch_cancels_what_is_live_and_keeps_what_had_finished(form):
+async def test_closing_in_mid_batch_cancels_what_is_live_and_keeps_what_had_finished(form):
     script = form.script([["a", Last("x")], ["b", None], *pairs(100)])
     batch = form.open(script, 2, max_buffered=2)
     assert await form.receive(batch[0]) == "a"
@@ -92,8 +97,9 @@ async def test_R10_closing_in_mid_batch_cancels_what_is_live_and_keeps_what_had_
     assert await form.rest(batch[1]) == ["x"]
 
 
+@pytest.mark.rule(10, 14)
 @every_form
-async def test_R10_R14_an_error_that_leaves_the_block_closes_the_source_and_passes(form):
+async def test_an_error_that_leaves_the_block_closes_the_source_and_passes(form):
     script = form.script(pairs(99))
     batch = form.open(script, None if not form.source_is_async else 2, max_buffered=2)
     error = KeyError("of the consumer")
@@ -109,8 +115,9 @@ async def read_one_and_raise(form, batch, error):
     raise error
 
 
+@pytest.mark.rule(10)
 @every_form
-async def test_R10_a_batch_closed_from_many_sides_at_once_is_closed_once(form):
+async def test_a_batch_closed_from_many_sides_at_once_is_closed_once(form):
     script = form.script(pairs(100))
     batch = form.open(script, 2, max_buffered=5)
     await form.receive(batch[0])
@@ -118,8 +125,9 @@ async def test_R10_a_batch_closed_from_many_sides_at_once_is_closed_once(form):
     assert script.closings == 1
 
 
+@pytest.mark.rule(10)
 @every_form
-async def test_R10_closing_while_the_source_is_in_a_step_waits_for_it_or_breaks_it_off(form):
+async def test_closing_while_the_source_is_in_a_step_waits_for_it_or_breaks_it_off(form):
     gate = form.gate()
     script = form.script(pairs(9), gates={1: gate})
     batch = form.open(script, 2)
@@ -142,8 +150,9 @@ async def test_R10_closing_while_the_source_is_in_a_step_waits_for_it_or_breaks_
     assert script.asked == 2
 
 
+@pytest.mark.rule(10)
 @every_form
-async def test_R10_closing_returns_when_the_source_is_closed_and_not_before(form):
+async def test_closing_returns_when_the_source_is_closed_and_not_before(form):
     """The close begins while the source is in a step, unless consumers pull."""
     held = {1: form.gate()} if form.runs_ahead else {}
     gate = form.gate()
@@ -171,8 +180,9 @@ async def test_R10_closing_returns_when_the_source_is_closed_and_not_before(form
     assert returned == [1]
 
 
+@pytest.mark.rule(10)
 @forms_in_loops
-async def test_R10_closing_that_is_cancelled_closes_the_source_later(form):
+async def test_closing_that_is_cancelled_closes_the_source_later(form):
     gate = form.gate()
     script = form.script(pairs(9), gates={1: gate})
     batch = form.open(script, 2)
@@ -191,8 +201,9 @@ async def test_R10_closing_that_is_cancelled_closes_the_source_later(form):
     assert await form.rest(batch[1]) == []
 
 
+@pytest.mark.rule(10)
 @forms_in_loops
-async def test_R10_closing_the_last_stream_waits_until_the_source_is_closed(form):
+async def test_closing_the_last_stream_waits_until_the_source_is_closed(form):
     script = form.script(pairs(9))
     first, second = form.open(script, 2, max_buffered=1)
     await form.receive(first)
@@ -203,8 +214,9 @@ async def test_R10_closing_the_last_stream_waits_until_the_source_is_closed(form
     await second.aclose()
 
 
+@pytest.mark.rule(10)
 @every_form
-async def test_R10_closing_from_inside_the_source_is_no_deadlock(form):
+async def test_closing_from_inside_the_source_is_no_deadlock(form):
     holder = []
     gate = form.gate()
     closed = form.flag()
@@ -239,8 +251,8 @@ async def test_R10_closing_from_inside_the_source_is_no_deadlock(form):
     await closed.wait()
 
 
-@every_form
 @pytest.mark.rule(10)
+@every_form
 async def test_an_error_of_closing_is_raised_by_closing_once(form):
     script = form.script(pairs(99), raise_at_close=OSError("cannot free"))
     batch = form.open(script, 2, max_buffered=2)
@@ -251,9 +263,9 @@ async def test_an_error_of_closing_is_raised_by_closing_once(form):
     assert batch.live == ()
 
 
-@every_form
 @pytest.mark.rule(10)
-async def test_an_error_of_closing_goes_to_the_hook_where_nobody_waits_for_it(form):
+@every_form
+async def test_an_error_of_closing_goes_to_the_hook_where_no_caller_waits_for_it(form):
     heard = []
     original = OSError("cannot free")
     script = form.script([["a", "x"], [None, None]], raise_at_close=original)
@@ -273,8 +285,9 @@ async def test_an_error_of_closing_goes_to_the_hook_where_nobody_waits_for_it(fo
 # ---- cancel
 
 
+@pytest.mark.rule(11, 12)
 @every_form
-async def test_R11_R12_cancelling_one_changes_nothing_for_the_others(form):
+async def test_cancelling_one_changes_nothing_for_the_others(form):
     script = form.script([*pairs(6), [None, None]])
     first, second = form.open(script, 2, max_buffered=3)
     assert await form.receive(second) == ("b", 0)
@@ -286,8 +299,9 @@ async def test_R11_R12_cancelling_one_changes_nothing_for_the_others(form):
     assert await form.rest(first) == [("a", number) for number in range(6)]
 
 
+@pytest.mark.rule(12)
 @every_form
-async def test_R12_a_receive_after_a_cancel_sees_the_end_whatever_was_buffered(form):
+async def test_a_receive_after_a_cancel_sees_the_end_whatever_was_buffered(form):
     script = form.script(pairs(9))
     first, second = form.open(script, 2, max_buffered=5)
     for number in range(5):
@@ -298,8 +312,9 @@ async def test_R12_a_receive_after_a_cancel_sees_the_end_whatever_was_buffered(f
     assert await form.receive(first) == ("a", 5)
 
 
+@pytest.mark.rule(12)
 @every_form
-async def test_R12_cancelling_after_the_end_discards_only_what_was_not_received(form):
+async def test_cancelling_after_the_end_discards_only_what_was_not_received(form):
     first, second = form.open(form.script([["a", "x"], ["b", None], [None, None]]), 2)
     assert await form.rest(first) == ["a", "b"]
     second.cancel()
@@ -307,9 +322,10 @@ async def test_R12_cancelling_after_the_end_discards_only_what_was_not_received(
     assert second.finish_reason is FinishReason.EOS
 
 
+@pytest.mark.rule(12)
 @forms_that_run_ahead
 @pytest.mark.parametrize("where", ["here", "in a thread", "in the source"])
-async def test_R12_a_consumer_that_waits_sees_the_end_when_its_stream_is_cancelled(form, where):
+async def test_a_consumer_that_waits_sees_the_end_when_its_stream_is_cancelled(form, where):
     gates = {1: form.gate(), 2: form.gate()}
 
     def on_step(step):
@@ -336,8 +352,9 @@ async def test_R12_a_consumer_that_waits_sees_the_end_when_its_stream_is_cancell
     assert await form.rest(first) == [("a", number) for number in range(3)]
 
 
+@pytest.mark.rule(12)
 @forms_in_loops
-async def test_R12_a_stream_may_be_cancelled_from_a_callback_of_the_loop(form):
+async def test_a_stream_may_be_cancelled_from_a_callback_of_the_loop(form):
     gate = form.gate()
     first, second = form.open(form.script([*pairs(2), [None, None]], gates={1: gate}), 2)
     cancel = form.soon(second.cancel)
@@ -353,8 +370,9 @@ async def test_R12_a_stream_may_be_cancelled_from_a_callback_of_the_loop(form):
     assert await form.rest(first) == [("a", 0), ("a", 1)]
 
 
+@pytest.mark.rule(13)
 @every_form
-async def test_R13_the_source_is_told_of_each_departure_with_its_next_step(form):
+async def test_the_source_is_sent_each_departure_with_its_next_step(form):
     def on_step(step):
         if step in {1, 3}:
             streams[step].cancel()
@@ -372,9 +390,10 @@ async def test_R13_the_source_is_told_of_each_departure_with_its_next_step(form)
 # ---- locks
 
 
+@pytest.mark.rule(24)
 @every_form
 @pytest.mark.parametrize("place", ["step", "predicate", "close"])
-async def test_R24_live_statistics_and_cancel_never_wait_for_user_code(form, place):
+async def test_live_statistics_and_cancel_never_wait_for_user_code(form, place):
     holder = []
 
     def look():
@@ -413,8 +432,9 @@ async def test_R24_live_statistics_and_cancel_never_wait_for_user_code(form, pla
 # ---- dropped
 
 
+@pytest.mark.rule(25)
 @every_form
-async def test_R25_dropping_the_last_reference_to_a_stream_cancels_it(form):
+async def test_dropping_the_last_reference_to_a_stream_cancels_it(form):
     gates = {1: form.gate(), 2: form.gate()}
     if not form.runs_ahead:
         gates = {}
@@ -431,8 +451,9 @@ async def test_R25_dropping_the_last_reference_to_a_stream_cancels_it(form):
     assert script.told[2] == (0,)
 
 
+@pytest.mark.rule(25)
 @every_form
-async def test_R25_dropping_all_streams_closes_the_source_without_noise(form):
+async def test_dropping_all_streams_closes_the_source_without_noise(form):
     script = form.script(pairs(99))
     streams = form.streams(script, 2, max_buffered=2)
     await form.receive(streams[0])
@@ -442,16 +463,18 @@ async def test_R25_dropping_all_streams_closes_the_source_without_noise(form):
     gc.collect()
 
 
+@pytest.mark.rule(25)
 @every_form
-async def test_R25_a_batch_that_is_dropped_unread_closes_its_source_without_noise(form):
+async def test_a_batch_that_is_dropped_unread_closes_its_source_without_noise(form):
     script = form.script(pairs(9))
     form.streams(script, 2)
     await script.closed.wait()
     gc.collect()
 
 
+@pytest.mark.rule(25)
 @every_form
-async def test_R25_a_generator_that_is_left_in_mid_batch_is_closed_without_noise(form):
+async def test_a_generator_that_is_left_in_mid_batch_is_closed_without_noise(form):
     left = form.flag()
 
     def model():
@@ -467,8 +490,9 @@ async def test_R25_a_generator_that_is_left_in_mid_batch_is_closed_without_noise
     gc.collect()
 
 
+@pytest.mark.rule(25)
 @forms_in_loops
-async def test_R25_a_loop_that_ends_before_its_batch_closes_the_source_without_noise(form):
+async def test_a_loop_that_ends_before_its_batch_closes_the_source_without_noise(form):
     gate = form.gate()
     script = form.script(pairs(9), gates={1: gate})
 
@@ -490,8 +514,9 @@ async def test_R25_a_loop_that_ends_before_its_batch_closes_the_source_without_n
 variable = ContextVar("variable", default="default")
 
 
+@pytest.mark.rule(26)
 @every_form
-async def test_R26_the_source_runs_in_a_copy_of_the_context_of_whoever_opened_the_batch(form):
+async def test_the_source_runs_in_a_copy_of_the_context_in_which_the_batch_was_opened(form):
     seen = []
 
     def model():
@@ -517,8 +542,9 @@ async def test_R26_the_source_runs_in_a_copy_of_the_context_of_whoever_opened_th
 # ---- other processes
 
 
+@pytest.mark.rule(27)
 @every_form
-async def test_R27_streams_and_batches_refuse_to_be_pickled_or_copied(form):
+async def test_streams_and_batches_refuse_to_be_pickled_or_copied(form):
     batch = form.open(form.script(pairs(1)), 2)
     for refuse in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="stream 0 cannot be pickled or copied"):
@@ -527,12 +553,13 @@ async def test_R27_streams_and_batches_refuse_to_be_pickled_or_copied(form):
             refuse(batch)
 
 
+@pytest.mark.rule(27)
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*Trio's signal handling:RuntimeWarning")  # a fork's doing
 @every_form
 @pytest.mark.parametrize("view", ["waited for before", "not read yet", "by time", "never begun"])
-async def test_R27_use_in_a_forked_child_raises_and_the_parent_goes_on(form, view):
+async def test_use_in_a_forked_child_raises_and_the_parent_goes_on(form, view):
     gate = form.gate()
     script = form.script([*pairs(3), [None, None]], gates={1: gate})
     batch = form.open(script, 2)
@@ -622,11 +649,12 @@ SOURCES = """
 """
 
 
+@pytest.mark.rule(28)
 @pytest.mark.parametrize("condition", ["True", "threading.Event().wait()"], ids=["ready", "stuck"])
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
-def test_R28_a_program_that_abandons_streams_exits_silently_and_soon(form, condition):
+def test_a_program_that_abandons_streams_exits_silently_and_soon(form, condition):
     if condition != "True" and (form.source_is_async or not form.runs_ahead):
-        pytest.skip("a source that blocks its consumer's own thread can be left by nobody")
+        pytest.skip("a source that blocks its consumer's own thread cannot be left")
     if form.name.startswith("trio"):
         pytest.importorskip("trio")
     program = textwrap.dedent(SOURCES.format(condition=condition)) + textwrap.dedent(
@@ -642,8 +670,9 @@ def test_R28_a_program_that_abandons_streams_exits_silently_and_soon(form, condi
     assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
 
 
+@pytest.mark.rule(28)
 @every_form
-async def test_R28_once_a_batch_is_closed_its_thread_has_ended(form):
+async def test_once_a_batch_is_closed_its_thread_has_ended(form):
     batch = form.open(form.script(pairs(99)), 2, max_buffered=2)
     await form.receive(batch[0])
     await form.close(batch)

@@ -41,10 +41,11 @@ def check_own(own, original):
 # ---- the source raises
 
 
+@pytest.mark.rule(5, 14, 16)
 @every_form
 @pytest.mark.parametrize("at", range(4))
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_R05_R14_R16_what_a_source_raises_comes_after_the_outputs_and_once(form, fault, at):
+async def test_what_a_source_raises_comes_after_the_outputs_and_once(form, fault, at):
     original = fault("gone")
     script = form.script([*STEPS[:at], original])
     batch = form.open(script, 2)
@@ -54,7 +55,7 @@ async def test_R05_R14_R16_what_a_source_raises_comes_after_the_outputs_and_once
         assert received == list(outputs[:at])
         check_own(own, original)
         owned.append(own)
-        form.passed += passed  # to whoever pulled
+        form.passed += passed  # to the thread that pulled
         assert stream.finish_reason is FinishReason.ERROR
         assert stream.end.error is original
         assert await form.receive(stream) is OVER
@@ -63,10 +64,11 @@ async def test_R05_R14_R16_what_a_source_raises_comes_after_the_outputs_and_once
     assert script.asked == at + 1
 
 
+@pytest.mark.rule(9)
 @forms_that_run_ahead
 @pytest.mark.parametrize("at", range(3))
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_R09_every_waiting_consumer_is_told_what_the_source_raises(form, fault, at):
+async def test_every_waiting_consumer_is_raised_what_the_source_raises(form, fault, at):
     gate = form.gate()
     original = fault("gone")
     batch = form.open(form.script([*STEPS[:at], original], gates={at: gate}), 2)
@@ -85,8 +87,9 @@ async def test_R09_every_waiting_consumer_is_told_what_the_source_raises(form, f
     assert form.passed == [original] * form.passes(original)
 
 
+@pytest.mark.rule(5)
 @every_form
-async def test_R05_a_stream_that_had_finished_does_not_hear_of_the_error(form):
+async def test_a_finished_stream_does_not_raise_a_later_error(form):
     batch = form.open(form.script([["a", "x"], ["b", None], OSError("gone")]), 2)
     outputs, errors = await form.read(batch[1])
     assert (outputs, errors) == (["x"], [])
@@ -96,8 +99,9 @@ async def test_R05_a_stream_that_had_finished_does_not_hear_of_the_error(form):
     assert batch[1].finish_reason is FinishReason.EOS
 
 
+@pytest.mark.rule(17)
 @every_form
-async def test_R17_a_stop_in_a_sources_own_code_is_an_error_and_no_end(form):
+async def test_a_stop_in_a_sources_own_code_is_an_error_and_no_end(form):
     def model():
         yield ["a", "x"]
         yield [next(iter(())), "y"]
@@ -110,8 +114,9 @@ async def test_R17_a_stop_in_a_sources_own_code_is_an_error_and_no_end(form):
         assert type(own.__cause__.__cause__) is StopIteration
 
 
+@pytest.mark.rule(17)
 @every_form
-async def test_R17_a_stop_of_the_other_kind_is_an_error_and_no_end(form):
+async def test_a_stop_of_the_other_kind_is_an_error_and_no_end(form):
     stop = StopIteration if form.source_is_async else StopAsyncIteration
     batch = form.open(form.script([*STEPS[:1], stop("not yours")]), 2)
     for stream in batch:
@@ -121,8 +126,9 @@ async def test_R17_a_stop_of_the_other_kind_is_an_error_and_no_end(form):
         assert type(own) is (RuntimeError if form.source_is_async else SourceError)
 
 
+@pytest.mark.rule(16)
 @every_form
-async def test_R16_an_error_shows_no_consumer_what_another_was_handling(form):
+async def test_an_error_shows_no_consumer_what_another_was_handling(form):
     batch = form.open(form.script([*STEPS[:1], OSError("gone")]), 2)
 
     async def read_while_handling(stream, private):
@@ -138,8 +144,9 @@ async def test_R16_an_error_shows_no_consumer_what_another_was_handling(form):
         assert own.__cause__.__context__ is None
 
 
+@pytest.mark.rule(16)
 @every_form
-async def test_R16_tracebacks_do_not_grow_with_the_number_of_consumers(form):
+async def test_tracebacks_do_not_grow_with_the_number_of_consumers(form):
     original = OSError("gone")
     batch = form.open(form.script([original]), 20)
     lengths, lengths_of_original = [], []
@@ -151,8 +158,9 @@ async def test_R16_tracebacks_do_not_grow_with_the_number_of_consumers(form):
     assert len(set(lengths_of_original)) == 1
 
 
+@pytest.mark.rule(16)
 @every_form
-async def test_R16_the_traceback_of_the_cause_begins_in_the_source(form):
+async def test_the_traceback_of_the_cause_begins_in_the_source(form):
     def model():
         yield ["a"]
         raise OSError("gone")
@@ -170,8 +178,9 @@ async def test_R16_the_traceback_of_the_cause_begins_in_the_source(form):
 # ---- one slot fails
 
 
+@pytest.mark.rule(15)
 @every_form
-async def test_R15_fail_ends_its_own_slot_alone(form):
+async def test_fail_ends_its_own_slot_alone(form):
     original = ValueError("this one")
     script = form.script([["a", "x"], ["b", Fail(original)], ["c", "pad"], [None, None]])
     first, second = form.open(script, 2)
@@ -182,9 +191,10 @@ async def test_R15_fail_ends_its_own_slot_alone(form):
     assert script.told == [None, (0, 1), (0,), (0,)]
 
 
+@pytest.mark.rule(15, 17)
 @every_form
 @pytest.mark.parametrize("fault", [ValueError, StopIteration, StopAsyncIteration])
-async def test_R15_R17_a_predicate_that_raises_fails_its_own_slot_alone(form, fault):
+async def test_a_predicate_that_raises_fails_its_own_slot_alone(form, fault):
     original = fault("bad output")
 
     def is_eos(output):
@@ -200,9 +210,12 @@ async def test_R15_R17_a_predicate_that_raises_fails_its_own_slot_alone(form, fa
     assert type(own) is (ValueError if fault is ValueError else SourceError)
 
 
+@pytest.mark.rule(9, 14)
 @every_form
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
-async def test_R09_R14_what_breaks_off_a_predicate_fails_the_batch_and_hangs_nobody(form, fault):
+async def test_what_breaks_off_a_predicate_fails_the_batch_and_leaves_no_consumer_hanging(
+    form, fault
+):
     def is_eos(output):
         if output == "b":
             raise original
@@ -231,10 +244,11 @@ MALFORMED = {
 }
 
 
+@pytest.mark.rule(8)
 @every_form
 @pytest.mark.parametrize("at", [0, 1])
 @pytest.mark.parametrize("step", MALFORMED.values(), ids=MALFORMED)
-async def test_R08_a_malformed_step_fails_every_live_stream_and_delivers_nothing(form, step, at):
+async def test_a_malformed_step_fails_every_live_stream_and_delivers_nothing(form, step, at):
     script = form.script([*STEPS[:at], step, *STEPS])
     batch = form.open(script, 2)
     owned = []
@@ -252,15 +266,17 @@ async def test_R08_a_malformed_step_fails_every_live_stream_and_delivers_nothing
 # ---- the source ends
 
 
+@pytest.mark.rule(9)
 @every_form
-async def test_R09_streams_without_a_mark_are_exhausted_with_their_source(form):
+async def test_streams_without_a_mark_are_exhausted_with_their_source(form):
     batch = form.open(form.script([*STEPS[:2], ["c", Last("z")]]), 2)
     assert [await form.rest(stream) for stream in batch] == [list(column) for column in COLUMNS]
     assert [stream.finish_reason for stream in batch] == [FinishReason.EXHAUSTED, FinishReason.EOS]
 
 
+@pytest.mark.rule(9)
 @every_form
-async def test_R09_an_end_without_a_mark_is_an_error_where_marks_are_required(form):
+async def test_an_end_without_a_mark_is_an_error_where_marks_are_required(form):
     batch = form.open(form.script([["a", "x"], ["b", EOS]]), 2, require_eos=True)
     outputs, [own] = await form.read(batch[0])
     assert outputs == ["a", "b"]
@@ -271,9 +287,10 @@ async def test_R09_an_end_without_a_mark_is_an_error_where_marks_are_required(fo
 # ---- by time
 
 
+@pytest.mark.rule(5)
 @every_form
 @pytest.mark.parametrize("at", range(3))
-async def test_R05_by_time_an_error_of_the_source_is_an_end_and_is_not_raised(form, at):
+async def test_by_time_an_error_of_the_source_is_an_end_and_is_not_raised(form, at):
     original = OSError("gone")
     batch = form.open(form.script([*STEPS[:at], original]), 2)
     deliveries = await form.rest(batch.steps())

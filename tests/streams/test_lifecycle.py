@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import gc
 import multiprocessing
 import pickle
 import subprocess
 import sys
 import textwrap
 import threading
-import weakref
 
 import pytest
 
@@ -33,8 +31,9 @@ from support.sources import TIMEOUT, Gate, ScriptedSource, in_forked_child, need
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
 
+@pytest.mark.rule(27)
 @pytest.mark.parametrize("marker", [EOS, SKIP, FinishReason.LENGTH])
-def test_R27_marks_are_the_same_object_after_copy_and_every_pickle_protocol(marker):
+def test_marks_are_the_same_object_after_copy_and_every_pickle_protocol(marker):
     assert copy.copy(marker) is marker
     assert copy.deepcopy([marker])[0] is marker
     for protocol in PROTOCOLS:
@@ -47,7 +46,8 @@ def send_back(connection):
     connection.send((received, received is EOS))
 
 
-def test_R27_marks_are_the_same_object_in_a_spawned_process():
+@pytest.mark.rule(27)
+def test_marks_are_the_same_object_in_a_spawned_process():
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     child = context.Process(target=send_back, args=(theirs,))
@@ -60,8 +60,9 @@ def test_R27_marks_are_the_same_object_in_a_spawned_process():
     assert was_the_mark
 
 
+@pytest.mark.rule(27)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_R27_the_other_markers_survive_pickling(protocol):
+def test_the_other_markers_survive_pickling(protocol):
     def there_and_back(value):
         return pickle.loads(pickle.dumps(value, protocol))  # noqa: S301 - our own bytes
 
@@ -74,7 +75,8 @@ def test_R27_the_other_markers_survive_pickling(protocol):
     assert there_and_back(token_ids(2, 5))(5)
 
 
-def test_R27_streams_and_batches_refuse_to_be_pickled_or_copied():
+@pytest.mark.rule(27)
+def test_streams_and_batches_refuse_to_be_pickled_or_copied():
     batch = BatchedStream([["a"]], 1)
     for refuse in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="stream 0 cannot be pickled or copied"):
@@ -117,9 +119,10 @@ def test_many_reads_an_array_as_plain_numbers():
     assert [type(n) for n in Many(numpy.array([1, 2])).outputs] == [int, int]
 
 
+@pytest.mark.rule(27)
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_R27_use_in_a_forked_child_raises_and_the_parent_goes_on():
+def test_use_in_a_forked_child_raises_and_the_parent_goes_on():
     source = ScriptedSource([[n, -n] for n in range(5)])
     batch = BatchedStream(source, 2)
     first, second = batch
@@ -142,9 +145,10 @@ def test_R27_use_in_a_forked_child_raises_and_the_parent_goes_on():
     assert list(second) == [0, -1, -2, -3, -4]
 
 
+@pytest.mark.rule(27)
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_R27_a_fork_while_another_thread_is_in_the_source_does_not_hang_the_child():
+def test_a_fork_while_another_thread_is_in_the_source_does_not_hang_the_child():
     gate = Gate()
 
     def source():
@@ -189,8 +193,9 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.rule(28)
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_R28_a_program_that_abandons_streams_exits_silently(name):
+def test_a_program_that_abandons_streams_exits_silently(name):
     program = """
         import batchstream
         def source():
@@ -211,111 +216,6 @@ def test_R28_a_program_that_abandons_streams_exits_silently(name):
         text=True,
     )
     assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
-
-
-@pytest.mark.rule(19)
-def test_R25_received_outputs_are_let_go_of_in_the_end():
-    class Output:
-        pass
-
-    def source():
-        while True:
-            yield [Output(), Output()]
-
-    first, second = demux(source(), 2)
-    seen = []
-    for _ in range(1_000):
-        seen.append(weakref.ref(next(first)))
-        seen.append(weakref.ref(next(second)))
-    kept = [ref for ref in seen if ref() is not None]
-    assert len(kept) <= 2 * 2 * 128
-    first.cancel()
-    second.cancel()
-    gc.collect()
-    assert not any(ref() for ref in seen)
-
-
-def test_R25_a_cancelled_stream_frees_what_it_held_at_once():
-    class Output:
-        pass
-
-    def source():
-        while True:
-            yield [Output(), Output()]
-
-    first, second = demux(source(), 2)
-    next(first)
-    held = weakref.ref(second._buffer.tail[0])
-    assert held() is not None
-    second.cancel()
-    assert held() is None
-
-
-def test_R25_a_finished_batch_is_freed_without_the_cycle_collector():
-    class Output:
-        pass
-
-    def source():
-        output = Output()
-        alive.append(weakref.ref(output))
-        yield [output, output]
-        yield [None, SKIP]
-        yield [None, Last(output)]
-
-    alive = []
-    gc.collect()
-    gc.disable()
-    try:
-        streams = list(demux(source(), 2))
-        for stream in streams:
-            assert len(list(stream)) > 0
-        del stream
-        streams.clear()
-        assert alive[0]() is None
-    finally:
-        gc.enable()
-
-
-def test_R25_streams_dropped_midway_are_freed_without_the_cycle_collector():
-    class Output:
-        pass
-
-    def source():
-        while True:
-            outputs = [Output(), Output()]
-            alive.append(weakref.ref(outputs[1]))
-            yield outputs
-
-    alive = []
-    gc.collect()
-    gc.disable()
-    try:
-        first, second = demux(source(), 2)
-        alive.append(weakref.ref(first._pump))
-        for _ in range(5):
-            next(first)
-        next(second)
-        del first, second
-        assert not any(ref() for ref in alive)
-    finally:
-        gc.enable()
-
-
-def test_a_finished_stream_that_is_kept_holds_no_outputs():
-    class Output:
-        pass
-
-    def source():
-        for _ in range(5):
-            output = Output()
-            alive.append(weakref.ref(output))
-            yield [output]
-            del output
-
-    alive = []
-    [stream] = demux(source(), 1)
-    assert len(list(stream)) == 5
-    assert not any(ref() for ref in alive)
 
 
 def test_the_traceback_of_the_cause_begins_in_the_source():

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchstream import BatchedStream, BufferOverflowError, Demultiplexer, FinishReason, Many, demux
+from support import knobs
 from support.sources import ScriptedSource, run_in_threads
 from support.strategies import batches, same
 
@@ -74,8 +75,9 @@ def turns(order, count, rng):
             position += 1
 
 
+@pytest.mark.rule(2, 3, 7, 10)
 @given(batches(), ORDERS, st.randoms(use_true_random=False))
-def test_R02_R03_R07_R10_streams_in_any_order_equal_the_reference(batch, order, rng):
+def test_streams_in_any_order_equal_the_reference(batch, order, rng):
     source = ScriptedSource(batch.steps)
     streams = demux(source, len(batch.slots), eos=batch.eos)
     received = [[] for _ in streams]
@@ -107,8 +109,9 @@ def test_R02_R03_R07_R10_streams_in_any_order_equal_the_reference(batch, order, 
     assert source.closed == 1
 
 
+@pytest.mark.rule(2, 5)
 @given(batches())
-def test_R02_R05_by_time_every_output_and_end_is_in_the_step_that_brought_it(batch):
+def test_by_time_every_output_and_end_is_in_the_step_that_brought_it(batch):
     source = ScriptedSource(batch.steps)
     stream = BatchedStream(source, len(batch.slots), eos=batch.eos)
     given_to = [[] for _ in batch.slots]
@@ -131,8 +134,9 @@ def test_R02_R05_by_time_every_output_and_end_is_in_the_step_that_brought_it(bat
         assert ends[slot].outputs == len(expected.outputs)
 
 
+@pytest.mark.rule(11, 12, 25)
 @given(batches(max_size=4), st.data())
-def test_R11_R12_R25_leaving_changes_nothing_for_the_others(batch, data):
+def test_leaving_changes_nothing_for_the_others(batch, data):
     source = ScriptedSource(batch.steps)
     streams = list(demux(source, len(batch.slots), eos=batch.eos))
     leavers = data.draw(st.sets(st.integers(0, len(streams) - 1)))
@@ -152,9 +156,10 @@ def test_R11_R12_R25_leaving_changes_nothing_for_the_others(batch, data):
     assert source.closed == 1
 
 
+@pytest.mark.rule(1, 3, 21)
 @given(batches(max_size=3), st.integers(2, 4))
-def test_R01_R03_R21_streams_read_in_threads_equal_the_reference(batch, threads):
-    source = ScriptedSource(batch.steps)  # asserts that nobody enters it twice
+def test_streams_read_in_threads_equal_the_reference(batch, threads):
+    source = ScriptedSource(batch.steps)  # asserts that it is not entered twice
     streams = demux(source, len(batch.slots), eos=batch.eos)
     received = {}
 
@@ -169,8 +174,9 @@ def test_R01_R03_R21_streams_read_in_threads_equal_the_reference(batch, threads)
     assert len(source.told) == batch.steps_needed()
 
 
+@pytest.mark.rule(12)
 @given(batches(), st.randoms(use_true_random=False))
-def test_R12_draining_and_receiving_together_give_every_output_once(batch, rng):
+def test_draining_and_receiving_together_give_every_output_once(batch, rng):
     source = ScriptedSource(batch.steps)
     streams = demux(source, len(batch.slots), eos=batch.eos)
     received = [[] for _ in streams]
@@ -191,12 +197,13 @@ def test_R12_draining_and_receiving_together_give_every_output_once(batch, rng):
         assert same(outputs, slot.outputs)
 
 
+@pytest.mark.rule(19)
 @given(batches(), st.integers(1, 4), st.randoms(use_true_random=False))
-def test_R19_the_source_is_only_asked_while_every_live_stream_has_room(batch, bound, rng):
+def test_the_source_is_only_asked_while_every_live_stream_has_room(batch, bound, rng):
     streams = []
 
     def check_room():
-        held = [stream._buffer.buffered for stream in streams if stream.end is None]
+        held = [knobs.buffered(stream) for stream in streams if stream.end is None]
         assert max(held) < bound
 
     source = ScriptedSource(batch.steps, on_step=check_room)
@@ -212,13 +219,13 @@ def test_R19_the_source_is_only_asked_while_every_live_stream_has_room(batch, bo
             assert got.slots
             assert got.max_buffered == bound
             for full in got.slots:
-                assert streams[full]._buffer.buffered >= bound
+                assert knobs.buffered(streams[full]) >= bound
                 received[full] += streams[full].drain()
         elif isinstance(got, Exception) or not got:
             waiting.discard(index)
         else:
             received[index] += got
-        held = [stream._buffer.buffered for stream in streams]
+        held = [knobs.buffered(stream) for stream in streams]
         assert max(held) <= bound - 1 + most_in_a_step
     for slot, outputs in zip(batch.slots, received, strict=True):
         assert same(outputs, slot.outputs)
@@ -249,9 +256,10 @@ def test_the_core_alone_gives_what_the_reference_says(batch):
     assert figures.outputs == sum(len(slot.outputs) for slot in batch.slots)
 
 
+@pytest.mark.rule(6)
 @pytest.mark.parametrize("include", [False, True])
 @given(st.lists(st.lists(st.integers(0, 5), max_size=8), min_size=1, max_size=4))
-def test_R06_a_predicate_ends_each_stream_at_its_first_match(include, rows):
+def test_a_predicate_ends_each_stream_at_its_first_match(include, rows):
     length = max(map(len, rows))
     steps = [[row[n] if n < len(row) else 9 for row in rows] for n in range(length)]
     streams = demux(steps, len(rows), is_eos=lambda n: n == 0, include_eos=include)

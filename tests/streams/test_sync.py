@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
-import signal
 import threading
 from collections import deque
 from contextlib import closing
@@ -81,7 +79,7 @@ def test_an_empty_source_with_size_exhausts_its_streams():
     ("first", "says"),
     [({0: "a"}, "step 0 is a mapping.*pass size="), ("ab", "step 0 is no sequence"), (5, "int 5")],
 )
-def test_a_first_step_that_tells_no_size_is_refused_and_closes_the_source(first, says):
+def test_a_first_step_without_a_size_is_refused_and_closes_the_source(first, says):
     source = ScriptedSource([first])
     with pytest.raises(StepError, match=says):
         demux(source)
@@ -144,7 +142,8 @@ def test_a_list_of_steps_is_a_source():
 # ---- receiving
 
 
-def test_R07_a_stream_has_ended_before_the_source_is_asked_again():
+@pytest.mark.rule(7)
+def test_a_stream_has_ended_before_the_source_is_asked_again():
     source = ScriptedSource([["a", "x"], ["b", Last("y")], ["c", None], [None, None]])
     first, second = demux(source, 2)
     assert list(second) == ["x", "y"]
@@ -153,7 +152,8 @@ def test_R07_a_stream_has_ended_before_the_source_is_asked_again():
     assert source.pulled == 4
 
 
-def test_R10_the_source_is_closed_with_the_last_end_and_not_asked_again():
+@pytest.mark.rule(10)
+def test_the_source_is_closed_with_the_last_end_and_not_asked_again():
     source = ScriptedSource([["a", None], [Last("b"), None], ["never", "asked"]])
     first, second = demux(source, 2)
     assert list(first) == ["a", "b"]
@@ -163,7 +163,8 @@ def test_R10_the_source_is_closed_with_the_last_end_and_not_asked_again():
     assert source.closed == 1
 
 
-def test_R10_a_generator_is_closed_at_its_yield():
+@pytest.mark.rule(10)
+def test_a_generator_is_closed_at_its_yield():
     left = []
 
     def source():
@@ -178,7 +179,8 @@ def test_R10_a_generator_is_closed_at_its_yield():
     assert left == [True]
 
 
-def test_R05_a_finished_stream_stays_finished():
+@pytest.mark.rule(5)
+def test_a_finished_stream_stays_finished():
     [stream] = demux([["a"], [None], ["late"]])
     assert list(stream) == ["a"]
     for _ in range(3):
@@ -186,7 +188,7 @@ def test_R05_a_finished_stream_stays_finished():
     assert stream.drain() == []
 
 
-def test_a_stream_tells_how_it_ended_as_soon_as_the_source_has_said_so():
+def test_a_stream_has_its_finish_reason_as_soon_as_the_source_has_ended_it():
     first, second = demux([["a", "x"], ["b", Last("y", reason="length", info={"n": 2})]], 2)
     assert first.end is None
     assert first.finish_reason is None
@@ -234,6 +236,16 @@ def test_long_streams_pass_through_every_way_of_reading():
     assert next(first, None) is next(second, None) is None
 
 
+@pytest.mark.rule(4)
+def test_a_timeout_is_refused_where_consumers_pull_whatever_is_buffered():
+    batch = BatchedStream([["a", "x"], ["b", "y"]], 2)
+    assert next(batch[0]) == "a"
+    for stream in batch:  # one has nothing buffered, the other has
+        with pytest.raises(ValueError, match="timeout needs a batch with background=True"):
+            stream.receive(timeout=1)
+    assert [list(stream) for stream in batch] == [["b"], ["x", "y"]]
+
+
 # ---- feedback
 
 
@@ -254,7 +266,8 @@ def test_a_generator_may_delegate_to_iterators_that_do_not_listen():
     assert told == [(0,), (0,)]
 
 
-def test_R13_the_source_is_told_of_each_departure_with_its_next_step():
+@pytest.mark.rule(13)
+def test_the_source_is_sent_each_departure_with_its_next_step():
     source = ScriptedSource([["a", "b", "c"]] * 6)
     streams = demux(source, 3)
     next(streams[0])
@@ -270,14 +283,15 @@ def test_R13_the_source_is_told_of_each_departure_with_its_next_step():
     assert everyone == (0, 1, 2)
 
 
-def test_R13_an_end_in_a_step_is_told_with_the_next_one():
+@pytest.mark.rule(13)
+def test_an_end_in_a_step_is_sent_with_the_next_one():
     source = ScriptedSource([["a", "b"], ["c", None], ["d", None], [None, None]])
     first, _ = demux(source, 2)
     list(first)
     assert source.told == [None, (0, 1), (0,), (0,)]
 
 
-def test_a_source_that_ignores_what_it_is_told_works_as_well():
+def test_a_source_that_ignores_what_it_is_sent_works_as_well():
     def deaf():
         for n in range(3):
             yield [n, n]
@@ -288,7 +302,8 @@ def test_a_source_that_ignores_what_it_is_told_works_as_well():
 # ---- cancelling and closing
 
 
-def test_R12_a_receive_after_a_cancel_sees_the_end_whatever_was_buffered():
+@pytest.mark.rule(12)
+def test_a_receive_after_a_cancel_sees_the_end_whatever_was_buffered():
     first, second = demux(endless(), 2)
     for _ in range(5):
         next(first)
@@ -301,7 +316,8 @@ def test_R12_a_receive_after_a_cancel_sees_the_end_whatever_was_buffered():
     assert next(first) == (0, 5)
 
 
-def test_R12_cancelling_after_the_end_only_discards_what_was_not_received():
+@pytest.mark.rule(12)
+def test_cancelling_after_the_end_only_discards_what_was_not_received():
     first, second = demux([["a", "x"], ["b", None], [None, None]], 2)
     list(first)
     second.cancel()
@@ -310,7 +326,8 @@ def test_R12_cancelling_after_the_end_only_discards_what_was_not_received():
     assert first.finish_reason is FinishReason.EOS
 
 
-def test_R12_a_cancel_from_inside_the_source_takes_effect_after_the_step():
+@pytest.mark.rule(12)
+def test_a_cancel_from_inside_the_source_takes_effect_after_the_step():
     streams = []
 
     def source():
@@ -326,7 +343,8 @@ def test_R12_a_cancel_from_inside_the_source_takes_effect_after_the_step():
     assert list(streams[1]) == []
 
 
-def test_R12_a_cancel_while_another_thread_is_in_the_source_does_not_wait():
+@pytest.mark.rule(12)
+def test_a_cancel_while_another_thread_is_in_the_source_does_not_wait():
     gate = Gate()
 
     def source():
@@ -350,7 +368,8 @@ def test_R12_a_cancel_while_another_thread_is_in_the_source_does_not_wait():
     assert received == ["b", "c"]
 
 
-def test_R10_streams_cancelled_during_the_last_step_close_the_source_after_it():
+@pytest.mark.rule(10)
+def test_streams_cancelled_during_the_last_step_close_the_source_after_it():
     gate = Gate()
     closed = threading.Event()
 
@@ -373,7 +392,8 @@ def test_R10_streams_cancelled_during_the_last_step_close_the_source_after_it():
     assert closed.is_set()
 
 
-def test_R10_cancelling_the_last_stream_closes_the_source_at_once():
+@pytest.mark.rule(10)
+def test_cancelling_the_last_stream_closes_the_source_at_once():
     source = ScriptedSource([["a", "b"]] * 3)
     first, second = demux(source, 2)
     next(first)
@@ -383,7 +403,8 @@ def test_R10_cancelling_the_last_stream_closes_the_source_at_once():
     assert source.closed == 1
 
 
-def test_R25_dropping_the_last_reference_cancels():
+@pytest.mark.rule(25)
+def test_dropping_the_last_reference_cancels():
     source = ScriptedSource([["a", "b"]] * 9)
     streams = list(demux(source, 2))
     next(streams[0])
@@ -394,7 +415,8 @@ def test_R25_dropping_the_last_reference_cancels():
     assert source.closed == 1
 
 
-def test_R25_dropping_a_whole_batch_closes_its_source():
+@pytest.mark.rule(25)
+def test_dropping_a_whole_batch_closes_its_source():
     source = ScriptedSource([["a", "b"]] * 9)
     batch = BatchedStream(source, 2)
     next(batch[0])
@@ -468,7 +490,7 @@ def test_an_error_of_closing_is_raised_by_close_itself():
 
 
 @pytest.mark.rule(10)
-def test_an_error_of_closing_goes_to_the_hook_where_nobody_waits_for_it(monkeypatch):
+def test_an_error_of_closing_goes_to_the_hook_where_no_caller_waits_for_it(monkeypatch):
     heard = []
     monkeypatch.setattr("sys.unraisablehook", lambda args: heard.append(args.exc_value))
     error = OSError("cannot free")
@@ -491,7 +513,8 @@ def test_a_stream_can_be_closed_by_contextlib():
 # ---- errors
 
 
-def test_R05_outputs_come_before_the_error_and_the_error_once():
+@pytest.mark.rule(5)
+def test_outputs_come_before_the_error_and_the_error_once():
     first, second = demux(ScriptedSource([["a", "x"], ["b", "y"], OSError("gone")]), 2)
     assert next(first) == "a"
     assert next(first) == "b"
@@ -505,7 +528,8 @@ def test_R05_outputs_come_before_the_error_and_the_error_once():
     assert list(second) == []
 
 
-def test_R16_each_consumer_is_raised_an_instance_of_its_own_with_the_original_as_cause():
+@pytest.mark.rule(16)
+def test_each_consumer_is_raised_an_instance_of_its_own_with_the_original_as_cause():
     class ModelError(Exception):
         def __init__(self, code):
             super().__init__(f"failed with code {code}")
@@ -529,7 +553,8 @@ def test_R16_each_consumer_is_raised_an_instance_of_its_own_with_the_original_as
     assert {stream.end.error for stream in streams} == {original}
 
 
-def test_R16_tracebacks_do_not_grow_with_the_number_of_consumers():
+@pytest.mark.rule(16)
+def test_tracebacks_do_not_grow_with_the_number_of_consumers():
     def length(traceback):
         return 0 if traceback is None else 1 + length(traceback.tb_next)
 
@@ -548,8 +573,9 @@ def test_R16_tracebacks_do_not_grow_with_the_number_of_consumers():
     assert len(set(lengths[1:])) == 1
 
 
+@pytest.mark.rule(17)
 @pytest.mark.parametrize("stop", [StopIteration("x"), StopAsyncIteration("x")])
-def test_R17_a_stop_out_of_user_code_is_an_error(stop):
+def test_a_stop_out_of_user_code_is_an_error(stop):
     def is_eos(_):
         raise stop
 
@@ -563,7 +589,8 @@ def test_R17_a_stop_out_of_user_code_is_an_error(stop):
         assert caught.value.__cause__ is stop
 
 
-def test_R17_a_stop_inside_a_generator_is_an_error():
+@pytest.mark.rule(17)
+def test_a_stop_inside_a_generator_is_an_error():
     def source():
         yield ["a"]
         yield [next(iter(()))]
@@ -574,9 +601,9 @@ def test_R17_a_stop_inside_a_generator_is_an_error():
         next(stream)
 
 
+@pytest.mark.rule(9, 14)
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, GeneratorExit])
-@pytest.mark.rule(9)
-def test_R14_what_stops_the_program_passes_through_and_settles_the_others(interrupt):
+def test_what_stops_the_program_passes_through_and_ends_the_other_streams(interrupt):
     error = interrupt("stop")
     source = ScriptedSource([["a", "x"], error])
     first, second = demux(source, 2)
@@ -592,7 +619,8 @@ def test_R14_what_stops_the_program_passes_through_and_settles_the_others(interr
         assert next(stream, "end") == "end"
 
 
-def test_R14_a_cancelled_error_of_the_source_is_an_error_and_cancels_nobody():
+@pytest.mark.rule(14)
+def test_a_cancelled_error_of_the_source_is_an_error_and_cancels_no_consumer():
     error = asyncio.CancelledError("model gave up")
     first, second = demux(ScriptedSource([["a", "x"], error]), 2)
     next(first)
@@ -604,7 +632,8 @@ def test_R14_a_cancelled_error_of_the_source_is_an_error_and_cancels_nobody():
         assert stream.finish_reason is FinishReason.ERROR
 
 
-def test_R14_an_interrupt_in_a_predicate_fails_the_batch_and_hangs_nobody():
+@pytest.mark.rule(14)
+def test_an_interrupt_in_a_predicate_fails_the_batch_and_leaves_no_consumer_hanging():
     def is_eos(output):
         if output == "b":
             raise KeyboardInterrupt
@@ -619,16 +648,17 @@ def test_R14_an_interrupt_in_a_predicate_fails_the_batch_and_hangs_nobody():
         next(second)
 
 
-def test_R09_memory_error_reaches_every_stream():
+@pytest.mark.rule(9)
+def test_memory_error_reaches_every_stream():
     streams = demux(ScriptedSource([MemoryError("oom")]), 3)
     for stream in streams:
         with pytest.raises(MemoryError):
             next(stream)
 
 
+@pytest.mark.rule(9, 10)
 @pytest.mark.parametrize("at", range(4))
-@pytest.mark.rule(9)
-def test_R10_a_source_that_raises_at_any_step_is_closed_once(at):
+def test_a_source_that_raises_at_any_step_is_closed_once(at):
     source = ScriptedSource([["a", "b"]] * at + [OSError("gone")])
     streams = demux(source, 2)
     for stream in streams:
@@ -639,7 +669,8 @@ def test_R10_a_source_that_raises_at_any_step_is_closed_once(at):
     assert source.closed == 1
 
 
-def test_R15_fail_ends_its_own_slot_alone():
+@pytest.mark.rule(15)
+def test_fail_ends_its_own_slot_alone():
     first, second = demux([["a", "x"], [Fail(ValueError("too long")), "y"], [None, "z"]], 2)
     assert next(first) == "a"
     with pytest.raises(ValueError, match="too long"):
@@ -647,7 +678,8 @@ def test_R15_fail_ends_its_own_slot_alone():
     assert list(second) == ["x", "y", "z"]
 
 
-def test_R08_a_step_of_the_wrong_width_reaches_everybody_and_closes_the_source():
+@pytest.mark.rule(8)
+def test_a_step_of_the_wrong_width_fails_every_stream_and_closes_the_source():
     source = ScriptedSource([["a", "x"], ["b"], ["never", "asked"]])
     first, second = demux(source, 2)
     for stream, output in ((first, "a"), (second, "x")):
@@ -668,8 +700,8 @@ def test_a_source_that_ends_too_early_is_an_error_where_eos_is_required():
 # ---- bounds
 
 
-@pytest.mark.rule(4)
-def test_R19_a_full_stream_stops_the_pull_before_the_source_is_touched():
+@pytest.mark.rule(4, 19)
+def test_a_full_stream_stops_the_pull_before_the_source_is_touched():
     source = ScriptedSource([[n, -n] for n in range(10)])
     first, second = demux(source, 2, max_buffered=3)
     assert [next(first) for _ in range(3)] == [0, 1, 2]
@@ -687,7 +719,8 @@ def test_R19_a_full_stream_stops_the_pull_before_the_source_is_touched():
     assert list(first) == [4, 5, 6, 7, 8, 9]
 
 
-def test_R19_many_outputs_in_one_step_exceed_the_bound_by_that_step_at_most():
+@pytest.mark.rule(19)
+def test_many_outputs_in_one_step_exceed_the_bound_by_that_step_at_most():
     source = ScriptedSource([["a", Many(range(5))], ["b", "x"]])
     first, second = demux(source, 2, max_buffered=2)
     assert next(first) == "a"
@@ -697,7 +730,8 @@ def test_R19_many_outputs_in_one_step_exceed_the_bound_by_that_step_at_most():
     assert next(first) == "b"
 
 
-def test_R19_a_bound_holds_while_others_end_and_leave():
+@pytest.mark.rule(19)
+def test_a_bound_holds_while_others_end_and_leave():
     source = ScriptedSource([["a"] * 4, ["a", None, "c", "d"], *[["a", None, "c", "d"]] * 4])
     streams = demux(source, 4, max_buffered=2)
     next(streams[0])
@@ -711,7 +745,7 @@ def test_R19_a_bound_holds_while_others_end_and_leave():
 # ---- by time
 
 
-def test_by_time_ends_are_told_with_their_step_and_errors_are_not_raised():
+def test_by_time_ends_are_delivered_with_their_step_and_errors_are_not_raised():
     error = OSError("gone")
     source = ScriptedSource([["a", "x"], [Last("b"), "y"], [None, Fail(ValueError())], error])
     batch = BatchedStream(source, 2)
@@ -732,7 +766,7 @@ def test_by_time_an_error_of_the_source_is_an_end_of_every_live_slot():
     assert [(slot, end.error) for slot, end in last.ends] == [(0, error), (1, error)]
 
 
-def test_by_time_a_cancelled_slot_is_told_once_with_the_next_step():
+def test_by_time_a_cancelled_slot_is_delivered_once_with_the_next_step():
     batch = BatchedStream(endless(3), 3)
     steps = batch.steps()
     next(steps)
@@ -748,7 +782,7 @@ def test_by_time_a_cancelled_slot_is_told_once_with_the_next_step():
     assert next(steps, "over") == "over"
 
 
-def test_by_time_an_interrupt_passes_through_and_the_ends_are_told_after():
+def test_by_time_an_interrupt_passes_through_and_the_ends_are_delivered_after():
     batch = BatchedStream(ScriptedSource([["a"], KeyboardInterrupt()]), 1)
     steps = batch.steps()
     next(steps)
@@ -777,7 +811,7 @@ def test_by_time_an_error_of_closing_takes_no_delivery_with_it(error, monkeypatc
     assert heard == ([close_error] if error is asyncio.CancelledError else [])
 
 
-def test_by_time_a_step_broken_off_tells_the_end_of_every_slot():
+def test_by_time_a_step_broken_off_delivers_the_end_of_every_slot():
     class BreakOff(BaseException):
         pass
 
@@ -801,7 +835,7 @@ def test_by_time_closing_stops_the_steps():
     assert source.closed == 1
 
 
-def test_by_time_the_first_step_is_told_even_if_it_was_pulled_to_learn_the_size():
+def test_by_time_the_first_step_is_delivered_even_if_it_was_pulled_to_learn_the_size():
     batch = BatchedStream([["a", "x"], ["b", None]])
     assert [delivery.outputs for delivery in batch.steps()][:2] == [
         [(0, "a"), (1, "x")],
@@ -902,8 +936,8 @@ def test_streams_are_made_by_the_library_only():
 # ---- threads and re-entrance
 
 
-@pytest.mark.rule(4)
-def test_R21_a_second_consumer_at_the_same_time_is_refused_and_the_first_served():
+@pytest.mark.rule(4, 21)
+def test_a_second_consumer_at_the_same_time_is_refused_and_the_first_served():
     gate = Gate()
 
     def source():
@@ -926,7 +960,8 @@ def test_R21_a_second_consumer_at_the_same_time_is_refused_and_the_first_served(
     assert list(stream) == []
 
 
-def test_R01_of_two_readers_one_pulls_and_the_other_finds_its_output():
+@pytest.mark.rule(1)
+def test_of_two_readers_one_pulls_and_the_other_finds_its_output():
     gate = Gate()
     pulls = []
 
@@ -953,7 +988,7 @@ def test_R01_of_two_readers_one_pulls_and_the_other_finds_its_output():
 
 
 @pytest.mark.rule(24)
-def test_a_source_that_reads_its_own_stream_is_told_so():
+def test_a_source_that_reads_its_own_stream_gets_an_error():
     streams = []
 
     def source():
@@ -988,8 +1023,9 @@ def test_a_buffered_output_is_received_while_another_thread_is_in_the_source():
     assert next(second) == "y"
 
 
+@pytest.mark.rule(24)
 @pytest.mark.parametrize("place", ["predicate", "close", "step"])
-def test_R24_live_statistics_and_cancel_never_wait_for_user_code(place):
+def test_live_statistics_and_cancel_never_wait_for_user_code(place):
     """Call them from another thread while user code runs, and wait for them there."""
     batches = []
 
@@ -1017,127 +1053,14 @@ def test_R24_live_statistics_and_cancel_never_wait_for_user_code(place):
         assert list(batch[0]) == ["a"]
 
 
-# ---- signals
-
-needs_signals = pytest.mark.skipif(
-    not hasattr(signal, "pthread_kill"), reason="a signal cannot be sent to a thread here"
-)
-
-
-@pytest.fixture
-def on_signal():
-    """Set what happens at a signal, given the interrupted frame; return what sends it."""
-    numbers = (signal.SIGUSR1, signal.SIGVTALRM)
-    before = [signal.getsignal(number) for number in numbers]
-
-    def handle(action, number=signal.SIGUSR1):
-        signal.signal(number, lambda _, frame: action(frame))
-        return lambda: signal.pthread_kill(threading.main_thread().ident, number)
-
-    yield handle
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
-@needs_signals
-def test_R04_a_receive_broken_off_while_another_thread_pulls_loses_nothing(on_signal):
-    class BrokenOffError(Exception):
-        pass
-
-    gate = Gate()
-    waiting = threading.Event()
-
-    def break_off(frame):
-        if waiting.is_set() and frame.f_code.co_name == "pull":
-            waiting.clear()
-            raise BrokenOffError
-
-    def source():
-        yield ["a", "x"]
-        gate.pass_through()
-        yield ["b", "y"]
-        yield [None, None]
-
-    send = on_signal(break_off)
-    first, second = demux(source(), 2)
-    assert [next(first), next(second)] == ["a", "x"]
-    received = []
-    reader = threading.Thread(target=lambda: received.extend(first), daemon=True)
-    reader.start()
-    assert gate.reached.wait(TIMEOUT)
-
-    def send_until_it_strikes():
-        while waiting.is_set():
-            send()
-
-    for _ in range(3):
-        waiting.set()
-        sender = threading.Thread(target=send_until_it_strikes, daemon=True)
-        sender.start()
-        with pytest.raises(BrokenOffError):
-            next(second)
-        sender.join(TIMEOUT)
-    gate.opened.set()
-    assert list(second) == ["y"]
-    reader.join(TIMEOUT)
-    assert received == ["b"]
-
-
-@needs_signals
-def test_R04_a_receive_broken_off_anywhere_in_the_package_loses_no_output(on_signal):
-    class BrokenOffError(Exception):
-        pass
-
-    places = ("__next__", "first_unread", "read")
-
-    def break_off(frame):
-        if frame.f_code.co_name in places and "batchstream" in frame.f_code.co_filename:
-            raise BrokenOffError
-
-    count = 100_000
-    numbers = itertools.count()
-    [stream] = demux(([next(numbers)] for _ in range(count)), 1)
-    received, broken_off = [], 0
-    on_signal(break_off, signal.SIGVTALRM)
-    signal.setitimer(signal.ITIMER_VIRTUAL, 0.0001, 0.0001)
-    try:
-        while stream.finish_reason is None:
-            try:
-                received.extend(itertools.islice(stream, 1))
-            except BrokenOffError:
-                broken_off += 1
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-    assert received == list(range(count))
-    assert broken_off > 0
-
-
-@needs_signals
-def test_R12_a_stream_may_be_cancelled_from_a_signal_handler_that_interrupts_the_pump(on_signal):
-    streams = []
-    send = on_signal(lambda _: streams[1].cancel())
-
-    def source():
-        yield ["a", "x"]
-        send()
-        live = yield ["b", "y"]
-        assert live == (0,)
-        yield [None, None]
-
-    streams += demux(source(), 2)
-    assert next(streams[1]) == "x"
-    assert list(streams[0]) == ["a", "b"]
-    assert list(streams[1]) == []
-    assert streams[1].finish_reason is FinishReason.CANCELLED
-
-
 # ---- context
 
 
 variable = ContextVar("variable", default="default")
 
 
-def test_R26_the_source_runs_in_a_copy_of_the_context_of_whoever_opened_the_batch():
+@pytest.mark.rule(26)
+def test_the_source_runs_in_a_copy_of_the_context_in_which_the_batch_was_opened():
     def source():
         while True:
             seen = variable.get()
@@ -1151,7 +1074,8 @@ def test_R26_the_source_runs_in_a_copy_of_the_context_of_whoever_opened_the_batc
     assert variable.get() == "changed later"
 
 
-def test_R26_closing_happens_in_the_same_context():
+@pytest.mark.rule(26)
+def test_closing_happens_in_the_same_context():
     seen = []
 
     def source():

@@ -9,12 +9,14 @@ After every scenario the form makes sure that the model was treated well, and th
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 import time
 from collections import Counter
 
 from batchstream import EOS, ContinuousBatcher, DynamicBatcher
+from support import knobs
 from support.forms import (
     AsyncioAsync,
     AsyncioSync,
@@ -91,7 +93,7 @@ class Model:
                 self._end_step(number)
                 live = yield {slot: next(replies[slot], self._eos) for slot in live}
                 self._check(self._home() == home, "advanced in another thread")
-                self._check(live, "advanced for nobody")
+                self._check(live, "advanced without a live request")
         finally:
             self._check(self._home() == home, "closed in another thread")
             self.closings += 1
@@ -109,7 +111,7 @@ class Model:
                 self._end_step(number)
                 live = yield {slot: next(replies[slot], self._eos) for slot in live}
                 self._check(self._home() == home, "advanced in another task")
-                self._check(live, "advanced for nobody")
+                self._check(live, "advanced without a live request")
         finally:
             self._check(self._home() == home, "closed in another task")
             self.closings += 1
@@ -125,7 +127,7 @@ class Model:
 
     def step(self):
         with self._call("step"):
-            self._check(self.seats, "a step for nobody")
+            self._check(self.seats, "a step without a request")
             number = self._begin_step([request for request, _ in self.seats.values()])
             if number in self._gates:
                 self._gates[number].hold()
@@ -197,7 +199,7 @@ class Turnstile:
         self.let(sys.maxsize)
 
     def notify(self):
-        """Let whoever waits look again."""
+        """Wake the threads that wait, to check their conditions again."""
         with self._changed:
             self._changed.notify_all()
 
@@ -252,7 +254,7 @@ class Recorder:
 
 
 class ManualClock:
-    """A clock that stands still until it is moved, and whoever waits by it then goes on."""
+    """A clock that stands still until it is moved; threads that wait by it then go on."""
 
     def __init__(self):
         self._moved = threading.Condition()
@@ -268,9 +270,9 @@ class ManualClock:
             self._moved.notify_all()
 
     def wait_for_sleeper(self):
-        """Return for how long somebody waits by this clock, when somebody does."""
+        """Wait until a thread waits by this clock; return for how long it does."""
         with self._moved:
-            assert self._moved.wait_for(lambda: self._sleepers, TIMEOUT), "nobody waits"
+            assert self._moved.wait_for(lambda: self._sleepers, TIMEOUT), "no thread waits"
             return self._sleepers[0] - self._now
 
     def lock(self):
@@ -281,8 +283,8 @@ class ManualClock:
     def install(cls, monkeypatch):
         """Let the library's batchers go by such a clock."""
         clock = cls()
-        set_clock(monkeypatch, clock)
-        monkeypatch.setattr("batchstream._batching.thread_dispatcher.Lock", clock.lock)
+        knobs.set_clock(monkeypatch, clock)
+        knobs.set_lock_of_workers(monkeypatch, clock.lock)
         return clock
 
 
@@ -309,16 +311,6 @@ class _ClockLock:
         with self._clock._moved:
             self._free = True
             self._clock._moved.notify_all()
-
-
-def set_clock(monkeypatch, clock):
-    """Let the library's batchers ask this clock what time it is."""
-    changed = 0
-    for name, module in list(sys.modules.items()):
-        if name.startswith("batchstream._") and hasattr(module, "monotonic"):
-            monkeypatch.setattr(module, "monotonic", clock)
-            changed += 1
-    assert changed
 
 
 # ---- forms
@@ -372,7 +364,7 @@ class BatcherForm:
         """Submit requests that share a batch: from the second step on, at the latest."""
         first = self.gate()
         if not self.continuous:
-            options = {"batch_timeout": 3600.0} | options  # nobody waits for it: the batch is full
+            options = {"batch_timeout": 3600.0} | options  # it never passes: the batch is full
         of_model = dict(of_model)
         gates = {0: first} | of_model.pop("gates", {})
         self.last_model = model = self.model(gates=gates, **of_model)
@@ -414,3 +406,37 @@ continuous_batchers = in_forms(CONTINUOUS)
 batchers_in_threads = in_forms([DYNAMIC[0], CONTINUOUS[0]])
 batchers_in_loops = in_forms(DYNAMIC[1:] + CONTINUOUS[1:])
 batchers_with_threads = in_forms(DYNAMIC[:3] + CONTINUOUS)
+
+
+# ---- models that give each request back
+
+
+def echo(requests):
+    yield list(requests)
+
+
+class Echo:
+    """An engine that gives each request back, again and again, and says who was in each step."""
+
+    def __init__(self):
+        self.slots = {}
+        self.steps = []
+        self.gate = None
+
+    def add(self, slot, request):
+        self.slots[slot] = request
+
+    def step(self):
+        if self.gate is not None:
+            self.gate.pass_through()
+        self.steps.append(sorted(map(str, self.slots.values())))
+        return dict(self.slots)
+
+    def remove(self, slot):
+        del self.slots[slot]
+
+
+async def for_ever(requests):
+    while True:
+        yield list(requests)
+        await asyncio.sleep(3600)

@@ -18,6 +18,7 @@ from functools import partial
 import pytest
 
 from batchstream import AsyncBatchedStream, BatchedStream, demux
+from support import knobs
 from support.sources import run_in_threads
 
 PATIENCE = 10.0
@@ -244,7 +245,7 @@ class Form:
         return self._batches[-1]
 
     def streams(self, source, size, **options):
-        """Return streams that nobody else holds."""
+        """Return streams to which there is no other reference."""
         return list(self.new_batch(source, size, **options))
 
     async def read(self, stream):
@@ -272,7 +273,7 @@ class Form:
     def run(cls, scenario, **arguments):
         form = cls()
         form.run_main(form._main(scenario, arguments))
-        for thread in pump_threads():  # one that nobody waited for may be on its way out
+        for thread in pump_threads():  # one that was not joined may be on its way out
             thread.join(PATIENCE)
             assert not thread.is_alive(), "a pump's thread was left behind"
 
@@ -342,7 +343,7 @@ class Pulled(Blocking):
         return list(demux(source, size, **options))
 
     def home(self):
-        return "whoever pulls"
+        return "the thread that pulls"
 
     def passes(self, error):
         return isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
@@ -365,7 +366,7 @@ class Background(Blocking):
                 stream.receive(timeout)
 
     async def close(self, batch):
-        thread = batch._pump._worker and batch._pump._worker._thread
+        thread = knobs.thread_of(batch)
         batch.close()
         assert thread is None or not thread.is_alive(), "close did not wait for the thread"
 
@@ -414,7 +415,7 @@ class AsyncioFlag(Flag):
 
     def set(self):
         super().set()
-        with contextlib.suppress(RuntimeError):  # the loop was closed, and nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop was closed, and nothing waits in it
             self._loop.call_soon_threadsafe(self._event.set)
 
     async def wait(self):

@@ -6,8 +6,8 @@ replaces names in the module `threading`; the package imports those names, so he
 replaced where they were imported to, and the module itself is left alone.
 
 A scenario makes everything it uses, and ends every thread it starts: one that waits for ever is a
-deadlock, even if it is a daemon. It must not touch an event loop or a real file: whoever blocks
-there, blocks all. Not replaced are names that a class or a default argument holds.
+deadlock, even if it is a daemon. It must not touch an event loop or a real file: a thread that
+blocks there blocks all. Not replaced are names that a class or a default argument holds.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def lock_model(models, *, early_timeouts):
     class Lock(models.Lock):
         def acquire(self, blocking=True, timeout=-1):
             if current_scheduler() is None:
-                return True  # a finalizer, after a run that failed: nobody else is left
+                return True  # a finalizer, after a run that failed: no thread is left
             if not early_timeouts or timeout <= 0:
                 return super().acquire(blocking, timeout)
             for _ in range(POLLS):

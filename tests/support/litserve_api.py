@@ -162,7 +162,7 @@ class PassingMiddleware(BaseHTTPMiddleware):
 
 
 def api(path, size, loop, *, endless):
-    # Batches are of that size always: nobody waits so long for the last to join.
+    # Batches are of that size always: no request waits so long for the last to join.
     made = PlannedAPI(stream=True, max_batch_size=size, batch_timeout=20, api_path=path, loop=loop)
     made.endless = endless
     return made
@@ -171,7 +171,7 @@ def api(path, size, loop, *, endless):
 def really_use_zmq(server):
     """Do what `fast_queue=True` fails to do in LitServe 0.2.19.
 
-    It sets a field that nobody reads. If ZMQ is chosen nevertheless, its two addresses are passed
+    It sets a field that is never read. If ZMQ is chosen nevertheless, its two addresses are passed
     on in the wrong order, so that the publishers connect to where subscribers belong. The sockets
     lie in the current folder, where they do not outlive the test.
     """

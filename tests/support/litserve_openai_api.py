@@ -179,7 +179,7 @@ class UsersSpec(OpenAISpec):
 
 def services():
     return {
-        # Its batches are full always: nobody waits so long for the last to join.
+        # Its batches are full always: no request waits so long for the last to join.
         "/v1": Batched(
             spec=ls.OpenAISpec(),
             loop=BatchedStreamLoop(max_outputs=limit),

@@ -32,7 +32,7 @@ TIMEOUT = 60
 
 
 class Ears:
-    """Who has left, as far as this worker has heard; nobody ever, in a loop of LitServe's own."""
+    """The clients whose departure this worker knows of; none, in a loop of LitServe's own."""
 
     def __init__(self):
         self.heard = None
@@ -280,7 +280,7 @@ class ContinuousLoop(ContinuousBatchLoop):
 
 
 def api(kind, setup_port):
-    # Batches are full always, but where it says otherwise: nobody waits so long for the last.
+    # Batches are full always, but where it says otherwise: no request waits so long for the last.
     batches = {"max_batch_size": SIZE, "batch_timeout": 20}
     make, options = {
         "predict": lambda: (BatchAPI, batches | {"loop": BatchLoop(eos_in="predict")}),

@@ -13,7 +13,7 @@ does), and fail both times otherwise. Left out are the tests of the command line
 and others that have to do with no loop. Servers that would listen on every interface listen on
 127.0.0.1. The end-to-end tests need the ports 8000 and 8080, and are left out while one is taken.
 """
-# ruff: noqa: T201 - printing is its output
+
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 asyncio runs what is ready in one order, and a machine's load decides what is ready together. Here
 a seed decides: whatever could run next may run next, so a wrong assumption about order fails in
 milliseconds, and fails again with the same seed. Time stands still while anything is ready, then
-jumps to the next timer. Where nothing is ready and no timer is set, nobody can ever wake anybody:
+jumps to the next timer. Where nothing is ready and no timer is set, no task can ever be woken:
 that is a lost wake-up, and it is reported at once instead of after a timeout.
 
 The order is freer than asyncio's, which promises that `call_soon` keeps order; trio promises
@@ -224,7 +224,7 @@ class ShuffledLoop(asyncio.BaseEventLoop):
             self.run_until_complete(self.shutdown_default_executor())
 
     def collect_unretrieved(self):
-        """Note the errors that nobody asked for and that no garbage collection has found yet."""
+        """Record errors that were never retrieved and that no garbage collection has found yet."""
         for reference in self._made:
             future = reference()
             if future is not None and future.done() and future._log_traceback:
@@ -258,7 +258,7 @@ def describe(future):
 def run(main, seed=None, *, threads=False, leftovers="cancel", patience=TIMEOUT):
     """Run a coroutine to its end in a loop of its own, and return its result.
 
-    What the scenario left unhandled is raised, too: a task's error that nobody retrieved, a
+    What the scenario left unhandled is raised, too: a task's error that was never retrieved, a
     callback that raised. If there are several errors, the first carries the others as notes.
 
     Args:

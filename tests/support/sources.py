@@ -70,7 +70,7 @@ class Gate:
 
 
 class Untouchable:
-    """An output that fails whoever compares, hashes, measures or tests it."""
+    """An output that must not be compared, hashed, measured or tested."""
 
     def _refuse(self, *_):
         raise AssertionError("an output was touched")

@@ -113,7 +113,7 @@ class Door:
         assert self.next_line() == f"departure {name}"
 
     def departures(self):
-        """Of whose departure it has heard, of those it has had since it last had nobody."""
+        """The departed clients it knows of, since it was last without any."""
         self._send("departures")
         return self.next_line().split()
 

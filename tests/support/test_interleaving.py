@@ -135,7 +135,7 @@ def test_a_timed_acquire_may_fail_early_if_it_shall(early, outcomes):
     assert seen == outcomes
 
 
-def test_a_timed_acquire_that_nobody_ends_takes_no_time():
+def test_a_timed_acquire_of_a_lock_that_stays_locked_takes_no_time():
     def scenario():
         lock = Lock()
         lock.acquire()

@@ -224,7 +224,7 @@ def test_contexts_are_those_of_the_caller():
 
 
 @pytest.mark.parametrize("seed", [None, 0, 1])
-def test_an_error_that_nobody_retrieves_is_raised(seed):
+def test_an_error_that_is_never_retrieved_is_raised(seed):
     async def fail():
         raise ValueError("lost")
 
@@ -347,7 +347,7 @@ def test_a_scenario_that_never_ends_is_reported(monkeypatch):
 
 
 def call_from_thread(function, *arguments):
-    """Call in a thread that nobody joins."""
+    """Call in a thread that is never joined."""
     threading.Thread(target=function, args=arguments, daemon=True).start()
 
 
@@ -419,7 +419,7 @@ def test_a_thread_that_is_silent_for_too_long_is_named():
     opened.set()
 
 
-def test_a_loop_without_threads_hears_those_that_are_joined():
+def test_a_loop_without_threads_sees_the_calls_of_joined_threads():
     async def scenario():
         future = asyncio.get_running_loop().create_future()
         call = asyncio.get_running_loop().call_soon_threadsafe

@@ -149,7 +149,7 @@ def test_every_reason_is_there_before_its_first_request(shown):
 # ---- gauges
 
 
-def test_the_gauges_show_who_waits_and_who_is_live(shown, gate, make):
+def test_the_gauges_show_waiting_and_live_requests(shown, gate, make):
     batcher = make(metrics=shown.metrics)
     streams = [batcher.stream("ab") for _ in range(3)]
     gate.wait_until(lambda: gate.holds)
@@ -160,7 +160,7 @@ def test_the_gauges_show_who_waits_and_who_is_live(shown, gate, make):
     assert shown.gauges == (0, 0)
 
 
-def test_nobody_is_left_after_a_close(shown, gate, make):
+def test_no_request_is_left_after_a_close(shown, gate, make):
     batcher = make(metrics=shown.metrics)
     streams = [batcher.stream("ab") for _ in range(3)]
     gate.wait_until(lambda: gate.holds)
@@ -176,7 +176,7 @@ def test_nobody_is_left_after_a_close(shown, gate, make):
     assert shown.finished() == {"error": 3}
 
 
-def test_nobody_is_left_after_cancels(shown, gate, make):
+def test_no_request_is_left_after_cancels(shown, gate, make):
     batcher = make(metrics=shown.metrics)
     joined, waiting, dropped = (batcher.stream("ab") for _ in range(3))
     gate.wait_until(lambda: gate.holds)
@@ -191,7 +191,7 @@ def test_nobody_is_left_after_cancels(shown, gate, make):
     assert shown("wait_seconds_count") == 2  # of those who joined
 
 
-def test_nobody_is_left_after_deadlines(shown, gate, make):
+def test_no_request_is_left_after_deadlines(shown, gate, make):
     batcher = make(metrics=shown.metrics)
     joined = batcher.stream("ab", timeout=LONG)
     gate.wait_until(lambda: gate.holds)
@@ -241,7 +241,7 @@ def test_batchers_that_share_an_object_are_added_up(shown, gate):
     assert shown("requests_submitted_total") == 4
 
 
-def test_batchers_are_told_apart_by_a_name_each():
+def test_batchers_are_distinguished_by_names():
     registry = CollectorRegistry()
     for name in ("short", "long"):
         metrics = PrometheusMetrics(name, registry=registry)
@@ -314,7 +314,7 @@ class Broken(PrometheusMetrics):
     refused = joined = stepped = finished = lambda *_, **__: 1 / 0
 
 
-def test_metrics_that_raise_hurt_nobody(monkeypatch):
+def test_metrics_that_raise_fail_no_request(monkeypatch):
     told = []
     monkeypatch.setattr(sys, "unraisablehook", lambda event: told.append(event.exc_value))
     metrics = Broken(registry=CollectorRegistry())

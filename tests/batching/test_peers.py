@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from batchstream import DynamicBatcher, Fail, FinishReason, SourceError, StepError
+from support import knobs
 from support.engines import (
     Model,
     batchers_in_loops,
@@ -27,8 +28,9 @@ pytestmark = pytest.mark.timeout(30)
 # ---- LitServe
 
 
+@pytest.mark.rule(7)
 @every_batcher
-async def test_R07_a_none_ends_a_request_at_once_and_cleanly(form):
+async def test_a_none_ends_a_request_at_once_and_cleanly(form):
     """LitServe: `None` for a finished request cuts its connection; `""` keeps it to the end."""
     gate = form.gate()
     short, long = await form.submit_together({}, {"gates": {3: gate}, "eos": None}, "a", "pqrstu")
@@ -39,9 +41,10 @@ async def test_R07_a_none_ends_a_request_at_once_and_cleanly(form):
     assert await form.rest(long) == list("pqrstu")
 
 
+@pytest.mark.rule(8)
 @dynamic_batchers
 @pytest.mark.parametrize("step", [["a"], ["a", "b", "c"], []])
-async def test_R08_a_step_of_another_width_reaches_nobody_as_an_output(form, step):
+async def test_a_step_of_another_width_reaches_no_consumer_as_an_output(form, step):
     """LitServe: a short step is paired by `zip`; a client gets another client's output."""
 
     def fn(requests):
@@ -62,8 +65,9 @@ async def test_R08_a_step_of_another_width_reaches_nobody_as_an_output(form, ste
         assert type(error) is StepError
 
 
+@pytest.mark.rule(5, 9)
 @every_batcher
-async def test_R05_R09_a_consumer_can_tell_an_error_in_mid_stream_from_an_end(form):
+async def test_an_error_in_mid_stream_differs_from_an_end(form):
     """LitServe: an exception in mid-stream is status 200 and a body that ends early."""
     batcher = form.batcher(form.model(raises={2: ValueError("the model broke")}))
     stream = form.submit(batcher, "abcdef")
@@ -73,9 +77,10 @@ async def test_R05_R09_a_consumer_can_tell_an_error_in_mid_stream_from_an_end(fo
     assert stream.finish_reason is FinishReason.ERROR
 
 
+@pytest.mark.rule(15)
 @every_batcher
-async def test_R15_one_bad_request_does_not_fail_those_that_share_its_batch(form):
-    """LitServe: one HTTPException(400) is everybody's 400; mixedbread: fails the batch."""
+async def test_one_bad_request_does_not_fail_the_others_of_its_batch(form):
+    """LitServe: one HTTPException(400) is a 400 for all; mixedbread: fails the batch."""
     bad = [Fail(ValueError("bad request"))]
     streams = await form.submit_together({}, {}, "abc", bad, "de")
     (_, [error]), *others = [await form.read(stream) for stream in (streams[1], *streams[::2])]
@@ -92,8 +97,9 @@ class Unpicklable(Exception):
         raise TypeError("this error cannot be pickled")
 
 
+@pytest.mark.rule(16, 18)
 @every_batcher
-async def test_R16_R18_an_error_that_cannot_be_pickled_or_copied_kills_no_worker(form):
+async def test_an_error_that_cannot_be_pickled_or_copied_kills_no_worker(form):
     """LitServe: an unpicklable exception ends the worker, and the server with it."""
     batcher = form.batcher(form.model(raises={0: Unpicklable(1, 2)}))
     for request in ("abc", "de"):
@@ -105,8 +111,9 @@ async def test_R16_R18_an_error_that_cannot_be_pickled_or_copied_kills_no_worker
             assert outputs == ["d", "e"]
 
 
+@pytest.mark.rule(13)
 @every_batcher
-async def test_R13_when_all_clients_have_gone_at_most_one_more_step_is_made(form):
+async def test_when_all_clients_have_gone_at_most_one_more_step_is_made(form):
     """LitServe: all 50 steps still run. Ray Serve: 63 of 200 became 200, never closed."""
     gate, told = form.gate(), form.recorder()
     streams = await form.submit_together(
@@ -120,54 +127,52 @@ async def test_R13_when_all_clients_have_gone_at_most_one_more_step_is_made(form
     assert form.last_model.steps == 4
 
 
-def test_R29_an_idle_batcher_looks_for_nothing():
+@pytest.mark.rule(29)
+def test_an_idle_batcher_searches_for_no_request():
     """LitServe: with `batch_timeout=0` an idle server burns 64 % of a core."""
     batcher = DynamicBatcher(Model().generate, max_batch_size=4, batch_timeout=0.0)
     found, idle = [], threading.Event()
-    look = batcher._dispatcher.look
 
-    def note(*args):
-        found.append(look(*args))
-        if found[-1] is None:
+    def note(requests):
+        found.append(requests)
+        if requests is None:
             idle.set()
-        return found[-1]
 
-    batcher._dispatcher.look = note
+    stop_watching = knobs.watch_looks(batcher, note)
     for requests in range(1, 4):
         idle.clear()
         assert list(batcher.stream("abc")) == ["a", "b", "c"]
         assert idle.wait(TIMEOUT)
-        # One look that finds the request, and one that finds nobody; none in between.
+        # One look that finds the request, and one that finds nothing; none in between.
         assert [each is None for each in found] == [False, True] * requests
-    del batcher._dispatcher.look
+    stop_watching()
     batcher.close()
 
 
-def test_R29_a_worker_that_gathers_a_batch_looks_once_and_not_all_the_time():
+@pytest.mark.rule(29)
+def test_a_worker_that_gathers_a_batch_looks_once_and_not_all_the_time():
     """LitServe again: waiting for others is no polling either."""
     model = Model()
     batcher = DynamicBatcher(model.generate, max_batch_size=4, batch_timeout=3600.0)
     counted, looked = [], threading.Event()
-    look = batcher._dispatcher.look
 
-    def count(*args):
-        found = look(*args)
+    def count(found):
         counted.append(found)
         looked.set()
-        return found
 
-    batcher._dispatcher.look = count
+    stop_watching = knobs.watch_looks(batcher, count)
     stream = batcher.stream("a")
     assert looked.wait(TIMEOUT)
     with pytest.raises(TimeoutError):
         stream.receive(0.02)
     assert len(counted) == 1
-    del batcher._dispatcher.look
+    stop_watching()
     batcher.close()
 
 
+@pytest.mark.rule(29)
 @continuous_batchers
-async def test_R29_continuous_batching_serves_the_first_request(form):
+async def test_continuous_batching_serves_the_first_request(form):
     """LitServe: its default continuous loop raises TypeError at the first request."""
     assert await form.rest(form.submit(form.batcher(), "abc")) == ["a", "b", "c"]
 
@@ -175,16 +180,18 @@ async def test_R29_continuous_batching_serves_the_first_request(form):
 # ---- Ray Serve
 
 
+@pytest.mark.rule(6)
 @every_batcher
-async def test_R06_outputs_may_be_arrays_and_stop_iterations(form):
+async def test_outputs_may_be_arrays_and_stop_iterations(form):
     """Ray Serve: `result in [StopIteration]` fails the batch, and takes an instance for data."""
     outputs = [np.array([1, 2]), np.zeros(0), StopIteration, StopIteration(), Untouchable()]
     outputs += [OfUnhashableType(), StopAsyncIteration()]
     assert same(await form.rest(form.submit(form.batcher(), outputs)), outputs)
 
 
+@pytest.mark.rule(10, 13)
 @every_batcher
-async def test_R10_R13_a_generator_is_closed_when_all_its_requests_have_finished(form):
+async def test_a_generator_is_closed_when_all_its_requests_have_finished(form):
     """Ray Serve: the generator runs on from step 4 to step 100, and is never closed."""
     batcher = form.batcher(model := form.model(), max_outputs=4)
     assert await form.rest(form.submit(batcher, "x" * 100)) == ["x"] * 4
@@ -193,8 +200,9 @@ async def test_R10_R13_a_generator_is_closed_when_all_its_requests_have_finished
     model.check()
 
 
+@pytest.mark.rule(9, 14)
 @every_batcher
-async def test_R09_R14_a_cancelled_error_in_the_model_is_an_error_of_the_model(form):
+async def test_a_cancelled_error_in_the_model_is_an_error_of_the_model(form):
     """Ray Serve: every caller hangs."""
     batcher = form.batcher(form.model(raises={1: asyncio.CancelledError()}))
     outputs, [error] = await form.read(form.submit(batcher, "abc"))
@@ -202,8 +210,9 @@ async def test_R09_R14_a_cancelled_error_in_the_model_is_an_error_of_the_model(f
     assert await form.rest(form.submit(batcher, "de")) == ["d", "e"]
 
 
+@pytest.mark.rule(29)
 @every_batcher
-async def test_R29_a_cost_that_raises_leaves_the_queue_alive(form):
+async def test_a_cost_that_raises_leaves_the_queue_alive(form):
     """Ray Serve: when `batch_size_fn` raises the queue is dead for good (issue 66140)."""
 
     def cost(request):
@@ -220,8 +229,9 @@ async def test_R29_a_cost_that_raises_leaves_the_queue_alive(form):
     assert [await form.rest(stream) for stream in streams] == [list("good")] * 3
 
 
+@pytest.mark.rule(16)
 @every_batcher
-async def test_R16_each_caller_is_raised_an_error_of_its_own(form):
+async def test_each_caller_is_raised_an_error_of_its_own(form):
     """Ray Serve: one exception object is shared by all callers, and collects their tracebacks."""
     error = ValueError("of the step")
     gate = form.gate()
@@ -237,13 +247,14 @@ async def test_R16_each_caller_is_raised_an_error_of_its_own(form):
     assert all(each.__context__ in (None, error) for each in raised)
 
 
+@pytest.mark.rule(19)
 @every_batcher
-async def test_R19_a_consumer_that_does_not_read_holds_no_more_than_its_bound(form):
+async def test_a_consumer_that_does_not_read_holds_no_more_than_its_bound(form):
     """Ray Serve: 19 999 outputs buffered, without a bound."""
     told, most = form.recorder(), []
 
     def look(_):
-        most.append(stream._buffer.buffered)
+        most.append(knobs.buffered(stream))
 
     first = form.gate()
     batcher = form.batcher(form.model(gates={0: first}, on_step=look), max_buffered=8, metrics=told)
@@ -251,11 +262,12 @@ async def test_R19_a_consumer_that_does_not_read_holds_no_more_than_its_bound(fo
     first.open()
     await told.finished_once.wait()
     assert max(most) <= 8
-    assert stream._buffer.buffered == 9  # and the step that showed it
+    assert knobs.buffered(stream) == 9  # and the step that showed it
 
 
+@pytest.mark.rule(29)
 @dynamic_batchers
-async def test_R29_a_batch_is_formed_when_a_worker_is_free_and_not_before(form):
+async def test_a_batch_is_formed_when_a_worker_is_free_and_not_before(form):
     """Ray Serve: under backlog 16 batches of one request each."""
     gate = form.gate()
     model = form.model(gates={0: gate})
@@ -270,8 +282,9 @@ async def test_R29_a_batch_is_formed_when_a_worker_is_free_and_not_before(form):
 # ---- mixedbread batched
 
 
+@pytest.mark.rule(9)
 @every_batcher
-async def test_R09_after_a_system_exit_the_next_call_is_answered(form):
+async def test_after_a_system_exit_the_next_call_is_answered(form):
     """mixedbread: SystemExit in the function hangs every later call."""
     if form.source_is_async:
         error = BaseException("as good as SystemExit, which stops an event loop")
@@ -284,30 +297,25 @@ async def test_R09_after_a_system_exit_the_next_call_is_answered(form):
         assert await form.rest(form.submit(batcher, request)) == list(request)
 
 
+@pytest.mark.rule(29)
 @dynamic_batchers
-async def test_R29_a_lone_request_without_batch_timeout_waits_for_nobody(form):
+async def test_a_lone_request_without_batch_timeout_does_not_wait(form):
     """mixedbread: an idle call takes 5.4 ms at least. Here its worker never waits."""
     waits = []
     batcher = form.batcher(batch_timeout=0.0)
-    look = batcher._dispatcher.look
-
-    def note(*args):
-        found = look(*args)
-        waits.append(found)
-        return found
-
-    batcher._dispatcher.look = note
+    stop_watching = knobs.watch_looks(batcher, waits.append)
     for request in ("ab", "c"):
         assert await form.rest(form.submit(batcher, request)) == list(request)
     assert [found for found in waits if isinstance(found, float)] == []
-    del batcher._dispatcher.look
+    stop_watching()
 
 
 # ---- async-batcher
 
 
+@pytest.mark.rule(11)
 @batchers_in_loops
-async def test_R11_a_caller_that_is_cancelled_leaves_the_rest_of_its_batch_alone(form):
+async def test_a_caller_that_is_cancelled_leaves_the_rest_of_its_batch_alone(form):
     """async-batcher: one cancelled caller hangs the rest of its batch."""
     gate = form.gate()
     streams = await form.submit_together({}, {"gates": {2: gate}}, "abcd", "pqrs", "wxyz")
@@ -323,8 +331,9 @@ async def test_R11_a_caller_that_is_cancelled_leaves_the_rest_of_its_batch_alone
 # ---- mosec
 
 
+@pytest.mark.rule(30)
 @continuous_batchers
-async def test_R30_a_late_output_goes_to_nobody_else(form):
+async def test_a_late_output_goes_to_no_other_request(form):
     """mosec: an event that comes late goes to the next batch's request."""
 
     gate = form.gate()
@@ -338,8 +347,9 @@ async def test_R30_a_late_output_goes_to_nobody_else(form):
     assert await form.rest(second) == ["x", "y"]
 
 
+@pytest.mark.rule(30)
 @dynamic_batchers
-async def test_R30_an_output_of_one_batch_never_reaches_the_next(form):
+async def test_an_output_of_one_batch_never_reaches_the_next(form):
     """mosec again: the slots of a batch are its own."""
     gate = form.gate()
     model = form.model(gates={1: gate})
@@ -356,8 +366,9 @@ async def test_R30_an_output_of_one_batch_never_reaches_the_next(form):
 # ---- transformers, vLLM
 
 
+@pytest.mark.rule(3, 9)
 @every_batcher
-async def test_R03_R09_results_keep_their_order_and_a_cancelled_one_hangs_nobody(form):
+async def test_results_keep_their_order_and_a_cancelled_request_leaves_no_consumer_hanging(form):
     """transformers: `get_result` reorders outputs; iterating hangs after `cancel_request`."""
     gate = form.gate()
     streams = await form.submit_together({}, {"gates": {1: gate}}, "abcdefgh", "pqrstuvw")
@@ -374,8 +385,9 @@ async def test_R03_R09_results_keep_their_order_and_a_cancelled_one_hangs_nobody
     assert cancelled in ([], ["p"])
 
 
+@pytest.mark.rule(5)
 @every_batcher
-async def test_R05_an_error_overwrites_no_unread_output(form):
+async def test_an_error_overwrites_no_unread_output(form):
     """vLLM: an error replaces an output that was not read."""
     gate = form.gate()
     model = form.model(gates={3: gate}, raises={3: ValueError("no")})

@@ -1,0 +1,231 @@
+"""What is freed, and when: at once, without the cycle collector."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import sys
+import weakref
+from contextlib import suppress
+
+import pytest
+
+from batchstream import SKIP, AsyncBatchedStream, BatchedStream, Last, demux
+from support import knobs
+from support.forms import pump_threads
+from support.sources import TIMEOUT
+
+# ---- outputs
+
+
+@pytest.mark.rule(19, 25)
+def test_received_outputs_are_freed_in_the_end():
+    class Output:
+        pass
+
+    def source():
+        while True:
+            yield [Output(), Output()]
+
+    first, second = demux(source(), 2)
+    seen = []
+    for _ in range(1_000):
+        seen.append(weakref.ref(next(first)))
+        seen.append(weakref.ref(next(second)))
+    kept = [ref for ref in seen if ref() is not None]
+    assert len(kept) <= 2 * 2 * 128
+    first.cancel()
+    second.cancel()
+    gc.collect()
+    assert not any(ref() for ref in seen)
+
+
+@pytest.mark.rule(25)
+def test_a_cancelled_stream_frees_what_it_held_at_once():
+    class Output:
+        pass
+
+    def source():
+        while True:
+            yield [Output(), Output()]
+
+    first, second = demux(source(), 2)
+    next(first)
+    held = weakref.ref(knobs.content_of(second)[0])
+    assert held() is not None
+    second.cancel()
+    assert held() is None
+
+
+def test_a_finished_stream_that_is_kept_holds_no_outputs():
+    class Output:
+        pass
+
+    def source():
+        for _ in range(5):
+            output = Output()
+            alive.append(weakref.ref(output))
+            yield [output]
+            del output
+
+    alive = []
+    [stream] = demux(source(), 1)
+    assert len(list(stream)) == 5
+    assert not any(ref() for ref in alive)
+
+
+# ---- batches
+
+
+@pytest.mark.rule(25)
+def test_a_finished_batch_is_freed_without_the_cycle_collector():
+    class Output:
+        pass
+
+    def source():
+        output = Output()
+        alive.append(weakref.ref(output))
+        yield [output, output]
+        yield [None, SKIP]
+        yield [None, Last(output)]
+
+    alive = []
+    gc.collect()
+    gc.disable()
+    try:
+        streams = list(demux(source(), 2))
+        for stream in streams:
+            assert len(list(stream)) > 0
+        del stream
+        streams.clear()
+        assert alive[0]() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.rule(25)
+def test_streams_dropped_midway_are_freed_without_the_cycle_collector():
+    class Output:
+        pass
+
+    def source():
+        while True:
+            outputs = [Output(), Output()]
+            alive.append(weakref.ref(outputs[1]))
+            yield outputs
+
+    alive = []
+    gc.collect()
+    gc.disable()
+    try:
+        first, second = demux(source(), 2)
+        alive.append(weakref.ref(knobs.pump_of(first)))
+        for _ in range(5):
+            next(first)
+        next(second)
+        del first, second
+        assert not any(ref() for ref in alive)
+    finally:
+        gc.enable()
+
+
+@pytest.fixture
+def _no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class BrokenModel:
+    """A source whose first step fails, in an error that holds the source."""
+
+    class Error(Exception):
+        pass
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        raise self.Error
+
+
+def have_ended(threads):
+    for thread in threads:
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+
+
+@pytest.mark.rule(25)
+@pytest.mark.usefixtures("_no_collector")
+def test_an_error_in_the_first_step_in_a_thread_is_freed_without_the_cycle_collector():
+    source = BrokenModel()
+    freed = weakref.ref(source)
+    with suppress(BrokenModel.Error):
+        BatchedStream(source, background=True)
+    del source
+    have_ended(pump_threads())
+    assert freed() is None
+
+
+@pytest.mark.rule(25)
+@pytest.mark.usefixtures("_no_collector")
+def test_an_error_in_the_first_step_of_an_async_batch_is_freed_without_the_cycle_collector():
+    async def main():
+        source = BrokenModel()
+        with suppress(BrokenModel.Error):
+            async with AsyncBatchedStream(source):
+                pass
+        return weakref.ref(source)
+
+    freed = asyncio.run(main())
+    have_ended(pump_threads())
+    assert freed() is None
+
+
+@pytest.mark.rule(25)
+@pytest.mark.usefixtures("_no_collector")
+def test_a_batch_left_by_time_is_freed_without_the_cycle_collector():
+    batch = BatchedStream(itertools.repeat([0, 0]), 2, background=True, max_buffered=4)
+    freed = weakref.ref(batch)
+    pump = weakref.ref(knobs.pump_of(batch))
+    for _ in batch.steps():
+        break
+    batch.close()
+    del batch
+    assert freed() is None
+    assert pump() is None
+
+
+@pytest.mark.rule(25)
+@pytest.mark.usefixtures("_no_collector")
+def test_a_batch_in_the_background_is_freed_without_the_cycle_collector():
+    batch = BatchedStream([["a"]], 1, background=True)
+    freed = weakref.ref(knobs.pump_of(batch))
+    assert list(batch[0]) == ["a"]
+    batch.close()
+    del batch
+    assert freed() is None
+
+
+@pytest.mark.rule(25)
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="asyncio itself keeps a task that asyncio.run cancelled"
+)
+@pytest.mark.usefixtures("_no_collector")
+def test_a_batch_whose_loop_ends_before_it_is_freed_without_the_cycle_collector():
+    async def source():
+        while True:
+            yield [0, 0]
+            await asyncio.sleep(0)
+
+    async def main():
+        streams = demux(source(), 2)
+        assert await anext(streams[0]) == 0
+        return streams
+
+    streams = asyncio.run(main())
+    freed = weakref.ref(knobs.pump_of(streams[0]))
+    del streams
+    assert freed() is None

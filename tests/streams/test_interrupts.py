@@ -1,0 +1,210 @@
+"""Signals and interrupts in the midst of a receive."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import threading
+
+import pytest
+
+from batchstream import BatchedStream, FinishReason, demux
+from support import knobs
+from support.sources import TIMEOUT, Gate
+
+# ---- where consumers pull
+
+
+needs_signals = pytest.mark.skipif(
+    not hasattr(signal, "pthread_kill"), reason="a signal cannot be sent to a thread here"
+)
+
+
+@pytest.fixture
+def on_signal():
+    """Set what happens at a signal, given the interrupted frame; return what sends it."""
+    numbers = (signal.SIGUSR1, signal.SIGVTALRM)
+    before = [signal.getsignal(number) for number in numbers]
+
+    def handle(action, number=signal.SIGUSR1):
+        signal.signal(number, lambda _, frame: action(frame))
+        return lambda: signal.pthread_kill(threading.main_thread().ident, number)
+
+    yield handle
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.rule(4)
+@needs_signals
+def test_a_receive_broken_off_while_another_thread_pulls_loses_nothing(on_signal):
+    class BrokenOffError(Exception):
+        pass
+
+    gate = Gate()
+    waiting = threading.Event()
+
+    def break_off(frame):
+        if waiting.is_set() and frame.f_code.co_name == "pull":
+            waiting.clear()
+            raise BrokenOffError
+
+    def source():
+        yield ["a", "x"]
+        gate.pass_through()
+        yield ["b", "y"]
+        yield [None, None]
+
+    send = on_signal(break_off)
+    first, second = demux(source(), 2)
+    assert [next(first), next(second)] == ["a", "x"]
+    received = []
+    reader = threading.Thread(target=lambda: received.extend(first), daemon=True)
+    reader.start()
+    assert gate.reached.wait(TIMEOUT)
+
+    def send_until_it_strikes():
+        while waiting.is_set():
+            send()
+
+    for _ in range(3):
+        waiting.set()
+        sender = threading.Thread(target=send_until_it_strikes, daemon=True)
+        sender.start()
+        with pytest.raises(BrokenOffError):
+            next(second)
+        sender.join(TIMEOUT)
+    gate.opened.set()
+    assert list(second) == ["y"]
+    reader.join(TIMEOUT)
+    assert received == ["b"]
+
+
+@pytest.mark.rule(4)
+@needs_signals
+def test_a_receive_broken_off_anywhere_in_the_package_loses_no_output(on_signal):
+    class BrokenOffError(Exception):
+        pass
+
+    places = ("__next__", "first_unread", "read")
+
+    def break_off(frame):
+        if frame.f_code.co_name in places and "batchstream" in frame.f_code.co_filename:
+            raise BrokenOffError
+
+    count = 100_000
+    numbers = itertools.count()
+    [stream] = demux(([next(numbers)] for _ in range(count)), 1)
+    received, broken_off = [], 0
+    on_signal(break_off, signal.SIGVTALRM)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0.0001, 0.0001)
+    try:
+        while stream.finish_reason is None:
+            try:
+                received.extend(itertools.islice(stream, 1))
+            except BrokenOffError:
+                broken_off += 1
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    assert received == list(range(count))
+    assert broken_off > 0
+
+
+@pytest.mark.rule(12)
+@needs_signals
+def test_a_stream_may_be_cancelled_from_a_signal_handler_that_interrupts_the_pump(on_signal):
+    streams = []
+    send = on_signal(lambda _: streams[1].cancel())
+
+    def source():
+        yield ["a", "x"]
+        send()
+        live = yield ["b", "y"]
+        assert live == (0,)
+        yield [None, None]
+
+    streams += demux(source(), 2)
+    assert next(streams[1]) == "x"
+    assert list(streams[0]) == ["a", "b"]
+    assert list(streams[1]) == []
+    assert streams[1].finish_reason is FinishReason.CANCELLED
+
+
+# ---- where a thread runs the source
+
+
+@pytest.mark.rule(4)
+def test_a_pull_interrupted_at_any_line_leaves_the_next_receive_alone():
+    gate = Gate()
+
+    def source():
+        yield ["a"]
+        gate.pass_through()
+        yield ["b"]
+
+    before = sys.gettrace()
+
+    def receive_interrupted_at(line):
+        def interrupt(frame, event, _):
+            if event == "line" and frame.f_lineno == line:
+                sys.settrace(before)
+                raise KeyboardInterrupt
+            return interrupt
+
+        sys.settrace(lambda frame, *_: interrupt if frame.f_code is knobs.CODE_OF_PULL else None)
+        try:
+            stream.receive(0)
+        finally:
+            sys.settrace(before)
+
+    with BatchedStream(source(), 1, background=True) as batch:
+        (stream,) = batch
+        assert next(stream) == "a"
+        try:
+            for line in sorted({line for _, _, line in knobs.CODE_OF_PULL.co_lines() if line}):
+                with pytest.raises((KeyboardInterrupt, TimeoutError)):
+                    receive_interrupted_at(line)
+                with pytest.raises(TimeoutError):
+                    stream.receive(0)
+        finally:
+            gate.opened.set()
+        assert list(stream) == ["b"]
+
+
+@pytest.fixture
+def _interruptible():
+    """Undo what a shell does to programs in the background: they ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.rule(14)
+@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal to itself")
+def test_an_interrupt_of_a_waiting_consumer_loses_no_output():
+    gate = Gate()
+
+    def source():
+        yield ["a"]
+        gate.pass_through()
+        yield ["b"]
+
+    def interrupt():
+        assert gate.reached.wait(TIMEOUT)
+        while not knobs.waiters_in_threads(batch):
+            os.sched_yield()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with BatchedStream(source(), 1, background=True) as batch:
+        (stream,) = batch
+        assert next(stream) == "a"
+        interrupter = threading.Thread(target=interrupt)
+        interrupter.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+        interrupter.join(TIMEOUT)
+        gate.opened.set()
+        assert list(stream) == ["b"]

@@ -1,0 +1,341 @@
+"""The package's insides that tests turn, read or wait for; a rename there is followed here alone.
+
+from support import knobs
+A name that several modules of the package import is replaced in each of them, wherever they lie.
+"""
+
+from __future__ import annotations
+
+import sys
+from operator import length_hint
+
+import batchstream._batching
+import batchstream._batching.groups
+import batchstream._eventloops.asyncio
+import batchstream._pumps.process
+from batchstream._batching.request import Request
+from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
+from batchstream._eventloops.base import TURN
+from batchstream._handoff.buffer import SEGMENT_LENGTH
+from batchstream._pumps.thread import ThreadPump
+from batchstream._pumps.worker_thread import WorkerThread
+
+__all__ = ["DEFAULT_MAX_BUFFERED", "SEGMENT_LENGTH", "TURN"]
+
+MANY_KEYS = batchstream._batching.groups._MANY
+EXIT_SECONDS = batchstream._pumps.process.EXIT_SECONDS
+
+
+def replace_everywhere(monkeypatch, name, thing, folder="batchstream."):
+    """Replace a name in every module of the package that has it."""
+    modules = [it for module, it in list(sys.modules.items()) if module.startswith(folder)]
+    modules = [module for module in modules if name in vars(module)]
+    assert modules, f"no module of the package knows {name}"
+    for module in modules:
+        monkeypatch.setattr(module, name, thing)
+
+
+# ---- sizes
+
+
+def set_segment_length(monkeypatch, steps):
+    """Let a stream keep its outputs in pieces of so many steps."""
+    replace_everywhere(monkeypatch, "SEGMENT_LENGTH", steps)
+
+
+def set_turns(monkeypatch, *, receives, calls):
+    """Let a consumer give its turn away after so many receives, and a loop after so many calls."""
+    replace_everywhere(monkeypatch, "TURN", receives, "batchstream._streams.")
+    replace_everywhere(monkeypatch, "TURN", calls, "batchstream._eventloops.asyncio")
+
+
+def set_many_keys(monkeypatch, keys):
+    """Let batchers tidy up their keys when there are more than so many."""
+    monkeypatch.setattr(batchstream._batching.groups, "_MANY", keys)
+
+
+# ---- time
+
+
+def set_clock(monkeypatch, clock):
+    """Let batchers ask this function what time it is."""
+    replace_everywhere(monkeypatch, "monotonic", clock, "batchstream._")
+
+
+def set_lock_of_workers(monkeypatch, lock):
+    """Let the threads of batchers wait in locks that this function makes."""
+    replace_everywhere(monkeypatch, "Lock", lock, "batchstream._batching.thread_dispatcher")
+
+
+def set_pause(monkeypatch, seconds):
+    """Let a pump that waits for room look for closed loops so often; never, if it is negative."""
+    replace_everywhere(monkeypatch, "PAUSE", seconds)
+
+
+def let_deadline_pass(stream):
+    """Let the deadline of a request be over, for its consumer and its batcher alike."""
+    request_of(stream).until = 0.0
+
+
+# ---- event loops
+
+
+def set_current_loop(monkeypatch, current_loop):
+    """Let streams belong to the loops that this function returns."""
+    replace_everywhere(monkeypatch, "current_loop", current_loop, "batchstream._streams.")
+
+
+def replace_spawn(monkeypatch, spawn):
+    """Let asyncio's tasks of the package be made by this function."""
+    monkeypatch.setattr(batchstream._eventloops.asyncio.AsyncioEventLoop, "spawn", spawn)
+
+
+def tasks_kept_alive():
+    """Return the tasks in asyncio loops that the package keeps alive."""
+    return batchstream._eventloops.asyncio._tasks
+
+
+# ---- batches
+
+
+def pump_of(batch):
+    """Return what moves the batch."""
+    return batch._pump
+
+
+def buffered_deliveries(batch):
+    """Return how many deliveries lie ready for the reader of `steps()`."""
+    return pump_of(batch).steps.buffered
+
+
+def bound_of(batch):
+    """Return how many outputs a stream of the batch may hold."""
+    return pump_of(batch)._max_buffered
+
+
+def is_closing(batch):
+    """Whether the batch, which runs by itself, has been asked to close."""
+    return pump_of(batch)._closing
+
+
+def role_of(batch):
+    """Return the lock that the thread which pulls holds."""
+    return pump_of(batch)._role
+
+
+def departures_of(batch):
+    """Return the streams that have ended, of which the pump has not heard."""
+    return pump_of(batch)._departed
+
+
+def thread_of(batch):
+    """Return the thread that moves the batch, if it has been started."""
+    worker = pump_of(batch)._worker
+    return worker and worker._thread
+
+
+def waiters_in_threads(batch):
+    """Return what wakes the threads that wait for outputs of the batch; empty if none waits."""
+    return _threads_of(batch).waiting
+
+
+def is_waited_for_in_threads(batch, slot):
+    """Whether a thread waits for an output of the stream in this slot."""
+    return pump_of(batch).buffers[slot] in waiters_in_threads(batch)
+
+
+def fail_next_wake_up(batch, error):
+    """Raise this error once, when threads are to be woken."""
+    threads = _threads_of(batch)
+    resume = threads.resume
+
+    def fail_once(_):
+        threads.resume = resume
+        raise error
+
+    threads.resume = fail_once
+
+
+def _threads_of(batch):
+    return pump_of(batch)._places._threads
+
+
+def is_waited_for(batch):
+    """Whether any consumer, thread or task waits for something of the batch."""
+    return any(place.waiting for place in pump_of(batch)._places._all)
+
+
+def is_paused(batch):
+    """Whether the pump of the batch, which runs by itself, waits for room."""
+    return bool(length_hint(pump_of(batch)._tokens))
+
+
+def wait_until_closed(batch):
+    """Wait in this thread until the batch's source is closed by its pump."""
+    pump_of(batch)._ending.wait()
+
+
+def on_closed(monkeypatch, batch, then):
+    """Call this when the batch's source is closed, instead of letting threads know that it is."""
+    monkeypatch.setattr(pump_of(batch)._ending, "set", then)
+
+
+STEPS_OF_PUMPS = {
+    "handing a step over": "_take",
+    "applying cancels": "_settle_with",
+    "waking consumers": "_tell",
+    "asking whether to go on": "_goes_on",
+    "looking for room": "_without_room",
+}
+"""What a pump that runs by itself does again and again, and its methods."""
+
+LAST_STEPS_OF_PUMPS = {"ending the streams": "_end", "closing the source": "_closed"}
+"""What such a pump does in the end, and its methods."""
+
+
+def fail_in_pump(monkeypatch, batch, step, error):
+    """Raise this error where the pump of the batch does one of the things above."""
+
+    def fail(*_):
+        raise error
+
+    method = (STEPS_OF_PUMPS | LAST_STEPS_OF_PUMPS)[step]
+    monkeypatch.setattr(pump_of(batch), method, fail)
+
+
+CODE_OF_PULL = ThreadPump.pull.__code__
+"""What a receive in a thread runs where the buffer is empty."""
+
+
+# ---- streams and requests
+
+
+def buffered(stream):
+    """Return how many outputs lie ready for the stream's consumer."""
+    return stream._buffer.buffered
+
+
+def content_of(stream):
+    """Return the list that the pump appends the stream's next output to."""
+    return stream._buffer.tail
+
+
+def hold(stream, tail):
+    """Let an unread stream hold this list, to which its pump appends; return its buffer."""
+    buffer = stream._buffer
+    buffer.tail = tail
+    buffer.segments[0] = (tail, buffer.segments[0][1])
+    return buffer
+
+
+def ends_of(stream):
+    """Return what has ended the stream; empty while it is live."""
+    return stream._buffer.ends
+
+
+def request_of(stream):
+    """Return the request of a batcher's stream."""
+    return stream._buffer
+
+
+def before_arrival(monkeypatch, then):
+    """Call this whenever a request is about to be added to those that wait."""
+    arrive = Request.arrive
+
+    def arrive_after(request, now):
+        then()
+        arrive(request, now)
+
+    monkeypatch.setattr(Request, "arrive", arrive_after)
+
+
+def after_deadline(monkeypatch, then):
+    """Call this with each request whose deadline has just been read."""
+    deadline = Request.deadline.fget
+
+    def read(request):
+        found = deadline(request)
+        then(request)
+        return found
+
+    monkeypatch.setattr(Request, "deadline", property(read))
+
+
+# ---- batchers
+
+
+def files_of_submission():
+    """Return the files of the modules that a submission passes through."""
+    names = ("batcher", "dispatcher", "queue", "thread_dispatcher", "workers")
+    return {sys.modules[f"batchstream._batching.{name}"].__file__ for name in names}
+
+
+def dispatcher_of(batcher):
+    """Return what the batcher's streams hold."""
+    return batcher._dispatcher
+
+
+def metrics_of(batcher):
+    """Return the object that the batcher calls with its figures."""
+    return dispatcher_of(batcher).terms.reports._metrics
+
+
+def worker_threads_of(batcher):
+    """Return the threads that a batcher has started."""
+    return [each._thread for each in dispatcher_of(batcher)._threads]
+
+
+def runs_of(batcher):
+    """Return the batches that run."""
+    return [*dispatcher_of(batcher)._runs]
+
+
+def unreported(run):
+    """Return the ends that a batch keeps for a reader of deliveries."""
+    return run._unreported
+
+
+def assert_nothing_is_left(batcher):
+    """Make sure that a closed batcher holds no request, no batch and no waiter."""
+    dispatcher = dispatcher_of(batcher)
+    assert dispatcher.ended
+    assert not dispatcher._runs
+    assert not dispatcher._told
+    assert not dispatcher.awaiting_end
+    assert not any(place.waiting for place in dispatcher.places._all)
+
+
+def apply_closed_loops(batcher):
+    """Do what a consumer in another loop does from time to time: give up what closed loops left."""
+    dispatcher_of(batcher).look_after(None)
+
+
+def watch_looks(batcher, watch):
+    """Call `watch` with what each look of a worker finds: requests, seconds to wait, or None.
+
+    Returns:
+        A function that ends it.
+    """
+    dispatcher = dispatcher_of(batcher)
+    look = dispatcher.look
+
+    def looked(*args):
+        found = look(*args)
+        watch(found)
+        return found
+
+    dispatcher.look = looked
+    return lambda: delattr(dispatcher, "look")
+
+
+# ---- the exit of the interpreter
+
+
+def exit_with(clock, join):
+    """Do what an exiting interpreter does, by this clock and with this way to join a thread."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("batchstream._")]
+    for module in modules:
+        if "time" in vars(module):
+            module.time = clock
+    WorkerThread.join = join
+    batchstream._pumps.process._close_all()
