@@ -151,7 +151,7 @@ def draw(imports: dict[str, set[str]], roles: dict[str, str]) -> str:
     parts = [part for folder, box in boxes.items() for part in _drawn(folder, box)]
     parts += [_drawn_arrow(boxes[upper], boxes[lower]) for upper, lower in arrows(needs)]
     label = "The folders of the package, each above what it imports"
-    return picture(parts, WIDTH, y - GAP + 1, label, TIP)
+    return picture(parts, WIDTH, (0, y - GAP + 1), label, TIP)
 
 
 def _box(

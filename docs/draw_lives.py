@@ -73,21 +73,14 @@ class Picture:
         direct = [len(events) for pair, events in self._events.items() if steps[pair] == 1]
         self._first_lane = 24 + LINE * ((max(direct, default=1) - 1) // 2)
         self._lanes = {pair: n for pairs in (over, back) for n, pair in enumerate(pairs)}
-        loops = [events for (state, after), events in self._events.items() if state == after]
-        lanes = [self._first_lane + LANE * (len(way) - 1) if way else 0 for way in (over, back)]
-        above = max(LINE * max(map(len, loops), default=-2) + 34, lanes[0] + 18, 6)
-        tallest = max(map(len, self._columns))
-        self._middle = above + (tallest - 1) * ROW / 2
-        self._bottom = above + (tallest - 1) * ROW + HEIGHT
-        below = LINE * (max(direct, default=1) // 2) - HEIGHT / 2 + 6
-        self.height = self._bottom + max(lanes[1], below, 0) + 6
         self._at = self._places()
         self.width = max(x for x, _ in self._at.values()) + self._width + 4
+        self.top, self.bottom = self._extent(max(direct, default=1))
 
     def _places(self) -> dict[str, tuple[float, float]]:
         at, x = {}, 26.0
         for n, column in enumerate(self._columns):
-            top = self._middle - (len(column) - 1) * ROW / 2
+            top = -(len(column) - 1) * ROW / 2  # the middle of each column is on one line
             at.update({state: (x, top + row * ROW) for row, state in enumerate(column)})
             names = [
                 event
@@ -97,6 +90,22 @@ class Picture:
             ]
             x += self._width + max(map(len, names), default=0) * SMALL + 44
         return at
+
+    def _extent(self, most: int) -> tuple[float, float]:
+        """Return where the picture begins and ends; at most so many events are at one arrow."""
+        ys = [y for _, y in self._at.values()]
+        top, bottom = min(ys) - 6, max(ys) + HEIGHT + 6
+        bottom = max(bottom, HEIGHT / 2 + LINE * (most // 2) + 12)
+        for (state, after), events in self._events.items():
+            (_, y), (_, to_y) = self._at[state], self._at[after]
+            if state == after:
+                top = min(top, y - LINE * len(events) - 28)
+            elif (lane := self._lanes.get((state, after))) is not None:
+                far = self._first_lane + LANE * lane + 18
+                over = self._rank[after] > self._rank[state]
+                top = min(top, min(y, to_y) - far) if over else top
+                bottom = bottom if over else max(bottom, max(y, to_y) + HEIGHT + far - 12)
+        return top, bottom
 
     def draw(self, name: str) -> str:
         """Return the picture, called by a name that no other on its page has."""
@@ -116,7 +125,7 @@ class Picture:
         ]
         for (state, after), events in self._events.items():
             parts += self._arrow(state, after, events, tip)
-        return picture(parts, self.width, self.height, self._label(), tip)
+        return picture(parts, self.width, (self.top, self.bottom), self._label(), tip)
 
     def _label(self) -> str:
         return "; ".join(

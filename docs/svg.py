@@ -6,10 +6,11 @@ from html import escape
 
 # Furo's colours; the second of each pair is for a viewer that has no theme.
 STYLE = """
-.drawing text { fill: var(--color-foreground-primary, #222); font: 14px sans-serif; }
-.drawing .name { font: bold 14px monospace; }
-.drawing .code { font: 12px monospace; fill: var(--color-foreground-secondary, #555); }
-.drawing .small { font: 12px sans-serif; fill: var(--color-foreground-secondary, #555); }
+.drawing text { fill: var(--color-foreground-primary, #222); font-family: sans-serif;
+  font-size: 14px; }
+.drawing .name { font-family: monospace; font-weight: bold; }
+.drawing .code { font-family: monospace; }
+.drawing .code, .drawing .small { fill: var(--color-foreground-secondary, #555); font-size: 12px; }
 .drawing .middle { text-anchor: middle; }
 .drawing rect { fill: var(--color-background-secondary, #f6f6f6);
   stroke: var(--color-foreground-border, #999); }
@@ -39,13 +40,15 @@ def arrow(path: str, tip: str) -> str:
     return element("path", d=path, marker_end=f"url(#{tip})")
 
 
-def picture(parts: list[str], width: float, height: float, label: str, tip: str) -> str:
+def picture(
+    parts: list[str], width: float, extent: tuple[float, float], label: str, tip: str
+) -> str:
     """Return the whole picture.
 
     Args:
         parts: What is drawn.
         width: In CSS pixels; the picture shrinks with the page.
-        height: Likewise.
+        extent: The least and the greatest y.
         label: What it shows, for readers that cannot see it.
         tip: What the tips of its arrows are called, unlike those of other pictures of the page.
     """
@@ -56,7 +59,7 @@ def picture(parts: list[str], width: float, height: float, label: str, tip: str)
         "svg",
         "\n".join(["", element("style", STYLE), element("defs", marker), *parts, ""]),
         xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {width:g} {height:g}",
+        viewBox=f"0 {extent[0]:g} {width:g} {extent[1] - extent[0]:g}",
         width=f"{width:g}",
         style="max-width: 100%; height: auto",
         class_="drawing",
