@@ -163,39 +163,39 @@ MUTANTS = [
     ),
     Mutant(
         "the source is pulled for a stream that was served meanwhile",
-        "if self.moves == moves and not buffer.ends:",
+        "if self.version == version and not buffer.ends:",
         "if not buffer.ends:",
     ),
     Mutant(
         "the bound is looked at after the pull",
-        "                        if self._max_buffered is not None:\n"
         "                            self._check_room(self._max_buffered)\n"
-        "                        self._move()\n",
-        "                        self._move()\n"
-        "                        if self._max_buffered is not None:\n"
-        "                            self._check_room(self._max_buffered)\n",
+        "                        self._make_step()\n",
+        "                            self._make_step()\n"
+        "                            self._check_room(self._max_buffered)\n"
+        "                        else:\n"
+        "                            self._make_step()\n",
     ),
     Mutant(
-        "a cancel noted during a step is forgotten",
-        "                self._settle()\n\n    def pull_by_time",
-        "                pass\n\n    def pull_by_time",
+        "a cancel that was queued during a step is forgotten",
+        "                self._apply_departures_if_free()\n\n    def close",
+        "                pass\n\n    def close",
     ),
     Mutant(
         "the source's own thread waits for itself",
-        "        del deadline  # see check_timeouts\n        me = get_ident()\n"
+        "        del deadline  # see `times_out`\n        me = get_ident()\n"
         "        if self._holder == me or self.forked:\n",
         "        me = get_ident()\n        if self.forked:\n",
     ),
     Mutant(
         "an interrupt is swallowed",
-        "        if isinstance(error, INTERRUPTS):\n            self._unreported.extend(ends)\n",
-        "        if False:\n            self._unreported.extend(ends)\n",
+        "        if isinstance(error, INTERRUPTS):\n            raise error\n        if not failed",
+        "        if not failed",
     ),
     Mutant(
         "an interrupt leaves the other streams waiting",
-        "        ends = self._settle_with(error)\n        self._close_if_idle()\n",
+        "        failed = self.fanout.fail(error)\n        self._close_if_idle()\n",
         "        if isinstance(error, INTERRUPTS):\n            raise error\n"
-        "        ends = self._settle_with(error)\n        self._close_if_idle()\n",
+        "        failed = self.fanout.fail(error)\n        self._close_if_idle()\n",
     ),
     Mutant(
         "the source runs in the consumer's context",
@@ -209,9 +209,9 @@ MUTANTS = [
         "        iterator = self._iterator\n",
     ),
     Mutant(
-        "a generator is never told who is live",
+        "a generator is never sent the live slots",
         "            self.advance = partial(self._context.run, send)\n",
-        "            self.advance = self._advance_deaf\n",
+        "            self.advance = self._next\n",
     ),
     Mutant(
         "all consumers are raised the same exception",
@@ -245,15 +245,15 @@ MUTANTS = [
     ),
     Mutant(
         "a reader made during a cancel is missed",
-        "        if self.cancelled or self.watches != self.told:",
-        "        if self.watches != self.told:",
+        "        if self.cancelled or self.room_requests != self.room_answers:",
+        "        if self.room_requests != self.room_answers:",
     ),
     Mutant(
         "a second consumer is let in",
         '        if buffer.consumer.setdefault("thread", me) != me:\n'
         "            raise self._concurrent()\n"
-        "        try:\n            pulled = False\n",
-        '        buffer.consumer["thread"] = me\n        try:\n            pulled = False\n',
+        "        try:\n            waited = False\n",
+        '        buffer.consumer["thread"] = me\n        try:\n            waited = False\n',
     ),
     Mutant(
         "an output is lost to a signal between its count and its return",
@@ -267,13 +267,13 @@ MUTANTS = [
     ),
     Mutant(
         "a dropped stream waits for the cycle collector",
-        "            self._inlet.abandon()\n",
+        "            self._reader.abandon()\n",
         "",
     ),
     Mutant(
         "the source cannot close its own batch",
-        "if not (self.forked or self._holder == get_ident()):",
-        "if not self.forked:",
+        "if self.forked or self._holder == me:\n            return\n",
+        "if self.forked:\n            return\n",
     ),
     Mutant(
         "token ids hash whatever they are given",
@@ -293,18 +293,18 @@ MUTANTS = [
     Mutant(
         "received outputs are kept for ever",
         "        if self.tail:\n            self.tail = []\n"
-        "            self.segments.append(_segment(self.tail))\n",
-        "        pass\n",
+        "            self.segments.append((self.tail, repeat(True, GATE)))",
+        "        pass",
     ),
     Mutant(
         "dropping a stream does not cancel it",
-        "            self.cancel()\n            self._inlet.abandon()\n",
+        "            self.cancel()\n            self._reader.abandon()\n",
         "            pass\n",
     ),
     Mutant(
         "a forked child uses the parent's source",
-        "        self.forked = True\n        for buffer",
-        "        self.forked = False\n        for buffer",
+        "        self._role = Lock()\n        self.forked = True\n",
+        "        self._role = Lock()\n",
     ),
     # ---- planted races
     Mutant(
@@ -317,22 +317,21 @@ MUTANTS = [
     ),
     Mutant(
         "a consumer in a thread does not look again after it has registered",
-        "return bool(buffer.buffered or buffer.ends) or _acquire(waiter, until)",
+        "return key.ready or _acquire(waiter, until)",
         "return _acquire(waiter, until)",
         THREADS,
     ),
     Mutant(
         "the pump does not look again before it waits for room",
-        "buffer.buffered < self._limit and (telling := buffer.telling) is not None",
+        "buffer.buffered < self.limit and (on_room := buffer.on_room) is not None",
         "False",
         THREADS,
     ),
     Mutant(
         "the pump takes the waiters before it adds the outputs",
-        "        delivery = self._take(step, live)\n"
-        "        if delivery is None:\n            self._wake(given_to)\n        else:\n",
-        "        self._wake([self.buffers[slot] for slot in live])\n"
-        "        if (delivery := self._take(step, live)) is not None:\n",
+        "                self._wake(fanout.take(step, live))\n                if self._hooks",
+        "                self._wake([fanout.buffers[slot] for slot in live])\n"
+        "                fanout.take(step, live)\n                if self._hooks",
         THREADS,
     ),
     Mutant(
@@ -340,23 +339,22 @@ MUTANTS = [
         "        slots, values, ends = delivery\n",
         "        slots, values, ends = delivery\n"
         "        for slot, end in ends:\n"
-        "            self._finish_stream(self.buffers[slot], end)\n",
+        "            self.buffers[slot].finish(end)\n",
         THREADS,
     ),
     Mutant(
         "the thread is started without the lock",
-        "        if self._begun.acquire(False):"
-        "  # noqa: FBT003 - by keyword it takes four times as long\n            try:\n"
-        "                self._worker = self._worker or WorkerThread()\n",
-        "        if self._worker is None:\n"
+        '        if self._life.leave_new("start"):\n            try:\n'
+        "                self._thread = self._thread or WorkerThread()\n",
+        "        if self._thread is None:\n"
         "            try:\n"
-        "                self._worker = WorkerThread()\n"
-        "                self._begun.acquire(False)\n",
+        "                self._thread = WorkerThread()\n"
+        '                self._life.leave_new("start")\n',
         THREADS,
     ),
     Mutant(
         "a receive that timed out is still registered",
-        "        finally:\n            waiting.pop(buffer, None)\n",
+        "        finally:\n            waiting.pop(key, None)\n",
         "        finally:\n",
         THREADS,
     ),
@@ -390,8 +388,8 @@ MUTANTS = [
     ),
     Mutant(
         "only the first waiter is woken",
-        "        waiters = [*filter(None, map(self.waiting.pop, keys, repeat(None)))]\n",
-        "        waiters = [*filter(None, map(self.waiting.pop, keys, repeat(None)))][:1]\n",
+        "            waiters = [*filter(None, map(lot.waiting.pop, keys, repeat(None)))]\n",
+        "            waiters = [*filter(None, map(lot.waiting.pop, keys, repeat(None)))][:1]\n",
         LOOP,
     ),
     Mutant(
@@ -408,8 +406,8 @@ MUTANTS = [
     ),
     Mutant(
         "a cancel does not resume the pump that waits for room",
-        "        self._resume_pump()\n        if not self._endless:\n",
-        "        if not self._endless:\n",
+        "        self._room.resume_pump()\n",
+        "",
         LOOP,
     ),
     Mutant(
@@ -420,20 +418,20 @@ MUTANTS = [
     ),
     Mutant(
         "the source is closed by a second pump",
-        "            if self._begun.acquire(False):",
-        "            if [self._begun.acquire(False)]:",
+        '            if self._life.leave_new("drop"):',
+        '            if [self._life.leave_new("drop")]:',
         LOOP,
     ),
     Mutant(
         "closing does not wait for the source",
-        "            while not ending.ended:\n",
-        "            while False:\n",
+        "            while not self.is_set:\n                lot.waiting[key] = waiter\n",
+        "            while False:\n                lot.waiting[key] = waiter\n",
         LOOP,
     ),
     Mutant(
         "the room is that of the emptiest stream",
-        "            self._room = limit - max(held.values(), default=0)\n",
-        "            self._room = limit - min(held.values(), default=0)\n",
+        "            self.free_steps = limit - max(held.values(), default=0)\n",
+        "            self.free_steps = limit - min(held.values(), default=0)\n",
     ),
     Mutant(
         "the end is looked at after the outputs in a loop",
@@ -445,19 +443,20 @@ MUTANTS = [
     Mutant(
         "room is asked for before the output is counted",
         "                    for _ in gate:\n"
-        "                        # This is `tell`, after the output was counted, and without a "
-        "call.\n                        watches, telling = buffer.watches, buffer.telling\n",
-        "                    watches, telling = buffer.watches, buffer.telling\n"
+        "                        # This is `Buffer.made_room`, behind the count, and without a "
+        "call.\n                        requests, on_room = buffer.room_requests, buffer.on_room\n",
+        "                    requests, on_room = buffer.room_requests, buffer.on_room\n"
         "                    for _ in gate:\n",
         THREADS,
     ),
     Mutant(
         "room is asked for before the output is counted in a loop",
         "                    for _ in self._gate:\n"
-        "                        if buffer.watches != buffer.told:  # asked after",
-        "                    asked_for = buffer.watches != buffer.told\n"
+        "                        # Behind the count, which makes the room that is asked for.\n"
+        "                        if buffer.room_requests != buffer.room_answers:\n",
+        "                    asked_for = buffer.room_requests != buffer.room_answers\n"
         "                    for _ in self._gate:\n"
-        "                        if asked_for:  # asked before",
+        "                        if asked_for:\n",
         THREADS,
         only="loop",
     ),
@@ -475,8 +474,8 @@ MUTANTS = [
     ),
     # ---- batchers
     Mutant(
-        "a request whose time is over is told nothing",
-        "        for request in noted.overdue:\n",
+        "a request whose time is over is not failed",
+        "        for request in reaped.overdue:\n",
         "        for request in ():\n",
         BATCHERS_IN_LOOP,
     ),
@@ -487,9 +486,9 @@ MUTANTS = [
         BATCHERS_IN_LOOP,
     ),
     Mutant(
-        "who waits for a plain step is looked for after it",
-        "            self._wake(given_to)\n",
-        "            self._wake(self._given_to)\n",
+        "the waiters for a plain step are found after it",
+        "            return given_to\n",
+        "            return self._given_to\n",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
@@ -499,9 +498,9 @@ MUTANTS = [
         BATCHERS_IN_LOOP,
     ),
     Mutant(
-        "a worker that waits for more is not rung",
-        "        waiter.release()\n\n    # ---- a worker's thread",
-        "        pass\n\n    # ---- a worker's thread",
+        "a worker that waits for more is not woken",
+        "        waiter.release()\n\n    # ---- in a worker's thread",
+        "        pass\n\n    # ---- in a worker's thread",
         BATCHERS_IN_THREADS,
     ),
     Mutant(
@@ -512,7 +511,7 @@ MUTANTS = [
     ),
     Mutant(
         "a request that ends as it joins is not taken out",
-        "        if request.ends:\n            self.note_departure(request)\n        elif",
+        "        if request.ends:\n            self.pump.depart(request)\n        elif",
         "        if",
         BATCHERS_IN_THREADS,
     ),
@@ -523,58 +522,59 @@ MUTANTS = [
         BATCHERS_IN_THREADS,
     ),
     Mutant(
-        "threads are not let go when the batcher has ended",
+        "threads are not ended when the batcher has ended",
         "        if self.ended:\n            _end_all(self._threads)\n",
         "",
         BATCHERS_IN_THREADS,
     ),
     Mutant(
         "what is for a joiner goes to the former occupant of the slot",
-        "        self._endless.add(buffer)\n        self._all_tails[slot] = buffer.tail\n",
-        "        self._endless.add(buffer)\n",
+        "        self.live_buffers.add(buffer)\n        self._tails_by_slot[slot] = buffer.tail\n",
+        "        self.live_buffers.add(buffer)\n",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
         "a request that was cancelled goes on waiting",
-        "if self._admission.withdraw(request)",
+        "if self.queue.remove(request)",
         "if False",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
         "closing forgets the batches that run",
-        "        self._close_runs(runs)\n",
+        "        for batch in batches:\n            batch.close()\n",
         "",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
         "one worker too many is hired",
-        "len(self._at_work) >= self._limit",
-        "len(self._at_work) > self._limit",
+        "len(self._at_work) >= self._max_workers",
+        "len(self._at_work) > self._max_workers",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
         "no request waits for others to share a batch",
-        "        return min(map(self._patient_until, fitting))\n",
-        "        return arrived\n",
+        "        return min(map(self._waits_for_others_until, fitting))\n",
+        "        return next(iter(self._groups[group])).arrived\n",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
         "a worker that takes a batch wakes no other for the requests that are left",
-        "                self._workers.note_call(self._admission.wake_at)\n            elif at",
-        "                pass\n            elif at",
+        "            self.wake_worker()  # for the requests that still wait\n",
+        "",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
         "requests wait on when the loop ends",
-        "                self._leave_home(home)\n            raise\n",
+        "                self._give_up_loop(loop)\n            raise\n",
         "                pass\n            raise\n",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
-        "a worker looks without the lock",
-        "        with self._lock:\n"
-        "            if worker not in self._workers:  # it was called twice",
-        "        if True:\n            if worker not in self._workers:  # it was called twice",
+        "a worker takes a batch without the lock",
+        "        with self._lock:\n            now = clock.monotonic()\n"
+        "            reaped = self._scheduler.reap(now)\n            decision",
+        "        if True:\n            now = clock.monotonic()\n"
+        "            reaped = self._scheduler.reap(now)\n            decision",
         BATCHERS_IN_THREADS,
     ),
 ]

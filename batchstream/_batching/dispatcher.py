@@ -1,40 +1,35 @@
-"""Requests in, batches out: what every batcher does, whoever its workers are.
+"""Requests in, batches out: what every batcher does, in threads and in an event loop.
 
 Theory of operation
 -------------------
 
-A request is its own stream's buffer from its arrival on. It waits in the *admission*, which decides
-who joins a batch; then the pump of that batch fills it. Consumers wait in places that all batches
-of the dispatcher share, so they need not know where their request is.
+A request is its own stream's buffer from its arrival on. It waits in the scheduler's queue; then
+the pump of the batch that it joins fills it. Consumers wait in a parking lot that all batches of
+the dispatcher share, so they need not know where their request is.
 
-A *worker*, a thread or a task, works while there is anything to do. It looks: takes a batch if one
-is ready and runs it, listens if the batch could still grow, and rests if nobody waits. Who submits
-a request calls a worker if need be, see `_workers`. Deciding that and looking happen under one
-lock, so no request is forgotten; whatever follows, and every call of the user's code, happens
-outside of it.
+The `Scheduler` decides under one lock; this module holds the lock, and carries out without it what
+was decided: it starts and wakes workers, fails requests, calls metrics and frees the user's
+objects. So no code of the user's runs under the lock.
 
-Whoever ends a request, from whichever thread, does so by its buffer and takes no lock. The buffer
-puts itself into `_told`; whoever next has the lock takes note, once.
+A request is ended by its buffer, from any thread and without the lock. A thread that ends a request
+which has not joined a batch sets its end, and then checks whether it has joined one since. A worker
+that lets it join sets its pump, and then checks whether it has ended. So at least one of the two
+reaches the batch.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
 from contextvars import copy_context
 from itertools import count
-from threading import Event, RLock
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Generic
 
 from typing_extensions import TypeVar
 
-from batchstream._batching.groups import Groups
-from batchstream._batching.request import Request
-from batchstream._batching.request_feed import RequestFeed
-from batchstream._batching.runs import closed_error
-from batchstream._batching.totals import Ledger
-from batchstream._batching.workers import AnyWorker, Workers
+from batchstream._batching import clock
+from batchstream._batching.request import Request, closed_error
+from batchstream._batching.scheduler import NOTHING_REAPED, Scheduler
 from batchstream._core.arguments import check_seconds
 from batchstream._core.errors import (
     ClosedError,
@@ -44,69 +39,75 @@ from batchstream._core.errors import (
 )
 from batchstream._core.records import FinishReason, StreamEnd
 from batchstream._eventloops.current import current_loop
+from batchstream._handoff.event import Event
+from batchstream._handoff.parking import ParkingLot, earliest
 from batchstream._pumps.process import forkable
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Iterable, Sequence
 
-    from batchstream._batching.options import Terms
-    from batchstream._batching.runs import BatchRun
+    from batchstream._batching.options import BatcherOptions
+    from batchstream._batching.request_batch import RequestBatch
+    from batchstream._batching.scheduler import Decision, Reaped, Worker
     from batchstream._core.records import BatcherStatistics
+    from batchstream._eventloops.base import EventLoop
+    from batchstream._handoff.parking import Lot
 
 T = TypeVar("T")
 
 
-class Dispatcher(ABC, RequestFeed[T]):
+class Dispatcher(ABC, Generic[T]):
     """The requests of one batcher, and its workers.
 
     Args:
-        terms: What the batcher was made with.
+        options: What the batcher was made with.
 
     Attributes:
-        terms: The same.
-        closed: Whether no request is accepted any more, and all fail; set under the lock.
+        options: The same.
         context: A copy of the context in which this object was made.
-        awaiting_end: See `Places.wait_for_end`.
+        parking: Where consumers wait.
+        forked: Whether this is a copy in a forked child, of no use there.
+        version: Constant: consumers do not make the steps.
+        times_out: Whether a receive can have a timeout.
     """
 
-    def __init__(self, terms: Terms[Any, T]) -> None:
-        super().__init__()
-        self.terms = terms
+    version = 0
+    times_out = True
+    _reuses_workers: bool
+
+    def __init__(self, options: BatcherOptions[Any, T]) -> None:
+        self.options = options
         self.context = copy_context()
-        self.awaiting_end: list[object] = []
+        self.parking = ParkingLot()
+        self.forked = False
+        self._scheduler: Scheduler[T] = Scheduler(options, reuses_workers=self._reuses_workers)
         # Re-entrant for the sake of `statistics`, which a signal's handler may call.
         self._lock = RLock()
-        self._told: deque[Request[T]] = deque()
+        self._ended = Event(self.parking)  # closed, and no worker is at work
         self._numbers = count()
-        self._groups = Groups()
-
-        # Changed under the lock alone.
-        self.closed = False
-        self._admission = terms.admission()
-        self._workers: Workers[Any] = Workers(terms.workers, self._new_worker)
-        self._ledger = Ledger()
-        self._all_left = Event()
         forkable.add(self)
 
     @property
-    def _has_interrupted_itself(self) -> bool:
-        """Whether the calling code is in a signal's handler, and has struck in the lock."""
-        return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return] # noqa: SLF001 - as Condition asks
+    def closed(self) -> bool:
+        """Whether no request is accepted any more, and all fail."""
+        return self._scheduler.closed
 
     @property
-    def has_waiting(self) -> bool:
-        """Whether requests wait; from any thread, and a moment later it may be otherwise."""
-        return self._admission.waiting > 0
+    def ended(self) -> bool:
+        """Whether it was closed, and no worker is at work any more."""
+        return self._scheduler.closed and not self._scheduler.at_work
 
     @property
     def state(self) -> str:
-        """How it is, in words."""
-        state = "closed" if self.closed else "open"
-        return f"{state}, {self._admission.waiting} requests waiting, {len(self._runs)} batches run"
+        """Its state in words."""
+        scheduler = self._scheduler
+        state = "closed" if scheduler.closed else "open"
+        waiting, running = len(scheduler.queue), len(scheduler.batches)
+        return f"{state}, {waiting} requests waiting, {running} batches run"
 
-    # ---- from whoever submits
+    # ---- from the caller that submits
 
-    def submit(
+    def submit(  # noqa: C901 - in one frame what each request passes
         self, content: Any, *, timeout: float | None, wait_timeout: float | None
     ) -> Request[T]:
         """Accept a request.
@@ -114,31 +115,36 @@ class Dispatcher(ABC, RequestFeed[T]):
         Raises:
             OverloadedError: As many requests wait as may.
             ClosedError: The batcher was closed, or is in use in the process this is a fork of.
-            RuntimeError: There is nobody who could work on it.
+            RuntimeError: No worker could run it.
             TypeError, ValueError: A timeout, or what the request costs or is limited to, is not a
                 number that it can be.
             Exception: What `key`, `cost` or `max_outputs` raise.
         """
         if self.forked:
             raise self._forked_error()
-        if self._has_interrupted_itself:
+        if self._lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - as Condition asks
             raise RuntimeError("a signal's handler has interrupted the batcher it submits to")
-        request: Request[T] = Request(next(self._numbers), content, self._told)
-        request.timeout = None if timeout is None else check_seconds("timeout", timeout)
+        options, scheduler = self.options, self._scheduler
+        request: Request[T] = Request(next(self._numbers), content, scheduler.ended_requests)
+        if timeout is not None:
+            request.timeout = check_seconds("timeout", timeout)
         if wait_timeout is not None:
             request.wait_timeout = check_seconds("wait_timeout", wait_timeout)
-        request.cost = self.terms.cost_of(content)
-        request.max_outputs = self.terms.limit_of(content)
-        key = self.terms.key_of(content)
+        if options.cost is not None:
+            request.cost = options.cost_of(content)
+        if options.max_outputs is not None:
+            request.max_outputs = options.limit_of(content)
+        key = None if options.key is None else options.key(content)
         self.prepare()
         try:
-            refusal = self._enter(request, key)
-            self._make_calls()
-            if self.closed:  # meanwhile
+            refusal = self._enqueue(request, key)
+            if scheduler.wakeups:
+                self._wake_workers()
+            if scheduler.closed:  # meanwhile
                 self._fail(request, closed_error())
-        except BaseException:  # be it a signal's: nothing is left half done
+        except BaseException:  # KeyboardInterrupt too: nothing is left half done
             self.cancel(request)
-            self._call_again()
+            self._wake_unstarted()
             raise
         if refusal is not None:
             try:
@@ -147,332 +153,340 @@ class Dispatcher(ABC, RequestFeed[T]):
                 del refusal  # it holds this frame
         return request
 
-    def _enter(self, request: Request[T], key: Hashable) -> Exception | None:
+    def _enqueue(self, request: Request[T], key: Any) -> Exception | None:
         """Let a request wait, or return why it is refused."""
+        scheduler, metrics = self._scheduler, self.options.metrics
         refusal = None
         while True:
-            request.group, groups = self._groups.of(key)
+            generations = None
+            if key is not None:
+                request.group, generations = scheduler.keys.intern(key)
             with self._lock:
-                if not self._groups.is_current(groups):
+                if generations is not None and not scheduler.keys.is_current(generations):
                     continue
-                noted = self._take_note()
+                now = clock.monotonic()
+                reaped = scheduler.reap(now)
                 try:
-                    self._admit(request, noted.now)
+                    scheduler.submit(request, now)
                 except (ClosedError, OverloadedError, ValueError) as error:
                     refusal = error
             break
-        self._follow_up(noted)
-        if refusal is None:
-            self.terms.reports("submitted")
-        elif isinstance(refusal, OverloadedError):
-            self.terms.reports("refused")
+        if reaped is not NOTHING_REAPED:
+            self._follow_up(reaped, now)
+        if metrics is not None:
+            if refusal is None:
+                metrics("submitted")
+            elif isinstance(refusal, OverloadedError):
+                metrics("refused")
         return refusal
 
     def prepare(self) -> None:
-        """See to it that there can be workers.
+        """Make sure that there can be workers.
 
         Raises:
             RuntimeError: There cannot.
         """
 
-    def _admit(self, request: Request[T], now: float) -> None:
-        """With the lock: let a request wait, and note what is to be done about it."""
-        self._check_open()
-        request.arrive(now)
-        self._ledger.open.add(request)
-        try:
-            room = self._room() if self._admission.is_full else 0
-            self._admission.submit(request, room=room)
-        except BaseException as error:
-            self._ledger.open.discard(request)
-            self._ledger.refused += isinstance(error, OverloadedError)
-            raise
-        self._workers.note_call(self._admission.wake_at)
+    # ---- waking workers
 
-    def _check_open(self) -> None:
-        if self.closed:
-            raise closed_error()
-
-    def _room(self) -> int:
-        """With the lock: return how many requests need not really wait."""
-        in_runs = sum(run.free_slots for run in self._runs)
-        return self._workers.free * self.terms.max_batch_size + in_runs
-
-    # ---- whoever is to look
-
-    def _make_calls(self) -> None:
-        """Let those look who were noted, by whomever."""
-        calls = self._workers.calls
-        while calls:
+    def _wake_workers(self) -> None:
+        """Start or wake the workers queued in the scheduler's `wakeups`."""
+        wakeups = self._scheduler.wakeups
+        while wakeups:
             try:
-                worker, waiter = calls.popleft()
+                worker, waiter = wakeups.popleft()
             except IndexError:  # another thread has just done it
                 return
             if waiter is None:
                 self._try_to_start(worker)
             else:
-                self._ring(waiter)
+                self._resume(waiter)
 
-    def _call_again(self) -> None:
-        """Let those look of whom it is not sure that they will; one that listens wakes up."""
+    def _wake_unstarted(self) -> None:
+        """Start all workers of which it is not sure that they were started."""
         with self._lock:
-            self._workers.note_calls_again()
-        self._make_calls()
+            self._scheduler.wake_unstarted()
+        self._wake_workers()
 
-    def _call_for_help(self) -> None:
-        """Let another worker look, if it can be had."""
-        try:
-            self._make_calls()
-        except Exception as error:  # noqa: BLE001 - no thread to be had, perhaps
-            report_unraisable(error)
+    def _wake_another(self) -> None:
+        """Start or wake another worker, if that is possible; from a worker."""
+        if self._scheduler.wakeups:
+            try:
+                self._wake_workers()
+            except Exception as error:  # noqa: BLE001 - the system refuses a thread, perhaps
+                report_unraisable(error)
 
-    def _try_to_start(self, worker: AnyWorker) -> None:
+    def _try_to_start(self, worker: Worker) -> None:
         try:
-            self._check_open()
+            if self._scheduler.closed:
+                raise closed_error()  # noqa: TRY301 - it ends as the others
             self._start(worker)
-            worker.called = True
+            worker.started = True
         except BaseException as error:
             with self._lock:
-                self._workers.rest(worker)
-                waiting = [] if self._workers.at_work else self._admission.take_all()
-            self.fail_all(waiting, error)  # for nobody would ever look
-            self._look_whether_ended()
+                self._scheduler.rest(worker)
+                stuck = [] if self._scheduler.at_work else self._scheduler.queue.take_all()
+            self.fail_all(stuck, error)  # for no worker would ever ask for them
+            self._check_ended()
             if not isinstance(error, ClosedError):
                 raise
 
     @abstractmethod
-    def _new_worker(self) -> AnyWorker:
-        """Make a worker, which has not begun to work."""
+    def _start(self, worker: Worker) -> None:
+        """Let a worker ask for batches until there is none; once, even if it is started twice."""
 
     @abstractmethod
-    def _start(self, worker: Any) -> None:
-        """Let a worker look, and go on until it finds nothing; once, even if called twice."""
-
-    @abstractmethod
-    def _ring(self, waiter: Any) -> None:
-        """Let a worker look that waits."""
+    def _resume(self, waiter: Any) -> None:
+        """Wake a worker that waits."""
 
     # ---- from a worker
 
-    def look(self, worker: AnyWorker, waiter: object) -> list[Request[T]] | float | None:
-        """Take a batch if one is ready.
-
-        Args:
-            worker: Who looks.
-            waiter: What can be rung to let it look again.
-
-        Returns:
-            The requests of a batch; or for how long to wait, in seconds, before looking again; or
-            None, and the worker has stopped working.
-        """
+    def next_batch(self, worker: Worker, waiter: object) -> Decision[T] | None:
+        """Decide what a worker does next; see `Scheduler.next_batch`."""
         with self._lock:
-            if worker not in self._workers:  # it was called twice, by an interrupted submission
-                return None
-            self._workers.look(worker)
-            noted = self._take_note()
-            joining = self._take(noted.now, self.terms.max_batch_size, 0.0)
-            at = self._admission.wake_at()
-            seconds = None
-            unneeded = self._groups.tidy(self._admission.has_waiting)
-            if joining:
-                worker.busy = True
-                self._workers.note_call(self._admission.wake_at)
-            elif at is not None and self._workers.listen(worker, at, waiter):
-                seconds = max(at - noted.now, 0.0)
-            else:
-                self._workers.rest(worker)
-        del unneeded  # outside of the lock, as with all of the user's
-        self._follow_up(noted)
-        if joining:
-            self._report_joined(joining, noted.now)
-            self._call_for_help()
-            return joining
-        if seconds is None:
-            self._look_whether_ended()
-        return seconds
+            now = clock.monotonic()
+            reaped = self._scheduler.reap(now)
+            decision = self._scheduler.next_batch(worker, waiter, now)
+            stale = self._scheduler.keys.tidy(self._scheduler.queue.has_group)
+        del stale  # without the lock: the keys are the user's
+        if reaped is not NOTHING_REAPED:
+            self._follow_up(reaped, now)
+        if decision is not None:
+            if decision.requests:
+                self._report_joined(decision.requests)
+                self._wake_another()
+            elif decision.wait is None:
+                self._check_ended()
+        return decision
 
     def take_joining(self, slots: int, spent: float) -> list[Request[T]]:
-        """Take those that join a running batch with so many free slots, which costs so much."""
+        """Take the requests that join a running batch, which costs so much, in its free slots."""
+        if not self._scheduler.queue:  # asked without the lock: a moment later there may be one
+            return []
         with self._lock:
-            noted = self._take_note()
-            joining = self._take(noted.now, slots, spent)
-        self._follow_up(noted)
-        self._report_joined(joining, noted.now)
+            now = clock.monotonic()
+            reaped = self._scheduler.reap(now)
+            joining = self._scheduler.join(now, slots=slots, spent=spent)
+        self._follow_up(reaped, now)
+        self._report_joined(joining)
         return joining
 
-    def _take(self, now: float, slots: int, spent: float) -> list[Request[T]]:
-        """With the lock: take those who join now, and have not left at this very moment."""
-        joining: list[Request[T]] = []
-        while not joining and (taken := self._admission.take(now, slots=slots, spent=spent)):
-            joining = [request for request in taken if not request.ends]
-        for request in joining:
-            request.joined = now
-        self._ledger.join([now - request.arrived for request in joining])
-        return joining
+    def _report_joined(self, joining: Sequence[Request[T]]) -> None:
+        metrics = self.options.metrics
+        if metrics is not None and joining:
+            metrics("joined", [(request.joined or 0) - request.arrived for request in joining])
 
-    def _report_joined(self, joining: list[Request[T]], now: float) -> None:
-        if joining and self.terms.reports.wanted:
-            self.terms.reports("joined", [now - request.arrived for request in joining])
-
-    def _leave(self, worker: AnyWorker) -> None:
-        """Take note that a worker is not at work, however that came."""
+    def _rest(self, worker: Worker) -> None:
+        """Take a worker from work that has ended without asking for another batch."""
         with self._lock:
-            if worker in self._workers:
-                self._workers.rest(worker)
-                self._workers.note_call(self._admission.wake_at)
-        self._call_for_help()
-        self._look_whether_ended()
+            if self._scheduler.rest(worker):
+                self._scheduler.wake_worker()
+        self._wake_another()
+        self._check_ended()
 
-    def add(self, run: BatchRun[T]) -> None:
-        """Take note of a batch that begins to run."""
+    def add_batch(self, batch: RequestBatch[T]) -> None:
+        """Count a batch among those that run."""
         with self._lock:
-            self._runs.add(run)
-        if self.closed:
-            self._close_runs([run])
+            self._scheduler.batches.add(batch)
+        if self._scheduler.closed:  # behind the adding: `request_close` may not have seen it
+            batch.close()
 
-    def remove(self, run: BatchRun[T]) -> None:
-        """Take note of a batch that has ended."""
+    def end_batch(self, batch: RequestBatch[T]) -> None:
+        """Count a batch that has ended."""
         with self._lock:
-            if run in self._runs:
-                self._runs.discard(run)
-                self._ledger.past.add(run.tally())
-        self.take_note()
+            self._scheduler.end_batch(batch)
+        self.reap()
 
-    def take_note(self) -> None:
-        """Count those that have ended, and let go of those whose time is over."""
-        while self._told:
+    def reap(self) -> None:
+        """Count the requests that have ended since the last time."""
+        while self._scheduler.ended_requests:
             with self._lock:
-                noted = self._take_note()
-            self._follow_up(noted)
+                now = clock.monotonic()
+                reaped = self._scheduler.reap(now)
+            self._follow_up(reaped, now)
 
-    def _take_note(self) -> _Noted[T]:
-        """With the lock: see what has happened, and return what is to be done about it."""
-        gone: list[Request[T]] = []
-        refused: list[Request[T]] = []
-        contents: list[object] = []
-        while self._told:
-            request = self._told[0]
-            if self._admission.withdraw(request):
-                contents.append(request.content)
-                request.content = None
-            (gone if self._ledger.finish(request) else refused).append(request)
-            request.pump = None  # which knows the others of its batch
-            self._told.popleft()
-        now = monotonic()
-        return _Noted(now, gone, self._admission.expire(now), (refused, contents))
-
-    def _follow_up(self, noted: _Noted[T]) -> None:
-        for request in noted.overdue:
-            if (error := request.overdue(noted.now)) is not None:
+    def _follow_up(self, reaped: Reaped, now: float) -> None:
+        """Do without the lock what the reaping asks for."""
+        for request in reaped.overdue:
+            if (error := request.deadline_error(now)) is not None:
                 self._fail(request, error)
-        if self.terms.reports.wanted:
-            for request in noted.gone:
-                self.terms.reports(
+        metrics = self.options.metrics
+        if metrics is not None:
+            for request in reaped.finished:
+                metrics(
                     "finished",
                     request.ends[0],
                     joined=request.joined is not None,
-                    lasted=noted.now - request.arrived,
+                    lasted=now - request.arrived,
                 )
-        if noted.overdue:  # who are told of now, perhaps by nobody else for a long time
-            self.take_note()
+        if reaped.overdue:  # which have ended now, and may be reaped late otherwise
+            self.reap()
 
     def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
-        """Let requests fail that have not joined a batch."""
+        """Fail requests that have not joined a batch."""
         begin_in_source(error)
         for request in requests:
             self._fail(request, error)
-        self.take_note()
+        self.reap()
+
+    # ---- from a consumer; see `_handoff/upstream.py`. None of it takes the lock.
+
+    def cancel(self, request: Request[T]) -> None:
+        """Cancel a request, wherever it is."""
+        if self.forked or request.cancelled:
+            return
+        pump = request.pump  # in a local: it is reset when the request is reaped
+        if request.ends:
+            request.shut()
+        elif pump is not None:
+            pump.cancel(request)
+        else:
+            request.cancel(StreamEnd(FinishReason.CANCELLED, 0))
+            self._ended_outside(request)
+
+    def _fail(self, request: Request[T], error: BaseException) -> None:
+        """Fail a request, wherever it is."""
+        pump = request.pump
+        if pump is not None:
+            pump.fail_stream(request, error)
+        else:
+            request.finish(StreamEnd(FinishReason.ERROR, 0, error=error))
+            self._ended_outside(request)
+
+    def _ended_outside(self, request: Request[T]) -> None:
+        """Wake the consumer of a request that was ended outside of any batch."""
+        self.parking.wake((request,))
+        # Behind the end: it may have joined a batch meanwhile, which then has to know.
+        if (pump := request.pump) is not None:
+            pump.depart(request)
+
+    def wait(self, request: Request[T], version: int, deadline: float | None) -> None:
+        """Wait until the buffer may hold something, or its stream has ended.
+
+        Raises:
+            TimeoutError: The deadline has passed.
+            RuntimeError, ClosedError: See `_check_waitable`.
+        """
+        del version
+        self._check_waitable(None)
+        poll_after = self.poll_after(request, None)
+        poll_at = None if poll_after is None else clock.monotonic() + poll_after
+        if self.parking.wait_in_thread(request, earliest(poll_at, deadline)):
+            return
+        self.poll(request)
+        if deadline is not None and deadline <= clock.monotonic():
+            raise TimeoutError("no output came within the timeout; the stream is unchanged")
+
+    def attach(self, request: Request[T], loop: EventLoop) -> Lot:
+        """Return the lot in which the consumers of a loop wait; from within that loop.
+
+        Raises:
+            RuntimeError, ClosedError: See `_check_waitable`.
+        """
+        del request
+        self._check_waitable(loop)
+        return self.parking.in_loop(loop)
+
+    def _check_waitable(self, loop: EventLoop | None) -> None:  # noqa: ARG002 - see TaskDispatcher
+        """Refuse to wait in vain.
+
+        Raises:
+            RuntimeError: The calling code is that of a batch, which would wait for its own worker.
+            ClosedError: This is a fork of the process that uses the batcher.
+        """
+        if self.forked:
+            raise self._forked_error()
+        if self._runs_here():
+            raise RuntimeError("the source of a batch waits for a request to its own batcher")
+
+    def poll_after(self, request: Request[T] | None, loop: EventLoop | None) -> float | None:
+        """Return after how many seconds a consumer that waits in this loop or a thread polls."""
+        del loop
+        deadline = None if request is None else request.deadline  # once: it changes as it joins
+        return None if deadline is None else max(deadline - clock.monotonic(), 0.0)
+
+    def poll(self, request: Request[T] | None = None) -> None:
+        """Fail a request whose deadline has passed, even if its worker is in a long step."""
+        if request is not None:
+            error = request.deadline_error(clock.monotonic())
+            if error is not None:
+                self._fail(request, error)
+
+    async def wait_closed(self, loop: EventLoop) -> None:
+        """Wait for nothing: other requests keep the model busy."""
+
+    def _runs_here(self) -> bool:
+        """Whether a batch waits for the calling code, which is its source's."""
+        return any(batch.pump.runs_here for batch in tuple(self._scheduler.batches))
 
     # ---- from the owner
 
-    @property
-    def ended(self) -> bool:
-        """Whether it was closed, and no worker is at work any more."""
-        return self.closed and not self._workers.at_work
-
     def request_close(self) -> None:
-        """Let every request fail that has not ended, and accept no other."""
+        """Fail every request that has not ended, and accept no other."""
         if self.forked:
             return
         with self._lock:
-            self.closed = True
-            noted = self._take_note()
-            waiting = self._admission.take_all()
-            self._workers.ring_all()
-            runs = list(self._runs)
-        self._follow_up(noted)
+            now = clock.monotonic()
+            reaped = self._scheduler.reap(now)
+            waiting, batches = self._scheduler.close()
+        self._follow_up(reaped, now)
         self.fail_all(waiting, closed_error())
-        self._make_calls()
-        self._close_runs(runs)
-        self.take_note()
-        self._look_whether_ended()
+        self._wake_workers()
+        for batch in batches:
+            batch.close()
+        self.reap()
+        self._check_ended()
 
-    def _close_runs(self, runs: Iterable[BatchRun[T]]) -> None:
-        for run in runs:
-            for buffer in list(run.buffers):
-                run.break_off(buffer, closed_error())
-
-    def _look_whether_ended(self) -> None:
-        """Tell who waits for the end, if it has come."""
+    def _check_ended(self) -> None:
+        """Set the event of the end, if it has come."""
         if self.ended:
-            self.take_note()
-            self._all_left.set()
-            self.places.wake(self.awaiting_end.copy())
+            self.reap()
+            self._ended.set()
 
     def close(self) -> None:
-        """Let every request fail that has not ended, and wait until no worker is at work."""
-        self.look_after(None)
+        """Fail every request that has not ended, and wait until no worker is at work."""
+        self.poll()
         self.request_close()
-        if not self.forked and self._may_block():
-            while self._may_block() and not self._all_left.wait(self.patience(None, None)):
-                self.look_after(None)
-            if self.ended:
+        if not self.forked:
+            while self._may_block() and not self._ended.wait(self.poll_after(None, None)):
+                self.poll()
+            if self.ended and self._may_block():
                 self.join()
 
     async def aclose(self) -> None:
         """Do the same in an event loop."""
-        self.look_after(None)
+        self.poll()
         self.request_close()
-        if not (self.forked or self._is_waited_for()):
-            await self.places.wait_for_end(current_loop(), self)
+        if not (self.forked or self._runs_here()):
+            loop = current_loop()
+            await self._ended.wait_in_loop(loop, lambda: self.poll_after(None, loop), self.poll)
             self.join()
 
     def _may_block(self) -> bool:
         """Whether workers go on while the calling thread waits."""
-        return not (self._has_interrupted_itself or self._is_waited_for())
+        in_lock = self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001
+        return not (in_lock or self._runs_here())
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for what workers still have to do after the end; next to nothing."""
 
     def statistics(self) -> BatcherStatistics:
-        """Return the figures up to now, and change none: a signal may have interrupted who does."""
+        """Return the figures up to now."""
         with self._lock:
-            told = set(self._told)  # each once, though several may have ended it
-            waiting = self._admission.waiting - sum(map(self._admission.waits, told))
-            return self._ledger.statistics(
-                running=[run.tally() for run in self._runs],
-                told=told,
-                waiting=waiting,
-                buffered=sum(run.buffered for run in self._runs),
-                max_batch_size=self.terms.max_batch_size,
-            )
+            return self._scheduler.statistics()
 
     # ---- after a fork, in the child
 
+    def _forked_error(self) -> ClosedError:
+        return ClosedError(
+            "this batcher was in use in another process, and cannot be used in a fork of it"
+        )
+
     def refuse_after_fork(self) -> None:
-        """Let every use fail, unless it was not used before: its workers are in the parent."""
+        """Make every use fail, unless it was not used before: its workers are in the parent."""
         self._lock = RLock()
-        if self._ledger.opened:
+        if self._scheduler.totals.opened:
             self.forked = True
-            for request in self._admission.take_all():
+            for request in self._scheduler.queue.take_all():
                 request.refuse_after_fork()
                 request.finish(StreamEnd(FinishReason.ERROR, 0, error=self._forked_error()))
-
-
-class _Noted(NamedTuple, Generic[T]):
-    """What the lock's holder has seen, to be followed up without it."""
-
-    now: float
-    gone: list[Request[T]]
-    overdue: list[Request[T]]
-    unneeded: object  # only to be let go of

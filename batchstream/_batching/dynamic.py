@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypeVar
 
 from batchstream._batching.batcher import AnyBatcher
-from batchstream._batching.options import Terms
-from batchstream._batching.task_dispatcher import TaskDispatcher, TaskRun
-from batchstream._batching.thread_dispatcher import ThreadDispatcher, ThreadRun
+from batchstream._batching.options import BatcherOptions
+from batchstream._batching.request_batch import RequestBatch
+from batchstream._batching.task_dispatcher import TaskDispatcher
+from batchstream._batching.thread_dispatcher import ThreadDispatcher
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
+from batchstream._core.rules import EndRules
 from batchstream._pumps.source import AsyncSource, Source
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from batchstream._batching.metrics import Metrics
     from batchstream._batching.request import Request
     from batchstream._core.arguments import OnOverflow
+    from batchstream._pumps.task import TaskPump
+    from batchstream._pumps.thread import ThreadPump
     from batchstream._pumps.worker_thread import WorkerThread
 
 T = TypeVar("T", default=Any)
@@ -63,8 +67,9 @@ class DynamicBatcher(AnyBatcher[RequestT, T]):
         require_eos: Streams that are live when the source ends raise `MissingEOSError`.
         max_buffered: How many outputs a live stream may hold unread.
         on_overflow: `"cancel"` ends a stream that holds more, with `SlowConsumerError` after what
-            it holds: those who share a batch are strangers. `"wait"` lets the batch wait for it.
-        metrics: Is told what happens; see `Metrics`.
+            it holds: requests that share a batch have nothing to do with each other. `"wait"` lets
+            the batch wait for it.
+        metrics: Its methods are called as things happen; see `Metrics`.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -112,7 +117,8 @@ class DynamicBatcher(AnyBatcher[RequestT, T]):
                 f"fn must return a source of steps, got the coroutine function {fn!r}: "
                 f"let it yield its steps, which makes it an asynchronous generator function"
             )
-        terms: Terms[RequestT, T] = Terms(
+        options: BatcherOptions[RequestT, T] = BatcherOptions(
+            EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos),
             max_batch_size=max_batch_size,
             batch_timeout=batch_timeout,
             max_pending=max_pending,
@@ -120,30 +126,38 @@ class DynamicBatcher(AnyBatcher[RequestT, T]):
             key=key,
             cost=cost,
             max_batch_cost=max_batch_cost,
-            eos=eos,
-            is_eos=is_eos,
-            include_eos=include_eos,
             max_outputs=max_outputs,
-            require_eos=require_eos,
             max_buffered=max_buffered,
             on_overflow=on_overflow,
             metrics=metrics,
         )
-        self._dispatcher = _dispatcher_for(fn, terms)
+        self._dispatcher = _dispatcher_for(fn, options)
 
 
-def _dispatcher_for(fn: Callable[..., Any], terms: Terms[Any, T]) -> Dispatcher[T]:
-    def run_in_task(dispatcher: TaskDispatcher[T], requests: list[Request[T]]) -> TaskRun[T]:
-        return TaskRun(dispatcher, _open(AsyncSource, fn, requests, dispatcher), requests)
+def _dispatcher_for(fn: Callable[..., Any], options: BatcherOptions[Any, T]) -> Dispatcher[T]:
+    def open_in_task(
+        dispatcher: TaskDispatcher[T], requests: list[Request[T]]
+    ) -> tuple[TaskPump[T], RequestBatch[T]]:
+        source = _open(AsyncSource, fn, requests, dispatcher)
+        batch: RequestBatch[T] = RequestBatch(dispatcher)
+        core = options.core([request.max_outputs for request in requests])
+        pump = dispatcher.pump(source, core, hooks=batch, buffers=requests)
+        batch.serve(pump, requests)
+        return pump, batch
 
-    def run_in_thread(
+    def open_in_thread(
         dispatcher: ThreadDispatcher[T], requests: list[Request[T]], thread: WorkerThread
-    ) -> ThreadRun[T]:
-        return ThreadRun(dispatcher, _open(Source, fn, requests, dispatcher), requests, thread)
+    ) -> tuple[ThreadPump[T], RequestBatch[T]]:
+        source = _open(Source, fn, requests, dispatcher)
+        batch: RequestBatch[T] = RequestBatch(dispatcher)
+        core = options.core([request.max_outputs for request in requests])
+        pump = dispatcher.pump(source, core, thread=thread, hooks=batch, buffers=requests)
+        batch.serve(pump, requests)
+        return pump, batch
 
     if _is(inspect.isasyncgenfunction, fn):
-        return TaskDispatcher(terms, run_in_task)
-    return ThreadDispatcher(terms, run_in_thread)
+        return TaskDispatcher(options, open_in_task)
+    return ThreadDispatcher(options, open_in_thread)
 
 
 def _open(

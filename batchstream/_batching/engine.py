@@ -1,22 +1,36 @@
-"""Calling a user's engine: in its context, and with note of who is in it."""
+"""A user's engine, and a batch whose slots it refills between two steps."""
 
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypeVar
+
+from batchstream._batching.request import closed_error
+from batchstream._batching.request_batch import RequestBatch
 from batchstream._core.errors import SourceError, report_unraisable
+from batchstream._core.records import FinishReason, StreamEnd
+from batchstream._handoff.buffer import Buffer
 
 if TYPE_CHECKING:
     from contextvars import Context
 
+    from batchstream._batching.request import Request
+    from batchstream._batching.request_batch import BatchOwner
+
+T = TypeVar("T")
+
 
 class Engine:
-    """The engine that is there, or the next one that is made.
+    """The engine that a user gave, or the present one of those that the user's function makes.
 
-    Its methods are called in one thread at a time. A model may be a `StepEngine`, or a function
-    without arguments that makes one.
+    Its methods are called in one thread at a time.
+
+    Args:
+        engine: A `StepEngine`, or a function without arguments that makes one.
 
     Raises:
         TypeError: It is neither, or its `step` is asynchronous.
@@ -41,7 +55,7 @@ class Engine:
         return self
 
     def add(self, slot: int, content: Any) -> None:
-        """Let a request join."""
+        """Add a request."""
         self._context.run(self._engine.add, slot, content)
         self._occupied.add(slot)
 
@@ -53,7 +67,7 @@ class Engine:
             raise SourceError(f"step of the engine raised StopIteration: {error}") from error
 
     def keep(self, slots: Sequence[int]) -> list[int]:
-        """Remove all others, and return the slots that have become free."""
+        """Remove all requests but those in these slots, and return the slots that became free."""
         interrupt: KeyboardInterrupt | None = None
         free = sorted(self._occupied.difference(slots))
         for slot in free:
@@ -62,7 +76,7 @@ class Engine:
                 self._context.run(self._engine.remove, slot)
             except KeyboardInterrupt as error:  # in a program's main thread, where it is meant
                 interrupt = error
-            except BaseException as error:  # noqa: BLE001 - of a request that nobody has any more
+            except BaseException as error:  # noqa: BLE001 - of a request that has ended
                 report_unraisable(error)
         if interrupt is not None:
             raise interrupt
@@ -75,8 +89,81 @@ class Engine:
             self._occupied.clear()
 
     def close(self) -> None:
-        """Remove everybody; the engine stays."""
+        """Remove all requests; the engine stays."""
         self.keep(())
+
+
+class EngineBatch(RequestBatch[T]):
+    """A batch that requests join and leave while it runs, until none is left or waits.
+
+    Args:
+        owner: Whose requests they are.
+        engine: The engine, which is the pump's source.
+        requests: The first requests to join.
+    """
+
+    def __init__(
+        self, owner: BatchOwner[T], engine: Engine, requests: Sequence[Request[T]]
+    ) -> None:
+        super().__init__(owner)
+        self._engine = engine
+        # The lowest slot comes last, and is taken first.
+        self._free = list(reversed(range(owner.options.max_batch_size)))
+        self._costs: dict[int, float] = {}  # of the requests in the engine, by slot
+        self._joining = deque(requests)
+
+    @property
+    def free_slots(self) -> int:
+        """How many requests may join before the next step."""
+        return len(self._free)
+
+    def refill(self) -> bool:
+        """Remove the requests that have ended, add those that join; return whether one is live."""
+        owner, core = self._owner, self.pump.fanout.core
+        owner.reap()
+        if not core.running:  # it was fed what is no step
+            self._engine.discard()
+            return False
+        live = core.live
+        if len(live) < len(self._costs):
+            for slot in self._engine.keep(live):
+                self._free.append(slot)
+                del self._costs[slot]
+        if self._free and not self._joining:
+            self._joining.extend(owner.take_joining(len(self._free), sum(self._costs.values())))
+        while self._joining:
+            self._add(self._joining.popleft())
+        return core.has_live
+
+    def _add(self, request: Request[T]) -> None:
+        if request.ends or self._owner.closed:  # the engine need not see it
+            self._owner.fail_all([request], closed_error())
+            return
+        slot = self._free.pop()
+        try:
+            self._engine.add(slot, request.content)
+        except BaseException as error:  # noqa: BLE001 - fails this request alone
+            self._free.append(slot)
+            self._owner.fail_all([request], error)
+            return
+        self._costs[slot] = request.cost
+        self.pump.fanout.occupy(slot, request, request.max_outputs)
+        self._seat(slot, request)
+
+    def failed(self) -> None:
+        """Discard an engine that has failed in a step."""
+        self._engine.discard()
+
+    def drained(self) -> None:
+        """Fail the requests that were to join: none, unless the batch itself has failed."""
+        self._owner.fail_all(self._joining, SourceError("the batch has ended unexpectedly"))
+
+
+def vacant_buffers(size: int) -> list[Buffer[Any]]:
+    """Return what stands for the occupants of slots that had none yet."""
+    buffer: Buffer[Any] = Buffer(0)  # it may stand in all slots at once
+    buffer.finish(StreamEnd(FinishReason.EXHAUSTED, 0))
+    return [buffer] * size
 
 
 def _missing_in(engine: Any) -> list[str]:

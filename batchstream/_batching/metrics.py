@@ -1,4 +1,4 @@
-"""What a batcher tells whoever measures it, in a way that cannot hurt it."""
+"""What a batcher calls as things happen, for users who measure it, in a way that cannot hurt it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Metrics(Protocol):
     """What a batcher calls as things happen; `statistics()` has the same as totals.
 
     What a method raises goes to `sys.unraisablehook`, and the batch goes on. One that takes long
-    holds up the worker or the caller that it is called in, and nobody's lock.
+    holds up the worker or the caller that it is called in, and no lock.
 
-    Threads: `submitted` and `refused` are called in the thread of whoever submits, the others
-        mostly in a worker's; so in several at the same time.
+    Threads: `submitted` and `refused` are called in the thread that submits, the others mostly in a
+        worker's; so in several at the same time.
     """
 
     def submitted(self) -> None:
@@ -45,24 +45,18 @@ class Metrics(Protocol):
         """
 
 
-class Reports:
-    """Calls metrics, if there are any, and lets nothing of theirs out.
+class MetricsCaller:
+    """Calls a user's metrics, and lets no error of theirs out."""
 
-    Attributes:
-        wanted: Whether there are any.
-    """
-
-    def __init__(self, metrics: Metrics | None) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self.wanted = metrics is not None
 
     def __call__(self, event: str, *args: object, **kwargs: object) -> None:
         """Call the method of this name."""
-        if self._metrics is not None:
-            try:
-                getattr(self._metrics, event)(*args, **kwargs)
-            except BaseException as error:
-                # Whatever it is, it is not the batch's; but an interrupt is meant for the caller.
-                if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
-                    raise
-                report_unraisable(error)
+        try:
+            getattr(self._metrics, event)(*args, **kwargs)
+        except BaseException as error:
+            # Whatever it is, it is not the batch's; but an interrupt is meant for the caller.
+            if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
+                raise
+            report_unraisable(error)

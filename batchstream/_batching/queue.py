@@ -1,21 +1,23 @@
-"""The core of batching: who joins which batch, and when. No clock, lock or thread.
+"""Requests that wait, and which of them join a batch when. No clock, lock or thread.
 
 Theory of operation
 -------------------
 
-Whoever waits is in one *group*, of which alone a batch is made, in the order of arrival. A group is
-*ready* when it fills a batch already, or when one of those who would join has waited for others as
-long as it should: for `batch_timeout`, or for half of the time that it may wait at all. Of several
-ready groups the one with the oldest request goes first, so that none starves.
+Each waiting request is in one *group*, from which alone a batch is made, in the order of arrival. A
+group is *ready* when it fills a batch already, or when one of the requests that would join has
+waited for others as long as it should: for `batch_timeout`, or for half of the time that it may
+wait at all. Of several ready groups the one with the oldest request goes first, so that none
+starves.
 
-A shell calls `take` whenever a worker or a slot is free, and not before: what arrives meanwhile
-makes the batch larger. If that gives nobody it waits until `wake_at`, or until a request arrives.
+The scheduler calls `take` whenever a worker or a slot is free, and not before: what arrives
+meanwhile makes the batch larger. If that gives no request the worker waits until `ready_at`, or
+until a request arrives.
 
-In continuous batching there is one group, no timeout, and `take` is asked for as many as there are
-free slots, before each step.
+In continuous batching there is one group, no timeout, and `take` is asked before each step for as
+many requests as there are free slots.
 
-Not safe for threads: a shell makes at most one call at a time. Groups are told apart by identity;
-nothing of the caller's is compared, hashed or called.
+Not safe for threads: the holder of the batcher's lock makes one call at a time. Groups are told
+apart by identity; nothing of the caller's is compared, hashed or called.
 """
 
 from __future__ import annotations
@@ -30,16 +32,17 @@ from typing_extensions import TypeVar
 from batchstream._core.errors import OverloadedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Hashable, Iterable
 
-_MANY: Final = 64  # entries, that need not be tidied up
+_TIDY_ABOVE: Final = 64
+"""How many stale entries, or keys, may stay before they are dropped."""
 
 
-class Ticket(Protocol):
-    """What a request looks like while it waits.
+class Waiting(Protocol):
+    """What the queue reads of a request.
 
     Attributes:
-        group: With whom it may share a batch; told by identity.
+        group: Stands for its key; told by identity.
         cost: What it takes of `max_batch_cost`.
         arrived: When it came.
         wait_until: Until when it may wait, if not for ever.
@@ -51,11 +54,11 @@ class Ticket(Protocol):
     wait_until: float | None
 
 
-TicketT = TypeVar("TicketT", bound=Ticket)
+RequestT = TypeVar("RequestT", bound=Waiting)
 
 
-class Admission(Generic[TicketT]):
-    """Decides, at times that the caller tells it, who joins a batch. Times are in seconds.
+class WaitingQueue(Generic[RequestT]):
+    """The requests that wait for a batch. Times are in seconds, and given by the caller.
 
     Args:
         max_batch_size: How many requests a batch has at most.
@@ -77,148 +80,205 @@ class Admission(Generic[TicketT]):
         self._max_batch_cost = max_batch_cost
         self._max_pending = max_pending
         # In the order of arrival. Not a dict, whose first key is the farther the more were deleted.
-        self._groups: dict[object, OrderedDict[TicketT, None]] = {}
-        self._expiries: list[tuple[float, int, TicketT]] = []
+        self._groups: dict[object, OrderedDict[RequestT, None]] = {}
+        self._expiries: list[tuple[float, int, RequestT]] = []
         self._number = count()
-        # Whoever waits is here; in its group it may be a moment earlier or later, if a signal's
+        # Every request that waits; it may be in its group a moment earlier or later, if a signal's
         # exception comes between.
-        self._all: set[TicketT] = set()
+        self._all: set[RequestT] = set()
 
-    @property
-    def waiting(self) -> int:
-        """How many requests wait."""
+    def __len__(self) -> int:
         return len(self._all)
+
+    def __contains__(self, request: object) -> bool:
+        return request in self._all
 
     @property
     def is_full(self) -> bool:
         """Whether as many requests wait as may, unless there is room for some of them."""
         return len(self._all) >= self._max_pending
 
-    def submit(self, ticket: TicketT, *, room: int = 0) -> None:
-        """Let a request wait. It has not arrived before any that came earlier.
+    def append(self, request: RequestT, *, room: int = 0) -> None:
+        """Add a request that has not arrived before any that came earlier.
 
         Args:
-            ticket: The request.
-            room: For how many there is room at once, who do not count as waiting.
+            request: The request.
+            room: How many requests could join at once, and do not count as waiting.
 
         Raises:
-            OverloadedError: As many as may wait do.
+            OverloadedError: As many requests wait as may.
             ValueError: It costs more than a batch may, and would wait for ever.
         """
-        if self._max_batch_cost is not None and ticket.cost > self._max_batch_cost:
+        if self._max_batch_cost is not None and request.cost > self._max_batch_cost:
             raise ValueError(
-                f"the request costs {ticket.cost!r}, more than a batch may cost: "
+                f"the request costs {request.cost!r}, more than a batch may cost: "
                 f"{self._max_batch_cost!r} (max_batch_cost)"
             )
-        if self.waiting >= self._max_pending + room:
+        waiting = len(self._all)
+        if waiting >= self._max_pending + room:
             raise OverloadedError(
-                f"{self.waiting} requests are waiting, as many as may (max_pending)",
-                pending=self.waiting,
+                f"{waiting} requests are waiting, as many as may (max_pending)",
+                pending=waiting,
                 max_pending=self._max_pending,
             )
-        self._all.add(ticket)
-        self._groups.setdefault(ticket.group, OrderedDict())[ticket] = None
-        if ticket.wait_until is not None:
-            heappush(self._expiries, (ticket.wait_until, next(self._number), ticket))
+        self._all.add(request)
+        self._groups.setdefault(request.group, OrderedDict())[request] = None
+        if request.wait_until is not None:
+            heappush(self._expiries, (request.wait_until, next(self._number), request))
 
-    def waits(self, ticket: TicketT) -> bool:
-        """Whether a request has neither joined a batch nor been taken out otherwise."""
-        return ticket in self._all
-
-    def has_waiting(self, group: object) -> bool:
+    def has_group(self, group: object) -> bool:
         """Whether requests of this group wait."""
         return group in self._groups
 
-    def withdraw(self, ticket: TicketT) -> bool:
-        """Take a request out, and tell whether it was still waiting."""
-        if not self.waits(ticket):
+    def remove(self, request: RequestT) -> bool:
+        """Take a request out; False if it was not waiting."""
+        if request not in self._all:
             return False
-        self._remove((ticket,))
+        self._remove((request,))
         return True
 
-    def expire(self, now: float) -> list[TicketT]:
-        """Take out those that have waited for as long as they may, the earliest first."""
-        expired: list[TicketT] = []
+    def expire(self, now: float) -> list[RequestT]:
+        """Take out the requests that have waited for as long as they may, the earliest first."""
+        expired: list[RequestT] = []
         while self._expiries and self._expiries[0][0] <= now:
-            ticket = heappop(self._expiries)[2]
-            if self.waits(ticket):
-                self._remove((ticket,))
-                expired.append(ticket)
+            request = heappop(self._expiries)[2]
+            if request in self._all:
+                self._remove((request,))
+                expired.append(request)
         return expired
 
-    def take(self, now: float, *, slots: int, spent: float = 0.0) -> list[TicketT]:
-        """Take out those that join a batch now; nobody, if it is better to wait, or nobody fits.
+    def take(self, now: float, *, slots: int, spent: float = 0.0) -> list[RequestT]:
+        """Take out the requests that join a batch now; none, if it is better to wait.
 
-        Nobody jumps the queue: where the oldest does not fit, those behind it wait with it.
+        No request overtakes another of its group: where the oldest does not fit, the requests
+        behind it wait with it.
 
         Args:
             now: What time it is.
             slots: How many there is room for.
-            spent: What those already in the batch cost.
+            spent: What the requests already in the batch cost.
         """
-        ready = [group for group in self._groups if self._ready_at(group, slots, spent) <= now]
+        groups = self._groups
+        if self._batch_timeout:
+            ready = [group for group in groups if self._ready_at(group, slots, spent) <= now]
+        else:
+            ready = list(groups)
         if not ready or slots < 1:
             return []
-        oldest = min(ready, key=self._arrival)
+        oldest = ready[0]
+        if len(ready) > 1:
+            oldest = min(ready, key=lambda group: next(iter(groups[group])).arrived)
         joining = self._fitting(oldest, slots, spent)
         self._remove(joining)
         return joining
 
-    def take_all(self) -> list[TicketT]:
-        """Take out everybody, the oldest first."""
-        tickets = sorted(self._all, key=lambda ticket: ticket.arrived)
-        self._remove(tickets)
-        return tickets
+    def take_all(self) -> list[RequestT]:
+        """Take out all requests, the oldest first."""
+        requests = sorted(self._all, key=lambda request: request.arrived)
+        self._remove(requests)
+        return requests
 
-    def wake_at(self) -> float | None:
-        """Return when `take` or `expire` will have somebody to give, if nobody else arrives.
+    def ready_at(self) -> float | None:
+        """Return when `take` or `expire` will give a request, if no other arrives.
 
-        A time that has passed if a batch is ready; None if nobody waits.
+        A time that has passed if a batch is ready; None if no request waits.
         """
-        times = [self._ready_at(group, self._max_batch_size, 0.0) for group in self._groups]
-        while self._expiries and not self.waits(self._expiries[0][2]):
+        earliest: float | None = None
+        for group, requests in self._groups.items():
+            if self._batch_timeout:
+                at = self._ready_at(group, self._max_batch_size, 0.0)
+            else:
+                at = next(iter(requests)).arrived
+            if earliest is None or at < earliest:
+                earliest = at
+        while self._expiries and self._expiries[0][2] not in self._all:
             heappop(self._expiries)
-        if self._expiries:
-            times.append(self._expiries[0][0])
-        return min(times, default=None)
-
-    def _arrival(self, group: object) -> float:
-        return next(iter(self._groups[group])).arrived
+        if self._expiries and (earliest is None or self._expiries[0][0] < earliest):
+            earliest = self._expiries[0][0]
+        return earliest
 
     def _ready_at(self, group: object, slots: int, spent: float) -> float:
-        """Return when nobody needs to wait for others any more: at once if a batch is full."""
-        arrived = self._arrival(group)
-        if not self._batch_timeout:
-            return arrived
+        """Return when no request of a group waits for others any more: at once if it is full."""
         fitting = self._fitting(group, slots, spent)
         if len(fitting) == slots or len(fitting) < len(self._groups[group]):
-            return arrived
-        return min(map(self._patient_until, fitting))
+            return next(iter(self._groups[group])).arrived
+        return min(map(self._waits_for_others_until, fitting))
 
-    def _patient_until(self, ticket: TicketT) -> float:
-        until = ticket.arrived + self._batch_timeout
-        if ticket.wait_until is not None:
-            until = min(until, (ticket.arrived + ticket.wait_until) / 2)
+    def _waits_for_others_until(self, request: RequestT) -> float:
+        until = request.arrived + self._batch_timeout
+        if request.wait_until is not None:
+            until = min(until, (request.arrived + request.wait_until) / 2)
         return until
 
-    def _fitting(self, group: object, slots: int, spent: float) -> list[TicketT]:
+    def _fitting(self, group: object, slots: int, spent: float) -> list[RequestT]:
         first = list(islice(self._groups[group], slots))
         if self._max_batch_cost is not None:
-            for position, ticket in enumerate(first):
-                spent += ticket.cost
+            for position, request in enumerate(first):
+                spent += request.cost
                 if spent > self._max_batch_cost:
                     return first[:position]
         return first
 
-    def _remove(self, tickets: Iterable[TicketT]) -> None:
-        for ticket in tickets:
-            self._all.discard(ticket)
-            group = self._groups.get(ticket.group)
+    def _remove(self, requests: Iterable[RequestT]) -> None:
+        for request in requests:
+            self._all.discard(request)
+            group = self._groups.get(request.group)
             if group is not None:
-                group.pop(ticket, None)
+                group.pop(request, None)
                 if not group:
-                    del self._groups[ticket.group]
-        # What has joined may take long, and its entry would be kept until it had expired.
-        if len(self._expiries) > 2 * self.waiting + _MANY:
-            self._expiries = [entry for entry in self._expiries if self.waits(entry[2])]
+                    del self._groups[request.group]
+        # A request that has joined may take long, and its entry would stay until it had expired.
+        if len(self._expiries) > 2 * len(self._all) + _TIDY_ABOVE:
+            self._expiries = [entry for entry in self._expiries if entry[2] in self._all]
             heapify(self._expiries)
+
+
+class KeyInterner:
+    """Turns equal keys into one object for as long as requests with that key wait.
+
+    Keys are the user's: to hash and compare them is the user's code, which must not run under a
+    lock. So `intern` is called without one, and what it returned is checked with it, by
+    `is_current`.
+
+    There are two generations. A key that is interned is in the younger one; when that has grown it
+    becomes the older one, and that is dropped once none of its requests waits any more.
+    """
+
+    def __init__(self) -> None:
+        self._generations: tuple[dict[Hashable, object], dict[Hashable, object]] = {}, {}
+
+    def intern(self, key: Hashable) -> tuple[object, object]:
+        """Return the object for a key, and what to ask `is_current` with.
+
+        Raises:
+            TypeError: The key cannot be hashed.
+            Exception: What hashing or comparing it raises.
+        """
+        generations = young, old = self._generations
+        try:
+            group = young.get(key)
+        except TypeError as error:
+            raise TypeError(f"key returns {key!r}, which cannot be hashed: {error}") from error
+        if group is None:
+            # Setting a default is atomic, so that of two threads both get the same.
+            group = young.setdefault(key, old.get(key) or object())
+        return group, generations
+
+    def is_current(self, generations: object) -> bool:
+        """Whether the object that was returned with these may be used; with the lock."""
+        return generations is self._generations
+
+    def tidy(self, has_group: Callable[[object], bool]) -> object:
+        """Drop keys of which no request waits, if there are many; with the lock.
+
+        Args:
+            has_group: Returns whether requests of a group wait.
+
+        Returns:
+            What the caller frees without the lock: to free a key may run the user's code.
+        """
+        young, old = self._generations
+        if len(young) <= _TIDY_ABOVE or any(map(has_group, old.values())):
+            return None
+        self._generations = {}, young
+        return old

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypeVar
 
 from batchstream._batching.dispatcher import Dispatcher
-from batchstream._batching.runs import BatchRun
-from batchstream._batching.workers import AnyWorker
 from batchstream._core.errors import report_unraisable
 from batchstream._pumps.process import running
 from batchstream._pumps.thread import ThreadPump
@@ -22,140 +20,132 @@ from batchstream._pumps.worker_thread import WorkerThread
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from batchstream._batching.options import Terms
+    from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request
-    from batchstream._pumps.source import SyncSource
+    from batchstream._batching.request_batch import RequestBatch
+    from batchstream._batching.scheduler import Worker
+    from batchstream._core.demultiplexer import Demultiplexer
+    from batchstream._handoff.buffer import Buffer
+    from batchstream._pumps.source import StepSource
 
 T = TypeVar("T")
-
-
-class AnyThreadRun(BatchRun[T], ThreadPump[T]):
-    """What runs a batch in a worker's thread."""
-
-
-class ThreadRun(AnyThreadRun[T]):
-    """One batch while it runs in a worker's thread."""
-
-    def __init__(
-        self,
-        dispatcher: Dispatcher[T],
-        source: SyncSource,
-        requests: list[Request[T]],
-        thread: WorkerThread,
-    ) -> None:
-        terms = dispatcher.terms
-        super().__init__(
-            source,
-            terms.core([request.max_outputs for request in requests]),
-            max_buffered=terms.max_buffered,
-            on_overflow=terms.on_overflow,
-            worker=thread,
-            places=dispatcher.places,
-            buffers=requests,
-        )
-        self._serve(dispatcher, requests)
 
 
 class ThreadDispatcher(Dispatcher[T]):
     """A dispatcher with threads of its own, started when they are needed first.
 
     Args:
-        terms: What the batcher was made with.
-        open_run: Given the dispatcher, the requests of a batch and the thread, makes what runs it.
+        options: What the batcher was made with.
+        open_batch: Makes the pump and the hooks of a batch: called with this dispatcher, the
+            requests of the batch and the worker's thread.
     """
+
+    _reuses_workers = True
 
     def __init__(
         self,
-        terms: Terms[Any, T],
-        open_run: Callable[[Any, list[Request[T]], WorkerThread], AnyThreadRun[T]],
+        options: BatcherOptions[Any, T],
+        open_batch: Callable[
+            [ThreadDispatcher[T], list[Request[T]], WorkerThread],
+            tuple[ThreadPump[T], RequestBatch[T]],
+        ],
     ) -> None:
-        super().__init__(terms)
-        self._open_run = open_run
+        super().__init__(options)
+        self._open_batch = open_batch
         self._threads: list[WorkerThread] = []
-        # A thread that has nothing to do knows nobody, so that a dropped dispatcher is freed.
+        # An idle thread refers to no dispatcher, so that a dropped dispatcher is freed.
         weakref.finalize(self, _end_all, self._threads).atexit = False
 
-    def _new_worker(self) -> _ThreadWorker:
-        return _ThreadWorker()
+    def pump(
+        self,
+        source: StepSource,
+        core: Demultiplexer[T],
+        *,
+        thread: WorkerThread,
+        hooks: RequestBatch[T],
+        buffers: Sequence[Buffer[T]],
+    ) -> ThreadPump[T]:
+        """Make the pump of a batch."""
+        return ThreadPump(
+            source,
+            core,
+            max_buffered=self.options.max_buffered,
+            on_overflow=self.options.on_overflow,
+            thread=thread,
+            hooks=hooks,
+            parking=self.parking,
+            buffers=buffers,
+        )
 
-    def _start(self, worker: _ThreadWorker) -> None:
+    def _start(self, worker: Worker) -> None:
         running.add(self)
-        thread = worker.thread
+        thread: WorkerThread | None = worker.place
         try:
             if thread is None:
                 thread = WorkerThread()
                 self._threads.append(thread)
-                worker.thread = thread
+                worker.place = thread
             thread.do(partial(self._work, worker))
-        except BaseException:  # a signal's exception, perhaps, and nobody may know the thread yet
-            if thread is not None and worker.thread is None:
+        except BaseException:  # a signal's exception, perhaps: the thread may be known only here
+            if thread is not None and worker.place is None:
                 thread.end()
             raise
 
-    def _is_waited_for(self) -> bool:
+    def _runs_here(self) -> bool:
         return any(thread.is_current for thread in self._threads)
 
-    def _ring(self, waiter: Any) -> None:
+    def _resume(self, waiter: Any) -> None:
         waiter.release()
 
-    # ---- a worker's thread
+    # ---- in a worker's thread
 
-    def _work(self, worker: _ThreadWorker) -> None:
+    def _work(self, worker: Worker) -> None:
         try:
             while True:
                 waiter = Lock()
                 waiter.acquire()
-                found = self.look(worker, waiter)
-                if found is None:
+                decision = self.next_batch(worker, waiter)
+                if decision is None:
                     return
-                if isinstance(found, float):
-                    waiter.acquire(True, min(found, threading.TIMEOUT_MAX))  # noqa: FBT003
+                if decision.requests:
+                    self._run_batch(decision.requests, worker.place)
+                elif decision.wait is None:
+                    return
                 else:
-                    assert worker.thread is not None  # noqa: S101 - this one
-                    self._run(found, worker.thread)
-                del found
+                    waiter.acquire(True, min(decision.wait, threading.TIMEOUT_MAX))  # noqa: FBT003
+                del decision  # it may hold much, and the next one may be long in coming
         except BaseException as error:  # noqa: BLE001 - of ours, out of memory perhaps
             report_unraisable(error)
-            self._leave(worker)
+            self._rest(worker)
 
-    def _run(self, requests: list[Request[T]], thread: WorkerThread) -> None:
+    def _run_batch(self, requests: list[Request[T]], thread: WorkerThread) -> None:
         try:
-            run = self._open_run(self, requests, thread)
-            self.add(run)
-        except BaseException as error:  # noqa: BLE001 - told to all requests; nobody else is here
+            pump, batch = self._open_batch(self, requests, thread)
+            self.add_batch(batch)
+        except BaseException as error:  # noqa: BLE001 - fails the requests: the thread has no caller
             self.fail_all(requests, error)
             return
         try:
-            run.run()
+            pump.run()
         finally:
-            self.remove(run)
+            self.end_batch(batch)
 
     # ---- the end
 
-    def _look_whether_ended(self) -> None:
-        if not self._workers.at_work:
+    def _check_ended(self) -> None:
+        if not self._scheduler.at_work:
             running.discard(self)
-            if self._workers.at_work:  # since
+            if self._scheduler.at_work:  # since
                 running.add(self)
         if self.ended:
             _end_all(self._threads)
-        super()._look_whether_ended()
+        super()._check_ended()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the threads have ended, of a dispatcher that was closed."""
         until = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
             thread.join(None if until is None else max(until - time.monotonic(), 0.0))
-
-
-class _ThreadWorker(AnyWorker):
-    """One that works in a thread.
-
-    Attributes:
-        thread: Where, once it has begun.
-    """
-
-    thread: WorkerThread | None = None
 
 
 def _end_all(threads: Sequence[WorkerThread]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from batchstream._core.records import BatcherStatistics, FinishReason
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from batchstream._batching.request import Request
 
 
-class Tally:
+class StepTotals(NamedTuple):
     """What batches have done, in numbers.
 
     Attributes:
@@ -23,39 +23,26 @@ class Tally:
         dropped: Outputs for slots that had finished.
     """
 
-    __slots__ = ("dropped", "live_slots", "outputs", "steps")
-
-    def __init__(
-        self, steps: int = 0, live_slots: int = 0, outputs: int = 0, dropped: int = 0
-    ) -> None:
-        self.steps = steps
-        self.live_slots = live_slots
-        self.outputs = outputs
-        self.dropped = dropped
-
-    def add(self, other: Tally) -> None:
-        """Count it in."""
-        self.steps += other.steps
-        self.live_slots += other.live_slots
-        self.outputs += other.outputs
-        self.dropped += other.dropped
+    steps: int = 0
+    live_slots: int = 0
+    outputs: int = 0
+    dropped: int = 0
 
 
-class Ledger:
-    """What is counted of requests and batches; for the holder of the batcher's lock.
+class Totals:
+    """What is counted of requests and batches; changed and read under the batcher's lock.
 
     Attributes:
         open: Requests that were accepted, and have not been counted as finished.
-        refused: Requests that were not, for want of room.
-        finished: Requests that have ended, by reason.
-        past: What batches have done that have ended.
+        refused: How many requests were refused, for want of room.
+        finished: How many requests have finished, by reason.
     """
 
     def __init__(self) -> None:
         self.open: set[Request[Any]] = set()
         self.refused = 0
         self.finished: Counter[FinishReason] = Counter()
-        self.past = Tally()
+        self._past = StepTotals()  # of batches that have ended
         self._batch_sizes: Counter[int] = Counter()
         self._waited = 0.0
         self._longest_wait = 0.0
@@ -66,7 +53,7 @@ class Ledger:
         return len(self.open) + self.finished.total()
 
     def finish(self, request: Request[Any]) -> bool:
-        """Count a request that has ended, and tell whether it was not counted before."""
+        """Count a request that has ended; False if it was counted before, or never accepted."""
         if request not in self.open:
             return False
         self.open.discard(request)
@@ -74,17 +61,20 @@ class Ledger:
         return True
 
     def join(self, waited: Sequence[float]) -> None:
-        """Take note of requests that joined a batch together, after so many seconds each."""
-        if waited:
-            self._batch_sizes[len(waited)] += 1
-            self._waited += sum(waited)
-            self._longest_wait = max(self._longest_wait, *waited)
+        """Count requests that joined a batch together, after so many seconds each."""
+        self._batch_sizes[len(waited)] += 1
+        self._waited += sum(waited)
+        self._longest_wait = max(self._longest_wait, *waited)
+
+    def end_batch(self, steps: StepTotals) -> None:
+        """Count what a batch has done that has ended."""
+        self._past = _sum([self._past, steps])
 
     def statistics(
         self,
         *,
-        running: Sequence[Tally],
-        told: Collection[Request[Any]],
+        running: Sequence[StepTotals],
+        ended: Collection[Request[Any]],
         waiting: int,
         buffered: int,
         max_batch_size: int,
@@ -93,16 +83,14 @@ class Ledger:
 
         Args:
             running: What the batches have done that run.
-            told: Requests that have ended and are not counted as such yet.
+            ended: Requests that have ended and are not counted as such yet.
             waiting: How many requests wait.
-            buffered: How many outputs do, in live streams.
+            buffered: How many outputs wait in live streams.
             max_batch_size: How many slots each step had.
         """
-        newly = [request for request in told if request in self.open]
+        newly = [request for request in ended if request in self.open]
         finished = self.finished + Counter(request.ends[0].reason for request in newly)
-        total = Tally()
-        for tally in [self.past, *running]:
-            total.add(tally)
+        total = _sum([self._past, *running])
         capacity = total.steps * max_batch_size
         return BatcherStatistics(
             batches=self._batch_sizes.total(),
@@ -120,3 +108,7 @@ class Ledger:
             waited=self._waited,
             longest_wait=self._longest_wait,
         )
+
+
+def _sum(totals: Sequence[StepTotals]) -> StepTotals:
+    return StepTotals(*map(sum, zip(*totals, strict=True)))

@@ -56,6 +56,16 @@ def check_max_outputs(max_outputs: object, size: int) -> list[int]:
     ]
 
 
+def check_limit(max_outputs: object) -> int | None:
+    """Return the limit of one slot, None where it has none."""
+    return None if max_outputs is None else check_count("max_outputs", max_outputs, at_least=1)
+
+
+def least_size(max_outputs: object) -> int:
+    """Return how many slots a batch of unknown size has at least, by its limits."""
+    return len(max_outputs) if isinstance(max_outputs, Sequence) else 0
+
+
 def check_count(name: str, value: object, *, at_least: int) -> int:
     """Return a whole number that an argument has to be."""
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):

@@ -14,8 +14,8 @@ say whether an output that stands there now was appended before or after.
 No lock is needed for any of it. `deque.append`, `list.append` and a step of a C iterator are each
 atomic, and every pair of threads touches each of these from one side only.
 
-A pump knows its buffers, a stream its buffer and the pump, and nobody knows a stream: so what is
-dropped is freed at once, without waiting for the cycle collector.
+A pump refers to its buffers, a stream to its buffer and the pump, and no object refers to a stream:
+so a stream that is dropped is freed at once, without waiting for the cycle collector.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import sys
 from collections import deque
 from itertools import compress, repeat
 from operator import length_hint
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias
 
 from typing_extensions import TypeVar
 
@@ -38,13 +38,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SEGMENT_LENGTH: Final = 128
-"""How many steps a segment is written for; its outputs may be kept a while after their receipt."""
+"""How many steps a segment is written for; its outputs may be kept a while after they were read."""
 
 GATE: Final = sys.maxsize
 """What a gate counts down from."""
-
-View: TypeAlias = Literal["by slot", "by time"]
-"""How a batch is read: stream by stream, or step by step."""
 
 NOWHERE: Final[deque[object]] = deque(maxlen=0)
 """`nowhere += iterator` runs an iterator through without a call."""
@@ -56,12 +53,24 @@ Segment: TypeAlias = "tuple[list[T], repeat[bool]]"
 _NOTHING: Final[Iterator[Any]] = iter(())
 
 
-def _segment(outputs: list[T]) -> Segment[T]:
-    return outputs, repeat(True, GATE)  # noqa: FBT003
-
-
 class Buffer(Generic[T]):
-    """The outputs of one slot that wait to be received, and the slot's end."""
+    """The outputs of one slot that wait to be received, and the slot's end.
+
+    Attributes:
+        slot: The slot.
+        tail: The list that the pump appends to, until it begins a new segment.
+        segments: All segments that may hold something to receive, the oldest first.
+        reader: The iterator that the stream reads at the moment.
+        ends: The slot's end is the first entry: appending is atomic, so of two ends one wins.
+        cancelled: Whether nothing more can be received, whatever is buffered.
+        refusal: Why the buffer cannot be read at all, where its batch is read by the other view.
+        on_room: While a pump waits for room here: an iterator that resumes the pump by being run
+            through. In C, so that no signal's exception comes between.
+        room_requests: How many times a pump began to wait for room here.
+        room_answers: How many of these the consumer has answered by receiving an output.
+        consumer: The thread that is in the reader. Setting a default is atomic. A thread that finds
+            itself was interrupted on its way out, or is the source, which the pump refuses.
+    """
 
     __slots__ = (
         "_inner",
@@ -69,65 +78,60 @@ class Buffer(Generic[T]):
         "cancelled",
         "consumer",
         "ends",
+        "on_room",
         "reader",
+        "refusal",
+        "room_answers",
+        "room_requests",
         "segments",
         "slot",
         "tail",
-        "telling",
-        "told",
-        "watches",
     )
 
     def __init__(self, slot: int, name: str | None = None) -> None:
         self.slot = slot
         self._name = name
-        # The list to append to; the pump's alone, until it turns over.
         self.tail: list[T] = []
         # A list and no deque: it mostly has one entry, and an empty deque takes half a kilobyte.
-        self.segments: list[Segment[T]] = [_segment(self.tail)]
-        # What the stream is reading now, and the list iterator inside it.
+        self.segments: list[Segment[T]] = [(self.tail, repeat(True, GATE))]  # noqa: FBT003
         self.reader: Iterator[T] = _NOTHING
-        self._inner: Iterator[T] = _NOTHING
-        # The first entry counts: appending is atomic, so that of two ends one wins for everybody.
+        self._inner: Iterator[T] = _NOTHING  # the list iterator inside the reader
         self.ends: list[StreamEnd] = []
         self.cancelled = False
-        # While a pump waits for room here: what tells it, by being run through, that an output was
-        # received. In C, so that no signal's exception comes between.
-        self.telling: Iterator[object] | None = None
-        # How many times a pump began to wait here, and how many of them the consumer has answered.
-        self.watches = 0
-        self.told = 0
-        # The thread that is in the inlet. Setting a default is atomic; a thread that finds itself
-        # was interrupted on its way out, or is the source, which the pump refuses.
+        self.refusal: str | None = None
+        self.on_room: Iterator[object] | None = None
+        self.room_requests = 0
+        self.room_answers = 0
         self.consumer: dict[str, int] = {}
 
-    # ---- the pump's side, while the slot is live
+    # ---- from the pump, while the slot is live
 
     def turn_over(self) -> None:
         """Begin a new segment if there is anything in the last one."""
         if self.tail:
             self.tail = []
-            self.segments.append(_segment(self.tail))
+            self.segments.append((self.tail, repeat(True, GATE)))  # noqa: FBT003
 
     def discard(self) -> None:
         """Free what is buffered."""
         self.tail = []
         # At once, and a new one: a consumer on its way out keeps what it is looking at.
-        self.segments = [_segment(self.tail)]
+        self.segments = [(self.tail, repeat(True, GATE))]  # noqa: FBT003
 
     def refuse_after_fork(self) -> None:
-        """Let the consumer in a forked child, who is the only one there, come to the pump."""
+        """Send the consumer in a forked child, the only one there, to the pump, which refuses."""
         self.consumer = {}
         if not self.ends:
             self.stop_reader()
             self.discard()
 
-    # ---- the consumer's side
+    # ---- from the consumer
 
     def first_unread(self) -> Segment[T]:
         """Return the first segment with something to receive or to come, and drop those before."""
         segments = self.segments
-        # The order matters: once there is a next segment, nothing is added to this one.
+        # Length first, in this order: once there is a next segment, the pump adds nothing to this
+        # one, so that what was counted as read to its end stays so.
         while len(segments) > 1:
             outputs, gate = segments[0]
             if len(outputs) + length_hint(gate) > GATE:
@@ -143,16 +147,20 @@ class Buffer(Generic[T]):
         if received:
             self._inner.__setstate__(received)  # type: ignore[attr-defined]
         self.reader = compress(self._inner, gate)
-        if self.cancelled or self.watches != self.told:  # by a thread that missed this reader
+        if self.cancelled or self.room_requests != self.room_answers:
+            # Asked behind the assignment: the thread that asks for this may miss the reader.
             self.stop_reader()
         return self.reader
 
     def conclude(self) -> None:
-        """Let go of what is held, when all was received.
+        """Free what is held, when all was received.
 
         Raises:
+            RuntimeError: The batch is read by the other view.
             Exception: The consumer's own copy of the error that ended the stream, once.
         """
+        if self.refusal is not None:
+            raise RuntimeError(self.refusal)
         error = self.ends[0].error
         if error is not None and not self.cancelled:
             self.cancelled = True  # of the error, and of what a pump may still add
@@ -160,7 +168,13 @@ class Buffer(Generic[T]):
         self.discard()
 
     def take_all(self) -> list[T]:
-        """Take all that is buffered, in one go."""
+        """Take all that is buffered, in one go.
+
+        Raises:
+            RuntimeError: The batch is read by the other view.
+        """
+        if self.refusal is not None:
+            raise RuntimeError(self.refusal)
         taken = list(self.reader)
         while not self.cancelled:
             outputs, gate = self.first_unread()
@@ -169,10 +183,10 @@ class Buffer(Generic[T]):
                 break
             taken.extend(compress(outputs[received:], gate))
         if taken:
-            self.tell()
+            self.made_room()
         return taken
 
-    # ---- anybody's
+    # ---- from any thread
 
     @property
     def name(self) -> str:
@@ -181,7 +195,7 @@ class Buffer(Generic[T]):
 
     @property
     def end(self) -> StreamEnd | None:
-        """The slot's end; whoever sees it can see its last output as well."""
+        """The slot's end; its last output was added before."""
         return self.ends[0] if self.ends else None
 
     def finish(self, end: StreamEnd) -> None:
@@ -200,22 +214,27 @@ class Buffer(Generic[T]):
         self.stop_reader()
         self.discard()
 
-    def watch(self, telling: Iterator[object]) -> None:
-        """Let the consumer take one output by itself, and tell the pump of it."""
-        self.telling = telling
-        self.watches += 1
+    def ask_room(self, on_room: Iterator[object]) -> None:
+        """Make the consumer take its next output by itself, and then resume the pump."""
+        self.on_room = on_room
+        self.room_requests += 1
         self.stop_reader()
 
-    def tell(self) -> None:
-        """Tell a pump that waits for room here that an output was received."""
-        watches = self.watches
-        if (telling := self.telling) is not None:
-            deque(telling, maxlen=0)
-        self.told = watches
+    def made_room(self) -> None:
+        """Resume a pump that waits for room here: an output was received."""
+        requests = self.room_requests  # before: a request that comes meanwhile is not answered
+        if (on_room := self.on_room) is not None:
+            deque(on_room, maxlen=0)
+        self.room_answers = requests
 
     def stop_reader(self) -> None:
-        """Let what the stream is reading now be over."""
+        """End the iterator that the stream reads now, so that its consumer asks the buffer anew."""
         deque(self._inner, maxlen=0)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to receive, or the end."""
+        return bool(self.ends or self.buffered)
 
     @property
     def buffered(self) -> int:

@@ -1,7 +1,4 @@
-"""What a stream asks of whoever fills its buffer: the pump of its batch, or a batcher.
-
-Either is given back the buffers that it made itself, of whatever class.
-"""
+"""What a stream asks of the pump or the batcher that fills its buffer."""
 
 from __future__ import annotations
 
@@ -9,57 +6,55 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from batchstream._eventloops.base import EventLoop
-    from batchstream._handoff.buffer import View
-    from batchstream._handoff.parking import Place
+    from batchstream._handoff.parking import Lot
 
 
-class Feed(Protocol):
-    """What a stream asks for, however its consumer waits."""
+class Upstream(Protocol):
+    """What fills the buffers of streams: a pump, or a batcher.
 
-    def check_view(self, view: View) -> None:
-        """Raise if the batch is read by the other view."""
+    A stream hands the buffer back that it was made with, of whatever class it is.
+    """
 
     def cancel(self, buffer: Any) -> None:
-        """Give one stream up."""
+        """Cancel one stream; from any thread, and without waiting."""
 
 
-class SyncFeed(Feed, Protocol):
+class SyncUpstream(Upstream, Protocol):
     """What a stream asks for whose consumer is a thread.
 
     Attributes:
-        moves: How many steps were handed out; for `pull` to tell whether one was missed.
+        version: How many steps were handed out, where a consumer pulls them itself; it tells `wait`
+            whether a step was handed out since the buffer was found empty.
+        times_out: Whether a receive can have a timeout.
     """
 
-    moves: int
+    version: int
+    times_out: bool
 
-    def pull(self, buffer: Any, moves: int, deadline: float | None) -> None:
-        """Return when the buffer may hold something that it did not when `moves` was read.
+    def wait(self, buffer: Any, version: int, deadline: float | None) -> None:
+        """Return when the buffer may hold something that it did not when `version` was read.
 
         Raises:
             TimeoutError: The deadline, a time on the monotonic clock, came first.
         """
 
-    def check_timeouts(self) -> None:
-        """Raise if a receive cannot have one."""
 
-
-class AsyncFeed(Feed, Protocol):
+class AsyncUpstream(Upstream, Protocol):
     """What a stream asks for whose consumer is in an event loop."""
 
-    def read_by(self, view: View) -> None:
-        """Settle which view is read, or raise if it is the other."""
+    def attach(self, buffer: Any, loop: EventLoop) -> Lot:
+        """Begin to fill buffers, and return the lot in which the consumers of a loop wait.
 
-    def begin(self, loop: EventLoop) -> None:
-        """Begin to fill buffers, if nobody has; raise where waiting would be for ever."""
+        Raises:
+            RuntimeError: To wait here would be for ever, or the batch is read by the other view.
+            ClosedError: This is a fork of the process in which the buffers are filled.
+        """
 
-    def place_in(self, loop: EventLoop) -> Place:
-        """Return where the consumers of a loop wait."""
+    def poll_after(self, buffer: Any, loop: EventLoop) -> float | None:
+        """Return after how many seconds a consumer that waits in this loop polls, if ever."""
 
-    def patience(self, buffer: Any, loop: EventLoop) -> float | None:
-        """Return after how many seconds whoever waits in this loop is to `look_after`, if ever."""
+    def poll(self, buffer: Any) -> None:
+        """Bring about an end that no other code may bring about."""
 
-    def look_after(self, buffer: Any) -> None:
-        """Bring an end about that nobody else may tell of."""
-
-    async def wait_if_idle(self, loop: EventLoop) -> None:
+    async def wait_closed(self, loop: EventLoop) -> None:
         """Wait until the source is closed, if no stream is live any more."""

@@ -1,60 +1,87 @@
-"""What the pumps that run by themselves share: ahead of their consumers, who wait to be woken.
+"""What the pumps share that run by themselves, ahead of their consumers: in a thread or in a task.
 
 Theory of operation
 -------------------
 
-How consumers wait, and are woken, is told in `_places`. The pump waits the same way. It pauses
-where live streams have no room. It leaves a row of tokens, as many as there are full buffers, the
-last of which is its own waiter; lets each of these buffers be *watched*; looks once more, and
-waits. The consumer of a watched buffer takes one output by itself and then a token; so whoever is
-last resumes the pump. A cancel takes all tokens.
+Two questions are independent of each other. *What moves the pump* is answered by the subclasses: a
+thread (`thread.py`) or a task (`task.py`). *What happens between two steps* is answered by `Hooks`:
+nothing in a batch that a user opened; deadlines, counting and refilling in a batch of requests.
 
-The pump begins with the first receive, or when a batcher lets it run, and ends with the last live
-stream. Whoever has taken `_begun` either starts it or closes a source that was never started.
+How consumers wait and are woken is told in `_handoff/parking.py`; how the pump waits where live
+streams have no room, in `room.py`. Its life is the table in `life.py`: the first receive, or the
+worker of a batcher, starts it, and it drains with the last live stream.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections import deque
-from itertools import islice, repeat
-from operator import length_hint
-from threading import Lock
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from typing_extensions import TypeVar
 
-from batchstream._core.arguments import OnOverflow
-from batchstream._core.errors import SlowConsumerError, SourceError, report_unraisable
-from batchstream._core.records import Delivery, FinishReason, StreamEnd
-from batchstream._handoff.buffer import SEGMENT_LENGTH, Buffer
-from batchstream._handoff.parking import Place, Places
-from batchstream._pumps.pump import Pump
+from batchstream._core.errors import SourceError, report_unraisable
+from batchstream._handoff.event import Event
+from batchstream._handoff.parking import ParkingLot
+from batchstream._pumps.fanout import Fanout
+from batchstream._pumps.life import Life
+from batchstream._pumps.process import forkable, forked_batch_error
+from batchstream._pumps.room import Room
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
+    from batchstream._core.arguments import OnOverflow
     from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._eventloops.base import EventLoop
+    from batchstream._handoff.buffer import Buffer
+    from batchstream._handoff.parking import Lot
 
 T = TypeVar("T")
 
 
-class RunningPump(Pump[T]):
+class Hooks(Protocol):
+    """What happens between two steps of a batch; called by the code that moves the pump."""
+
+    def before_step(self) -> None:
+        """Fail streams whose deadline has passed; called before cancels are applied."""
+
+    def refill(self) -> bool:
+        """Let others join, behind the cancels, and return whether a slot is live."""
+
+    def after_step(self, live: tuple[int, ...]) -> None:
+        """Count a step that was made for these slots."""
+
+    def pause_limit(self) -> float | None:
+        """Return for how many seconds the pump may wait for room, if not for ever."""
+
+    def failed(self) -> None:
+        """Discard what an error of the source has left unusable."""
+
+    def drained(self) -> None:
+        """End what no step will follow for; called before the streams are ended."""
+
+
+class BackgroundPump(ABC, Generic[T]):
     """A pump that runs by itself.
 
     Args:
-        core: Tells what a step gives to whom.
+        core: Decides what a step gives to which slot.
         max_buffered: How many outputs a live stream may hold.
         on_overflow: Whether the pump waits for one that holds so many, or ends it.
-        places: Where its consumers wait, if not in places of its own.
-        buffers: One for each slot, where they were made before.
+        hooks: What happens between two steps, if anything.
+        parking: Where its consumers wait, if not in a lot of its own.
+        buffers: One for each slot, where they exist already.
 
     Attributes:
-        steps: The deliveries, where the batch is read by time.
-        ended: Whether the pump has ended and the source is closed.
-        awaiting_end: What those wait for who wait for that, and other keys to wake then.
+        fanout: The core and the buffers.
+        closed: Set when the pump has drained and the source is closed.
+        forked: Whether this is a copy in a forked child, of no use there.
+        version: Constant: consumers do not make the steps.
+        times_out: Whether a receive can have a timeout.
     """
+
+    version = 0
+    times_out = True
 
     def __init__(
         self,
@@ -62,97 +89,140 @@ class RunningPump(Pump[T]):
         *,
         max_buffered: int,
         on_overflow: OnOverflow,
-        places: Places | None = None,
+        hooks: Hooks | None = None,
+        parking: ParkingLot | None = None,
         buffers: Iterable[Buffer[T]] | None = None,
     ) -> None:
-        super().__init__(core, max_buffered=max_buffered, buffers=buffers)
-        self._cancels_slow = on_overflow == "cancel"
-        # One that is ended for being slow may exceed its bound by the step that shows it.
-        self._limit = max_buffered + self._cancels_slow
-        self._begun = Lock()
-        self._closing = False
-        self._over = False
+        self.fanout: Fanout[T] = Fanout(core, buffers=buffers)
+        self.forked = False
+        self._parking = ParkingLot() if parking is None else parking
+        self.closed = Event(self._parking)
+        self._hooks = hooks
+        self._room = Room(max_buffered, on_overflow)
+        self._life = Life()
+        self._closing = False  # whether a caller of close waits, and gets what the source raises
         self._close_error: BaseException | None = None
-        self._untold: BaseException | None = None
-        self.ended = False
-        self.steps: Buffer[Delivery[T]] = Buffer(core.size, "the batch")
-        self._places = Places() if places is None else places
-        self.awaiting_end: list[object] = [self.steps]
-        self._tokens: Iterator[Any] = iter(())
+        self._unheard_error: BaseException | None = None
+        forkable.add(self)
 
     # ---- from any thread, never waiting
 
-    def cancel(self, buffer: Buffer[T]) -> None:
-        """Give one stream up."""
+    def cancel(self, buffer: Buffer[Any]) -> None:
+        """Cancel one stream."""
         if self.forked or buffer.cancelled:
             return
-        self._note_cancel(buffer)
-        if self._over:  # nobody will apply it
+        self.fanout.cancel(buffer)
+        if self._life.state in ("drained", "closed"):  # no step follows that would apply it
             buffer.discard()
         self._wake((buffer,))
         self._after_departure()
 
-    def break_off(self, buffer: Buffer[T], error: BaseException) -> None:
-        """Let one stream fail, after what is buffered, unless it has ended."""
+    def fail_stream(self, buffer: Buffer[Any], error: BaseException) -> None:
+        """Fail one stream, behind what is buffered, unless it has ended."""
         if not buffer.ends:
-            self._fail_stream(buffer, error)
-            self.note_departure(buffer)
+            self.fanout.fail_stream(buffer, error)
+            self.depart(buffer)
             self._wake((buffer,))
 
-    def note_departure(self, buffer: Buffer[T]) -> None:
-        """Take note that one stream has ended, by whomever."""
-        self._note_departure(buffer)
+    def depart(self, buffer: Buffer[Any]) -> None:
+        """Queue a stream for the core that has ended otherwise than by a step."""
+        self.fanout.depart(buffer)
         self._after_departure()
-
-    # Resumes the pump, given its waiter.
-    _unpark: Callable[[Any], object]
-
-    @abstractmethod
-    def begin(self, loop: EventLoop | None) -> None:
-        """Let the pump begin, if it has not; from within the loop of the first consumer, if any.
-
-        Where it cannot, the streams fail with the reason.
-
-        Raises:
-            RuntimeError: The source waits for a step of its own.
-            ClosedError: This is a fork of the process that opened the batch.
-        """
-
-    def _refuse_to_wait_for_itself(self) -> None:
-        if self.forked:
-            raise self._forked_error()
-        if self._runs_here:
-            raise RuntimeError("the source of this batch waits for a step of its own")
-
-    @abstractmethod
-    def _interrupt(self) -> None:
-        """Let a pump that nobody needs any more end as soon as it can."""
-
-    @abstractmethod
-    def _end_unbegun(self) -> None:
-        """Close a source that was never asked for a step; with `_begun` taken."""
-
-    def _after_departure(self) -> None:
-        self._resume_pump()
-        if not self._endless:
-            if self._begun.acquire(False):  # noqa: FBT003 - by keyword it takes four times as long
-                self._end_unbegun()
-            else:
-                self._interrupt()
-
-    def _resume_pump(self) -> None:
-        deque(self._resuming(self._tokens), maxlen=0)
 
     def request_close(self) -> None:
         """Cancel what is live, for a caller who then waits for the end."""
         if self.forked:
             return
         self._closing = True
-        self._note_all_cancels()
-        self._wake(self.buffers)
+        self.fanout.cancel_all()
+        self._wake(self.fanout.buffers)
         self._after_departure()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the pump has drained and the source is closed."""
+        return self.closed.is_set
+
+    @abstractmethod
+    def _unpark(self, waiter: Any) -> None:
+        """Resume the pump, given its waiter."""
+
+    @abstractmethod
+    def _interrupt(self) -> None:
+        """Make a pump without live streams end as soon as it can."""
+
+    @abstractmethod
+    def _drop(self) -> None:
+        """Close a source that was never asked for a step; the pump's life has left `new`."""
+
+    def _after_departure(self) -> None:
+        self._room.resume_pump()
+        if not self.fanout.live_buffers:
+            if self._life.leave_new("drop"):
+                self._drain()
+                self._drop()
+            else:
+                self._interrupt()
+
+    # ---- from a consumer
+
+    @abstractmethod
+    def start(self, loop: EventLoop | None) -> None:
+        """Start the pump, if it is new; from within the loop of the first consumer, if any.
+
+        Where it cannot start, the streams fail with the reason.
+        """
+
+    def attach(self, buffer: Buffer[Any], loop: EventLoop) -> Lot:
+        """Start the pump, and return the lot in which the consumers of a loop wait.
+
+        Raises:
+            RuntimeError: The batch is read by the other view, or its source waits for itself.
+            ClosedError: This is a fork of the process that opened the batch.
+        """
+        self._check_waitable(buffer)
+        self.start(loop)
+        return self._parking.in_loop(loop)
+
+    def _check_waitable(self, buffer: Buffer[Any]) -> None:
+        """Refuse to wait for a buffer in vain."""
+        if self.fanout.view is None or buffer.refusal is not None:
+            self.fanout.read_buffer(buffer)
+        if self.forked:
+            raise forked_batch_error()
+        if self.runs_here:
+            raise RuntimeError("the source of this batch waits for a step of its own")
+
+    def poll_after(self, buffer: Buffer[Any] | None, loop: EventLoop) -> float | None:  # noqa: ARG002 - see TaskPump
+        """Return after how many seconds a consumer that waits in this loop polls, if ever."""
+        return None
+
+    def poll(self, buffer: Buffer[Any] | None = None) -> None:
+        """End all streams if the pump has gone without doing so."""
+
+    async def wait_closed(self, loop: EventLoop) -> None:
+        """Wait until the source is closed, if no stream is live any more; from within the loop.
+
+        Raises:
+            BaseException: What the source raised when it was closed for this.
+        """
+        if not self.fanout.live:
+            await self.wait_until_closed(loop)
+
+    async def wait_until_closed(self, loop: EventLoop) -> None:
+        """Wait until the source is closed; from within the loop.
+
+        Raises:
+            BaseException: What the source raised when it was closed for this.
+        """
+        if self.forked or self._waits_for_caller:
+            return
+        await self.closed.wait_in_loop(loop, lambda: self.poll_after(None, loop), self.poll)
+        self.join()
+        self.raise_close_error()
+
     def raise_close_error(self) -> None:
+        """Raise what the source raised when it was closed for the caller, once."""
         error, self._close_error = self._close_error, None
         if error is not None:
             try:
@@ -160,189 +230,108 @@ class RunningPump(Pump[T]):
             finally:
                 del error  # it holds this frame
 
-    # ---- from a consumer
-
-    def place_in(self, loop: EventLoop) -> Place:
-        """Return where the consumers of a loop wait; from within that loop."""
-        return self._places.in_loop(loop)
-
-    def patience(self, buffer: Buffer[Any] | None, loop: EventLoop) -> float | None:  # noqa: ARG002 - see _task
-        """Return after how many seconds whoever waits in this loop is to `look_after`, if ever."""
-        return None
-
-    def look_after(self, buffer: Buffer[Any] | None) -> None:
-        """Settle everybody if the pump has gone without having told them."""
-
-    async def wait_if_idle(self, loop: EventLoop) -> None:
-        """Wait until the source is closed, if no stream is live any more; from within the loop.
-
-        Raises:
-            BaseException: See `wait_for_end`.
-        """
-        if not self.live:
-            await self.wait_for_end(loop)
-
-    async def wait_for_end(self, loop: EventLoop) -> None:
-        """Wait until the source is closed; from within the loop.
-
-        Raises:
-            BaseException: What the source raised when it was closed for this.
-        """
-        if self.forked or self._never_ends_before_this():
-            return
-        await self._places.wait_for_end(loop, self)
-        self.join()
-        self.raise_close_error()
-
     def join(self, timeout: float | None = None) -> None:
         """Wait for what the pump still has to do after its end; next to nothing."""
 
-    def _never_ends_before_this(self) -> bool:
+    @property
+    def _waits_for_caller(self) -> bool:
         """Whether the end waits for the calling code: that of a source that closes its batch."""
-        return self._runs_here
+        return self.runs_here
 
     @property
     @abstractmethod
-    def _runs_here(self) -> bool:
+    def runs_here(self) -> bool:
         """Whether the calling code is the source's."""
 
-    # ---- the pump itself
+    # ---- from the code that moves the pump
 
     def _goes_on(self) -> bool:
-        """Apply what was asked for meanwhile, and tell whether another step is needed."""
+        """Do what was asked for meanwhile, and return whether another step is needed."""
+        fanout, hooks = self.fanout, self._hooks
+        if hooks is not None:
+            hooks.before_step()
         if self._closing:
-            self._note_all_cancels()
-            # Whoever closes may have set an end, and not have noted it yet.
-            self._departed.extend(self.buffers)
-        if self._departed:
-            self._apply_departures()
-        if self._cancels_slow and not self._room and self._view.get("view") != "by time":
-            for slot in self._full_slots(self._limit):
-                self._end_slow(slot)
-        return self._core.has_live
+            fanout.cancel_all()
+            # The thread that closes may have set an end, and not have queued it yet.
+            fanout.departures.extend(fanout.buffers)
+        if fanout.departures:
+            fanout.apply_departures()
+        if self._room.ends_slow and not fanout.free_steps and fanout.view != "by time":
+            for slot in fanout.full_slots(self._room.limit):
+                self._end_slow(fanout.buffers[slot])
+        return fanout.core.has_live if hooks is None else hooks.refill()
 
     def _without_room(self) -> Sequence[Buffer[Any]]:
-        """Return the buffers to wait for before the next step."""
-        if self._room:  # for a plain step in every live stream, as is mostly known
-            self._room -= 1
-            return ()
-        if self._view["view"] == "by time":
-            return (self.steps,) if self.steps.buffered >= self._limit else ()
-        return [self.buffers[slot] for slot in self._full_slots(self._limit)]
+        """Return the buffers to wait for before the next step; if there are none, count a step."""
+        fanout = self.fanout
+        if fanout.view == "by time":
+            full = fanout.deliveries.buffered >= self._room.limit
+            return (fanout.deliveries,) if full else ()
+        return [fanout.buffers[slot] for slot in fanout.full_slots(self._room.limit)]
 
     def _has_to_wait(self, full: Sequence[Buffer[Any]], waiter: object) -> bool:
-        """Leave the pump's waiter, look once more, and tell whether to wait."""
-        tokens = self._tokens = iter([*repeat(None, len(full) - 1), waiter])
-        for buffer in full:
-            buffer.watch(self._resuming(islice(tokens, 1)))
-        for buffer in full:
-            if buffer.buffered < self._limit and (telling := buffer.telling) is not None:
-                deque(telling, maxlen=0)  # unless its consumer has
-        return bool(length_hint(tokens)) and not (self._closing or self._departed)
+        """Ask for room, check once more, and return whether to wait."""
+        asked = self._room.ask(full, waiter, self._unpark)
+        return asked and not (self._closing or self.fanout.departures)
 
-    def _resuming(self, tokens: Iterator[Any]) -> Iterator[object]:
-        """Return what takes these tokens by being run through, and resumes the pump by the last."""
-        return map(self._unpark, filter(None, tokens))
+    def _pause_limit(self, seconds: float | None) -> float | None:
+        """Return for how many seconds to wait for room, where nothing but this is a limit."""
+        limit = None if self._hooks is None else self._hooks.pause_limit()
+        return seconds if limit is None else limit if seconds is None else min(limit, seconds)
 
-    def _patience_in_pause(self, seconds: float | None) -> float | None:
-        """Return for how long to pause, where nothing but this asks for a limit."""
-        return seconds
-
-    def _go_on_from(self, full: Sequence[Buffer[Any]]) -> None:
-        """Clean up after a pause."""
-        self._tokens = iter(())
-        for buffer in full:
-            buffer.telling = None
-
-    def _end_slow(self, slot: int) -> None:
-        buffer = self.buffers[slot]
-        limit = self._max_buffered
-        assert limit is not None  # noqa: S101 - for the type checker
-        error = SlowConsumerError(
-            f"{buffer.name} holds {buffer.buffered} unread outputs, more than {limit} "
-            f"(max_buffered), and was ended for it (on_overflow='cancel')",
-            slot=slot,
-            max_buffered=limit,
-        )
-        self._fail_stream(buffer, error)
-        self._core.cancel(slot)
+    def _end_slow(self, buffer: Buffer[Any]) -> None:
+        self.fanout.fail_stream(buffer, self._room.slow_error(buffer))
+        self.fanout.core.cancel(buffer.slot)
         self._wake((buffer,))
 
-    def _give(self, step: object, live: tuple[int, ...]) -> None:
-        """Hand out a step, and wake who waits for it."""
-        given_to = self._given_to  # if the step is a plain one
-        delivery = self._take(step, live)
-        if delivery is None:
-            self._wake(given_to)
-        else:
-            self._tell(delivery)
-
-    def _finish(self) -> None:
-        """Hand out what the end of the source means."""
-        delivery = self._core.finish()
-        self._hand_out(delivery)
-        self._tell(delivery)
-
-    def _break_off(self, error: BaseException) -> None:
-        """Let the streams that have no end yet fail."""
+    def _fail(self, error: BaseException) -> None:
+        """Fail the streams that have no end yet."""
         try:
-            ends = self._settle_with(error)
-            if not ends:
-                self._untold = error
-            self._tell(Delivery((), (), ends))
+            failed = self.fanout.fail(error)
+            if not failed:
+                self._unheard_error = error
+            self._wake(failed)
         except BaseException as another:  # noqa: BLE001 - of ours, out of memory perhaps
-            report_unraisable(another)  # and `_end` settles what is left
+            report_unraisable(another)  # and `_drain` fails what is left
+        if self._hooks is not None:
+            self._hooks.failed()
 
-    def _tell(self, delivery: Delivery[T]) -> None:
-        if self._view.get("view") == "by time":
-            self._add_delivery(self._with_reported(delivery))
-        slots = [*delivery.slots, *[slot for slot, _ in delivery.ends]]
-        self._wake([*map(self.buffers.__getitem__, slots)])
+    def _drain(self) -> None:
+        """End all streams: no step follows. The source is closed next."""
+        fanout = self.fanout
+        if self._life.state == "running":
+            self._life.advance("drain")
+        if self._hooks is not None:
+            self._hooks.drained()
+        if fanout.departures:
+            fanout.apply_departures()
+        for buffer in list(fanout.live_buffers):  # none, unless the pump itself has failed
+            fanout.fail_stream(buffer, SourceError("the pump has ended unexpectedly"))
+        fanout.forget_all_tails()
+        fanout.end_deliveries()
+        self._wake([*fanout.buffers, fanout.deliveries])
 
-    def _add_delivery(self, delivery: Delivery[T]) -> None:
-        if len(self.steps.tail) >= SEGMENT_LENGTH:
-            self.steps.turn_over()
-        self.steps.tail.append(delivery)
-        self._wake((self.steps,))
-
-    def _end(self) -> None:
-        """Let nobody wait for another output; the source is still to be closed."""
-        self._over = True
-        if self._departed:
-            self._apply_departures()
-        for buffer in list(self._endless):  # never, unless the pump itself has failed
-            self._fail_stream(buffer, SourceError("the pump has ended unexpectedly"))
-        self._let_go_of_tails()
-        if self._unreported and self._view.get("view") == "by time":
-            self._add_delivery(self._with_reported(Delivery((), ())))
-        self.steps.finish(StreamEnd(FinishReason.EXHAUSTED, 0))
-        self._wake_all()
-
-    def _closed(self, error: BaseException | None) -> None:
-        """Tell who closed the batch that the source is closed, and what it has raised last."""
-        last, self._untold = error or self._untold, None
+    def _close(self, error: BaseException | None) -> None:
+        """Record that the source is closed, and what it has raised last."""
+        last, self._unheard_error = error or self._unheard_error, None
         if last is not None:
             if self._closing:
                 self._close_error = last
             else:
                 report_unraisable(last)
-        self.ended = True
-        self._wake_all()
+        if self._life.state == "drained":
+            self._life.advance("close")
+        self._hooks = None  # which refer to this pump
+        self.closed.set()
+        self._wake([*self.fanout.buffers, self.fanout.deliveries])
 
     def _wake(self, keys: Sequence[object]) -> None:
-        self._places.wake(keys)
-
-    def _wake_all(self) -> None:
-        self._wake([*self.buffers, *self.awaiting_end])
+        self._parking.wake(keys)
 
     # ---- after a fork, in the child
 
     def refuse_after_fork(self) -> None:
-        """Let every use fail: the pump runs in the parent only."""
-        super().refuse_after_fork()
-        self.steps.refuse_after_fork()
-        error = self._forked_error()
-        for buffer in self.buffers:
-            if not buffer.ends:
-                self._fail_stream(buffer, error)
-        self.steps.finish(StreamEnd(FinishReason.ERROR, 0, error=error))
+        """Make every use fail: the pump runs in the parent only."""
+        self.forked = True
+        self.fanout.refuse_after_fork()
+        self.fanout.end_after_fork(forked_batch_error())

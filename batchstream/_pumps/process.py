@@ -12,6 +12,8 @@ import time
 import weakref
 from typing import Final, Protocol
 
+from batchstream._core.errors import ClosedError
+
 EXIT_SECONDS: Final = 1.0
 """For how long an exiting interpreter waits for all threads together."""
 
@@ -41,6 +43,13 @@ class Running(Protocol):
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the threads have ended."""
+
+
+def forked_batch_error() -> ClosedError:
+    """Return the error of every use of a batch in a forked child."""
+    return ClosedError(
+        "this batch was opened in another process, and cannot be used in a fork of it"
+    )
 
 
 forkable: Final[weakref.WeakSet[Forkable]] = weakref.WeakSet()

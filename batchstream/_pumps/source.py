@@ -1,4 +1,4 @@
-"""The user's iterator, in its context: advanced, told who is live, and closed exactly once.
+"""The user's iterator, in its context: advanced, sent the live slots, and closed exactly once.
 
 Nothing here is safe for threads: it is for a pump, which alone touches the source.
 """
@@ -10,7 +10,10 @@ from functools import partial
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from typing_extensions import TypeVar
+
 from batchstream._core.errors import INTERRUPTS, report_unraisable
+from batchstream._core.steps import step_width
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -20,17 +23,23 @@ if TYPE_CHECKING:
         Callable,
         Iterable,
         Iterator,
+        Sequence,
     )
     from contextvars import Context
 
+    from batchstream._core.demultiplexer import Demultiplexer
+    from batchstream._core.rules import EndRules
+
+T = TypeVar("T")
+
 
 class Source:
-    """A synchronous source of steps, which runs in a copy of the context of whoever makes this.
+    """A synchronous source of steps, which runs in a copy of the context in which this is made.
 
     Attributes:
-        advance: A function that is given the live slots and returns the next step. A source that
-            listens is told them: `live = yield step`. It raises `StopIteration` after the last
-            step, and whatever the source raises.
+        advance: A function that is given the live slots and returns the next step. A source with a
+            `send` method receives them: `live = yield step`. It raises `StopIteration` after the
+            last step, and what the source raises.
 
     Raises:
         TypeError: It is not a synchronous iterable.
@@ -46,24 +55,23 @@ class Source:
             raise TypeError(f"source must be an iterable of steps, got {type(source).__name__}")
         self._context = copy_context()
         self._iterator: Iterator[Any] = self._context.run(iter, source)
-        # Called with the live slots, returns the next step. A generator can be told nothing before
-        # its first yield, so the first call differs from the others.
-        self.advance: Callable[[tuple[int, ...]], object] = self._advance_first
+        # A generator can be sent nothing before its first yield: the first call differs.
+        self.advance: Callable[[tuple[int, ...]], object] = self._first
 
-    def _advance_first(self, _: tuple[int, ...]) -> object:
+    def _first(self, _: tuple[int, ...]) -> object:
         iterator = self._iterator
         send = getattr(iterator, "send", None)
         if send is None:
-            self.advance = self._advance_deaf
+            self.advance = self._next
         elif isinstance(iterator, GeneratorType):
-            self.advance = self._advance_generator
+            self.advance = self._send
         else:
             self.advance = partial(self._context.run, send)
         return self._context.run(next, iterator)
 
-    def _advance_generator(self, live: tuple[int, ...]) -> object:
-        # In the midst of `yield from`, what is sent goes to an inner iterator that may not listen:
-        # that of a list would raise in the generator.
+    def _send(self, live: tuple[int, ...]) -> object:
+        # In the midst of `yield from`, what is sent goes to an inner iterator, which may have no
+        # `send`: that of a list would raise in the generator.
         inner: Any = self._iterator
         while (inner := inner.gi_yieldfrom) is not None:
             if not isinstance(inner, GeneratorType):
@@ -72,7 +80,7 @@ class Source:
                 break
         return self._context.run(self._iterator.send, live)  # type: ignore[attr-defined]
 
-    def _advance_deaf(self, _: tuple[int, ...]) -> object:
+    def _next(self, _: tuple[int, ...]) -> object:
         return self._context.run(next, self._iterator)
 
     def peek(self) -> object:
@@ -82,7 +90,7 @@ class Source:
             StopIteration: There is none.
             BaseException: What the source raises.
         """
-        first = self._advance_first(())
+        first = self._first(())
         advance = self.advance
 
         def advance_again(_: tuple[int, ...]) -> object:
@@ -91,6 +99,28 @@ class Source:
 
         self.advance = advance_again
         return first
+
+    def learn_core(
+        self, rules: EndRules[T], max_outputs: int | Sequence[int | None] | None
+    ) -> Demultiplexer[T]:
+        """Make a core as wide as the first step, which `advance` will return again.
+
+        A source without steps has no slots.
+
+        Raises:
+            StepError: The first step does not tell how many slots there are.
+            ValueError: `max_outputs` has another size.
+            BaseException: What the source raises. After each of these errors it is closed.
+        """
+        try:
+            try:
+                size = step_width(self.peek())
+            except StopIteration:
+                size = 0
+            return rules.core(size, max_outputs if size else None)
+        except BaseException:
+            self.close_quietly()
+            raise
 
     def close(self) -> None:
         """Close the iterator if it can be closed, the first time this is called.
@@ -105,7 +135,7 @@ class Source:
             self._context.run(close)
 
     def close_quietly(self) -> None:
-        """Close the iterator where nobody waits for it, as Python does with a dropped generator.
+        """Close the iterator where no caller waits for it, as Python closes a dropped generator.
 
         An error goes to `sys.unraisablehook`.
         """
@@ -117,8 +147,8 @@ class Source:
             report_unraisable(error)
 
 
-class SyncSource(Protocol):
-    """What a pump in a thread moves, and closes once it has ended: a `Source`, or the like.
+class StepSource(Protocol):
+    """What a pump in a thread advances, and closes in the end: a `Source`, or an engine.
 
     Attributes:
         advance: See `Source`.
@@ -131,8 +161,8 @@ class SyncSource(Protocol):
         """See `Source.close`."""
 
 
-class AnyAsyncSource(Protocol):
-    """What a pump in a task moves, and closes once it has ended: an `AsyncSource`, or the like.
+class AsyncStepSource(Protocol):
+    """What a pump in a task advances, and closes in the end: an `AsyncSource`.
 
     Attributes:
         context: What the task is to run in.
@@ -168,15 +198,15 @@ class AsyncSource:
             )
         self.context = copy_context()
         self._iterator: AsyncIterator[Any] | None = self.context.run(aiter, source)
-        self.advance: Callable[[tuple[int, ...]], Awaitable[object]] = self._advance_first
+        self.advance: Callable[[tuple[int, ...]], Awaitable[object]] = self._first
 
-    def _advance_first(self, live: tuple[int, ...]) -> Awaitable[object]:
-        # As with a generator: it can be told nothing before its first yield.
+    def _first(self, live: tuple[int, ...]) -> Awaitable[object]:
+        # As with a generator: it can be sent nothing before its first yield.
         asend = getattr(self._iterator, "asend", None)
-        self.advance = self._advance_deaf if asend is None else asend
-        return self._advance_deaf(live)
+        self.advance = self._next if asend is None else asend
+        return self._next(live)
 
-    def _advance_deaf(self, _: tuple[int, ...]) -> Awaitable[object]:
+    def _next(self, _: tuple[int, ...]) -> Awaitable[object]:
         assert self._iterator is not None, "the source was advanced after it was closed"  # noqa: S101
         return anext(self._iterator)
 

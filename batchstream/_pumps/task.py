@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import INTERRUPTS, ClosedError
-from batchstream._core.records import Delivery
 from batchstream._eventloops.base import InterruptedStep, LoopClosedError
 from batchstream._eventloops.current import current_loop
-from batchstream._handoff.parking import PAUSE
-from batchstream._pumps.background import RunningPump
+from batchstream._handoff.parking import LOOP_POLL_SECONDS
+from batchstream._pumps.background import BackgroundPump
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,39 +19,43 @@ if TYPE_CHECKING:
     from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._eventloops.base import EventLoop, PumpTask
     from batchstream._handoff.buffer import Buffer
-    from batchstream._handoff.parking import Places
-    from batchstream._pumps.source import AnyAsyncSource
+    from batchstream._handoff.parking import ParkingLot
+    from batchstream._pumps.background import Hooks
+    from batchstream._pumps.source import AsyncStepSource
 
 T = TypeVar("T")
 
 
-class TaskPump(RunningPump[T]):
+class TaskPump(BackgroundPump[T]):
     """A pump that a task moves, in the event loop in which the first consumer waits.
 
     Args:
         source: Advanced and closed in that task alone.
-        core: Tells what a step gives to whom.
+        core: Decides what a step gives to which slot.
         max_buffered: How many outputs a live stream may hold.
         on_overflow: Whether the pump waits for one that holds so many, or ends it.
-        places: Where its consumers wait, if not in places of its own.
-        buffers: One for each slot, where they were made before.
+        hooks: What happens between two steps, if anything.
+        parking: Where its consumers wait, if not in a lot of its own.
+        buffers: One for each slot, where they exist already.
     """
 
     def __init__(
         self,
-        source: AnyAsyncSource,
+        source: AsyncStepSource,
         core: Demultiplexer[T],
         *,
         max_buffered: int,
         on_overflow: OnOverflow,
-        places: Places | None = None,
+        hooks: Hooks | None = None,
+        parking: ParkingLot | None = None,
         buffers: Iterable[Buffer[T]] | None = None,
     ) -> None:
         super().__init__(
             core,
             max_buffered=max_buffered,
             on_overflow=on_overflow,
-            places=places,
+            hooks=hooks,
+            parking=parking,
             buffers=buffers,
         )
         self._source = source
@@ -60,118 +63,132 @@ class TaskPump(RunningPump[T]):
         self._task: PumpTask | None = None
         self._stint: object = None
         self._in_task = False
-        # Whether the loop has not gone round since a step.
+        # Whether the other tasks of the loop have had no turn since a step.
         self._turn_due = False
         if not core.size:
             self._after_departure()
 
-    def begin(self, loop: EventLoop | None) -> None:
-        """Start the task, if nobody has; from within the loop."""
-        self._refuse_to_wait_for_itself()
-        if self._begun.acquire(False):  # noqa: FBT003 - by keyword it takes four times as long
-            assert loop is not None, "an asynchronous source has no consumers in threads"  # noqa: S101
-            self._start(loop)
-        self.look_after(None)
+    # ---- from a consumer
 
-    def _start(self, loop: EventLoop) -> None:
+    def start(self, loop: EventLoop | None) -> None:
+        """Start the task, if the pump is new; from within the loop."""
+        if self._life.leave_new("start"):
+            assert loop is not None, "an asynchronous source has no consumers in threads"  # noqa: S101
+            self._spawn(loop)
+        self.poll()
+
+    def _spawn(self, loop: EventLoop) -> None:
         self._loop = loop
         try:
-            self._task = loop.spawn(self.run, self._settle_if_not_ended, self._source.context)
+            self._task = loop.spawn(self._run, self._end_if_not_closed, self._source.context)
         except BaseException as error:
-            self._break_off(error)
-            self._settle_if_not_ended()
+            self._fail(error)
+            self._end_if_not_closed()
             if isinstance(error, INTERRUPTS):
                 raise
 
-    def patience(self, buffer: Buffer[Any] | None, loop: EventLoop) -> float | None:
-        """Do not wait for ever in another loop than the pump's, which may be closed any time."""
+    def poll_after(self, buffer: Buffer[Any] | None, loop: EventLoop) -> float | None:
+        """Poll in another loop than the pump's, which may be closed any time."""
         del buffer
-        return None if self._is_ours(loop) else PAUSE
+        ours = self._loop is not None and self._loop.key is loop.key
+        return None if ours else LOOP_POLL_SECONDS
 
-    def look_after(self, buffer: Buffer[Any] | None) -> None:
-        """Settle everybody if the loop was closed with the pump in it."""
+    def poll(self, buffer: Buffer[Any] | None = None) -> None:
+        """End all streams if the loop was closed with the pump in it."""
         del buffer
-        if self._loop is not None and not self.ended and self._loop.closed:
-            self._settle_if_not_ended()
-
-    def _never_ends_before_this(self) -> bool:
-        """Whether the source is being closed, and this is its clean-up; a step is broken off."""
-        return self._over and super()._never_ends_before_this()
+        if self._loop is not None and not self.closed.is_set and self._loop.closed:
+            self._end_if_not_closed()
 
     @property
-    def _runs_here(self) -> bool:
+    def _waits_for_caller(self) -> bool:
+        """Whether the source is being closed, and this is its clean-up; a step is broken off."""
+        return self._life.state == "drained" and self.runs_here
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the calling code is the source's."""
         return self._task is not None and self._task.is_current
 
-    # ---- the task
+    # ---- in the task
 
-    async def run(self, task: PumpTask) -> None:
-        """Make every step, and close the source, in the calling task."""
-        with task.stint() as self._stint:
+    async def run(self, loop: EventLoop, task: PumpTask) -> None:
+        """Make every step, and close the source, in the calling task: that of a worker."""
+        self._life.leave_new("start")
+        self._loop, self._task = loop, task
+        try:
             await self._run(task)
+        finally:
+            self._end_if_not_closed()
 
     async def _run(self, task: PumpTask) -> None:
-        stopping: BaseException | None = None
-        try:
-            while self._goes_on():
-                await self._move(task)
-        except InterruptedStep:
-            pass  # nobody is left
-        except BaseException as error:  # told to all streams, and raised on if need be
-            if task.destroyed:  # nothing can be awaited any more
-                self._settle_if_not_ended()
-                raise
-            stopping = self._stop_for(error, task)
-        self._end()
-        failure = None
-        try:
-            await task.uninterrupted(self._source.aclose)
-        except BaseException as error:  # noqa: BLE001 - handed on
-            if task.was_cancelled(error):
-                stopping = error
-            else:
-                failure = error
-        self._closed(failure)
-        if stopping is not None:
+        with task.stint() as self._stint:
+            stopping: BaseException | None = None
             try:
-                raise stopping
+                await self._make_steps(task)
+            except InterruptedStep:
+                pass  # no stream is live
+            except BaseException as error:  # goes to all streams, and is raised if need be
+                if task.destroyed:  # nothing can be awaited any more
+                    self._end_if_not_closed()
+                    raise
+                stopping = self._stop_for(error, task)
+            self._drain()
+            failure = None
+            try:
+                await task.uninterrupted(self._source.aclose)
+            except BaseException as error:  # noqa: BLE001 - raised by aclose, or reported
+                if task.was_cancelled(error):
+                    stopping = error
+                else:
+                    failure = error
+            self._close(failure)
+            if stopping is not None:
+                try:
+                    raise stopping
+                finally:
+                    del stopping  # it holds this frame
+
+    async def _make_steps(self, task: PumpTask) -> None:
+        fanout, loop = self.fanout, self._loop
+        assert loop is not None  # noqa: S101 - for the type checker
+        while self._goes_on():
+            if fanout.free_steps:  # for a plain step in every live stream, as is mostly known
+                fanout.free_steps -= 1
+            elif full := self._without_room():
+                await self._pause(full)
+                continue
+            live = fanout.core.live
+            try:
+                step = await task.interruptible(self._source.advance, live)
+            except StopAsyncIteration:
+                self._wake(fanout.hand_out(fanout.core.finish()))
+                continue
+            self._in_task = True
+            try:
+                self._wake(fanout.take(step, live))
             finally:
-                del stopping  # it holds this frame
+                self._in_task = False
+            if self._hooks is not None:
+                self._hooks.after_step(live)
+            # A source that never has to wait leaves the others in the loop their turn. One that
+            # does has been asked for its next step before they take it.
+            if self._turn_due:
+                await loop.checkpoint()
+            else:
+                self._turn_due = True
+                loop.soon(self._turn_passed)
+
+    def _turn_passed(self) -> None:
+        self._turn_due = False
 
     def _stop_for(self, error: BaseException, task: PumpTask) -> BaseException | None:
-        """Settle the streams, and return what is to be raised out of the task."""
+        """Fail the streams, and return what is to be raised out of the task."""
         if task.was_cancelled(error):
             self._loop_gone()
             return error
-        self._break_off(error)
+        self._fail(error)
         passes = task.may_raise and isinstance(error, KeyboardInterrupt | SystemExit)
         return error if passes else None
-
-    async def _move(self, task: PumpTask) -> None:
-        assert self._loop is not None  # noqa: S101 - for the type checker
-        if full := self._without_room():
-            await self._pause(full)
-            return
-        live = self._core.live
-        try:
-            step = await task.interruptible(self._source.advance, live)
-        except StopAsyncIteration:
-            self._finish()
-            return
-        self._in_task = True
-        try:
-            self._give(step, live)
-        finally:
-            self._in_task = False
-        # A source that never has to wait leaves the others in the loop their turn. One that does
-        # has been asked for its next step before they take it.
-        if self._turn_due:
-            await self._loop.checkpoint()
-        else:
-            self._turn_due = True
-            self._loop.soon(self._note_turn)
-
-    def _note_turn(self) -> None:
-        self._turn_due = False
 
     async def _pause(self, full: Sequence[Buffer[Any]]) -> None:
         loop = self._loop
@@ -179,11 +196,11 @@ class TaskPump(RunningPump[T]):
         waiter = loop.new_waiter()
         try:
             if self._has_to_wait(full, waiter):
-                seconds = self._patience_in_pause(PAUSE if self._places.loops > 1 else None)
+                seconds = self._pause_limit(LOOP_POLL_SECONDS if self._parking.loops > 1 else None)
                 await loop.wait(waiter, seconds)
-                self._places.leave_closed_loops()
+                self._parking.cancel_closed_loops()
         finally:
-            self._go_on_from(full)
+            self._room.stop_asking(full)
 
     def _unpark(self, waiter: Any) -> None:
         assert self._loop is not None  # noqa: S101 - for the type checker
@@ -194,42 +211,39 @@ class TaskPump(RunningPump[T]):
 
     def _interrupt(self) -> None:
         task = self._task
-        if task is not None:  # and at work, or it will see for itself that nobody is left
+        if task is not None:  # and at work, or it will see for itself that no stream is live
             try:
                 task.interrupt(self._stint)
             except LoopClosedError:
-                self._settle_if_not_ended()
+                self._end_if_not_closed()
 
-    def _end_unbegun(self) -> None:
+    def _drop(self) -> None:
+        # The source may have to be closed in a loop: that of the stream that was cancelled last.
         try:
             loop = current_loop()
         except RuntimeError:
             # Nothing can be awaited here, and nothing of the source has run that needs it.
-            self._end()
-            self._closed(None)
+            self._close(None)
         else:
-            self._start(loop)
+            self._spawn(loop)
 
     def _wake(self, keys: Sequence[object]) -> None:
         here = self._loop.key if self._in_task and self._loop is not None else None
-        self._places.wake(keys, here)
-
-    def _is_ours(self, loop: EventLoop) -> bool:
-        return self._loop is not None and self._loop.key is loop.key
+        self._parking.wake(keys, here)
 
     def _loop_gone(self) -> None:
-        """Settle everybody when the task was cancelled, or the loop closed around it."""
+        """Fail all streams: the task was cancelled, or the loop closed around it."""
         if self._loop is not None and self._loop.closed:
-            self._places.leave_closed_loops()
+            self._parking.cancel_closed_loops()
         error = ClosedError(
             "the task that ran the source was cancelled, as at the end of its event loop"
         )
-        self._tell(Delivery((), (), self._settle_with(error)))
+        self._wake(self.fanout.fail(error))
 
-    def _settle_if_not_ended(self) -> None:
-        """Settle everybody where the source can no longer be closed, or need not be."""
+    def _end_if_not_closed(self) -> None:
+        """End all streams where the source can no longer be closed, or need not be."""
         self._task = None  # which holds this pump
-        if not self.ended:
+        if not self.closed.is_set:
             self._loop_gone()
-            self._end()
-            self._closed(None)
+            self._drain()
+            self._close(None)

@@ -1,53 +1,42 @@
-"""The shell for event loops: streams that wait to be woken, fed by a task or by a thread."""
+"""A batch of streams for consumers in event loops, moved by a task or by a thread."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import AsyncIterable, Iterator, Sequence
+from collections.abc import AsyncIterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, final, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, final
 
 from typing_extensions import TypeVar
 
-from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, check_count, check_on_overflow
+from batchstream._core.arguments import (
+    DEFAULT_MAX_BUFFERED,
+    OnOverflow,
+    check_count,
+    check_on_overflow,
+    least_size,
+)
 from batchstream._core.errors import ClosedError
-from batchstream._eventloops.current import current_loop, result_of
-from batchstream._pumps.opening import Opening
+from batchstream._core.rules import EndRules
+from batchstream._eventloops.current import current_loop
 from batchstream._pumps.source import AsyncSource, Source
 from batchstream._pumps.task import TaskPump
-from batchstream._pumps.thread import ThreadPump
-from batchstream._pumps.worker_thread import WorkerThread
-from batchstream._streams.async_stream import AsyncStream, Receiver
+from batchstream._pumps.thread import FirstStep, ThreadPump
+from batchstream._streams.async_stream import AsyncStream, AsyncStreamReader
+from batchstream._streams.base import AnyBatch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from types import TracebackType
 
-    from batchstream._core.arguments import OnOverflow
-    from batchstream._core.demultiplexer import Demultiplexer
-    from batchstream._core.records import Delivery, Statistics
+    from batchstream._core.records import Delivery
+    from batchstream._pumps.fanout import Fanout
 
 T = TypeVar("T", default=Any)
 
 
-class _Steps(Receiver["Delivery[T]"], Generic[T]):
-    """The deliveries of a batch, for whoever reads it by time; holds the batch and its streams."""
-
-    __slots__ = ("_batch",)
-    _view = "by time"
-
-    def __init__(self, batch: AsyncBatchedStream[T], pump: TaskPump[T] | ThreadPump[T]) -> None:
-        super().__init__(pump.steps, pump)
-        self._batch = batch
-
-    def _leave(self) -> None:
-        """Give all streams up, as the event loop was closed."""
-        for slot in self._batch.live:
-            self._batch.cancel(slot)
-
-
 @final
-class AsyncBatchedStream(Sequence[AsyncStream[T]]):
+class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
     """One asynchronous stream per slot of a batched source, and the batch as a whole.
 
     Use it with `async with`, so that the source is closed wherever the block is left. It is a
@@ -59,7 +48,7 @@ class AsyncBatchedStream(Sequence[AsyncStream[T]]):
 
     Args:
         source: An iterable of steps, asynchronous or not; see `BatchedStream`. One with an `asend`
-            or `send` method, as generators have it, is told who is live: `live = yield step`.
+            or `send` method, as generators have it, receives the live slots: `live = yield step`.
         size: How many slots the batch has; needed for an asynchronous source. Without it the
             streams are there from the start of the `async with` block on, which then waits for
             the first step.
@@ -113,14 +102,11 @@ class AsyncBatchedStream(Sequence[AsyncStream[T]]):
         if max_buffered is None:
             max_buffered = DEFAULT_MAX_BUFFERED
         max_buffered = check_count("max_buffered", max_buffered, at_least=1)
-        opening: Opening[T] = Opening(
-            size,
-            eos=eos,
-            is_eos=is_eos,
-            include_eos=include_eos,
-            max_outputs=max_outputs,
-            require_eos=require_eos,
+        rules: EndRules[T] = EndRules(
+            eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos
         )
+        core = rules.core(least_size(max_outputs) if size is None else size, max_outputs)
+        open_in_thread = partial(ThreadPump, max_buffered=max_buffered, on_overflow=on_overflow)
         self._pump: TaskPump[T] | ThreadPump[T] | None = None
         self._unopened: _Unopened[T] | None = None
         self._closed = False
@@ -130,21 +116,17 @@ class AsyncBatchedStream(Sequence[AsyncStream[T]]):
             if size is None:
                 raise TypeError("an asynchronous source needs size=, the number of its slots")
             reader = AsyncSource(source)
-            self._open(
-                TaskPump(reader, opening.core, max_buffered=max_buffered, on_overflow=on_overflow)
-            )
+            self._open(TaskPump(reader, core, max_buffered=max_buffered, on_overflow=on_overflow))
+        elif size is None:
+            self._unopened = _Unopened(Source(source), rules, max_outputs, open_in_thread)
         else:
-            unopened = _Unopened(Source(source), opening, max_buffered, on_overflow)
-            if size is None:
-                self._unopened = unopened
-            else:
-                self._open(unopened.pump(opening.core))
+            self._open(open_in_thread(Source(source), core))
 
     def _open(self, pump: TaskPump[T] | ThreadPump[T]) -> None:
         self._pump = pump
         self._streams = tuple(
             AsyncStream._of(buffer, pump)  # noqa: SLF001
-            for buffer in pump.buffers
+            for buffer in pump.fanout.buffers
         )
 
     def _opened(self) -> TaskPump[T] | ThreadPump[T]:
@@ -155,31 +137,14 @@ class AsyncBatchedStream(Sequence[AsyncStream[T]]):
             )
         return self._pump
 
+    @property
+    def _fanout(self) -> Fanout[T]:
+        return self._opened().fanout
+
     def __repr__(self) -> str:
         if self._pump is None:
             return "<AsyncBatchedStream, not entered>"
-        return f"<AsyncBatchedStream, {len(self.live)} of {len(self)} streams live>"
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(
-            "an AsyncBatchedStream cannot be pickled or copied: it holds a running source"
-        )
-
-    def __len__(self) -> int:
-        self._opened()
-        return len(self._streams)
-
-    @overload
-    def __getitem__(self, index: int) -> AsyncStream[T]: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[AsyncStream[T], ...]: ...
-    def __getitem__(self, index: int | slice) -> AsyncStream[T] | tuple[AsyncStream[T], ...]:
-        self._opened()
-        return self._streams[index]
-
-    def __iter__(self) -> Iterator[AsyncStream[T]]:
-        self._opened()
-        return iter(self._streams)
+        return super().__repr__()
 
     async def __aenter__(self) -> Self:
         if self._unopened is not None:
@@ -199,16 +164,8 @@ class AsyncBatchedStream(Sequence[AsyncStream[T]]):
     ) -> None:
         await self.aclose()
 
-    @property
-    def live(self) -> tuple[int, ...]:
-        """The slots of the streams that have neither finished nor been cancelled.
-
-        Threads: any.
-        """
-        return self._opened().live
-
     def steps(self) -> AsyncIterator[Delivery[T]]:
-        """Return an iterator over what each step gives to whom, for loops that serve by time.
+        """Return an iterator over what each step gives to which slots: one `Delivery` a step.
 
         Every slot's end is in exactly one delivery, that of a cancelled slot in a later one; an
         error of the source is an end like the others, and is not raised. The iterator stops when
@@ -238,24 +195,10 @@ class AsyncBatchedStream(Sequence[AsyncStream[T]]):
         """
         pump = self._opened()
         steps = None if self._steps is None else self._steps()
-        if steps is None:  # one at a time: it knows how far it has read
+        if steps is None:  # one at a time: it knows what it has received
             steps = _Steps(self, pump)
             self._steps = weakref.ref(steps)
         return steps
-
-    def cancel(self, slot: int) -> None:
-        """Give one slot up, as `AsyncStream.cancel` does.
-
-        Raises:
-            IndexError: There is no such slot.
-
-        Blocking: never.
-        Cancellation: nothing to cancel.
-        Threads: any thread, callback, finalizer or signal handler.
-        """
-        if not 0 <= slot < len(self):
-            raise IndexError(f"no slot {slot!r}, expected slots from 0 to {len(self) - 1}")
-        self._streams[slot].cancel()
 
     async def aclose(self) -> None:
         """Cancel every live stream, and wait until the source is closed. Repeated calls do nothing.
@@ -274,47 +217,44 @@ class AsyncBatchedStream(Sequence[AsyncStream[T]]):
             unopened.close()
         elif self._pump is not None:
             self._pump.request_close()
-            await self._pump.wait_for_end(current_loop())
-
-    def statistics(self) -> Statistics:
-        """Return the figures up to now.
-
-        Threads: any.
-        """
-        return self._opened().statistics()
+            await self._pump.wait_until_closed(current_loop())
 
 
 class _Unopened(Generic[T]):
-    """A synchronous source for a thread, and what its pump is made with once the size is known."""
+    """A synchronous source of unknown size, and how its pump is made once the size is known."""
 
     def __init__(
-        self, source: Source, opening: Opening[T], max_buffered: int, on_overflow: OnOverflow
+        self,
+        source: Source,
+        rules: EndRules[T],
+        max_outputs: int | Sequence[int | None] | None,
+        open_in_thread: Callable[..., ThreadPump[T]],
     ) -> None:
         self._source = source
-        self._opening = opening
-        self._max_buffered = max_buffered
-        self._on_overflow = on_overflow
-
-    def pump(self, core: Demultiplexer[T], worker: WorkerThread | None = None) -> ThreadPump[T]:
-        """Make the pump."""
-        return ThreadPump(
-            self._source,
-            core,
-            max_buffered=self._max_buffered,
-            on_overflow=self._on_overflow,
-            worker=worker,
-        )
+        self._rules = rules
+        self._max_outputs = max_outputs
+        self._open_in_thread = open_in_thread
 
     async def open(self) -> ThreadPump[T]:
         """Make the pump, after the first step has been made in its thread."""
-        worker = WorkerThread()
-        try:
-            core = await result_of(worker.call(partial(self._opening.learn, self._source)))
-        except BaseException:
-            worker.end_after(self._source.close_quietly)
-            raise
-        return self.pump(core, worker)
+        first = FirstStep(self._source, self._rules, self._max_outputs)
+        return self._open_in_thread(self._source, await first.acore(), thread=first.thread)
 
     def close(self) -> None:
         """Close the source, which has made no step yet."""
         self._source.close()
+
+
+class _Steps(AsyncStreamReader["Delivery[T]"], Generic[T]):
+    """The deliveries of a batch as an iterator; it keeps the batch and its streams alive."""
+
+    __slots__ = ("_batch",)
+
+    def __init__(self, batch: AsyncBatchedStream[T], pump: TaskPump[T] | ThreadPump[T]) -> None:
+        super().__init__(pump.fanout.deliveries, pump)
+        self._batch = batch
+
+    def _cancel_with_loop(self) -> None:
+        """Cancel all streams, as the event loop was closed."""
+        for slot in self._batch.live:
+            self._batch.cancel(slot)

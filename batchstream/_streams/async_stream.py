@@ -1,14 +1,14 @@
-"""How a consumer in an event loop reads a buffer, and waits for it.
+"""The stream of one request for a consumer in an event loop, and how it reads its buffer.
 
 Theory of operation
 -------------------
 
 Three ways lead to an output, the cheapest first. What is buffered is read in C, a turn's worth in
 one go: `for output in reader: return output`. A consumer that waited finds one output, as a rule,
-and takes it by itself. All else is looked up anew in the buffer, by `_next_turn`.
+and takes it by itself. Everything else `_next_turn` finds anew in the buffer.
 
-How much of a segment was received is known to its gate; `_received` repeats it where only this
-consumer has counted since, and is unknown otherwise.
+The gate of a segment counts how much of it was received; `_received` repeats the count where only
+this consumer has counted since, and is unknown otherwise.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from __future__ import annotations
 import sys
 from itertools import islice
 from operator import length_hint
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self, final
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, final
 
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import ConcurrentConsumerError
 from batchstream._eventloops.base import TURN
 from batchstream._eventloops.current import current_loop
-from batchstream._handoff.buffer import GATE, Buffer, View
+from batchstream._handoff.buffer import GATE, Buffer
 from batchstream._streams.base import AnyStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from batchstream._handoff.parking import Place
-    from batchstream._handoff.upstream import AsyncFeed
+    from batchstream._handoff.parking import Lot
+    from batchstream._handoff.upstream import AsyncUpstream
 
 T = TypeVar("T", default=Any)
 
@@ -38,36 +38,34 @@ _UNKNOWN: Final = -2  # no length, and not one less than a length either
 _EXHAUSTED: Final[Iterator[Any]] = iter(())
 
 
-class Receiver(Generic[T]):
+class AsyncStreamReader(Generic[T]):
     """One consumer's end of a buffer, in an event loop.
 
     Args:
         buffer: What it reads.
-        pump: What fills the buffer, and begins with the first wait.
+        upstream: What fills the buffer; it is attached at the first wait.
     """
 
     __slots__ = (
         "__weakref__",
-        "_at_home",
         "_buffer",
         "_busy",
         "_checkpoint",
         "_gate",
         "_left",
+        "_lot",
         "_outputs",
-        "_place",
-        "_pump",
+        "_polls",
         "_reader",
         "_received",
+        "_upstream",
         "_waiter",
         "_waiting",
     )
 
-    _view: ClassVar[View] = "by slot"
-
-    def __init__(self, buffer: Buffer[T], pump: AsyncFeed) -> None:
+    def __init__(self, buffer: Buffer[T], upstream: AsyncUpstream) -> None:
         self._buffer = buffer
-        self._pump = pump
+        self._upstream = upstream
         self._reader: Iterator[T] = _EXHAUSTED
         # The segment being read, and how many of its outputs were received; the gate knows better.
         self._outputs: Sequence[T] = ()
@@ -75,11 +73,11 @@ class Receiver(Generic[T]):
         self._received = _UNKNOWN
         self._left = TURN
         self._busy = False
-        # Known from the first wait on, which settles the event loop that this belongs to.
-        self._place: Place | None = None
+        # Known from the first wait on, which binds this to its event loop.
+        self._lot: Lot | None = None
         self._waiting: dict[object, Any] = {}
         self._waiter: Any = None
-        self._at_home = True
+        self._polls = False
         self._checkpoint: Callable[[], Awaitable[None]]
 
     def __aiter__(self) -> Self:
@@ -94,13 +92,13 @@ class Receiver(Generic[T]):
         outputs, received = self._outputs, self._received
         while True:
             while len(outputs) == received and len(buffer.segments) == 1 and not buffer.ends:
-                waiter = self._waiter or self._settle_here()
+                waiter = self._waiter or self._attach()
                 self._waiting[buffer] = waiter
                 self._busy = True
                 try:
-                    # Once more: what came meanwhile wakes nobody.
+                    # Once more: what came before the parking wakes no waiter.
                     if len(outputs) == received and not buffer.ends:
-                        await (waiter if self._at_home else self._wait_with_patience())
+                        await (self._wait_and_poll() if self._polls else waiter)
                 except BaseException as error:
                     self._waiting.pop(buffer, None)
                     if isinstance(error, RuntimeError | TypeError):  # of asyncio, and of trio
@@ -113,12 +111,13 @@ class Receiver(Generic[T]):
                 if len(outputs) == received + 1 and not buffer.ends:
                     self._received = received + 1
                     for _ in self._gate:
-                        if buffer.watches != buffer.told:  # asked after the output was counted
-                            buffer.tell()
+                        # Behind the count, which makes the room that is asked for.
+                        if buffer.room_requests != buffer.room_answers:
+                            buffer.made_room()
                         return outputs[received]
             if not self._left:
                 if self._waiter is None:
-                    self._settle_here()
+                    self._attach()
                 self._busy = True
                 try:
                     await self._checkpoint()
@@ -131,21 +130,20 @@ class Receiver(Generic[T]):
             outputs, received = self._outputs, self._received
 
     def _next_turn(self) -> Iterator[T]:
-        """Return what to read next; it is empty if there is nothing yet.
+        """Return an iterator over what to read next; it is empty if there is nothing yet.
 
         Raises:
             StopAsyncIteration: The stream has ended.
             Exception: The stream's error, once.
         """
         buffer = self._buffer
-        # Asked before the outputs are looked at: whoever ends a stream has added its last one.
+        # Before the outputs are counted: the last output was added before the end.
         ended = bool(buffer.ends)
-        # In locals, as a cancel from another thread lets go of the attributes.
+        # In locals, as a cancel from another thread resets the attributes.
         outputs, gate = segment = buffer.first_unread()
         received = GATE - length_hint(gate)
         unread = len(outputs) - received
         if ended and (not unread or buffer.cancelled):
-            self._pump.check_view(self._view)
             self._outputs = ()
             buffer.conclude()
             raise StopAsyncIteration
@@ -153,11 +151,11 @@ class Receiver(Generic[T]):
         if not unread:
             return _EXHAUSTED
         self._received = _UNKNOWN  # until the gate is asked again
-        if buffer.watches != buffer.told:
+        if buffer.room_requests != buffer.room_answers:
             output = outputs[received]
             self._left -= 1
             next(gate)
-            buffer.tell()
+            buffer.made_room()
             return iter((output,))
         turn = min(unread, self._left)
         self._left -= turn
@@ -167,45 +165,43 @@ class Receiver(Generic[T]):
         """Return every buffered output at once."""
         if self._busy:
             raise self._concurrent()
-        self._let_go()
+        self._forget()
         return self._buffer.take_all()
 
-    def _let_go(self) -> None:
-        """Look the buffer up anew next time; from any thread."""
+    def _forget(self) -> None:
+        """Make the next receive read the buffer anew; from any thread."""
         self._outputs, self._received = (), _UNKNOWN
 
-    def _settle_here(self) -> Any:
-        """Belong to the event loop that runs this, let the pump begin, and return a waiter."""
-        pump, buffer = self._pump, self._buffer
+    def _attach(self) -> Any:
+        """Bind the stream to the event loop that runs this, and return its waiter."""
+        upstream, buffer = self._upstream, self._buffer
         loop = current_loop()
-        pump.read_by(self._view)
-        pump.begin(loop)
-        place = pump.place_in(loop)
-        place.residents.add(self)
-        self._waiting = place.waiting
-        self._place = place
+        lot = upstream.attach(buffer, loop)
+        lot.streams.add(self)
+        self._waiting = lot.waiting
+        self._lot = lot
         self._waiter = loop.new_waiter()
         self._checkpoint = loop.checkpoint
-        self._at_home = pump.patience(buffer, loop) is None
+        self._polls = upstream.poll_after(buffer, loop) is not None
         return self._waiter
 
-    async def _wait_with_patience(self) -> None:
-        """Wait, but not for ever where it may be that nobody tells."""
-        assert self._place is not None  # noqa: S101 - for the type checker
-        loop = self._place.loop
+    async def _wait_and_poll(self) -> None:
+        """Wait, and poll from time to time where it may be that no pump wakes this consumer."""
+        assert self._lot is not None  # noqa: S101 - for the type checker
+        loop = self._lot.loop
         assert loop is not None  # noqa: S101
-        await loop.wait(self._waiter, self._pump.patience(self._buffer, loop))
-        self._pump.look_after(self._buffer)
+        await loop.wait(self._waiter, self._upstream.poll_after(self._buffer, loop))
+        self._upstream.poll(self._buffer)
 
-    def _leave(self) -> None:
-        """Give the stream up if it has not ended, as the event loop was closed."""
+    def _cancel_with_loop(self) -> None:
+        """Cancel the stream if it has not ended, as the event loop was closed."""
         if not self._buffer.ends:
-            self._pump.cancel(self._buffer)
+            self._upstream.cancel(self._buffer)
 
     def _check_loop(self) -> None:
-        """Say so where an output is waited for in another loop than the first."""
-        place = self._place
-        if place is not None and place.loop is not None and not place.loop.is_here:
+        """Raise if an output is awaited in another loop than the first."""
+        lot = self._lot
+        if lot is not None and lot.loop is not None and not lot.loop.is_here:
             raise RuntimeError(
                 f"{self._buffer.name} belongs to the event loop that first waited for it, "
                 f"and cannot be waited for in another"
@@ -218,11 +214,11 @@ class Receiver(Generic[T]):
 
 
 @final
-class AsyncStream(AnyStream[T], Receiver[T]):
+class AsyncStream(AnyStream[T], AsyncStreamReader[T]):
     """The outputs of one request, as an asynchronous iterator that ends at the request's own end.
 
-    Made by `demux`, `AsyncBatchedStream` and batchers. Whoever moves the source runs by itself,
-    ahead of the streams; a stream that has nothing buffered waits until it is woken. It belongs to
+    Made by `demux`, `AsyncBatchedStream` and batchers. The source runs by itself, ahead of the
+    streams; a stream that has nothing buffered waits until it is woken. It belongs to
     the event loop, of asyncio or trio, in which it first waits.
 
     After its outputs a stream that ended in an error raises it, once, in a copy that is this
@@ -270,9 +266,9 @@ class AsyncStream(AnyStream[T], Receiver[T]):
         raise TypeError("an AsyncStream is made by demux, AsyncBatchedStream or a batcher only")
 
     @classmethod
-    def _of(cls, buffer: Buffer[T], pump: AsyncFeed) -> AsyncStream[T]:
+    def _of(cls, buffer: Buffer[T], upstream: AsyncUpstream) -> AsyncStream[T]:
         stream = cls.__new__(cls)
-        Receiver.__init__(stream, buffer, pump)
+        AsyncStreamReader.__init__(stream, buffer, upstream)
         return stream
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
@@ -293,7 +289,6 @@ class AsyncStream(AnyStream[T], Receiver[T]):
         Cancellation: nothing to cancel.
         Threads: one consumer at a time.
         """
-        self._pump.check_view("by slot")
         return super().drain()
 
     def cancel(self) -> None:
@@ -309,8 +304,8 @@ class AsyncStream(AnyStream[T], Receiver[T]):
         Cancellation: nothing to cancel.
         Threads: any thread, callback, finalizer or signal handler.
         """
-        self._pump.cancel(self._buffer)
-        self._let_go()
+        self._upstream.cancel(self._buffer)
+        self._forget()
 
     async def aclose(self) -> None:
         """Cancel this stream, and if none is live any more wait until the source is closed.
@@ -324,4 +319,4 @@ class AsyncStream(AnyStream[T], Receiver[T]):
         Threads: any event loop.
         """
         self.cancel()
-        await self._pump.wait_if_idle(current_loop())
+        await self._upstream.wait_closed(current_loop())

@@ -1,20 +1,33 @@
-"""What every stream tells of itself, however its consumer waits."""
+"""What streams, and batches of streams, have in common, however their consumers wait."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, NoReturn
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Generic, NoReturn, Protocol, overload
 
 from typing_extensions import TypeVar
 
 if TYPE_CHECKING:
-    from batchstream._core.records import FinishReason, StreamEnd
+    from batchstream._core.records import FinishReason, Statistics, StreamEnd
     from batchstream._handoff.buffer import Buffer
+    from batchstream._pumps.fanout import Fanout
 
 T = TypeVar("T")
 
 
+class Cancellable(Protocol):
+    """What a batch holds: a stream."""
+
+    def cancel(self) -> None:
+        """Cancel the stream."""
+
+
+StreamT = TypeVar("StreamT", bound=Cancellable)
+
+
 class AnyStream(Generic[T]):
-    """The side of a stream that looks at its buffer and takes nothing out of it."""
+    """The side of a stream that reads its buffer's state, and takes nothing out of the buffer."""
 
     __slots__ = ()
     _buffer: Buffer[T]
@@ -48,3 +61,68 @@ class AnyStream(Generic[T]):
         """Why the stream ended, or None while it is live."""
         end = self._buffer.end
         return None if end is None else end.reason
+
+
+class AnyBatch(Sequence[StreamT], Generic[StreamT, T]):
+    """A batch as a sequence of its streams."""
+
+    __slots__ = ()
+    _streams: tuple[StreamT, ...]
+
+    @property
+    @abstractmethod
+    def _fanout(self) -> Fanout[T]:
+        """The core and the buffers of the batch, whose streams are there."""
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        name = type(self).__name__
+        article = "an" if name[0] in "AEIOU" else "a"
+        raise TypeError(f"{article} {name} cannot be pickled or copied: it holds a running source")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}, {len(self.live)} of {len(self)} streams live>"
+
+    def __len__(self) -> int:
+        return len(self._fanout.buffers)
+
+    @overload
+    def __getitem__(self, index: int) -> StreamT: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[StreamT, ...]: ...
+    def __getitem__(self, index: int | slice) -> StreamT | tuple[StreamT, ...]:
+        len(self)  # raises where there are no streams yet
+        return self._streams[index]
+
+    def __iter__(self) -> Iterator[StreamT]:
+        len(self)
+        return iter(self._streams)
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """The slots of the streams that have neither finished nor been cancelled.
+
+        Threads: any.
+        """
+        return self._fanout.live
+
+    def cancel(self, slot: int) -> None:
+        """Cancel one slot, as the `cancel` of its stream does.
+
+        Raises:
+            IndexError: There is no such slot.
+
+        Blocking: never, but for a synchronous source's own clean-up if this ends a batch that
+            consumers pull.
+        Cancellation: nothing to cancel.
+        Threads: any thread, callback, finalizer or signal handler.
+        """
+        if not 0 <= slot < len(self):
+            raise IndexError(f"no slot {slot!r}, expected slots from 0 to {len(self) - 1}")
+        self._streams[slot].cancel()
+
+    def statistics(self) -> Statistics:
+        """Return the figures up to now.
+
+        Threads: any.
+        """
+        return self._fanout.statistics()

@@ -1,34 +1,39 @@
-"""The shell for threads: streams that pull a step for everybody, or wait for a pump ahead."""
+"""A batch of streams for consumers in threads, which pull its steps, or wait for a pump ahead."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, Self, final, overload
+import weakref
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Generic, Self, final
 
 from typing_extensions import TypeVar
 
-from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, check_count, check_on_overflow
-from batchstream._pumps.opening import Opening
+from batchstream._core.arguments import (
+    DEFAULT_MAX_BUFFERED,
+    OnOverflow,
+    check_count,
+    check_on_overflow,
+    least_size,
+)
+from batchstream._core.rules import EndRules
 from batchstream._pumps.pull import PullPump
 from batchstream._pumps.source import Source
-from batchstream._pumps.thread import ThreadPump
-from batchstream._pumps.worker_thread import WorkerThread
-from batchstream._streams.stream import Stream
+from batchstream._pumps.thread import FirstStep, ThreadPump
+from batchstream._streams.base import AnyBatch
+from batchstream._streams.stream import Stream, StreamReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
-    from batchstream._core.arguments import OnOverflow
-    from batchstream._core.demultiplexer import Demultiplexer
-    from batchstream._core.records import Delivery, Statistics
+    from batchstream._core.records import Delivery
+    from batchstream._pumps.fanout import Fanout
 
 T = TypeVar("T", default=Any)
 
 
 @final
-class BatchedStream(Sequence[Stream[T]]):
+class BatchedStream(AnyBatch[Stream[T], T]):
     """One stream per slot of a batched source, and the batch as a whole.
 
     Use it as a context manager, so that the source is closed wherever the block is left. It is a
@@ -36,9 +41,9 @@ class BatchedStream(Sequence[Stream[T]]):
 
     Args:
         source: An iterable of steps: of sequences with one output per slot, of mappings from slot
-            to output, or of arrays. If it is a generator, or has a `send` method like one, it is
-            told who is live at each step: `live = yield step`. The tuple is the same object for
-            as long as nothing has changed. It may then yield a mapping of the live slots only.
+            to output, or of arrays. If it is a generator, or has a `send` method like one, it
+            receives the live slots at each step: `live = yield step`. The tuple is the same object
+            for as long as nothing has changed. It may then yield a mapping of the live slots only.
         size: How many slots the batch has. Without it the first step is pulled now, to see;
             needed where that step is a mapping. An empty source without size gives no streams.
         eos: The end mark, compared by identity; where None is an ordinary output pass `EOS`.
@@ -51,8 +56,8 @@ class BatchedStream(Sequence[Stream[T]]):
         require_eos: Where the source ends while streams are live they raise `MissingEOSError`;
             without it they finish as `exhausted`.
         max_buffered: How many outputs a live stream may hold unread. A pull that could exceed it
-            raises `BufferOverflowError` before the source is touched. Without it a stream that
-            nobody reads holds all its outputs; or up to 1024 with `background`.
+            raises `BufferOverflowError` before the source is touched. Without it a stream that is
+            not read holds all its outputs; or up to 1024 with `background`.
         background: Let a thread of its own run the source, ahead of the consumers. It begins with
             the first receive, and ends with the last live stream.
         on_overflow: With `background`, where a live stream holds `max_buffered` outputs: `"wait"`
@@ -87,7 +92,7 @@ class BatchedStream(Sequence[Stream[T]]):
         1 [1]
     """
 
-    __slots__ = ("__weakref__", "_pump", "_streams")
+    __slots__ = ("__weakref__", "_pump", "_steps", "_streams")
 
     def __init__(
         self,
@@ -110,53 +115,35 @@ class BatchedStream(Sequence[Stream[T]]):
                 "on_overflow='cancel' needs a source that runs by itself, with background=True or "
                 "in an AsyncBatchedStream: where consumers pull, a pull too many is refused"
             )
-        opening: Opening[T] = Opening(
-            size,
-            eos=eos,
-            is_eos=is_eos,
-            include_eos=include_eos,
-            max_outputs=max_outputs,
-            require_eos=require_eos,
+        rules: EndRules[T] = EndRules(
+            eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos
         )
+        core = rules.core(least_size(max_outputs) if size is None else size, max_outputs)
         reader = Source(source)
         if not background:
-            core = opening.learn(reader) if size is None else opening.core
+            if size is None:
+                core = reader.learn_core(rules, max_outputs)
             self._pump: PullPump[T] | ThreadPump[T] = PullPump(
                 reader, core, max_buffered=max_buffered
             )
         else:
-            worker = None if size is not None else WorkerThread()
-            core = opening.core if worker is None else _learn_in(worker, opening, reader)
+            first = FirstStep(reader, rules, max_outputs) if size is None else None
             self._pump = ThreadPump(
                 reader,
-                core,
+                core if first is None else first.core(),
                 max_buffered=max_buffered or DEFAULT_MAX_BUFFERED,
                 on_overflow=on_overflow,
-                worker=worker,
+                thread=None if first is None else first.thread,
             )
+        self._steps: weakref.ref[_Steps[T]] | None = None
         self._streams = tuple(
             Stream._of(buffer, self._pump)  # noqa: SLF001
-            for buffer in self._pump.buffers
+            for buffer in self._pump.fanout.buffers
         )
 
-    def __repr__(self) -> str:
-        return f"<BatchedStream, {len(self.live)} of {len(self)} streams live>"
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a BatchedStream cannot be pickled or copied: it holds a running source")
-
-    def __len__(self) -> int:
-        return len(self._streams)
-
-    @overload
-    def __getitem__(self, index: int) -> Stream[T]: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Stream[T], ...]: ...
-    def __getitem__(self, index: int | slice) -> Stream[T] | tuple[Stream[T], ...]:
-        return self._streams[index]
-
-    def __iter__(self) -> Iterator[Stream[T]]:
-        return iter(self._streams)
+    @property
+    def _fanout(self) -> Fanout[T]:
+        return self._pump.fanout
 
     def __enter__(self) -> Self:
         return self
@@ -169,16 +156,8 @@ class BatchedStream(Sequence[Stream[T]]):
     ) -> None:
         self.close()
 
-    @property
-    def live(self) -> tuple[int, ...]:
-        """The slots of the streams that have neither finished nor been cancelled.
-
-        Threads: any.
-        """
-        return self._pump.live
-
     def steps(self) -> Iterator[Delivery[T]]:
-        """Return an iterator over what each step gives to whom, for loops that serve by time.
+        """Return an iterator over what each step gives to which slots: one `Delivery` a step.
 
         It lets the source go on by one step at a time and buffers nothing; with `background`, up to
         `max_buffered` deliveries wait. Every slot's end is in exactly one delivery, that of a
@@ -204,25 +183,11 @@ class BatchedStream(Sequence[Stream[T]]):
             [(0, 'b')] [(1, 'eos')]
             [] [(0, 'eos')]
         """
-        return iter(self._next_step, None)
-
-    def _next_step(self) -> Delivery[T] | None:
-        # A method of the batch, so that whoever has the iterator holds the batch and its streams.
-        return self._pump.pull_by_time()
-
-    def cancel(self, slot: int) -> None:
-        """Give one slot up, as `Stream.cancel` does.
-
-        Raises:
-            IndexError: There is no such slot.
-
-        Blocking: never, but for the source's own clean-up if this ends the batch.
-        Cancellation: nothing to cancel.
-        Threads: any thread, callback, finalizer or signal handler.
-        """
-        if not 0 <= slot < len(self):
-            raise IndexError(f"no slot {slot!r}, expected slots from 0 to {len(self) - 1}")
-        self._streams[slot].cancel()
+        steps = None if self._steps is None else self._steps()
+        if steps is None:  # one at a time: its reader knows what it has received
+            steps = _Steps(self, self._pump)
+            self._steps = weakref.ref(steps)
+        return steps
 
     def close(self) -> None:
         """Cancel every live stream and close the source. Repeated calls do nothing.
@@ -238,18 +203,22 @@ class BatchedStream(Sequence[Stream[T]]):
         """
         self._pump.close()
 
-    def statistics(self) -> Statistics:
-        """Return the figures up to now.
 
-        Threads: any.
-        """
-        return self._pump.statistics()
+class _Steps(Generic[T]):
+    """The deliveries of a batch as an iterator; it keeps the batch and its streams alive."""
 
+    __slots__ = ("__weakref__", "_batch", "_deliveries", "_reader")
 
-def _learn_in(worker: WorkerThread, opening: Opening[T], source: Source) -> Demultiplexer[T]:
-    """Let the source make its first step in the thread that will go on with it."""
-    try:
-        return worker.call(partial(opening.learn, source)).result()
-    except BaseException:
-        worker.end_after(source.close_quietly)
-        raise
+    def __init__(self, batch: BatchedStream[T], pump: PullPump[T] | ThreadPump[T]) -> None:
+        self._batch = batch
+        self._reader = StreamReader(pump.fanout.deliveries, pump)
+        self._deliveries = chain.from_iterable(self._reader.parts)
+
+    def __del__(self) -> None:
+        self._reader.abandon()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Delivery[T]:
+        return next(self._deliveries)

@@ -82,22 +82,9 @@ def demux(
         >>> list(long)
         ['and', 'the', 'other', 'one', 'goes', 'on']
     """
-    if isinstance(source, AsyncIterable):
-        return tuple(
-            AsyncBatchedStream[T](
-                source,
-                size,
-                eos=eos,
-                is_eos=is_eos,
-                include_eos=include_eos,
-                max_outputs=max_outputs,
-                require_eos=require_eos,
-                max_buffered=max_buffered,
-                on_overflow=on_overflow,
-            )
-        )
+    batch: Any = AsyncBatchedStream if isinstance(source, AsyncIterable) else BatchedStream
     return tuple(
-        BatchedStream[T](
+        batch(
             source,
             size,
             eos=eos,

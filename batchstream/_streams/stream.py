@@ -1,15 +1,15 @@
-"""How a consumer in a thread reads a buffer, without running Python code for most outputs.
+"""The stream of one request for a consumer in a thread, and how it reads its buffer.
 
 Theory of operation
 -------------------
 
-A stream is an `itertools.chain`, and what it chains are C iterators over segments. Only when such
-an iterator is used up does the chain come to `Inlet.__next__`, which gives it the next segment or
-asks the pump for a step. A chain stays alive through an exception raised there, as it would not if
-the exception came out of the iterator that it takes its parts from: that one is a bare
-`deque.popleft`, which cannot raise while `__next__` keeps it filled.
+A stream is an `itertools.chain`, and what it chains are C iterators over segments: most outputs are
+read without running Python code. Only when such an iterator is used up does the chain come to
+`StreamReader.__next__`, which gives it the next segment, or waits. A chain stays alive through an
+exception raised there, as it would not if the exception came out of the iterator that it takes its
+parts from: that one is a bare `deque.popleft`, which cannot raise while `__next__` keeps it filled.
 
-An inlet knows its buffer and the pump, and nobody knows an inlet but its own stream.
+A reader refers to its buffer and to what fills it; only its own stream refers to the reader.
 """
 
 from __future__ import annotations
@@ -32,27 +32,34 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from batchstream._handoff.buffer import Buffer
-    from batchstream._handoff.upstream import SyncFeed
+    from batchstream._handoff.upstream import SyncUpstream
 
 T = TypeVar("T", default=Any)
 
 
-class Inlet(Generic[T]):
-    """Where a stream's chain comes when it has read all that it was handed."""
+class StreamReader(Generic[T]):
+    """Gives a stream's chain more to read when it has read all that it was given.
 
-    __slots__ = ("_buffer", "_empty_since", "_entry", "_parts", "_pump", "deadline")
+    Args:
+        buffer: What is read.
+        upstream: What fills the buffer.
 
-    def __init__(self, buffer: Buffer[T], pump: SyncFeed) -> None:
+    Attributes:
+        deadline: Until when a receive waits, on the monotonic clock; None for ever.
+    """
+
+    __slots__ = ("_buffer", "_empty_since", "_entry", "_parts", "_upstream", "deadline")
+
+    def __init__(self, buffer: Buffer[T], upstream: SyncUpstream) -> None:
         self._buffer = buffer
-        self._pump = pump
-        # Until when a receive waits, on the monotonic clock; None for ever.
+        self._upstream = upstream
         self.deadline: float | None = None
-        # How the chain comes here. Its `__iter__` is in C: while a chain is between two parts no
-        # other thread must find it there.
-        self._entry: Iterator[T] = map(Inlet.__next__, repeat(self))
+        # How the chain comes here. Its `__iter__` is in C: no other thread may find a chain between
+        # two of its parts.
+        self._entry: Iterator[T] = map(StreamReader.__next__, repeat(self))
         # What the chain is to read next. None ends it for good.
         self._parts: deque[Iterator[T] | None] = deque((self._entry,))
-        # The number of moves at which it took the only output there was.
+        # The upstream's version at which this took the only output there was.
         self._empty_since = -1
 
     @property
@@ -61,53 +68,52 @@ class Inlet(Generic[T]):
         return iter(self._parts.popleft, None)
 
     def __next__(self) -> T:
-        """Hand over what there is, or pull; raise `StopIteration` for the chain to go on."""
-        buffer, pump = self._buffer, self._pump
+        """Return an output, or raise `StopIteration` for the chain to go on to the next part."""
+        buffer, upstream = self._buffer, self._upstream
         me = get_ident()
         if buffer.consumer.setdefault("thread", me) != me:
             raise self._concurrent()
         try:
-            pulled = False
-            if pump.moves == self._empty_since:
-                pump.pull(buffer, self._empty_since, self.deadline)
-                pulled = True
+            waited = False
+            if upstream.version == self._empty_since:
+                upstream.wait(buffer, self._empty_since, self.deadline)
+                waited = True
             while not self._parts:
-                # In this order: whoever ends a stream has added its last output before, and what
-                # was added after the outputs were looked at shows in the number of moves.
-                moves, ended = pump.moves, bool(buffer.ends)
+                # In this order: the last output was added before the end, and what is added
+                # behind the look at the outputs shows in the version.
+                version, ended = upstream.version, bool(buffer.ends)
                 segments = buffer.segments
                 segment = segments[0] if len(segments) == 1 else buffer.first_unread()
                 outputs, gate = segment
                 received = GATE - length_hint(gate)
                 unread = len(outputs) - received
                 if ended and (buffer.cancelled or not unread):
-                    pump.check_view("by slot")
                     buffer.conclude()
                     self._parts.append(None)
                 elif not unread:
-                    pump.pull(buffer, moves, self.deadline)
-                    pulled = True
-                elif (unread == 1 and pulled) or buffer.watches != buffer.told:
+                    upstream.wait(buffer, version, self.deadline)
+                    waited = True
+                elif (unread == 1 and waited) or buffer.room_requests != buffer.room_answers:
                     if unread == 1:
-                        self._empty_since = moves
+                        self._empty_since = version
                     output, nowhere = outputs[received], NOWHERE
-                    # Counts it. A loop, because a signal's exception may strike after a call, but
-                    # not on this way out: the output would be lost.
+                    # Counts the output. No line from here to the return makes a call: a signal's
+                    # exception strikes behind calls, and would lose the output.
                     for _ in gate:
-                        # This is `tell`, after the output was counted, and without a call.
-                        watches, telling = buffer.watches, buffer.telling
-                        if telling is not None:
-                            nowhere += telling
-                        buffer.told = watches
+                        # This is `Buffer.made_room`, behind the count, and without a call.
+                        requests, on_room = buffer.room_requests, buffer.on_room
+                        if on_room is not None:
+                            nowhere += on_room
+                        buffer.room_answers = requests
                         return output
                 else:
                     self._parts.extend((buffer.read(segment), self._entry))
         finally:
-            del buffer.consumer["thread"]  # no call, for the same reason
+            del buffer.consumer["thread"]  # not `pop`: no call, for the same reason
         raise StopIteration
 
     def receive(self, chained: Iterator[T], deadline: float) -> T:
-        """Return the next of what was chained, or give up when the clock says so."""
+        """Return the next output of the chain, until a time on the monotonic clock."""
         self.deadline = deadline
         try:
             return next(chained)
@@ -126,7 +132,7 @@ class Inlet(Generic[T]):
             buffer.consumer.clear()
 
     def abandon(self) -> None:
-        """Let go of itself, once there is no chain that could come here."""
+        """Free itself without the cycle collector, once there is no chain that could come here."""
         self._parts.clear()
         self._entry = iter(())
 
@@ -142,8 +148,8 @@ class Stream(AnyStream[T], chain[T]):
 
     Made by `demux`, `BatchedStream` and batchers. Asked for an output while none is buffered, a
     stream lets the source go one step on *for every stream of the batch*; the others find theirs
-    buffered. With `background=True`, and of a batcher, it waits instead, for whoever runs the
-    source ahead of everybody.
+    buffered. With `background=True`, and of a batcher, it waits instead: a thread or a task runs
+    the source ahead of all consumers.
 
     After its outputs a stream that ended in an error raises it, once, in a copy that is this
     stream's own, with the original as `__cause__`; from then on it is simply finished.
@@ -154,7 +160,7 @@ class Stream(AnyStream[T], chain[T]):
 
     Raises (on iteration):
         BufferOverflowError: A stream of the batch has `max_buffered` unread outputs. Nothing was
-            pulled; read or cancel that one, then go on.
+            waited; read or cancel that one, then go on.
         SlowConsumerError: It held more than `max_buffered` outputs, with `on_overflow="cancel"`.
         DeadlineError: Of a batcher: the request was not finished in the time it was given.
         ConcurrentConsumerError: Another thread is waiting for an output of this same stream.
@@ -178,9 +184,9 @@ class Stream(AnyStream[T], chain[T]):
         'eos'
     """
 
-    __slots__ = ("__weakref__", "_buffer", "_inlet", "_pump")
-    _inlet: Inlet[T]
-    _pump: SyncFeed
+    __slots__ = ("__weakref__", "_buffer", "_reader", "_upstream")
+    _reader: StreamReader[T]
+    _upstream: SyncUpstream
 
     def __new__(cls, *_: object, **__: object) -> Self:
         raise TypeError("a Stream is made by demux, BatchedStream or a batcher only")
@@ -191,21 +197,21 @@ class Stream(AnyStream[T], chain[T]):
         raise TypeError("a Stream is made by demux, BatchedStream or a batcher only")
 
     @classmethod
-    def _of(cls, buffer: Buffer[T], pump: SyncFeed) -> Stream[T]:
-        inlet = Inlet(buffer, pump)
-        stream = cast("Stream[T]", super().from_iterable(inlet.parts))
-        stream._attach(buffer, inlet, pump)  # noqa: SLF001 - __new__ refuses, so no __init__ runs
+    def _of(cls, buffer: Buffer[T], upstream: SyncUpstream) -> Stream[T]:
+        reader = StreamReader(buffer, upstream)
+        stream = cast("Stream[T]", super().from_iterable(reader.parts))
+        stream._attach(buffer, reader, upstream)  # noqa: SLF001 - __new__ refuses, so no __init__ runs
         return stream
 
-    def _attach(self, buffer: Buffer[T], inlet: Inlet[T], pump: SyncFeed) -> None:
+    def _attach(self, buffer: Buffer[T], reader: StreamReader[T], upstream: SyncUpstream) -> None:
         self._buffer = buffer
-        self._inlet = inlet
-        self._pump = pump
+        self._reader = reader
+        self._upstream = upstream
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not _is_finalizing():  # the interpreter drops the source as well
             self.cancel()
-            self._inlet.abandon()
+            self._reader.abandon()
 
     def receive(self, timeout: float | None = None) -> T:
         """Return the next output, as `next(stream)` does, or give up after a while.
@@ -228,10 +234,14 @@ class Stream(AnyStream[T], chain[T]):
         """
         if timeout is None:
             return next(self)
-        self._pump.check_timeouts()
+        if not self._upstream.times_out:
+            raise ValueError(
+                "timeout needs a batch with background=True: here the source runs in the thread "
+                "that receives, and cannot be broken off"
+            )
         if not timeout >= 0:
             raise ValueError(f"timeout must be 0 or more seconds, got {timeout!r}")
-        return self._inlet.receive(self, time.monotonic() + timeout)
+        return self._reader.receive(self, time.monotonic() + timeout)
 
     def drain(self) -> list[T]:
         """Return every buffered output at once, without letting the source go on.
@@ -246,8 +256,7 @@ class Stream(AnyStream[T], chain[T]):
         Cancellation: nothing to cancel.
         Threads: one consumer per stream at a time.
         """
-        self._pump.check_view("by slot")
-        return self._inlet.drain()
+        return self._reader.drain()
 
     def cancel(self) -> None:
         """Give this stream up: what is buffered is discarded, and the next receive sees the end.
@@ -256,11 +265,11 @@ class Stream(AnyStream[T], chain[T]):
         the last live stream. Repeated calls, and calls after the end, change nothing but to
         discard what was not received. Dropping the last reference to a stream does the same.
 
-        Blocking: never, but for the source's own clean-up if this ends a batch that is pulled.
+        Blocking: never, but for the source's own clean-up if this ends a batch that is waited.
         Cancellation: nothing to cancel.
         Threads: any thread, callback, finalizer or signal handler.
         """
-        self._pump.cancel(self._buffer)
+        self._upstream.cancel(self._buffer)
 
     def close(self) -> None:
         """Do the same as `cancel`, for `contextlib.closing`."""

@@ -42,7 +42,7 @@ def interrupted_submission(batcher, line):
     gc.disable()  # what is collected meanwhile is none of the batcher's
     sys.settrace(trace)
     try:
-        batcher.stream("interrupted")
+        stream = batcher.stream("interrupted")  # noqa: F841 - its finalizer is not to be interrupted
     except KeyboardInterrupt:
         pass
     finally:

@@ -602,7 +602,7 @@ def test_keys_that_are_out_of_use_are_forgotten():
 
     batcher, _ = make("dynamic", key=key)
     idle = threading.Event()
-    stop_watching = knobs.watch_looks(batcher, lambda found: found is None and idle.set())
+    stop_watching = knobs.watch_decisions(batcher, lambda found: found is None and idle.set())
     for number in range(300):
         assert list(batcher.stream(str(number))) == list(str(number))
     idle.clear()

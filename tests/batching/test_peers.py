@@ -138,7 +138,7 @@ def test_an_idle_batcher_searches_for_no_request():
         if requests is None:
             idle.set()
 
-    stop_watching = knobs.watch_looks(batcher, note)
+    stop_watching = knobs.watch_decisions(batcher, note)
     for requests in range(1, 4):
         idle.clear()
         assert list(batcher.stream("abc")) == ["a", "b", "c"]
@@ -160,7 +160,7 @@ def test_a_worker_that_gathers_a_batch_looks_once_and_not_all_the_time():
         counted.append(found)
         looked.set()
 
-    stop_watching = knobs.watch_looks(batcher, count)
+    stop_watching = knobs.watch_decisions(batcher, count)
     stream = batcher.stream("a")
     assert looked.wait(TIMEOUT)
     with pytest.raises(TimeoutError):
@@ -303,7 +303,7 @@ async def test_a_lone_request_without_batch_timeout_does_not_wait(form):
     """mixedbread: an idle call takes 5.4 ms at least. Here its worker never waits."""
     waits = []
     batcher = form.batcher(batch_timeout=0.0)
-    stop_watching = knobs.watch_looks(batcher, waits.append)
+    stop_watching = knobs.watch_decisions(batcher, waits.append)
     for request in ("ab", "c"):
         assert await form.rest(form.submit(batcher, request)) == list(request)
     assert [found for found in waits if isinstance(found, float)] == []

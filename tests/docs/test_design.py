@@ -166,3 +166,42 @@ def test_the_files_to_start_in_exist(row):
         paths = re.findall(r"`([\w/.]+)`", cell)
         assert paths
         assert all((ROOT / "batchstream" / path).exists() for path in paths), cell
+
+
+# ---- paths and lines that pages show
+
+PAGES_FOR_CHANGES = [ROOT / "docs" / "design.md", ROOT / "docs" / "no-calls.md"]
+
+
+@pytest.mark.parametrize("page", PAGES_FOR_CHANGES, ids=lambda page: page.name)
+def test_every_path_in_the_package_that_a_page_names_exists(page):
+    paths = re.findall(r"`((?:_[a-z]+|integrations)/[\w/]*(?:\.py)?)`", page.read_text())
+    assert paths
+    for path in paths:
+        assert (ROOT / "batchstream" / path).exists(), path
+
+
+def test_every_path_that_the_page_for_contributors_names_exists():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`((?:tests|docs|batchstream)/[\w/.]+)`", page)
+    assert len(paths) > 10
+    for path in set(paths) - {"docs/_build/html", "batchstream/_eventloops/NAME.py"}:
+        assert (ROOT / path).exists(), path
+
+
+def lines_of(code):
+    """Return the lines, without their comments that stand alone, nor what they are indented by."""
+    lines = [line.strip() for line in code.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def shown_lines():
+    page = (ROOT / "docs" / "no-calls.md").read_text()
+    return re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("shown", shown_lines(), ids=lambda shown: shown.splitlines()[0])
+def test_the_lines_that_make_no_call_are_in_the_package_as_the_page_shows_them(shown):
+    wanted = "\n".join(lines_of(shown))
+    modules = (ROOT / "batchstream").rglob("*.py")
+    assert any(f"\n{wanted}\n" in "\n".join(lines_of(path.read_text())) for path in modules)

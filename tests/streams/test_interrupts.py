@@ -47,7 +47,7 @@ def test_a_receive_broken_off_while_another_thread_pulls_loses_nothing(on_signal
     waiting = threading.Event()
 
     def break_off(frame):
-        if waiting.is_set() and frame.f_code.co_name == "pull":
+        if waiting.is_set() and frame.f_code is knobs.CODE_OF_PULL:
             waiting.clear()
             raise BrokenOffError
 
@@ -153,7 +153,7 @@ def test_a_pull_interrupted_at_any_line_leaves_the_next_receive_alone():
                 raise KeyboardInterrupt
             return interrupt
 
-        sys.settrace(lambda frame, *_: interrupt if frame.f_code is knobs.CODE_OF_PULL else None)
+        sys.settrace(lambda frame, *_: interrupt if frame.f_code is knobs.CODE_OF_WAIT else None)
         try:
             stream.receive(0)
         finally:
@@ -163,7 +163,7 @@ def test_a_pull_interrupted_at_any_line_leaves_the_next_receive_alone():
         (stream,) = batch
         assert next(stream) == "a"
         try:
-            for line in sorted({line for _, _, line in knobs.CODE_OF_PULL.co_lines() if line}):
+            for line in sorted({line for _, _, line in knobs.CODE_OF_WAIT.co_lines() if line}):
                 with pytest.raises((KeyboardInterrupt, TimeoutError)):
                     receive_interrupted_at(line)
                 with pytest.raises(TimeoutError):

@@ -9,20 +9,21 @@ from __future__ import annotations
 import sys
 from operator import length_hint
 
-import batchstream._batching
-import batchstream._batching.groups
+import batchstream._batching.clock
+import batchstream._batching.queue
 import batchstream._eventloops.asyncio
 import batchstream._pumps.process
 from batchstream._batching.request import Request
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
 from batchstream._eventloops.base import TURN
 from batchstream._handoff.buffer import SEGMENT_LENGTH
+from batchstream._pumps.pull import PullPump
 from batchstream._pumps.thread import ThreadPump
 from batchstream._pumps.worker_thread import WorkerThread
 
 __all__ = ["DEFAULT_MAX_BUFFERED", "SEGMENT_LENGTH", "TURN"]
 
-MANY_KEYS = batchstream._batching.groups._MANY
+MANY_KEYS = batchstream._batching.queue._TIDY_ABOVE
 EXIT_SECONDS = batchstream._pumps.process.EXIT_SECONDS
 
 
@@ -51,7 +52,7 @@ def set_turns(monkeypatch, *, receives, calls):
 
 def set_many_keys(monkeypatch, keys):
     """Let batchers tidy up their keys when there are more than so many."""
-    monkeypatch.setattr(batchstream._batching.groups, "_MANY", keys)
+    monkeypatch.setattr(batchstream._batching.queue, "_TIDY_ABOVE", keys)
 
 
 # ---- time
@@ -59,7 +60,7 @@ def set_many_keys(monkeypatch, keys):
 
 def set_clock(monkeypatch, clock):
     """Let batchers ask this function what time it is."""
-    replace_everywhere(monkeypatch, "monotonic", clock, "batchstream._")
+    monkeypatch.setattr(batchstream._batching.clock, "monotonic", clock)
 
 
 def set_lock_of_workers(monkeypatch, lock):
@@ -69,7 +70,7 @@ def set_lock_of_workers(monkeypatch, lock):
 
 def set_pause(monkeypatch, seconds):
     """Let a pump that waits for room look for closed loops so often; never, if it is negative."""
-    replace_everywhere(monkeypatch, "PAUSE", seconds)
+    replace_everywhere(monkeypatch, "LOOP_POLL_SECONDS", seconds)
 
 
 def let_deadline_pass(stream):
@@ -99,18 +100,18 @@ def tasks_kept_alive():
 
 
 def pump_of(batch):
-    """Return what moves the batch."""
-    return batch._pump
+    """Return what moves a batch, or the batch of a stream."""
+    return batch._upstream if hasattr(batch, "_upstream") else batch._pump
 
 
 def buffered_deliveries(batch):
     """Return how many deliveries lie ready for the reader of `steps()`."""
-    return pump_of(batch).steps.buffered
+    return pump_of(batch).fanout.deliveries.buffered
 
 
 def bound_of(batch):
     """Return how many outputs a stream of the batch may hold."""
-    return pump_of(batch)._max_buffered
+    return pump_of(batch)._room._max_buffered
 
 
 def is_closing(batch):
@@ -125,13 +126,13 @@ def role_of(batch):
 
 def departures_of(batch):
     """Return the streams that have ended, of which the pump has not heard."""
-    return pump_of(batch)._departed
+    return pump_of(batch).fanout.departures
 
 
 def thread_of(batch):
     """Return the thread that moves the batch, if it has been started."""
-    worker = pump_of(batch)._worker
-    return worker and worker._thread
+    thread = pump_of(batch)._thread
+    return thread and thread._thread
 
 
 def waiters_in_threads(batch):
@@ -141,7 +142,7 @@ def waiters_in_threads(batch):
 
 def is_waited_for_in_threads(batch, slot):
     """Whether a thread waits for an output of the stream in this slot."""
-    return pump_of(batch).buffers[slot] in waiters_in_threads(batch)
+    return pump_of(batch).fanout.buffers[slot] in waiters_in_threads(batch)
 
 
 def fail_next_wake_up(batch, error):
@@ -157,39 +158,55 @@ def fail_next_wake_up(batch, error):
 
 
 def _threads_of(batch):
-    return pump_of(batch)._places._threads
+    return pump_of(batch)._parking._threads
 
 
 def is_waited_for(batch):
     """Whether any consumer, thread or task waits for something of the batch."""
-    return any(place.waiting for place in pump_of(batch)._places._all)
+    return any(lot.waiting for lot in pump_of(batch)._parking._all)
 
 
 def is_paused(batch):
     """Whether the pump of the batch, which runs by itself, waits for room."""
-    return bool(length_hint(pump_of(batch)._tokens))
+    return bool(length_hint(pump_of(batch)._room._tokens))
 
 
 def wait_until_closed(batch):
     """Wait in this thread until the batch's source is closed by its pump."""
-    pump_of(batch)._ending.wait()
+    pump_of(batch).closed.wait()
 
 
 def on_closed(monkeypatch, batch, then):
-    """Call this when the batch's source is closed, instead of letting threads know that it is."""
-    monkeypatch.setattr(pump_of(batch)._ending, "set", then)
+    """Call this in the pump's thread when consumers have been woken, as the source is closed."""
+    pump = pump_of(batch)
+    monkeypatch.setattr(pump, "closed", _Followed(pump.closed, then))
+
+
+class _Followed:
+    """An event of the package that calls something more when it was set."""
+
+    def __init__(self, event, then):
+        self._event = event
+        self._then = then
+
+    def set(self):
+        self._event.set()
+        self._then()
+
+    def __getattr__(self, name):
+        return getattr(self._event, name)
 
 
 STEPS_OF_PUMPS = {
-    "handing a step over": "_take",
-    "applying cancels": "_settle_with",
-    "waking consumers": "_tell",
+    "handing a step over": "take",
+    "failing the streams": "fail",
+    "handing the ends out": "hand_out",
     "asking whether to go on": "_goes_on",
     "looking for room": "_without_room",
 }
 """What a pump that runs by itself does again and again, and its methods."""
 
-LAST_STEPS_OF_PUMPS = {"ending the streams": "_end", "closing the source": "_closed"}
+LAST_STEPS_OF_PUMPS = {"ending the streams": "_drain", "closing the source": "_close"}
 """What such a pump does in the end, and its methods."""
 
 
@@ -200,11 +217,15 @@ def fail_in_pump(monkeypatch, batch, step, error):
         raise error
 
     method = (STEPS_OF_PUMPS | LAST_STEPS_OF_PUMPS)[step]
-    monkeypatch.setattr(pump_of(batch), method, fail)
+    pump = pump_of(batch)
+    monkeypatch.setattr(pump if hasattr(pump, method) else pump.fanout, method, fail)
 
 
-CODE_OF_PULL = ThreadPump.pull.__code__
-"""What a receive in a thread runs where the buffer is empty."""
+CODE_OF_PULL = PullPump.wait.__code__
+"""What a receive runs that makes the next step."""
+
+CODE_OF_WAIT = ThreadPump.wait.__code__
+"""What a receive in a thread runs where the buffer is empty, and the source runs by itself."""
 
 
 # ---- streams and requests
@@ -266,7 +287,7 @@ def after_deadline(monkeypatch, then):
 
 def files_of_submission():
     """Return the files of the modules that a submission passes through."""
-    names = ("batcher", "dispatcher", "queue", "thread_dispatcher", "workers")
+    names = ("batcher", "dispatcher", "queue", "scheduler", "thread_dispatcher")
     return {sys.modules[f"batchstream._batching.{name}"].__file__ for name in names}
 
 
@@ -277,7 +298,7 @@ def dispatcher_of(batcher):
 
 def metrics_of(batcher):
     """Return the object that the batcher calls with its figures."""
-    return dispatcher_of(batcher).terms.reports._metrics
+    return dispatcher_of(batcher).options.metrics._metrics
 
 
 def worker_threads_of(batcher):
@@ -287,45 +308,45 @@ def worker_threads_of(batcher):
 
 def runs_of(batcher):
     """Return the batches that run."""
-    return [*dispatcher_of(batcher)._runs]
+    return [batch.pump for batch in dispatcher_of(batcher)._scheduler.batches]
 
 
 def unreported(run):
     """Return the ends that a batch keeps for a reader of deliveries."""
-    return run._unreported
+    return run.fanout._unreported
 
 
 def assert_nothing_is_left(batcher):
     """Make sure that a closed batcher holds no request, no batch and no waiter."""
     dispatcher = dispatcher_of(batcher)
     assert dispatcher.ended
-    assert not dispatcher._runs
-    assert not dispatcher._told
-    assert not dispatcher.awaiting_end
-    assert not any(place.waiting for place in dispatcher.places._all)
+    assert not dispatcher._scheduler.batches
+    assert not dispatcher._scheduler.ended_requests
+    assert not dispatcher._ended._keys
+    assert not any(lot.waiting for lot in dispatcher.parking._all)
 
 
 def apply_closed_loops(batcher):
     """Do what a consumer in another loop does from time to time: give up what closed loops left."""
-    dispatcher_of(batcher).look_after(None)
+    dispatcher_of(batcher).poll(None)
 
 
-def watch_looks(batcher, watch):
-    """Call `watch` with what each look of a worker finds: requests, seconds to wait, or None.
+def watch_decisions(batcher, watch):
+    """Call `watch` with each decision for a worker: requests, seconds to wait, or None.
 
     Returns:
         A function that ends it.
     """
     dispatcher = dispatcher_of(batcher)
-    look = dispatcher.look
+    next_batch = dispatcher.next_batch
 
-    def looked(*args):
-        found = look(*args)
-        watch(found)
-        return found
+    def decided(*args):
+        decision = next_batch(*args)
+        watch(decision and (decision.requests or decision.wait))
+        return decision
 
-    dispatcher.look = looked
-    return lambda: delattr(dispatcher, "look")
+    dispatcher.next_batch = decided
+    return lambda: delattr(dispatcher, "next_batch")
 
 
 # ---- the exit of the interpreter

@@ -14,7 +14,6 @@ and others that have to do with no loop. Servers that would listen on every inte
 127.0.0.1. The end-to-end tests need the ports 8000 and 8080, and are left out while one is taken.
 """
 
-
 from __future__ import annotations
 
 import argparse

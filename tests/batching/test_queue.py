@@ -1,4 +1,4 @@
-"""Who joins a batch, and when: the core of batching, by tables and against a naive model."""
+"""Which waiting requests join a batch when: by tables, and against a naive model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from batchstream import OverloadedError
-from batchstream._batching.queue import Admission
+from batchstream._batching.queue import KeyInterner, WaitingQueue
+from support import knobs
 
 SIZE = 3
 
@@ -29,15 +30,15 @@ class Ticket:
         return self.name
 
 
-def admission(tickets=(), **options):
-    """Return an admission in which these wait, given as pairs of name and group."""
-    made = Admission(**{"max_batch_size": SIZE, "max_pending": 99} | options)
+def queue_of(tickets=(), **options):
+    """Return a queue in which these wait, given as pairs of name and group."""
+    made = WaitingQueue(**{"max_batch_size": SIZE, "max_pending": 99} | options)
     waiting = []
     for number, ticket in enumerate(tickets):
         if isinstance(ticket, str):
             ticket = Ticket(ticket, ticket[0], arrived=float(number))  # noqa: PLW2901
         waiting.append(ticket)
-        made.submit(ticket)
+        made.append(ticket)
     return made, waiting
 
 
@@ -62,9 +63,9 @@ def names(tickets):
     ],
 )
 def test_without_timeout_the_oldest_group_goes_at_once(waiting, slots, taken):
-    made, _ = admission(waiting)
+    made, _ = queue_of(waiting)
     assert names(made.take(9.0, slots=slots)) == taken
-    assert made.waiting == len(waiting) - len(taken)
+    assert len(made) == len(waiting) - len(taken)
 
 
 @pytest.mark.rule(29)
@@ -82,7 +83,7 @@ def test_without_timeout_the_oldest_group_goes_at_once(waiting, slots, taken):
     ],
 )
 def test_a_group_is_ready_when_it_is_full_or_its_oldest_has_waited(waiting, now, taken):
-    made, _ = admission(waiting, batch_timeout=5.0)
+    made, _ = queue_of(waiting, batch_timeout=5.0)
     assert names(made.take(now, slots=SIZE)) == taken
 
 
@@ -101,39 +102,39 @@ def test_a_group_is_ready_when_it_is_full_or_its_oldest_has_waited(waiting, now,
 )
 def test_the_cost_of_a_batch_never_exceeds_its_limit(costs, slots, spent, taken):
     tickets = [Ticket(str(number), cost=cost) for number, cost in enumerate(costs)]
-    made, _ = admission(tickets, max_batch_cost=5.0)
+    made, _ = queue_of(tickets, max_batch_cost=5.0)
     assert len(made.take(0.0, slots=slots, spent=spent)) == taken
 
 
 @pytest.mark.rule(29)
 def test_a_group_whose_next_request_does_not_fit_is_full():
     tickets = [Ticket("a", cost=3.0), Ticket("b", cost=3.0)]
-    made, _ = admission(tickets[:1], max_batch_cost=5.0, batch_timeout=9.0)
+    made, _ = queue_of(tickets[:1], max_batch_cost=5.0, batch_timeout=9.0)
     assert made.take(0.0, slots=SIZE) == []
-    made.submit(tickets[1])
-    assert made.wake_at() == 0.0
+    made.append(tickets[1])
+    assert made.ready_at() == 0.0
     assert names(made.take(0.0, slots=SIZE)) == ["a"]
-    assert made.wake_at() == 9.0
+    assert made.ready_at() == 9.0
 
 
 @pytest.mark.rule(29)
 def test_what_costs_more_than_a_batch_is_refused_and_does_not_wait():
-    made, _ = admission(max_batch_cost=5.0)
+    made, _ = queue_of(max_batch_cost=5.0)
     with pytest.raises(ValueError, match=r"costs 5.5, more than a batch may cost: 5.0"):
-        made.submit(Ticket("a", cost=5.5))
-    assert made.waiting == 0
-    assert made.wake_at() is None
+        made.append(Ticket("a", cost=5.5))
+    assert len(made) == 0
+    assert made.ready_at() is None
 
 
 @pytest.mark.rule(29)
 def test_more_than_may_wait_are_refused_and_counted_right():
-    made, waiting = admission(["a1", "b1"], max_pending=2)
+    made, waiting = queue_of(["a1", "b1"], max_pending=2)
     with pytest.raises(OverloadedError) as raised:
-        made.submit(Ticket("c"))
+        made.append(Ticket("c"))
     assert (raised.value.pending, raised.value.max_pending) == (2, 2)
-    assert made.withdraw(waiting[0])
-    made.submit(Ticket("c"))
-    assert made.waiting == 2
+    assert made.remove(waiting[0])
+    made.append(Ticket("c"))
+    assert len(made) == 2
 
 
 def test_groups_are_distinguished_by_identity():
@@ -145,7 +146,7 @@ def test_groups_are_distinguished_by_identity():
 
     key, other = Key(), Key()
     tickets = [Ticket("a", key), Ticket("b", other), Ticket("c", key)]
-    made, _ = admission(tickets)
+    made, _ = queue_of(tickets)
     assert names(made.take(0.0, slots=SIZE)) == ["a", "c"]
     assert names(made.take(0.0, slots=SIZE)) == ["b"]
 
@@ -154,77 +155,77 @@ def test_groups_are_distinguished_by_identity():
 
 
 def test_a_request_is_withdrawn_once():
-    made, (first, second) = admission(["a1", "a2"])
-    assert made.withdraw(first)
-    assert not made.withdraw(first)
+    made, (first, second) = queue_of(["a1", "a2"])
+    assert made.remove(first)
+    assert not made.remove(first)
     assert names(made.take(9.0, slots=SIZE)) == ["a2"]
-    assert not made.withdraw(second)
-    assert not made.withdraw(Ticket("stranger"))
+    assert not made.remove(second)
+    assert not made.remove(Ticket("stranger"))
 
 
 def test_expired_requests_come_out_the_earliest_first():
     tickets = [Ticket(str(until), wait_until=until) for until in (3.0, 1.0, None, 2.0, 1.0)]
-    made, _ = admission(tickets)
+    made, _ = queue_of(tickets)
     assert made.expire(0.9) == []
     assert made.expire(2.0) == [tickets[1], tickets[4], tickets[3]]
     assert made.expire(2.0) == []
-    assert made.wake_at() == 0.0  # for the others
+    assert made.ready_at() == 0.0  # for the others
     assert made.expire(99.0) == [tickets[0]]
     assert made.take_all() == [tickets[2]]
 
 
 def test_no_request_expires_that_has_joined_or_was_withdrawn():
     tickets = [Ticket(name, wait_until=1.0) for name in "abc"]
-    made, _ = admission(tickets)
-    made.withdraw(tickets[1])
+    made, _ = queue_of(tickets)
+    made.remove(tickets[1])
     made.take(0.0, slots=1)
     assert made.expire(5.0) == [tickets[2]]
 
 
 def test_wake_at_is_the_earliest_of_all_reasons():
-    made, _ = admission(batch_timeout=5.0)
-    assert made.wake_at() is None
-    made.submit(Ticket("a", arrived=1.0))
-    assert made.wake_at() == 6.0
-    made.submit(late := Ticket("b", "other", arrived=2.0, wait_until=4.0))
-    assert made.wake_at() == 3.0  # half of the time that it may wait
-    made.withdraw(late)
-    assert made.wake_at() == 6.0
-    made.submit(Ticket("c", arrived=3.0, wait_until=9.5))
-    assert made.wake_at() == 6.0
+    made, _ = queue_of(batch_timeout=5.0)
+    assert made.ready_at() is None
+    made.append(Ticket("a", arrived=1.0))
+    assert made.ready_at() == 6.0
+    made.append(late := Ticket("b", "other", arrived=2.0, wait_until=4.0))
+    assert made.ready_at() == 3.0  # half of the time that it may wait
+    made.remove(late)
+    assert made.ready_at() == 6.0
+    made.append(Ticket("c", arrived=3.0, wait_until=9.5))
+    assert made.ready_at() == 6.0
 
 
 @pytest.mark.rule(29)
 def test_a_batch_goes_at_half_of_the_time_that_its_request_may_wait():
-    made, _ = admission(batch_timeout=5.0)
-    made.submit(Ticket("a", arrived=1.0))
-    made.submit(Ticket("b", arrived=2.0, wait_until=4.0))
+    made, _ = queue_of(batch_timeout=5.0)
+    made.append(Ticket("a", arrived=1.0))
+    made.append(Ticket("b", arrived=2.0, wait_until=4.0))
     assert made.take(2.9, slots=SIZE) == []
     assert names(made.take(3.0, slots=SIZE)) == ["a", "b"]
 
 
 @pytest.mark.rule(29)
 def test_requests_for_which_there_is_room_do_not_count_as_waiting():
-    made, _ = admission(["a1"], max_pending=1)
+    made, _ = queue_of(["a1"], max_pending=1)
     with pytest.raises(OverloadedError):
-        made.submit(Ticket("b"), room=0)
-    made.submit(Ticket("b"), room=1)
+        made.append(Ticket("b"), room=0)
+    made.append(Ticket("b"), room=1)
     with pytest.raises(OverloadedError):
-        made.submit(Ticket("c"), room=1)
+        made.append(Ticket("c"), room=1)
 
 
 def test_take_all_gives_every_request_in_the_order_of_arrival():
-    made, waiting = admission(["a1", "b1", "a2", "c1", "b2"])
+    made, waiting = queue_of(["a1", "b1", "a2", "c1", "b2"])
     assert made.take_all() == waiting
     assert made.take_all() == []
-    assert (made.waiting, made.wake_at()) == (0, None)
+    assert (len(made), made.ready_at()) == (0, None)
 
 
 def test_memory_entries_of_requests_that_have_left_are_tidied_up():
-    made, _ = admission()
+    made, _ = queue_of()
     for number in range(1000):
-        made.submit(ticket := Ticket(str(number), wait_until=1e9))
-        assert made.withdraw(ticket) if number % 2 else made.take(0.0, slots=1) == [ticket]
+        made.append(ticket := Ticket(str(number), wait_until=1e9))
+        assert made.remove(ticket) if number % 2 else made.take(0.0, slots=1) == [ticket]
     assert len(made._expiries) < 200
     assert not made._groups
 
@@ -242,7 +243,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     )
     def begin(self, timeout, max_cost, max_pending):
         self.timeout, self.max_cost, self.max_pending = timeout, max_cost, max_pending
-        self.admission = Admission(
+        self.queue = WaitingQueue(
             max_batch_size=SIZE,
             batch_timeout=timeout,
             max_batch_cost=max_cost,
@@ -299,10 +300,10 @@ class AdmissionMachine(RuleBasedStateMachine):
         ticket.wait_until = None if patience is None else self.now + patience
         if len(self.waiting) == self.max_pending:
             with pytest.raises(OverloadedError) as raised:
-                self.admission.submit(ticket)
+                self.queue.append(ticket)
             assert raised.value.pending == len(self.waiting)
             return
-        self.admission.submit(ticket)
+        self.queue.append(ticket)
         self.submitted += 1
         self.waiting.append(ticket)
 
@@ -313,7 +314,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(slots=st.integers(0, SIZE), spent=st.sampled_from([0.0, 0.0, 3.0]))
     def take(self, slots, spent):
         expected = self.joining(self.now, slots, spent)
-        taken = self.admission.take(self.now, slots=slots, spent=spent)
+        taken = self.queue.take(self.now, slots=slots, spent=spent)
         assert taken == expected
         assert len(taken) <= slots
         assert len({ticket.group for ticket in taken}) <= 1
@@ -329,20 +330,20 @@ class AdmissionMachine(RuleBasedStateMachine):
             if ticket.wait_until is not None and ticket.wait_until <= self.now
         ]
         overdue.sort(key=lambda ticket: ticket.wait_until)
-        assert self.admission.expire(self.now) == overdue
+        assert self.queue.expire(self.now) == overdue
         self.come_out(overdue)
 
     @rule()
-    def jump_to_wake_at(self):
+    def jump_to_ready_at(self):
         """No request comes out before that time, and one does then."""
-        at = self.admission.wake_at()
+        at = self.queue.ready_at()
         assert (at is None) == (not self.waiting)
         if at is None:
             return
         if at > self.now:
             before = (self.now + at) / 2
-            assert self.admission.expire(before) == []
-            assert self.admission.take(before, slots=SIZE) == []
+            assert self.queue.expire(before) == []
+            assert self.queue.take(before, slots=SIZE) == []
             self.now = at
         expected = self.joining(self.now, SIZE, 0.0)
         overdue = [ticket for ticket in self.waiting if (ticket.wait_until or 1e9) <= self.now]
@@ -356,27 +357,52 @@ class AdmissionMachine(RuleBasedStateMachine):
         known = self.waiting + self.out
         ticket = data.draw(st.sampled_from(known))
         waits = ticket in self.waiting
-        assert self.admission.withdraw(ticket) is waits
+        assert self.queue.remove(ticket) is waits
         if waits:
             self.come_out([ticket])
 
     @rule()
     def take_all(self):
         waiting = list(self.waiting)
-        assert self.admission.take_all() == waiting
+        assert self.queue.take_all() == waiting
         self.come_out(waiting)
 
     @invariant()
     def as_many_wait_as_have_not_come_out(self):
-        if hasattr(self, "admission"):
-            assert self.admission.waiting == len(self.waiting)
+        if hasattr(self, "queue"):
+            assert len(self.queue) == len(self.waiting)
             assert self.submitted == len(self.waiting) + len(self.out)
 
     def teardown(self):
-        if hasattr(self, "admission"):
+        if hasattr(self, "queue"):
             self.take_all()
             assert len({id(ticket) for ticket in self.out}) == len(self.out) == self.submitted
 
 
 TestAdmission = AdmissionMachine.TestCase
 TestAdmission.settings = settings(max_examples=150, stateful_step_count=40)
+
+
+# ---- keys
+
+
+def test_equal_keys_are_one_object_while_requests_wait_and_are_freed_later():
+    keys = KeyInterner()
+    waiting, generations = keys.intern(("a", 1))
+    assert keys.intern(("a", 1))[0] is waiting
+    for number in range(knobs.MANY_KEYS + 1):
+        keys.intern(number)
+    keys.tidy(lambda group: group is waiting)
+    assert not keys.is_current(generations), "a key that was interned before is interned again"
+    for number in range(knobs.MANY_KEYS + 1):
+        keys.intern(number)
+    assert keys.tidy(lambda group: group is waiting) is None, "the elder generation is needed"
+    assert keys.intern(("a", 1))[0] is waiting
+    elder = keys.tidy(lambda _: False)
+    assert ("a", 1) in elder
+    assert keys.intern(("a", 1))[0] is waiting, "it was asked for since, and went on"
+
+
+def test_a_key_that_cannot_be_hashed_is_named():
+    with pytest.raises(TypeError, match=r"key returns \['a'\], which cannot be hashed"):
+        KeyInterner().intern(["a"])

@@ -1,0 +1,151 @@
+"""What happens between the steps of a batch of requests: deadlines, and what is counted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, Protocol
+
+from typing_extensions import TypeVar
+
+from batchstream._batching import clock
+from batchstream._batching.request import closed_error
+from batchstream._batching.totals import StepTotals
+from batchstream._handoff.parking import earliest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from batchstream._batching.options import BatcherOptions
+    from batchstream._batching.request import Request
+    from batchstream._handoff.buffer import Buffer
+    from batchstream._pumps.background import BackgroundPump
+
+T = TypeVar("T")
+
+
+class BatchOwner(Protocol[T]):
+    """What a batch needs of the dispatcher whose requests it serves.
+
+    Attributes:
+        options: What the batcher was made with.
+    """
+
+    options: BatcherOptions[Any, T]
+
+    @property
+    def closed(self) -> bool:
+        """Whether all requests are to fail."""
+
+    def reap(self) -> None:
+        """Count the requests that have ended since the last time."""
+
+    def take_joining(self, slots: int, spent: float) -> Sequence[Request[T]]:
+        """Take the requests that join a batch with so many free slots, which costs so much."""
+
+    def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
+        """Fail requests that have not joined a batch."""
+
+
+class RequestBatch(Generic[T]):
+    """The hooks of a pump that serves a batch of requests.
+
+    The pump refers to this object and this object to the pump, until the pump is closed.
+
+    Args:
+        owner: Whose requests they are.
+
+    Attributes:
+        pump: The pump; set by `serve`.
+    """
+
+    pump: BackgroundPump[T]
+
+    def __init__(self, owner: BatchOwner[T]) -> None:
+        self._owner = owner
+        self._next_deadline: float | None = None
+        self._live_slots = 0  # summed over the steps
+
+    def serve(self, pump: BackgroundPump[T], requests: Sequence[Request[T]]) -> None:
+        """Serve these requests, in the first slots of a pump that has not started."""
+        self.pump = pump
+        pump.fanout.read("by slot")
+        for slot, request in enumerate(requests):
+            self._seat(slot, request)
+
+    def _seat(self, slot: int, request: Request[T]) -> None:
+        """Tie a request to the slot that was opened for it, and that holds its buffer."""
+        request.slot = slot
+        request.content = None
+        if request.until is not None:
+            self._next_deadline = earliest(self._next_deadline, request.until)
+        request.pump = self.pump
+        # In this order: a thread that ended the request, or closed the batcher, a moment ago may
+        # not have seen the pump.
+        if request.ends:
+            self.pump.depart(request)
+        elif self._owner.closed:
+            self.pump.fail_stream(request, closed_error())
+
+    # ---- from any thread
+
+    @property
+    def free_slots(self) -> int:
+        """How many requests may join before the next step."""
+        return 0
+
+    @property
+    def buffered(self) -> int:
+        """How many outputs wait in live streams."""
+        return sum(buffer.buffered for buffer in list(self.pump.fanout.live_buffers))
+
+    def step_totals(self) -> StepTotals:
+        """Return what was done up to now."""
+        live_slots = self._live_slots  # before the steps: `after_step` adds behind them
+        core = self.pump.fanout.core.statistics()
+        return StepTotals(core.steps, live_slots, core.outputs, core.dropped)
+
+    def close(self) -> None:
+        """Fail the streams that have not ended: the batcher was closed."""
+        buffers: list[Buffer[T]] = list(self.pump.fanout.buffers)
+        for buffer in buffers:
+            self.pump.fail_stream(buffer, closed_error())
+
+    # ---- hooks
+
+    def before_step(self) -> None:
+        """Fail the streams whose deadline has passed."""
+        if self._next_deadline is None:
+            return
+        now = clock.monotonic()
+        if self._next_deadline > now:
+            return
+        requests: list[Any] = list(self.pump.fanout.live_buffers)
+        for request in requests:
+            if (error := request.deadline_error(now)) is not None:
+                self.pump.fail_stream(request, error)
+        left = [request.until for request in requests if not request.ends]
+        self._next_deadline = earliest(*left)
+
+    def refill(self) -> bool:
+        """Count the requests that have ended, and return whether a slot is live."""
+        has_live = self.pump.fanout.core.has_live
+        self._owner.reap()
+        return has_live
+
+    def after_step(self, live: tuple[int, ...]) -> None:
+        """Count a step that was made for these slots."""
+        self._live_slots += len(live)
+        options = self._owner.options
+        if options.metrics is not None:
+            options.metrics("stepped", len(live), options.max_batch_size)
+
+    def pause_limit(self) -> float | None:
+        """Return for how many seconds the pump may wait for room: until the next deadline."""
+        if self._next_deadline is None:
+            return None
+        return max(self._next_deadline - clock.monotonic(), 0.0)
+
+    def failed(self) -> None:
+        """Do nothing: the source is closed."""
+
+    def drained(self) -> None:
+        """Do nothing: every request has a slot."""

@@ -1,0 +1,292 @@
+"""What is decided under a batcher's lock, and not done: no clock, lock, thread or event loop.
+
+Which requests wait, join a batch and have ended; which worker runs, waits or has to be woken.
+
+Theory of operation
+-------------------
+
+A *worker*, a thread or a task, asks for its next batch until there is none: then it is idle. While
+a batch could still grow, one worker waits until a certain time. When a request is submitted, some
+worker has to ask when it is time. None has to be woken if all are at work, for each asks again when
+its batch has ended. A worker that waits longer than that is woken; else an idle one is started.
+
+Requests end in any thread, without the lock: each queues itself in `ended_requests`, and the next
+holder of the lock reaps it, once.
+
+What the holder of the lock has to do afterwards is queued in `wakeups` *before* anything else is
+changed. So an exception that breaks the holder off, of a signal for example, may cost a needless
+wake-up, and never a missing one.
+
+Not safe for threads: every method is for the holder of the batcher's lock. None of them runs code
+of the user's, or drops the last reference to an object of the user's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple
+
+from typing_extensions import TypeVar
+
+from batchstream._batching.queue import KeyInterner, WaitingQueue
+from batchstream._batching.request import REQUEST_LIFE, closed_error
+from batchstream._batching.totals import Totals
+from batchstream._core.errors import OverloadedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batchstream._batching.options import BatcherOptions
+    from batchstream._batching.request import Request
+    from batchstream._batching.request_batch import RequestBatch
+    from batchstream._core.records import BatcherStatistics
+
+T = TypeVar("T")
+
+
+class Worker:
+    """A thread or a task that runs one batch after another.
+
+    Attributes:
+        started: Whether it was started; from then on it asks for batches until there is none.
+        busy: Whether it has taken a batch, and has not asked since.
+        began: Whether its code has begun to run.
+        place: Its thread or task, once it was started.
+    """
+
+    __slots__ = ("began", "busy", "place", "started")
+
+    def __init__(self) -> None:
+        self.started = False
+        self.busy = False
+        self.began = False
+        self.place: Any = None
+
+
+class Reaped(NamedTuple):
+    """What the lock's holder found ended, for it to follow up without the lock.
+
+    Attributes:
+        finished: Requests that were counted as finished.
+        overdue: Requests that were waiting, and have to fail, because their time is over.
+        dropped: Freed without the lock: to free them may run the user's code.
+    """
+
+    finished: Sequence[Request[Any]] = ()
+    overdue: Sequence[Request[Any]] = ()
+    dropped: object = None
+
+
+NOTHING_REAPED: Final = Reaped()
+
+
+class Decision(NamedTuple, Generic[T]):
+    """What a worker does next: it runs a batch, or it waits, or it is idle.
+
+    Attributes:
+        requests: The requests of the batch to run.
+        wait: If there are none: for how many seconds to wait before it asks again; None if the
+            worker is idle, and stops.
+    """
+
+    requests: list[Request[T]]
+    wait: float | None = None
+
+
+class Scheduler(Generic[T]):
+    """The state of one batcher.
+
+    Args:
+        options: What the batcher was made with.
+        reuses_workers: Whether a worker that is idle can be started again.
+
+    Attributes:
+        ended_requests: Requests that have ended and were not reaped.
+        wakeups: What to do without the lock: pairs of a worker and the waiter by which to wake it,
+            or None where it is to be started.
+        queue: The requests that wait.
+        keys: One object for each of their keys.
+        batches: The batches that run.
+        totals: The figures.
+        closed: Whether no request is accepted any more, and all fail.
+    """
+
+    def __init__(self, options: BatcherOptions[Any, T], *, reuses_workers: bool) -> None:
+        self.ended_requests: deque[Request[T]] = deque()
+        self.wakeups: deque[tuple[Worker, Any]] = deque()
+        self.queue: WaitingQueue[Request[T]] = WaitingQueue(
+            max_batch_size=options.max_batch_size,
+            batch_timeout=options.batch_timeout,
+            max_batch_cost=options.max_batch_cost,
+            max_pending=options.max_pending,
+        )
+        self.keys = KeyInterner()
+        self.batches: set[RequestBatch[T]] = set()
+        self.totals = Totals()
+        self.closed = False
+        self._max_batch_size = options.max_batch_size
+        self._max_workers = options.workers
+        self._reuses_workers = reuses_workers
+        self._at_work: set[Worker] = set()
+        self._waiting: dict[Worker, tuple[float, Any]] = {}
+        self._idle: list[Worker] = []
+
+    @property
+    def at_work(self) -> int:
+        """How many workers have been woken and are not idle."""
+        return len(self._at_work)
+
+    # ---- requests
+
+    def submit(self, request: Request[T], now: float) -> None:
+        """Let a request wait, and queue the wake-up of the worker that has to ask for it.
+
+        Raises:
+            ClosedError: The batcher was closed.
+            OverloadedError: As many requests wait as may.
+            ValueError: The request costs more than a batch may.
+        """
+        if self.closed:
+            raise closed_error()
+        request.arrive(now)
+        request.state = REQUEST_LIFE[request.state, "submit"]
+        self.totals.open.add(request)
+        try:
+            self.queue.append(request, room=self._room() if self.queue.is_full else 0)
+        except BaseException as error:
+            self.totals.open.discard(request)
+            self.totals.refused += isinstance(error, OverloadedError)
+            raise
+        self.wake_worker()
+
+    def _room(self) -> int:
+        """Return how many requests could join at once."""
+        free_workers = self._max_workers - sum(worker.busy for worker in self._at_work)
+        free_slots = sum(batch.free_slots for batch in self.batches)
+        return free_workers * self._max_batch_size + free_slots
+
+    def join(self, now: float, *, slots: int, spent: float = 0.0) -> list[Request[T]]:
+        """Take the requests that join a batch with so many free slots, which costs so much."""
+        joining: list[Request[T]] = []
+        while not joining and (taken := self.queue.take(now, slots=slots, spent=spent)):
+            joining = [request for request in taken if not request.ends]
+        if joining:
+            for request in joining:
+                request.state = REQUEST_LIFE[request.state, "join"]
+                request.joined = now
+            self.totals.join([now - request.arrived for request in joining])
+        return joining
+
+    def reap(self, now: float) -> Reaped:
+        """Count the requests that have ended, and take out those that have waited too long."""
+        if not self.ended_requests:
+            overdue = self.queue.expire(now)
+            return Reaped(overdue=overdue) if overdue else NOTHING_REAPED
+        finished: list[Request[T]] = []
+        dropped: list[object] = []
+        while self.ended_requests:
+            request = self.ended_requests[0]
+            if self.queue.remove(request):
+                dropped.append(request.content)
+                request.content = None
+            if self.totals.finish(request):
+                request.state = REQUEST_LIFE[request.state, "end"]
+                finished.append(request)
+            else:
+                dropped.append(request)
+            request.pump = None  # which refers to the other requests of its batch
+            # Last: an exception that breaks this off leaves the request to the next holder.
+            self.ended_requests.popleft()
+        return Reaped(finished, self.queue.expire(now), dropped)
+
+    def close(self) -> tuple[list[Request[T]], list[RequestBatch[T]]]:
+        """Accept no request any more; return the waiting requests, and the batches that run."""
+        self.closed = True
+        self.wakeups.extend((worker, waiter) for worker, (_, waiter) in self._waiting.items())
+        self._waiting.clear()
+        return self.queue.take_all(), list(self.batches)
+
+    def end_batch(self, batch: RequestBatch[T]) -> None:
+        """Count a batch that has ended, once."""
+        if batch in self.batches:
+            self.batches.discard(batch)
+            self.totals.end_batch(batch.step_totals())
+
+    def statistics(self) -> BatcherStatistics:
+        """Return the figures; changes none, because a signal may have interrupted a change."""
+        ended = set(self.ended_requests)  # each once, though several threads may have ended it
+        return self.totals.statistics(
+            running=[batch.step_totals() for batch in self.batches],
+            ended=ended,
+            waiting=len(self.queue) - sum(request in self.queue for request in ended),
+            buffered=sum(batch.buffered for batch in self.batches),
+            max_batch_size=self._max_batch_size,
+        )
+
+    # ---- workers
+
+    def next_batch(self, worker: Worker, waiter: object, now: float) -> Decision[T] | None:
+        """Decide what a worker does next.
+
+        Args:
+            worker: The worker that asks.
+            waiter: What it can be woken by, if it waits.
+            now: What time it is.
+
+        Returns:
+            The decision; None for a worker that is not at work any more: it was started twice.
+        """
+        if worker not in self._at_work:
+            return None
+        worker.busy = False
+        self._waiting.pop(worker, None)
+        joining = self.join(now, slots=self._max_batch_size)
+        if joining:
+            worker.busy = True
+            self.wake_worker()  # for the requests that still wait
+            return Decision(joining)
+        at = self.queue.ready_at()
+        if at is not None and all(until > at for until, _ in self._waiting.values()):
+            self._waiting[worker] = at, waiter
+            return Decision([], max(at - now, 0.0))
+        self.rest(worker)  # no request waits, or another worker asks in time
+        return Decision([])
+
+    def wake_worker(self) -> None:
+        """Queue the wake-up of a worker, if none would ask for the waiting requests in time."""
+        if not self._waiting and len(self._at_work) >= self._max_workers:
+            return
+        at = self.queue.ready_at()
+        if at is None:
+            return
+        for worker, (until, waiter) in self._waiting.items():
+            if until > at:
+                self.wakeups.append((worker, waiter))
+                del self._waiting[worker]
+                return
+        if not self._waiting:
+            worker = self._idle.pop() if self._idle else Worker()
+            self.wakeups.append((worker, None))
+            self._at_work.add(worker)
+
+    def wake_unstarted(self) -> None:
+        """Queue the wake-ups again of workers of which it is not sure that they were started."""
+        self.wakeups.extend((worker, None) for worker in self._at_work if not worker.started)
+
+    def rest(self, worker: Worker) -> bool:
+        """Take a worker from work; False if it was not at work."""
+        if worker not in self._at_work:
+            return False
+        self._at_work.discard(worker)
+        self._waiting.pop(worker, None)
+        worker.busy = worker.started = False
+        if self._reuses_workers:
+            self._idle.append(worker)
+        return True
+
+    def dismiss_workers(self) -> list[Worker]:
+        """Forget all workers at work, whose event loop is gone, and return them."""
+        gone = list(self._at_work)
+        self._at_work.clear()
+        self._waiting.clear()
+        return gone

@@ -1,0 +1,296 @@
+"""The core and the buffers of one batch: hands each step out to the streams.
+
+Theory of operation
+-------------------
+
+Every pump has a fan-out, and moves the source for it. No lock guards any state: `cancel`, `live`
+and `statistics` never wait. A cancel sets the stream's end at once, and queues the buffer in
+`departures`; the pump applies it to the core before the next step. Of two ends for one stream the
+first wins, in every thread: see `Buffer.ends`.
+
+A batch is read by slot, each stream for itself, or by time: then each step is one `Delivery` in a
+buffer of its own, which a reader receives like the outputs of a stream. The first receive decides.
+
+Most steps are plain: one output for each live slot. `take` appends these to `tails` by one call in
+C; the lists, and the buffers that they belong to, stay the same until the live slots change.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias
+
+from typing_extensions import TypeVar
+
+from batchstream._core.errors import begin_in_source, forget_context
+from batchstream._core.records import Delivery, FinishReason, StreamEnd
+from batchstream._handoff.buffer import SEGMENT_LENGTH, Buffer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from batchstream._core.demultiplexer import Demultiplexer
+    from batchstream._core.records import Statistics
+
+T = TypeVar("T")
+
+View: TypeAlias = Literal["by slot", "by time"]
+"""How a batch is read: stream by stream, or step by step."""
+
+append: Final = list.append
+
+_REFUSALS: Final[dict[View, str]] = {
+    "by slot": "a batch is read by slot or by time: steps() has begun, streams cannot be read",
+    "by time": "a batch is read by slot or by time: a stream has been read, steps() cannot begin",
+}
+
+
+class Fanout(Generic[T]):
+    """The core and the buffers of one batch.
+
+    Args:
+        core: Decides what a step gives to which slot.
+        buffers: One for each slot, where they exist already.
+
+    Attributes:
+        core: The same.
+        buffers: One for each slot: that of its present occupant, or of the last it had.
+        live_buffers: The buffers of streams that have no end. Adding and discarding are atomic.
+        departures: Buffers of streams that ended otherwise than by a step, for the core to cancel.
+        deliveries: What each step gave, where the batch is read by time.
+        free_steps: How many plain steps every live stream has room for at least.
+        tails: The lists that the outputs of a plain step are appended to, in the order of slots.
+        tails_of: The live slots to which these belong; the core's own tuple.
+        steps_until_turn_over: After how many steps the buffers begin new segments.
+        view: How the batch is read; None before the first receive.
+    """
+
+    def __init__(
+        self, core: Demultiplexer[T], *, buffers: Iterable[Buffer[T]] | None = None
+    ) -> None:
+        self.core = core
+        self.buffers = list(map(Buffer, range(core.size)) if buffers is None else buffers)
+        self.live_buffers = {buffer for buffer in self.buffers if not buffer.ends}
+        self.departures: deque[Buffer[T]] = deque()
+        self.deliveries: Buffer[Delivery[T]] = Buffer(core.size, "the batch")
+        self.free_steps = 0
+        self.view: View | None = None
+        self._decided: dict[str, View] = {}  # a dict, because setting a default is atomic
+        # The lists to append to: of all slots, and of the slots of the last step.
+        self._tails_by_slot = [buffer.tail for buffer in self.buffers]
+        self.tails: list[list[T]] = []
+        self.tails_of: Sequence[int] = ()
+        self._given_to: Sequence[Buffer[T]] = ()
+        self.steps_until_turn_over = SEGMENT_LENGTH
+        # Ends for the next delivery: of streams that were cancelled.
+        self._unreported: list[tuple[int, StreamEnd]] = []
+
+    # ---- from any thread, never waiting
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """The slots that have neither finished nor been cancelled."""
+        return tuple(buffer.slot for buffer in self.buffers if buffer.end is None)
+
+    def cancel(self, buffer: Buffer[T]) -> None:
+        """End a stream as cancelled, and queue it for the core."""
+        given = self.core.given(buffer.slot)
+        buffer.cancel(StreamEnd(FinishReason.CANCELLED, given))
+        self.depart(buffer)
+
+    def cancel_all(self) -> None:
+        """Cancel all streams that have no end."""
+        for buffer in self.buffers:
+            if buffer.end is None:
+                self.cancel(buffer)
+
+    def fail_stream(self, buffer: Buffer[T], error: BaseException) -> StreamEnd:
+        """End a stream with an error, unless it has an end, and return its end."""
+        given = self.core.given(buffer.slot)
+        buffer.finish(StreamEnd(FinishReason.ERROR, given, error=error))
+        self.live_buffers.discard(buffer)
+        return buffer.ends[0]
+
+    def depart(self, buffer: Buffer[T]) -> None:
+        """Queue a stream for the core that has ended otherwise than by a step."""
+        self.live_buffers.discard(buffer)
+        self.departures.append(buffer)
+
+    def statistics(self) -> Statistics:
+        """Return the figures up to now."""
+        # In one pass over the ends, which no thread takes back: live and finished always add up.
+        ends = [buffer.end for buffer in self.buffers]
+        reasons = Counter(end.reason for end in ends if end is not None)
+        return replace(
+            self.core.statistics(),
+            opened=len(ends),
+            live=ends.count(None),
+            finished={reason: reasons[reason] for reason in FinishReason if reasons[reason]},
+            buffered=sum(buffer.buffered for buffer in self.buffers),
+        )
+
+    # ---- from a consumer
+
+    def read(self, view: View) -> None:
+        """Decide how the batch is read, if this is the first receive.
+
+        Raises:
+            RuntimeError: The batch is read by the other view.
+        """
+        if self._decided.setdefault("view", view) != view:
+            raise RuntimeError(_REFUSALS[view])
+        self.view = view
+        if view == "by slot":
+            self.deliveries.refusal = _REFUSALS["by time"]
+        else:
+            for buffer in self.buffers:
+                buffer.refusal = _REFUSALS["by slot"]
+
+    def read_buffer(self, buffer: Buffer[Any]) -> None:
+        """Do the same for the view to which a buffer belongs."""
+        self.read("by time" if buffer is self.deliveries else "by slot")
+
+    # ---- from the code that moves the pump
+
+    def apply_departures(self) -> None:
+        """Cancel in the core the slots of streams that ended otherwise than by a step."""
+        while self.departures:
+            buffer = self.departures.popleft()
+            slot = buffer.slot
+            if buffer.cancelled:
+                buffer.discard()
+            if self.buffers[slot] is not buffer:
+                continue  # the slot has another occupant since
+            if self.core.cancel(slot).ends and self.view != "by slot":
+                self._unreported.append((slot, buffer.ends[0]))
+            if self.core.has_live:
+                self._tails_by_slot[slot] = buffer.tail
+            self._forget_tails()
+
+    def occupy(self, slot: int, buffer: Buffer[T], max_outputs: int | None) -> None:
+        """Give a slot, whose last occupant has finished, to the stream of a buffer."""
+        self.core.open(slot, max_outputs=max_outputs)
+        self.buffers[slot] = buffer
+        self.live_buffers.add(buffer)
+        self._tails_by_slot[slot] = buffer.tail
+        self._forget_tails()
+
+    def full_slots(self, limit: int) -> tuple[int, ...]:
+        """Return the live slots whose streams hold so many outputs; if none does, count a step."""
+        if not self.free_steps:
+            held = {slot: self.buffers[slot].buffered for slot in self.core.live}
+            full = tuple(slot for slot, count in held.items() if count >= limit)
+            if full:
+                return full
+            self.free_steps = limit - max(held.values(), default=0)
+        self.free_steps -= 1
+        return ()
+
+    def take(self, step: object, live: tuple[int, ...]) -> Sequence[object]:
+        """Hand out a step, and return the buffers that got something."""
+        if live is self.tails_of and (values := self.core.feed_plain(step)) is not None:
+            given_to = self._given_to
+            any(map(append, self.tails, values))  # in C: append returns None
+            self.steps_until_turn_over -= 1
+            if not self.steps_until_turn_over:
+                self.turn_over()
+            return given_to
+        return self.hand_out(self.core.feed(step))
+
+    def hand_out(self, delivery: Delivery[T]) -> Sequence[object]:
+        """Hand out what the core decided, and return the buffers that got something or ended."""
+        slots, values, ends = delivery
+        by_time = self.view == "by time"
+        if not by_time:
+            if slots is not self.tails_of:
+                self.tails = list(map(self._tails_by_slot.__getitem__, slots))
+                self._given_to = list(map(self.buffers.__getitem__, slots))
+                self.tails_of = slots
+                if len(set(slots)) < len(slots):
+                    self.free_steps = 0  # a stream got more than one output: count anew
+            any(map(append, self.tails, values))
+            self.steps_until_turn_over -= 1
+            if not self.steps_until_turn_over:
+                self.turn_over()
+        changed: list[object] = list(map(self.buffers.__getitem__, slots))
+        for slot, end in ends:
+            buffer = self.buffers[slot]
+            buffer.finish(end)  # behind its last output: a reader asks for the end first
+            self.live_buffers.discard(buffer)
+            changed.append(buffer)
+        if by_time:
+            self._add_delivery(delivery)
+            changed.append(self.deliveries)
+        return changed
+
+    def fail(self, error: BaseException) -> Sequence[object]:
+        """Fail the streams that have no end yet, and return their buffers.
+
+        In a batch that is read by time the ends are one more delivery.
+        """
+        forget_context(error, sys.exception())
+        begin_in_source(error)
+        if self.core.running:
+            self.core.fail(error)
+        # Not the core's ends: something may have broken off between the core and the buffers.
+        endless = [buffer for buffer in self.buffers if not buffer.ends]
+        ends = [(buffer.slot, self.fail_stream(buffer, error)) for buffer in endless]
+        if not ends:
+            return ()
+        if self.view == "by time":
+            self._add_delivery(Delivery((), (), ends))
+            return [*endless, self.deliveries]
+        return endless
+
+    def end_deliveries(self) -> None:
+        """End the deliveries, behind one with the ends that are in none yet."""
+        if self._unreported and self.view != "by slot":
+            self._add_delivery(Delivery((), ()))
+        self.deliveries.finish(StreamEnd(FinishReason.EXHAUSTED, 0))
+
+    def drop_unreported(self) -> None:
+        """Report no ends of cancelled streams any more: the batch was closed."""
+        self._unreported.clear()
+
+    def forget_all_tails(self) -> None:
+        """Free the lists of outputs that were handed out: no step follows."""
+        self._tails_by_slot = []
+        self._forget_tails()
+
+    def _forget_tails(self) -> None:
+        self.tails, self.tails_of, self._given_to = [], (), ()
+
+    def turn_over(self) -> None:
+        """Begin new segments, so that outputs that were received are freed."""
+        for slot in self.core.live:
+            self.buffers[slot].turn_over()
+        self._tails_by_slot = [buffer.tail for buffer in self.buffers]
+        self._forget_tails()
+        self.steps_until_turn_over = SEGMENT_LENGTH
+
+    def _add_delivery(self, delivery: Delivery[T]) -> None:
+        if self._unreported or delivery.ends:
+            # The ends that stand: a slot has one, and another thread may have set it first.
+            ends = [(slot, self.buffers[slot].ends[0]) for slot, _ in delivery.ends]
+            delivery = delivery._replace(ends=[*self._unreported, *ends])
+            self._unreported.clear()
+        if len(self.deliveries.tail) >= SEGMENT_LENGTH:
+            self.deliveries.turn_over()
+        self.deliveries.tail.append(delivery)
+
+    # ---- after a fork, in the child
+
+    def refuse_after_fork(self) -> None:
+        """Send every consumer to the pump, which refuses."""
+        for buffer in self.buffers:
+            buffer.refuse_after_fork()
+        self.deliveries.refuse_after_fork()
+
+    def end_after_fork(self, error: BaseException) -> None:
+        """End all streams that no pump of this process will ever end."""
+        for buffer in self.buffers:
+            if not buffer.ends:
+                self.fail_stream(buffer, error)
+        self.deliveries.finish(StreamEnd(FinishReason.ERROR, 0, error=error))

@@ -1,0 +1,213 @@
+"""Which worker is woken, waits and is idle: decided without lock, clock or thread."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchstream import ClosedError, FinishReason, OverloadedError, StreamEnd
+from batchstream._batching.options import BatcherOptions
+from batchstream._batching.request import Request
+from batchstream._batching.scheduler import Scheduler, Worker
+from batchstream._core.rules import EndRules
+
+
+def scheduler_of(*, reuses_workers=True, **options):
+    """Return a scheduler of batches of two, with two workers, where a request waits 5 seconds."""
+    made = {
+        "max_batch_size": 2,
+        "max_pending": 9,
+        "max_buffered": 1,
+        "on_overflow": "cancel",
+        "workers": 2,
+        "batch_timeout": 5.0,
+    }
+    return Scheduler(BatcherOptions(EndRules(), **made | options), reuses_workers=reuses_workers)
+
+
+@pytest.fixture
+def scheduler():
+    return scheduler_of()
+
+
+def submit(scheduler, now=0.0, **times):
+    """Submit a request at that time, and return it."""
+    request = Request(0, "content", scheduler.ended_requests)
+    for name, seconds in times.items():
+        setattr(request, name, seconds)
+    scheduler.submit(request, now)
+    return request
+
+
+def woken(scheduler):
+    """Return the wake-ups that are queued, and carry them out."""
+    wakeups = list(scheduler.wakeups)
+    scheduler.wakeups.clear()
+    for worker, _ in wakeups:
+        worker.started = True
+    return wakeups
+
+
+def started(scheduler, now=0.0):
+    """Submit a request, and return the worker that is started for it."""
+    submit(scheduler, now)
+    [(worker, waiter)] = woken(scheduler)
+    assert waiter is None
+    return worker
+
+
+def end(request):
+    request.finish(StreamEnd(FinishReason.EOS, 0))
+
+
+def test_the_first_request_starts_a_worker_which_waits_for_others_until_the_time_is_over(scheduler):
+    worker = started(scheduler, now=1.0)
+    decision = scheduler.next_batch(worker, "waiter", now=2.0)
+    assert (decision.requests, decision.wait) == ([], 4.0)
+    assert [it.content for it in scheduler.next_batch(worker, "waiter", now=6.0).requests] == [
+        "content"
+    ]
+
+
+def test_a_worker_that_waits_is_woken_when_its_batch_is_full(scheduler):
+    worker = started(scheduler)
+    scheduler.next_batch(worker, "waiter", now=0.0)
+    submit(scheduler, now=1.0)
+    assert woken(scheduler) == [(worker, "waiter")]
+    assert len(scheduler.next_batch(worker, "another", now=1.0).requests) == 2
+
+
+def test_a_worker_that_waits_is_left_where_it_asks_in_time(scheduler):
+    worker = started(scheduler)
+    scheduler.next_batch(worker, "waiter", now=0.0)
+    submit(scheduler, now=1.0, group="other")
+    assert not scheduler.wakeups
+
+
+def test_two_workers_do_not_wait_for_the_same_request(scheduler):
+    first = started(scheduler)
+    second = Worker()
+    scheduler.wakeups.clear()
+    scheduler.next_batch(first, "waiter", now=0.0)
+    submit(scheduler, now=0.0)  # a full batch: the first is woken
+    woken(scheduler)
+    scheduler.next_batch(first, "waiter", now=0.0)
+    submit(scheduler, now=0.0)
+    [(second, waiter)] = woken(scheduler)
+    assert waiter is None
+    assert scheduler.next_batch(second, "waiter", now=0.0).wait == 5.0
+    scheduler.next_batch(first, "another", now=0.0)
+    assert scheduler.at_work == 1, "the first is idle: the second asks in time"
+
+
+def test_an_idle_worker_is_started_again_before_another_is_made(scheduler):
+    worker = started(scheduler)
+    assert scheduler.next_batch(worker, None, now=9.0).requests
+    assert scheduler.next_batch(worker, None, now=9.0).wait is None
+    assert scheduler.at_work == 0
+    assert started(scheduler, now=10.0) is worker
+
+
+def test_a_worker_that_cannot_be_reused_is_made_anew():
+    scheduler = scheduler_of(reuses_workers=False)
+    first = started(scheduler)
+    assert scheduler.rest(first)
+    assert started(scheduler, now=1.0) is not first
+    assert not scheduler.rest(first)
+    assert scheduler.at_work == 1
+
+
+def test_no_worker_is_woken_while_all_are_at_work(scheduler):
+    workers = [started(scheduler, now=0.0)]
+    scheduler.next_batch(workers[0], None, now=5.0)
+    workers.append(started(scheduler, now=5.0))
+    scheduler.next_batch(workers[1], None, now=10.0)
+    submit(scheduler, now=10.0)
+    assert not scheduler.wakeups
+
+
+def test_a_worker_that_takes_a_batch_wakes_another_for_the_requests_that_are_left(scheduler):
+    worker = started(scheduler)
+    scheduler.next_batch(worker, "waiter", now=0.0)
+    submit(scheduler, now=1.0, group="other")
+    assert len(scheduler.next_batch(worker, None, now=5.0).requests) == 1
+    [(other, waiter)] = woken(scheduler)
+    assert other is not worker
+    assert waiter is None
+    assert scheduler.next_batch(other, "waiter", now=5.0).wait == 1.0
+
+
+def test_a_worker_that_was_started_twice_is_dismissed_the_second_time(scheduler):
+    worker = started(scheduler)
+    scheduler.rest(worker)
+    assert scheduler.next_batch(worker, None, now=9.0) is None
+
+
+def test_workers_of_which_it_is_not_sure_that_they_were_started_are_woken_again(scheduler):
+    worker = started(scheduler)
+    worker.started = False
+    scheduler.wake_unstarted()
+    assert woken(scheduler) == [(worker, None)]
+    scheduler.wake_unstarted()
+    assert not scheduler.wakeups
+
+
+def test_free_workers_make_room_beyond_max_pending():
+    scheduler = scheduler_of(max_pending=1, workers=1)
+    worker = started(scheduler)
+    submit(scheduler), submit(scheduler)
+    with pytest.raises(OverloadedError):
+        submit(scheduler)
+    assert len(scheduler.next_batch(worker, None, now=0.0).requests) == 2
+    with pytest.raises(OverloadedError):
+        submit(scheduler)
+    assert scheduler.statistics().refused == 2
+
+
+def test_a_request_goes_through_the_states_of_its_life(scheduler):
+    request = Request(0, "content", scheduler.ended_requests)
+    states = [request.state]
+    scheduler.submit(request, 0.0)
+    states.append(request.state)
+    [(worker, _)] = woken(scheduler)
+    scheduler.next_batch(worker, None, now=5.0)
+    states.append(request.state)
+    end(request)
+    scheduler.reap(6.0)
+    states.append(request.state)
+    assert states == ["new", "waiting", "joined", "finished"]
+
+
+def test_a_request_that_two_threads_have_ended_is_reaped_once(scheduler):
+    request = submit(scheduler)
+    end(request), end(request)
+    before = scheduler.statistics()
+    assert (before.live, before.waiting) == (0, 0)
+    assert scheduler.reap(1.0).finished == [request]
+    assert scheduler.reap(1.0).finished == ()
+    assert scheduler.statistics().finished == {FinishReason.EOS: 1}
+
+
+def test_a_request_that_ended_while_it_waited_joins_no_batch(scheduler):
+    request, worker = submit(scheduler), None
+    [(worker, _)] = woken(scheduler)
+    end(request)
+    assert not scheduler.next_batch(worker, None, now=9.0).requests
+
+
+def test_requests_that_have_waited_too_long_are_taken_out(scheduler):
+    request = submit(scheduler, wait_timeout=1.0)
+    assert scheduler.reap(0.5).overdue == ()
+    assert list(scheduler.reap(1.0).overdue) == [request]
+    assert not scheduler.queue
+
+
+def test_a_scheduler_that_was_closed_gives_its_requests_back_and_wakes_its_workers(scheduler):
+    worker = started(scheduler)
+    scheduler.next_batch(worker, "waiter", now=0.0)
+    waiting, batches = scheduler.close()
+    assert (len(waiting), batches) == (1, [])
+    assert woken(scheduler) == [(worker, "waiter")]
+    with pytest.raises(ClosedError):
+        submit(scheduler)
+    assert scheduler.dismiss_workers() == [worker]
+    assert scheduler.at_work == 0
