@@ -61,6 +61,7 @@ def picture(
         xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 {extent[0]:g} {width:g} {extent[1] - extent[0]:g}",
         width=f"{width:g}",
+        height=f"{extent[1] - extent[0]:g}",
         style="max-width: 100%; height: auto",
         class_="drawing",
         role="img",
