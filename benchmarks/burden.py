@@ -55,7 +55,7 @@ async def count(stream: AsyncIterator[str]) -> int:
 async def late(contestant: Contestant | None, seconds: float) -> list[float]:
     """Return by how much each short sleep was late while a source that is always ready ran.
 
-    Without a contestant, a thread makes the steps and nobody gets them.
+    Without a contestant, a thread makes the steps and no consumer gets them.
     """
     steps: list[int] = []
     lags: list[float] = []
@@ -85,7 +85,7 @@ async def late(contestant: Contestant | None, seconds: float) -> list[float]:
 
 
 async def held(contestant: Contestant) -> tuple[float, float]:
-    """Return the bytes of a stream that nobody has read, and of one that a task waits in."""
+    """Return the bytes of a stream that was never read, and of one that a task waits in."""
     pace = contestant.pace(IDLE_STREAMS)
     source = pace.source(made(IDLE_STREAMS, 0), paced=True)
     before = traced()

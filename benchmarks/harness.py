@@ -28,7 +28,7 @@ def take_turns(
     """Run each contestant in turn, round by round, and return what each says of each round.
 
     Taking turns lets a slow moment of the machine hit all of them. The order changes from round to
-    round, so that nobody always comes after the one that fills the caches.
+    round, so that none always comes after the one that fills the caches.
     """
     said: dict[str, list[Result]] = {name: [] for name in contestants}
     names = list(contestants)

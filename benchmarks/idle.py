@@ -37,14 +37,14 @@ def continuous() -> batchstream.ContinuousBatcher:
     return batchstream.ContinuousBatcher(Engine(), max_batch_size=CAPACITY)
 
 
-async def nobody(_: Request) -> None:
+async def nothing(_: Request) -> None:
     """Serve without a batcher."""
 
 
 @asynccontextmanager
 async def no_batcher() -> AsyncIterator[Callable]:
     """Start nothing."""
-    yield nobody
+    yield nothing
 
 
 @asynccontextmanager

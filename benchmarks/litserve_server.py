@@ -2,8 +2,8 @@
 
 A request is `{"number": ..., "length": ..., "seconds": ...}`: it gets so many outputs, and the
 model takes so long for each step of its batch. `{"report": true}` is answered with what the worker
-has noted down since the last report. The server ends when its standard input does, whoever holds
-the other end, and however that ends.
+has noted down since the last report. The server ends when its standard input does, however the
+process at the other end ends.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class Waiting:
 
 
 class FutureIfWaiting(Feed):
-    """A deque each, a future for whoever waits, and a call for each step."""
+    """A deque each, a future for a task that waits, and a call for each step."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

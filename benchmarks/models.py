@@ -38,7 +38,7 @@ class Request:
         yield Last(f"{number}:{self.length - 1}")
 
     def check(self, received: list[str]) -> None:
-        """Check that this is what was asked for: all of it, in its order, and nobody else's."""
+        """Check that this is what was asked for: all of it, in order, and no other request's."""
         assert received == list(self.outputs()), (self, received[:3], len(received))
 
 
@@ -62,7 +62,7 @@ def ideal_steps(lengths: Sequence[int], capacity: int) -> int:
 def refilled_steps(lengths: Sequence[int], capacity: int) -> int:
     """Return how many steps there are if each freed slot takes the next request at once.
 
-    That is the best there is as long as nobody jumps the queue and nobody knows the lengths: in
+    That is the best there is as long as no request jumps the queue and the lengths are unknown: in
     the end the queue is empty, and the slots are freed one by one.
     """
     free_at = [0] * capacity
@@ -77,7 +77,7 @@ def batched_steps(lengths: Sequence[int], capacity: int) -> int:
 
 
 class Engine:
-    """Steps whoever is in a slot: what `ContinuousBatcher` drives, and what a loop by hand does."""
+    """Steps the requests in all slots, driven by `ContinuousBatcher` or by a loop by hand."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds

@@ -27,7 +27,7 @@ PLUG = Request(-1, 1)  # keeps the model busy until all the others have been sub
 
 @dataclass
 class Diary:
-    """What the model notes down: who is in each step, and when somebody joined last."""
+    """What the model notes down: which requests are in each step, and when one joined last."""
 
     held: threading.Event = field(default_factory=threading.Event)
     gate: threading.Event = field(default_factory=threading.Event)
@@ -40,7 +40,7 @@ class Diary:
         assert self.gate.wait(PATIENCE)
 
     def join(self) -> None:
-        """Note that somebody has joined before the next step."""
+        """Note that a request has joined before the next step."""
         self.last_joined = len(self.live)
 
 

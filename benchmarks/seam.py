@@ -47,7 +47,7 @@ def aborted(_: object) -> trio.lowlevel.Abort:
 
 
 def waiter() -> Prepared:
-    """Prepare the smallest thing that aiologic offers; it forgets a wake-up that nobody awaits."""
+    """Prepare the smallest thing that aiologic offers; it forgets a wake-up that no task awaits."""
     made = aiologic.lowlevel.create_async_waiter()
     return made, made
 

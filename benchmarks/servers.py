@@ -5,7 +5,7 @@ it asks for. An *answer* is one output, from a model that is called once for a b
 
 The model runs in a *thread*, in which it may compute as long as it likes, or *in the loop*, where
 a step is awaited: so do those serve who call another process. Each batcher has the limits that suit
-it best, which for most is to wait for nobody.
+it best, which for most is not to wait for others.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ async def answers_in_loop(batch: Sequence[Request], seconds: float) -> list[str]
 
 
 class AnsweringEngine(Engine):
-    """Answers whoever is in a slot."""
+    """Answers the request in each slot."""
 
     def add(self, slot: int, request: Request) -> None:
         """Take a request in."""

@@ -202,14 +202,14 @@ def rows_of(servers: Mapping[str, Server], rounds: Rounds, keys: Sequence[str]) 
 
 def job(title: str, loads: Sequence[Load], *, quick: bool) -> list[list[str]]:
     """Print the tables of a job, and return where ours is not ahead."""
-    everybody, client, keys = JOBS[title]
+    contestants, client, keys = JOBS[title]
     head = ["batcher, and where the model runs", "requests/s", "ours"]
     for key in keys[1:]:
         head += [f"{key}: p50, ms", "p95", "ours"]
     behind = []
     count = QUICK_ROUNDS if quick else ROUNDS
     for load in loads:
-        servers = taking_part(everybody, load)
+        servers = taking_part(contestants, load)
         each = max(1, load.each // (QUICK_SHARE if quick else 1))
         rounds = measured(servers, client, replace(load, each=each), count)
         print(f"\n{title}; {load.name} ({machine(count)}):\n")

@@ -1,13 +1,13 @@
 """What a step costs besides the model: a batcher against a loop written by hand.
 
 An engine with all slots in use is stepped, in a thread, and each output is handed to its
-request's owner. All requests are long-lived, so that nobody joins or leaves. *Bare*, the engine is
+request's owner. All requests are long-lived, so that none joins or leaves. *Bare*, the engine is
 stepped alone. The loops by hand step the same engine and put each output into a queue for each
 request; they know no ends but the last, no bound, no cancel, no errors and no timeouts.
 
 Owners are tasks, with `async for` or a queue's `get`: *paced*, the engine makes the next step when
 every owner has its output of the last; *unpaced*, it runs ahead; *at 1 ms*, each step of the model
-sleeps for a millisecond, in which the owners get along. *Unread*, nobody reads before the end, so
+sleeps for a millisecond, in which the owners get along. *Unread*, no task reads before the end, so
 that no time is spent on waking.
 """
 
@@ -46,7 +46,7 @@ ROUNDS, QUICK_ROUNDS = 5, 1
 class FullEngine:
     """Makes steps for `size` requests, of which each is its own number; begins when all are in.
 
-    The end is a step of None for everybody.
+    The end is a step of None for every slot.
     """
 
     def __init__(self, size: int, steps: int, mode: str) -> None:
@@ -202,7 +202,7 @@ def bare(size: int, steps: int, mode: str) -> float:
 
 
 def unread_by_hand(size: int, steps: int) -> float:
-    """Return the seconds for steps that go into queues, which nobody reads before the end."""
+    """Return the seconds for steps that go into queues, which are not read before the end."""
     engine = FullEngine(size, steps, UNREAD).full()
     queues: list[queue.SimpleQueue[str | None]] = [queue.SimpleQueue() for _ in range(size)]
     puts = [one.put for one in queues]
@@ -220,7 +220,7 @@ def unread_by_hand(size: int, steps: int) -> float:
 
 
 def unread(size: int, steps: int) -> float:
-    """Return the seconds for steps that go to streams, which nobody reads before the end."""
+    """Return the seconds for steps that go to streams, which are not read before the end."""
     engine = FullEngine(size, steps, UNREAD)
     with batcher_of(engine) as batcher:
         streams = [batcher.stream(request) for request in range(size)]
@@ -277,7 +277,7 @@ def main(*, quick: bool = False) -> None:
             rows += rows_of(mode, size, steps // (QUICK_SHARE if quick else 1), rounds)
     print(f"Overhead of a step with all slots in use ({machine(rounds)}):\n")
     columns = ["in terms of bare", "over bare, µs", "ours over bare / this over bare"]
-    print(table(["mode", "slots", "who steps", "µs per step", *columns], rows))
+    print(table(["mode", "slots", "steps made by", "µs per step", *columns], rows))
 
 
 if __name__ == "__main__":

@@ -3,14 +3,22 @@
 import re
 import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar, get_args, get_origin
 
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.util.docutils import SphinxDirective
 
 import batchstream
+
+sys.path.insert(0, str(Path(__file__).parent))  # the scripts beside this file
+
+import draw_layers
+import draw_lives
+import list_rules
 
 project = "batchstream"
 author = "The batchstream authors"
@@ -96,8 +104,59 @@ def resolve_annotation(
     )
 
 
+def append_tests_of_rules(_app: Sphinx, page: str, source: list[str]) -> None:
+    """Append the tests of each rule to the page that is there for them."""
+    if page == "guarantees-tests":
+        source[0] += "\n" + list_rules.markdown()
+
+
+class Drawing(SphinxDirective):
+    """A picture drawn from the code, in place of the text that the page has for it.
+
+    The text is what readers of the page's source see. It has to say the same.
+    """
+
+    has_content = True
+
+    def picture(self, svg: str, expected: str, text: str) -> list[nodes.Node]:
+        """Return the picture, unless the page says something else."""
+        if text != expected:
+            raise self.error(f"{self.name}: the page does not say what the code does:\n{expected}")
+        return [nodes.raw("", f"<p>{svg}</p>", format="html")]
+
+
+class Layers(Drawing):
+    """The folders of the package, floor by floor; each line of the text says what one is for."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the picture."""
+        imports = draw_layers.modules()
+        roles = draw_layers.roles("\n".join(self.content))
+        return self.picture(
+            draw_layers.draw(imports, roles),
+            draw_layers.names(imports),
+            "\n".join(roles),
+        )
+
+
+class Life(Drawing):
+    """The life cycle that a table in the code holds; the argument is the table's dotted name."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return the picture."""
+        [name] = self.arguments
+        life = draw_lives.table(name)
+        picture = draw_lives.draw(life, nodes.make_id(name))
+        return self.picture(picture, draw_lives.lines(life), "\n".join(self.content))
+
+
 def setup(app: Sphinx) -> None:
     """Connect the functions above."""
+    app.add_directive("layers", Layers)
+    app.add_directive("life", Life)
+    app.connect("source-read", append_tests_of_rules)
     app.connect("autodoc-process-docstring", prepare_for_napoleon, priority=400)
     app.connect("autodoc-process-docstring", list_waiting_rules)
     app.connect("missing-reference", resolve_annotation)

@@ -4,7 +4,7 @@
 
 The model is ordinary blocking code, as code for a GPU is. It runs in a thread of its own, so that
 the event loop stays free. Four clients share its batch. Each is through at its own step, and the
-model leaves out the work for whoever has finished or left.
+model leaves out the work for clients that have finished or left.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ class Model:
         self.thread = ""
 
     def generate(self, lengths: list[int]) -> Iterator[dict[int, int]]:
-        """Yield one token for each live slot, until nobody is left."""
+        """Yield one token for each live slot, until none is left."""
         states = [[1.0 + slot] * WIDTH for slot in range(len(lengths))]
         live: tuple[int, ...] = tuple(range(len(lengths)))
         while True:

@@ -49,7 +49,7 @@ def divide(fractions: list[Fraction]) -> Iterator[dict[int, object]]:
         slot: f"{whole[slot]}." if rest[slot] else Last(str(whole[slot]))
         for slot in range(len(fractions))
     }
-    while True:  # closed when nobody is left
+    while True:  # closed when no client is left
         time.sleep(PACE)
         decimals, rest = np.divmod(10 * rest, denominators)
         live = yield {

@@ -7,7 +7,7 @@ Clients in asyncio take it out again. As long as all goes well, it works. Below 
 which it does not:
 
 - a client gives up waiting for the moment, and loses the next output;
-- all clients leave, and the model works on for nobody;
+- all clients leave, and the model works on for none;
 - a client does not read, and its queue grows without a bound;
 - the model raises, and its clients wait for ever.
 
@@ -51,7 +51,7 @@ async def open_queues(source: Iterator[list[str | None]], size: int) -> AsyncIte
     streams = [QueueStream() for _ in range(size)]
 
     def run() -> None:
-        for step in source:  # an exception ends this thread, and nobody else hears of it
+        for step in source:  # an exception ends this thread, and no other notices
             for stream, output in zip(streams, step, strict=True):
                 stream.queue.put(output)
 
@@ -68,7 +68,7 @@ async def open_queues(source: Iterator[list[str | None]], size: int) -> AsyncIte
 
 
 class Model:
-    """Yields the number of the step to everybody, up to a length for each."""
+    """Yields the number of the step to every slot, up to a length for each."""
 
     def __init__(self, *lengths: int, fails_after: int | None = None) -> None:
         self.lengths = lengths

@@ -25,10 +25,10 @@ DIGITS = 400
 
 
 def follow(starts: list[int]) -> Iterator[dict[int, object]]:
-    """Yield the next number of everybody, until it is 1."""
+    """Yield the next number of every slot, until it is 1."""
     numbers = dict(enumerate(starts))
     live = tuple(numbers)
-    while True:  # closed when nobody is left
+    while True:  # closed when no client is left
         live = yield {slot: Last(1) if numbers[slot] == 1 else numbers[slot] for slot in live}
         time.sleep(PACE)
         numbers = {slot: following(numbers[slot]) for slot in live}

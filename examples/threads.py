@@ -4,7 +4,7 @@
 
 With `background=True` the model has a thread of its own, and the clients wait in theirs. One of
 them gives up waiting now and then, to say so; nothing is lost by it. Another does not read what it
-gets. It may hold so many outputs and no more: then it is ended, and nobody has waited for it.
+gets. It may hold so many outputs and no more: then it is ended, and no other has waited for it.
 """
 
 import threading
@@ -60,7 +60,7 @@ def patient(stream: Stream[int], _: Model) -> str:
 def stuck(stream: Stream[int], model: Model) -> str:
     """Read nothing until the model is through, and then what there is."""
     if not model.closed.wait(STUCK):
-        return "the model still works for somebody who does not read"
+        return "the model still works for a client that does not read"
     outputs = []
     try:
         for output in stream:

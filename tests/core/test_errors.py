@@ -83,7 +83,7 @@ def test_attributes_and_slots_are_copied():
     assert consumer_error(OSError(2, "text", "name")).filename == "name"
 
 
-@pytest.mark.rule(18)
+@pytest.mark.rule(16, 18)
 def test_what_cannot_be_copied_becomes_a_source_error_with_type_and_text():
     own = consumer_error(NeedsMore("short of something", 1))
     assert type(own) is SourceError

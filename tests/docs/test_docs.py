@@ -1,4 +1,7 @@
-"""The documentation against what it speaks of. The top-level conftest.py runs its snippets."""
+"""The documentation against what it speaks of. The top-level conftest.py runs its snippets.
+
+The design page and the guarantees have files of their own beside this one.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,20 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 import batchstream
-from batchstream._core.demultiplexer import BATCH_TRANSITIONS
 from batchstream.integrations import litserve, prometheus, starlette
 from support import knobs
-from test_layering import FOLDERS
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    README,
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 EXECUTED = {"python", "pycon"}
 SHOWN_ONLY = {"console", "json", "text"}
-DIRECTIVES = {"{toctree}", "{eval-rst}", "{note}", "{warning}"}
+DIRECTIVES = {"{toctree}", "{eval-rst}", "{note}", "{warning}", "{layers}", "{life}"}
 
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -134,46 +140,6 @@ def test_every_metric_on_the_page_exists_and_no_other():
     assert told == exist
 
 
-# ---- design.md
-
-
-def tables(page):
-    """Return the tables of a page: their heads, and their rows as tuples of cells."""
-    found = []
-    for table in re.findall(r"(?:^\|.*\|\n)+", page.read_text(), re.MULTILINE):
-        lines = table.splitlines()
-        head, _, *rows = [tuple(c.strip() for c in line.strip("|").split("|")) for line in lines]
-        found.append((head, rows))
-    return found
-
-
-def test_the_tables_of_states_are_those_of_the_code():
-    of_states = [
-        sorted(rows)
-        for head, rows in tables(ROOT / "docs" / "design.md")
-        if head == ("state", "event", "leads to")
-    ]
-    assert of_states == [
-        sorted((state, event, after) for (state, event), after in table.items())
-        for table in (BATCH_TRANSITIONS,)
-    ]
-
-
-def test_the_table_of_layers_is_the_one_that_imports_are_held_against():
-    [rows] = [
-        rows
-        for head, rows in tables(ROOT / "docs" / "design.md")
-        if head[:2] == ("folder", "modules")
-    ]
-    package = Path(batchstream.__file__).parent
-    assert [
-        (folder, sorted(re.findall(r"`([\w.]+)`", modules))) for folder, modules, _ in rows
-    ] == [
-        (f"`{folder}`", sorted(p.stem for p in (package / folder).iterdir() if p.stem[:2] != "__"))
-        for folder in (*FOLDERS, "integrations")
-    ]
-
-
 @every_page
 def test_the_number_of_steps_that_a_stream_keeps_is_as_the_page_says(page):
     for number in re.findall(r"(?:up to|pieces of)\s(\d+)\ssteps", page.read_text()):
@@ -222,52 +188,3 @@ def test_the_reference_lists_all_that_a_class_offers():
         public = {member for base in ours for member in vars(base) if member[0] != "_"}
         fields = set(vars(cls).get("_fields", ()))  # under Attributes
         assert set(members.split(", ")) == public - fields - {"from_iterable"}, name
-
-
-# ---- guarantees.md
-
-
-def existing_tests():
-    """Return the names of the test functions of this project, and the rules that each holds."""
-    found = {}
-    for path in (ROOT / "tests").rglob("test_*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                found.setdefault(node.name, set()).update(rules_in(node))
-    return found
-
-
-def rules():
-    """Return the tests that each rule names, by the number of the rule."""
-    text = (ROOT / "docs" / "guarantees.md").read_text()
-    parts = re.split(r"^### R(\d+): .*$", text, flags=re.MULTILINE)
-    return {
-        int(number): re.findall(r"`(test_\w+)`", part)
-        for number, part in zip(parts[1::2], parts[2::2], strict=True)
-    }
-
-
-def rules_in(test):
-    """Return the rules that a test carries: `@pytest.mark.rule(2, 3)`, or numbers in its name."""
-    numbers = {int(number) for number in re.findall(r"_R(\d\d)(?=_)", test.name)}
-    for mark in test.decorator_list:
-        if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.rule":
-            numbers |= {number.value for number in mark.args}
-    return numbers
-
-
-def test_every_guarantee_names_tests_and_they_exist():
-    existing = set(existing_tests())
-    for number, tests in rules().items():
-        assert tests, f"R{number} names no test"
-        assert set(tests) <= existing, f"R{number}"
-        assert len(tests) == len(set(tests)), f"R{number}"
-
-
-def test_what_the_tests_hold_is_promised():
-    held = set().union(*existing_tests().values())
-    assert held <= set(rules())
-
-
-def test_the_rules_stand_in_their_order():
-    assert list(rules()) == sorted(rules())

@@ -81,7 +81,7 @@ async def test_streams_give_the_same_if_no_other_reference_is_held(form):
     assert [await form.rest(stream) for stream in streams] == OUTPUTS
 
 
-@pytest.mark.rule(2)
+@pytest.mark.rule(1, 2)
 @every_form
 async def test_a_generator_is_a_source_like_any_other(form):
     told = []
@@ -208,7 +208,7 @@ async def test_a_receive_broken_off_while_it_waits_takes_nothing(form, held):
     assert script.told == [None, (0, 1), (0, 1)]
 
 
-@pytest.mark.rule(4)
+@pytest.mark.rule(4, 23)
 @forms_in_loops
 @pytest.mark.parametrize("when", ["before", "with", "after"])
 async def test_a_receive_cancelled_by_the_step_that_brings_its_output_loses_nothing(form, when):
@@ -236,7 +236,7 @@ async def test_a_receive_cancelled_by_the_step_that_brings_its_output_loses_noth
     assert received + await form.rest(first) == [("a", number) for number in range(3)]
 
 
-@pytest.mark.rule(4)
+@pytest.mark.rule(4, 23)
 @forms_in_loops
 async def test_a_receive_cancelled_when_it_was_already_woken_loses_nothing(form):
     rounds = 20
@@ -291,7 +291,7 @@ async def test_a_cancelled_consumer_is_cancelled_and_no_other(form):
 # ---- consumers
 
 
-@pytest.mark.rule(21)
+@pytest.mark.rule(4, 21)
 @every_form
 async def test_a_second_consumer_at_the_same_time_is_refused_and_the_first_served(form):
     gate = form.gate()

@@ -247,6 +247,7 @@ async def test_closing_from_inside_the_source_is_no_deadlock(form):
     await closed.wait()
 
 
+@pytest.mark.rule(10)
 @every_form
 async def test_an_error_of_closing_is_raised_by_closing_once(form):
     script = form.script(pairs(99), raise_at_close=OSError("cannot free"))
@@ -258,6 +259,7 @@ async def test_an_error_of_closing_is_raised_by_closing_once(form):
     assert batch.live == ()
 
 
+@pytest.mark.rule(10)
 @every_form
 async def test_an_error_of_closing_goes_to_the_hook_where_no_caller_waits_for_it(form):
     heard = []

@@ -19,7 +19,7 @@ from support.sources import TIMEOUT
 # ---- outputs
 
 
-@pytest.mark.rule(25)
+@pytest.mark.rule(19, 25)
 def test_received_outputs_are_freed_in_the_end():
     class Output:
         pass

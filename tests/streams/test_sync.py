@@ -455,6 +455,7 @@ def test_closing_from_inside_the_source_takes_effect_after_the_step():
     assert returned == [True]
 
 
+@pytest.mark.rule(24)
 def test_closing_waits_for_a_step_in_another_thread():
     gate = Gate()
 
@@ -476,6 +477,7 @@ def test_closing_waits_for_a_step_in_another_thread():
     assert batch.live == ()
 
 
+@pytest.mark.rule(10)
 def test_an_error_of_closing_is_raised_by_close_itself():
     source = ScriptedSource([["a"]] * 2, raise_at_close=OSError("cannot free"))
     batch = BatchedStream(source, 1)
@@ -487,6 +489,7 @@ def test_an_error_of_closing_is_raised_by_close_itself():
     assert source.closed == 1
 
 
+@pytest.mark.rule(10)
 def test_an_error_of_closing_goes_to_the_hook_where_no_caller_waits_for_it(monkeypatch):
     heard = []
     monkeypatch.setattr("sys.unraisablehook", lambda args: heard.append(args.exc_value))
@@ -598,7 +601,7 @@ def test_a_stop_inside_a_generator_is_an_error():
         next(stream)
 
 
-@pytest.mark.rule(14)
+@pytest.mark.rule(9, 14)
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_what_stops_the_program_passes_through_and_ends_the_other_streams(interrupt):
     error = interrupt("stop")
@@ -653,7 +656,7 @@ def test_memory_error_reaches_every_stream():
             next(stream)
 
 
-@pytest.mark.rule(10)
+@pytest.mark.rule(9, 10)
 @pytest.mark.parametrize("at", range(4))
 def test_a_source_that_raises_at_any_step_is_closed_once(at):
     source = ScriptedSource([["a", "b"]] * at + [OSError("gone")])
@@ -697,7 +700,7 @@ def test_a_source_that_ends_too_early_is_an_error_where_eos_is_required():
 # ---- bounds
 
 
-@pytest.mark.rule(19)
+@pytest.mark.rule(4, 19)
 def test_a_full_stream_stops_the_pull_before_the_source_is_touched():
     source = ScriptedSource([[n, -n] for n in range(10)])
     first, second = demux(source, 2, max_buffered=3)
@@ -933,7 +936,7 @@ def test_streams_are_made_by_the_library_only():
 # ---- threads and re-entrance
 
 
-@pytest.mark.rule(21)
+@pytest.mark.rule(4, 21)
 def test_a_second_consumer_at_the_same_time_is_refused_and_the_first_served():
     gate = Gate()
 
@@ -984,6 +987,7 @@ def test_of_two_readers_one_pulls_and_the_other_finds_its_output():
     assert first.finish_reason is second.finish_reason is None
 
 
+@pytest.mark.rule(24)
 def test_a_source_that_reads_its_own_stream_gets_an_error():
     streams = []
 
