@@ -325,6 +325,11 @@ def unreported(run):
     return run.fanout._unreported
 
 
+def workers_at_work(scheduler):
+    """Return the workers that a scheduler counts as woken and not idle."""
+    return scheduler._at_work
+
+
 def assert_nothing_is_left(batcher):
     """Make sure that a closed batcher holds no request, no batch and no waiter."""
     dispatcher = dispatcher_of(batcher)
