@@ -124,11 +124,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     """Every request is asked for in time and ends once, whatever happens, and when."""
 
     @initialize(
-        size=st.integers(1, 3),
-        workers=st.integers(1, 3),
-        batch_timeout=st.sampled_from([0.0, 2.0, 5.0]),
+        size=st.sampled_from([2, 2, 3, 1]),
+        workers=st.sampled_from([2, 2, 3, 1]),
+        batch_timeout=st.sampled_from([5.0, 2.0, 0.0]),
         max_cost=st.sampled_from([None, 5.0]),
-        max_pending=st.integers(1, 8),
+        max_pending=st.sampled_from([2, 4, 8]),
         threads=st.booleans(),
     )
     def begin(self, *, size, workers, batch_timeout, max_cost, max_pending, threads):
@@ -366,6 +366,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _, waiter in added:
             assert waiter in listening or (waiter is None and not listening)
 
+    @rule(groups=st.lists(st.sampled_from("ab"), min_size=1, max_size=4))
+    def submit_some(self, groups):
+        """Most requests are as these are."""
+        for group in groups:
+            self.submit(group=group, cost=1.0, timeout=None, wait_timeout=None)
+
     @rule(lines=st.integers(1, 60), **SUBMISSIONS)
     def submit_interrupted(self, lines, **wanted):
         request = self.request_of(**wanted)
@@ -388,10 +394,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         """End a request of any state, for the second time perhaps; no lock is taken for it."""
         self.end(data.draw(st.sampled_from(self.accepted)), reason)
 
-    @rule()
-    def reap_now(self):
-        self.reap()
-
     @rule(seconds=st.sampled_from([0.25, 1.0, 2.0, 5.0]))
     def let_time_pass(self, seconds):
         self.now += seconds
@@ -400,7 +402,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.scheduler.wakeups)
     @rule(outcome=st.sampled_from(["done", "done", "done", "marked late", "failed", "interrupted"]))
-    def carry_out(self, outcome):
+    def carry_out(self, outcome="done"):
         worker, waiter = self.scheduler.wakeups.popleft()
         if waiter is not None:
             waiter.woken = True
@@ -438,15 +440,16 @@ class SchedulerMachine(RuleBasedStateMachine):
     def let_all_ask(self):
         """All wake-ups are carried out, and all workers that wait no longer ask, at once."""
         while self.scheduler.wakeups:
-            self.carry_out("done")
+            self.carry_out()
         for run in self.asking():
             self.let_ask(run)
 
     @precondition(lambda self: self.listening())
     @rule()
     def wait(self):
-        """A worker waits for as long as it was to wait."""
+        """A worker waits for as long as it was to wait, and asks."""
         self.now = max(self.now, min(waiter.until for waiter in self.listening()))
+        self.let_all_ask()
 
     @precondition(lambda self: self.asking() and self.waiting)
     @rule(data=st.data())
@@ -607,7 +610,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         for _ in range(1000):
             if self.scheduler.wakeups:
-                self.carry_out("done")
+                self.carry_out()
             elif self.asking():
                 self.let_ask(self.asking()[0])
             elif self.running():
