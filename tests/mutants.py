@@ -76,6 +76,7 @@ LOOP = ("test_races_asyncio.py",)
 THREADS = ("test_races_threads.py",)
 BATCHERS_IN_LOOP = ("test_races_batchers_asyncio.py",)
 BATCHERS_IN_THREADS = ("test_races_batchers_threads.py",)
+SCHEDULER = ("test_scheduler_stateful.py",)
 DRAINS = ("test_draining.py::test_draining_while_the_pump_appends_loses_and_repeats_nothing",)
 
 UNBROKEN = Mutant("nothing is broken", "class _Draft(", "class _Draft(")
@@ -576,6 +577,24 @@ MUTANTS = [
         "        if True:\n            now = clock.monotonic()\n"
         "            reaped = self._scheduler.reap(now)\n            decision",
         BATCHERS_IN_THREADS,
+    ),
+    Mutant(
+        "a worker that is idle still counts as started",
+        "worker.busy = worker.started = False",
+        "worker.busy = False",
+        SCHEDULER,
+    ),
+    Mutant(
+        "a worker that is woken still counts as one that waits",
+        "                del self._waiting[worker]\n                return\n",
+        "                return\n",
+        SCHEDULER,
+    ),
+    Mutant(
+        "a request whose time is over waits on while others end",
+        "Reaped(finished, self.queue.expire(now), dropped)",
+        "Reaped(finished, (), dropped)",
+        SCHEDULER,
     ),
 ]
 

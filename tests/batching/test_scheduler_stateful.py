@@ -36,8 +36,13 @@ class Struck(BaseException):
     """What a signal's handler raises."""
 
 
-def strike(call, lines):
+def strike(call, lines, within=None):
     """Call a function, with an exception before the so-manyth line of the scheduler.
+
+    Args:
+        call: The function.
+        lines: The number of the line, from 1 on.
+        within: The method whose lines count; those of all methods if it is None.
 
     Returns:
         What the function returned; None if it was broken off.
@@ -48,6 +53,8 @@ def strike(call, lines):
         nonlocal left
         if frame.f_code.co_filename != SCHEDULER:
             return None
+        if within is not None and frame.f_code.co_name != within:
+            return trace
         text = linecache.getline(SCHEDULER, frame.f_lineno).strip()
         # A signal cannot strike at a `try`, which is no instruction.
         if event == "line" and text != "try:":
@@ -120,6 +127,14 @@ SUBMISSIONS = {
 }
 
 
+STRIKES = st.one_of(
+    st.tuples(st.integers(5, 9), st.just("wake_worker")),
+    st.tuples(st.integers(1, 12), st.sampled_from(["wake_worker", "submit", "next_batch"])),
+    st.tuples(st.integers(1, 50), st.none()),
+)
+"""Where an exception strikes, most often where a wake-up is queued."""
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Every request is asked for in time and ends once, whatever happens, and when."""
 
@@ -151,6 +166,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.runs = []  # in the order of their starts
         self.unmarked = []  # workers that were started, and whose `started` is set a moment later
         self.start_failed = False
+        self.interrupted = set()  # what was to be woken when an exception struck
+        self.half_reaped = set()  # requests that were counted when an exception struck
         self.retired = set()  # workers whose tasks have ended
         # Of the requests that were accepted, each is in one of these lists.
         self.waiting, self.joined, self.finished = [], [], []
@@ -308,8 +325,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.wakeups.clear()
         self.scheduler.wakeups.extend(wakeups[:before] + again)
 
+    def remember_interrupted(self):
+        self.interrupted.update(waiter for _, waiter in self.scheduler.wakeups if waiter)
+
     def recover(self, *requests):
         """Do what an interrupted caller does: cancel its request, and make sure of the workers."""
+        self.remember_interrupted()
         for request in requests:
             self.end(request, FinishReason.CANCELLED)
             if request in self.scheduler.totals.open:
@@ -318,6 +339,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if request not in self.scheduler.totals.open and request not in self.finished:
                 (self.waiting if request in self.waiting else self.joined).remove(request)
                 self.finished.append(request)
+                self.half_reaped.add(request)
         for request in list(self.waiting):
             if request not in self.scheduler.queue:  # its consumer polls, or cancels it
                 self.out_of_queue(request)
@@ -364,7 +386,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         if any(waiter.until <= self.ready_at() for waiter in listening):
             assert len(listening) > 1 or not added, "a worker that asks in time is woken"
         for _, waiter in added:
-            assert waiter in listening or (waiter is None and not listening)
+            if waiter is None:
+                assert not listening
+            else:  # not one that is woken already, but for a needless time after an interrupt
+                assert waiter in listening or waiter in self.interrupted
 
     @rule(groups=st.lists(st.sampled_from("ab"), min_size=1, max_size=4))
     def submit_some(self, groups):
@@ -372,8 +397,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for group in groups:
             self.submit(group=group, cost=1.0, timeout=None, wait_timeout=None)
 
-    @rule(lines=st.integers(1, 60), **SUBMISSIONS)
-    def submit_interrupted(self, lines, **wanted):
+    @rule(where=STRIKES, **SUBMISSIONS)
+    def submit_interrupted(self, where, **wanted):
         request = self.request_of(**wanted)
 
         def call():
@@ -384,7 +409,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 pass
 
         refused = self.scheduler.totals.refused
-        strike(call, lines)
+        strike(call, *where)
         self.figures.refused += self.scheduler.totals.refused - refused
         self.recover(request)
 
@@ -505,14 +530,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.batches.add(run.batch)
 
     @precondition(lambda self: self.asking())
-    @rule(data=st.data(), lines=st.integers(1, 60))
-    def ask_interrupted(self, data, lines):
+    @rule(data=st.data(), where=STRIKES)
+    def ask_interrupted(self, data, where):
         """The worker ends; the requests that it had taken are cancelled by their consumers."""
         run = data.draw(st.sampled_from(self.asking()))
         self.reap()
         decision = strike(
-            lambda: self.scheduler.next_batch(run.worker, Waiter(self.now), self.now), lines
+            lambda: self.scheduler.next_batch(run.worker, Waiter(self.now), self.now), *where
         )
+        self.remember_interrupted()
         taken = [request for request in self.waiting if request not in self.scheduler.queue]
         for request in taken:
             self.out_of_queue(request)
@@ -648,7 +674,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert request.state == "joined"
         for request in self.finished:
             assert request not in self.scheduler.queue
-            assert request.state == "finished"
+            # See the last of the tests of what goes wrong, below.
+            assert request.state == "finished" or request in self.half_reaped
             assert request.ends
 
     def check_workers(self):
@@ -747,3 +774,18 @@ def test_a_worker_that_is_about_to_be_started_is_not_started_twice():
     submit(scheduler, 0.0)
     scheduler.wake_unstarted()  # another submission was interrupted
     assert len(scheduler.wakeups) == 1
+
+
+@pytest.mark.xfail(strict=True, reason="a request is counted before its state is changed")
+def test_a_request_that_an_interrupted_thread_has_counted_is_finished():
+    scheduler = scheduler_of(threads=True)
+    submit(scheduler, 0.0)
+    [request] = scheduler.totals.open
+    request.finish(StreamEnd(FinishReason.EOS, 0))
+    for line in range(1, 20):
+        strike(lambda: scheduler.reap(0.0), line, "reap")
+        if request not in scheduler.totals.open:
+            break
+    scheduler.reap(0.0)
+    assert not scheduler.ended_requests
+    assert request.state == "finished"
