@@ -7,7 +7,7 @@
 
 Ask from several terminals: the requests share a batch, join it and leave it when they like, and
 each gets what it would have got alone. With `-H "Accept: text/event-stream"` the response comes as
-server-sent events. `/metrics` is for Prometheus, `/health` for whoever watches the server.
+server-sent events. `/metrics` is for Prometheus, `/health` for a monitor.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from batchstream.integrations.prometheus import PrometheusMetrics
 from batchstream.integrations.starlette import EventsResponse, NDJSONResponse, exception_handlers
 
 SLOTS = 8
-LONGEST = 1_000  # outputs; a stream may hold 1024 unread, so nobody can be too slow
+LONGEST = 1_000  # outputs; a stream may hold 1024 unread, so no client is too slow
 PACE = float(os.environ.get("PACE", "0.02"))  # seconds for a step, so that one can watch
 
 
@@ -52,7 +52,7 @@ class Bigrams:
         self.counts = np.zeros((len(characters), len(characters)))
         np.add.at(self.counts, (codes[:-1], codes[1:]), 1)
 
-        self.slots: list[int] = []  # those in use; each has its place in the arrays below
+        self.slots: list[int] = []  # the slots in use; each has its row in the arrays below
         self.last = np.zeros(SLOTS, dtype=int)
         self.sharpness = np.zeros(SLOTS)
         self.draws = np.zeros((SLOTS, LONGEST))
@@ -100,12 +100,12 @@ app = FastAPI(lifespan=lifespan, exception_handlers=exception_handlers)
 
 
 def as_line(character: str) -> dict[str, str]:
-    """Make what is sent of an output."""
+    """Return what is sent for an output."""
     return {"text": character}
 
 
 def as_last_line(end: StreamEnd) -> dict[str, object]:
-    """Make what is sent of the end."""
+    """Return what is sent for the end."""
     return {"finish_reason": end.reason, "outputs": end.outputs}
 
 
@@ -120,13 +120,13 @@ async def generate(generation: Generation, request: Request) -> Response:
 
 @app.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Tell Prometheus what happens."""
+    """Return the figures that Prometheus reads."""
     return Response(generate_latest(request.state.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @app.get("/health")
 async def health(request: Request) -> dict[str, int]:
-    """Tell that the server is there, and how busy it is."""
+    """Return how busy the server is; any response says that it runs."""
     figures = request.state.batcher.statistics()
     return {"live": figures.live, "waiting": figures.waiting}
 

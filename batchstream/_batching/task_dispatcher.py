@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from batchstream._batching.request_batch import RequestBatch
     from batchstream._batching.scheduler import Worker
     from batchstream._core.demultiplexer import Demultiplexer
-    from batchstream._eventloops.base import EventLoop, PumpTask
+    from batchstream._eventloops.base import EventLoop, PumpTask, Waiter
     from batchstream._handoff.buffer import Buffer
     from batchstream._pumps.source import AsyncStepSource
 
@@ -122,7 +122,7 @@ class TaskDispatcher(Dispatcher[T]):
             self._rest(worker)
             raise
 
-    def _resume(self, waiter: Any) -> None:
+    def _resume(self, waiter: Waiter) -> None:
         loop = self._loop
         if loop is not None:
             try:

@@ -1,1 +1,1 @@
-"""Decides what a step gives to which slot. No clock, lock, thread or event loop."""
+"""Decides which slot gets which outputs of a step. No clock, lock, thread or event loop."""

@@ -1,4 +1,4 @@
-"""Checks of arguments, and their defaults: each returns the value as the code uses it."""
+"""Checks of arguments, and their defaults. A check returns the value as the code uses it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ DEFAULT_MAX_PENDING: Final = 1024
 
 UNLIMITED: Final = sys.maxsize
 
-# Equal values of these types need not be one object, so identity could miss the mark for ever.
+# Equal values of these types need not be one object, so that identity could miss the end mark.
 _COMPARED_BY_VALUE: Final = (Number, str, bytes, bytearray, tuple, frozenset)
 
 
 def check_eos(eos: object, is_eos: object) -> None:
-    """Refuse an end mark that could never be recognised."""
+    """Check an end mark and a predicate.
+
+    Raises:
+        TypeError: The predicate cannot be called.
+        ValueError: The end mark could never be recognised by identity.
+    """
     by_value = isinstance(eos, _COMPARED_BY_VALUE) or hasattr(type(eos), "__index__")
     if by_value and not isinstance(eos, bool | enum.Enum):
         hint = (
@@ -67,7 +72,12 @@ def least_size(max_outputs: object) -> int:
 
 
 def check_count(name: str, value: object, *, at_least: int) -> int:
-    """Return a whole number that an argument has to be."""
+    """Return the argument as a whole number.
+
+    Raises:
+        TypeError: It is no whole number.
+        ValueError: It is less than `at_least`.
+    """
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise TypeError(f"{name} takes a whole number, got {value!r}")
     try:
@@ -80,11 +90,11 @@ def check_count(name: str, value: object, *, at_least: int) -> int:
 
 
 def check_seconds(name: str, value: object) -> float:
-    """Return a duration that an argument has to be.
+    """Return the argument as a duration.
 
     Raises:
         TypeError: It is no number.
-        ValueError: It is negative, infinite or no number after all.
+        ValueError: It is negative, infinite or NaN.
     """
     seconds = check_number(name, value)
     if math.isinf(seconds):
@@ -93,11 +103,11 @@ def check_seconds(name: str, value: object) -> float:
 
 
 def check_number(name: str, value: Any) -> float:
-    """Return a number that an argument has to be, at least 0.
+    """Return the argument as a number of at least 0.
 
     Raises:
         TypeError: It is no number.
-        ValueError: It is negative or not a number.
+        ValueError: It is negative or NaN.
     """
     if isinstance(value, bool | str) or not hasattr(type(value), "__float__"):
         raise TypeError(f"{name} must be a number, got {value!r}")
@@ -111,10 +121,10 @@ def check_number(name: str, value: Any) -> float:
 
 
 def check_on_overflow(on_overflow: object) -> OnOverflow:
-    """Return the argument if it is one of its two values.
+    """Return the argument, "wait" or "cancel".
 
     Raises:
-        ValueError: It is not.
+        ValueError: It is neither.
     """
     if on_overflow == "wait" or on_overflow == "cancel":  # noqa: PLR1714 - narrows the type
         return on_overflow

@@ -1,4 +1,6 @@
-"""The core: one step in, who gets what and who has finished out. No I/O, clock, lock or thread.
+"""The core: a step goes in; out come the outputs of each slot and the slots that have finished.
+
+It does no I/O, reads no clock, takes no lock and starts no thread.
 
 Theory of operation
 -------------------
@@ -8,17 +10,18 @@ another occupant. A batch is *running*, has *ended* (the source has no more step
 (the source raised, or yielded what is no step). The table below says which events are legal in
 which state and where they lead; everything else raises.
 
-A shell calls `feed` with each step and does what the returned `Delivery` says. When `live` is
+A pump calls `feed` with each step, and hands out what the returned `Delivery` holds. When `live` is
 empty it closes the source. An error of the source is not an error of the call: it ends each live
-slot, and the delivery says so. Failing latches: after it, nothing can be fed or opened.
+slot, and these ends stand in the delivery. Failing latches: a failed batch refuses every step and
+every occupant.
 
-Most steps are *plain*: one output for each live slot, and no marker among them. That is asked of
-a whole step at once, by the types of its elements and in C, so that a plain step costs no Python
-code per output. Its outputs are not counted one by one either: `_plain_steps` counts for all live
-slots, and `_extra[slot]` holds what the slot's own count differs by (and once it has finished,
-the whole of it). Every other step goes through the one loop in `_feed_each`.
+Most steps are *plain*: one output for each live slot, and no marker among them. C code checks that
+for a whole step at once, by the types of its elements, so that a plain step runs no Python code per
+output. Nor are its outputs counted one by one: `_plain_steps` counts for all live slots, and
+`_extra[slot]` is the difference between that and the slot's own count (once the slot has finished,
+its whole count). Every other step goes through the one loop over elements, in `_feed_each`.
 
-Not safe for threads: a shell makes at most one call at a time.
+Not safe for threads: a pump makes one call at a time.
 """
 
 from __future__ import annotations
@@ -48,28 +51,29 @@ BATCH_TRANSITIONS: Final[dict[tuple[BatchState, str], BatchState]] = {
 
 
 class Demultiplexer(Generic[T]):
-    """Tells, step by step, which output goes to which slot and which slots have finished.
+    """Decides, step by step, which output goes to which slot and which slots have finished.
 
-    This is the core that every stream of this library stands on, for those who drive a model
-    themselves: it waits for nothing and calls nobody but `is_eos`.
+    Every stream of this library stands on this core. It is public for programs that drive their
+    model themselves: it waits for nothing, and the only function that it calls is `is_eos`.
 
     Args:
         size: How many slots the batch has.
         eos: The end mark, compared by identity. Where None is an ordinary output pass `EOS`.
-        is_eos: A predicate on outputs that is true of the one that ends its sequence. One that
-            raises fails that slot alone.
+        is_eos: A predicate on outputs, true of the output that ends its sequence. If it raises,
+            that slot alone fails.
         include_eos: Deliver the output that `is_eos` recognised, before the end.
         max_outputs: Finish a slot with `length` once it has been given so many outputs: one
-            number for all, or one (or None) for each slot. An eos on the same output comes first.
+            number for all slots, or a number or None for each. If the same output is also an eos,
+            the reason is `eos`.
         require_eos: A source that ends while slots are live fails them with `MissingEOSError`
             instead of finishing them as `exhausted`.
-        vacant: No slot is live at first; each waits for an `open`, as after an occupant's end.
+        vacant: No slot is live at first; `open` gives each its occupant, as after an end.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or an `eos` that could never be
             recognised by identity, such as a number.
 
-    Threads: one at a time.
+    Threads: any thread, one call at a time.
 
     Example:
         >>> from batchstream import Demultiplexer, Last
@@ -155,15 +159,15 @@ class Demultiplexer(Generic[T]):
         return counted + self._extra[slot]
 
     def feed(self, step: object) -> Delivery[T]:
-        """Take one step of the source and return what it gives to whom.
+        """Take one step of the source, and return its outputs and ends by slot.
 
-        A step that cannot be read, of the wrong width for example, fails each live slot with a
-        `StepError` and the batch with them: none of its outputs is delivered.
+        A step that cannot be read, of the wrong width for example, fails the batch and each live
+        slot with a `StepError`: none of its outputs is delivered.
 
         Args:
             step: A sequence of `size` elements; a mapping from slot to element (a slot that is
                 absent gets nothing); a 1-D array or tensor; an array of more dimensions, one
-                sub-array for each slot. What is given to a finished slot is dropped and counted.
+                sub-array for each slot. Outputs for a finished slot are dropped and counted.
 
         Raises:
             ClosedError: The batch has ended or failed.
@@ -225,7 +229,7 @@ class Demultiplexer(Generic[T]):
         return values
 
     def finish(self) -> Delivery[T]:
-        """Tell that the source has ended, and return the ends of the slots still live.
+        """End the batch as the source has ended, and return the ends of the slots still live.
 
         Raises:
             ClosedError: The batch has ended or failed before.
@@ -247,7 +251,7 @@ class Demultiplexer(Generic[T]):
         return draft.delivery()
 
     def fail(self, error: BaseException) -> Delivery[T]:
-        """Tell that the source has failed, and return the ends of the slots still live.
+        """Fail the batch as the source has failed, and return the ends of the slots still live.
 
         Raises:
             ClosedError: The batch has ended or failed before.
@@ -260,7 +264,7 @@ class Demultiplexer(Generic[T]):
         return draft.delivery()
 
     def cancel(self, slot: int) -> Delivery[T]:
-        """Give a slot up, and return its end; an empty delivery if it had finished already.
+        """Cancel a slot and return its end, or an empty delivery if it had finished already.
 
         Raises:
             IndexError: There is no such slot.
@@ -276,7 +280,7 @@ class Demultiplexer(Generic[T]):
 
         Args:
             slot: Which one.
-            max_outputs: The limit of this occupant, if it is not the one the batch was made with.
+            max_outputs: The limit of this occupant; without it, the one the batch was made with.
 
         Raises:
             IndexError: There is no such slot.
@@ -299,7 +303,7 @@ class Demultiplexer(Generic[T]):
         self._live = None
 
     def statistics(self) -> Statistics:
-        """Return the figures up to now; `buffered` is 0, as the core holds nothing back."""
+        """Return the figures up to now; `buffered` is 0, as the core keeps no output."""
         return Statistics(
             steps=self._steps,
             outputs=self._past_outputs + sum(map(self.given, range(self._size))),
@@ -342,11 +346,11 @@ class Demultiplexer(Generic[T]):
     # ---- steps that are not plain
 
     def _drop(self, elements: tuple[object, ...]) -> None:
-        """Count the outputs among what finished slots were given."""
+        """Count the outputs among elements for finished slots."""
         self._dropped += self._marks.outputs_in(elements)
 
     def _feed_each(self, elements: Elements, live: tuple[int, ...]) -> Delivery[T]:
-        """Take a step element by element."""
+        """Take a step that is not plain, element by element."""
         draft: _Draft[T] = _Draft()
         slots, values = draft.slots, draft.values
         if type(elements) is dict:

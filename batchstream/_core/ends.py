@@ -1,4 +1,4 @@
-"""Predicates for `is_eos`: token ids, compared safely."""
+"""Token ids as a predicate for `is_eos`, compared safely."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class TokenIds:
         return number in self._ids
 
     def in_none_of(self, outputs: tuple[object, ...]) -> bool:
-        """Tell whether surely none of the outputs is one of the ids, quickly.
+        """Whether it is certain, and quick to see, that none of the outputs is one of the ids.
 
-        Only built-in integers are compared here; outputs of other types get False, and then have
-        to be asked one by one.
+        Only built-in integers are compared here. Outputs of other types make it False, and then
+        each has to be checked by itself.
         """
         return set(map(type, outputs)) == {int} and self._ids.isdisjoint(outputs)
 

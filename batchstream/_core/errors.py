@@ -1,7 +1,7 @@
-"""The errors that batchstream raises: one tree, split by whose fault it is.
+"""The errors that batchstream raises: one tree, split by where the fault lies.
 
-Wrong arguments are plain `TypeError` and `ValueError`. What a *source* raises reaches each
-consumer with its own type; `consumer_error` makes the copy that each of them gets.
+Wrong arguments raise a plain `TypeError` or `ValueError`. An error of the *source* reaches each
+consumer with its own type, as a copy that `consumer_error` makes for each.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class BatchStreamError(Exception):
 
 
 class SourceError(BatchStreamError):
-    """The source did what a source may not do; the original, if any, is the `__cause__`.
+    """The source did what a source may not do; the original error, if any, is the `__cause__`.
 
-    Raised itself in place of what could not be raised in a consumer without being misunderstood:
-    `StopIteration`, which would end it silently, and what is no `Exception`, such as the
-    `KeyboardInterrupt` that stopped the source in another consumer's thread.
+    Consumers also get it in place of an error that they would misunderstand: `StopIteration`, which
+    would end them silently, and what is no `Exception`, such as the `KeyboardInterrupt` that
+    stopped the source in another consumer's thread.
     """
 
 
@@ -44,7 +44,7 @@ class StepError(SourceError):
 
 
 class MissingEOSError(SourceError):
-    """The source ended before this slot's end mark, and `require_eos` was asked for.
+    """The source ended before this slot's end mark, and `require_eos` was set.
 
     Attributes:
         slot: The slot that was still live.
@@ -72,7 +72,7 @@ class BufferOverflowError(BatchStreamError):
 
 
 class SlowConsumerError(BatchStreamError):
-    """The stream held too many unread outputs, and was ended so that others need not wait.
+    """The stream held too many unread outputs, and was ended so that other streams go on.
 
     Attributes:
         slot: The stream's slot.
@@ -90,11 +90,11 @@ class ConcurrentConsumerError(BatchStreamError):
 
 
 class OverloadedError(BatchStreamError):
-    """As many requests wait as may, and this one was not accepted; try again later.
+    """The request was not accepted: as many requests wait as are allowed. Try again later.
 
     Attributes:
         pending: How many requests were waiting.
-        max_pending: How many may.
+        max_pending: How many may wait.
     """
 
     def __init__(self, message: str, *, pending: int, max_pending: int) -> None:
@@ -104,7 +104,7 @@ class OverloadedError(BatchStreamError):
 
 
 class DeadlineError(BatchStreamError):
-    """The request was not finished, or did not join a batch, in the time that it was given.
+    """The request did not finish, or did not join a batch, in the time that it was given.
 
     Attributes:
         timeout: How long that was, in seconds.
@@ -116,14 +116,14 @@ class DeadlineError(BatchStreamError):
 
 
 class ClosedError(BatchStreamError):
-    """The object cannot be used any more, and what was asked of it needs it open."""
+    """The object was closed, and the call needs it open."""
 
 
 def consumer_error(error: BaseException) -> Exception:
-    """Return an instance of the error for one consumer alone, with the original as its cause.
+    """Return a copy of the error for one consumer alone, with the original as its cause.
 
-    Copies share no traceback, context or notes list, so that raising one in many consumers, in
-    many threads, neither grows a traceback nor shows one consumer what another was doing.
+    Copies share no traceback, context or list of notes: raising them in many consumers and threads
+    neither makes one traceback grow nor shows one consumer what another was doing.
     """
     own = _copy(error) if isinstance(error, Exception) else None
     if own is None or isinstance(own, StopIteration | StopAsyncIteration):
@@ -154,7 +154,7 @@ def _copy(error: Exception) -> Exception | None:
         vars(own).update(vars(error))
         if notes := getattr(error, "__notes__", None):
             own.__notes__ = list(notes)
-    except Exception:  # noqa: BLE001 - whatever a user's class does, the consumer gets an error
+    except Exception:  # noqa: BLE001 - the class is the user's; `consumer_error` has another error
         return None
     return own
 
@@ -172,9 +172,9 @@ def _copy_field(name: str, error: Exception, own: Exception) -> None:
 
 
 def begin_in_source(error: BaseException) -> None:
-    """Let the traceback of an error of the source begin there, and not with our own frames.
+    """Cut our own frames off the beginning of a traceback, so that it begins in the source.
 
-    One that never leaves our own frames keeps the last of them.
+    A traceback that has only our own frames keeps the last of them.
     """
     traceback = error.__traceback__
     while (
@@ -187,11 +187,13 @@ def begin_in_source(error: BaseException) -> None:
 
 
 def forget_context(error: BaseException, handled: BaseException | None) -> None:
-    """Cut off what the consumer that pulled was handling, from an error that goes to others too.
+    """Cut the exception that a pulling consumer was handling off an error's chain of contexts.
+
+    The error reaches other consumers too, which have nothing to do with that exception.
 
     Args:
-        error: What was raised while that consumer pulled.
-        handled: The exception that it was handling then.
+        error: What was raised while the consumer pulled.
+        handled: The exception that the consumer was handling then.
     """
     link, seen = error, {id(error)}
     while (context := link.__context__) is not None and id(context) not in seen:
@@ -208,7 +210,7 @@ def report_unraisable(error: BaseException) -> None:
 
 
 class _Unraisable:
-    """Raises an error in its finalizer: the interpreter alone can make what the hook is given."""
+    """Raises an error in its finalizer: only the interpreter can make the hook's argument."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error

@@ -1,9 +1,9 @@
 """What a source may put in a step besides plain outputs.
 
 A step holds one element for each slot. Most elements are outputs, and are delivered untouched. An
-element of one of the types in this module is an instruction about its slot instead. The types are
-final and are recognised by exact type and identity, never by equality, so that an output of any
-other kind can never be mistaken for one.
+element of a type in this module is an instruction about its slot instead. These types are final,
+and recognised by exact type and identity, never by equality: no output of another kind can be
+mistaken for a marker.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def _source_reason(marker: str, reason: FinishReason | str) -> FinishReason:
 class Last(Generic[T_co]):
     """Deliver `output`, then finish the slot in the same step.
 
-    With it a stream ends together with its last output; with an end mark on its own it ends one
-    step later, when the mark arrives. The output is delivered whatever `is_eos` would say of it.
+    With it a stream ends together with its last output; an end mark on its own ends it one step
+    later, when the mark arrives. `is_eos` is not asked about the output.
 
     Args:
         output: The slot's last output.
@@ -87,7 +87,7 @@ class Last(Generic[T_co]):
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class End:
-    """Finish the slot now, with a reason and whatever else the consumer should know.
+    """Finish the slot now, with a reason and anything else the consumer should know.
 
     Args:
         reason: Why the slot ends: `eos`, `length` or `cancelled`.
@@ -107,10 +107,10 @@ class End:
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Fail:
-    """This slot alone fails with `error`; the others go on.
+    """Fail this slot alone with `error`; the others go on.
 
     Args:
-        error: What the slot's consumer gets raised, as a copy of its own.
+        error: Raised in the slot's consumer, as a copy of its own.
 
     Raises:
         TypeError: The error is not an exception instance.

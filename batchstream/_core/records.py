@@ -24,9 +24,9 @@ class FinishReason(enum.StrEnum):
     EXHAUSTED = "exhausted"
     """The source ended while the slot was live."""
     CANCELLED = "cancelled"
-    """The consumer gave the stream up, or its owner closed the batch."""
+    """The stream was cancelled, or its batch was closed."""
     ERROR = "error"
-    """The source, or this slot alone, failed."""
+    """The source failed, or this slot alone."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,8 +37,8 @@ class StreamEnd:
         reason: Why it ended.
         outputs: How many outputs the source had given it by then; a count.
         info: What the source sent along with `Last` or `End`.
-        error: The original exception where the reason is `error`. What a consumer is raised is a
-            copy of it that belongs to that consumer alone.
+        error: The original exception where the reason is `error`. What a consumer sees
+            raised is a copy of its own.
     """
 
     reason: FinishReason
@@ -48,16 +48,16 @@ class StreamEnd:
 
 
 class Delivery(NamedTuple, Generic[T]):
-    """What one step gave to whom.
+    """The outputs of one step, by slot, and the slots that finished in it.
 
-    The outputs stand in two columns of equal length, which is how they travel fastest;
-    `outputs` reads them as pairs. A slot occurs once for each of its outputs: twice or more where
-    the source put `Many` in the step, not at all where it gave nothing.
+    The outputs are two columns of equal length, for speed; `outputs` returns them as pairs. A slot
+    occurs once for each of its outputs: twice or more where the source put `Many` in the step, not
+    at all where the step has no output for it.
 
     Attributes:
-        slots: To whom each of `values` belongs.
+        slots: The slot of each of `values`.
         values: The outputs, those of one slot in their order.
-        ends: The slots that finished in this step, each with its end. Outputs come before ends.
+        ends: The slots that finished in this step, each with its end. The outputs came before.
     """
 
     slots: Sequence[int]
@@ -78,17 +78,17 @@ class BatcherStatistics:
         batches: Batches that were formed; in continuous batching, groups that joined together.
         batch_sizes: How many of them had how many requests.
         steps: Steps that were made.
-        occupancy: Which part of `max_batch_size` was live, on average over the steps.
+        occupancy: Which part of `max_batch_size` was live, as a mean over the steps.
         outputs: Outputs given to streams, whether they were read or not.
         dropped: Outputs for slots that had finished.
-        opened: Requests that were accepted; always the live and the finished together.
+        opened: Requests that were accepted: always `live` plus all that have finished.
         refused: Requests that were refused with `OverloadedError`.
-        live: Requests that have not finished, those that wait among them.
+        live: Requests that have not finished, waiting ones included.
         waiting: Requests that have not joined a batch.
         finished: Requests that have finished, by reason.
         buffered: Outputs that wait in live streams to be received.
-        waited: For how long those that joined a batch had waited together, in seconds.
-        longest_wait: For how long one of them had at most.
+        waited: How long the requests that have joined a batch waited for it, added up, in seconds.
+        longest_wait: The longest of these waits, in seconds.
     """
 
     batches: int
@@ -115,9 +115,9 @@ class Statistics:
         steps: Steps that the source has yielded.
         outputs: Outputs given to streams, whether they were read or not.
         dropped: Outputs that the source yielded for slots that had finished.
-        opened: Streams opened; always the live and the finished together.
+        opened: Streams that were opened: always `live` plus all that have finished.
         live: Streams that have not finished.
-        finished: Streams that have, by reason.
+        finished: Streams that have finished, by reason.
         buffered: Outputs that wait in streams to be received.
     """
 

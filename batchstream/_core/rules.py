@@ -1,4 +1,4 @@
-"""How the ends of a batch's streams are recognised: what every form of batch is told alike."""
+"""How a batch's slots end: the arguments that every form of batch takes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EndRules(Generic[T]):
 
     Args:
         eos: The end mark, compared by identity.
-        is_eos: A predicate on outputs that is true of the one that ends its sequence.
+        is_eos: A predicate on outputs, true of the output that ends its sequence.
         include_eos: Whether the output that `is_eos` recognised is delivered.
         require_eos: Whether a slot that is live when the source ends fails.
 
@@ -43,10 +43,10 @@ class EndRules(Generic[T]):
         *,
         vacant: bool = False,
     ) -> Demultiplexer[T]:
-        """Make a core with so many slots, whose occupants get so many outputs at most.
+        """Make a core of `size` slots, with a limit on the outputs of each.
 
         Raises:
-            TypeError, ValueError: `max_outputs` is no limit, or has another size.
+            TypeError, ValueError: `max_outputs` is no limit, or not one for each slot.
         """
         return Demultiplexer(
             size,

@@ -30,9 +30,10 @@ def read_step(step: object, size: int, number: int) -> Elements:
         number: Which step this is, counted from 0; for the message.
 
     Raises:
-        StepError: It is none of these, has another width, or names a slot that does not exist.
+        StepError: The step is none of these, has another width, or names a slot that does not
+            exist.
     """
-    if type(step) is list or type(step) is tuple:  # by far the most, and asked first
+    if type(step) is list or type(step) is tuple:  # most steps by far, so checked first
         elements = step
     elif isinstance(step, Mapping):
         return _read_mapping(step, size, number)
@@ -50,11 +51,11 @@ def step_width(step: object) -> int:
     """Return how many slots a batch has whose first step this is.
 
     Raises:
-        StepError: The step tells no width; a mapping does not, as it may leave slots out.
+        StepError: The step has no width. A mapping has none, as it may leave slots out.
     """
     if isinstance(step, Mapping):
         raise StepError(
-            f"step 0 is a mapping, which does not tell how many slots there are: pass size=, "
+            f"step 0 is a mapping, which does not say how many slots there are: pass size=, "
             f"got {_shown(step)}",
             step=0,
         )
@@ -62,9 +63,9 @@ def step_width(step: object) -> int:
 
 
 def picker(slots: Sequence[int]) -> Callable[[Any], tuple[Any, ...]]:
-    """Return a function that takes the elements of these slots out of what `read_step` returns.
+    """Return a function that takes the elements of these slots out of a step that was read.
 
-    It raises `KeyError` where a mapping leaves one of them out.
+    The function raises `KeyError` where a mapping leaves one of the slots out.
     """
     if len(slots) == 0:
         return lambda _: ()
@@ -75,7 +76,7 @@ def picker(slots: Sequence[int]) -> Callable[[Any], tuple[Any, ...]]:
 
 
 def are_numbers(keys: Collection[Any]) -> bool:
-    """Tell quickly whether all keys are plain numbers; none is touched that is not."""
+    """Whether all keys are plain numbers. Quick, and runs no code of the keys' own."""
     try:
         return set(map(type, keys)) <= {int}
     except Exception:  # noqa: BLE001 - a type refuses to be hashed
@@ -83,10 +84,13 @@ def are_numbers(keys: Collection[Any]) -> bool:
 
 
 class Marks:
-    """What is no output in a batch: the markers, and the end mark in use.
+    """Finds in a step what is no output: markers, and the end mark of the batch.
 
     Args:
-        eos: The end mark, told by identity. Its type makes an element suspect, no more.
+        eos: The end mark, recognised by identity. An element of its type is a suspect, no more.
+
+    Attributes:
+        types: An element of none of these types is surely an output.
     """
 
     __slots__ = ("_blank_types", "_eos", "types")
@@ -94,7 +98,7 @@ class Marks:
     def __init__(self, eos: object) -> None:
         self._eos = eos
         self.types = MARKER_TYPES | {type(eos)}
-        # Elements of these types hold no output; None is nothing else but the mark where it is one.
+        # Elements of these types hold no output. None is one of them only where it is the end mark.
         self._blank_types = BLANK_TYPES | ({type(None)} if eos is None else set())
 
     def suspects_in(self, elements: Sequence[object]) -> list[int]:
@@ -106,7 +110,7 @@ class Marks:
             return [n for n, element in enumerate(elements) if _is_one_of(types, element)]
 
     def outputs_in(self, elements: tuple[object, ...]) -> int:
-        """Return how many outputs the elements hold, those within markers included."""
+        """Return how many outputs the elements hold, including outputs within markers."""
         try:
             types = frozenset(map(type, elements))
         except Exception:  # noqa: BLE001 - a type refuses to be hashed: look at each element
@@ -150,7 +154,7 @@ def _read_mapping(step: Mapping[Any, Any], size: int, number: int) -> dict[int, 
         and are_numbers(step)
         and (not step or 0 <= min(step) <= max(step) < size)
     ):
-        return step  # by far the most, and read in C
+        return step  # most mappings by far, and checked in C
     try:
         items = list(step.items())
     except Exception as error:
@@ -173,7 +177,7 @@ def _read_mapping(step: Mapping[Any, Any], size: int, number: int) -> dict[int, 
 def _slot(key: object) -> int | None:
     try:
         return None if isinstance(key, bool) else operator.index(key)  # type: ignore[arg-type]
-    except Exception:  # noqa: BLE001 - whatever it is, it is no slot
+    except Exception:  # noqa: BLE001 - a key that cannot be a number is no slot
         return None
 
 
@@ -184,7 +188,7 @@ def _unreadable(number: int, error: Exception) -> StepError:
 
 
 def _shown(step: object) -> str:
-    """Show what was yielded, short whatever its size, and never by failing."""
+    """Return a short text of what was yielded, even if its `__repr__` is long or raises."""
     try:
         text = repr(step)
     except Exception:  # noqa: BLE001 - a value that cannot be shown is still named by its type

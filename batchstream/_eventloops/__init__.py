@@ -1,1 +1,1 @@
-"""Waits in an event loop and wakes waiters from any thread: asyncio and trio, one protocol."""
+"""Wait in an event loop and wake waiters from any thread: asyncio and trio, one protocol."""

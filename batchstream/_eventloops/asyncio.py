@@ -1,4 +1,4 @@
-"""asyncio's side of the seam to event loops; imported where asyncio runs, and nowhere else."""
+"""The seam to event loops for asyncio; imported only where asyncio runs."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from itertools import islice
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final
 
-from batchstream._eventloops.base import TURN, InterruptedStep, LoopClosedError
+from batchstream._eventloops.base import InterruptedStep, LoopClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
     from contextvars import Context
 
-    from batchstream._eventloops.base import Main
+    from batchstream._eventloops.base import Args, Main, T, Waiter
+
+WAITERS_PER_TURN: Final = 64
+"""How many waiting tasks one callback of the loop resumes before the loop runs anything else."""
 
 
-def running_loop() -> asyncio.AbstractEventLoop | None:
+def _running_loop() -> asyncio.AbstractEventLoop | None:
     """Return the loop that runs the calling code, if any."""
-    return asyncio._get_running_loop()  # noqa: SLF001 - exported for such as us, and documented
+    return asyncio._get_running_loop()  # noqa: SLF001 - documented, for third-party code
 
 
 def runs_here() -> bool:
     """Whether the calling code runs in an asyncio loop."""
-    return running_loop() is not None
+    return _running_loop() is not None
 
 
 class AsyncioWaiter:
-    """What a task awaits until it is woken, as often as need be, one task at a time.
+    """What a task awaits until it is resumed, many times, one task at a time.
 
-    It is a future as far as `asyncio.isfuture` and `asyncio.Task` can tell, and cheaper than one,
-    for it is made once per stream and not once per output, and lets its task go on from within
-    `resume_all` instead of asking the loop for a call for each. Woken while nobody awaits it, it
-    does nothing.
+    `asyncio.isfuture` and `asyncio.Task` take it for a future. It is cheaper than one: it is made
+    once per stream and not once per output, and `resume_all` resumes its task directly instead of
+    scheduling one callback of the loop for each task.
     """
 
     __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_loop", "_wakeup")
@@ -43,34 +45,39 @@ class AsyncioWaiter:
         self._loop = loop
         self._asyncio_future_blocking = False
         self._cancelled: asyncio.CancelledError | None = None
-        # What the task wants to be called, and in which context, while it waits.
+        # While a task awaits this: its callback, and the context to call it in.
         self._wakeup: Callable[[AsyncioWaiter], object] | None = None
         self._context: Context
 
     def __await__(self) -> Generator[AsyncioWaiter, None, None]:
-        self._asyncio_future_blocking = True
-        return iter((self,))  # type: ignore[return-value] # a coroutine asks for no more
+        self._asyncio_future_blocking = True  # asyncio.Task accepts nothing that was only yielded
+        return iter((self,))  # type: ignore[return-value] # an await needs no more than an iterator
 
     # ---- for asyncio.Task
 
     def add_done_callback(
         self, wakeup: Callable[[AsyncioWaiter], object], *, context: Context
     ) -> None:
-        """Take note of who awaits this."""
+        """Keep the callback of the task that awaits this."""
         self._context = context
         self._wakeup = wakeup
 
     def result(self) -> None:
-        """Return nothing; raise if the task was cancelled."""
+        """Raise the cancellation, if the wait ended in one."""
         cancelled, self._cancelled = self._cancelled, None
         if cancelled is not None:
             try:
                 raise cancelled
             finally:
-                del cancelled  # it holds this frame, and with it the stream and its consumer
+                # Its traceback holds this frame: the cycle would keep the stream and its consumer.
+                del cancelled
 
     def cancel(self, msg: object = None) -> bool:
-        """Let the task go on with a `CancelledError`, and tell whether it was waiting."""
+        """Resume the task with a `CancelledError`, if it waits.
+
+        Returns:
+            Whether it was waiting.
+        """
         wakeup, self._wakeup = self._wakeup, None
         if wakeup is None:
             return False
@@ -81,18 +88,20 @@ class AsyncioWaiter:
     # ---- for the loop
 
     @staticmethod
-    def resume_all(waiters: Iterator[AsyncioWaiter], loop: asyncio.AbstractEventLoop) -> None:
-        """Let these waiters' tasks go on, a few now and the others in their turn.
+    def resume_all(waiters: Iterator[Any], loop: asyncio.AbstractEventLoop) -> None:
+        """Resume the tasks that await these waiters: a few now, the others in later callbacks.
 
-        Called by the loop itself and never from a task: tasks are not nested.
+        Only the loop may call this, and never a task: asyncio does not nest tasks.
         """
+        waiter: AsyncioWaiter
         try:
-            for waiter in islice(waiters, TURN):
+            for waiter in islice(waiters, WAITERS_PER_TURN):
                 wakeup = waiter._wakeup  # noqa: SLF001 - its own class
                 if wakeup is not None:
+                    # Before the call, in which the task may await this waiter again.
                     waiter._wakeup = None  # noqa: SLF001
                     waiter._context.run(wakeup, waiter)  # noqa: SLF001
-        finally:  # after KeyboardInterrupt out of a task, too
+        finally:  # also after a KeyboardInterrupt that leaves a resumed task
             if length_hint(waiters):
                 loop.call_soon(AsyncioWaiter.resume_all, waiters, loop)
 
@@ -106,7 +115,7 @@ class AsyncioEventLoop:
         self._loop = loop
 
     def new_waiter(self) -> AsyncioWaiter:
-        """Make a waiter."""
+        """Make a waiter for this loop."""
         return AsyncioWaiter(self._loop)
 
     @property
@@ -116,24 +125,24 @@ class AsyncioEventLoop:
 
     @property
     def runs(self) -> bool:
-        """Whether the loop has not been stopped."""
+        """Whether the loop runs: it has been started, and not stopped."""
         return self._loop.is_running()
 
     @property
     def is_here(self) -> bool:
         """Whether the calling code runs in this loop."""
-        return running_loop() is self._loop
+        return _running_loop() is self._loop
 
-    def resume(self, waiters: Sequence[AsyncioWaiter]) -> None:
-        """Let these waiters go on, with one call into the loop."""
+    def resume(self, waiters: Sequence[Waiter]) -> None:
+        """Resume the tasks that await these waiters, with one call into the loop."""
         self._call(AsyncioWaiter.resume_all, iter(waiters), self._loop)
 
     def call(self, function: Callable[[], object]) -> None:
-        """Call this in the loop, soon."""
+        """Call the function in the loop, soon."""
         self._call(function)
 
     def soon(self, function: Callable[[], object]) -> None:
-        """Call this in the loop's next turn."""
+        """Call the function in the loop's next turn."""
         self._loop.call_soon(function)
 
     def _call(self, function: Callable[..., object], *args: object) -> None:
@@ -144,12 +153,12 @@ class AsyncioEventLoop:
                 raise LoopClosedError from None
             raise
 
-    def resume_here(self, waiters: Sequence[AsyncioWaiter]) -> None:
-        """Let these waiters go on, from within this loop."""
+    def resume_here(self, waiters: Sequence[Waiter]) -> None:
+        """Resume the tasks that await these waiters; from within this loop."""
         self._loop.call_soon(AsyncioWaiter.resume_all, iter(waiters), self._loop)
 
-    async def wait(self, waiter: AsyncioWaiter, seconds: float | None) -> None:
-        """Wait until woken, or until so many seconds have passed."""
+    async def wait(self, waiter: Waiter, seconds: float | None) -> None:
+        """Await the waiter, for at most so many seconds."""
         if seconds is None:
             await waiter
             return
@@ -164,16 +173,16 @@ class AsyncioEventLoop:
     @staticmethod
     @types.coroutine
     def checkpoint() -> Generator[None, None, None]:
-        """Let everything else in the loop have its turn, as `asyncio.sleep(0)` does."""
+        """Let the loop's other tasks run, as `asyncio.sleep(0)` does."""
         yield
 
     def spawn(self, main: Main, at_end: Callable[[], None], context: Context) -> AsyncioPumpTask:
-        """Run a task of its own."""
+        """Spawn a task that belongs to no task group."""
         return AsyncioPumpTask(self._loop, main, at_end, context)
 
 
 class AsyncioPumpTask:
-    """A task in an asyncio loop, kept alive until it has ended."""
+    """A pump's task in an asyncio loop, kept alive until it has ended."""
 
     def __init__(
         self,
@@ -188,26 +197,28 @@ class AsyncioPumpTask:
         self._asked = False
         self._waits = False
         self._broken_off = False
-        # Not by the loop's task factory, which might run it now, before this object is complete.
-        self._task: Any  # until it has ended
+        # Not made by the loop's task factory: an eager one would run the task before this object
+        # is complete.
+        self._task: Any  # None once it has ended
         self._task = task = asyncio.Task(
             main(self), loop=loop, context=context, name="batchstream pump"
         )
-        # A loop that is closed around it is its owner's doing, and no news.
+        # The program that closes its loop around the task knows that; asyncio need not log it.
         task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001
-        _tasks.add(task)  # the loop itself would let go of it
+        _tasks.add(task)  # the loop has only a weak reference to it
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         _tasks.discard(task)
-        self._task = None  # its error holds the frames that hold this
+        self._task = None  # a cycle: the task's error holds frames, which hold this object
         if not task.cancelled():
-            task.exception()  # every stream was told, and what stops a program has gone its way
+            # So that asyncio does not log it: the streams have it, or it has stopped the program.
+            task.exception()
         self._at_end()
 
     @contextmanager
     def stint(self) -> Generator[object, None, None]:
-        """Begin what can be interrupted by itself."""
+        """Begin the work of one pump."""
         self._stint = object()
         self._asked = False
         try:
@@ -216,7 +227,7 @@ class AsyncioPumpTask:
             self._stint = None
 
     def interrupt(self, stint: object) -> None:
-        """Break off what is being waited for."""
+        """End the wait in `interruptible`."""
         try:
             self._loop.call_soon_threadsafe(self._interrupt, stint)
         except RuntimeError:
@@ -232,15 +243,16 @@ class AsyncioPumpTask:
                 self._broken_off = True
                 self._task.cancel()
 
-    async def interruptible(self, function: Callable[..., Awaitable[Any]], *args: object) -> Any:
-        """Await what the function returns."""
+    async def interruptible(self, function: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
+        """Await what the function returns, until `interrupt`."""
         if self._asked:
             raise InterruptedStep
         self._waits = True
         try:
             return await function(*args)
         except asyncio.CancelledError:
-            if self._broken_off and self._task.cancelling() == 1:  # and nobody else did
+            # One cancel is that of `_interrupt`; with another, the task is cancelled from outside.
+            if self._broken_off and self._task.cancelling() == 1:
                 raise InterruptedStep from None
             raise
         finally:
@@ -250,32 +262,33 @@ class AsyncioPumpTask:
                 self._task.uncancel()
 
     async def uninterrupted(self, function: Callable[[], Awaitable[None]]) -> None:
-        """Await what the function returns."""
-        await function()
+        """Await what the function returns to its end."""
+        await function()  # `interruptible` has taken its cancellation back
 
     def forget(self) -> None:
-        """Let go of a task that will never go on."""
+        """Drop the reference that keeps the task alive: it will never go on."""
         _tasks.discard(self._task)
 
     def was_cancelled(self, error: BaseException) -> bool:
-        """Whether somebody else cancelled this task."""
+        """Whether this task was cancelled, and not by `interrupt`."""
         return isinstance(error, asyncio.CancelledError) and self._task.cancelling() > 0
 
     @property
     def is_current(self) -> bool:
         """Whether the calling code runs in this task."""
         task = self._task
-        return task is not None and running_loop() is self._loop and asyncio.current_task() is task
+        return task is not None and _running_loop() is self._loop and asyncio.current_task() is task
 
     @property
     def destroyed(self) -> bool:
-        """Whether the task is collected as garbage, not run."""
-        return running_loop() is not self._loop
+        """Whether the task is collected as garbage: its loop does not run the calling code."""
+        return _running_loop() is not self._loop
 
     @property
     def may_raise(self) -> bool:
-        """Whether what stops a program may be raised out of this task."""
+        """Yes: asyncio passes an error that stops a program on to the loop's caller."""
         return True
 
 
 _tasks: Final[set[asyncio.Task[None]]] = set()
+"""The tasks of pumps that have not ended: the loop's own references are weak."""

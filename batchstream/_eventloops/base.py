@@ -1,34 +1,49 @@
-"""The seam to event loops: what a pump and its consumers need of one, whatever framework it is of.
+"""The seam to event loops: what a pump and its consumers need of one, in every framework.
 
-A consumer *waits until it is woken*, and a pump *wakes from any thread*: that is all that streams
-ask of an event loop. A waiter carries no data, and is awaited as often as need be; whoever wakes up
-looks at the stream's buffer. A pump that runs as a task itself needs a little more, see `PumpTask`.
+A consumer *waits until it is woken*, and a pump *wakes consumers from any thread*: streams ask no
+more of an event loop. A waiter carries no data and may be awaited many times; a consumer that has
+been woken reads its buffer. A pump that runs as a task needs a little more, see `PumpTask`.
 
-What serves it for asyncio is in `_asyncio`, for trio in `_trio`. Which of them runs is told by
-`_current_loop`, which imports each where it runs, and nowhere else.
+The modules `asyncio` and `trio` implement these protocols, each for the framework that it is named
+after; `current` finds out which of the two runs, and imports its module only then.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVarTuple
+
+from typing_extensions import TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
     from contextlib import AbstractContextManager
     from contextvars import Context
 
-TURN: Final = 64
-"""How many outputs a consumer receives, and how many consumers are resumed, in one go."""
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+OUTPUTS_PER_TURN: Final = 64
+"""How many outputs a consumer receives without a wait before the loop's other tasks run."""
 
 Main: TypeAlias = "Callable[[PumpTask], Coroutine[Any, Any, None]]"
 
 
 class LoopClosedError(Exception):
-    """The event loop was closed, and with it whoever waited there has gone."""
+    """The event loop was closed; no task in it will ever run again."""
 
 
 class InterruptedStep(Exception):  # noqa: N818 - it is a signal between pump and task, no error
-    """What a pump waited for was broken off by `PumpTask.interrupt`."""
+    """`PumpTask.interrupt` has ended a wait in `PumpTask.interruptible`."""
+
+
+class Waiter(Protocol):
+    """Awaited in the loop that made it, by one task at a time, many times: until it is resumed.
+
+    Awaiting it returns when `EventLoop.resume` is called with it. A `resume` while no task awaits
+    it does nothing; in particular it is not remembered for the next await.
+    """
+
+    def __await__(self) -> Generator[Any, Any, None]: ...
 
 
 class EventLoop(Protocol):
@@ -38,8 +53,8 @@ class EventLoop(Protocol):
     def key(self) -> object:
         """The framework's own object for the loop, which identifies it."""
 
-    def new_waiter(self) -> Any:
-        """Make a waiter, which is awaited in this loop, by one task at a time and many times."""
+    def new_waiter(self) -> Waiter:
+        """Make a waiter for this loop."""
 
     @property
     def closed(self) -> bool:
@@ -47,84 +62,84 @@ class EventLoop(Protocol):
 
     @property
     def runs(self) -> bool:
-        """Whether anything runs here, at the moment. From any thread."""
+        """Whether the loop runs at the moment. From any thread."""
 
     @property
     def is_here(self) -> bool:
         """Whether the calling code runs in this loop."""
 
-    def resume(self, waiters: Sequence[Any]) -> None:
-        """Let these waiters go on, and those that were cancelled be. From any thread.
+    def resume(self, waiters: Sequence[Waiter]) -> None:
+        """Resume the tasks that await these waiters. From any thread.
 
         Raises:
             LoopClosedError: The loop was closed.
         """
 
-    def resume_here(self, waiters: Sequence[Any]) -> None:
-        """Do the same from within this loop."""
+    def resume_here(self, waiters: Sequence[Waiter]) -> None:
+        """Resume the tasks that await these waiters; from within this loop."""
 
     def call(self, function: Callable[[], object]) -> None:
-        """Call this in the loop, soon. From any thread.
+        """Call the function in the loop, soon. From any thread.
 
         Raises:
             LoopClosedError: The loop was closed.
         """
 
     def soon(self, function: Callable[[], object]) -> None:
-        """Call this in the loop's next turn; from within the loop."""
+        """Call the function in the loop's next turn; from within the loop."""
 
-    async def wait(self, waiter: Any, seconds: float | None) -> None:
-        """Wait until woken, or until so many seconds have passed."""
+    async def wait(self, waiter: Waiter, seconds: float | None) -> None:
+        """Await the waiter, for at most so many seconds; None for any time."""
 
     @staticmethod
     def checkpoint() -> Awaitable[None]:
-        """Let everything else in the loop have its turn."""
+        """Let the loop's other tasks run."""
 
     def spawn(self, main: Main, at_end: Callable[[], None], context: Context) -> PumpTask:
-        """Run a task of nobody's but its own, from within this loop.
+        """Spawn a task outside of any nursery or task group; from within this loop.
 
         Args:
-            main: Called with the task, before it is awaited in it.
-            at_end: Called when the task has ended, if it never began as well.
+            main: Called with the task; what it returns is awaited in the task.
+            at_end: Called when the task has ended, even if it was ended before it began.
             context: The context to run in.
         """
 
 
 class PumpTask(Protocol):
-    """A pump's own task, or that of several pumps one after another."""
+    """The task of a pump, or of several pumps one after another."""
 
     def stint(self) -> AbstractContextManager[object]:
-        """Begin what can be interrupted by itself: the work of one pump, from its start to its end.
+        """Begin the work of one pump, from its start to its end; `interrupt` ends no other.
 
         Returns:
-            A context manager, which gives a name for `interrupt`.
+            A context manager whose value names this work for `interrupt`.
         """
 
     def interrupt(self, stint: object) -> None:
-        """Break off what is being waited for in `interruptible`, now or later. From any thread.
+        """End the wait in `interruptible`, the present one or else the next. From any thread.
 
         Args:
-            stint: Which work is meant; if the task is not at it any more nothing happens.
+            stint: The work to interrupt; if the task is at another, nothing happens.
 
         Raises:
             LoopClosedError: The loop was closed, and the task will never go on.
         """
 
-    async def interruptible(self, function: Callable[..., Awaitable[Any]], *args: object) -> Any:
+    async def interruptible(self, function: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
         """Await what the function returns.
 
         Raises:
-            InterruptedStep: It was broken off.
+            InterruptedStep: `interrupt` was called, before or during the wait.
         """
 
     async def uninterrupted(self, function: Callable[[], Awaitable[None]]) -> None:
-        """Await what the function returns, after an interruption too."""
+        """Await what the function returns to its end, also after `interrupt`."""
 
     def forget(self) -> None:
-        """Let go of a task that will never go on, as its loop was closed around it."""
+        """Drop the references that keep the task alive: its loop was closed around it."""
 
     def was_cancelled(self, error: BaseException) -> bool:
-        """Whether the error says that somebody else wants this task to end."""
+        """Whether the error is a cancellation of this task from outside, not by `interrupt`."""
 
     @property
     def is_current(self) -> bool:
@@ -132,8 +147,8 @@ class PumpTask(Protocol):
 
     @property
     def destroyed(self) -> bool:
-        """Whether the calling code is the task's, thrown away by an event loop that is gone."""
+        """Whether the task is collected as garbage, and its code runs for that alone."""
 
     @property
     def may_raise(self) -> bool:
-        """Whether what stops a program may be raised out of this task."""
+        """Whether an error that stops a program, such as KeyboardInterrupt, may leave this task."""

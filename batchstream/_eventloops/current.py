@@ -1,4 +1,4 @@
-"""Which event loop runs the calling code."""
+"""Finds the event loop that runs the calling code, and waits in it for a thread's result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def current_loop() -> EventLoop:
 
 
 async def result_of(future: Future[R]) -> R:
-    """Wait in the event loop that runs the calling code for what a thread will give."""
+    """Wait for a thread's result in the event loop that runs the calling code."""
     loop = current_loop()
     waiter = loop.new_waiter()
 
@@ -47,11 +47,11 @@ async def result_of(future: Future[R]) -> R:
         try:
             loop.resume([waiter])
         except LoopClosedError:
-            return  # and nobody waits
+            return  # the task that awaited the result is gone with its loop
 
     future.add_done_callback(resume)
     await waiter
     try:
         return future.result()
     finally:
-        del future  # an error of it holds this frame
+        del future  # a cycle: its error holds this frame

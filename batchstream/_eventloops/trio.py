@@ -1,4 +1,4 @@
-"""trio's side of the seam to event loops; imported where trio runs, and nowhere else."""
+"""The seam to event loops for trio; imported only where trio runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Sequence
     from contextvars import Context
 
-    from batchstream._eventloops.base import Main
+    from batchstream._eventloops.base import Args, Main, T, Waiter
 
 
 def runs_here() -> bool:
@@ -23,7 +23,7 @@ def runs_here() -> bool:
 
 
 class TrioWaiter:
-    """What a task awaits until it is woken, as often as need be, one task at a time."""
+    """What a task awaits until it is resumed, many times, one task at a time."""
 
     __slots__ = ("_task", "_token")
 
@@ -42,7 +42,7 @@ class TrioWaiter:
         return trio.lowlevel.Abort.SUCCEEDED
 
     def wake(self) -> None:
-        """Let the task go on, unless it was cancelled."""
+        """Resume the task; does nothing if it was cancelled, or does not wait."""
         task, self._task = self._task, None
         if task is not None:
             trio.lowlevel.reschedule(task)
@@ -57,7 +57,7 @@ class TrioEventLoop:
         self._token = token
 
     def new_waiter(self) -> TrioWaiter:
-        """Make a waiter."""
+        """Make a waiter for this run."""
         return TrioWaiter(self._token)
 
     @property
@@ -71,7 +71,7 @@ class TrioEventLoop:
 
     @property
     def runs(self) -> bool:
-        """Whether the run has not finished; it cannot be stopped otherwise."""
+        """Whether the run has not finished: a run cannot be stopped and started again."""
         return not self.closed
 
     @property
@@ -79,16 +79,16 @@ class TrioEventLoop:
         """Whether the calling code runs in a task of this run."""
         return runs_here() and trio.lowlevel.current_trio_token() is self._token
 
-    def resume(self, waiters: Sequence[TrioWaiter]) -> None:
-        """Let these waiters go on, with one call into the loop."""
+    def resume(self, waiters: Sequence[Waiter]) -> None:
+        """Resume the tasks that await these waiters, with one call into the loop."""
         self._call(_resume, waiters)
 
     def call(self, function: Callable[[], object]) -> None:
-        """Call this in the loop, soon."""
+        """Call the function in the loop, soon."""
         self._call(function)
 
     def soon(self, function: Callable[[], object]) -> None:
-        """Call this in the loop's next turn."""
+        """Call the function in the loop's next turn."""
         self._token.run_sync_soon(function)
 
     def _call(self, function: Callable[..., object], *args: object) -> None:
@@ -97,22 +97,22 @@ class TrioEventLoop:
         except trio.RunFinishedError:
             raise LoopClosedError from None
 
-    def resume_here(self, waiters: Sequence[TrioWaiter]) -> None:
-        """Let these waiters go on."""
+    def resume_here(self, waiters: Sequence[Waiter]) -> None:
+        """Resume the tasks that await these waiters; from within this run."""
         _resume(waiters)
 
-    async def wait(self, waiter: TrioWaiter, seconds: float | None) -> None:
-        """Wait until woken, or until so many seconds have passed."""
+    async def wait(self, waiter: Waiter, seconds: float | None) -> None:
+        """Await the waiter, for at most so many seconds."""
         with trio.move_on_after(math.inf if seconds is None else seconds):
             await waiter
 
     @staticmethod
     async def checkpoint() -> None:
-        """Let everything else in the loop have its turn."""
+        """Let the run's other tasks run."""
         await trio.lowlevel.checkpoint()
 
     def spawn(self, main: Main, at_end: Callable[[], None], context: Context) -> TrioPumpTask:
-        """Run a system task, which belongs to no nursery of the user's."""
+        """Spawn a system task, which belongs to no nursery of the user's."""
         return TrioPumpTask(self._token, main, at_end, context)
 
 
@@ -120,13 +120,14 @@ def _do_nothing() -> None:
     pass
 
 
-def _resume(waiters: Sequence[TrioWaiter]) -> None:
+def _resume(waiters: Sequence[Any]) -> None:
+    waiter: TrioWaiter
     for waiter in waiters:
         waiter.wake()
 
 
 class TrioPumpTask:
-    """A system task in a trio run."""
+    """A pump's task in a trio run: a system task."""
 
     def __init__(
         self,
@@ -151,15 +152,16 @@ class TrioPumpTask:
 
     @contextmanager
     def stint(self) -> Generator[object, None, None]:
-        """Begin what can be interrupted by itself."""
-        # One scope for the whole of it: the source may have entered others when it yields, and left
-        # them when it is closed, and scopes are left in the reverse order.
+        """Begin the work of one pump."""
+        # One scope for all of this work, and not one per step: a source may yield inside a scope of
+        # its own and leave that scope when it is closed, and trio wants scopes left in the reverse
+        # order.
         with trio.CancelScope() as self._scope:
             self._asked = False
             yield self._scope
 
     def interrupt(self, stint: object) -> None:
-        """Break off what is being waited for."""
+        """End the wait in `interruptible`."""
         try:
             self._token.run_sync_soon(self._interrupt, stint)
         except trio.RunFinishedError:
@@ -171,8 +173,8 @@ class TrioPumpTask:
             if self._waits:
                 self._scope.cancel()
 
-    async def interruptible(self, function: Callable[..., Awaitable[Any]], *args: object) -> Any:
-        """Await what the function returns."""
+    async def interruptible(self, function: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
+        """Await what the function returns, until `interrupt`."""
         if self._asked:
             raise InterruptedStep
         self._waits = True
@@ -186,19 +188,19 @@ class TrioPumpTask:
             self._waits = False
 
     async def uninterrupted(self, function: Callable[[], Awaitable[None]]) -> None:
-        """Await what the function returns."""
+        """Await what the function returns to its end."""
         if self._scope.cancel_called:
-            # A source that was broken off has left its own scopes, so that there may be another.
+            # The interrupted source has left its own scopes, so that one may be entered here.
             with trio.CancelScope(shield=True):
                 await function()
         else:
             await function()
 
     def forget(self) -> None:
-        """Do nothing: trio lets no task survive its run."""
+        """Do nothing: no task outlives its run."""
 
     def was_cancelled(self, error: BaseException) -> bool:
-        """Whether the run is about to finish."""
+        """Whether trio has cancelled this task, which it does when the run finishes."""
         return isinstance(error, trio.Cancelled)
 
     @property
@@ -208,10 +210,10 @@ class TrioPumpTask:
 
     @property
     def destroyed(self) -> bool:
-        """Whether the task is collected as garbage, not run."""
+        """Whether the task is collected as garbage: no run runs the calling code."""
         return not runs_here()
 
     @property
     def may_raise(self) -> bool:
-        """Never out of a system task: it would crash trio."""
+        """No: an error that leaves a system task crashes the run."""
         return False

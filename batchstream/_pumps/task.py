@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.demultiplexer import Demultiplexer
-    from batchstream._eventloops.base import EventLoop, PumpTask
+    from batchstream._eventloops.base import EventLoop, PumpTask, Waiter
     from batchstream._handoff.buffer import Buffer
     from batchstream._handoff.parking import ParkingLot
     from batchstream._pumps.background import Hooks
@@ -202,7 +202,7 @@ class TaskPump(BackgroundPump[T]):
         finally:
             self._room.stop_asking(full)
 
-    def _unpark(self, waiter: Any) -> None:
+    def _unpark(self, waiter: Waiter) -> None:
         assert self._loop is not None  # noqa: S101 - for the type checker
         try:
             self._loop.resume([waiter])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, final
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import ConcurrentConsumerError
-from batchstream._eventloops.base import TURN
+from batchstream._eventloops.base import OUTPUTS_PER_TURN
 from batchstream._eventloops.current import current_loop
 from batchstream._handoff.buffer import GATE, Buffer
 from batchstream._streams.base import AnyStream
@@ -29,6 +29,7 @@ from batchstream._streams.base import AnyStream
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from batchstream._eventloops.base import Waiter
     from batchstream._handoff.parking import Lot
     from batchstream._handoff.upstream import AsyncUpstream
 
@@ -71,12 +72,12 @@ class AsyncStreamReader(Generic[T]):
         self._outputs: Sequence[T] = ()
         self._gate: Iterator[bool] = _EXHAUSTED
         self._received = _UNKNOWN
-        self._left = TURN
+        self._left = OUTPUTS_PER_TURN
         self._busy = False
         # Known from the first wait on, which binds this to its event loop.
         self._lot: Lot | None = None
         self._waiting: dict[object, Any] = {}
-        self._waiter: Any = None
+        self._waiter: Waiter | None = None
         self._polls = False
         self._checkpoint: Callable[[], Awaitable[None]]
 
@@ -106,7 +107,7 @@ class AsyncStreamReader(Generic[T]):
                     raise
                 finally:
                     self._busy = False
-                self._left = TURN
+                self._left = OUTPUTS_PER_TURN
                 # By far the most: one output came meanwhile, and nothing else.
                 if len(outputs) == received + 1 and not buffer.ends:
                     self._received = received + 1
@@ -123,7 +124,7 @@ class AsyncStreamReader(Generic[T]):
                     await self._checkpoint()
                 finally:
                     self._busy = False
-                self._left = TURN
+                self._left = OUTPUTS_PER_TURN
             self._reader = self._next_turn()
             for output in self._reader:
                 return output
@@ -172,7 +173,7 @@ class AsyncStreamReader(Generic[T]):
         """Make the next receive read the buffer anew; from any thread."""
         self._outputs, self._received = (), _UNKNOWN
 
-    def _attach(self) -> Any:
+    def _attach(self) -> Waiter:
         """Bind the stream to the event loop that runs this, and return its waiter."""
         upstream, buffer = self._upstream, self._buffer
         loop = current_loop()
@@ -190,6 +191,7 @@ class AsyncStreamReader(Generic[T]):
         assert self._lot is not None  # noqa: S101 - for the type checker
         loop = self._lot.loop
         assert loop is not None  # noqa: S101
+        assert self._waiter is not None  # noqa: S101
         await loop.wait(self._waiter, self._upstream.poll_after(self._buffer, loop))
         self._upstream.poll(self._buffer)
 

@@ -1,1 +1,1 @@
-"""One module per framework; each imports its own, and is imported by nobody."""
+"""One module or package per framework. The rest of batchstream imports none of them."""

@@ -1,4 +1,4 @@
-"""Prometheus: what a batcher does, as counters, gauges and histograms."""
+"""Prometheus: the figures of a batcher as counters, gauges and histograms."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ _SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100
 
 
 class PrometheusMetrics:
-    """What a batcher tells its `metrics`, in a registry of prometheus-client.
+    """The figures of a batcher in a registry of prometheus-client; pass it as `metrics`.
 
-    With the name `batchstream` there are:
+    With the name `batchstream` these are:
 
     - `batchstream_requests_submitted_total`, `batchstream_requests_refused_total`: requests that
-      were accepted, and those refused with `OverloadedError`.
+      were accepted, and requests that were refused with `OverloadedError`.
     - `batchstream_requests_finished_total`, by `reason`: requests that have ended.
     - `batchstream_outputs_total`: outputs of the requests that have ended.
-    - `batchstream_requests_waiting`, `batchstream_requests_live`: how many wait at the moment for
-      their batch, and how many have not ended, those that wait among them.
-    - `batchstream_steps_total`; and how full the steps were, as two counters:
+    - `batchstream_requests_waiting`, `batchstream_requests_live`: how many requests wait for their
+      batch at the moment, and how many have not ended, waiting ones included.
+    - `batchstream_steps_total`: steps that were made. Two more counters say how full they were:
       `batchstream_slot_steps_live_total` adds up the live slots of all steps, and
       `batchstream_slot_steps_total` adds up `max_batch_size`. The rate of the first divided by
       the rate of the second is the occupancy.
     - `batchstream_batch_size`: a histogram of how many requests joined a batch together.
-    - `batchstream_wait_seconds`: how long those who joined a batch had waited for it.
+    - `batchstream_wait_seconds`: how long the requests that joined a batch had waited for it.
     - `batchstream_request_seconds`: how long requests lasted, from when they were submitted.
 
-    An end counts when the batcher takes note of it: after a cancel with the next step; and where a
-    request waits for others to come, within `batch_timeout`. A request may join a batch before it
-    counts as submitted, for the moment that its caller takes to say so.
+    The end of a cancelled request counts with the batcher's next step; if the request waited for
+    others to fill its batch, within `batch_timeout`. For a moment a request may have joined a batch
+    and not count as submitted yet: its caller counts it, and a worker may be faster.
 
-    One object may serve several batchers, which are then added up. Batchers to be told apart have
-    an object each, with a name each. With prometheus-client's multiprocess mode the gauges are the
-    sums over the processes that live.
+    One object may serve several batchers; their figures are then added up. To keep batchers apart,
+    give each an object and a name of its own. In prometheus-client's multiprocess mode a gauge is
+    the sum over the processes that are alive.
 
     Args:
-        name: What the names begin with.
-        registry: Where they are registered. It keeps them for good, so make one object for a
-            batcher's whole life, and not one for each request.
+        name: What the names of the metrics begin with.
+        registry: Where the metrics are registered. It keeps them for good, so make one object for
+            a batcher's whole life, and not one for each request.
 
     Raises:
-        ValueError: The registry has such names already, or they would be none of Prometheus.
+        ValueError: The registry has such names already, or Prometheus does not allow them.
 
-    Threads: any.
+    Threads: any thread.
 
     Example:
         >>> import batchstream, prometheus_client
@@ -71,21 +71,24 @@ class PrometheusMetrics:
     def __init__(
         self, name: str = "batchstream", *, registry: CollectorRegistry = REGISTRY
     ) -> None:
-        def counter(what: str, meaning: str) -> Counter:
-            return Counter(f"{name}_{what}", meaning, registry=registry)
+        def counter(figure: str, meaning: str) -> Counter:
+            return Counter(f"{name}_{figure}", meaning, registry=registry)
 
-        def gauge(what: str, meaning: str) -> Gauge:
-            return Gauge(f"{name}_{what}", meaning, registry=registry, multiprocess_mode="livesum")
+        def gauge(figure: str, meaning: str) -> Gauge:
+            return Gauge(
+                f"{name}_{figure}", meaning, registry=registry, multiprocess_mode="livesum"
+            )
 
-        def histogram(what: str, meaning: str, buckets: Sequence[float]) -> Histogram:
-            return Histogram(f"{name}_{what}", meaning, registry=registry, buckets=buckets)
+        def histogram(figure: str, meaning: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"{name}_{figure}", meaning, registry=registry, buckets=buckets)
 
         self._submitted = counter("requests_submitted", "Requests that were accepted")
         self._refused = counter("requests_refused", "Requests refused with OverloadedError")
         finished = Counter(
             f"{name}_requests_finished", "Requests that have ended", ["reason"], registry=registry
         )
-        # All from the beginning: a rate is not to miss the first of its kind.
+        # All reasons from the beginning: a counter that first appears as 1 has had no increase, and
+        # its rate would miss the first end.
         self._finished = {reason: finished.labels(reason.value) for reason in FinishReason}
         self._outputs = counter("outputs", "Outputs of the requests that have ended")
         self._waiting = gauge("requests_waiting", "Requests that have not joined a batch")
@@ -98,7 +101,7 @@ class PrometheusMetrics:
         self._duration = histogram("request_seconds", "From submitted to ended", _SECONDS)
 
     def submitted(self) -> None:
-        """Count a request that waits."""
+        """Count a request that was accepted and waits."""
         self._submitted.inc()
         self._live.inc()
         self._waiting.inc()
@@ -108,14 +111,14 @@ class PrometheusMetrics:
         self._refused.inc()
 
     def joined(self, waited: Sequence[float]) -> None:
-        """Count requests that joined a batch, and for how long they had waited."""
+        """Count requests that joined a batch together, and how long each had waited."""
         self._waiting.dec(len(waited))
         self._size.observe(len(waited))
         for seconds in waited:
             self._wait.observe(seconds)
 
     def stepped(self, live: int, capacity: int) -> None:
-        """Count a step."""
+        """Count a step, its live slots and its slots."""
         self._steps.inc()
         self._live_slots.inc(live)
         self._slots.inc(capacity)

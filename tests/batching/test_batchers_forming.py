@@ -19,8 +19,6 @@ from support.engines import ManualClock, Model, dynamic_batchers, every_batcher
 from support.shuffled_loop import explore, run
 from support.sources import TIMEOUT, Gate, run_in_threads
 
-pytestmark = pytest.mark.timeout(30)
-
 
 @pytest.fixture
 def clock(monkeypatch):

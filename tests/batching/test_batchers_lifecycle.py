@@ -6,9 +6,7 @@ import copy
 import gc
 import os
 import pickle
-import subprocess
 import sys
-import textwrap
 import threading
 import weakref
 
@@ -25,9 +23,8 @@ from batchstream import (
 )
 from support import knobs
 from support.engines import Echo, Model, continuous_batchers, dynamic_batchers, every_batcher
+from support.programs import run_program
 from support.sources import TIMEOUT, Gate, in_forked_child, needs_fork
-
-pytestmark = pytest.mark.timeout(30)
 
 KINDS = pytest.mark.parametrize("kind", ["dynamic", "continuous"])
 
@@ -457,14 +454,7 @@ PROGRAMS = {
 @pytest.mark.parametrize("state", PROGRAMS)
 def test_a_program_ends_with_a_batcher_that_is(state):
     parts = {"work": "pass", "batch_timeout": "0.0"} | PROGRAMS[state]
-    completed = subprocess.run(  # noqa: S603 - our own program
-        [sys.executable, "-X", "dev", "-c", textwrap.dedent(PROGRAM).format(**parts)],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
-    assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
+    assert run_program(PROGRAM.format(**parts)) == (0, "", "")
 
 
 @pytest.mark.rule(28)
@@ -496,15 +486,8 @@ print("bounded", flush=True)
 import os
 os._exit(0)
 """
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.stdout, done.stderr, done.returncode) == ("bounded\n", "", 0)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    assert run_program(program, environment=environment) == (0, "bounded\n", "")
 
 
 # ---- garbage

@@ -13,6 +13,7 @@ import pytest
 from batchstream import DynamicBatcher, Fail, FinishReason, SourceError, StepError
 from support import knobs
 from support.engines import (
+    ManualClock,
     Model,
     batchers_in_loops,
     continuous_batchers,
@@ -21,9 +22,6 @@ from support.engines import (
 )
 from support.sources import TIMEOUT, OfUnhashableType, Untouchable
 from support.strategies import same
-
-pytestmark = pytest.mark.timeout(30)
-
 
 # ---- LitServe
 
@@ -150,22 +148,18 @@ def test_an_idle_batcher_searches_for_no_request():
 
 
 @pytest.mark.rule(29)
-def test_a_worker_that_gathers_a_batch_looks_once_and_not_all_the_time():
+def test_a_worker_that_gathers_a_batch_looks_once_and_not_all_the_time(monkeypatch):
     """LitServe again: waiting for others is no polling either."""
+    clock = ManualClock.install(monkeypatch)
     model = Model()
     batcher = DynamicBatcher(model.generate, max_batch_size=4, batch_timeout=3600.0)
-    counted, looked = [], threading.Event()
-
-    def count(found):
-        counted.append(found)
-        looked.set()
-
-    stop_watching = knobs.watch_decisions(batcher, count)
+    found = []
+    stop_watching = knobs.watch_decisions(batcher, found.append)
     stream = batcher.stream("a")
-    assert looked.wait(TIMEOUT)
-    with pytest.raises(TimeoutError):
-        stream.receive(0.02)
-    assert len(counted) == 1
+    assert clock.wait_for_sleeper() == pytest.approx(3600.0)
+    assert found == [pytest.approx(3600.0)]
+    clock.move(3600.0)
+    assert list(stream) == ["a"]
     stop_watching()
     batcher.close()
 

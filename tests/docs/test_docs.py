@@ -151,7 +151,7 @@ def test_the_number_of_outputs_in_a_turn_is_as_the_page_says(page):
     for number in re.findall(
         r"(?:[Aa]fter|[Uu]p to|once in)\s(\d+)\soutputs(?:\sa|\sthat|\.)", page.read_text()
     ):
-        assert int(number) == knobs.TURN
+        assert int(number) == knobs.OUTPUTS_PER_TURN
 
 
 # ---- reference.md

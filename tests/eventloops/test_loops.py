@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
-import textwrap
 import threading
 
 import pytest
@@ -16,6 +14,7 @@ from batchstream import (
     FinishReason,
     demux,
 )
+from support.programs import run_program
 from support.reading import following, rest
 from support.sources import TIMEOUT, Gate, ScriptedSource, run_in_threads
 
@@ -220,21 +219,14 @@ asyncio.run(main())
 @pytest.mark.parametrize("source", ["endless", "stuck"])
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_program_with_open_streams_ends_silently(ending, source):
-    program = PROGRAM + textwrap.dedent(ENDINGS[ending].format(source))
-    ended = subprocess.run(  # noqa: S603 - our own interpreter
-        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
-        capture_output=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+    ending = ENDINGS[ending].format(source)
+    assert run_program(PROGRAM, ending, flags=("-W", "error")) == (0, "", "")
 
 
 @pytest.mark.rule(14)
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal to itself")
 def test_an_interrupt_ends_a_program_of_asyncio_and_closes_the_source():
-    program = PROGRAM + textwrap.dedent(
-        """
+    program = """
         def source():
             try:
                 yield [0, 0]
@@ -255,12 +247,5 @@ def test_an_interrupt_ends_a_program_of_asyncio_and_closes_the_source():
         except KeyboardInterrupt:
             print("interrupted", flush=True)
         """
-    )
-    ended = subprocess.run(  # noqa: S603 - our own interpreter
-        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
-        capture_output=True,
-        timeout=TIMEOUT,
-        check=False,
-        encoding="utf-8",
-    )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "closed\ninterrupted\n", "")
+    ended = run_program(PROGRAM, program, flags=("-W", "error"))
+    assert ended == (0, "closed\ninterrupted\n", "")

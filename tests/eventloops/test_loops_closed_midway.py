@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import threading
 
 import pytest
 
 from batchstream import ClosedError, FinishReason, demux
+from support.programs import run_program
 from support.reading import following, read, rest, waiting_for
 from support.sources import TIMEOUT, run_in_threads
 
@@ -123,10 +122,4 @@ streams = demux(source(), 1)
 kept.run_until_complete(anext(streams[0]))
 kept.close()
 """
-    ended = subprocess.run(  # noqa: S603 - our own interpreter
-        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
-        capture_output=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+    assert run_program(program, flags=("-W", "error")) == (0, "", "")

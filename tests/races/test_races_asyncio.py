@@ -1,8 +1,8 @@
 """Races in an event loop: each scenario in plain order and in thousands of shuffled ones.
 
 Source and consumers share one loop, so that a schedule is decided by its seed alone. Whatever a
-scenario is about, it ends in `settled`: nothing waits any more, the source was closed once, and
-never entered by two.
+scenario is about, it ends in `assert_settled`: nothing waits any more, the source was closed
+once, and never entered by two.
 """
 
 from __future__ import annotations
@@ -25,6 +25,17 @@ from batchstream import (
     demux,
 )
 from support import knobs
+from support.racing import (
+    Reader,
+    WatchedSource,
+    assert_settled,
+    cancelled_often,
+    is_prefix,
+    opened,
+    read_while,
+    together,
+    turns,
+)
 from support.shuffled_loop import explore
 from support.sources import ScriptedSource
 
@@ -43,147 +54,17 @@ def _short_turns(monkeypatch):
     knobs.set_segment_length(monkeypatch, 2)
 
 
-class WatchedSource:
-    """An asynchronous source of given steps that notes how it is treated.
-
-    An exception instance in place of a step is raised.
-
-    Args:
-        steps: What it yields, or raises.
-        wait: What it awaits in each step: called with the step's number.
-        on_step: Called when it is asked for a step.
-    """
-
-    def __init__(self, steps, *, wait=lambda _: asyncio.sleep(0), on_step=lambda: None):
-        self.steps = steps
-        self.told = []
-        self.cancelled = 0
-        self.closed = 0
-        self.has_closed = asyncio.Event()
-        self._wait = wait
-        self._on_step = on_step
-        self._inside = False
-
-    def __aiter__(self):
-        return self
-
-    async def __anext__(self):
-        return await self.asend(None)
-
-    async def asend(self, live):
-        with self._alone():
-            assert not self.closed, "the source was advanced after it was closed"
-            self._on_step()
-            self.told.append(live)
-            try:
-                await self._wait(len(self.told) - 1)
-            except asyncio.CancelledError:
-                self.cancelled += 1
-                raise
-            if len(self.told) > len(self.steps):
-                raise StopAsyncIteration
-            step = self.steps[len(self.told) - 1]
-            if isinstance(step, BaseException):
-                raise step
-            return step
-
-    async def aclose(self):
-        with self._alone():
-            await asyncio.sleep(0)
-            self.closed += 1
-            self.has_closed.set()
-
-    @contextlib.contextmanager
-    def _alone(self):
-        assert not self._inside, "the source was entered twice"
-        self._inside = True
-        try:
-            yield
-        finally:
-            self._inside = False
+def explore_schedules(scenario):
+    explore(scenario, SCHEDULES, leftovers="fail")
 
 
-class Reader:
-    """Reads a stream to its end, undeterred by cancels of its task.
-
-    Args:
-        stream: What to read.
-        receive: How: an asynchronous function that returns the stream's next output.
-    """
-
-    def __init__(self, stream, receive=anext):
-        self.outputs = []
-        self.errors = []
-        self.ended = False
-        self.cancels = 0
-        self._stream = stream
-        self._receive = receive
-        self._task = None
-
-    async def read(self):
-        self._task = asyncio.current_task()
-        while not self.ended:
-            try:
-                output = await self._receive(self._stream)
-            except StopAsyncIteration:
-                self.ended = True
-            except asyncio.CancelledError:
-                self._task.uncancel()
-                self.cancels += 1
-            except TimeoutError:
-                self.cancels += 1
-            except Exception as error:  # noqa: BLE001 - the test looks at it
-                self.errors.append(error)
-            else:
-                assert not self.errors, "an output came after an error"
-                self.outputs.append(output)
-
-    def cancel(self):
-        """Cancel the task that reads, if it has begun and not ended."""
-        if self._task is not None:
-            self._task.cancel()
+async def receive_within_a_second(stream):
+    async with asyncio.timeout(1):
+        return await anext(stream)
 
 
 class Output:
     """What can be referred to weakly."""
-
-
-async def turns(count, then=lambda: None):
-    """Give so many turns away, and then do this."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-    then()
-
-
-async def cancelled_often(reader, times=3):
-    """Cancel a reader's task again and again, so that it strikes anywhere."""
-    for _ in range(times):
-        await turns(1, reader.cancel)
-
-
-async def together(*coroutines):
-    async with asyncio.TaskGroup() as group:
-        for coroutine in coroutines:
-            group.create_task(coroutine)
-
-
-async def settled(batch, source):
-    """Wait until the source is closed, and make sure that nothing was left behind."""
-    await source.has_closed.wait()
-    assert source.closed == 1
-    assert knobs.pump_of(batch).ended
-    assert batch.live == ()
-    assert not knobs.is_paused(batch), "the pump is still paused"
-    assert not knobs.is_waited_for(batch)
-    figures = batch.statistics()
-    assert figures.opened == sum(figures.finished.values())
-    for stream in batch:  # one end, for ever
-        assert [output async for output in stream] == []
-    assert batch.statistics().buffered == 0
-
-
-def is_prefix(outputs, reference):
-    return outputs == reference[: len(outputs)]
 
 
 def assert_prefixes_of_endless(readers):
@@ -201,19 +82,17 @@ def test_receives_that_are_cancelled_anywhere_lose_and_repeat_nothing():
     cancels = []
 
     async def scenario():
-        source = WatchedSource(STEPS)
-        batch = AsyncBatchedStream(source, 2)
-        readers = [Reader(stream) for stream in batch]
-        await together(
-            *[reader.read() for reader in readers],
-            *[cancelled_often(reader) for reader in readers],
+        batch, source, readers = opened(STEPS)
+        await read_while(
+            readers,
+            *map(cancelled_often, readers),
         )
         assert [reader.outputs for reader in readers] == EXPECTED
         assert [stream.finish_reason for stream in batch] == [FinishReason.EOS] * 2
-        await settled(batch, source)
+        await assert_settled(batch, source)
         cancels.append(sum(reader.cancels for reader in readers))
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     assert {0, 1, 2, 3, 4} <= set(cancels)
 
 
@@ -221,41 +100,31 @@ def test_receives_that_are_cancelled_anywhere_lose_and_repeat_nothing():
 def test_a_timeout_at_the_instant_of_delivery_loses_and_repeats_nothing():
     timeouts = []
 
-    async def receive(stream):
-        async with asyncio.timeout(1):
-            return await anext(stream)
-
     async def scenario():
-        source = WatchedSource(STEPS, wait=lambda _: asyncio.sleep(1))
-        batch = AsyncBatchedStream(source, 2)
-        readers = [Reader(stream, receive) for stream in batch]
-        await together(*[reader.read() for reader in readers])
+        batch, source, _ = opened(STEPS, wait=lambda _: asyncio.sleep(1))
+        readers = [Reader(stream, receive_within_a_second) for stream in batch]
+        await read_while(readers)
         assert [reader.outputs for reader in readers] == EXPECTED
-        await settled(batch, source)
+        await assert_settled(batch, source)
         timeouts.append(sum(reader.cancels for reader in readers))
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     assert len(set(timeouts)) > 3
 
 
 @pytest.mark.rule(4)
 def test_a_timeout_and_a_cancel_at_the_instant_of_delivery_lose_nothing_together():
-    async def receive(stream):
-        async with asyncio.timeout(1):
-            return await anext(stream)
-
     async def scenario():
-        source = WatchedSource(STEPS, wait=lambda _: asyncio.sleep(1))
-        batch = AsyncBatchedStream(source, 2)
-        readers = [Reader(stream, receive) for stream in batch]
+        batch, source, _ = opened(STEPS, wait=lambda _: asyncio.sleep(1))
+        readers = [Reader(stream, receive_within_a_second) for stream in batch]
         for instant in range(1, 4):
             for reader in readers:
                 asyncio.get_running_loop().call_later(instant, reader.cancel)
-        await together(*[reader.read() for reader in readers])
+        await read_while(readers)
         assert [reader.outputs for reader in readers] == EXPECTED
-        await settled(batch, source)
+        await assert_settled(batch, source)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(12)
@@ -263,21 +132,19 @@ def test_a_stream_that_is_cancelled_at_any_time_gives_a_prefix_and_then_its_end(
     lengths = []
 
     async def scenario():
-        source = WatchedSource(STEPS)
-        batch = AsyncBatchedStream(source, 2)
-        readers = [Reader(stream) for stream in batch]
+        batch, source, readers = opened(STEPS)
 
         def cancel():
             batch.cancel(0)
             lengths.append(len(readers[0].outputs))
 
-        await together(*[reader.read() for reader in readers], turns(3, cancel))
+        await read_while(readers, turns(3, cancel))
         assert readers[0].outputs == EXPECTED[0][: lengths[-1]], "an output after the cancel"
         assert readers[1].outputs == EXPECTED[1]
         assert readers[0].errors == readers[1].errors == []
-        await settled(batch, source)
+        await assert_settled(batch, source)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     assert {0, 1, 2, 3} <= set(lengths)
 
 
@@ -291,28 +158,26 @@ def test_a_receive_is_woken_by_the_cancel_of_its_stream_though_the_source_is_in_
         assert reader.outputs == []
         assert batch.live == (1,)
         await batch.aclose()
-        await settled(batch, source)
+        await assert_settled(batch, source)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(12)
 def test_a_receive_is_cancelled_while_its_stream_is():
     async def scenario():
-        source = WatchedSource(ENDLESS)
-        batch = AsyncBatchedStream(source, 2, max_buffered=1)
-        readers = [Reader(stream) for stream in batch]
-        await together(
-            *[reader.read() for reader in readers],
+        batch, source, readers = opened(ENDLESS, max_buffered=1)
+        await read_while(
+            readers,
             cancelled_often(readers[0]),
             turns(3, batch[0].cancel),
             turns(8, batch[1].cancel),
         )
         assert_prefixes_of_endless(readers)
         assert [stream.finish_reason for stream in batch] == [FinishReason.CANCELLED] * 2
-        await settled(batch, source)
+        await assert_settled(batch, source)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(4)
@@ -335,9 +200,9 @@ def test_a_drain_between_cancelled_receives_loses_and_repeats_nothing():
             *[turns(number, drain) for number in range(1, 5)],
         )
         assert [reader.outputs, other.outputs] == EXPECTED
-        await settled(batch, source)
+        await assert_settled(batch, source)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(12)
@@ -366,28 +231,24 @@ def test_a_cancel_after_the_end_of_the_source_frees_what_is_buffered():
 @pytest.mark.rule(10)
 def test_two_closings_of_a_batch_and_its_readers_end_all_and_close_the_source_once():
     async def scenario():
-        source = WatchedSource(ENDLESS)
-        batch = AsyncBatchedStream(source, 2)
-        readers = [Reader(stream) for stream in batch]
+        batch, source, readers = opened(ENDLESS)
 
         async def close():
             await turns(2)
             await batch.aclose()
             assert source.closed == 1, "aclose did not wait for the source"
 
-        await together(*[reader.read() for reader in readers], close(), close())
+        await read_while(readers, close(), close())
         assert_prefixes_of_endless(readers)
-        await settled(batch, source)
+        await assert_settled(batch, source)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(10)
 def test_streams_that_are_closed_one_by_one_close_the_source_with_the_last():
     async def scenario():
-        source = WatchedSource(ENDLESS)
-        batch = AsyncBatchedStream(source, 2)
-        readers = [Reader(stream) for stream in batch]
+        batch, source, readers = opened(ENDLESS)
 
         async def close(stream):
             await turns(2)
@@ -395,19 +256,17 @@ def test_streams_that_are_closed_one_by_one_close_the_source_with_the_last():
             assert source.closed or batch.live
             assert not source.closed or not batch.live
 
-        await together(*[reader.read() for reader in readers], *map(close, batch))
+        await read_while(readers, *map(close, batch))
         assert_prefixes_of_endless(readers)
-        await settled(batch, source)
+        await assert_settled(batch, source)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(10)
 def test_a_closing_that_is_cancelled_closes_the_source_all_the_same():
     async def scenario():
-        source = WatchedSource(ENDLESS)
-        batch = AsyncBatchedStream(source, 2)
-        readers = [Reader(stream) for stream in batch]
+        batch, source, readers = opened(ENDLESS)
 
         async def close():
             await turns(1)
@@ -416,11 +275,11 @@ def test_a_closing_that_is_cancelled_closes_the_source_all_the_same():
             with contextlib.suppress(asyncio.CancelledError):
                 await closing
 
-        await together(*[reader.read() for reader in readers], close())
+        await read_while(readers, close())
         assert_prefixes_of_endless(readers)
-        await settled(batch, source)
+        await assert_settled(batch, source)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 # ---- the source ends by itself
@@ -430,12 +289,10 @@ def test_a_closing_that_is_cancelled_closes_the_source_all_the_same():
 def test_an_error_comes_once_and_after_all_outputs_however_receives_are_cancelled():
     async def scenario():
         error = ValueError("broken")
-        source = WatchedSource([*STEPS[:2], error])
-        batch = AsyncBatchedStream(source, 2)
-        readers = [Reader(stream) for stream in batch]
-        await together(
-            *[reader.read() for reader in readers],
-            *[cancelled_often(reader) for reader in readers],
+        batch, source, readers = opened([*STEPS[:2], error])
+        await read_while(
+            readers,
+            *map(cancelled_often, readers),
         )
         assert [reader.outputs for reader in readers] == [["a", "b"], ["x", "y"]]
         for reader in readers:
@@ -444,9 +301,9 @@ def test_an_error_comes_once_and_after_all_outputs_however_receives_are_cancelle
             assert own is not error
             assert own.__cause__ is error
         assert readers[0].errors[0] is not readers[1].errors[0]
-        await settled(batch, source)
+        await assert_settled(batch, source)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(5)
@@ -454,10 +311,8 @@ def test_a_stream_has_one_end_where_the_source_fails_as_the_stream_is_cancelled(
     ends = []
 
     async def scenario():
-        source = WatchedSource([*STEPS[:2], ValueError("broken")])
-        batch = AsyncBatchedStream(source, 2)
-        readers = [Reader(stream) for stream in batch]
-        await together(*[reader.read() for reader in readers], turns(4, batch[0].cancel))
+        batch, source, readers = opened([*STEPS[:2], ValueError("broken")])
+        await read_while(readers, turns(4, batch[0].cancel))
         first, second = readers
         assert is_prefix(first.outputs, ["a", "b"])
         if batch[0].finish_reason == FinishReason.CANCELLED:
@@ -465,28 +320,26 @@ def test_a_stream_has_one_end_where_the_source_fails_as_the_stream_is_cancelled(
         assert len(first.errors) <= 1
         assert second.outputs == ["x", "y"]
         assert len(second.errors) == 1
-        await settled(batch, source)
+        await assert_settled(batch, source)
         ends.append((batch[0].finish_reason, len(first.errors)))
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     assert {(FinishReason.CANCELLED, 0), (FinishReason.ERROR, 1)} <= set(ends)
 
 
 @pytest.mark.rule(5)
 def test_the_end_of_the_source_is_seen_by_receives_that_are_cancelled_meanwhile():
     async def scenario():
-        source = WatchedSource(STEPS[:2])
-        batch = AsyncBatchedStream(source, 2)
-        readers = [Reader(stream) for stream in batch]
-        await together(
-            *[reader.read() for reader in readers],
+        batch, source, readers = opened(STEPS[:2])
+        await read_while(
+            readers,
             *[cancelled_often(reader, 4) for reader in readers],
         )
         assert [reader.outputs for reader in readers] == [["a", "b"], ["x", "y"]]
         assert [stream.finish_reason for stream in batch] == [FinishReason.EXHAUSTED] * 2
-        await settled(batch, source)
+        await assert_settled(batch, source)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 # ---- bounded buffers
@@ -516,9 +369,9 @@ def test_a_source_that_waits_for_room_goes_on_with_the_slowest_and_loses_nothing
 
         await together(fast.read(), read_late(), cancelled_often(fast), cancelled_often(slow, 12))
         assert [reader.outputs for reader in readers] == EXPECTED
-        await settled(batch, source)
+        await assert_settled(batch, source)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(11)
@@ -529,9 +382,9 @@ def test_a_source_that_waits_for_one_stream_goes_on_when_that_is_cancelled():
         await together(reader.read(), turns(5, batch[1].cancel), cancelled_often(reader, 2))
         assert reader.outputs == EXPECTED[0]
         assert batch[1].finish_reason == FinishReason.CANCELLED
-        await settled(batch, source)
+        await assert_settled(batch, source)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(25)
@@ -545,7 +398,7 @@ def test_a_source_that_waits_for_one_stream_goes_on_when_that_is_dropped():
         await source.has_closed.wait()
         assert source.closed == 1
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(19)
@@ -553,12 +406,12 @@ def test_the_source_goes_on_when_a_stream_is_cancelled_as_it_is_read():
     async def scenario():
         batch, source = bounded_batch(STEPS)
         readers = [Reader(stream) for stream in batch]
-        await together(*[reader.read() for reader in readers], turns(6, batch[1].cancel))
+        await read_while(readers, turns(6, batch[1].cancel))
         assert readers[0].outputs == EXPECTED[0]
         assert is_prefix(readers[1].outputs, EXPECTED[1])
-        await settled(batch, source)
+        await assert_settled(batch, source)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(19)
@@ -584,10 +437,10 @@ def test_a_slow_stream_gives_what_it_holds_before_its_error_and_the_others_do_no
             else:
                 assert reader.errors == []
                 assert reader.outputs == reference
-        await settled(batch, source)
+        await assert_settled(batch, source)
         reasons.append(batch[1].finish_reason)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     assert set(reasons) == {FinishReason.ERROR, FinishReason.EOS}
 
 
@@ -617,10 +470,10 @@ def test_one_of_two_consumers_at_a_stream_is_refused_and_no_output_goes_astray()
         other = Reader(batch[1])
         await together(read(), read(), other.read())
         assert [received, other.outputs] == EXPECTED
-        await settled(batch, source)
+        await assert_settled(batch, source)
         refused.append(next(refusals))
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     assert max(refused) > 0
 
 
@@ -644,7 +497,7 @@ def test_consumers_that_leave_drop_their_streams_and_the_source_is_closed():
         await source.has_closed.wait()
         assert source.closed == 1
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 # ---- the last one leaves while the source waits
@@ -653,21 +506,19 @@ def test_consumers_that_leave_drop_their_streams_and_the_source_is_closed():
 @pytest.mark.rule(10)
 def test_a_waiting_source_is_broken_off_once_when_no_stream_is_live():
     async def scenario():
-        source = WatchedSource(ENDLESS, wait=lambda _: asyncio.Event().wait())
-        batch = AsyncBatchedStream(source, 2)
-        readers = [Reader(stream) for stream in batch]
+        batch, source, readers = opened(ENDLESS, wait=lambda _: asyncio.Event().wait())
 
         async def cancel(stream):
             while not source.told:
                 await turns(1)
             stream.cancel()
 
-        await together(*[reader.read() for reader in readers], *map(cancel, batch))
+        await read_while(readers, *map(cancel, batch))
         assert [reader.outputs for reader in readers] == [[], []]
-        await settled(batch, source)
+        await assert_settled(batch, source)
         assert source.cancelled == 1
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(10)
@@ -676,20 +527,18 @@ def test_a_source_that_goes_on_by_itself_as_it_is_broken_off_is_closed_once():
 
     async def scenario():
         goes_on = asyncio.Event()
-        source = WatchedSource(ENDLESS, wait=lambda _: goes_on.wait())
-        batch = AsyncBatchedStream(source, 2)
-        readers = [Reader(stream) for stream in batch]
-        await together(
-            *[reader.read() for reader in readers],
+        batch, source, readers = opened(ENDLESS, wait=lambda _: goes_on.wait())
+        await read_while(
+            readers,
             turns(4, batch[0].cancel),
             turns(4, batch[1].cancel),
             turns(5, goes_on.set),
         )
         assert_prefixes_of_endless(readers)
-        await settled(batch, source)
+        await assert_settled(batch, source)
         cancelled.append(source.cancelled)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     assert set(cancelled) == {0, 1}
 
 
@@ -700,17 +549,15 @@ def test_a_pause_is_broken_off_when_no_stream_is_live():
         reader = Reader(batch[0])
         await together(reader.read(), turns(6, batch[1].cancel), turns(6, batch[0].cancel))
         assert_prefixes_of_endless([reader])
-        await settled(batch, source)
+        await assert_settled(batch, source)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(9)
 def test_cancelling_the_task_of_the_pump_fails_every_stream_and_closes_the_source():
     async def scenario():
-        source = WatchedSource(ENDLESS)
-        batch = AsyncBatchedStream(source, 2, max_buffered=2)
-        readers = [Reader(stream) for stream in batch]
+        batch, source, readers = opened(ENDLESS, max_buffered=2)
 
         async def cancel_pump():
             while not source.told:
@@ -719,14 +566,14 @@ def test_cancelling_the_task_of_the_pump_fails_every_stream_and_closes_the_sourc
             [pump] = [task for task in asyncio.all_tasks() if task.get_name() == "batchstream pump"]
             pump.cancel()
 
-        await together(*[reader.read() for reader in readers], cancel_pump())
+        await read_while(readers, cancel_pump())
         for slot, reader in enumerate(readers):
             assert is_prefix(reader.outputs, [step[slot] for step in ENDLESS])
             errors = [] if batch[slot].finish_reason == FinishReason.CANCELLED else [ClosedError]
             assert [type(error) for error in reader.errors] == errors
-        await settled(batch, source)
+        await assert_settled(batch, source)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 # ---- by time
@@ -754,7 +601,7 @@ def test_by_time_every_slot_has_one_end_after_its_outputs_however_it_is_cancelle
         await source.has_closed.wait()
         assert source.closed == 1
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 # ---- a synchronous source, in its thread
@@ -766,9 +613,9 @@ def test_receives_that_are_cancelled_lose_nothing_that_a_thread_hands_over():
         source = ScriptedSource(STEPS)
         async with AsyncBatchedStream(source, 2, max_buffered=1) as batch:
             readers = [Reader(stream) for stream in batch]
-            await together(
-                *[reader.read() for reader in readers],
-                *[cancelled_often(reader) for reader in readers],
+            await read_while(
+                readers,
+                *map(cancelled_often, readers),
             )
             assert [reader.outputs for reader in readers] == EXPECTED
         assert source.closed == 1
@@ -782,8 +629,8 @@ def test_streams_that_are_cancelled_at_any_time_end_the_thread_and_close_the_sou
         source = ScriptedSource(ENDLESS)
         batch = AsyncBatchedStream(source, 2, max_buffered=1)
         readers = [Reader(stream) for stream in batch]
-        await together(
-            *[reader.read() for reader in readers],
+        await read_while(
+            readers,
             *[turns(5, stream.cancel) for stream in batch],
         )
         assert_prefixes_of_endless(readers)

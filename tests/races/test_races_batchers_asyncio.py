@@ -17,7 +17,6 @@ from collections import Counter
 import pytest
 
 from batchstream import (
-    EOS,
     ClosedError,
     ContinuousBatcher,
     DeadlineError,
@@ -27,6 +26,7 @@ from batchstream import (
     SlowConsumerError,
 )
 from support import knobs
+from support.racing import ModelError, Tallies, cancelled_often, output, reply, together, turns
 from support.shuffled_loop import explore, run
 
 SCHEDULES = int(os.environ.get("SCHEDULES", "600"))
@@ -59,15 +59,6 @@ def _virtual_clock(monkeypatch):
 in_virtual_time = pytest.mark.usefixtures("_virtual_clock")
 
 
-class ModelError(Exception):
-    """What a model fails with."""
-
-
-def reply(request, length=None):
-    """Return the outputs that a request gets: as many as its name says after a letter."""
-    return [f"{request}.{number}" for number in range(length or int(request[1:]))]
-
-
 class Model:
     """An asynchronous function of a list of requests, such as `"a3"`, which gets three outputs.
 
@@ -96,7 +87,7 @@ class Model:
             for number in itertools.count():
                 await self._wait(requests, number)
                 self._check_failure(requests, number)
-                live = yield {slot: self.output(requests[slot], number) for slot in live}
+                live = yield {slot: output(requests[slot], number) for slot in live}
                 assert live, "advanced without a live request"
                 left = {requests[slot] for slot in live}
                 assert not self.given_up & left, "a cancel was not told with the next step"
@@ -109,38 +100,6 @@ class Model:
     def _check_failure(self, requests, number):
         if self._fails_for in requests and number == int(self._fails_for[1:]):
             raise ModelError(self._fails_for)
-
-    @staticmethod
-    def output(request, number):
-        """Return the request's output in this step, or the end mark."""
-        return f"{request}.{number}" if number < int(request[1:]) else EOS
-
-
-class Tallies:
-    """Metrics that count what they are told."""
-
-    def __init__(self):
-        self.accepted = 0
-        self.refusals = 0
-        self.groups = []
-        self.ends = []
-
-    def submitted(self):
-        self.accepted += 1
-
-    def refused(self):
-        self.refusals += 1
-
-    def joined(self, waited):
-        assert min(waited) >= 0
-        self.groups.append(len(waited))
-
-    def stepped(self, live, capacity):
-        assert 0 < live <= capacity
-
-    def finished(self, end, *, joined, lasted):
-        assert lasted >= 0
-        self.ends.append((end.reason, joined))
 
 
 class Client:
@@ -187,7 +146,7 @@ class Client:
                 self.outputs.append(output)
         self.ended_at = asyncio.get_running_loop().time()
 
-    def disturb(self):
+    def cancel(self):
         """Cancel the task that reads, if it has begun and not ended."""
         if self._task is not None:
             self._task.cancel()
@@ -293,13 +252,6 @@ class Service:
         knobs.assert_nothing_is_left(self.batcher)
 
 
-async def turns(count, then=lambda: None):
-    """Give so many turns away, and then do this."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-    then()
-
-
 async def later(seconds, then):
     """Do this after so many seconds."""
     await asyncio.sleep(seconds)
@@ -312,21 +264,18 @@ async def after(delay, coroutine):
     await coroutine
 
 
-async def disturbed(client, times=3):
-    """Cancel a client's task again and again, so that it strikes anywhere."""
-    for _ in range(times):
-        await turns(1, client.disturb)
-
-
-async def together(*coroutines):
-    async with asyncio.TaskGroup() as group:
-        for coroutine in coroutines:
-            group.create_task(coroutine)
+def explore_schedules(scenario):
+    explore(scenario, SCHEDULES, leftovers="fail")
 
 
 def for_ever(*_):
     """Wait for what never comes."""
     return asyncio.Event().wait()
+
+
+async def stuck_with_the_endless(requests, _):
+    """Wait for what never comes in a batch with the request for endless outputs."""
+    await (for_ever() if f"a{ENDLESS}" in requests else asyncio.sleep(0))
 
 
 def assert_all_served(clients):
@@ -348,13 +297,13 @@ def test_requests_that_arrive_at_any_time_are_answered_once_though_receives_are_
         clients = service.new_clients("a2", "b0", "c3", "d1", "e1")
         await together(
             *[after(delay, client.ask()) for delay, client in enumerate(clients)],
-            *[disturbed(client) for client in clients],
+            *[cancelled_often(client) for client in clients],
         )
         assert_all_served(clients)
         await service.end()
         sizes.update(map(len, service.model.batches))
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     assert set(sizes) == {1, 2}
 
 
@@ -368,7 +317,7 @@ def test_a_request_that_arrives_as_the_worker_stops_working_is_not_forgotten():
         assert_all_served(clients)
         await service.end()
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(29)
@@ -389,7 +338,7 @@ def test_a_request_that_arrives_as_the_batch_timeout_expires_joins_or_is_next():
         await service.end()
         sizes.add(tuple(map(len, service.model.batches)))
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     assert sizes >= {(3,), (1, 2), (2, 1)}
 
 
@@ -412,18 +361,20 @@ def test_two_workers_gather_and_run_batches_of_their_own():
         await service.end()
         batches.add(tuple(map(len, service.model.batches)))
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     assert len(batches) > 1
 
 
 @pytest.mark.rule(29)
 @in_virtual_time
 def test_a_request_that_waits_as_a_worker_takes_a_batch_is_served_by_another():
-    async def wait(requests, _):
-        await (for_ever() if f"a{ENDLESS}" in requests else asyncio.sleep(0))
-
     async def scenario():
-        service = Service(workers=2, wait=wait, batch_timeout=1.0, key=lambda request: request[0])
+        service = Service(
+            workers=2,
+            wait=stuck_with_the_endless,
+            batch_timeout=1.0,
+            key=lambda request: request[0],
+        )
         stuck, *others = clients = service.new_clients(f"a{ENDLESS}", "b1", "c2")
         await together(*[turns(2 * delay, it.submit) for delay, it in enumerate(clients)])
         await together(*[client.ask() for client in others])
@@ -431,7 +382,7 @@ def test_a_request_that_waits_as_a_worker_takes_a_batch_is_served_by_another():
         stuck.give_up()
         await service.end()
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(29)
@@ -448,7 +399,7 @@ def test_requests_with_equal_keys_share_batches_however_they_arrive():
         assert service.batcher.statistics().longest_wait <= 1
         await service.end()
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(29)
@@ -469,7 +420,7 @@ def test_costs_never_exceed_the_limit_and_the_dearest_is_not_forgotten():
         assert_all_served(it for it in clients if it is not clients[1])
         await service.end()
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(29)
@@ -500,7 +451,7 @@ def test_a_refused_request_may_come_again_when_others_have_left():
         await service.end()
         refusals.append(service.metrics.refusals)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     assert max(refusals) > 2
 
 
@@ -543,7 +494,7 @@ def test_requests_that_are_cancelled_at_any_time_are_not_sent_or_end_with_the_ne
         lengths.add(len(clients[1].outputs))
         sent.add("d3" in service.model.sent)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     assert {0, 1, 2} <= lengths
     assert sent == {True, False}
 
@@ -568,25 +519,22 @@ def test_a_batch_that_loses_all_requests_as_it_is_formed_blocks_no_other_request
         await service.end()
         sent.add(("a2" in service.model.sent, "b2" in service.model.sent))
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     assert len(sent) > 2
 
 
 @pytest.mark.rule(10)
 @in_virtual_time
 def test_a_model_that_waits_is_broken_off_when_its_last_request_leaves_and_the_next_is_served():
-    async def wait(requests, _):
-        await (for_ever() if f"a{ENDLESS}" in requests else asyncio.sleep(0))
-
     async def scenario():
-        service = Service(max_batch_size=1, wait=wait)
+        service = Service(max_batch_size=1, wait=stuck_with_the_endless)
         stuck, next_one = service.new_clients(f"a{ENDLESS}", "b2")
         assert stuck.submit()
         await together(stuck.read(), next_one.ask(), turns(4, stuck.give_up))
         assert_all_served([next_one])
         await service.end()
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(25)
@@ -616,7 +564,7 @@ def test_clients_that_leave_drop_their_streams_and_the_others_are_served():
         assert figures.opened == sum(figures.finished.values()) == len(service.metrics.ends)
         assert service.model.running == 0
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 # ---- times run out
@@ -645,7 +593,7 @@ def test_a_request_that_times_out_as_it_joins_or_is_answered_has_one_end():
             ends[client.request, client.reason] += 1
         await service.end(DeadlineError)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     for request in ("a1", "b3", "c1", "d2"):
         assert ends[request, FinishReason.ERROR]
     assert ends["a1", FinishReason.EOS]
@@ -666,12 +614,12 @@ def test_a_request_that_is_cancelled_as_its_time_is_over_has_one_end():
             second.ask(),
             later(2, first.give_up),
             later(2, second.give_up),
-            later(2, first.disturb),
+            later(2, first.cancel),
         )
         await service.end(DeadlineError)
         ends.add((first.reason, second.reason))
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     assert len(ends) == 4
 
 
@@ -687,7 +635,7 @@ def test_an_error_of_the_model_fails_the_batch_it_was_made_in_and_no_other():
         await together(
             *[after(delay, client.ask()) for delay, client in enumerate(clients)],
             turns(5, clients[2].give_up),
-            *[disturbed(client) for client in clients],
+            *[cancelled_often(client) for client in clients],
         )
         [failed] = [batch for batch in service.model.batches if "b1" in batch]
         for client in clients:
@@ -695,7 +643,7 @@ def test_an_error_of_the_model_fails_the_batch_it_was_made_in_and_no_other():
                 assert_all_served([client])
         await service.end(ModelError)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 # ---- bounded buffers
@@ -750,14 +698,14 @@ def test_two_closings_at_any_time_end_every_request_and_wait_for_the_model():
 
         await together(
             *[after(delay, client.ask()) for delay, client in enumerate(clients)],
-            *[disturbed(client) for client in clients],
+            *[cancelled_often(client) for client in clients],
             close(),
             close(),
         )
         await service.end(ClosedError)
         reasons.update(client.reason for client in clients)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     assert set(reasons) == {FinishReason.EOS, FinishReason.ERROR, None}
 
 
@@ -786,7 +734,7 @@ def test_closing_as_a_batch_is_gathered_fails_all_waiting_requests():
         await service.end(ClosedError)
         sent.add(len(service.model.sent))
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     assert {0, 1} <= sent
 
 
@@ -812,7 +760,7 @@ def test_closing_breaks_a_step_off_that_would_never_end_though_the_closing_is_ca
         await together(*[client.ask() for client in clients], after(4, close()))
         await service.end(ClosedError)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
 
 
 # ---- the loop, or the worker's task, ends
@@ -850,7 +798,7 @@ def test_cancelling_a_workers_task_leaves_no_request_without_an_answer():
         await service.end(ClosedError)
         ends.update(client.reason for client in clients)
 
-    explore(scenario, SCHEDULES, leftovers="fail")
+    explore_schedules(scenario)
     assert {FinishReason.EOS, FinishReason.ERROR} <= set(ends)
 
 
@@ -926,7 +874,7 @@ class Engine:
     def step(self):
         step = {}
         for slot, request in self.seats.items():
-            step[slot] = Model.output(request, self._made[request])
+            step[slot] = output(request, self._made[request])
             self._made[request] += 1
         return step
 
@@ -973,7 +921,7 @@ def test_requests_that_join_and_leave_an_engine_at_any_time_get_their_own_output
         clients = service.new_clients("a3", "b2", "c4", "d1", "e3")
         await together(
             *[after(2 * delay, client.ask()) for delay, client in enumerate(clients)],
-            *[disturbed(client) for client in clients],
+            *[cancelled_often(client) for client in clients],
             turns(6, clients[2].give_up),
             turns(9, clients[4].give_up),
         )
@@ -1010,7 +958,7 @@ def test_batches_in_threads_answer_every_request_once_though_clients_leave_and_i
             inside.append(threading.get_ident())
             try:
                 for number in itertools.count():
-                    yield [Model.output(request, number) for request in requests]
+                    yield [output(request, number) for request in requests]
             finally:
                 inside.remove(threading.get_ident())
 
@@ -1021,7 +969,7 @@ def test_batches_in_threads_answer_every_request_once_though_clients_leave_and_i
         clients = service.new_clients("a3", "b2", f"c{ENDLESS}", "d1", f"e{ENDLESS}", "f2")
         await together(
             *[after(2 * delay, client.ask()) for delay, client in enumerate(clients)],
-            *[disturbed(client) for client in clients],
+            *[cancelled_often(client) for client in clients],
             turns(20, clients[2].give_up),
             after(30, service.batcher.aclose()),
         )

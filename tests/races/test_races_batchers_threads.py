@@ -14,7 +14,6 @@ from functools import partial
 import pytest
 
 from batchstream import (
-    EOS,
     ClosedError,
     ContinuousBatcher,
     DeadlineError,
@@ -25,6 +24,7 @@ from batchstream import (
 )
 from support import knobs
 from support.interleaving import explore_threads, pass_time, run_together
+from support.racing import ModelError, Tallies, output, reply
 
 SCHEDULES = {"opcode": 10, "line": 50}
 """How many interleavings are tried: of opcodes, which is slow, and of whole lines."""
@@ -38,20 +38,6 @@ ENDLESS = 50  # more outputs than any consumer reads
 def explore(scenario, schedules=SCHEDULES, **options):
     for granularity, number in schedules.items():
         explore_threads(scenario, number, granularity=granularity, **options)
-
-
-class ModelError(Exception):
-    """What a model fails with."""
-
-
-def reply(request):
-    """Return the outputs that a request gets: as many as its name says after a letter."""
-    return [f"{request}.{number}" for number in range(int(request[1:]))]
-
-
-def output(request, number):
-    """Return the request's output in this step, or the end mark."""
-    return f"{request}.{number}" if number < int(request[1:]) else EOS
 
 
 class Model:
@@ -127,28 +113,6 @@ class Engine:
     def check(self):
         assert self.seats == {}
         assert len(self.added) == len(set(self.added)), "sent twice"
-
-
-class Tallies:
-    """Metrics that count what they are told."""
-
-    def __init__(self):
-        self.groups = []
-        self.ends = []
-
-    def submitted(self):
-        pass
-
-    refused = submitted
-
-    def joined(self, waited):
-        self.groups.append(len(waited))
-
-    def stepped(self, live, capacity):
-        assert 0 < live <= capacity
-
-    def finished(self, stream_end, *, joined, lasted):
-        self.ends.append((stream_end.reason, joined))
 
 
 class Client:

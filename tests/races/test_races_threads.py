@@ -23,6 +23,7 @@ from batchstream import (
 from batchstream._eventloops.base import LoopClosedError
 from support import knobs
 from support.interleaving import explore_threads, run_together
+from support.racing import is_prefix, outputs_of
 from support.sources import ScriptedSource
 
 STEPS = [["a", "x"], ["b", Last("y")], ["c", None], [None, None]]
@@ -83,10 +84,6 @@ def end(batch, source):
         assert list(stream) == [], "an output after the end"
 
 
-def is_prefix(outputs, reference):
-    return outputs == reference[: len(outputs)]
-
-
 class Reader:
     """Reads a stream to its end, and notes what it gives and raises."""
 
@@ -119,11 +116,6 @@ def receiving_with_timeouts(times):
     """Return a way to receive that has a timeout so many times, and then none."""
     timeouts = iter([1.0] * times)
     return lambda stream: stream.receive(next(timeouts, None))
-
-
-def outputs_of(readers):
-    assert [reader.errors for reader in readers] == [[]] * len(readers)
-    return [reader.outputs for reader in readers]
 
 
 def assert_prefixes_of_endless(readers):

@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-import subprocess
-import sys
-import textwrap
 from contextvars import ContextVar
 from functools import partial
 
@@ -22,9 +19,8 @@ from support.forms import (
     forms_that_run_ahead,
     pump_threads,
 )
+from support.programs import run_program
 from support.sources import TIMEOUT, in_forked_child, needs_fork, run_in_threads
-
-pytestmark = pytest.mark.timeout(30)
 
 CANCELLED = FinishReason.CANCELLED
 
@@ -657,17 +653,8 @@ def test_a_program_that_abandons_streams_exits_silently_and_soon(form, condition
         pytest.skip("a source that blocks its consumer's own thread cannot be left")
     if form.name.startswith("trio"):
         pytest.importorskip("trio")
-    program = textwrap.dedent(SOURCES.format(condition=condition)) + textwrap.dedent(
-        PROGRAMS[form.name]
-    )
-    completed = subprocess.run(  # noqa: S603 - our own program
-        [sys.executable, "-X", "dev", "-c", program],
-        capture_output=True,
-        timeout=TIMEOUT,
-        check=False,
-        text=True,
-    )
-    assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
+    ended = run_program(SOURCES.format(condition=condition), PROGRAMS[form.name])
+    assert ended == (0, "", "")
 
 
 @pytest.mark.rule(28)

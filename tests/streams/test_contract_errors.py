@@ -11,8 +11,6 @@ import pytest
 from batchstream import EOS, Fail, FinishReason, Last, MissingEOSError, SourceError, StepError
 from support.forms import OVER, every_form, forms_that_run_ahead
 
-pytestmark = pytest.mark.timeout(30)
-
 STEPS = [["a", "x"], ["b", "y"], ["c", "z"]]
 COLUMNS = list(zip(*STEPS, strict=True))
 

@@ -7,7 +7,6 @@ import multiprocessing
 import pickle
 import subprocess
 import sys
-import textwrap
 import threading
 
 import pytest
@@ -26,6 +25,7 @@ from batchstream import (
     demux,
     token_ids,
 )
+from support.programs import run_program
 from support.sources import TIMEOUT, Gate, ScriptedSource, in_forked_child, needs_fork
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -202,20 +202,7 @@ def test_a_program_that_abandons_streams_exits_silently(name):
             while True:
                 yield ["a", "x"]
     """
-    completed = subprocess.run(  # noqa: S603 - our own program
-        [
-            sys.executable,
-            "-X",
-            "dev",
-            "-c",
-            textwrap.dedent(program) + textwrap.dedent(PROGRAMS[name]),
-        ],
-        capture_output=True,
-        timeout=TIMEOUT,
-        check=False,
-        text=True,
-    )
-    assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
+    assert run_program(program, PROGRAMS[name]) == (0, "", "")
 
 
 def test_the_traceback_of_the_cause_begins_in_the_source():

@@ -19,9 +19,9 @@ import pytest
 
 from batchstream import AsyncBatchedStream, BatchedStream, demux
 from support import knobs
-from support.sources import run_in_threads
+from support.sources import TIMEOUT, run_in_threads
 
-PATIENCE = 10.0
+PATIENCE = TIMEOUT
 """How long a scenario waits for anything before it fails, in seconds."""
 
 OVER = object()

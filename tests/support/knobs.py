@@ -7,6 +7,7 @@ A name that several modules of the package import is replaced in each of them, w
 from __future__ import annotations
 
 import sys
+import time
 from operator import length_hint
 
 import batchstream._batching.clock
@@ -15,13 +16,13 @@ import batchstream._eventloops.asyncio
 import batchstream._pumps.process
 from batchstream._batching.request import Request
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
-from batchstream._eventloops.base import TURN
+from batchstream._eventloops.base import OUTPUTS_PER_TURN
 from batchstream._handoff.buffer import SEGMENT_LENGTH
 from batchstream._pumps.pull import PullPump
 from batchstream._pumps.thread import ThreadPump
 from batchstream._pumps.worker_thread import WorkerThread
 
-__all__ = ["DEFAULT_MAX_BUFFERED", "SEGMENT_LENGTH", "TURN"]
+__all__ = ["DEFAULT_MAX_BUFFERED", "OUTPUTS_PER_TURN", "SEGMENT_LENGTH"]
 
 MANY_KEYS = batchstream._batching.queue._TIDY_ABOVE
 EXIT_SECONDS = batchstream._pumps.process.EXIT_SECONDS
@@ -46,8 +47,8 @@ def set_segment_length(monkeypatch, steps):
 
 def set_turns(monkeypatch, *, receives, calls):
     """Let a consumer give its turn away after so many receives, and a loop after so many calls."""
-    replace_everywhere(monkeypatch, "TURN", receives, "batchstream._streams.")
-    replace_everywhere(monkeypatch, "TURN", calls, "batchstream._eventloops.asyncio")
+    replace_everywhere(monkeypatch, "OUTPUTS_PER_TURN", receives, "batchstream._streams.")
+    replace_everywhere(monkeypatch, "WAITERS_PER_TURN", calls, "batchstream._eventloops.asyncio")
 
 
 def set_many_keys(monkeypatch, keys):
@@ -75,7 +76,15 @@ def set_pause(monkeypatch, seconds):
 
 def let_deadline_pass(stream):
     """Let the deadline of a request be over, for its consumer and its batcher alike."""
-    request_of(stream).until = 0.0
+    expire_in(stream, -1.0)
+
+
+def expire_in(stream, seconds):
+    """Let a request that has a timeout of either kind be overdue so many seconds from now."""
+    request = request_of(stream)
+    request.wait_until = time.monotonic() + seconds
+    if request.until is not None:
+        request.until = request.wait_until
 
 
 # ---- event loops

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from batchstream import FinishReason
-from batchstream.integrations._response import Body, StreamResponse
+from batchstream.integrations._http import Body, StreamResponse
 from batchstream.integrations.litserve._exchange import FailedError
 from batchstream.integrations.litserve._log import logger
 from batchstream.integrations.litserve._messages import UNKNOWN, Ending
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Scope
 
-    from batchstream.integrations._response import Handler
+    from batchstream.integrations._http import Handler
     from batchstream.integrations.litserve._exchange import Answers, Inbox
 
 _FINISH_REASONS: Final = ("stop", "length", "tool_calls", "content_filter", "function_call")

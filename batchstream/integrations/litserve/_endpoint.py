@@ -12,7 +12,7 @@ from fastapi import HTTPException, Request, Response
 from litserve.specs.base import LitSpec
 from starlette.requests import ClientDisconnect
 
-from batchstream.integrations._response import Body, StreamResponse
+from batchstream.integrations._http import Body, StreamResponse
 from batchstream.integrations.litserve._exchange import Exchange, FailedError
 
 if TYPE_CHECKING:

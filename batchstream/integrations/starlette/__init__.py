@@ -1,28 +1,19 @@
-"""Starlette and FastAPI: responses that send one stream, and end when it does or its client leaves.
+"""Starlette and FastAPI: responses that send one stream and end with it, or with their client.
 
 Theory of operation
 -------------------
 
-`Chunks` (`_chunks.py`) drains a stream: each chunk is all that was buffered, encoded and joined,
-whatever frames it. The responses (`_responses.py`) send chunks, each in its own format; server-sent
-events go through sse-starlette, which adds its pings.
+A `StreamBody` (`_body.py`) drains a stream: each chunk is all that was buffered, encoded and
+joined. The responses (`_responses.py`) send such a body, each in its own format; server-sent events
+go through sse-starlette, which adds its pings.
 
-Three things are the same for all of them, and for the responses of other integrations
-(`../_response.py`).
-
-A response begins when there is something to send. Until then an error has a status of its own
-(`_answers.py`): too late is 504, closed is 503, and the rest is raised, for the application's own
-handlers or Starlette's 500.
-
-From then on all that can tell of an error is a body that visibly lacks its end. It is not enough to
-raise (`../_connection.py`), because a middleware may end the body in the proper way all the same.
-
-While a response runs, from the wait for its first output to its last byte, one task listens for the
-client's disconnect, which breaks the response off wherever it is. Whatever ends it, the stream is
-cancelled behind it: servers only cancel the task, and Starlette tells an iterator nothing.
+When a response begins, how it fails and how it notices that its client has left is the same for all
+integrations that serve HTTP: see `../_http.py`. Errors before the first output get a status of
+their own (`_handlers.py`): 504 for a missed deadline, 503 for a closed batcher. All others are
+raised, for the handlers of the application or Starlette's 500.
 """
 
-from batchstream.integrations.starlette._answers import exception_handlers as exception_handlers
+from batchstream.integrations.starlette._handlers import exception_handlers as exception_handlers
 from batchstream.integrations.starlette._responses import EventsResponse as EventsResponse
 from batchstream.integrations.starlette._responses import NDJSONResponse as NDJSONResponse
 from batchstream.integrations.starlette._responses import TextResponse as TextResponse

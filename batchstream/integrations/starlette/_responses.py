@@ -1,4 +1,4 @@
-"""The responses: chunks of a stream as lines, as running text, or as events."""
+"""The responses: a stream as lines, as running text, or as events."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import ClosedError
-from batchstream.integrations._response import StreamResponse
-from batchstream.integrations.starlette._answers import handler_of
-from batchstream.integrations.starlette._chunks import Chunks
+from batchstream.integrations._http import StreamResponse
+from batchstream.integrations.starlette._body import StreamBody
+from batchstream.integrations.starlette._handlers import handler_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from batchstream import AsyncStream, StreamEnd
-    from batchstream.integrations._connection import Connection
-    from batchstream.integrations._response import Handler
+    from batchstream.integrations._http import Connection, Handler
 
 T = TypeVar("T")
 
@@ -34,7 +33,7 @@ _to_json: Final = json.JSONEncoder(
 
 
 class _Response(StreamResponse):
-    """A response to whose early errors this module has answers."""
+    """A response to whose early errors the `exception_handlers` of this package respond."""
 
     def _handler_of(self, error: Exception, scope: Scope) -> Handler | None:
         return handler_of(error, scope)
@@ -43,32 +42,35 @@ class _Response(StreamResponse):
 class NDJSONResponse(_Response):
     """A stream as lines, each of them one output in JSON: `application/x-ndjson`.
 
-    The status is sent with the first output, so that a request that fails before has a status that
-    says so: 504 for a `DeadlineError`, 503 with `Retry-After` for a `ClosedError` or where somebody
-    else cancelled the stream; any other error is raised, for a handler of the application, or 500.
-    A stream that fails later, or is cancelled by somebody else, has its connection cut: its client
-    sees that the body lacks its end. A stream without outputs is an empty body.
+    The status is sent with the first output, so that a request that fails earlier gets a status of
+    its own: 504 for a `DeadlineError`; 503 with `Retry-After` for a `ClosedError`, or where the
+    stream was cancelled from elsewhere. Any other error is raised, for a handler of the
+    application, or 500. A stream that fails later, or is cancelled from elsewhere, has its
+    connection cut: the client sees that the body lacks its end. A stream without outputs is an
+    empty body.
 
-    One write holds all that was buffered. A client that leaves, at any time, has its stream
-    cancelled at once; so has a HEAD request, which gets the headers alone.
+    One write holds all that was buffered. When the client leaves, at any time, the stream is
+    cancelled at once. A HEAD request gets the headers alone, and its stream is cancelled too.
 
-    A client that stays and does not read makes a write wait, for as long as the server lets it:
+    A client that stays and does not read makes a write wait for as long as the server lets it:
     uvicorn does until the client reads or leaves. Meanwhile the stream's buffer fills up, and
-    `max_buffered` and `on_overflow` say what then happens: the stream fails, or the whole batch
-    waits. With `send_timeout` the stream is cancelled after that time. What no response can do is
-    close the connection, which goes with the next write that the server gets through.
+    `max_buffered` and `on_overflow` decide what happens then: the stream fails, or the whole batch
+    waits. With `send_timeout` the stream is cancelled after that time. No response can close the
+    connection at that moment: it is closed when the server gets the next write through.
 
     Memory: what was buffered when a write began, as outputs and as bytes.
 
     Args:
-        stream: Read by this response alone, and cancelled with it. It may have been read from.
-        encode: Makes an output what is written as JSON; without it that is the output itself. It
-            runs in the event loop, which lets others have their turn after every 64 outputs. What
-            it raises is an error of the stream.
-        encode_end: Makes how the stream ended a last line. Without it there is none.
-        status_code: The status where there is no error.
+        stream: From now on only this response reads it; it is cancelled with the response. Outputs
+            may have been read from it before.
+        encode: Returns what is written as JSON for an output; without it the output itself is. It
+            runs in the event loop, whose other tasks run after every 64 outputs. An error that it
+            raises counts as an error of the stream.
+        encode_end: Returns what is written as a last line, for the `StreamEnd`. Without it there is
+            no such line.
+        status_code: The status, unless the stream fails before its first output.
         headers: Sent along.
-        background: Run behind the response, also if the client has left; not after an error.
+        background: Run after the response, also if the client has left; not after an error.
         send_timeout: How many seconds a write may wait for the client before the stream is
             cancelled; None for any time.
 
@@ -78,7 +80,7 @@ class NDJSONResponse(_Response):
 
     Blocking: never.
     Cancellation: a response that is cancelled cancels its stream.
-    Threads: made in any, sent in the event loop that the stream belongs to.
+    Threads: made in any thread, sent in the event loop that the stream belongs to.
 
     Example:
         >>> import asyncio, batchstream, httpx
@@ -118,28 +120,24 @@ class NDJSONResponse(_Response):
         background: BackgroundTask | None = None,
         send_timeout: float | None = None,
     ) -> None:
-        super().__init__(
-            Chunks(stream, _line(encode), None if encode_end is None else _line(encode_end)),
-            status_code=status_code,
-            headers=headers,
-            background=background,
-            send_timeout=send_timeout,
-        )
+        end = None if encode_end is None else _line(encode_end)
+        body = StreamBody(stream, _line(encode), end)
+        super().__init__(body, status_code, headers, background, send_timeout)
 
 
 class TextResponse(_Response):
     r"""A stream as running text: `text/plain; charset=utf-8`.
 
-    Nothing is put between the outputs. When it begins, how it fails and when it cancels the stream
-    is as with `NDJSONResponse`, and so are the arguments not explained here.
+    Nothing is put between the outputs. The response begins, fails and cancels its stream as an
+    `NDJSONResponse` does.
 
     Args:
-        stream: Read by this response alone, and cancelled with it.
-        encode: Makes an output a text.
-        encode_end: Makes how the stream ended a last text. Without it there is none.
-        status_code: The status where there is no error.
+        stream: From now on only this response reads it; it is cancelled with the response.
+        encode: Returns the text of an output.
+        encode_end: Returns a last text, for the `StreamEnd`. Without it there is no such text.
+        status_code: The status, unless the stream fails before its first output.
         headers: Sent along.
-        background: Run behind the response.
+        background: Run after the response; not after an error.
         send_timeout: How many seconds a write may wait for the client.
 
     Raises:
@@ -148,7 +146,7 @@ class TextResponse(_Response):
 
     Blocking: never.
     Cancellation: a response that is cancelled cancels its stream.
-    Threads: made in any, sent in the event loop that the stream belongs to.
+    Threads: made in any thread, sent in the event loop that the stream belongs to.
 
     Example:
         >>> import asyncio, batchstream, httpx
@@ -182,49 +180,46 @@ class TextResponse(_Response):
         background: BackgroundTask | None = None,
         send_timeout: float | None = None,
     ) -> None:
-        super().__init__(
-            Chunks(stream, _text(encode), None if encode_end is None else _text(encode_end)),
-            status_code=status_code,
-            headers=headers,
-            background=background,
-            send_timeout=send_timeout,
-        )
+        end = None if encode_end is None else _text(encode_end)
+        body = StreamBody(stream, _text(encode), end)
+        super().__init__(body, status_code, headers, background, send_timeout)
 
 
 class EventsResponse(_Response):
     r"""A stream as server-sent events, each of them one output in JSON: `text/event-stream`.
 
-    The events are sent by sse-starlette's `EventSourceResponse`, with its headers and its pings,
-    which begin behind the first output. It ends all events when the server shuts down; a stream
-    that is broken off by that has its connection cut. When the response begins, how it fails and
-    when it cancels the stream is as with `NDJSONResponse`, and so are the arguments not explained
-    here.
+    sse-starlette's `EventSourceResponse` sends the events, with its headers and its pings, which
+    begin after the first output. It ends all events when the server shuts down; the connection of a
+    stream that this breaks off is cut. Otherwise the response begins, fails and cancels its stream
+    as an `NDJSONResponse` does.
 
-    An `EventSource` in a browser takes every end of a response for a lost connection, and asks
-    again. It needs an event that tells it to close: that is what `encode_end` is for.
+    An `EventSource` in a browser takes every end of a response for a lost connection, and sends the
+    request again. Only an event can make it close: `encode_end` is for that.
 
     Args:
-        stream: Read by this response alone, and cancelled with it.
-        encode: Makes an output what the event has for data, as JSON; or a `ServerSentEvent` of
-            sse-starlette, which is sent as it is.
-        encode_end: The same for how the stream ended. Without it there is no last event.
-        event: The type of the events, which browsers take for `message` if it is left out.
+        stream: From now on only this response reads it; it is cancelled with the response.
+        encode: Returns the data of an output's event, which are written as JSON; or a
+            `ServerSentEvent` of sse-starlette, which is sent as it is.
+        encode_end: Returns the data of a last event, for the `StreamEnd`. Without it there is no
+            such event.
+        event: The type of the events; a browser takes them for `message` if it is left out.
         end_event: The type of the last event.
         ping: Seconds between pings, 15 if left out; 0 for none.
-        ping_message_factory: Makes the ping, which is a comment if left out.
-        sep: What ends a line: `"\r\n"` if left out, `"\r"` or `"\n"`.
-        status_code: The status where there is no error.
+        ping_message_factory: Makes the ping; a comment if left out.
+        sep: What ends a line: `"\r\n"` if left out, or `"\r"`, or `"\n"`.
+        status_code: The status, unless the stream fails before its first output.
         headers: Sent along.
-        background: Run behind the response.
+        background: Run after the response; not after an error.
         send_timeout: How many seconds a write, or a ping, may wait for the client.
 
     Raises:
-        TypeError: The stream is no `AsyncStream`, or the ping no number.
-        ValueError: `send_timeout` is not more than 0, the ping is negative, or `sep` is another.
+        TypeError: The stream is no `AsyncStream`, or `ping` is no number.
+        ValueError: `send_timeout` is not more than 0, `ping` is negative, or `sep` is none of
+            these.
 
     Blocking: never.
     Cancellation: a response that is cancelled cancels its stream.
-    Threads: made in any, sent in the event loop that the stream belongs to.
+    Threads: made in any thread, sent in the event loop that the stream belongs to.
 
     Example:
         >>> import asyncio, batchstream, httpx
@@ -267,25 +262,19 @@ class EventsResponse(_Response):
         send_timeout: float | None = None,
     ) -> None:
         end = None if encode_end is None else _event(encode_end, end_event, sep)
-        chunks = Chunks(stream, _event(encode, event, sep), end)
+        body = StreamBody(stream, _event(encode, event, sep), end)
+        super().__init__(body, status_code, headers, background, send_timeout)
         self._events = EventSourceResponse(
-            chunks, headers=headers, ping=ping, ping_message_factory=ping_message_factory, sep=sep
+            body, headers=headers, ping=ping, ping_message_factory=ping_message_factory, sep=sep
         )
-        super().__init__(
-            chunks,
-            status_code=status_code,
-            headers=headers,
-            background=background,
-            send_timeout=send_timeout,
-        )
-        self.raw_headers = self._events.raw_headers
+        self.raw_headers = self._events.raw_headers  # the given headers, and those of events
 
     async def _send_chunks(self, scope: Scope, connection: Connection) -> None:
         events = self._events
         events.status_code, events.raw_headers = self.status_code, self.raw_headers
-        # It need not listen for a disconnect: somebody does, and would break it off.
+        # It need not listen for a disconnect: the connection does, and cancels this task.
         await events(scope, anyio.sleep_forever, connection.send)  # type: ignore[arg-type]
-        if not self._body.over:
+        if not self._body.complete:
             raise ClosedError("the server shuts down, and a stream of events was broken off")
 
 

@@ -40,7 +40,7 @@ class Server:
         return self.get("/health").json()
 
     def metric(self, name):
-        """Return one number of those that Prometheus would read."""
+        """Return one of the numbers that Prometheus would read."""
         [value] = re.findall(rf"^{re.escape(name)} (\S+)$", self.get("/metrics").text, re.MULTILINE)
         return float(value)
 
@@ -152,7 +152,7 @@ def test_who_asks_together_gets_what_each_would_have_got_alone(custom, model):
         reason = "length" if len(text) == request["max_outputs"] else "eos"
         assert reply[-1] == {"finish_reason": reason, "outputs": len(text)}
     assert {reply[-1]["finish_reason"] for reply in replies} == {"length", "eos"}
-    assert steps < sum(map(len, expected)), "nobody shared a step"
+    assert steps < sum(map(len, expected)), "no two requests shared a step"
     assert len(set(expected)) > len(PROMPTS) / 2, "the seeds change nothing"
 
 
@@ -183,7 +183,7 @@ def test_events_say_what_lines_say(custom):
     ],
     ids=str,
 )
-def test_a_bad_request_is_told_what_is_wrong(custom, request_):
+def test_the_response_to_a_bad_request_says_what_is_wrong(custom, request_):
     response = httpx.post(f"{custom.url}/generate", json=request_, timeout=SECONDS)
     assert response.status_code == 422
     assert response.json()["detail"]

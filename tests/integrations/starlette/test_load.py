@@ -1,4 +1,4 @@
-"""A server under load: five hundred clients at once, some of whom leave, or never read."""
+"""A server under load: five hundred clients at once, some of which leave or never read."""
 
 import pytest
 
@@ -41,5 +41,5 @@ def test_R02_each_of_many_clients_gets_its_own_outputs_and_nothing_is_left_of_an
     assert after["opened"] == sum(after["finished"].values())
     assert load.is_idle(after)
     assert memory_after - memory_before < NOISE
-    # Those who never read: nobody else's response has raised.
+    # The responses of clients that never read; no other response has raised.
     assert [error for error in load.logged_errors() if "SlowConsumerError" not in error] == []

@@ -8,6 +8,7 @@ import math
 import socket
 import threading
 
+import anyio
 import httpx
 import pytest
 import trio
@@ -43,6 +44,7 @@ from batchstream.integrations.starlette import (
     TextResponse,
     exception_handlers,
 )
+from support import knobs
 from support.serving import SECONDS, Call
 
 RESPONSES = {"lines": NDJSONResponse, "text": TextResponse, "events": EventsResponse}
@@ -73,8 +75,8 @@ class Exchange:
     def __init__(self, path, endpoint):
         self.path = path
         self.endpoint = endpoint
-        self.begun = []  # the messages that were to be sent
-        self.sent = []  # and those that were
+        self.begun = []  # the messages that the application wanted to send
+        self.sent = []  # the messages that the server has accepted
         self.error = None
         self.over = False
         self._changed = threading.Condition()
@@ -147,7 +149,7 @@ class Server(uvicorn.Server):
         self.client = httpx.Client(
             base_url=f"http://127.0.0.1:{self.address[1]}",
             timeout=SECONDS,
-            # A connection that is cut behind its response is not to be used once more.
+            # A connection that is cut after its response must not be used for another request.
             limits=httpx.Limits(max_keepalive_connections=0),
         )
         return self
@@ -191,7 +193,7 @@ class Server(uvicorn.Server):
         return Call(self.client, exchange.path, None)
 
     def connect(self, exchange, method="GET"):
-        """Send a request by a client that never reads, unless it is told to."""
+        """Send a request, and return the socket: its client reads only what the test receives."""
         client = socket.socket()
         client.settimeout(SECONDS)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LITTLE)
@@ -266,9 +268,9 @@ def stream_of(model, size=1, **options):
 
 
 def respond_with(server, model, response_class=NDJSONResponse, **options):
-    """Add a path that responds with the only stream of a model; it is kept alive by the exchange.
+    """Add a path that responds with the only stream of a model.
 
-    Else it would be cancelled because nobody refers to it, and not because the response says so.
+    The exchange refers to the stream, so that it is only cancelled where the response does so.
     """
 
     def respond():
@@ -700,7 +702,7 @@ def test_R11_a_client_that_leaves_does_not_disturb_the_others_of_its_batch(serve
 
 
 def test_starlette_alone_lets_the_stream_of_a_client_that_left_go_on(plain_server):
-    """Why there are responses of our own: an iterator that is no generator is told nothing."""
+    """Why there are responses of our own: Starlette never closes an iterator that it dropped."""
     exchanges = {}
     for response_class in (StreamingResponse, TextResponse):
         model = Model(plain_server, ["so"])
@@ -708,7 +710,7 @@ def test_starlette_alone_lets_the_stream_of_a_client_that_left_go_on(plain_serve
         with plain_server.client.stream("GET", exchange.path) as response:
             assert next(response.iter_raw()) == b"so"
         exchange.wait()
-        model.give(["for nobody"])
+        model.give(["unread"])
         exchanges[response_class] = exchange
     assert exchanges[StreamingResponse].stream.finish_reason is None
     assert is_cancelled(exchanges[TextResponse])
@@ -756,6 +758,43 @@ def stuck(server, response_class, closed, **options):
     return exchange
 
 
+class WriteTimers:
+    """Takes the place of `move_on_after`: the time of a write runs out when the test says so.
+
+    Attributes:
+        running: The scopes of the writes in progress.
+        seconds: The time that each write was given.
+    """
+
+    def __init__(self):
+        self.running = []
+        self.seconds = []
+        self._deadline = math.inf
+
+    @contextlib.contextmanager
+    def __call__(self, seconds):
+        self.seconds.append(seconds)
+        with anyio.CancelScope(deadline=self._deadline) as scope:
+            self.running.append(scope)
+            try:
+                yield scope
+            finally:
+                self.running.remove(scope)
+
+    def run_out(self):
+        """Cancel the writes that wait, now and from now on."""
+        self._deadline = -math.inf
+        for scope in self.running:
+            scope.cancel()
+
+
+@pytest.fixture
+def write_timers(monkeypatch):
+    timers = WriteTimers()
+    monkeypatch.setattr("batchstream.integrations._http.move_on_after", timers)
+    return timers
+
+
 def test_R19_a_client_that_never_reads_loses_its_stream_and_its_response_ends_when_it_leaves(
     server, response_class
 ):
@@ -778,29 +817,34 @@ def test_a_client_that_reads_too_late_is_cut(server, response_class):
 
 
 def test_a_write_that_takes_too_long_cancels_the_stream_and_cuts_the_connection(
-    server, response_class
+    server, response_class, write_timers
 ):
     model = Model(server, [BIG])
-    exchange = respond_with(server, model, response_class, send_timeout=0.2)
+    exchange = respond_with(server, model, response_class, send_timeout=60.0)
     with server.connect(exchange) as client:
-        exchange.wait_until(lambda exchange: exchange.sent)
+        # The first write fills the connection, so that the next has to wait.
+        exchange.wait_until(lambda exchange: len(exchange.sent) == 2)
+        server.call_in_loop(write_timers.run_out)
         model.give(["more"], ["and more"], ["and more"])
         assert model.closed.wait(SECONDS)
         assert is_cancelled(exchange)
         assert read_to_the_end(client) != b"0\r\n\r\n"
     assert isinstance(exchange.wait().error, TimeoutError)
-    assert "send_timeout=0.2" in str(exchange.error)
+    assert "send_timeout=60.0" in str(exchange.error)
+    assert set(write_timers.seconds) == {60.0}
 
 
-def test_a_send_timeout_does_not_end_a_stream_that_is_slow_itself(plain_server, response_class):
+def test_a_send_timeout_does_not_run_while_a_stream_has_no_output(
+    plain_server, response_class, write_timers
+):
     server = plain_server
     model = Model(server, ["so"])
-    exchange = respond_with(server, model, response_class, send_timeout=0.001)
+    exchange = respond_with(server, model, response_class, send_timeout=60.0)
     call = server.call(exchange)
     call.wait_for_chunk()
-    later = threading.Event()
-    server.loop.call_soon_threadsafe(server.loop.call_later, 0.01, later.set)
-    assert later.wait(SECONDS)
+    exchange.wait_until(lambda exchange: len(exchange.sent) == 2)
+    assert server.call_in_loop(lambda: list(write_timers.running)) == []
+    assert len(write_timers.seconds) == 2
     model.give(["on"], [None])
     call.wait()
     assert call.error is None
@@ -811,15 +855,15 @@ def test_a_send_timeout_does_not_end_a_stream_that_is_slow_itself(plain_server, 
 
 
 @pytest.mark.parametrize("leaves", [False, True], ids=["stays", "leaves"])
-def test_a_background_task_runs_behind_the_response(server, response_class, leaves):
+def test_a_background_task_runs_after_the_response(server, response_class, leaves):
     seen = []
 
-    async def note():
-        await asyncio.sleep(0)  # it would not come back if it were cancelled with the response
+    async def record():
+        await asyncio.sleep(0)  # raises here if the task is cancelled with the response
         seen.append(exchange.stream.finish_reason)
 
     model = Model(server, ["so"])
-    exchange = respond_with(server, model, response_class, background=BackgroundTask(note))
+    exchange = respond_with(server, model, response_class, background=BackgroundTask(record))
     with server.client.stream("GET", exchange.path) as response:
         chunks = response.iter_raw()
         next(chunks)
@@ -830,7 +874,7 @@ def test_a_background_task_runs_behind_the_response(server, response_class, leav
     assert seen == [FinishReason.CANCELLED if leaves else FinishReason.EOS]
 
 
-def test_a_background_task_does_not_run_behind_an_error(server, response_class):
+def test_a_background_task_does_not_run_after_an_error(server, response_class):
     seen = []
     task = BackgroundTask(seen.append, 1)
     error = DeadlineError("too late", timeout=1.0)
@@ -937,13 +981,18 @@ def batching(engine):
         yield start
 
 
-def submit(server, batcher, request, response_class=NDJSONResponse, **options):
-    """Send a request, and return its exchange and call once the batcher has it."""
+def submit(server, batcher, request, response_class=NDJSONResponse, *, timeout=None, overdue=False):
+    """Send a request, and return its exchange and call once the batcher has it.
+
+    With `overdue` its deadline has passed when its response begins.
+    """
     submitted = threading.Event()
 
     def respond():
         try:
-            exchange.stream = batcher.astream(request, **options)
+            exchange.stream = batcher.astream(request, timeout=3600.0 if overdue else timeout)
+            if overdue:
+                knobs.let_deadline_pass(exchange.stream)
         finally:
             submitted.set()
         return response_class(exchange.stream)
@@ -968,7 +1017,7 @@ def test_R07_each_response_ends_at_its_own_end(batching, engine, response_class)
     assert digits == "12" + "1234"
 
 
-def test_R13_the_engine_is_told_of_a_client_that_leaves(batching, engine, response_class):
+def test_R13_the_engine_drops_the_request_of_a_client_that_leaves(batching, engine, response_class):
     batcher, server = batching(max_batch_size=2)
     exchange = server.respond(lambda: response_class(batcher.astream(10**9)))
     with server.connect(exchange):
@@ -993,7 +1042,7 @@ def test_a_request_that_is_one_too_many_is_503(batching, engine):
 
 def test_a_request_that_does_not_begin_in_time_is_504(batching, engine, response_class):
     batcher, server = batching(max_batch_size=1)
-    exchange, call = submit(server, batcher, 1, response_class, timeout=0.01)
+    exchange, call = submit(server, batcher, 1, response_class, overdue=True)
     assert call.wait().status == 504
     assert isinstance(exchange.stream.end.error, DeadlineError)
 
@@ -1001,9 +1050,11 @@ def test_a_request_that_does_not_begin_in_time_is_504(batching, engine, response
 def test_a_request_that_begins_and_does_not_end_in_time_is_cut(batching, engine):
     batcher, server = batching(max_batch_size=1)
     engine.let_through()
-    exchange, call = submit(server, batcher, 2, timeout=2.0)
+    exchange, call = submit(server, batcher, 10**9, timeout=3600.0)
+    assert b"1" in call.wait_for_chunk()
+    knobs.let_deadline_pass(exchange.stream)
+    engine.let_through()  # the deadline counts before the next step
     assert isinstance(call.wait().error, httpx.RemoteProtocolError)
-    assert b"1" in call.body
     assert isinstance(exchange.stream.end.error, DeadlineError)
 
 
@@ -1023,7 +1074,7 @@ def test_requests_of_a_batcher_that_closes_are_cut_or_503(batching, engine, resp
     assert late.wait().status == 503
 
 
-# ---- without a server: who cancels whom, step by step
+# ---- without a server: cancellation step by step
 
 
 class Client:

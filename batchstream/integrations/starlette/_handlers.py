@@ -1,4 +1,4 @@
-"""Errors that have a status of their own, as long as nothing has been sent."""
+"""Which errors get a status of their own, as long as nothing has been sent."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Scope
 
-    from batchstream.integrations._response import Handler
+    from batchstream.integrations._http import Handler
 
 _RETRY_AFTER: Final = "1"
-"""Seconds: which other server answers meanwhile is for a load balancer to know."""
+"""Seconds. A load balancer knows better than this server which other one is free meanwhile."""
 
 
 async def _unavailable(_request: Request, _error: Exception) -> Response:
@@ -28,24 +28,27 @@ async def _too_late(_request: Request, _error: Exception) -> Response:
     return JSONResponse({"detail": "Gateway Timeout"}, 504)
 
 
-# The keys are as FastAPI declares them, where a status may be one.
+# The keys have the type that FastAPI declares, in which a status can be a key too.
 exception_handlers: Final[dict[int | type[Exception], Handler]] = {
     OverloadedError: _unavailable,
     ClosedError: _unavailable,
     DeadlineError: _too_late,
 }
-"""What to answer to errors of batchers: `FastAPI(exception_handlers=exception_handlers)`.
+"""Responses to the errors of batchers: `FastAPI(exception_handlers=exception_handlers)`.
 
-`OverloadedError` and `ClosedError` are answered with status 503 and `Retry-After`, `DeadlineError`
-with 504, each with a `{"detail": ...}` that tells nothing of the server. They are raised where an
-endpoint calls `astream`, or reads a stream itself. The responses of this module give the same
-answers by themselves; but where an application has a handler of its own for such an error, they
-leave the error to that.
+`OverloadedError` and `ClosedError` get status 503 and `Retry-After`, `DeadlineError` gets 504, each
+with a `{"detail": ...}` that says nothing about the server. An endpoint that calls `astream`, or
+reads a stream itself, raises these errors, and the handlers respond. The responses of this module
+send the same by themselves, unless the application has a handler of its own for the error: then
+they raise it.
 """
 
 
 def handler_of(error: Exception, scope: Scope) -> Handler | None:
-    """Return what answers to an error, or None if it is to be raised."""
+    """Return the handler above for an error, or None where the error is to be raised.
+
+    An error without a handler is raised, and so is one that the application has a handler for.
+    """
     of_application, _ = scope.get("starlette.exception_handlers", ({}, {}))
     for cls in type(error).__mro__:
         if cls in of_application:

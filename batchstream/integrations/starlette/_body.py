@@ -1,15 +1,16 @@
-"""A stream as pieces of a body: drained and encoded, in whatever format."""
+"""A stream as the body of a response: drained and encoded, in any format."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Generic
+from typing import TYPE_CHECKING, Generic
 
 from anyio.lowlevel import checkpoint
 from typing_extensions import TypeVar
 
 from batchstream import AsyncStream, FinishReason
 from batchstream._core.errors import ClosedError
-from batchstream.integrations._response import Body
+from batchstream._eventloops.base import OUTPUTS_PER_TURN
+from batchstream.integrations._http import Body
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,17 +20,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 ValueT = TypeVar("ValueT")
 
-_TURN: Final = 64
-"""After how many outputs the event loop's other tasks have their turn."""
 
-
-class Chunks(Body, Generic[T]):
-    """The outputs of a stream, encoded; one chunk is all that was buffered, and never late.
+class StreamBody(Body, Generic[T]):
+    """The outputs of a stream, encoded; a chunk is all that was buffered, and waits for no more.
 
     Args:
-        stream: Read by this object alone from now on.
+        stream: From now on only this object reads it.
         encode: Makes an output bytes. It runs in the event loop.
-        encode_end: Makes the stream's end the last chunk, if there is to be one.
+        encode_end: Makes the stream's end the last chunk; None for a body without one.
 
     Raises:
         TypeError: The stream is no `AsyncStream`.
@@ -50,14 +48,14 @@ class Chunks(Body, Generic[T]):
         self._ended = False
 
     def cancel(self) -> None:
-        """Give the stream up."""
+        """Cancel the stream."""
         self._stream.cancel()
 
     async def _next(self) -> bytes | None:
         """Wait for the next chunk; None is the end.
 
         Raises:
-            ClosedError: The stream was cancelled, not by whoever reads it here.
+            ClosedError: The stream was cancelled from elsewhere, or its error was raised there.
             Exception: The stream's error, or what encoding raised.
         """
         if self._ended:
@@ -68,17 +66,19 @@ class Chunks(Body, Generic[T]):
             return self._end_of_stream()
         outputs += self._stream.drain()
         parts: list[bytes] = []
-        for start in range(0, len(outputs), _TURN):
+        for start in range(0, len(outputs), OUTPUTS_PER_TURN):
             if start:
                 await checkpoint()
-            parts += [_call(self._encode, output) for output in outputs[start : start + _TURN]]
+            some = outputs[start : start + OUTPUTS_PER_TURN]
+            parts += [_call(self._encode, output) for output in some]
         return b"".join(parts)
 
     def _end_of_stream(self) -> bytes | None:
         end = self._stream.end
         assert end is not None  # noqa: S101 - for the type checker
-        # Nobody cancels here before the last chunk was taken, and an error that comes as a mere end
-        # was raised elsewhere. Either way the body would look complete, and is not.
+        # The response itself has not cancelled the stream yet, and an error that arrives as a mere
+        # end was raised to an earlier reader. Either way a plain end would make the body look
+        # complete, and it is not.
         if end.reason in (FinishReason.CANCELLED, FinishReason.ERROR):
             raise ClosedError(
                 f"stream {self._stream.slot} had ended with {end.reason.value!r} "
@@ -89,7 +89,7 @@ class Chunks(Body, Generic[T]):
 
 
 def _call(encode: Callable[[ValueT], bytes], value: ValueT) -> bytes:
-    """Encode, but let no error of it pass for the end of an iteration."""
+    """Encode, and raise a `RuntimeError` for one that would pass for the end of an iteration."""
     try:
         return encode(value)
     except (StopIteration, StopAsyncIteration) as error:

@@ -1,0 +1,218 @@
+"""What races are made of: sources, readers and clients that notice whatever goes wrong.
+
+A scenario makes all of it anew, lets it run together, and in the end makes sure that nothing is
+left: of streams with `assert_settled`, of batchers with the `end` of its own file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from batchstream import EOS, AsyncBatchedStream
+from support import knobs
+
+# ---- streams
+
+
+class WatchedSource:
+    """An asynchronous source of given steps that notes how it is treated.
+
+    An exception instance in place of a step is raised.
+
+    Args:
+        steps: What it yields, or raises.
+        wait: What it awaits in each step: called with the step's number.
+        on_step: Called when it is asked for a step.
+    """
+
+    def __init__(self, steps, *, wait=lambda _: asyncio.sleep(0), on_step=lambda: None):
+        self.steps = steps
+        self.told = []
+        self.cancelled = 0
+        self.closed = 0
+        self.has_closed = asyncio.Event()
+        self._wait = wait
+        self._on_step = on_step
+        self._inside = False
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        return await self.asend(None)
+
+    async def asend(self, live):
+        with self._alone():
+            assert not self.closed, "the source was advanced after it was closed"
+            self._on_step()
+            self.told.append(live)
+            try:
+                await self._wait(len(self.told) - 1)
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+            if len(self.told) > len(self.steps):
+                raise StopAsyncIteration
+            step = self.steps[len(self.told) - 1]
+            if isinstance(step, BaseException):
+                raise step
+            return step
+
+    async def aclose(self):
+        with self._alone():
+            await asyncio.sleep(0)
+            self.closed += 1
+            self.has_closed.set()
+
+    @contextlib.contextmanager
+    def _alone(self):
+        assert not self._inside, "the source was entered twice"
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
+
+
+def opened(steps, *, wait=lambda _: asyncio.sleep(0), **options):
+    """Return a batch of two streams, its source, and a reader for each stream."""
+    source = WatchedSource(steps, wait=wait)
+    batch = AsyncBatchedStream(source, 2, **options)
+    return batch, source, [Reader(stream) for stream in batch]
+
+
+class Reader:
+    """Reads a stream to its end, undeterred by cancels of its task.
+
+    Args:
+        stream: What to read.
+        receive: How: an asynchronous function that returns the stream's next output.
+    """
+
+    def __init__(self, stream, receive=anext):
+        self.outputs = []
+        self.errors = []
+        self.ended = False
+        self.cancels = 0
+        self._stream = stream
+        self._receive = receive
+        self._task = None
+
+    async def read(self):
+        self._task = asyncio.current_task()
+        while not self.ended:
+            try:
+                output = await self._receive(self._stream)
+            except StopAsyncIteration:
+                self.ended = True
+            except asyncio.CancelledError:
+                self._task.uncancel()
+                self.cancels += 1
+            except TimeoutError:
+                self.cancels += 1
+            except Exception as error:  # noqa: BLE001 - the test looks at it
+                self.errors.append(error)
+            else:
+                assert not self.errors, "an output came after an error"
+                self.outputs.append(output)
+
+    def cancel(self):
+        """Cancel the task that reads, if it has begun and not ended."""
+        if self._task is not None:
+            self._task.cancel()
+
+
+def outputs_of(readers):
+    """Return what each reader has received; none may have been raised an error."""
+    assert [reader.errors for reader in readers] == [[]] * len(readers)
+    return [reader.outputs for reader in readers]
+
+
+def is_prefix(outputs, reference):
+    return outputs == reference[: len(outputs)]
+
+
+async def assert_settled(batch, source):
+    """Wait until the source is closed, and make sure that nothing was left behind."""
+    await source.has_closed.wait()
+    assert source.closed == 1
+    assert knobs.pump_of(batch).ended
+    assert batch.live == ()
+    assert not knobs.is_paused(batch), "the pump is still paused"
+    assert not knobs.is_waited_for(batch)
+    figures = batch.statistics()
+    assert figures.opened == sum(figures.finished.values())
+    for stream in batch:  # one end, for ever
+        assert [output async for output in stream] == []
+    assert batch.statistics().buffered == 0
+
+
+# ---- tasks
+
+
+async def turns(count, then=lambda: None):
+    """Give so many turns away, and then do this."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+    then()
+
+
+async def together(*coroutines):
+    async with asyncio.TaskGroup() as group:
+        for coroutine in coroutines:
+            group.create_task(coroutine)
+
+
+async def cancelled_often(reader, times=3):
+    """Cancel a reader's task again and again, so that it strikes anywhere."""
+    for _ in range(times):
+        await turns(1, reader.cancel)
+
+
+async def read_while(readers, *coroutines):
+    """Let all readers read to the end, and the coroutines run meanwhile."""
+    await together(*[reader.read() for reader in readers], *coroutines)
+
+
+# ---- batchers
+
+
+class ModelError(Exception):
+    """What a model fails with."""
+
+
+def reply(request, length=None):
+    """Return the outputs that a request gets: as many as its name says after a letter."""
+    return [f"{request}.{number}" for number in range(length or int(request[1:]))]
+
+
+def output(request, number):
+    """Return the request's output in this step, or the end mark."""
+    return f"{request}.{number}" if number < int(request[1:]) else EOS
+
+
+class Tallies:
+    """Metrics that count their calls."""
+
+    def __init__(self):
+        self.accepted = 0
+        self.refusals = 0
+        self.groups = []
+        self.ends = []
+
+    def submitted(self):
+        self.accepted += 1
+
+    def refused(self):
+        self.refusals += 1
+
+    def joined(self, waited):
+        assert min(waited) >= 0
+        self.groups.append(len(waited))
+
+    def stepped(self, live, capacity):
+        assert 0 < live <= capacity
+
+    def finished(self, end, *, joined, lasted):
+        assert lasted >= 0
+        self.ends.append((end.reason, joined))
