@@ -28,6 +28,24 @@ MODULES = sorted(
     if path.relative_to(PACKAGE).parts[0] != "integrations"
 )
 CORE = [module for module in MODULES if module.startswith("_core/")]
+# The folders of an integration that runs in several processes: what one kind of process runs knows
+# what all of them share, and not what another kind runs.
+LITSERVE = "integrations/litserve"
+BELOW_IN_LITSERVE = {
+    "_log": set(),
+    "_options": set(),
+    "_shutdown": set(),
+    "_link": {"_log"},
+    "_worker": {"_link", "_log", "_options"},
+    "_server": {"_link", "_log", "_shutdown"},
+    "_openai": {"_link", "_server"},
+    "_loops": {"_link", "_openai", "_options", "_server", "_worker"},
+    "__init__": {"_loops", "_openai"},
+}
+LITSERVE_MODULES = sorted(
+    path.relative_to(PACKAGE).with_suffix("").as_posix()
+    for path in (PACKAGE / LITSERVE).rglob("*.py")
+)
 # Imported where it runs, which is nowhere unless the user has it.
 OPTIONAL = {"_eventloops/trio": {"trio"}}
 # The core waits for nothing and reads no clock.
@@ -62,12 +80,40 @@ def test_a_folder_imports_only_what_lies_below_it(module):
     assert {name.partition("/")[0] for name in ours(module)} - {folder} <= BELOW[folder]
 
 
+def in_litserve(module):
+    """Return the folder or module of the integration that a module lies in."""
+    return module.removeprefix(f"{LITSERVE}/").partition("/")[0]
+
+
+@pytest.mark.parametrize("module", LITSERVE_MODULES)
+def test_what_one_kind_of_process_runs_imports_nothing_that_another_kind_runs(module):
+    prefix = f"batchstream.{LITSERVE.replace('/', '.')}."
+    names = {name for name in imports(module) if name.startswith(prefix)}
+    found = {name.removeprefix(prefix).partition(".")[0] for name in names}
+    assert found - {in_litserve(module)} <= BELOW_IN_LITSERVE[in_litserve(module)]
+
+
+def test_no_module_of_the_integration_imports_itself_by_way_of_others():
+    left = {}
+    for module in LITSERVE_MODULES:
+        names = {name.removeprefix("batchstream.").replace(".", "/") for name in imports(module)}
+        left[module] = {
+            other for other in LITSERVE_MODULES for name in names if name.startswith(f"{other}/")
+        }
+    assert not circular(left)
+
+
 def test_no_module_imports_itself_by_way_of_others():
-    left = {module: ours(module) & set(MODULES) for module in MODULES}
-    while free := [module for module, needed in left.items() if not needed & set(left)]:
+    assert not circular({module: ours(module) & set(MODULES) for module in MODULES})
+
+
+def circular(needed):
+    """Return the modules that import each other in a circle, or a module in a circle."""
+    left = dict(needed)
+    while free := [module for module, others in left.items() if not others & set(left)]:
         for module in free:
             del left[module]
-    assert not left
+    return left
 
 
 @pytest.mark.parametrize("module", CORE)

@@ -7,6 +7,10 @@ consumer with its own type, as a copy that `consumer_error` makes for each.
 from __future__ import annotations
 
 from types import GetSetDescriptorType, MemberDescriptorType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 INTERRUPTS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """Errors meant for the thread in which they are raised: they pass through it."""
@@ -207,6 +211,20 @@ def forget_context(error: BaseException, handled: BaseException | None) -> None:
 def report_unraisable(error: BaseException) -> None:
     """Hand an error that no caller waits for to `sys.unraisablehook`."""
     _Unraisable(error)
+
+
+def call_quietly(function: Callable[[], object]) -> None:
+    """Call a function, and hand what it raises to `sys.unraisablehook`: no caller waits for it.
+
+    Raises:
+        BaseException: One of `INTERRUPTS`.
+    """
+    try:
+        function()
+    except INTERRUPTS:
+        raise
+    except BaseException as error:  # noqa: BLE001 - handed on, to the hook
+        report_unraisable(error)
 
 
 class _Unraisable:

@@ -1,12 +1,12 @@
 """A LitServe server whose requests say what the model does: `python litserve_api.py OPTIONS`.
 
 A request is `{"tag": ..., "plan": [element, ...]}`. At its n-th step the model gives each request
-the n-th element of its plan, and None when it has no more; it steps for ever unless told to stop.
+the n-th element of its plan, and None when it has no more; it steps for ever unless it is stopped.
 
 Elements are lists, a word and its argument; see `encode`. "raise" and "stop" are the model's own,
 and concern the batch.
 
-If a request has a "gate", a port, the model waits there before each step; it also tells what it
+If a request has a "gate", a port, the model waits there before each step; it also reports what it
 does, and when it is closed.
 """
 
@@ -101,7 +101,7 @@ class Door:
         self._socket = socket.create_connection(("127.0.0.1", ports[0])) if ports else None
         self._lines = self._socket.makefile() if ports else None
 
-    def tell(self, line):
+    def report(self, line):
         if self._socket:
             try:
                 self._socket.sendall(f"{line}\n".encode())
@@ -109,12 +109,12 @@ class Door:
                 self._socket = None
 
     def pass_through(self, step):
-        self.tell(f"step {step}")
+        self.report(f"step {step}")
         if self._socket:
             self._lines.readline()
 
     def close(self):
-        self.tell("closed")
+        self.report("closed")
         if self._lines:
             self._lines.close()
 

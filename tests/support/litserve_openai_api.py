@@ -7,8 +7,8 @@ one whose word is "forever" there always are. Elements are lists, a word and its
 `encoded`. "undecodable" comes first, if at all, "raise" and "stop" concern the batch.
 
 If a request has a "gate", a port, the model waits there before each step that it makes for the
-first choice and those in its batch; it also tells what it does, who is left of the batch when that
-changes, and when it is closed.
+first choice and its batch; it also reports what it does, which choices of the batch are live when
+that changes, and when it is closed.
 """
 
 import json
@@ -64,13 +64,13 @@ class Planned(ls.LitAPI):
         self._come = Counter()
 
     def decode_request(self, request):
-        told = json.loads(request.messages[-1].content)
-        choice = self._come[told["tag"]]
-        self._come[told["tag"]] += 1
-        plan = told["plans"][choice]
+        content = json.loads(request.messages[-1].content)
+        choice = self._come[content["tag"]]
+        self._come[content["tag"]] += 1
+        plan = content["plans"][choice]
         if plan and plan[0][0] == "undecodable":
             raise error(*plan[0][1:])
-        gate = {"gate": told["gate"]} if "gate" in told and choice == 0 else {}
+        gate = {"gate": content["gate"]} if "gate" in content and choice == 0 else {}
         return {"plan": plan} | gate
 
 
@@ -90,7 +90,7 @@ class Stepping(Planned):
                     raise error(*words["raise"][1:])
                 if "stop" in words or (self.stops and not words):
                     return
-                self.tell(live=(yield self.predicted(elements)))
+                self.report(live=(yield self.predicted(elements)))
                 step += 1
         finally:
             self._door.close()
@@ -98,16 +98,16 @@ class Stepping(Planned):
     def predicted(self, elements):
         return elements
 
-    def tell(self, live):
+    def report(self, live):
         if live is not None and list(live) != list(self._live):
             self._live = live
-            self._door.tell(f"live {list(live)}")
+            self._door.report(f"live {list(live)}")
 
 
 class Batched(Stepping):
     def encode_response(self, steps):
         for elements in steps:
-            self.tell(live=(yield [encoded(element) for element in elements]))
+            self.report(live=(yield [encoded(element) for element in elements]))
 
 
 class StockBatched(Batched):
@@ -160,7 +160,7 @@ class Engine:
 
     def remove(self, slot):
         del self._plans[slot]
-        self._door.tell(f"removed {slot}")
+        self._door.report(f"removed {slot}")
         if not self._plans:
             self._door.close()
             self._door = None

@@ -1,7 +1,7 @@
 """A LitServe server whose models a test leads: `python litserve_stepwise_api.py OPTIONS`.
 
 A request is `{"tag": ..., "outputs": how many}`. With a "port" the worker connects to the test
-there, tells what it does in lines, and waits before each step until it is told to `go`. If the
+there, reports what it does in lines, and waits before each step until it reads `go`. If the
 connection is lost, it goes on without.
 
 `{"trouble": [where, number, kind]}` lets a hook raise: "decode" and "add", or "encode" and "step"
@@ -28,7 +28,7 @@ SIZE = 3
 TIMEOUT = 60
 
 
-# ---- what a worker tells, and is told
+# ---- what a worker reports, and reads
 
 
 class Ears:
@@ -38,17 +38,17 @@ class Ears:
         self.heard = None
         self._news = threading.Condition()
 
-    def listen_to(self, departures):
+    def listen_to(self, disconnects):
         self.heard = set()
-        note = departures._note
+        add = disconnects.add
 
-        def note_and_tell(uid):
-            note(uid)
+        def add_and_notify(uid):
+            add(uid)
             with self._news:
                 self.heard.add(uid)
                 self._news.notify_all()
 
-        departures._note = note_and_tell
+        disconnects.add = add_and_notify
 
     def wait_for(self, uid):
         if self.heard is not None:
@@ -69,7 +69,7 @@ class Door:
             except OSError:
                 self._socket = None  # a request of a test that is over
 
-    def tell(self, *words):
+    def report(self, *words):
         if self._socket:
             try:
                 self._socket.sendall((" ".join(map(str, words)) + "\n").encode())
@@ -101,7 +101,7 @@ class StepwiseAPI(ls.LitAPI):
         self.uids = {}
         if self.setup_port is not None:
             door = Door(self.setup_port)
-            door.tell("setup")
+            door.report("setup")
             door.hear()
 
     def decode_request(self, request: dict):
@@ -109,7 +109,7 @@ class StepwiseAPI(ls.LitAPI):
         if port != self.door.port:
             self.door.close()
             self.door = Door(port)
-        self.door.tell("decode", request["tag"])
+        self.door.report("decode", request["tag"])
         self.uids[request.get("uid")] = request["tag"]
         raise_if(request, "decode")
         if "limit" in request:
@@ -117,7 +117,7 @@ class StepwiseAPI(ls.LitAPI):
         return request
 
     def wait_to_go(self, *words):
-        self.door.tell("step", *words)
+        self.door.report("step", *words)
         while True:
             command, *arguments = self.door.hear()
             if command == "go":
@@ -126,10 +126,10 @@ class StepwiseAPI(ls.LitAPI):
                 [tag] = arguments
                 named = {known: uid for uid, known in self.uids.items()}
                 self.ears.wait_for(named.get(tag, tag))
-                self.door.tell("departure", tag)
+                self.door.report("departure", tag)
             elif command == "departures":
                 heard = self.ears.heard
-                self.door.tell(*sorted(tag for uid, tag in self.uids.items() if uid in heard))
+                self.door.report(*sorted(tag for uid, tag in self.uids.items() if uid in heard))
 
 
 def raise_if(request, where, number=0):
@@ -152,13 +152,13 @@ class BatchAPI(StepwiseAPI):
             for number in count():
                 if all(number >= request["outputs"] for request in requests):
                     return
-                told = [requests[slot]["tag"] for slot in self.live]
+                live = [requests[slot]["tag"] for slot in self.live]
                 readable = [
                     request["tag"]
                     for request, own in zip(requests, context, strict=True)
                     if getattr(own, "live", True)
                 ]
-                self.wait_to_go(*told, "|", *readable)
+                self.wait_to_go(*live, "|", *readable)
                 step = [
                     message(request, number) if number < request["outputs"] else None
                     for request in requests
@@ -168,13 +168,13 @@ class BatchAPI(StepwiseAPI):
                     self.live = live
         finally:
             self.uids.clear()
-            self.door.tell("closed")
+            self.door.report("closed")
             self.door.close()
             self.door = Door()
 
 
 class EncodingAPI(BatchAPI):
-    """Its ends are looked for in what encode_response yields, which is told who is live."""
+    """Its ends are in what encode_response yields, and that receives the live slots."""
 
     def encode_response(self, steps):
         for step in steps:
@@ -190,13 +190,13 @@ class Engine:
     def __init__(self, api):
         self.api = api
         self.rows = {}
-        api.door.tell("engine")
+        api.door.report("engine")
 
     def add(self, slot, request):
         assert slot not in self.rows, f"slot {slot} has {self.rows[slot]}, cannot have {request}"
         raise_if(request, "add")
         self.rows[slot] = (request, count())
-        self.api.door.tell("add", request["tag"], slot)
+        self.api.door.report("add", request["tag"], slot)
 
     def step(self):
         self.api.wait_to_go(*(f"{row[0]['tag']}@{slot}" for slot, row in sorted(self.rows.items())))
@@ -209,7 +209,7 @@ class Engine:
 
     def remove(self, slot):
         request, _ = self.rows.pop(slot)
-        self.api.door.tell("remove", request["tag"], slot)
+        self.api.door.report("remove", request["tag"], slot)
         if "limit" in request:
             self.api.request_timeout = TIMEOUT
         self.api.uids.pop(request["uid"], None)
@@ -265,15 +265,15 @@ class Naming:
 
 
 class BatchLoop(BatchedStreamLoop):
-    def _serve(self, desk, request_queue):
-        desk.lit_api.ears.listen_to(desk.departures)
-        super()._serve(desk, Naming(request_queue))
+    def _serve(self, context, request_queue):
+        context.lit_api.ears.listen_to(context.disconnects)
+        super()._serve(context, Naming(request_queue))
 
 
 class ContinuousLoop(ContinuousBatchLoop):
-    def _serve(self, desk, request_queue):
-        desk.lit_api.ears.listen_to(desk.departures)
-        super()._serve(desk, Naming(request_queue))
+    def _serve(self, context, request_queue):
+        context.lit_api.ears.listen_to(context.disconnects)
+        super()._serve(context, Naming(request_queue))
 
 
 # ---- the server
@@ -307,7 +307,7 @@ def api(kind, setup_port):
 
 
 class OtherServer(ls.LitServer):
-    """A LitServe of another version, that lacks an attribute for those who look from outside."""
+    """A LitServe of another version, that lacks an attribute for code of this package."""
 
     hidden = None
 

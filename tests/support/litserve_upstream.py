@@ -2,7 +2,7 @@
 
     python tests/support/litserve_upstream.py [--checkout DIR] [--torch REQUIREMENT] [-k …]
 
-What the stock loop does for those who use it is written down nowhere better than in LitServe's
+What the stock loop does for its users is written down nowhere better than in LitServe's
 tests. They are taken from the source distribution of the LitServe that is installed here, and run
 twice in an environment made for them: with the stock loop, then with ours under its name wherever
 LitServe has that name, so that `loop="auto"` means ours as well. A test that passes the first time
@@ -53,7 +53,7 @@ EXPECTED: dict[str, str] = {}
 """Tests that pass with the stock loop and are right to fail with ours, and why they are."""
 
 PATCH = '''
-"""Found by every Python of the replay, those that the tests start included."""
+"""Found by every Python of the replay, and by every one that the tests start."""
 import json, os, sys
 import litserve.loops.loops
 import uvicorn
@@ -159,7 +159,7 @@ def is_free(port):
 
 
 def files_to_run(checkout):
-    """Return those files that there are, and that can be run now; say which are left out."""
+    """Return the files that exist and can be run now; say which are left out."""
     files = [file for file in FILES if (checkout / file).exists()]
     if missing := set(FILES).difference(files):
         print(f"not among this version's tests: {', '.join(sorted(missing))}")

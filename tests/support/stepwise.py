@@ -59,7 +59,7 @@ class Client:
 
 
 class Door:
-    """A worker at the test's door: what it tells, and when it may go on."""
+    """A worker at the test's door: what it reports, and when it may go on."""
 
     def __init__(self, connection):
         self._connection = connection
@@ -80,9 +80,9 @@ class Door:
         return [tag for _, tag in words]
 
     def is_at_step_of(self, *tags):
-        """It is about to make a step for these: so it was told, and so their contexts say."""
-        told = " ".join(tags)
-        assert self.next_line() == f"step {told} | {told}"
+        """It is about to make a step for these: so say the live slots, and their contexts."""
+        live = " ".join(tags)
+        assert self.next_line() == f"step {live} | {live}"
 
     def go(self):
         self._send("go")
@@ -118,7 +118,7 @@ class Door:
         return self.next_line().split()
 
     def step_of(self, *tags):
-        """What an engine tells before a step of these, if each is in the slot where it was."""
+        """What an engine reports before a step of these, if each is in the slot where it was."""
         places = sorted((self.slots[tag], tag) for tag in tags)
         return " ".join(["step", *(f"{tag}@{slot}" for slot, tag in places)])
 
@@ -183,7 +183,7 @@ class Server:
 
 
 class Guests:
-    """The clients of one test, who have all left when it is over."""
+    """The clients of one test; all of them have left when it is over."""
 
     def __init__(self, server, stack):
         self.server = server

@@ -4,43 +4,64 @@ Theory of operation
 -------------------
 
 LitServe has one main process, server processes that it forks, and workers that it spawns. A
-request goes from a server process to a worker through a queue that all workers share; messages
-come back through a transport, and each says to which request it belongs.
+request goes from a server process to a worker through a queue that all workers share. Messages
+come back through a transport, and each carries the uid of its request. This package has a folder
+for each kind of process, and one for what crosses between them:
 
-**In a worker** LitServe runs a loop (`_loop.py`). Both loops work at a `Desk` (`_desk.py`), have
-requests as `Member`s (`_member.py`) and hand out what a step gives to whom in the same way
-(`_serving.py`). `BatchedStreamLoop` runs the hooks of LitServe's own batched streaming loop, in
-their order, and reads their steps with `BatchedStream.steps` (`_batch.py`). `ContinuousBatchLoop`
-drives an engine itself, with the core, and takes requests in between two steps (`_continuous.py`,
-`_arrivals.py`). What is said to clients (`_reply.py`) is collected during a step, and sent in one
-message for each server process (`_outbox.py`): the transport costs more than anything else. Where a
-server process is behind, more than one step is (`_flow.py`).
+- `_link` is what crosses: the messages, and the pipes. The main process makes a `Link` before it
+  starts any other process; server processes inherit it, workers get a copy.
+- `_worker` runs in a worker.
+- `_server` runs in a server process, and sets the link up in the main process (`setup.py`).
 
-**In a server process** LitServe's endpoint would not do. It has sent status 200 before it knows of
-any output; it ends the body in the proper way after an error, so that its client takes half an
-answer for a whole one; and it tells nobody when a client leaves. The loops give their API an
-endpoint of its own, by the means that LitServe has for it, a `LitSpec` (`_endpoint.py`, or
-`_openai.py`). It holds the status back until there is an output to send, and cuts the connection if
-an error comes later. Requests and messages go through an `Exchange` (`_exchange.py`), which has the
-same of the server as LitServe's own `OpenAISpec`: the request queue, and entries in the response
-buffer. One entry of its own sorts the messages that were sent together, and sees to it that no
-client who does not read has more than `max_buffered` of them waiting.
+`_worker` and `_server` do not import each other. `_loops.py` has the public loops: LitServe asks
+them to prepare an API in the main process, and runs them in each worker.
 
-A failure travels as an output does, in place of it: as plain data (`_messages.py`). Nothing that a
-user made but text and bytes, and so nothing that cannot be pickled or unpickled, goes back to a
-client through this endpoint.
+**In a worker** the two loops differ in how they make a step. `BatchedStreamLoop` calls the hooks
+of LitServe's own batched streaming loop, in their order, and reads the iterators that they return
+(`batch.py`). `ContinuousBatchLoop` drives an engine, and takes requests in between two steps
+(`continuous.py`); a thread fetches them from the queue (`queue.py`). Either way the core, a
+`Demultiplexer`, decides which slot gets what of a step, and a `Serving` hands that out
+(`serving.py`):
 
-When a client leaves, the exchange tells the workers, each through a pipe (`_departures.py`). A
-thread there sleeps on the pipe; the loop hears of it before the model's next step.
+1. It sends the messages of the step before, and drops the requests whose clients have left.
+2. It lets the model make a step.
+3. It formats each output and puts it into the outbox. Where `encode_response` is called for each
+   request, an output goes to the request's encoder instead (`encoder.py`). An encoder that reads a
+   second output before it has yielded an element makes `Serving` take the next step at once.
+4. It puts the ends into the outbox.
 
-**In the main process** SIGTERM is made to end all of them (`_shutdown.py`).
+The outbox joins the messages for one server process into one batch (`outbox.py`), because the
+transport costs more than anything else. Where a server process lags, several steps go into one
+batch.
+
+**In a server process** LitServe's endpoint would not do. It sends status 200 before there is any
+output. It ends the body as a complete one after an error, so that the client takes half a response
+for a whole one. And no worker learns that a client has left. So the loops give their API an
+endpoint of its own, by the means that LitServe has for it, a `LitSpec` (`endpoint.py`; for OpenAI's
+interface `_openai.py` and `completions.py`). It holds the status back until there is an output to
+send, and cuts the connection if an error comes later.
+
+Of the server an endpoint uses what LitServe's own `OpenAISpec` uses: the request queue, and entries
+in the response buffer. Each request has an entry, a `ResponseQueue`, which fails a request whose
+client leaves more than `max_buffered` messages unread (`responses.py`). Batches of messages are
+addressed to one more entry, which takes them apart (`router.py`).
+
+A failure travels in place of an output, as plain data (`messages.py`). A client gets nothing of a
+user's objects through this endpoint but text and bytes: nothing that might not pickle or unpickle.
+
+**Back to the workers** go two things through pipes (`pipes.py`). When a client leaves, every worker
+gets the uid: a thread there sleeps on the pipe, and the loop drops the request before the model's
+next step (`disconnects.py`). And for each batch of messages that a server process has taken, its
+worker gets a receipt, so that it does not run ahead.
+
+**In the main process** SIGTERM is made to end all processes (`_shutdown.py`).
 
 An API with a spec of its own keeps the endpoint of that spec. Its failures are LitServe's own error
-messages, what the client sees of them is what the spec shows, and nobody notices who leaves.
+messages, the spec decides what a client sees of them, and no worker learns which clients leave.
 """
 
-from batchstream.integrations.litserve._loop import BatchedStreamLoop as BatchedStreamLoop
-from batchstream.integrations.litserve._loop import ContinuousBatchLoop as ContinuousBatchLoop
+from batchstream.integrations.litserve._loops import BatchedStreamLoop as BatchedStreamLoop
+from batchstream.integrations.litserve._loops import ContinuousBatchLoop as ContinuousBatchLoop
 from batchstream.integrations.litserve._openai import OpenAISpec as OpenAISpec
 
 __all__ = ["BatchedStreamLoop", "ContinuousBatchLoop", "OpenAISpec"]

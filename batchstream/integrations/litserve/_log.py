@@ -1,4 +1,4 @@
-"""Where both sides log."""
+"""The logger of all processes."""
 
 from __future__ import annotations
 

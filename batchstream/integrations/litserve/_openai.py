@@ -8,12 +8,14 @@ import litserve.specs.openai as stock
 from fastapi import BackgroundTasks, HTTPException, Response
 from pydantic import BaseModel
 
-from batchstream.integrations.litserve._completions import (
+from batchstream.integrations.litserve._server.completions import (
     CompletionResponse,
     EventsBody,
     MessageBody,
     error_response,
 )
+from batchstream.integrations.litserve._server.responses import submit
+from batchstream.integrations.litserve._server.setup import check_server, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
     from litserve import LitAPI
     from litserve.specs.base import LitSpec
 
-    from batchstream.integrations.litserve._completions import CompletionBody
-    from batchstream.integrations.litserve._exchange import Exchange
+    from batchstream.integrations.litserve._link.link import Link
+    from batchstream.integrations.litserve._server.completions import CompletionBody
 
 _LARGEST_N: Final = 128  # as with OpenAI's own API
 
@@ -46,27 +48,26 @@ class OpenAISpec(stock.OpenAISpec):
     of your own.
 
     Each of the `n` choices that a client asks for is a request of its own for the model. The
-    response ends when all have ended, and tells of each why: `finish_reason` is `"stop"`, or
-    `"length"` where the request ended with that reason; or what the model says, with
-    `Last(..., info={"finish_reason": "content_filter"})`; or `"tool_calls"` where there were any.
+    response ends when all of them have ended. The `finish_reason` of a choice is `"length"` if its
+    request ended with that reason, `"tool_calls"` if it has any, otherwise `"stop"`. The model may
+    give another, with `Last(..., info={"finish_reason": "content_filter"})`.
 
-    What was used the model says too, in the `info` of the end (`prompt_tokens`,
-    `completion_tokens`, `total_tokens`) or in its messages, whose figures are added up. In a stream
-    the sum is a chunk of its own, behind all others, if the client asks with
-    `stream_options: {"include_usage": true}`; otherwise it is in the last chunk, if there is
-    anything to tell.
+    The model may give numbers of tokens (`prompt_tokens`, `completion_tokens`, `total_tokens`), in
+    the `info` of the end or in its messages, whose numbers are added up. In a stream the sum is the
+    last chunk, of its own, if the client asks with `stream_options: {"include_usage": true}`;
+    otherwise it is part of the last chunk, if any number was given.
 
-    An error before the first output is answered with its status, a later one is an event. Either
-    way it has the form that OpenAI's clients raise. The other choices are given up.
+    An error before the first output is answered with its status; a later error is an event. Either
+    way it has the form that OpenAI's clients raise. The workers give up the other choices.
 
     Attributes:
-        exchange: The way to the workers; a loop of this package puts it there. With another loop
-            this spec is no more than LitServe's own.
+        link: To the workers; a loop of this package sets it. With another loop this spec is no more
+            than LitServe's own.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.exchange: Exchange | None = None
+        self.link: Link | None = None
 
     @classmethod
     def instead_of(cls, spec: LitSpec, lit_api: LitAPI) -> Self:
@@ -78,7 +79,7 @@ class OpenAISpec(stock.OpenAISpec):
         return new
 
     def __getstate__(self) -> dict[str, Any]:
-        # What waits in the buffer is no business of the workers, and does not pickle.
+        # Workers do not need what waits in the buffer, and it does not pickle.
         return super().__getstate__() | {"response_buffer": None}  # type: ignore[no-untyped-call, no-any-return]
 
     def pre_setup(self, lit_api: LitAPI) -> None:
@@ -88,31 +89,31 @@ class OpenAISpec(stock.OpenAISpec):
         super().pre_setup(lit_api if calls_predict else _Predicting(lit_api))  # type: ignore[arg-type]
 
     def setup(self, server: Any) -> None:
-        """Get ready for the workers, which are started next."""
+        """Prepare for the workers, which LitServe starts next."""
         super().setup(server)
-        if self.exchange is not None:
-            self.exchange.connect(server, str(self.api_path))
+        if self.link is not None:
+            connect(self.link, server, str(self.api_path))
 
     @property
     def endpoints(self) -> list[tuple[str, Callable[..., Any], list[str]]]:
-        """The routes, for the server that has just introduced itself."""
-        if self.exchange is not None:
-            self.exchange.check(self._server)
+        """The routes, for the server that LitServe has just given to the spec."""
+        if self.link is not None:
+            check_server(self.link, self._server)
         return super().endpoints  # type: ignore[no-any-return]
 
     def populate_context(self, context: dict[str, Any], request: Any) -> None:
-        """Put all that the client asks for into the context, but the messages."""
+        """Put everything that the client asks for into the context, except the messages."""
         context.update(request.model_dump(exclude={"messages"}))
 
     async def chat_completion(  # type: ignore[override]  # FastAPI reads which request it takes
         self, request: ChatCompletionRequest, background_tasks: BackgroundTasks
     ) -> Response:
         """Answer a client."""
-        if self.exchange is None or not self.exchange.usable:
+        if self.link is None or not self.link.usable:
             return await super().chat_completion(request, background_tasks)  # type: ignore[no-any-return]
         try:
             choices = [request.model_copy(update={"n": 1}) for _ in range(_checked(request.n))]
-            answers = self.exchange.submit(self, choices)
+            responses = submit(self.link, self, choices)
         except HTTPException as error:
             return error_response(error)
         model = request.model or ""
@@ -120,9 +121,9 @@ class OpenAISpec(stock.OpenAISpec):
         if request.stream:
             asked = request.stream_options
             include_usage = asked is not None and bool(asked.include_usage)
-            body = EventsBody(answers, model, include_usage=include_usage)
+            body = EventsBody(responses, model, include_usage=include_usage)
         else:
-            body = MessageBody(answers, model)
+            body = MessageBody(responses, model)
         return CompletionResponse(body)
 
 
@@ -144,10 +145,10 @@ class _Predicting:
         return getattr(self._lit_api, name)
 
     def predict(self) -> Iterator[None]:
-        """Stand in for it."""
+        """Stand in for a real one."""
         yield
 
 
 def is_stock(spec: LitSpec | None) -> bool:
-    """Tell whether a spec is LitServe's own, and nobody's subclass of it."""
+    """Return whether a spec is LitServe's own, and not of a subclass."""
     return type(spec) is stock.OpenAISpec

@@ -3,87 +3,80 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from batchstream._core.arguments import check_count, check_eos
+from batchstream._core.arguments import check_count, check_limit
+from batchstream._core.rules import EndRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 Hook: TypeAlias = Literal["encode_response", "predict"]
-"""The hooks in whose steps a loop can look for the ends."""
+"""The hooks whose steps can hold the ends."""
 
 Limit: TypeAlias = "int | Callable[[Mapping[str, Any]], int | None] | None"
 """How many outputs a request gets at most: a number, or a function of the request's context."""
 
 
-class Options:
-    """How the ends of streams are told. LitServe spawns its workers, so all of it has to pickle.
+@dataclass(frozen=True)
+class LoopOptions:
+    """The options of a loop. LitServe spawns its workers, so all of them have to pickle.
 
-    Args:
-        eos: The end mark.
-        is_eos: A predicate on outputs.
-        include_eos: Whether what it recognised is delivered.
-        max_outputs: The limit.
-        require_eos: Whether an end without a mark is an error.
+    Attributes:
+        rules: How the ends of streams are recognised.
+        max_outputs: The limit of each request.
+        max_pending: How many requests may wait; None for any number.
+        max_buffered: How many messages may wait for a client; None for any number.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
     """
 
-    def __init__(
-        self,
-        *,
-        eos: object = None,
-        is_eos: Callable[[Any], object] | None = None,
-        include_eos: bool = False,
-        max_outputs: Limit = None,
-        require_eos: bool = False,
-    ) -> None:
-        check_eos(eos, is_eos)
-        check_travels("is_eos", is_eos)
-        check_travels("eos", eos)
+    rules: EndRules[Any]
+    max_outputs: Limit
+    max_pending: int | None
+    max_buffered: int | None
+
+    def __post_init__(self) -> None:
+        eos = self.rules.eos
+        check_pickles("is_eos", self.rules.is_eos)
+        check_pickles("eos", eos)
         if pickle.loads(ForkingPickler.dumps(eos)) is not eos:  # noqa: S301 - just pickled
             raise ValueError(
                 f"eos is compared by identity, which {eos!r} loses on its way into a worker "
                 f"process: pass None, EOS, a class or a member of an enum"
             )
-        if callable(max_outputs):
-            check_travels("max_outputs", max_outputs)
-        elif max_outputs is not None:
-            max_outputs = check_count("max_outputs", max_outputs, at_least=1)
-        self._max_outputs = max_outputs
-        self.ends: dict[str, Any] = {
-            "eos": eos,
-            "is_eos": is_eos,
-            "include_eos": include_eos,
-            "require_eos": require_eos,
-        }
+        if callable(self.max_outputs):
+            check_pickles("max_outputs", self.max_outputs)
+        else:
+            check_limit(self.max_outputs)
+        for name in ("max_pending", "max_buffered"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), at_least=1)
 
     def limit_of(self, context: Mapping[str, Any]) -> int | None:
         """Return how many outputs a request gets at most.
 
         Raises:
-            TypeError, ValueError: The function returned what is no such number.
+            TypeError, ValueError: The function returned something else.
             Exception: What the function raises.
         """
-        limit = self._max_outputs
-        if callable(limit):
-            limit = limit(context)
-        return None if limit is None else check_count("max_outputs", limit, at_least=1)
+        limit = self.max_outputs
+        return check_limit(limit(context) if callable(limit) else limit)
 
 
-def check_travels(name: str, thing: object) -> None:
+def check_pickles(name: str, value: object) -> None:
     """Refuse what cannot be sent to a spawned process.
 
     Raises:
         TypeError: It does not pickle.
     """
     try:
-        ForkingPickler.dumps(thing)
+        ForkingPickler.dumps(value)
     except Exception as error:
         raise TypeError(
             f"{name} has to be known by its name in LitServe's workers, which are spawned: pass a "
-            f"function or class of a module, got {thing!r}"
+            f"function or class of a module, got {value!r}"
         ) from error

@@ -37,7 +37,7 @@ class Server:
         return self._log_path.read_text(errors="replace")
 
     def call(self, *requests, path="/three"):
-        """Send requests that make a batch, with idle ones in the places of those that lack."""
+        """Send requests that make a batch, with idle ones in the places that are left."""
         idle = [IDLE] * (SIZES[path] - len(requests))
         return call_together(self.client, path, [*requests, *idle])
 

@@ -44,7 +44,7 @@ def assert_complete(call, tag, outputs):
 
 
 def assert_cut(call, tag, outputs):
-    """It has had a proper beginning, but nobody could take it for all."""
+    """The response has begun, but no client could take it for complete."""
     call.wait()
     assert isinstance(call.error, httpx.RemoteProtocolError)
     assert call.status == 200
@@ -61,7 +61,8 @@ def assert_answer(call, status, detail):
 # ---- ends
 
 
-def test_R07_a_response_is_complete_while_the_rest_of_its_batch_goes_on(any_server, gate):
+@pytest.mark.rule(7)
+def test_a_response_is_complete_while_the_rest_of_its_batch_goes_on(any_server, gate):
     short, long, _ = any_server.call(counting("short", 3), counting("long", 9, gate=gate.port))
     for step in range(4):  # the fourth says that short has ended
         gate.let_through(step)
@@ -70,7 +71,8 @@ def test_R07_a_response_is_complete_while_the_rest_of_its_batch_goes_on(any_serv
     assert not long.over
 
 
-def test_R07_an_end_that_comes_with_the_last_output_does_not_wait_for_a_step(server, gate):
+@pytest.mark.rule(7)
+def test_an_end_that_comes_with_the_last_output_does_not_wait_for_a_step(server, gate):
     short = {"tag": "short", "plan": [["out", 0], ["out", 1], ["last", 2]]}
     short, long, _ = server.call(short, counting("long", 9, gate=gate.port))
     for step in range(3):
@@ -87,7 +89,7 @@ def test_concurrent_requests_get_1_3_and_9_outputs(server):
         assert_complete(call, tag, outputs)
 
 
-def test_everybody_may_end_in_the_same_step(server):
+def test_all_requests_may_end_in_the_same_step(server):
     calls = server.call(counting("a", 4), counting("b", 4), counting("c", 4))
     for call, tag in zip(calls, "abc", strict=True):
         assert_complete(call, tag, 4)
@@ -122,7 +124,8 @@ def test_a_source_that_ends_ends_the_streams_that_are_left(server):
     assert_complete(b, "b", 1)
 
 
-def test_R10_the_source_is_closed_when_nobody_is_left_and_goes_no_further(server, gate):
+@pytest.mark.rule(10)
+def test_the_source_is_closed_when_no_request_is_left_and_goes_no_further(server, gate):
     calls = server.call(counting("a", 2, gate=gate.port), counting("b", 1))
     for step in range(3):
         gate.let_through(step)
@@ -131,7 +134,8 @@ def test_R10_the_source_is_closed_when_nobody_is_left_and_goes_no_further(server
     assert gate.next_line() == ""  # nothing after it
 
 
-def test_R10_the_source_is_closed_when_all_have_failed(server, gate):
+@pytest.mark.rule(10)
+def test_the_source_is_closed_when_all_have_failed(server, gate):
     failing = {"tag": "a", "plan": [["object"]], "gate": gate.port}
     calls = server.call(failing, failing | {"gate": gate.port}, failing)
     gate.let_through(0)
@@ -143,8 +147,9 @@ def test_R10_the_source_is_closed_when_all_have_failed(server, gate):
 # ---- errors of one request
 
 
+@pytest.mark.rule(15)
 @pytest.mark.parametrize("victim", range(3))
-def test_R15_a_request_that_cannot_be_decoded_fails_alone(any_server, victim):
+def test_a_request_that_cannot_be_decoded_fails_alone(any_server, victim):
     requests = [counting(tag, 3) for tag in "abc"]
     requests[victim]["undecodable"] = ["http", "no such prompt"]
     calls = any_server.call(*requests)
@@ -154,14 +159,16 @@ def test_R15_a_request_that_cannot_be_decoded_fails_alone(any_server, victim):
     assert_answer(calls[victim], 429, "no such prompt")
 
 
-def test_R15_requests_that_cannot_be_decoded_leave_the_worker_to_the_next(server):
+@pytest.mark.rule(15)
+def test_requests_that_cannot_be_decoded_leave_the_worker_to_the_next(server):
     bad = counting("bad", 1, undecodable=["http", "none of them"])
     for call in server.call(bad, bad, bad):
         assert_answer(call, 429, "none of them")
     test_concurrent_requests_get_1_3_and_9_outputs(server)
 
 
-def test_R15_fail_before_the_first_output_gives_its_own_answer_to_one_client(server):
+@pytest.mark.rule(15)
+def test_fail_before_the_first_output_gives_its_own_answer_to_one_client(server):
     failing = {"tag": "failing", "plan": [["fail", "http", "too many"]]}
     failing, other, _ = server.call(failing, counting("other", 3))
     assert_answer(failing, 429, "too many")
@@ -169,7 +176,8 @@ def test_R15_fail_before_the_first_output_gives_its_own_answer_to_one_client(ser
     assert_complete(other, "other", 3)
 
 
-def test_R15_fail_in_mid_stream_cuts_off_one_client(server):
+@pytest.mark.rule(15)
+def test_fail_in_mid_stream_cuts_off_one_client(server):
     failing = {"tag": "failing", "plan": [["out", 0], ["out", 1], ["fail", "http", "too many"]]}
     failing, other, _ = server.call(failing, counting("other", 5))
     assert_cut(failing, "failing", 2)
@@ -186,8 +194,9 @@ def test_a_failure_reaches_its_client_while_the_others_go_on(server, gate):
     assert not other.over
 
 
+@pytest.mark.rule(15)
 @pytest.mark.parametrize("element", [["object"], ["surrogate"]], ids=lambda element: element[0])
-def test_R15_an_output_that_cannot_be_sent_fails_its_own_request(server, element):
+def test_an_output_that_cannot_be_sent_fails_its_own_request(server, element):
     early = {"tag": "early", "plan": [element, ["out", 1]]}
     late = {"tag": "late", "plan": [["out", 0], element, ["out", 2]]}
     early, late, other = server.call(early, late, counting("other", 4))
@@ -199,7 +208,8 @@ def test_R15_an_output_that_cannot_be_sent_fails_its_own_request(server, element
 # ---- errors of the batch
 
 
-def test_R08_a_step_of_the_wrong_width_is_an_error_and_nobody_elses_output(any_server):
+@pytest.mark.rule(8)
+def test_a_step_of_the_wrong_width_is_an_error_and_no_other_clients_output(any_server):
     narrow = {"tag": "a", "plan": [["out", 0], ["narrow"], ["out", 2]]}
     calls = any_server.call(narrow, counting("b", 3), counting("c", 3))
     for call, tag in zip(calls, "abc", strict=True):
@@ -208,7 +218,8 @@ def test_R08_a_step_of_the_wrong_width_is_an_error_and_nobody_elses_output(any_s
         assert_cut(call, tag, 1)
 
 
-def test_R08_a_first_step_of_the_wrong_width_is_answered_with_500(server):
+@pytest.mark.rule(8)
+def test_a_first_step_of_the_wrong_width_is_answered_with_500(server):
     for call in server.call({"tag": "a", "plan": [["narrow"]]}, counting("b", 3)):
         assert_answer(call, 500, "Internal server error")
 
@@ -228,14 +239,15 @@ def test_an_error_before_the_first_output_is_answered_with_500(server):
     test_concurrent_requests_get_1_3_and_9_outputs(server)
 
 
-def test_an_http_exception_of_the_batch_is_everybodys_answer(server):
+def test_an_http_exception_of_the_batch_answers_all_its_requests(server):
     for call in server.call({"tag": "a", "plan": [["raise", "http", "out of memory"]]}):
         assert_answer(call, 429, "out of memory")
         assert call.headers["retry-after"] == "7"
 
 
+@pytest.mark.rule(18)
 @pytest.mark.parametrize("kind", KINDS_OF_500)
-def test_R18_whatever_is_raised_the_client_gets_a_500_and_the_worker_lives(server, kind):
+def test_whatever_is_raised_the_client_gets_a_500_and_the_worker_lives(server, kind):
     [before] = server.call(counting("before", 1), path="/one")
     [call] = server.call({"tag": "a", "plan": [["raise", kind, "no luck"]]}, path="/one")
     assert_answer(call, 500, "Internal server error")
@@ -244,15 +256,17 @@ def test_R18_whatever_is_raised_the_client_gets_a_500_and_the_worker_lives(serve
     assert outputs_of(before.wait())[0]["pid"] == outputs_of(after)[0]["pid"]
 
 
-def test_R18_a_detail_that_is_no_json_is_sent_as_text(server):
+@pytest.mark.rule(18)
+def test_a_detail_that_is_no_json_is_sent_as_text(server):
     [call] = server.call(
         {"tag": "a", "plan": [["raise", "http with unpicklable detail", ""]]}, path="/one"
     )
     assert_answer(call, 429, "{'f': <built-in function print>}")
 
 
+@pytest.mark.rule(18)
 @pytest.mark.xfail(strict=True, reason="the worker dies, and LitServe shuts the server down")
-def test_R18_an_unpicklable_exception_on_the_stock_loop(doomed_stock_server):
+def test_an_unpicklable_exception_on_the_stock_loop(doomed_stock_server):
     calls = doomed_stock_server.call({"tag": "a", "plan": [["raise", "unpicklable", "no luck"]]})
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline and not all(call.over for call in calls):

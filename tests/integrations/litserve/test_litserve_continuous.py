@@ -1,4 +1,4 @@
-"""End to end: continuous batching. `litserve_stepwise_api.py` says what an engine tells."""
+"""End to end: continuous batching. `litserve_stepwise_api.py` says what an engine reports."""
 
 import http.client
 import random
@@ -21,7 +21,8 @@ def one(guests_of_one_worker):
 # ---- joining
 
 
-def test_R30_requests_join_a_running_batch_between_two_steps(one):
+@pytest.mark.rule(30)
+def test_requests_join_a_running_batch_between_two_steps(one):
     long = one.send(PATH, "long", MANY)
     door = one.street.door()
     door.make_steps_until_it_serves("long")
@@ -41,7 +42,8 @@ def test_R30_requests_join_a_running_batch_between_two_steps(one):
     assert numbers_of([long.next_output() for _ in range(3)], "long") == [0, 1, 2]
 
 
-def test_R29_all_who_come_during_one_step_join(one):
+@pytest.mark.rule(29)
+def test_all_requests_that_come_during_one_step_join(one):
     clients = {"a": one.send(PATH, "a", 3)}
     door = one.street.door()
     door.make_steps_until_it_serves("a")
@@ -55,7 +57,8 @@ def test_R29_all_who_come_during_one_step_join(one):
         assert numbers_of(client.outputs(), tag) == [0, 1, 2]
 
 
-def test_R02_many_clients_get_their_own_outputs_all_of_them_in_order(guests):
+@pytest.mark.rule(2)
+def test_many_clients_get_their_own_outputs_all_of_them_in_order(guests):
     chance = random.Random(5)  # noqa: S311
     lengths = {f"client {number}": chance.randrange(20) for number in range(CLIENTS)}
     clients = {
@@ -78,7 +81,8 @@ def test_each_worker_has_an_engine_with_slots_of_its_own(guests):
 # ---- leaving
 
 
-def test_R13_who_leaves_is_removed_before_the_next_step(guests):
+@pytest.mark.rule(13)
+def test_a_request_whose_client_leaves_is_removed_before_the_next_step(guests):
     clients = guests.fill(PATH, MANY)
     for door in guests.doors():
         door.make_steps_until(lambda tags: len(tags) == SIZE)
@@ -93,7 +97,8 @@ def test_R13_who_leaves_is_removed_before_the_next_step(guests):
             assert clients[tag].next_output()["tag"] == tag
 
 
-def test_R30_the_slot_of_one_who_has_left_goes_to_one_who_waits(one):
+@pytest.mark.rule(30)
+def test_the_slot_of_a_client_that_has_left_goes_to_a_waiting_request(one):
     clients = one.fill(PATH, MANY)
     door = one.street.door()
     door.make_steps_until_it_serves("a", "b", "c")
@@ -111,7 +116,8 @@ def test_R30_the_slot_of_one_who_has_left_goes_to_one_who_waits(one):
     assert numbers_of(clients["a"].outputs(), "a") == list(range(MANY))
 
 
-def test_R13_the_engine_makes_no_step_when_all_have_left(one):
+@pytest.mark.rule(13)
+def test_the_engine_makes_no_step_when_all_clients_have_left(one):
     clients = one.fill(PATH, MANY)
     door = one.street.door()
     door.make_steps_until_it_serves("a", "b", "c")
@@ -124,7 +130,8 @@ def test_R13_the_engine_makes_no_step_when_all_have_left(one):
     assert door.next_line() == "decode d"  # and no step before
 
 
-def test_R13_who_leaves_while_the_request_waits_in_the_queue_is_not_served(one):
+@pytest.mark.rule(13)
+def test_a_client_that_leaves_while_its_request_waits_is_not_served(one):
     busy = one.send(NARROW, "busy", MANY)
     door = one.street.door()
     door.make_steps_until_it_serves("busy")
@@ -146,7 +153,7 @@ def test_R13_who_leaves_while_the_request_waits_in_the_queue_is_not_served(one):
 # ---- more than it can take
 
 
-def test_who_finds_the_waiting_room_full_is_told_to_come_again_and_served_then(one):
+def test_a_client_that_finds_the_queue_full_is_asked_to_come_again_and_served_then(one):
     clients = {"a": one.send(NARROW, "a", 1)}
     door = one.street.door()
     door.make_steps_until_it_serves("a")
@@ -166,7 +173,7 @@ def test_who_finds_the_waiting_room_full_is_told_to_come_again_and_served_then(o
     assert numbers_of(again.outputs(), "d") == [0]
 
 
-def test_who_has_waited_too_long_gets_504_and_the_others_go_on(one):
+def test_a_request_that_has_waited_too_long_gets_504_and_the_others_go_on(one):
     one.send(PATH, "a", MANY, limit=1e-9)
     door = one.street.door()
     door.make_steps_until_it_serves("a")
@@ -180,13 +187,14 @@ def test_who_has_waited_too_long_gets_504_and_the_others_go_on(one):
 # ---- errors
 
 
+@pytest.mark.rule(15)
 @pytest.mark.parametrize("where", ["decode", "add", "encode"])
 @pytest.mark.parametrize(
     ("kind", "answer"),
     [("http", (429, None)), ("plain", UNKNOWN), ("unpicklable", UNKNOWN)],
     ids=["http", "plain", "unpicklable"],
 )
-def test_R15_an_error_of_one_request_fails_it_alone(one, where, kind, answer):
+def test_an_error_of_one_request_fails_it_alone(one, where, kind, answer):
     other = one.send(PATH, "other", MANY)
     door = one.street.door()
     door.make_steps_until_it_serves("other")
@@ -201,7 +209,8 @@ def test_R15_an_error_of_one_request_fails_it_alone(one, where, kind, answer):
     assert numbers_of(other.outputs(), "other") == list(range(MANY))
 
 
-def test_R15_an_error_of_one_encode_response_in_mid_stream_cuts_off_one_client(one):
+@pytest.mark.rule(15)
+def test_an_error_of_one_encode_response_in_mid_stream_cuts_off_one_client(one):
     other = one.send(PATH, "other", MANY)
     door = one.street.door()
     door.make_steps_until_it_serves("other")
@@ -220,8 +229,9 @@ def test_R15_an_error_of_one_encode_response_in_mid_stream_cuts_off_one_client(o
     assert numbers_of(other.outputs(), "other") == list(range(MANY))
 
 
+@pytest.mark.rule(18)
 @pytest.mark.parametrize("kind", ["plain", "unpicklable", "unshowable", "stop iteration"])
-def test_R18_whatever_a_step_raises_the_worker_lives_and_makes_a_new_engine(one, kind):
+def test_whatever_a_step_raises_the_worker_lives_and_makes_a_new_engine(one, kind):
     before = one.send(PATH, "before", 1, at_door=False).outputs()
     failing = one.send(PATH, "failing", 1, trouble=["step", 0, kind])
     door = one.street.door()
@@ -235,7 +245,8 @@ def test_R18_whatever_a_step_raises_the_worker_lives_and_makes_a_new_engine(one,
     assert output["pid"] == before[0]["pid"]
 
 
-def test_R15_an_error_in_a_step_fails_all_in_the_engine_and_not_who_waits(one):
+@pytest.mark.rule(15)
+def test_an_error_in_a_step_fails_all_in_the_engine_and_no_waiting_request(one):
     clients = {tag: one.send(PATH, tag, MANY) for tag in "ab"}
     door = one.street.door()
     door.make_steps_until_it_serves("a", "b")
@@ -268,7 +279,7 @@ def anywhere(stepwise_servers, tmp_path, request):
         with guests_of(stepwise_servers("one worker")) as guests:
             yield guests, PATH
     else:
-        # In a loop that sleeps between two looks into its queue: nobody else should have it.
+        # Its loop sleeps between two reads of the queue: no other request should be there first.
         with (
             serve(tmp_path, apis=["stock_continuous"]) as server,
             guests_of(server) as guests,

@@ -1,4 +1,4 @@
-"""End to end: clients who leave. `litserve_stepwise_api.py` says what a model tells at the door."""
+"""End to end: clients that leave. `litserve_stepwise_api.py` says what a model reports."""
 
 import pytest
 
@@ -13,9 +13,10 @@ def path(request):
     return request.param
 
 
-def test_R13_who_leaves_is_out_before_the_next_step_and_the_others_go_on(guests, path):
+@pytest.mark.rule(13)
+def test_a_client_that_leaves_is_out_before_the_next_step_and_the_others_go_on(guests, path):
     clients = guests.fill(path, 3)
-    for door in guests.doors():  # those of the second worker come to no harm meanwhile
+    for door in guests.doors():  # the requests of the second worker come to no harm meanwhile
         leaver, *others = door.decoded()
         door.is_at_step_of(leaver, *others)
         clients[leaver].leave()
@@ -29,7 +30,8 @@ def test_R13_who_leaves_is_out_before_the_next_step_and_the_others_go_on(guests,
         assert door.next_line() == "closed"
 
 
-def test_R13_who_leaves_in_mid_stream_is_out_before_the_next_step(guests, path):
+@pytest.mark.rule(13)
+def test_a_client_that_leaves_in_mid_stream_is_out_before_the_next_step(guests, path):
     clients = guests.fill(path, 4)
     for door in guests.doors():
         *others, leaver = door.decoded()
@@ -47,7 +49,8 @@ def test_R13_who_leaves_in_mid_stream_is_out_before_the_next_step(guests, path):
             assert numbers_of(clients[tag].outputs(), tag) == [0, 1, 2, 3]
 
 
-def test_R10_the_source_is_closed_when_all_have_left_and_goes_no_further(guests, path):
+@pytest.mark.rule(10)
+def test_the_source_is_closed_when_all_clients_have_left_and_goes_no_further(guests, path):
     clients = guests.fill(path, MANY)
     for door in guests.doors():
         tags = door.decoded()
@@ -63,7 +66,8 @@ def test_R10_the_source_is_closed_when_all_have_left_and_goes_no_further(guests,
     guests.server.wait_until_it_answers(0)
 
 
-def test_R10_the_source_is_closed_when_one_has_ended_and_the_others_have_left(
+@pytest.mark.rule(10)
+def test_the_source_is_closed_when_one_request_has_ended_and_the_other_clients_have_left(
     guests_of_one_worker, path
 ):
     guests = guests_of_one_worker
@@ -71,7 +75,7 @@ def test_R10_the_source_is_closed_when_one_has_ended_and_the_others_have_left(
     door = guests.street.door()
     tags = door.decoded()
     left = [tag for tag in tags if tag != "a"]
-    for _ in range(2):  # in the second it is told that a has ended
+    for _ in range(2):  # in the second the live slots lack a
         door.is_at_step_of(*tags)
         door.go()
     door.is_at_step_of(*left)
@@ -100,7 +104,8 @@ def anywhere(stepwise_servers, request):
         yield guests, path
 
 
-def test_R13_no_steps_are_made_for_nobody(anywhere):
+@pytest.mark.rule(13)
+def test_no_steps_are_made_when_all_clients_have_left(anywhere):
     guests, path = anywhere
     clients = guests.fill(path, 50)
     door = guests.street.door()
@@ -108,7 +113,9 @@ def test_R13_no_steps_are_made_for_nobody(anywhere):
     door.is_at_step_of(*tags)
     for tag, client in clients.items():
         client.leave()
-        door.wait_for_departure_of(tag)  # which a worker with a loop of LitServe's own is not told
+        door.wait_for_departure_of(
+            tag
+        )  # which a worker with a loop of LitServe's own never hears of
     guests.server.wait_until_it_answers(0)  # but the server has noticed, there as well
     steps = 0
     while steps < 50:
@@ -132,9 +139,8 @@ def test_the_model_at_the_door_works_with_a_loop_of_litserves_own(stock_guests):
         assert numbers_of(clients[tag].outputs(), tag) == [0, 1]
 
 
-def test_R13_who_leaves_while_the_request_waits_in_the_queue_is_not_served(
-    guests_of_one_worker, path
-):
+@pytest.mark.rule(13)
+def test_a_client_that_leaves_while_its_request_waits_is_not_served(guests_of_one_worker, path):
     guests = guests_of_one_worker
     first = guests.fill(path, 1)
     door = guests.street.door()
@@ -160,7 +166,9 @@ def test_R13_who_leaves_while_the_request_waits_in_the_queue_is_not_served(
         assert numbers_of(client.outputs(), tag) == [0]
 
 
-def test_who_has_the_whole_response_is_not_said_to_have_left(guests_of_one_worker, path):
+def test_a_client_that_has_the_whole_response_does_not_count_as_disconnected(
+    guests_of_one_worker, path
+):
     guests = guests_of_one_worker
     lengths = {"complete": 1, "leaver": MANY, "other": 3}
     clients = {tag: guests.send(path, tag, outputs) for tag, outputs in lengths.items()}
@@ -175,7 +183,7 @@ def test_who_has_the_whole_response_is_not_said_to_have_left(guests_of_one_worke
     clients["complete"].leave()
     guests.server.wait_until_it_answers(2)
     clients["leaver"].leave()
-    door.wait_for_departure_of("leaver")  # who leaves first is heard of first
+    door.wait_for_departure_of("leaver")  # disconnects come in their order
     assert door.departures() == ["leaver"]
     door.go()
     door.is_at_step_of("other")
@@ -187,7 +195,7 @@ def test_who_has_the_whole_response_is_not_said_to_have_left(guests_of_one_worke
 @pytest.mark.parametrize(
     ("hidden", "warning"),
     [
-        ("_inference_workers_config_for_api", "does not tell how many workers there are"),
+        ("_inference_workers_config_for_api", "does not say how many workers there are"),
         ("_get_request_queue", "has no LitServer._get_request_queue"),
     ],
 )

@@ -18,8 +18,9 @@ from litserve.transport.base import MessageTransport
 from litserve.utils import LitAPIStatus
 
 from batchstream import Fail, Last, Many, StepError
-from batchstream.integrations.litserve import BatchedStreamLoop, _exchange
-from batchstream.integrations.litserve._messages import Failure
+from batchstream.integrations.litserve import BatchedStreamLoop
+from batchstream.integrations.litserve._link.messages import Failure
+from batchstream.integrations.litserve._server import setup
 
 LOGGER = "batchstream.integrations.litserve"
 FINISHED = (LitAPIStatus.FINISH_STREAMING, "")
@@ -31,7 +32,7 @@ def ok(*outputs):
 
 
 class Messages(MessageTransport):
-    """Keeps what is sent, by request; refuses what it is told to."""
+    """Keeps what is sent, by request; refuses what it is made to."""
 
     def __init__(self, refused=()):
         self.sent = {}
@@ -66,7 +67,7 @@ class Words(ls.LitAPI):
 def served(api, *requests, transport=None, callbacks=(), waited=(), uids=("r0", "r1", "r2")):
     """Let the loop serve a batch of these requests, and return the messages to each.
 
-    Those numbered in `waited` come so late that they have no place in the batch.
+    Requests numbered in `waited` come so late that they have no place in the batch.
     """
     transport = transport or Messages()
     api.max_batch_size = len(requests) - len(waited)
@@ -95,7 +96,8 @@ def test_each_request_has_its_outputs_and_its_end():
     ]
 
 
-def test_R29_a_request_is_served_even_if_the_time_to_collect_is_over_at_once(monkeypatch):
+@pytest.mark.rule(29)
+def test_a_request_is_served_even_if_the_time_to_collect_is_over_at_once(monkeypatch):
     class Clock:
         """Stands still as long as one takes a request from the queue, then leaps."""
 
@@ -130,7 +132,8 @@ class FailsInMidStream(Words):
         raise RuntimeError("model")
 
 
-def test_R09_one_that_cannot_be_told_does_not_keep_the_others_from_being_told():
+@pytest.mark.rule(9)
+def test_an_end_that_cannot_be_sent_does_not_hold_back_the_other_ends():
     class RefusesOne(Messages):
         def send(self, item, consumer_id):
             uid, (data, *_) = item
@@ -155,7 +158,8 @@ class CancelledInDecode(Words):
         return super().decode_request(request)
 
 
-def test_R14_a_cancelled_error_out_of_a_hook_is_an_error_like_another():
+@pytest.mark.rule(14)
+def test_a_cancelled_error_out_of_a_hook_is_an_error_like_another():
     assert served(ready(CancelledInDecode), "bad", "a") == [[FAILED], [*ok("a"), FINISHED]]
 
 
@@ -318,15 +322,17 @@ class Closing(Words):
             type(self).closed.append("encode_response")
 
 
+@pytest.mark.rule(10)
 @pytest.mark.parametrize("last", ["", " broken"], ids=["at the end", "at an error"])
-def test_R10_generators_are_closed_once_from_the_last_to_the_first(monkeypatch, last):
+def test_generators_are_closed_once_from_the_last_to_the_first(monkeypatch, last):
     monkeypatch.setattr(Closing, "closed", [])
     monkeypatch.setattr(Closing, "kept", [])
     served(ready(Closing), "a b" + last, "x")
     assert Closing.closed == ["encode_response", "unbatch", "predict"]
 
 
-def test_R10_what_was_begun_is_closed_when_a_later_hook_raises():
+@pytest.mark.rule(10)
+def test_what_was_begun_is_closed_when_a_later_hook_raises():
     closed = []
 
     class Begun:
@@ -334,7 +340,7 @@ def test_R10_what_was_begun_is_closed_when_a_later_hook_raises():
             return self
 
         def __next__(self):
-            raise AssertionError("nobody asks")
+            raise AssertionError("no step is made")
 
         def close(self):
             closed.append(self)
@@ -362,7 +368,8 @@ def test_what_is_no_iterator_is_the_users_to_close():
     assert served(api, "?") == [[*ok("a", "b"), FINISHED]]
 
 
-def test_R13_hooks_that_listen_are_told_who_is_live():
+@pytest.mark.rule(13)
+def test_hooks_that_listen_receive_the_live_slots():
     heard = []
 
     def encode_response(output_stream):
@@ -426,8 +433,9 @@ def test_a_last_output_that_cannot_be_sent_is_an_error_and_not_an_end():
     assert served(api, "a", "x") == [[FAILED], [*ok("x"), FINISHED]]
 
 
+@pytest.mark.rule(14)
 @pytest.mark.parametrize("stopping", [SystemExit, GeneratorExit])
-def test_R14_what_stops_the_worker_passes_after_its_clients_were_told(stopping):
+def test_what_stops_the_worker_passes_after_its_requests_have_failed(stopping):
     api = ready(Words)
 
     def predict(inputs):
@@ -444,7 +452,8 @@ def test_R14_what_stops_the_worker_passes_after_its_clients_were_told(stopping):
     assert transport.sent["r0"] == [*ok("a"), FAILED]
 
 
-def test_R14_ctrl_c_stops_the_loop_as_it_does_the_stock_one(monkeypatch):
+@pytest.mark.rule(14)
+def test_ctrl_c_stops_the_loop_as_it_does_the_stock_one(monkeypatch):
     killed = []
     monkeypatch.setattr(LitLoop, "kill", lambda self: killed.append(self))  # noqa: PLW0108 - binds
     api = ready(Words)
@@ -486,7 +495,7 @@ def test_a_spec_of_the_users_own_gets_litserves_error_messages():
 
 
 def test_without_what_it_rests_on_it_says_so_and_streams_go_on(monkeypatch):
-    monkeypatch.setattr(_exchange, "NEEDED_OF_SERVER", ("response_buffer", "taken_away"))
+    monkeypatch.setattr(setup, "NEEDED_OF_SERVER", ("response_buffer", "taken_away"))
     api = Words(stream=True, max_batch_size=2, loop=BatchedStreamLoop())
     with pytest.warns(RuntimeWarning, match="no LitServer.taken_away: streams go on"):
         server = ls.LitServer(api, accelerator="cpu")
@@ -501,18 +510,19 @@ def test_without_what_it_rests_on_it_says_so_and_streams_go_on(monkeypatch):
 # ---- collecting a batch
 
 
-def test_R29_the_wait_for_others_begins_with_the_first_request():
+@pytest.mark.rule(29)
+def test_the_wait_for_others_begins_with_the_first_request():
     api = ready(Words)
     api.max_batch_size, api.batch_timeout = 2, 30
 
     class Late(queue.Queue):
-        """Empty for as long as nobody has been told so three times."""
+        """Says three times that it is empty."""
 
-        told = 0
+        times = 0
 
         def get(self, block=True, timeout=None):
-            if self.told < 3:
-                self.told += 1
+            if self.times < 3:
+                self.times += 1
                 raise queue.Empty
             return super().get(block, timeout)
 
@@ -522,10 +532,11 @@ def test_R29_the_wait_for_others_begins_with_the_first_request():
     batch, timed_out = api.loop.get_batch_requests(api, waiting, Messages())
     assert [uid for _, uid, _ in batch] == ["r0", "r1"]
     assert timed_out == []
-    assert waiting.told == 3
+    assert waiting.times == 3
 
 
-def test_R29_an_idle_worker_with_no_batch_timeout_waits_in_the_queue():
+@pytest.mark.rule(29)
+def test_an_idle_worker_with_no_batch_timeout_waits_in_the_queue():
     class Idle(queue.Queue):
         def get_nowait(self):
             raise AssertionError("polled")

@@ -82,10 +82,10 @@ def pool():
 
 def asking(*plans, gate=None, **options):
     """What a client sends so that the model makes choices by these plans."""
-    told = {"tag": uuid.uuid4().hex, "plans": plans}
+    content = {"tag": uuid.uuid4().hex, "plans": plans}
     if gate is not None:
-        told["gate"] = gate.port
-    messages = [{"role": "user", "content": json.dumps(told)}]
+        content["gate"] = gate.port
+    messages = [{"role": "user", "content": json.dumps(content)}]
     return {"model": "model", "messages": messages, "n": len(plans)} | options
 
 
@@ -118,13 +118,13 @@ def figures(usage):
 
 
 def let_run_until(gate, *lines):
-    """Let the model make its steps until it tells one of these; return how many that were."""
+    """Let the model make its steps until it reports one of these; return how many that were."""
     deadline = time.monotonic() + SECONDS
     steps = 0
-    while (told := gate.next_line()) not in lines:
-        assert told, "the model has gone"
-        assert time.monotonic() < deadline, f"{steps} steps, now {told}"
-        if told.startswith("step"):
+    while (line := gate.next_line()) not in lines:
+        assert line, "the model has gone"
+        assert time.monotonic() < deadline, f"{steps} steps, now {line}"
+        if line.startswith("step"):
             open_gate(gate)
             steps += 1
     return steps
@@ -157,8 +157,9 @@ WAYS_TO_END = [
 ]
 
 
+@pytest.mark.rule(2)
 @pytest.mark.parametrize("path", NUMBERS_OF_CHOICES)
-def test_R02_each_choice_is_complete_whatever_ends_first(service, path):
+def test_each_choice_is_complete_whatever_ends_first(service, path):
     @settings(max_examples=15)
     @given(plans_of(path), st.booleans())
     def check(made, stream):
@@ -173,8 +174,9 @@ def test_R02_each_choice_is_complete_whatever_ends_first(service, path):
     check()
 
 
-# With LitServe's own spec and loop the first end ends all. Here those who share a batch have the
-# same length, which is all that its loop can do.
+# With LitServe's own spec and loop the first end ends all. Here the choices that share a batch have
+# the same length, which is all that its loop can do.
+@pytest.mark.rule(2)
 @pytest.mark.parametrize(
     "path",
     [
@@ -183,13 +185,14 @@ def test_R02_each_choice_is_complete_whatever_ends_first(service, path):
         pytest.param("/stock", marks=pytest.mark.xfail(strict=True, raises=AssertionError)),
     ],
 )
-def test_R02_a_choice_that_ends_first_does_not_end_the_others(service, path):
+def test_a_choice_that_ends_first_does_not_end_the_others(service, path):
     plans = [outs("a", "b"), outs("c", "d"), outs("e", "f", "g", "h", "i")]
     texts = [texts for texts, _ in streamed(service.chunks(path, *plans), 3)]
     assert texts == [["a", "b"], ["c", "d"], ["e", "f", "g", "h", "i"]]
 
 
-def test_R07_choices_come_step_by_step_and_end_one_by_one(service, gate, pool):
+@pytest.mark.rule(7)
+def test_choices_come_step_by_step_and_end_one_by_one(service, gate, pool):
     plans = [outs("a0"), [["out", "b0"], ["last", "b1", {}]], outs("c0", "c1", "c2")]
     asked = pool.submit(service.create, "/v1", *plans, gate=gate, stream=True)
     gate.let_through(0)
@@ -212,13 +215,14 @@ def test_R07_choices_come_step_by_step_and_end_one_by_one(service, gate, pool):
 
 
 def come(stream, number):
-    """Wait for so many chunks; those of different choices are in no order."""
+    """Wait for so many chunks; chunks of different choices are in no order."""
     choices = [next(stream).choices[0] for _ in range(number)]
     news = [(choice.index, choice.delta.content, choice.finish_reason) for choice in choices]
     return sorted(news, key=lambda new: new[0])
 
 
-def test_R02_clients_at_the_same_time_get_their_own_choices(service):
+@pytest.mark.rule(2)
+def test_clients_at_the_same_time_get_their_own_choices(service):
     async def talk(client, number):
         texts = [[f"{number}.{choice}.{n}" for n in range(choice * 3)] for choice in range(3)]
         request = asking(*(outs(*some) for some in texts), stream=bool(number % 2))
@@ -293,7 +297,7 @@ def test_a_response_that_is_no_stream_has_everything_at_once(service):
     assert (completion.object, completion.model) == ("chat.completion", "model")
 
 
-def test_the_role_is_told_as_the_model_tells_it(service):
+def test_the_role_arrives_as_the_model_gives_it(service):
     [first, *_] = service.chunks(ONE, outs("a"))
     assert first.choices[0].delta.role == "assistant"
 
@@ -336,16 +340,16 @@ REASONS = {
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "no stream"])
 @pytest.mark.parametrize(("plan", "reason"), REASONS.values(), ids=REASONS)
-def test_a_choice_tells_why_it_has_ended(service, plan, reason, stream):
+def test_a_choice_has_the_reason_of_its_end(service, plan, reason, stream):
     if stream:
-        [(_, told)] = streamed(service.chunks(ONE, plan), 1)
+        [(_, given)] = streamed(service.chunks(ONE, plan), 1)
     else:
-        [(content, told)] = completed(service.create(ONE, plan))
+        [(content, given)] = completed(service.create(ONE, plan))
         assert content == "a"
-    assert told == reason
+    assert given == reason
 
 
-def test_every_choice_tells_why_it_has_ended_itself(service):
+def test_every_choice_has_the_reason_of_its_own_end(service):
     plans = [
         outs("a", "a", "a"),
         [["last", "b", {"reason": "length"}]],
@@ -363,7 +367,7 @@ def test_max_outputs_may_be_what_the_client_asks_for(service, path, option):
     assert streamed(service.chunks(path, *plans, **{option: 2}), 3) == expected
 
 
-def test_tool_calls_arrive_in_a_stream_as_they_were_told(service):
+def test_tool_calls_arrive_in_a_stream_as_the_model_gives_them(service):
     chunks = service.chunks(ONE, [["message", CALLING]])
     [call] = chunks[0].choices[0].delta.tool_calls
     assert (call.index, call.id, call.type) == (0, "call-1", "function")
@@ -421,7 +425,7 @@ def saying(text, prompt, completion):
     return ["message", {"role": "assistant", "content": text} | using(prompt, completion)]
 
 
-# What each of three choices tells, and what that is together.
+# The usage of each of three choices, and the sum of it.
 WAYS_TO_TELL_USAGE = {
     "in messages": ([[saying("a", 5, 0), saying("b", 0, 2)]] * 3, (15, 6)),
     "in every message": ([[saying("a", 0, 1)] * 4] * 3, (0, 12)),
@@ -440,7 +444,7 @@ WAYS_TO_TELL_USAGE = {
 
 
 @pytest.mark.parametrize(("plans", "used"), WAYS_TO_TELL_USAGE.values(), ids=WAYS_TO_TELL_USAGE)
-def test_usage_is_told_in_a_chunk_of_its_own_if_asked_for(service, plans, used):
+def test_usage_is_a_chunk_of_its_own_if_asked_for(service, plans, used):
     *chunks, last = service.chunks("/v1", *plans, stream_options={"include_usage": True})
     assert last.choices == []
     assert figures(last.usage) == used
@@ -456,7 +460,7 @@ def test_done_comes_after_usage(service):
 
 
 @pytest.mark.parametrize(("plans", "used"), WAYS_TO_TELL_USAGE.values(), ids=WAYS_TO_TELL_USAGE)
-def test_usage_is_told_in_the_last_chunk_otherwise(service, plans, used):
+def test_usage_is_in_the_last_chunk_otherwise(service, plans, used):
     *chunks, last = service.chunks("/v1", *plans)
     assert last.choices[0].finish_reason == "stop"
     assert figures(last.usage) == used
@@ -464,14 +468,14 @@ def test_usage_is_told_in_the_last_chunk_otherwise(service, plans, used):
 
 
 @pytest.mark.parametrize(("plans", "used"), WAYS_TO_TELL_USAGE.values(), ids=WAYS_TO_TELL_USAGE)
-def test_usage_is_told_without_a_stream(service, plans, used):
+def test_usage_is_there_without_a_stream(service, plans, used):
     usage = service.create("/v1", *plans).usage
     assert figures(usage) == used
     assert usage.total_tokens == sum(used)
 
 
 @pytest.mark.parametrize("asked_for", [None, {"include_usage": False}], ids=repr)
-def test_usage_is_null_if_the_model_tells_none(service, asked_for):
+def test_usage_is_null_if_the_model_gives_none(service, asked_for):
     *chunks, done = service.events(ONE, outs("a", "b"), stream_options=asked_for)
     assert done == b"data: [DONE]"
     assert len(chunks) == 3
@@ -479,7 +483,7 @@ def test_usage_is_null_if_the_model_tells_none(service, asked_for):
         assert json.loads(chunk.removeprefix(b"data: "))["usage"] is None
 
 
-def test_a_total_that_the_model_tells_is_not_made_up(service):
+def test_a_total_that_the_model_gives_is_not_replaced(service):
     plan = [["last", "a", {"info": using(5, 2, total_tokens=11)}]]
     assert service.create(ONE, plan).usage.total_tokens == 11
 
@@ -509,9 +513,10 @@ def test_usage_that_is_no_number_is_an_error_in_mid_stream(service):
 # ---- errors
 
 
+@pytest.mark.rule(15)
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "no stream"])
 @pytest.mark.parametrize("path", NUMBERS_OF_CHOICES)
-def test_R15_an_http_exception_before_the_first_output_has_its_own_status(service, path, stream):
+def test_an_http_exception_before_the_first_output_has_its_own_status(service, path, stream):
     plans = [[["undecodable", "http", "too many"]], outs("b"), outs("c")]
     with pytest.raises(openai.RateLimitError) as raised:
         service.create(path, *plans, stream=stream)
@@ -521,13 +526,14 @@ def test_R15_an_http_exception_before_the_first_output_has_its_own_status(servic
     assert raised.value.response.headers["retry-after"] == "7"
 
 
+@pytest.mark.rule(15)
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "no stream"])
 @pytest.mark.parametrize(
     "element",
     [["undecodable", "plain", "secret"], ["fail", "plain", "secret"], ["raise", "plain", "secret"]],
     ids=lambda element: element[0],
 )
-def test_R15_any_other_error_before_the_first_output_is_a_500(service, element, stream):
+def test_any_other_error_before_the_first_output_is_a_500(service, element, stream):
     with pytest.raises(openai.InternalServerError) as raised:
         service.create("/v1", [element], outs("b", "b"), outs("c", "c"), stream=stream)
     assert raised.value.status_code == 500
@@ -579,7 +585,8 @@ def test_an_error_of_the_batch_in_mid_stream_is_raised_too(service):
         list(stream)
 
 
-def test_R13_without_a_stream_the_other_choices_are_given_up_too(service, gate, pool):
+@pytest.mark.rule(13)
+def test_without_a_stream_the_other_choices_are_given_up_too(service, gate, pool):
     plans = [[["forever", "a"]], [["out", "b"], ["fail", "http", "too many"]], [["forever", "c"]]]
     asked = pool.submit(service.create, "/v1", *plans, gate=gate)
     gate.let_through(0)
@@ -589,7 +596,8 @@ def test_R13_without_a_stream_the_other_choices_are_given_up_too(service, gate, 
     let_run_until(gate, "closed")
 
 
-def test_R13_with_one_choice_that_fails_the_others_are_given_up(service, gate, pool):
+@pytest.mark.rule(13)
+def test_with_one_choice_that_fails_the_others_are_given_up(service, gate, pool):
     plans = [[["forever", "a"]], [["out", "b"], ["fail", "http", "too many"]], [["forever", "c"]]]
     asked = pool.submit(service.create, "/v1", *plans, gate=gate, stream=True)
     gate.let_through(0)
@@ -674,8 +682,8 @@ def test_what_is_no_chat_message_is_an_error(service, text, stream):
     with pytest.raises(openai.InternalServerError) as raised:
         service.create(ONE, [["text", text]], stream=stream)
     assert raised.value.body == UNKNOWN
-    told = f"encode_response gives OpenAISpec chat messages, got {text!r}"
-    assert service.log()[seen_before:].count(told) == 1
+    logged = f"encode_response gives OpenAISpec chat messages, got {text!r}"
+    assert service.log()[seen_before:].count(logged) == 1
 
 
 def test_what_is_no_chat_message_is_an_error_in_mid_stream(service):
@@ -705,7 +713,8 @@ def test_what_the_spec_cannot_encode_is_an_error(service, path):
 # ---- clients that leave
 
 
-def test_R13_a_client_that_closes_its_stream_frees_all_its_slots(service, gate, pool):
+@pytest.mark.rule(13)
+def test_a_client_that_closes_its_stream_frees_all_its_slots(service, gate, pool):
     asked = pool.submit(service.create, "/v1", *[[["forever", "a"]]] * 3, gate=gate, stream=True)
     gate.let_through(0)
     with asked.result(SECONDS) as stream:
@@ -713,19 +722,21 @@ def test_R13_a_client_that_closes_its_stream_frees_all_its_slots(service, gate, 
     let_run_until(gate, "closed")
 
 
+@pytest.mark.rule(13)
 @pytest.mark.parametrize("path", ["/predict", "/continuous", "/subclass"])
-def test_R13_a_client_that_leaves_takes_along_the_choices_that_wait(service, gate, pool, path):
+def test_a_client_that_leaves_takes_along_the_choices_that_wait(service, gate, pool, path):
     asked = pool.submit(service.create, path, *[[["forever", "a"]]] * 3, gate=gate, stream=True)
     gate.let_through(0)
     with asked.result(SECONDS) as stream:
         next(stream)
     let_run_until(gate, "closed")
-    # Those that waited have never been there, or have gone as well.
+    # Requests that waited have never been there, or have gone as well.
     assert completed(service.create(path, outs("b"))) == [("b", "stop")]
 
 
+@pytest.mark.rule(13)
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "no stream"])
-def test_R13_a_client_may_leave_before_it_has_an_answer(service, gate, stream):
+def test_a_client_may_leave_before_it_has_an_answer(service, gate, stream):
     async def leave():
         url = f"{service.url}/v1"
         async with openai.AsyncOpenAI(api_key="none", base_url=url, max_retries=0) as client:
@@ -740,8 +751,9 @@ def test_R13_a_client_may_leave_before_it_has_an_answer(service, gate, stream):
     let_run_until(gate, "closed")
 
 
+@pytest.mark.rule(11)
 @pytest.mark.parametrize("fails", [False, True], ids=["leaves", "fails"])
-def test_R11_the_rest_of_the_batch_goes_on_without_a_client(service, gate, pool, fails):
+def test_the_rest_of_the_batch_goes_on_without_a_client(service, gate, pool, fails):
     first = [*outs("a"), ["fail", "http", "too many"]] if fails else [["forever", "a"]]
     plans = [first, [["forever", "b"]]]
     asked = pool.submit(service.create, "/v1", *plans, gate=gate, stream=True)
@@ -754,7 +766,7 @@ def test_R11_the_rest_of_the_batch_goes_on_without_a_client(service, gate, pool,
             with pytest.raises(openai.APIError, match="too many"):
                 list(stream)
     with others.result(SECONDS) as stream:
-        steps = let_run_until(gate, "live [0]", "live [2]")  # whoever came first
+        steps = let_run_until(gate, "live [0]", "live [2]")  # whichever came first
         assert come(stream, 1 + fails + steps) == [(0, "c", None)] * (1 + fails + steps)
     let_run_until(gate, "closed")
 

@@ -16,6 +16,7 @@ from litserve.loops.base import _SENTINEL_VALUE, _StopLoopError
 from test_litserve_loop import FAILED, FINISHED, Messages, ok
 
 from batchstream import EOS, SKIP, End, Fail, Last, Many, token_ids
+from batchstream._core.rules import EndRules
 from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop
 from support.sources import TIMEOUT
 
@@ -74,19 +75,19 @@ class Engine:
     def __init__(self, lit_api):
         lit_api.engine = self
         self.calls = []
-        self.seats = {}
+        self.slots = {}
 
     def add(self, slot, request):
         self.calls.append(("add", slot))
-        self.seats[slot] = itertools.chain(request, [PAD] * 20, [Fail(AssertionError("not ended"))])
+        self.slots[slot] = itertools.chain(request, [PAD] * 20, [Fail(AssertionError("not ended"))])
 
     def step(self):
-        self.calls.append(("step", *self.seats))
-        return {slot: next(elements) for slot, elements in self.seats.items()}
+        self.calls.append(("step", *self.slots))
+        return {slot: next(elements) for slot, elements in self.slots.items()}
 
     def remove(self, slot):
         self.calls.append(("remove", slot))
-        del self.seats[slot]
+        del self.slots[slot]
 
 
 def steps_of_encode_response(**options):
@@ -147,7 +148,7 @@ def served(api, *requests, waiting=None, transport=None):
     return [transport.sent.get(f"r{number}", []) for number in range(len(requests))]
 
 
-# ---- how an end is told
+# ---- how an end is recognised
 
 MARKS = {
     "None": ({}, ["a", "b", None], "ab"),
@@ -174,9 +175,10 @@ MARKS = {
 }
 
 
+@pytest.mark.rule(7)
 @everywhere
 @pytest.mark.parametrize(("options", "elements", "outputs"), MARKS.values(), ids=MARKS)
-def test_R07_a_request_ends_at_its_mark_whatever_the_mark_is(where, options, elements, outputs):
+def test_a_request_ends_at_its_mark_whatever_the_mark_is(where, options, elements, outputs):
     other = ["u", *elements]  # ends a step later
     limited = "max_outputs" in options and outputs == "ab"
     expected = ["u", *outputs][: 2 if limited else None]
@@ -186,16 +188,19 @@ def test_R07_a_request_ends_at_its_mark_whatever_the_mark_is(where, options, ele
     ]
 
 
+@pytest.mark.rule(15)
 @everywhere
-def test_R15_a_fail_ends_its_own_request(where):
+def test_a_fail_ends_its_own_request(where):
     got = served(ready(where), ["a", Fail(ValueError("secret")), "b"], ["x", "y", "z", None])
     assert got == [[*ok("a"), FAILED], [*ok("x", "y", "z"), FINISHED]]
 
 
+@pytest.mark.rule(15)
 @everywhere
-def test_R15_a_predicate_that_raises_fails_the_request_that_it_was_asked_about(where):
+def test_a_predicate_that_raises_fails_the_request_that_it_was_asked_about(where):
     api = ready(where, is_eos=token_ids(1))
-    api.loop._options.ends["is_eos"] = lambda output: {"a": False, "y": True}[output]
+    raises = EndRules(is_eos=lambda output: {"a": False, "y": True}[output])
+    object.__setattr__(api.loop._options, "rules", raises)  # as it does not pickle
     assert served(api, "ab", "ay") == [[*ok("a"), FAILED], [*ok("a"), FINISHED]]
 
 
@@ -236,10 +241,11 @@ def test_requests_that_are_left_when_the_model_stops_end_or_fail_as_was_asked(
     assert got == [[*ok("a"), FINISHED], [*ok("x", "y", "z"), end]]
 
 
+@pytest.mark.rule(27)
 @everywhere
-def test_R27_a_mark_is_the_same_object_in_the_worker(where):
+def test_a_mark_is_the_same_object_in_the_worker(where):
     loop = ready(where, eos=Mark.END).loop
-    assert loop._options.ends["eos"] is Mark.END
+    assert loop._options.rules.eos is Mark.END
 
 
 # ---- a limit of one's own
@@ -278,6 +284,7 @@ def test_each_request_may_have_a_limit_of_its_own(where):
     ]
 
 
+@pytest.mark.rule(15)
 @everywhere
 @pytest.mark.parametrize(
     ("limit", "said"),
@@ -291,7 +298,7 @@ def test_each_request_may_have_a_limit_of_its_own(where):
     ],
     ids=repr,
 )
-def test_R15_a_limit_that_is_none_fails_its_request_alone(where, limit, said, caplog):
+def test_a_limit_that_is_none_fails_its_request_alone(where, limit, said, caplog):
     bad, good = served(limited(where), (limit, "abc"), (2, "xyz"))
     assert bad == [FAILED]
     assert good == [*ok("x", "y"), FINISHED]
@@ -350,16 +357,16 @@ def test_an_engine_is_made_by_what_the_workers_can_call(factory, said):
         ContinuousBatchLoop(factory)
 
 
-def test_the_loops_differ_in_how_many_may_wait_if_nobody_says():
+def test_the_loops_differ_in_how_many_may_wait_by_default():
     apis = [ready(where) for where in EVERYWHERE]
-    waiting = {type(api.loop): api.spec.exchange._max_pending for api in apis}
+    waiting = {type(api.loop): api.spec.link.max_pending for api in apis}
     assert waiting == {BatchedStreamLoop: None, ContinuousBatchLoop: 1024}
 
 
 @everywhere
 def test_how_much_may_wait_is_known_to_the_endpoint(where):
-    exchange = ready(where, max_pending=7, max_buffered=9).spec.exchange
-    assert (exchange._max_pending, exchange._max_buffered) == (7, 9)
+    link = ready(where, max_pending=7, max_buffered=9).spec.link
+    assert (link.max_pending, link.max_buffered) == (7, 9)
 
 
 # ---- an encode_response for each request
@@ -418,7 +425,7 @@ def returns_after_two(outputs):
 
 
 @for_each_request
-def test_one_that_returns_ends_its_request(where):
+def test_an_encode_response_that_returns_ends_its_request(where):
     api = ready(where)
     api.encode_response = returns_after_two
     assert served(api, "abcd", ["X", "Y", "Z", None]) == [
@@ -427,7 +434,8 @@ def test_one_that_returns_ends_its_request(where):
     ]
 
 
-def test_R13_predict_hears_of_one_that_has_returned():
+@pytest.mark.rule(13)
+def test_predict_receives_no_slot_whose_encode_response_has_returned():
     api, heard = ready(steps_of_predict), []
 
     def predict(inputs):
@@ -441,16 +449,18 @@ def test_R13_predict_hears_of_one_that_has_returned():
     assert heard == [(0, 1), (0, 1), (0, 1), (1,)]  # with the third it is asked, and returns
 
 
-def test_R13_an_engine_has_no_further_step_for_one_that_has_returned():
+@pytest.mark.rule(13)
+def test_an_engine_makes_no_further_step_for_a_request_whose_encode_response_has_returned():
     api = ready(engine)
     api.encode_response = returns_after_two
     served(api, "abcd")
     assert api.engine.calls == [("add", 0), *[("step", 0)] * 3, ("remove", 0)]
 
 
+@pytest.mark.rule(15)
 @for_each_request
 @pytest.mark.parametrize("error", [ValueError("secret"), StopIteration("secret")], ids=repr)
-def test_R15_one_that_raises_fails_its_request_alone(where, error, caplog):
+def test_an_encode_response_that_raises_fails_its_request_alone(where, error, caplog):
     def encode_response(outputs):
         for output in outputs:
             if output == "b":
@@ -466,8 +476,9 @@ def test_R15_one_that_raises_fails_its_request_alone(where, error, caplog):
     assert [record.getMessage()[-2:] for record in caplog.records] == ["r0"]
 
 
+@pytest.mark.rule(15)
 @for_each_request
-def test_R15_one_that_raises_where_it_is_called_fails_its_request_alone(where):
+def test_an_encode_response_that_raises_when_called_fails_its_request_alone(where):
     def encode_response(outputs, context):
         if context["request"] == "bad":
             raise ValueError
@@ -489,7 +500,7 @@ def in_pairs(outputs):
 
 
 @for_each_request
-def test_one_may_look_ahead_and_the_others_miss_nothing(where):
+def test_an_encode_response_may_look_ahead_and_the_others_miss_nothing(where):
     def encode_response(outputs, context):
         return in_pairs(outputs) if context["pairs"] else (output for output in outputs)
 
@@ -519,7 +530,8 @@ class InOrder(Messages):
         self.order.append((uid, data))
 
 
-def test_R07_one_that_looks_ahead_ends_at_its_own_end():
+@pytest.mark.rule(7)
+def test_a_request_that_looks_ahead_ends_at_its_own_end():
     api, transport = ready(steps_of_predict), InOrder()
 
     def encode_response(outputs):
@@ -530,7 +542,8 @@ def test_R07_one_that_looks_ahead_ends_at_its_own_end():
     assert transport.order == [("r0", "ab"), ("r0", ""), ("r1", "vwxyz"), ("r1", "")]
 
 
-def test_R09_one_that_looks_ahead_ends_although_nobody_follows():
+@pytest.mark.rule(9)
+def test_a_request_that_looks_ahead_ends_although_no_output_follows():
     class Finished(Messages):
         def __init__(self):
             super().__init__()
@@ -554,8 +567,9 @@ def test_R09_one_that_looks_ahead_ends_although_nobody_follows():
     assert got == [[*ok("ab", "c!"), FINISHED]]
 
 
+@pytest.mark.rule(15)
 @for_each_request
-def test_R15_one_that_looks_ahead_hears_nothing_of_its_own_failure_but_the_end(where):
+def test_an_encode_response_that_looks_ahead_sees_no_end_when_its_request_fails(where):
     seen = []
 
     def encode_response(outputs):
@@ -665,8 +679,9 @@ def test_without_encode_response_outputs_are_formatted_and_sent(where):
     assert served(api, ["a", Last("b")]) == [[*ok("A", "B"), FINISHED]]
 
 
+@pytest.mark.rule(15)
 @pytest.mark.parametrize("where", [no_encode_response, engine_without_encode_response])
-def test_R15_an_output_that_nobody_has_encoded_fails_its_request_alone(where):
+def test_an_output_that_no_hook_has_encoded_fails_its_request_alone(where):
     api = ready(where)
     api.format_encoded_response = lambda data: data
     assert served(api, ["a", 1, "b"], ["x", "y", "z", None]) == [
@@ -675,7 +690,7 @@ def test_R15_an_output_that_nobody_has_encoded_fails_its_request_alone(where):
     ]
 
 
-# ---- unbatch, and who is live
+# ---- unbatch, and which requests are live
 
 
 def listening(heard, steps):
@@ -689,16 +704,18 @@ ENDS = ["a", None], ["x", "y", "z", None]
 TOLD = [None, (0, 1), (1,), (1,)]
 
 
+@pytest.mark.rule(13)
 @pytest.mark.parametrize("where", [steps_of_predict, no_encode_response])
-def test_R13_predict_hears_who_is_live(where):
+def test_predict_receives_the_live_slots(where):
     api, heard = ready(where), []
     api.predict = lambda inputs: listening(heard, Letters.predict(api, inputs))
     served(api, *ENDS)
     assert heard == TOLD
 
 
+@pytest.mark.rule(13)
 @pytest.mark.parametrize("where", [steps_of_predict, no_encode_response])
-def test_R13_an_unbatch_of_ones_own_hears_who_is_live_in_place_of_predict(where):
+def test_an_unbatch_of_the_api_receives_the_live_slots_in_place_of_predict(where):
     api, heard = ready(where), []
 
     def unbatch(output):
@@ -710,7 +727,7 @@ def test_R13_an_unbatch_of_ones_own_hears_who_is_live_in_place_of_predict(where)
 
 
 @pytest.mark.parametrize("where", [steps_of_predict, no_encode_response])
-def test_ends_are_looked_for_in_what_an_unbatch_of_ones_own_yields(where):
+def test_ends_are_found_in_what_an_unbatch_of_the_api_yields(where):
     def unbatch(output):
         for step in output:
             yield [None if letter == "." else letter for letter in step]
@@ -723,8 +740,9 @@ def test_ends_are_looked_for_in_what_an_unbatch_of_ones_own_yields(where):
     ]
 
 
+@pytest.mark.rule(13)
 @pytest.mark.parametrize("where", [steps_of_encode_response, steps_of_predict, no_encode_response])
-def test_R13_predict_sees_in_its_context_who_is_live(where):
+def test_predict_reads_from_its_context_which_requests_are_live(where):
     api, seen = ready(where), []
 
     def predict(inputs, context):
@@ -738,8 +756,9 @@ def test_R13_predict_sees_in_its_context_who_is_live(where):
     assert seen == [[True] * 3, [True] * 3, [False, True, False], [False, True, False]]
 
 
+@pytest.mark.rule(13)
 @for_each_request
-def test_R13_a_context_says_that_its_request_is_over_when_all_is_done(where):
+def test_a_context_says_that_its_request_is_over_when_all_is_done(where):
     contexts = []
 
     def decode_request(request, context):
@@ -753,8 +772,9 @@ def test_R13_a_context_says_that_its_request_is_over_when_all_is_done(where):
     assert [context.live for context, _ in contexts] == [False] * 3
 
 
+@pytest.mark.rule(13)
 @everywhere
-def test_R13_a_context_says_that_its_request_is_over_that_could_not_be_decoded(where):
+def test_a_context_says_that_its_request_could_not_be_decoded(where):
     contexts = []
 
     def decode_request(request, context):
@@ -834,7 +854,8 @@ class Closings:
         return self.kept[-1]
 
 
-def test_R10_every_generator_is_closed_once_and_unbatch_before_predict():
+@pytest.mark.rule(10)
+def test_every_generator_is_closed_once_and_unbatch_before_predict():
     api, closed = ready(steps_of_predict), Closings()
     predict, unbatch = api.predict, lambda output: map(list, output)
     api.predict = lambda inputs: closed.of("predict", predict(inputs))
@@ -845,11 +866,12 @@ def test_R10_every_generator_is_closed_once_and_unbatch_before_predict():
     assert closed.names.index("unbatch") < closed.names.index("predict")
 
 
+@pytest.mark.rule(10)
 @for_each_request
 @pytest.mark.parametrize(
     "last", [None, Last("z"), Fail(ValueError("no")), object], ids=["eos", "Last", "Fail", "bad"]
 )
-def test_R10_an_encode_response_is_closed_with_its_request(where, last):
+def test_an_encode_response_is_closed_with_its_request(where, last):
     api, closed, others = ready(where), Closings(), []
     api.format_encoded_response = lambda data: data
 

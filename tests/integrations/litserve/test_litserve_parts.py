@@ -15,11 +15,14 @@ from litserve.callbacks import EventTypes
 from litserve.loops.base import _SENTINEL_VALUE
 from litserve.utils import LitAPIStatus
 
-from batchstream.integrations.litserve import _exchange
-from batchstream.integrations.litserve._arrivals import Arrivals
-from batchstream.integrations.litserve._departures import Announcer, Departures
-from batchstream.integrations.litserve._exchange import Exchange, FailedError
-from batchstream.integrations.litserve._messages import UNKNOWN, Ending, Failure
+from batchstream.integrations.litserve._link.link import Link
+from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Failure
+from batchstream.integrations.litserve._link.pipes import WorkerPipes
+from batchstream.integrations.litserve._server import setup
+from batchstream.integrations.litserve._server.responses import FailedError, submit
+from batchstream.integrations.litserve._worker.disconnects import Disconnects
+from batchstream.integrations.litserve._worker.outbox import Outbox, SendWindow
+from batchstream.integrations.litserve._worker.queue import RequestPrefetcher
 from support.sources import TIMEOUT, run_in_threads
 
 OK, FINISH, ERROR = LitAPIStatus.OK, LitAPIStatus.FINISH_STREAMING, LitAPIStatus.ERROR
@@ -27,7 +30,7 @@ LOGGER = "batchstream.integrations.litserve"
 
 
 class Server:
-    """What an exchange needs of a server, and no process."""
+    """What an endpoint needs of a server, and no process."""
 
     def __init__(self, workers=1):
         self.response_buffer = {}
@@ -57,20 +60,27 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def signals_alone(monkeypatch):
-    monkeypatch.setattr(_exchange, "end_together", lambda: None)
+    monkeypatch.setattr(setup, "install_sigterm_handler", lambda: None)
 
 
 def connected(server, **options):
-    exchange = Exchange(**options)
-    exchange.check(server)
-    assert exchange.usable
-    exchange.connect(server, "/predict")
-    return exchange
+    link = Link(**{"max_pending": None, "max_buffered": None} | options)
+    setup.check_server(link, server)
+    assert link.usable
+    setup.connect(link, server, "/predict")
+    return link
 
 
-def submitted(server, exchange, *payloads):
+def outbox_of(link, put_response):
+    """The outbox that worker 0 makes of a link."""
+    pipes = link.pipes or WorkerPipes(0)
+    receipts = pipes.receipts[0] if pipes.receipts else None
+    return Outbox(put_response, router_uid=link.router_uid, worker=0, window=SendWindow(receipts))
+
+
+def submitted(server, link, *payloads):
     spec = SimpleNamespace(_server=server, api_path="/predict", response_queue_id=7)
-    return exchange.submit(spec, payloads)
+    return submit(link, spec, payloads)
 
 
 # ---- the outbox
@@ -81,16 +91,17 @@ class Sending:
 
     def __init__(self, *, connects=True, refuses=(), **options):
         self.servers = [Server(), Server()]
-        exchanges = [
-            connected(server, **options) if connects else Exchange() for server in self.servers
+        links = [
+            connected(server, **options) if connects else Link(None, None)
+            for server in self.servers
         ]
-        self.exchange = exchanges[0]
-        self.answers = [
-            submitted(server, exchange, "first", "second")
-            for server, exchange in zip(self.servers, exchanges, strict=True)
+        self.link = links[0]
+        self.responses = [
+            submitted(server, link, "first", "second")
+            for server, link in zip(self.servers, links, strict=True)
         ]
         self.sent = []
-        self.outbox = exchanges[0].outbox(self._put, 0)
+        self.outbox = outbox_of(links[0], self._put)
         self._refuses = list(refuses)
 
     def _put(self, server, uid, data, status, response_type):
@@ -100,10 +111,10 @@ class Sending:
         self.servers[server].deliver(uid, data, status)
 
     def put(self, server, number, data, status=OK):
-        self.outbox.put(server, self.answers[server].inboxes[number].uid, data, status)
+        self.outbox.put(server, self.responses[server].queues[number].uid, data, status)
 
     def taken(self):
-        return [[inbox.take() for inbox in answers.inboxes] for answers in self.answers]
+        return [[entry.take() for entry in responses.queues] for responses in self.responses]
 
 
 def test_messages_to_one_server_process_travel_together():
@@ -125,7 +136,8 @@ def test_a_flush_of_nothing_sends_nothing():
     assert sending.sent == [0]
 
 
-def test_R03_flushes_keep_the_order_of_a_request():
+@pytest.mark.rule(3)
+def test_flushes_keep_the_order_of_a_request():
     sending = Sending()
     for data in "abcd":
         sending.put(0, 0, data)
@@ -135,10 +147,10 @@ def test_R03_flushes_keep_the_order_of_a_request():
     sending.put(0, 0, "", FINISH)
     sending.outbox.flush()
     assert sending.taken()[0] == [["a", "b", "c", "d"], ["B", "D"]]
-    assert [inbox.over for inbox in sending.answers[0].inboxes] == [True, False]
+    assert [entry.over for entry in sending.responses[0].queues] == [True, False]
 
 
-def test_what_nobody_can_sort_is_sent_at_once_and_one_by_one():
+def test_without_a_router_messages_are_sent_at_once_and_one_by_one():
     sending = Sending(connects=False)
     sending.put(0, 0, "a")
     sending.put(0, 1, "x")
@@ -148,7 +160,8 @@ def test_what_nobody_can_sort_is_sent_at_once_and_one_by_one():
     assert sending.taken()[0] == [["a"], ["x"]]
 
 
-def test_R02_after_a_flush_that_failed_nothing_is_sent_any_more():
+@pytest.mark.rule(2)
+def test_after_a_flush_that_failed_nothing_is_sent_any_more():
     sending = Sending(refuses=[1])
     sending.put(0, 0, "a")
     for _ in range(2):
@@ -158,109 +171,114 @@ def test_R02_after_a_flush_that_failed_nothing_is_sent_any_more():
     assert sending.taken()[0] == [[], []]
 
 
-# ---- the exchange
+# ---- requests and responses
 
 
 def test_a_request_is_put_into_litserves_queue():
     server = Server()
     before = time.monotonic()
-    answers = submitted(server, connected(server), "first", "second")
-    for inbox, payload in zip(answers.inboxes, ["first", "second"], strict=True):
+    responses = submitted(server, connected(server), "first", "second")
+    for entry, payload in zip(responses.queues, ["first", "second"], strict=True):
         number, uid, came, content = server.requests.get_nowait()
-        assert (number, uid, content) == (7, inbox.uid, payload)
+        assert (number, uid, content) == (7, entry.uid, payload)
         assert before <= came <= time.monotonic()
-        assert server.response_buffer[uid] is inbox
+        assert server.response_buffer[uid] is entry
     assert server.events == [EventTypes.ON_REQUEST.value]
 
 
-def test_R05_outputs_from_before_a_failure_come_first():
+@pytest.mark.rule(5)
+def test_outputs_from_before_a_failure_come_first():
     server = Server()
-    [inbox] = submitted(server, connected(server), "?").inboxes
+    [entry] = submitted(server, connected(server), "?").queues
     for data in ["a", "b", Failure(418, "short", {"x": "y"}), "late"]:
-        server.deliver(inbox.uid, data)
-    assert inbox.take() == ["a", "b"]
-    assert not inbox.over
+        server.deliver(entry.uid, data)
+    assert entry.take() == ["a", "b"]
+    assert not entry.over
     with pytest.raises(FailedError) as raised:
-        inbox.take()
-    assert inbox.over
+        entry.take()
+    assert entry.over
     error = raised.value
     assert (error.status_code, error.detail, error.headers) == (418, "short", {"x": "y"})
-    assert inbox.take() == []
+    assert entry.take() == []
 
 
+@pytest.mark.rule(5)
 @pytest.mark.parametrize(
     ("data", "end"),
-    [("", Ending("eos", {})), (Ending("length", {"a": 1}), Ending("length", {"a": 1}))],
-    ids=["untold", "told"],
+    [("", EndMessage("eos", {})), (EndMessage("length", {"a": 1}), EndMessage("length", {"a": 1}))],
+    ids=["no reason", "a reason"],
 )
-def test_R05_the_end_comes_behind_the_outputs_and_nothing_after_it(data, end):
+def test_the_end_comes_behind_the_outputs_and_nothing_after_it(data, end):
     server = Server()
-    [inbox] = submitted(server, connected(server), "?").inboxes
-    server.deliver(inbox.uid, "a")
-    server.deliver(inbox.uid, data, FINISH)
-    server.deliver(inbox.uid, "late")
-    assert inbox.take() == ["a"]
-    assert (inbox.over, inbox.end) == (True, end)
-    assert inbox.take() == []
+    [entry] = submitted(server, connected(server), "?").queues
+    server.deliver(entry.uid, "a")
+    server.deliver(entry.uid, data, FINISH)
+    server.deliver(entry.uid, "late")
+    assert entry.take() == ["a"]
+    assert (entry.over, entry.end) == (True, end)
+    assert entry.take() == []
 
 
-def test_R18_an_error_of_litserves_own_says_no_more_than_that_there_was_one():
+@pytest.mark.rule(18)
+def test_an_error_of_litserves_own_says_no_more_than_that_there_was_one():
     server = Server()
-    [inbox] = submitted(server, connected(server), "?").inboxes
-    server.deliver(inbox.uid, pickle.dumps(ValueError("secret")), ERROR)
+    [entry] = submitted(server, connected(server), "?").queues
+    server.deliver(entry.uid, pickle.dumps(ValueError("secret")), ERROR)
     with pytest.raises(FailedError) as raised:
-        inbox.take()
+        entry.take()
     assert (raised.value.status_code, raised.value.detail) == (500, UNKNOWN.detail)
 
 
-def test_a_client_is_woken_by_what_comes_for_any_of_its_requests():
+def test_a_client_is_woken_by_messages_for_any_of_its_requests():
     async def main():
         server = Server()
-        answers = submitted(server, connected(server), "first", "second")
-        waiting = asyncio.create_task(answers.wait())
+        responses = submitted(server, connected(server), "first", "second")
+        waiting = asyncio.create_task(responses.wait())
         await asyncio.sleep(0)
         assert not waiting.done()
-        server.deliver(answers.inboxes[1].uid, "x")
+        server.deliver(responses.queues[1].uid, "x")
         await asyncio.wait_for(waiting, TIMEOUT)
-        again = asyncio.create_task(answers.wait())
+        again = asyncio.create_task(responses.wait())
         await asyncio.sleep(0)
         assert not again.done()
-        server.deliver(answers.inboxes[0].uid, "a")
+        server.deliver(responses.queues[0].uid, "a")
         await asyncio.wait_for(again, TIMEOUT)
-        assert [inbox.take() for inbox in answers.inboxes] == [["a"], ["x"]]
+        assert [entry.take() for entry in responses.queues] == [["a"], ["x"]]
 
     asyncio.run(main())
 
 
-def announced(exchange):
-    """What the worker has been told until now."""
-    [reader] = exchange._announcer.readers
-    told = []
+def sent_disconnects(link):
+    """The uids that the worker has been sent until now."""
+    [reader] = link.pipes.disconnects
+    uids = []
     while reader.poll():
-        told.append(reader.recv_bytes().decode())
-    return told
+        uids.append(reader.recv_bytes().decode())
+    return uids
 
 
-def test_R13_closing_tells_the_workers_once_of_those_that_have_not_ended():
+@pytest.mark.rule(13)
+def test_closing_sends_the_workers_each_request_that_has_not_ended_once():
     server = Server()
-    exchange = connected(server)
-    answers = submitted(server, exchange, "ended", "failed", "runs", "has an end to be taken")
-    ended, failed, runs, untaken = answers.inboxes
+    link = connected(server)
+    responses = submitted(server, link, "ended", "failed", "runs", "has an end to be taken")
+    ended, failed, runs, untaken = responses.queues
     server.deliver(ended.uid, "", FINISH)
     ended.take()
     server.deliver(failed.uid, Failure(500, "", None))
     with pytest.raises(FailedError):
         failed.take()
     server.deliver(untaken.uid, "", FINISH)
-    answers.close()
-    answers.close()
-    assert announced(exchange) == [runs.uid, untaken.uid]
+    responses.close()
+    responses.close()
+    assert sent_disconnects(link) == [runs.uid, untaken.uid]
     assert server.events == [EventTypes.ON_REQUEST.value, EventTypes.ON_RESPONSE.value]
 
 
-def test_R02_what_comes_for_one_that_has_gone_is_dropped():
+@pytest.mark.rule(2)
+def test_messages_for_a_request_that_has_gone_are_dropped():
     sending = Sending()
-    gone, stays = sending.answers[0].inboxes
+    gone, stays = sending.responses[0].queues
     server = sending.servers[0]
     known = set(server.response_buffer)
     sending.put(0, 0, "a")
@@ -272,57 +290,61 @@ def test_R02_what_comes_for_one_that_has_gone_is_dropped():
     assert set(server.response_buffer) == known - {gone.uid}
 
 
-def test_R19_one_whose_client_reads_nothing_is_cut_off_and_left_by_the_workers(caplog):
+@pytest.mark.rule(19)
+def test_a_request_whose_client_reads_nothing_fails_and_the_workers_give_it_up(caplog):
     sending = Sending(max_buffered=2)
-    idle, reads = sending.answers[0].inboxes
+    idle, reads = sending.responses[0].queues
     for data in "abcd":
         sending.put(0, 0, data)
         sending.put(0, 1, data)
         sending.outbox.flush()
         assert reads.take() == [data]
-    sending.answers[0].close()
+    sending.responses[0].close()
     assert idle.take() == ["a", "b"]
     with pytest.raises(FailedError):
         idle.take()
-    assert announced(sending.exchange) == [idle.uid, reads.uid]
+    assert sent_disconnects(sending.link) == [idle.uid, reads.uid]
     [record] = caplog.records
     assert idle.uid in record.getMessage()
 
 
-def test_R19_closing_leaves_nothing_in_litserves_buffer():
+@pytest.mark.rule(19)
+def test_closing_leaves_nothing_in_litserves_buffer():
     server = Server()
-    exchange = connected(server)
+    link = connected(server)
     before = dict(server.response_buffer)
-    submitted(server, exchange, "first", "second").close()
+    submitted(server, link, "first", "second").close()
     assert server.response_buffer == before
 
 
+@pytest.mark.rule(19)
 @pytest.mark.parametrize(
     ("waiting", "payloads", "refused"),
     [(1, 1, False), (2, 1, True), (1, 2, True), (0, 2, False)],
 )
-def test_R19_no_more_may_wait_than_was_said(waiting, payloads, refused):
+def test_no_more_requests_wait_than_max_pending(waiting, payloads, refused):
     server = Server()
-    exchange = connected(server, max_pending=2)
+    link = connected(server, max_pending=2)
     for _ in range(waiting):
         server.requests.put("waits")
     before = dict(server.response_buffer)
     if not refused:
-        submitted(server, exchange, *["?"] * payloads)
+        submitted(server, link, *["?"] * payloads)
         assert server.requests.qsize() == waiting + payloads
         return
     with pytest.raises(HTTPException) as raised:
-        submitted(server, exchange, *["?"] * payloads)
+        submitted(server, link, *["?"] * payloads)
     assert (raised.value.status_code, raised.value.headers) == (503, {"retry-after": "1"})
     assert server.requests.qsize() == waiting
     assert (server.response_buffer, server.events) == (before, [])
 
 
-def test_R19_more_than_may_ever_wait_is_not_told_to_come_again():
+@pytest.mark.rule(19)
+def test_more_requests_than_may_ever_wait_are_not_asked_to_come_again():
     server = Server()
-    exchange = connected(server, max_pending=2)
+    link = connected(server, max_pending=2)
     with pytest.raises(HTTPException) as raised:
-        submitted(server, exchange, "?", "?", "?")
+        submitted(server, link, "?", "?", "?")
     assert raised.value.status_code == 400
     assert server.requests.qsize() == 0
 
@@ -333,17 +355,19 @@ def test_without_a_limit_any_number_may_wait():
     submitted(server, connected(server), *range(100))
 
 
-def test_R27_an_exchange_travels_without_the_servers_own():
+@pytest.mark.rule(27)
+def test_a_link_travels_without_the_servers_own():
     server = Server(workers=0)  # their pipes travel in no other way than to a spawned process
-    exchange = connected(server, max_pending=3, tells_ends=True)
+    link = connected(server, max_pending=3, sends_ends=True)
     server.response_buffer["lock"] = threading.Lock()  # which does not pickle
-    copy = pickle.loads(pickle.dumps(exchange))  # noqa: S301
-    assert copy._buffer is None
-    assert copy._announcer is None
-    assert (copy.usable, copy.tells_ends, copy._max_pending) == (True, True, 3)
+    copy = pickle.loads(pickle.dumps(link))  # noqa: S301
+    assert copy.response_buffer is None
+    assert (copy.pipes._disconnect_writers, copy.pipes._receipt_writers) == ([], [])
+    assert (copy.usable, copy.sends_ends, copy.max_pending) == (True, True, 3)
 
 
-def test_R27_a_buffer_with_a_sorter_in_it_travels():
+@pytest.mark.rule(27)
+def test_a_buffer_with_a_router_in_it_travels():
     server = Server(workers=0)
     connected(server)
     copy = pickle.loads(pickle.dumps(server.response_buffer))  # noqa: S301
@@ -352,13 +376,13 @@ def test_R27_a_buffer_with_a_sorter_in_it_travels():
 
 def test_a_worker_that_is_started_again_has_the_pipe_of_the_one_before():
     server = Server()
-    exchange = connected(server)
-    pipes = exchange._announcer.readers
-    exchange.connect(server, "/predict")
-    assert exchange._announcer.readers is pipes
+    link = connected(server)
+    pipes = link.pipes
+    setup.connect(link, server, "/predict")
+    assert link.pipes is pipes
 
 
-def test_where_nobody_tells_how_many_workers_there_are_streams_go_on():
+def test_where_the_number_of_workers_is_unknown_streams_go_on():
     class Lacking(Server):
         def __getattribute__(self, name):
             if name == "_inference_workers_config_for_api":
@@ -367,202 +391,210 @@ def test_where_nobody_tells_how_many_workers_there_are_streams_go_on():
 
     server = Lacking()
     with pytest.warns(RuntimeWarning, match="a client that leaves is not noticed"):
-        exchange = connected(server)
-    answers = submitted(server, exchange, "?")
-    outbox = exchange.outbox(lambda _, uid, data, status, __: server.deliver(uid, data, status), 0)
+        link = connected(server)
+    responses = submitted(server, link, "?")
+    outbox = outbox_of(link, lambda _, uid, data, status, __: server.deliver(uid, data, status))
     for data in "ab":
-        outbox.put(0, answers.inboxes[0].uid, data, OK)
+        outbox.put(0, responses.queues[0].uid, data, OK)
     outbox.flush()
-    assert answers.inboxes[0].take() == ["a", "b"]
-    answers.close()
+    assert responses.queues[0].take() == ["a", "b"]
+    responses.close()
 
 
-# ---- departures
+# ---- disconnects
 
 UID = str(uuid.UUID(int=1))
 
 
-def test_R12_a_worker_that_does_not_listen_is_not_waited_for(caplog):
-    announcer = Announcer(1)
+@pytest.mark.rule(12)
+def test_a_server_process_does_not_wait_for_a_worker_whose_pipe_is_full(caplog):
+    pipes = WorkerPipes(1)
 
     def announce():
         while not caplog.records:
-            announcer.announce(UID)
-        announcer.announce(UID)
+            pipes.send_disconnect(UID)
+        pipes.send_disconnect(UID)
 
     run_in_threads(announce)
     [record] = caplog.records
     assert (record.name, record.levelno) == (LOGGER, logging.WARNING)
-    assert "a worker cannot be told of clients that leave" in record.getMessage()
+    assert "a worker cannot be notified of clients that leave" in record.getMessage()
 
 
 def test_what_a_full_pipe_has_taken_is_whole_and_it_goes_on_when_there_is_room(caplog):
-    announcer = Announcer(1)
+    pipes = WorkerPipes(1)
     while not caplog.records:
-        announcer.announce(UID)
-    [reader] = announcer.readers
+        pipes.send_disconnect(UID)
+    [reader] = pipes.disconnects
     heard = set()
     while reader.poll():
         heard.add(reader.recv_bytes())
-    announcer.announce("another")
+    pipes.send_disconnect("another")
     assert heard == {UID.encode()}
     assert reader.recv_bytes() == b"another"
 
 
-def test_one_worker_that_does_not_listen_does_not_keep_others_from_hearing(caplog):
-    announcer = Announcer(2)
+def test_a_worker_that_does_not_read_its_pipe_does_not_keep_others_from_hearing(caplog):
+    pipes = WorkerPipes(2)
     while not caplog.records:
-        announcer.announce(UID)
-        assert announcer.readers[1].recv_bytes() == UID.encode()
-    announcer.announce("another")
-    assert announcer.readers[1].recv_bytes() == b"another"
+        pipes.send_disconnect(UID)
+        assert pipes.disconnects[1].recv_bytes() == UID.encode()
+    pipes.send_disconnect("another")
+    assert pipes.disconnects[1].recv_bytes() == b"another"
 
 
-class Noting(Departures):
-    """Says when it has heard of somebody."""
+class Noting(Disconnects):
+    """Sets an event when it has got the last uid."""
 
     heard = threading.Event()
 
-    def _note(self, uid):
-        super()._note(uid)
+    def add(self, uid):
+        super().add(uid)
         if uid == "last":
             self.heard.set()
 
 
-def test_R13_a_worker_hears_who_has_left(monkeypatch):
+@pytest.mark.rule(13)
+def test_a_worker_knows_which_clients_have_disconnected(monkeypatch):
     monkeypatch.setattr(Noting, "heard", threading.Event())
-    announcer = Announcer(1)
-    departures = Noting(announcer.readers[0])
+    pipes = WorkerPipes(1)
+    disconnects = Noting(pipes.disconnects[0])
     number = uuid.UUID(int=2)
     for uid in (UID, number, "last"):
-        announcer.announce(uid)
-    assert departures.heard.wait(TIMEOUT)
-    assert UID in departures
-    assert number in departures
-    assert str(number) in departures
-    assert "another" not in departures
-    assert list(departures.news()) == [UID, str(number), "last"]
-    assert list(departures.news()) == []
-    assert UID in departures
+        pipes.send_disconnect(uid)
+    assert disconnects.heard.wait(TIMEOUT)
+    assert UID in disconnects
+    assert number in disconnects
+    assert str(number) in disconnects
+    assert "another" not in disconnects
+    assert disconnects.take() == [UID, str(number), "last"]
+    assert disconnects.take() == []
+    assert UID in disconnects
 
 
-def test_R19_of_many_departures_the_latest_are_remembered():
-    departures = Departures()
+@pytest.mark.rule(19)
+def test_of_many_disconnects_the_latest_are_remembered():
+    disconnects = Disconnects()
     for number in range(25_000):
-        departures._note(str(number))
-    assert str(14_999) not in departures
-    assert str(15_000) in departures
-    assert str(24_999) in departures
-    assert len(departures._known) == 10_000
-    assert list(departures.news()) == [str(number) for number in range(15_000, 25_000)]
+        disconnects.add(str(number))
+    assert str(14_999) not in disconnects
+    assert str(15_000) in disconnects
+    assert str(24_999) in disconnects
+    assert len(disconnects._remembered) == 10_000
+    assert disconnects.take() == [str(number) for number in range(15_000, 25_000)]
 
 
-def test_R28_a_listener_ends_with_those_who_could_tell_it_something():
-    announcer = Announcer(1)
+@pytest.mark.rule(28)
+def test_a_listener_ends_with_the_last_server_process():
+    pipes = WorkerPipes(1)
     before = set(threading.enumerate())
-    Departures(announcer.readers[0])
+    Disconnects(pipes.disconnects[0])
     [listener] = set(threading.enumerate()) - before
-    announcer._writers[0].close()
+    pipes._disconnect_writers[0].close()
     listener.join(TIMEOUT)
     assert not listener.is_alive()
 
 
-def test_without_a_pipe_nobody_leaves_and_nobody_listens():
+def test_without_a_pipe_no_client_disconnects_and_no_thread_listens():
     before = threading.active_count()
-    departures = Departures()
+    disconnects = Disconnects()
     assert threading.active_count() == before
-    assert UID not in departures
-    assert list(departures.news()) == []
+    assert UID not in disconnects
+    assert disconnects.take() == []
 
 
-# ---- arrivals
+# ---- prefetcher
 
 
 class Watched(queue.Queue):
-    """Says who asks, and fails those who ask for more than there are seats."""
+    """A queue that fails if more requests are taken than there are slots."""
 
-    def __init__(self, *elements, seats=1000, error=None):
+    def __init__(self, *elements, slots=1000, error=None):
         super().__init__()
         for element in elements:
             self.put(element)
-        self.seats = seats
+        self.slots = slots
         self._error = error
         self._asking = threading.Condition()
 
     def get(self, block=True, timeout=None):
-        assert self.seats > 0, "it takes more than there are seats"
+        assert self.slots > 0, "it takes more than there are slots"
         if self._error is not None and self.empty():
             raise self._error
         element = super().get(block, timeout)
-        self.seats -= 1
+        self.slots -= 1
         return element
 
 
-def take_until(arrivals, count):
+def take_until(prefetcher, count):
     taken = []
     while len(taken) < count:
-        taken += arrivals.take(block=True)
+        taken += prefetcher.take(block=True)
     return taken
 
 
-def ended(arrivals, before):
-    """Whether the threads that were started after those have ended."""
+def ended(prefetcher, before):
+    """Whether the threads that were started since have ended."""
     for thread in set(threading.enumerate()) - before:
         thread.join(TIMEOUT)
         assert not thread.is_alive()
     return True
 
 
-def test_R30_it_takes_no_more_than_there_are_seats_and_leaves_the_rest_to_others():
-    waiting = Watched(*"abcdef", seats=2)
-    arrivals = Arrivals(waiting, 2)
-    assert take_until(arrivals, 2) == ["a", "b"]
+@pytest.mark.rule(30)
+def test_it_fetches_no_more_than_there_are_slots_and_leaves_the_rest_to_other_workers():
+    waiting = Watched(*"abcdef", slots=2)
+    prefetcher = RequestPrefetcher(waiting, 2)
+    assert take_until(prefetcher, 2) == ["a", "b"]
     assert waiting.qsize() == 4
-    waiting.seats = 1
-    arrivals.free_seat()
-    assert take_until(arrivals, 1) == ["c"]
-    assert arrivals.take(block=False) == []
+    waiting.slots = 1
+    prefetcher.release_slot()
+    assert take_until(prefetcher, 1) == ["c"]
+    assert prefetcher.take(block=False) == []
     assert waiting.qsize() == 3
-    assert not arrivals.over
-    arrivals.close()
+    assert not prefetcher.over
+    prefetcher.close()
 
 
 def test_the_sentinel_ends_it_behind_what_came_before():
     before = set(threading.enumerate())
-    arrivals = Arrivals(Watched("a", "b", _SENTINEL_VALUE, "c"), 9)
-    assert ended(arrivals, before)
-    assert not arrivals.over
-    assert arrivals.take(block=True) == ["a", "b"]
+    prefetcher = RequestPrefetcher(Watched("a", "b", _SENTINEL_VALUE, "c"), 9)
+    assert ended(prefetcher, before)
+    assert not prefetcher.over
+    assert prefetcher.take(block=True) == ["a", "b"]
     for _ in range(2):
-        assert arrivals.take(block=True) == []
-        assert arrivals.over
+        assert prefetcher.take(block=True) == []
+        assert prefetcher.over
 
 
-def test_R09_an_error_of_the_queue_is_raised_behind_what_came_before():
+@pytest.mark.rule(9)
+def test_an_error_of_the_queue_is_raised_behind_what_came_before():
     before = set(threading.enumerate())
-    arrivals = Arrivals(Watched("a", error=EOFError("gone")), 9)
-    assert ended(arrivals, before)
-    assert arrivals.take(block=False) == ["a"]
+    prefetcher = RequestPrefetcher(Watched("a", error=EOFError("gone")), 9)
+    assert ended(prefetcher, before)
+    assert prefetcher.take(block=False) == ["a"]
     for block in (True, False):
         with pytest.raises(EOFError, match="gone"):
-            arrivals.take(block=block)
+            prefetcher.take(block=block)
 
 
 def test_it_looks_for_news_without_waiting():
-    arrivals = Arrivals(Watched(), 0)
-    assert arrivals.take(block=False) == []
-    arrivals.close()
+    prefetcher = RequestPrefetcher(Watched(), 0)
+    assert prefetcher.take(block=False) == []
+    prefetcher.close()
 
 
-def test_R28_closing_ends_its_thread_that_waits_for_a_seat():
+@pytest.mark.rule(28)
+def test_closing_ends_its_thread_that_waits_for_a_slot():
     before = set(threading.enumerate())
-    arrivals = Arrivals(Watched("a", "b"), 1)
-    assert take_until(arrivals, 1) == ["a"]
-    assert list(arrivals.close()) == []
-    assert ended(arrivals, before)
+    prefetcher = RequestPrefetcher(Watched("a", "b"), 1)
+    assert take_until(prefetcher, 1) == ["a"]
+    assert list(prefetcher.close()) == []
+    assert ended(prefetcher, before)
 
 
-def test_R28_closing_ends_its_thread_that_waits_in_the_queue():
+@pytest.mark.rule(28)
+def test_closing_ends_its_thread_that_waits_in_the_queue():
     class Idle(queue.Queue):
         asked, closed = threading.Event(), threading.Event()
 
@@ -576,15 +608,16 @@ def test_R28_closing_ends_its_thread_that_waits_in_the_queue():
         given_up = False
 
     before, idle = set(threading.enumerate()), Idle()
-    arrivals = Arrivals(idle, 1)
+    prefetcher = RequestPrefetcher(idle, 1)
     assert idle.asked.wait(TIMEOUT)
-    arrivals.close()
+    prefetcher.close()
     idle.closed.set()
-    assert ended(arrivals, before)
-    assert arrivals._error is None
+    assert ended(prefetcher, before)
+    assert prefetcher._error is None
 
 
-def test_R09_closing_returns_those_who_have_been_taken():
+@pytest.mark.rule(9)
+def test_closing_returns_the_requests_that_have_been_fetched():
     class Asked(Watched):
         third = threading.Event()
 
@@ -594,13 +627,14 @@ def test_R09_closing_returns_those_who_have_been_taken():
             return super().get(block, timeout)
 
     waiting = Asked("a", "b")
-    arrivals = Arrivals(waiting, 3)
+    prefetcher = RequestPrefetcher(waiting, 3)
     assert waiting.third.wait(TIMEOUT)
-    assert list(arrivals.close()) == ["a", "b"]
+    assert list(prefetcher.close()) == ["a", "b"]
     waiting.put("late")
 
 
-def test_R02_one_that_is_taken_too_late_goes_back_into_the_queue():
+@pytest.mark.rule(2)
+def test_a_request_that_is_fetched_after_closing_goes_back_into_the_queue():
     class Late(queue.Queue):
         asked, closed = threading.Event(), threading.Event()
 
@@ -611,9 +645,9 @@ def test_R02_one_that_is_taken_too_late_goes_back_into_the_queue():
 
     before, waiting = set(threading.enumerate()), Late()
     waiting.put("late")
-    arrivals = Arrivals(waiting, 1)
+    prefetcher = RequestPrefetcher(waiting, 1)
     assert waiting.asked.wait(TIMEOUT)
-    assert list(arrivals.close()) == []
+    assert list(prefetcher.close()) == []
     waiting.closed.set()
-    assert ended(arrivals, before)
+    assert ended(prefetcher, before)
     assert waiting.queue == type(waiting.queue)(["late"])

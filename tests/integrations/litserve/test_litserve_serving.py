@@ -23,10 +23,12 @@ from batchstream import EOS, SKIP, End, Fail, Last, Many
 from batchstream.integrations.litserve import (
     BatchedStreamLoop,
     ContinuousBatchLoop,
-    _continuous,
-    _exchange,
 )
-from batchstream.integrations.litserve._departures import Departures
+from batchstream.integrations.litserve._server import setup
+from batchstream.integrations.litserve._server.responses import submit
+from batchstream.integrations.litserve._worker import context as worker_context
+from batchstream.integrations.litserve._worker import continuous
+from batchstream.integrations.litserve._worker.disconnects import Disconnects
 from support.sources import TIMEOUT
 from support.strategies import SHAPES, in_shape
 
@@ -41,7 +43,7 @@ def is_full_stop(output):
 STYLES = {
     "None": ({}, None),
     "EOS": ({"eos": EOS}, EOS),
-    "class": ({"eos": Departures}, Departures),
+    "class": ({"eos": Disconnects}, Disconnects),
     "is_eos": ({"is_eos": is_full_stop}, "."),
     "is_eos, delivered": ({"is_eos": is_full_stop, "include_eos": True}, "."),
 }
@@ -65,7 +67,7 @@ class Request:
     encoding: str
     fails_at: int
     fault: str | None
-    inbox: Any = None
+    entry: Any = None
     context: Any = None
     left_at: int = NEVER  # in which of its steps its client leaves; -1 before all
     broken_at: int = NEVER  # in which of its steps the engine raises
@@ -85,7 +87,7 @@ class Unsendable:
 
 @dataclass
 class Terms:
-    """How ends are told, and how messages travel."""
+    """How ends are recognised, and how messages travel."""
 
     style: str
     limit: int | None
@@ -252,13 +254,13 @@ def alone():
     logger = logging.getLogger("batchstream.integrations.litserve")
     logger.disabled = True
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_exchange, "end_together", lambda: None)
+        patch.setattr(setup, "install_sigterm_handler", lambda: None)
         yield
     logger.disabled = False
 
 
 class Server:
-    """What an exchange needs of a server: both ends of what goes to a worker, but no process."""
+    """What an endpoint needs of a server: both ends of what goes to a worker, but no process."""
 
     active_requests = 0
 
@@ -312,7 +314,7 @@ class Plans(ls.LitAPI):
         """Let a client leave in a step of its own, or before its request is looked at."""
         if step is not None or request not in self.decoded:
             request.left_at = min(request.left_at, -1 if step is None else step)
-            self.departures._note(request.inbox.uid)
+            self.disconnects.add(request.entry.uid)
 
 
 def ready(loop, size, wanted, *, encodes, collects):
@@ -322,16 +324,15 @@ def ready(loop, size, wanted, *, encodes, collects):
     loop.pre_setup(api)
     api = pickle.loads(ForkingPickler.dumps(api))  # noqa: S301
     api.decoded = []
-    api.departures = Departures()
-    api.spec.exchange.departures = lambda _: api.departures
+    api.disconnects = Disconnects()
     if encodes:
         api.encode_response = encode_response
     api.server = api.spec._server = Server()
     api.spec.response_queue_id = 0
     if collects:
-        api.spec.exchange.connect(api.server, api.api_path)
+        setup.connect(api.spec.link, api.server, api.api_path)
     for request in wanted:
-        [request.inbox] = api.spec.exchange.submit(api.spec, [request]).inboxes
+        [request.entry] = submit(api.spec.link, api.spec, [request]).queues
     return api
 
 
@@ -342,7 +343,8 @@ def serve(api, waiting):
         in_front.put(one if one is PAUSE else server.requests.get_nowait())
     in_front.put(_SENTINEL_VALUE)
     transport = Delivery(server.response_buffer)
-    with contextlib.suppress(_StopLoopError):
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(_StopLoopError):
+        patch.setattr(worker_context, "Disconnects", lambda _: api.disconnects)
         api.loop(api, "cpu", 0, in_front, transport, {}, CallbackRunner())
     assert in_front.empty()
 
@@ -355,7 +357,7 @@ def compare(api, wanted, terms, *, encodes, exactly):
     """
     for request in wanted:
         work_out(request, terms, encodes=encodes)
-        got = [(status, data) for data, status in request.inbox.response_queue]
+        got = [(status, data) for data, status in request.entry.response_queue]
         if exactly or request.left_at == NEVER:
             assert got == request.expected
         else:
@@ -375,11 +377,11 @@ class Batches:
         self._leaving = leaving
         self._shape = shape
         self._steps = 0
-        self.begun = []  # the members of each, and who was said to be live at each step
+        self.begun = []  # the members of each, and the live slots received at each step
         self.closed = []
 
     def rows(self, members):
-        """Make the steps of one batch, whoever is live."""
+        """Make the steps of one batch, whichever slots are live."""
         for step in range(20):
             row = []
             for request in members:
@@ -390,7 +392,7 @@ class Batches:
         raise AssertionError("a batch was not ended")
 
     def listen(self, members, rows):
-        """Pass the steps on, and note who was said to be live."""
+        """Pass the steps on, and keep the live slots that were received."""
         heard = []
         self.begun.append((members, heard))
         live = None
@@ -446,16 +448,16 @@ def serve_batches(place, plan, terms, data, *, exactly):
     hooks.check(size, exactly=exactly)
 
 
+@pytest.mark.rule(2, 7)
 @pytest.mark.parametrize("place", PLACES)
 @given(plan=batch_plans(ALONE), terms=TERMS, data=st.data())
-def test_R02_R07_each_request_of_a_batch_has_its_own_outputs_and_its_own_end(
-    place, plan, terms, data
-):
+def test_each_request_of_a_batch_has_its_own_outputs_and_its_own_end(place, plan, terms, data):
     serve_batches(place, plan, terms, data, exactly=True)
 
 
+@pytest.mark.rule(2, 7)
 @given(plan=batch_plans(LOOKING_AHEAD), terms=TERMS, data=st.data())
-def test_R02_R07_also_where_some_of_a_batch_look_ahead(plan, terms, data):
+def test_requests_of_a_batch_have_their_own_outputs_where_some_look_ahead(plan, terms, data):
     serve_batches(PLACES[-1], plan, terms, data, exactly=False)
 
 
@@ -463,27 +465,27 @@ def test_R02_R07_also_where_some_of_a_batch_look_ahead(plan, terms, data):
 
 
 class InLine:
-    """Takes requests in the thread that asks, so that who joins when is the test's to say.
+    """Takes requests in the thread that asks, so that the test decides when each joins.
 
-    At a pause there is nothing more, unless somebody waits, or asks again.
+    At a pause there is nothing more, unless the loop waits, or asks again.
     """
 
     made: Any = None
 
-    def __init__(self, request_queue, seats):
+    def __init__(self, request_queue, slots):
         type(self).made = self
         self._queue = request_queue
         self._paused = False
         self._ended = False
-        self.seats = seats
+        self.slots = slots
         self.over = False
 
-    def free_seat(self):
-        self.seats += 1
+    def release_slot(self):
+        self.slots += 1
 
     def take(self, *, block):
         taken = []
-        while self.seats and not self._ended:
+        while self.slots and not self._ended:
             one = self._queue.queue[0]
             if one is PAUSE and not (block and not taken) and not self._paused:
                 self._paused = True
@@ -494,10 +496,10 @@ class InLine:
             elif one == _SENTINEL_VALUE:
                 self._ended = True
             else:
-                self.seats -= 1
+                self.slots -= 1
                 taken.append(one)
         self.over = self._ended and not taken
-        assert taken or self.over or not block, "it would wait for ever: its seats are not free"
+        assert taken or self.over or not block, "it would wait for ever: its slots are not free"
         return taken
 
     def close(self):
@@ -530,27 +532,27 @@ class Engines:
 class Engine:
     def __init__(self, engines):
         self._all = engines
-        self.seats = {}
+        self.slots = {}
         self.broken = False
 
     def add(self, slot, request):
         assert not self.broken
         assert slot in range(self._all.api.max_batch_size)
-        assert slot not in self.seats, "a slot is used by two"
+        assert slot not in self.slots, "a slot is used by two"
         self._all.joined.append(request)
         if request.fault == "add":
             raise ValueError("add")
-        self.seats[slot] = request
+        self.slots[slot] = request
 
     def step(self):
         assert not self.broken
-        assert self.seats, "a step for nobody"
+        assert self.slots, "a step without a request"
         number, self._all.steps = self._all.steps, self._all.steps + 1
         for request in self._all.leaving.get(number, ()):
-            seated = request in self.seats.values()
+            seated = request in self.slots.values()
             self._all.api.let_leave(request, request.steps if seated else None)
         step = {}
-        for slot, request in self.seats.items():
+        for slot, request in self.slots.items():
             scripted = [*request.elements, self._all.mark, *[PAUSE] * 100]
             step[slot] = scripted[request.steps]
             if number in self._all.raises:
@@ -563,8 +565,8 @@ class Engine:
 
     def remove(self, slot):
         assert not self.broken
-        assert slot in self.seats, "removed, and not there"
-        del self.seats[slot]
+        assert slot in self.slots, "removed, and not there"
+        del self.slots[slot]
 
 
 def make_engine(api):
@@ -588,7 +590,7 @@ def serve_engines(plan, terms, waiting, *, encodes, exactly):
     api.engines = engines = Engines(api, terms.mark, leaving, raises)
     serve(api, waiting)
     compare(api, wanted, terms, encodes=encodes, exactly=exactly)
-    assert not any(engine.seats for engine in engines.made if not engine.broken), "not removed"
+    assert not any(engine.slots for engine in engines.made if not engine.broken), "not removed"
     assert engines.joined == [one for one in wanted if one in engines.joined], "not in their order"
     assert len(set(engines.joined)) == len(engines.joined)
     if exactly:
@@ -596,16 +598,16 @@ def serve_engines(plan, terms, waiting, *, encodes, exactly):
             assert request.steps == request.lasts_until + 1
 
 
+@pytest.mark.rule(2, 7, 30)
 @pytest.mark.parametrize("encodes", [False, True], ids=["no encode_response", "encode_response"])
 @given(plan=engine_plans(ALONE), terms=TERMS, data=st.data())
-def test_R02_R07_R30_each_request_of_an_engine_has_its_own_outputs_and_its_own_end(
-    encodes, plan, terms, data
-):
+def test_each_request_of_an_engine_has_its_own_outputs_and_its_own_end(encodes, plan, terms, data):
     check_in_line(plan, terms, data, encodes=encodes, exactly=True)
 
 
+@pytest.mark.rule(2, 7, 30)
 @given(plan=engine_plans(LOOKING_AHEAD), terms=TERMS, data=st.data())
-def test_R02_R07_R30_also_where_some_in_an_engine_look_ahead(plan, terms, data):
+def test_requests_of_an_engine_have_their_own_outputs_where_some_look_ahead(plan, terms, data):
     check_in_line(plan, terms, data, encodes=True, exactly=False)
 
 
@@ -615,18 +617,19 @@ def check_in_line(plan, terms, data, **how):
     for request in wanted:
         waiting += [PAUSE] * data.draw(st.sampled_from([0, 0, 1, 4]), label="pauses") + [request]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_continuous, "Arrivals", InLine)
+        patch.setattr(continuous, "RequestPrefetcher", InLine)
         serve_engines(plan, terms, waiting, **how)
-    assert InLine.made.seats == size, "a seat was lost, or given twice"
+    assert InLine.made.slots == size, "a slot was lost, or given twice"
 
 
+@pytest.mark.rule(2, 7, 30)
 @given(plan=engine_plans(ALONE), terms=TERMS)
-def test_R02_R07_R30_and_when_they_come_out_of_the_queue_as_they_do(plan, terms):
+def test_requests_have_their_own_outputs_when_a_thread_fetches_them_from_the_queue(plan, terms):
     _, wanted, *_ = plan
     serve_engines(plan, terms, wanted, encodes=True, exactly=True)
 
 
-# ---- those who are easily forgotten
+# ---- requests that are easily forgotten
 
 
 class Letters(ls.LitAPI):
@@ -641,17 +644,17 @@ class Letters(ls.LitAPI):
 class LetterEngine:
     def __init__(self, api):
         self.api = api
-        self.seats = {}
+        self.slots = {}
 
     def add(self, slot, request):
-        self.seats[slot] = iter(request)
+        self.slots[slot] = iter(request)
 
     def step(self):
         self.api.in_step()
-        return {slot: next(elements, EOS) for slot, elements in self.seats.items()}
+        return {slot: next(elements, EOS) for slot, elements in self.slots.items()}
 
     def remove(self, slot):
-        del self.seats[slot]
+        del self.slots[slot]
 
 
 class Waiting(queue.Queue):
@@ -689,7 +692,8 @@ def run(api, waiting, transport=None):
     return transport.sent
 
 
-def test_R09_the_sentinel_ends_the_loop_behind_all_that_came_before_it():
+@pytest.mark.rule(9)
+def test_the_sentinel_ends_the_loop_behind_all_that_came_before_it():
     waiting = Waiting("bad")
 
     def decode_request(request):
@@ -697,7 +701,7 @@ def test_R09_the_sentinel_ends_the_loop_behind_all_that_came_before_it():
             waiting.add("r1", "ab")
             waiting.put(_SENTINEL_VALUE)
             for thread in threading.enumerate():
-                if thread.name == "batchstream arrivals":
+                if thread.name == "batchstream prefetcher":
                     thread.join(TIMEOUT)
             raise ValueError(request)
         return request
@@ -706,9 +710,10 @@ def test_R09_the_sentinel_ends_the_loop_behind_all_that_came_before_it():
     assert sent == {"r0": [FAILED], "r1": [*ok("a", "b"), FINISHED]}
 
 
+@pytest.mark.rule(9, 14)
 @pytest.mark.parametrize("stopping", [SystemExit, GeneratorExit])
-def test_R09_R14_whoever_has_ended_is_told_when_another_stops_the_worker(stopping, monkeypatch):
-    monkeypatch.setattr(_continuous, "Arrivals", InLine)
+def test_requests_that_have_ended_get_an_end_when_another_stops_the_worker(stopping, monkeypatch):
+    monkeypatch.setattr(continuous, "RequestPrefetcher", InLine)
     waiting = Waiting(["stop"], [Last("a")], ["x", "y"])
     waiting.put(_SENTINEL_VALUE)
 
@@ -726,7 +731,8 @@ def test_R09_R14_whoever_has_ended_is_told_when_another_stops_the_worker(stoppin
     assert transport.sent["r1"][-1] in (FAILED, FINISHED)
 
 
-def test_R09_R14_whoever_is_on_the_way_in_is_told_when_the_worker_is_stopped():
+@pytest.mark.rule(9, 14)
+def test_requests_that_are_to_join_fail_when_the_worker_is_stopped():
     waiting = Waiting("ab")
 
     def in_step():
@@ -744,7 +750,8 @@ def test_R09_R14_whoever_is_on_the_way_in_is_told_when_the_worker_is_stopped():
     assert transport.sent == {"r0": [FAILED], "r1": [FAILED], "r2": [FAILED]}
 
 
-def test_R02_a_transport_that_fails_while_one_looks_ahead_stops_the_worker():
+@pytest.mark.rule(2)
+def test_a_transport_that_fails_while_an_encoder_looks_ahead_stops_the_worker():
     def encode_response(outputs):
         for output in outputs:
             yield output + (next(outputs) if output == "2" else "")
@@ -752,8 +759,8 @@ def test_R02_a_transport_that_fails_while_one_looks_ahead_stops_the_worker():
     api = letters(encode_response=encode_response)
     server = api.spec._server = Server()
     api.spec.response_queue_id = 0
-    api.spec.exchange.connect(server, api.api_path)
-    inboxes = [api.spec.exchange.submit(api.spec, [one]).inboxes[0] for one in ("abcd", "1234")]
+    setup.connect(api.spec.link, server, api.api_path)
+    queues = [submit(api.spec.link, api.spec, [one]).queues[0] for one in ("abcd", "1234")]
 
     class FailsOnce(Delivery):
         calls = 0
@@ -769,12 +776,13 @@ def test_R02_a_transport_that_fails_while_one_looks_ahead_stops_the_worker():
         api.loop(
             api, "cpu", 0, server.requests, FailsOnce(server.response_buffer), {}, CallbackRunner()
         )
-    for inbox in inboxes:
-        assert FINISHED[0] not in [status for _, status in inbox.response_queue]
+    for entry in queues:
+        assert FINISHED[0] not in [status for _, status in entry.response_queue]
 
 
+@pytest.mark.rule(15)
 @pytest.mark.parametrize("loop", [BatchedStreamLoop, ContinuousBatchLoop])
-def test_R15_an_encode_response_that_asks_while_it_is_called_fails_its_request_alone(loop):
+def test_an_encode_response_that_asks_while_it_is_called_fails_its_request_alone(loop):
     def encode_response(outputs, context):
         if context["early"]:
             return iter([next(outputs)])

@@ -1,4 +1,4 @@
-"""End to end: how servers end, and what they do while nobody asks. As /proc of Linux shows it."""
+"""End to end: how servers end, and what they do without requests. As /proc of Linux shows it."""
 
 import contextlib
 import http.client
@@ -112,7 +112,9 @@ SIGNALS = {
 
 
 @pytest.mark.parametrize("signals", SIGNALS.values(), ids=SIGNALS)
-def test_who_is_served_when_the_server_is_told_to_end_is_served_to_the_end(tmp_path, signals):
+def test_a_client_that_is_served_when_the_server_is_terminated_is_served_to_the_end(
+    tmp_path, signals
+):
     with streaming(tmp_path) as (server, running):
         for number in signals:
             server.process.send_signal(number)
@@ -123,7 +125,8 @@ def test_who_is_served_when_the_server_is_told_to_end_is_served_to_the_end(tmp_p
         assert_ended_quietly(server)
 
 
-def test_R28_who_is_not_through_in_time_is_cut_off_and_nothing_is_left(tmp_path):
+@pytest.mark.rule(28)
+def test_a_client_that_is_not_served_in_time_is_cut_off_and_nothing_is_left(tmp_path):
     with streaming(tmp_path, grace=0.5) as (server, running):
         server.process.send_signal(signal.SIGTERM)
         for _, client in running.clients:
@@ -157,7 +160,8 @@ def kill_session(session):
         os.killpg(session, signal.SIGKILL)
 
 
-def test_R28_a_server_that_is_told_to_end_while_it_loads_its_model_leaves_nothing(tmp_path):
+@pytest.mark.rule(28)
+def test_a_server_that_is_terminated_while_it_loads_its_model_leaves_nothing(tmp_path):
     with loading(tmp_path, apis=["predict"]) as server:
         server.process.terminate()
         server.process.wait(SECONDS)
@@ -165,7 +169,8 @@ def test_R28_a_server_that_is_told_to_end_while_it_loads_its_model_leaves_nothin
         assert "Traceback" not in server.log()
 
 
-def test_R28_workers_end_busy_or_idle_when_the_main_process_is_killed(tmp_path):
+@pytest.mark.rule(28)
+def test_workers_end_busy_or_idle_when_the_main_process_is_killed(tmp_path):
     with streaming(tmp_path, idle=["encode", "narrow"]) as (server, running):
         assert len(workers_of(server.process.pid)) == 4
         server.process.kill()
@@ -173,8 +178,9 @@ def test_R28_workers_end_busy_or_idle_when_the_main_process_is_killed(tmp_path):
         wait_until_gone(lambda: workers_of(server.process.pid))
 
 
+@pytest.mark.rule(28)
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="all but the main process go on")
-def test_R28_no_worker_is_left_of_a_stock_server_that_was_told_to_end(tmp_path):
+def test_no_worker_is_left_of_a_stock_server_that_was_terminated(tmp_path):
     with serve(tmp_path, apis=["stock"]) as server:
         server.process.terminate()
         server.process.wait(SECONDS)
@@ -187,6 +193,7 @@ def test_R28_no_worker_is_left_of_a_stock_server_that_was_told_to_end(tmp_path):
 
 
 # With a batch_timeout of 0, which is LitServe's default, its own loop never sleeps.
+@pytest.mark.rule(29)
 @pytest.mark.parametrize(
     ("kind"),
     [
@@ -195,9 +202,9 @@ def test_R28_no_worker_is_left_of_a_stock_server_that_was_told_to_end(tmp_path):
         pytest.param("stock_prompt", marks=pytest.mark.xfail(strict=True, raises=AssertionError)),
     ],
 )
-def test_R29_an_idle_worker_sleeps(stepwise_servers, tmp_path, kind):
+def test_an_idle_worker_sleeps(stepwise_servers, tmp_path, kind):
     with contextlib.ExitStack() as stack:
-        if kind == "stock_prompt":  # nobody else shall have it beside them
+        if kind == "stock_prompt":  # no other request shall be in the batch
             server = stack.enter_context(serve(tmp_path, apis=[kind]))
         else:
             server = stepwise_servers("one worker")

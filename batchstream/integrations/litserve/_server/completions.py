@@ -1,4 +1,4 @@
-"""In the server process: what a client of the OpenAI endpoint gets, as events or as a whole."""
+"""What a client of the OpenAI endpoint gets, as events or as a whole."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pydantic import BaseModel
 
 from batchstream import FinishReason
 from batchstream.integrations._http import Body, StreamResponse
-from batchstream.integrations.litserve._exchange import FailedError
+from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage
 from batchstream.integrations.litserve._log import logger
-from batchstream.integrations.litserve._messages import UNKNOWN, Ending
+from batchstream.integrations.litserve._server.responses import FailedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from batchstream.integrations._http import Handler
-    from batchstream.integrations.litserve._exchange import Answers, Inbox
+    from batchstream.integrations.litserve._server.responses import ResponseQueue, Responses
 
 _FINISH_REASONS: Final = ("stop", "length", "tool_calls", "content_filter", "function_call")
 _USAGE: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
@@ -36,14 +36,14 @@ _WITHOUT_BODY: Final = (204, 304)
 
 
 class Function(BaseModel):
-    """A piece of what a tool is called with. LitServe's own model asks each for a name."""
+    """A piece of a tool call's arguments. LitServe's own model asks each piece for a name."""
 
     name: str | None = None
     arguments: str | None = None
 
 
 class ToolCall(BaseModel):
-    """A piece of a call for a tool, of which the model has told the number."""
+    """A piece of a tool call, with the number that the model has given the call."""
 
     index: int
     id: str | None = None
@@ -52,34 +52,34 @@ class ToolCall(BaseModel):
 
 
 class Choice:
-    """One of the choices that a client has asked for, as far as it has come.
+    """One of the choices that a client has asked for, and the messages for it.
 
     Attributes:
-        index: Which one.
+        index: Its number.
     """
 
-    def __init__(self, index: int, inbox: Inbox) -> None:
+    def __init__(self, index: int, queue: ResponseQueue) -> None:
         self.index = index
-        self._inbox = inbox
+        self._queue = queue
         self._unread: deque[str] = deque()
-        self._calls: dict[int, int] = {}  # the model's number of a call: ours
+        self._calls: dict[int, int] = {}  # from the model's number of a call to ours
         self._call_ids: set[str | None] = set()
         self._used: dict[str, int] = {}
 
     @property
     def over(self) -> bool:
         """Whether all messages have been taken."""
-        return self._inbox.over and not self._unread
+        return self._queue.over and not self._unread
 
     def take(self) -> list[dict[str, Any]]:
         """Take the messages that have come.
 
         Raises:
-            FailedError: The request has failed, or a message is none; all before it were taken.
+            FailedError: The request has failed, or a message is invalid; all before it were taken.
         """
         messages: list[dict[str, Any]] = []
         if not self._unread:
-            self._unread.extend(self._inbox.take())
+            self._unread.extend(self._queue.take())
         while self._unread:
             try:
                 messages.append(_message(self._unread[0]))
@@ -96,7 +96,7 @@ class Choice:
         return messages
 
     def _number(self, call: dict[str, Any]) -> None:
-        """Give a piece of a call the number of its call: an id that was not told begins another."""
+        """Give a piece of a call the number of its call: a new id begins another call."""
         name, number = call.get("id"), call["index"]
         if number not in self._calls or (name and name not in self._call_ids):
             self._calls[number] = len(self._call_ids)
@@ -106,36 +106,36 @@ class Choice:
 
     @property
     def used(self) -> dict[str, int]:
-        """What the model tells of tokens, by name: with its messages, or better with its end."""
-        return self._used if self._inbox.end is None else self._used | self._told_at_the_end()
+        """The numbers of tokens, by name. Figures at the end replace figures of the messages."""
+        return self._used if self._queue.end is None else self._used | self._used_at_the_end()
 
-    def _told_at_the_end(self) -> dict[str, int]:
+    def _used_at_the_end(self) -> dict[str, int]:
         try:
-            return figures_of({} if self._inbox.end is None else self._inbox.end.info)
+            return figures_of({} if self._queue.end is None else self._queue.end.info)
         except ValueError as error:
-            logger.exception("the info of an end tells numbers of tokens")
+            logger.exception("the info of an end has invalid numbers of tokens")
             raise FailedError(UNKNOWN) from error
 
     @property
     def finish_reason(self) -> str:
         """Why it has ended, in OpenAI's words."""
-        end = self._inbox.end or Ending("eos", {})
-        said = end.info.get("finish_reason")
-        if said in _FINISH_REASONS:
-            return str(said)
-        if end.reason == FinishReason.LENGTH:  # in the midst of a call for a tool, perhaps
+        end = self._queue.end or EndMessage("eos", {})
+        given = end.info.get("finish_reason")
+        if given in _FINISH_REASONS:
+            return str(given)
+        if end.reason == FinishReason.LENGTH:  # perhaps in the middle of a tool call
             return "length"
         return "tool_calls" if self._calls else "stop"
 
 
-def figures_of(told: dict[str, Any]) -> dict[str, int]:
-    """Return what a message, or the information on an end, tells of tokens."""
-    figures = {name: told[name] for name in _USAGE if told.get(name) is not None}
+def figures_of(source: dict[str, Any]) -> dict[str, int]:
+    """Return the numbers of tokens in a message, or in the info of an end."""
+    figures = {name: source[name] for name in _USAGE if source.get(name) is not None}
     return stock.UsageInfo(**figures).model_dump(include=set(figures))
 
 
 def usage_of(choices: Iterable[dict[str, int]]) -> dict[str, int]:
-    """Return the figures of all choices together."""
+    """Return the sums of the figures of all choices."""
     usage = dict.fromkeys(_USAGE, 0)
     for used in choices:
         parts = used.get("prompt_tokens", 0) + used.get("completion_tokens", 0)
@@ -145,19 +145,19 @@ def usage_of(choices: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 class CompletionBody(Body):
-    """What goes to a client, and comes from the workers.
+    """The body of a response, made of what comes from the workers.
 
     Args:
-        answers: From the workers, an inbox for each choice.
+        responses: From the workers, a queue for each choice.
         model: The name that the client has given the model.
     """
 
     media_type: str
 
-    def __init__(self, answers: Answers, model: str) -> None:
+    def __init__(self, responses: Responses, model: str) -> None:
         super().__init__()
-        self._answers = answers
-        self._choices = [Choice(index, inbox) for index, inbox in enumerate(answers.inboxes)]
+        self._responses = responses
+        self._choices = [Choice(index, queue) for index, queue in enumerate(responses.queues)]
         self._head: dict[str, Any] = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -166,26 +166,26 @@ class CompletionBody(Body):
         self._ended = False
 
     def cancel(self) -> None:
-        """Tell the workers that nobody reads it any more."""
-        self._answers.close()
+        """Let the workers give the choices up."""
+        self._responses.close()
 
 
 class EventsBody(CompletionBody):
     """Chunks as they come, as server-sent events.
 
     Args:
-        answers: From the workers.
+        responses: From the workers.
         model: The name of the model.
         include_usage: Whether the client wants usage in a chunk of its own.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, answers: Answers, model: str, *, include_usage: bool) -> None:
-        super().__init__(answers, model)
+    def __init__(self, responses: Responses, model: str, *, include_usage: bool) -> None:
+        super().__init__(responses, model)
         self._include_usage = include_usage
         self._begun = False
-        self._going_on = list(self._choices)
+        self._open_choices = list(self._choices)
 
     async def _next(self) -> bytes | None:
         if self._ended:
@@ -193,28 +193,28 @@ class EventsBody(CompletionBody):
         events: list[str] = []
         while not events:
             try:
-                for choice in tuple(self._going_on):
-                    events += self._news_of(choice)
+                for choice in tuple(self._open_choices):
+                    events += self._new_events_of(choice)
             except FailedError as error:
                 if not self._begun and not events:
                     raise
                 self._ended = True
-                self._answers.close()
+                self._responses.close()
                 events.append(_event(_to_json(error_of(error))))
                 break
             if not events:
-                await self._answers.wait()
+                await self._responses.wait()
         self._begun = True
         return "".join(events).encode()
 
-    def _news_of(self, choice: Choice) -> list[str]:
+    def _new_events_of(self, choice: Choice) -> list[str]:
         events = [
             self._chunk(choice.index, {key: message[key] for key in message if key not in _USAGE})
             for message in choice.take()
         ]
         if choice.over:
-            self._going_on.remove(choice)
-            self._ended = not self._going_on
+            self._open_choices.remove(choice)
+            self._ended = not self._open_choices
             events += self._end_of(choice)
         return events
 
@@ -222,12 +222,10 @@ class EventsBody(CompletionBody):
         if not self._ended:
             return [self._chunk(choice.index, {}, choice.finish_reason)]
         usage = usage_of(choice.used for choice in self._choices)
-        if self._include_usage:
-            last = self._chunk(choice.index, {}, choice.finish_reason)
-            return [last, self._event([], usage), _event("[DONE]")]
-        told = usage if any(usage.values()) else None
-        last = self._chunk(choice.index, {}, choice.finish_reason, told)
-        return [last, _event("[DONE]")]
+        in_chunk = None if self._include_usage or not any(usage.values()) else usage
+        last = self._chunk(choice.index, {}, choice.finish_reason, in_chunk)
+        in_own_chunk = [self._event([], usage)] if self._include_usage else []
+        return [last, *in_own_chunk, _event("[DONE]")]
 
     def _chunk(
         self,
@@ -236,12 +234,7 @@ class EventsBody(CompletionBody):
         finish_reason: str | None = None,
         usage: dict[str, int] | None = None,
     ) -> str:
-        choice = {
-            "index": index,
-            "delta": delta,
-            "finish_reason": finish_reason,
-            "logprobs": None,
-        }
+        choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
         return self._event([choice], usage)
 
     def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> str:
@@ -257,40 +250,40 @@ class MessageBody(CompletionBody):
     async def _next(self) -> bytes | None:
         if self._ended:
             return None
-        wholes = [Whole() for _ in self._choices]
+        builders = [MessageBuilder() for _ in self._choices]
         while True:
-            for choice, whole in zip(self._choices, wholes, strict=True):
-                while messages := choice.take():  # behind outputs there may be a failure
+            for choice, builder in zip(self._choices, builders, strict=True):
+                while messages := choice.take():  # a failure may follow the outputs
                     for message in messages:
-                        whole.add(message)
+                        builder.add(message)
             if all(choice.over for choice in self._choices):
                 break
-            await self._answers.wait()
+            await self._responses.wait()
         self._ended = True
-        pairs = list(zip(self._choices, wholes, strict=True))
+        pairs = list(zip(self._choices, builders, strict=True))
         choices = [
             {
                 "index": choice.index,
-                "message": whole.message,
+                "message": builder.message,
                 "finish_reason": choice.finish_reason,
                 "logprobs": None,
             }
-            for choice, whole in pairs
+            for choice, builder in pairs
         ]
         usage = usage_of(choice.used for choice, _ in pairs)
         completion = {"object": "chat.completion", "choices": choices, "usage": usage}
         return _to_json(self._head | completion).encode()
 
 
-class Whole:
-    """The messages of one choice, put together."""
+class MessageBuilder:
+    """The messages of one choice, joined into one."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
         self._calls: dict[int, dict[str, Any]] = {}
 
     def add(self, message: dict[str, Any]) -> None:
-        """Add a message behind the others."""
+        """Append a message."""
         if isinstance(message.get("content"), str):
             self._texts.append(message["content"])
         for part in message.get("tool_calls") or ():
@@ -302,7 +295,7 @@ class Whole:
 
     @property
     def message(self) -> dict[str, Any]:
-        """The one message that they make."""
+        """The joined message."""
         calls = [self._calls[index] for index in sorted(self._calls)]
         content = "".join(self._texts)
         return {"role": "assistant", "content": content, "tool_calls": calls or None}
@@ -334,7 +327,7 @@ def error_of(error: HTTPException) -> dict[str, Any]:
 
 
 def error_response(error: HTTPException) -> Response:
-    """Return the answer to an error from before there was anything else to send."""
+    """Return the response to an error that comes before any output."""
     headers = None if error.headers is None else dict(error.headers)
     if error.status_code in _WITHOUT_BODY:
         return Response(None, error.status_code, headers)
@@ -349,7 +342,7 @@ def _message(data: str) -> dict[str, Any]:
     try:
         message = json.loads(data)
         if not isinstance(message, dict):
-            raise TypeError(f"got {type(message).__name__}")  # noqa: TRY301 - it ends as the others
+            raise TypeError(f"got {type(message).__name__}")  # noqa: TRY301 - handled below like the others
         for position, call in enumerate(message.get("tool_calls") or ()):
             call.setdefault("index", position)
             ToolCall(**call)

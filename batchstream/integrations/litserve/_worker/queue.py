@@ -1,4 +1,4 @@
-"""In the worker: requests as they come out of LitServe's queue."""
+"""Requests on their way out of LitServe's queue."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from queue import Queue
 
 # A worker that dies while it waits leaves its wait behind in the queue's process, where it takes a
-# request that nobody will serve. So a wait is short, but no shorter than idleness asks for.
+# request that is never served. So a wait is short, but long enough for an idle worker to sleep.
 _SECONDS_OF_WAITING: Final = 1.0
 
 
 def wait_for_request(request_queue: Queue[Any], closed: Event | None = None) -> Any:
     """Return the next request, or LitServe's sentinel, however long that takes.
 
-    It also gives up soon after it has been closed, and returns the sentinel then.
+    It returns the sentinel also soon after `closed` is set.
     """
     while closed is None or not closed.is_set():
         try:
@@ -30,7 +30,7 @@ def wait_for_request(request_queue: Queue[Any], closed: Event | None = None) -> 
     return _SENTINEL_VALUE
 
 
-class Rejoined:
+class PushbackQueue:
     """A queue with the element back in front that was taken from it."""
 
     def __init__(self, first: object, rest: Queue[Any]) -> None:
@@ -46,65 +46,66 @@ class Rejoined:
         return self._first.pop() if self._first else self._rest.get_nowait()
 
 
-class Arrivals:
-    """Takes requests from the queue in a thread, no more of them than there are free seats.
+class RequestPrefetcher:
+    """Takes requests from the queue in a thread, no more of them than there are free slots.
 
-    So a step never waits for the queue, and what this worker has no seat for is left to others.
+    So a step never waits for the queue, and other workers can take what this one has no slot for.
 
     Args:
         request_queue: Shared by all workers.
-        seats: How many are free.
+        slots: How many are free.
 
     Attributes:
-        over: Whether LitServe has stopped the loop, and all that came before has been taken.
+        over: Whether LitServe has stopped the loop, and all earlier requests have been taken.
     """
 
-    def __init__(self, request_queue: Queue[Any], seats: int) -> None:
+    def __init__(self, request_queue: Queue[Any], slots: int) -> None:
         self._queue = request_queue
-        self._free = Semaphore(seats)
-        self._arrived: deque[tuple[Any, ...]] = deque()
-        self._news = Event()
+        self._free = Semaphore(slots)
+        self._fetched: deque[tuple[Any, ...]] = deque()
+        self._changed = Event()
         self._error: BaseException | None = None
         self._ended = False
         self._closed = Event()
         self.over = False
-        Thread(target=self._run, name="batchstream arrivals", daemon=True).start()
+        Thread(target=self._run, name="batchstream prefetcher", daemon=True).start()
 
-    def free_seat(self) -> None:
-        """Tell that one more request can be taken."""
+    def release_slot(self) -> None:
+        """Let one more request be fetched."""
         self._free.release()
 
     def take(self, *, block: bool) -> list[tuple[Any, ...]]:
-        """Return the requests that have come, as LitServe puts them into the queue.
+        """Return the requests that have been fetched, as LitServe puts them into the queue.
 
         Args:
             block: Whether to wait if there is none.
 
         Raises:
-            BaseException: What the queue raises, once nothing else is left.
+            BaseException: What the queue raises, after all earlier requests have been taken.
 
         Returns:
-            None at all, without having waited, if LitServe has stopped the loop: it is `over`.
+            An empty list, without waiting, if LitServe has stopped the loop: `over` is set then.
         """
         if block:
-            self._news.wait()
-        self._news.clear()
-        ended = self._ended  # first: whatever came before that is found below
+            self._changed.wait()
+        self._changed.clear()
+        # Read before the requests: what was fetched before the end is then found below.
+        ended = self._ended
         taken = []
-        while self._arrived:
-            taken.append(self._arrived.popleft())
+        while self._fetched:
+            taken.append(self._fetched.popleft())
         if ended:
-            self._news.set()  # nobody else will
+            self._changed.set()  # the thread is gone, and must not be waited for again
             if not taken and self._error is not None:
                 raise self._error
             self.over = not taken
         return taken
 
     def close(self) -> list[tuple[Any, ...]]:
-        """Take nothing more, and return what has been taken; the thread ends within a second."""
+        """Fetch nothing more, and return what has been fetched; the thread ends within a second."""
         self._closed.set()
         self._free.release()
-        return list(self._arrived)
+        return list(self._fetched)
 
     def _run(self) -> None:
         try:
@@ -116,10 +117,10 @@ class Arrivals:
                 if self._closed.is_set():
                     self._queue.put(request)  # another worker may serve it
                     return
-                self._arrived.append(request)
-                self._news.set()
+                self._fetched.append(request)
+                self._changed.set()
         except BaseException as error:  # noqa: BLE001 - raised in the thread that takes
             self._error = error
         finally:
             self._ended = True
-            self._news.set()
+            self._changed.set()

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from litserve.loops.base import LitLoop
 
-from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING, check_count
-from batchstream.integrations.litserve._arrivals import Rejoined, wait_for_request
-from batchstream.integrations.litserve._batch import Batch
-from batchstream.integrations.litserve._continuous import ContinuousServing
-from batchstream.integrations.litserve._desk import Desk
-from batchstream.integrations.litserve._endpoint import StreamingEndpoint, keep_cuts_out_of_the_log
-from batchstream.integrations.litserve._exchange import Exchange
-from batchstream.integrations.litserve._member import Member
+from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
+from batchstream._core.rules import EndRules
+from batchstream.integrations.litserve._link.link import Link
 from batchstream.integrations.litserve._openai import OpenAISpec, is_stock
-from batchstream.integrations.litserve._options import Hook, Limit, Options, check_travels
+from batchstream.integrations.litserve._options import Hook, Limit, LoopOptions, check_pickles
+from batchstream.integrations.litserve._server.endpoint import (
+    StreamingEndpoint,
+    keep_cuts_out_of_the_log,
+)
+from batchstream.integrations.litserve._worker.batch import Batch
+from batchstream.integrations.litserve._worker.context import WorkerContext
+from batchstream.integrations.litserve._worker.continuous import ContinuousBatch
+from batchstream.integrations.litserve._worker.queue import PushbackQueue, wait_for_request
+from batchstream.integrations.litserve._worker.request import ServedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class _AnyLoop(LitLoop):
-    """A LitServe loop that brings its API an endpoint, and serves it at a desk of its own.
+    """A LitServe loop that gives its API an endpoint, and serves it in each worker.
 
     Attributes:
         calls_predict: Whether the API has to have a `predict`; `OpenAISpec` asks.
@@ -40,19 +43,12 @@ class _AnyLoop(LitLoop):
 
     calls_predict = True
 
-    def __init__(
-        self, options: Options, *, max_pending: int | None, max_buffered: int | None
-    ) -> None:
+    def __init__(self, options: LoopOptions) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._options = options
-        if max_pending is not None:
-            max_pending = check_count("max_pending", max_pending, at_least=1)
-        if max_buffered is not None:
-            max_buffered = check_count("max_buffered", max_buffered, at_least=1)
-        self._exchange = partial(Exchange, max_pending=max_pending, max_buffered=max_buffered)
 
     def pre_setup(self, lit_api: LitAPI, spec: LitSpec | None = None) -> None:
-        """Prepare an API for this loop; LitServe calls it once, in the process that starts all.
+        """Prepare an API for this loop; LitServe calls it once, in the main process.
 
         Raises:
             ValueError: The API does not stream, or is asynchronous.
@@ -63,15 +59,16 @@ class _AnyLoop(LitLoop):
             raise ValueError(f"{name} serves streams only: pass stream=True to the LitAPI")
         if lit_api.enable_async:
             raise ValueError(f"{name} runs synchronous hooks only: leave enable_async out")
+        limits = self._options.max_pending, self._options.max_buffered
         spec = lit_api.spec
         if spec is None or isinstance(spec, StreamingEndpoint):
             lit_api.spec = None  # type: ignore[assignment]  # an earlier server's has its path
-            lit_api.spec = StreamingEndpoint(lit_api, self._exchange())
+            lit_api.spec = StreamingEndpoint(lit_api, Link(*limits))
             keep_cuts_out_of_the_log()
         elif is_stock(spec):
             lit_api.spec = OpenAISpec.instead_of(spec, lit_api)
         if isinstance(lit_api.spec, OpenAISpec):
-            lit_api.spec.exchange = self._exchange(tells_ends=True)
+            lit_api.spec.link = Link(*limits, sends_ends=True)
 
     def __call__(  # noqa: PLR0917 - LitServe's signature
         self,
@@ -94,21 +91,16 @@ class _AnyLoop(LitLoop):
         callbacks: CallbackRunner,
         worker_id: int | None = None,
     ) -> None:
-        desk = Desk(
-            self,
-            lit_api,
-            transport=transport,
-            callbacks=callbacks,
-            options=self._options,
-            worker_id=worker_id,
+        context = WorkerContext(
+            self, lit_api, self._options, transport=transport, callbacks=callbacks, worker=worker_id
         )
         try:
-            self._serve(desk, request_queue)
+            self._serve(context, request_queue)
         except KeyboardInterrupt:
             self.kill()  # type: ignore[no-untyped-call]
 
     @abstractmethod
-    def _serve(self, desk: Desk, request_queue: Queue[Any]) -> None:
+    def _serve(self, context: WorkerContext, request_queue: Queue[Any]) -> None:
         """Serve requests until the loop is stopped."""
 
 
@@ -116,32 +108,33 @@ class BatchedStreamLoop(_AnyLoop):
     """A LitServe loop in which each request of a batch ends, or fails, on its own.
 
     Pass it to the API, `LitAPI(stream=True, max_batch_size=4, loop=BatchedStreamLoop())`; nothing
-    else changes. The hooks and callbacks are those of LitServe's batched streaming loop, in the
-    same order. What `encode_response` yields is a step of a batch: one element for each request,
-    in the order of the requests, where None or any other marker ends a request there and then.
-    As soon as no request of the batch is left, its generators are closed, each before the one that
-    it reads.
+    else changes. The loop calls the hooks and callbacks of LitServe's batched streaming loop, in
+    the same order. Each time `encode_response` yields is a step of the batch: one element for each
+    request, in the order of the requests. None, or any other end mark, ends its request in that
+    step. As soon as the last request of a batch has ended, the batch's generators are closed, each
+    before the one that it reads.
 
-    A request whose client leaves is left too, before the next step. Whoever makes the steps hears
-    of it, as of every end: `live = yield step`. Every hook that has a `context` can ask it:
-    `context[i].live`.
+    A request whose client leaves is dropped from the batch before the next step. The generator that
+    makes the steps receives the live slots: `live = yield step`. A hook that has a `context` can
+    read the same from it: `context[i].live`.
 
-    An error fails as few requests as it can. One in `decode_request`, a `Fail`, and an output that
-    cannot be sent fail the request they belong to; every other fails all that are left in the
-    batch. A client whose response has not begun gets the status of an `HTTPException`, otherwise
-    500; later it sees its connection cut. The worker lives, and has logged the error once.
+    An error fails as few requests as it can. An error in `decode_request`, a `Fail`, and an output
+    that cannot be sent fail their own request; every other error fails all requests that are left
+    in the batch. Before its first output a client gets the status of an `HTTPException`, and 500
+    for any other error; later its connection is cut. The worker logs the error once and goes on.
 
     The status and headers of a response are sent together with its first output, not before.
 
     Args:
-        eos_in: Where the ends are looked for. With `"encode_response"`, in what that yields. With
-            `"predict"`, in what `predict` yields (or `unbatch`, if the API has its own): then
-            `encode_response` need not know of ends, nor of the batch. It is called for each request
-            as LitServe calls it without batches, with an iterator of this request's outputs, and
-            its `context` is this request's. An API without `encode_response` is always read so.
-        eos: The end mark, told by identity: None, or what keeps it on the way into a process.
-        is_eos: A predicate on outputs that is true of the one that ends its request. It has to
-            pickle, as `max_outputs` has if it is a function: LitServe spawns its workers.
+        eos_in: The hook whose steps hold the ends. With `"predict"`, a step is what `predict`
+            yields (or `unbatch`, if the API has its own), and `encode_response` need not know of
+            ends, nor of the batch: it is called for each request, as LitServe calls it without
+            batches, with an iterator of the outputs and the context of this request. An API
+            without `encode_response` is always read so.
+        eos: The end mark, recognised by identity: None, or an object that keeps its identity when
+            it is pickled.
+        is_eos: A predicate on outputs that is true of the last output of a request. It has to
+            pickle, as has `max_outputs` if it is a function: LitServe spawns its workers.
         include_eos: Deliver the output that `is_eos` recognised, before the end.
         max_outputs: How many outputs a request gets at most: a number, or a function of the
             request's context that returns one or None. `populate_context` of a spec has filled the
@@ -150,7 +143,7 @@ class BatchedStreamLoop(_AnyLoop):
         max_pending: How many requests may wait for a worker; the next is answered with 503. None
             for any number, as in LitServe's own loops.
         max_buffered: How many outputs may wait for their client in the server process before a step
-            that has another. Whoever holds more is cut off, and left. None for any number, as in
+            that has another. A request with more than that fails. None for any number, as in
             LitServe.
 
     Raises:
@@ -189,14 +182,10 @@ class BatchedStreamLoop(_AnyLoop):
         if eos_in not in get_args(Hook):
             hooks = " or ".join(map(repr, get_args(Hook)))
             raise ValueError(f"eos_in must be {hooks}, got {eos_in!r}")
-        options = Options(
-            eos=eos,
-            is_eos=is_eos,
-            include_eos=include_eos,
-            max_outputs=max_outputs,
-            require_eos=require_eos,
+        rules: EndRules[Any] = EndRules(
+            eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos
         )
-        super().__init__(options, max_pending=max_pending, max_buffered=max_buffered)
+        super().__init__(LoopOptions(rules, max_outputs, max_pending, max_buffered))
         self._eos_in = eos_in
 
     def run_batched_streaming_loop(
@@ -221,63 +210,68 @@ class BatchedStreamLoop(_AnyLoop):
     ) -> tuple[list[Any], list[Any]]:
         """Wait for a request, and then up to `batch_timeout` seconds for others to join it.
 
-        In a loop of LitServe's own the waiting starts before there is any request. One that comes
-        when it is nearly over goes alone, and a `batch_timeout` of 0 keeps an idle worker busy.
+        In a loop of LitServe's own the wait starts before there is any request. A request that
+        comes when it is nearly over goes alone, and a `batch_timeout` of 0 keeps an idle worker
+        busy.
 
         Returns:
-            The requests to be served, as `(response_queue_id, uid, request)`, and those that have
-            waited for longer than the server's `timeout`, as `(response_queue_id, uid)`.
+            The requests to be served, as `(response_queue_id, uid, request)`, and the requests that
+            have waited for longer than the server's `timeout`, as `(response_queue_id, uid)`.
 
         Raises:
             Exception: LitServe's own, at the sentinel.
 
         Blocking: until there is a request.
         """
-        joined = Rejoined(wait_for_request(request_queue), request_queue)
+        waiting = PushbackQueue(wait_for_request(request_queue), request_queue)
         while True:
-            # LitServe looks at the clock before it looks into the queue. If the time was up before
-            # its first look, it has nothing, and the request is still in front.
-            found = super().get_batch_requests(lit_api, joined, transport)  # type: ignore[arg-type]
+            # LitServe reads the clock before the queue. If the time is over by then, it returns
+            # nothing, and the request is still in front.
+            found = super().get_batch_requests(lit_api, waiting, transport)  # type: ignore[arg-type]
             if any(found):
                 return found
 
-    def _serve(self, desk: Desk, request_queue: Queue[Any]) -> None:
-        splits_at_predict = self._eos_in == "predict" or not desk.overrides("encode_response")
+    def _serve(self, context: WorkerContext, request_queue: Queue[Any]) -> None:
+        splits_at_predict = self._eos_in == "predict" or not context.overrides("encode_response")
         while True:
-            # Nothing of a batch is left here while the loop waits for the next.
-            self._next_batch(desk, request_queue, splits_at_predict=splits_at_predict).serve()
+            # No variable here: nothing of a batch is kept while the loop waits for the next.
+            Batch(
+                context,
+                self._next_requests(context, request_queue),
+                splits_at_predict=splits_at_predict,
+            ).serve()
 
-    def _next_batch(
-        self, desk: Desk, request_queue: Queue[Any], *, splits_at_predict: bool
-    ) -> Batch:
-        requests, late = self.get_batch_requests(desk.lit_api, request_queue, desk.transport)
+    def _next_requests(
+        self, context: WorkerContext, request_queue: Queue[Any]
+    ) -> list[ServedRequest]:
+        lit_api = context.lit_api
+        requests, late = self.get_batch_requests(lit_api, request_queue, context.transport)
         for server, uid in late:
-            desk.reply_to(server, uid).time_out(desk.lit_api.request_timeout)
-        members = [
-            Member(desk.reply_to(server, uid), request)
-            for server, uid, request in requests
-            if uid not in desk.departures
+            ServedRequest(context, server, uid).time_out()
+        return [
+            ServedRequest(context, server, uid, content)
+            for server, uid, content in requests
+            if uid not in context.disconnects
         ]
-        return Batch(desk, members, splits_at_predict=splits_at_predict)
 
 
 class ContinuousBatchLoop(_AnyLoop):
     """A LitServe loop in which requests join a running batch between two of its steps.
 
     `LitAPI(stream=True, max_batch_size=16, loop=ContinuousBatchLoop(Engine))` has 16 slots, driven
-    as `ContinuousBatcher` drives them: before each step those who have finished, or whose client
-    has left, are removed, and those who wait are added to the slots that are free. An idle worker
-    sleeps.
+    as `ContinuousBatcher` drives them. Before each step the requests that have finished, and the
+    requests whose client has left, are removed from the engine, and waiting requests are added to
+    the free slots. An idle worker sleeps.
 
-    Of the API's hooks `setup` is called first. `decode_request` makes of a request what the engine
-    is given. `encode_response`, if there is one, is called for each request as LitServe calls it
-    without batches: with an iterator of the outputs that the engine has made for this request.
-    `batch`, `predict` and `unbatch` are not called, and need not be there. Every hook that has a
-    `context` gets that of its request.
+    Of the API's hooks `setup` is called first. The engine is given what `decode_request` returns.
+    `encode_response`, if there is one, is called for each request, as LitServe calls it without
+    batches: with an iterator of the outputs that the engine has made for this request. `batch`,
+    `predict` and `unbatch` are not called, and need not be there. A hook that has a `context` gets
+    the context of its request.
 
-    What fails a request, and what clients see of it, is as in `BatchedStreamLoop`; an error of the
-    engine's `add` fails the request that was to be added, and one in `step` all in the engine. The
-    next request gets a new engine then.
+    Errors fail requests, and clients see that, as with `BatchedStreamLoop`. An error in the
+    engine's `add` fails the request that was to be added. An error in `step` fails all requests in
+    the engine, and the next request gets a new engine.
 
     Args:
         engine_factory: A function of the API that makes a `StepEngine`, or its class. It is called
@@ -341,10 +335,10 @@ class ContinuousBatchLoop(_AnyLoop):
                 f"engine_factory takes a function of the API that makes an engine, or its class, "
                 f"got {engine_factory!r}"
             )
-        check_travels("engine_factory", engine_factory)
-        options = Options(eos=eos, is_eos=is_eos, include_eos=include_eos, max_outputs=max_outputs)
-        super().__init__(options, max_pending=max_pending, max_buffered=max_buffered)
+        check_pickles("engine_factory", engine_factory)
+        rules: EndRules[Any] = EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos)
+        super().__init__(LoopOptions(rules, max_outputs, max_pending, max_buffered))
         self._engine_factory = engine_factory
 
-    def _serve(self, desk: Desk, request_queue: Queue[Any]) -> None:
-        ContinuousServing(desk, self._engine_factory, request_queue).serve()
+    def _serve(self, context: WorkerContext, request_queue: Queue[Any]) -> None:
+        ContinuousBatch(context, self._engine_factory, request_queue).serve()

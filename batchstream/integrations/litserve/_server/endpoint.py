@@ -1,4 +1,4 @@
-"""In the server process: an endpoint whose clients see that their request has failed."""
+"""An endpoint whose clients see that their request has failed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from litserve.specs.base import LitSpec
 from starlette.requests import ClientDisconnect
 
 from batchstream.integrations._http import Body, StreamResponse
-from batchstream.integrations.litserve._exchange import Exchange, FailedError
+from batchstream.integrations.litserve._server.responses import FailedError, submit
+from batchstream.integrations.litserve._server.setup import check_server, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from litserve import LitAPI
 
-    from batchstream.integrations.litserve._exchange import Answers
+    from batchstream.integrations.litserve._link.link import Link
+    from batchstream.integrations.litserve._server.responses import Responses
 
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
@@ -28,18 +30,24 @@ _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 class StreamingEndpoint(LitSpec):
     """LitServe's own streaming endpoint, but its responses begin late and fail visibly.
 
-    It is a spec because that is how LitServe lets an API bring its endpoint. As LitServe's hooks
-    ask the spec where the user has not written them, it passes on what it is given.
+    It is a spec because that is how LitServe lets an API bring its endpoint. LitServe calls the
+    spec's hooks where the user has not written any; these return what they are given.
 
     Args:
         lit_api: The API, whose path it takes over.
-        exchange: The way to the workers.
+        link: To the workers.
+
+    Attributes:
+        link: To the workers.
+        passes_outputs_on: Whether its hooks change nothing; workers ask.
     """
 
-    def __init__(self, lit_api: LitAPI, exchange: Exchange) -> None:
+    passes_outputs_on = True
+
+    def __init__(self, lit_api: LitAPI, link: Link) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.api_path = lit_api.api_path
-        self.exchange = exchange
+        self.link = link
         self._lit_api = lit_api
 
     @property
@@ -48,8 +56,8 @@ class StreamingEndpoint(LitSpec):
         return True
 
     def setup(self, server: Any) -> None:
-        """Get ready for the workers, which are started next."""
-        self.exchange.connect(server, self.api_path)  # type: ignore[arg-type]
+        """Prepare for the workers, which LitServe starts next."""
+        connect(self.link, server, self.api_path)  # type: ignore[arg-type]
 
     def decode_request(self, request: Any, context_kwargs: object = None) -> Any:  # noqa: ARG002
         """Return the request as it is."""
@@ -61,14 +69,14 @@ class StreamingEndpoint(LitSpec):
 
     @property
     def endpoints(self) -> list[tuple[str | None, Callable[..., Any], list[str]]]:
-        """The route, made for the server that has just introduced itself."""
+        """The route, for the server that LitServe has just given to the spec."""
         request_type = _request_type(self._lit_api)
-        self.exchange.check(self._server)
-        if self.exchange.usable:
+        check_server(self.link, self._server)
+        if self.link.usable:
 
             async def stream(request: Any) -> Response:
                 payload = await _payload_of(request) if request_type is Request else request
-                return TextResponse(TextBody(self.exchange.submit(self, [payload])))
+                return TextResponse(TextBody(submit(self.link, self, [payload])))
         else:
             handler = litserve.server.StreamingRequestHandler(self._lit_api, self._server)
 
@@ -80,7 +88,7 @@ class StreamingEndpoint(LitSpec):
 
 
 def _request_type(lit_api: LitAPI) -> Any:
-    """Return what `decode_request` says that it takes: FastAPI reads the request as that."""
+    """Return the annotation of the request in `decode_request`: FastAPI parses it as that."""
     try:
         signature = inspect.signature(lit_api.decode_request, eval_str=True)
     except Exception:  # noqa: BLE001 - names for type checkers only, or no names at all
@@ -106,33 +114,33 @@ async def _payload_of(request: Request) -> Any:
 
 
 class TextBody(Body):
-    """The outputs of one request, put together as they come.
+    """The outputs of one request, joined as they come.
 
     Args:
-        answers: From the workers, with a single inbox.
+        responses: From the workers, with a single queue.
     """
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, responses: Responses) -> None:
         super().__init__()
-        self._answers = answers
-        [self._inbox] = answers.inboxes
+        self._responses = responses
+        [self._queue] = responses.queues
         self._begun = False
 
     def cancel(self) -> None:
-        """Tell the workers that nobody reads it any more."""
-        self._answers.close()
+        """Let the workers give the request up."""
+        self._responses.close()
 
     async def _next(self) -> bytes | None:
         while not (outputs := self._take()):
-            if self._inbox.over:
+            if self._queue.over:
                 return None
-            await self._answers.wait()
+            await self._responses.wait()
         self._begun = True
         return b"".join([text.encode() if isinstance(text, str) else text for text in outputs])
 
     def _take(self) -> list[str | bytes]:
         try:
-            return self._inbox.take()
+            return self._queue.take()
         except FailedError as error:
             if not self._begun:
                 raise
@@ -140,10 +148,10 @@ class TextBody(Body):
 
 
 class TextResponse(StreamResponse):
-    """A response that fails without an error which others would have to deal with.
+    """A response that fails without raising an error in the middlewares.
 
-    LitServe's own middleware for instance, which counts requests, forgets to count one down whose
-    endpoint raises. An endpoint that only returns has its connection closed too.
+    LitServe's own, which counts requests, for instance never counts one down whose endpoint raises.
+    If the endpoint only returns, the connection is closed too.
     """
 
     def _has_cut(self, error: Exception) -> bool:
@@ -161,11 +169,11 @@ class CutError(Exception):
 
 
 _is_cut: ContextVar[bool] = ContextVar("_is_cut", default=False)
-"""Whether the present request has had its connection cut; uvicorn logs in the same task."""
+"""Whether the connection of this request was cut; uvicorn logs in the same task."""
 
 
 def keep_cuts_out_of_the_log() -> None:
-    """Let uvicorn say nothing of a cut: the worker has logged the reason, with its traceback."""
+    """Keep uvicorn from logging a cut: the worker has logged the reason, with its traceback."""
     logging.getLogger("uvicorn.error").addFilter(_is_no_cut)
 
 

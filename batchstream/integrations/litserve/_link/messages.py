@@ -1,17 +1,27 @@
-"""From a worker to a server process: what is no output, in nothing but plain data."""
+"""Wire format of the messages from a worker to a server process: plain data only.
+
+A message crosses a third process on its way, and its client need not have the user's classes. So
+it holds text, bytes and JSON values, and nothing that might not pickle or unpickle.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from starlette.exceptions import HTTPException
 
 if TYPE_CHECKING:
     from batchstream import StreamEnd
 
-_FINAL_STATUS = range(200, 600)
+Message: TypeAlias = "tuple[object, object, str]"
+"""The uid of a request, an output or an end, and the LitServe status that belongs to it."""
+
+MessageBatch: TypeAlias = "tuple[int | None, int, list[Message]]"
+"""Messages that travel together: the worker, the server process, and the messages in order."""
+
+_FINAL_STATUS: Final = range(200, 600)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +40,24 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Return what an `HTTPException` says, and for any other error that there was one."""
+        """Return what an `HTTPException` says, and `UNKNOWN` for any other error."""
         if isinstance(error, HTTPException):
             try:
                 status = int(error.status_code)
                 if status in _FINAL_STATUS:
                     return cls(status, _plain_json(error.detail), _plain_headers(error.headers))
-            except Exception:  # noqa: BLE001, S110 - a status or headers that are none
+            except Exception:  # noqa: BLE001, S110 - the status or the headers are invalid
                 pass
         return UNKNOWN
 
 
-UNKNOWN = Failure(500, "Internal server error", None)
-"""What a client is told of an error that is none of its business."""
+UNKNOWN: Final = Failure(500, "Internal server error", None)
+"""The answer that keeps the text of an error from the client."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """How a request ended that has not failed.
+class EndMessage:
+    """How a request ended that has not failed: a `StreamEnd` as plain data.
 
     Attributes:
         reason: A `FinishReason`, as text.
@@ -58,24 +68,24 @@ class Ending:
     info: dict[str, Any]
 
     @classmethod
-    def of(cls, end: StreamEnd) -> Ending:
-        """Return what there is to tell of an end; `info` as JSON has it."""
+    def of(cls, end: StreamEnd) -> EndMessage:
+        """Return the reason and the info of an end, `info` converted to JSON values."""
         info = _plain_json(None if end.info is None else dict(end.info))
         return cls(str(end.reason), info if isinstance(info, dict) else {})
 
 
 def text_of(thing: object) -> str:
-    """Return `str(thing)`, or its type where that raises."""
+    """Return `str(thing)`, or the name of its type if that raises."""
     try:
         return str(thing)
-    except Exception:  # noqa: BLE001 - users' objects, some of which cannot be shown
+    except Exception:  # noqa: BLE001 - the __str__ of a user's object may raise anything
         return f"<{type(thing).__name__} that cannot be shown>"
 
 
 def _plain_json(detail: object) -> Any:
     try:
         return json.loads(json.dumps(detail, allow_nan=False))
-    except Exception:  # noqa: BLE001 - what JSON cannot say is said in words
+    except Exception:  # noqa: BLE001 - not JSON: its text is sent instead
         return text_of(detail)
 
 

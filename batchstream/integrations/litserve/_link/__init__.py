@@ -1,0 +1,1 @@
+"""What crosses processes: plain data, and pipes that exist before any other process starts."""

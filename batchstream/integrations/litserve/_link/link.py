@@ -1,0 +1,63 @@
+"""What an API's endpoint and its workers share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from litserve.specs.base import LitSpec
+
+    from batchstream.integrations.litserve._link.pipes import WorkerPipes
+
+
+class Link:
+    """The options of the endpoint, and the ways from the workers to it and back.
+
+    It is made with the API in the main process. Server processes inherit it by fork, workers get
+    it by spawn, without what belongs to the server.
+
+    Args:
+        max_pending: How many requests may wait in LitServe's queue; None for any number.
+        max_buffered: How many messages may wait for a client; None for any number.
+        sends_ends: Whether a worker sends how each request ended, as an `EndMessage`.
+
+    Attributes:
+        usable: Whether the endpoint understands the messages of this package.
+        router_uid: The key of the message router in LitServe's response buffer; without it, each
+            message is sent by itself.
+        pipes: To the workers; None if LitServe does not say how many there are.
+        response_buffer: LitServe's, of the server that the link was last set up for.
+    """
+
+    def __init__(
+        self, max_pending: int | None, max_buffered: int | None, *, sends_ends: bool = False
+    ) -> None:
+        self.max_pending = max_pending
+        self.max_buffered = max_buffered
+        self.sends_ends = sends_ends
+        self.usable = True
+        self.router_uid: str | None = None
+        self.pipes: WorkerPipes | None = None
+        self.response_buffer: dict[Any, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"response_buffer": None}
+
+    def pipes_of(self, worker: int) -> tuple[Connection | None, Connection | None]:
+        """Return a worker's ends of its pipes: of receipts, and of disconnects."""
+        pipes = self.pipes
+        if pipes is None:
+            return None, None
+        return _of_worker(worker, pipes.receipts), _of_worker(worker, pipes.disconnects)
+
+
+def link_of(spec: LitSpec | None) -> Link | None:
+    """Return the link of an endpoint that understands the messages of this package."""
+    link = getattr(spec, "link", None)
+    return link if isinstance(link, Link) and link.usable else None
+
+
+def _of_worker(worker: int, pipes: list[Connection]) -> Connection | None:
+    return pipes[worker] if worker < len(pipes) else None

@@ -1,0 +1,74 @@
+"""Pipes from the server processes to the workers: disconnects and receipts.
+
+Every worker has two pipes of its own, and every server process writes to the pipes of all workers:
+it does not know which worker has a request, or whether any has it yet. A write is shorter than what
+a pipe takes in one piece, so that several processes can write without a lock. No write waits: where
+a pipe is full, the message is dropped.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+from batchstream.integrations.litserve._log import logger
+
+SERVER_NUMBERS: Final = 256
+"""How many server processes a receipt can tell apart: it is one byte, the number of one."""
+
+
+class WorkerPipes:
+    """The pipes to all workers of an API, made before any other process starts.
+
+    Server processes inherit it by fork. A worker gets it by spawn, without the ends to write to:
+    it finds a pipe at its end once no server process is left.
+
+    Args:
+        workers: How many workers there are.
+
+    Attributes:
+        disconnects: For each worker, the end to read uids of clients from that have disconnected.
+        receipts: For each worker, the end to read receipts from. Empty where the system has no
+            pipes that can be read without waiting, as on Windows.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.disconnects, self._disconnect_writers = _make_pipes(workers)
+        self.receipts, self._receipt_writers = _make_pipes(workers)
+        self._has_warned = False
+        try:
+            for writer in self._disconnect_writers:
+                os.set_blocking(writer.fileno(), False)
+            for pipe in (*self.receipts, *self._receipt_writers):
+                os.set_blocking(pipe.fileno(), False)
+        except (AttributeError, OSError):
+            self.receipts, self._receipt_writers = [], []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_disconnect_writers": [], "_receipt_writers": []}
+
+    def send_disconnect(self, uid: object) -> None:
+        """Send every worker the uid of a request whose client has disconnected.
+
+        A worker whose pipe is full goes on serving that request.
+        """
+        for writer in self._disconnect_writers:
+            try:
+                writer.send_bytes(str(uid).encode())
+            except OSError as error:
+                if not self._has_warned:
+                    self._has_warned = True
+                    logger.warning("a worker cannot be notified of clients that leave: %s", error)
+
+    def send_receipt(self, worker: int, server: int) -> None:
+        """Send a worker the receipt for a message that a server process has taken."""
+        with suppress(OSError, IndexError):
+            os.write(self._receipt_writers[worker].fileno(), bytes([server % SERVER_NUMBERS]))
+
+
+def _make_pipes(workers: int) -> tuple[list[Connection], list[Connection]]:
+    pipes = [Pipe(duplex=False) for _ in range(workers)]
+    return [reader for reader, _ in pipes], [writer for _, writer in pipes]

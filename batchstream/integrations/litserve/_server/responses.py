@@ -1,0 +1,179 @@
+"""Requests go to the workers here, and what comes back waits here for the client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import HTTPException
+from litserve.callbacks import EventTypes
+from litserve.utils import LitAPIStatus
+
+from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Failure
+from batchstream.integrations.litserve._log import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from litserve import LitServer
+    from litserve.specs.base import LitSpec
+
+    from batchstream.integrations.litserve._link.link import Link
+    from batchstream.integrations.litserve._link.pipes import WorkerPipes
+
+_RETRY_AFTER: Final = {"retry-after": "1"}
+
+
+def submit(link: Link, spec: LitSpec, payloads: Sequence[Any]) -> Responses:
+    """Send requests to the workers, all of one client.
+
+    Raises:
+        HTTPException: 503, as many requests wait as may; 400, these alone are more.
+        Exception: A request does not pickle; none is served.
+    """
+    server: Any = spec._server  # noqa: SLF001 - LitServe gives it to specs
+    requests = server._get_request_queue(spec.api_path)  # noqa: SLF001 - as does its own spec
+    if link.max_pending is not None:
+        if len(payloads) > link.max_pending:
+            raise HTTPException(400, f"no more than {link.max_pending} requests may wait")
+        if requests.qsize() + len(payloads) > link.max_pending:
+            raise HTTPException(503, "Service Unavailable", _RETRY_AFTER)
+    responses = Responses(server, link.pipes, len(payloads), link.max_buffered)
+    server._callback_runner.trigger_event(  # noqa: SLF001
+        EventTypes.ON_REQUEST.value, active_requests=server.active_requests, litserver=server
+    )
+    try:
+        for queue, payload in zip(responses.queues, payloads, strict=True):
+            requests.put((spec.response_queue_id, queue.uid, time.monotonic(), payload))
+    except BaseException:
+        responses.close()
+        raise
+    return responses
+
+
+class Responses:
+    """What comes back to one client, whose requests may be several.
+
+    Attributes:
+        queues: One for each request.
+    """
+
+    def __init__(
+        self, server: LitServer, pipes: WorkerPipes | None, size: int, max_buffered: int | None
+    ) -> None:
+        self._server = server
+        self._pipes = pipes
+        self._arrival = asyncio.Event()
+        self._closed = False
+        self.queues = [
+            ResponseQueue(str(uuid.uuid4()), self._arrival, max_buffered, self._give_up)
+            for _ in range(size)
+        ]
+        buffer: dict[Any, Any] = server.response_buffer
+        buffer.update({queue.uid: queue for queue in self.queues})
+
+    async def wait(self) -> None:
+        """Wait until something new is in a queue."""
+        await self._arrival.wait()
+        self._arrival.clear()
+
+    def close(self) -> None:
+        """Receive nothing more; the workers give up the requests that have not ended."""
+        if self._closed:
+            return
+        self._closed = True
+        for queue in self.queues:
+            entry = self._server.response_buffer.pop(queue.uid, None)
+            if entry is not None and not queue.over:
+                self._give_up(queue.uid)
+        self._server._callback_runner.trigger_event(  # type: ignore[no-untyped-call]  # noqa: SLF001
+            EventTypes.ON_RESPONSE.value, litserver=self._server
+        )
+
+    def _give_up(self, uid: str) -> None:
+        self._server.response_buffer.pop(uid, None)
+        if self._pipes is not None:
+            self._pipes.send_disconnect(uid)
+
+
+class ResponseQueue:
+    """An entry of LitServe's response buffer: the messages for one request.
+
+    Args:
+        uid: LitServe's name for the request.
+        event: For LitServe to set.
+        max_buffered: How many messages may wait to be taken.
+        give_up: Called with the uid if more wait: the request gets no more of them.
+
+    Attributes:
+        uid: LitServe's name for the request.
+        response_queue: LitServe appends messages to it.
+        event: LitServe sets it then.
+        worker_id: LitServe writes it if it restarts workers.
+        end: How the request ended, once everything has been taken.
+        over: Whether the request has ended or failed, and everything has been taken.
+    """
+
+    response = None  # for LitServe; APIs that do not stream use it
+
+    def __init__(
+        self,
+        uid: str,
+        event: asyncio.Event,
+        max_buffered: int | None,
+        give_up: Callable[[str], None],
+    ) -> None:
+        self.uid = uid
+        self.event = event
+        self._max_buffered = max_buffered
+        self._give_up = give_up
+        self.response_queue: deque[Sequence[Any]] = deque()
+        self.worker_id: int | None = None
+        self.end: EndMessage | None = None
+        self.over = False
+
+    def check_room(self) -> None:
+        """Fail the request if its client has not taken enough to make room for another message."""
+        if self._max_buffered is None or len(self.response_queue) < self._max_buffered:
+            return
+        logger.warning(
+            "request %s is cut off: its client has left %d messages unread (max_buffered)",
+            self.uid,
+            len(self.response_queue),
+        )
+        self.response_queue.append((UNKNOWN, LitAPIStatus.OK))
+        self.event.set()
+        self._give_up(self.uid)
+
+    def take(self) -> list[Any]:
+        """Take the outputs that have come, and the end behind them.
+
+        Raises:
+            FailedError: The request has failed, and all earlier outputs have been taken.
+        """
+        outputs: list[Any] = []
+        while self.response_queue and not self.over:
+            data, status = self.response_queue[0]
+            if status == LitAPIStatus.FINISH_STREAMING:
+                self.end = data if isinstance(data, EndMessage) else EndMessage("eos", {})
+                self.over = True
+            elif status == LitAPIStatus.OK and not isinstance(data, Failure):
+                outputs.append(data)
+            elif not outputs:
+                self.over = True
+                # LitServe's own message says no more than that a worker has died.
+                raise FailedError(data if isinstance(data, Failure) else UNKNOWN)
+            else:
+                break
+            self.response_queue.popleft()
+        return outputs
+
+
+class FailedError(HTTPException):
+    """A request has failed in its worker."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.status_code, failure.detail, failure.headers)

@@ -1,0 +1,54 @@
+"""In the main process, before any other starts: what an endpoint and its workers will share."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Final
+
+from batchstream.integrations.litserve._link.pipes import WorkerPipes
+from batchstream.integrations.litserve._server.router import MessageRouter
+from batchstream.integrations.litserve._shutdown import install_sigterm_handler
+
+if TYPE_CHECKING:
+    from litserve import LitServer
+
+    from batchstream.integrations.litserve._link.link import Link
+
+NEEDED_OF_SERVER: Final = ("response_buffer", "_get_request_queue", "_callback_runner")
+"""What LitServe's own `OpenAISpec` uses of a server, and the endpoints of this package too."""
+
+
+def check_server(link: Link, server: LitServer | None) -> None:
+    """Find out whether an endpoint can use this server, and warn if it cannot."""
+    missing = [name for name in NEEDED_OF_SERVER if not hasattr(server, name)]
+    link.usable = not missing
+    if missing:
+        warnings.warn(
+            f"this LitServe has no LitServer.{missing[0]}: streams go on, but a client that "
+            f"leaves is not noticed, and one whose stream fails gets status 200 and a response "
+            f"that ends early",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def connect(link: Link, server: LitServer, api_path: str) -> None:
+    """Prepare for the workers that the main process is about to start, or to start again."""
+    if not link.usable or link.response_buffer is server.response_buffer:
+        return
+    install_sigterm_handler()
+    buffer: dict[Any, Any] = server.response_buffer
+    link.response_buffer = buffer
+    link.router_uid = f"batchstream:{api_path}"
+    try:
+        workers = len(server._inference_workers_config_for_api(api_path))  # noqa: SLF001
+    except AttributeError as error:
+        warnings.warn(
+            f"this LitServe does not say how many workers there are ({error}): streams go on, "
+            f"but a client that leaves is not noticed",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    else:
+        link.pipes = WorkerPipes(workers)
+    buffer[link.router_uid] = MessageRouter(buffer, link.pipes)

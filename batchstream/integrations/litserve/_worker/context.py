@@ -1,0 +1,93 @@
+"""What everything in a worker works with."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from litserve import LitAPI
+from litserve.utils import LitAPIStatus, LoopResponseType
+
+from batchstream.integrations.litserve._link.link import link_of
+from batchstream.integrations.litserve._worker.disconnects import Disconnects
+from batchstream.integrations.litserve._worker.outbox import Outbox, SendWindow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from litserve.callbacks import CallbackRunner
+    from litserve.loops.base import LitLoop
+    from litserve.transport.base import MessageTransport
+
+    from batchstream.integrations.litserve._options import LoopOptions
+
+
+class WorkerContext:
+    """An API, its callbacks, and the ways to and from its clients.
+
+    Args:
+        loop: Makes the messages.
+        lit_api: The API.
+        options: The loop's.
+        transport: LitServe's, for messages to the server processes.
+        callbacks: LitServe's.
+        worker: The number of this worker; without it, no client ever disconnects.
+
+    Attributes:
+        lit_api: The API.
+        options: The loop's.
+        transport: LitServe's.
+        trigger: Runs the callbacks for an event.
+        format_output: The API's `format_encoded_response`.
+        link: To an endpoint that understands the messages of this package.
+        outbox: For messages.
+        disconnects: The requests whose clients have disconnected.
+        encodes: Whether outputs become something else before they are sent.
+        sends_text: Whether what is sent has to be text or bytes: an endpoint of this package takes
+            nothing else, and neither does LitServe's own.
+    """
+
+    def __init__(
+        self,
+        loop: LitLoop,
+        lit_api: LitAPI,
+        options: LoopOptions,
+        *,
+        transport: MessageTransport,
+        callbacks: CallbackRunner,
+        worker: int | None,
+    ) -> None:
+        self.lit_api = lit_api
+        self.options = options
+        self.transport = transport
+        self.format_output: Callable[[Any], object] = lit_api.format_encoded_response
+        self.trigger: Callable[[str], None] = partial(callbacks.trigger_event, lit_api=lit_api)
+        self._put_response: Callable[..., None] = partial(loop.put_response, transport)
+        self.link = link = link_of(lit_api.spec)
+        if link is None or worker is None:
+            self.outbox = Outbox(self._put_response)
+            self.disconnects = Disconnects()
+        else:
+            receipts, disconnects = link.pipes_of(worker)
+            window = SendWindow(receipts)
+            self.outbox = Outbox(self._put_response, link.router_uid, worker, window)
+            self.disconnects = Disconnects(disconnects)
+        has_spec = lit_api.spec is not None
+        passes_outputs_on = getattr(lit_api.spec, "passes_outputs_on", not has_spec)
+        self.encodes = self.overrides("encode_response") or not passes_outputs_on
+        self.sends_text = link is not None or not has_spec
+
+    def acknowledge(self, server: int, uid: object) -> None:
+        """Say that this worker has a request, to a server that restarts workers."""
+        self._put_response(server, uid, (), LitAPIStatus.START, LoopResponseType.STREAMING)
+
+    def is_late(self, submitted: float) -> bool:
+        """Return whether a request has waited in LitServe's queue for longer than it may."""
+        limit = self.lit_api.request_timeout
+        return limit not in (None, -1, False) and time.monotonic() - submitted > limit
+
+    def overrides(self, hook: str) -> bool:
+        """Return whether the API has a hook of its own."""
+        own: Any = getattr(self.lit_api, hook)
+        return getattr(own, "__func__", own) is not getattr(LitAPI, hook)

@@ -1,0 +1,132 @@
+"""An engine whose slots are refilled between two steps."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from litserve.callbacks import EventTypes
+
+from batchstream._batching.engine import Engine
+from batchstream.integrations.litserve._worker.queue import RequestPrefetcher
+from batchstream.integrations.litserve._worker.request import ServedRequest
+from batchstream.integrations.litserve._worker.serving import Serving, make_step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from queue import Queue
+
+    from litserve import LitAPI
+
+    from batchstream import Delivery, StepEngine
+    from batchstream.integrations.litserve._worker.context import WorkerContext
+
+
+class ContinuousBatch:
+    """Requests that join an engine and leave it, for as long as the worker lives.
+
+    Args:
+        context: What the loop works with.
+        make_engine: Makes an engine for the API.
+        request_queue: Where requests come from.
+    """
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        make_engine: Callable[[LitAPI], StepEngine[Any, Any]],
+        request_queue: Queue[Any],
+    ) -> None:
+        self._context = context
+        self._serving = Serving(context, self)
+        self._size = context.lit_api.max_batch_size
+        self._variables = copy_context()
+        self._engine = Engine(partial(make_engine, context.lit_api)).use(self._variables)
+        self._start_over()
+        self._joining: deque[tuple[int, object, float, Any]] = deque()
+        self._prefetcher = RequestPrefetcher(request_queue, self._size)
+
+    def serve(self) -> None:
+        """Serve requests until LitServe stops the loop.
+
+        Raises:
+            BaseException: What is meant for the thread, from any hook or the engine; the requests
+                have failed. Or what the queue or the transport raises.
+        """
+        context = self._context
+        try:
+            self._serving.run()
+        except BaseException as error:
+            waiting = [*self._joining, *self._prefetcher.close()]
+            with suppress(Exception):  # the transport may be gone if the worker is being stopped
+                requests = [ServedRequest(context, server, uid) for server, uid, *_ in waiting]
+                self._serving.fail(requests, error)
+                context.outbox.flush(everything=True)
+            raise
+        finally:
+            self._engine.close()
+
+    def step(self) -> Delivery[Any] | None:
+        """Refill the free slots and make a step; None once the loop is over and no slot is live."""
+        while True:
+            live = self._core.live
+            if not live:  # the next request may be a long time away
+                self._context.outbox.flush(everything=True)
+            self._free += self._engine.keep(live)
+            self._joining.extend(self._prefetcher.take(block=not live))
+            while self._joining:
+                # Removed last: what interrupts this finds the request, and fails it.
+                if not self._let_join(*self._joining[0]):
+                    self._prefetcher.release_slot()
+                self._joining.popleft()
+            if self._core.has_live:
+                return self._make_step()
+            if self._prefetcher.over:
+                return None
+
+    def vacate(self, slot: int) -> None:
+        """Cancel the slot; the engine removes it before the next step."""
+        if self._core.cancel(slot).ends:
+            self._prefetcher.release_slot()
+
+    def _start_over(self) -> None:
+        self._core = self._context.options.rules.core(self._size, vacant=True)
+        self._free = list(reversed(range(self._size)))  # the lowest comes last, and is taken first
+
+    def _let_join(self, server: int, uid: object, submitted: float, content: object) -> bool:
+        """Let a request join, and return whether it did."""
+        context = self._context
+        request = ServedRequest(context, server, uid, content)
+        context.acknowledge(server, uid)
+        if uid in context.disconnects:
+            return False
+        if context.is_late(submitted):
+            request.time_out()
+            return False
+        return request.attempt(self._join)
+
+    def _join(self, request: ServedRequest) -> None:
+        context = self._context
+        request.populate()
+        context.trigger(EventTypes.BEFORE_DECODE_REQUEST.value)
+        request.decode()
+        context.trigger(EventTypes.AFTER_DECODE_REQUEST.value)
+        request.begin_encoding(self._serving.look_ahead)
+        slot = self._free[-1]
+        self._engine.use(self._variables).add(slot, request.content)
+        self._core.open(slot, max_outputs=request.limit)
+        self._serving.seat(self._free.pop(), request)
+
+    def _make_step(self) -> Delivery[Any]:
+        self._context.trigger(EventTypes.BEFORE_PREDICT.value)
+        delivery = make_step(self._core, self._engine)
+        self._context.trigger(EventTypes.AFTER_PREDICT.value)
+        if not self._core.running:  # the engine has raised, or its step could not be read
+            self._engine.discard()
+            self._start_over()
+        for _ in delivery.ends:  # now, and not when a request comes: that may take long
+            self._prefetcher.release_slot()
+        return delivery

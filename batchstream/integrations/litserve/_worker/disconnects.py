@@ -1,0 +1,104 @@
+"""Which clients have disconnected, as far as this worker has heard from the server processes."""
+
+from __future__ import annotations
+
+import _thread
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from multiprocessing.connection import Connection, wait
+from typing import Final
+
+_REMEMBERED: Final = 10_000
+"""How many uids a worker remembers, of requests that may not have reached it yet."""
+
+_SECONDS_BETWEEN_CHECKS: Final = 5.0
+
+
+class Disconnects:
+    """The requests whose clients have disconnected. A thread sleeps on the pipe.
+
+    The thread also sees when LitServe's main process has ended without stopping its workers, and
+    then ends this worker as Ctrl-C would: no other process is left to do it.
+
+    Args:
+        reader: This worker's pipe; without it, no client ever disconnects.
+
+    Attributes:
+        unread: The uids that `take` has not returned yet, in order.
+    """
+
+    def __init__(self, reader: Connection | None = None) -> None:
+        self.unread: deque[str] = deque(maxlen=_REMEMBERED)
+        self._remembered: dict[str, None] = {}  # in the order in which they came
+        if reader is not None:
+            threading.Thread(
+                target=self._listen, args=(reader,), name="batchstream disconnects", daemon=True
+            ).start()
+
+    def take(self) -> list[str]:
+        """Return the uids that have come since the last call."""
+        # One by one: the thread may add another at any time.
+        return [self.unread.popleft() for _ in range(len(self.unread))]
+
+    def __contains__(self, uid: object) -> bool:
+        return str(uid) in self._remembered
+
+    def add(self, uid: str) -> None:
+        """Remember that the client of a request has disconnected."""
+        self._remembered[uid] = None
+        if len(self._remembered) > _REMEMBERED:
+            self._remembered.pop(next(iter(self._remembered)))
+        self.unread.append(uid)
+
+    def _listen(self, reader: Connection) -> None:
+        parent = ParentWatch()
+        while True:
+            try:
+                ready = wait([reader, *parent.sentinels], parent.timeout)
+                if reader in ready:
+                    self.add(reader.recv_bytes().decode())
+            except (EOFError, OSError):
+                return
+            if parent.has_ended:
+                _interrupt_main_thread()
+                return
+
+
+class ParentWatch:
+    """Finds out when LitServe's main process has ended.
+
+    The sentinel that multiprocessing has for it is of no use: server processes that were forked
+    later hold the other end of it as well.
+
+    Attributes:
+        sentinels: What becomes ready when the main process has ended, if the system offers that.
+        timeout: After how many seconds to check, if the system does not.
+    """
+
+    def __init__(self) -> None:
+        parent = multiprocessing.parent_process()
+        self._pid = None if parent is None else parent.pid
+        self.sentinels: list[int] = []
+        self.timeout: float | None = None
+        if self._pid is not None:
+            try:
+                self.sentinels = [os.pidfd_open(self._pid)]
+            except (AttributeError, OSError):
+                self.timeout = _SECONDS_BETWEEN_CHECKS
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the main process has ended."""
+        return self._pid is not None and os.getppid() != self._pid
+
+
+def _interrupt_main_thread() -> None:
+    """Raise KeyboardInterrupt in the main thread, whatever it waits for."""
+    main = threading.main_thread().ident
+    if main is not None and hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        _thread.interrupt_main()

@@ -1,0 +1,216 @@
+"""One request, from what the worker received to the end that its client gets."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from litserve.loops.base import _inject_context
+from litserve.utils import LitAPIStatus, PickleableHTTPException
+from starlette.exceptions import HTTPException
+
+from batchstream._core.errors import INTERRUPTS
+from batchstream.integrations.litserve._link.messages import EndMessage, Failure, text_of
+from batchstream.integrations.litserve._log import logger
+from batchstream.integrations.litserve._worker.encoder import RequestEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from batchstream import StreamEnd
+    from batchstream.integrations.litserve._worker.context import WorkerContext
+
+
+class Context(dict[str, Any]):
+    """What LitServe hands to the hooks as a request's `context`: a dict.
+
+    Attributes:
+        live: Whether the request can still use outputs: it has neither finished nor failed, and its
+            client has not disconnected.
+    """
+
+    live = True
+
+
+class ServedRequest:
+    """A request that a worker serves, and the way back to its client.
+
+    The client is sent any number of outputs, then exactly one end. What comes after the end is
+    ignored. The methods that send an end raise what the transport raises.
+
+    Args:
+        worker: What its loop works with.
+        server: LitServe's number for the server process that waits for its messages.
+        uid: LitServe's name for it, text or a UUID.
+        content: What was received.
+
+    Attributes:
+        uid: LitServe's name for it.
+        content: What was received, and what it becomes on its way to the model.
+        context: Its context for the hooks.
+        limit: How many outputs it gets at most.
+        encoder: Its own `encode_response`, if it has one.
+        begun: Whether an output has been sent.
+        ended: Whether an end has been sent, or nothing more is to be.
+    """
+
+    def __init__(
+        self, worker: WorkerContext, server: int, uid: object, content: object = None
+    ) -> None:
+        self._worker = worker
+        self._server = server
+        self.uid = uid
+        self.content = content
+        self.context = Context()
+        self.limit: int | None = None
+        self.encoder: RequestEncoder | None = None
+        self.begun = False
+        self.ended = False
+
+    def attempt(self, action: Callable[[ServedRequest], None]) -> bool:
+        """Do something for this request, and fail it, and no other, if that raises.
+
+        Returns:
+            Whether it did not raise.
+        """
+        try:
+            action(self)
+        except INTERRUPTS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the other requests go on
+            fail_all([self], error)
+            self.release()
+            return False
+        return True
+
+    def release(self) -> None:
+        """Drop what the request needed: it gets no more outputs."""
+        self.context.live = False
+        self.content = None
+        if self.encoder is not None:
+            self.encoder.close()
+            self.encoder = None
+
+    # ---- hooks
+
+    def populate(self) -> None:
+        """Let the spec fill the context, if it has a method for that."""
+        populate = getattr(self._worker.lit_api.spec, "populate_context", None)
+        if populate is not None:
+            populate(self.context, self.content)
+
+    def decode(self) -> None:
+        """Call `decode_request`, and ask for the limit."""
+        decode = self._worker.lit_api.decode_request
+        self.content = _inject_context(self.context, decode, self.content)
+        self.limit = self._worker.options.limit_of(self.context)
+
+    def begin_encoding(self, look_ahead: Callable[[ServedRequest], bool]) -> None:
+        """Call `encode_response` for this request, unless it would only pass outputs on."""
+        if self._worker.encodes:
+            encode = self._worker.lit_api.encode_response
+            self.encoder = RequestEncoder(
+                partial(_inject_context, self.context, encode), partial(look_ahead, self)
+            )
+
+    # ---- messages
+
+    def put(self, output: object) -> None:
+        """Send an output.
+
+        Raises:
+            Exception: It cannot be formatted or sent.
+        """
+        if self.ended:
+            return
+        worker = self._worker
+        data = worker.format_output(output)
+        if worker.sends_text and not (type(data) is str and data.isascii()):
+            data = _text_or_bytes(data)
+        worker.outbox.put(self._server, self.uid, data, LitAPIStatus.OK)
+        self.begun = True
+
+    def finish(self, end: StreamEnd) -> None:
+        """End the response as complete."""
+        if not self.ended:
+            link = self._worker.link
+            message = EndMessage.of(end) if link is not None and link.sends_ends else ""
+            self._send_end(message, LitAPIStatus.FINISH_STREAMING)
+
+    def fail(self, error: BaseException) -> None:
+        """End the response as failed."""
+        if self.ended:
+            return
+        failure = Failure.of(error)
+        if self._worker.link is not None:
+            self._send_end(failure, LitAPIStatus.OK)
+        else:
+            exception = PickleableHTTPException(failure.status_code, failure.detail)
+            self._send_end(exception, LitAPIStatus.ERROR)
+
+    def abandon(self) -> None:
+        """Send nothing more: the client has disconnected."""
+        self.ended = True
+
+    def time_out(self) -> None:
+        """Fail, as no worker has taken the request in time."""
+        limit = self._worker.lit_api.request_timeout
+        logger.error("request %s waited for a worker longer than %s seconds", self.uid, limit)
+        self.fail(HTTPException(504, "Request timed out"))
+
+    def _send_end(self, data: object, status: str) -> None:
+        # An end that cannot be sent does not count: the request fails instead. If the failure
+        # cannot be sent either, the transport's error stops the worker, as in LitServe's loop.
+        self._worker.outbox.put(self._server, self.uid, data, status)
+        self.ended = True
+
+
+def fail_all(requests: Iterable[ServedRequest], error: BaseException) -> None:
+    """Fail the requests that have not ended, and log the error once for all of them.
+
+    Raises:
+        Exception: What the transport raised first, after every request has been tried.
+    """
+    failing = [request for request in requests if not request.ended]
+    if failing:
+        _log(error, failing)
+    transport_errors: list[Exception] = []
+    for request in failing:
+        try:
+            request.fail(error)
+        except Exception as transport_error:  # noqa: BLE001 - raised below
+            transport_errors.append(transport_error)
+    if transport_errors:
+        raise transport_errors[0]
+
+
+def _log(error: BaseException, requests: list[ServedRequest]) -> None:
+    uids = ", ".join(str(request.uid) for request in requests)
+    if not isinstance(error, HTTPException | KeyboardInterrupt):
+        logger.error("an error has failed these requests: %s", uids, exc_info=error)
+    elif any(request.begun for request in requests):
+        # Before the first output it is an answer like any other; now its client cannot see it.
+        logger.warning("requests cut off in mid-stream by %s: %s", text_of(error), uids)
+
+
+def _text_or_bytes(data: object) -> str | bytes:
+    """Return an output as a type that every transport and every client can take.
+
+    Raises:
+        TypeError: It is neither text nor bytes.
+        UnicodeEncodeError: It is text with half a surrogate pair.
+    """
+    if isinstance(data, str):
+        text = str.__str__(data)  # the text of a subclass alone: its class may not unpickle
+        if not text.isascii():
+            text.encode()
+        return text
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data)
+    hint = ""
+    if isinstance(data, list | tuple):
+        hint = " (where it is called for each request, it yields one element at a time)"
+    raise TypeError(
+        f"encode_response gives each request str, bytes, a dict, a pydantic model or a marker, "
+        f"got {type(data).__name__}{hint}"
+    )
