@@ -152,6 +152,7 @@ class HookStepper:
         if not self._core.has_live:
             return None
         delivery = make_step(self._core, self._source)
+        # Before the delivery is handed out: the model's memory is free while clients are served.
         if delivery.ends and not self._core.has_live:
             call_quietly(self.close)
         return delivery
