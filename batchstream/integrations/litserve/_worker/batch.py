@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -52,10 +52,12 @@ class Batch:
         try:
             self._decode()
             if self._requests:
-                # The generators are closed before the requests fail: an error may come from both.
-                with closing(self._stepper):
+                try:
                     self._begin()
                     self._serving.run()
+                finally:
+                    # Quietly: an error of closing must not take the place of this one.
+                    call_quietly(self._stepper.close)
         except INTERRUPTS as error:
             with suppress(Exception):  # the transport may be gone if the worker is being stopped
                 self._serving.fail(requests, error)
