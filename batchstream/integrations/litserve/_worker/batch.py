@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -52,12 +52,9 @@ class Batch:
         try:
             self._decode()
             if self._requests:
-                try:
+                with closing(self._stepper):
                     self._begin()
                     self._serving.run()
-                finally:
-                    # Quietly: an error of closing must not take the place of this one.
-                    call_quietly(self._stepper.close)
         except INTERRUPTS as error:
             with suppress(Exception):  # the transport may be gone if the worker is being stopped
                 self._serving.fail(requests, error)
@@ -156,19 +153,19 @@ class HookStepper:
         delivery = make_step(self._core, self._source)
         # Before the delivery is handed out: the model's memory is free while clients are served.
         if delivery.ends and not self._core.has_live:
-            call_quietly(self.close)
+            self.close()
         return delivery
 
     def vacate(self, slot: int) -> None:
         """Cancel the slot."""
         self._core.cancel(slot)
         if not self._core.has_live:
-            call_quietly(self.close)
+            self.close()
 
     def close(self) -> None:
-        """Close all iterators, the last one first, even if one raises. Repeated calls do nothing.
+        """Close all iterators, the last one first. Repeated calls do nothing.
 
-        Raises:
-            BaseException: What an iterator raises.
+        An error goes to `sys.unraisablehook`: it must not take the place of another one, with which
+        the batch ends.
         """
-        self._context.run(self._closing.close)
+        call_quietly(partial(self._context.run, self._closing.close))
