@@ -53,7 +53,6 @@ class Batch:
         try:
             self._decode()
             if self._requests:
-                # The generators are closed before the requests fail: an error may come from both.
                 with closing(self._stepper):
                     self._begin()
                     self._serving.run()
@@ -153,20 +152,21 @@ class HookStepper:
         if not self._core.has_live:
             return None
         delivery = make_step(self._core, self._source)
+        # Before the delivery is handed out: the model's memory is free while clients are served.
         if delivery.ends and not self._core.has_live:
-            call_quietly(self.close)
+            self.close()
         return delivery
 
     def vacate(self, slot: int) -> None:
         """Cancel the slot."""
         self._core.cancel(slot)
         if not self._core.has_live:
-            call_quietly(self.close)
+            self.close()
 
     def close(self) -> None:
-        """Close all iterators, the last one first, even if one raises. Repeated calls do nothing.
+        """Close all iterators, the last one first. Repeated calls do nothing.
 
-        Raises:
-            BaseException: What an iterator raises.
+        An error goes to `sys.unraisablehook`: it must not take the place of another one, with which
+        the batch ends.
         """
-        self._context.run(self._closing.close)
+        call_quietly(partial(self._context.run, self._closing.close))

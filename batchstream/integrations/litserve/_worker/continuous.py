@@ -116,7 +116,7 @@ class ContinuousBatch:
         request.decode()
         context.trigger(EventTypes.AFTER_DECODE_REQUEST.value)
         request.begin_encoding(self._serving.look_ahead)
-        slot = self._free[-1]
+        slot = self._free[-1]  # taken last: if the engine refuses the request, the slot stays free
         self._engine.use(self._variables).add(slot, request.content)
         self._core.open(slot, max_outputs=request.limit)
         self._serving.seat(self._free.pop(), request)
