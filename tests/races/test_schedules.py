@@ -27,13 +27,14 @@ PACKAGE = str(Path(batchstream.__file__).parent)
 
 @contextmanager
 def each_opcode(function):
-    """Call the function before each opcode of the package."""
+    """Call the function before each opcode of the package; the block is given a way to end that."""
     if sys.version_info < (3, 12):
 
         def enter_frame(frame, event, arg):
             if not frame.f_code.co_filename.startswith(PACKAGE):
                 return None
             frame.f_trace_opcodes = True
+            frame.f_trace_lines = False
             return at_event
 
         def at_event(frame, event, arg):
@@ -44,7 +45,7 @@ def each_opcode(function):
         before = sys.gettrace()
         sys.settrace(enter_frame)
         try:
-            yield
+            yield lambda: sys.settrace(before)
         finally:
             sys.settrace(before)
         return
@@ -62,7 +63,7 @@ def each_opcode(function):
     monitoring.register_callback(tool, monitoring.events.INSTRUCTION, at_instruction)
     monitoring.set_events(tool, monitoring.events.INSTRUCTION)
     try:
-        yield
+        yield lambda: monitoring.set_events(tool, 0)
     finally:
         monitoring.set_events(tool, 0)
         monitoring.register_callback(tool, monitoring.events.INSTRUCTION, None)
@@ -78,10 +79,11 @@ class Switch:
         self.put_off = put_off
         self.done = False
         self.error = None
+        self.stop_tracing = lambda: None  # a finalizer may run before the block has begun
 
     def run(self, first):
         self.thread = threading.get_ident()
-        with each_opcode(self.at_opcode):
+        with each_opcode(self.at_opcode) as self.stop_tracing:
             first()
         if self.error is not None:
             raise self.error
@@ -92,6 +94,7 @@ class Switch:
         self.opcodes_left -= 1
         if self.opcodes_left <= 0 and not self.put_off():
             self.done = True
+            self.stop_tracing()  # the rest is as it is without: tracing takes most of the time
             thread = threading.Thread(target=self.run_second, daemon=True)
             thread.start()
             thread.join(TIMEOUT)
