@@ -265,7 +265,8 @@ def test_a_cancel_interrupted_by_other_consumers_is_settled_all_the_same():
 
 
 @pytest.mark.rule(10)
-def test_two_last_streams_cancelled_at_once_close_the_source_once():
+@pytest.mark.parametrize("deed", ["cancelling", "closing"])
+def test_a_cancel_and_what_ends_the_other_stream_at_once_close_the_source_once(deed):
     def scenario():
         source = ScriptedSource([["a", "x"]] * 3)
         batch = BatchedStream(source, 2)
@@ -276,23 +277,8 @@ def test_two_last_streams_cancelled_at_once_close_the_source_once():
             assert batch.live == ()
             assert not knobs.departures_of(batch)
 
-        return batch, batch[0].cancel, batch[1].cancel, check
-
-    assert all_schedules(scenario, waits=False) > 50
-
-
-@pytest.mark.rule(10)
-def test_closing_and_cancelling_at_once_close_the_source_once():
-    def scenario():
-        source = ScriptedSource([["a", "x"]] * 3)
-        batch = BatchedStream(source, 2)
-        next(batch[0])
-
-        def check():
-            assert source.closed == 1
-            assert batch.live == ()
-
-        return batch, batch.close, batch[1].cancel, check
+        ends = batch[0].cancel if deed == "cancelling" else batch.close
+        return batch, ends, batch[1].cancel, check
 
     assert all_schedules(scenario, waits=False) > 50
 
