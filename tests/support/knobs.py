@@ -1,6 +1,5 @@
 """The package's insides that tests turn, read or wait for; a rename there is followed here alone.
 
-from support import knobs
 A name that several modules of the package import is replaced in each of them, wherever they lie.
 """
 
