@@ -412,7 +412,7 @@ MUTANTS = [
     ),
     Mutant(
         "an interrupt is forgotten",
-        "                task.interrupt(self._stint)\n",
+        "                task.interrupt(self._work)\n",
         "                pass\n",
         LOOP,
     ),
@@ -493,7 +493,7 @@ MUTANTS = [
     ),
     Mutant(
         "an interrupt strikes the next batch of the task",
-        "        if stint is self._stint and not self._asked:\n",
+        "        if work is self._work and not self._asked:\n",
         "        if not self._asked:\n",
         BATCHERS_IN_LOOP,
     ),

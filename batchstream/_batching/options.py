@@ -82,7 +82,7 @@ class BatcherOptions(Generic[RequestT, T]):
         return core_of(self.rules, len(limits), limits if limited else None)
 
     def cost_of(self, content: RequestT) -> float:
-        """Return what a request costs, 1 if no cost is told."""
+        """Return what a request costs, 1 without a `cost` function."""
         if self.cost is None:
             return 1.0
         return check_number("what cost returns", self.cost(content))

@@ -42,7 +42,7 @@ class Waiting(Protocol):
     """What the queue reads of a request.
 
     Attributes:
-        group: Stands for its key; told by identity.
+        group: Stands for its key; compared by identity.
         cost: What it takes of `max_batch_cost`.
         arrived: When it came.
         wait_until: Until when it may wait, if not for ever.

@@ -1,4 +1,4 @@
-"""The rules by which slots end: what every form of batch is told alike."""
+"""The rules by which slots end: the same arguments for every form of batch."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ class TrioPumpTask:
             at_end()
 
     @contextmanager
-    def stint(self) -> Generator[object, None, None]:
+    def begin_work(self) -> Generator[object, None, None]:
         """Begin the work of one pump."""
         # One scope for all of this work, and not one per step: a source may yield inside a scope of
         # its own and leave that scope when it is closed, and trio wants scopes left in the reverse
@@ -157,15 +157,15 @@ class TrioPumpTask:
             self._asked = False
             yield self._scope
 
-    def interrupt(self, stint: object) -> None:
+    def interrupt(self, work: object) -> None:
         """End the wait in `interruptible`."""
         try:
-            self._token.run_sync_soon(self._interrupt, stint)
+            self._token.run_sync_soon(self._interrupt, work)
         except trio.RunFinishedError:
             raise LoopClosedError from None
 
-    def _interrupt(self, stint: object) -> None:
-        if stint is self._scope:
+    def _interrupt(self, work: object) -> None:
+        if work is self._scope:
             self._asked = True
             if self._waits:
                 self._scope.cancel()

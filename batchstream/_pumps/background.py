@@ -7,8 +7,8 @@ Two questions are independent of each other. *What moves the pump* is answered b
 thread (`thread.py`) or a task (`task.py`). *What happens between two steps* is answered by `Hooks`:
 nothing in a batch that a user opened; deadlines, counting and refilling in a batch of requests.
 
-How consumers wait and are woken is told in `_handoff/parking.py`; how the pump waits where live
-streams have no room, in `room.py`. Its life is the table in `life.py`: the first receive, or the
+`_handoff/parking.py` says how consumers wait and are woken; `room.py`, how the pump waits where
+live streams have no room. Its life is the table in `life.py`: the first receive, or the
 worker of a batcher, starts it, and it drains with the last live stream.
 """
 
@@ -109,7 +109,7 @@ class BackgroundPump(ABC, Generic[T]):
         self._life = Life()
         self._closing = False  # whether a caller of close waits, and gets what the source raises
         self._close_error: BaseException | None = None
-        self._unheard_error: BaseException | None = None
+        self._last_error: BaseException | None = None
         forkable.add(self)
 
     # ---- from any thread, never waiting
@@ -137,7 +137,7 @@ class BackgroundPump(ABC, Generic[T]):
         self._after_departure()
 
     def request_close(self) -> None:
-        """Cancel what is live, for a caller who then waits for the end."""
+        """Cancel what is live, for a caller that then waits for the end."""
         if self.forked:
             return
         self._closing = True
@@ -296,7 +296,7 @@ class BackgroundPump(ABC, Generic[T]):
         try:
             failed = self.fanout.fail(error)
             if not failed:
-                self._unheard_error = error
+                self._last_error = error
             self._wake(failed)
         except BaseException as another:  # noqa: BLE001 - of ours, out of memory perhaps
             report_unraisable(another)  # and `_drain` fails what is left
@@ -320,7 +320,7 @@ class BackgroundPump(ABC, Generic[T]):
 
     def _close(self, error: BaseException | None) -> None:
         """Record that the source is closed, and what it has raised last."""
-        last, self._unheard_error = error or self._unheard_error, None
+        last, self._last_error = error or self._last_error, None
         if last is not None:
             if self._closing:
                 self._close_error = last

@@ -109,7 +109,7 @@ class Source:
         A source without steps has no slots.
 
         Raises:
-            StepError: The first step does not tell how many slots there are.
+            StepError: The first step does not say how many slots there are.
             ValueError: `max_outputs` has another size.
             BaseException: What the source raises. After each of these errors it is closed.
         """

@@ -52,7 +52,7 @@ class TaskPump(BackgroundPump[T]):
         self._source = source
         self._loop: EventLoop | None = None
         self._task: PumpTask | None = None
-        self._stint: object = None
+        self._work: object = None
         if not self.fanout.buffers:
             self._after_departure()
 
@@ -109,7 +109,7 @@ class TaskPump(BackgroundPump[T]):
             self._end_if_not_closed()
 
     async def _run(self, task: PumpTask) -> None:
-        with task.stint() as self._stint:
+        with task.begin_work() as self._work:
             stopping: BaseException | None = None
             try:
                 await self._make_steps(task)
@@ -195,7 +195,7 @@ class TaskPump(BackgroundPump[T]):
         task = self._task
         if task is not None:  # and at work, or it will see for itself that no stream is live
             try:
-                task.interrupt(self._stint)
+                task.interrupt(self._work)
             except LoopClosedError:
                 self._end_if_not_closed()
 

@@ -70,7 +70,7 @@ class BatchedStream(AnyBatch[Stream[T], T]):
         TypeError, ValueError: An argument is of the wrong kind, or cannot work. The source has
             not been touched, unless its first step showed that `max_outputs` has another size;
             then it is closed.
-        StepError: The first step, pulled to learn the size, tells none; the source is closed.
+        StepError: The first step, pulled to learn the size, has none; the source is closed.
         Exception: What the source raised when the first step was pulled.
 
     Blocking: only without `size`: until the source has yielded its first step.

@@ -80,7 +80,7 @@ class StreamReader(Generic[T]):
                 waited = True
             while not self._parts:
                 # In this order: the last output was added before the end, and what is added
-                # behind the look at the outputs shows in the version.
+                # behind the count of the outputs shows in the version.
                 version, ended = upstream.version, bool(buffer.ends)
                 segments = buffer.segments
                 segment = segments[0] if len(segments) == 1 else buffer.first_unread()
@@ -261,7 +261,7 @@ class Stream(AnyStream[T], chain[T]):
     def cancel(self) -> None:
         """Give this stream up: what is buffered is discarded, and the next receive sees the end.
 
-        The other streams go on. The source is told with its next step, and closed if this was
+        The other streams go on. The source learns of it with its next step, and is closed if this was
         the last live stream. Repeated calls, and calls after the end, change nothing but to
         discard what was not received. Dropping the last reference to a stream does the same.
 
