@@ -112,6 +112,7 @@ class AsyncioEventLoop:
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.key: object = loop
+        self.soon = loop.call_soon
         self._loop = loop
 
     def new_waiter(self) -> AsyncioWaiter:
@@ -140,10 +141,6 @@ class AsyncioEventLoop:
     def call(self, function: Callable[[], object]) -> None:
         """Call the function in the loop, soon."""
         self._call(function)
-
-    def soon(self, function: Callable[[], object]) -> None:
-        """Call the function in the loop's next turn."""
-        self._loop.call_soon(function)
 
     def _call(self, function: Callable[..., object], *args: object) -> None:
         try:

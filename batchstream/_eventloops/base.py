@@ -85,7 +85,7 @@ class EventLoop(Protocol):
             LoopClosedError: The loop was closed.
         """
 
-    def soon(self, function: Callable[[], object]) -> None:
+    def soon(self, function: Callable[[], object], /) -> object:
         """Call the function in the loop's next turn; from within the loop."""
 
     async def wait(self, waiter: Waiter, seconds: float | None) -> None:

@@ -54,6 +54,7 @@ class TrioEventLoop:
     def __init__(self) -> None:
         token = trio.lowlevel.current_trio_token()
         self.key: object = token
+        self.soon = token.run_sync_soon
         self._token = token
 
     def new_waiter(self) -> TrioWaiter:
@@ -86,10 +87,6 @@ class TrioEventLoop:
     def call(self, function: Callable[[], object]) -> None:
         """Call the function in the loop, soon."""
         self._call(function)
-
-    def soon(self, function: Callable[[], object]) -> None:
-        """Call the function in the loop's next turn."""
-        self._token.run_sync_soon(function)
 
     def _call(self, function: Callable[..., object], *args: object) -> None:
         try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from litserve.callbacks import EventTypes
 from litserve.loops.base import _inject_context
 
+from batchstream._core.demultiplexer import core_of
 from batchstream._core.errors import INTERRUPTS, call_quietly
 from batchstream._pumps.source import Source
 from batchstream.integrations.litserve._worker.request import ServedRequest
@@ -84,7 +85,7 @@ class Batch:
         requests, serving = self._requests, self._serving
         steps = self._call_hooks()
         limits = [request.limit for request in requests]
-        self._stepper.begin(steps, self._context.options.rules.core(len(requests), limits))
+        self._stepper.begin(steps, core_of(self._context.options.rules, len(requests), limits))
         for slot, request in enumerate(requests):
             serving.seat(slot, request)
             if request.ended:  # its own encode_response has raised
