@@ -196,7 +196,7 @@ class Scheduler(Generic[T]):
             if self.queue.remove(request) or request.state == "waiting":
                 dropped.append(request.submission)
                 request.submission = FREED
-            # No row, and no change, for one that was refused, or that a broken-off reap has counted.
+            # No change for one that was refused, or that a reap which was broken off has counted.
             request.state = REQUEST_LIFE.get((request.state, "end"), request.state)
             if self.totals.count_finished(request):
                 finished.append(request)
