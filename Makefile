@@ -21,7 +21,7 @@ demo:  ## show batched streams that end one by one
 
 .PHONY: test
 test: environment  ## run all tests and snippets: make test ARGS='-x -k demux'
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 .PHONY: test-pythons
 test-pythons: environment  ## run the core's tests on the other Pythons of this machine

@@ -2,12 +2,16 @@
 
 A document is one program: its blocks run in their order, in one namespace. Blocks of `python` are
 statements, blocks of `pycon` show an interpreter's prompt and what it answers.
+
+It also says which tests `make test` may run at the same time, see `pytest_xdist_make_scheduler`.
 """
 
 import sys
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 from typing import Any
 
+import pytest
 from sybil import Document, Example, Region, Sybil
 from sybil.document import PythonDocStringDocument
 from sybil.evaluators.doctest import DocTestEvaluator
@@ -59,3 +63,28 @@ docstrings = Sybil(
     document_types={".py": Docstrings},
 )
 pytest_collect_file = (pages + docstrings).pytest()
+
+
+LASTING = {"test_contract", "test_demux_stateful", "test_properties", "test_schedules"}
+"""Files whose tests take long each and share nothing, besides those of races."""
+
+SHARING = {"test_litserve_continuous": "stepwise", "test_litserve_departures": "stepwise"}
+"""Files whose tests share servers, which take long to start."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`, keep the tests of a file together, but for the files above."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling  # noqa: PLC0415 - only where it is installed
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            name = PurePosixPath(path).stem
+            if name in LASTING or name.startswith("test_races_"):
+                return nodeid
+            return SHARING.get(name, path)
+
+    return Scheduling(config, log)

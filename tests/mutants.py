@@ -84,12 +84,12 @@ UNBROKEN = Mutant("nothing is broken", "class _Draft(", "class _Draft(")
 MUTANTS = [
     Mutant(
         "the end mark is found by equality",
-        "elif element is self._eos or element is EOS:",
-        "elif element == self._eos or element == EOS:",
+        "elif element is self._rules.eos or element is EOS:",
+        "elif element == self._rules.eos or element == EOS:",
     ),
     Mutant(
         "a step is plain if its sum of types is not looked at",
-        "if not self._marks.types.isdisjoint(set(map(type, values))):",
+        "if not self._rules.marks.types.isdisjoint(set(map(type, values))):",
         "if None in values:",
     ),
     Mutant(
@@ -109,7 +109,7 @@ MUTANTS = [
     ),
     Mutant(
         "the output that is_eos recognised is always delivered",
-        "                if self._include_eos:\n",
+        "                if rules.include_eos:\n",
         "                if True:\n",
     ),
     Mutant(
@@ -330,9 +330,9 @@ MUTANTS = [
     ),
     Mutant(
         "the pump takes the waiters before it adds the outputs",
-        "                self._wake(fanout.take(step, live))\n                if self._hooks",
+        "                self._wake(fanout.take(step, live))\n",
         "                self._wake([fanout.buffers[slot] for slot in live])\n"
-        "                fanout.take(step, live)\n                if self._hooks",
+        "                fanout.take(step, live)\n",
         THREADS,
     ),
     Mutant(
@@ -413,7 +413,7 @@ MUTANTS = [
     ),
     Mutant(
         "an interrupt is forgotten",
-        "                task.interrupt(self._stint)\n",
+        "                task.interrupt(self._work)\n",
         "                pass\n",
         LOOP,
     ),
@@ -482,31 +482,31 @@ MUTANTS = [
     ),
     Mutant(
         "a request that has joined fails for having waited",
-        "        if self.joined is None and self.wait_until is not None",
-        "        if self.wait_until is not None",
+        """        waits = self.state in ("new", "waiting") and deadlines""",
+        "        waits = deadlines",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
         "the waiters for a plain step are found after it",
-        "            return given_to\n",
-        "            return self._given_to\n",
+        "            self.turn_over()\n        return given_to\n\n    def hand_out",
+        "            self.turn_over()\n        return self._given_to\n\n    def hand_out",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
         "an interrupt strikes the next batch of the task",
-        "        if stint is self._stint and not self._asked:\n",
+        "        if work is self._work and not self._asked:\n",
         "        if not self._asked:\n",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
         "a worker that waits for more is not woken",
-        "        waiter.release()\n\n    # ---- in a worker's thread",
-        "        pass\n\n    # ---- in a worker's thread",
+        "            waiter.release()\n        except RuntimeError",
+        "            pass\n        except RuntimeError",
         BATCHERS_IN_THREADS,
     ),
     Mutant(
         "a request that joins as the batcher is closed is forgotten",
-        "        elif self._owner.closed:\n",
+        "        elif self._owner.scheduler.closed:\n",
         "        elif False:\n",
         BATCHERS_IN_THREADS,
     ),
@@ -536,8 +536,8 @@ MUTANTS = [
     ),
     Mutant(
         "a request that was cancelled goes on waiting",
-        "if self.queue.remove(request)",
-        "if False",
+        "                self.queue.remove(request)\n",
+        "",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
@@ -573,9 +573,9 @@ MUTANTS = [
     Mutant(
         "a worker takes a batch without the lock",
         "        with self._lock:\n            now = clock.monotonic()\n"
-        "            reaped = self._scheduler.reap(now)\n            decision",
+        "            reaped = self.scheduler.reap(now)\n            decision",
         "        if True:\n            now = clock.monotonic()\n"
-        "            reaped = self._scheduler.reap(now)\n            decision",
+        "            reaped = self.scheduler.reap(now)\n            decision",
         BATCHERS_IN_THREADS,
     ),
     Mutant(

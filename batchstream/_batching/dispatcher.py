@@ -20,6 +20,7 @@ reaches the batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from contextvars import copy_context
 from itertools import count
 from threading import RLock
@@ -28,7 +29,8 @@ from typing import TYPE_CHECKING, Any, Generic
 from typing_extensions import TypeVar
 
 from batchstream._batching import clock
-from batchstream._batching.request import Request, closed_error
+from batchstream._batching.queue import KeyInterner
+from batchstream._batching.request import Deadlines, Request, Submission, closed_error
 from batchstream._batching.scheduler import NOTHING_REAPED, Scheduler
 from batchstream._core.arguments import check_seconds
 from batchstream._core.errors import (
@@ -66,6 +68,7 @@ class Dispatcher(ABC, Generic[T]):
         options: The same.
         context: A copy of the context in which this object was made.
         parking: Where consumers wait.
+        scheduler: What decides, for the holder of the lock.
         forked: Whether this is a copy in a forked child, of no use there.
         version: Constant: consumers do not make the steps.
         times_out: Whether a receive can have a timeout.
@@ -73,41 +76,38 @@ class Dispatcher(ABC, Generic[T]):
 
     version = 0
     times_out = True
-    _reuses_workers: bool
+    _needs_loop = False
+    _reuses_workers = True
 
     def __init__(self, options: BatcherOptions[Any, T]) -> None:
         self.options = options
         self.context = copy_context()
         self.parking = ParkingLot()
         self.forked = False
-        self._scheduler: Scheduler[T] = Scheduler(options, reuses_workers=self._reuses_workers)
+        self.scheduler: Scheduler[T] = Scheduler(options, reuses_workers=self._reuses_workers)
         # Re-entrant for the sake of `statistics`, which a signal's handler may call.
         self._lock = RLock()
         self._ended = Event(self.parking)  # closed, and no worker is at work
         self._numbers = count()
+        self._keys = KeyInterner()
         forkable.add(self)
-
-    @property
-    def closed(self) -> bool:
-        """Whether no request is accepted any more, and all fail."""
-        return self._scheduler.closed
 
     @property
     def ended(self) -> bool:
         """Whether it was closed, and no worker is at work any more."""
-        return self._scheduler.closed and not self._scheduler.at_work
+        return self.scheduler.closed and not self.scheduler.at_work
 
     @property
     def state(self) -> str:
         """Its state in words."""
-        scheduler = self._scheduler
+        scheduler = self.scheduler
         state = "closed" if scheduler.closed else "open"
         waiting, running = len(scheduler.queue), len(scheduler.batches)
         return f"{state}, {waiting} requests waiting, {running} batches run"
 
     # ---- from the caller that submits
 
-    def submit(  # noqa: C901 - in one frame what each request passes
+    def submit(
         self, content: Any, *, timeout: float | None, wait_timeout: float | None
     ) -> Request[T]:
         """Accept a request.
@@ -124,23 +124,28 @@ class Dispatcher(ABC, Generic[T]):
             raise self._forked_error()
         if self._lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - as Condition asks
             raise RuntimeError("a signal's handler has interrupted the batcher it submits to")
-        options, scheduler = self.options, self._scheduler
-        request: Request[T] = Request(next(self._numbers), content, scheduler.ended_requests)
-        if timeout is not None:
-            request.timeout = check_seconds("timeout", timeout)
-        if wait_timeout is not None:
-            request.wait_timeout = check_seconds("wait_timeout", wait_timeout)
-        if options.cost is not None:
-            request.cost = options.cost_of(content)
-        if options.max_outputs is not None:
-            request.max_outputs = options.limit_of(content)
+        options, scheduler = self.options, self.scheduler
+        deadlines = None
+        if timeout is not None or wait_timeout is not None:
+            deadlines = Deadlines(
+                None if timeout is None else check_seconds("timeout", timeout),
+                None if wait_timeout is None else check_seconds("wait_timeout", wait_timeout),
+            )
+        submission = Submission(
+            content,
+            1.0 if options.cost is None else options.cost_of(content),
+            None if options.max_outputs is None else options.limit_of(content),
+        )
         key = None if options.key is None else options.key(content)
-        self.prepare()
+        number, ended = next(self._numbers), scheduler.ended_requests
+        request: Request[T] = Request(number, submission, deadlines, ended)
+        if self._needs_loop:
+            self.prepare()
         try:
             refusal = self._enqueue(request, key)
             if scheduler.wakeups:
                 self._wake_workers()
-            if scheduler.closed:  # meanwhile
+            if refusal is None and scheduler.closed:  # meanwhile
                 self._fail(request, closed_error())
         except BaseException:  # KeyboardInterrupt too: nothing is left half done
             self.cancel(request)
@@ -155,77 +160,84 @@ class Dispatcher(ABC, Generic[T]):
 
     def _enqueue(self, request: Request[T], key: Any) -> Exception | None:
         """Let a request wait, or return why it is refused."""
-        scheduler, metrics = self._scheduler, self.options.metrics
-        refusal = None
+        scheduler, metrics = self.scheduler, self.options.metrics
+        # In a list, to be popped: an error holds the frame in which it was raised, and its locals.
+        refusals: list[Exception] = []
         while True:
             generations = None
             if key is not None:
-                request.group, generations = scheduler.keys.intern(key)
+                request.group, generations = self._keys.intern(key)
             with self._lock:
-                if generations is not None and not scheduler.keys.is_current(generations):
+                if generations is not None and not self._keys.is_current(generations):
                     continue
                 now = clock.monotonic()
                 reaped = scheduler.reap(now)
                 try:
                     scheduler.submit(request, now)
                 except (ClosedError, OverloadedError, ValueError) as error:
-                    refusal = error
+                    refusals.append(error)
             break
         if reaped is not NOTHING_REAPED:
             self._follow_up(reaped, now)
         if metrics is not None:
-            if refusal is None:
+            if not refusals:
                 metrics("submitted")
-            elif isinstance(refusal, OverloadedError):
+            elif isinstance(refusals[0], OverloadedError):
                 metrics("refused")
-        return refusal
+        return refusals.pop() if refusals else None
 
     def prepare(self) -> None:
-        """Make sure that there can be workers.
+        """Find the event loop for the workers, for a dispatcher that `_needs_loop`.
 
         Raises:
-            RuntimeError: There cannot.
+            RuntimeError: There is none.
         """
 
     # ---- waking workers
 
     def _wake_workers(self) -> None:
         """Start or wake the workers queued in the scheduler's `wakeups`."""
-        wakeups = self._scheduler.wakeups
+        wakeups = self.scheduler.wakeups
         while wakeups:
             try:
-                worker, waiter = wakeups.popleft()
-            except IndexError:  # another thread has just done it
+                wakeup = worker, waiter = wakeups[0]
+            except IndexError:  # another thread has just carried it out
                 return
+            # Carried out before it is removed: a signal's exception in between costs a second
+            # wake-up, and no wake-up is lost.
             if waiter is None:
                 self._try_to_start(worker)
             else:
                 self._resume(waiter)
+            with suppress(ValueError):  # another thread has carried it out as well
+                wakeups.remove(wakeup)
 
     def _wake_unstarted(self) -> None:
         """Start all workers of which it is not sure that they were started."""
         with self._lock:
-            self._scheduler.wake_unstarted()
+            self.scheduler.wake_unstarted()
         self._wake_workers()
 
     def _wake_another(self) -> None:
         """Start or wake another worker, if that is possible; from a worker."""
-        if self._scheduler.wakeups:
+        if self.scheduler.wakeups:
             try:
                 self._wake_workers()
             except Exception as error:  # noqa: BLE001 - the system refuses a thread, perhaps
                 report_unraisable(error)
 
     def _try_to_start(self, worker: Worker) -> None:
+        with self._lock:
+            if not self.scheduler.claim_start(worker):
+                return
         try:
-            if self._scheduler.closed:
+            if self.scheduler.closed:
                 raise closed_error()  # noqa: TRY301 - it ends as the others
             self._start(worker)
-            worker.started = True
         except BaseException as error:
             with self._lock:
-                self._scheduler.rest(worker)
-                stuck = [] if self._scheduler.at_work else self._scheduler.queue.take_all()
+                self.scheduler.rest(worker)
+                stuck = [] if self.scheduler.at_work else self.scheduler.queue.requests()
             self.fail_all(stuck, error)  # for no worker would ever ask for them
             self._check_ended()
             if not isinstance(error, ClosedError):
@@ -233,11 +245,11 @@ class Dispatcher(ABC, Generic[T]):
 
     @abstractmethod
     def _start(self, worker: Worker) -> None:
-        """Let a worker ask for batches until there is none; once, even if it is started twice."""
+        """Let a worker ask for batches until there is none."""
 
     @abstractmethod
     def _resume(self, waiter: Any) -> None:
-        """Wake a worker that waits."""
+        """Wake a worker that waits; harmless if it was woken already."""
 
     # ---- from a worker
 
@@ -245,64 +257,75 @@ class Dispatcher(ABC, Generic[T]):
         """Decide what a worker does next; see `Scheduler.next_batch`."""
         with self._lock:
             now = clock.monotonic()
-            reaped = self._scheduler.reap(now)
-            decision = self._scheduler.next_batch(worker, waiter, now)
-            stale = self._scheduler.keys.tidy(self._scheduler.queue.has_group)
+            reaped = self.scheduler.reap(now)
+            decision = self.scheduler.next_batch(worker, waiter, now)
+            stale = None
+            if self.options.key is not None:
+                stale = self._keys.tidy(self.scheduler.queue.has_group)
         del stale  # without the lock: the keys are the user's
-        if reaped is not NOTHING_REAPED:
-            self._follow_up(reaped, now)
-        if decision is not None:
-            if decision.requests:
-                self._report_joined(decision.requests)
-                self._wake_another()
-            elif decision.wait is None:
-                self._check_ended()
+        try:
+            if reaped is not NOTHING_REAPED:
+                self._follow_up(reaped, now)
+            if decision is not None:
+                if decision.requests:
+                    self._report_joined(decision.requests, now)
+                    self._wake_another()
+                elif decision.wait is None:
+                    self._check_ended()
+        except BaseException as error:  # KeyboardInterrupt too: no other code knows the batch
+            if decision is not None:
+                self.fail_all(decision.requests, error)
+            raise
         return decision
 
     def take_joining(self, slots: int, spent: float) -> list[Request[T]]:
         """Take the requests that join a running batch, which costs so much, in its free slots."""
-        if not self._scheduler.queue:  # asked without the lock: a moment later there may be one
+        if not self.scheduler.queue:  # asked without the lock: a moment later there may be one
             return []
         with self._lock:
             now = clock.monotonic()
-            reaped = self._scheduler.reap(now)
-            joining = self._scheduler.join(now, slots=slots, spent=spent)
-        self._follow_up(reaped, now)
-        self._report_joined(joining)
+            reaped = self.scheduler.reap(now)
+            joining = self.scheduler.join(now, slots=slots, spent=spent)
+        try:
+            self._follow_up(reaped, now)
+            self._report_joined(joining, now)
+        except BaseException as error:
+            self.fail_all(joining, error)
+            raise
         return joining
 
-    def _report_joined(self, joining: Sequence[Request[T]]) -> None:
+    def _report_joined(self, joining: Sequence[Request[T]], now: float) -> None:
         metrics = self.options.metrics
         if metrics is not None and joining:
-            metrics("joined", [(request.joined or 0) - request.arrived for request in joining])
+            metrics("joined", [now - request.arrived for request in joining])
 
     def _rest(self, worker: Worker) -> None:
         """Take a worker from work that has ended without asking for another batch."""
         with self._lock:
-            if self._scheduler.rest(worker):
-                self._scheduler.wake_worker()
+            if self.scheduler.rest(worker):
+                self.scheduler.wake_worker()
         self._wake_another()
         self._check_ended()
 
     def add_batch(self, batch: RequestBatch[T]) -> None:
         """Count a batch among those that run."""
         with self._lock:
-            self._scheduler.batches.add(batch)
-        if self._scheduler.closed:  # behind the adding: `request_close` may not have seen it
+            self.scheduler.batches.add(batch)
+        if self.scheduler.closed:  # behind the adding: `request_close` may not have seen it
             batch.close()
 
     def end_batch(self, batch: RequestBatch[T]) -> None:
         """Count a batch that has ended."""
         with self._lock:
-            self._scheduler.end_batch(batch)
+            self.scheduler.end_batch(batch)
         self.reap()
 
     def reap(self) -> None:
         """Count the requests that have ended since the last time."""
-        while self._scheduler.ended_requests:
+        while self.scheduler.ended_requests:
             with self._lock:
                 now = clock.monotonic()
-                reaped = self._scheduler.reap(now)
+                reaped = self.scheduler.reap(now)
             self._follow_up(reaped, now)
 
     def _follow_up(self, reaped: Reaped, now: float) -> None:
@@ -316,7 +339,7 @@ class Dispatcher(ABC, Generic[T]):
                 metrics(
                     "finished",
                     request.ends[0],
-                    joined=request.joined is not None,
+                    joined=request.state == "finished",
                     lasted=now - request.arrived,
                 )
         if reaped.overdue:  # which have ended now, and may be reaped late otherwise
@@ -417,7 +440,7 @@ class Dispatcher(ABC, Generic[T]):
 
     def _runs_here(self) -> bool:
         """Whether a batch waits for the calling code, which is its source's."""
-        return any(batch.pump.runs_here for batch in tuple(self._scheduler.batches))
+        return any(batch.pump.runs_here for batch in tuple(self.scheduler.batches))
 
     # ---- from the owner
 
@@ -427,8 +450,8 @@ class Dispatcher(ABC, Generic[T]):
             return
         with self._lock:
             now = clock.monotonic()
-            reaped = self._scheduler.reap(now)
-            waiting, batches = self._scheduler.close()
+            reaped = self.scheduler.reap(now)
+            waiting, batches = self.scheduler.close()
         self._follow_up(reaped, now)
         self.fail_all(waiting, closed_error())
         self._wake_workers()
@@ -473,7 +496,7 @@ class Dispatcher(ABC, Generic[T]):
     def statistics(self) -> BatcherStatistics:
         """Return the figures up to now."""
         with self._lock:
-            return self._scheduler.statistics()
+            return self.scheduler.statistics()
 
     # ---- after a fork, in the child
 
@@ -485,8 +508,8 @@ class Dispatcher(ABC, Generic[T]):
     def refuse_after_fork(self) -> None:
         """Make every use fail, unless it was not used before: its workers are in the parent."""
         self._lock = RLock()
-        if self._scheduler.totals.opened:
+        if self.scheduler.totals.opened:
             self.forked = True
-            for request in self._scheduler.queue.take_all():
+            for request in self.scheduler.queue.requests():
                 request.refuse_after_fork()
                 request.finish(StreamEnd(FinishReason.ERROR, 0, error=self._forked_error()))

@@ -16,8 +16,8 @@ until a request arrives.
 In continuous batching there is one group, no timeout, and `take` is asked before each step for as
 many requests as there are free slots.
 
-Not safe for threads: the holder of the batcher's lock makes one call at a time. Groups are told
-apart by identity; nothing of the caller's is compared, hashed or called.
+Not safe for threads: the holder of the batcher's lock makes one call at a time. Groups are
+compared by identity; nothing of the caller's is compared, hashed or called.
 """
 
 from __future__ import annotations
@@ -42,16 +42,19 @@ class Waiting(Protocol):
     """What the queue reads of a request.
 
     Attributes:
-        group: Stands for its key; told by identity.
+        group: Stands for its key; compared by identity.
         cost: What it takes of `max_batch_cost`.
         arrived: When it came.
         wait_until: Until when it may wait, if not for ever.
     """
 
     group: object
-    cost: float
     arrived: float
-    wait_until: float | None
+
+    @property
+    def cost(self) -> float: ...
+    @property
+    def wait_until(self) -> float | None: ...
 
 
 RequestT = TypeVar("RequestT", bound=Waiting)
@@ -65,6 +68,10 @@ class WaitingQueue(Generic[RequestT]):
         batch_timeout: For how long a request waits for others at most, while a worker is free.
         max_batch_cost: What the requests of a batch may cost together.
         max_pending: How many may wait.
+
+    Attributes:
+        expiries: Until when requests may wait, as a heap of pairs with a number; also of requests
+            that do not wait any more.
     """
 
     def __init__(
@@ -81,11 +88,13 @@ class WaitingQueue(Generic[RequestT]):
         self._max_pending = max_pending
         # In the order of arrival. Not a dict, whose first key is the farther the more were deleted.
         self._groups: dict[object, OrderedDict[RequestT, None]] = {}
-        self._expiries: list[tuple[float, int, RequestT]] = []
-        self._number = count()
+        # Of numbers, not of requests: a stale entry must not hold the user's objects.
+        self.expiries: list[tuple[float, int]] = []
+        self._expiring: dict[int, RequestT] = {}
+        self._numbers = count()
         # Every request that waits; it may be in its group a moment earlier or later, if a signal's
         # exception comes between.
-        self._all: set[RequestT] = set()
+        self._all: dict[RequestT, int | None] = {}  # with the numbers of those that expire
 
     def __len__(self) -> int:
         return len(self._all)
@@ -93,17 +102,13 @@ class WaitingQueue(Generic[RequestT]):
     def __contains__(self, request: object) -> bool:
         return request in self._all
 
-    @property
-    def is_full(self) -> bool:
-        """Whether as many requests wait as may, unless there is room for some of them."""
-        return len(self._all) >= self._max_pending
-
-    def append(self, request: RequestT, *, room: int = 0) -> None:
+    def append(self, request: RequestT, room: Callable[[], int]) -> None:
         """Add a request that has not arrived before any that came earlier.
 
         Args:
             request: The request.
-            room: How many requests could join at once, and do not count as waiting.
+            room: Returns how many requests could join at once, and do not count as waiting; called
+                if as many wait as may.
 
         Raises:
             OverloadedError: As many requests wait as may.
@@ -115,16 +120,19 @@ class WaitingQueue(Generic[RequestT]):
                 f"{self._max_batch_cost!r} (max_batch_cost)"
             )
         waiting = len(self._all)
-        if waiting >= self._max_pending + room:
+        if waiting >= self._max_pending and waiting >= self._max_pending + room():
             raise OverloadedError(
                 f"{waiting} requests are waiting, as many as may (max_pending)",
                 pending=waiting,
                 max_pending=self._max_pending,
             )
-        self._all.add(request)
+        number, wait_until = None, request.wait_until
+        if wait_until is not None:
+            number = next(self._numbers)
+            self._expiring[number] = request
+            heappush(self.expiries, (wait_until, number))
+        self._all[request] = number
         self._groups.setdefault(request.group, OrderedDict())[request] = None
-        if request.wait_until is not None:
-            heappush(self._expiries, (request.wait_until, next(self._number), request))
 
     def has_group(self, group: object) -> bool:
         """Whether requests of this group wait."""
@@ -140,9 +148,9 @@ class WaitingQueue(Generic[RequestT]):
     def expire(self, now: float) -> list[RequestT]:
         """Take out the requests that have waited for as long as they may, the earliest first."""
         expired: list[RequestT] = []
-        while self._expiries and self._expiries[0][0] <= now:
-            request = heappop(self._expiries)[2]
-            if request in self._all:
+        while self.expiries and self.expiries[0][0] <= now:
+            request = self._expiring.get(heappop(self.expiries)[1])
+            if request is not None:
                 self._remove((request,))
                 expired.append(request)
         return expired
@@ -172,11 +180,9 @@ class WaitingQueue(Generic[RequestT]):
         self._remove(joining)
         return joining
 
-    def take_all(self) -> list[RequestT]:
-        """Take out all requests, the oldest first."""
-        requests = sorted(self._all, key=lambda request: request.arrived)
-        self._remove(requests)
-        return requests
+    def requests(self) -> list[RequestT]:
+        """Return all requests that wait, the oldest first."""
+        return sorted(self._all, key=lambda request: request.arrived)
 
     def ready_at(self) -> float | None:
         """Return when `take` or `expire` will give a request, if no other arrives.
@@ -191,10 +197,10 @@ class WaitingQueue(Generic[RequestT]):
                 at = next(iter(requests)).arrived
             if earliest is None or at < earliest:
                 earliest = at
-        while self._expiries and self._expiries[0][2] not in self._all:
-            heappop(self._expiries)
-        if self._expiries and (earliest is None or self._expiries[0][0] < earliest):
-            earliest = self._expiries[0][0]
+        while self.expiries and self.expiries[0][1] not in self._expiring:
+            heappop(self.expiries)
+        if self.expiries and (earliest is None or self.expiries[0][0] < earliest):
+            earliest = self.expiries[0][0]
         return earliest
 
     def _ready_at(self, group: object, slots: int, spent: float) -> float:
@@ -221,16 +227,18 @@ class WaitingQueue(Generic[RequestT]):
 
     def _remove(self, requests: Iterable[RequestT]) -> None:
         for request in requests:
-            self._all.discard(request)
+            number = self._all.pop(request, None)
+            if number is not None:
+                self._expiring.pop(number, None)
             group = self._groups.get(request.group)
             if group is not None:
                 group.pop(request, None)
                 if not group:
                     del self._groups[request.group]
         # A request that has joined may take long, and its entry would stay until it had expired.
-        if len(self._expiries) > 2 * len(self._all) + _TIDY_ABOVE:
-            self._expiries = [entry for entry in self._expiries if entry[2] in self._all]
-            heapify(self._expiries)
+        if len(self.expiries) > 2 * len(self._all) + _TIDY_ABOVE:
+            self.expiries = [entry for entry in self.expiries if entry[1] in self._expiring]
+            heapify(self.expiries)
 
 
 class KeyInterner:

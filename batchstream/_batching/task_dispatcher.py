@@ -15,16 +15,13 @@ from batchstream._handoff.parking import LOOP_POLL_SECONDS, earliest
 from batchstream._pumps.task import TaskPump
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request
     from batchstream._batching.request_batch import RequestBatch
     from batchstream._batching.scheduler import Worker
-    from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._eventloops.base import EventLoop, PumpTask, Waiter
-    from batchstream._handoff.buffer import Buffer
-    from batchstream._pumps.source import AsyncStepSource
 
 T = TypeVar("T")
 
@@ -41,6 +38,7 @@ class TaskDispatcher(Dispatcher[T]):
             requests of the batch.
     """
 
+    _needs_loop = True
     _reuses_workers = False
 
     def __init__(
@@ -54,25 +52,6 @@ class TaskDispatcher(Dispatcher[T]):
         self._open_batch = open_batch
         self._loop: EventLoop | None = None
         self._dead_loop: object = None  # the key of the last loop that was given up
-
-    def pump(
-        self,
-        source: AsyncStepSource,
-        core: Demultiplexer[T],
-        *,
-        hooks: RequestBatch[T],
-        buffers: Sequence[Buffer[T]],
-    ) -> TaskPump[T]:
-        """Make the pump of a batch."""
-        return TaskPump(
-            source,
-            core,
-            max_buffered=self.options.max_buffered,
-            on_overflow=self.options.on_overflow,
-            hooks=hooks,
-            parking=self.parking,
-            buffers=buffers,
-        )
 
     def prepare(self) -> None:
         """Take the event loop that runs the calling code for the workers, unless there is one.
@@ -114,10 +93,10 @@ class TaskDispatcher(Dispatcher[T]):
                 partial(self._work, worker, loop),
                 partial(self._task_ended, worker, loop),
             )
-            worker.place = loop.spawn(main, at_end, self.context.copy())
+            worker.thread_or_task = loop.spawn(main, at_end, self.context.copy())
         except BaseException as error:
             with self._lock:
-                waiting = self._scheduler.queue.take_all()
+                waiting = self.scheduler.queue.requests()
             self.fail_all(waiting, error)
             self._rest(worker)
             raise
@@ -155,6 +134,7 @@ class TaskDispatcher(Dispatcher[T]):
         try:
             pump, batch = self._open_batch(self, requests)
             self.add_batch(batch)
+            requests.clear()  # which have buffers in the pump: none is kept until the batch ends
         except BaseException as error:  # noqa: BLE001 - fails the requests: the task has no caller
             self.fail_all(requests, error)
             return
@@ -165,6 +145,7 @@ class TaskDispatcher(Dispatcher[T]):
 
     def _task_ended(self, worker: Worker, loop: EventLoop) -> None:
         """Start another worker after a task has ended, if need be, unless the loop ends."""
+        worker.thread_or_task = None  # which refers to this dispatcher
         if not worker.began:  # it was cancelled before
             self._give_up_loop(loop)
         self._rest(worker)
@@ -179,16 +160,16 @@ class TaskDispatcher(Dispatcher[T]):
             if self._loop is not loop:  # another thread has, and there may be another loop
                 return
             self._loop, self._dead_loop = None, loop.key
-            waiting = self._scheduler.queue.take_all()
-            workers = self._scheduler.dismiss_workers()
-            batches = list(self._scheduler.batches) if closed else []
+            waiting = self.scheduler.queue.requests()
+            workers = self.scheduler.dismiss_workers()
+            batches = list(self.scheduler.batches) if closed else []
         self.fail_all(waiting, _loop_closed())
         for batch in batches:
             batch.pump.poll()
             self.end_batch(batch)
         for worker in workers:
-            if closed and worker.place is not None:
-                worker.place.forget()
+            if closed and worker.thread_or_task is not None:
+                worker.thread_or_task.forget()
         self._check_ended()
 
     # ---- from a consumer
@@ -201,7 +182,8 @@ class TaskDispatcher(Dispatcher[T]):
             ClosedError: This is a fork of the process that uses the batcher.
         """
         super()._check_waitable(loop)
-        if loop is None and self._loop is not None and self._loop.is_here:
+        ours = self._loop  # once: another thread may give it up
+        if loop is None and ours is not None and ours.is_here:
             raise RuntimeError(
                 "to wait for this stream would block the event loop that its function runs in: "
                 "use astream there"

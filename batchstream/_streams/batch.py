@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import weakref
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Generic, Self, final
+from typing import TYPE_CHECKING, Any, Generic, Self, cast, final
 
 from typing_extensions import TypeVar
 
 from batchstream._core.arguments import (
     DEFAULT_MAX_BUFFERED,
+    Bound,
     OnOverflow,
     check_count,
     check_on_overflow,
-    least_size,
+    check_size,
 )
+from batchstream._core.demultiplexer import core_of
 from batchstream._core.rules import EndRules
 from batchstream._pumps.pull import PullPump
 from batchstream._pumps.source import Source
@@ -68,7 +70,7 @@ class BatchedStream(AnyBatch[Stream[T], T]):
         TypeError, ValueError: An argument is of the wrong kind, or cannot work. The source has
             not been touched, unless its first step showed that `max_outputs` has another size;
             then it is closed.
-        StepError: The first step, pulled to learn the size, tells none; the source is closed.
+        StepError: The first step, pulled to learn the size, has none; the source is closed.
         Exception: What the source raised when the first step was pulled.
 
     Blocking: only without `size`: until the source has yielded its first step.
@@ -118,7 +120,7 @@ class BatchedStream(AnyBatch[Stream[T], T]):
         rules: EndRules[T] = EndRules(
             eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos
         )
-        core = rules.core(least_size(max_outputs) if size is None else size, max_outputs)
+        core = core_of(rules, check_size(size, max_outputs), max_outputs)
         reader = Source(source)
         if not background:
             if size is None:
@@ -131,8 +133,7 @@ class BatchedStream(AnyBatch[Stream[T], T]):
             self._pump = ThreadPump(
                 reader,
                 core if first is None else first.core(),
-                max_buffered=max_buffered or DEFAULT_MAX_BUFFERED,
-                on_overflow=on_overflow,
+                Bound(max_buffered or DEFAULT_MAX_BUFFERED, on_overflow),
                 thread=None if first is None else first.thread,
             )
         self._steps: weakref.ref[_Steps[T]] | None = None
@@ -185,7 +186,7 @@ class BatchedStream(AnyBatch[Stream[T], T]):
         """
         steps = None if self._steps is None else self._steps()
         if steps is None:  # one at a time: its reader knows what it has received
-            steps = _Steps(self, self._pump)
+            steps = _Steps.of(self, self._pump)
             self._steps = weakref.ref(steps)
         return steps
 
@@ -204,21 +205,23 @@ class BatchedStream(AnyBatch[Stream[T], T]):
         self._pump.close()
 
 
-class _Steps(Generic[T]):
+class _Steps(chain["Delivery[T]"], Generic[T]):
     """The deliveries of a batch as an iterator; it keeps the batch and its streams alive."""
 
-    __slots__ = ("__weakref__", "_batch", "_deliveries", "_reader")
+    __slots__ = ("__weakref__", "_batch", "_reader")
+    _batch: BatchedStream[T]
+    _reader: StreamReader[Delivery[T]]
 
-    def __init__(self, batch: BatchedStream[T], pump: PullPump[T] | ThreadPump[T]) -> None:
+    @classmethod
+    def of(cls, batch: BatchedStream[T], pump: PullPump[T] | ThreadPump[T]) -> _Steps[T]:
+        reader = StreamReader(pump.fanout.deliveries, pump)
+        steps = cast("_Steps[T]", cls.from_iterable(reader.parts))
+        steps._attach(batch, reader)  # noqa: SLF001 - a chain's __init__ would take it for parts
+        return steps
+
+    def _attach(self, batch: BatchedStream[T], reader: StreamReader[Delivery[T]]) -> None:
         self._batch = batch
-        self._reader = StreamReader(pump.fanout.deliveries, pump)
-        self._deliveries = chain.from_iterable(self._reader.parts)
+        self._reader = reader
 
     def __del__(self) -> None:
         self._reader.abandon()
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Delivery[T]:
-        return next(self._deliveries)

@@ -39,7 +39,7 @@ from support.racing import (
 from support.shuffled_loop import explore
 from support.sources import ScriptedSource
 
-SCHEDULES = int(os.environ.get("SCHEDULES", "5000"))
+SCHEDULES = int(os.environ.get("SCHEDULES", "500"))
 THREADED_SCHEDULES = min(SCHEDULES, 300)
 
 STEPS = [["a", "x"], ["b", "y"], ["c", Last("z")], ["d", None], [None, None]]

@@ -29,7 +29,7 @@ from support import knobs
 from support.racing import ModelError, Tallies, cancelled_often, output, reply, together, turns
 from support.shuffled_loop import explore, run
 
-SCHEDULES = int(os.environ.get("SCHEDULES", "600"))
+SCHEDULES = int(os.environ.get("SCHEDULES", "500"))
 THREADED_SCHEDULES = min(SCHEDULES, 150)
 
 ENDLESS = 1000  # more outputs than any consumer reads

@@ -16,19 +16,22 @@ from support import knobs
 from support.forms import pump_threads
 from support.sources import TIMEOUT
 
+
+class Output:
+    """What can be referred to weakly."""
+
+
+def two_outputs_a_step():
+    while True:
+        yield [Output(), Output()]
+
+
 # ---- outputs
 
 
 @pytest.mark.rule(19, 25)
 def test_received_outputs_are_freed_in_the_end():
-    class Output:
-        pass
-
-    def source():
-        while True:
-            yield [Output(), Output()]
-
-    first, second = demux(source(), 2)
+    first, second = demux(two_outputs_a_step(), 2)
     seen = []
     for _ in range(1_000):
         seen.append(weakref.ref(next(first)))
@@ -43,14 +46,7 @@ def test_received_outputs_are_freed_in_the_end():
 
 @pytest.mark.rule(25)
 def test_a_cancelled_stream_frees_what_it_held_at_once():
-    class Output:
-        pass
-
-    def source():
-        while True:
-            yield [Output(), Output()]
-
-    first, second = demux(source(), 2)
+    first, second = demux(two_outputs_a_step(), 2)
     next(first)
     held = weakref.ref(knobs.content_of(second)[0])
     assert held() is not None
@@ -59,9 +55,6 @@ def test_a_cancelled_stream_frees_what_it_held_at_once():
 
 
 def test_a_finished_stream_that_is_kept_holds_no_outputs():
-    class Output:
-        pass
-
     def source():
         for _ in range(5):
             output = Output()
@@ -80,9 +73,6 @@ def test_a_finished_stream_that_is_kept_holds_no_outputs():
 
 @pytest.mark.rule(25)
 def test_a_finished_batch_is_freed_without_the_cycle_collector():
-    class Output:
-        pass
-
     def source():
         output = Output()
         alive.append(weakref.ref(output))
@@ -106,9 +96,6 @@ def test_a_finished_batch_is_freed_without_the_cycle_collector():
 
 @pytest.mark.rule(25)
 def test_streams_dropped_midway_are_freed_without_the_cycle_collector():
-    class Output:
-        pass
-
     def source():
         while True:
             outputs = [Output(), Output()]

@@ -16,7 +16,8 @@ def load(tmp_path_factory):
         yield load
 
 
-def test_R02_each_of_many_clients_gets_its_own_outputs_and_nothing_is_left_of_any(load):
+@pytest.mark.rule(2)
+def test_each_of_many_clients_gets_its_own_outputs_and_nothing_is_left_of_any(load):
     # They warm the server up as well: its memory reaches its level after some rounds.
     memory_before = 0
     for seed in range(WARM_UP):

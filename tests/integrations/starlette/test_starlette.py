@@ -529,8 +529,9 @@ def test_what_json_cannot_say_is_an_error_before_the_first_output(server):
     assert isinstance(exchange.error, ValueError)
 
 
+@pytest.mark.rule(17)
 @pytest.mark.parametrize("stop", [StopIteration, StopAsyncIteration])
-def test_R17_an_encoder_that_raises_stop_iteration_ends_nothing(server, response_class, stop):
+def test_an_encoder_that_raises_stop_iteration_ends_nothing(server, response_class, stop):
     def encode(output):
         if output == "bad":
             raise stop
@@ -575,7 +576,8 @@ def test_an_error_that_was_raised_elsewhere_is_no_end(server):
 # ---- errors after the first output
 
 
-def test_R5_an_error_in_mid_stream_cuts_the_connection(server, response_class):
+@pytest.mark.rule(5)
+def test_an_error_in_mid_stream_cuts_the_connection(server, response_class):
     model = Model(server, ["so"])
     exchange = respond_with(server, model, response_class)
     call = server.call(exchange)
@@ -588,8 +590,9 @@ def test_R5_an_error_in_mid_stream_cuts_the_connection(server, response_class):
     assert isinstance(exchange.wait().error, KeyError)
 
 
+@pytest.mark.rule(5)
 @pytest.mark.parametrize("kind", SEVERAL)
-def test_R5_the_cut_is_visible_behind_several_middlewares(start, kind, response_class):
+def test_the_cut_is_visible_behind_several_middlewares(start, kind, response_class):
     server = start(kind, Starlette)
     model = Model(server, ["so"])
     call = server.call(respond_with(server, model, response_class))
@@ -652,9 +655,8 @@ def test_events_that_a_shutdown_breaks_off_are_cut(plain_server, monkeypatch):
 # ---- clients that leave
 
 
-def test_R13_a_client_that_leaves_before_the_first_output_cancels_its_stream(
-    server, response_class
-):
+@pytest.mark.rule(13)
+def test_a_client_that_leaves_before_the_first_output_cancels_its_stream(server, response_class):
     model = Model(server)
     exchange = respond_with(server, model, response_class)
     with server.connect(exchange):
@@ -664,7 +666,8 @@ def test_R13_a_client_that_leaves_before_the_first_output_cancels_its_stream(
     assert exchange.error is None
 
 
-def test_R13_a_client_that_leaves_in_mid_stream_cancels_its_stream(server, response_class):
+@pytest.mark.rule(13)
+def test_a_client_that_leaves_in_mid_stream_cancels_its_stream(server, response_class):
     model = Model(server, ["so"])
     exchange = respond_with(server, model, response_class)
     with server.client.stream("GET", exchange.path) as response:
@@ -674,7 +677,8 @@ def test_R13_a_client_that_leaves_in_mid_stream_cancels_its_stream(server, respo
     assert exchange.error is None
 
 
-def test_R13_a_client_that_leaves_while_a_write_is_stuck_cancels_its_stream(server, response_class):
+@pytest.mark.rule(13)
+def test_a_client_that_leaves_while_a_write_is_stuck_cancels_its_stream(server, response_class):
     model = Model(server, [BIG])
     exchange = respond_with(server, model, response_class)
     with server.connect(exchange):
@@ -687,7 +691,8 @@ def test_R13_a_client_that_leaves_while_a_write_is_stuck_cancels_its_stream(serv
     assert is_cancelled(exchange.wait())
 
 
-def test_R11_a_client_that_leaves_does_not_disturb_the_others_of_its_batch(server):
+@pytest.mark.rule(11)
+def test_a_client_that_leaves_does_not_disturb_the_others_of_its_batch(server):
     model = Model(server)
     streams = list(server.call_in_loop(lambda: stream_of(model, size=2)))
     leaving, staying = (server.respond(lambda: NDJSONResponse(streams.pop(0))) for _ in range(2))
@@ -795,7 +800,8 @@ def write_timers(monkeypatch):
     return timers
 
 
-def test_R19_a_client_that_never_reads_loses_its_stream_and_its_response_ends_when_it_leaves(
+@pytest.mark.rule(19)
+def test_a_client_that_never_reads_loses_its_stream_and_its_response_ends_when_it_leaves(
     server, response_class
 ):
     closed = threading.Event()
@@ -1003,7 +1009,8 @@ def submit(server, batcher, request, response_class=NDJSONResponse, *, timeout=N
     return exchange, call
 
 
-def test_R07_each_response_ends_at_its_own_end(batching, engine, response_class):
+@pytest.mark.rule(7)
+def test_each_response_ends_at_its_own_end(batching, engine, response_class):
     batcher, server = batching(max_batch_size=2)
     _, short = submit(server, batcher, 2, response_class)
     assert engine.stepping.wait(SECONDS)  # in which the other cannot join any more
@@ -1017,7 +1024,8 @@ def test_R07_each_response_ends_at_its_own_end(batching, engine, response_class)
     assert digits == "12" + "1234"
 
 
-def test_R13_the_engine_drops_the_request_of_a_client_that_leaves(batching, engine, response_class):
+@pytest.mark.rule(13)
+def test_the_engine_drops_the_request_of_a_client_that_leaves(batching, engine, response_class):
     batcher, server = batching(max_batch_size=2)
     exchange = server.respond(lambda: response_class(batcher.astream(10**9)))
     with server.connect(exchange):
@@ -1098,8 +1106,9 @@ class Client:
 SCOPE = {"type": "http", "method": "GET", "headers": [], "path": "/"}
 
 
+@pytest.mark.rule(14)
 @pytest.mark.parametrize("where", ["first output", "later output", "write"])
-def test_R14_a_cancelled_response_is_cancelled_and_so_is_its_stream(response_class, where):
+def test_a_cancelled_response_is_cancelled_and_so_is_its_stream(response_class, where):
     async def main():
         waits = asyncio.Event()
 
@@ -1125,7 +1134,8 @@ def test_R14_a_cancelled_response_is_cancelled_and_so_is_its_stream(response_cla
     asyncio.run(asyncio.wait_for(main(), SECONDS))
 
 
-def test_R20_a_long_write_is_encoded_in_turns(response_class):
+@pytest.mark.rule(20)
+def test_a_long_write_is_encoded_in_turns(response_class):
     async def main():
         others = []
 
@@ -1165,8 +1175,9 @@ def test_a_response_runs_in_trio_as_well():
     trio.run(main)
 
 
+@pytest.mark.rule(14)
 @pytest.mark.parametrize("output", [0, 1], ids=["first output", "later output"])
-def test_R14_what_is_no_error_passes_through_as_it_is(response_class, output):
+def test_what_is_no_error_passes_through_as_it_is(response_class, output):
     class Interrupt(BaseException):
         pass
 
