@@ -579,9 +579,9 @@ MUTANTS = [
         BATCHERS_IN_THREADS,
     ),
     Mutant(
-        "a worker that is idle still counts as started",
-        "worker.busy = worker.started = False",
-        "worker.busy = False",
+        "a worker whose wake-up is carried out twice is started twice",
+        "if worker.started or worker not in self._at_work:",
+        "if worker not in self._at_work:",
         SCHEDULER,
     ),
     Mutant(
@@ -592,7 +592,7 @@ MUTANTS = [
     ),
     Mutant(
         "a request whose time is over waits on while others end",
-        "Reaped(finished, self.queue.expire(now), dropped)",
+        "Reaped(finished, self.queue.expire(now) if has_expired else (), dropped)",
         "Reaped(finished, (), dropped)",
         SCHEDULER,
     ),
@@ -668,6 +668,7 @@ def run(mutant: Mutant) -> str:
         tests = [path_of(name) for name in mutant.noticed_by]
         tests += ["-k", mutant.only] * bool(mutant.only)
         told = {"PYTHONPATH": folder, "PY_COLORS": "0", "SCHEDULES": str(SCHEDULES), **PLUGINS}
+        told["HYPOTHESIS_PROFILE"] = "mutants"
         try:
             completed = subprocess.run(  # noqa: S603 - our own tests
                 [python, *PYTEST, *tests],
