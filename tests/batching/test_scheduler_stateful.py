@@ -169,6 +169,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.claimed = []  # those of them that are started a moment later
         self.start_failed = False
         self.interrupted = set()  # what was to be woken when an exception struck
+        self.half_refused = set()  # requests that were being refused when an exception struck
         self.retired = set()  # workers whose tasks have ended
         # Of the requests that were accepted, each is in one of these lists. Those that were taken
         # out of the queue without joining a batch are about to end.
@@ -274,8 +275,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         [among] = [of for of in (self.waiting, self.taken_out, self.joined) if request in of]
         among.remove(request)
         self.finished.append(request)
-        assert request.state == ("finished" if has_joined else "withdrawn")
-        assert has_joined or request.submission is FREED
+        if request not in self.half_refused:
+            assert request.state == ("finished" if has_joined else "withdrawn")
+            assert has_joined or request.submission is FREED
 
     def take_out(self, request):
         """Take out a request that ends next: it has neither joined a batch nor was it reaped."""
@@ -342,6 +344,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for request in requests:
             self.end(request, FinishReason.CANCELLED)
             if request in self.scheduler.totals.open:
+                if request.state == "refused":
+                    self.half_refused.add(request)
                 waits = request in self.scheduler.queue
                 (self.waiting if waits else self.taken_out).append(request)
         for request in self.accepted:
@@ -721,7 +725,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert request.state == "joined"
         for request in self.finished:
             assert request not in self.scheduler.queue
-            assert request.state in {"withdrawn", "finished"}
+            assert request.state in {"withdrawn", "finished"} or request in self.half_refused
             assert request.ends
 
     def check_workers(self):
