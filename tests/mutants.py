@@ -535,8 +535,8 @@ MUTANTS = [
     ),
     Mutant(
         "a request that was cancelled goes on waiting",
-        "                self.queue.remove(request)\n",
-        "",
+        "if self.queue.remove(request) or request.state",
+        "if request.state",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
