@@ -648,12 +648,12 @@ def run(mutant: Mutant) -> str:
             return NOT_RUN
         tests = [path_of(name) for name in mutant.noticed_by]
         tests += ["-k", mutant.only] * bool(mutant.only)
-        told = {"PYTHONPATH": folder, "PY_COLORS": "0", "SCHEDULES": str(SCHEDULES), **PLUGINS}
+        variables = {"PYTHONPATH": folder, "PY_COLORS": "0", "SCHEDULES": str(SCHEDULES), **PLUGINS}
         try:
             completed = subprocess.run(  # noqa: S603 - our own tests
                 [python, *PYTEST, *tests],
                 cwd=copy,
-                env={**os.environ, **told},
+                env={**os.environ, **variables},
                 capture_output=True,
                 text=True,
                 check=False,

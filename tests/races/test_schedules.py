@@ -158,7 +158,7 @@ def test_two_consumers_lose_and_repeat_nothing_wherever_one_interrupts_the_other
         def check():
             assert (received[0], received[1]) == EXPECTED[steps]
             assert source.closed == 1
-            assert len(source.told) == 3
+            assert len(source.sent) == 3
 
         return batch, lambda: read(0), lambda: read(1), check
 
@@ -256,7 +256,7 @@ def test_a_cancel_interrupted_by_other_consumers_is_settled_all_the_same():
             assert received == ["a", "b"]
             assert list(batch[1]) == []
             assert list(batch[2]) == [1, 2, 3]
-            assert source.told[-1] == (2,)
+            assert source.sent[-1] == (2,)
             assert source.closed == 1
 
         return batch, batch[1].cancel, lambda: received.extend(batch[0]), check
@@ -292,11 +292,11 @@ def test_a_cancel_from_another_thread_during_a_step_is_sent_with_the_next():
 
         def cancel():
             batch[1].cancel()
-            steps_when_cancelled.append(len(source.told))
+            steps_when_cancelled.append(len(source.sent))
 
         def check():
             [count] = steps_when_cancelled
-            assert all(live in {None, (0,)} for live in source.told[count:][1:])
+            assert all(live in {None, (0,)} for live in source.sent[count:][1:])
             assert source.closed == 1
 
         return batch, lambda: list(batch[0]), cancel, check

@@ -268,7 +268,7 @@ def request_of(stream):
 
 
 def before_arrival(monkeypatch, then):
-    """Call this whenever a request is about to be added to those that wait."""
+    """Call this whenever a request is about to be queued."""
     arrive = Request.arrive
 
     def arrive_after(request, now):
