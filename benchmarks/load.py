@@ -1,4 +1,4 @@
-"""Five hundred streaming clients at once on one server, some of whom leave or never read.
+"""Five hundred streaming clients at once on one server, some of which leave or never read.
 
 What tests/integrations/starlette/test_load.py runs, with its figures. The engine sleeps for a
 millisecond a step, and computes nothing: the figures are those of what is between it and a client.
@@ -18,7 +18,7 @@ from load_clients import CLIENTS, LEAVE, NEVER_READ, serving  # noqa: E402
 
 def main(rounds: int) -> None:
     """Run some rounds, and print a line for each."""
-    print(f"{CLIENTS} clients a round, of whom {LEAVE} leave and {NEVER_READ} never read")
+    print(f"{CLIENTS} clients a round, of which {LEAVE} leave and {NEVER_READ} never read")
     print("round  wrong  outputs received  seconds  outputs/s  occupancy  RSS, MB  peak RSS, MB")
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as load:
         for number in range(rounds):

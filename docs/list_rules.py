@@ -66,9 +66,7 @@ def rules_in(code: str) -> Iterator[tuple[str, set[int]]]:
 
 
 def _carried_by(node: Function | ast.ClassDef) -> set[int]:
-    # Some tests of integrations still carry their rules in their names: test_R02_R07_…
-    numbers = {int(number) for number in re.findall(r"_R(\d+)(?=_)", node.name)}
-    return numbers.union(*map(_of_mark, node.decorator_list))
+    return set().union(*map(_of_mark, node.decorator_list))
 
 
 def _of_pytestmark(body: list[ast.stmt]) -> set[int]:

@@ -26,7 +26,7 @@ WIDTH = 24
 
 
 class Model:
-    """A recurrent network with random weights, which notes for whom it has worked."""
+    """A recurrent network with random weights, which records the slots it worked for."""
 
     def __init__(self, seed: int) -> None:
         weights = random.Random(seed)

@@ -83,12 +83,12 @@ UNBROKEN = Mutant("nothing is broken", "class _Draft(", "class _Draft(")
 MUTANTS = [
     Mutant(
         "the end mark is found by equality",
-        "elif element is self._eos or element is EOS:",
-        "elif element == self._eos or element == EOS:",
+        "elif element is self._rules.eos or element is EOS:",
+        "elif element == self._rules.eos or element == EOS:",
     ),
     Mutant(
         "a step is plain if its sum of types is not looked at",
-        "if not self._marks.types.isdisjoint(set(map(type, values))):",
+        "if not self._rules.marks.types.isdisjoint(set(map(type, values))):",
         "if None in values:",
     ),
     Mutant(
@@ -108,7 +108,7 @@ MUTANTS = [
     ),
     Mutant(
         "the output that is_eos recognised is always delivered",
-        "                if self._include_eos:\n",
+        "                if rules.include_eos:\n",
         "                if True:\n",
     ),
     Mutant(
@@ -412,7 +412,7 @@ MUTANTS = [
     ),
     Mutant(
         "an interrupt is forgotten",
-        "                task.interrupt(self._stint)\n",
+        "                task.interrupt(self._work)\n",
         "                pass\n",
         LOOP,
     ),
@@ -481,8 +481,8 @@ MUTANTS = [
     ),
     Mutant(
         "a request that has joined fails for having waited",
-        "        if self.joined is None and self.wait_until is not None",
-        "        if self.wait_until is not None",
+        """        waits = self.state != "joined" and deadlines""",
+        "        waits = deadlines",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
@@ -493,7 +493,7 @@ MUTANTS = [
     ),
     Mutant(
         "an interrupt strikes the next batch of the task",
-        "        if stint is self._stint and not self._asked:\n",
+        "        if work is self._work and not self._asked:\n",
         "        if not self._asked:\n",
         BATCHERS_IN_LOOP,
     ),
@@ -505,7 +505,7 @@ MUTANTS = [
     ),
     Mutant(
         "a request that joins as the batcher is closed is forgotten",
-        "        elif self._owner.closed:\n",
+        "        elif self._owner.scheduler.closed:\n",
         "        elif False:\n",
         BATCHERS_IN_THREADS,
     ),
@@ -547,8 +547,8 @@ MUTANTS = [
     ),
     Mutant(
         "one worker too many is hired",
-        "len(self._at_work) >= self._max_workers",
-        "len(self._at_work) > self._max_workers",
+        "if not self._waiting and len(self._at_work) < self._max_workers:",
+        "if not self._waiting and len(self._at_work) <= self._max_workers:",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
@@ -572,9 +572,9 @@ MUTANTS = [
     Mutant(
         "a worker takes a batch without the lock",
         "        with self._lock:\n            now = clock.monotonic()\n"
-        "            reaped = self._scheduler.reap(now)\n            decision",
+        "            reaped = self.scheduler.reap(now)\n            decision",
         "        if True:\n            now = clock.monotonic()\n"
-        "            reaped = self._scheduler.reap(now)\n            decision",
+        "            reaped = self.scheduler.reap(now)\n            decision",
         BATCHERS_IN_THREADS,
     ),
 ]

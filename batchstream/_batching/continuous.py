@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 from typing_extensions import TypeVar
 
 from batchstream._batching.batcher import AnyBatcher
-from batchstream._batching.engine import Engine, EngineBatch, vacant_buffers
+from batchstream._batching.engine import VACANCY, Engine, EngineBatch
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.thread_dispatcher import ThreadDispatcher
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
+from batchstream._core.demultiplexer import core_of
 from batchstream._core.rules import EndRules
+from batchstream._pumps.thread import ThreadPump
 
 if TYPE_CHECKING:
     from batchstream._batching.metrics import Metrics
     from batchstream._batching.request import Request
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.markers import End, Fail, Last, Many, Signal
-    from batchstream._pumps.thread import ThreadPump
     from batchstream._pumps.worker_thread import WorkerThread
 
 T = TypeVar("T", default=Any)
@@ -149,10 +150,16 @@ class ContinuousBatcher(AnyBatcher[RequestT, T]):
         ) -> tuple[ThreadPump[T], EngineBatch[T]]:
             engine_.use(dispatcher.context)
             batch: EngineBatch[T] = EngineBatch(dispatcher, engine_, requests)
-            buffers = vacant_buffers(options.max_batch_size)
-            core = options.vacant_core()
-            pump = dispatcher.pump(engine_, core, thread=thread, hooks=batch, buffers=buffers)
-            batch.serve(pump, [])
+            pump: ThreadPump[T] = ThreadPump(
+                engine_,
+                core_of(options.rules, options.max_batch_size, vacant=True),
+                options.bound,
+                thread=thread,
+                hooks=batch,
+                parking=dispatcher.parking,
+                buffers=[VACANCY] * options.max_batch_size,
+            )
+            batch.pump = pump
             return pump, batch
 
         self._dispatcher = ThreadDispatcher(options, open_in_thread)

@@ -73,8 +73,8 @@ def batched(
     """Turn a function of a list of requests into a `DynamicBatcher`, as a decorator.
 
     Of a method it makes one batcher for each instance, when it is first looked up there. It is kept
-    in the instance, and closed by whoever closes the instance; or its threads end when the garbage
-    collector finds that both are out of use. A copy of the instance gets its own.
+    in the instance, for the instance's owner to close; or its threads end when the garbage collector
+    finds that both are out of use. A copy of the instance gets its own.
 
     Args:
         fn: The function, where the decorator is used without arguments.

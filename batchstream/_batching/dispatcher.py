@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from typing_extensions import TypeVar
 
 from batchstream._batching import clock
-from batchstream._batching.request import Request, closed_error
+from batchstream._batching.request import Deadlines, Request, Submission, closed_error
 from batchstream._batching.scheduler import NOTHING_REAPED, Scheduler
 from batchstream._core.arguments import check_seconds
 from batchstream._core.errors import (
@@ -66,6 +66,7 @@ class Dispatcher(ABC, Generic[T]):
         options: The same.
         context: A copy of the context in which this object was made.
         parking: Where consumers wait.
+        scheduler: What decides, for the holder of the lock.
         forked: Whether this is a copy in a forked child, of no use there.
         version: Constant: consumers do not make the steps.
         times_out: Whether a receive can have a timeout.
@@ -80,7 +81,7 @@ class Dispatcher(ABC, Generic[T]):
         self.context = copy_context()
         self.parking = ParkingLot()
         self.forked = False
-        self._scheduler: Scheduler[T] = Scheduler(options, reuses_workers=self._reuses_workers)
+        self.scheduler: Scheduler[T] = Scheduler(options, reuses_workers=self._reuses_workers)
         # Re-entrant for the sake of `statistics`, which a signal's handler may call.
         self._lock = RLock()
         self._ended = Event(self.parking)  # closed, and no worker is at work
@@ -88,26 +89,21 @@ class Dispatcher(ABC, Generic[T]):
         forkable.add(self)
 
     @property
-    def closed(self) -> bool:
-        """Whether no request is accepted any more, and all fail."""
-        return self._scheduler.closed
-
-    @property
     def ended(self) -> bool:
         """Whether it was closed, and no worker is at work any more."""
-        return self._scheduler.closed and not self._scheduler.at_work
+        return self.scheduler.closed and not self.scheduler.at_work
 
     @property
     def state(self) -> str:
         """Its state in words."""
-        scheduler = self._scheduler
+        scheduler = self.scheduler
         state = "closed" if scheduler.closed else "open"
         waiting, running = len(scheduler.queue), len(scheduler.batches)
         return f"{state}, {waiting} requests waiting, {running} batches run"
 
     # ---- from the caller that submits
 
-    def submit(  # noqa: C901 - in one frame what each request passes
+    def submit(
         self, content: Any, *, timeout: float | None, wait_timeout: float | None
     ) -> Request[T]:
         """Accept a request.
@@ -124,17 +120,21 @@ class Dispatcher(ABC, Generic[T]):
             raise self._forked_error()
         if self._lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - as Condition asks
             raise RuntimeError("a signal's handler has interrupted the batcher it submits to")
-        options, scheduler = self.options, self._scheduler
-        request: Request[T] = Request(next(self._numbers), content, scheduler.ended_requests)
-        if timeout is not None:
-            request.timeout = check_seconds("timeout", timeout)
-        if wait_timeout is not None:
-            request.wait_timeout = check_seconds("wait_timeout", wait_timeout)
-        if options.cost is not None:
-            request.cost = options.cost_of(content)
-        if options.max_outputs is not None:
-            request.max_outputs = options.limit_of(content)
+        options, scheduler = self.options, self.scheduler
+        deadlines = None
+        if timeout is not None or wait_timeout is not None:
+            deadlines = Deadlines(
+                None if timeout is None else check_seconds("timeout", timeout),
+                None if wait_timeout is None else check_seconds("wait_timeout", wait_timeout),
+            )
+        submission = Submission(
+            content,
+            1.0 if options.cost is None else options.cost_of(content),
+            None if options.max_outputs is None else options.limit_of(content),
+        )
         key = None if options.key is None else options.key(content)
+        number, ended = next(self._numbers), scheduler.ended_requests
+        request: Request[T] = Request(number, submission, deadlines, ended)
         self.prepare()
         try:
             refusal = self._enqueue(request, key)
@@ -155,7 +155,7 @@ class Dispatcher(ABC, Generic[T]):
 
     def _enqueue(self, request: Request[T], key: Any) -> Exception | None:
         """Let a request wait, or return why it is refused."""
-        scheduler, metrics = self._scheduler, self.options.metrics
+        scheduler, metrics = self.scheduler, self.options.metrics
         refusal = None
         while True:
             generations = None
@@ -191,7 +191,7 @@ class Dispatcher(ABC, Generic[T]):
 
     def _wake_workers(self) -> None:
         """Start or wake the workers queued in the scheduler's `wakeups`."""
-        wakeups = self._scheduler.wakeups
+        wakeups = self.scheduler.wakeups
         while wakeups:
             try:
                 worker, waiter = wakeups.popleft()
@@ -205,27 +205,26 @@ class Dispatcher(ABC, Generic[T]):
     def _wake_unstarted(self) -> None:
         """Start all workers of which it is not sure that they were started."""
         with self._lock:
-            self._scheduler.wake_unstarted()
+            self.scheduler.wake_unstarted()
         self._wake_workers()
 
     def _wake_another(self) -> None:
         """Start or wake another worker, if that is possible; from a worker."""
-        if self._scheduler.wakeups:
-            try:
-                self._wake_workers()
-            except Exception as error:  # noqa: BLE001 - the system refuses a thread, perhaps
-                report_unraisable(error)
+        try:
+            self._wake_workers()
+        except Exception as error:  # noqa: BLE001 - the system refuses a thread, perhaps
+            report_unraisable(error)
 
     def _try_to_start(self, worker: Worker) -> None:
         try:
-            if self._scheduler.closed:
+            if self.scheduler.closed:
                 raise closed_error()  # noqa: TRY301 - it ends as the others
             self._start(worker)
             worker.started = True
         except BaseException as error:
             with self._lock:
-                self._scheduler.rest(worker)
-                stuck = [] if self._scheduler.at_work else self._scheduler.queue.take_all()
+                self.scheduler.rest(worker)
+                stuck = [] if self.scheduler.at_work else self.scheduler.queue.take_all()
             self.fail_all(stuck, error)  # for no worker would ever ask for them
             self._check_ended()
             if not isinstance(error, ClosedError):
@@ -245,64 +244,70 @@ class Dispatcher(ABC, Generic[T]):
         """Decide what a worker does next; see `Scheduler.next_batch`."""
         with self._lock:
             now = clock.monotonic()
-            reaped = self._scheduler.reap(now)
-            decision = self._scheduler.next_batch(worker, waiter, now)
-            stale = self._scheduler.keys.tidy(self._scheduler.queue.has_group)
+            reaped = self.scheduler.reap(now)
+            decision = self.scheduler.next_batch(worker, waiter, now)
+            stale = None
+            if self.options.key is not None:
+                stale = self.scheduler.keys.tidy(self.scheduler.queue.has_group)
         del stale  # without the lock: the keys are the user's
         if reaped is not NOTHING_REAPED:
             self._follow_up(reaped, now)
         if decision is not None:
             if decision.requests:
-                self._report_joined(decision.requests)
-                self._wake_another()
+                if self.options.metrics is not None:
+                    self._report_joined(decision.requests, now)
+                if self.scheduler.wakeups:
+                    self._wake_another()
             elif decision.wait is None:
                 self._check_ended()
         return decision
 
     def take_joining(self, slots: int, spent: float) -> list[Request[T]]:
         """Take the requests that join a running batch, which costs so much, in its free slots."""
-        if not self._scheduler.queue:  # asked without the lock: a moment later there may be one
+        if not self.scheduler.queue:  # asked without the lock: a moment later there may be one
             return []
         with self._lock:
             now = clock.monotonic()
-            reaped = self._scheduler.reap(now)
-            joining = self._scheduler.join(now, slots=slots, spent=spent)
-        self._follow_up(reaped, now)
-        self._report_joined(joining)
+            reaped = self.scheduler.reap(now)
+            joining = self.scheduler.join(now, slots=slots, spent=spent)
+        if reaped is not NOTHING_REAPED:
+            self._follow_up(reaped, now)
+        if self.options.metrics is not None:
+            self._report_joined(joining, now)
         return joining
 
-    def _report_joined(self, joining: Sequence[Request[T]]) -> None:
+    def _report_joined(self, joining: Sequence[Request[T]], now: float) -> None:
         metrics = self.options.metrics
         if metrics is not None and joining:
-            metrics("joined", [(request.joined or 0) - request.arrived for request in joining])
+            metrics("joined", [now - request.arrived for request in joining])
 
     def _rest(self, worker: Worker) -> None:
         """Take a worker from work that has ended without asking for another batch."""
         with self._lock:
-            if self._scheduler.rest(worker):
-                self._scheduler.wake_worker()
+            if self.scheduler.rest(worker):
+                self.scheduler.wake_worker()
         self._wake_another()
         self._check_ended()
 
     def add_batch(self, batch: RequestBatch[T]) -> None:
         """Count a batch among those that run."""
         with self._lock:
-            self._scheduler.batches.add(batch)
-        if self._scheduler.closed:  # behind the adding: `request_close` may not have seen it
+            self.scheduler.batches.add(batch)
+        if self.scheduler.closed:  # behind the adding: `request_close` may not have seen it
             batch.close()
 
     def end_batch(self, batch: RequestBatch[T]) -> None:
         """Count a batch that has ended."""
         with self._lock:
-            self._scheduler.end_batch(batch)
+            self.scheduler.end_batch(batch)
         self.reap()
 
     def reap(self) -> None:
         """Count the requests that have ended since the last time."""
-        while self._scheduler.ended_requests:
+        while self.scheduler.ended_requests:
             with self._lock:
                 now = clock.monotonic()
-                reaped = self._scheduler.reap(now)
+                reaped = self.scheduler.reap(now)
             self._follow_up(reaped, now)
 
     def _follow_up(self, reaped: Reaped, now: float) -> None:
@@ -316,7 +321,7 @@ class Dispatcher(ABC, Generic[T]):
                 metrics(
                     "finished",
                     request.ends[0],
-                    joined=request.joined is not None,
+                    joined=request.state == "finished",
                     lasted=now - request.arrived,
                 )
         if reaped.overdue:  # which have ended now, and may be reaped late otherwise
@@ -417,7 +422,7 @@ class Dispatcher(ABC, Generic[T]):
 
     def _runs_here(self) -> bool:
         """Whether a batch waits for the calling code, which is its source's."""
-        return any(batch.pump.runs_here for batch in tuple(self._scheduler.batches))
+        return any(batch.pump.runs_here for batch in tuple(self.scheduler.batches))
 
     # ---- from the owner
 
@@ -427,8 +432,8 @@ class Dispatcher(ABC, Generic[T]):
             return
         with self._lock:
             now = clock.monotonic()
-            reaped = self._scheduler.reap(now)
-            waiting, batches = self._scheduler.close()
+            reaped = self.scheduler.reap(now)
+            waiting, batches = self.scheduler.close()
         self._follow_up(reaped, now)
         self.fail_all(waiting, closed_error())
         self._wake_workers()
@@ -473,7 +478,7 @@ class Dispatcher(ABC, Generic[T]):
     def statistics(self) -> BatcherStatistics:
         """Return the figures up to now."""
         with self._lock:
-            return self._scheduler.statistics()
+            return self.scheduler.statistics()
 
     # ---- after a fork, in the child
 
@@ -485,8 +490,8 @@ class Dispatcher(ABC, Generic[T]):
     def refuse_after_fork(self) -> None:
         """Make every use fail, unless it was not used before: its workers are in the parent."""
         self._lock = RLock()
-        if self._scheduler.totals.opened:
+        if self.scheduler.totals.opened:
             self.forked = True
-            for request in self._scheduler.queue.take_all():
+            for request in self.scheduler.queue.take_all():
                 request.refuse_after_fork()
                 request.finish(StreamEnd(FinishReason.ERROR, 0, error=self._forked_error()))

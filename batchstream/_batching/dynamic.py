@@ -17,6 +17,8 @@ from batchstream._batching.thread_dispatcher import ThreadDispatcher
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
 from batchstream._core.rules import EndRules
 from batchstream._pumps.source import AsyncSource, Source
+from batchstream._pumps.task import TaskPump
+from batchstream._pumps.thread import ThreadPump
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from batchstream._batching.metrics import Metrics
     from batchstream._batching.request import Request
     from batchstream._core.arguments import OnOverflow
-    from batchstream._pumps.task import TaskPump
-    from batchstream._pumps.thread import ThreadPump
     from batchstream._pumps.worker_thread import WorkerThread
 
 T = TypeVar("T", default=Any)
@@ -140,8 +140,14 @@ def _dispatcher_for(fn: Callable[..., Any], options: BatcherOptions[Any, T]) -> 
     ) -> tuple[TaskPump[T], RequestBatch[T]]:
         source = _open(AsyncSource, fn, requests, dispatcher)
         batch: RequestBatch[T] = RequestBatch(dispatcher)
-        core = options.core([request.max_outputs for request in requests])
-        pump = dispatcher.pump(source, core, hooks=batch, buffers=requests)
+        pump: TaskPump[T] = TaskPump(
+            source,
+            options.core([request.submission.max_outputs for request in requests]),
+            options.bound,
+            hooks=batch,
+            parking=dispatcher.parking,
+            buffers=requests,
+        )
         batch.serve(pump, requests)
         return pump, batch
 
@@ -150,8 +156,15 @@ def _dispatcher_for(fn: Callable[..., Any], options: BatcherOptions[Any, T]) -> 
     ) -> tuple[ThreadPump[T], RequestBatch[T]]:
         source = _open(Source, fn, requests, dispatcher)
         batch: RequestBatch[T] = RequestBatch(dispatcher)
-        core = options.core([request.max_outputs for request in requests])
-        pump = dispatcher.pump(source, core, thread=thread, hooks=batch, buffers=requests)
+        pump: ThreadPump[T] = ThreadPump(
+            source,
+            options.core([request.submission.max_outputs for request in requests]),
+            options.bound,
+            thread=thread,
+            hooks=batch,
+            parking=dispatcher.parking,
+            buffers=requests,
+        )
         batch.serve(pump, requests)
         return pump, batch
 
@@ -167,7 +180,7 @@ def _open(
     dispatcher: Dispatcher[T],
 ) -> S:
     """Call the function, in a context of the batch's own."""
-    contents = [request.content for request in requests]
+    contents = [request.submission.content for request in requests]
     return dispatcher.context.copy().run(_call, kind, fn, contents)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from typing_extensions import TypeVar
 
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+VACANCY: Final[Buffer[Any]] = Buffer(0)
+"""Stands for the occupant of a slot that had none yet, in any number of slots and batches."""
+
+VACANCY.finish(StreamEnd(FinishReason.EXHAUSTED, 0))
+
+
 class Engine:
     """The engine that a user gave, or the present one of those that the user's function makes.
 
@@ -39,7 +45,7 @@ class Engine:
     def __init__(self, engine: Any) -> None:
         self._factory: Callable[[], Any] | None = None
         self._engine: Any = None
-        if callable(engine) and (isinstance(engine, type) or _missing_in(engine)):
+        if callable(engine) and (isinstance(engine, type) or not _is_engine(engine)):
             self._factory = engine
         else:
             self._engine = _checked(engine, "engine")
@@ -117,37 +123,39 @@ class EngineBatch(RequestBatch[T]):
         """How many requests may join before the next step."""
         return len(self._free)
 
-    def refill(self) -> bool:
-        """Remove the requests that have ended, add those that join; return whether one is live."""
+    def refill(self) -> tuple[int, ...]:
+        """Remove the requests that have ended, add those that join, and return the live slots."""
         owner, core = self._owner, self.pump.fanout.core
-        owner.reap()
-        if not core.running:  # it was fed what is no step
-            self._engine.discard()
-            return False
-        live = core.live
-        if len(live) < len(self._costs):
-            for slot in self._engine.keep(live):
-                self._free.append(slot)
-                del self._costs[slot]
+        if owner.scheduler.ended_requests:
+            owner.reap()
+        if self._costs:
+            live = core.live
+            if not live and not core.running:  # it was fed what is no step
+                self._engine.discard()
+                return ()
+            if len(live) < len(self._costs):
+                for slot in self._engine.keep(live):
+                    self._free.append(slot)
+                    del self._costs[slot]
         if self._free and not self._joining:
             self._joining.extend(owner.take_joining(len(self._free), sum(self._costs.values())))
         while self._joining:
             self._add(self._joining.popleft())
-        return core.has_live
+        return core.live
 
     def _add(self, request: Request[T]) -> None:
-        if request.ends or self._owner.closed:  # the engine need not see it
+        if request.ends or self._owner.scheduler.closed:  # the engine need not see it
             self._owner.fail_all([request], closed_error())
             return
-        slot = self._free.pop()
+        slot, submission = self._free.pop(), request.submission
         try:
-            self._engine.add(slot, request.content)
+            self._engine.add(slot, submission.content)
         except BaseException as error:  # noqa: BLE001 - fails this request alone
             self._free.append(slot)
             self._owner.fail_all([request], error)
             return
-        self._costs[slot] = request.cost
-        self.pump.fanout.occupy(slot, request, request.max_outputs)
+        self._costs[slot] = submission.cost
+        self.pump.fanout.occupy(slot, request, submission.max_outputs)
         self._seat(slot, request)
 
     def failed(self) -> None:
@@ -159,19 +167,13 @@ class EngineBatch(RequestBatch[T]):
         self._owner.fail_all(self._joining, SourceError("the batch has ended unexpectedly"))
 
 
-def vacant_buffers(size: int) -> list[Buffer[Any]]:
-    """Return what stands for the occupants of slots that had none yet."""
-    buffer: Buffer[Any] = Buffer(0)  # it may stand in all slots at once
-    buffer.finish(StreamEnd(FinishReason.EXHAUSTED, 0))
-    return [buffer] * size
-
-
-def _missing_in(engine: Any) -> list[str]:
-    return [name for name in ("add", "step", "remove") if not hasattr(engine, name)]
+def _is_engine(engine: Any) -> bool:
+    return hasattr(engine, "add") and hasattr(engine, "step") and hasattr(engine, "remove")
 
 
 def _checked(engine: Any, name: str) -> Any:
-    if missing := _missing_in(engine):
+    if not _is_engine(engine):
+        missing = [method for method in ("add", "step", "remove") if not hasattr(engine, method)]
         raise TypeError(
             f"{name} must have the methods add, step and remove, "
             f"got {engine!r} without {', '.join(missing)}"

@@ -1,4 +1,4 @@
-"""What a batcher calls as things happen, for users who measure it, in a way that cannot hurt it."""
+"""What a batcher calls as things happen, for users' figures, in a way that cannot hurt it."""
 
 from __future__ import annotations
 

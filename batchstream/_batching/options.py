@@ -9,13 +9,14 @@ from typing_extensions import TypeVar
 
 from batchstream._batching.metrics import MetricsCaller
 from batchstream._core.arguments import (
+    Bound,
     OnOverflow,
     check_count,
     check_limit,
     check_number,
-    check_on_overflow,
     check_seconds,
 )
+from batchstream._core.demultiplexer import core_of
 from batchstream._core.rules import EndRules
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ class BatcherOptions(Generic[RequestT, T]):
         self.rules = rules
         self.max_batch_size = check_count("max_batch_size", max_batch_size, at_least=1)
         self.workers = check_count("workers", workers, at_least=1)
-        self.max_buffered = check_count("max_buffered", max_buffered, at_least=1)
-        self.on_overflow = check_on_overflow(on_overflow)
+        self.bound = Bound.checked(max_buffered, on_overflow)
         self.metrics = None if metrics is None else MetricsCaller(metrics)
         self.batch_timeout = check_seconds("batch_timeout", batch_timeout)
         self.max_pending = check_count("max_pending", max_pending, at_least=1)
@@ -79,14 +79,10 @@ class BatcherOptions(Generic[RequestT, T]):
     def core(self, limits: Sequence[int | None]) -> Demultiplexer[T]:
         """Make the core of a batch with so many slots, and such limits."""
         limited = any(limit is not None for limit in limits)
-        return self.rules.core(len(limits), limits if limited else None)
-
-    def vacant_core(self) -> Demultiplexer[T]:
-        """Make a core with `max_batch_size` slots, none of which is occupied."""
-        return self.rules.core(self.max_batch_size, vacant=True)
+        return core_of(self.rules, len(limits), limits if limited else None)
 
     def cost_of(self, content: RequestT) -> float:
-        """Return what a request costs, 1 if no cost is told."""
+        """Return what a request costs, 1 without a `cost` function."""
         if self.cost is None:
             return 1.0
         return check_number("what cost returns", self.cost(content))

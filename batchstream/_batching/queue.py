@@ -42,16 +42,19 @@ class Waiting(Protocol):
     """What the queue reads of a request.
 
     Attributes:
-        group: Stands for its key; told by identity.
+        group: Stands for its key; compared by identity.
         cost: What it takes of `max_batch_cost`.
         arrived: When it came.
         wait_until: Until when it may wait, if not for ever.
     """
 
     group: object
-    cost: float
     arrived: float
-    wait_until: float | None
+
+    @property
+    def cost(self) -> float: ...
+    @property
+    def wait_until(self) -> float | None: ...
 
 
 RequestT = TypeVar("RequestT", bound=Waiting)
@@ -65,6 +68,10 @@ class WaitingQueue(Generic[RequestT]):
         batch_timeout: For how long a request waits for others at most, while a worker is free.
         max_batch_cost: What the requests of a batch may cost together.
         max_pending: How many may wait.
+
+    Attributes:
+        expiries: Until when requests may wait, as a heap; with entries of requests that do not wait
+            any more.
     """
 
     def __init__(
@@ -81,7 +88,7 @@ class WaitingQueue(Generic[RequestT]):
         self._max_pending = max_pending
         # In the order of arrival. Not a dict, whose first key is the farther the more were deleted.
         self._groups: dict[object, OrderedDict[RequestT, None]] = {}
-        self._expiries: list[tuple[float, int, RequestT]] = []
+        self.expiries: list[tuple[float, int, RequestT]] = []
         self._number = count()
         # Every request that waits; it may be in its group a moment earlier or later, if a signal's
         # exception comes between.
@@ -93,17 +100,13 @@ class WaitingQueue(Generic[RequestT]):
     def __contains__(self, request: object) -> bool:
         return request in self._all
 
-    @property
-    def is_full(self) -> bool:
-        """Whether as many requests wait as may, unless there is room for some of them."""
-        return len(self._all) >= self._max_pending
-
-    def append(self, request: RequestT, *, room: int = 0) -> None:
+    def append(self, request: RequestT, room: Callable[[], int] = int) -> None:
         """Add a request that has not arrived before any that came earlier.
 
         Args:
             request: The request.
-            room: How many requests could join at once, and do not count as waiting.
+            room: Returns how many requests could join at once, and do not count as waiting; called
+                if as many wait as may.
 
         Raises:
             OverloadedError: As many requests wait as may.
@@ -115,7 +118,7 @@ class WaitingQueue(Generic[RequestT]):
                 f"{self._max_batch_cost!r} (max_batch_cost)"
             )
         waiting = len(self._all)
-        if waiting >= self._max_pending + room:
+        if waiting >= self._max_pending and waiting >= self._max_pending + room():
             raise OverloadedError(
                 f"{waiting} requests are waiting, as many as may (max_pending)",
                 pending=waiting,
@@ -124,7 +127,7 @@ class WaitingQueue(Generic[RequestT]):
         self._all.add(request)
         self._groups.setdefault(request.group, OrderedDict())[request] = None
         if request.wait_until is not None:
-            heappush(self._expiries, (request.wait_until, next(self._number), request))
+            heappush(self.expiries, (request.wait_until, next(self._number), request))
 
     def has_group(self, group: object) -> bool:
         """Whether requests of this group wait."""
@@ -140,8 +143,8 @@ class WaitingQueue(Generic[RequestT]):
     def expire(self, now: float) -> list[RequestT]:
         """Take out the requests that have waited for as long as they may, the earliest first."""
         expired: list[RequestT] = []
-        while self._expiries and self._expiries[0][0] <= now:
-            request = heappop(self._expiries)[2]
+        while self.expiries and self.expiries[0][0] <= now:
+            request = heappop(self.expiries)[2]
             if request in self._all:
                 self._remove((request,))
                 expired.append(request)
@@ -191,10 +194,10 @@ class WaitingQueue(Generic[RequestT]):
                 at = next(iter(requests)).arrived
             if earliest is None or at < earliest:
                 earliest = at
-        while self._expiries and self._expiries[0][2] not in self._all:
-            heappop(self._expiries)
-        if self._expiries and (earliest is None or self._expiries[0][0] < earliest):
-            earliest = self._expiries[0][0]
+        while self.expiries and self.expiries[0][2] not in self._all:
+            heappop(self.expiries)
+        if self.expiries and (earliest is None or self.expiries[0][0] < earliest):
+            earliest = self.expiries[0][0]
         return earliest
 
     def _ready_at(self, group: object, slots: int, spent: float) -> float:
@@ -228,9 +231,9 @@ class WaitingQueue(Generic[RequestT]):
                 if not group:
                     del self._groups[request.group]
         # A request that has joined may take long, and its entry would stay until it had expired.
-        if len(self._expiries) > 2 * len(self._all) + _TIDY_ABOVE:
-            self._expiries = [entry for entry in self._expiries if entry[2] in self._all]
-            heapify(self._expiries)
+        if len(self.expiries) > 2 * len(self._all) + _TIDY_ABOVE:
+            self.expiries = [entry for entry in self.expiries if entry[2] in self._all]
+            heapify(self.expiries)
 
 
 class KeyInterner:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import ClosedError, DeadlineError
 from batchstream._handoff.buffer import Buffer
+from batchstream._handoff.parking import earliest
 
 if TYPE_CHECKING:
     from collections import deque
@@ -19,18 +20,19 @@ T = TypeVar("T")
 
 NO_SLOT: Final = -1
 
-RequestState: TypeAlias = Literal["new", "waiting", "joined", "finished"]
+RequestState: TypeAlias = Literal["new", "waiting", "joined", "withdrawn", "finished"]
 RequestEvent: TypeAlias = Literal["submit", "join", "end"]
 
 REQUEST_LIFE: Final[dict[tuple[RequestState, RequestEvent], RequestState]] = {
     ("new", "submit"): "waiting",
-    ("new", "end"): "finished",
+    ("new", "end"): "withdrawn",
     ("waiting", "join"): "joined",
-    ("waiting", "end"): "finished",
+    ("waiting", "end"): "withdrawn",
     ("joined", "end"): "finished",
 }
-"""What the scheduler knows of a request. Its stream may have ended a moment before: it is queued in
-`Scheduler.ended_requests` then, and the scheduler counts it as finished when it reaps it."""
+"""What the scheduler knows of a request: one that ended before it joined a batch is withdrawn. Its
+stream may have ended a moment before: then it is queued in `Scheduler.ended_requests`, and counted
+as ended when the scheduler reaps it."""
 
 
 def closed_error() -> ClosedError:
@@ -38,97 +40,132 @@ def closed_error() -> ClosedError:
     return ClosedError("the batcher was closed")
 
 
+class Submission(NamedTuple):
+    """What a caller submitted.
+
+    Attributes:
+        content: The request, as the model takes it.
+        cost: What it takes of `max_batch_cost`.
+        max_outputs: How many outputs it gets at most.
+    """
+
+    content: Any
+    cost: float = 1.0
+    max_outputs: int | None = None
+
+
+FREED: Final = Submission(None)
+"""In place of a submission that is needed no more."""
+
+
+class Deadlines:
+    """Until when a request may wait, and last; on the batchers' clock.
+
+    Args:
+        timeout: For how long it may last, in seconds.
+        wait_timeout: For how long it may wait for a batch, in seconds.
+
+    Attributes:
+        wait_until: When it has to have joined a batch.
+        until: When it has to have ended, if ever.
+    """
+
+    __slots__ = ("timeout", "until", "wait_timeout", "wait_until")
+
+    def __init__(self, timeout: float | None, wait_timeout: float | None) -> None:
+        self.timeout = timeout
+        self.wait_timeout = wait_timeout
+        self.until: float | None = None
+        self.wait_until: float | None = None
+
+    def start(self, now: float) -> None:
+        """Start both timeouts."""
+        self.until = None if self.timeout is None else now + self.timeout
+        wait_until = None if self.wait_timeout is None else now + self.wait_timeout
+        self.wait_until = earliest(wait_until, self.until)
+
+
 class Request(Buffer[T]):
     """What a caller submitted and when, and the buffer of its stream.
 
     Args:
         number: A number of its own, for error texts.
-        content: What the caller submitted.
+        submission: What the caller submitted.
+        deadlines: Its deadlines, if it has any.
         ended_requests: Where it queues itself when it has ended; twice if two threads end it.
 
     Attributes:
         state: Where it is in its life; changed under the batcher's lock.
-        content: What the caller submitted, until it has joined a batch.
+        submission: What the caller submitted, until it has joined a batch.
+        deadlines: Its deadlines, if it has any.
         group: Stands for its key: requests with the same object may share a batch.
-        cost: What it takes of `max_batch_cost`.
-        max_outputs: How many outputs it gets at most.
-        timeout: For how long it may last, in seconds.
-        wait_timeout: For how long it may wait for a batch, in seconds.
-        arrived: When it came, on the batchers' clock, as the other times.
-        joined: When it joined a batch.
-        wait_until: When it has to have joined a batch.
-        until: When it has to have ended.
+        arrived: When it came.
         pump: What runs the batch that it has joined.
     """
 
     __slots__ = (
         "_ended_requests",
-        "_number",
         "arrived",
-        "content",
-        "cost",
+        "deadlines",
         "group",
-        "joined",
-        "max_outputs",
         "pump",
         "state",
-        "timeout",
-        "until",
-        "wait_timeout",
-        "wait_until",
+        "submission",
     )
 
-    def __init__(self, number: int, content: Any, ended_requests: deque[Request[T]]) -> None:
-        super().__init__(NO_SLOT)
-        self._number = number
+    def __init__(
+        self,
+        number: int,
+        submission: Submission,
+        deadlines: Deadlines | None,
+        ended_requests: deque[Request[T]],
+    ) -> None:
+        super().__init__(NO_SLOT, f"request {number}")
         self._ended_requests = ended_requests
         self.state: RequestState = "new"
-        self.content = content
+        self.submission = submission
+        self.deadlines = deadlines
         self.group: object = None
-        self.cost = 1.0
-        self.max_outputs: int | None = None
-        self.timeout: float | None = None
-        self.wait_timeout: float | None = None
         self.arrived = 0.0
-        self.joined: float | None = None
-        self.until: float | None = None
-        self.wait_until: float | None = None
         self.pump: BackgroundPump[T] | None = None
 
-    def arrive(self, now: float) -> None:
-        """Start its timeouts."""
-        self.arrived = now
-        if self.timeout is not None:
-            self.until = self.wait_until = now + self.timeout
-        if self.wait_timeout is not None:
-            wait_until = now + self.wait_timeout
-            self.wait_until = wait_until if self.until is None else min(wait_until, self.until)
+    @property
+    def cost(self) -> float:
+        """What it takes of `max_batch_cost`."""
+        return self.submission.cost
 
     @property
-    def name(self) -> str:
-        """What to call it in an error."""
-        return f"request {self._number}"
+    def wait_until(self) -> float | None:
+        """When it has to have joined a batch, if ever."""
+        return None if self.deadlines is None else self.deadlines.wait_until
+
+    @property
+    def until(self) -> float | None:
+        """When it has to have ended, if ever."""
+        return None if self.deadlines is None else self.deadlines.until
 
     @property
     def deadline(self) -> float | None:
         """When it fails if it goes on as it is."""
-        return self.wait_until if self.joined is None else self.until
+        return self.until if self.state == "joined" else self.wait_until
 
     def deadline_error(self, now: float) -> DeadlineError | None:
         """Return the error of the deadline that has passed, if one has and it has not ended."""
-        if self.ends:
+        deadlines = self.deadlines
+        if deadlines is None or self.ends:
             return None
-        if self.until is not None and self.until <= now:
-            assert self.timeout is not None  # noqa: S101 - for the type checker
+        if deadlines.timeout is not None and deadlines.until is not None and deadlines.until <= now:
             return DeadlineError(
-                f"{self.name} was not finished within {self.timeout} seconds (timeout)",
-                timeout=self.timeout,
+                f"{self.name} was not finished within {deadlines.timeout} seconds (timeout)",
+                timeout=deadlines.timeout,
             )
-        if self.joined is None and self.wait_until is not None and self.wait_until <= now:
-            assert self.wait_timeout is not None  # noqa: S101 - for the type checker
+        waits = self.state != "joined" and deadlines.wait_timeout is not None
+        if waits and deadlines.wait_until is not None and deadlines.wait_until <= now:
+            assert deadlines.wait_timeout is not None  # noqa: S101 - for the type checker
             return DeadlineError(
-                f"{self.name} joined no batch within {self.wait_timeout} seconds (wait_timeout)",
-                timeout=self.wait_timeout,
+                f"{self.name} joined no batch within {deadlines.wait_timeout} seconds "
+                f"(wait_timeout)",
+                timeout=deadlines.wait_timeout,
             )
         return None
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol
 from typing_extensions import TypeVar
 
 from batchstream._batching import clock
-from batchstream._batching.request import closed_error
+from batchstream._batching.request import FREED, closed_error
 from batchstream._batching.totals import StepTotals
 from batchstream._handoff.parking import earliest
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Iterable, Sequence
 
     from batchstream._batching.options import BatcherOptions
@@ -22,18 +23,30 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class BatcherState(Protocol[T]):
+    """What a batch reads of the scheduler, without the lock.
+
+    Attributes:
+        closed: Whether all requests are to fail.
+        ended_requests: Requests that have ended and were not reaped.
+    """
+
+    closed: bool
+    ended_requests: deque[Request[T]]
+
+
 class BatchOwner(Protocol[T]):
     """What a batch needs of the dispatcher whose requests it serves.
 
     Attributes:
         options: What the batcher was made with.
+        scheduler: The batcher's state.
     """
 
     options: BatcherOptions[Any, T]
 
     @property
-    def closed(self) -> bool:
-        """Whether all requests are to fail."""
+    def scheduler(self) -> BatcherState[T]: ...
 
     def reap(self) -> None:
         """Count the requests that have ended since the last time."""
@@ -55,34 +68,34 @@ class RequestBatch(Generic[T]):
 
     Attributes:
         pump: The pump; set by `serve`.
+        next_deadline: When the next deadline of a request that has joined passes, if any.
     """
 
     pump: BackgroundPump[T]
 
     def __init__(self, owner: BatchOwner[T]) -> None:
         self._owner = owner
-        self._next_deadline: float | None = None
+        self.next_deadline: float | None = None
         self._live_slots = 0  # summed over the steps
 
     def serve(self, pump: BackgroundPump[T], requests: Sequence[Request[T]]) -> None:
         """Serve these requests, in the first slots of a pump that has not started."""
         self.pump = pump
-        pump.fanout.read("by slot")
         for slot, request in enumerate(requests):
             self._seat(slot, request)
 
     def _seat(self, slot: int, request: Request[T]) -> None:
         """Tie a request to the slot that was opened for it, and that holds its buffer."""
         request.slot = slot
-        request.content = None
-        if request.until is not None:
-            self._next_deadline = earliest(self._next_deadline, request.until)
+        request.submission = FREED
+        if request.deadlines is not None:
+            self.next_deadline = earliest(self.next_deadline, request.deadlines.until)
         request.pump = self.pump
         # In this order: a thread that ended the request, or closed the batcher, a moment ago may
         # not have seen the pump.
         if request.ends:
             self.pump.depart(request)
-        elif self._owner.closed:
+        elif self._owner.scheduler.closed:
             self.pump.fail_stream(request, closed_error())
 
     # ---- from any thread
@@ -112,24 +125,22 @@ class RequestBatch(Generic[T]):
     # ---- hooks
 
     def before_step(self) -> None:
-        """Fail the streams whose deadline has passed."""
-        if self._next_deadline is None:
-            return
+        """Fail the streams whose deadline has passed; called if there is a next deadline."""
         now = clock.monotonic()
-        if self._next_deadline > now:
+        if self.next_deadline is None or self.next_deadline > now:
             return
         requests: list[Any] = list(self.pump.fanout.live_buffers)
         for request in requests:
             if (error := request.deadline_error(now)) is not None:
                 self.pump.fail_stream(request, error)
         left = [request.until for request in requests if not request.ends]
-        self._next_deadline = earliest(*left)
+        self.next_deadline = earliest(*left)
 
-    def refill(self) -> bool:
-        """Count the requests that have ended, and return whether a slot is live."""
-        has_live = self.pump.fanout.core.has_live
-        self._owner.reap()
-        return has_live
+    def refill(self) -> tuple[int, ...]:
+        """Count the requests that have ended, and return the live slots."""
+        if self._owner.scheduler.ended_requests:
+            self._owner.reap()
+        return self.pump.fanout.core.live
 
     def after_step(self, live: tuple[int, ...]) -> None:
         """Count a step that was made for these slots."""
@@ -140,9 +151,9 @@ class RequestBatch(Generic[T]):
 
     def pause_limit(self) -> float | None:
         """Return for how many seconds the pump may wait for room: until the next deadline."""
-        if self._next_deadline is None:
+        if self.next_deadline is None:
             return None
-        return max(self._next_deadline - clock.monotonic(), 0.0)
+        return max(self.next_deadline - clock.monotonic(), 0.0)
 
     def failed(self) -> None:
         """Do nothing: the source is closed."""

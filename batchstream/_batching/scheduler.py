@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple
 from typing_extensions import TypeVar
 
 from batchstream._batching.queue import KeyInterner, WaitingQueue
-from batchstream._batching.request import REQUEST_LIFE, closed_error
+from batchstream._batching.request import FREED, REQUEST_LIFE, closed_error
 from batchstream._batching.totals import Totals
 from batchstream._core.errors import OverloadedError
 
@@ -148,16 +148,19 @@ class Scheduler(Generic[T]):
         """
         if self.closed:
             raise closed_error()
-        request.arrive(now)
+        request.arrived = now
+        if request.deadlines is not None:
+            request.deadlines.start(now)
         request.state = REQUEST_LIFE[request.state, "submit"]
         self.totals.open.add(request)
         try:
-            self.queue.append(request, room=self._room() if self.queue.is_full else 0)
+            self.queue.append(request, self._room)
         except BaseException as error:
             self.totals.open.discard(request)
             self.totals.refused += isinstance(error, OverloadedError)
             raise
-        self.wake_worker()
+        if self._waiting or len(self._at_work) < self._max_workers:
+            self.wake_worker()
 
     def _room(self) -> int:
         """Return how many requests could join at once."""
@@ -168,27 +171,31 @@ class Scheduler(Generic[T]):
     def join(self, now: float, *, slots: int, spent: float = 0.0) -> list[Request[T]]:
         """Take the requests that join a batch with so many free slots, which costs so much."""
         joining: list[Request[T]] = []
+        waited: list[float] = []
         while not joining and (taken := self.queue.take(now, slots=slots, spent=spent)):
-            joining = [request for request in taken if not request.ends]
+            for request in taken:
+                if not request.ends:
+                    request.state = REQUEST_LIFE[request.state, "join"]
+                    joining.append(request)
+                    waited.append(now - request.arrived)
         if joining:
-            for request in joining:
-                request.state = REQUEST_LIFE[request.state, "join"]
-                request.joined = now
-            self.totals.join([now - request.arrived for request in joining])
+            self.totals.join(waited)
         return joining
 
     def reap(self, now: float) -> Reaped:
         """Count the requests that have ended, and take out those that have waited too long."""
-        if not self.ended_requests:
+        overdue: Sequence[Request[T]] = ()
+        if self.queue.expiries and self.queue.expiries[0][0] <= now:
             overdue = self.queue.expire(now)
-            return Reaped(overdue=overdue) if overdue else NOTHING_REAPED
+        elif not self.ended_requests:
+            return NOTHING_REAPED
         finished: list[Request[T]] = []
         dropped: list[object] = []
         while self.ended_requests:
             request = self.ended_requests[0]
             if self.queue.remove(request):
-                dropped.append(request.content)
-                request.content = None
+                dropped.append(request.submission)
+                request.submission = FREED
             if self.totals.finish(request):
                 request.state = REQUEST_LIFE[request.state, "end"]
                 finished.append(request)
@@ -197,7 +204,7 @@ class Scheduler(Generic[T]):
             request.pump = None  # which refers to the other requests of its batch
             # Last: an exception that breaks this off leaves the request to the next holder.
             self.ended_requests.popleft()
-        return Reaped(finished, self.queue.expire(now), dropped)
+        return Reaped(finished, overdue, dropped)
 
     def close(self) -> tuple[list[Request[T]], list[RequestBatch[T]]]:
         """Accept no request any more; return the waiting requests, and the batches that run."""
@@ -243,7 +250,8 @@ class Scheduler(Generic[T]):
         joining = self.join(now, slots=self._max_batch_size)
         if joining:
             worker.busy = True
-            self.wake_worker()  # for the requests that still wait
+            if self._waiting or len(self._at_work) < self._max_workers:
+                self.wake_worker()  # for the requests that still wait
             return Decision(joining)
         at = self.queue.ready_at()
         if at is not None and all(until > at for until, _ in self._waiting.values()):
@@ -253,9 +261,10 @@ class Scheduler(Generic[T]):
         return Decision([])
 
     def wake_worker(self) -> None:
-        """Queue the wake-up of a worker, if none would ask for the waiting requests in time."""
-        if not self._waiting and len(self._at_work) >= self._max_workers:
-            return
+        """Queue the wake-up of a worker, if none would ask for the waiting requests in time.
+
+        Callers skip it where all workers are at work and none waits: each of them asks again.
+        """
         at = self.queue.ready_at()
         if at is None:
             return
@@ -264,7 +273,7 @@ class Scheduler(Generic[T]):
                 self.wakeups.append((worker, waiter))
                 del self._waiting[worker]
                 return
-        if not self._waiting:
+        if not self._waiting and len(self._at_work) < self._max_workers:
             worker = self._idle.pop() if self._idle else Worker()
             self.wakeups.append((worker, None))
             self._at_work.add(worker)

@@ -15,16 +15,13 @@ from batchstream._handoff.parking import LOOP_POLL_SECONDS, earliest
 from batchstream._pumps.task import TaskPump
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request
     from batchstream._batching.request_batch import RequestBatch
     from batchstream._batching.scheduler import Worker
-    from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._eventloops.base import EventLoop, PumpTask, Waiter
-    from batchstream._handoff.buffer import Buffer
-    from batchstream._pumps.source import AsyncStepSource
 
 T = TypeVar("T")
 
@@ -54,25 +51,6 @@ class TaskDispatcher(Dispatcher[T]):
         self._open_batch = open_batch
         self._loop: EventLoop | None = None
         self._dead_loop: object = None  # the key of the last loop that was given up
-
-    def pump(
-        self,
-        source: AsyncStepSource,
-        core: Demultiplexer[T],
-        *,
-        hooks: RequestBatch[T],
-        buffers: Sequence[Buffer[T]],
-    ) -> TaskPump[T]:
-        """Make the pump of a batch."""
-        return TaskPump(
-            source,
-            core,
-            max_buffered=self.options.max_buffered,
-            on_overflow=self.options.on_overflow,
-            hooks=hooks,
-            parking=self.parking,
-            buffers=buffers,
-        )
 
     def prepare(self) -> None:
         """Take the event loop that runs the calling code for the workers, unless there is one.
@@ -117,7 +95,7 @@ class TaskDispatcher(Dispatcher[T]):
             worker.place = loop.spawn(main, at_end, self.context.copy())
         except BaseException as error:
             with self._lock:
-                waiting = self._scheduler.queue.take_all()
+                waiting = self.scheduler.queue.take_all()
             self.fail_all(waiting, error)
             self._rest(worker)
             raise
@@ -179,9 +157,9 @@ class TaskDispatcher(Dispatcher[T]):
             if self._loop is not loop:  # another thread has, and there may be another loop
                 return
             self._loop, self._dead_loop = None, loop.key
-            waiting = self._scheduler.queue.take_all()
-            workers = self._scheduler.dismiss_workers()
-            batches = list(self._scheduler.batches) if closed else []
+            waiting = self.scheduler.queue.take_all()
+            workers = self.scheduler.dismiss_workers()
+            batches = list(self.scheduler.batches) if closed else []
         self.fail_all(waiting, _loop_closed())
         for batch in batches:
             batch.pump.poll()

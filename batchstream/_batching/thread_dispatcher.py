@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from batchstream._batching.request import Request
     from batchstream._batching.request_batch import RequestBatch
     from batchstream._batching.scheduler import Worker
-    from batchstream._core.demultiplexer import Demultiplexer
-    from batchstream._handoff.buffer import Buffer
-    from batchstream._pumps.source import StepSource
 
 T = TypeVar("T")
 
@@ -55,27 +52,6 @@ class ThreadDispatcher(Dispatcher[T]):
         self._threads: list[WorkerThread] = []
         # An idle thread refers to no dispatcher, so that a dropped dispatcher is freed.
         weakref.finalize(self, _end_all, self._threads).atexit = False
-
-    def pump(
-        self,
-        source: StepSource,
-        core: Demultiplexer[T],
-        *,
-        thread: WorkerThread,
-        hooks: RequestBatch[T],
-        buffers: Sequence[Buffer[T]],
-    ) -> ThreadPump[T]:
-        """Make the pump of a batch."""
-        return ThreadPump(
-            source,
-            core,
-            max_buffered=self.options.max_buffered,
-            on_overflow=self.options.on_overflow,
-            thread=thread,
-            hooks=hooks,
-            parking=self.parking,
-            buffers=buffers,
-        )
 
     def _start(self, worker: Worker) -> None:
         running.add(self)
@@ -133,9 +109,9 @@ class ThreadDispatcher(Dispatcher[T]):
     # ---- the end
 
     def _check_ended(self) -> None:
-        if not self._scheduler.at_work:
+        if not self.scheduler.at_work:
             running.discard(self)
-            if self._scheduler.at_work:  # since
+            if self.scheduler.at_work:  # since
                 running.add(self)
         if self.ended:
             _end_all(self._threads)

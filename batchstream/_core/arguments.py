@@ -8,7 +8,7 @@ import operator
 import sys
 from collections.abc import Sequence
 from numbers import Number
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from batchstream._core.markers import EOS, MARKER_TYPES
 
@@ -21,6 +21,29 @@ UNLIMITED: Final = sys.maxsize
 
 # Equal values of these types need not be one object, so that identity could miss the end mark.
 _COMPARED_BY_VALUE: Final = (Number, str, bytes, bytearray, tuple, frozenset)
+
+
+class Bound(NamedTuple):
+    """How many outputs a live stream may hold, and what happens to one that holds as many.
+
+    Attributes:
+        max_buffered: How many.
+        on_overflow: Whether the pump waits for the stream, or ends it.
+    """
+
+    max_buffered: int
+    on_overflow: OnOverflow
+
+    @classmethod
+    def checked(cls, max_buffered: object, on_overflow: object) -> Bound:
+        """Return the bound if both arguments are right.
+
+        Raises:
+            TypeError, ValueError: One is not.
+        """
+        return cls(
+            check_count("max_buffered", max_buffered, at_least=1), check_on_overflow(on_overflow)
+        )
 
 
 def check_eos(eos: object, is_eos: object) -> None:
@@ -47,8 +70,6 @@ def check_eos(eos: object, is_eos: object) -> None:
 
 def check_max_outputs(max_outputs: object, size: int) -> list[int]:
     """Return the limit of each slot, `UNLIMITED` where it has none."""
-    if max_outputs is None:
-        return [UNLIMITED] * size
     if not isinstance(max_outputs, Sequence) or isinstance(max_outputs, str | bytes):
         return [check_count("max_outputs", max_outputs, at_least=1)] * size
     if len(max_outputs) != size:
@@ -66,9 +87,11 @@ def check_limit(max_outputs: object) -> int | None:
     return None if max_outputs is None else check_count("max_outputs", max_outputs, at_least=1)
 
 
-def least_size(max_outputs: object) -> int:
-    """Return how many slots a batch of unknown size has at least, by its limits."""
-    return len(max_outputs) if isinstance(max_outputs, Sequence) else 0
+def check_size(size: object, max_outputs: object) -> int:
+    """Return the size of a batch, or if it is unknown how many slots its limits are for."""
+    if size is None:
+        return len(max_outputs) if isinstance(max_outputs, Sequence) else 0
+    return check_count("size", size, at_least=0)
 
 
 def check_count(name: str, value: object, *, at_least: int) -> int:

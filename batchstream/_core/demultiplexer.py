@@ -31,12 +31,13 @@ from typing import Any, Final, Generic, Literal
 
 from typing_extensions import TypeVar
 
-from batchstream._core.arguments import UNLIMITED, check_count, check_eos, check_max_outputs
+from batchstream._core.arguments import UNLIMITED, check_count, check_max_outputs
 from batchstream._core.ends import TokenIds
 from batchstream._core.errors import ClosedError, MissingEOSError, StepError
 from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many
 from batchstream._core.records import Delivery, FinishReason, Statistics, StreamEnd
-from batchstream._core.steps import Elements, Marks, are_numbers, picker, read_step
+from batchstream._core.rules import EndRules
+from batchstream._core.steps import Elements, are_numbers, picker, read_step
 
 T = TypeVar("T")
 
@@ -100,24 +101,36 @@ class Demultiplexer(Generic[T]):
         require_eos: bool = False,
         vacant: bool = False,
     ) -> None:
-        self._size = check_count("size", size, at_least=0)
-        check_eos(eos, is_eos)
-        self._eos = eos
-        self._marks = Marks(eos)
-        self._is_eos = is_eos
-        self._include_eos = include_eos
-        self._initial_limits = check_max_outputs(max_outputs, self._size)
-        self._limits = self._initial_limits.copy()
+        self._start(
+            EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos),
+            check_count("size", size, at_least=0),
+            max_outputs,
+            vacant=vacant,
+        )
+
+    def _start(
+        self,
+        rules: EndRules[T],
+        size: int,
+        max_outputs: int | Sequence[int | None] | None,
+        *,
+        vacant: bool,
+    ) -> None:
+        self._rules = rules
+        self._size = size
         self._limited = max_outputs is not None
-        self._require_eos = require_eos
+        self._initial_limits = [UNLIMITED] * size
+        if self._limited:
+            self._initial_limits = check_max_outputs(max_outputs, size)
+        self._limits = self._initial_limits.copy()
 
         self._state: BatchState = "running"
         self._error: BaseException | None = None
-        self._live_slots = set(() if vacant else range(self._size))
+        self._live_slots = set(() if vacant else range(size))
 
         self._steps = 0
         self._plain_steps = 0
-        self._extra = [0] * self._size
+        self._extra = [0] * size
         self._past_outputs = 0
         self._dropped = 0
         self._finished = dict.fromkeys(FinishReason, 0)
@@ -215,11 +228,11 @@ class Demultiplexer(Generic[T]):
         except KeyError:  # a live slot is absent
             return None
         try:
-            if not self._marks.types.isdisjoint(set(map(type, values))):
+            if not self._rules.marks.types.isdisjoint(set(map(type, values))):
                 return None
         except Exception:  # noqa: BLE001 - a type refuses to be hashed
             return None
-        is_eos = self._is_eos
+        is_eos = self._rules.is_eos
         if is_eos is not None and not (type(is_eos) is TokenIds and is_eos.in_none_of(values)):
             return None
         if self._finished_in_order is not None and not by_slot:
@@ -237,7 +250,7 @@ class Demultiplexer(Generic[T]):
         self._advance("finish")
         draft: _Draft[T] = _Draft()
         for slot in self.live:
-            if self._require_eos:
+            if self._rules.require_eos:
                 given = self.given(slot)
                 error = MissingEOSError(
                     f"the source ended after {given} outputs for slot {slot}, "
@@ -269,7 +282,8 @@ class Demultiplexer(Generic[T]):
         Raises:
             IndexError: There is no such slot.
         """
-        self._check_slot(slot)
+        if not 0 <= slot < self._size:
+            raise self._no_slot(slot)
         draft: _Draft[T] = _Draft()
         if slot in self._live_slots:
             self._finish(draft, slot, FinishReason.CANCELLED)
@@ -287,11 +301,13 @@ class Demultiplexer(Generic[T]):
             ValueError: The slot is live.
             ClosedError: The batch has ended or failed.
         """
-        self._check_slot(slot)
+        if not 0 <= slot < self._size:
+            raise self._no_slot(slot)
         limit = self._initial_limits[slot]
         if max_outputs is not None:
             limit = check_count("max_outputs", max_outputs, at_least=1)
-        self._advance("open")
+        if (self._state, "open") not in BATCH_TRANSITIONS:
+            self._advance("open")  # raises
         if slot in self._live_slots:
             raise ValueError(f"slot {slot} is live, only a finished slot can be opened")
         if self._limits[slot] != limit:
@@ -322,32 +338,31 @@ class Demultiplexer(Generic[T]):
             message = f"cannot {event}: the batch has {self._state}"
             raise ClosedError(message) from self._error
 
-    def _check_slot(self, slot: int) -> None:
-        if not 0 <= slot < self._size:
-            raise IndexError(f"no slot {slot!r}, expected slots from 0 to {self._size - 1}")
+    def _no_slot(self, slot: object) -> IndexError:
+        return IndexError(f"no slot {slot!r}, expected slots from 0 to {self._size - 1}")
 
     def _refresh(self) -> tuple[int, ...]:
         """Work out, after a change of the live slots, what the plain steps to come rest on."""
         live = tuple(sorted(self._live_slots))
         finished = tuple(set(range(self._size)).difference(live))
         self._live_by_slot = picker(live)
-        self._live_in_order = picker(live) if finished else tuple
+        self._live_in_order = self._live_by_slot if finished else tuple
         self._finished_in_order = picker(finished) if finished else None
-        self._set_plain_limit(live)
+        if self._limited:
+            self._set_plain_limit(live)
         self._live = live
         return live
 
     def _set_plain_limit(self, live: Sequence[int]) -> None:
         # A slot reaches its limit in the step that ends it, and that step is not plain.
-        if self._limited:
-            room = (self._limits[slot] - self._extra[slot] for slot in live)
-            self._plain_limit = min(room, default=UNLIMITED) - 1
+        room = (self._limits[slot] - self._extra[slot] for slot in live)
+        self._plain_limit = min(room, default=UNLIMITED) - 1
 
     # ---- steps that are not plain
 
     def _drop(self, elements: tuple[object, ...]) -> None:
         """Count the outputs among elements for finished slots."""
-        self._dropped += self._marks.outputs_in(elements)
+        self._dropped += self._rules.marks.outputs_in(elements)
 
     def _feed_each(self, elements: Elements, live: tuple[int, ...]) -> Delivery[T]:
         """Take a step that is not plain, element by element."""
@@ -362,8 +377,8 @@ class Demultiplexer(Generic[T]):
             values.extend(self._live_in_order(elements))
             if self._finished_in_order is not None:
                 self._drop(self._finished_in_order(elements))
-        if self._is_eos is None and self._plain_steps < self._plain_limit:
-            special = self._marks.suspects_in(values)
+        if self._rules.is_eos is None and self._plain_steps < self._plain_limit:
+            special = self._rules.marks.suspects_in(values)
         else:
             special = list(range(len(values)))
         taken = [(slots[n], values[n]) for n in special]
@@ -373,7 +388,8 @@ class Demultiplexer(Generic[T]):
             self._extra[slot] += 1
         for slot, element in taken:
             self._take(draft, slot, element)
-        self._set_plain_limit(self.live)
+        if self._limited:
+            self._set_plain_limit(self.live)
         return draft.delivery()
 
     def _only_live(self, elements: dict[int, T]) -> dict[int, T]:
@@ -387,7 +403,7 @@ class Demultiplexer(Generic[T]):
         kind = type(element)
         if slot not in self._live_slots:  # it finished within this `Many`
             self._drop((element,))
-        elif element is self._eos or element is EOS:
+        elif element is self._rules.eos or element is EOS:
             self._finish(draft, slot, FinishReason.EOS)
         elif element is SKIP:
             pass
@@ -405,14 +421,15 @@ class Demultiplexer(Generic[T]):
             self._take_output(draft, slot, element)
 
     def _take_output(self, draft: _Draft[T], slot: int, output: T) -> None:
-        if self._is_eos is not None:
+        rules = self._rules
+        if rules.is_eos is not None:
             try:
-                ended = bool(self._is_eos(output))
+                ended = bool(rules.is_eos(output))
             except Exception as error:  # noqa: BLE001 - the predicate is the caller's
                 self._finish(draft, slot, FinishReason.ERROR, error=error)
                 return
             if ended:
-                if self._include_eos:
+                if rules.include_eos:
                     self._give(draft, slot, output)
                 self._finish(draft, slot, FinishReason.EOS)
                 return
@@ -439,6 +456,23 @@ class Demultiplexer(Generic[T]):
         self._live = None
         self._finished[reason] += 1
         draft.ends.append((slot, StreamEnd(reason, given, info, error)))
+
+
+def core_of(
+    rules: EndRules[T],
+    size: int,
+    max_outputs: int | Sequence[int | None] | None = None,
+    *,
+    vacant: bool = False,
+) -> Demultiplexer[T]:
+    """Make a core that follows rules which were checked before.
+
+    Raises:
+        TypeError, ValueError: `max_outputs` is no limit, or has another size.
+    """
+    core: Demultiplexer[T] = Demultiplexer.__new__(Demultiplexer)
+    core._start(rules, size, max_outputs, vacant=vacant)  # noqa: SLF001 - without __init__'s checks
+    return core
 
 
 class _Draft(Generic[T]):

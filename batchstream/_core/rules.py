@@ -1,59 +1,47 @@
-"""How a batch's slots end: the arguments that every form of batch takes."""
+"""The rules by which slots end: the same arguments for every form of batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic
+from collections.abc import Callable
+from typing import Any, Generic
 
 from typing_extensions import TypeVar
 
 from batchstream._core.arguments import check_eos
-from batchstream._core.demultiplexer import Demultiplexer
+from batchstream._core.steps import Marks
 
-T = TypeVar("T")
+T = TypeVar("T", default=Any)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EndRules(Generic[T]):
-    """The rules by which slots end; `core` makes the core of a batch that follows them.
+    """The rules by which slots end, checked once for all batches that follow them.
 
     Args:
         eos: The end mark, compared by identity.
-        is_eos: A predicate on outputs, true of the output that ends its sequence.
+        is_eos: A predicate on outputs that is true of the one that ends its sequence.
         include_eos: Whether the output that `is_eos` recognised is delivered.
         require_eos: Whether a slot that is live when the source ends fails.
+
+    Attributes:
+        marks: What is no output in a step.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or could never recognise an end.
     """
 
-    eos: object = None
-    is_eos: Callable[[T], object] | None = None
-    include_eos: bool = False
-    require_eos: bool = False
+    __slots__ = ("eos", "include_eos", "is_eos", "marks", "require_eos")
 
-    def __post_init__(self) -> None:
-        check_eos(self.eos, self.is_eos)
-
-    def core(
+    def __init__(
         self,
-        size: int,
-        max_outputs: int | Sequence[int | None] | None = None,
         *,
-        vacant: bool = False,
-    ) -> Demultiplexer[T]:
-        """Make a core of `size` slots, with a limit on the outputs of each.
-
-        Raises:
-            TypeError, ValueError: `max_outputs` is no limit, or not one for each slot.
-        """
-        return Demultiplexer(
-            size,
-            eos=self.eos,
-            is_eos=self.is_eos,
-            include_eos=self.include_eos,
-            max_outputs=max_outputs,
-            require_eos=self.require_eos,
-            vacant=vacant,
-        )
+        eos: object = None,
+        is_eos: Callable[[T], object] | None = None,
+        include_eos: bool = False,
+        require_eos: bool = False,
+    ) -> None:
+        check_eos(eos, is_eos)
+        self.eos = eos
+        self.is_eos = is_eos
+        self.include_eos = include_eos
+        self.require_eos = require_eos
+        self.marks = Marks(eos)

@@ -112,6 +112,7 @@ class AsyncioEventLoop:
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.key: object = loop
+        self.soon = loop.call_soon
         self._loop = loop
 
     def new_waiter(self) -> AsyncioWaiter:
@@ -140,10 +141,6 @@ class AsyncioEventLoop:
     def call(self, function: Callable[[], object]) -> None:
         """Call the function in the loop, soon."""
         self._call(function)
-
-    def soon(self, function: Callable[[], object]) -> None:
-        """Call the function in the loop's next turn."""
-        self._loop.call_soon(function)
 
     def _call(self, function: Callable[..., object], *args: object) -> None:
         try:
@@ -193,7 +190,7 @@ class AsyncioPumpTask:
     ) -> None:
         self._loop = loop
         self._at_end = at_end
-        self._stint: object = None
+        self._work: object = None
         self._asked = False
         self._waits = False
         self._broken_off = False
@@ -217,27 +214,27 @@ class AsyncioPumpTask:
         self._at_end()
 
     @contextmanager
-    def stint(self) -> Generator[object, None, None]:
+    def begin_work(self) -> Generator[object, None, None]:
         """Begin the work of one pump."""
-        self._stint = object()
+        self._work = object()
         self._asked = False
         try:
-            yield self._stint
+            yield self._work
         finally:
-            self._stint = None
+            self._work = None
 
-    def interrupt(self, stint: object) -> None:
+    def interrupt(self, work: object) -> None:
         """End the wait in `interruptible`."""
         try:
-            self._loop.call_soon_threadsafe(self._interrupt, stint)
+            self._loop.call_soon_threadsafe(self._interrupt, work)
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
             _tasks.discard(self._task)
             raise LoopClosedError from None
 
-    def _interrupt(self, stint: object) -> None:
-        if stint is self._stint and not self._asked:
+    def _interrupt(self, work: object) -> None:
+        if work is self._work and not self._asked:
             self._asked = True
             if self._waits:
                 self._broken_off = True

@@ -85,7 +85,7 @@ class EventLoop(Protocol):
             LoopClosedError: The loop was closed.
         """
 
-    def soon(self, function: Callable[[], object]) -> None:
+    def soon(self, function: Callable[[], object], /) -> object:
         """Call the function in the loop's next turn; from within the loop."""
 
     async def wait(self, waiter: Waiter, seconds: float | None) -> None:
@@ -108,18 +108,18 @@ class EventLoop(Protocol):
 class PumpTask(Protocol):
     """The task of a pump, or of several pumps one after another."""
 
-    def stint(self) -> AbstractContextManager[object]:
+    def begin_work(self) -> AbstractContextManager[object]:
         """Begin the work of one pump, from its start to its end; `interrupt` ends no other.
 
         Returns:
             A context manager whose value names this work for `interrupt`.
         """
 
-    def interrupt(self, stint: object) -> None:
+    def interrupt(self, work: object) -> None:
         """End the wait in `interruptible`, the present one or else the next. From any thread.
 
         Args:
-            stint: The work to interrupt; if the task is at another, nothing happens.
+            work: The work to interrupt; if the task is at another, nothing happens.
 
         Raises:
             LoopClosedError: The loop was closed, and the task will never go on.

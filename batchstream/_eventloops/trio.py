@@ -54,6 +54,7 @@ class TrioEventLoop:
     def __init__(self) -> None:
         token = trio.lowlevel.current_trio_token()
         self.key: object = token
+        self.soon = token.run_sync_soon
         self._token = token
 
     def new_waiter(self) -> TrioWaiter:
@@ -86,10 +87,6 @@ class TrioEventLoop:
     def call(self, function: Callable[[], object]) -> None:
         """Call the function in the loop, soon."""
         self._call(function)
-
-    def soon(self, function: Callable[[], object]) -> None:
-        """Call the function in the loop's next turn."""
-        self._token.run_sync_soon(function)
 
     def _call(self, function: Callable[..., object], *args: object) -> None:
         try:
@@ -151,7 +148,7 @@ class TrioPumpTask:
             at_end()
 
     @contextmanager
-    def stint(self) -> Generator[object, None, None]:
+    def begin_work(self) -> Generator[object, None, None]:
         """Begin the work of one pump."""
         # One scope for all of this work, and not one per step: a source may yield inside a scope of
         # its own and leave that scope when it is closed, and trio wants scopes left in the reverse
@@ -160,15 +157,15 @@ class TrioPumpTask:
             self._asked = False
             yield self._scope
 
-    def interrupt(self, stint: object) -> None:
+    def interrupt(self, work: object) -> None:
         """End the wait in `interruptible`."""
         try:
-            self._token.run_sync_soon(self._interrupt, stint)
+            self._token.run_sync_soon(self._interrupt, work)
         except trio.RunFinishedError:
             raise LoopClosedError from None
 
-    def _interrupt(self, stint: object) -> None:
-        if stint is self._scope:
+    def _interrupt(self, work: object) -> None:
+        if work is self._scope:
             self._asked = True
             if self._waits:
                 self._scope.cancel()

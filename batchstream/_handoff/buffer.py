@@ -115,7 +115,7 @@ class Buffer(Generic[T]):
     def discard(self) -> None:
         """Free what is buffered."""
         self.tail = []
-        # At once, and a new one: a consumer on its way out keeps what it is looking at.
+        # At once, and a new one: a consumer on its way out keeps what it reads.
         self.segments = [(self.tail, repeat(True, GATE))]  # noqa: FBT003
 
     def refuse_after_fork(self) -> None:

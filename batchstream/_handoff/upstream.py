@@ -23,8 +23,8 @@ class SyncUpstream(Upstream, Protocol):
     """What a stream asks for whose consumer is a thread.
 
     Attributes:
-        version: How many steps were handed out, where a consumer pulls them itself; it tells `wait`
-            whether a step was handed out since the buffer was found empty.
+        version: How many steps were handed out, where a consumer pulls them itself. By it `wait`
+            knows whether a step was handed out since the buffer was found empty.
         times_out: Whether a receive can have a timeout.
     """
 

@@ -7,8 +7,8 @@ Two questions are independent of each other. *What moves the pump* is answered b
 thread (`thread.py`) or a task (`task.py`). *What happens between two steps* is answered by `Hooks`:
 nothing in a batch that a user opened; deadlines, counting and refilling in a batch of requests.
 
-How consumers wait and are woken is told in `_handoff/parking.py`; how the pump waits where live
-streams have no room, in `room.py`. Its life is the table in `life.py`: the first receive, or the
+`_handoff/parking.py` says how consumers wait and are woken; `room.py`, how the pump waits where
+live streams have no room. Its life is the table in `life.py`: the first receive, or the
 worker of a batcher, starts it, and it drains with the last live stream.
 """
 
@@ -30,7 +30,7 @@ from batchstream._pumps.room import Room
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from batchstream._core.arguments import OnOverflow
+    from batchstream._core.arguments import Bound
     from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._eventloops.base import EventLoop
     from batchstream._handoff.buffer import Buffer
@@ -40,13 +40,19 @@ T = TypeVar("T")
 
 
 class Hooks(Protocol):
-    """What happens between two steps of a batch; called by the code that moves the pump."""
+    """What happens between two steps of a batch; called by the code that moves the pump.
+
+    Attributes:
+        next_deadline: When the deadline of a stream passes next, if any.
+    """
+
+    next_deadline: float | None
 
     def before_step(self) -> None:
         """Fail streams whose deadline has passed; called before cancels are applied."""
 
-    def refill(self) -> bool:
-        """Let others join, behind the cancels, and return whether a slot is live."""
+    def refill(self) -> tuple[int, ...]:
+        """Let others join, behind the cancels, and return the live slots."""
 
     def after_step(self, live: tuple[int, ...]) -> None:
         """Count a step that was made for these slots."""
@@ -66,8 +72,7 @@ class BackgroundPump(ABC, Generic[T]):
 
     Args:
         core: Decides what a step gives to which slot.
-        max_buffered: How many outputs a live stream may hold.
-        on_overflow: Whether the pump waits for one that holds so many, or ends it.
+        bound: How many outputs a live stream may hold.
         hooks: What happens between two steps, if anything.
         parking: Where its consumers wait, if not in a lot of its own.
         buffers: One for each slot, where they exist already.
@@ -86,9 +91,8 @@ class BackgroundPump(ABC, Generic[T]):
     def __init__(
         self,
         core: Demultiplexer[T],
+        bound: Bound,
         *,
-        max_buffered: int,
-        on_overflow: OnOverflow,
         hooks: Hooks | None = None,
         parking: ParkingLot | None = None,
         buffers: Iterable[Buffer[T]] | None = None,
@@ -98,11 +102,14 @@ class BackgroundPump(ABC, Generic[T]):
         self._parking = ParkingLot() if parking is None else parking
         self.closed = Event(self._parking)
         self._hooks = hooks
-        self._room = Room(max_buffered, on_overflow)
+        if hooks is not None:
+            self.fanout.read("by slot")
+        self._room = Room(bound)
+        self.fanout.free_steps = self._room.limit  # all streams are empty
         self._life = Life()
         self._closing = False  # whether a caller of close waits, and gets what the source raises
         self._close_error: BaseException | None = None
-        self._unheard_error: BaseException | None = None
+        self._last_error: BaseException | None = None
         forkable.add(self)
 
     # ---- from any thread, never waiting
@@ -130,7 +137,7 @@ class BackgroundPump(ABC, Generic[T]):
         self._after_departure()
 
     def request_close(self) -> None:
-        """Cancel what is live, for a caller who then waits for the end."""
+        """Cancel what is live, for a caller that then waits for the end."""
         if self.forked:
             return
         self._closing = True
@@ -245,10 +252,10 @@ class BackgroundPump(ABC, Generic[T]):
 
     # ---- from the code that moves the pump
 
-    def _goes_on(self) -> bool:
-        """Do what was asked for meanwhile, and return whether another step is needed."""
+    def _goes_on(self) -> tuple[int, ...]:
+        """Do what was asked for meanwhile, and return the live slots: none ends the pump."""
         fanout, hooks = self.fanout, self._hooks
-        if hooks is not None:
+        if hooks is not None and hooks.next_deadline is not None:
             hooks.before_step()
         if self._closing:
             fanout.cancel_all()
@@ -259,7 +266,7 @@ class BackgroundPump(ABC, Generic[T]):
         if self._room.ends_slow and not fanout.free_steps and fanout.view != "by time":
             for slot in fanout.full_slots(self._room.limit):
                 self._end_slow(fanout.buffers[slot])
-        return fanout.core.has_live if hooks is None else hooks.refill()
+        return fanout.core.live if hooks is None else hooks.refill()
 
     def _without_room(self) -> Sequence[Buffer[Any]]:
         """Return the buffers to wait for before the next step; if there are none, count a step."""
@@ -289,7 +296,7 @@ class BackgroundPump(ABC, Generic[T]):
         try:
             failed = self.fanout.fail(error)
             if not failed:
-                self._unheard_error = error
+                self._last_error = error
             self._wake(failed)
         except BaseException as another:  # noqa: BLE001 - of ours, out of memory perhaps
             report_unraisable(another)  # and `_drain` fails what is left
@@ -313,7 +320,7 @@ class BackgroundPump(ABC, Generic[T]):
 
     def _close(self, error: BaseException | None) -> None:
         """Record that the source is closed, and what it has raised last."""
-        last, self._unheard_error = error or self._unheard_error, None
+        last, self._last_error = error or self._last_error, None
         if last is not None:
             if self._closing:
                 self._close_error = last

@@ -74,7 +74,7 @@ class Fanout(Generic[T]):
         self.buffers = list(map(Buffer, range(core.size)) if buffers is None else buffers)
         self.live_buffers = {buffer for buffer in self.buffers if not buffer.ends}
         self.departures: deque[Buffer[T]] = deque()
-        self.deliveries: Buffer[Delivery[T]] = Buffer(core.size, "the batch")
+        self.deliveries: Buffer[Delivery[T]] = Buffer(len(self.buffers), "the batch")
         self.free_steps = 0
         self.view: View | None = None
         self._decided: dict[str, View] = {}  # a dict, because setting a default is atomic
@@ -145,6 +145,7 @@ class Fanout(Generic[T]):
         if view == "by slot":
             self.deliveries.refusal = _REFUSALS["by time"]
         else:
+            self.free_steps = 0  # the pump counts the deliveries instead
             for buffer in self.buffers:
                 buffer.refusal = _REFUSALS["by slot"]
 
@@ -175,7 +176,7 @@ class Fanout(Generic[T]):
         self.buffers[slot] = buffer
         self.live_buffers.add(buffer)
         self._tails_by_slot[slot] = buffer.tail
-        self._forget_tails()
+        self.tails, self.tails_of, self._given_to = [], (), ()
 
     def full_slots(self, limit: int) -> tuple[int, ...]:
         """Return the live slots whose streams hold so many outputs; if none does, count a step."""

@@ -21,7 +21,7 @@ from batchstream._core.errors import SlowConsumerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from batchstream._core.arguments import OnOverflow
+    from batchstream._core.arguments import Bound
     from batchstream._handoff.buffer import Buffer
 
 _NO_TOKENS: Final[Iterator[Any]] = iter(())
@@ -31,8 +31,7 @@ class Room:
     """The bound on what a live stream holds, and the pump's wait for it.
 
     Args:
-        max_buffered: How many outputs a live stream may hold.
-        on_overflow: Whether the pump waits for one that holds so many, or ends it.
+        bound: How many outputs a live stream may hold.
 
     Attributes:
         limit: How many outputs make a stream full. One that is ended for being slow may exceed its
@@ -42,10 +41,10 @@ class Room:
 
     __slots__ = ("_max_buffered", "_resume", "_tokens", "ends_slow", "limit")
 
-    def __init__(self, max_buffered: int, on_overflow: OnOverflow) -> None:
-        self.ends_slow = on_overflow == "cancel"
-        self.limit = max_buffered + self.ends_slow
-        self._max_buffered = max_buffered
+    def __init__(self, bound: Bound) -> None:
+        self.ends_slow = bound.on_overflow == "cancel"
+        self.limit = bound.max_buffered + self.ends_slow
+        self._max_buffered = bound.max_buffered
         # While the pump waits, and not longer: it refers to the pump.
         self._resume: Callable[[Any], object] = _do_nothing
         self._tokens: Iterator[Any] = _NO_TOKENS

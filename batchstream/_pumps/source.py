@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from typing_extensions import TypeVar
 
+from batchstream._core.demultiplexer import core_of
 from batchstream._core.errors import INTERRUPTS, report_unraisable
 from batchstream._core.steps import step_width
 
@@ -108,7 +109,7 @@ class Source:
         A source without steps has no slots.
 
         Raises:
-            StepError: The first step does not tell how many slots there are.
+            StepError: The first step does not say how many slots there are.
             ValueError: `max_outputs` has another size.
             BaseException: What the source raises. After each of these errors it is closed.
         """
@@ -117,7 +118,7 @@ class Source:
                 size = step_width(self.peek())
             except StopIteration:
                 size = 0
-            return rules.core(size, max_outputs if size else None)
+            return core_of(rules, size, max_outputs if size else None)
         except BaseException:
             self.close_quietly()
             raise

@@ -15,7 +15,7 @@ from batchstream._pumps.background import BackgroundPump
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from batchstream._core.arguments import OnOverflow
+    from batchstream._core.arguments import Bound
     from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._eventloops.base import EventLoop, PumpTask, Waiter
     from batchstream._handoff.buffer import Buffer
@@ -32,8 +32,7 @@ class TaskPump(BackgroundPump[T]):
     Args:
         source: Advanced and closed in that task alone.
         core: Decides what a step gives to which slot.
-        max_buffered: How many outputs a live stream may hold.
-        on_overflow: Whether the pump waits for one that holds so many, or ends it.
+        bound: How many outputs a live stream may hold.
         hooks: What happens between two steps, if anything.
         parking: Where its consumers wait, if not in a lot of its own.
         buffers: One for each slot, where they exist already.
@@ -43,29 +42,18 @@ class TaskPump(BackgroundPump[T]):
         self,
         source: AsyncStepSource,
         core: Demultiplexer[T],
+        bound: Bound,
         *,
-        max_buffered: int,
-        on_overflow: OnOverflow,
         hooks: Hooks | None = None,
         parking: ParkingLot | None = None,
         buffers: Iterable[Buffer[T]] | None = None,
     ) -> None:
-        super().__init__(
-            core,
-            max_buffered=max_buffered,
-            on_overflow=on_overflow,
-            hooks=hooks,
-            parking=parking,
-            buffers=buffers,
-        )
+        super().__init__(core, bound, hooks=hooks, parking=parking, buffers=buffers)
         self._source = source
         self._loop: EventLoop | None = None
         self._task: PumpTask | None = None
-        self._stint: object = None
-        self._in_task = False
-        # Whether the other tasks of the loop have had no turn since a step.
-        self._turn_due = False
-        if not core.size:
+        self._work: object = None
+        if not self.fanout.buffers:
             self._after_departure()
 
     # ---- from a consumer
@@ -121,7 +109,7 @@ class TaskPump(BackgroundPump[T]):
             self._end_if_not_closed()
 
     async def _run(self, task: PumpTask) -> None:
-        with task.stint() as self._stint:
+        with task.begin_work() as self._work:
             stopping: BaseException | None = None
             try:
                 await self._make_steps(task)
@@ -151,35 +139,29 @@ class TaskPump(BackgroundPump[T]):
     async def _make_steps(self, task: PumpTask) -> None:
         fanout, loop = self.fanout, self._loop
         assert loop is not None  # noqa: S101 - for the type checker
-        while self._goes_on():
+        here = loop.key
+        turns_due: list[None] = []  # not empty until the other tasks of the loop had a turn
+        while live := self._goes_on():
             if fanout.free_steps:  # for a plain step in every live stream, as is mostly known
                 fanout.free_steps -= 1
             elif full := self._without_room():
                 await self._pause(full)
                 continue
-            live = fanout.core.live
             try:
                 step = await task.interruptible(self._source.advance, live)
             except StopAsyncIteration:
                 self._wake(fanout.hand_out(fanout.core.finish()))
                 continue
-            self._in_task = True
-            try:
-                self._wake(fanout.take(step, live))
-            finally:
-                self._in_task = False
+            self._parking.wake(fanout.take(step, live), here)
             if self._hooks is not None:
                 self._hooks.after_step(live)
             # A source that never has to wait leaves the others in the loop their turn. One that
             # does has been asked for its next step before they take it.
-            if self._turn_due:
+            if turns_due:
                 await loop.checkpoint()
             else:
-                self._turn_due = True
-                loop.soon(self._turn_passed)
-
-    def _turn_passed(self) -> None:
-        self._turn_due = False
+                turns_due.append(None)
+                loop.soon(turns_due.clear)
 
     def _stop_for(self, error: BaseException, task: PumpTask) -> BaseException | None:
         """Fail the streams, and return what is to be raised out of the task."""
@@ -213,7 +195,7 @@ class TaskPump(BackgroundPump[T]):
         task = self._task
         if task is not None:  # and at work, or it will see for itself that no stream is live
             try:
-                task.interrupt(self._stint)
+                task.interrupt(self._work)
             except LoopClosedError:
                 self._end_if_not_closed()
 
@@ -226,10 +208,6 @@ class TaskPump(BackgroundPump[T]):
             self._close(None)
         else:
             self._spawn(loop)
-
-    def _wake(self, keys: Sequence[object]) -> None:
-        here = self._loop.key if self._in_task and self._loop is not None else None
-        self._parking.wake(keys, here)
 
     def _loop_gone(self) -> None:
         """Fail all streams: the task was cancelled, or the loop closed around it."""

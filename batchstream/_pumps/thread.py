@@ -19,7 +19,7 @@ from batchstream._pumps.worker_thread import WorkerThread
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from batchstream._core.arguments import OnOverflow
+    from batchstream._core.arguments import Bound
     from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._core.rules import EndRules
     from batchstream._eventloops.base import EventLoop
@@ -37,8 +37,7 @@ class ThreadPump(BackgroundPump[T]):
     Args:
         source: Advanced and closed in that thread alone, if it is ever advanced.
         core: Decides what a step gives to which slot.
-        max_buffered: How many outputs a live stream may hold.
-        on_overflow: Whether the pump waits for one that holds so many, or ends it.
+        bound: How many outputs a live stream may hold.
         thread: The thread, where the source's first step was made in it already.
         hooks: What happens between two steps, if anything.
         parking: Where its consumers wait, if not in a lot of its own.
@@ -49,25 +48,17 @@ class ThreadPump(BackgroundPump[T]):
         self,
         source: StepSource,
         core: Demultiplexer[T],
+        bound: Bound,
         *,
-        max_buffered: int,
-        on_overflow: OnOverflow,
         thread: WorkerThread | None = None,
         hooks: Hooks | None = None,
         parking: ParkingLot | None = None,
         buffers: Iterable[Buffer[T]] | None = None,
     ) -> None:
-        super().__init__(
-            core,
-            max_buffered=max_buffered,
-            on_overflow=on_overflow,
-            hooks=hooks,
-            parking=parking,
-            buffers=buffers,
-        )
+        super().__init__(core, bound, hooks=hooks, parking=parking, buffers=buffers)
         self._source = source
         self._thread = thread
-        if not core.size:
+        if not self.fanout.buffers:
             self._after_departure()
 
     # ---- from a consumer
@@ -134,13 +125,12 @@ class ThreadPump(BackgroundPump[T]):
     def _run(self) -> None:
         fanout = self.fanout
         try:
-            while self._goes_on():
+            while live := self._goes_on():
                 if fanout.free_steps:  # for a plain step in every live stream, as is mostly known
                     fanout.free_steps -= 1
                 elif full := self._without_room():
                     self._pause(full)
                     continue
-                live = fanout.core.live
                 try:
                     step = self._source.advance(live)
                 except StopIteration:

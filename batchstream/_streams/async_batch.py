@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import AsyncIterable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, final
 
 from typing_extensions import TypeVar
 
 from batchstream._core.arguments import (
     DEFAULT_MAX_BUFFERED,
+    Bound,
     OnOverflow,
-    check_count,
-    check_on_overflow,
-    least_size,
+    check_size,
 )
+from batchstream._core.demultiplexer import core_of
 from batchstream._core.errors import ClosedError
 from batchstream._core.rules import EndRules
 from batchstream._eventloops.current import current_loop
@@ -98,15 +97,13 @@ class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
         max_buffered: int | None = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "wait",
     ) -> None:
-        check_on_overflow(on_overflow)
-        if max_buffered is None:
-            max_buffered = DEFAULT_MAX_BUFFERED
-        max_buffered = check_count("max_buffered", max_buffered, at_least=1)
+        bound = Bound.checked(
+            DEFAULT_MAX_BUFFERED if max_buffered is None else max_buffered, on_overflow
+        )
         rules: EndRules[T] = EndRules(
             eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos
         )
-        core = rules.core(least_size(max_outputs) if size is None else size, max_outputs)
-        open_in_thread = partial(ThreadPump, max_buffered=max_buffered, on_overflow=on_overflow)
+        core = core_of(rules, check_size(size, max_outputs), max_outputs)
         self._pump: TaskPump[T] | ThreadPump[T] | None = None
         self._unopened: _Unopened[T] | None = None
         self._closed = False
@@ -115,12 +112,11 @@ class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
         if isinstance(source, AsyncIterable):
             if size is None:
                 raise TypeError("an asynchronous source needs size=, the number of its slots")
-            reader = AsyncSource(source)
-            self._open(TaskPump(reader, core, max_buffered=max_buffered, on_overflow=on_overflow))
+            self._open(TaskPump(AsyncSource(source), core, bound))
         elif size is None:
-            self._unopened = _Unopened(Source(source), rules, max_outputs, open_in_thread)
+            self._unopened = _Unopened(Source(source), rules, max_outputs, bound)
         else:
-            self._open(open_in_thread(Source(source), core))
+            self._open(ThreadPump(Source(source), core, bound))
 
     def _open(self, pump: TaskPump[T] | ThreadPump[T]) -> None:
         self._pump = pump
@@ -228,17 +224,18 @@ class _Unopened(Generic[T]):
         source: Source,
         rules: EndRules[T],
         max_outputs: int | Sequence[int | None] | None,
-        open_in_thread: Callable[..., ThreadPump[T]],
+        bound: Bound,
     ) -> None:
         self._source = source
         self._rules = rules
         self._max_outputs = max_outputs
-        self._open_in_thread = open_in_thread
+        self._bound = bound
 
     async def open(self) -> ThreadPump[T]:
         """Make the pump, after the first step has been made in its thread."""
         first = FirstStep(self._source, self._rules, self._max_outputs)
-        return self._open_in_thread(self._source, await first.acore(), thread=first.thread)
+        core = await first.acore()
+        return ThreadPump(self._source, core, self._bound, thread=first.thread)
 
     def close(self) -> None:
         """Close the source, which has made no step yet."""

@@ -297,10 +297,10 @@ class AsyncStream(AnyStream[T], AsyncStreamReader[T]):
         """Give this stream up: what is buffered is discarded, and the next receive sees the end.
 
         A consumer that waits for it is woken, and sees the end too. The other streams go on. The
-        source is told with its next step; if this was the last live stream the source is closed,
-        and an asynchronous one is broken off where it waits. Repeated calls, and calls after the
-        end, change nothing but to discard what was not received. Dropping the last reference to a
-        stream does the same.
+        source learns of it with its next step; if this was the last live stream the source is
+        closed, and an asynchronous one is broken off where it waits. Repeated calls, and calls
+        after the end, change nothing but to discard what was not received. Dropping the last
+        reference to a stream does the same.
 
         Blocking: never.
         Cancellation: nothing to cancel.

@@ -10,11 +10,13 @@ from typing_extensions import TypeVar
 
 from batchstream._core.arguments import (
     DEFAULT_MAX_BUFFERED,
+    Bound,
     OnOverflow,
     check_count,
     check_on_overflow,
-    least_size,
+    check_size,
 )
+from batchstream._core.demultiplexer import core_of
 from batchstream._core.rules import EndRules
 from batchstream._pumps.pull import PullPump
 from batchstream._pumps.source import Source
@@ -68,7 +70,7 @@ class BatchedStream(AnyBatch[Stream[T], T]):
         TypeError, ValueError: An argument is of the wrong kind, or cannot work. The source has
             not been touched, unless its first step showed that `max_outputs` has another size;
             then it is closed.
-        StepError: The first step, pulled to learn the size, tells none; the source is closed.
+        StepError: The first step, pulled to learn the size, has none; the source is closed.
         Exception: What the source raised when the first step was pulled.
 
     Blocking: only without `size`: until the source has yielded its first step.
@@ -118,7 +120,7 @@ class BatchedStream(AnyBatch[Stream[T], T]):
         rules: EndRules[T] = EndRules(
             eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos
         )
-        core = rules.core(least_size(max_outputs) if size is None else size, max_outputs)
+        core = core_of(rules, check_size(size, max_outputs), max_outputs)
         reader = Source(source)
         if not background:
             if size is None:
@@ -131,8 +133,7 @@ class BatchedStream(AnyBatch[Stream[T], T]):
             self._pump = ThreadPump(
                 reader,
                 core if first is None else first.core(),
-                max_buffered=max_buffered or DEFAULT_MAX_BUFFERED,
-                on_overflow=on_overflow,
+                Bound(max_buffered or DEFAULT_MAX_BUFFERED, on_overflow),
                 thread=None if first is None else first.thread,
             )
         self._steps: weakref.ref[_Steps[T]] | None = None

@@ -80,7 +80,7 @@ class StreamReader(Generic[T]):
                 waited = True
             while not self._parts:
                 # In this order: the last output was added before the end, and what is added
-                # behind the look at the outputs shows in the version.
+                # behind the count of the outputs shows in the version.
                 version, ended = upstream.version, bool(buffer.ends)
                 segments = buffer.segments
                 segment = segments[0] if len(segments) == 1 else buffer.first_unread()
@@ -160,7 +160,7 @@ class Stream(AnyStream[T], chain[T]):
 
     Raises (on iteration):
         BufferOverflowError: A stream of the batch has `max_buffered` unread outputs. Nothing was
-            waited; read or cancel that one, then go on.
+            pulled; read or cancel that one, then go on.
         SlowConsumerError: It held more than `max_buffered` outputs, with `on_overflow="cancel"`.
         DeadlineError: Of a batcher: the request was not finished in the time it was given.
         ConcurrentConsumerError: Another thread is waiting for an output of this same stream.
@@ -261,11 +261,11 @@ class Stream(AnyStream[T], chain[T]):
     def cancel(self) -> None:
         """Give this stream up: what is buffered is discarded, and the next receive sees the end.
 
-        The other streams go on. The source is told with its next step, and closed if this was
-        the last live stream. Repeated calls, and calls after the end, change nothing but to
+        The other streams go on. The source learns of it with its next step, and is closed if this
+        was the last live stream. Repeated calls, and calls after the end, change nothing but to
         discard what was not received. Dropping the last reference to a stream does the same.
 
-        Blocking: never, but for the source's own clean-up if this ends a batch that is waited.
+        Blocking: never, but for the source's own clean-up if this ends a batch that is pulled.
         Cancellation: nothing to cancel.
         Threads: any thread, callback, finalizer or signal handler.
         """

@@ -624,6 +624,6 @@ def test_a_request_that_was_cancelled_while_it_waited_frees_what_was_submitted()
         waiting = batcher.stream("b")
         waiting.cancel()
         batcher.stream("c").cancel()  # removes ended requests
-        assert knobs.request_of(waiting).content is None
+        assert knobs.request_of(waiting).submission.content is None
         gate.opened.set()
         assert list(running) == ["a"]

@@ -208,10 +208,10 @@ def test_a_batch_goes_at_half_of_the_time_that_its_request_may_wait():
 def test_requests_for_which_there_is_room_do_not_count_as_waiting():
     made, _ = queue_of(["a1"], max_pending=1)
     with pytest.raises(OverloadedError):
-        made.append(Ticket("b"), room=0)
-    made.append(Ticket("b"), room=1)
+        made.append(Ticket("b"), lambda: 0)
+    made.append(Ticket("b"), lambda: 1)
     with pytest.raises(OverloadedError):
-        made.append(Ticket("c"), room=1)
+        made.append(Ticket("c"), lambda: 1)
 
 
 def test_take_all_gives_every_request_in_the_order_of_arrival():
@@ -226,7 +226,7 @@ def test_memory_entries_of_requests_that_have_left_are_tidied_up():
     for number in range(1000):
         made.append(ticket := Ticket(str(number), wait_until=1e9))
         assert made.remove(ticket) if number % 2 else made.take(0.0, slots=1) == [ticket]
-    assert len(made._expiries) < 200
+    assert len(made.expiries) < 200
     assert not made._groups
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from batchstream import ClosedError, FinishReason, OverloadedError, StreamEnd
 from batchstream._batching.options import BatcherOptions
-from batchstream._batching.request import Request
+from batchstream._batching.request import Deadlines, Request, Submission
 from batchstream._batching.scheduler import Scheduler, Worker
 from batchstream._core.rules import EndRules
 
@@ -29,11 +29,11 @@ def scheduler():
     return scheduler_of()
 
 
-def submit(scheduler, now=0.0, **times):
+def submit(scheduler, now=0.0, *, group=None, wait_timeout=None):
     """Submit a request at that time, and return it."""
-    request = Request(0, "content", scheduler.ended_requests)
-    for name, seconds in times.items():
-        setattr(request, name, seconds)
+    deadlines = Deadlines(None, wait_timeout)
+    request = Request(0, Submission("content"), deadlines, scheduler.ended_requests)
+    request.group = group
     scheduler.submit(request, now)
     return request
 
@@ -63,9 +63,9 @@ def test_the_first_request_starts_a_worker_which_waits_for_others_until_the_time
     worker = started(scheduler, now=1.0)
     decision = scheduler.next_batch(worker, "waiter", now=2.0)
     assert (decision.requests, decision.wait) == ([], 4.0)
-    assert [it.content for it in scheduler.next_batch(worker, "waiter", now=6.0).requests] == [
-        "content"
-    ]
+    assert [
+        it.submission.content for it in scheduler.next_batch(worker, "waiter", now=6.0).requests
+    ] == ["content"]
 
 
 def test_a_worker_that_waits_is_woken_when_its_batch_is_full(scheduler):
@@ -164,7 +164,7 @@ def test_free_workers_make_room_beyond_max_pending():
 
 
 def test_a_request_goes_through_the_states_of_its_life(scheduler):
-    request = Request(0, "content", scheduler.ended_requests)
+    request = Request(0, Submission("content"), None, scheduler.ended_requests)
     states = [request.state]
     scheduler.submit(request, 0.0)
     states.append(request.state)

@@ -33,10 +33,6 @@ def test_a_test_carries_the_rules_of_its_mark():
     ) == {"test_one": {2, 3}, "test_another": {4}}
 
 
-def test_a_test_carries_the_rules_in_its_name():
-    assert rules_in("def test_R02_R30_its_name(): ...") == {"test_R02_R30_its_name": {2, 30}}
-
-
 def test_a_test_carries_the_rules_of_its_class_and_module():
     assert rules_in(
         """

@@ -41,7 +41,7 @@ BUDGET_AND_GOAL = {
     "batcher submit": ((37, 13, 22), (20, 7, 11)),
     "continuous start": ((87, 18, 55), (45, 9, 25)),
     "litserve step": ((18, 6, 14), (25, 8, 15)),
-    "litserve end": ((90, 10, 51), (131, 19, 145)),
+    "litserve end": ((91, 10, 52), (131, 19, 145)),
 }
 BUDGET = {name: budget for name, (budget, _) in BUDGET_AND_GOAL.items()}
 GOAL = {name: goal for name, (_, goal) in BUDGET_AND_GOAL.items()}
@@ -306,7 +306,8 @@ def _litserve_batch():
             yield [None for _ in inputs]
 
     loop = BatchedStreamLoop()
-    api = API(stream=True, max_batch_size=2, loop=loop)
+    # No batch waits for its time to be over: the count depends on no clock.
+    api = API(stream=True, max_batch_size=2, batch_timeout=TIMEOUT, loop=loop)
     api.pre_setup()
     loop.pre_setup(api)
     _connect(api)

@@ -14,6 +14,7 @@ import batchstream._batching.queue
 import batchstream._eventloops.asyncio
 import batchstream._pumps.process
 from batchstream._batching.request import Request
+from batchstream._batching.scheduler import Scheduler
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
 from batchstream._eventloops.base import OUTPUTS_PER_TURN
 from batchstream._handoff.buffer import SEGMENT_LENGTH
@@ -80,10 +81,10 @@ def let_deadline_pass(stream):
 
 def expire_in(stream, seconds):
     """Let a request that has a timeout of either kind be overdue so many seconds from now."""
-    request = request_of(stream)
-    request.wait_until = time.monotonic() + seconds
-    if request.until is not None:
-        request.until = request.wait_until
+    deadlines = request_of(stream).deadlines
+    deadlines.wait_until = time.monotonic() + seconds
+    if deadlines.until is not None:
+        deadlines.until = deadlines.wait_until
 
 
 # ---- event loops
@@ -269,13 +270,13 @@ def request_of(stream):
 
 def before_arrival(monkeypatch, then):
     """Call this whenever a request is about to be queued."""
-    arrive = Request.arrive
+    submit = Scheduler.submit
 
-    def arrive_after(request, now):
+    def submit_after(scheduler, request, now):
         then()
-        arrive(request, now)
+        submit(scheduler, request, now)
 
-    monkeypatch.setattr(Request, "arrive", arrive_after)
+    monkeypatch.setattr(Scheduler, "submit", submit_after)
 
 
 def after_deadline(monkeypatch, then):
@@ -316,7 +317,7 @@ def worker_threads_of(batcher):
 
 def runs_of(batcher):
     """Return the batches that run."""
-    return [batch.pump for batch in dispatcher_of(batcher)._scheduler.batches]
+    return [batch.pump for batch in dispatcher_of(batcher).scheduler.batches]
 
 
 def unreported(run):
@@ -328,8 +329,8 @@ def assert_nothing_is_left(batcher):
     """Make sure that a closed batcher holds no request, no batch and no waiter."""
     dispatcher = dispatcher_of(batcher)
     assert dispatcher.ended
-    assert not dispatcher._scheduler.batches
-    assert not dispatcher._scheduler.ended_requests
+    assert not dispatcher.scheduler.batches
+    assert not dispatcher.scheduler.ended_requests
     assert not dispatcher._ended._keys
     assert not any(lot.waiting for lot in dispatcher.parking._all)
 

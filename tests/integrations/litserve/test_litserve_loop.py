@@ -453,6 +453,45 @@ def test_what_stops_the_worker_passes_after_its_requests_have_failed(stopping):
 
 
 @pytest.mark.rule(14)
+@pytest.mark.parametrize("place", ["predict", "encode_response"])
+def test_what_stops_the_worker_passes_though_closing_raises_too(place, unheard):
+    class Steps:
+        def __init__(self, inputs):
+            self.steps = iter([["a"], ["stop"]])
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            step = next(self.steps)
+            if place == "predict" and step == ["stop"]:
+                raise SystemExit
+            return step
+
+        def close(self):
+            raise ValueError("closing")
+
+    def encode_response(outputs):
+        for output in outputs:
+            if output == "stop":
+                raise SystemExit
+            yield output
+
+    api = ready(Words)
+    api.loop = BatchedStreamLoop(eos_in="predict")
+    api.predict, api.encode_response = Steps, encode_response
+    transport = Messages()
+    waiting = queue.Queue()
+    waiting.put((0, "r0", time.monotonic(), "a"))
+    waiting.put(_SENTINEL_VALUE)  # for a worker that goes on
+    api.max_batch_size = 1
+    with pytest.raises(SystemExit):
+        api.loop.run_batched_streaming_loop(api, waiting, transport, CallbackRunner())
+    assert transport.sent["r0"] == [*ok("a"), FAILED]
+    assert [str(error) for error in unheard] == ["closing"]
+
+
+@pytest.mark.rule(14)
 def test_ctrl_c_stops_the_loop_as_it_does_the_stock_one(monkeypatch):
     killed = []
     monkeypatch.setattr(LitLoop, "kill", lambda self: killed.append(self))  # noqa: PLW0108 - binds

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from batchstream.integrations.litserve._link.link import Link
 
 NEEDED_OF_SERVER: Final = ("response_buffer", "_get_request_queue", "_callback_runner")
-"""What LitServe's own `OpenAISpec` uses of a server, and the endpoints of this package too."""
+"""What `responses.py` uses of a server, as LitServe's own `OpenAISpec` does."""
 
 
 def check_server(link: Link, server: LitServer | None) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from litserve.callbacks import EventTypes
 from litserve.loops.base import _inject_context
 
+from batchstream._core.demultiplexer import core_of
 from batchstream._core.errors import INTERRUPTS, call_quietly
 from batchstream._pumps.source import Source
 from batchstream.integrations.litserve._worker.request import ServedRequest
@@ -52,7 +53,6 @@ class Batch:
         try:
             self._decode()
             if self._requests:
-                # The generators are closed before the requests fail: an error may come from both.
                 with closing(self._stepper):
                     self._begin()
                     self._serving.run()
@@ -85,7 +85,7 @@ class Batch:
         requests, serving = self._requests, self._serving
         steps = self._call_hooks()
         limits = [request.limit for request in requests]
-        self._stepper.begin(steps, self._context.options.rules.core(len(requests), limits))
+        self._stepper.begin(steps, core_of(self._context.options.rules, len(requests), limits))
         for slot, request in enumerate(requests):
             serving.seat(slot, request)
             if request.ended:  # its own encode_response has raised
@@ -152,20 +152,21 @@ class HookStepper:
         if not self._core.has_live:
             return None
         delivery = make_step(self._core, self._source)
+        # Before the delivery is handed out: the model's memory is free while clients are served.
         if delivery.ends and not self._core.has_live:
-            call_quietly(self.close)
+            self.close()
         return delivery
 
     def vacate(self, slot: int) -> None:
         """Cancel the slot."""
         self._core.cancel(slot)
         if not self._core.has_live:
-            call_quietly(self.close)
+            self.close()
 
     def close(self) -> None:
-        """Close all iterators, the last one first, even if one raises. Repeated calls do nothing.
+        """Close all iterators, the last one first. Repeated calls do nothing.
 
-        Raises:
-            BaseException: What an iterator raises.
+        An error goes to `sys.unraisablehook`: it must not take the place of another one, with which
+        the batch ends.
         """
-        self._context.run(self._closing.close)
+        call_quietly(partial(self._context.run, self._closing.close))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from litserve.callbacks import EventTypes
 
 from batchstream._batching.engine import Engine
+from batchstream._core.demultiplexer import core_of
 from batchstream.integrations.litserve._worker.queue import RequestPrefetcher
 from batchstream.integrations.litserve._worker.request import ServedRequest
 from batchstream.integrations.litserve._worker.serving import Serving, make_step
@@ -93,7 +94,7 @@ class ContinuousBatch:
             self._prefetcher.release_slot()
 
     def _start_over(self) -> None:
-        self._core = self._context.options.rules.core(self._size, vacant=True)
+        self._core = core_of(self._context.options.rules, self._size, vacant=True)
         self._free = list(reversed(range(self._size)))  # the lowest comes last, and is taken first
 
     def _let_join(self, server: int, uid: object, submitted: float, content: object) -> bool:
@@ -115,7 +116,7 @@ class ContinuousBatch:
         request.decode()
         context.trigger(EventTypes.AFTER_DECODE_REQUEST.value)
         request.begin_encoding(self._serving.look_ahead)
-        slot = self._free[-1]
+        slot = self._free[-1]  # taken last: if the engine refuses the request, the slot stays free
         self._engine.use(self._variables).add(slot, request.content)
         self._core.open(slot, max_outputs=request.limit)
         self._serving.seat(self._free.pop(), request)

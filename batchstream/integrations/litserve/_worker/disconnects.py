@@ -48,6 +48,8 @@ class Disconnects:
 
     def add(self, uid: str) -> None:
         """Remember that the client of a request has disconnected."""
+        # Before `unread`: the loop may take the uid at once, and a request that joins after that
+        # has to find it here.
         self._remembered[uid] = None
         if len(self._remembered) > _REMEMBERED:
             self._remembered.pop(next(iter(self._remembered)))

@@ -87,7 +87,7 @@ class Outbox:
             for server, messages in tuple(self._collected.items()):
                 has_room = self._window.try_acquire(server)
                 if has_room or everything or len(messages) > _MAX_HELD_BACK:
-                    del self._collected[server]
+                    del self._collected[server]  # first: nothing is ever sent twice
                     batch: MessageBatch = (self._worker, server, messages)
                     self._put_response(
                         server, self._router_uid, batch, LitAPIStatus.OK, LoopResponseType.STREAMING

@@ -1,18 +1,15 @@
-"""The parts between a worker and its server processes, each by itself."""
+"""Messages from a worker's outbox to the responses in a server process, without either process."""
 
 import asyncio
-import logging
 import pickle
 import queue
 import threading
 import time
-import uuid
 from types import SimpleNamespace
 
 import pytest
 from fastapi import HTTPException
 from litserve.callbacks import EventTypes
-from litserve.loops.base import _SENTINEL_VALUE
 from litserve.utils import LitAPIStatus
 
 from batchstream.integrations.litserve._link.link import Link
@@ -20,13 +17,10 @@ from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage
 from batchstream.integrations.litserve._link.pipes import WorkerPipes
 from batchstream.integrations.litserve._server import setup
 from batchstream.integrations.litserve._server.responses import FailedError, submit
-from batchstream.integrations.litserve._worker.disconnects import Disconnects
 from batchstream.integrations.litserve._worker.outbox import Outbox, SendWindow
-from batchstream.integrations.litserve._worker.queue import RequestPrefetcher
-from support.sources import TIMEOUT, run_in_threads
+from support.sources import TIMEOUT
 
 OK, FINISH, ERROR = LitAPIStatus.OK, LitAPIStatus.FINISH_STREAMING, LitAPIStatus.ERROR
-LOGGER = "batchstream.integrations.litserve"
 
 
 class Server:
@@ -399,255 +393,3 @@ def test_where_the_number_of_workers_is_unknown_streams_go_on():
     outbox.flush()
     assert responses.queues[0].take() == ["a", "b"]
     responses.close()
-
-
-# ---- disconnects
-
-UID = str(uuid.UUID(int=1))
-
-
-@pytest.mark.rule(12)
-def test_a_server_process_does_not_wait_for_a_worker_whose_pipe_is_full(caplog):
-    pipes = WorkerPipes(1)
-
-    def announce():
-        while not caplog.records:
-            pipes.send_disconnect(UID)
-        pipes.send_disconnect(UID)
-
-    run_in_threads(announce)
-    [record] = caplog.records
-    assert (record.name, record.levelno) == (LOGGER, logging.WARNING)
-    assert "a worker cannot be notified of clients that leave" in record.getMessage()
-
-
-def test_what_a_full_pipe_has_taken_is_whole_and_it_goes_on_when_there_is_room(caplog):
-    pipes = WorkerPipes(1)
-    while not caplog.records:
-        pipes.send_disconnect(UID)
-    [reader] = pipes.disconnects
-    heard = set()
-    while reader.poll():
-        heard.add(reader.recv_bytes())
-    pipes.send_disconnect("another")
-    assert heard == {UID.encode()}
-    assert reader.recv_bytes() == b"another"
-
-
-def test_a_worker_that_does_not_read_its_pipe_does_not_keep_others_from_hearing(caplog):
-    pipes = WorkerPipes(2)
-    while not caplog.records:
-        pipes.send_disconnect(UID)
-        assert pipes.disconnects[1].recv_bytes() == UID.encode()
-    pipes.send_disconnect("another")
-    assert pipes.disconnects[1].recv_bytes() == b"another"
-
-
-class Noting(Disconnects):
-    """Sets an event when it has got the last uid."""
-
-    heard = threading.Event()
-
-    def add(self, uid):
-        super().add(uid)
-        if uid == "last":
-            self.heard.set()
-
-
-@pytest.mark.rule(13)
-def test_a_worker_knows_which_clients_have_disconnected(monkeypatch):
-    monkeypatch.setattr(Noting, "heard", threading.Event())
-    pipes = WorkerPipes(1)
-    disconnects = Noting(pipes.disconnects[0])
-    number = uuid.UUID(int=2)
-    for uid in (UID, number, "last"):
-        pipes.send_disconnect(uid)
-    assert disconnects.heard.wait(TIMEOUT)
-    assert UID in disconnects
-    assert number in disconnects
-    assert str(number) in disconnects
-    assert "another" not in disconnects
-    assert disconnects.take() == [UID, str(number), "last"]
-    assert disconnects.take() == []
-    assert UID in disconnects
-
-
-@pytest.mark.rule(19)
-def test_of_many_disconnects_the_latest_are_remembered():
-    disconnects = Disconnects()
-    for number in range(25_000):
-        disconnects.add(str(number))
-    assert str(14_999) not in disconnects
-    assert str(15_000) in disconnects
-    assert str(24_999) in disconnects
-    assert len(disconnects._remembered) == 10_000
-    assert disconnects.take() == [str(number) for number in range(15_000, 25_000)]
-
-
-@pytest.mark.rule(28)
-def test_a_listener_ends_with_the_last_server_process():
-    pipes = WorkerPipes(1)
-    before = set(threading.enumerate())
-    Disconnects(pipes.disconnects[0])
-    [listener] = set(threading.enumerate()) - before
-    pipes._disconnect_writers[0].close()
-    listener.join(TIMEOUT)
-    assert not listener.is_alive()
-
-
-def test_without_a_pipe_no_client_disconnects_and_no_thread_listens():
-    before = threading.active_count()
-    disconnects = Disconnects()
-    assert threading.active_count() == before
-    assert UID not in disconnects
-    assert disconnects.take() == []
-
-
-# ---- prefetcher
-
-
-class Watched(queue.Queue):
-    """A queue that fails if more requests are taken than there are slots."""
-
-    def __init__(self, *elements, slots=1000, error=None):
-        super().__init__()
-        for element in elements:
-            self.put(element)
-        self.slots = slots
-        self._error = error
-        self._asking = threading.Condition()
-
-    def get(self, block=True, timeout=None):
-        assert self.slots > 0, "it takes more than there are slots"
-        if self._error is not None and self.empty():
-            raise self._error
-        element = super().get(block, timeout)
-        self.slots -= 1
-        return element
-
-
-def take_until(prefetcher, count):
-    taken = []
-    while len(taken) < count:
-        taken += prefetcher.take(block=True)
-    return taken
-
-
-def ended(prefetcher, before):
-    """Whether the threads that were started since have ended."""
-    for thread in set(threading.enumerate()) - before:
-        thread.join(TIMEOUT)
-        assert not thread.is_alive()
-    return True
-
-
-@pytest.mark.rule(30)
-def test_it_fetches_no_more_than_there_are_slots_and_leaves_the_rest_to_other_workers():
-    waiting = Watched(*"abcdef", slots=2)
-    prefetcher = RequestPrefetcher(waiting, 2)
-    assert take_until(prefetcher, 2) == ["a", "b"]
-    assert waiting.qsize() == 4
-    waiting.slots = 1
-    prefetcher.release_slot()
-    assert take_until(prefetcher, 1) == ["c"]
-    assert prefetcher.take(block=False) == []
-    assert waiting.qsize() == 3
-    assert not prefetcher.over
-    prefetcher.close()
-
-
-def test_the_sentinel_ends_it_behind_what_came_before():
-    before = set(threading.enumerate())
-    prefetcher = RequestPrefetcher(Watched("a", "b", _SENTINEL_VALUE, "c"), 9)
-    assert ended(prefetcher, before)
-    assert not prefetcher.over
-    assert prefetcher.take(block=True) == ["a", "b"]
-    for _ in range(2):
-        assert prefetcher.take(block=True) == []
-        assert prefetcher.over
-
-
-@pytest.mark.rule(9)
-def test_an_error_of_the_queue_is_raised_behind_what_came_before():
-    before = set(threading.enumerate())
-    prefetcher = RequestPrefetcher(Watched("a", error=EOFError("gone")), 9)
-    assert ended(prefetcher, before)
-    assert prefetcher.take(block=False) == ["a"]
-    for block in (True, False):
-        with pytest.raises(EOFError, match="gone"):
-            prefetcher.take(block=block)
-
-
-def test_it_looks_for_news_without_waiting():
-    prefetcher = RequestPrefetcher(Watched(), 0)
-    assert prefetcher.take(block=False) == []
-    prefetcher.close()
-
-
-@pytest.mark.rule(28)
-def test_closing_ends_its_thread_that_waits_for_a_slot():
-    before = set(threading.enumerate())
-    prefetcher = RequestPrefetcher(Watched("a", "b"), 1)
-    assert take_until(prefetcher, 1) == ["a"]
-    assert list(prefetcher.close()) == []
-    assert ended(prefetcher, before)
-
-
-@pytest.mark.rule(28)
-def test_closing_ends_its_thread_that_waits_in_the_queue():
-    class Idle(queue.Queue):
-        asked, closed = threading.Event(), threading.Event()
-
-        def get(self, block=True, timeout=None):
-            assert not self.given_up, "it asks on"
-            self.given_up = self.closed.is_set()
-            self.asked.set()
-            assert self.closed.wait(TIMEOUT)
-            raise queue.Empty
-
-        given_up = False
-
-    before, idle = set(threading.enumerate()), Idle()
-    prefetcher = RequestPrefetcher(idle, 1)
-    assert idle.asked.wait(TIMEOUT)
-    prefetcher.close()
-    idle.closed.set()
-    assert ended(prefetcher, before)
-    assert prefetcher._error is None
-
-
-@pytest.mark.rule(9)
-def test_closing_returns_the_requests_that_have_been_fetched():
-    class Asked(Watched):
-        third = threading.Event()
-
-        def get(self, block=True, timeout=None):
-            if self.empty():
-                self.third.set()  # both have been handed over by now
-            return super().get(block, timeout)
-
-    waiting = Asked("a", "b")
-    prefetcher = RequestPrefetcher(waiting, 3)
-    assert waiting.third.wait(TIMEOUT)
-    assert list(prefetcher.close()) == ["a", "b"]
-    waiting.put("late")
-
-
-@pytest.mark.rule(2)
-def test_a_request_that_is_fetched_after_closing_goes_back_into_the_queue():
-    class Late(queue.Queue):
-        asked, closed = threading.Event(), threading.Event()
-
-        def get(self, block=True, timeout=None):
-            self.asked.set()
-            assert self.closed.wait(TIMEOUT)
-            return super().get(block, timeout)
-
-    before, waiting = set(threading.enumerate()), Late()
-    waiting.put("late")
-    prefetcher = RequestPrefetcher(waiting, 1)
-    assert waiting.asked.wait(TIMEOUT)
-    assert list(prefetcher.close()) == []
-    waiting.closed.set()
-    assert ended(prefetcher, before)
-    assert waiting.queue == type(waiting.queue)(["late"])
