@@ -32,12 +32,12 @@ TESTS = (
     "test_demux.py",
     "test_errors.py",
     "test_sync.py",
+    "test_interrupts.py",
     "test_lifecycle.py",
     "test_contract_errors.py",
     "test_demux_stateful.py",
     "test_schedules.py",
     "test_loops.py",
-    "test_interrupts.py",
     "test_garbage.py",
     "test_async_sources.py",
     "test_contract_closing.py",
@@ -470,7 +470,7 @@ MUTANTS = [
         "an interrupt leaves the task cancelled",
         "                self._task.uncancel()\n",
         "",
-        ("test_loops.py",),
+        ("test_async_sources.py",),
     ),
     # ---- batchers
     Mutant(
