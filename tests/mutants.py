@@ -329,9 +329,9 @@ MUTANTS = [
     ),
     Mutant(
         "the pump takes the waiters before it adds the outputs",
-        "                self._wake(fanout.take(step, live))\n                if self._hooks",
+        "                self._wake(fanout.take(step, live))\n",
         "                self._wake([fanout.buffers[slot] for slot in live])\n"
-        "                fanout.take(step, live)\n                if self._hooks",
+        "                fanout.take(step, live)\n",
         THREADS,
     ),
     Mutant(
@@ -481,14 +481,14 @@ MUTANTS = [
     ),
     Mutant(
         "a request that has joined fails for having waited",
-        """        waits = self.state != "joined" and deadlines""",
+        """        waits = self.state in ("new", "waiting") and deadlines""",
         "        waits = deadlines",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
         "the waiters for a plain step are found after it",
-        "            return given_to\n",
-        "            return self._given_to\n",
+        "            self.turn_over()\n        return given_to\n\n    def hand_out",
+        "            self.turn_over()\n        return self._given_to\n\n    def hand_out",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
@@ -499,8 +499,8 @@ MUTANTS = [
     ),
     Mutant(
         "a worker that waits for more is not woken",
-        "        waiter.release()\n\n    # ---- in a worker's thread",
-        "        pass\n\n    # ---- in a worker's thread",
+        "            waiter.release()\n        except RuntimeError",
+        "            pass\n        except RuntimeError",
         BATCHERS_IN_THREADS,
     ),
     Mutant(
@@ -535,8 +535,8 @@ MUTANTS = [
     ),
     Mutant(
         "a request that was cancelled goes on waiting",
-        "if self.queue.remove(request)",
-        "if False",
+        "                self.queue.remove(request)\n",
+        "",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
@@ -547,8 +547,8 @@ MUTANTS = [
     ),
     Mutant(
         "one worker too many is hired",
-        "if not self._waiting and len(self._at_work) < self._max_workers:",
-        "if not self._waiting and len(self._at_work) <= self._max_workers:",
+        "len(self._at_work) >= self._max_workers",
+        "len(self._at_work) > self._max_workers",
         BATCHERS_IN_LOOP,
     ),
     Mutant(

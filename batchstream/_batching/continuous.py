@@ -159,7 +159,7 @@ class ContinuousBatcher(AnyBatcher[RequestT, T]):
                 parking=dispatcher.parking,
                 buffers=[VACANCY] * options.max_batch_size,
             )
-            batch.pump = pump
+            batch.serve(pump, [])
             return pump, batch
 
         self._dispatcher = ThreadDispatcher(options, open_in_thread)

@@ -23,7 +23,7 @@ RequestT = TypeVar("RequestT", default=Any)
 _Steps: TypeAlias = "Iterable[Any] | AsyncIterable[Any]"
 
 
-class BatcherOptions(TypedDict, total=False):
+class BatchedArguments(TypedDict, total=False):
     """The arguments of `DynamicBatcher` that `batched` passes on."""
 
     max_pending: int
@@ -58,7 +58,7 @@ class _Decorator(Protocol):
 
 @overload
 def batched(
-    *, max_batch_size: int = 8, batch_timeout: float = 0.01, **options: Unpack[BatcherOptions]
+    *, max_batch_size: int = 8, batch_timeout: float = 0.01, **options: Unpack[BatchedArguments]
 ) -> _Decorator: ...
 @overload
 def batched(fn: Callable[[list[RequestT]], _Steps], /) -> DynamicBatcher[RequestT]: ...
@@ -73,8 +73,8 @@ def batched(
     """Turn a function of a list of requests into a `DynamicBatcher`, as a decorator.
 
     Of a method it makes one batcher for each instance, when it is first looked up there. It is kept
-    in the instance, for the instance's owner to close; or its threads end when the garbage collector
-    finds that both are out of use. A copy of the instance gets its own.
+    in the instance, for the instance's owner to close; or its threads end when the garbage
+    collector finds that both are out of use. A copy of the instance gets its own.
 
     Args:
         fn: The function, where the decorator is used without arguments.

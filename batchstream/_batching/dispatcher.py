@@ -20,6 +20,7 @@ reaches the batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from contextvars import copy_context
 from itertools import count
 from threading import RLock
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from typing_extensions import TypeVar
 
 from batchstream._batching import clock
+from batchstream._batching.queue import KeyInterner
 from batchstream._batching.request import Deadlines, Request, Submission, closed_error
 from batchstream._batching.scheduler import NOTHING_REAPED, Scheduler
 from batchstream._core.arguments import check_seconds
@@ -74,7 +76,8 @@ class Dispatcher(ABC, Generic[T]):
 
     version = 0
     times_out = True
-    _reuses_workers: bool
+    _needs_loop = False
+    _reuses_workers = True
 
     def __init__(self, options: BatcherOptions[Any, T]) -> None:
         self.options = options
@@ -86,6 +89,7 @@ class Dispatcher(ABC, Generic[T]):
         self._lock = RLock()
         self._ended = Event(self.parking)  # closed, and no worker is at work
         self._numbers = count()
+        self._keys = KeyInterner()
         forkable.add(self)
 
     @property
@@ -135,12 +139,13 @@ class Dispatcher(ABC, Generic[T]):
         key = None if options.key is None else options.key(content)
         number, ended = next(self._numbers), scheduler.ended_requests
         request: Request[T] = Request(number, submission, deadlines, ended)
-        self.prepare()
+        if self._needs_loop:
+            self.prepare()
         try:
             refusal = self._enqueue(request, key)
             if scheduler.wakeups:
                 self._wake_workers()
-            if scheduler.closed:  # meanwhile
+            if refusal is None and scheduler.closed:  # meanwhile
                 self._fail(request, closed_error())
         except BaseException:  # KeyboardInterrupt too: nothing is left half done
             self.cancel(request)
@@ -156,35 +161,36 @@ class Dispatcher(ABC, Generic[T]):
     def _enqueue(self, request: Request[T], key: Any) -> Exception | None:
         """Let a request wait, or return why it is refused."""
         scheduler, metrics = self.scheduler, self.options.metrics
-        refusal = None
+        # In a list, to be popped: an error holds the frame in which it was raised, and its locals.
+        refusals: list[Exception] = []
         while True:
             generations = None
             if key is not None:
-                request.group, generations = scheduler.keys.intern(key)
+                request.group, generations = self._keys.intern(key)
             with self._lock:
-                if generations is not None and not scheduler.keys.is_current(generations):
+                if generations is not None and not self._keys.is_current(generations):
                     continue
                 now = clock.monotonic()
                 reaped = scheduler.reap(now)
                 try:
                     scheduler.submit(request, now)
                 except (ClosedError, OverloadedError, ValueError) as error:
-                    refusal = error
+                    refusals.append(error)
             break
         if reaped is not NOTHING_REAPED:
             self._follow_up(reaped, now)
         if metrics is not None:
-            if refusal is None:
+            if not refusals:
                 metrics("submitted")
-            elif isinstance(refusal, OverloadedError):
+            elif isinstance(refusals[0], OverloadedError):
                 metrics("refused")
-        return refusal
+        return refusals.pop() if refusals else None
 
     def prepare(self) -> None:
-        """Make sure that there can be workers.
+        """Find the event loop for the workers, for a dispatcher that `_needs_loop`.
 
         Raises:
-            RuntimeError: There cannot.
+            RuntimeError: There is none.
         """
 
     # ---- waking workers
@@ -194,13 +200,17 @@ class Dispatcher(ABC, Generic[T]):
         wakeups = self.scheduler.wakeups
         while wakeups:
             try:
-                worker, waiter = wakeups.popleft()
-            except IndexError:  # another thread has just done it
+                wakeup = worker, waiter = wakeups[0]
+            except IndexError:  # another thread has just carried it out
                 return
+            # Carried out before it is removed: a signal's exception in between costs a second
+            # wake-up, and no wake-up is lost.
             if waiter is None:
                 self._try_to_start(worker)
             else:
                 self._resume(waiter)
+            with suppress(ValueError):  # another thread has carried it out as well
+                wakeups.remove(wakeup)
 
     def _wake_unstarted(self) -> None:
         """Start all workers of which it is not sure that they were started."""
@@ -210,21 +220,24 @@ class Dispatcher(ABC, Generic[T]):
 
     def _wake_another(self) -> None:
         """Start or wake another worker, if that is possible; from a worker."""
-        try:
-            self._wake_workers()
-        except Exception as error:  # noqa: BLE001 - the system refuses a thread, perhaps
-            report_unraisable(error)
+        if self.scheduler.wakeups:
+            try:
+                self._wake_workers()
+            except Exception as error:  # noqa: BLE001 - the system refuses a thread, perhaps
+                report_unraisable(error)
 
     def _try_to_start(self, worker: Worker) -> None:
+        with self._lock:
+            if not self.scheduler.claim_start(worker):
+                return
         try:
             if self.scheduler.closed:
                 raise closed_error()  # noqa: TRY301 - it ends as the others
             self._start(worker)
-            worker.started = True
         except BaseException as error:
             with self._lock:
                 self.scheduler.rest(worker)
-                stuck = [] if self.scheduler.at_work else self.scheduler.queue.take_all()
+                stuck = [] if self.scheduler.at_work else self.scheduler.queue.requests()
             self.fail_all(stuck, error)  # for no worker would ever ask for them
             self._check_ended()
             if not isinstance(error, ClosedError):
@@ -232,11 +245,11 @@ class Dispatcher(ABC, Generic[T]):
 
     @abstractmethod
     def _start(self, worker: Worker) -> None:
-        """Let a worker ask for batches until there is none; once, even if it is started twice."""
+        """Let a worker ask for batches until there is none."""
 
     @abstractmethod
     def _resume(self, waiter: Any) -> None:
-        """Wake a worker that waits."""
+        """Wake a worker that waits; harmless if it was woken already."""
 
     # ---- from a worker
 
@@ -248,18 +261,21 @@ class Dispatcher(ABC, Generic[T]):
             decision = self.scheduler.next_batch(worker, waiter, now)
             stale = None
             if self.options.key is not None:
-                stale = self.scheduler.keys.tidy(self.scheduler.queue.has_group)
+                stale = self._keys.tidy(self.scheduler.queue.has_group)
         del stale  # without the lock: the keys are the user's
-        if reaped is not NOTHING_REAPED:
-            self._follow_up(reaped, now)
-        if decision is not None:
-            if decision.requests:
-                if self.options.metrics is not None:
+        try:
+            if reaped is not NOTHING_REAPED:
+                self._follow_up(reaped, now)
+            if decision is not None:
+                if decision.requests:
                     self._report_joined(decision.requests, now)
-                if self.scheduler.wakeups:
                     self._wake_another()
-            elif decision.wait is None:
-                self._check_ended()
+                elif decision.wait is None:
+                    self._check_ended()
+        except BaseException as error:  # KeyboardInterrupt too: no other code knows the batch
+            if decision is not None:
+                self.fail_all(decision.requests, error)
+            raise
         return decision
 
     def take_joining(self, slots: int, spent: float) -> list[Request[T]]:
@@ -270,10 +286,12 @@ class Dispatcher(ABC, Generic[T]):
             now = clock.monotonic()
             reaped = self.scheduler.reap(now)
             joining = self.scheduler.join(now, slots=slots, spent=spent)
-        if reaped is not NOTHING_REAPED:
+        try:
             self._follow_up(reaped, now)
-        if self.options.metrics is not None:
             self._report_joined(joining, now)
+        except BaseException as error:
+            self.fail_all(joining, error)
+            raise
         return joining
 
     def _report_joined(self, joining: Sequence[Request[T]], now: float) -> None:
@@ -492,6 +510,6 @@ class Dispatcher(ABC, Generic[T]):
         self._lock = RLock()
         if self.scheduler.totals.opened:
             self.forked = True
-            for request in self.scheduler.queue.take_all():
+            for request in self.scheduler.queue.requests():
                 request.refuse_after_fork()
                 request.finish(StreamEnd(FinishReason.ERROR, 0, error=self._forked_error()))

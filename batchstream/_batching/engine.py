@@ -155,6 +155,7 @@ class EngineBatch(RequestBatch[T]):
             self._owner.fail_all([request], error)
             return
         self._costs[slot] = submission.cost
+        request.slot = slot  # before it is one of the pump's buffers, which others may end by slot
         self.pump.fanout.occupy(slot, request, submission.max_outputs)
         self._seat(slot, request)
 

@@ -82,10 +82,9 @@ class BatcherOptions(Generic[RequestT, T]):
         return core_of(self.rules, len(limits), limits if limited else None)
 
     def cost_of(self, content: RequestT) -> float:
-        """Return what a request costs, 1 without a `cost` function."""
-        if self.cost is None:
-            return 1.0
-        return check_number("what cost returns", self.cost(content))
+        """Return what a request costs; for batchers with a `cost`."""
+        cost: Any = self.cost
+        return check_number("what cost returns", cost(content))
 
     def limit_of(self, content: RequestT) -> int | None:
         """Return how many outputs a request gets at most."""

@@ -16,8 +16,8 @@ until a request arrives.
 In continuous batching there is one group, no timeout, and `take` is asked before each step for as
 many requests as there are free slots.
 
-Not safe for threads: the holder of the batcher's lock makes one call at a time. Groups are told
-apart by identity; nothing of the caller's is compared, hashed or called.
+Not safe for threads: the holder of the batcher's lock makes one call at a time. Groups are
+compared by identity; nothing of the caller's is compared, hashed or called.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class WaitingQueue(Generic[RequestT]):
         max_pending: How many may wait.
 
     Attributes:
-        expiries: Until when requests may wait, as a heap; with entries of requests that do not wait
-            any more.
+        expiries: Until when requests may wait, as a heap of pairs with a number; also of requests
+            that do not wait any more.
     """
 
     def __init__(
@@ -88,11 +88,13 @@ class WaitingQueue(Generic[RequestT]):
         self._max_pending = max_pending
         # In the order of arrival. Not a dict, whose first key is the farther the more were deleted.
         self._groups: dict[object, OrderedDict[RequestT, None]] = {}
-        self.expiries: list[tuple[float, int, RequestT]] = []
-        self._number = count()
+        # Of numbers, not of requests: a stale entry must not hold the user's objects.
+        self.expiries: list[tuple[float, int]] = []
+        self._expiring: dict[int, RequestT] = {}
+        self._numbers = count()
         # Every request that waits; it may be in its group a moment earlier or later, if a signal's
         # exception comes between.
-        self._all: set[RequestT] = set()
+        self._all: dict[RequestT, int | None] = {}  # with the numbers of those that expire
 
     def __len__(self) -> int:
         return len(self._all)
@@ -100,7 +102,7 @@ class WaitingQueue(Generic[RequestT]):
     def __contains__(self, request: object) -> bool:
         return request in self._all
 
-    def append(self, request: RequestT, room: Callable[[], int] = int) -> None:
+    def append(self, request: RequestT, room: Callable[[], int]) -> None:
         """Add a request that has not arrived before any that came earlier.
 
         Args:
@@ -124,10 +126,13 @@ class WaitingQueue(Generic[RequestT]):
                 pending=waiting,
                 max_pending=self._max_pending,
             )
-        self._all.add(request)
+        number, wait_until = None, request.wait_until
+        if wait_until is not None:
+            number = next(self._numbers)
+            self._expiring[number] = request
+            heappush(self.expiries, (wait_until, number))
+        self._all[request] = number
         self._groups.setdefault(request.group, OrderedDict())[request] = None
-        if request.wait_until is not None:
-            heappush(self.expiries, (request.wait_until, next(self._number), request))
 
     def has_group(self, group: object) -> bool:
         """Whether requests of this group wait."""
@@ -144,8 +149,8 @@ class WaitingQueue(Generic[RequestT]):
         """Take out the requests that have waited for as long as they may, the earliest first."""
         expired: list[RequestT] = []
         while self.expiries and self.expiries[0][0] <= now:
-            request = heappop(self.expiries)[2]
-            if request in self._all:
+            request = self._expiring.get(heappop(self.expiries)[1])
+            if request is not None:
                 self._remove((request,))
                 expired.append(request)
         return expired
@@ -175,11 +180,9 @@ class WaitingQueue(Generic[RequestT]):
         self._remove(joining)
         return joining
 
-    def take_all(self) -> list[RequestT]:
-        """Take out all requests, the oldest first."""
-        requests = sorted(self._all, key=lambda request: request.arrived)
-        self._remove(requests)
-        return requests
+    def requests(self) -> list[RequestT]:
+        """Return all requests that wait, the oldest first."""
+        return sorted(self._all, key=lambda request: request.arrived)
 
     def ready_at(self) -> float | None:
         """Return when `take` or `expire` will give a request, if no other arrives.
@@ -194,7 +197,7 @@ class WaitingQueue(Generic[RequestT]):
                 at = next(iter(requests)).arrived
             if earliest is None or at < earliest:
                 earliest = at
-        while self.expiries and self.expiries[0][2] not in self._all:
+        while self.expiries and self.expiries[0][1] not in self._expiring:
             heappop(self.expiries)
         if self.expiries and (earliest is None or self.expiries[0][0] < earliest):
             earliest = self.expiries[0][0]
@@ -224,7 +227,9 @@ class WaitingQueue(Generic[RequestT]):
 
     def _remove(self, requests: Iterable[RequestT]) -> None:
         for request in requests:
-            self._all.discard(request)
+            number = self._all.pop(request, None)
+            if number is not None:
+                self._expiring.pop(number, None)
             group = self._groups.get(request.group)
             if group is not None:
                 group.pop(request, None)
@@ -232,7 +237,7 @@ class WaitingQueue(Generic[RequestT]):
                     del self._groups[request.group]
         # A request that has joined may take long, and its entry would stay until it had expired.
         if len(self.expiries) > 2 * len(self._all) + _TIDY_ABOVE:
-            self.expiries = [entry for entry in self.expiries if entry[2] in self._all]
+            self.expiries = [entry for entry in self.expiries if entry[1] in self._expiring]
             heapify(self.expiries)
 
 

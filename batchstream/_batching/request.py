@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 NO_SLOT: Final = -1
 
-RequestState: TypeAlias = Literal["new", "waiting", "joined", "withdrawn", "finished"]
-RequestEvent: TypeAlias = Literal["submit", "join", "end"]
+RequestState: TypeAlias = Literal["new", "waiting", "refused", "joined", "withdrawn", "finished"]
+RequestEvent: TypeAlias = Literal["submit", "refuse", "join", "end"]
 
 REQUEST_LIFE: Final[dict[tuple[RequestState, RequestEvent], RequestState]] = {
     ("new", "submit"): "waiting",
-    ("new", "end"): "withdrawn",
+    ("waiting", "refuse"): "refused",
     ("waiting", "join"): "joined",
     ("waiting", "end"): "withdrawn",
     ("joined", "end"): "finished",
@@ -147,7 +147,7 @@ class Request(Buffer[T]):
     @property
     def deadline(self) -> float | None:
         """When it fails if it goes on as it is."""
-        return self.until if self.state == "joined" else self.wait_until
+        return self.wait_until if self.state in ("new", "waiting") else self.until
 
     def deadline_error(self, now: float) -> DeadlineError | None:
         """Return the error of the deadline that has passed, if one has and it has not ended."""
@@ -159,7 +159,7 @@ class Request(Buffer[T]):
                 f"{self.name} was not finished within {deadlines.timeout} seconds (timeout)",
                 timeout=deadlines.timeout,
             )
-        waits = self.state != "joined" and deadlines.wait_timeout is not None
+        waits = self.state in ("new", "waiting") and deadlines.wait_timeout is not None
         if waits and deadlines.wait_until is not None and deadlines.wait_until <= now:
             assert deadlines.wait_timeout is not None  # noqa: S101 - for the type checker
             return DeadlineError(

@@ -7,7 +7,7 @@ Theory of operation
 
 A *worker*, a thread or a task, asks for its next batch until there is none: then it is idle. While
 a batch could still grow, one worker waits until a certain time. When a request is submitted, some
-worker has to ask when it is time. None has to be woken if all are at work, for each asks again when
+worker has to ask when it is time. While all workers are at work none is woken: each asks again when
 its batch has ended. A worker that waits longer than that is woken; else an idle one is started.
 
 Requests end in any thread, without the lock: each queues itself in `ended_requests`, and the next
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple
 
 from typing_extensions import TypeVar
 
-from batchstream._batching.queue import KeyInterner, WaitingQueue
+from batchstream._batching.queue import WaitingQueue
 from batchstream._batching.request import FREED, REQUEST_LIFE, closed_error
 from batchstream._batching.totals import Totals
 from batchstream._core.errors import OverloadedError
@@ -51,16 +51,16 @@ class Worker:
         started: Whether it was started; from then on it asks for batches until there is none.
         busy: Whether it has taken a batch, and has not asked since.
         began: Whether its code has begun to run.
-        place: Its thread or task, once it was started.
+        thread_or_task: What it runs in, once it was started.
     """
 
-    __slots__ = ("began", "busy", "place", "started")
+    __slots__ = ("began", "busy", "started", "thread_or_task")
 
     def __init__(self) -> None:
         self.started = False
         self.busy = False
         self.began = False
-        self.place: Any = None
+        self.thread_or_task: Any = None
 
 
 class Reaped(NamedTuple):
@@ -105,7 +105,6 @@ class Scheduler(Generic[T]):
         wakeups: What to do without the lock: pairs of a worker and the waiter by which to wake it,
             or None where it is to be started.
         queue: The requests that wait.
-        keys: One object for each of their keys.
         batches: The batches that run.
         totals: The figures.
         closed: Whether no request is accepted any more, and all fail.
@@ -120,7 +119,6 @@ class Scheduler(Generic[T]):
             max_batch_cost=options.max_batch_cost,
             max_pending=options.max_pending,
         )
-        self.keys = KeyInterner()
         self.batches: set[RequestBatch[T]] = set()
         self.totals = Totals()
         self.closed = False
@@ -156,11 +154,11 @@ class Scheduler(Generic[T]):
         try:
             self.queue.append(request, self._room)
         except BaseException as error:
+            request.state = REQUEST_LIFE[request.state, "refuse"]
             self.totals.open.discard(request)
             self.totals.refused += isinstance(error, OverloadedError)
             raise
-        if self._waiting or len(self._at_work) < self._max_workers:
-            self.wake_worker()
+        self.wake_worker()
 
     def _room(self) -> int:
         """Return how many requests could join at once."""
@@ -171,6 +169,8 @@ class Scheduler(Generic[T]):
     def join(self, now: float, *, slots: int, spent: float = 0.0) -> list[Request[T]]:
         """Take the requests that join a batch with so many free slots, which costs so much."""
         joining: list[Request[T]] = []
+        if self.closed:
+            return joining
         waited: list[float] = []
         while not joining and (taken := self.queue.take(now, slots=slots, spent=spent)):
             for request in taken:
@@ -179,45 +179,54 @@ class Scheduler(Generic[T]):
                     joining.append(request)
                     waited.append(now - request.arrived)
         if joining:
-            self.totals.join(waited)
+            self.totals.count_joined(waited)
         return joining
 
     def reap(self, now: float) -> Reaped:
         """Count the requests that have ended, and take out those that have waited too long."""
-        overdue: Sequence[Request[T]] = ()
-        if self.queue.expiries and self.queue.expiries[0][0] <= now:
-            overdue = self.queue.expire(now)
-        elif not self.ended_requests:
+        expiries = self.queue.expiries
+        has_expired = bool(expiries) and expiries[0][0] <= now
+        if not (has_expired or self.ended_requests):
             return NOTHING_REAPED
         finished: list[Request[T]] = []
         dropped: list[object] = []
         while self.ended_requests:
             request = self.ended_requests[0]
-            if self.queue.remove(request):
+            # One that has expired was taken out before, and still is in the state of waiting.
+            if self.queue.remove(request) or request.state == "waiting":
                 dropped.append(request.submission)
                 request.submission = FREED
-            if self.totals.finish(request):
-                request.state = REQUEST_LIFE[request.state, "end"]
+            # No change for one that was refused, or that a reap which was broken off has counted.
+            request.state = REQUEST_LIFE.get((request.state, "end"), request.state)
+            if self.totals.count_finished(request):
                 finished.append(request)
             else:
                 dropped.append(request)
-            request.pump = None  # which refers to the other requests of its batch
+            dropped.append(request.pump)  # which refers to the other requests of its batch
+            request.pump = None
             # Last: an exception that breaks this off leaves the request to the next holder.
-            self.ended_requests.popleft()
-        return Reaped(finished, overdue, dropped)
+            try:
+                self.ended_requests.remove(request)
+            except ValueError:
+                pass  # a signal's handler has closed the batcher, and reaped it, a moment ago
+        # Behind the requests that have ended: those are not overdue.
+        return Reaped(finished, self.queue.expire(now) if has_expired else (), dropped)
 
     def close(self) -> tuple[list[Request[T]], list[RequestBatch[T]]]:
         """Accept no request any more; return the waiting requests, and the batches that run."""
+        # In this order: a worker that is woken finds the batcher closed, and is woken once.
         self.closed = True
         self.wakeups.extend((worker, waiter) for worker, (_, waiter) in self._waiting.items())
         self._waiting.clear()
-        return self.queue.take_all(), list(self.batches)
+        # The requests stay in the queue until they have ended and are reaped: where a signal's
+        # exception breaks off their failing, another `close` finds them.
+        return self.queue.requests(), list(self.batches)
 
     def end_batch(self, batch: RequestBatch[T]) -> None:
         """Count a batch that has ended, once."""
         if batch in self.batches:
             self.batches.discard(batch)
-            self.totals.end_batch(batch.step_totals())
+            self.totals.count_batch(batch.step_totals())
 
     def statistics(self) -> BatcherStatistics:
         """Return the figures; changes none, because a signal may have interrupted a change."""
@@ -250,10 +259,9 @@ class Scheduler(Generic[T]):
         joining = self.join(now, slots=self._max_batch_size)
         if joining:
             worker.busy = True
-            if self._waiting or len(self._at_work) < self._max_workers:
-                self.wake_worker()  # for the requests that still wait
+            self.wake_worker()  # for the requests that still wait
             return Decision(joining)
-        at = self.queue.ready_at()
+        at = None if self.closed else self.queue.ready_at()
         if at is not None and all(until > at for until, _ in self._waiting.values()):
             self._waiting[worker] = at, waiter
             return Decision([], max(at - now, 0.0))
@@ -261,22 +269,29 @@ class Scheduler(Generic[T]):
         return Decision([])
 
     def wake_worker(self) -> None:
-        """Queue the wake-up of a worker, if none would ask for the waiting requests in time.
-
-        Callers skip it where all workers are at work and none waits: each of them asks again.
-        """
+        """Queue the wake-up of a worker, if none would ask for the waiting requests in time."""
+        if not self._waiting and len(self._at_work) >= self._max_workers:
+            return  # each of them asks again when its batch has ended
         at = self.queue.ready_at()
         if at is None:
             return
         for worker, (until, waiter) in self._waiting.items():
             if until > at:
-                self.wakeups.append((worker, waiter))
+                self.wakeups.append((worker, waiter))  # first: see the top of this module
                 del self._waiting[worker]
                 return
-        if not self._waiting and len(self._at_work) < self._max_workers:
+        if not self._waiting:
             worker = self._idle.pop() if self._idle else Worker()
+            worker.started = False
             self.wakeups.append((worker, None))
             self._at_work.add(worker)
+
+    def claim_start(self, worker: Worker) -> bool:
+        """Mark a worker as started; False if it is already, or has been taken from work."""
+        if worker.started or worker not in self._at_work:
+            return False
+        worker.started = True
+        return True
 
     def wake_unstarted(self) -> None:
         """Queue the wake-ups again of workers of which it is not sure that they were started."""

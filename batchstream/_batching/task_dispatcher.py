@@ -38,6 +38,7 @@ class TaskDispatcher(Dispatcher[T]):
             requests of the batch.
     """
 
+    _needs_loop = True
     _reuses_workers = False
 
     def __init__(
@@ -92,10 +93,10 @@ class TaskDispatcher(Dispatcher[T]):
                 partial(self._work, worker, loop),
                 partial(self._task_ended, worker, loop),
             )
-            worker.place = loop.spawn(main, at_end, self.context.copy())
+            worker.thread_or_task = loop.spawn(main, at_end, self.context.copy())
         except BaseException as error:
             with self._lock:
-                waiting = self.scheduler.queue.take_all()
+                waiting = self.scheduler.queue.requests()
             self.fail_all(waiting, error)
             self._rest(worker)
             raise
@@ -133,6 +134,7 @@ class TaskDispatcher(Dispatcher[T]):
         try:
             pump, batch = self._open_batch(self, requests)
             self.add_batch(batch)
+            requests.clear()  # which have buffers in the pump: none is kept until the batch ends
         except BaseException as error:  # noqa: BLE001 - fails the requests: the task has no caller
             self.fail_all(requests, error)
             return
@@ -143,6 +145,7 @@ class TaskDispatcher(Dispatcher[T]):
 
     def _task_ended(self, worker: Worker, loop: EventLoop) -> None:
         """Start another worker after a task has ended, if need be, unless the loop ends."""
+        worker.thread_or_task = None  # which refers to this dispatcher
         if not worker.began:  # it was cancelled before
             self._give_up_loop(loop)
         self._rest(worker)
@@ -157,7 +160,7 @@ class TaskDispatcher(Dispatcher[T]):
             if self._loop is not loop:  # another thread has, and there may be another loop
                 return
             self._loop, self._dead_loop = None, loop.key
-            waiting = self.scheduler.queue.take_all()
+            waiting = self.scheduler.queue.requests()
             workers = self.scheduler.dismiss_workers()
             batches = list(self.scheduler.batches) if closed else []
         self.fail_all(waiting, _loop_closed())
@@ -165,8 +168,8 @@ class TaskDispatcher(Dispatcher[T]):
             batch.pump.poll()
             self.end_batch(batch)
         for worker in workers:
-            if closed and worker.place is not None:
-                worker.place.forget()
+            if closed and worker.thread_or_task is not None:
+                worker.thread_or_task.forget()
         self._check_ended()
 
     # ---- from a consumer
@@ -179,7 +182,8 @@ class TaskDispatcher(Dispatcher[T]):
             ClosedError: This is a fork of the process that uses the batcher.
         """
         super()._check_waitable(loop)
-        if loop is None and self._loop is not None and self._loop.is_here:
+        ours = self._loop  # once: another thread may give it up
+        if loop is None and ours is not None and ours.is_here:
             raise RuntimeError(
                 "to wait for this stream would block the event loop that its function runs in: "
                 "use astream there"

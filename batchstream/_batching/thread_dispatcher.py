@@ -37,8 +37,6 @@ class ThreadDispatcher(Dispatcher[T]):
             requests of the batch and the worker's thread.
     """
 
-    _reuses_workers = True
-
     def __init__(
         self,
         options: BatcherOptions[Any, T],
@@ -55,15 +53,15 @@ class ThreadDispatcher(Dispatcher[T]):
 
     def _start(self, worker: Worker) -> None:
         running.add(self)
-        thread: WorkerThread | None = worker.place
+        thread: WorkerThread | None = worker.thread_or_task
         try:
             if thread is None:
                 thread = WorkerThread()
                 self._threads.append(thread)
-                worker.place = thread
+                worker.thread_or_task = thread
             thread.do(partial(self._work, worker))
         except BaseException:  # a signal's exception, perhaps: the thread may be known only here
-            if thread is not None and worker.place is None:
+            if thread is not None and worker.thread_or_task is None:
                 thread.end()
             raise
 
@@ -71,7 +69,10 @@ class ThreadDispatcher(Dispatcher[T]):
         return any(thread.is_current for thread in self._threads)
 
     def _resume(self, waiter: Any) -> None:
-        waiter.release()
+        try:
+            waiter.release()
+        except RuntimeError:
+            pass  # another thread has released it
 
     # ---- in a worker's thread
 
@@ -84,7 +85,7 @@ class ThreadDispatcher(Dispatcher[T]):
                 if decision is None:
                     return
                 if decision.requests:
-                    self._run_batch(decision.requests, worker.place)
+                    self._run_batch(decision.requests, worker.thread_or_task)
                 elif decision.wait is None:
                     return
                 else:
@@ -98,6 +99,7 @@ class ThreadDispatcher(Dispatcher[T]):
         try:
             pump, batch = self._open_batch(self, requests, thread)
             self.add_batch(batch)
+            requests.clear()  # which have buffers in the pump: none is kept until the batch ends
         except BaseException as error:  # noqa: BLE001 - fails the requests: the thread has no caller
             self.fail_all(requests, error)
             return
@@ -111,7 +113,7 @@ class ThreadDispatcher(Dispatcher[T]):
     def _check_ended(self) -> None:
         if not self.scheduler.at_work:
             running.discard(self)
-            if self.scheduler.at_work:  # since
+            if self.scheduler.at_work:  # another thread has started a worker in between
                 running.add(self)
         if self.ended:
             _end_all(self._threads)

@@ -52,7 +52,7 @@ class Totals:
         """How many requests were accepted."""
         return len(self.open) + self.finished.total()
 
-    def finish(self, request: Request[Any]) -> bool:
+    def count_finished(self, request: Request[Any]) -> bool:
         """Count a request that has ended; False if it was counted before, or never accepted."""
         if request not in self.open:
             return False
@@ -60,13 +60,13 @@ class Totals:
         self.finished[request.ends[0].reason] += 1
         return True
 
-    def join(self, waited: Sequence[float]) -> None:
+    def count_joined(self, waited: Sequence[float]) -> None:
         """Count requests that joined a batch together, after so many seconds each."""
         self._batch_sizes[len(waited)] += 1
         self._waited += sum(waited)
         self._longest_wait = max(self._longest_wait, *waited)
 
-    def end_batch(self, steps: StepTotals) -> None:
+    def count_batch(self, steps: StepTotals) -> None:
         """Count what a batch has done that has ended."""
         self._past = _sum([self._past, steps])
 

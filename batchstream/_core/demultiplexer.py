@@ -186,8 +186,10 @@ class Demultiplexer(Generic[T]):
             ClosedError: The batch has ended or failed.
         """
         values = self.feed_plain(step)
-        if values is not None:
-            return Delivery(self.live, values)
+        return self.feed_other(step) if values is None else Delivery(self.live, values)
+
+    def feed_other(self, step: object) -> Delivery[T]:
+        """Take a step that `feed_plain` did not take; see `feed`."""
         self._advance("feed")
         try:
             elements = read_step(step, self._size, self._steps)
@@ -206,7 +208,7 @@ class Demultiplexer(Generic[T]):
 
         Returns:
             The outputs in the order of `live`, which has not changed; or None, with nothing taken,
-            where the step is anything else: then `feed` it.
+            where the step is anything else: then `feed_other` takes it.
         """
         if self._live is None:
             self._refresh()

@@ -22,7 +22,7 @@ from typing_extensions import TypeVar
 from batchstream._core.errors import SourceError, report_unraisable
 from batchstream._handoff.event import Event
 from batchstream._handoff.parking import ParkingLot
-from batchstream._pumps.fanout import Fanout
+from batchstream._pumps.fanout import Fanout, View
 from batchstream._pumps.life import Life
 from batchstream._pumps.process import forkable, forked_batch_error
 from batchstream._pumps.room import Room
@@ -97,16 +97,19 @@ class BackgroundPump(ABC, Generic[T]):
         parking: ParkingLot | None = None,
         buffers: Iterable[Buffer[T]] | None = None,
     ) -> None:
-        self.fanout: Fanout[T] = Fanout(core, buffers=buffers)
+        view: View | None = None if hooks is None else "by slot"
+        self.fanout: Fanout[T] = Fanout(core, buffers=buffers, view=view)
         self.forked = False
         self._parking = ParkingLot() if parking is None else parking
         self.closed = Event(self._parking)
         self._hooks = hooks
-        if hooks is not None:
-            self.fanout.read("by slot")
         self._room = Room(bound)
         self.fanout.free_steps = self._room.limit  # all streams are empty
         self._life = Life()
+        if hooks is not None:
+            # A worker moves it from here on: were its last request to end before the first step, no
+            # other thread may drop it.
+            self._life.leave_new("start")
         self._closing = False  # whether a caller of close waits, and gets what the source raises
         self._close_error: BaseException | None = None
         self._last_error: BaseException | None = None
@@ -300,16 +303,17 @@ class BackgroundPump(ABC, Generic[T]):
             self._wake(failed)
         except BaseException as another:  # noqa: BLE001 - of ours, out of memory perhaps
             report_unraisable(another)  # and `_drain` fails what is left
-        if self._hooks is not None:
-            self._hooks.failed()
+        hooks = self._hooks  # once: another thread may close the pump of a closed event loop
+        if hooks is not None:
+            hooks.failed()
 
     def _drain(self) -> None:
         """End all streams: no step follows. The source is closed next."""
         fanout = self.fanout
-        if self._life.state == "running":
-            self._life.advance("drain")
-        if self._hooks is not None:
-            self._hooks.drained()
+        self._life.advance("drain")
+        hooks = self._hooks
+        if hooks is not None:
+            hooks.drained()
         if fanout.departures:
             fanout.apply_departures()
         for buffer in list(fanout.live_buffers):  # none, unless the pump itself has failed
@@ -326,8 +330,7 @@ class BackgroundPump(ABC, Generic[T]):
                 self._close_error = last
             else:
                 report_unraisable(last)
-        if self._life.state == "drained":
-            self._life.advance("close")
+        self._life.advance("close")
         self._hooks = None  # which refer to this pump
         self.closed.set()
         self._wake([*self.fanout.buffers, self.fanout.deliveries])

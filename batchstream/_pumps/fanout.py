@@ -53,6 +53,7 @@ class Fanout(Generic[T]):
     Args:
         core: Decides what a step gives to which slot.
         buffers: One for each slot, where they exist already.
+        view: How the batch is read, if that is decided.
 
     Attributes:
         core: The same.
@@ -68,7 +69,11 @@ class Fanout(Generic[T]):
     """
 
     def __init__(
-        self, core: Demultiplexer[T], *, buffers: Iterable[Buffer[T]] | None = None
+        self,
+        core: Demultiplexer[T],
+        *,
+        buffers: Iterable[Buffer[T]] | None = None,
+        view: View | None = None,
     ) -> None:
         self.core = core
         self.buffers = list(map(Buffer, range(core.size)) if buffers is None else buffers)
@@ -76,8 +81,9 @@ class Fanout(Generic[T]):
         self.departures: deque[Buffer[T]] = deque()
         self.deliveries: Buffer[Delivery[T]] = Buffer(len(self.buffers), "the batch")
         self.free_steps = 0
-        self.view: View | None = None
-        self._decided: dict[str, View] = {}  # a dict, because setting a default is atomic
+        self.view = view
+        # A dict, because setting a default is atomic.
+        self._decided: dict[str, View] = {} if view is None else {"view": view}
         # The lists to append to: of all slots, and of the slots of the last step.
         self._tails_by_slot = [buffer.tail for buffer in self.buffers]
         self.tails: list[list[T]] = []
@@ -191,40 +197,50 @@ class Fanout(Generic[T]):
 
     def take(self, step: object, live: tuple[int, ...]) -> Sequence[object]:
         """Hand out a step, and return the buffers that got something."""
-        if live is self.tails_of and (values := self.core.feed_plain(step)) is not None:
-            given_to = self._given_to
-            any(map(append, self.tails, values))  # in C: append returns None
-            self.steps_until_turn_over -= 1
-            if not self.steps_until_turn_over:
-                self.turn_over()
-            return given_to
-        return self.hand_out(self.core.feed(step))
+        values = self.core.feed_plain(step)
+        if values is None:
+            return self.hand_out(self.core.feed_other(step))
+        if live is not self.tails_of:
+            return self.hand_out(Delivery(live, values))
+        given_to = self._given_to
+        any(map(append, self.tails, values))  # in C: append returns None
+        self.steps_until_turn_over -= 1
+        if not self.steps_until_turn_over:
+            self.turn_over()
+        return given_to
 
     def hand_out(self, delivery: Delivery[T]) -> Sequence[object]:
         """Hand out what the core decided, and return the buffers that got something or ended."""
         slots, values, ends = delivery
-        by_time = self.view == "by time"
-        if not by_time:
-            if slots is not self.tails_of:
-                self.tails = list(map(self._tails_by_slot.__getitem__, slots))
-                self._given_to = list(map(self.buffers.__getitem__, slots))
-                self.tails_of = slots
-                if len(set(slots)) < len(slots):
-                    self.free_steps = 0  # a stream got more than one output: count anew
-            any(map(append, self.tails, values))
-            self.steps_until_turn_over -= 1
-            if not self.steps_until_turn_over:
-                self.turn_over()
-        changed: list[object] = list(map(self.buffers.__getitem__, slots))
+        if self.view == "by time":
+            if ends:
+                self._finish_streams(ends)
+            self._add_delivery(delivery)
+            return (self.deliveries,)
+        if slots is not self.tails_of:
+            self.tails = list(map(self._tails_by_slot.__getitem__, slots))
+            self._given_to = list(map(self.buffers.__getitem__, slots))
+            self.tails_of = slots
+            if len(set(slots)) < len(slots):
+                self.free_steps = 0  # a stream got more than one output: count anew
+        given_to = self._given_to
+        any(map(append, self.tails, values))
+        self.steps_until_turn_over -= 1
+        if not self.steps_until_turn_over:
+            self.turn_over()
+        if ends:
+            # Behind the outputs: a reader asks for the end before it counts the outputs.
+            return [*given_to, *self._finish_streams(ends)]
+        return given_to
+
+    def _finish_streams(self, ends: Sequence[tuple[int, StreamEnd]]) -> list[Buffer[T]]:
+        finished = []
         for slot, end in ends:
             buffer = self.buffers[slot]
-            buffer.finish(end)  # behind its last output: a reader asks for the end first
+            buffer.finish(end)
             self.live_buffers.discard(buffer)
-            changed.append(buffer)
-        if by_time:
-            self._add_delivery(delivery)
-            changed.append(self.deliveries)
-        return changed
+            finished.append(buffer)
+        return finished
 
     def fail(self, error: BaseException) -> Sequence[object]:
         """Fail the streams that have no end yet, and return their buffers.

@@ -39,9 +39,5 @@ class Life:
         return True
 
     def advance(self, event: LifeEvent) -> None:
-        """Go on to the state to which an event leads from here.
-
-        Raises:
-            KeyError: The event cannot happen in this state.
-        """
-        self.state = PUMP_LIFE[self.state, event]
+        """Go on to the state to which an event leads, unless another thread has been there."""
+        self.state = PUMP_LIFE.get((self.state, event), self.state)

@@ -26,6 +26,7 @@ from batchstream._core.errors import (
     BufferOverflowError,
     report_unraisable,
 )
+from batchstream._core.records import Delivery
 from batchstream._pumps.fanout import Fanout, append
 from batchstream._pumps.process import forkable, forked_batch_error
 
@@ -199,16 +200,20 @@ class PullPump(Generic[T]):
                 fanout.hand_out(core.finish())
             else:
                 # `Fanout.take`, written out: most steps are plain, and pass no other code.
-                if live is fanout.tails_of and (values := core.feed_plain(step)) is not None:
-                    any(map(append, fanout.tails, values))
-                    fanout.steps_until_turn_over -= 1
-                    if not fanout.steps_until_turn_over:
-                        fanout.turn_over()
-                    ended = False
-                else:
-                    delivery = core.feed(step)
+                values = core.feed_plain(step)
+                if values is None:
+                    delivery = core.feed_other(step)
                     fanout.hand_out(delivery)
                     ended = bool(delivery.ends)
+                else:
+                    ended = False
+                    if live is fanout.tails_of:
+                        any(map(append, fanout.tails, values))
+                        fanout.steps_until_turn_over -= 1
+                        if not fanout.steps_until_turn_over:
+                            fanout.turn_over()
+                    else:
+                        fanout.hand_out(Delivery(live, values))
             self.version += 1
         except BaseException as error:  # noqa: BLE001 - goes to all streams, and is raised if need be
             failure = error

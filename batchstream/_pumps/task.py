@@ -101,7 +101,6 @@ class TaskPump(BackgroundPump[T]):
 
     async def run(self, loop: EventLoop, task: PumpTask) -> None:
         """Make every step, and close the source, in the calling task: that of a worker."""
-        self._life.leave_new("start")
         self._loop, self._task = loop, task
         try:
             await self._run(task)
@@ -139,7 +138,7 @@ class TaskPump(BackgroundPump[T]):
     async def _make_steps(self, task: PumpTask) -> None:
         fanout, loop = self.fanout, self._loop
         assert loop is not None  # noqa: S101 - for the type checker
-        here = loop.key
+        here, hooks = loop.key, self._hooks
         turns_due: list[None] = []  # not empty until the other tasks of the loop had a turn
         while live := self._goes_on():
             if fanout.free_steps:  # for a plain step in every live stream, as is mostly known
@@ -153,8 +152,8 @@ class TaskPump(BackgroundPump[T]):
                 self._wake(fanout.hand_out(fanout.core.finish()))
                 continue
             self._parking.wake(fanout.take(step, live), here)
-            if self._hooks is not None:
-                self._hooks.after_step(live)
+            if hooks is not None:
+                hooks.after_step(live)
             # A source that never has to wait leaves the others in the loop their turn. One that
             # does has been asked for its next step before they take it.
             if turns_due:

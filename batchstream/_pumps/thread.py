@@ -90,7 +90,7 @@ class ThreadPump(BackgroundPump[T]):
                     raise
             else:
                 running.add(self)
-                self._thread.end_after(self._run)
+                self._thread.end_after(self.run)
 
     def close(self) -> None:
         """Cancel what is live, and wait until the source is closed and the thread has ended.
@@ -118,12 +118,8 @@ class ThreadPump(BackgroundPump[T]):
     # ---- in the thread
 
     def run(self) -> None:
-        """Make every step, and close the source, in the calling thread: that of a worker."""
-        self._life.leave_new("start")
-        self._run()
-
-    def _run(self) -> None:
-        fanout = self.fanout
+        """Make every step, and close the source, in the calling thread."""
+        fanout, hooks = self.fanout, self._hooks
         try:
             while live := self._goes_on():
                 if fanout.free_steps:  # for a plain step in every live stream, as is mostly known
@@ -137,8 +133,8 @@ class ThreadPump(BackgroundPump[T]):
                     self._wake(fanout.hand_out(fanout.core.finish()))
                     continue
                 self._wake(fanout.take(step, live))
-                if self._hooks is not None:
-                    self._hooks.after_step(live)
+                if hooks is not None:
+                    hooks.after_step(live)
         except BaseException as error:  # noqa: BLE001 - goes to all streams: the thread has no caller
             self._fail(error)
         finally:

@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 class WorkerThread:
-    """A daemon thread that does one thing after another, until it is let go.
+    """A daemon thread that does one thing after another, until `end`.
 
     A daemon, because a program may exit while a source is stuck in a step.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Generic, Self, final
+from typing import TYPE_CHECKING, Any, Generic, Self, cast, final
 
 from typing_extensions import TypeVar
 
@@ -186,7 +186,7 @@ class BatchedStream(AnyBatch[Stream[T], T]):
         """
         steps = None if self._steps is None else self._steps()
         if steps is None:  # one at a time: its reader knows what it has received
-            steps = _Steps(self, self._pump)
+            steps = _Steps.of(self, self._pump)
             self._steps = weakref.ref(steps)
         return steps
 
@@ -205,21 +205,23 @@ class BatchedStream(AnyBatch[Stream[T], T]):
         self._pump.close()
 
 
-class _Steps(Generic[T]):
+class _Steps(chain["Delivery[T]"], Generic[T]):
     """The deliveries of a batch as an iterator; it keeps the batch and its streams alive."""
 
-    __slots__ = ("__weakref__", "_batch", "_deliveries", "_reader")
+    __slots__ = ("__weakref__", "_batch", "_reader")
+    _batch: BatchedStream[T]
+    _reader: StreamReader[Delivery[T]]
 
-    def __init__(self, batch: BatchedStream[T], pump: PullPump[T] | ThreadPump[T]) -> None:
+    @classmethod
+    def of(cls, batch: BatchedStream[T], pump: PullPump[T] | ThreadPump[T]) -> _Steps[T]:
+        reader = StreamReader(pump.fanout.deliveries, pump)
+        steps = cast("_Steps[T]", cls.from_iterable(reader.parts))
+        steps._attach(batch, reader)  # noqa: SLF001 - a chain's __init__ would take it for parts
+        return steps
+
+    def _attach(self, batch: BatchedStream[T], reader: StreamReader[Delivery[T]]) -> None:
         self._batch = batch
-        self._reader = StreamReader(pump.fanout.deliveries, pump)
-        self._deliveries = chain.from_iterable(self._reader.parts)
+        self._reader = reader
 
     def __del__(self) -> None:
         self._reader.abandon()
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Delivery[T]:
-        return next(self._deliveries)

@@ -30,6 +30,10 @@ class Ticket:
         return self.name
 
 
+def no_room():
+    return 0
+
+
 def queue_of(tickets=(), **options):
     """Return a queue in which these wait, given as pairs of name and group."""
     made = WaitingQueue(**{"max_batch_size": SIZE, "max_pending": 99} | options)
@@ -38,7 +42,7 @@ def queue_of(tickets=(), **options):
         if isinstance(ticket, str):
             ticket = Ticket(ticket, ticket[0], arrived=float(number))  # noqa: PLW2901
         waiting.append(ticket)
-        made.append(ticket)
+        made.append(ticket, no_room)
     return made, waiting
 
 
@@ -111,7 +115,7 @@ def test_a_group_whose_next_request_does_not_fit_is_full():
     tickets = [Ticket("a", cost=3.0), Ticket("b", cost=3.0)]
     made, _ = queue_of(tickets[:1], max_batch_cost=5.0, batch_timeout=9.0)
     assert made.take(0.0, slots=SIZE) == []
-    made.append(tickets[1])
+    made.append(tickets[1], no_room)
     assert made.ready_at() == 0.0
     assert names(made.take(0.0, slots=SIZE)) == ["a"]
     assert made.ready_at() == 9.0
@@ -121,7 +125,7 @@ def test_a_group_whose_next_request_does_not_fit_is_full():
 def test_what_costs_more_than_a_batch_is_refused_and_does_not_wait():
     made, _ = queue_of(max_batch_cost=5.0)
     with pytest.raises(ValueError, match=r"costs 5.5, more than a batch may cost: 5.0"):
-        made.append(Ticket("a", cost=5.5))
+        made.append(Ticket("a", cost=5.5), no_room)
     assert len(made) == 0
     assert made.ready_at() is None
 
@@ -130,10 +134,10 @@ def test_what_costs_more_than_a_batch_is_refused_and_does_not_wait():
 def test_more_than_may_wait_are_refused_and_counted_right():
     made, waiting = queue_of(["a1", "b1"], max_pending=2)
     with pytest.raises(OverloadedError) as raised:
-        made.append(Ticket("c"))
+        made.append(Ticket("c"), no_room)
     assert (raised.value.pending, raised.value.max_pending) == (2, 2)
     assert made.remove(waiting[0])
-    made.append(Ticket("c"))
+    made.append(Ticket("c"), no_room)
     assert len(made) == 2
 
 
@@ -171,7 +175,7 @@ def test_expired_requests_come_out_the_earliest_first():
     assert made.expire(2.0) == []
     assert made.ready_at() == 0.0  # for the others
     assert made.expire(99.0) == [tickets[0]]
-    assert made.take_all() == [tickets[2]]
+    assert made.requests() == [tickets[2]]
 
 
 def test_no_request_expires_that_has_joined_or_was_withdrawn():
@@ -185,21 +189,21 @@ def test_no_request_expires_that_has_joined_or_was_withdrawn():
 def test_wake_at_is_the_earliest_of_all_reasons():
     made, _ = queue_of(batch_timeout=5.0)
     assert made.ready_at() is None
-    made.append(Ticket("a", arrived=1.0))
+    made.append(Ticket("a", arrived=1.0), no_room)
     assert made.ready_at() == 6.0
-    made.append(late := Ticket("b", "other", arrived=2.0, wait_until=4.0))
+    made.append(late := Ticket("b", "other", arrived=2.0, wait_until=4.0), no_room)
     assert made.ready_at() == 3.0  # half of the time that it may wait
     made.remove(late)
     assert made.ready_at() == 6.0
-    made.append(Ticket("c", arrived=3.0, wait_until=9.5))
+    made.append(Ticket("c", arrived=3.0, wait_until=9.5), no_room)
     assert made.ready_at() == 6.0
 
 
 @pytest.mark.rule(29)
 def test_a_batch_goes_at_half_of_the_time_that_its_request_may_wait():
     made, _ = queue_of(batch_timeout=5.0)
-    made.append(Ticket("a", arrived=1.0))
-    made.append(Ticket("b", arrived=2.0, wait_until=4.0))
+    made.append(Ticket("a", arrived=1.0), no_room)
+    made.append(Ticket("b", arrived=2.0, wait_until=4.0), no_room)
     assert made.take(2.9, slots=SIZE) == []
     assert names(made.take(3.0, slots=SIZE)) == ["a", "b"]
 
@@ -208,23 +212,22 @@ def test_a_batch_goes_at_half_of_the_time_that_its_request_may_wait():
 def test_requests_for_which_there_is_room_do_not_count_as_waiting():
     made, _ = queue_of(["a1"], max_pending=1)
     with pytest.raises(OverloadedError):
-        made.append(Ticket("b"), lambda: 0)
+        made.append(Ticket("b"), no_room)
     made.append(Ticket("b"), lambda: 1)
     with pytest.raises(OverloadedError):
         made.append(Ticket("c"), lambda: 1)
 
 
-def test_take_all_gives_every_request_in_the_order_of_arrival():
+def test_all_requests_are_in_the_order_of_arrival():
     made, waiting = queue_of(["a1", "b1", "a2", "c1", "b2"])
-    assert made.take_all() == waiting
-    assert made.take_all() == []
-    assert (len(made), made.ready_at()) == (0, None)
+    assert made.requests() == waiting
+    assert len(made) == 5
 
 
 def test_memory_entries_of_requests_that_have_left_are_tidied_up():
     made, _ = queue_of()
     for number in range(1000):
-        made.append(ticket := Ticket(str(number), wait_until=1e9))
+        made.append(ticket := Ticket(str(number), wait_until=1e9), no_room)
         assert made.remove(ticket) if number % 2 else made.take(0.0, slots=1) == [ticket]
     assert len(made.expiries) < 200
     assert not made._groups
@@ -233,7 +236,7 @@ def test_memory_entries_of_requests_that_have_left_are_tidied_up():
 # ---- against a naive model
 
 
-class AdmissionMachine(RuleBasedStateMachine):
+class QueueMachine(RuleBasedStateMachine):
     """Each request comes out exactly once, when and as the model says."""
 
     @initialize(
@@ -300,10 +303,10 @@ class AdmissionMachine(RuleBasedStateMachine):
         ticket.wait_until = None if patience is None else self.now + patience
         if len(self.waiting) == self.max_pending:
             with pytest.raises(OverloadedError) as raised:
-                self.queue.append(ticket)
+                self.queue.append(ticket, no_room)
             assert raised.value.pending == len(self.waiting)
             return
-        self.queue.append(ticket)
+        self.queue.append(ticket, no_room)
         self.submitted += 1
         self.waiting.append(ticket)
 
@@ -362,10 +365,12 @@ class AdmissionMachine(RuleBasedStateMachine):
             self.come_out([ticket])
 
     @rule()
-    def take_all(self):
-        waiting = list(self.waiting)
-        assert self.queue.take_all() == waiting
-        self.come_out(waiting)
+    def remove_all(self):
+        assert self.queue.requests() == self.waiting
+        for ticket in self.queue.requests():
+            assert self.queue.remove(ticket)
+        self.come_out(list(self.waiting))
+        assert self.queue.ready_at() is None
 
     @invariant()
     def as_many_wait_as_have_not_come_out(self):
@@ -375,12 +380,12 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "queue"):
-            self.take_all()
+            self.remove_all()
             assert len({id(ticket) for ticket in self.out}) == len(self.out) == self.submitted
 
 
-TestAdmission = AdmissionMachine.TestCase
-TestAdmission.settings = settings(max_examples=150, stateful_step_count=40)
+TestQueue = QueueMachine.TestCase
+TestQueue.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 # ---- keys
