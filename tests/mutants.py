@@ -32,12 +32,12 @@ TESTS = (
     "test_demux.py",
     "test_errors.py",
     "test_sync.py",
+    "test_interrupts.py",
     "test_lifecycle.py",
     "test_contract_errors.py",
     "test_demux_stateful.py",
     "test_schedules.py",
     "test_loops.py",
-    "test_interrupts.py",
     "test_garbage.py",
     "test_async_sources.py",
     "test_contract_closing.py",
@@ -470,7 +470,7 @@ MUTANTS = [
         "an interrupt leaves the task cancelled",
         "                self._task.uncancel()\n",
         "",
-        ("test_loops.py",),
+        ("test_async_sources.py",),
     ),
     # ---- batchers
     Mutant(
@@ -648,12 +648,12 @@ def run(mutant: Mutant) -> str:
             return NOT_RUN
         tests = [path_of(name) for name in mutant.noticed_by]
         tests += ["-k", mutant.only] * bool(mutant.only)
-        told = {"PYTHONPATH": folder, "PY_COLORS": "0", "SCHEDULES": str(SCHEDULES), **PLUGINS}
+        variables = {"PYTHONPATH": folder, "PY_COLORS": "0", "SCHEDULES": str(SCHEDULES), **PLUGINS}
         try:
             completed = subprocess.run(  # noqa: S603 - our own tests
                 [python, *PYTEST, *tests],
                 cwd=copy,
-                env={**os.environ, **told},
+                env={**os.environ, **variables},
                 capture_output=True,
                 text=True,
                 check=False,
