@@ -1,6 +1,7 @@
 """Settings for every test of the core: nothing here needs more than the core's test packages."""
 
 import os
+import signal
 import sys
 
 import pytest
@@ -17,6 +18,11 @@ settings.register_profile(
     phases=[phase for phase in Phase if phase not in {Phase.shrink, Phase.explain}],
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+# A shell lets programs in the background ignore interrupts, and these pass that on to what they
+# start: here to servers and workers, which then could not be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -32,12 +32,12 @@ TESTS = (
     "test_demux.py",
     "test_errors.py",
     "test_sync.py",
+    "test_interrupts.py",
     "test_lifecycle.py",
     "test_contract_errors.py",
     "test_demux_stateful.py",
     "test_schedules.py",
     "test_loops.py",
-    "test_interrupts.py",
     "test_garbage.py",
     "test_async_sources.py",
     "test_contract_closing.py",
@@ -471,7 +471,7 @@ MUTANTS = [
         "an interrupt leaves the task cancelled",
         "                self._task.uncancel()\n",
         "",
-        ("test_loops.py",),
+        ("test_async_sources.py",),
     ),
     # ---- batchers
     Mutant(
@@ -536,8 +536,8 @@ MUTANTS = [
     ),
     Mutant(
         "a request that was cancelled goes on waiting",
-        "                self.queue.remove(request)\n",
-        "",
+        "if self.queue.remove(request) or request.state",
+        "if request.state",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
@@ -580,7 +580,7 @@ MUTANTS = [
     ),
     Mutant(
         "a worker whose wake-up is carried out twice is started twice",
-        "if worker.started or worker not in self._at_work:",
+        "if worker.claim is not None or worker not in self._at_work:",
         "if worker not in self._at_work:",
         SCHEDULER,
     ),
@@ -667,13 +667,13 @@ def run(mutant: Mutant) -> str:
             return NOT_RUN
         tests = [path_of(name) for name in mutant.noticed_by]
         tests += ["-k", mutant.only] * bool(mutant.only)
-        told = {"PYTHONPATH": folder, "PY_COLORS": "0", "SCHEDULES": str(SCHEDULES), **PLUGINS}
-        told["HYPOTHESIS_PROFILE"] = "mutants"
+        variables = {"PYTHONPATH": folder, "PY_COLORS": "0", "SCHEDULES": str(SCHEDULES), **PLUGINS}
+        variables["HYPOTHESIS_PROFILE"] = "mutants"
         try:
             completed = subprocess.run(  # noqa: S603 - our own tests
                 [python, *PYTEST, *tests],
                 cwd=copy,
-                env={**os.environ, **told},
+                env={**os.environ, **variables},
                 capture_output=True,
                 text=True,
                 check=False,

@@ -227,16 +227,18 @@ class Dispatcher(ABC, Generic[T]):
                 report_unraisable(error)
 
     def _try_to_start(self, worker: Worker) -> None:
-        with self._lock:
-            if not self.scheduler.claim_start(worker):
-                return
+        claim = object()
         try:
+            with self._lock:
+                if not self.scheduler.claim_start(worker, claim):
+                    return
             if self.scheduler.closed:
                 raise closed_error()  # noqa: TRY301 - it ends as the others
             self._start(worker)
         except BaseException as error:
             with self._lock:
-                self.scheduler.rest(worker)
+                if worker.claim is claim:
+                    self.scheduler.rest(worker)
                 stuck = [] if self.scheduler.at_work else self.scheduler.queue.requests()
             self.fail_all(stuck, error)  # for no worker would ever ask for them
             self._check_ended()

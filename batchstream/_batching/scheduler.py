@@ -48,16 +48,17 @@ class Worker:
     """A thread or a task that runs one batch after another.
 
     Attributes:
-        started: Whether it was started; from then on it asks for batches until there is none.
+        claim: What has started it, an object of the starter's own; None if it was not started. From
+            its start on it asks for batches until there is none.
         busy: Whether it has taken a batch, and has not asked since.
         began: Whether its code has begun to run.
         thread_or_task: What it runs in, once it was started.
     """
 
-    __slots__ = ("began", "busy", "started", "thread_or_task")
+    __slots__ = ("began", "busy", "claim", "thread_or_task")
 
     def __init__(self) -> None:
-        self.started = False
+        self.claim: object = None
         self.busy = False
         self.began = False
         self.thread_or_task: Any = None
@@ -282,20 +283,20 @@ class Scheduler(Generic[T]):
                 return
         if not self._waiting:
             worker = self._idle.pop() if self._idle else Worker()
-            worker.started = False
+            worker.claim = None
             self.wakeups.append((worker, None))
             self._at_work.add(worker)
 
-    def claim_start(self, worker: Worker) -> bool:
-        """Mark a worker as started; False if it is already, or has been taken from work."""
-        if worker.started or worker not in self._at_work:
+    def claim_start(self, worker: Worker, claim: object) -> bool:
+        """Let one caller start a worker; False if another has, or it was taken from work."""
+        if worker.claim is not None or worker not in self._at_work:
             return False
-        worker.started = True
+        worker.claim = claim
         return True
 
     def wake_unstarted(self) -> None:
         """Queue the wake-ups again of workers of which it is not sure that they were started."""
-        self.wakeups.extend((worker, None) for worker in self._at_work if not worker.started)
+        self.wakeups.extend((worker, None) for worker in self._at_work if worker.claim is None)
 
     def rest(self, worker: Worker) -> bool:
         """Take a worker from work; False if it was not at work."""
@@ -303,7 +304,8 @@ class Scheduler(Generic[T]):
             return False
         self._at_work.discard(worker)
         self._waiting.pop(worker, None)
-        worker.busy = worker.started = False
+        worker.busy = False
+        worker.claim = None
         if self._reuses_workers:
             self._idle.append(worker)
         return True

@@ -1,4 +1,4 @@
-"""What every form of batcher promises: outputs, batches, and those who leave."""
+"""What every form of batcher promises: outputs, batches, and requests that leave."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ async def test_a_slot_is_known_when_the_request_has_joined_a_batch(form):
     assert second.slot == 0
 
 
-# ---- who is in a batch
+# ---- the requests of a batch
 
 
 @pytest.mark.rule(29)
@@ -461,7 +461,7 @@ def test_requests_for_which_there_is_room_do_not_count_as_waiting():
     batcher.close()
 
 
-# ---- those who leave
+# ---- requests that leave
 
 
 @pytest.mark.rule(29)
@@ -648,10 +648,10 @@ async def test_a_timeout_that_cannot_be_is_refused(form, option, value, error):
 @pytest.mark.rule(19)
 @every_batcher
 async def test_a_slow_consumer_is_cut_off_and_the_others_do_not_wait_for_it(form):
-    told, model = form.recorder(), form.model()
-    batcher = form.batcher(model, max_buffered=3, metrics=told)
+    recorder, model = form.recorder(), form.model()
+    batcher = form.batcher(model, max_buffered=3, metrics=recorder)
     slow = form.submit(batcher, "pqrstuvw")
-    await told.finished_once.wait()
+    await recorder.finished_once.wait()
     assert slow.finish_reason is FinishReason.ERROR
     assert await form.rest(form.submit(batcher, "ab")) == ["a", "b"]
     outputs, [error] = await form.read(slow)

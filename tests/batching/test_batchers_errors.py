@@ -310,7 +310,7 @@ async def test_after_a_step_that_raised_every_request_is_removed_from_the_engine
 
 
 class Factory:
-    """Makes engines, and fails as often as it is told."""
+    """Makes engines, and fails as often as it is asked to."""
 
     def __init__(self, *models):
         self.models = list(models)

@@ -1,4 +1,4 @@
-"""When a dynamic batch is formed, by whom, and what a function is decorated into."""
+"""When a dynamic batch is formed, in which worker, and what a function is decorated into."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ SUBMITTING = knobs.files_of_submission()
 
 
 def interrupted_submission(batcher, line):
-    """Submit, with an interrupt before the so-manyth line of the batcher; tell where, if at all."""
+    """Submit, with an interrupt before the so-manyth line of the batcher; return that line."""
     where = None
     left = line
 
@@ -28,7 +28,7 @@ def interrupted_submission(batcher, line):
         if code.co_filename not in SUBMITTING:
             return None
         text = linecache.getline(code.co_filename, frame.f_lineno)
-        # A signal strikes between instructions that a trace function does not tell apart: neither
+        # A signal strikes between instructions that a trace function does not distinguish: neither
         # as a lock is taken or given back, nor at a `try` that does nothing.
         if event == "line" and "with self._lock" not in text and text.strip() != "try:":
             left -= 1

@@ -194,11 +194,11 @@ def test_a_stream_that_waits_is_named_by_its_request():
 @every_batcher
 async def test_metrics_are_called_once_for_each_event(form):
     gate = form.gate()
-    told = form.recorder()
+    recorder = form.recorder()
     model = form.model(gates={0: gate})
-    # In continuous batching a slot is free, and who finds room does not count as waiting.
+    # In continuous batching a slot is free: a request that finds room does not count as waiting.
     max_pending = 2 if form.continuous else 3
-    batcher = form.batcher(model, max_batch_size=2, max_pending=max_pending, metrics=told)
+    batcher = form.batcher(model, max_batch_size=2, max_pending=max_pending, metrics=recorder)
     streams = await form.submit_behind(batcher, gate, "ab", "c", "de", "f")
     with pytest.raises(OverloadedError):
         form.submit(batcher, "g")
@@ -208,15 +208,15 @@ async def test_metrics_are_called_once_for_each_event(form):
         await form.rest(stream)
     await form.close(batcher)
     figures = batcher.statistics()
-    assert len(told.named("submitted")) == 4 == figures.opened
-    assert len(told.named("refused")) == 1 == figures.refused
-    joined = [waited for (waited,) in told.named("joined")]
+    assert len(recorder.named("submitted")) == 4 == figures.opened
+    assert len(recorder.named("refused")) == 1 == figures.refused
+    joined = [waited for (waited,) in recorder.named("joined")]
     assert sum(map(len, joined)) == 3
     assert len(joined) == figures.batches
     assert sum(map(sum, joined)) == pytest.approx(figures.waited)
     assert max(map(max, joined)) == figures.longest_wait
-    assert told.named("stepped") == [(len(step), 2) for step in model.worked_on]
-    finished = told.named("finished")
+    assert recorder.named("stepped") == [(len(step), 2) for step in model.worked_on]
+    finished = recorder.named("finished")
     assert len(finished) == 4
     assert {id(end) for end, _, _ in finished} == {id(stream.end) for stream in streams}
     assert sorted(joined for _, joined, _ in finished) == [False, True, True, True]
@@ -225,11 +225,11 @@ async def test_metrics_are_called_once_for_each_event(form):
 
 @every_batcher
 async def test_metrics_are_called_for_an_error_though_nothing_happens_after_it(form):
-    told = form.recorder()
-    batcher = form.batcher(form.model(raises={1: ValueError("no")}), metrics=told)
+    recorder = form.recorder()
+    batcher = form.batcher(form.model(raises={1: ValueError("no")}), metrics=recorder)
     outputs, _ = await form.read(form.submit(batcher, "abc"))
     assert outputs == ["a"]
-    await told.finished_once.wait()
+    await recorder.finished_once.wait()
 
 
 @pytest.mark.rule(24)
@@ -246,17 +246,17 @@ async def test_metrics_that_raise_fail_no_request(form, unheard, kind):
 
             return method
 
-    told = Raising()
+    recorder = Raising()
     gate = form.gate()
     model = form.model(gates={0: gate})
-    batcher = form.batcher(model, max_batch_size=1, metrics=told, max_pending=2)
+    batcher = form.batcher(model, max_batch_size=1, metrics=recorder, max_pending=2)
     streams = await form.submit_behind(batcher, gate, "abc", "d", "e")
     with pytest.raises(OverloadedError):
         form.submit(batcher, "f")
     gate.open()
     assert [await form.rest(stream) for stream in streams] == [list("abc"), ["d"], ["e"]]
     await form.close(batcher)
-    assert len(unheard) == told.calls
+    assert len(unheard) == recorder.calls
     assert {str(error) for error in unheard} == {
         "submitted",
         "refused",
@@ -623,7 +623,7 @@ def test_a_request_that_was_cancelled_while_it_waited_frees_what_was_submitted()
         gate.reached.wait(TIMEOUT)
         waiting = batcher.stream("b")
         waiting.cancel()
-        batcher.stream("c").cancel()  # takes note
+        batcher.stream("c").cancel()  # removes ended requests
         assert knobs.request_of(waiting).submission.content is None
         gate.opened.set()
         assert list(running) == ["a"]

@@ -1,7 +1,7 @@
 """Both batchers against a model that is too plain to be wrong, one step at a time.
 
 The engine, or the function, waits in each of its steps until the machine lets it make one. So the
-machine knows at each moment who is in the batch, and what each request has been given.
+machine knows at each moment which requests are in the batch, and what each request has been given.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Ask:
     received: list[Any] = field(default_factory=list)
     fails: bool = False
     given_up: bool = False
-    told: bool = False
-    # Why it has ended; several where it depends on who notices first.
+    raised: bool = False
+    # Why it has ended; several where it depends on which thread notices first.
     ends: frozenset[FinishReason] = frozenset()
     error: type | None = None
 
@@ -66,7 +66,7 @@ class Ask:
 
 
 class Seats:
-    """The engine and the function; both wait in each step, and check who is there."""
+    """The engine and the function; both wait in each step, and check which requests are there."""
 
     def __init__(self):
         self.turnstile = Turnstile()
@@ -137,7 +137,7 @@ class Seats:
             while True:
                 live = yield self.make_step()
                 self.check(live, "a step without a request")
-                self.check(set(live) <= set(self.seats), "told of who was not live")
+                self.check(set(live) <= set(self.seats), "sent a slot that was not live")
                 self.seats = {slot: self.seats[slot] for slot in live}
         finally:
             self.seats = {}
@@ -170,13 +170,13 @@ class BatcherMachine(RuleBasedStateMachine):
             self.batcher = DynamicBatcher(self.model.generate, key=lambda ask: ask.key, **options)
         self.asks = []
         self.waiting = []
-        self.running = []  # who is in the step that the model waits in
+        self.running = []  # the requests in the step that the model waits in
         self.refused = 0
 
     # ---- what has to happen
 
     def fit(self, asks, running):
-        """Return those of the waiting who fit, first come first served."""
+        """Return the waiting requests that fit, first come first served."""
         joining = []
         spent = sum(ask.cost for ask in running)
         for ask in asks:
@@ -342,9 +342,9 @@ class BatcherMachine(RuleBasedStateMachine):
                 errors.append(type(error))
         assert len(errors) <= 1, "an error was raised twice"
         if ask.ends and not ask.given_up:
-            assert errors == [ask.error] * (ask.error is not None and not ask.told)
+            assert errors == [ask.error] * (ask.error is not None and not ask.raised)
             assert len(ask.received) == ask.given
-            ask.told = True
+            ask.raised = True
         assert ask.received == [(ask.number, n) for n in range(len(ask.received))]
 
     @rule(seconds=st.sampled_from([0.4, NEAR, NEAR]))

@@ -113,9 +113,9 @@ async def test_an_error_that_cannot_be_pickled_or_copied_kills_no_worker(form):
 @every_batcher
 async def test_when_all_clients_have_gone_at_most_one_more_step_is_made(form):
     """LitServe: all 50 steps still run. Ray Serve: 63 of 200 became 200, never closed."""
-    gate, told = form.gate(), form.recorder()
+    gate, recorder = form.gate(), form.recorder()
     streams = await form.submit_together(
-        {"metrics": told}, {"gates": {3: gate}}, "a" * 50, "b" * 50
+        {"metrics": recorder}, {"gates": {3: gate}}, "a" * 50, "b" * 50
     )
     await gate.reached.wait()
     for stream in streams:
@@ -245,16 +245,18 @@ async def test_each_caller_is_raised_an_error_of_its_own(form):
 @every_batcher
 async def test_a_consumer_that_does_not_read_holds_no_more_than_its_bound(form):
     """Ray Serve: 19 999 outputs buffered, without a bound."""
-    told, most = form.recorder(), []
+    recorder, most = form.recorder(), []
 
     def look(_):
         most.append(knobs.buffered(stream))
 
     first = form.gate()
-    batcher = form.batcher(form.model(gates={0: first}, on_step=look), max_buffered=8, metrics=told)
+    batcher = form.batcher(
+        form.model(gates={0: first}, on_step=look), max_buffered=8, metrics=recorder
+    )
     stream = form.submit(batcher, "x" * 20_000)
     first.open()
-    await told.finished_once.wait()
+    await recorder.finished_once.wait()
     assert max(most) <= 8
     assert knobs.buffered(stream) == 9  # and the step that showed it
 

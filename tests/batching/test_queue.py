@@ -155,7 +155,7 @@ def test_groups_are_distinguished_by_identity():
     assert names(made.take(0.0, slots=SIZE)) == ["b"]
 
 
-# ---- those who leave
+# ---- requests that leave
 
 
 def test_a_request_is_withdrawn_once():
@@ -258,7 +258,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.out = []
 
     def groups(self):
-        """Return those who wait, by group, the group of the oldest first."""
+        """Return the requests that wait, by group, the group of the oldest first."""
         groups = {}
         for ticket in self.waiting:
             groups.setdefault(ticket.group, []).append(ticket)

@@ -42,8 +42,9 @@ def woken(scheduler):
     """Return the wake-ups that are queued, and carry them out."""
     wakeups = list(scheduler.wakeups)
     scheduler.wakeups.clear()
-    for worker, _ in wakeups:
-        worker.started = True
+    for worker, waiter in wakeups:
+        if waiter is None:
+            assert scheduler.claim_start(worker, object())
     return wakeups
 
 
@@ -144,7 +145,7 @@ def test_a_worker_that_was_started_twice_is_dismissed_the_second_time(scheduler)
 
 def test_workers_of_which_it_is_not_sure_that_they_were_started_are_woken_again(scheduler):
     worker = started(scheduler)
-    worker.started = False
+    worker.claim = None
     scheduler.wake_unstarted()
     assert woken(scheduler) == [(worker, None)]
     scheduler.wake_unstarted()

@@ -465,7 +465,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.scheduler.wakeups.remove(wakeup)
 
     def claim(self, worker):
-        claimed = self.scheduler.claim_start(worker)
+        claimed = self.scheduler.claim_start(worker, object())
         is_at_work = worker in knobs.workers_at_work(self.scheduler)
         assert claimed is (is_at_work and worker not in self.started)
         if claimed:
@@ -737,7 +737,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         to_start = [worker for worker, waiter in self.scheduler.wakeups if waiter is None]
         begun = {*self.claimed, *(run.worker for run in self.runs)}
         for worker in at_work:
-            assert worker in begun or (worker in to_start and not worker.started)
+            assert worker in begun or (worker in to_start and worker.claim is None)
         for run in self.active():
             if self.at_work(run):
                 assert run.worker.busy is not run.has_asked
@@ -752,7 +752,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return  # it could not be helped: the next request, or the next batch, is another try
         at_work = knobs.workers_at_work(self.scheduler)
         queued = [waiter for _, waiter in self.scheduler.wakeups]
-        to_start = [w for w, waiter in self.scheduler.wakeups if not (waiter or w.started)]
+        to_start = [w for w, waiter in self.scheduler.wakeups if not (waiter or w.claim)]
         in_time = [
             run
             for run in self.runs
@@ -814,7 +814,7 @@ def test_a_worker_that_is_idle_at_once_is_started_again_after_an_interrupt():
     scheduler = scheduler_of(threads=True)
     submit(scheduler, 0.0)
     [(worker, _)] = scheduler.wakeups
-    assert scheduler.claim_start(worker)
+    assert scheduler.claim_start(worker, object())
     assert scheduler.next_batch(worker, None, 0.0).requests
     assert scheduler.next_batch(worker, None, 0.0).wait is None  # its thread was quick
     scheduler.wakeups.clear()  # in the thread that has started it
@@ -822,14 +822,15 @@ def test_a_worker_that_is_idle_at_once_is_started_again_after_an_interrupt():
     scheduler.wakeups.clear()  # an exception strikes before it is started again
     scheduler.wake_unstarted()
     assert [each for each, _ in scheduler.wakeups] == [worker]
-    assert scheduler.claim_start(worker)
+    assert scheduler.claim_start(worker, object())
 
 
 def test_a_worker_that_is_about_to_be_started_is_not_started_twice():
     scheduler = scheduler_of(threads=False)
     submit(scheduler, 0.0)
     scheduler.wake_unstarted()  # another submission was interrupted
-    assert [scheduler.claim_start(worker) for worker, _ in scheduler.wakeups] == [True, False]
+    starts = [scheduler.claim_start(worker, object()) for worker, _ in scheduler.wakeups]
+    assert starts == [True, False]
 
 
 @pytest.mark.parametrize("threads", [False, True])

@@ -136,8 +136,8 @@ def test_every_metric_on_the_page_exists_and_no_other():
     exist = {f.name + "_total" * (f.type == "counter") for f in families}
     page = (ROOT / "docs" / "serving.md").read_text()
     assert set(re.findall(r"`(batchstream_\w+)", page)) == exist
-    told = set(re.findall(r"`(batchstream_\w+)`", prometheus.PrometheusMetrics.__doc__))
-    assert told == exist
+    listed = set(re.findall(r"`(batchstream_\w+)`", prometheus.PrometheusMetrics.__doc__))
+    assert listed == exist
 
 
 @every_page

@@ -444,7 +444,7 @@ def test_a_slow_stream_gives_what_it_holds_before_its_error_and_the_others_do_no
     assert set(reasons) == {FinishReason.ERROR, FinishReason.EOS}
 
 
-# ---- who reads
+# ---- consumers that compete or leave
 
 
 @pytest.mark.rule(21)
@@ -509,7 +509,7 @@ def test_a_waiting_source_is_broken_off_once_when_no_stream_is_live():
         batch, source, readers = opened(ENDLESS, wait=lambda _: asyncio.Event().wait())
 
         async def cancel(stream):
-            while not source.told:
+            while not source.sent:
                 await turns(1)
             stream.cancel()
 
@@ -560,7 +560,7 @@ def test_cancelling_the_task_of_the_pump_fails_every_stream_and_closes_the_sourc
         batch, source, readers = opened(ENDLESS, max_buffered=2)
 
         async def cancel_pump():
-            while not source.told:
+            while not source.sent:
                 await turns(1)
             await turns(2)
             [pump] = [task for task in asyncio.all_tasks() if task.get_name() == "batchstream pump"]

@@ -90,7 +90,7 @@ class Model:
                 live = yield {slot: output(requests[slot], number) for slot in live}
                 assert live, "advanced without a live request"
                 left = {requests[slot] for slot in live}
-                assert not self.given_up & left, "a cancel was not told with the next step"
+                assert not self.given_up & left, "a cancel was not sent with the next step"
         finally:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
@@ -118,7 +118,7 @@ class Client:
         self._task = None
 
     def submit(self):
-        """Submit the request, and tell whether it was accepted."""
+        """Submit the request, and return whether it was accepted."""
         try:
             self.stream = self._service.batcher.astream(self.request, **self._timeouts)
         except (ClosedError, OverloadedError) as error:
@@ -589,7 +589,7 @@ def test_a_request_that_times_out_as_it_joins_or_is_answered_has_one_end():
         )
         for client in clients:
             timeout, _ = limits[client.request]
-            assert timeout is None or client.ended_at <= timeout, "told too late"
+            assert timeout is None or client.ended_at <= timeout, "raised too late"
             ends[client.request, client.reason] += 1
         await service.end(DeadlineError)
 
@@ -857,7 +857,7 @@ def test_a_batcher_whose_loop_has_ended_goes_on_in_the_next():
 
 
 class Engine:
-    """A model that is driven step by step, and notes who sits where."""
+    """A model that is driven step by step, and records which request has which slot."""
 
     def __init__(self):
         self.seats = {}

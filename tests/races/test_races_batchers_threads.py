@@ -78,7 +78,7 @@ class Model:
 
 
 class Engine:
-    """A model that is driven step by step, and notes who sits where.
+    """A model that is driven step by step, and records which request has which slot.
 
     Args:
         fails_at: In which of its steps it raises.

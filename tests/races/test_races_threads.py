@@ -85,7 +85,7 @@ def end(batch, source):
 
 
 class Reader:
-    """Reads a stream to its end, and notes what it gives and raises."""
+    """Reads a stream to its end, and records what it gives and raises."""
 
     def __init__(self, stream, receive=next):
         self.outputs = []
@@ -426,7 +426,7 @@ def _fake_loops(monkeypatch):
 
 @pytest.fixture
 def _lasting_pauses(monkeypatch):
-    """Let a pump wait for room until it is told: no later look makes up for a lost wake-up."""
+    """Let a pump wait for room until it is woken: no later check makes up for a lost wake-up."""
     knobs.set_pause(monkeypatch, -1)
 
 

@@ -26,79 +26,90 @@ PACKAGE = str(Path(batchstream.__file__).parent)
 
 
 @contextmanager
-def each_opcode(function):
-    """Call the function before each opcode of the package; the block is given a way to end that."""
-    if sys.version_info < (3, 12):
+def tracing(left, strike):
+    """Call `strike` in this thread before the n-th opcode of the package and the next, until true.
 
-        def enter_frame(frame, event, arg):
-            if not frame.f_code.co_filename.startswith(PACKAGE):
-                return None
-            frame.f_trace_opcodes = True
-            frame.f_trace_lines = False
-            return at_event
+    Most of the time goes into opcodes that are only counted: nothing else is done for them.
+    """
 
-        def at_event(frame, event, arg):
-            if event == "opcode":
-                function()
-            return at_event
+    def enter_frame(frame, event, arg):
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        return at_event
 
-        before = sys.gettrace()
-        sys.settrace(enter_frame)
-        try:
-            yield lambda: sys.settrace(before)
-        finally:
-            sys.settrace(before)
-        return
+    def at_event(frame, event, arg):
+        nonlocal left
+        if event == "opcode":
+            left -= 1
+            if left <= 0 and strike():
+                sys.settrace(before)
+        return at_event
 
-    # From 3.12 on the events of settrace begin late in code that has not been traced before.
+    before = sys.gettrace()
+    sys.settrace(enter_frame)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+@contextmanager
+def monitoring_opcodes(left, strike):
+    """Do the same from 3.12 on, where settrace begins late in code that was not traced before."""
     monitoring, tool = sys.monitoring, 4
+    thread = threading.get_ident()
 
     def at_instruction(code, offset):
+        nonlocal left
         if not code.co_filename.startswith(PACKAGE):
             return monitoring.DISABLE
-        function()
+        if threading.get_ident() == thread:
+            left -= 1
+            if left <= 0 and strike():
+                monitoring.set_events(tool, 0)
         return None
 
     monitoring.use_tool_id(tool, "schedules")
     monitoring.register_callback(tool, monitoring.events.INSTRUCTION, at_instruction)
     monitoring.set_events(tool, monitoring.events.INSTRUCTION)
     try:
-        yield lambda: monitoring.set_events(tool, 0)
+        yield
     finally:
         monitoring.set_events(tool, 0)
         monitoring.register_callback(tool, monitoring.events.INSTRUCTION, None)
         monitoring.free_tool_id(tool)
 
 
+from_opcode = tracing if sys.version_info < (3, 12) else monitoring_opcodes
+
+
 class Switch:
     """Runs `first`, and `second` in another thread at the n-th opcode of the first."""
 
     def __init__(self, at, second, *, put_off):
-        self.opcodes_left = at
+        self.at = at
         self.second = second
         self.put_off = put_off
         self.done = False
         self.error = None
-        self.stop_tracing = lambda: None  # a finalizer may run before the block has begun
 
     def run(self, first):
-        self.thread = threading.get_ident()
-        with each_opcode(self.at_opcode) as self.stop_tracing:
+        with from_opcode(self.at, self.strike):
             first()
         if self.error is not None:
             raise self.error
 
-    def at_opcode(self):
-        if self.done or threading.get_ident() != self.thread:
-            return
-        self.opcodes_left -= 1
-        if self.opcodes_left <= 0 and not self.put_off():
+    def strike(self):
+        """Run `second`, unless it is put off; return whether that was done."""
+        if not self.done and not self.put_off():
             self.done = True
-            self.stop_tracing()  # the rest is as it is without: tracing takes most of the time
             thread = threading.Thread(target=self.run_second, daemon=True)
             thread.start()
             thread.join(TIMEOUT)
             assert not thread.is_alive(), "the second thread hangs"
+        return self.done
 
     def run_second(self):
         try:
@@ -158,7 +169,7 @@ def test_two_consumers_lose_and_repeat_nothing_wherever_one_interrupts_the_other
         def check():
             assert (received[0], received[1]) == EXPECTED[steps]
             assert source.closed == 1
-            assert len(source.told) == 3
+            assert len(source.sent) == 3
 
         return batch, lambda: read(0), lambda: read(1), check
 
@@ -256,7 +267,7 @@ def test_a_cancel_interrupted_by_other_consumers_is_settled_all_the_same():
             assert received == ["a", "b"]
             assert list(batch[1]) == []
             assert list(batch[2]) == [1, 2, 3]
-            assert source.told[-1] == (2,)
+            assert source.sent[-1] == (2,)
             assert source.closed == 1
 
         return batch, batch[1].cancel, lambda: received.extend(batch[0]), check
@@ -292,11 +303,11 @@ def test_a_cancel_from_another_thread_during_a_step_is_sent_with_the_next():
 
         def cancel():
             batch[1].cancel()
-            steps_when_cancelled.append(len(source.told))
+            steps_when_cancelled.append(len(source.sent))
 
         def check():
             [count] = steps_when_cancelled
-            assert all(live in {None, (0,)} for live in source.told[count:][1:])
+            assert all(live in {None, (0,)} for live in source.sent[count:][1:])
             assert source.closed == 1
 
         return batch, lambda: list(batch[0]), cancel, check

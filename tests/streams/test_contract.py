@@ -84,15 +84,15 @@ async def test_streams_give_the_same_if_no_other_reference_is_held(form):
 @pytest.mark.rule(1, 2)
 @every_form
 async def test_a_generator_is_a_source_like_any_other(form):
-    told = []
+    sent = []
 
     def model():
         for step in RAGGED:
-            told.append((yield step))  # noqa: PERF401 - no comprehension can yield
+            sent.append((yield step))  # noqa: PERF401 - no comprehension can yield
 
     batch = form.open(form.generator(model()), 3)
     assert [await form.rest(stream) for stream in batch] == OUTPUTS
-    assert told == [(0, 1, 2), (0, 2), (0,), (0,)]
+    assert sent == [(0, 1, 2), (0, 2), (0,), (0,)]
 
 
 @pytest.mark.rule(2)
@@ -205,7 +205,7 @@ async def test_a_receive_broken_off_while_it_waits_takes_nothing(form, held):
     gate.open()
     assert await form.rest(first) == [("a", n) for n in range(held, 2)]
     assert await form.rest(second) == [("b", 0), ("b", 1)]
-    assert script.told == [None, (0, 1), (0, 1)]
+    assert script.sent == [None, (0, 1), (0, 1)]
 
 
 @pytest.mark.rule(4, 23)
@@ -355,7 +355,7 @@ async def test_the_streams_of_a_closed_loop_are_cancelled_and_the_others_go_on(f
     outputs, _ = await form.concurrently(partial(form.rest, batch[0]), elsewhere)
     assert outputs == [("a", number) for number in range(8)]
     assert batch[1].finish_reason is FinishReason.CANCELLED
-    assert script.told[-1] == (0,)
+    assert script.sent[-1] == (0,)
 
 
 @pytest.mark.rule(22)
@@ -490,7 +490,7 @@ async def test_a_slow_stream_is_ended_where_the_policy_says_so(form, max_buffere
     assert outputs == [("b", number) for number in range(max_buffered + 1)]
     assert isinstance(error, SlowConsumerError)
     assert (error.slot, error.max_buffered) == (1, max_buffered)
-    assert script.told[max_buffered + 1 :] == [(0,)] * (10 - max_buffered)
+    assert script.sent[max_buffered + 1 :] == [(0,)] * (10 - max_buffered)
 
 
 @pytest.mark.rule(19)
@@ -580,11 +580,11 @@ async def test_a_step_wakes_all_its_consumers_with_one_call_into_their_loop(form
 @every_form
 async def test_by_time_every_output_and_end_is_in_the_step_that_brought_it(form):
     batch = form.open(form.script(RAGGED), 3)
-    told = [
+    delivered = [
         (delivery.outputs, [(slot, end.reason) for slot, end in delivery.ends])
         for delivery in await form.rest(batch.steps())
     ]
-    assert told == [
+    assert delivered == [
         ([(0, "a"), (1, "x"), (2, "p")], []),
         ([(0, "b"), (2, "q")], [(1, FinishReason.EOS)]),
         ([(0, "c"), (2, "r")], [(2, FinishReason.LENGTH)]),
@@ -625,8 +625,8 @@ async def test_by_time_a_cancelled_slot_is_delivered_once(form):
     await form.receive(steps)
     batch.cancel(1)
     batch.cancel(1)
-    told = [end for delivery in await form.rest(steps) for end in delivery.ends]
-    assert [(slot, end.reason) for slot, end in told] == [
+    delivered = [end for delivery in await form.rest(steps) for end in delivery.ends]
+    assert [(slot, end.reason) for slot, end in delivered] == [
         (1, FinishReason.CANCELLED),
         (0, FinishReason.EOS),
     ]

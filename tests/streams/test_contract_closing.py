@@ -379,8 +379,8 @@ async def test_the_source_is_sent_each_departure_with_its_next_step(form):
     assert await form.rest(streams[0]) == [0] * 6
     assert await form.rest(streams[2]) == [2] * 7
     everyone = (0, 1, 2, 3)
-    assert script.told == [None, everyone, (0, 2, 3), (0, 2, 3), (0, 2), (0, 2), (2,)]
-    assert script.told[2] is script.told[3]
+    assert script.sent == [None, everyone, (0, 2, 3), (0, 2, 3), (0, 2), (0, 2), (2,)]
+    assert script.sent[2] is script.sent[3]
 
 
 # ---- locks
@@ -444,7 +444,7 @@ async def test_dropping_the_last_reference_to_a_stream_cancels_it(form):
         gate.open()
     del streams[1:]
     assert await form.rest(streams[0]) == [("a", 1), ("a", 2)]
-    assert script.told[2] == (0,)
+    assert script.sent[2] == (0,)
 
 
 @pytest.mark.rule(25)
@@ -565,7 +565,7 @@ async def test_use_in_a_forked_child_raises_and_the_parent_goes_on(form, view):
     elif view != "never begun":
         await form.receive(batch[0])
     reader = {"not read yet": batch[1], "by time": steps}.get(view, batch[0])
-    told = []
+    results = []
 
     def use_in_child():
         async def use():
@@ -578,8 +578,8 @@ async def test_use_in_a_forked_child_raises_and_the_parent_goes_on(form, view):
         return form.in_own_loop(use)
 
     # In a thread of its own, which in the child runs no loop.
-    run_in_threads(lambda: told.append(in_forked_child(use_in_child)))
-    assert told == ["0"]
+    run_in_threads(lambda: results.append(in_forked_child(use_in_child)))
+    assert results == ["0"]
     gate.open()
     if view == "by time":
         assert len(await form.rest(steps)) == 3

@@ -152,7 +152,7 @@ async def test_tracebacks_do_not_grow_with_the_number_of_consumers(form):
         _, [own] = await form.read(stream)
         lengths.append(len(traceback.extract_tb(own.__traceback__)))
         lengths_of_original.append(len(traceback.extract_tb(original.__traceback__)))
-    assert len(set(lengths[1:])) == 1  # the first of those who pull did more
+    assert len(set(lengths[1:])) == 1  # the first thread that pulls did more
     assert len(set(lengths_of_original)) == 1
 
 
@@ -186,7 +186,7 @@ async def test_fail_ends_its_own_slot_alone(form):
     received, [own] = await form.read(second)
     assert received == ["x"]
     check_own(own, original)
-    assert script.told == [None, (0, 1), (0,), (0,)]
+    assert script.sent == [None, (0, 1), (0,), (0,)]
 
 
 @pytest.mark.rule(15, 17)

@@ -173,16 +173,7 @@ def test_a_pull_interrupted_at_any_line_leaves_the_next_receive_alone():
         assert list(stream) == ["b"]
 
 
-@pytest.fixture
-def _interruptible():
-    """Undo what a shell does to programs in the background: they ignore interrupts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.rule(14)
-@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal to itself")
 def test_an_interrupt_of_a_waiting_consumer_loses_no_output():
     gate = Gate()

@@ -95,7 +95,7 @@ def test_streams_in_any_order_equal_the_reference(batch, order, rng):
         else:
             needed = batch.steps_needed([index])
         most_steps = max(most_steps, needed)
-        assert len(source.told) == most_steps, "advanced further than needed"
+        assert len(source.sent) == most_steps, "advanced further than needed"
         if isinstance(got, Exception):
             errors[index] = got
             got = receive(stream)
@@ -127,7 +127,7 @@ def test_by_time_every_output_and_end_is_in_the_step_that_brought_it(batch):
             ends_at = batch.slots[slot].ends_at
             assert number == (len(batch.steps) if ends_at is None else ends_at)
     assert source.closed == 1
-    assert len(source.told) == batch.steps_needed()
+    assert len(source.sent) == batch.steps_needed()
     for slot, expected in enumerate(batch.slots):
         assert same(given_to[slot], expected.outputs)
         assert ends[slot].reason is expected.reason
@@ -171,7 +171,7 @@ def test_streams_read_in_threads_equal_the_reference(batch, threads):
     for slot, stream in zip(batch.slots, streams, strict=True):
         check_stream(stream, slot, *received[stream.slot])
     assert source.closed == 1
-    assert len(source.told) == batch.steps_needed()
+    assert len(source.sent) == batch.steps_needed()
 
 
 @pytest.mark.rule(12)

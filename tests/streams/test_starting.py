@@ -58,7 +58,7 @@ def test_a_thread_that_cannot_be_started_fails_every_stream(starting):
     assert source.closed == 1
     batch.close()
     assert [list(stream) for stream in batch] == [[], []]
-    assert (source.closed, source.told) == (1, [])
+    assert (source.closed, source.sent) == (1, [])
 
 
 @pytest.mark.rule(9)
@@ -73,7 +73,7 @@ def test_a_thread_that_cannot_be_started_fails_every_stream_in_event_loops(start
         await batch.aclose()
 
     asyncio.run(main())
-    assert (source.closed, source.told) == (1, [])
+    assert (source.closed, source.sent) == (1, [])
 
 
 @pytest.mark.rule(10)
@@ -165,4 +165,4 @@ def test_a_batch_closed_before_it_is_entered_raises(size):
             await batch.__aenter__()
 
     asyncio.run(main())
-    assert (source.closed, source.told) == (1, [])
+    assert (source.closed, source.sent) == (1, [])

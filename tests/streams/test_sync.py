@@ -50,7 +50,7 @@ def test_without_size_the_first_step_is_pulled_to_learn_it_and_none_is_lost():
 def test_with_size_nothing_is_pulled_before_the_first_receive():
     source = ScriptedSource([["a", "x"]])
     streams = demux(source, 2)
-    assert source.told == []
+    assert source.sent == []
     next(streams[0])
     assert source.pulled == 1
 
@@ -65,7 +65,7 @@ def test_an_empty_source_without_size_gives_no_streams_and_is_closed():
 def test_a_batch_of_no_slots_closes_its_source_untouched():
     source = ScriptedSource([["a"]])
     assert demux(source, 0) == ()
-    assert source.told == []
+    assert source.sent == []
     assert source.closed == 1
 
 
@@ -109,7 +109,7 @@ def test_wrong_arguments_are_refused_before_the_source_is_touched(arguments, err
     source = ScriptedSource([["a"]])
     with pytest.raises(error, match=says):
         demux(source, **arguments)
-    assert source.told == []
+    assert source.sent == []
     assert source.closed == 0
 
 
@@ -215,7 +215,7 @@ def test_drain_takes_what_is_buffered_and_asks_the_source_for_nothing():
     source = ScriptedSource([["a", "x"], ["b", "y"], ["c", Many(["z", "!"])], ["d", "."]])
     first, second = demux(source, 2)
     assert second.drain() == []
-    assert source.told == []
+    assert source.sent == []
     for _ in range(3):
         next(first)
     assert next(second) == "x"
@@ -250,20 +250,20 @@ def test_a_timeout_is_refused_where_consumers_pull_whatever_is_buffered():
 
 
 def test_a_generator_may_delegate_to_iterators_that_do_not_listen():
-    told = []
+    sent = []
 
     def inner():
         yield from (["a"], ["b"])
-        told.append((yield ["c"]))
+        sent.append((yield ["c"]))
 
     def source():
         yield from inner()
         yield from map(list, "de")
-        told.append((yield ["f"]))
+        sent.append((yield ["f"]))
 
     (stream,) = demux(source(), size=1)
     assert list(stream) == ["a", "b", "c", "d", "e", "f"]
-    assert told == [(0,), (0,)]
+    assert sent == [(0,), (0,)]
 
 
 @pytest.mark.rule(13)
@@ -277,9 +277,9 @@ def test_the_source_is_sent_each_departure_with_its_next_step():
     next(streams[0])
     streams[2].cancel()
     next(streams[0])
-    everyone = source.told[1]
-    assert source.told == [None, (0, 1, 2), (0, 2), (0, 2), (0,)]
-    assert source.told[2] is source.told[3]
+    everyone = source.sent[1]
+    assert source.sent == [None, (0, 1, 2), (0, 2), (0, 2), (0,)]
+    assert source.sent[2] is source.sent[3]
     assert everyone == (0, 1, 2)
 
 
@@ -288,7 +288,7 @@ def test_an_end_in_a_step_is_sent_with_the_next_one():
     source = ScriptedSource([["a", "b"], ["c", None], ["d", None], [None, None]])
     first, _ = demux(source, 2)
     list(first)
-    assert source.told == [None, (0, 1), (0,), (0,)]
+    assert source.sent == [None, (0, 1), (0,), (0,)]
 
 
 def test_a_source_that_ignores_what_it_is_sent_works_as_well():
@@ -410,7 +410,7 @@ def test_dropping_the_last_reference_cancels():
     next(streams[0])
     del streams[1]
     next(streams[0])
-    assert source.told == [None, (0,)]
+    assert source.sent == [None, (0,)]
     streams.clear()
     assert source.closed == 1
 
@@ -749,8 +749,10 @@ def test_by_time_ends_are_delivered_with_their_step_and_errors_are_not_raised():
     error = OSError("gone")
     source = ScriptedSource([["a", "x"], [Last("b"), "y"], [None, Fail(ValueError())], error])
     batch = BatchedStream(source, 2)
-    told = [(sorted(d.outputs), [(s, str(e.reason)) for s, e in d.ends]) for d in batch.steps()]
-    assert told == [
+    delivered = [
+        (sorted(d.outputs), [(s, str(e.reason)) for s, e in d.ends]) for d in batch.steps()
+    ]
+    assert delivered == [
         ([(0, "a"), (1, "x")], []),
         ([(0, "b"), (1, "y")], [(0, "eos")]),
         ([], [(1, "error")]),

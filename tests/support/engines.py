@@ -1,4 +1,4 @@
-"""Models that note how a batcher treats them, and every form of batcher behind one interface.
+"""Models that record how a batcher treats them, and every form of batcher behind one interface.
 
 A request is a sequence of elements. Its stream gives one of them in each step, and then ends. So
 `"abc"` is a request for three outputs, and a list may hold markers.
@@ -34,7 +34,7 @@ class Model:
     """Gives each request its elements one by one, and then the end mark.
 
     It is an engine for a `ContinuousBatcher`; `generate` and `agenerate` are for a
-    `DynamicBatcher`. All of them note what is done to them.
+    `DynamicBatcher`. All of them record what is done to them.
 
     Args:
         home: Returns in which thread or task the calling code runs.
@@ -218,7 +218,7 @@ class Turnstile:
 
 
 class Recorder:
-    """Metrics that note what they are told.
+    """Metrics that record their calls.
 
     Attributes:
         calls: Name and arguments of each call, in order.
@@ -351,7 +351,7 @@ class BatcherForm:
             batcher.close()
 
     def recorder(self, **options):
-        """Return metrics that note what they are told."""
+        """Return metrics that record their calls."""
         return Recorder(self.flag, **options)
 
     async def submit_behind(self, batcher, gate, request, *others, **options):
@@ -416,7 +416,7 @@ def echo(requests):
 
 
 class Echo:
-    """An engine that gives each request back, again and again, and says who was in each step."""
+    """An engine that gives each request back, again and again, and records each step's requests."""
 
     def __init__(self):
         self.slots = {}

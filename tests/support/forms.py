@@ -51,7 +51,7 @@ def pump_threads():
 
 
 class Script:
-    """A source of given steps that notes what is done to it.
+    """A source of given steps that records what is done to it.
 
     An exception instance in place of a step is raised.
 
@@ -68,7 +68,7 @@ class Script:
         self, form, steps, *, gates=None, on_step=None, raise_at_close=None, gate_at_close=None
     ):
         self.steps = list(steps)
-        self.told = []
+        self.sent = []
         self.closings = 0
         self.closed = form.flag()
         self.faults = []
@@ -83,7 +83,7 @@ class Script:
     @property
     def asked(self):
         """How many steps it was asked for."""
-        return len(self.told)
+        return len(self.sent)
 
     def _require(self, condition, fault):
         if not condition:
@@ -97,7 +97,7 @@ class Script:
             self._home = self._form.home()
             _source_of_context.set(self)
         self._check_home("advanced")
-        self.told.append(live)
+        self.sent.append(live)
         return self._gates.get(self.asked - 1)
 
     def _check_home(self, what):
@@ -164,7 +164,7 @@ class AsyncScript(Script):
 
 
 async def as_async(generator):
-    """Turn a generator into an asynchronous one that is told and closed alike."""
+    """Turn a generator into an asynchronous one that is sent to and closed alike."""
     live = None
     try:
         while True:
@@ -517,7 +517,7 @@ class InAsyncio(InLoop):
 
 
 def noting(schedule, wakeups):
-    """Return a way of scheduling that notes what the library schedules from another thread."""
+    """Return a way of scheduling that records what the library schedules from another thread."""
 
     def schedule_and_note(*arguments, **options):
         called = [each for each in arguments if callable(each)]

@@ -1,9 +1,9 @@
 """Scenarios under many interleavings of their threads, chosen by a seed.
 
 interleave-test lets one thread run at a time and decides before each opcode of the package, and at
-each operation of a lock, who runs next. A deadlock is found when it happens, without a timeout. It
-replaces names in the module `threading`; the package imports those names, so here they are
-replaced where they were imported to, and the module itself is left alone.
+each operation of a lock, which thread runs next. A deadlock is found when it happens, without a
+timeout. It replaces names in the module `threading`; the package imports those names, so here they
+are replaced where they were imported to, and the module itself is left alone.
 
 A scenario makes everything it uses, and ends every thread it starts: one that waits for ever is a
 deadlock, even if it is a daemon. It must not touch an event loop or a real file: a thread that
@@ -63,7 +63,7 @@ def explore_threads(
 
     Raises:
         interleave_test.RaceFound: From what the scenario, or a thread of it, raised.
-        interleave_test.DeadlockError: Says who waits for what.
+        interleave_test.DeadlockError: Says which thread waits for what.
     """
     interleave_test = pytest.importorskip("interleave_test")
     names = modelled_names(early_timeouts=early_timeouts)
@@ -124,7 +124,7 @@ def unheard_if_broken_off():
 
 @contextmanager
 def simultaneous_timeouts():
-    """Let all timeouts of one time expire at once, so that those who wake up race each other."""
+    """Let all timeouts of one time expire at once, so that the woken threads race each other."""
     from interleave_test._scheduler import Scheduler, Status  # noqa: PLC0415
 
     pick_next = Scheduler._pick_next

@@ -269,7 +269,7 @@ def request_of(stream):
 
 
 def before_arrival(monkeypatch, then):
-    """Call this whenever a request is about to be added to those that wait."""
+    """Call this whenever a request is about to be queued."""
     submit = Scheduler.submit
 
     def submit_after(scheduler, request, now):

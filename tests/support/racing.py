@@ -15,7 +15,7 @@ from support import knobs
 
 
 class WatchedSource:
-    """An asynchronous source of given steps that notes how it is treated.
+    """An asynchronous source of given steps that records how it is treated.
 
     An exception instance in place of a step is raised.
 
@@ -27,7 +27,7 @@ class WatchedSource:
 
     def __init__(self, steps, *, wait=lambda _: asyncio.sleep(0), on_step=lambda: None):
         self.steps = steps
-        self.told = []
+        self.sent = []
         self.cancelled = 0
         self.closed = 0
         self.has_closed = asyncio.Event()
@@ -45,15 +45,15 @@ class WatchedSource:
         with self._alone():
             assert not self.closed, "the source was advanced after it was closed"
             self._on_step()
-            self.told.append(live)
+            self.sent.append(live)
             try:
-                await self._wait(len(self.told) - 1)
+                await self._wait(len(self.sent) - 1)
             except asyncio.CancelledError:
                 self.cancelled += 1
                 raise
-            if len(self.told) > len(self.steps):
+            if len(self.sent) > len(self.steps):
                 raise StopAsyncIteration
-            step = self.steps[len(self.told) - 1]
+            step = self.steps[len(self.sent) - 1]
             if isinstance(step, BaseException):
                 raise step
             return step

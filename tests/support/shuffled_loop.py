@@ -306,7 +306,7 @@ def run(main, seed=None, *, threads=False, leftovers="cancel", patience=TIMEOUT)
 def explore(make_main, schedules=5000, **options):
     """Run a scenario in plain order and with so many seeds; return the results in that order.
 
-    If one fails, a note at the error tells the seed: `run(make_main(), seed)` does it again.
+    If one fails, a note at the error says the seed: `run(make_main(), seed)` does it again.
 
     Args:
         make_main: Makes the scenario: called without arguments, returns a new coroutine.

@@ -1,4 +1,4 @@
-"""Sources that note what is done to them, and outputs that refuse whatever is done to them."""
+"""Sources that record what is done to them, and outputs that refuse whatever is done to them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ScriptedSource:
     def __init__(self, steps, *, raise_at_close=None, on_step=None):
         self.steps = list(steps)
         self.pulled = 0
-        self.told: list[Any] = []
+        self.sent: list[Any] = []
         self.closed = 0
         self.close_error = raise_at_close
         self.running = False
@@ -38,7 +38,7 @@ class ScriptedSource:
         assert not self.closed, "the source was advanced after it was closed"
         self.running = True
         try:
-            self.told.append(live)
+            self.sent.append(live)
             self.on_step()
             if self.pulled == len(self.steps):
                 raise StopIteration
