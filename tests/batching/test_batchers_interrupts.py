@@ -142,6 +142,7 @@ def test_an_interrupt_where_a_worker_is_woken_does_not_keep_the_next_batch_waiti
             batcher.close()
             break
         last = batcher.stream("last")
+        assert not clock.holds, where
         assert first.receive(timeout=TIMEOUT) == "first", where
         assert last.receive(timeout=TIMEOUT) == "last", where
         batcher.close()
@@ -203,8 +204,10 @@ def test_a_signal_handler_may_close_anywhere_in_reaping(monkeypatch):
             except ClosedError:
                 pass
 
-        where = at_line(lines, submit, batcher.close, within="Scheduler.reap")
-        gate.opened.set()
+        try:
+            where = at_line(lines, submit, batcher.close, within="Scheduler.reap")
+        finally:
+            gate.opened.set()
         batcher.close()
         knobs.assert_nothing_is_left(batcher)
         figures = batcher.statistics()
@@ -253,7 +256,8 @@ def test_an_interrupt_as_a_worker_takes_a_batch_in_a_loop_fails_that_batch_alone
             streams.pop().cancel()  # counted where the others join
         for stream in streams:
             try:
-                ends.append([output async for output in stream])
+                async with asyncio.timeout(TIMEOUT):
+                    ends.append([output async for output in stream])
             except SourceError as error:  # in place of an interrupt
                 ends.append(type(error.__cause__))
 
@@ -284,7 +288,7 @@ def test_an_error_as_a_request_joins_a_running_batch_leaves_no_request_behind(me
         gate.opened.set()
         for stream in (first, second):
             with pytest.raises(MemoryError):
-                list(stream)
+                list(iter(partial(stream.receive, timeout=TIMEOUT), "no output"))
         assert list(batcher.stream("fg")) == ["f", "g"]
     knobs.assert_nothing_is_left(batcher)
     model.check()

@@ -22,7 +22,14 @@ from batchstream import (
     StreamEnd,
 )
 from support import knobs
-from support.engines import Echo, Model, continuous_batchers, dynamic_batchers, every_batcher
+from support.engines import (
+    Echo,
+    ManualClock,
+    Model,
+    continuous_batchers,
+    dynamic_batchers,
+    every_batcher,
+)
 from support.programs import run_program
 from support.sources import TIMEOUT, Gate, in_forked_child, needs_fork
 
@@ -569,6 +576,187 @@ def test_an_idle_batcher_keeps_no_request_alive(kind):
     assert done.wait(TIMEOUT)
     assert gone() is None
     batcher.close()
+
+
+@pytest.mark.rule(25, 28)
+@KINDS
+def test_a_batcher_that_is_idle_and_dropped_is_freed_without_the_cycle_collector(kind):
+    gc.collect()
+    gc.disable()
+    try:
+        batcher, _ = make(kind)
+        assert list(batcher.stream("ab")) == ["a", "b"]
+        threads = knobs.worker_threads_of(batcher)
+        assert threads
+        freed = threading.Event()
+        weakref.finalize(knobs.dispatcher_of(batcher), freed.set)
+        del batcher
+        assert freed.wait(TIMEOUT)  # its thread is on the way to be idle, perhaps
+        for thread in threads:
+            thread.join(TIMEOUT)
+            assert not thread.is_alive()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.rule(25)
+@dynamic_batchers
+async def test_a_batcher_in_a_loop_that_is_idle_is_freed_without_the_cycle_collector(form):
+    if not form.source_is_async:
+        pytest.skip("for asynchronous functions")
+    gc.collect()
+    gc.disable()
+    try:
+        batcher = DynamicBatcher(Model(form.home).agenerate, max_batch_size=2)
+        assert await form.rest(form.submit(batcher, "ab")) == ["a", "b"]
+        await form.all_wait()
+        gone = weakref.ref(knobs.dispatcher_of(batcher))
+        del batcher
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+class Content(str):
+    """A request that can be referred to weakly."""
+
+    __slots__ = ("__weakref__",)
+
+
+@pytest.mark.rule(25)
+@pytest.mark.parametrize("end", ["refused", "overdue", "cancelled", "closed"])
+def test_what_was_submitted_of_a_request_that_joins_no_batch_is_freed_at_once(end, monkeypatch):
+    """Without the cycle collector, though its stream is kept."""
+    clock = ManualClock.install(monkeypatch)
+    gate = Gate()
+    model = Model(on_step=lambda number: number or gate.pass_through())
+    batcher, _ = make("dynamic", model, max_batch_size=1, max_pending=1)
+    running = batcher.stream("ab")
+    assert gate.reached.wait(TIMEOUT)
+    gc.collect()
+    gc.disable()
+    try:
+        content = Content("cd")
+        gone = weakref.ref(content)
+        if end == "refused":
+            others = [batcher.stream("ef")]
+            with pytest.raises(OverloadedError):
+                batcher.stream(content)
+        else:
+            waiting = batcher.stream(content, wait_timeout=1.0)
+        del content
+        if end == "overdue":
+            clock.move(2.0)
+            others = [batcher.stream("ef")]
+            assert waiting.finish_reason is FinishReason.ERROR
+        elif end == "cancelled":
+            waiting.cancel()
+            others = [batcher.stream("ef")]
+        elif end == "closed":
+            knobs.dispatcher_of(batcher).request_close()
+            others = []
+        assert gone() is None
+        gate.opened.set()
+        if others:
+            assert [list(stream) for stream in [running, *others]] == [["a", "b"], ["e", "f"]]
+    finally:
+        gc.enable()
+        gate.opened.set()
+        batcher.close()
+
+
+class Watched:
+    """An object of a user's, whose finalizer is the user's code."""
+
+    def __init__(self, name, record):
+        self.name = name
+        self.record = record
+
+    def __del__(self):
+        self.record(type(self).__name__)
+
+
+class Input(Watched):
+    pass
+
+
+class Key(Watched):
+    def __hash__(self):
+        return hash(self.name)
+
+    def __eq__(self, other):
+        return self.name == other.name
+
+
+class Output(Watched):
+    pass
+
+
+class Failure(Watched, Exception):
+    pass
+
+
+DEEDS = {
+    "finish": lambda *_: None,
+    "cancel": lambda _, streams, __: [stream.cancel() for stream in streams],
+    "expire": lambda _, __, clock: clock.move(61.0),
+    "close": lambda batcher, *_: knobs.dispatcher_of(batcher).request_close(),
+}
+
+
+@pytest.mark.rule(24)
+@pytest.mark.parametrize("deed", [*DEEDS, "refuse"])
+def test_no_object_of_the_user_is_freed_under_the_lock(deed, monkeypatch):
+    clock = ManualClock.install(monkeypatch)
+    knobs.set_many_keys(monkeypatch, 4)
+    gate, dropped = Gate(), threading.Semaphore(0)
+
+    def fn(requests):
+        name = requests[0].name
+        requests.clear()
+        if name == "held":
+            gate.pass_through()
+        try:
+            yield [Output(name, record)]
+            yield [Fail(Failure(name, record))]
+        finally:  # so that what is freed last is freed by the worker
+            assert dropped.acquire(timeout=TIMEOUT)
+
+    batcher = DynamicBatcher(
+        fn, max_batch_size=1, max_pending=3, key=lambda content: Key(content.name, record)
+    )
+    owns_lock, freed = knobs.lock_of(batcher)._is_owned, []
+
+    def record(kind):
+        freed.append((kind, owns_lock()))
+
+    streams = [batcher.stream(Input("held", record), timeout=3600.0)]
+    assert gate.reached.wait(TIMEOUT)
+    streams += [batcher.stream(Input(number, record), wait_timeout=60.0) for number in range(3)]
+    if deed == "refuse":
+        with pytest.raises(OverloadedError):
+            batcher.stream(Input("refused", record))
+    else:
+        DEEDS[deed](batcher, streams, clock)
+    streams.clear()
+    idle = threading.Event()
+    stop_watching = knobs.watch_decisions(batcher, lambda found: found is None and idle.set())
+    gate.opened.set()
+    dropped.release()
+    for number in range(30 if deed != "close" else 0):  # each frees what those before have left
+        assert idle.wait(TIMEOUT)
+        idle.clear()
+        stream = batcher.stream(Input(number, record), timeout=60.0, wait_timeout=30.0)
+        assert stream.receive(timeout=TIMEOUT).name == number
+        with pytest.raises(Failure):
+            stream.receive(timeout=TIMEOUT)
+        del stream
+        dropped.release()
+    stop_watching()
+    batcher.close()
+    kinds = {"Input"} if deed == "close" else {"Input", "Key", "Output", "Failure"}
+    assert {kind for kind, _ in freed} >= kinds
+    assert [kind for kind, under_lock in freed if under_lock] == []
 
 
 @pytest.mark.rule(25)

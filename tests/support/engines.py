@@ -273,7 +273,13 @@ class ManualClock:
         """Wait until a thread waits by this clock; return for how long it does."""
         with self._moved:
             assert self._moved.wait_for(lambda: self._sleepers, TIMEOUT), "no thread waits"
-            return self._sleepers[0] - self._now
+            return self._sleepers[0][0] - self._now
+
+    @property
+    def holds(self):
+        """Whether a thread waits by this clock that was not woken."""
+        with self._moved:
+            return any(not lock._free for _, lock in self._sleepers)
 
     def lock(self):
         """Make a lock that can be waited for by this clock."""
@@ -298,12 +304,12 @@ class _ClockLock:
         with clock._moved:
             until = clock._now + timeout
             if not self._free:
-                clock._sleepers.append(until)
+                clock._sleepers.append((until, self))
                 clock._moved.notify_all()
                 clock._moved.wait_for(
                     lambda: self._free or (timeout >= 0 and clock._now >= until), TIMEOUT
                 )
-                clock._sleepers.remove(until)
+                clock._sleepers.remove((until, self))
             acquired, self._free = self._free, False
             return acquired
 

@@ -379,9 +379,9 @@ def worker_threads_of(batcher):
     return [each._thread for each in dispatcher_of(batcher)._threads]
 
 
-def owns_lock(batcher):
-    """Whether the calling thread holds the lock of the batcher."""
-    return dispatcher_of(batcher)._lock._is_owned()
+def lock_of(batcher):
+    """Return the lock under which the batcher decides."""
+    return dispatcher_of(batcher)._lock
 
 
 def fail_as_requests_join(monkeypatch, batcher, method, error):
