@@ -5,12 +5,18 @@ import signal
 import sys
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 settings.register_profile(
     "default", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=5_000)
+# Where it is enough to know that a test fails: to find the least example takes far longer.
+settings.register_profile(
+    "mutants",
+    settings.get_profile("default"),
+    phases=[phase for phase in Phase if phase not in {Phase.shrink, Phase.explain}],
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # A shell lets programs in the background ignore interrupts, and these pass that on to what they

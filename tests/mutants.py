@@ -76,6 +76,7 @@ LOOP = ("test_races_asyncio.py",)
 THREADS = ("test_races_threads.py",)
 BATCHERS_IN_LOOP = ("test_races_batchers_asyncio.py",)
 BATCHERS_IN_THREADS = ("test_races_batchers_threads.py",)
+SCHEDULER = ("test_scheduler_stateful.py",)
 DRAINS = ("test_draining.py::test_draining_while_the_pump_appends_loses_and_repeats_nothing",)
 
 UNBROKEN = Mutant("nothing is broken", "class _Draft(", "class _Draft(")
@@ -577,6 +578,24 @@ MUTANTS = [
         "            reaped = self.scheduler.reap(now)\n            decision",
         BATCHERS_IN_THREADS,
     ),
+    Mutant(
+        "a worker whose wake-up is carried out twice is started twice",
+        "if worker.claim is not None or worker not in self._at_work:",
+        "if worker not in self._at_work:",
+        SCHEDULER,
+    ),
+    Mutant(
+        "a worker that is woken still counts as one that waits",
+        "                del self._waiting[worker]\n                return\n",
+        "                return\n",
+        SCHEDULER,
+    ),
+    Mutant(
+        "a request whose time is over waits on while others end",
+        "Reaped(finished, self.queue.expire(now) if has_expired else (), dropped)",
+        "Reaped(finished, (), dropped)",
+        SCHEDULER,
+    ),
 ]
 
 
@@ -649,6 +668,7 @@ def run(mutant: Mutant) -> str:
         tests = [path_of(name) for name in mutant.noticed_by]
         tests += ["-k", mutant.only] * bool(mutant.only)
         variables = {"PYTHONPATH": folder, "PY_COLORS": "0", "SCHEDULES": str(SCHEDULES), **PLUGINS}
+        variables["HYPOTHESIS_PROFILE"] = "mutants"
         try:
             completed = subprocess.run(  # noqa: S603 - our own tests
                 [python, *PYTEST, *tests],

@@ -10,6 +10,7 @@ import time
 from operator import length_hint
 
 import batchstream._batching.clock
+import batchstream._batching.dynamic
 import batchstream._batching.queue
 import batchstream._eventloops.asyncio
 import batchstream._pumps.process
@@ -279,6 +280,51 @@ def before_arrival(monkeypatch, then):
     monkeypatch.setattr(Scheduler, "submit", submit_after)
 
 
+def as_batch_begins(monkeypatch, then):
+    """Call this whenever a function was called for a batch, whose first step is to come.
+
+    Returns:
+        The iterators over what the function returned, which count how often they are closed.
+    """
+    open_source = batchstream._batching.dynamic._open
+    iterators = []
+
+    def open_then(*args):
+        source = open_source(*args)
+        source._iterator = _CountsClosings(source._iterator)
+        iterators.append(source._iterator)
+        then()
+        return source
+
+    monkeypatch.setattr(batchstream._batching.dynamic, "_open", open_then)
+    return iterators
+
+
+class _CountsClosings:
+    """A generator, synchronous or not, that counts how often it is closed."""
+
+    def __init__(self, generator):
+        self._generator = generator
+        self.closings = 0
+
+    def __next__(self):
+        return next(self._generator)
+
+    def __anext__(self):
+        return anext(self._generator)
+
+    def close(self):
+        self.closings += 1
+        return self._generator.close()
+
+    def aclose(self):
+        self.closings += 1
+        return self._generator.aclose()
+
+    def __getattr__(self, name):
+        return getattr(self._generator, name)
+
+
 def after_deadline(monkeypatch, then):
     """Call this with each request whose deadline has just been read."""
     deadline = Request.deadline.fget
@@ -323,6 +369,11 @@ def runs_of(batcher):
 def unreported(run):
     """Return the ends that a batch keeps for a reader of deliveries."""
     return run.fanout._unreported
+
+
+def workers_at_work(scheduler):
+    """Return the workers that a scheduler counts as woken and not idle."""
+    return scheduler._at_work
 
 
 def assert_nothing_is_left(batcher):
