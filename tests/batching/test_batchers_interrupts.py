@@ -1,32 +1,53 @@
-"""Signals and interrupts in the midst of a submission."""
+"""Signals and interrupts in the midst of submitting, of closing and of forming a batch."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import linecache
 import signal
 import sys
+from functools import partial
 
 import pytest
 
-from batchstream import ClosedError, DynamicBatcher
+from batchstream import ClosedError, ContinuousBatcher, DynamicBatcher, SourceError
 from support import knobs
-from support.engines import echo
-from support.sources import TIMEOUT
+from support.engines import ManualClock, Model, Recorder, echo
+from support.sources import TIMEOUT, Gate
 
 SUBMITTING = knobs.files_of_submission()
 
 
-def interrupted_submission(batcher, line):
-    """Submit, with an interrupt before the so-manyth line of the batcher; return that line."""
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def at_line(line, call, deed=interrupt, *, within=None):
+    """Call a function, and do something before the so-manyth line of the batcher.
+
+    Args:
+        line: The number of the line, from 1 on.
+        call: The function; an interrupt that it raises is caught.
+        deed: What is done, as in a signal's handler.
+        within: The method whose lines count, with all that it calls; any if it is None.
+
+    Returns:
+        Where that was; None if there are not so many lines.
+    """
     where = None
     left = line
+    inside = 0
 
     def trace(frame, event, _):
-        nonlocal left, where
+        nonlocal left, where, inside
         code = frame.f_code
         if code.co_filename not in SUBMITTING:
             return None
+        if code.co_qualname == within and event in {"call", "return"}:
+            inside += 1 if event == "call" else -1
+        if within is not None and not inside:
+            return trace
         text = linecache.getline(code.co_filename, frame.f_lineno)
         # A signal strikes between instructions that a trace function does not distinguish: neither
         # as a lock is taken or given back, nor at a `try` that does nothing.
@@ -35,20 +56,25 @@ def interrupted_submission(batcher, line):
             if not left:
                 where = f"{code.co_name}:{frame.f_lineno} {text.strip()}"
                 sys.settrace(None)
-                raise KeyboardInterrupt
+                deed()
         return trace
 
     tracer = sys.gettrace()
     gc.disable()  # what is collected meanwhile is none of the batcher's
     sys.settrace(trace)
     try:
-        stream = batcher.stream("interrupted")  # noqa: F841 - its finalizer is not to be interrupted
+        result = call()  # noqa: F841 - a stream's finalizer is not to be interrupted
     except KeyboardInterrupt:
         pass
     finally:
         sys.settrace(tracer)
         gc.enable()
     return where
+
+
+def interrupted_submission(batcher, line):
+    """Submit, with an interrupt before the so-manyth line of the batcher; return that line."""
+    return at_line(line, lambda: batcher.stream("interrupted"))
 
 
 @pytest.mark.rule(9)
@@ -99,3 +125,166 @@ def test_an_interrupt_in_metrics_reaches_the_caller():
         with pytest.raises(KeyboardInterrupt):
             batcher.stream("a")
         assert batcher.statistics().live == 0
+
+
+@pytest.mark.rule(29, 31)
+def test_an_interrupt_where_a_worker_is_woken_does_not_keep_the_next_batch_waiting(monkeypatch):
+    """The worker waits for others; the interrupted request would have filled its batch."""
+    lines = 0
+    while True:
+        lines += 1
+        clock = ManualClock.install(monkeypatch)
+        batcher = DynamicBatcher(echo, max_batch_size=2, batch_timeout=3600.0)
+        first = batcher.stream("first")
+        clock.wait_for_sleeper()
+        where = at_line(lines, partial(batcher.stream, "struck"), within="Dispatcher._wake_workers")
+        if where is None:
+            batcher.close()
+            break
+        last = batcher.stream("last")
+        assert first.receive(timeout=TIMEOUT) == "first", where
+        assert last.receive(timeout=TIMEOUT) == "last", where
+        batcher.close()
+    assert lines > 5
+
+
+def batcher_at_work(model, gate, clock):
+    """Return a batcher with a batch that runs and requests of all kinds, and their streams."""
+    batcher = DynamicBatcher(
+        model.generate, max_batch_size=1, key=lambda request: request[0], metrics=Recorder()
+    )
+    streams = [batcher.stream("abc")]
+    assert gate.reached.wait(TIMEOUT)
+    streams += [batcher.stream("d"), batcher.stream("ef", timeout=1.0), batcher.stream("g")]
+    streams[-1].cancel()
+    clock.move(2.0)  # of the deadline
+    return batcher, streams
+
+
+@pytest.mark.xfail(strict=True, reason="an overdue request that was taken out is in no queue")
+@pytest.mark.rule(9, 31)
+def test_after_an_interrupt_anywhere_in_closing_another_close_forgets_no_request(monkeypatch):
+    lines = 0
+    while True:
+        lines += 1
+        gate = Gate()
+        model = Model(on_step=lambda number, gate=gate: number or gate.pass_through())
+        clock = ManualClock.install(monkeypatch)
+        batcher, streams = batcher_at_work(model, gate, clock)
+        where = at_line(lines, knobs.dispatcher_of(batcher).request_close)
+        gate.opened.set()
+        batcher.close()
+        knobs.assert_nothing_is_left(batcher)
+        figures = batcher.statistics()
+        assert (figures.live, figures.waiting, figures.opened) == (0, 0, 4), where
+        assert all(stream.end is not None for stream in streams), where
+        with pytest.raises(ClosedError):
+            list(streams[1])
+        model.check()
+        if where is None:
+            break
+    assert lines > 60
+
+
+@pytest.mark.xfail(strict=True, reason="reaping takes first entries that another reap has taken")
+@pytest.mark.rule(9, 31)
+def test_a_signal_handler_may_close_anywhere_in_reaping(monkeypatch):
+    lines = 0
+    while True:
+        lines += 1
+        gate = Gate()
+        model = Model(on_step=lambda number, gate=gate: number or gate.pass_through())
+        clock = ManualClock.install(monkeypatch)
+        batcher, streams = batcher_at_work(model, gate, clock)
+
+        def submit(batcher=batcher):
+            try:
+                batcher.stream("late")
+            except ClosedError:
+                pass
+
+        where = at_line(lines, submit, batcher.close, within="Scheduler.reap")
+        gate.opened.set()
+        batcher.close()
+        knobs.assert_nothing_is_left(batcher)
+        figures = batcher.statistics()
+        assert (figures.live, figures.waiting) == (0, 0), where
+        assert all(stream.end is not None for stream in streams), where
+        model.check()
+        if where is None:
+            break
+    assert lines > 15
+
+
+class InterruptedOnce(Recorder):
+    """Metrics that raise an interrupt in the first event of a kind."""
+
+    def __init__(self, event):
+        super().__init__()
+        self._left = [event]
+
+    def joined(self, waited):
+        super().joined(waited)
+        self._interrupt("joined")
+
+    def finished(self, end, *, joined, lasted):
+        super().finished(end, joined=joined, lasted=lasted)
+        self._interrupt("finished")
+
+    def _interrupt(self, event):
+        if event in self._left:
+            self._left.remove(event)
+            raise KeyboardInterrupt
+
+
+async def echo_in_task(requests):
+    yield list(requests)
+
+
+@pytest.mark.rule(9, 14, 31)
+@pytest.mark.parametrize("event", ["joined", "finished"])
+def test_an_interrupt_as_a_worker_takes_a_batch_in_a_loop_fails_that_batch_alone(event):
+    batcher = DynamicBatcher(echo_in_task, max_batch_size=1, metrics=InterruptedOnce(event))
+    ends = []
+
+    async def read(*requests):
+        streams = [batcher.astream(request) for request in requests]
+        if event == "finished":
+            streams.pop().cancel()  # counted where the others join
+        for stream in streams:
+            try:
+                ends.append([output async for output in stream])
+            except SourceError as error:  # in place of an interrupt
+                ends.append(type(error.__cause__))
+
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        task = loop.create_task(read("a", "b", "c"))
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(task)
+        loop.run_until_complete(task)
+        assert ends[:2] == [KeyboardInterrupt, ["b"]]
+        loop.run_until_complete(batcher.aclose())
+    knobs.assert_nothing_is_left(batcher)
+    figures = batcher.statistics()
+    assert (figures.opened, figures.live) == (3, 0)
+
+
+@pytest.mark.rule(9, 31)
+@pytest.mark.parametrize("method", ["_report_joined", "_follow_up"])
+def test_an_error_as_a_request_joins_a_running_batch_leaves_no_request_behind(method, monkeypatch):
+    """Out of memory, perhaps, in the worker's thread."""
+    gate = Gate()
+    model = Model(on_step=lambda number: number or gate.pass_through())
+    with ContinuousBatcher(model, max_batch_size=2) as batcher:
+        first = batcher.stream("abc")
+        assert gate.reached.wait(TIMEOUT)
+        knobs.fail_as_requests_join(monkeypatch, batcher, method, MemoryError())
+        second = batcher.stream("de")
+        gate.opened.set()
+        for stream in (first, second):
+            with pytest.raises(MemoryError):
+                list(stream)
+        assert list(batcher.stream("fg")) == ["f", "g"]
+    knobs.assert_nothing_is_left(batcher)
+    model.check()

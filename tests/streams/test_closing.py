@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import threading
 
 import pytest
 
@@ -151,3 +152,30 @@ def test_leaving_the_block_waits_until_the_thread_has_ended(monkeypatch):
             gate.opened.set()
 
     asyncio.run(main())
+
+
+# ---- a loop that was closed around its pump
+
+
+@pytest.mark.rule(9, 22)
+def test_two_threads_may_end_the_pump_of_a_closed_loop_at_the_same_time(monkeypatch, unheard):
+    async def source():
+        while True:
+            yield ["a", "b"]
+            await asyncio.sleep(3600)
+
+    loop = asyncio.new_event_loop()
+    batch = AsyncBatchedStream(source(), 2)
+    streams = list(batch)
+    assert loop.run_until_complete(anext(streams[0])) == "a"
+    loop.close()
+    both = threading.Barrier(2, timeout=TIMEOUT)
+    knobs.before_draining(monkeypatch, both.wait)
+
+    def cancel():
+        for stream in streams:
+            stream.cancel()
+
+    run_in_threads(cancel, lambda: knobs.poll(batch))
+    assert batch.live == ()
+    assert unheard == []

@@ -19,6 +19,7 @@ from batchstream._batching.scheduler import Scheduler
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
 from batchstream._eventloops.base import OUTPUTS_PER_TURN
 from batchstream._handoff.buffer import SEGMENT_LENGTH
+from batchstream._pumps.life import Life
 from batchstream._pumps.pull import PullPump
 from batchstream._pumps.thread import ThreadPump
 from batchstream._pumps.worker_thread import WorkerThread
@@ -231,6 +232,23 @@ def fail_in_pump(monkeypatch, batch, step, error):
     monkeypatch.setattr(pump if hasattr(pump, method) else pump.fanout, method, fail)
 
 
+def before_draining(monkeypatch, then):
+    """Call this whenever a pump that runs by itself is about to drain."""
+    advance = Life.advance
+
+    def advance_after(life, event):
+        if event == "drain":
+            then()
+        advance(life, event)
+
+    monkeypatch.setattr(Life, "advance", advance_after)
+
+
+def poll(batch):
+    """Do what a consumer of the batch in another loop does from time to time."""
+    pump_of(batch).poll()
+
+
 CODE_OF_PULL = PullPump.wait.__code__
 """What a receive runs that makes the next step."""
 
@@ -359,6 +377,29 @@ def metrics_of(batcher):
 def worker_threads_of(batcher):
     """Return the threads that a batcher has started."""
     return [each._thread for each in dispatcher_of(batcher)._threads]
+
+
+def owns_lock(batcher):
+    """Whether the calling thread holds the lock of the batcher."""
+    return dispatcher_of(batcher)._lock._is_owned()
+
+
+def fail_as_requests_join(monkeypatch, batcher, method, error):
+    """Raise this error once where requests join a running batch, after they left the queue."""
+    dispatcher = dispatcher_of(batcher)
+    take_joining, broken = dispatcher.take_joining, getattr(dispatcher, method)
+
+    def take(slots, spent):
+        def fail(*args):
+            monkeypatch.setattr(dispatcher, method, broken)
+            monkeypatch.setattr(dispatcher, "take_joining", take_joining)
+            raise error
+
+        if dispatcher.scheduler.queue:
+            monkeypatch.setattr(dispatcher, method, fail)
+        return take_joining(slots, spent)
+
+    monkeypatch.setattr(dispatcher, "take_joining", take)
 
 
 def runs_of(batcher):
