@@ -330,9 +330,8 @@ class Dispatcher(ABC, Generic[T]):
 
     def _follow_up(self, reaped: Reaped, now: float) -> None:
         """Do without the lock what the reaping asks for."""
-        for request in reaped.overdue:
-            if (error := request.deadline_error(now)) is not None:
-                self._fail(request, error)
+        if reaped.overdue:
+            self.parking.wake(reaped.overdue)
         metrics = self.options.metrics
         if metrics is not None:
             for request in reaped.finished:
@@ -342,8 +341,6 @@ class Dispatcher(ABC, Generic[T]):
                     joined=request.state == "finished",
                     lasted=now - request.arrived,
                 )
-        if reaped.overdue:  # which have ended now, and may be reaped late otherwise
-            self.reap()
 
     def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
         """Fail requests that have not joined a batch."""
