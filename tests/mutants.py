@@ -476,8 +476,9 @@ MUTANTS = [
     # ---- batchers
     Mutant(
         "a request whose time is over is not failed",
-        "        for request in reaped.overdue:\n",
-        "        for request in ():\n",
+        "                request.finish(StreamEnd(FinishReason.ERROR, 0, error=error))\n"
+        "                overdue",
+        "                overdue",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
@@ -585,15 +586,9 @@ MUTANTS = [
         SCHEDULER,
     ),
     Mutant(
-        "a worker that is woken still counts as one that waits",
-        "                del self._waiting[worker]\n                return\n",
-        "                return\n",
-        SCHEDULER,
-    ),
-    Mutant(
         "a request whose time is over waits on while others end",
-        "Reaped(finished, self.queue.expire(now) if has_expired else (), dropped)",
-        "Reaped(finished, (), dropped)",
+        "while has_expired and (request := self.queue.first_expired(now)) is not None:",
+        "while not self.ended_requests and (request := self.queue.first_expired(now)) is not None:",
         SCHEDULER,
     ),
 ]

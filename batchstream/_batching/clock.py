@@ -1,6 +1,7 @@
-"""The clock of all batchers: deadlines, waits and figures go by it.
+"""The clock of the batchers: their deadlines, waits and figures go by it.
 
-Callers look `monotonic` up in this module at each call, so that tests replace it in one place.
+A function of the module, for tests to replace in one place; not an option of a batcher. Callers
+read `clock.monotonic` at each call.
 """
 
 from time import monotonic

@@ -48,6 +48,7 @@ from batchstream._pumps.process import forkable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from batchstream._batching.metrics import MetricsCaller
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request_batch import RequestBatch
     from batchstream._batching.scheduler import Decision, Reaped, Worker
@@ -270,7 +271,8 @@ class Dispatcher(ABC, Generic[T]):
                 self._follow_up(reaped, now)
             if decision is not None:
                 if decision.requests:
-                    self._report_joined(decision.requests, now)
+                    if self.options.metrics is not None:
+                        _report_joined(self.options.metrics, decision.requests, now)
                     self._wake_another()
                 elif decision.wait is None:
                     self._check_ended()
@@ -290,16 +292,12 @@ class Dispatcher(ABC, Generic[T]):
             joining = self.scheduler.join(now, slots=slots, spent=spent)
         try:
             self._follow_up(reaped, now)
-            self._report_joined(joining, now)
+            if self.options.metrics is not None:
+                _report_joined(self.options.metrics, joining, now)
         except BaseException as error:
             self.fail_all(joining, error)
             raise
         return joining
-
-    def _report_joined(self, joining: Sequence[Request[T]], now: float) -> None:
-        metrics = self.options.metrics
-        if metrics is not None and joining:
-            metrics("joined", [now - request.arrived for request in joining])
 
     def _rest(self, worker: Worker) -> None:
         """Take a worker from work that has ended without asking for another batch."""
@@ -332,9 +330,8 @@ class Dispatcher(ABC, Generic[T]):
 
     def _follow_up(self, reaped: Reaped, now: float) -> None:
         """Do without the lock what the reaping asks for."""
-        for request in reaped.overdue:
-            if (error := request.deadline_error(now)) is not None:
-                self._fail(request, error)
+        if reaped.overdue:
+            self.parking.wake(reaped.overdue)
         metrics = self.options.metrics
         if metrics is not None:
             for request in reaped.finished:
@@ -344,8 +341,6 @@ class Dispatcher(ABC, Generic[T]):
                     joined=request.state == "finished",
                     lasted=now - request.arrived,
                 )
-        if reaped.overdue:  # which have ended now, and may be reaped late otherwise
-            self.reap()
 
     def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
         """Fail requests that have not joined a batch."""
@@ -515,3 +510,8 @@ class Dispatcher(ABC, Generic[T]):
             for request in self.scheduler.queue.requests():
                 request.refuse_after_fork()
                 request.finish(StreamEnd(FinishReason.ERROR, 0, error=self._forked_error()))
+
+
+def _report_joined(metrics: MetricsCaller, joining: Sequence[Request[Any]], now: float) -> None:
+    if joining:
+        metrics("joined", [now - request.arrived for request in joining])

@@ -129,9 +129,10 @@ class WaitingQueue(Generic[RequestT]):
         number, wait_until = None, request.wait_until
         if wait_until is not None:
             number = next(self._numbers)
+        self._all[request] = number  # first, so that one that an exception breaks off is removed
+        if number is not None and wait_until is not None:
             self._expiring[number] = request
             heappush(self.expiries, (wait_until, number))
-        self._all[request] = number
         self._groups.setdefault(request.group, OrderedDict())[request] = None
 
     def has_group(self, group: object) -> bool:
@@ -145,15 +146,17 @@ class WaitingQueue(Generic[RequestT]):
         self._remove((request,))
         return True
 
-    def expire(self, now: float) -> list[RequestT]:
-        """Take out the requests that have waited for as long as they may, the earliest first."""
-        expired: list[RequestT] = []
-        while self.expiries and self.expiries[0][0] <= now:
-            request = self._expiring.get(heappop(self.expiries)[1])
-            if request is not None:
-                self._remove((request,))
-                expired.append(request)
-        return expired
+    def first_expired(self, now: float) -> RequestT | None:
+        """Return the request that has waited too long for the longest; the caller removes it."""
+        try:
+            while self.expiries[0][0] <= now:
+                request = self._expiring.get(self.expiries[0][1])
+                if request is not None and request in self._all:
+                    return request
+                heappop(self.expiries)
+        except IndexError:  # also in the midst of it, if a signal's handler closes the batcher
+            pass
+        return None
 
     def take(self, now: float, *, slots: int, spent: float = 0.0) -> list[RequestT]:
         """Take out the requests that join a batch now; none, if it is better to wait.
@@ -227,14 +230,15 @@ class WaitingQueue(Generic[RequestT]):
 
     def _remove(self, requests: Iterable[RequestT]) -> None:
         for request in requests:
-            number = self._all.pop(request, None)
+            number = self._all.get(request)
             if number is not None:
                 self._expiring.pop(number, None)
             group = self._groups.get(request.group)
             if group is not None:
                 group.pop(request, None)
                 if not group:
-                    del self._groups[request.group]
+                    self._groups.pop(request.group, None)
+            self._all.pop(request, None)  # last, so that one that was broken off is removed again
         # A request that has joined may take long, and its entry would stay until it had expired.
         if len(self.expiries) > 2 * len(self._all) + _TIDY_ABOVE:
             self.expiries = [entry for entry in self.expiries if entry[1] in self._expiring]

@@ -32,6 +32,7 @@ from batchstream._batching.queue import WaitingQueue
 from batchstream._batching.request import FREED, REQUEST_LIFE, closed_error
 from batchstream._batching.totals import Totals
 from batchstream._core.errors import OverloadedError
+from batchstream._core.records import FinishReason, StreamEnd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +70,8 @@ class Reaped(NamedTuple):
 
     Attributes:
         finished: Requests that were counted as finished.
-        overdue: Requests that were waiting, and have to fail, because their time is over.
+        overdue: Requests that were waiting, and were failed because their time is over; their
+            consumers are to be woken.
         dropped: Freed without the lock: to free them may run the user's code.
     """
 
@@ -189,11 +191,21 @@ class Scheduler(Generic[T]):
         has_expired = bool(expiries) and expiries[0][0] <= now
         if not (has_expired or self.ended_requests):
             return NOTHING_REAPED
+        overdue: list[Request[T]] = []
+        while has_expired and (request := self.queue.first_expired(now)) is not None:
+            # Ended first, then taken out: in between, an exception leaves it to the next holder.
+            if (error := request.deadline_error(now)) is not None:
+                request.finish(StreamEnd(FinishReason.ERROR, 0, error=error))
+                overdue.append(request)
+            self.queue.remove(request)
         finished: list[Request[T]] = []
         dropped: list[object] = []
         while self.ended_requests:
-            request = self.ended_requests[0]
-            # One that has expired was taken out before, and still is in the state of waiting.
+            try:
+                request = self.ended_requests[0]
+            except IndexError:  # a signal's handler has closed the batcher, and reaped them all
+                break
+            # One that is overdue was taken out above, and still is in the state of waiting.
             if self.queue.remove(request) or request.state == "waiting":
                 dropped.append(request.submission)
                 request.submission = FREED
@@ -210,8 +222,7 @@ class Scheduler(Generic[T]):
                 self.ended_requests.remove(request)
             except ValueError:
                 pass  # a signal's handler has closed the batcher, and reaped it, a moment ago
-        # Behind the requests that have ended: those are not overdue.
-        return Reaped(finished, self.queue.expire(now) if has_expired else (), dropped)
+        return Reaped(finished, overdue, dropped)
 
     def close(self) -> tuple[list[Request[T]], list[RequestBatch[T]]]:
         """Accept no request any more; return the waiting requests, and the batches that run."""

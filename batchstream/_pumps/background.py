@@ -105,11 +105,9 @@ class BackgroundPump(ABC, Generic[T]):
         self._hooks = hooks
         self._room = Room(bound)
         self.fanout.free_steps = self._room.limit  # all streams are empty
-        self._life = Life()
-        if hooks is not None:
-            # A worker moves it from here on: were its last request to end before the first step, no
-            # other thread may drop it.
-            self._life.leave_new("start")
+        # A worker moves a batch of requests from here on: were its last request to end before the
+        # first step, no other thread may drop the pump.
+        self._life = Life(started=hooks is not None)
         self._closing = False  # whether a caller of close waits, and gets what the source raises
         self._close_error: BaseException | None = None
         self._last_error: BaseException | None = None

@@ -21,15 +21,20 @@ live; closed when the source is."""
 class Life:
     """Where a pump is in its life.
 
+    Args:
+        started: Whether it is made to be started at once.
+
     Attributes:
         state: The state.
     """
 
     __slots__ = ("_claim", "state")
 
-    def __init__(self) -> None:
-        self.state: LifeState = "new"
-        self._claim = Lock()  # never released
+    def __init__(self, *, started: bool) -> None:
+        self.state: LifeState = PUMP_LIFE["new", "start"] if started else "new"
+        self._claim = Lock()  # taken by what starts or drops the pump, and never released
+        if started:
+            self._claim.acquire()
 
     def leave_new(self, event: Literal["start", "drop"]) -> bool:
         """Start or drop a pump; False if another thread has done either."""

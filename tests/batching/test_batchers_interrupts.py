@@ -162,7 +162,6 @@ def batcher_at_work(model, gate, clock):
     return batcher, streams
 
 
-@pytest.mark.xfail(strict=True, reason="an overdue request that was taken out is in no queue")
 @pytest.mark.rule(9, 31)
 def test_after_an_interrupt_anywhere_in_closing_another_close_forgets_no_request(monkeypatch):
     lines = 0
@@ -187,7 +186,6 @@ def test_after_an_interrupt_anywhere_in_closing_another_close_forgets_no_request
     assert lines > 60
 
 
-@pytest.mark.xfail(strict=True, reason="reaping takes first entries that another reap has taken")
 @pytest.mark.rule(9, 31)
 def test_a_signal_handler_may_close_anywhere_in_reaping(monkeypatch):
     lines = 0
@@ -275,15 +273,14 @@ def test_an_interrupt_as_a_worker_takes_a_batch_in_a_loop_fails_that_batch_alone
 
 
 @pytest.mark.rule(9, 31)
-@pytest.mark.parametrize("method", ["_report_joined", "_follow_up"])
-def test_an_error_as_a_request_joins_a_running_batch_leaves_no_request_behind(method, monkeypatch):
+def test_an_error_as_a_request_joins_a_running_batch_leaves_no_request_behind(monkeypatch):
     """Out of memory, perhaps, in the worker's thread."""
     gate = Gate()
     model = Model(on_step=lambda number: number or gate.pass_through())
     with ContinuousBatcher(model, max_batch_size=2) as batcher:
         first = batcher.stream("abc")
         assert gate.reached.wait(TIMEOUT)
-        knobs.fail_as_requests_join(monkeypatch, batcher, method, MemoryError())
+        knobs.fail_as_requests_join(monkeypatch, batcher, MemoryError())
         second = batcher.stream("de")
         gate.opened.set()
         for stream in (first, second):

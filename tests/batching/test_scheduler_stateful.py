@@ -255,19 +255,20 @@ class SchedulerMachine(RuleBasedStateMachine):
     def reap(self):
         reaped = self.scheduler.reap(self.now)
         self.leave_queue(reaped)
-        self.follow_up(reaped)
 
     def leave_queue(self, reaped):
         """Check what was reaped; in the model, too, these requests wait no longer."""
         ended = [r for r in [*self.waiting, *self.taken_out, *self.joined] if r.ends]
         assert sorted(map(id, reaped.finished)) == sorted(map(id, ended))
+        due = [request.wait_until for request in reaped.overdue]
+        assert due == sorted(due)
+        for request in reaped.overdue:
+            assert request in self.waiting
+            assert request.ends[0].reason is FinishReason.ERROR
         for request in reaped.finished:
             self.finish(request)
         assert not self.scheduler.ended_requests
-        overdue = [r for r in self.waiting if (r.wait_until or 1e9) <= self.now]
-        assert list(reaped.overdue) == sorted(overdue, key=lambda request: request.wait_until)
-        for request in overdue:
-            self.take_out(request)
+        assert all((request.wait_until or 1e9) > self.now for request in self.waiting)
 
     def finish(self, request):
         """Check a request that was counted as ended."""
@@ -284,11 +285,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert request not in self.scheduler.queue
         self.waiting.remove(request)
         self.taken_out.append(request)
-
-    def follow_up(self, reaped):
-        for request in reaped.overdue:
-            assert request.ends or request.deadline_error(self.now) is not None
-        self.fail(reaped.overdue)
 
     def fail(self, requests):
         for request in requests:
@@ -551,7 +547,6 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert at is None or any(waiter.until <= at for waiter in self.listening())
             self.started.discard(run.worker)
             self.end_run(run)
-        self.follow_up(reaped)
         if ending is not None:
             self.reap()
 

@@ -35,11 +35,11 @@ from batchstream import EOS, AsyncBatchedStream, ContinuousBatcher, DynamicBatch
 
 # frames, modules, stays
 BUDGET_AND_GOAL = {
-    "sync pull": ((10, 6, 8), (7, 4, 5)),
+    "sync pull": ((6, 4, 5), (7, 4, 5)),
     "sync buffered": ((0, 0, 0), (0, 0, 0)),
-    "async step": ((29, 8, 19), (18, 6, 11)),
-    "batcher submit": ((37, 13, 22), (20, 7, 11)),
-    "continuous start": ((87, 18, 55), (45, 9, 25)),
+    "async step": ((18, 6, 11), (18, 6, 11)),
+    "batcher submit": ((20, 9, 16), (20, 7, 11)),
+    "continuous start": ((45, 18, 32), (45, 9, 25)),
     "litserve step": ((18, 6, 14), (25, 8, 15)),
     "litserve end": ((91, 10, 52), (131, 19, 145)),
 }

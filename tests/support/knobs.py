@@ -384,19 +384,19 @@ def lock_of(batcher):
     return dispatcher_of(batcher)._lock
 
 
-def fail_as_requests_join(monkeypatch, batcher, method, error):
+def fail_as_requests_join(monkeypatch, batcher, error):
     """Raise this error once where requests join a running batch, after they left the queue."""
     dispatcher = dispatcher_of(batcher)
-    take_joining, broken = dispatcher.take_joining, getattr(dispatcher, method)
+    take_joining, follow_up = dispatcher.take_joining, dispatcher._follow_up
 
     def take(slots, spent):
         def fail(*args):
-            monkeypatch.setattr(dispatcher, method, broken)
+            monkeypatch.setattr(dispatcher, "_follow_up", follow_up)
             monkeypatch.setattr(dispatcher, "take_joining", take_joining)
             raise error
 
         if dispatcher.scheduler.queue:
-            monkeypatch.setattr(dispatcher, method, fail)
+            monkeypatch.setattr(dispatcher, "_follow_up", fail)
         return take_joining(slots, spent)
 
     monkeypatch.setattr(dispatcher, "take_joining", take)
