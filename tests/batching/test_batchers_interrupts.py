@@ -127,7 +127,7 @@ def test_an_interrupt_in_metrics_reaches_the_caller():
         assert batcher.statistics().live == 0
 
 
-@pytest.mark.rule(29, 31)
+@pytest.mark.rule(29)
 def test_an_interrupt_where_a_worker_is_woken_does_not_keep_the_next_batch_waiting(monkeypatch):
     """The worker waits for others; the interrupted request would have filled its batch."""
     lines = 0
@@ -162,7 +162,7 @@ def batcher_at_work(model, gate, clock):
     return batcher, streams
 
 
-@pytest.mark.rule(9, 31)
+@pytest.mark.rule(9)
 def test_after_an_interrupt_anywhere_in_closing_another_close_forgets_no_request(monkeypatch):
     lines = 0
     while True:
@@ -186,7 +186,7 @@ def test_after_an_interrupt_anywhere_in_closing_another_close_forgets_no_request
     assert lines > 60
 
 
-@pytest.mark.rule(9, 31)
+@pytest.mark.rule(9)
 def test_a_signal_handler_may_close_anywhere_in_reaping(monkeypatch):
     lines = 0
     while True:
@@ -242,7 +242,7 @@ async def echo_in_task(requests):
     yield list(requests)
 
 
-@pytest.mark.rule(9, 14, 31)
+@pytest.mark.rule(9, 14)
 @pytest.mark.parametrize("event", ["joined", "finished"])
 def test_an_interrupt_as_a_worker_takes_a_batch_in_a_loop_fails_that_batch_alone(event):
     batcher = DynamicBatcher(echo_in_task, max_batch_size=1, metrics=InterruptedOnce(event))
@@ -272,7 +272,7 @@ def test_an_interrupt_as_a_worker_takes_a_batch_in_a_loop_fails_that_batch_alone
     assert (figures.opened, figures.live) == (3, 0)
 
 
-@pytest.mark.rule(9, 31)
+@pytest.mark.rule(9)
 def test_an_error_as_a_request_joins_a_running_batch_leaves_no_request_behind(monkeypatch):
     """Out of memory, perhaps, in the worker's thread."""
     gate = Gate()
