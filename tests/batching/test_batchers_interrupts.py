@@ -289,3 +289,56 @@ def test_an_error_as_a_request_joins_a_running_batch_leaves_no_request_behind(mo
         assert list(batcher.stream("fg")) == ["f", "g"]
     knobs.assert_nothing_is_left(batcher)
     model.check()
+
+
+def interrupted_decision(line):
+    """Let two requests be taken for a batch in a loop, with an interrupt before that line.
+
+    Returns:
+        The batcher, which is closed, the streams, and where the interrupt was.
+    """
+    batcher = DynamicBatcher(echo_in_task, max_batch_size=2)
+    where, errors = None, []
+
+    def decide(call):
+        nonlocal where
+        decisions = []
+        where = at_line(line, lambda: decisions.append(call()))
+        if not decisions:
+            raise KeyboardInterrupt
+        return decisions[0]
+
+    async def submit():
+        streams = [batcher.astream(request) for request in "ab"]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return streams
+
+    knobs.around_first_decision(batcher, decide)
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        loop.set_exception_handler(lambda _, context: errors.append(context))
+        task = loop.create_task(submit())
+        while not task.done():
+            try:
+                loop.run_until_complete(task)
+            except KeyboardInterrupt:
+                pass
+        loop.run_until_complete(batcher.aclose())
+    assert errors == [], where
+    return batcher, task.result(), where
+
+
+@pytest.mark.xfail(strict=True, reason="requests that were taken are known to their worker alone")
+@pytest.mark.rule(9)
+def test_an_interrupt_anywhere_as_a_worker_takes_a_batch_in_a_loop_forgets_no_request():
+    lines = 0
+    while True:
+        lines += 1
+        batcher, streams, where = interrupted_decision(lines)
+        assert all(stream.end is not None for stream in streams), where
+        figures = batcher.statistics()
+        assert (figures.live, figures.waiting) == (0, 0), where
+        if where is None:
+            break
+    assert lines > 60

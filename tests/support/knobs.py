@@ -432,6 +432,18 @@ def apply_closed_loops(batcher):
     dispatcher_of(batcher).poll(None)
 
 
+def around_first_decision(batcher, around):
+    """Let this function make the first call that asks what a worker does next."""
+    dispatcher = dispatcher_of(batcher)
+    next_batch = dispatcher.next_batch
+
+    def decide(*args):
+        del dispatcher.next_batch
+        return around(lambda: next_batch(*args))
+
+    dispatcher.next_batch = decide
+
+
 def watch_decisions(batcher, watch):
     """Call `watch` with each decision for a worker: requests, seconds to wait, or None.
 
