@@ -235,9 +235,11 @@ class WaitingQueue(Generic[RequestT]):
                 self._expiring.pop(number, None)
             group = self._groups.get(request.group)
             if group is not None:
-                group.pop(request, None)
-                if not group:
+                # A group goes before its last request: none is ever empty.
+                if len(group) == 1 and request in group:
                     self._groups.pop(request.group, None)
+                else:
+                    group.pop(request, None)
             self._all.pop(request, None)  # last, so that one that was broken off is removed again
         # A request that has joined may take long, and its entry would stay until it had expired.
         if len(self.expiries) > 2 * len(self._all) + _TIDY_ABOVE:

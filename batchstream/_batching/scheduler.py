@@ -157,8 +157,8 @@ class Scheduler(Generic[T]):
         try:
             self.queue.append(request, self._room)
         except BaseException as error:
-            request.state = REQUEST_LIFE[request.state, "refuse"]
             self.totals.open.discard(request)
+            request.state = REQUEST_LIFE[request.state, "refuse"]
             self.totals.refused += isinstance(error, OverloadedError)
             raise
         self.wake_worker()
@@ -294,7 +294,6 @@ class Scheduler(Generic[T]):
                 return
         if not self._waiting:
             worker = self._idle.pop() if self._idle else Worker()
-            worker.claim = None
             self.wakeups.append((worker, None))
             self._at_work.add(worker)
 
