@@ -50,8 +50,10 @@ def at_line(line, call, deed=interrupt, *, within=None):
             return trace
         text = linecache.getline(code.co_filename, frame.f_lineno)
         # A signal strikes between instructions that a trace function does not distinguish: neither
-        # as a lock is taken or given back, nor at a `try` that does nothing.
-        if event == "line" and "with self._lock" not in text and text.strip() != "try:":
+        # as a lock is taken or given back, nor at a line without a call. One at the `pass` of a
+        # handler would leave the handled exception behind, in all that the thread does later.
+        nothing = text.strip() in {"try:", "pass"} or text.lstrip().startswith("except")
+        if event == "line" and "with self._lock" not in text and not nothing:
             left -= 1
             if not left:
                 where = f"{code.co_name}:{frame.f_lineno} {text.strip()}"

@@ -56,8 +56,8 @@ def strike(call, lines, within=None):
         if within is not None and frame.f_code.co_name != within:
             return trace
         text = linecache.getline(SCHEDULER, frame.f_lineno).strip()
-        # A signal cannot strike at a `try`, which is no instruction.
-        if event == "line" and text != "try:":
+        # A signal cannot strike at a `try` or a `pass`, which call nothing.
+        if event == "line" and text not in {"try:", "pass"} and not text.startswith("except"):
             left -= 1
             if not left:
                 sys.settrace(None)
