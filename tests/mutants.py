@@ -324,7 +324,7 @@ MUTANTS = [
     ),
     Mutant(
         "the pump does not look again before it waits for room",
-        "buffer.buffered < self.limit and (on_room := buffer.on_room) is not None",
+        "buffer.unread < self.limit and (on_room := buffer.on_room) is not None",
         "False",
         THREADS,
     ),

@@ -239,8 +239,14 @@ class Buffer(Generic[T]):
     @property
     def buffered(self) -> int:
         """How many outputs wait to be received."""
-        if self.cancelled:
-            return 0
+        return 0 if self.cancelled else self.unread
+
+    @property
+    def unread(self) -> int:
+        """How many outputs are held: for a pump, also those of a stream that was just cancelled.
+
+        Did it count none, it would run on in the moment before the cancel is queued for the core.
+        """
         return sum(
             length_hint(gate) - GATE + len(outputs) for outputs, gate in self.segments.copy()
         )

@@ -187,7 +187,7 @@ class Fanout(Generic[T]):
     def full_slots(self, limit: int) -> tuple[int, ...]:
         """Return the live slots whose streams hold so many outputs; if none does, count a step."""
         if not self.free_steps:
-            held = {slot: self.buffers[slot].buffered for slot in self.core.live}
+            held = {slot: self.buffers[slot].unread for slot in self.core.live}
             full = tuple(slot for slot, count in held.items() if count >= limit)
             if full:
                 return full

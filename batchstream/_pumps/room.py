@@ -64,7 +64,7 @@ class Room:
         for buffer in full:
             buffer.ask_room(self._resuming(islice(tokens, 1)))
         for buffer in full:  # behind the requests: a consumer that came before did not see them
-            if buffer.buffered < self.limit and (on_room := buffer.on_room) is not None:
+            if buffer.unread < self.limit and (on_room := buffer.on_room) is not None:
                 deque(on_room, maxlen=0)  # unless its consumer has run it through
         return bool(length_hint(tokens))
 
