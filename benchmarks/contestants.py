@@ -1,4 +1,4 @@
-"""Who is compared in handing over: how streams are made, and what paces their source."""
+"""What is compared in handing over: how streams are made, and what paces their source."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ are of the same round.
 
 - equal: a backlog of responses of one length, which is all that LitServe's loop does well.
 - ragged: a short response in a batch with long ones. When does its client learn of the end?
-- transport: how many messages the worker sends, what one takes it, and who is busy meanwhile.
+- transport: how many messages the worker sends, what one takes it, and which process is busy.
 - continuous: a backlog of all lengths, in batches that run to their ends and in refilled slots.
 - idle: what a server costs that has nothing to do.
 """
@@ -149,7 +149,7 @@ def ragged(rounds: int) -> None:
 
 
 def transport(rounds: int) -> None:
-    """Print how many messages there are, what they take, and who is busy."""
+    """Print how many messages there are, what they take, and which process is busy."""
     clients = 4 * SIZE
     requests = equal_lengths(REQUESTS, LENGTH)
 

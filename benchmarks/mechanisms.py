@@ -137,7 +137,7 @@ class FutureIfWaiting(Feed):
         self.buffers = [mine.buffer for mine in self.mine]
 
     def give(self, step: Step) -> None:
-        """Fill the deques here, and let the loop wake who waits."""
+        """Fill the deques here, and let the loop wake the waiters."""
         for buffer, output in zip(self.buffers, step, strict=True):
             buffer.append(output)
         self.loop.call_soon_threadsafe(self.wake)

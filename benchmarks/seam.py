@@ -66,7 +66,7 @@ def anyio_event() -> Prepared:
 
 def wake_each(wake: Callable[[object], object], waiting: list[object]) -> None:
     """Wake one by one."""
-    for one in list(waiting):  # who is woken takes its next wait in place of this one
+    for one in list(waiting):  # the woken task takes its next wait in place of this one
         wake(one)
 
 

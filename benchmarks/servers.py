@@ -1,11 +1,11 @@
-"""Who is compared in serving: batchers, and what each makes of the same model.
+"""What is compared in serving: batchers, and what each makes of the same model.
 
 There are two jobs. A *stream* is a request that gets an output in every step, for as many steps as
 it asks for. An *answer* is one output, from a model that is called once for a batch.
 
 The model runs in a *thread*, in which it may compute as long as it likes, or *in the loop*, where
-a step is awaited: so do those serve who call another process. Each batcher has the limits that suit
-it best, which for most is not to wait for others.
+a step is awaited: so do batchers serve that call another process. Each batcher has the limits that
+suit it best, which for most is not to wait for others.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ async def ask(answer: Answer, requests: Sequence[Request], times: Times) -> None
         times.ends.append(end - begin)
 
 
-# Who does a job, what each client does, and what is compared.
+# What does a job, what each client does, and what is compared.
 JOBS = {
     "Streams": (STREAMS, read, ("rate", "first", "end")),
     "Answers": (ANSWERS, ask, ("rate", "end")),
@@ -154,7 +154,7 @@ def run(server: Server, client: Callable, load: Load) -> dict[str, float]:
 
 
 def taking_part(servers: Mapping[str, Server], load: Load) -> dict[str, Server]:
-    """Return who is installed, as often as there are limits to try."""
+    """Return what is installed, as often as there are limits to try."""
     part = {}
     for name, server in servers.items():
         if server.available and not server.waits:

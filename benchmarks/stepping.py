@@ -236,7 +236,7 @@ def unread(size: int, steps: int) -> float:
 
 
 def runs_of(mode: str, size: int, steps: int) -> dict[str, Callable[[], float]]:
-    """Return who is measured, and how."""
+    """Return what is measured, and how."""
     runs: dict[str, Callable[[], float]] = {BARE: partial(bare, size, steps, mode)}
     if mode == UNREAD:
         runs[HAND_UNREAD] = partial(unread_by_hand, size, steps)

@@ -32,7 +32,7 @@ def lengths_of(size: int) -> list[int]:
 
 
 def model(lengths: list[int]) -> Iterator[list[str | None]]:
-    """Yield steps of fresh outputs, and None for who has finished, as the simplest model does."""
+    """Yield steps of fresh outputs, and None for finished slots, as the simplest model does."""
     for number in range(max(lengths) + 1):
         yield [f"{number}" if number < length else None for length in lengths]
 

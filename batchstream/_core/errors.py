@@ -176,16 +176,15 @@ def _copy_field(name: str, error: Exception, own: Exception) -> None:
 
 
 def begin_in_source(error: BaseException) -> None:
-    """Cut our own frames off the beginning of a traceback, so that it begins in the source.
+    """Cut our own frames from the start of an error's traceback, so that it begins in the source.
 
-    A traceback that has only our own frames keeps the last of them.
+    The traceback of an error that never left our own frames is cut as a whole: a frame that it kept
+    would keep those of its callers, and with them the pump and a consumer's variables.
     """
     traceback = error.__traceback__
-    while (
-        traceback is not None
-        and traceback.tb_next is not None
-        and traceback.tb_frame.f_globals.get("__name__", "").startswith(_OUR_PACKAGE)
-    ):
+    while traceback is not None:
+        if not str(traceback.tb_frame.f_globals.get("__name__")).startswith(_OUR_PACKAGE):
+            break
         traceback = traceback.tb_next
     error.__traceback__ = traceback
 

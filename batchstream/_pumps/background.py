@@ -161,13 +161,15 @@ class BackgroundPump(ABC, Generic[T]):
 
     @abstractmethod
     def _drop(self) -> None:
-        """Close a source that was never asked for a step; the pump's life has left `new`."""
+        """End the streams, and close a source that was never asked for a step.
+
+        The pump's life has left `new`: no other thread will.
+        """
 
     def _after_departure(self) -> None:
         self._room.resume_pump()
         if not self.fanout.live_buffers:
             if self._life.leave_new("drop"):
-                self._drain()
                 self._drop()
             else:
                 self._interrupt()

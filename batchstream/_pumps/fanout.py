@@ -147,13 +147,14 @@ class Fanout(Generic[T]):
         """
         if self._decided.setdefault("view", view) != view:
             raise RuntimeError(_REFUSALS[view])
-        self.view = view
         if view == "by slot":
             self.deliveries.refusal = _REFUSALS["by time"]
         else:
             self.free_steps = 0  # the pump counts the deliveries instead
             for buffer in self.buffers:
                 buffer.refusal = _REFUSALS["by slot"]
+        # Last: where it is decided, a consumer relies on the refusals.
+        self.view = view
 
     def read_buffer(self, buffer: Buffer[Any]) -> None:
         """Do the same for the view to which a buffer belongs."""
@@ -251,6 +252,9 @@ class Fanout(Generic[T]):
         begin_in_source(error)
         if self.core.running:
             self.core.fail(error)
+        else:  # broken off between its end and the streams'
+            for slot in self.core.live:
+                self.core.cancel(slot)
         # Not the core's ends: something may have broken off between the core and the buffers.
         endless = [buffer for buffer in self.buffers if not buffer.ends]
         ends = [(buffer.slot, self.fail_stream(buffer, error)) for buffer in endless]

@@ -127,11 +127,14 @@ class PullPump(Generic[T]):
             with self._role:
                 self._holder = me
                 try:
-                    self._source.close()
+                    try:
+                        self._source.close()
+                    finally:
+                        self.fanout.apply_departures()
+                        # Behind the cancels, which it drops, and before the deliveries are ended.
+                        self.fanout.drop_unreported()
+                        self._close_if_idle()
                 finally:
-                    self.fanout.apply_departures()
-                    self.fanout.drop_unreported()
-                    self._close_if_idle()
                     self._holder = _NO_THREAD
         finally:
             if self.fanout.departures:
@@ -174,7 +177,10 @@ class PullPump(Generic[T]):
 
     def _check_room(self, limit: int) -> None:
         """Refuse a step that a live stream has no room for, before the source is touched."""
-        if full := self.fanout.full_slots(limit):
+        full = self.fanout.full_slots(limit)
+        # Not one that was cancelled a moment ago, of which the core does not know yet.
+        full = tuple(slot for slot in full if not self.fanout.buffers[slot].cancelled)
+        if full:
             raise BufferOverflowError(
                 f"streams {', '.join(map(str, full))} hold {limit} unread outputs or more "
                 f"(max_buffered): read or cancel them before another step is pulled",

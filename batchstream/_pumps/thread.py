@@ -161,9 +161,9 @@ class ThreadPump(BackgroundPump[T]):
 
     def _drop(self) -> None:
         if self._thread is None:
-            self._close_source()
+            self._end()
         else:
-            self._thread.end_after(self._close_source)
+            self._thread.end_after(self._end)
 
     def _end(self) -> None:
         try:
@@ -206,9 +206,8 @@ class FirstStep(Generic[T]):
         max_outputs: int | Sequence[int | None] | None,
     ) -> None:
         self._source = source
+        self._learn_core = partial(source.learn_core, rules, max_outputs)
         self.thread = WorkerThread()
-        # In a list, to be popped: an error of the future holds the frame that asks for its result.
-        self._results = [self.thread.call(partial(source.learn_core, rules, max_outputs))]
 
     def core(self) -> Demultiplexer[T]:
         """Wait in a thread for the core that is as wide as the step.
@@ -217,7 +216,7 @@ class FirstStep(Generic[T]):
             BaseException: See `Source.learn_core`.
         """
         try:
-            return self._results.pop().result()
+            return self.thread.call(self._learn_core).result()
         except BaseException:
             self.thread.end_after(self._source.close_quietly)
             raise
@@ -225,7 +224,7 @@ class FirstStep(Generic[T]):
     async def acore(self) -> Demultiplexer[T]:
         """Do the same in an event loop."""
         try:
-            return await result_of(self._results.pop())
+            return await result_of(self.thread.call(self._learn_core))
         except BaseException:
             self.thread.end_after(self._source.close_quietly)
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Generic, Self, cast, final
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, cast, final
 
 from typing_extensions import TypeVar
 
@@ -223,5 +223,11 @@ class _Steps(chain["Delivery[T]"], Generic[T]):
         self._batch = batch
         self._reader = reader
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            "the steps of a batch cannot be pickled or copied: it holds a running source"
+        )
+
     def __del__(self) -> None:
-        self._reader.abandon()
+        if (reader := getattr(self, "_reader", None)) is not None:  # None: never initialized
+            reader.abandon()

@@ -235,7 +235,7 @@ class BatcherMachine(RuleBasedStateMachine):
         ask.wait_until = None if wait_timeout is None else now + wait_timeout
         self.expire()
         arrived = self.model.turnstile.arrived + 1
-        # Who finds a free slot, or a free worker, does not count as waiting.
+        # A request that finds a free slot, or a free worker, does not count as waiting.
         free = SIZE - len(self.running) if self.continuous or not self.running else 0
         may_wait = PENDING + free
         try:

@@ -320,7 +320,7 @@ class OtherServer(ls.LitServer):
 
 
 def add_view(server):
-    """Let tests see what waits, and whom a server process answers."""
+    """Let tests see what waits, and which clients a server process answers."""
 
     @server.app.get("/view")
     def view():

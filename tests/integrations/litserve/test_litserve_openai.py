@@ -667,7 +667,7 @@ NO_MESSAGES = {
     "null": "null",
     "a list": '[{"role": "assistant"}]',
     "a content that is no text": '{"role": "assistant", "content": 1}',
-    "a role that nobody has": '{"role": "nobody", "content": "a"}',
+    "a role that does not exist": '{"role": "janitor", "content": "a"}',
     "tool calls that are none": '{"role": "assistant", "tool_calls": [1]}',
     "a tool call of no function": '{"tool_calls": [{"function": "f"}]}',
     "a tool call at no place": '{"tool_calls": [{"index": "a", "function": {"name": "f"}}]}',

@@ -554,7 +554,7 @@ def test_a_request_that_looks_ahead_ends_although_no_output_follows():
             if FINISHED in self.sent["r0"]:
                 self.finished.set()
 
-    class NobodyFollows(queue.Queue):
+    class NothingFollows(queue.Queue):
         def get(self, block=True, timeout=None):
             element = super().get(block, timeout)
             if element == _SENTINEL_VALUE:
@@ -563,7 +563,7 @@ def test_a_request_that_looks_ahead_ends_although_no_output_follows():
 
     api, transport = ready(engine), Finished()
     api.encode_response = in_pairs
-    got = served(api, ["a", "b", "c", EOS], waiting=NobodyFollows(), transport=transport)
+    got = served(api, ["a", "b", "c", EOS], waiting=NothingFollows(), transport=transport)
     assert got == [[*ok("ab", "c!"), FINISHED]]
 
 
