@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from batchstream import BatchStreamError, SourceError
-from batchstream._core.errors import StepError, consumer_error, forget_context
+from batchstream._core.errors import (
+    StepError,
+    begin_in_source,
+    consumer_error,
+    forget_context,
+)
 
 
 class Formatted(Exception):
@@ -147,3 +152,45 @@ def test_a_context_of_the_sources_own_is_kept():
     forget_context(error, None)
     forget_context(error, KeyError("another"))
     assert error.__context__ is inner
+
+
+RAISE = compile("raise ValueError", "<raised>", "exec")
+CALL = compile("raise_there()", "<called>", "exec")
+
+
+def names_left(*modules):
+    """Raise through the modules named, the outermost first; return what the cut leaves of them."""
+
+    def enter(depth=0):
+        inner = depth + 1 < len(modules)
+        namespace = {"__name__": modules[depth], "raise_there": lambda: enter(depth + 1)}
+        exec(CALL if inner else RAISE, namespace)  # noqa: S102 - a module of any name
+
+    try:
+        enter()
+    except ValueError as error:
+        reached = error.__traceback__.tb_next.tb_next  # behind this function and `enter`
+        error.__traceback__ = reached
+        begin_in_source(error)
+        left = []
+        traceback = error.__traceback__
+        while traceback is not None:
+            left.append(traceback.tb_frame.f_globals["__name__"])
+            traceback = traceback.tb_next
+        return [name for name in left if name != __name__]
+
+
+def test_the_traceback_of_an_error_of_a_source_begins_in_the_source():
+    assert names_left("batchstream._pumps.pull", "model", "batchstream.model") == [
+        "model",
+        "batchstream.model",
+    ]
+
+
+def test_the_traceback_of_an_error_that_never_left_the_package_keeps_no_frame():
+    assert names_left("batchstream._pumps.pull") == []
+
+
+@pytest.mark.parametrize("name", [None, 3])
+def test_a_module_may_have_any_name(name):
+    assert names_left(name, "model") == [name, "model"]

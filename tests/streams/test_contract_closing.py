@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from batchstream import ClosedError, FinishReason, Last
+from batchstream import BatchedStream, ClosedError, FinishReason, Last
 from support.forms import (
     FORMS,
     OVER,
@@ -547,6 +547,15 @@ async def test_streams_and_batches_refuse_to_be_pickled_or_copied(form):
             refuse(batch[0])
         with pytest.raises(TypeError, match="BatchedStream cannot be pickled or copied"):
             refuse(batch)
+
+
+@pytest.mark.rule(27)
+def test_the_steps_of_a_batch_refuse_to_be_pickled_or_copied():
+    steps = BatchedStream(pairs(1), 2).steps()
+    for refuse in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="steps of a batch cannot be pickled or copied"):
+            refuse(steps)
+    assert next(steps).slots == (0, 1)
 
 
 @pytest.mark.rule(27)
