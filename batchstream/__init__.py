@@ -6,7 +6,6 @@ from batchstream._batching.decorator import batched as batched
 from batchstream._batching.dynamic import DynamicBatcher as DynamicBatcher
 from batchstream._batching.metrics import Metrics as Metrics
 from batchstream._core.demultiplexer import Demultiplexer as Demultiplexer
-from batchstream._core.ends import token_ids as token_ids
 from batchstream._core.errors import BatchStreamError as BatchStreamError
 from batchstream._core.errors import BufferOverflowError as BufferOverflowError
 from batchstream._core.errors import ClosedError as ClosedError
@@ -28,6 +27,7 @@ from batchstream._core.records import Delivery as Delivery
 from batchstream._core.records import FinishReason as FinishReason
 from batchstream._core.records import Statistics as Statistics
 from batchstream._core.records import StreamEnd as StreamEnd
+from batchstream._core.token_ids import token_ids as token_ids
 from batchstream._streams.async_batch import AsyncBatchedStream as AsyncBatchedStream
 from batchstream._streams.async_stream import AsyncStream as AsyncStream
 from batchstream._streams.batch import BatchedStream as BatchedStream

@@ -32,12 +32,12 @@ from typing import Any, Final, Generic, Literal
 from typing_extensions import TypeVar
 
 from batchstream._core.arguments import UNLIMITED, check_count, check_max_outputs
-from batchstream._core.ends import TokenIds
 from batchstream._core.errors import ClosedError, MissingEOSError, StepError
 from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many
 from batchstream._core.records import Delivery, FinishReason, Statistics, StreamEnd
 from batchstream._core.rules import EndRules
 from batchstream._core.steps import Elements, are_numbers, picker, read_step
+from batchstream._core.token_ids import TokenIds
 
 T = TypeVar("T")
 
