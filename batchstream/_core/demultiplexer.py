@@ -454,8 +454,9 @@ class Demultiplexer(Generic[T]):
         error: BaseException | None = None,
     ) -> None:
         given = self._extra[slot] = self.given(slot)
-        self._live_slots.remove(slot)
+        # In this order: an interrupt may strike behind `remove`, and `fail` then reads `live`.
         self._live = None
+        self._live_slots.remove(slot)
         self._finished[reason] += 1
         draft.ends.append((slot, StreamEnd(reason, given, info, error)))
 

@@ -179,7 +179,7 @@ class PullPump(Generic[T]):
         """Refuse a step that a live stream has no room for, before the source is touched."""
         full = self.fanout.full_slots(limit)
         # Not one that was cancelled a moment ago, of which the core does not know yet.
-        full = tuple(slot for slot in full if not self.fanout.buffers[slot].cancelled)
+        full = tuple(slot for slot in full if not self.fanout.buffers[slot].ends)
         if full:
             raise BufferOverflowError(
                 f"streams {', '.join(map(str, full))} hold {limit} unread outputs or more "
