@@ -3,75 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import linecache
 import signal
-import sys
 from functools import partial
 
 import pytest
 
 from batchstream import ClosedError, ContinuousBatcher, DynamicBatcher, SourceError
-from support import knobs
+from support import interrupts, knobs
 from support.engines import ManualClock, Model, Recorder, echo
 from support.sources import TIMEOUT, Gate
 
-SUBMITTING = knobs.files_of_submission()
-
-
-def interrupt():
-    raise KeyboardInterrupt
-
-
-def at_line(line, call, deed=interrupt, *, within=None):
-    """Call a function, and do something before the so-manyth line of the batcher.
-
-    Args:
-        line: The number of the line, from 1 on.
-        call: The function; an interrupt that it raises is caught.
-        deed: What is done, as in a signal's handler.
-        within: The method whose lines count, with all that it calls; any if it is None.
-
-    Returns:
-        Where that was; None if there are not so many lines.
-    """
-    where = None
-    left = line
-    inside = 0
-
-    def trace(frame, event, _):
-        nonlocal left, where, inside
-        code = frame.f_code
-        if code.co_filename not in SUBMITTING:
-            return None
-        if code.co_qualname == within and event in {"call", "return"}:
-            inside += 1 if event == "call" else -1
-        if within is not None and not inside:
-            return trace
-        text = linecache.getline(code.co_filename, frame.f_lineno)
-        # A signal strikes between instructions that a trace function does not distinguish: neither
-        # as a lock is taken or given back, nor at a line without a call. One at the `pass` of a
-        # handler would leave the handled exception behind, in all that the thread does later.
-        nothing = text.strip() in {"try:", "pass"} or text.lstrip().startswith("except")
-        if event == "line" and "with self._lock" not in text and not nothing:
-            left -= 1
-            if not left:
-                where = f"{code.co_name}:{frame.f_lineno} {text.strip()}"
-                sys.settrace(None)
-                deed()
-        return trace
-
-    tracer = sys.gettrace()
-    gc.disable()  # what is collected meanwhile is none of the batcher's
-    sys.settrace(trace)
-    try:
-        result = call()  # noqa: F841 - a stream's finalizer is not to be interrupted
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(tracer)
-        gc.enable()
-    return where
+at_line = partial(interrupts.at_line, files=knobs.files_of_submission())
 
 
 def interrupted_submission(batcher, line):
@@ -139,7 +81,7 @@ def test_an_interrupt_where_a_worker_is_woken_does_not_keep_the_next_batch_waiti
         batcher = DynamicBatcher(echo, max_batch_size=2, batch_timeout=3600.0)
         first = batcher.stream("first")
         clock.wait_for_sleeper()
-        where = at_line(lines, partial(batcher.stream, "struck"), within="Dispatcher._wake_workers")
+        where = at_line(lines, partial(batcher.stream, "struck"), within=knobs.CODE_OF_WAKING)
         if where is None:
             batcher.close()
             break
@@ -205,7 +147,7 @@ def test_a_signal_handler_may_close_anywhere_in_reaping(monkeypatch):
                 pass
 
         try:
-            where = at_line(lines, submit, batcher.close, within="Scheduler.reap")
+            where = at_line(lines, submit, batcher.close, within=knobs.CODE_OF_REAPING)
         finally:
             gate.opened.set()
         batcher.close()

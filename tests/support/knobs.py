@@ -14,6 +14,7 @@ import batchstream._batching.dynamic
 import batchstream._batching.queue
 import batchstream._eventloops.asyncio
 import batchstream._pumps.process
+from batchstream._batching.dispatcher import Dispatcher
 from batchstream._batching.request import Request
 from batchstream._batching.scheduler import Scheduler
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
@@ -356,6 +357,13 @@ def after_deadline(monkeypatch, then):
 
 
 # ---- batchers
+
+
+CODE_OF_WAKING = Dispatcher._wake_workers.__code__
+"""What a submission runs that wakes the workers that wait."""
+
+CODE_OF_REAPING = Scheduler.reap.__code__
+"""What counts the requests that have ended."""
 
 
 def files_of_submission():
