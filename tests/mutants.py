@@ -199,6 +199,44 @@ MUTANTS = [
         "        failed = self.fanout.fail(error)\n        self._close_if_idle()\n",
     ),
     Mutant(
+        "an interrupt as the source ends leaves the core's slots live",
+        "            for slot in self.core.live:\n                self.core.cancel(slot)\n",
+        "            pass\n",
+        ("test_interrupts.py",),
+    ),
+    Mutant(
+        "an interrupt as a slot ends leaves it among the live slots",
+        "        self._live = None\n        self._live_slots.remove(slot)\n",
+        "        self._live_slots.remove(slot)\n        self._live = None\n",
+        ("test_interrupts.py",),
+    ),
+    Mutant(
+        "an interrupt in closing leaves the batch to its thread",
+        "                    self._holder = _NO_THREAD\n"
+        "        finally:\n            if self.fanout.departures:\n",
+        "                    pass\n        finally:\n            if self.fanout.departures:\n",
+        ("test_interrupts.py",),
+    ),
+    Mutant(
+        "a stream that was cancelled a moment ago stops the others",
+        "        full = tuple(slot for slot in full if not self.fanout.buffers[slot].ends)\n",
+        "",
+        ("test_schedules.py",),
+    ),
+    Mutant(
+        "the view is decided before its refusals stand",
+        '        if view == "by slot":\n            self.deliveries.refusal =',
+        "        self.view = view\n"
+        '        if view == "by slot":\n            self.deliveries.refusal =',
+        ("test_interrupts.py",),
+    ),
+    Mutant(
+        "the streams of an unread batch are ended where the last was cancelled",
+        "            self._thread.end_after(self._end)\n",
+        "            self._drain()\n            self._thread.end_after(self._close_source)\n",
+        ("test_pumps_that_fail.py", "test_starting.py"),
+    ),
+    Mutant(
         "the source runs in the consumer's context",
         "        self._context = copy_context()\n        self._iterator: Iterator[Any] =",
         "        self._context = type('Here', (), {'run': staticmethod(lambda f, *a: f(*a))})()\n"

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import batchstream
-from batchstream import BatchedStream, FinishReason, Last, Many
+from batchstream import BatchedStream, BufferOverflowError, FinishReason, Last, Many
 from batchstream._handoff import buffer as buffers
 from support import knobs
 from support.sources import TIMEOUT, ScriptedSource
@@ -273,6 +273,29 @@ def test_a_cancel_interrupted_by_other_consumers_is_settled_all_the_same():
         return batch, batch[1].cancel, lambda: received.extend(batch[0]), check
 
     assert all_schedules(scenario, waits=True) > 20
+
+
+@pytest.mark.rule(11)
+def test_a_full_stream_that_was_cancelled_stops_no_receive_wherever_the_cancel_is():
+    def scenario():
+        source = ScriptedSource([["a", "x"], ["b", "y"], ["c", "z"]])
+        batch = BatchedStream(source, 2, max_buffered=1)
+        received = [next(batch[0])]
+
+        def receive():
+            ended = batch[1].finish_reason is not None
+            try:
+                received.append(next(batch[0]))
+            except BufferOverflowError:
+                assert not ended, "refused for a stream that has ended"
+
+        def check():
+            assert [*received, *batch[0]] == ["a", "b", "c"]
+            assert list(batch[1]) == []
+
+        return batch, batch[1].cancel, receive, check
+
+    assert all_schedules(scenario, waits=True) > 50
 
 
 @pytest.mark.rule(10)

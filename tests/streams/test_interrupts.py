@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
 import sys
 import threading
+from contextlib import suppress
+from functools import partial
 
 import pytest
 
-from batchstream import BatchedStream, FinishReason, demux
+from batchstream import (
+    AsyncBatchedStream,
+    BatchedStream,
+    FinishReason,
+    Last,
+    SourceError,
+    demux,
+)
 from support import knobs
-from support.sources import TIMEOUT, Gate
+from support.forms import pump_threads
+from support.interrupts import at_line
+from support.reading import read_blocking
+from support.sources import TIMEOUT, Gate, ScriptedSource
 
 # ---- where consumers pull
 
@@ -132,7 +145,91 @@ def test_a_stream_may_be_cancelled_from_a_signal_handler_that_interrupts_the_pum
     assert streams[1].finish_reason is FinishReason.CANCELLED
 
 
+@pytest.mark.rule(9, 10)
+@pytest.mark.parametrize("error", [None, OSError("cannot free")])
+def test_after_an_interrupt_anywhere_in_closing_the_batch_can_be_closed_and_used(error, unheard):
+    def close(batch):
+        with suppress(OSError):
+            batch.close()
+
+    for line in itertools.count(1):
+        source = ScriptedSource([["a"]] * 2, raise_at_close=error)
+        batch = BatchedStream(source, 1)
+        steps = batch.steps()
+        next(steps)
+        where = at_line(line, partial(close, batch), within=knobs.CODE_OF_CLOSE)
+        close(batch)
+        assert read_blocking(steps)[1] is None, where
+        assert (source.closed, batch.live) == (1, ()), where
+        if where is None:
+            break
+    assert line > 10
+    assert set(unheard) <= {error}
+
+
+@pytest.mark.rule(2)
+@pytest.mark.parametrize("first", ["by time", "by slot"])
+def test_an_interrupt_as_the_view_is_decided_lets_no_receive_by_the_other_view_pass(first):
+    for line in itertools.count(1):
+        batch = BatchedStream([["a", "x"], ["b", "y"]], 2)
+        by_time, by_slot = batch.steps(), batch[1]
+        mine, other = (by_time, by_slot) if first == "by time" else (by_slot, by_time)
+        where = at_line(line, partial(next, mine), within=knobs.CODE_OF_VIEW)
+        if where is None:
+            break
+        results = [read_blocking(other), read_blocking(mine)]
+        assert results.count(([], RuntimeError)) == 1, where
+        assert any(outputs and error is None for outputs, error in results), where
+    assert line > 3
+
+
+@pytest.mark.rule(10, 14)
+@pytest.mark.parametrize("place", knobs.CODES_OF_ENDS)
+def test_an_interrupt_as_streams_end_ends_the_others_and_closes_the_source(place):
+    steps = {
+        "the source has ended": [["a", "x", 0]],
+        "a step has an end mark": [["a", "x", 0], [Last("b"), Last("y"), 1]],
+        "a step is none": [["a", "x", 0], ["b"]],
+    }
+    for line in itertools.count(1):
+        source = ScriptedSource(steps[place])
+        batch = BatchedStream(source, 3)
+        assert [next(stream) for stream in batch] == ["a", "x", 0]
+        where = at_line(line, partial(read_blocking, batch[2]), within=knobs.CODES_OF_ENDS[place])
+        if where is None:
+            break
+        assert (source.closed, batch.live) == (1, ()), where
+        for stream in batch:
+            assert read_blocking(stream) == ([], SourceError), where
+    assert line > 10
+
+
 # ---- where a thread runs the source
+
+
+@pytest.mark.rule(10)
+@pytest.mark.parametrize("form", [BatchedStream, AsyncBatchedStream])
+def test_an_interrupt_as_the_first_step_is_asked_for_ends_the_thread_and_closes_the_source(form):
+    async def enter(source):
+        async with AsyncBatchedStream(source):
+            pass
+
+    def open_and_close(source):
+        if form is AsyncBatchedStream:
+            asyncio.run(enter(source))
+        else:
+            BatchedStream(source, background=True).close()
+
+    for line in itertools.count(1):
+        source = ScriptedSource([["a"]])
+        where = at_line(line, partial(open_and_close, source), within=knobs.CODE_OF_FIRST_STEP)
+        for thread in pump_threads():
+            thread.join(TIMEOUT)
+            assert not thread.is_alive(), where
+        assert source.closed == 1, where
+        if where is None:
+            break
+    assert line > 4
 
 
 @pytest.mark.rule(4)

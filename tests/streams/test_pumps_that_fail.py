@@ -10,6 +10,7 @@ import pytest
 from batchstream import AsyncBatchedStream, BatchedStream, FinishReason, SourceError
 from support import knobs
 from support.reading import read_blocking, rest
+from support.sources import ScriptedSource
 
 
 @pytest.mark.rule(9)
@@ -32,6 +33,32 @@ def test_an_error_at_the_end_of_the_pump_leaves_no_close_waiting(step, monkeypat
     assert list(batch[0]) == ["a"]
     batch.close()
     assert [repr(error) for error in unheard] == [f"MemoryError('{step}')"]
+
+
+@pytest.mark.rule(10)
+@pytest.mark.parametrize("size", [1, None])
+def test_an_error_as_an_unread_batch_is_dropped_closes_its_source(size, monkeypatch, unheard):
+    source = ScriptedSource([["a"]])
+    batch = BatchedStream(source, size, background=True)
+    knobs.fail_in_pump(monkeypatch, batch, "ending the streams", MemoryError("of ours"))
+    batch[0].cancel()
+    batch.close()
+    assert source.closed == 1
+    assert [repr(error) for error in unheard] == ["MemoryError('of ours')"]
+
+
+@pytest.mark.rule(10)
+def test_an_error_as_an_unread_batch_is_dropped_outside_a_loop_leaves_no_aclose_waiting(
+    monkeypatch, unheard
+):
+    async def source():
+        yield ["a"]
+
+    batch = AsyncBatchedStream(source(), 1)
+    knobs.fail_in_pump(monkeypatch, batch, "ending the streams", MemoryError("of ours"))
+    batch[0].cancel()
+    asyncio.run(batch.aclose())
+    assert [repr(error) for error in unheard] == ["MemoryError('of ours')"]
 
 
 @pytest.mark.rule(9)

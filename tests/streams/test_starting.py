@@ -135,6 +135,28 @@ def test_a_task_factory_that_takes_no_options_does_not_stop_the_pump():
 
 
 @pytest.mark.rule(10)
+def test_an_unread_batch_is_ended_and_closed_in_the_thread_that_made_its_first_step(monkeypatch):
+    class Source(ScriptedSource):
+        def close(self):
+            super().close()
+            threads["closed"] = threading.current_thread()
+
+    def end():
+        threads["ended"] = threading.current_thread()
+
+    threads = {}
+    source = Source([["a", "x"]])
+    batch = BatchedStream(source, background=True)
+    thread = knobs.thread_of(batch)
+    knobs.before_draining(monkeypatch, end)
+    for stream in batch:
+        stream.cancel()
+    thread.join(TIMEOUT)
+    assert threads == {"ended": thread, "closed": thread}
+    assert batch.live == ()
+
+
+@pytest.mark.rule(10)
 def test_a_batch_closed_while_it_is_entered_raises_and_closes_its_source():
     gate = Gate()
     source = ScriptedSource([["a", "x"], ["b", "y"]], on_step=gate.pass_through)

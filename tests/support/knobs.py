@@ -18,8 +18,10 @@ from batchstream._batching.dispatcher import Dispatcher
 from batchstream._batching.request import Request
 from batchstream._batching.scheduler import Scheduler
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
+from batchstream._core.demultiplexer import Demultiplexer
 from batchstream._eventloops.base import OUTPUTS_PER_TURN
 from batchstream._handoff.buffer import SEGMENT_LENGTH
+from batchstream._pumps.fanout import Fanout
 from batchstream._pumps.life import Life
 from batchstream._pumps.pull import PullPump
 from batchstream._pumps.thread import ThreadPump
@@ -255,6 +257,22 @@ CODE_OF_PULL = PullPump.wait.__code__
 
 CODE_OF_WAIT = ThreadPump.wait.__code__
 """What a receive in a thread runs where the buffer is empty, and the source runs by itself."""
+
+CODE_OF_CLOSE = PullPump.close.__code__
+"""What closes a batch whose consumers pull."""
+
+CODE_OF_VIEW = Fanout.read.__code__
+"""What the first receive runs that decides how the batch is read."""
+
+CODE_OF_FIRST_STEP = WorkerThread.call.__code__
+"""What asks a thread for the first step, to learn the size from it."""
+
+CODES_OF_ENDS = {
+    "the source has ended": Demultiplexer.finish.__code__,
+    "a step has an end mark": Demultiplexer.feed_other.__code__,
+    "a step is none": Demultiplexer.fail.__code__,
+}
+"""What the core runs where streams end."""
 
 
 # ---- streams and requests
