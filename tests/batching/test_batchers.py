@@ -222,8 +222,7 @@ async def test_a_source_that_ends_exhausts_its_streams_or_fails_them(form, requi
 @pytest.mark.rule(30)
 @every_batcher
 async def test_a_slot_is_known_when_the_request_has_joined_a_batch(form):
-    gate = form.gate()
-    batcher = form.batcher(form.model(gates={0: gate}), max_batch_size=1)
+    batcher, _, gate = form.held_batcher(0, max_batch_size=1)
     first, second = await form.submit_behind(batcher, gate, "a", "b")
     assert [first.slot, second.slot] == [0, -1]
     gate.open()
@@ -237,9 +236,7 @@ async def test_a_slot_is_known_when_the_request_has_joined_a_batch(form):
 @pytest.mark.rule(29)
 @dynamic_batchers
 async def test_under_backlog_a_batch_has_as_many_requests_as_wait_or_as_may(form):
-    gate = form.gate()
-    model = form.model(gates={0: gate})
-    batcher = form.batcher(model, max_batch_size=3)
+    batcher, model, gate = form.held_batcher(0, max_batch_size=3)
     streams = await form.submit_behind(batcher, gate, "a", *"bcdefgh")
     gate.open()
     assert [await form.rest(stream) for stream in streams] == [[each] for each in "abcdefgh"]
@@ -252,9 +249,8 @@ async def test_under_backlog_a_batch_has_as_many_requests_as_wait_or_as_may(form
 @dynamic_batchers
 @pytest.mark.parametrize("backlog", range(1, 6))
 async def test_the_next_batch_has_the_smaller_of_backlog_and_max_batch_size(form, backlog):
-    gate = form.gate()
-    model = form.model(gates={0: gate})
-    streams = await form.submit_behind(form.batcher(model), gate, "a", *["b"] * backlog)
+    batcher, model, gate = form.held_batcher(0)
+    streams = await form.submit_behind(batcher, gate, "a", *["b"] * backlog)
     gate.open()
     for stream in streams:
         await form.rest(stream)
@@ -264,9 +260,7 @@ async def test_the_next_batch_has_the_smaller_of_backlog_and_max_batch_size(form
 @pytest.mark.rule(29, 30)
 @continuous_batchers
 async def test_waiting_requests_join_before_the_next_step_as_slots_are_free(form):
-    gate = form.gate()
-    model = form.model(gates={0: gate})
-    batcher = form.batcher(model, max_batch_size=3)
+    batcher, model, gate = form.held_batcher(0, max_batch_size=3)
     streams = await form.submit_behind(batcher, gate, "abc", "d", "efg", "h", "i")
     gate.open()
     outputs = [await form.rest(stream) for stream in streams]
@@ -284,9 +278,7 @@ async def test_waiting_requests_join_before_the_next_step_as_slots_are_free(form
 @pytest.mark.rule(29)
 @continuous_batchers
 async def test_an_engine_is_called_in_one_order_remove_add_step(form):
-    gate = form.gate()
-    model = form.model(gates={0: gate})
-    batcher = form.batcher(model, max_batch_size=2)
+    batcher, model, gate = form.held_batcher(0, max_batch_size=2)
     streams = await form.submit_behind(batcher, gate, "a", "bc", "d")
     gate.open()
     for stream in streams:
@@ -309,9 +301,7 @@ async def test_an_engine_is_called_in_one_order_remove_add_step(form):
 @pytest.mark.rule(29)
 @every_batcher
 async def test_first_come_is_first_served(form):
-    gate = form.gate()
-    model = form.model(gates={0: gate})
-    batcher = form.batcher(model, max_batch_size=1)
+    batcher, model, gate = form.held_batcher(0, max_batch_size=1)
     streams = await form.submit_behind(batcher, gate, "a", *"bcdef")
     gate.open()
     for stream in reversed(streams):
@@ -323,9 +313,7 @@ async def test_first_come_is_first_served(form):
 @pytest.mark.rule(29)
 @dynamic_batchers
 async def test_only_requests_with_equal_keys_share_a_batch(form):
-    gate = form.gate()
-    model = form.model(gates={0: gate})
-    batcher = form.batcher(model, key=lambda request: request[0])
+    batcher, model, gate = form.held_batcher(0, key=lambda request: request[0])
     requests = ["b1", "a1", "b2", "c1", "a2", "a3", "b3", "b4", "b5"]
     streams = await form.submit_behind(batcher, gate, "x", *requests)
     gate.open()
@@ -343,9 +331,7 @@ async def test_only_requests_with_equal_keys_share_a_batch(form):
 @pytest.mark.rule(29)
 @every_batcher
 async def test_the_cost_of_a_batch_never_exceeds_its_limit_and_no_request_jumps_the_queue(form):
-    gate = form.gate()
-    model = form.model(gates={0: gate})
-    batcher = form.batcher(model, cost=len, max_batch_cost=5)
+    batcher, model, gate = form.held_batcher(0, cost=len, max_batch_cost=5)
     streams = await form.submit_behind(batcher, gate, "abcd", "ef", "g", "hijkl", "m")
     gate.open()
     for stream in streams:
@@ -380,9 +366,8 @@ async def test_an_error_in_cost_key_or_max_outputs_fails_only_that_request(form,
             raise ArithmeticError("of this request")
         return 1
 
-    gate = form.gate()
     options = {option: fail} | ({"max_batch_cost": 9} if option == "cost" else {})
-    batcher = form.batcher(form.model(gates={0: gate}), **options)
+    batcher, _, gate = form.held_batcher(0, **options)
     streams = await form.submit_behind(batcher, gate, "a", "b")
     for _ in range(3):
         with pytest.raises(ArithmeticError, match="of this request"):
@@ -429,8 +414,7 @@ async def test_a_key_that_cannot_be_hashed_fails_only_that_request(form):
 @pytest.mark.rule(29)
 @every_batcher
 async def test_more_requests_than_may_wait_are_refused_at_once(form):
-    gate = form.gate()
-    batcher = form.batcher(form.model(gates={0: gate}), max_batch_size=1, max_pending=2)
+    batcher, _, gate = form.held_batcher(0, max_batch_size=1, max_pending=2)
     streams = await form.submit_behind(batcher, gate, "a", "b", "c")
     for _ in range(3):
         with pytest.raises(OverloadedError, match="2 requests are waiting") as raised:
@@ -467,9 +451,8 @@ def test_requests_for_which_there_is_room_do_not_count_as_waiting():
 @pytest.mark.rule(29)
 @every_batcher
 async def test_a_request_cancelled_before_its_batch_is_not_sent_to_the_model(form):
-    gate = form.gate()
-    model = form.model(gates={0: gate})
-    streams = await form.submit_behind(form.batcher(model), gate, "a", "b", "c", "d")
+    batcher, model, gate = form.held_batcher(0)
+    streams = await form.submit_behind(batcher, gate, "a", "b", "c", "d")
     streams[2].cancel()
     assert streams[2].finish_reason is FinishReason.CANCELLED
     gate.open()
@@ -480,9 +463,7 @@ async def test_a_request_cancelled_before_its_batch_is_not_sent_to_the_model(for
 @pytest.mark.rule(29)
 @every_batcher
 async def test_a_batch_of_which_all_are_cancelled_is_not_sent_to_the_model(form):
-    gate = form.gate()
-    model = form.model(gates={0: gate})
-    batcher = form.batcher(model)
+    batcher, model, gate = form.held_batcher(0)
     first, *others = await form.submit_behind(batcher, gate, "a", "b", "c")
     for stream in others:
         stream.cancel()
@@ -515,9 +496,7 @@ async def test_the_model_learns_of_a_cancel_with_its_next_step(form):
 @pytest.mark.rule(10, 13)
 @every_batcher
 async def test_when_all_have_left_the_model_stops(form):
-    gate = form.gate()
-    model = form.model(gates={1: gate})
-    batcher = form.batcher(model)
+    batcher, model, gate = form.held_batcher(1)
     stream = form.submit(batcher, "abcdefgh")
     await gate.reached.wait()
     stream.cancel()
@@ -529,9 +508,7 @@ async def test_when_all_have_left_the_model_stops(form):
 @pytest.mark.rule(25)
 @every_batcher
 async def test_dropping_a_stream_cancels_its_request(form):
-    gate = form.gate()
-    model = form.model(gates={1: gate})
-    batcher = form.batcher(model)
+    batcher, model, gate = form.held_batcher(1)
     stream = form.submit(batcher, "abcdefgh")
     await gate.reached.wait()
     waiting = form.submit(batcher, "pqr") if not form.continuous else None
@@ -548,10 +525,8 @@ async def test_dropping_a_stream_cancels_its_request(form):
 @pytest.mark.rule(11)
 @every_batcher
 async def test_cancelling_one_stream_changes_nothing_in_another(form):
-    gate = form.gate()
-    streams = await form.submit_behind(
-        form.batcher(form.model(gates={0: gate}), max_batch_size=3), gate, "abc", "def", "ghi"
-    )
+    batcher, _, gate = form.held_batcher(0, max_batch_size=3)
+    streams = await form.submit_behind(batcher, gate, "abc", "def", "ghi")
     streams[0].cancel()
     gate.open()
     assert [await form.rest(stream) for stream in streams] == [[], list("def"), list("ghi")]
@@ -559,9 +534,7 @@ async def test_cancelling_one_stream_changes_nothing_in_another(form):
 
 @every_batcher
 async def test_a_request_that_does_not_join_in_time_fails_and_is_not_sent(form):
-    gate = form.gate()
-    model = form.model(gates={0: gate})
-    batcher = form.batcher(model, max_batch_size=1)
+    batcher, model, gate = form.held_batcher(0, max_batch_size=1)
     first, second = await form.submit_behind(batcher, gate, "a", "b", wait_timeout=LONG)
     knobs.expire_in(second, 0.01)
     outputs, [error] = await form.read(second)
@@ -578,8 +551,7 @@ async def test_a_request_that_does_not_join_in_time_fails_and_is_not_sent(form):
 @pytest.mark.rule(9)
 @every_batcher
 async def test_a_timeout_is_raised_while_the_model_is_in_a_step(form):
-    gate = form.gate()
-    batcher = form.batcher(form.model(gates={1: gate}))
+    batcher, _, gate = form.held_batcher(1)
     stream = form.submit(batcher, "abc", timeout=LONG)
     await gate.reached.wait()
     knobs.expire_in(stream, 0.01)
@@ -593,9 +565,7 @@ async def test_a_timeout_is_raised_while_the_model_is_in_a_step(form):
 @pytest.mark.rule(5)
 @every_batcher
 async def test_what_is_buffered_is_delivered_before_the_timeout_is_raised(form):
-    gate = form.gate()
-    model = form.model(gates={2: gate})
-    batcher = form.batcher(model)
+    batcher, model, gate = form.held_batcher(2)
     stream = form.submit(batcher, "abc", timeout=LONG)
     await gate.reached.wait()
     knobs.let_deadline_pass(stream)
@@ -721,8 +691,7 @@ def test_an_engine_makes_no_step_with_a_request_that_was_too_slow():
 @batchers_in_loops
 @pytest.mark.parametrize("joined", [False, True])
 async def test_a_receive_broken_off_while_it_waits_takes_nothing(form, joined):
-    gate = form.gate()
-    batcher = form.batcher(form.model(gates={0: gate}), max_batch_size=1)
+    batcher, _, gate = form.held_batcher(0, max_batch_size=1)
     first, second = await form.submit_behind(batcher, gate, "ab", "cd")
     stream = first if joined else second
     for _ in range(3):
@@ -735,8 +704,7 @@ async def test_a_receive_broken_off_while_it_waits_takes_nothing(form, joined):
 @batchers_in_threads
 @pytest.mark.parametrize("joined", [False, True])
 async def test_a_receive_that_times_out_takes_nothing(form, joined):
-    gate = form.gate()
-    batcher = form.batcher(form.model(gates={0: gate}), max_batch_size=1)
+    batcher, _, gate = form.held_batcher(0, max_batch_size=1)
     first, second = await form.submit_behind(batcher, gate, "ab", "cd")
     for timeout in (0, 0.001):
         with pytest.raises(TimeoutError):
@@ -749,8 +717,7 @@ async def test_a_receive_that_times_out_takes_nothing(form, joined):
 @pytest.mark.rule(21)
 @batchers_in_loops
 async def test_a_second_consumer_at_the_same_time_is_refused(form):
-    gate = form.gate()
-    batcher = form.batcher(form.model(gates={0: gate}))
+    batcher, _, gate = form.held_batcher(0)
     stream = form.submit(batcher, "a")
 
     async def interfere():
@@ -766,8 +733,8 @@ async def test_a_second_consumer_at_the_same_time_is_refused(form):
 @pytest.mark.rule(22)
 @batchers_in_loops
 async def test_a_receive_that_would_wait_in_another_loop_is_refused(form):
-    gate = form.gate()
-    stream = form.submit(form.batcher(form.model(gates={1: gate})), "ab")
+    batcher, _, gate = form.held_batcher(1)
+    stream = form.submit(batcher, "ab")
     assert await form.receive(stream) == "a"
     await form.broken_off(stream)
     with pytest.raises(RuntimeError, match="request 0 belongs to the event loop"):
@@ -835,8 +802,7 @@ async def test_the_streams_of_a_closed_loop_are_cancelled_and_the_others_go_on(f
 @every_batcher
 async def test_fail_ends_its_own_request_only(form):
     error = ValueError("this one alone")
-    gate = form.gate()
-    batcher = form.batcher(form.model(gates={0: gate}))
+    batcher, _, gate = form.held_batcher(0)
     streams = await form.submit_behind(batcher, gate, "abc", ["x", Fail(error), "late"], "pq")
     gate.open()
     assert await form.rest(streams[0]) == ["a", "b", "c"]

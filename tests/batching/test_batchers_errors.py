@@ -250,9 +250,7 @@ async def test_what_a_generator_raises_while_it_is_closed_fails_no_request(form,
 @pytest.mark.rule(15)
 @continuous_batchers
 async def test_an_add_that_raises_fails_only_its_request(form):
-    gate = form.gate()
-    model = form.model(gates={0: gate})
-    batcher = form.batcher(model)
+    batcher, model, gate = form.held_batcher(0)
     error = ValueError("too long for this engine")
     streams = await form.submit_behind(batcher, gate, "abc", error, "xy")
     gate.open()
@@ -451,9 +449,7 @@ async def test_outputs_for_empty_slots_are_dropped_and_counted(form):
 @continuous_batchers
 async def test_an_engine_is_not_stepped_for_ended_requests(form):
     """The first ends in the very step during which the second is submitted."""
-    gate = form.gate()
-    model = form.model(gates={1: gate})
-    batcher = form.batcher(model)
+    batcher, model, gate = form.held_batcher(1)
     first = form.submit(batcher, "a")
     await gate.reached.wait()
     second = form.submit(batcher, "xyz")
@@ -469,8 +465,7 @@ async def test_an_engine_is_not_stepped_for_ended_requests(form):
 @pytest.mark.rule(9)
 @every_batcher
 async def test_close_fails_live_requests_after_what_is_buffered_and_waiting_ones(form):
-    gate = form.gate()
-    batcher = form.batcher(form.model(gates={2: gate}), max_batch_size=1)
+    batcher, _, gate = form.held_batcher(2, max_batch_size=1)
     streams = [form.submit(batcher, request) for request in ("abcd", "x", "y")]
     await gate.reached.wait()
 
@@ -512,9 +507,8 @@ async def test_a_batcher_that_was_never_used_can_be_closed(form):
 @pytest.mark.rule(28)
 @every_batcher
 async def test_close_leaves_no_thread_and_no_task(form):
-    gate = form.gate()
     before = set(threading.enumerate())
-    batcher = form.batcher(form.model(gates={0: gate}))
+    batcher, _, gate = form.held_batcher(0)
     streams = await form.submit_behind(batcher, gate, "abc", "de")
     gate.open()
     assert [await form.rest(stream) for stream in streams] == [list("abc"), ["d", "e"]]
@@ -529,8 +523,7 @@ async def test_close_leaves_no_thread_and_no_task(form):
 @pytest.mark.rule(9)
 @every_batcher
 async def test_several_may_close_at_the_same_time(form):
-    gate = form.gate()
-    batcher = form.batcher(form.model(gates={0: gate}))
+    batcher, _, gate = form.held_batcher(0)
     stream = form.submit(batcher, "abc")
     await gate.reached.wait()
 
@@ -563,8 +556,7 @@ async def test_a_block_closes_the_batcher(form):
 @pytest.mark.rule(9)
 @batchers_in_threads
 async def test_close_from_another_thread_waits_for_the_step_and_wakes_consumers_before(form):
-    gate = form.gate()
-    batcher = form.batcher(form.model(gates={1: gate}))
+    batcher, _, gate = form.held_batcher(1)
     stream = form.submit(batcher, "abc")
     await gate.reached.wait()
     closed = []
@@ -586,8 +578,7 @@ async def test_close_from_another_thread_waits_for_the_step_and_wakes_consumers_
 @pytest.mark.rule(12)
 @batchers_in_loops
 async def test_a_request_may_be_cancelled_in_any_thread(form):
-    gate = form.gate()
-    batcher = form.batcher(form.model(gates={0: gate}), max_batch_size=1)
+    batcher, _, gate = form.held_batcher(0, max_batch_size=1)
     streams = await form.submit_behind(batcher, gate, "abc", "def", "x")
     run_in_threads(streams[0].cancel, streams[1].cancel)
     assert [await form.rest(stream) for stream in streams[:2]] == [[], []]

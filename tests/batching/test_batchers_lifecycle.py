@@ -50,8 +50,7 @@ def make(kind, model=None, **options):
 
 @continuous_batchers
 async def test_the_figures_of_a_scripted_case_are_exact(form):
-    gate = form.gate()
-    batcher = form.batcher(form.model(gates={0: gate}), max_batch_size=2)
+    batcher, _, gate = form.held_batcher(0, max_batch_size=2)
     streams = await form.submit_behind(batcher, gate, "abc", "d", "ef")
     figures = batcher.statistics()
     assert (figures.opened, figures.live, figures.waiting) == (3, 3, 2)
@@ -72,8 +71,7 @@ async def test_the_figures_of_a_scripted_case_are_exact(form):
 
 @dynamic_batchers
 async def test_the_occupancy_of_a_scripted_case_is_exact(form):
-    gate = form.gate()
-    batcher = form.batcher(form.model(gates={0: gate}))
+    batcher, _, gate = form.held_batcher(0)
     streams = await form.submit_behind(batcher, gate, "a", "bcd", "e")
     gate.open()
     for stream in streams:
@@ -113,8 +111,7 @@ async def test_at_every_moment_opened_is_live_and_finished(form):
 @every_batcher
 async def test_statistics_count_every_way_to_finish(form):
     batcher = form.batcher(max_outputs=3)
-    gate = form.gate()
-    batcher = form.batcher(form.model(gates={0: gate}), max_outputs=3, max_pending=9)
+    batcher, _, gate = form.held_batcher(0, max_outputs=3, max_pending=9)
     requests = ["a", "bcdefgh", "i", [Fail(ValueError())], "jk"]
     streams = await form.submit_behind(batcher, gate, *requests)
     streams[2].cancel()
@@ -131,8 +128,7 @@ async def test_statistics_count_every_way_to_finish(form):
 
 @every_batcher
 async def test_what_live_streams_hold_is_counted_as_buffered(form):
-    gate = form.gate()
-    batcher = form.batcher(form.model(gates={3: gate}))
+    batcher, _, gate = form.held_batcher(3)
     stream = form.submit(batcher, "abcde")
     await gate.reached.wait()
     assert batcher.statistics().buffered == 3
@@ -200,12 +196,10 @@ def test_a_stream_that_waits_is_named_by_its_request():
 
 @every_batcher
 async def test_metrics_are_called_once_for_each_event(form):
-    gate = form.gate()
     recorder = form.recorder()
-    model = form.model(gates={0: gate})
     # In continuous batching a slot is free: a request that finds room does not count as waiting.
-    max_pending = 2 if form.continuous else 3
-    batcher = form.batcher(model, max_batch_size=2, max_pending=max_pending, metrics=recorder)
+    options = {"max_batch_size": 2, "max_pending": 2 if form.continuous else 3}
+    batcher, model, gate = form.held_batcher(0, metrics=recorder, **options)
     streams = await form.submit_behind(batcher, gate, "ab", "c", "de", "f")
     with pytest.raises(OverloadedError):
         form.submit(batcher, "g")
@@ -254,9 +248,7 @@ async def test_metrics_that_raise_fail_no_request(form, unheard, kind):
             return method
 
     recorder = Raising()
-    gate = form.gate()
-    model = form.model(gates={0: gate})
-    batcher = form.batcher(model, max_batch_size=1, metrics=recorder, max_pending=2)
+    batcher, _, gate = form.held_batcher(0, max_batch_size=1, metrics=recorder, max_pending=2)
     streams = await form.submit_behind(batcher, gate, "abc", "d", "e")
     with pytest.raises(OverloadedError):
         form.submit(batcher, "f")

@@ -212,8 +212,7 @@ async def test_a_cost_that_raises_leaves_the_queue_alive(form):
     def cost(request):
         return {"good": 1}[request]
 
-    gate = form.gate()
-    batcher = form.batcher(form.model(gates={0: gate}), cost=cost, max_batch_cost=2)
+    batcher, _, gate = form.held_batcher(0, cost=cost, max_batch_cost=2)
     streams = await form.submit_behind(batcher, gate, "good", "good")
     for _ in range(3):
         with pytest.raises(KeyError):
@@ -265,9 +264,7 @@ async def test_a_consumer_that_does_not_read_holds_no_more_than_its_bound(form):
 @dynamic_batchers
 async def test_a_batch_is_formed_when_a_worker_is_free_and_not_before(form):
     """Ray Serve: under backlog 16 batches of one request each."""
-    gate = form.gate()
-    model = form.model(gates={0: gate})
-    batcher = form.batcher(model, max_batch_size=16)
+    batcher, model, gate = form.held_batcher(0, max_batch_size=16)
     streams = await form.submit_behind(batcher, gate, "a", *["b"] * 16)
     gate.open()
     for stream in streams:
@@ -328,32 +325,14 @@ async def test_a_caller_that_is_cancelled_leaves_the_rest_of_its_batch_alone(for
 
 
 @pytest.mark.rule(30)
-@continuous_batchers
+@every_batcher
 async def test_a_late_output_goes_to_no_other_request(form):
     """mosec: an event that comes late goes to the next batch's request."""
-
-    gate = form.gate()
-    model = form.model(gates={1: gate})
-    batcher = form.batcher(model, max_batch_size=1)
+    batcher, _, gate = form.held_batcher(1, max_batch_size=1)
     first = form.submit(batcher, "abcdef")
     await gate.reached.wait()
     second = form.submit(batcher, "xy")
     first.cancel()  # while the model is about to give "b" for this very slot
-    gate.open()
-    assert await form.rest(second) == ["x", "y"]
-
-
-@pytest.mark.rule(30)
-@dynamic_batchers
-async def test_an_output_of_one_batch_never_reaches_the_next(form):
-    """mosec again: the slots of a batch are its own."""
-    gate = form.gate()
-    model = form.model(gates={1: gate})
-    batcher = form.batcher(model)
-    first = form.submit(batcher, "abcdef")
-    await gate.reached.wait()
-    second = form.submit(batcher, "xy")
-    first.cancel()
     gate.open()
     assert await form.rest(second) == ["x", "y"]
     assert first.drain() == []

@@ -346,6 +346,12 @@ class BatcherForm:
         self._batches.append(batcher)
         return batcher
 
+    def held_batcher(self, step, **options):
+        """Return a batcher, its model, and a gate at which the model is held in this step."""
+        gate = self.gate()
+        model = self.model(gates={step: gate})
+        return self.batcher(model, **options), model, gate
+
     def submit(self, batcher, request, **options):
         submit = batcher.astream if isinstance(self, InLoop) else batcher.stream
         return submit(request, **options)
