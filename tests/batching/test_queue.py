@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from batchstream import OverloadedError
 from batchstream._batching.queue import KeyInterner, WaitingQueue
 from support import knobs
+from support.joining import JoiningRules
 
 SIZE = 3
 
@@ -254,7 +255,8 @@ class QueueMachine(RuleBasedStateMachine):
         max_pending=st.integers(3, 8),
     )
     def begin(self, timeout, max_cost, max_pending):
-        self.timeout, self.max_cost, self.max_pending = timeout, max_cost, max_pending
+        self.joining = JoiningRules(timeout, max_cost)
+        self.max_pending = max_pending
         self.queue = WaitingQueue(
             max_batch_size=SIZE,
             batch_timeout=timeout,
@@ -265,36 +267,6 @@ class QueueMachine(RuleBasedStateMachine):
         self.waiting = []  # in the order of arrival
         self.submitted = 0
         self.out = []
-
-    def groups(self):
-        """Return the requests that wait, by group, the group of the oldest first."""
-        groups = {}
-        for ticket in self.waiting:
-            groups.setdefault(ticket.group, []).append(ticket)
-        return list(groups.values())
-
-    def fitting(self, group, slots, spent):
-        fitting = []
-        for ticket in group:
-            spent += ticket.cost
-            if len(fitting) == slots or (self.max_cost is not None and spent > self.max_cost):
-                break
-            fitting.append(ticket)
-        return fitting
-
-    def ready_at(self, group, slots, spent):
-        fitting = self.fitting(group, slots, spent)
-        if not self.timeout or len(fitting) == slots or len(fitting) < len(group):
-            return group[0].arrived
-        times = [ticket.arrived + self.timeout for ticket in fitting]
-        times += [(t.arrived + t.wait_until) / 2 for t in fitting if t.wait_until is not None]
-        return min(times)
-
-    def joining(self, now, slots, spent):
-        for group in self.groups():
-            if slots and self.ready_at(group, slots, spent) <= now:
-                return self.fitting(group, slots, spent)
-        return []
 
     def come_out(self, tickets):
         for ticket in tickets:
@@ -325,13 +297,13 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(slots=st.integers(0, SIZE), spent=st.sampled_from([0.0, 0.0, 3.0]))
     def take(self, slots, spent):
-        expected = self.joining(self.now, slots, spent)
+        expected = self.joining.expected(self.waiting, self.now, slots, spent)
         taken = self.queue.take(self.now, slots=slots, spent=spent)
         assert taken == expected
         assert len(taken) <= slots
         assert len({ticket.group for ticket in taken}) <= 1
-        if self.max_cost is not None and taken:
-            assert spent + sum(ticket.cost for ticket in taken) <= self.max_cost
+        if self.joining.max_cost is not None and taken:
+            assert spent + sum(ticket.cost for ticket in taken) <= self.joining.max_cost
         self.come_out(taken)
 
     @rule()
@@ -357,7 +329,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert expire(self.queue, before) == []
             assert self.queue.take(before, slots=SIZE) == []
             self.now = at
-        expected = self.joining(self.now, SIZE, 0.0)
+        expected = self.joining.expected(self.waiting, self.now, SIZE, 0.0)
         overdue = [ticket for ticket in self.waiting if (ticket.wait_until or 1e9) <= self.now]
         assert expected or overdue
         self.expire()

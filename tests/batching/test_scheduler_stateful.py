@@ -25,6 +25,7 @@ from batchstream._batching.scheduler import Scheduler, Worker
 from batchstream._batching.totals import StepTotals
 from batchstream._core.rules import EndRules
 from support import knobs
+from support.joining import JoiningRules, groups_of
 
 TICK = 0.125
 """Between two requests: exact in binary, so that sums of times are."""
@@ -158,8 +159,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             cost=None if max_cost is None else len,
             max_batch_cost=max_cost,
         )
-        self.size, self.max_workers, self.batch_timeout = size, workers, batch_timeout
-        self.max_cost, self.max_pending, self.threads = max_cost, max_pending, threads
+        self.joining = JoiningRules(batch_timeout, max_cost)
+        self.size, self.max_workers = size, workers
+        self.max_pending, self.threads = max_pending, threads
         self.scheduler = Scheduler(options, reuses_workers=threads)
         self.now = 100.0
         self.closed = False
@@ -197,43 +199,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     def busy(self):
         return [run for run in self.active() if run.batch is not None and self.at_work(run)]
 
-    def groups(self):
-        """Return the waiting requests by group, the group of the oldest request first."""
-        groups = {}
-        for request in self.waiting:
-            groups.setdefault(request.group, []).append(request)
-        return list(groups.values())
-
-    def fitting(self, group, slots, spent):
-        fitting = []
-        for request in group[:slots]:
-            spent += request.cost
-            if self.max_cost is not None and spent > self.max_cost:
-                break
-            fitting.append(request)
-        return fitting
-
-    def group_ready_at(self, group, slots, spent):
-        """Return when a group makes a batch: now, if it is full or need not wait for others."""
-        fitting = self.fitting(group, slots, spent)
-        if not self.batch_timeout or len(fitting) in {slots, *range(len(group))}:
-            return group[0].arrived
-        times = [request.arrived + self.batch_timeout for request in fitting]
-        times += [(r.arrived + r.wait_until) / 2 for r in fitting if r.wait_until is not None]
-        return min(times)
-
     def next_requests(self, slots, spent=0.0):
         """Return the requests that join a batch now."""
-        for group in [] if self.closed else self.groups():
-            if slots and self.group_ready_at(group, slots, spent) <= self.now:
-                return self.fitting(group, slots, spent)
-        return []
+        waiting = [] if self.closed else self.waiting
+        return self.joining.expected(waiting, self.now, slots, spent)
 
     def ready_at(self):
         """Return when a worker has to ask at the latest; None if it need not."""
         if self.closed:
             return None
-        times = [self.group_ready_at(group, self.size, 0.0) for group in self.groups()]
+        groups = groups_of(self.waiting)
+        times = [self.joining.ready_at(group, self.size, 0.0) for group in groups]
         times += [r.wait_until for r in self.waiting if r.wait_until is not None]
         return min(times, default=None)
 
@@ -377,7 +353,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         refusal = None
         if self.closed:
             refusal = ClosedError
-        elif self.max_cost is not None and request.cost > self.max_cost:
+        elif self.joining.max_cost is not None and request.cost > self.joining.max_cost:
             refusal = ValueError
         elif len(self.waiting) >= self.max_pending + room:
             refusal = OverloadedError
@@ -555,10 +531,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.start_failed = False
         assert 0 < len(requests) <= self.size
         assert len({request.group for request in requests}) == 1
-        if self.max_cost is not None:
-            assert sum(request.cost for request in requests) <= self.max_cost
+        if self.joining.max_cost is not None:
+            assert sum(request.cost for request in requests) <= self.joining.max_cost
         run.has_asked = False
-        run.batch = Batch(requests, self.size - len(requests) if not self.batch_timeout else 0)
+        free_slots = 0 if self.joining.batch_timeout else self.size - len(requests)
+        run.batch = Batch(requests, free_slots)
         self.scheduler.batches.add(run.batch)
 
     @precondition(lambda self: self.asking())
@@ -605,7 +582,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         run.batch = None
         self.reap()
 
-    @precondition(lambda self: self.running() and not self.batch_timeout)
+    @precondition(lambda self: self.running() and not self.joining.batch_timeout)
     @rule(data=st.data())
     def join_running_batch(self, data):
         """In continuous batching requests join between two steps."""
