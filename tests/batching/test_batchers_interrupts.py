@@ -93,8 +93,11 @@ def test_an_interrupt_where_a_worker_is_woken_does_not_keep_the_next_batch_waiti
     assert lines > 5
 
 
-def batcher_at_work(model, gate, clock):
-    """Return a batcher with a batch that runs and requests of all kinds, and their streams."""
+def batcher_at_work(monkeypatch):
+    """Return a batcher with requests of all kinds, their streams, and a model that is held."""
+    gate = Gate()
+    model = Model(on_step=lambda number: number or gate.pass_through())
+    clock = ManualClock.install(monkeypatch)
     batcher = DynamicBatcher(
         model.generate, max_batch_size=1, key=lambda request: request[0], metrics=Recorder()
     )
@@ -103,7 +106,14 @@ def batcher_at_work(model, gate, clock):
     streams += [batcher.stream("d"), batcher.stream("ef", timeout=1.0), batcher.stream("g")]
     streams[-1].cancel()
     clock.move(2.0)  # of the deadline
-    return batcher, streams
+    return batcher, streams, model, gate
+
+
+def assert_all_have_ended(batcher, streams, where):
+    knobs.assert_nothing_is_left(batcher)
+    figures = batcher.statistics()
+    assert (figures.live, figures.waiting) == (0, 0), where
+    assert all(stream.end is not None for stream in streams), where
 
 
 @pytest.mark.rule(9)
@@ -111,17 +121,12 @@ def test_after_an_interrupt_anywhere_in_closing_another_close_forgets_no_request
     lines = 0
     while True:
         lines += 1
-        gate = Gate()
-        model = Model(on_step=lambda number, gate=gate: number or gate.pass_through())
-        clock = ManualClock.install(monkeypatch)
-        batcher, streams = batcher_at_work(model, gate, clock)
+        batcher, streams, model, gate = batcher_at_work(monkeypatch)
         where = at_line(lines, knobs.dispatcher_of(batcher).request_close)
         gate.opened.set()
         batcher.close()
-        knobs.assert_nothing_is_left(batcher)
-        figures = batcher.statistics()
-        assert (figures.live, figures.waiting, figures.opened) == (0, 0, 4), where
-        assert all(stream.end is not None for stream in streams), where
+        assert_all_have_ended(batcher, streams, where)
+        assert batcher.statistics().opened == 4, where
         with pytest.raises(ClosedError):
             list(streams[1])
         model.check()
@@ -135,10 +140,7 @@ def test_a_signal_handler_may_close_anywhere_in_reaping(monkeypatch):
     lines = 0
     while True:
         lines += 1
-        gate = Gate()
-        model = Model(on_step=lambda number, gate=gate: number or gate.pass_through())
-        clock = ManualClock.install(monkeypatch)
-        batcher, streams = batcher_at_work(model, gate, clock)
+        batcher, streams, model, gate = batcher_at_work(monkeypatch)
 
         def submit(batcher=batcher):
             try:
@@ -151,10 +153,7 @@ def test_a_signal_handler_may_close_anywhere_in_reaping(monkeypatch):
         finally:
             gate.opened.set()
         batcher.close()
-        knobs.assert_nothing_is_left(batcher)
-        figures = batcher.statistics()
-        assert (figures.live, figures.waiting) == (0, 0), where
-        assert all(stream.end is not None for stream in streams), where
+        assert_all_have_ended(batcher, streams, where)
         model.check()
         if where is None:
             break
