@@ -89,19 +89,14 @@ def test_a_loop_that_closes_takes_only_its_own_streams_with_it():
 @pytest.mark.rule(22)
 def test_a_loop_that_closes_with_a_waiting_consumer_ends_its_stream():
     gate = Gate()
-
-    def source():
-        yield ["a", "x"]
-        gate.pass_through()
-        yield ["b", "y"]
-        yield ["c", "z"]
+    source = ScriptedSource([["a", "x"], ["b", "y"], ["c", "z"]], gates={1: gate})
 
     async def wait_again(stream):
         task = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
         return task
 
-    batch = AsyncBatchedStream(source(), 2)
+    batch = AsyncBatchedStream(source, 2)
     other = LoopInThread()
     assert other.call(following(batch[1])) == "x"
     waiting = other.call(wait_again(batch[1]))
@@ -146,13 +141,7 @@ def test_streams_in_other_loops_fail_when_the_loop_that_ran_the_source_has_gone(
 @pytest.mark.rule(22)
 def test_a_stream_is_not_waited_for_in_another_loop_than_the_first():
     gate = Gate()
-
-    def source():
-        yield ["a"]
-        gate.pass_through()
-        yield ["b"]
-
-    batch = AsyncBatchedStream(source(), 1)
+    batch = AsyncBatchedStream(ScriptedSource([["a"], ["b"]], gates={1: gate}), 1)
     with asyncio.Runner() as runner:
         assert runner.run(following(batch[0])) == "a"
         with pytest.raises(RuntimeError, match="stream 0 belongs to the event loop that first"):

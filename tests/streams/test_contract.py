@@ -34,7 +34,7 @@ from support.forms import (
     forms_that_run_ahead,
     forms_with_async_sources,
 )
-from support.sources import OfUnhashableType, Untouchable
+from support.sources import OfUnhashableType, Untouchable, pairs
 from support.strategies import batches, same
 
 RAGGED = [
@@ -46,11 +46,6 @@ RAGGED = [
 ]
 OUTPUTS = [["a", "b", "c", "d", "e"], ["x"], ["p", "q", "r"]]
 REASONS = [FinishReason.EOS, FinishReason.EOS, FinishReason.LENGTH]
-
-
-def pairs(count):
-    """Return steps of distinct outputs for two slots that do not end."""
-    return [[("a", number), ("b", number)] for number in range(count)]
 
 
 # ---- outputs

@@ -20,14 +20,9 @@ from support.forms import (
     pump_threads,
 )
 from support.programs import run_program
-from support.sources import TIMEOUT, in_forked_child, needs_fork, run_in_threads
+from support.sources import TIMEOUT, in_forked_child, needs_fork, pairs, run_in_threads
 
 CANCELLED = FinishReason.CANCELLED
-
-
-def pairs(count):
-    """Return steps of distinct outputs for two slots that do not end."""
-    return [[("a", number), ("b", number)] for number in range(count)]
 
 
 # ---- the source is closed
@@ -596,46 +591,44 @@ async def test_use_in_a_forked_child_raises_and_the_parent_goes_on(form, view):
         assert (await form.rest(batch[0]))[-1:] == [("a", 2)]
 
 
+FROM_ASYNC_SOURCE = """
+    async def main():
+        global streams
+        streams = batchstream.demux(async_source(), 2)
+        await anext(streams[0])
+"""
+FROM_SYNC_SOURCE = """
+    async def main():
+        global batch
+        batch = batchstream.AsyncBatchedStream(source(), 2)
+        await anext(batch[0])
+"""
+IN_ASYNCIO = """
+    asyncio.run(main())
+"""
+IN_TRIO = """
+    import trio
+    trio.run(main)
+"""
+
 # A name of a form, and what reads one output and leaves all else.
 PROGRAMS = {
-    "pulled": """
+    "pulled": [
+        """
         stream = batchstream.demux(source(), 2)[0]
         next(stream)
-    """,
-    "background": """
+        """
+    ],
+    "background": [
+        """
         batch = batchstream.BatchedStream(source(), 2, background=True)
         next(batch[0])
-    """,
-    "asyncio, async source": """
-        async def main():
-            global streams
-            streams = batchstream.demux(async_source(), 2)
-            await anext(streams[0])
-        asyncio.run(main())
-    """,
-    "asyncio, sync source": """
-        async def main():
-            global batch
-            batch = batchstream.AsyncBatchedStream(source(), 2)
-            await anext(batch[0])
-        asyncio.run(main())
-    """,
-    "trio, async source": """
-        import trio
-        async def main():
-            global streams
-            streams = batchstream.demux(async_source(), 2)
-            await anext(streams[0])
-        trio.run(main)
-    """,
-    "trio, sync source": """
-        import trio
-        async def main():
-            global batch
-            batch = batchstream.AsyncBatchedStream(source(), 2)
-            await anext(batch[0])
-        trio.run(main)
-    """,
+        """
+    ],
+    "asyncio, async source": [FROM_ASYNC_SOURCE, IN_ASYNCIO],
+    "asyncio, sync source": [FROM_SYNC_SOURCE, IN_ASYNCIO],
+    "trio, async source": [FROM_ASYNC_SOURCE, IN_TRIO],
+    "trio, sync source": [FROM_SYNC_SOURCE, IN_TRIO],
 }
 
 SOURCES = """
@@ -662,7 +655,7 @@ def test_a_program_that_abandons_streams_exits_silently_and_soon(form, condition
         pytest.skip("a source that blocks its consumer's own thread cannot be left")
     if form.name.startswith("trio"):
         pytest.importorskip("trio")
-    ended = run_program(SOURCES.format(condition=condition), PROGRAMS[form.name])
+    ended = run_program(SOURCES.format(condition=condition), *PROGRAMS[form.name])
     assert ended == (0, "", "")
 
 

@@ -64,14 +64,9 @@ def test_a_receive_broken_off_while_another_thread_pulls_loses_nothing(on_signal
             waiting.clear()
             raise BrokenOffError
 
-    def source():
-        yield ["a", "x"]
-        gate.pass_through()
-        yield ["b", "y"]
-        yield [None, None]
-
+    source = ScriptedSource([["a", "x"], ["b", "y"], [None, None]], gates={1: gate})
     send = on_signal(break_off)
-    first, second = demux(source(), 2)
+    first, second = demux(source, 2)
     assert [next(first), next(second)] == ["a", "x"]
     received = []
     reader = threading.Thread(target=lambda: received.extend(first), daemon=True)
@@ -235,12 +230,6 @@ def test_an_interrupt_as_the_first_step_is_asked_for_ends_the_thread_and_closes_
 @pytest.mark.rule(4)
 def test_a_pull_interrupted_at_any_line_leaves_the_next_receive_alone():
     gate = Gate()
-
-    def source():
-        yield ["a"]
-        gate.pass_through()
-        yield ["b"]
-
     before = sys.gettrace()
 
     def receive_interrupted_at(line):
@@ -256,7 +245,8 @@ def test_a_pull_interrupted_at_any_line_leaves_the_next_receive_alone():
         finally:
             sys.settrace(before)
 
-    with BatchedStream(source(), 1, background=True) as batch:
+    source = ScriptedSource([["a"], ["b"]], gates={1: gate})
+    with BatchedStream(source, 1, background=True) as batch:
         (stream,) = batch
         assert next(stream) == "a"
         try:
@@ -275,18 +265,14 @@ def test_a_pull_interrupted_at_any_line_leaves_the_next_receive_alone():
 def test_an_interrupt_of_a_waiting_consumer_loses_no_output():
     gate = Gate()
 
-    def source():
-        yield ["a"]
-        gate.pass_through()
-        yield ["b"]
-
     def interrupt():
         assert gate.reached.wait(TIMEOUT)
         while not knobs.waiters_in_threads(batch):
             os.sched_yield()
         os.kill(os.getpid(), signal.SIGINT)
 
-    with BatchedStream(source(), 1, background=True) as batch:
+    source = ScriptedSource([["a"], ["b"]], gates={1: gate})
+    with BatchedStream(source, 1, background=True) as batch:
         (stream,) = batch
         assert next(stream) == "a"
         interrupter = threading.Thread(target=interrupt)

@@ -150,12 +150,7 @@ def test_use_in_a_forked_child_raises_and_the_parent_goes_on():
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_fork_while_another_thread_is_in_the_source_does_not_hang_the_child():
     gate = Gate()
-
-    def source():
-        gate.pass_through()
-        yield ["a", "x"]
-
-    first, second = demux(source(), 2)
+    first, second = demux(ScriptedSource([["a", "x"]], gates={0: gate}), 2)
     reader = threading.Thread(target=lambda: next(first), daemon=True)
     reader.start()
     assert gate.reached.wait(TIMEOUT)

@@ -346,15 +346,8 @@ def test_a_cancel_from_inside_the_source_takes_effect_after_the_step():
 @pytest.mark.rule(12)
 def test_a_cancel_while_another_thread_is_in_the_source_does_not_wait():
     gate = Gate()
-
-    def source():
-        yield ["a", "x"]
-        gate.pass_through()
-        live = yield ["b", "y"]
-        assert live == (0,)
-        yield ["c", "z"]
-
-    first, second = demux(source(), 2)
+    source = ScriptedSource([["a", "x"], ["b", "y"], ["c", "z"]], gates={1: gate})
+    first, second = demux(source, 2)
     assert next(first) == "a"
     received = []
     reader = threading.Thread(target=lambda: received.extend(first), daemon=True)
@@ -366,6 +359,7 @@ def test_a_cancel_while_another_thread_is_in_the_source_does_not_wait():
     gate.opened.set()
     reader.join(TIMEOUT)
     assert received == ["b", "c"]
+    assert source.sent[2] == (0,)
 
 
 @pytest.mark.rule(10)
@@ -941,12 +935,7 @@ def test_streams_are_made_by_the_library_only():
 @pytest.mark.rule(4, 21)
 def test_a_second_consumer_at_the_same_time_is_refused_and_the_first_served():
     gate = Gate()
-
-    def source():
-        gate.pass_through()
-        yield ["a"]
-
-    [stream] = demux(source(), 1)
+    [stream] = demux(ScriptedSource([["a"]], gates={0: gate}), 1)
     received = []
     first = threading.Thread(target=lambda: received.append(next(stream)), daemon=True)
     first.start()
@@ -965,15 +954,8 @@ def test_a_second_consumer_at_the_same_time_is_refused_and_the_first_served():
 @pytest.mark.rule(1)
 def test_of_two_readers_one_pulls_and_the_other_finds_its_output():
     gate = Gate()
-    pulls = []
-
-    def source():
-        pulls.append(threading.get_ident())
-        gate.pass_through()
-        yield ["a", "x"]
-        raise AssertionError("one step was enough for both")
-
-    first, second = demux(source(), 2)
+    source = ScriptedSource([["a", "x"], ["b", "y"]], gates={0: gate})
+    first, second = demux(source, 2)
     received = {}
 
     def read(stream):
@@ -985,7 +967,7 @@ def test_of_two_readers_one_pulls_and_the_other_finds_its_output():
 
     run_in_threads(lambda: read(first), lambda: read(second), release)
     assert received == {0: "a", 1: "x"}
-    assert len(pulls) == 1
+    assert len(source.sent) == 1, "one step was enough for both"
     assert first.finish_reason is second.finish_reason is None
 
 
@@ -1007,13 +989,7 @@ def test_a_source_that_reads_its_own_stream_gets_an_error():
 
 def test_a_buffered_output_is_received_while_another_thread_is_in_the_source():
     gate = Gate()
-
-    def source():
-        yield ["a", "x"]
-        gate.pass_through()
-        yield ["b", "y"]
-
-    first, second = demux(source(), 2)
+    first, second = demux(ScriptedSource([["a", "x"], ["b", "y"]], gates={1: gate}), 2)
     assert next(first) == "a"
     reader = threading.Thread(target=lambda: next(first), daemon=True)
     reader.start()

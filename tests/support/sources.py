@@ -12,13 +12,24 @@ TIMEOUT = 30.0
 """How long a test waits for another thread before it fails, in seconds."""
 
 
+def pairs(count):
+    """Return steps of distinct outputs for two slots that do not end."""
+    return [[("a", number), ("b", number)] for number in range(count)]
+
+
 class ScriptedSource:
     """An iterator over given steps, with `send` and `close` like a generator's.
 
     An exception instance in place of a step is raised.
+
+    Args:
+        steps: What it yields, or raises.
+        gates: By number of step: the gate to pass in it.
+        on_step: Called when it is asked for a step.
+        raise_at_close: What `close` raises.
     """
 
-    def __init__(self, steps, *, raise_at_close=None, on_step=None):
+    def __init__(self, steps, *, gates=None, on_step=None, raise_at_close=None):
         self.steps = list(steps)
         self.pulled = 0
         self.sent: list[Any] = []
@@ -26,6 +37,7 @@ class ScriptedSource:
         self.close_error = raise_at_close
         self.running = False
         self.on_step = on_step or (lambda: None)
+        self._gates = gates or {}
 
     def __iter__(self):
         return self
@@ -40,6 +52,8 @@ class ScriptedSource:
         try:
             self.sent.append(live)
             self.on_step()
+            if self.pulled in self._gates:
+                self._gates[self.pulled].pass_through()
             if self.pulled == len(self.steps):
                 raise StopIteration
             step = self.steps[self.pulled]
