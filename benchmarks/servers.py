@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 
 from models import Engine, Request, steps_of
@@ -101,22 +102,21 @@ async def steps_in_loop(batch: Sequence[Request], seconds: float) -> AsyncIterat
 
 # ---- batchstream
 
+continuous = partial(batchstream.ContinuousBatcher, max_batch_size=CAPACITY, max_pending=PENDING)
+dynamic = partial(batchstream.DynamicBatcher, max_batch_size=CAPACITY, max_pending=PENDING)
+
 
 @asynccontextmanager
 async def continuous_streams(seconds: float) -> AsyncIterator[Stream]:
     """Refill slots."""
-    async with batchstream.ContinuousBatcher(
-        Engine(seconds), max_batch_size=CAPACITY, max_pending=PENDING
-    ) as batcher:
+    async with continuous(Engine(seconds)) as batcher:
         yield batcher.astream
 
 
 @asynccontextmanager
 async def dynamic_streams(seconds: float) -> AsyncIterator[Stream]:
     """Run batches to their ends."""
-    async with batchstream.DynamicBatcher(
-        lambda batch: steps_of(batch, seconds), max_batch_size=CAPACITY, max_pending=PENDING
-    ) as batcher:
+    async with dynamic(lambda batch: steps_of(batch, seconds)) as batcher:
         yield batcher.astream
 
 
@@ -128,9 +128,7 @@ async def dynamic_streams_in_loop(seconds: float) -> AsyncIterator[Stream]:
         async for step in steps_in_loop(batch, seconds):
             yield step
 
-    async with batchstream.DynamicBatcher(
-        steps, max_batch_size=CAPACITY, max_pending=PENDING
-    ) as batcher:
+    async with dynamic(steps) as batcher:
         yield batcher.astream
 
 
@@ -146,9 +144,7 @@ def first_of(batcher: batchstream.DynamicBatcher | batchstream.ContinuousBatcher
 @asynccontextmanager
 async def continuous_answers(seconds: float) -> AsyncIterator[Answer]:
     """Answer in one step of an engine."""
-    async with batchstream.ContinuousBatcher(
-        AnsweringEngine(seconds), max_batch_size=CAPACITY, max_pending=PENDING
-    ) as batcher:
+    async with continuous(AnsweringEngine(seconds)) as batcher:
         yield first_of(batcher)
 
 
@@ -159,9 +155,7 @@ async def dynamic_answers(seconds: float) -> AsyncIterator[Answer]:
     def steps(batch: list[Request]) -> list[list[Last[str]]]:
         return [[Last(answer) for answer in answers(batch, seconds)]]
 
-    async with batchstream.DynamicBatcher(
-        steps, max_batch_size=CAPACITY, max_pending=PENDING
-    ) as batcher:
+    async with dynamic(steps) as batcher:
         yield first_of(batcher)
 
 
@@ -172,9 +166,7 @@ async def dynamic_answers_in_loop(seconds: float) -> AsyncIterator[Answer]:
     async def steps(batch: list[Request]) -> AsyncIterator[list[Last[str]]]:
         yield [Last(answer) for answer in await answers_in_loop(batch, seconds)]
 
-    async with batchstream.DynamicBatcher(
-        steps, max_batch_size=CAPACITY, max_pending=PENDING
-    ) as batcher:
+    async with dynamic(steps) as batcher:
         yield first_of(batcher)
 
 
