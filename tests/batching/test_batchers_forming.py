@@ -82,14 +82,9 @@ def test_a_batch_whose_cost_is_full_does_not_wait(clock):
 
 @pytest.mark.rule(29)
 def test_waiting_for_the_worker_counts_as_waiting_for_other_requests(clock):
-    gate, model = Gate(), Model()
-
-    def fn(requests):
-        if requests == ["a"]:
-            gate.pass_through()
-        return model.generate(requests)
-
-    with DynamicBatcher(fn, max_batch_size=3, batch_timeout=5.0) as batcher:
+    gate = Gate()
+    model = Model(on_step=lambda number: number or gate.pass_through())
+    with DynamicBatcher(model.generate, max_batch_size=3, batch_timeout=5.0) as batcher:
         first = batcher.stream("a")
         clock.wait_for_sleeper()
         clock.move(5.0)
@@ -118,14 +113,9 @@ def test_a_group_that_is_full_goes_before_one_that_waits(clock):
 
 @pytest.mark.rule(29)
 def test_of_several_ready_groups_the_oldest_request_goes_first(clock):
-    gate, model = Gate(), Model()
-
-    def fn(requests):
-        if requests == ["x"]:
-            gate.pass_through()
-        return model.generate(requests)
-
-    with DynamicBatcher(fn, max_batch_size=1, key=lambda request: request) as batcher:
+    gate = Gate()
+    model = Model(on_step=lambda number: number or gate.pass_through())
+    with DynamicBatcher(model.generate, max_batch_size=1, key=lambda request: request) as batcher:
         streams = [batcher.stream("x")]
         assert gate.reached.wait(TIMEOUT)
         for request in "dacb":

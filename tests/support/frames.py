@@ -147,10 +147,7 @@ def _module_at(path):
 
 def sync_pull():
     """A receive that pulls a step, of a batch with two streams."""
-    first, second = demux(_endless(), size=2)
-    for _ in range(WARM_UP):
-        next(first)
-        next(second)
+    first, _ = _streams_at_work()
     recorder = Recorder()
     with recorder.recording():
         next(first)
@@ -160,16 +157,22 @@ def sync_pull():
 
 def sync_buffered():
     """A receive that finds its output buffered."""
-    first, second = demux(_endless(), size=2)
-    for _ in range(WARM_UP):
-        next(first)
-        next(second)
+    first, second = _streams_at_work()
     next(first)
     recorder = Recorder()
     with recorder.recording():
         next(second)
         recorder.moment()
     return recorder.frames
+
+
+def _streams_at_work():
+    """Return the two streams of a batch, which have been read for a while."""
+    first, second = demux(_endless(), size=2)
+    for _ in range(WARM_UP):
+        next(first)
+        next(second)
+    return first, second
 
 
 def _endless():

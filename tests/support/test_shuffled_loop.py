@@ -351,17 +351,24 @@ def call_from_thread(function, *arguments):
     threading.Thread(target=function, args=arguments, daemon=True).start()
 
 
+def answer_from_thread(asked):
+    """Return a future that a thread resolves once the event is set."""
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+
+    def answer():
+        assert asked.wait(TIMEOUT)
+        loop.call_soon_threadsafe(future.set_result, "answer")
+
+    call_from_thread(answer)
+    return future
+
+
 def test_a_loop_waits_for_a_thread_that_works():
     async def scenario():
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
         asked = threading.Event()
-
-        def answer():
-            assert asked.wait(TIMEOUT)
-            loop.call_soon_threadsafe(future.set_result, "answer")
-
-        call_from_thread(answer)
+        future = answer_from_thread(asked)
+        loop = asyncio.get_running_loop()
         loop.call_soon(loop.call_soon, asked.set)
         async with asyncio.timeout(TIMEOUT):
             return await future
@@ -378,15 +385,8 @@ def test_a_thread_pool_works():
 
 def test_a_timer_goes_off_while_a_thread_is_held_back_and_jumps_when_there_is_none():
     async def scenario():
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
         opened = threading.Event()
-
-        def answer():
-            assert opened.wait(TIMEOUT)
-            loop.call_soon_threadsafe(future.set_result, "answer")
-
-        call_from_thread(answer)
+        future = answer_from_thread(opened)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.001):
                 await asyncio.shield(future)

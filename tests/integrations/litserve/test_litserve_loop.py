@@ -31,6 +31,18 @@ def ok(*outputs):
     return [(LitAPIStatus.OK, output) for output in outputs]
 
 
+def raising(error, *, at):
+    """Return an `encode_response` that hands outputs on, and raises at this one."""
+
+    def encode_response(outputs):
+        for output in outputs:
+            if output == at:
+                raise error
+            yield output
+
+    return encode_response
+
+
 class Messages(MessageTransport):
     """Keeps what is sent, by request; refuses what it is made to."""
 
@@ -471,15 +483,9 @@ def test_what_stops_the_worker_passes_though_closing_raises_too(place, unheard):
         def close(self):
             raise ValueError("closing")
 
-    def encode_response(outputs):
-        for output in outputs:
-            if output == "stop":
-                raise SystemExit
-            yield output
-
     api = ready(Words)
     api.loop = BatchedStreamLoop(eos_in="predict")
-    api.predict, api.encode_response = Steps, encode_response
+    api.predict, api.encode_response = Steps, raising(SystemExit, at="stop")
     transport = Messages()
     waiting = queue.Queue()
     waiting.put((0, "r0", time.monotonic(), "a"))

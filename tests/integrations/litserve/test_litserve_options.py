@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from litserve.callbacks import CallbackRunner
 from litserve.loops.base import _SENTINEL_VALUE, _StopLoopError
-from test_litserve_loop import FAILED, FINISHED, Messages, ok
+from test_litserve_loop import FAILED, FINISHED, Messages, ok, raising
 
 from batchstream import EOS, SKIP, End, Fail, Last, Many, token_ids
 from batchstream._core.rules import EndRules
@@ -461,14 +461,8 @@ def test_an_engine_makes_no_further_step_for_a_request_whose_encode_response_has
 @for_each_request
 @pytest.mark.parametrize("error", [ValueError("secret"), StopIteration("secret")], ids=repr)
 def test_an_encode_response_that_raises_fails_its_request_alone(where, error, caplog):
-    def encode_response(outputs):
-        for output in outputs:
-            if output == "b":
-                raise error
-            yield output
-
     api = ready(where)
-    api.encode_response = encode_response
+    api.encode_response = raising(error, at="b")
     assert served(api, "abcd", ["x", "y", "z", None]) == [
         [*ok("a"), FAILED],
         [*ok("x", "y", "z"), FINISHED],

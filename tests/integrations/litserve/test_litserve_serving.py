@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from litserve.callbacks import CallbackRunner
 from litserve.loops.base import _SENTINEL_VALUE, _StopLoopError
 from litserve.transport.base import MessageTransport
-from test_litserve_loop import FAILED, FINISHED, Messages, ok
+from test_litserve_loop import FAILED, FINISHED, Messages, ok, raising
 
 from batchstream import EOS, SKIP, End, Fail, Last, Many
 from batchstream.integrations.litserve import (
@@ -716,13 +716,7 @@ def test_requests_that_have_ended_get_an_end_when_another_stops_the_worker(stopp
     monkeypatch.setattr(continuous, "RequestPrefetcher", InLine)
     waiting = Waiting(["stop"], [Last("a")], ["x", "y"])
     waiting.put(_SENTINEL_VALUE)
-
-    def encode_response(outputs):
-        for output in outputs:
-            if output == "stop":
-                raise stopping
-            yield output
-
+    encode_response = raising(stopping, at="stop")
     api, transport = letters(encode_response=encode_response), Messages()
     with pytest.raises(stopping):
         run(api, waiting, transport)
