@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import weakref
 
 import pytest
@@ -21,15 +20,19 @@ from batchstream import (
     ConcurrentConsumerError,
     FinishReason,
     Last,
-    SlowConsumerError,
     demux,
 )
 from support import knobs
 from support.racing import (
+    SCHEDULES,
     Reader,
     WatchedSource,
+    assert_closed,
     assert_settled,
+    assert_whole_or_too_slow,
+    by_slot,
     cancelled_often,
+    explore_schedules,
     is_prefix,
     opened,
     read_while,
@@ -39,23 +42,13 @@ from support.racing import (
 from support.shuffled_loop import explore
 from support.sources import ScriptedSource
 
-SCHEDULES = int(os.environ.get("SCHEDULES", "500"))
+pytestmark = pytest.mark.usefixtures("short_turns")
+
 THREADED_SCHEDULES = min(SCHEDULES, 300)
 
 STEPS = [["a", "x"], ["b", "y"], ["c", Last("z")], ["d", None], [None, None]]
 EXPECTED = [["a", "b", "c", "d"], ["x", "y", "z"]]
 ENDLESS = [[f"a{n}", f"x{n}"] for n in range(20)]  # more than any consumer reads
-
-
-@pytest.fixture(autouse=True)
-def _short_turns(monkeypatch):
-    """Let what happens every 64 outputs or 128 steps happen in a short scenario."""
-    knobs.set_turns(monkeypatch, receives=2, calls=1)
-    knobs.set_segment_length(monkeypatch, 2)
-
-
-def explore_schedules(scenario):
-    explore(scenario, SCHEDULES, leftovers="fail")
 
 
 async def receive_within_a_second(stream):
@@ -395,8 +388,7 @@ def test_a_source_that_waits_for_one_stream_goes_on_when_that_is_dropped():
         reader = Reader(streams[0])
         await together(reader.read(), turns(5, streams.pop))
         assert reader.outputs == EXPECTED[0]
-        await source.has_closed.wait()
-        assert source.closed == 1
+        await assert_closed(source)
 
     explore_schedules(scenario)
 
@@ -428,15 +420,7 @@ def test_a_slow_stream_gives_what_it_holds_before_its_error_and_the_others_do_no
             await slow.read()
 
         await together(fast.read(), read_late(), cancelled_often(slow, 6))
-        for reader, stream, reference in zip((fast, slow), batch, EXPECTED, strict=True):
-            assert reader.outputs == reference[: stream.end.outputs]
-            if stream.finish_reason == FinishReason.ERROR:
-                [error] = reader.errors
-                assert isinstance(error, SlowConsumerError)
-                assert (error.slot, error.max_buffered) == (stream.slot, 1)
-            else:
-                assert reader.errors == []
-                assert reader.outputs == reference
+        assert_whole_or_too_slow([fast, slow], batch, EXPECTED)
         await assert_settled(batch, source)
         reasons.append(batch[1].finish_reason)
 
@@ -494,8 +478,7 @@ def test_consumers_that_leave_drop_their_streams_and_the_source_is_closed():
             await turns(1)
         await asyncio.wait(tasks)
         del tasks, task
-        await source.has_closed.wait()
-        assert source.closed == 1
+        await assert_closed(source)
 
     explore_schedules(scenario)
 
@@ -586,20 +569,13 @@ def test_by_time_every_slot_has_one_end_after_its_outputs_however_it_is_cancelle
         batch = AsyncBatchedStream(source, 2, max_buffered=1)
         reader = Reader(batch.steps())
         await together(reader.read(), cancelled_often(reader), turns(4, batch[1].cancel))
-        outputs, ends = [[], []], [[], []]
-        for delivery in reader.outputs:
-            for slot, output in delivery.outputs:
-                assert not ends[slot], "an output after the end"
-                outputs[slot].append(output)
-            for slot, end in delivery.ends:
-                ends[slot].append(end)
+        outputs, ends = by_slot(reader.outputs)
         assert reader.errors == []
         assert [len(each) for each in ends] == [1, 1]
         assert outputs[0] == EXPECTED[0]
         assert is_prefix(outputs[1], EXPECTED[1])
         assert ends[1][0] == batch[1].end
-        await source.has_closed.wait()
-        assert source.closed == 1
+        await assert_closed(source)
 
     explore_schedules(scenario)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import threading
 from collections import Counter
 
@@ -26,20 +25,25 @@ from batchstream import (
     SlowConsumerError,
 )
 from support import knobs
-from support.racing import ModelError, Tallies, cancelled_often, output, reply, together, turns
-from support.shuffled_loop import explore, run
+from support.racing import (
+    SCHEDULES,
+    Engine,
+    ModelError,
+    Tallies,
+    cancelled_often,
+    explore_schedules,
+    output,
+    reply,
+    together,
+    turns,
+)
+from support.shuffled_loop import explore, noting, run
 
-SCHEDULES = int(os.environ.get("SCHEDULES", "500"))
+pytestmark = pytest.mark.usefixtures("short_turns")
+
 THREADED_SCHEDULES = min(SCHEDULES, 150)
 
 ENDLESS = 1000  # more outputs than any consumer reads
-
-
-@pytest.fixture(autouse=True)
-def _short_turns(monkeypatch):
-    """Let what happens every 64 outputs or 128 steps happen in a short scenario."""
-    knobs.set_turns(monkeypatch, receives=2, calls=1)
-    knobs.set_segment_length(monkeypatch, 2)
 
 
 @pytest.fixture
@@ -237,14 +241,10 @@ class Service:
         figures = self.batcher.statistics()
         for client in self.clients:
             client.check(failures)
-        assert (figures.waiting, figures.live, figures.buffered) == (0, 0, 0)
+        self.metrics.check(figures)
         reasons = Counter(client.reason for client in self.clients if client.stream is not None)
         assert Counter(figures.finished) == reasons
-        assert figures.opened == reasons.total() == self.metrics.accepted
-        assert Counter(reason for reason, _ in self.metrics.ends) == reasons
-        assert Counter(self.metrics.groups) == Counter(figures.batch_sizes)
-        joined = sum(joined for _, joined in self.metrics.ends)
-        assert joined == sum(self.metrics.groups)
+        assert figures.opened == self.metrics.accepted
         assert figures.refused == self.metrics.refusals
         assert not self.model.sent or max(self.model.sent.values()) == 1, "sent twice"
         assert self.model.running == 0
@@ -262,10 +262,6 @@ async def after(delay, coroutine):
     """Await this after so many turns."""
     await turns(delay)
     await coroutine
-
-
-def explore_schedules(scenario):
-    explore(scenario, SCHEDULES, leftovers="fail")
 
 
 def for_ever(*_):
@@ -559,9 +555,8 @@ def test_clients_that_leave_drop_their_streams_and_the_others_are_served():
         assert_all_served(staying)
         await service.batcher.aclose()
         figures = service.batcher.statistics()
-        assert (figures.live, figures.waiting, figures.buffered) == (0, 0, 0)
+        service.metrics.check(figures)
         assert figures.finished[FinishReason.EOS] == 2
-        assert figures.opened == sum(figures.finished.values()) == len(service.metrics.ends)
         assert service.model.running == 0
 
     explore_schedules(scenario)
@@ -769,11 +764,8 @@ def test_closing_breaks_a_step_off_that_would_never_end_though_the_closing_is_ca
 def explore_to_the_end(make_main, check):
     """Run one of three scenarios whose loops end in the midst, and check what each returns."""
     for seed in (None, *range(SCHEDULES // 3)):
-        try:
+        with noting(seed):
             check(run(make_main(), seed))
-        except BaseException as error:
-            error.add_note(f"schedule: seed={seed}")
-            raise
 
 
 @pytest.mark.rule(9)
@@ -845,42 +837,12 @@ def test_a_batcher_whose_loop_has_ended_goes_on_in_the_next():
 
     for seed in (None, *range(SCHEDULES)):
         service = Service()
-        try:
+        with noting(seed):
             run(first(service), seed)
             run(second(service), seed, leftovers="fail")
-        except BaseException as error:
-            error.add_note(f"schedule: seed={seed}")
-            raise
 
 
 # ---- a model in a thread
-
-
-class Engine:
-    """A model that is driven step by step, and records which request has which slot."""
-
-    def __init__(self):
-        self.seats = {}
-        self.added = Counter()
-        self.faults = []
-        self._made = Counter()
-
-    def add(self, slot, request):
-        if slot in self.seats:
-            self.faults.append(f"slot {slot} is taken")
-        self.seats[slot] = request
-        self.added[request] += 1
-
-    def step(self):
-        step = {}
-        for slot, request in self.seats.items():
-            step[slot] = output(request, self._made[request])
-            self._made[request] += 1
-        return step
-
-    def remove(self, slot):
-        if self.seats.pop(slot, None) is None:
-            self.faults.append(f"slot {slot} was empty")
 
 
 class ThreadedService(Service):
@@ -908,12 +870,6 @@ def continuous(**options):
     return ThreadedService(batcher, metrics), engine
 
 
-def check_engine(engine):
-    assert engine.faults == []
-    assert engine.seats == {}
-    assert set(engine.added.values()) <= {1}
-
-
 @pytest.mark.rule(30)
 def test_requests_that_join_and_leave_an_engine_at_any_time_get_their_own_outputs_only():
     async def scenario():
@@ -927,7 +883,7 @@ def test_requests_that_join_and_leave_an_engine_at_any_time_get_their_own_output
         )
         assert_all_served([clients[0], clients[1], clients[3]])
         await service.end()
-        check_engine(engine)
+        engine.check()
 
     explore(scenario, THREADED_SCHEDULES, threads=True, leftovers="fail")
 
@@ -944,7 +900,7 @@ def test_an_engine_that_is_closed_at_any_time_is_empty_and_every_request_ends():
             turns(7, clients[0].give_up),
         )
         await service.end(ClosedError)
-        check_engine(engine)
+        engine.check()
 
     explore(scenario, THREADED_SCHEDULES, threads=True, leftovers="fail")
 

@@ -18,12 +18,11 @@ from batchstream import (
     ConcurrentConsumerError,
     FinishReason,
     Last,
-    SlowConsumerError,
 )
 from batchstream._eventloops.base import LoopClosedError
 from support import knobs
 from support.interleaving import explore_threads, run_together
-from support.racing import is_prefix, outputs_of
+from support.racing import assert_whole_or_too_slow, by_slot, is_prefix, outputs_of
 from support.sources import ScriptedSource
 
 STEPS = [["a", "x"], ["b", Last("y")], ["c", None], [None, None]]
@@ -297,13 +296,7 @@ def test_a_slow_stream_gives_what_it_holds_before_its_error_and_the_others_do_no
         batch, source = background(STEPS, on_overflow="cancel")
         readers = readers_of(batch)
         run_together(*[reader.read for reader in readers])
-        for reader, stream, reference in zip(readers, batch, EXPECTED, strict=True):
-            assert reader.outputs == reference[: stream.end.outputs]
-            if stream.finish_reason == FinishReason.ERROR:
-                [error] = reader.errors
-                assert isinstance(error, SlowConsumerError)
-            else:
-                assert (reader.outputs, reader.errors) == (reference, [])
+        assert_whole_or_too_slow(readers, batch, EXPECTED)
         end(batch, source)
 
     explore(scenario)
@@ -338,13 +331,7 @@ def test_by_time_every_slot_has_one_end_after_its_outputs_though_one_is_cancelle
         source.batch = None  # the bound is on deliveries here
         deliveries = []
         run_together(lambda: deliveries.extend(batch.steps()), batch[1].cancel)
-        outputs, ends = [[], []], [[], []]
-        for delivery in deliveries:
-            for slot, output in delivery.outputs:
-                assert not ends[slot], "an output after the end"
-                outputs[slot].append(output)
-            for slot, stream_end in delivery.ends:
-                ends[slot].append(stream_end)
+        outputs, ends = by_slot(deliveries)
         assert [len(each) for each in ends] == [1, 1]
         assert outputs[0] == EXPECTED[0]
         assert is_prefix(outputs[1], EXPECTED[1])

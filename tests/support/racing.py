@@ -1,4 +1,4 @@
-"""What races are made of: sources, readers and clients that notice whatever goes wrong.
+"""What races are made of: sources, models and readers that notice whatever goes wrong.
 
 A scenario makes all of it anew, lets it run together, and in the end makes sure that nothing is
 left: of streams with `assert_settled`, of batchers with the `end` of its own file."""
@@ -7,9 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+from collections import Counter
 
-from batchstream import EOS, AsyncBatchedStream
+from batchstream import EOS, AsyncBatchedStream, FinishReason, SlowConsumerError
 from support import knobs
+from support.shuffled_loop import explore
+
+SCHEDULES = int(os.environ.get("SCHEDULES", "500"))
+"""In how many orders a scenario in an event loop is tried."""
+
+
+def explore_schedules(scenario):
+    explore(scenario, SCHEDULES, leftovers="fail")
+
 
 # ---- streams
 
@@ -132,10 +143,39 @@ def is_prefix(outputs, reference):
     return outputs == reference[: len(outputs)]
 
 
-async def assert_settled(batch, source):
-    """Wait until the source is closed, and make sure that nothing was left behind."""
+def assert_whole_or_too_slow(readers, batch, references):
+    """Make sure that each reader got all, or what its stream held when it was ended as too slow."""
+    for reader, stream, reference in zip(readers, batch, references, strict=True):
+        assert reader.outputs == reference[: stream.end.outputs]
+        if stream.finish_reason == FinishReason.ERROR:
+            [error] = reader.errors
+            assert isinstance(error, SlowConsumerError)
+            assert (error.slot, error.max_buffered) == (stream.slot, 1)
+        else:
+            assert (reader.outputs, reader.errors) == (reference, [])
+
+
+def by_slot(deliveries):
+    """Return what two slots were given, and their ends; no output may come after an end."""
+    outputs, ends = ([], []), ([], [])
+    for delivery in deliveries:
+        for slot, output in delivery.outputs:
+            assert not ends[slot], "an output after the end"
+            outputs[slot].append(output)
+        for slot, end in delivery.ends:
+            ends[slot].append(end)
+    return outputs, ends
+
+
+async def assert_closed(source):
+    """Wait until the source is closed, and make sure that it is closed once."""
     await source.has_closed.wait()
     assert source.closed == 1
+
+
+async def assert_settled(batch, source):
+    """Wait until the source is closed, and make sure that nothing was left behind."""
+    await assert_closed(source)
     assert knobs.pump_of(batch).ended
     assert batch.live == ()
     assert not knobs.is_paused(batch), "the pump is still paused"
@@ -191,6 +231,50 @@ def output(request, number):
     return f"{request}.{number}" if number < int(request[1:]) else EOS
 
 
+class Engine:
+    """A model that is driven step by step, and records which request has which slot.
+
+    Args:
+        fails_at: In which of its steps it raises.
+    """
+
+    def __init__(self, fails_at=None):
+        self.seats = {}
+        self.added = Counter()
+        self.made = Counter()
+        self.faults = []
+        self._steps = 0
+        self._fails_at = fails_at
+
+    def add(self, slot, request):
+        if slot in self.seats:
+            self.faults.append(f"slot {slot} is taken")
+        self.seats[slot] = request
+        self.added[request] += 1
+
+    def step(self):
+        if not self.seats:
+            self.faults.append("a step without a request")
+        self._steps += 1
+        if self._steps == self._fails_at:
+            raise ModelError
+        step = {}
+        for slot, request in self.seats.items():
+            step[slot] = output(request, self.made[request])
+            self.made[request] += 1
+        return step
+
+    def remove(self, slot):
+        if self.seats.pop(slot, None) is None:
+            self.faults.append(f"slot {slot} was empty")
+
+    def check(self):
+        """Make sure that it was treated well, and is empty."""
+        assert self.faults == []
+        assert self.seats == {}
+        assert set(self.added.values()) <= {1}, "sent twice"
+
+
 class Tallies:
     """Metrics that count their calls."""
 
@@ -216,3 +300,11 @@ class Tallies:
     def finished(self, end, *, joined, lasted):
         assert lasted >= 0
         self.ends.append((end.reason, joined))
+
+    def check(self, figures):
+        """Make sure that the figures of a batcher in which no request is left agree."""
+        assert (figures.waiting, figures.live, figures.buffered) == (0, 0, 0)
+        assert figures.opened == sum(figures.finished.values()) == len(self.ends)
+        assert Counter(reason for reason, _ in self.ends) == Counter(figures.finished)
+        assert Counter(self.groups) == Counter(figures.batch_sizes)
+        assert sum(self.groups) == sum(joined for _, joined in self.ends)

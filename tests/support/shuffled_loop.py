@@ -16,6 +16,7 @@ objects that hash by address (tasks do not, here).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import random
@@ -303,6 +304,16 @@ def run(main, seed=None, *, threads=False, leftovers="cancel", patience=TIMEOUT)
     return result
 
 
+@contextlib.contextmanager
+def noting(seed):
+    """Let an error say the seed of the schedule in which it was raised."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"schedule: seed={seed}")
+        raise
+
+
 def explore(make_main, schedules=5000, **options):
     """Run a scenario in plain order and with so many seeds; return the results in that order.
 
@@ -315,9 +326,6 @@ def explore(make_main, schedules=5000, **options):
     """
     results = []
     for seed in (None, *range(schedules)):
-        try:
+        with noting(seed):
             results.append(run(make_main(), seed, **options))
-        except BaseException as error:
-            error.add_note(f"schedule: seed={seed}")
-            raise
     return results
