@@ -32,7 +32,7 @@ from typing_extensions import TypeVar
 from batchstream._core.errors import OverloadedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Callable, Container, Hashable, Iterable
 
 _TIDY_ABOVE: Final = 64
 """How many stale entries, or keys, may stay before they are dropped."""
@@ -86,15 +86,15 @@ class WaitingQueue(Generic[RequestT]):
         self._batch_timeout = batch_timeout
         self._max_batch_cost = max_batch_cost
         self._max_pending = max_pending
-        # In the order of arrival. Not a dict, whose first key is the farther the more were deleted.
-        self._groups: dict[object, OrderedDict[RequestT, None]] = {}
+        self._groups: dict[object, OrderedDict[RequestT, None]] = {}  # in the order of arrival
         # Of numbers, not of requests: a stale entry must not hold the user's objects.
         self.expiries: list[tuple[float, int]] = []
         self._expiring: dict[int, RequestT] = {}
         self._numbers = count()
-        # Every request that waits; it may be in its group a moment earlier or later, if a signal's
-        # exception comes between.
-        self._all: dict[RequestT, int | None] = {}  # with the numbers of those that expire
+        # Every request that waits, in the order of arrival, with the numbers of those that expire.
+        # It may be in its group a moment earlier or later, if a signal's exception comes between.
+        # Not a dict, whose first key is the farther the more were deleted.
+        self._all: OrderedDict[RequestT, int | None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._all)
@@ -169,19 +169,18 @@ class WaitingQueue(Generic[RequestT]):
             slots: How many there is room for.
             spent: What the requests already in the batch cost.
         """
-        groups = self._groups
-        if self._batch_timeout:
-            ready = [group for group in groups if self._ready_at(group, slots, spent) <= now]
-        else:
-            ready = list(groups)
-        if not ready or slots < 1:
+        if slots < 1:
             return []
-        oldest = ready[0]
-        if len(ready) > 1:
-            oldest = min(ready, key=lambda group: next(iter(groups[group])).arrived)
-        joining = self._fitting(oldest, slots, spent)
-        self._remove(joining)
-        return joining
+        groups = self._groups
+        ready: Container[object] = groups
+        if self._batch_timeout:
+            ready = {group for group in groups if self._ready_at(group, slots, spent) <= now}
+        for request in self._all:  # the oldest first, which mostly is in a group that is ready
+            if request.group in ready:
+                joining = self._fitting(request.group, slots, spent)
+                self._remove(joining)
+                return joining
+        return []
 
     def requests(self) -> list[RequestT]:
         """Return all requests that wait, the oldest first."""
@@ -193,13 +192,16 @@ class WaitingQueue(Generic[RequestT]):
         A time that has passed if a batch is ready; None if no request waits.
         """
         earliest: float | None = None
-        for group, requests in self._groups.items():
-            if self._batch_timeout:
+        if self._batch_timeout:
+            for group in self._groups:
                 at = self._ready_at(group, self._max_batch_size, 0.0)
-            else:
-                at = next(iter(requests)).arrived
-            if earliest is None or at < earliest:
-                earliest = at
+                if earliest is None or at < earliest:
+                    earliest = at
+        else:
+            for request in self._all:
+                if request.group in self._groups:
+                    earliest = request.arrived
+                    break
         while self.expiries and self.expiries[0][1] not in self._expiring:
             heappop(self.expiries)
         if self.expiries and (earliest is None or self.expiries[0][0] < earliest):
