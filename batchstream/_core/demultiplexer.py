@@ -26,7 +26,8 @@ Not safe for threads: a pump makes one call at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal
 
 from typing_extensions import TypeVar
@@ -37,9 +38,10 @@ from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many
 from batchstream._core.records import Delivery, FinishReason, Statistics, StreamEnd
 from batchstream._core.rules import EndRules
 from batchstream._core.steps import Elements, are_numbers, picker, read_step
-from batchstream._core.token_ids import TokenIds
 
 T = TypeVar("T")
+
+_INTEGERS: Final = {int}
 
 BatchState = Literal["running", "ended", "failed"]
 
@@ -141,6 +143,8 @@ class Demultiplexer(Generic[T]):
         self._live_in_order: Callable[[Any], tuple[T, ...]]
         self._finished_in_order: Callable[[Any], tuple[object, ...]] | None
         self._plain_limit = UNLIMITED
+        self._asked: _Asked[T] | None = None  # between `feed_plain` and `feed_other`
+        self._array_type: type | None = None  # that of the last step which was an array
 
     def __repr__(self) -> str:
         live = f"{len(self._live_slots)} of {self._size} slots live"
@@ -189,22 +193,31 @@ class Demultiplexer(Generic[T]):
         return self.feed_other(step) if values is None else Delivery(self.live, values)
 
     def feed_other(self, step: object) -> Delivery[T]:
-        """Take a step that `feed_plain` did not take; see `feed`."""
+        """Take a step that `feed_plain` has just refused; see `feed`."""
+        asked, self._asked = self._asked, None
         self._advance("feed")
         try:
             elements = read_step(step, self._size, self._steps)
         except StepError as error:
             self._steps += 1
             return self.fail(error)
-        if elements is not step and (values := self.feed_plain(elements)) is not None:
-            return Delivery(self.live, values)  # an array, say, which has become a list
+        if elements is not step:  # an array, say, which has become a list
+            if (values := self.feed_plain(elements)) is not None:
+                if hasattr(step, "tolist"):
+                    self._array_type = type(step)
+                return Delivery(self.live, values)
+            asked, self._asked = self._asked, None
         self._steps += 1
+        if asked is not None:
+            return self._feed_asked(elements, asked)
         return self._feed_each(elements, self.live)
 
-    def feed_plain(  # noqa: C901, PLR0911 - one frame per step, for its speed
+    def feed_plain(  # noqa: C901, PLR0911, PLR0912 - one frame per step, for its speed
         self, step: object
     ) -> tuple[T, ...] | None:
-        """Take a step quickly if it is a list, tuple or dict with one output for each live slot.
+        """Take a step quickly if it has one output for each live slot, and no more.
+
+        A list, tuple or dict, or an array of the type that a step before had.
 
         Returns:
             The outputs in the order of `live`, which has not changed; or None, with nothing taken,
@@ -214,9 +227,15 @@ class Demultiplexer(Generic[T]):
             self._refresh()
         if self._state != "running" or self._plain_steps >= self._plain_limit:
             return None
-        kind = type(step)
-        by_slot = kind is dict
         elements: Any = step
+        kind = type(step)
+        try:
+            if kind is self._array_type:
+                elements = elements.tolist() if elements.ndim == 1 else None
+                kind = type(elements)
+        except Exception:  # noqa: BLE001 - `feed_other` will say what is wrong with it
+            return None
+        by_slot = kind is dict
         try:
             if by_slot:
                 # With as many slots as are live, and all that are live among them, it is plain.
@@ -229,14 +248,21 @@ class Demultiplexer(Generic[T]):
                 return None
         except KeyError:  # a live slot is absent
             return None
+        rules = self._rules
         try:
-            if not self._rules.marks.types.isdisjoint(set(map(type, values))):
-                return None
+            if rules.ids is None:
+                plain = rules.marks.types.isdisjoint(map(type, values))
+            else:  # built-in integers are no markers, and to compare them runs no code of theirs
+                plain = set(map(type, values)) == _INTEGERS and rules.ids.isdisjoint(values)
         except Exception:  # noqa: BLE001 - a type refuses to be hashed
             return None
-        is_eos = self._rules.is_eos
-        if is_eos is not None and not (type(is_eos) is TokenIds and is_eos.in_none_of(values)):
+        if not plain:
             return None
+        if rules.is_eos is not None and rules.ids is None:
+            asked = self._ask(rules.is_eos, values)
+            if asked is not None:
+                self._asked = asked
+                return None
         if self._finished_in_order is not None and not by_slot:
             self._drop(self._finished_in_order(elements))
         self._steps += 1
@@ -362,6 +388,35 @@ class Demultiplexer(Generic[T]):
 
     # ---- steps that are not plain
 
+    @staticmethod
+    def _ask(is_eos: Callable[[T], object], outputs: tuple[T, ...]) -> _Asked[T] | None:
+        """Ask `is_eos` of each output, up to the first that it recognises or raises of."""
+        count = 0
+        try:
+            for output in outputs:
+                if is_eos(output):
+                    return _Asked(outputs, count, None)
+                count += 1
+        except Exception as error:  # noqa: BLE001 - the predicate is the caller's
+            return _Asked(outputs, count, error)
+        return None
+
+    def _feed_asked(self, elements: Elements, asked: _Asked[T]) -> Delivery[T]:
+        """Take a step that has an output for each live slot; `is_eos` was asked of the first."""
+        draft: _Draft[T] = _Draft()
+        if self._finished_in_order is not None and type(elements) is not dict:
+            self._drop(self._finished_in_order(elements))
+        live, outputs, ending = self.live, asked.outputs, asked.ending
+        draft.slots.extend(live[:ending])
+        draft.values.extend(outputs[:ending])
+        self._count_all_but(live[ending:])
+        self._end_by_output(draft, live[ending], outputs[ending], asked.error)
+        for slot, output in zip(live[ending + 1 :], outputs[ending + 1 :], strict=True):
+            self._take_output(draft, slot, output)
+        if self._limited:
+            self._set_plain_limit(self.live)
+        return draft.delivery()
+
     def _drop(self, elements: tuple[object, ...]) -> None:
         """Count the outputs among elements for finished slots."""
         self._dropped += self._rules.marks.outputs_in(elements)
@@ -386,13 +441,22 @@ class Demultiplexer(Generic[T]):
         taken = [(slots[n], values[n]) for n in special]
         for n in reversed(special):
             del slots[n], values[n]
-        for slot in slots:
-            self._extra[slot] += 1
+        if len(slots) + len(taken) == len(live):
+            self._count_all_but(slot for slot, _ in taken)
+        else:  # a mapping that leaves slots out
+            for slot in slots:
+                self._extra[slot] += 1
         for slot, element in taken:
             self._take(draft, slot, element)
         if self._limited:
             self._set_plain_limit(self.live)
         return draft.delivery()
+
+    def _count_all_but(self, slots: Iterable[int]) -> None:
+        """Count an output for every live slot but these, in as much time as these are many."""
+        self._plain_steps += 1
+        for slot in slots:
+            self._extra[slot] -= 1
 
     def _only_live(self, elements: dict[int, T]) -> dict[int, T]:
         late = elements.keys() - self._live_slots
@@ -423,21 +487,25 @@ class Demultiplexer(Generic[T]):
             self._take_output(draft, slot, element)
 
     def _take_output(self, draft: _Draft[T], slot: int, output: T) -> None:
-        rules = self._rules
-        if rules.is_eos is not None:
-            try:
-                ended = bool(rules.is_eos(output))
-            except Exception as error:  # noqa: BLE001 - the predicate is the caller's
-                self._finish(draft, slot, FinishReason.ERROR, error=error)
-                return
-            if ended:
-                if rules.include_eos:
-                    self._give(draft, slot, output)
-                self._finish(draft, slot, FinishReason.EOS)
+        if self._rules.is_eos is not None:
+            asked = self._ask(self._rules.is_eos, (output,))
+            if asked is not None:
+                self._end_by_output(draft, slot, output, asked.error)
                 return
         self._give(draft, slot, output)
         if self._limited and self.given(slot) >= self._limits[slot]:
             self._finish(draft, slot, FinishReason.LENGTH)
+
+    def _end_by_output(
+        self, draft: _Draft[T], slot: int, output: T, error: Exception | None
+    ) -> None:
+        """End a slot by an output that `is_eos` has recognised, or raised this error of."""
+        if error is not None:
+            self._finish(draft, slot, FinishReason.ERROR, error=error)
+        else:
+            if self._rules.include_eos:
+                self._give(draft, slot, output)
+            self._finish(draft, slot, FinishReason.EOS)
 
     def _give(self, draft: _Draft[T], slot: int, output: T) -> None:
         draft.slots.append(slot)
@@ -476,6 +544,21 @@ def core_of(
     core: Demultiplexer[T] = Demultiplexer.__new__(Demultiplexer)
     core._start(rules, size, max_outputs, vacant=vacant)  # noqa: SLF001 - without __init__'s checks
     return core
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked(Generic[T]):
+    """What `is_eos` said of a step's outputs: of which it is true, or raised, first.
+
+    Attributes:
+        outputs: Those of the live slots, in order.
+        ending: The position of that output. Of those behind it nothing was asked.
+        error: What it raised.
+    """
+
+    outputs: tuple[T, ...]
+    ending: int
+    error: Exception | None
 
 
 class _Draft(Generic[T]):

@@ -9,6 +9,7 @@ from typing_extensions import TypeVar
 
 from batchstream._core.arguments import check_eos
 from batchstream._core.steps import Marks
+from batchstream._core.token_ids import TokenIds
 
 T = TypeVar("T", default=Any)
 
@@ -23,13 +24,14 @@ class EndRules(Generic[T]):
         require_eos: Whether a slot that is live when the source ends fails.
 
     Attributes:
+        ids: The token ids to look for, where that is all that `is_eos` does.
         marks: What is no output in a step.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or could never recognise an end.
     """
 
-    __slots__ = ("eos", "include_eos", "is_eos", "marks", "require_eos")
+    __slots__ = ("eos", "ids", "include_eos", "is_eos", "marks", "require_eos")
 
     def __init__(
         self,
@@ -44,4 +46,5 @@ class EndRules(Generic[T]):
         self.is_eos = is_eos
         self.include_eos = include_eos
         self.require_eos = require_eos
+        self.ids = is_eos.ids if type(is_eos) is TokenIds else None
         self.marks = Marks(eos)

@@ -8,12 +8,16 @@ from typing import final
 
 @final
 class TokenIds:
-    """The predicate that `token_ids` makes."""
+    """The predicate that `token_ids` makes.
 
-    __slots__ = ("_ids",)
+    Attributes:
+        ids: The ids.
+    """
+
+    __slots__ = ("ids",)
 
     def __init__(self, ids: frozenset[int]) -> None:
-        self._ids = ids
+        self.ids = ids
 
     def __call__(self, output: object) -> bool:
         if not hasattr(type(output), "__index__"):
@@ -22,21 +26,13 @@ class TokenIds:
             number = operator.index(output)  # type: ignore[arg-type]
         except Exception:  # noqa: BLE001 - an array of several numbers has the method, and refuses
             return False
-        return number in self._ids
-
-    def in_none_of(self, outputs: tuple[object, ...]) -> bool:
-        """Whether it is certain, and quick to see, that none of the outputs is one of the ids.
-
-        Only built-in integers are compared here. Outputs of other types make it False, and then
-        each has to be checked by itself.
-        """
-        return set(map(type, outputs)) == {int} and self._ids.isdisjoint(outputs)
+        return number in self.ids
 
     def __repr__(self) -> str:
-        return f"token_ids({', '.join(map(str, sorted(self._ids)))})"
+        return f"token_ids({', '.join(map(str, sorted(self.ids)))})"
 
     def __reduce__(self) -> tuple[type[TokenIds], tuple[frozenset[int]]]:
-        return TokenIds, (self._ids,)
+        return TokenIds, (self.ids,)
 
 
 def token_ids(*ids: int) -> TokenIds:
