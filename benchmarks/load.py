@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "integrations"))
+sys.path.insert(0, str(ROOT / "tests"))
 
-from load_clients import CLIENTS, LEAVE, NEVER_READ, serving  # noqa: E402
+from support.load_clients import CLIENTS, LEAVE, NEVER_READ, serving  # noqa: E402
 
 
 def main(rounds: int) -> None:

@@ -2,6 +2,7 @@
 
 import handoff
 import litserve_loops
+import responses
 import seam
 
 import batching
@@ -15,5 +16,7 @@ if __name__ == "__main__":
     seam.main()
     print()
     batching.main()
+    print()
+    responses.main()
     print()
     litserve_loops.main()

@@ -74,17 +74,18 @@ class Body(ABC):
         """
         self._first = await self._next()
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
+    async def send_through(self, connection: Connection) -> None:
+        """Send all chunks, from the first."""
+        send = connection.sender
         chunk, self._first = self._first, None
         if chunk is None:
             chunk = await self._next()
-        if chunk is None:
-            self.complete = True
-            raise StopAsyncIteration
-        return chunk
+        # No iterator, and no method that makes the message: each would be one more coroutine to
+        # go through for every chunk.
+        while chunk is not None:
+            await send({"type": _BODY, "body": chunk, "more_body": True})
+            chunk = await self._next()
+        self.complete = True
 
     @abstractmethod
     def cancel(self) -> None:
@@ -139,6 +140,9 @@ class StreamResponse(Response):
                 await connection.send_body(b"", more=False)
             else:
                 await connection.run(partial(self._respond, scope, connection))
+        except Exception as error:
+            if not (connection.is_cut and self._has_cut(error)):
+                raise
         finally:
             self._body.cancel()
         if self.background is not None:
@@ -161,8 +165,7 @@ class StreamResponse(Response):
             # Before the cut, which waits until the client has read what was sent before.
             self._body.cancel()
             await connection.cut(error)
-            if not self._has_cut(error):
-                raise
+            raise
 
     def _handler_of(self, error: Exception, scope: Scope) -> Handler | None:  # noqa: ARG002
         """Return what responds to an error before the first chunk, or None to raise the error."""
@@ -174,8 +177,7 @@ class StreamResponse(Response):
 
     async def _send_chunks(self, scope: Scope, connection: Connection) -> None:  # noqa: ARG002
         await connection.start(self.status_code, self.raw_headers)
-        async for chunk in self._body:
-            await connection.send_body(chunk, more=True)
+        await self._body.send_through(connection)
         await connection.send_body(b"", more=False)
 
 
@@ -186,6 +188,9 @@ class Connection:
         receive: The server's `receive`; from now on only this object calls it.
         send: The server's `send`; from now on only this object calls it.
         send_timeout: How many seconds a write may wait for the client; None for any time.
+
+    Attributes:
+        is_cut: Whether the server was made to close it in mid-response.
     """
 
     def __init__(self, receive: Receive, send: Send, send_timeout: float | None) -> None:
@@ -193,6 +198,12 @@ class Connection:
         self._send = send
         self._send_timeout = send_timeout
         self._started = False
+        self.is_cut = False
+
+    @property
+    def sender(self) -> Callable[[Message], Awaitable[None]]:
+        """What sends a message as `send` does, once the response has started."""
+        return self._send if self._send_timeout is None else self.send
 
     async def send(self, message: Message) -> None:
         """Send an ASGI message.
@@ -223,6 +234,7 @@ class Connection:
 
         Without `send_timeout`: a cut that is given up would show half a body as a whole one.
         """
+        self.is_cut = True
         with suppress(Exception):
             await self._send({"type": _BODY, "body": Tripwire(error), "more_body": True})
 
@@ -233,8 +245,9 @@ class Connection:
             BaseException: What `respond` raised, as it is and not in an exception group.
         """
         error: BaseException | None = None
-        async with create_task_group() as tasks:
-            tasks.start_soon(self._cancel_at_disconnect, tasks.cancel_scope)
+
+        async def run_to_the_end() -> None:
+            nonlocal error
             try:
                 await respond()
             except (get_cancelled_exc_class(), GeneratorExit):
@@ -242,6 +255,13 @@ class Connection:
             except BaseException as raised:  # noqa: BLE001 - raised again outside the task group
                 error = raised
             tasks.cancel_scope.cancel()
+
+        # The response has a task of its own, and the disconnect is awaited here, and not the other
+        # way round: a task that is resumed goes through all coroutines that await each other in
+        # it. Here these are the framework's and those of every middleware, at every output.
+        async with create_task_group() as tasks:
+            tasks.start_soon(run_to_the_end)
+            await self._cancel_at_disconnect(tasks.cancel_scope)
         try:
             if error is not None:
                 raise error

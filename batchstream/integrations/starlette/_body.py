@@ -61,10 +61,13 @@ class StreamBody(Body, Generic[T]):
         if self._ended:
             return None
         try:
-            outputs = [await anext(self._stream)]
+            output = await anext(self._stream)
         except StopAsyncIteration:
             return self._end_of_stream()
-        outputs += self._stream.drain()
+        more = self._stream.drain()
+        if not more:  # by far the most, where the model takes its time
+            return _call(self._encode, output)
+        outputs = [output, *more]
         parts: list[bytes] = []
         for start in range(0, len(outputs), OUTPUTS_PER_TURN):
             if start:
