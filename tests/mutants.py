@@ -77,7 +77,6 @@ THREADS = ("test_races_threads.py",)
 BATCHERS_IN_LOOP = ("test_races_batchers_asyncio.py",)
 BATCHERS_IN_THREADS = ("test_races_batchers_threads.py",)
 SCHEDULER = ("test_scheduler_stateful.py",)
-DRAINS = ("test_draining.py::test_draining_while_the_pump_appends_loses_and_repeats_nothing",)
 
 UNBROKEN = Mutant("nothing is broken", "class _Draft(", "class _Draft(")
 
@@ -165,8 +164,8 @@ MUTANTS = [
     ),
     Mutant(
         "the source is pulled for a stream that was served meanwhile",
-        "if self.version == version and not buffer.ends:",
-        "if not buffer.ends:",
+        "if not (buffer.outputs or buffer.ends):\n                        if self._max",
+        "if not buffer.ends:\n                        if self._max",
     ),
     Mutant(
         "the bound is looked at after the pull",
@@ -274,41 +273,24 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "the end is looked at after the outputs",
-        "                if ended and (buffer.cancelled or not unread):\n",
-        "                if buffer.ends and (buffer.cancelled or not unread):\n",
+        "the outputs are not looked at again behind the end",
+        "            if not buffer.outputs:  # behind the end",
+        "            if True:  # behind the end",
     ),
     Mutant(
-        "a cancelled stream may still be read by the reader it has",
-        "        self.finish(end)\n        self.cancelled = True\n        self.stop_reader()\n",
-        "        self.finish(end)\n        self.cancelled = True\n",
-    ),
-    Mutant(
-        "a reader made during a cancel is missed",
-        "        if self.cancelled or self.room_requests != self.room_answers:",
-        "        if self.room_requests != self.room_answers:",
+        "a cancelled stream keeps what it held",
+        "        outputs, self.outputs = self.outputs, _CLOSED\n        outputs.clear()\n",
+        "        self.outputs = _CLOSED\n",
     ),
     Mutant(
         "a second consumer is let in",
-        '        if buffer.consumer.setdefault("thread", me) != me:\n'
-        "            raise self._concurrent()\n"
-        "        try:\n            waited = False\n",
-        '        buffer.consumer["thread"] = me\n        try:\n            waited = False\n',
+        "        elif upstream.consumers.setdefault(buffer, me) != me:\n",
+        "        elif False:\n",
     ),
     Mutant(
-        "an output is lost to a signal between its count and its return",
-        "                    for _ in gate:\n",
-        "                    next(gate)\n                    if True:\n",
-    ),
-    Mutant(
-        "what is left of a finished stream is kept as long as the stream",
-        "            raise consumer_error(error)\n        self.discard()\n",
-        "            raise consumer_error(error)\n",
-    ),
-    Mutant(
-        "a dropped stream waits for the cycle collector",
-        "            self._reader.abandon()\n",
-        "",
+        "a drain that is broken off loses what it took",
+        "            outputs.extendleft(reversed(taken))\n",
+        "            pass\n",
     ),
     Mutant(
         "the source cannot close its own batch",
@@ -322,24 +304,20 @@ MUTANTS = [
     ),
     Mutant(
         "an error comes before what is buffered",
-        "                if ended and (buffer.cancelled or not unread):\n",
-        "                if ended and (buffer.cancelled or buffer.ends[0].error or not unread):\n",
+        "            if not outputs:\n                self._wait(None)\n",
+        "            if buffer.ends and buffer.ends[0].error:\n"
+        "                buffer.conclude()\n            if not outputs:\n"
+        "                self._wait(None)\n",
     ),
     Mutant(
         "an error is raised for ever",
-        "            self.cancelled = True  # of the error, and of what a pump may still add\n",
-        "",
-    ),
-    Mutant(
-        "received outputs are kept for ever",
-        "        if self.tail:\n            self.tail = []\n"
-        "            self.segments.append((self.tail, repeat(True, GATE)))",
-        "        pass",
+        "            self.shut()\n            raise consumer_error(error)\n",
+        "            raise consumer_error(error)\n",
     ),
     Mutant(
         "dropping a stream does not cancel it",
-        "            self.cancel()\n            self._reader.abandon()\n",
-        "            pass\n",
+        'dropped too.\n        if hasattr(self, "_buffer") and',
+        "dropped too.\n        if False and",
     ),
     Mutant(
         "a forked child uses the parent's source",
@@ -349,7 +327,7 @@ MUTANTS = [
     # ---- planted races
     Mutant(
         "a consumer in a loop does not look again after it has registered",
-        "                    if len(outputs) == received and not buffer.ends:\n"
+        "                    if not (buffer.outputs or buffer.ends):\n"
         "                        await",
         "                    if True:\n                        await",
         THREADS,
@@ -363,8 +341,8 @@ MUTANTS = [
     ),
     Mutant(
         "the pump does not look again before it waits for room",
-        "buffer.unread < self.limit and (on_room := buffer.on_room) is not None",
-        "False",
+        "            self.made_in(buffer)\n\n    def made_in",
+        "            pass\n\n    def made_in",
         THREADS,
     ),
     Mutant(
@@ -399,31 +377,32 @@ MUTANTS = [
         THREADS,
     ),
     Mutant(
-        "a waiter carries its output, which is lost with a receive that is cancelled",
+        "a receive that is cancelled takes its output along",
+        "                except (RuntimeError, TypeError):  # of asyncio, and of trio\n",
         "                except BaseException as error:\n"
-        "                    self._waiting.pop(buffer, None)\n",
-        "                except BaseException as error:\n"
-        "                    if not self._waiting.pop(buffer, None):\n"
-        "                        next(iter(outputs[received:] and self._gate), None)\n",
+        "                    if buffer.outputs and not isinstance(error, RuntimeError | TypeE"
+        "rror):\n"
+        "                        buffer.outputs.popleft()\n",
         LOOP,
     ),
     Mutant(
         "a cancelled stream goes on with what it holds",
-        "        self.finish(end)\n        self.cancelled = True\n",
+        "        self.finish(end)\n        self.shut()\n",
         "        self.finish(end)\n",
         LOOP,
     ),
     Mutant(
         "an error in a loop comes before what is buffered",
-        "        if ended and (not unread or buffer.cancelled):\n",
-        "        if ended and (not unread or buffer.cancelled or buffer.ends[0].error):\n",
+        "            if outputs and not self._left:\n",
+        "            if buffer.ends and buffer.ends[0].error:\n"
+        "                buffer.conclude()\n            if outputs and not self._left:\n",
         LOOP,
     ),
     Mutant(
         "two consumers are let in at a stream in a loop",
-        "        if self._busy:\n            raise self._concurrent()\n"
-        "        buffer = self._buffer\n        outputs,",
-        "        buffer = self._buffer\n        outputs,",
+        "            if buffer.awaited:\n                raise self._concurrent()\n"
+        "            outputs",
+        "            outputs",
         LOOP,
     ),
     Mutant(
@@ -470,41 +449,36 @@ MUTANTS = [
     ),
     Mutant(
         "the room is that of the emptiest stream",
-        "            self.free_steps = limit - max(held.values(), default=0)\n",
-        "            self.free_steps = limit - min(held.values(), default=0)\n",
+        "limit - max((len(buffer.outputs) for buffer in live), default=0)",
+        "limit - min((len(buffer.outputs) for buffer in live), default=0)",
     ),
     Mutant(
-        "the end is looked at after the outputs in a loop",
-        "        ended = bool(buffer.ends)\n",
-        "        ended = buffer.ends\n",
+        "the outputs are not looked at again behind the end in a loop",
+        "            elif not buffer.outputs:  # behind the end",
+        "            else:  # behind the end",
         THREADS,
         only="loop",
     ),
     Mutant(
-        "room is asked for before the output is counted",
-        "                    for _ in gate:\n"
-        "                        # This is `Buffer.made_room`, behind the count, and without a "
-        "call.\n                        requests, on_room = buffer.room_requests, buffer.on_room\n",
-        "                    requests, on_room = buffer.room_requests, buffer.on_room\n"
-        "                    for _ in gate:\n",
+        "a consumer that has taken an output resumes no pump",
+        "                continue\n            if buffer.on_room is not None:\n"
+        "                buffer.on_room(buffer)\n            return output\n\n    def _wait",
+        "                continue\n            return output\n\n    def _wait",
         THREADS,
     ),
     Mutant(
-        "room is asked for before the output is counted in a loop",
-        "                    for _ in self._gate:\n"
-        "                        # Behind the count, which makes the room that is asked for.\n"
-        "                        if buffer.room_requests != buffer.room_answers:\n",
-        "                    asked_for = buffer.room_requests != buffer.room_answers\n"
-        "                    for _ in self._gate:\n"
-        "                        if asked_for:\n",
+        "a consumer in a loop that has taken an output resumes no pump",
+        "                if buffer.on_room is not None:\n"
+        "                    buffer.on_room(buffer)\n                return output\n"
+        "            elif",
+        "                return output\n            elif",
         THREADS,
         only="loop",
     ),
     Mutant(
-        "a drain counts what it takes from the end",
-        "outputs[received:], gate",
-        "outputs[received - len(outputs) :], gate",
-        DRAINS,
+        "a drain takes from the wrong side",
+        "taken.append(outputs.popleft())",
+        "taken.append(outputs.pop())",
     ),
     Mutant(
         "an interrupt leaves the task cancelled",
@@ -524,12 +498,6 @@ MUTANTS = [
         "a request that has joined fails for having waited",
         """        waits = self.state in ("new", "waiting") and deadlines""",
         "        waits = deadlines",
-        BATCHERS_IN_LOOP,
-    ),
-    Mutant(
-        "the waiters for a plain step are found after it",
-        "            self.turn_over()\n        return given_to\n\n    def hand_out",
-        "            self.turn_over()\n        return self._given_to\n\n    def hand_out",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
@@ -570,8 +538,8 @@ MUTANTS = [
     ),
     Mutant(
         "what is for a joiner goes to the former occupant of the slot",
-        "        self.live_buffers.add(buffer)\n        self._tails_by_slot[slot] = buffer.tail\n",
-        "        self.live_buffers.add(buffer)\n",
+        "        if live is not self._plain_slots:\n",
+        "        if live != self._plain_slots:\n",
         BATCHERS_IN_LOOP,
     ),
     Mutant(

@@ -71,11 +71,10 @@ class Dispatcher(ABC, Generic[T]):
         parking: Where consumers wait.
         scheduler: What decides, for the holder of the lock.
         forked: Whether this is a copy in a forked child, of no use there.
-        version: Constant: consumers do not make the steps.
+        consumers: Which thread waits for which buffer.
         times_out: Whether a receive can have a timeout.
     """
 
-    version = 0
     times_out = True
     _needs_loop = False
     _reuses_workers = True
@@ -85,6 +84,7 @@ class Dispatcher(ABC, Generic[T]):
         self.context = copy_context()
         self.parking = ParkingLot()
         self.forked = False
+        self.consumers: dict[Request[T], int] = {}
         self.scheduler: Scheduler[T] = Scheduler(options, reuses_workers=self._reuses_workers)
         # Re-entrant for the sake of `statistics`, which a signal's handler may call.
         self._lock = RLock()
@@ -380,14 +380,13 @@ class Dispatcher(ABC, Generic[T]):
         if (pump := request.pump) is not None:
             pump.depart(request)
 
-    def wait(self, request: Request[T], version: int, deadline: float | None) -> None:
+    def wait(self, request: Request[T], deadline: float | None) -> None:
         """Wait until the buffer may hold something, or its stream has ended.
 
         Raises:
             TimeoutError: The deadline has passed.
             RuntimeError, ClosedError: See `_check_waitable`.
         """
-        del version
         self._check_waitable(None)
         poll_after = self.poll_after(request, None)
         poll_at = None if poll_after is None else clock.monotonic() + poll_after
@@ -432,7 +431,7 @@ class Dispatcher(ABC, Generic[T]):
             if error is not None:
                 self._fail(request, error)
 
-    async def wait_closed(self, loop: EventLoop) -> None:
+    async def wait_closed_if_idle(self, loop: EventLoop) -> None:
         """Wait for nothing: other requests keep the model busy."""
 
     def _runs_here(self) -> bool:
@@ -507,6 +506,7 @@ class Dispatcher(ABC, Generic[T]):
         self._lock = RLock()
         if self.scheduler.totals.opened:
             self.forked = True
+            self.consumers = {}
             for request in self.scheduler.queue.requests():
                 request.refuse_after_fork()
                 request.finish(StreamEnd(FinishReason.ERROR, 0, error=self._forked_error()))

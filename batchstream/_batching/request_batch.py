@@ -108,7 +108,7 @@ class RequestBatch(Generic[T]):
     @property
     def buffered(self) -> int:
         """How many outputs wait in live streams."""
-        return sum(buffer.buffered for buffer in list(self.pump.fanout.live_buffers))
+        return sum(len(buffer.outputs) for buffer in list(self.pump.fanout.live_buffers))
 
     def step_totals(self) -> StepTotals:
         """Return what was done up to now."""

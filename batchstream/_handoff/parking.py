@@ -18,6 +18,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from contextlib import suppress
 from itertools import repeat
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -180,6 +181,12 @@ def _acquire(waiter: Any, until: float | None) -> bool:
         seconds = min(max(until - time.monotonic(), 0), threading.TIMEOUT_MAX)
         acquired = waiter.acquire(True, seconds)  # noqa: FBT003 - quicker than by keyword
     return acquired
+
+
+def release(waiter: Any) -> None:
+    """Resume a thread that waits in a lock; harmless if it was resumed already."""
+    with suppress(RuntimeError):  # it is not locked any more
+        waiter.release()
 
 
 def _release_all(waiters: Iterable[Any]) -> None:

@@ -23,16 +23,15 @@ class SyncUpstream(Upstream, Protocol):
     """What a stream asks for whose consumer is a thread.
 
     Attributes:
-        version: How many steps were handed out, where a consumer pulls them itself. By it `wait`
-            knows whether a step was handed out since the buffer was found empty.
         times_out: Whether a receive can have a timeout.
+        consumers: Which thread waits for which buffer.
     """
 
-    version: int
     times_out: bool
+    consumers: dict[Any, int]
 
-    def wait(self, buffer: Any, version: int, deadline: float | None) -> None:
-        """Return when the buffer may hold something that it did not when `version` was read.
+    def wait(self, buffer: Any, deadline: float | None) -> None:
+        """Return when the buffer may hold something that it did not before.
 
         Raises:
             TimeoutError: The deadline, a time on the monotonic clock, came first.
@@ -56,5 +55,5 @@ class AsyncUpstream(Upstream, Protocol):
     def poll(self, buffer: Any) -> None:
         """Bring about an end that no other code may bring about."""
 
-    async def wait_closed(self, loop: EventLoop) -> None:
+    async def wait_closed_if_idle(self, loop: EventLoop) -> None:
         """Wait until the source is closed, if no stream is live any more."""

@@ -28,7 +28,7 @@ from batchstream._pumps.process import forkable, forked_batch_error
 from batchstream._pumps.room import Room
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from batchstream._core.arguments import Bound
     from batchstream._core.demultiplexer import Demultiplexer
@@ -81,11 +81,10 @@ class BackgroundPump(ABC, Generic[T]):
         fanout: The core and the buffers.
         closed: Set when the pump has drained and the source is closed.
         forked: Whether this is a copy in a forked child, of no use there.
-        version: Constant: consumers do not make the steps.
+        consumers: Which thread waits for which buffer.
         times_out: Whether a receive can have a timeout.
     """
 
-    version = 0
     times_out = True
 
     def __init__(
@@ -100,6 +99,7 @@ class BackgroundPump(ABC, Generic[T]):
         view: View | None = None if hooks is None else "by slot"
         self.fanout: Fanout[T] = Fanout(core, buffers=buffers, view=view)
         self.forked = False
+        self.consumers: dict[Buffer[Any], int] = {}
         self._parking = ParkingLot() if parking is None else parking
         self.closed = Event(self._parking)
         self._hooks = hooks
@@ -120,8 +120,6 @@ class BackgroundPump(ABC, Generic[T]):
         if self.forked or buffer.cancelled:
             return
         self.fanout.cancel(buffer)
-        if self._life.state in ("drained", "closed"):  # no step follows that would apply it
-            buffer.discard()
         self._wake((buffer,))
         self._after_departure()
 
@@ -150,10 +148,6 @@ class BackgroundPump(ABC, Generic[T]):
     def ended(self) -> bool:
         """Whether the pump has drained and the source is closed."""
         return self.closed.is_set
-
-    @abstractmethod
-    def _unpark(self, waiter: Any) -> None:
-        """Resume the pump, given its waiter."""
 
     @abstractmethod
     def _interrupt(self) -> None:
@@ -210,7 +204,7 @@ class BackgroundPump(ABC, Generic[T]):
     def poll(self, buffer: Buffer[Any] | None = None) -> None:
         """End all streams if the pump has gone without doing so."""
 
-    async def wait_closed(self, loop: EventLoop) -> None:
+    async def wait_closed_if_idle(self, loop: EventLoop) -> None:
         """Wait until the source is closed, if no stream is live any more; from within the loop.
 
         Raises:
@@ -255,7 +249,7 @@ class BackgroundPump(ABC, Generic[T]):
 
     # ---- from the code that moves the pump
 
-    def _goes_on(self) -> tuple[int, ...]:
+    def _prepare_step(self) -> tuple[int, ...]:
         """Do what was asked for meanwhile, and return the live slots: none ends the pump."""
         fanout, hooks = self.fanout, self._hooks
         if hooks is not None and hooks.next_deadline is not None:
@@ -275,14 +269,14 @@ class BackgroundPump(ABC, Generic[T]):
         """Return the buffers to wait for before the next step; if there are none, count a step."""
         fanout = self.fanout
         if fanout.view == "by time":
-            full = fanout.deliveries.buffered >= self._room.limit
+            full = fanout.deliveries.is_full(self._room.limit)
             return (fanout.deliveries,) if full else ()
         return [fanout.buffers[slot] for slot in fanout.full_slots(self._room.limit)]
 
-    def _has_to_wait(self, full: Sequence[Buffer[Any]], waiter: object) -> bool:
-        """Ask for room, check once more, and return whether to wait."""
-        asked = self._room.ask(full, waiter, self._unpark)
-        return asked and not (self._closing or self.fanout.departures)
+    def _has_to_wait(self, full: Sequence[Buffer[Any]], resume: Callable[[], object]) -> bool:
+        """Ask for room, and return whether to wait until `resume` is called."""
+        self._room.ask(full, resume)
+        return bool(self._room.awaited) and not (self._closing or self.fanout.departures)
 
     def _pause_limit(self, seconds: float | None) -> float | None:
         """Return for how many seconds to wait for room, where nothing but this is a limit."""
@@ -318,7 +312,7 @@ class BackgroundPump(ABC, Generic[T]):
             fanout.apply_departures()
         for buffer in list(fanout.live_buffers):  # none, unless the pump itself has failed
             fanout.fail_stream(buffer, SourceError("the pump has ended unexpectedly"))
-        fanout.forget_all_tails()
+        fanout.forget_live()
         fanout.end_deliveries()
         self._wake([*fanout.buffers, fanout.deliveries])
 
@@ -333,7 +327,6 @@ class BackgroundPump(ABC, Generic[T]):
         self._life.advance("close")
         self._hooks = None  # which refer to this pump
         self.closed.set()
-        self._wake([*self.fanout.buffers, self.fanout.deliveries])
 
     def _wake(self, keys: Sequence[object]) -> None:
         self._parking.wake(keys)
@@ -343,5 +336,6 @@ class BackgroundPump(ABC, Generic[T]):
     def refuse_after_fork(self) -> None:
         """Make every use fail: the pump runs in the parent only."""
         self.forked = True
+        self.consumers = {}
         self.fanout.refuse_after_fork()
         self.fanout.end_after_fork(forked_batch_error())

@@ -11,8 +11,8 @@ first wins, in every thread: see `Buffer.ends`.
 A batch is read by slot, each stream for itself, or by time: then each step is one `Delivery` in a
 buffer of its own, which a reader receives like the outputs of a stream. The first receive decides.
 
-Most steps are plain: one output for each live slot. `take` appends these to `tails` by one call in
-C; the lists, and the buffers that they belong to, stay the same until the live slots change.
+Most steps are plain: one output for each live slot. For these, the buffers' `append` methods are
+kept in the order of the slots, until the live slots change.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing_extensions import TypeVar
 
 from batchstream._core.errors import begin_in_source, forget_context
 from batchstream._core.records import Delivery, FinishReason, StreamEnd
-from batchstream._handoff.buffer import SEGMENT_LENGTH, Buffer
+from batchstream._handoff.buffer import Buffer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._core.records import Statistics
@@ -38,8 +38,6 @@ T = TypeVar("T")
 
 View: TypeAlias = Literal["by slot", "by time"]
 """How a batch is read: stream by stream, or step by step."""
-
-append: Final = list.append
 
 _REFUSALS: Final[dict[View, str]] = {
     "by slot": "a batch is read by slot or by time: steps() has begun, streams cannot be read",
@@ -62,9 +60,6 @@ class Fanout(Generic[T]):
         departures: Buffers of streams that ended otherwise than by a step, for the core to cancel.
         deliveries: What each step gave, where the batch is read by time.
         free_steps: How many plain steps every live stream has room for at least.
-        tails: The lists that the outputs of a plain step are appended to, in the order of slots.
-        tails_of: The live slots to which these belong; the core's own tuple.
-        steps_until_turn_over: After how many steps the buffers begin new segments.
         view: How the batch is read; None before the first receive.
     """
 
@@ -84,12 +79,10 @@ class Fanout(Generic[T]):
         self.view = view
         # A dict, because setting a default is atomic.
         self._decided: dict[str, View] = {} if view is None else {"view": view}
-        # The lists to append to: of all slots, and of the slots of the last step.
-        self._tails_by_slot = [buffer.tail for buffer in self.buffers]
-        self.tails: list[list[T]] = []
-        self.tails_of: Sequence[int] = ()
-        self._given_to: Sequence[Buffer[T]] = ()
-        self.steps_until_turn_over = SEGMENT_LENGTH
+        # For plain steps: the live slots, the core's own tuple; their buffers; how to append there.
+        self._plain_slots: tuple[int, ...] = ()
+        self._plain_buffers: Sequence[Buffer[T]] = ()
+        self._plain_appends: Sequence[Callable[[T], None]] = ()
         # Ends for the next delivery: of streams that were cancelled.
         self._unreported: list[tuple[int, StreamEnd]] = []
 
@@ -134,7 +127,7 @@ class Fanout(Generic[T]):
             opened=len(ends),
             live=ends.count(None),
             finished={reason: reasons[reason] for reason in FinishReason if reasons[reason]},
-            buffered=sum(buffer.buffered for buffer in self.buffers),
+            buffered=sum(len(buffer.outputs) for buffer in self.buffers),
         )
 
     # ---- from a consumer
@@ -150,7 +143,6 @@ class Fanout(Generic[T]):
         if view == "by slot":
             self.deliveries.refusal = _REFUSALS["by time"]
         else:
-            self.free_steps = 0  # the pump counts the deliveries instead
             for buffer in self.buffers:
                 buffer.refusal = _REFUSALS["by slot"]
         # Last: where it is decided, a consumer relies on the refusals.
@@ -167,72 +159,57 @@ class Fanout(Generic[T]):
         while self.departures:
             buffer = self.departures.popleft()
             slot = buffer.slot
-            if buffer.cancelled:
-                buffer.discard()
             if self.buffers[slot] is not buffer:
                 continue  # the slot has another occupant since
             if self.core.cancel(slot).ends and self.view != "by slot":
                 self._unreported.append((slot, buffer.ends[0]))
-            if self.core.has_live:
-                self._tails_by_slot[slot] = buffer.tail
-            self._forget_tails()
 
     def occupy(self, slot: int, buffer: Buffer[T], max_outputs: int | None) -> None:
         """Give a slot, whose last occupant has finished, to the stream of a buffer."""
         self.core.open(slot, max_outputs=max_outputs)
         self.buffers[slot] = buffer
         self.live_buffers.add(buffer)
-        self._tails_by_slot[slot] = buffer.tail
-        self.tails, self.tails_of, self._given_to = [], (), ()
 
     def full_slots(self, limit: int) -> tuple[int, ...]:
         """Return the live slots whose streams hold so many outputs; if none does, count a step."""
         if not self.free_steps:
-            held = {slot: self.buffers[slot].unread for slot in self.core.live}
-            full = tuple(slot for slot, count in held.items() if count >= limit)
+            live = [self.buffers[slot] for slot in self.core.live]
+            full = tuple(buffer.slot for buffer in live if buffer.is_full(limit))
             if full:
                 return full
-            self.free_steps = limit - max(held.values(), default=0)
+            self.free_steps = limit - max((len(buffer.outputs) for buffer in live), default=0)
         self.free_steps -= 1
         return ()
 
     def take(self, step: object, live: tuple[int, ...]) -> Sequence[object]:
-        """Hand out a step, and return the buffers that got something."""
+        """Hand out a step, and return the buffers that got something or ended."""
         values = self.core.feed_plain(step)
         if values is None:
             return self.hand_out(self.core.feed_other(step))
-        if live is not self.tails_of:
-            return self.hand_out(Delivery(live, values))
-        given_to = self._given_to
-        any(map(append, self.tails, values))  # in C: append returns None
-        self.steps_until_turn_over -= 1
-        if not self.steps_until_turn_over:
-            self.turn_over()
-        return given_to
+        if live is not self._plain_slots:
+            if self.view == "by time":
+                return self.hand_out(Delivery(live, values))
+            self._plain_buffers = [self.buffers[slot] for slot in live]
+            self._plain_appends = [buffer.outputs.append for buffer in self._plain_buffers]
+            self._plain_slots = live
+        for append, value in zip(self._plain_appends, values):  # noqa: B905 - the core has counted
+            append(value)
+        return self._plain_buffers
 
     def hand_out(self, delivery: Delivery[T]) -> Sequence[object]:
         """Hand out what the core decided, and return the buffers that got something or ended."""
         slots, values, ends = delivery
         if self.view == "by time":
-            if ends:
-                self._finish_streams(ends)
+            self._finish_streams(ends)
             self._add_delivery(delivery)
             return (self.deliveries,)
-        if slots is not self.tails_of:
-            self.tails = list(map(self._tails_by_slot.__getitem__, slots))
-            self._given_to = list(map(self.buffers.__getitem__, slots))
-            self.tails_of = slots
-            if len(set(slots)) < len(slots):
-                self.free_steps = 0  # a stream got more than one output: count anew
-        given_to = self._given_to
-        any(map(append, self.tails, values))
-        self.steps_until_turn_over -= 1
-        if not self.steps_until_turn_over:
-            self.turn_over()
-        if ends:
-            # Behind the outputs: a reader asks for the end before it counts the outputs.
-            return [*given_to, *self._finish_streams(ends)]
-        return given_to
+        given_to = [self.buffers[slot] for slot in slots]
+        for buffer, value in zip(given_to, values):  # noqa: B905 - see above
+            buffer.outputs.append(value)
+        if len(set(slots)) < len(slots):
+            self.free_steps = 0  # a stream got more than one output: count anew
+        # Behind the outputs: a consumer asks for the end before it finds no output.
+        return given_to + self._finish_streams(ends)
 
     def _finish_streams(self, ends: Sequence[tuple[int, StreamEnd]]) -> list[Buffer[T]]:
         finished = []
@@ -275,21 +252,9 @@ class Fanout(Generic[T]):
         """Report no ends of cancelled streams any more: the batch was closed."""
         self._unreported.clear()
 
-    def forget_all_tails(self) -> None:
-        """Free the lists of outputs that were handed out: no step follows."""
-        self._tails_by_slot = []
-        self._forget_tails()
-
-    def _forget_tails(self) -> None:
-        self.tails, self.tails_of, self._given_to = [], (), ()
-
-    def turn_over(self) -> None:
-        """Begin new segments, so that outputs that were received are freed."""
-        for slot in self.core.live:
-            self.buffers[slot].turn_over()
-        self._tails_by_slot = [buffer.tail for buffer in self.buffers]
-        self._forget_tails()
-        self.steps_until_turn_over = SEGMENT_LENGTH
+    def forget_live(self) -> None:
+        """Free what cancelled streams held: no step follows."""
+        self._plain_slots, self._plain_buffers, self._plain_appends = (), (), ()
 
     def _add_delivery(self, delivery: Delivery[T]) -> None:
         if self._unreported or delivery.ends:
@@ -297,9 +262,7 @@ class Fanout(Generic[T]):
             ends = [(slot, self.buffers[slot].ends[0]) for slot, _ in delivery.ends]
             delivery = delivery._replace(ends=[*self._unreported, *ends])
             self._unreported.clear()
-        if len(self.deliveries.tail) >= SEGMENT_LENGTH:
-            self.deliveries.turn_over()
-        self.deliveries.tail.append(delivery)
+        self.deliveries.outputs.append(delivery)
 
     # ---- after a fork, in the child
 

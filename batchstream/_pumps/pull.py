@@ -26,8 +26,7 @@ from batchstream._core.errors import (
     BufferOverflowError,
     report_unraisable,
 )
-from batchstream._core.records import Delivery
-from batchstream._pumps.fanout import Fanout, append
+from batchstream._pumps.fanout import Fanout
 from batchstream._pumps.process import forkable, forked_batch_error
 
 if TYPE_CHECKING:
@@ -50,9 +49,9 @@ class PullPump(Generic[T]):
 
     Attributes:
         fanout: The core and the buffers.
-        version: How many steps were handed out.
         times_out: Whether a receive can have a timeout: no, as the source runs in its thread.
         forked: Whether this is a copy in a forked child, of no use there.
+        consumers: Which thread waits for which buffer.
     """
 
     times_out = False
@@ -61,8 +60,8 @@ class PullPump(Generic[T]):
         self, source: Source, core: Demultiplexer[T], *, max_buffered: int | None = None
     ) -> None:
         self.fanout: Fanout[T] = Fanout(core)
-        self.version = 0
         self.forked = False
+        self.consumers: dict[Buffer[Any], int] = {}
         self._source = source
         self._max_buffered = max_buffered
         self._role = Lock()
@@ -80,8 +79,8 @@ class PullPump(Generic[T]):
 
     # ---- from a consumer
 
-    def wait(self, buffer: Buffer[Any], version: int, deadline: float | None) -> None:
-        """Make the next step, unless one was handed out since `version` was read.
+    def wait(self, buffer: Buffer[Any], deadline: float | None) -> None:
+        """Make the next step, unless another consumer's has given the buffer something meanwhile.
 
         Raises:
             BufferOverflowError: A live stream has no room for another step.
@@ -101,8 +100,8 @@ class PullPump(Generic[T]):
                         fanout.read_buffer(buffer)
                     if fanout.departures:
                         self._apply_departures()
-                    if self.version == version and not buffer.ends:
-                        if self._max_buffered is not None and buffer is not fanout.deliveries:
+                    if not (buffer.outputs or buffer.ends):
+                        if self._max_buffered is not None:
                             self._check_room(self._max_buffered)
                         self._make_step()
                 finally:
@@ -171,7 +170,7 @@ class PullPump(Generic[T]):
 
     def _close_if_idle(self) -> None:
         if not self.fanout.core.has_live:
-            self.fanout.forget_all_tails()
+            self.fanout.forget_live()
             self.fanout.end_deliveries()
             self._source.close_quietly()
 
@@ -195,37 +194,20 @@ class PullPump(Generic[T]):
         yet: no stream misses an output silently.
         """
         fanout = self.fanout
-        core = fanout.core
-        live = core.live
+        live = fanout.core.live
         failure: BaseException | None = None
-        ended = True
         try:
             try:
                 step = self._source.advance(live)
             except StopIteration:
-                fanout.hand_out(core.finish())
+                fanout.hand_out(fanout.core.finish())
             else:
-                # `Fanout.take`, written out: most steps are plain, and pass no other code.
-                values = core.feed_plain(step)
-                if values is None:
-                    delivery = core.feed_other(step)
-                    fanout.hand_out(delivery)
-                    ended = bool(delivery.ends)
-                else:
-                    ended = False
-                    if live is fanout.tails_of:
-                        any(map(append, fanout.tails, values))
-                        fanout.steps_until_turn_over -= 1
-                        if not fanout.steps_until_turn_over:
-                            fanout.turn_over()
-                    else:
-                        fanout.hand_out(Delivery(live, values))
-            self.version += 1
+                fanout.take(step, live)
         except BaseException as error:  # noqa: BLE001 - goes to all streams, and is raised if need be
             failure = error
         if failure is not None:
             self._fail(failure)
-        elif ended:
+        elif not fanout.live_buffers:
             self._close_if_idle()
 
     def _fail(self, error: BaseException) -> None:
@@ -242,4 +224,5 @@ class PullPump(Generic[T]):
         """Make every use fail: the source belongs to the parent, and so may the role."""
         self._role = Lock()
         self.forked = True
+        self.consumers = {}
         self.fanout.refuse_after_fork()

@@ -3,28 +3,22 @@
 Theory of operation
 -------------------
 
-The pump leaves a row of tokens, as many as there are full buffers, the last of which is its own
-waiter. It asks each of these buffers for room, checks them once more, and waits. The consumer of
-such a buffer takes one output by itself, and then a token; so the last of them resumes the pump. A
-cancel takes all tokens.
+The pump asks each full buffer to call back when its consumer has taken something, checks once more,
+and waits. The last of these buffers to have room resumes the pump. A cancel, a close and a deadline
+resume it at once. Resumed for whatever reason, it looks at the buffers anew.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from itertools import islice, repeat
-from operator import length_hint
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from batchstream._core.errors import SlowConsumerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from batchstream._core.arguments import Bound
     from batchstream._handoff.buffer import Buffer
-
-_NO_TOKENS: Final[Iterator[Any]] = iter(())
 
 
 class Room:
@@ -37,61 +31,58 @@ class Room:
         limit: How many outputs make a stream full. One that is ended for being slow may exceed its
             bound by the step that shows it.
         ends_slow: Whether a stream that is full is ended.
+        awaited: The buffers that the pump waits for.
     """
 
-    __slots__ = ("_max_buffered", "_resume", "_tokens", "ends_slow", "limit")
+    __slots__ = ("_max_buffered", "_resume", "awaited", "ends_slow", "limit")
 
     def __init__(self, bound: Bound) -> None:
         self.ends_slow = bound.on_overflow == "cancel"
         self.limit = bound.max_buffered + self.ends_slow
         self._max_buffered = bound.max_buffered
-        # While the pump waits, and not longer: it refers to the pump.
-        self._resume: Callable[[Any], object] = _do_nothing
-        self._tokens: Iterator[Any] = _NO_TOKENS
+        self.awaited: set[Buffer[Any]] = set()
+        self._resume: Callable[[], object] | None = None  # while the pump waits: it refers to it
 
-    def ask(
-        self, full: Sequence[Buffer[Any]], waiter: object, resume: Callable[[Any], object]
-    ) -> bool:
-        """Ask these buffers for room, and return whether the pump has to wait.
+    def ask(self, full: Sequence[Buffer[Any]], resume: Callable[[], object]) -> None:
+        """Ask these buffers for room; the pump then waits, if `awaited` is not empty.
 
         Args:
             full: The buffers.
-            waiter: The pump's waiter.
-            resume: Resumes the pump, given its waiter; from any thread.
+            resume: Resumes the pump; from any thread, and more than once perhaps.
         """
+        self.awaited.update(full)
         self._resume = resume
-        tokens = self._tokens = iter([*repeat(None, len(full) - 1), waiter])
         for buffer in full:
-            buffer.ask_room(self._resuming(islice(tokens, 1)))
+            buffer.on_room = self.made_in
         for buffer in full:  # behind the requests: a consumer that came before did not see them
-            if buffer.unread < self.limit and (on_room := buffer.on_room) is not None:
-                deque(on_room, maxlen=0)  # unless its consumer has run it through
-        return bool(length_hint(tokens))
+            self.made_in(buffer)
+
+    def made_in(self, buffer: Buffer[Any]) -> None:
+        """Resume the pump if this buffer has room, and is the last of those it waits for."""
+        if not buffer.is_full(self.limit):
+            self.awaited.discard(buffer)
+            if not self.awaited:
+                self.resume_pump()
+            # Last: broken off before, by a signal's exception, the next receive calls this again.
+            buffer.on_room = None
 
     def stop_asking(self, full: Sequence[Buffer[Any]]) -> None:
         """Clean up after a wait."""
-        self._tokens = _NO_TOKENS
-        self._resume = _do_nothing
+        self._resume = None
+        self.awaited.clear()
         for buffer in full:
             buffer.on_room = None
 
     def resume_pump(self) -> None:
         """Resume the pump if it waits, whatever room there is; from any thread."""
-        deque(self._resuming(self._tokens), maxlen=0)
+        if (resume := self._resume) is not None:
+            resume()
 
     def slow_error(self, buffer: Buffer[Any]) -> SlowConsumerError:
         """Return the error of a stream that is ended for being slow."""
         return SlowConsumerError(
-            f"{buffer.name} holds {buffer.buffered} unread outputs, more than {self._max_buffered} "
-            f"(max_buffered), and was ended for it (on_overflow='cancel')",
+            f"{buffer.name} holds {len(buffer.outputs)} unread outputs, more than "
+            f"{self._max_buffered} (max_buffered), and was ended for it (on_overflow='cancel')",
             slot=buffer.slot,
             max_buffered=self._max_buffered,
         )
-
-    def _resuming(self, tokens: Iterator[Any]) -> Iterator[object]:
-        """Return what takes these tokens by being run through, and resumes the pump by the last."""
-        return map(self._resume, filter(None, tokens))
-
-
-def _do_nothing(_: object) -> None:
-    pass

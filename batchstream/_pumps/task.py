@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypeVar
@@ -140,7 +141,7 @@ class TaskPump(BackgroundPump[T]):
         assert loop is not None  # noqa: S101 - for the type checker
         here, hooks = loop.key, self._hooks
         turns_due: list[None] = []  # not empty until the other tasks of the loop had a turn
-        while live := self._goes_on():
+        while live := self._prepare_step():
             if fanout.free_steps:  # for a plain step in every live stream, as is mostly known
                 fanout.free_steps -= 1
             elif full := self._without_room():
@@ -176,14 +177,14 @@ class TaskPump(BackgroundPump[T]):
         assert loop is not None  # noqa: S101 - for the type checker
         waiter = loop.new_waiter()
         try:
-            if self._has_to_wait(full, waiter):
+            if self._has_to_wait(full, partial(self._resume, waiter)):
                 seconds = self._pause_limit(LOOP_POLL_SECONDS if self._parking.loops > 1 else None)
                 await loop.wait(waiter, seconds)
                 self._parking.cancel_closed_loops()
         finally:
             self._room.stop_asking(full)
 
-    def _unpark(self, waiter: Waiter) -> None:
+    def _resume(self, waiter: Waiter) -> None:
         assert self._loop is not None  # noqa: S101 - for the type checker
         try:
             self._loop.resume([waiter])

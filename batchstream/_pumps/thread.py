@@ -11,7 +11,7 @@ from typing_extensions import TypeVar
 
 from batchstream._core.errors import INTERRUPTS, report_unraisable
 from batchstream._eventloops.current import result_of
-from batchstream._handoff.parking import LOOP_POLL_SECONDS
+from batchstream._handoff.parking import LOOP_POLL_SECONDS, release
 from batchstream._pumps.background import BackgroundPump
 from batchstream._pumps.process import running
 from batchstream._pumps.worker_thread import WorkerThread
@@ -63,7 +63,7 @@ class ThreadPump(BackgroundPump[T]):
 
     # ---- from a consumer
 
-    def wait(self, buffer: Buffer[Any], version: int, deadline: float | None) -> None:
+    def wait(self, buffer: Buffer[Any], deadline: float | None) -> None:
         """Wait until the buffer holds something, or its stream has ended.
 
         Raises:
@@ -71,7 +71,6 @@ class ThreadPump(BackgroundPump[T]):
             RuntimeError: The batch is read by the other view, or its source waits for itself.
             ClosedError: This is a fork of the process that opened the batch.
         """
-        del version  # the buffer itself shows whether something was missed
         self._check_waitable(buffer)
         self.start(None)
         if not self._parking.wait_in_thread(buffer, deadline):
@@ -121,7 +120,7 @@ class ThreadPump(BackgroundPump[T]):
         """Make every step, and close the source, in the calling thread."""
         fanout, hooks = self.fanout, self._hooks
         try:
-            while live := self._goes_on():
+            while live := self._prepare_step():
                 if fanout.free_steps:  # for a plain step in every live stream, as is mostly known
                     fanout.free_steps -= 1
                 elif full := self._without_room():
@@ -144,17 +143,13 @@ class ThreadPump(BackgroundPump[T]):
         waiter = Lock()
         waiter.acquire()
         try:
-            if self._has_to_wait(full, waiter):
+            if self._has_to_wait(full, partial(release, waiter)):
                 seconds = self._pause_limit(LOOP_POLL_SECONDS if self._parking.loops else None)
                 capped = -1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)
                 waiter.acquire(True, capped)  # noqa: FBT003
                 self._parking.cancel_closed_loops()
         finally:
             self._room.stop_asking(full)
-
-    @staticmethod
-    def _unpark(waiter: Any) -> None:
-        waiter.release()
 
     def _interrupt(self) -> None:
         """Do nothing: a source that is in a step comes back by itself, or never."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any, Generic, Self, final
 
@@ -82,7 +81,7 @@ class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
         [['a', 'b'], ['x']]
     """
 
-    __slots__ = ("__weakref__", "_closed", "_pump", "_steps", "_streams", "_unopened")
+    __slots__ = ("__weakref__", "_closed", "_pump", "_streams", "_unopened")
 
     def __init__(
         self,
@@ -107,7 +106,6 @@ class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
         self._pump: TaskPump[T] | ThreadPump[T] | None = None
         self._unopened: _Unopened[T] | None = None
         self._closed = False
-        self._steps: weakref.ref[_Steps[T]] | None = None
         self._streams: tuple[AsyncStream[T], ...] = ()
         if isinstance(source, AsyncIterable):
             if size is None:
@@ -189,12 +187,7 @@ class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
             [(0, 'b')] [1]
             [] [0]
         """
-        pump = self._opened()
-        steps = None if self._steps is None else self._steps()
-        if steps is None:  # one at a time: it knows what it has received
-            steps = _Steps(self, pump)
-            self._steps = weakref.ref(steps)
-        return steps
+        return _Steps(self, self._opened())
 
     async def aclose(self) -> None:
         """Cancel every live stream, and wait until the source is closed. Repeated calls do nothing.

@@ -1,46 +1,32 @@
-"""The stream of one request for a consumer in an event loop, and how it reads its buffer.
-
-Theory of operation
--------------------
-
-Three ways lead to an output, the cheapest first. What is buffered is read in C, a turn's worth in
-one go: `for output in reader: return output`. A consumer that waited finds one output, as a rule,
-and takes it by itself. Everything else `_next_turn` finds anew in the buffer.
-
-The gate of a segment counts how much of it was received; `_received` repeats the count where only
-this consumer has counted since, and is unknown otherwise.
-"""
+"""The stream of one request for a consumer in an event loop, and how it reads its buffer."""
 
 from __future__ import annotations
 
 import sys
-from itertools import islice
-from operator import length_hint
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, final
+from typing import TYPE_CHECKING, Any, Generic, Self, final
 
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import ConcurrentConsumerError
 from batchstream._eventloops.base import OUTPUTS_PER_TURN
 from batchstream._eventloops.current import current_loop
-from batchstream._handoff.buffer import GATE, Buffer
 from batchstream._streams.base import AnyStream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable
 
     from batchstream._eventloops.base import Waiter
+    from batchstream._handoff.buffer import Buffer
     from batchstream._handoff.parking import Lot
     from batchstream._handoff.upstream import AsyncUpstream
 
 T = TypeVar("T", default=Any)
 
-_UNKNOWN: Final = -2  # no length, and not one less than a length either
-_EXHAUSTED: Final[Iterator[Any]] = iter(())
-
 
 class AsyncStreamReader(Generic[T]):
     """One consumer's end of a buffer, in an event loop.
+
+    It takes what is buffered; where nothing is, it waits until the pump wakes it.
 
     Args:
         buffer: What it reads.
@@ -50,15 +36,10 @@ class AsyncStreamReader(Generic[T]):
     __slots__ = (
         "__weakref__",
         "_buffer",
-        "_busy",
         "_checkpoint",
-        "_gate",
         "_left",
         "_lot",
-        "_outputs",
         "_polls",
-        "_reader",
-        "_received",
         "_upstream",
         "_waiter",
         "_waiting",
@@ -67,13 +48,7 @@ class AsyncStreamReader(Generic[T]):
     def __init__(self, buffer: Buffer[T], upstream: AsyncUpstream) -> None:
         self._buffer = buffer
         self._upstream = upstream
-        self._reader: Iterator[T] = _EXHAUSTED
-        # The segment being read, and how many of its outputs were received; the gate knows better.
-        self._outputs: Sequence[T] = ()
-        self._gate: Iterator[bool] = _EXHAUSTED
-        self._received = _UNKNOWN
-        self._left = OUTPUTS_PER_TURN
-        self._busy = False
+        self._left = OUTPUTS_PER_TURN  # how many outputs to take before the others have their turn
         # Known from the first wait on, which binds this to its event loop.
         self._lot: Lot | None = None
         self._waiting: dict[object, Any] = {}
@@ -84,94 +59,59 @@ class AsyncStreamReader(Generic[T]):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> T:  # noqa: C901, PLR0912 - one frame per receive, for its speed
-        for output in self._reader:
-            return output
-        if self._busy:
-            raise self._concurrent()
+    async def __anext__(self) -> T:  # noqa: C901 - one frame per receive, for its speed
         buffer = self._buffer
-        outputs, received = self._outputs, self._received
         while True:
-            while len(outputs) == received and len(buffer.segments) == 1 and not buffer.ends:
+            if buffer.awaited:
+                raise self._concurrent()
+            outputs = buffer.outputs  # in a local: a cancel takes it from the buffer
+            if outputs and not self._left:
+                await self._give_turn()
+            elif outputs:
+                try:
+                    output = outputs.popleft()
+                except IndexError:  # another thread has just cancelled the stream
+                    continue
+                self._left -= 1
+                if buffer.on_room is not None:
+                    buffer.on_room(buffer)
+                return output
+            elif not buffer.ends:
                 waiter = self._waiter or self._attach()
                 self._waiting[buffer] = waiter
-                self._busy = True
+                buffer.awaited = True
                 try:
                     # Once more: what came before the parking wakes no waiter.
-                    if len(outputs) == received and not buffer.ends:
+                    if not (buffer.outputs or buffer.ends):
                         await (self._wait_and_poll() if self._polls else waiter)
-                except BaseException as error:
-                    self._waiting.pop(buffer, None)
-                    if isinstance(error, RuntimeError | TypeError):  # of asyncio, and of trio
-                        self._check_loop()
+                except (RuntimeError, TypeError):  # of asyncio, and of trio
+                    self._check_loop()
                     raise
                 finally:
-                    self._busy = False
+                    self._waiting.pop(buffer, None)
+                    buffer.awaited = False
                 self._left = OUTPUTS_PER_TURN
-                # By far the most: one output came meanwhile, and nothing else.
-                if len(outputs) == received + 1 and not buffer.ends:
-                    self._received = received + 1
-                    for _ in self._gate:
-                        # Behind the count, which makes the room that is asked for.
-                        if buffer.room_requests != buffer.room_answers:
-                            buffer.made_room()
-                        return outputs[received]
-            if not self._left:
-                if self._waiter is None:
-                    self._attach()
-                self._busy = True
-                try:
-                    await self._checkpoint()
-                finally:
-                    self._busy = False
-                self._left = OUTPUTS_PER_TURN
-            self._reader = self._next_turn()
-            for output in self._reader:
-                return output
-            outputs, received = self._outputs, self._received
+            elif not buffer.outputs:  # behind the end: the last output was added before it
+                buffer.conclude()
+                raise StopAsyncIteration
 
-    def _next_turn(self) -> Iterator[T]:
-        """Return an iterator over what to read next; it is empty if there is nothing yet.
-
-        Raises:
-            StopAsyncIteration: The stream has ended.
-            Exception: The stream's error, once.
-        """
+    async def _give_turn(self) -> None:
+        """Let the loop's other tasks run."""
         buffer = self._buffer
-        # Before the outputs are counted: the last output was added before the end.
-        ended = bool(buffer.ends)
-        # In locals, as a cancel from another thread resets the attributes.
-        outputs, gate = segment = buffer.first_unread()
-        received = GATE - length_hint(gate)
-        unread = len(outputs) - received
-        if ended and (not unread or buffer.cancelled):
-            self._outputs = ()
-            buffer.conclude()
-            raise StopAsyncIteration
-        self._outputs, self._gate, self._received = outputs, gate, received
-        if not unread:
-            return _EXHAUSTED
-        self._received = _UNKNOWN  # until the gate is asked again
-        if buffer.room_requests != buffer.room_answers:
-            output = outputs[received]
-            self._left -= 1
-            next(gate)
-            buffer.made_room()
-            return iter((output,))
-        turn = min(unread, self._left)
-        self._left -= turn
-        return islice(buffer.read(segment), turn)
+        if self._waiter is None:
+            self._attach()
+        buffer.awaited = True
+        try:
+            await self._checkpoint()
+        finally:
+            buffer.awaited = False
+        self._left = OUTPUTS_PER_TURN
 
     def drain(self) -> list[T]:
         """Return every buffered output at once."""
-        if self._busy:
+        if self._buffer.awaited:
             raise self._concurrent()
-        self._forget()
         return self._buffer.take_all()
-
-    def _forget(self) -> None:
-        """Make the next receive read the buffer anew; from any thread."""
-        self._outputs, self._received = (), _UNKNOWN
 
     def _attach(self) -> Waiter:
         """Bind the stream to the event loop that runs this, and return its waiter."""
@@ -225,8 +165,6 @@ class AsyncStream(AnyStream[T], AsyncStreamReader[T]):
 
     After its outputs a stream that ended in an error raises it, once, in a copy that is this
     stream's own, with the original as `__cause__`; from then on it is simply finished.
-
-    Memory: what is buffered, and the outputs of up to 128 steps that were received lately.
 
     Raises (on iteration):
         SlowConsumerError: It held more than `max_buffered` outputs, with `on_overflow="cancel"`.
@@ -307,7 +245,6 @@ class AsyncStream(AnyStream[T], AsyncStreamReader[T]):
         Threads: any thread, callback, finalizer or signal handler.
         """
         self._upstream.cancel(self._buffer)
-        self._forget()
 
     async def aclose(self) -> None:
         """Cancel this stream, and if none is live any more wait until the source is closed.
@@ -321,4 +258,4 @@ class AsyncStream(AnyStream[T], AsyncStreamReader[T]):
         Threads: any event loop.
         """
         self.cancel()
-        await self._upstream.wait_closed(current_loop())
+        await self._upstream.wait_closed_if_idle(current_loop())

@@ -35,7 +35,7 @@ class AnyStream(Generic[T]):
     def __repr__(self) -> str:
         state = self.finish_reason or "live"
         which = self._buffer.name.removeprefix("stream ")
-        return f"<{type(self).__name__} {which}, {state}, {self._buffer.buffered} buffered>"
+        return f"<{type(self).__name__} {which}, {state}, {len(self._buffer.outputs)} buffered>"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from itertools import chain
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, cast, final
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, final
 
 from typing_extensions import TypeVar
 
@@ -94,7 +92,7 @@ class BatchedStream(AnyBatch[Stream[T], T]):
         1 [1]
     """
 
-    __slots__ = ("__weakref__", "_pump", "_steps", "_streams")
+    __slots__ = ("__weakref__", "_pump", "_streams")
 
     def __init__(
         self,
@@ -136,7 +134,6 @@ class BatchedStream(AnyBatch[Stream[T], T]):
                 Bound(max_buffered or DEFAULT_MAX_BUFFERED, on_overflow),
                 thread=None if first is None else first.thread,
             )
-        self._steps: weakref.ref[_Steps[T]] | None = None
         self._streams = tuple(
             Stream._of(buffer, self._pump)  # noqa: SLF001
             for buffer in self._pump.fanout.buffers
@@ -184,11 +181,7 @@ class BatchedStream(AnyBatch[Stream[T], T]):
             [(0, 'b')] [(1, 'eos')]
             [] [(0, 'eos')]
         """
-        steps = None if self._steps is None else self._steps()
-        if steps is None:  # one at a time: its reader knows what it has received
-            steps = _Steps.of(self, self._pump)
-            self._steps = weakref.ref(steps)
-        return steps
+        return _Steps(self, self._pump)
 
     def close(self) -> None:
         """Cancel every live stream and close the source. Repeated calls do nothing.
@@ -205,29 +198,16 @@ class BatchedStream(AnyBatch[Stream[T], T]):
         self._pump.close()
 
 
-class _Steps(chain["Delivery[T]"], Generic[T]):
+class _Steps(StreamReader["Delivery[T]"], Generic[T]):
     """The deliveries of a batch as an iterator; it keeps the batch and its streams alive."""
 
-    __slots__ = ("__weakref__", "_batch", "_reader")
-    _batch: BatchedStream[T]
-    _reader: StreamReader[Delivery[T]]
+    __slots__ = ("_batch",)
 
-    @classmethod
-    def of(cls, batch: BatchedStream[T], pump: PullPump[T] | ThreadPump[T]) -> _Steps[T]:
-        reader = StreamReader(pump.fanout.deliveries, pump)
-        steps = cast("_Steps[T]", cls.from_iterable(reader.parts))
-        steps._attach(batch, reader)  # noqa: SLF001 - a chain's __init__ would take it for parts
-        return steps
-
-    def _attach(self, batch: BatchedStream[T], reader: StreamReader[Delivery[T]]) -> None:
+    def __init__(self, batch: BatchedStream[T], pump: PullPump[T] | ThreadPump[T]) -> None:
+        super().__init__(pump.fanout.deliveries, pump)
         self._batch = batch
-        self._reader = reader
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(
             "the steps of a batch cannot be pickled or copied: it holds a running source"
         )
-
-    def __del__(self) -> None:
-        if (reader := getattr(self, "_reader", None)) is not None:  # None: never initialized
-            reader.abandon()

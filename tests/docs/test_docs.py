@@ -141,12 +141,6 @@ def test_every_metric_on_the_page_exists_and_no_other():
 
 
 @every_page
-def test_the_number_of_steps_that_a_stream_keeps_is_as_the_page_says(page):
-    for number in re.findall(r"(?:up to|pieces of)\s(\d+)\ssteps", page.read_text()):
-        assert int(number) == knobs.SEGMENT_LENGTH
-
-
-@every_page
 def test_the_number_of_outputs_in_a_turn_is_as_the_page_says(page):
     for number in re.findall(
         r"(?:[Aa]fter|[Uu]p to|once in)\s(\d+)\soutputs(?:\sa|\sthat|\.)", page.read_text()

@@ -9,6 +9,5 @@ from support import knobs
 
 @pytest.fixture
 def short_turns(monkeypatch):
-    """Let what happens every 64 outputs or 128 steps happen in a short scenario."""
+    """Let what happens every 64 outputs happen in a short scenario."""
     knobs.set_turns(monkeypatch, receives=2, calls=1)
-    knobs.set_segment_length(monkeypatch, 2)

@@ -43,12 +43,6 @@ def explore(scenario, schedules=SCHEDULES, **options):
         explore_threads(scenario, number, granularity=granularity, **options)
 
 
-@pytest.fixture(autouse=True)
-def _short_segments(monkeypatch):
-    """Let what happens every 128 steps happen in a short scenario."""
-    knobs.set_segment_length(monkeypatch, 2)
-
-
 class BoundedSource(ScriptedSource):
     """A source that is asked for a step only while every live stream has room for its output."""
 

@@ -18,7 +18,6 @@ import pytest
 
 import batchstream
 from batchstream import BatchedStream, BufferOverflowError, FinishReason, Last, Many
-from batchstream._handoff import buffer as buffers
 from support import knobs
 from support.sources import TIMEOUT, ScriptedSource
 
@@ -149,13 +148,7 @@ EXPECTED = {
 }
 
 
-@pytest.fixture
-def _short_segments(monkeypatch):
-    knobs.set_segment_length(monkeypatch, 1)
-
-
 @pytest.mark.rule(2)
-@pytest.mark.usefixtures("_short_segments")
 @pytest.mark.parametrize("steps", STEPS)
 def test_two_consumers_lose_and_repeat_nothing_wherever_one_interrupts_the_other(steps):
     def scenario():
@@ -177,7 +170,6 @@ def test_two_consumers_lose_and_repeat_nothing_wherever_one_interrupts_the_other
 
 
 @pytest.mark.rule(2)
-@pytest.mark.usefixtures("_short_segments")
 def test_a_drain_interrupted_by_a_pull_loses_and_repeats_nothing():
     def scenario():
         source = ScriptedSource(STEPS["many"])
@@ -336,14 +328,3 @@ def test_a_cancel_from_another_thread_during_a_step_is_sent_with_the_next():
         return batch, lambda: list(batch[0]), cancel, check
 
     assert all_schedules(scenario, waits=False) > 500
-
-
-def test_the_gate_counts_what_was_received_even_where_an_iterator_met_the_end_too_early():
-    buffer = buffers.Buffer(0)
-    buffer.tail.append("a")
-    reader = buffer.read(buffer.first_unread())
-    assert list(reader) == ["a"]
-    buffer.tail.append("b")  # after the list iterator was spent
-    assert list(reader) == []
-    assert buffer.buffered == 1
-    assert list(buffer.read(buffer.first_unread())) == ["b"]

@@ -30,18 +30,13 @@ def two_outputs_a_step():
 
 
 @pytest.mark.rule(19, 25)
-def test_received_outputs_are_freed_in_the_end():
+def test_a_received_output_is_freed_with_the_next_step():
     first, second = demux(two_outputs_a_step(), 2)
     seen = []
-    for _ in range(1_000):
+    for _ in range(10):
+        assert not any(ref() for ref in seen[:-2])
         seen.append(weakref.ref(next(first)))
         seen.append(weakref.ref(next(second)))
-    kept = [ref for ref in seen if ref() is not None]
-    assert len(kept) <= 2 * 2 * 128
-    first.cancel()
-    second.cancel()
-    gc.collect()
-    assert not any(ref() for ref in seen)
 
 
 @pytest.mark.rule(25)

@@ -924,7 +924,7 @@ def test_statistics_count_what_happened():
 
 
 def test_streams_are_made_by_the_library_only():
-    for make in (Stream, lambda: Stream([[1]]), lambda: Stream.from_iterable([[1]])):
+    for make in (Stream, lambda: Stream([[1]])):
         with pytest.raises(TypeError, match="made by demux, BatchedStream or a batcher only"):
             make()
 

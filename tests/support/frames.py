@@ -35,8 +35,10 @@ from batchstream import EOS, AsyncBatchedStream, ContinuousBatcher, DynamicBatch
 
 # frames, modules, stays
 BUDGET_AND_GOAL = {
-    "sync pull": ((6, 4, 5), (7, 4, 5)),
-    "sync buffered": ((0, 0, 0), (0, 0, 0)),
+    # One frame per receive, and one each to wait and to hand out: what C iterators and copied lines
+    # saved here made the readers hard to follow.
+    "sync pull": ((8, 5, 6), (7, 4, 5)),
+    "sync buffered": ((1, 1, 1), (0, 0, 0)),
     "async step": ((18, 6, 11), (18, 6, 11)),
     "batcher submit": ((20, 9, 16), (20, 7, 11)),
     "continuous start": ((45, 18, 32), (45, 9, 25)),

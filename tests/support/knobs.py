@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import time
-from operator import length_hint
 
 import batchstream._batching.clock
 import batchstream._batching.dynamic
@@ -20,14 +19,14 @@ from batchstream._batching.scheduler import Scheduler
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
 from batchstream._core.demultiplexer import Demultiplexer
 from batchstream._eventloops.base import OUTPUTS_PER_TURN
-from batchstream._handoff.buffer import SEGMENT_LENGTH
+from batchstream._handoff.buffer import Buffer
 from batchstream._pumps.fanout import Fanout
 from batchstream._pumps.life import Life
 from batchstream._pumps.pull import PullPump
 from batchstream._pumps.thread import ThreadPump
 from batchstream._pumps.worker_thread import WorkerThread
 
-__all__ = ["DEFAULT_MAX_BUFFERED", "OUTPUTS_PER_TURN", "SEGMENT_LENGTH"]
+__all__ = ["DEFAULT_MAX_BUFFERED", "OUTPUTS_PER_TURN"]
 
 MANY_KEYS = batchstream._batching.queue._TIDY_ABOVE
 EXIT_SECONDS = batchstream._pumps.process.EXIT_SECONDS
@@ -43,11 +42,6 @@ def replace_everywhere(monkeypatch, name, thing, folder="batchstream."):
 
 
 # ---- sizes
-
-
-def set_segment_length(monkeypatch, steps):
-    """Let a stream keep its outputs in pieces of so many steps."""
-    replace_everywhere(monkeypatch, "SEGMENT_LENGTH", steps)
 
 
 def set_turns(monkeypatch, *, receives, calls):
@@ -120,7 +114,7 @@ def pump_of(batch):
 
 def buffered_deliveries(batch):
     """Return how many deliveries lie ready for the reader of `steps()`."""
-    return pump_of(batch).fanout.deliveries.buffered
+    return len(pump_of(batch).fanout.deliveries.outputs)
 
 
 def bound_of(batch):
@@ -182,7 +176,7 @@ def is_waited_for(batch):
 
 def is_paused(batch):
     """Whether the pump of the batch, which runs by itself, waits for room."""
-    return bool(length_hint(pump_of(batch)._room._tokens))
+    return pump_of(batch)._room._resume is not None
 
 
 def wait_until_closed(batch):
@@ -215,7 +209,7 @@ STEPS_OF_PUMPS = {
     "handing a step over": "take",
     "failing the streams": "fail",
     "handing the ends out": "hand_out",
-    "asking whether to go on": "_goes_on",
+    "asking whether to go on": "_prepare_step",
     "looking for room": "_without_room",
 }
 """What a pump that runs by itself does again and again, and its methods."""
@@ -258,6 +252,9 @@ CODE_OF_PULL = PullPump.wait.__code__
 CODE_OF_WAIT = ThreadPump.wait.__code__
 """What a receive in a thread runs where the buffer is empty, and the source runs by itself."""
 
+CODE_OF_DRAIN = Buffer.take_all.__code__
+"""What takes all that is buffered."""
+
 CODE_OF_CLOSE = PullPump.close.__code__
 """What closes a batch whose consumers pull."""
 
@@ -280,20 +277,18 @@ CODES_OF_ENDS = {
 
 def buffered(stream):
     """Return how many outputs lie ready for the stream's consumer."""
-    return stream._buffer.buffered
+    return len(stream._buffer.outputs)
 
 
 def content_of(stream):
-    """Return the list that the pump appends the stream's next output to."""
-    return stream._buffer.tail
+    """Return what lies ready for the stream's consumer."""
+    return stream._buffer.outputs
 
 
-def hold(stream, tail):
-    """Let an unread stream hold this list, to which its pump appends; return its buffer."""
-    buffer = stream._buffer
-    buffer.tail = tail
-    buffer.segments[0] = (tail, buffer.segments[0][1])
-    return buffer
+def hold(stream, outputs):
+    """Let an unread stream hold these outputs, to which its pump appends; return its buffer."""
+    stream._buffer.outputs = outputs
+    return stream._buffer
 
 
 def ends_of(stream):
