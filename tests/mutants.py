@@ -288,6 +288,11 @@ MUTANTS = [
         "        elif False:\n",
     ),
     Mutant(
+        "a cancel that was broken off is never made again",
+        "        if buffer in self.live_buffers:\n            given",
+        "        if not buffer.cancelled:\n            given",
+    ),
+    Mutant(
         "a drain that is broken off loses what it took",
         "            outputs.extendleft(reversed(taken))\n",
         "            pass\n",

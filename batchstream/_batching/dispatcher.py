@@ -353,13 +353,13 @@ class Dispatcher(ABC, Generic[T]):
 
     def cancel(self, request: Request[T]) -> None:
         """Cancel a request, wherever it is."""
-        if self.forked or request.cancelled:
+        if self.forked:
             return
         pump = request.pump  # in a local: it is reset when the request is reaped
-        if request.ends:
-            request.shut()
-        elif pump is not None:
+        if pump is not None:
             pump.cancel(request)
+        elif request.ends:
+            request.shut()
         else:
             request.cancel(StreamEnd(FinishReason.CANCELLED, 0))
             self._ended_outside(request)

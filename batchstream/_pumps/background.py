@@ -117,11 +117,12 @@ class BackgroundPump(ABC, Generic[T]):
 
     def cancel(self, buffer: Buffer[Any]) -> None:
         """Cancel one stream."""
-        if self.forked or buffer.cancelled:
+        if self.forked:
             return
         self.fanout.cancel(buffer)
-        self._wake((buffer,))
-        self._after_departure()
+        if not self.ended:
+            self._wake((buffer,))
+            self._after_departure()
 
     def fail_stream(self, buffer: Buffer[Any], error: BaseException) -> None:
         """Fail one stream, behind what is buffered, unless it has ended."""

@@ -94,15 +94,18 @@ class Fanout(Generic[T]):
         return tuple(buffer.slot for buffer in self.buffers if buffer.end is None)
 
     def cancel(self, buffer: Buffer[T]) -> None:
-        """End a stream as cancelled, and queue it for the core."""
-        given = self.core.given(buffer.slot)
-        buffer.cancel(StreamEnd(FinishReason.CANCELLED, given))
-        self.depart(buffer)
+        """End a stream as cancelled, and queue it for the core; let nothing more be received."""
+        if buffer in self.live_buffers:
+            given = self.core.given(buffer.slot)
+            buffer.cancel(StreamEnd(FinishReason.CANCELLED, given))
+            self.depart(buffer)
+        else:  # it has ended
+            buffer.shut()
 
     def cancel_all(self) -> None:
-        """Cancel all streams that have no end."""
+        """Cancel all streams that have not ended."""
         for buffer in self.buffers:
-            if buffer.end is None:
+            if buffer in self.live_buffers:
                 self.cancel(buffer)
 
     def fail_stream(self, buffer: Buffer[T], error: BaseException) -> StreamEnd:
@@ -114,8 +117,9 @@ class Fanout(Generic[T]):
 
     def depart(self, buffer: Buffer[T]) -> None:
         """Queue a stream for the core that has ended otherwise than by a step."""
-        self.live_buffers.discard(buffer)
         self.departures.append(buffer)
+        # Last: a cancel that was broken off before, by a signal's exception, can be made again.
+        self.live_buffers.discard(buffer)
 
     def statistics(self) -> Statistics:
         """Return the figures up to now."""
@@ -157,12 +161,12 @@ class Fanout(Generic[T]):
     def apply_departures(self) -> None:
         """Cancel in the core the slots of streams that ended otherwise than by a step."""
         while self.departures:
-            buffer = self.departures.popleft()
+            buffer = self.departures[0]
             slot = buffer.slot
-            if self.buffers[slot] is not buffer:
-                continue  # the slot has another occupant since
-            if self.core.cancel(slot).ends and self.view != "by slot":
+            is_occupant = self.buffers[slot] is buffer  # and there is no other since
+            if is_occupant and self.core.cancel(slot).ends and self.view != "by slot":
                 self._unreported.append((slot, buffer.ends[0]))
+            self.departures.popleft()  # last: what breaks this off leaves it to the next call
 
     def occupy(self, slot: int, buffer: Buffer[T], max_outputs: int | None) -> None:
         """Give a slot, whose last occupant has finished, to the stream of a buffer."""

@@ -64,6 +64,7 @@ class PullPump(Generic[T]):
         self.consumers: dict[Buffer[Any], int] = {}
         self._source = source
         self._max_buffered = max_buffered
+        self._closed = False  # whether the source was closed, as no stream was live any more
         self._role = Lock()
         self._holder = _NO_THREAD
         forkable.add(self)
@@ -73,9 +74,11 @@ class PullPump(Generic[T]):
 
     def cancel(self, buffer: Buffer[Any]) -> None:
         """Cancel one stream."""
-        if not (self.forked or buffer.cancelled):
+        if not self.forked:
             self.fanout.cancel(buffer)
-            self._apply_departures_if_free()
+            # Also what a cancel has left that was broken off by a signal's exception.
+            if self.fanout.departures or not (self.fanout.live_buffers or self._closed):
+                self._apply_departures_if_free()
 
     # ---- from a consumer
 
@@ -148,7 +151,7 @@ class PullPump(Generic[T]):
 
     def _apply_departures_if_free(self) -> None:
         """Apply the cancels queued by now, unless the role's holder will."""
-        while self.fanout.departures and not self.forked:
+        while not self.forked:
             taken: list[bool] = []
             try:
                 # One call in C takes the role and records that: a signal's exception finds it.
@@ -161,6 +164,8 @@ class PullPump(Generic[T]):
                 if taken:
                     self._holder = _NO_THREAD
                     self._role.release()
+            if not self.fanout.departures:
+                return
 
     # ---- with the role
 
@@ -173,6 +178,7 @@ class PullPump(Generic[T]):
             self.fanout.forget_live()
             self.fanout.end_deliveries()
             self._source.close_quietly()
+            self._closed = True
 
     def _check_room(self, limit: int) -> None:
         """Refuse a step that a live stream has no room for, before the source is touched."""

@@ -163,6 +163,32 @@ def test_after_an_interrupt_anywhere_in_closing_the_batch_can_be_closed_and_used
     assert set(unheard) <= {error}
 
 
+@pytest.mark.rule(12, 13)
+@pytest.mark.parametrize("form", knobs.CODES_OF_CANCEL)
+@pytest.mark.parametrize("again", ["cancel", "close"])
+def test_a_cancel_that_is_interrupted_anywhere_can_be_made_again(form, again):
+    for line in itertools.count(1):
+        source = ScriptedSource([["a", "x"]] * 3)
+        batch = BatchedStream(source, 2, background=form == "background", max_buffered=2)
+        assert next(batch[0]) == "a"
+        batch[0].cancel()
+        where = at_line(
+            line,
+            batch[1].cancel,
+            files=knobs.files_of_pumps(),
+            within=knobs.CODES_OF_CANCEL[form],
+        )
+        getattr(batch[1], again)()
+        assert list(batch[1]) == [], where
+        assert batch.live == (), where
+        if form == "background":
+            knobs.wait_until_closed(batch)
+        assert source.closed == 1, where
+        if where is None:
+            break
+    assert line > 10
+
+
 @pytest.mark.rule(4)
 def test_an_interrupt_anywhere_in_a_drain_keeps_what_was_buffered():
     for line in itertools.count(1):

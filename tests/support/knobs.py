@@ -252,6 +252,25 @@ CODE_OF_PULL = PullPump.wait.__code__
 CODE_OF_WAIT = ThreadPump.wait.__code__
 """What a receive in a thread runs where the buffer is empty, and the source runs by itself."""
 
+
+def files_of_pumps():
+    """Return the files of the modules that a cancel passes through."""
+    return {sys.modules[f"batchstream.{name}"].__file__ for name in _MODULES_OF_CANCEL}
+
+
+_MODULES_OF_CANCEL = (
+    "_handoff.buffer",
+    "_handoff.parking",
+    "_pumps.background",
+    "_pumps.fanout",
+    "_pumps.pull",
+    "_pumps.room",
+    "_pumps.thread",
+)
+
+CODES_OF_CANCEL = {"pulled": PullPump.cancel.__code__, "background": ThreadPump.cancel.__code__}
+"""What cancels a stream of a batch."""
+
 CODE_OF_DRAIN = Buffer.take_all.__code__
 """What takes all that is buffered."""
 
