@@ -305,6 +305,8 @@ class BatcherMachine(RuleBasedStateMachine):
                 self.waiting.remove(ask)
                 if ask.is_overdue(self.clock(), joined=False):
                     ask.ends = frozenset({CANCELLED, ERROR})  # whatever was noted first
+        elif ask.error is DeadlineError and ask.stream.finish_reason is None:
+            ask.ends = frozenset({CANCELLED, ERROR})  # overdue, and no thread has noted it so far
         if drop:
             ask.stream = None
         else:
