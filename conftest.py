@@ -65,7 +65,14 @@ docstrings = Sybil(
 pytest_collect_file = (pages + docstrings).pytest()
 
 
-LASTING = {"test_contract", "test_demux_stateful", "test_properties", "test_schedules"}
+LASTING = {
+    "test_batchers_mixtures",
+    "test_contract",
+    "test_demux_stateful",
+    "test_mixtures",
+    "test_properties",
+    "test_schedules",
+}
 """Files whose tests take long each and share nothing, besides those of races."""
 
 SHARING = {"test_litserve_continuous": "stepwise", "test_litserve_departures": "stepwise"}

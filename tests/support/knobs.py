@@ -153,6 +153,26 @@ def is_waited_for_in_threads(batch, slot):
     return pump_of(batch).fanout.buffers[slot] in waiters_in_threads(batch)
 
 
+def as_threads_wait(batch, then):
+    """Call this whenever a thread has registered that it waits for an output of the batch.
+
+    The batch may be a stream of it, or of a batcher.
+    """
+    _threads_of(batch).waiting = _Registering(then)
+
+
+class _Registering(dict):
+    """The waiters in threads; calls something more when there is one."""
+
+    def __init__(self, then):
+        super().__init__()
+        self._then = then
+
+    def __setitem__(self, key, waiter):
+        super().__setitem__(key, waiter)
+        self._then()
+
+
 def fail_next_wake_up(batch, error):
     """Raise this error once, when threads are to be woken."""
     threads = _threads_of(batch)
@@ -166,7 +186,9 @@ def fail_next_wake_up(batch, error):
 
 
 def _threads_of(batch):
-    return pump_of(batch)._parking._threads
+    upstream = pump_of(batch)
+    parking = upstream.parking if isinstance(upstream, Dispatcher) else upstream._parking
+    return parking._threads
 
 
 def is_waited_for(batch):

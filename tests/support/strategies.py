@@ -67,7 +67,7 @@ def reference(elements, eos):
 
 
 @st.composite
-def slots(draw, eos):
+def slots(draw, eos, at_least=0):
     none = eos is not None
     ordinary = st.one_of(
         outputs(none=none),
@@ -85,7 +85,7 @@ def slots(draw, eos):
         st.builds(lambda: Fail(ValueError("this slot alone"))),
         st.builds(lambda o: Many([o, eos, "after the end"]), outputs(none=none)),
     )
-    elements = draw(st.lists(ordinary, max_size=8))
+    elements = draw(st.lists(ordinary, min_size=at_least, max_size=at_least + 8))
     if draw(st.integers(0, 7)):  # most end of their own accord
         elements.append(draw(terminal))
     return reference(elements, eos)
@@ -106,10 +106,10 @@ class Batch:
 
 
 @st.composite
-def batches(draw, max_size=5):
-    """Ragged batches, in every shape a step may have."""
+def batches(draw, max_size=5, at_least=0):
+    """Ragged batches, in every shape a step may have, of at least so many steps."""
     eos = draw(st.sampled_from([None, EOS, SENTINEL]))
-    members = draw(st.lists(slots(eos), min_size=1, max_size=max_size))
+    members = draw(st.lists(slots(eos, at_least), min_size=1, max_size=max_size))
     length = max(len(slot.elements) for slot in members)
     steps = []
     for number in range(length):
