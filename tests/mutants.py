@@ -77,6 +77,7 @@ THREADS = ("test_races_threads.py",)
 BATCHERS_IN_LOOP = ("test_races_batchers_asyncio.py",)
 BATCHERS_IN_THREADS = ("test_races_batchers_threads.py",)
 SCHEDULER = ("test_scheduler_stateful.py",)
+MIXTURES = ("test_mixtures.py",)
 
 UNBROKEN = Mutant("nothing is broken", "class _Draft(", "class _Draft(")
 
@@ -490,6 +491,14 @@ MUTANTS = [
         "                self._task.uncancel()\n",
         "",
         ("test_async_sources.py",),
+    ),
+    # ---- ways to read that are mixed
+    Mutant(
+        "a receive that does not wait looks for outputs, and for no end",
+        "        while not self._buffer.outputs:\n            self._wait(deadline)\n",
+        "        while not self._buffer.outputs:\n            if not timeout:\n"
+        "                raise TimeoutError\n            self._wait(deadline)\n",
+        MIXTURES,
     ),
     # ---- batchers
     Mutant(
