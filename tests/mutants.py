@@ -425,8 +425,8 @@ MUTANTS = [
     ),
     Mutant(
         "a receive is not woken when its stream is cancelled",
-        "        self._wake((buffer,))\n        self._after_departure()\n",
-        "        self._after_departure()\n",
+        "            self._wake((buffer,))\n            self._after_departure()\n",
+        "            self._after_departure()\n",
         LOOP,
     ),
     Mutant(
