@@ -59,6 +59,10 @@ docs: environment  ## build the documentation into docs/_build/html; a warning i
 bench: environment  ## run the benchmarks
 	$(PY) benchmarks/run.py $(ARGS)
 
+.PHONY: bench-compare
+bench-compare: environment  ## compare the hot paths with another revision: make bench-compare REV=main~3
+	$(PY) benchmarks/compare.py $(REV) $(ARGS)
+
 .PHONY: ci
 ci:  ## run all that a change has to pass
 	@.ci/run

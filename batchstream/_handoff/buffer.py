@@ -3,10 +3,10 @@
 Theory of operation
 -------------------
 
-A buffer is a deque of outputs and an end. The pump appends to the right, and then, if it is over,
-sets the end; the consumer takes from the left, and asks for the end before it finds the deque
-empty. No lock is needed: `append` and `popleft` are atomic, and a buffer has one writer and one
-reader.
+A buffer is a deque of outputs and an end. The pump appends to the right, and sets the end behind
+the last output. The consumer takes from the left; if there is nothing, and an end, it looks once
+more for an output. No lock is needed: `append` and `popleft` are atomic, and a buffer has one
+writer and one reader.
 
 A pump refers to its buffers, a stream to its buffer and the pump, and no object refers to a stream:
 so a stream that is dropped is freed at once, without waiting for the cycle collector.
