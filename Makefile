@@ -56,8 +56,8 @@ docs: environment  ## build the documentation into docs/_build/html; a warning i
 	$(PY) -m sphinx -E -n -q -W --keep-going -b html docs docs/_build/html
 
 .PHONY: bench
-bench: environment  ## run the benchmarks
-	$(PY) benchmarks/run.py $(ARGS)
+bench: environment  ## run the benchmarks; QUICK=1 for a first look
+	$(PY) benchmarks/run.py $(if $(QUICK),--quick) $(ARGS)
 
 .PHONY: bench-compare
 bench-compare: environment  ## compare the hot paths with another revision: make bench-compare REV=main~3

@@ -1,4 +1,6 @@
-"""Runs every benchmark. Each is a script of its own as well."""
+"""Runs every benchmark, `--quick` in about a minute. Each is a script of its own as well."""
+
+import argparse
 
 import handoff
 import litserve_loops
@@ -9,14 +11,12 @@ import batching
 import streams
 
 if __name__ == "__main__":
-    streams.main()
-    print()
-    handoff.main()
-    print()
-    seam.main()
-    print()
-    batching.main()
-    print()
-    responses.main()
-    print()
-    litserve_loops.main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="less of each, and one round")
+    quick = parser.parse_args().quick
+    for number, benchmark in enumerate(
+        (streams, handoff, seam, batching, responses, litserve_loops)
+    ):
+        if number:
+            print()
+        benchmark.main(quick=quick)

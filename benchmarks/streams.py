@@ -8,25 +8,26 @@ writes by hand: a deque for each slot and a generator over it.
 
 from __future__ import annotations
 
+import argparse
 import random
 import tracemalloc
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import takewhile, tee
 from operator import is_not, itemgetter
 
-from harness import alternate, machine, ratios, spread, table
+from harness import ROUNDS, alternate, machine, ratios, spread, table
 
 from batchstream import demux
 
 Steps = list[list[str | None]]
-LENGTHS = {1: 40_000, 8: 10_000, 64: 4_000, 512: 500}
+LENGTHS = {1: 40_000, 8: 10_000, 32: 6_000, 64: 4_000, 512: 500}
+QUICK_LENGTHS = {8: 2_000, 64: 400}
 
 
-def lengths_of(size: int) -> list[int]:
+def lengths_of(size: int, longest: int) -> list[int]:
     """Return how many outputs each of the ragged sequences has, the longest first."""
-    longest = LENGTHS[size]
     rng = random.Random(size)
     return [longest, *(rng.randint(1, longest) for _ in range(size - 1))]
 
@@ -105,11 +106,11 @@ def split_and_read(
     return read(split(source(), size))
 
 
-def speed() -> str:
-    """Return the table of nanoseconds per output, and of batchstream's speed against tee's."""
+def speed(longest: Mapping[int, int], rounds: int) -> str:
+    """Return the table of nanoseconds per output, and how batchstream compares, by slots."""
     rows = []
-    for size in LENGTHS:
-        lengths = lengths_of(size)
+    for size in longest:
+        lengths = lengths_of(size, longest[size])
         beforehand: Steps = list(model(lengths))
         sources: dict[str, Callable[[], Iterator[list[str | None]]]] = {
             "made when asked": lambda lengths=lengths: model(lengths),
@@ -122,7 +123,7 @@ def speed() -> str:
                     for name, split in SPLITTERS.items()
                 }
                 assert {run() for run in contestants.values()} == {sum(lengths)}
-                seconds = alternate(contestants)
+                seconds = alternate(contestants, rounds)
                 per_output = 1e9 / sum(lengths)
                 rows.append(
                     [
@@ -131,9 +132,11 @@ def speed() -> str:
                         source_name,
                         *(spread(seconds[name], per_output) for name in SPLITTERS),
                         spread(ratios(seconds["tee"], seconds["batchstream"]), 1, 2),
+                        spread(ratios(seconds["batchstream"], seconds["deques"]), 1, 2),
                     ]
                 )
-    head = ["slots", "reading", "steps", *(f"{n}, ns" for n in SPLITTERS), "speed against tee"]
+    head = ["slots", "reading", "steps", *(f"{n}, ns" for n in SPLITTERS)]
+    head += ["speed against tee", "time against deques"]
     return table(head, rows)
 
 
@@ -163,13 +166,16 @@ def memory() -> str:
     return table(head, rows)
 
 
-def main() -> None:
+def main(*, quick: bool = False) -> None:
     """Print both tables."""
-    print(f"One output, end to end ({machine()}; median, minimum and maximum):\n")
-    print(speed())
+    rounds = 1 if quick else ROUNDS
+    print(f"One output, end to end ({machine(rounds)}; median, minimum and maximum):\n")
+    print(speed(QUICK_LENGTHS if quick else LENGTHS, rounds))
     print("\nHeld when every stream but one was read:\n")
     print(memory())
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="two sizes, one short round")
+    main(quick=parser.parse_args().quick)
