@@ -275,8 +275,8 @@ MUTANTS = [
     ),
     Mutant(
         "the outputs are not looked at again behind the end",
-        "            if not buffer.outputs:  # behind the end",
-        "            if True:  # behind the end",
+        "        if not buffer.outputs:  # behind the end",
+        "        if True:  # behind the end",
     ),
     Mutant(
         "a cancelled stream keeps what it held",
@@ -285,8 +285,8 @@ MUTANTS = [
     ),
     Mutant(
         "a second consumer is let in",
-        "        elif upstream.consumers.setdefault(buffer, me) != me:\n",
-        "        elif False:\n",
+        "    elif upstream.consumers.setdefault(buffer, me) != me:\n",
+        "    elif False:\n",
     ),
     Mutant(
         "a cancel that was broken off is never made again",
@@ -310,15 +310,15 @@ MUTANTS = [
     ),
     Mutant(
         "an error comes before what is buffered",
-        "            if not outputs:\n                self._wait(None)\n",
+        "            if not outputs:\n                try:\n                    _wait",
         "            if buffer.ends and buffer.ends[0].error:\n"
         "                buffer.conclude()\n            if not outputs:\n"
-        "                self._wait(None)\n",
+        "                try:\n                    _wait",
     ),
     Mutant(
         "an error is raised for ever",
-        "            self.shut()\n            raise consumer_error(error)\n",
-        "            raise consumer_error(error)\n",
+        "                self.outputs, self.cancelled = _CLOSED, True\n",
+        "                self.outputs = _CLOSED\n",
     ),
     Mutant(
         "dropping a stream does not cancel it",
@@ -333,9 +333,9 @@ MUTANTS = [
     # ---- planted races
     Mutant(
         "a consumer in a loop does not look again after it has registered",
-        "                    if not (buffer.outputs or buffer.ends):\n"
-        "                        await",
-        "                    if True:\n                        await",
+        "                        if not (buffer.outputs or buffer.ends):\n"
+        "                            if self._polls",
+        "                        if True:\n                            if self._polls",
         THREADS,
         only="loop",
     ),
@@ -343,6 +343,13 @@ MUTANTS = [
         "a consumer in a thread does not look again after it has registered",
         "return key.ready or _acquire(waiter, until)",
         "return _acquire(waiter, until)",
+        THREADS,
+    ),
+    Mutant(
+        "a consumer that made room takes back what the pump asks anew",
+        "                self.resume_pump()\n\n    def stop_asking",
+        "                self.resume_pump()\n            buffer.on_room = None\n\n"
+        "    def stop_asking",
         THREADS,
     ),
     Mutant(
@@ -384,11 +391,10 @@ MUTANTS = [
     ),
     Mutant(
         "a receive that is cancelled takes its output along",
-        "                except (RuntimeError, TypeError):  # of asyncio, and of trio\n",
-        "                except BaseException as error:\n"
-        "                    if buffer.outputs and not isinstance(error, RuntimeError | TypeE"
-        "rror):\n"
-        "                        buffer.outputs.popleft()\n",
+        "                    except (RuntimeError, TypeError):  # of asyncio, and of trio\n",
+        "                    except BaseException as error:\n"
+        "                        if buffer.outputs and not isinstance(error, RuntimeError):\n"
+        "                            buffer.outputs.popleft()\n",
         LOOP,
     ),
     Mutant(
@@ -399,16 +405,16 @@ MUTANTS = [
     ),
     Mutant(
         "an error in a loop comes before what is buffered",
-        "            if outputs and not self._left:\n",
-        "            if buffer.ends and buffer.ends[0].error:\n"
-        "                buffer.conclude()\n            if outputs and not self._left:\n",
+        "                if outputs and not self._left:\n",
+        "                if buffer.ends and buffer.ends[0].error:\n"
+        "                    buffer.conclude()\n"
+        "                if outputs and not self._left:\n",
         LOOP,
     ),
     Mutant(
         "two consumers are let in at a stream in a loop",
-        "            if buffer.awaited:\n                raise self._concurrent()\n"
-        "            outputs",
-        "            outputs",
+        "                if buffer.awaited:\n",
+        "                if False:\n",
         LOOP,
     ),
     Mutant(
@@ -460,31 +466,30 @@ MUTANTS = [
     ),
     Mutant(
         "the outputs are not looked at again behind the end in a loop",
-        "            elif not buffer.outputs:  # behind the end",
-        "            else:  # behind the end",
+        "                elif not buffer.outputs:  # behind the end",
+        "                else:  # behind the end",
         THREADS,
         only="loop",
     ),
     Mutant(
         "a consumer that has taken an output resumes no pump",
-        "                continue\n            if buffer.on_room is not None:\n"
-        "                buffer.on_room(buffer)\n            return output\n\n    def _wait",
-        "                continue\n            return output\n\n    def _wait",
+        "            if (on_room := buffer.on_room) is not None:\n"
+        "                on_room(buffer)\n            return output\n\n    def drain",
+        "            return output\n\n    def drain",
         THREADS,
     ),
     Mutant(
         "a consumer in a loop that has taken an output resumes no pump",
-        "                if buffer.on_room is not None:\n"
-        "                    buffer.on_room(buffer)\n                return output\n"
-        "            elif",
-        "                return output\n            elif",
+        "                    if (on_room := buffer.on_room) is not None:\n"
+        "                        on_room(buffer)\n                    return output\n",
+        "                    return output\n",
         THREADS,
         only="loop",
     ),
     Mutant(
         "a drain takes from the wrong side",
-        "taken.append(outputs.popleft())",
-        "taken.append(outputs.pop())",
+        "map(deque.popleft, repeat(outputs",
+        "map(deque.pop, repeat(outputs",
     ),
     Mutant(
         "an interrupt leaves the task cancelled",
@@ -495,9 +500,9 @@ MUTANTS = [
     # ---- ways to read that are mixed
     Mutant(
         "a receive that does not wait looks for outputs, and for no end",
-        "        while not self._buffer.outputs:\n            self._wait(deadline)\n",
-        "        while not self._buffer.outputs:\n            if not timeout:\n"
-        "                raise TimeoutError\n            self._wait(deadline)\n",
+        "            while not self._buffer.outputs:\n                _wait",
+        "            while not self._buffer.outputs:\n                if not timeout:\n"
+        "                    raise TimeoutError\n                _wait",
         MIXTURES,
     ),
     # ---- batchers

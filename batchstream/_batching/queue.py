@@ -237,8 +237,9 @@ class WaitingQueue(Generic[RequestT]):
                 self._expiring.pop(number, None)
             group = self._groups.get(request.group)
             if group is not None:
-                # A group goes before its last request: none is ever empty.
-                if len(group) == 1 and request in group:
+                # A group goes before its last request: none is ever empty, but one to which the
+                # adding of its first request was broken off.
+                if not group or (len(group) == 1 and request in group):
                     self._groups.pop(request.group, None)
                 else:
                     group.pop(request, None)

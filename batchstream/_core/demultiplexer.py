@@ -223,6 +223,7 @@ class Demultiplexer(Generic[T]):
             The outputs in the order of `live`, which has not changed; or None, with nothing taken,
             where the step is anything else: then `feed_other` takes it.
         """
+        self._asked = None  # what a step that was broken off has left
         if self._live is None:
             self._refresh()
         if self._state != "running" or self._plain_steps >= self._plain_limit:
@@ -413,8 +414,6 @@ class Demultiplexer(Generic[T]):
         self._end_by_output(draft, live[ending], outputs[ending], asked.error)
         for slot, output in zip(live[ending + 1 :], outputs[ending + 1 :], strict=True):
             self._take_output(draft, slot, output)
-        if self._limited:
-            self._set_plain_limit(self.live)
         return draft.delivery()
 
     def _drop(self, elements: tuple[object, ...]) -> None:

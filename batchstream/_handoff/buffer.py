@@ -5,8 +5,8 @@ Theory of operation
 
 A buffer is a deque of outputs and an end. The pump appends to the right, and sets the end behind
 the last output. The consumer takes from the left; if there is nothing, and an end, it looks once
-more for an output. No lock is needed: `append` and `popleft` are atomic, and a buffer has one
-writer and one reader.
+more for an output. No lock is needed: `append` and `popleft` are atomic, and outputs have one
+writer and one reader. An end may be set from any thread; the first one stands.
 
 A pump refers to its buffers, a stream to its buffer and the pump, and no object refers to a stream:
 so a stream that is dropped is freed at once, without waiting for the cycle collector.
@@ -15,6 +15,8 @@ so a stream that is dropped is freed at once, without waiting for the cycle coll
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, Generic
 
 from typing_extensions import TypeVar
@@ -74,10 +76,11 @@ class Buffer(Generic[T]):
         outputs = self.outputs
         taken: list[T] = []
         try:
-            while outputs:
-                taken.append(outputs.popleft())
-            if self.on_room is not None:
-                self.on_room(self)
+            # One call: nothing strikes between taking an output and keeping it.
+            with suppress(IndexError):  # another thread has just cancelled the stream
+                taken.extend(map(deque.popleft, repeat(outputs, len(outputs))))
+            if (on_room := self.on_room) is not None:
+                on_room(self)
             return taken
         except BaseException:  # a signal's: the caller does not get the list
             outputs.extendleft(reversed(taken))
@@ -94,8 +97,13 @@ class Buffer(Generic[T]):
             raise RuntimeError(self.refusal)
         error = self.ends[0].error
         if error is not None and not self.cancelled:
-            self.shut()
-            raise consumer_error(error)
+            own = consumer_error(error)
+            try:
+                # No call from here on: what broke this off would take the error along.
+                self.outputs, self.cancelled = _CLOSED, True
+                raise own
+            finally:
+                del own  # it holds this frame
 
     # ---- from any thread
 

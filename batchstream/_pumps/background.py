@@ -277,7 +277,7 @@ class BackgroundPump(ABC, Generic[T]):
     def _has_to_wait(self, full: Sequence[Buffer[Any]], resume: Callable[[], object]) -> bool:
         """Ask for room, and return whether to wait until `resume` is called."""
         self._room.ask(full, resume)
-        return bool(self._room.awaited) and not (self._closing or self.fanout.departures)
+        return bool(self._room.full) and not (self._closing or self.fanout.departures)
 
     def _pause_limit(self, seconds: float | None) -> float | None:
         """Return for how many seconds to wait for room, where nothing but this is a limit."""
@@ -328,6 +328,8 @@ class BackgroundPump(ABC, Generic[T]):
         self._life.advance("close")
         self._hooks = None  # which refer to this pump
         self.closed.set()
+        # Once more: `_drain` may have failed before it did so, out of memory perhaps.
+        self._wake([*self.fanout.buffers, self.fanout.deliveries])
 
     def _wake(self, keys: Sequence[object]) -> None:
         self._parking.wake(keys)

@@ -31,26 +31,26 @@ class Room:
         limit: How many outputs make a stream full. One that is ended for being slow may exceed its
             bound by the step that shows it.
         ends_slow: Whether a stream that is full is ended.
-        awaited: The buffers that the pump waits for.
+        full: The buffers that the pump waits for.
     """
 
-    __slots__ = ("_max_buffered", "_resume", "awaited", "ends_slow", "limit")
+    __slots__ = ("_max_buffered", "_resume", "ends_slow", "full", "limit")
 
     def __init__(self, bound: Bound) -> None:
         self.ends_slow = bound.on_overflow == "cancel"
         self.limit = bound.max_buffered + self.ends_slow
         self._max_buffered = bound.max_buffered
-        self.awaited: set[Buffer[Any]] = set()
+        self.full: set[Buffer[Any]] = set()
         self._resume: Callable[[], object] | None = None  # while the pump waits: it refers to it
 
     def ask(self, full: Sequence[Buffer[Any]], resume: Callable[[], object]) -> None:
-        """Ask these buffers for room; the pump then waits, if `awaited` is not empty.
+        """Ask these buffers for room; the pump then waits, if `full` is not empty.
 
         Args:
             full: The buffers.
             resume: Resumes the pump; from any thread, and more than once perhaps.
         """
-        self.awaited.update(full)
+        self.full.update(full)
         self._resume = resume
         for buffer in full:
             buffer.on_room = self.made_in
@@ -59,17 +59,17 @@ class Room:
 
     def made_in(self, buffer: Buffer[Any]) -> None:
         """Resume the pump if this buffer has room, and is the last of those it waits for."""
+        # Not reset here: the pump may have asked anew meanwhile. And what breaks this off leaves it
+        # to the next receive, as it may be called again and again.
         if not buffer.is_full(self.limit):
-            self.awaited.discard(buffer)
-            if not self.awaited:
+            self.full.discard(buffer)
+            if not self.full:
                 self.resume_pump()
-            # Last: broken off before, by a signal's exception, the next receive calls this again.
-            buffer.on_room = None
 
     def stop_asking(self, full: Sequence[Buffer[Any]]) -> None:
         """Clean up after a wait."""
         self._resume = None
-        self.awaited.clear()
+        self.full.clear()
         for buffer in full:
             buffer.on_room = None
 

@@ -59,53 +59,56 @@ class AsyncStreamReader(Generic[T]):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> T:  # noqa: C901 - one frame per receive, for its speed
+    async def __anext__(self) -> T:  # noqa: C901, PLR0912 - one frame per receive, for its speed
         buffer = self._buffer
-        while True:
-            if buffer.awaited:
-                raise self._concurrent()
-            outputs = buffer.outputs  # in a local: a cancel takes it from the buffer
-            if outputs and not self._left:
-                await self._give_turn()
-            elif outputs:
-                try:
-                    output = outputs.popleft()
-                except IndexError:  # another thread has just cancelled the stream
-                    continue
-                self._left -= 1
-                if buffer.on_room is not None:
-                    buffer.on_room(buffer)
-                return output
-            elif not buffer.ends:
-                waiter = self._waiter or self._attach()
-                self._waiting[buffer] = waiter
-                buffer.awaited = True
-                try:
-                    # Once more: what came before the parking wakes no waiter.
-                    if not (buffer.outputs or buffer.ends):
-                        await (self._wait_and_poll() if self._polls else waiter)
-                except (RuntimeError, TypeError):  # of asyncio, and of trio
-                    self._check_loop()
-                    raise
-                finally:
-                    self._waiting.pop(buffer, None)
-                    buffer.awaited = False
-                self._left = OUTPUTS_PER_TURN
-            elif not buffer.outputs:  # behind the end: the last output was added before it
-                buffer.conclude()
-                raise StopAsyncIteration
-
-    async def _give_turn(self) -> None:
-        """Let the loop's other tasks run."""
-        buffer = self._buffer
-        if self._waiter is None:
-            self._attach()
-        buffer.awaited = True
         try:
-            await self._checkpoint()
-        finally:
-            buffer.awaited = False
-        self._left = OUTPUTS_PER_TURN
+            while True:
+                if buffer.awaited:
+                    raise self._concurrent()  # noqa: TRY301 - one frame
+                outputs = buffer.outputs  # in a local: a cancel takes it from the buffer
+                if outputs and not self._left:
+                    waiter = self._waiter or self._attach()
+                    buffer.awaited = True
+                    try:
+                        await self._checkpoint()
+                    finally:
+                        buffer.awaited = False
+                    self._left = OUTPUTS_PER_TURN
+                elif outputs:
+                    try:
+                        output = outputs.popleft()
+                    except IndexError:  # another thread has just cancelled the stream
+                        continue
+                    self._left -= 1
+                    if (on_room := buffer.on_room) is not None:
+                        on_room(buffer)
+                    return output
+                elif not buffer.ends:
+                    if (on_room := buffer.on_room) is not None:  # the last receive was broken off
+                        on_room(buffer)
+                    waiter = self._waiter or self._attach()
+                    self._waiting[buffer] = waiter
+                    buffer.awaited = True
+                    try:
+                        # Once more: what came before the parking wakes no waiter.
+                        if not (buffer.outputs or buffer.ends):
+                            if self._polls:
+                                await _wait_and_poll(self._lot, waiter, self._upstream, buffer)
+                            else:
+                                await waiter
+                    except (RuntimeError, TypeError):  # of asyncio, and of trio
+                        self._check_loop()
+                        raise
+                    finally:
+                        buffer.awaited = False  # first: an exception may strike behind the call
+                        self._waiting.pop(buffer, None)
+                    self._left = OUTPUTS_PER_TURN
+                elif not buffer.outputs:  # behind the end: the last output was added before it
+                    buffer.conclude()
+                    raise StopAsyncIteration  # noqa: TRY301
+        except BaseException:
+            del self  # which this frame would keep alive, and the error keeps the frame
+            raise
 
     def drain(self) -> list[T]:
         """Return every buffered output at once."""
@@ -126,15 +129,6 @@ class AsyncStreamReader(Generic[T]):
         self._polls = upstream.poll_after(buffer, loop) is not None
         return self._waiter
 
-    async def _wait_and_poll(self) -> None:
-        """Wait, and poll from time to time where it may be that no pump wakes this consumer."""
-        assert self._lot is not None  # noqa: S101 - for the type checker
-        loop = self._lot.loop
-        assert loop is not None  # noqa: S101
-        assert self._waiter is not None  # noqa: S101
-        await loop.wait(self._waiter, self._upstream.poll_after(self._buffer, loop))
-        self._upstream.poll(self._buffer)
-
     def _cancel_with_loop(self) -> None:
         """Cancel the stream if it has not ended, as the event loop was closed."""
         if not self._buffer.ends:
@@ -153,6 +147,17 @@ class AsyncStreamReader(Generic[T]):
         return ConcurrentConsumerError(
             f"{self._buffer.name} has one consumer at a time, and another task waits for it"
         )
+
+
+async def _wait_and_poll(
+    lot: Lot | None, waiter: Waiter, upstream: AsyncUpstream, buffer: Buffer[Any]
+) -> None:
+    """Wait, and poll from time to time where it may be that no pump wakes this consumer."""
+    assert lot is not None  # noqa: S101 - for the type checker
+    loop = lot.loop
+    assert loop is not None  # noqa: S101
+    await loop.wait(waiter, upstream.poll_after(buffer, loop))
+    upstream.poll(buffer)
 
 
 @final

@@ -46,55 +46,63 @@ class StreamReader(Generic[T]):
         while True:
             outputs = buffer.outputs  # in a local: a cancel takes it from the buffer
             if not outputs:
-                self._wait(None)
+                try:
+                    _wait(buffer, self._upstream, None)
+                except BaseException:
+                    del self  # which this frame would keep alive, and the error keeps the frame
+                    raise
                 continue
             try:
                 output = outputs.popleft()
-            except IndexError:  # another thread has just received it
+            except IndexError:  # another thread has just received it, or cancelled the stream
                 continue
-            if buffer.on_room is not None:
-                buffer.on_room(buffer)
+            if (on_room := buffer.on_room) is not None:
+                on_room(buffer)
             return output
-
-    def _wait(self, deadline: float | None) -> None:
-        """Let the upstream fill the empty buffer, for as long as the stream has not ended.
-
-        Args:
-            deadline: Until when to wait, on the monotonic clock.
-
-        Raises:
-            StopIteration: The stream has ended.
-            Exception: The stream's error, once.
-            TimeoutError: The deadline came first.
-            ConcurrentConsumerError: Another thread waits.
-        """
-        buffer, upstream, me = self._buffer, self._upstream, get_ident()
-        if buffer.on_room is not None:  # the receive before was broken off
-            buffer.on_room(buffer)
-        if buffer.ends:
-            if not buffer.outputs:  # behind the end: the last output was added before it
-                buffer.conclude()
-                raise StopIteration
-        # Both asked and claimed, so that of two threads that come at once one is refused.
-        elif upstream.consumers.setdefault(buffer, me) != me:
-            raise self._concurrent()
-        else:
-            try:
-                upstream.wait(buffer, deadline)
-            finally:
-                upstream.consumers.pop(buffer, None)
 
     def drain(self) -> list[T]:
         """Take all that is buffered."""
         me = get_ident()
         if self._upstream.consumers.get(self._buffer, me) != me:
-            raise self._concurrent()
+            raise _concurrent(self._buffer)
         return self._buffer.take_all()
 
-    def _concurrent(self) -> ConcurrentConsumerError:
-        return ConcurrentConsumerError(
-            f"{self._buffer.name} has one consumer at a time, and another thread waits for it"
-        )
+
+def _wait(buffer: Buffer[Any], upstream: SyncUpstream, deadline: float | None) -> None:
+    """Let the upstream fill an empty buffer, for as long as its stream has not ended.
+
+    Args:
+        buffer: The buffer.
+        upstream: What fills it.
+        deadline: Until when to wait, on the monotonic clock.
+
+    Raises:
+        StopIteration: The stream has ended.
+        Exception: The stream's error, once.
+        TimeoutError: The deadline came first.
+        ConcurrentConsumerError: Another thread waits.
+    """
+    me = get_ident()
+    if (on_room := buffer.on_room) is not None:  # the receive before was broken off
+        on_room(buffer)
+    if buffer.ends:
+        if not buffer.outputs:  # behind the end: the last output was added before it
+            buffer.conclude()
+            raise StopIteration
+    # Both asked and claimed, so that of two threads that come at once one is refused.
+    elif upstream.consumers.setdefault(buffer, me) != me:
+        raise _concurrent(buffer)
+    else:
+        try:
+            upstream.wait(buffer, deadline)
+        finally:
+            upstream.consumers.pop(buffer, None)
+
+
+def _concurrent(buffer: Buffer[Any]) -> ConcurrentConsumerError:
+    return ConcurrentConsumerError(
+        f"{buffer.name} has one consumer at a time, and another thread waits for it"
+    )
 
 
 @final
@@ -180,9 +188,13 @@ class Stream(AnyStream[T], StreamReader[T]):
         if not timeout >= 0:
             raise ValueError(f"timeout must be 0 or more seconds, got {timeout!r}")
         deadline = time.monotonic() + timeout
-        while not self._buffer.outputs:
-            self._wait(deadline)
-        return next(self)
+        try:
+            while not self._buffer.outputs:
+                _wait(self._buffer, self._upstream, deadline)
+            return next(self)
+        except BaseException:
+            del self  # as in `__next__`
+            raise
 
     def drain(self) -> list[T]:
         """Return every buffered output at once, without letting the source go on.
