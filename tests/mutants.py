@@ -294,6 +294,23 @@ MUTANTS = [
         "        if not buffer.cancelled:\n            given",
     ),
     Mutant(
+        "an error keeps the stream whose receive it has left",
+        "                    del self  # which this frame",
+        "                    pass  # which this frame",
+        ("test_garbage.py",),
+    ),
+    Mutant(
+        "a cancelled receive keeps its stream",
+        "        except BaseException:\n            del self  # which this frame",
+        "        except BaseException:\n            pass  # which this frame",
+        ("test_garbage.py",),
+    ),
+    Mutant(
+        "what is_eos said of a step that was broken off goes to the next",
+        "        self._asked = None  # what a step",
+        "        pass  # what a step",
+    ),
+    Mutant(
         "a drain that is broken off loses what it took",
         "            outputs.extendleft(reversed(taken))\n",
         "            pass\n",

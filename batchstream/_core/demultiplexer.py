@@ -16,10 +16,10 @@ slot, and these ends stand in the delivery. Failing latches: a failed batch refu
 every occupant.
 
 Most steps are *plain*: one output for each live slot, and no marker among them. C code checks that
-for a whole step at once, by the types of its elements, so that a plain step runs no Python code per
-output. Nor are its outputs counted one by one: `_plain_steps` counts for all live slots, and
+for a whole step at once, by the types of its elements; only a function as `is_eos` is asked about
+each. Nor are outputs counted one by one: `_plain_steps` counts for all live slots, and
 `_extra[slot]` is the difference between that and the slot's own count (once the slot has finished,
-its whole count). Every other step goes through the one loop over elements, in `_feed_each`.
+its whole count). Of every other step, the loop in `_feed_each` takes what is not plain.
 
 Not safe for threads: a pump makes one call at a time.
 """
@@ -392,14 +392,13 @@ class Demultiplexer(Generic[T]):
     @staticmethod
     def _ask(is_eos: Callable[[T], object], outputs: tuple[T, ...]) -> _Asked[T] | None:
         """Ask `is_eos` of each output, up to the first that it recognises or raises of."""
-        count = 0
+        position = 0
         try:
-            for output in outputs:
+            for position, output in enumerate(outputs):
                 if is_eos(output):
-                    return _Asked(outputs, count, None)
-                count += 1
+                    return _Asked(outputs, position, None)
         except Exception as error:  # noqa: BLE001 - the predicate is the caller's
-            return _Asked(outputs, count, error)
+            return _Asked(outputs, position, error)
         return None
 
     def _feed_asked(self, elements: Elements, asked: _Asked[T]) -> Delivery[T]:

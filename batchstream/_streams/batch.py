@@ -119,17 +119,17 @@ class BatchedStream(AnyBatch[Stream[T], T]):
             eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos
         )
         core = core_of(rules, check_size(size, max_outputs), max_outputs)
-        reader = Source(source)
+        steps = Source(source)
         if not background:
             if size is None:
-                core = reader.learn_core(rules, max_outputs)
+                core = steps.learn_core(rules, max_outputs)
             self._pump: PullPump[T] | ThreadPump[T] = PullPump(
-                reader, core, max_buffered=max_buffered
+                steps, core, max_buffered=max_buffered
             )
         else:
-            first = FirstStep(reader, rules, max_outputs) if size is None else None
+            first = FirstStep(steps, rules, max_outputs) if size is None else None
             self._pump = ThreadPump(
-                reader,
+                steps,
                 core if first is None else first.core(),
                 Bound(max_buffered or DEFAULT_MAX_BUFFERED, on_overflow),
                 thread=None if first is None else first.thread,

@@ -591,3 +591,11 @@ def test_a_demultiplexer_shows_where_it_is():
     assert core.size == 3
     assert core.given(0) == 1
     assert core.given(1) == 0
+
+
+@pytest.mark.rule(2)
+def test_what_a_step_that_was_broken_off_has_asked_is_forgotten():
+    core = Demultiplexer(2, is_eos=lambda output: output == ".")
+    assert core.feed_plain([".", "x"]) is None  # and no more: an interrupt strikes here
+    assert core.feed(["a", SKIP]).outputs == [(0, "a")]
+    assert core.live == (0, 1)

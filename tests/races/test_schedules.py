@@ -192,6 +192,22 @@ def test_a_drain_interrupted_by_a_pull_loses_and_repeats_nothing():
     assert all_schedules(scenario, waits=True) > 500
 
 
+@pytest.mark.rule(2, 12)
+def test_a_drain_that_is_interrupted_by_a_cancel_takes_all_or_nothing():
+    def scenario():
+        batch = BatchedStream(ScriptedSource([["a", "x"], ["b", "y"], ["c", "z"]]), 2)
+        assert list(batch[0]) == ["a", "b", "c"]
+        drained = []
+        return (
+            batch,
+            lambda: drained.extend(batch[1].drain()),
+            batch[1].cancel,
+            lambda: drained in ([], ["x", "y", "z"]) or pytest.fail(str(drained)),
+        )
+
+    assert all_schedules(scenario, waits=False) > 10
+
+
 @pytest.mark.rule(1)
 def test_one_step_serves_two_consumers_wherever_one_interrupts_the_other():
     def scenario():

@@ -11,10 +11,19 @@ from contextlib import suppress
 
 import pytest
 
-from batchstream import SKIP, AsyncBatchedStream, BatchedStream, Last, demux
+from batchstream import (
+    SKIP,
+    AsyncBatchedStream,
+    BatchedStream,
+    BufferOverflowError,
+    DynamicBatcher,
+    Last,
+    demux,
+)
 from support import knobs
 from support.forms import pump_threads
-from support.sources import TIMEOUT
+from support.reading import waiting_for
+from support.sources import TIMEOUT, Gate
 
 
 class Output:
@@ -47,6 +56,62 @@ def test_a_cancelled_stream_frees_what_it_held_at_once():
     assert held() is not None
     second.cancel()
     assert held() is None
+
+
+@pytest.mark.rule(25)
+def test_an_error_that_leaves_a_receive_does_not_keep_the_stream():
+    first, second = demux(two_outputs_a_step(), 2, max_buffered=1)
+    next(first)
+    with pytest.raises(BufferOverflowError) as raised:
+        next(first)
+    dropped = weakref.ref(first)
+    del first
+    assert dropped() is None
+    assert raised.value.slots == (1,)
+    assert next(second)
+
+
+@pytest.mark.rule(25)
+def test_a_receive_that_timed_out_does_not_keep_the_stream():
+    gate = Gate()
+
+    def source():
+        gate.pass_through()
+        yield ["a"]
+
+    [stream] = BatchedStream(source(), 1, background=True)
+    with pytest.raises(TimeoutError) as raised:
+        stream.receive(timeout=0)
+    dropped = weakref.ref(stream)
+    del stream
+    assert dropped() is None
+    assert raised.value
+    gate.opened.set()
+
+
+@pytest.mark.rule(25)
+@pytest.mark.parametrize("polls", [False, True])
+def test_a_receive_that_was_cancelled_does_not_keep_the_stream(polls):
+    gate = Gate()
+
+    def model(requests):
+        gate.pass_through()
+        yield ["a" for _ in requests]
+
+    async def main():
+        async with DynamicBatcher(model, max_batch_size=2) as batcher:
+            stream = batcher.astream("request", timeout=TIMEOUT if polls else None)
+            receiving = await waiting_for(anext(stream))
+            receiving.cancel()
+            with pytest.raises(asyncio.CancelledError) as raised:
+                await receiving
+            dropped = weakref.ref(stream)
+            del stream, receiving
+            assert dropped() is None
+            assert raised.value is not None
+            gate.opened.set()
+
+    asyncio.run(main())
 
 
 def test_a_finished_stream_that_is_kept_holds_no_outputs():

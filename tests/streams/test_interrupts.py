@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 
 import pytest
+import trio
 
 from batchstream import (
     AsyncBatchedStream,
@@ -161,6 +162,34 @@ def test_after_an_interrupt_anywhere_in_closing_the_batch_can_be_closed_and_used
             break
     assert line > 10
     assert set(unheard) <= {error}
+
+
+@pytest.mark.rule(4)
+def test_an_interrupt_anywhere_in_a_receive_in_trio_loses_at_most_its_own_output():
+    async def source():
+        for number in range(4):
+            yield [number]
+
+    async def read_on(received):
+        async with AsyncBatchedStream(source(), 1, max_buffered=1) as batch:
+            while True:
+                try:
+                    received.append(await anext(batch[0]))
+                except StopAsyncIteration:
+                    return
+                except KeyboardInterrupt:  # trio raises it in the task that runs
+                    pass
+
+    for line in itertools.count(1):
+        received = []
+        where = at_line(
+            line, partial(trio.run, read_on, received), within=knobs.CODE_OF_ASYNC_RECEIVE
+        )
+        assert received == sorted(set(received)), where
+        assert len(received) >= 3, where
+        if where is None:
+            break
+    assert line > 10
 
 
 @pytest.mark.rule(12, 13)

@@ -25,6 +25,7 @@ from batchstream._pumps.life import Life
 from batchstream._pumps.pull import PullPump
 from batchstream._pumps.thread import ThreadPump
 from batchstream._pumps.worker_thread import WorkerThread
+from batchstream._streams.async_stream import AsyncStreamReader
 
 __all__ = ["DEFAULT_MAX_BUFFERED", "OUTPUTS_PER_TURN"]
 
@@ -292,6 +293,9 @@ _MODULES_OF_CANCEL = (
 
 CODES_OF_CANCEL = {"pulled": PullPump.cancel.__code__, "background": ThreadPump.cancel.__code__}
 """What cancels a stream of a batch."""
+
+CODE_OF_ASYNC_RECEIVE = AsyncStreamReader.__anext__.__code__
+"""What a receive in an event loop runs."""
 
 CODE_OF_DRAIN = Buffer.take_all.__code__
 """What takes all that is buffered."""

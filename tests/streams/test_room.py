@@ -1,0 +1,74 @@
+"""What a pump that waits for room and a consumer that makes some do at the same moment."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchstream._core.arguments import Bound
+from batchstream._handoff.buffer import Buffer
+from batchstream._pumps.room import Room
+
+
+class Pump:
+    """A pump that waits for room in one stream, and goes on in the very call that resumes it.
+
+    Args:
+        steps: How many steps it has to make.
+    """
+
+    def __init__(self, steps):
+        self.buffer = Buffer(0)
+        self.room = Room(Bound(1, "wait"))
+        self.steps = steps
+        self.go_on()
+
+    def go_on(self):
+        self.room.stop_asking([self.buffer])
+        while self.steps and not self.buffer.is_full(1):
+            self.buffer.outputs.append(self.steps)
+            self.steps -= 1
+        if self.steps:
+            self.room.ask([self.buffer], self.go_on)
+
+
+@pytest.mark.rule(9, 19)
+def test_a_pump_that_asks_anew_while_it_is_being_resumed_is_resumed_again():
+    pump = Pump(steps=3)
+    received = []
+    while pump.buffer.outputs:
+        received.append(pump.buffer.outputs.popleft())
+        if pump.buffer.on_room is not None:
+            pump.buffer.on_room(pump.buffer)
+    assert received == [3, 2, 1]
+
+
+@pytest.mark.rule(9)
+def test_room_that_was_made_before_the_pump_asked_is_seen():
+    resumed = []
+    room, buffer = Room(Bound(1, "wait")), Buffer(0)
+    room.ask([buffer], lambda: resumed.append("resumed"))
+    assert resumed
+    assert not room.full
+
+
+@pytest.mark.rule(9)
+def test_the_last_of_several_streams_to_have_room_resumes_the_pump():
+    resumed = []
+    room, buffers = Room(Bound(1, "wait")), [Buffer(0), Buffer(1)]
+    for buffer in buffers:
+        buffer.outputs.append("output")
+    room.ask(buffers, lambda: resumed.append("resumed"))
+    for count, buffer in enumerate(buffers):
+        assert len(resumed) == 0, count
+        buffer.outputs.popleft()
+        buffer.on_room(buffer)
+    assert resumed
+    room.stop_asking(buffers)
+    assert [buffer.on_room for buffer in buffers] == [None, None]
+
+
+@pytest.mark.rule(13)
+def test_a_stream_that_was_cancelled_a_moment_ago_counts_as_full():
+    buffer = Buffer(0)
+    buffer.shut()
+    assert buffer.is_full(1)
