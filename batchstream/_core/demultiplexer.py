@@ -201,7 +201,7 @@ class Demultiplexer(Generic[T]):
         except StepError as error:
             self._steps += 1
             return self.fail(error)
-        if elements is not step:  # an array, say, which has become a list
+        if asked is None and elements is not step:  # an array, say, which has become a list
             if (values := self.feed_plain(elements)) is not None:
                 if hasattr(step, "tolist"):
                     self._array_type = type(step)

@@ -599,3 +599,29 @@ def test_what_a_step_that_was_broken_off_has_asked_is_forgotten():
     assert core.feed_plain([".", "x"]) is None  # and no more: an interrupt strikes here
     assert core.feed(["a", SKIP]).outputs == [(0, "a")]
     assert core.live == (0, 1)
+
+
+def test_an_output_for_a_finished_slot_beside_one_that_is_eos_recognises_counts_as_dropped():
+    core = Demultiplexer(3, is_eos=lambda output: output == ".")
+    core.cancel(0)
+    delivery = core.feed(["late", ".", "x"])
+    assert delivery.outputs == [(2, "x")]
+    assert [slot for slot, _ in delivery.ends] == [1]
+    assert core.statistics().dropped == 1
+
+
+@pytest.mark.parametrize("make", [list, tuple, lambda ids: dict(enumerate(ids)), np.array])
+def test_is_eos_is_asked_once_about_each_output(make):
+    asked = []
+
+    def is_eos(output):
+        asked.append(output)
+        return output in {2, 3}
+
+    core = Demultiplexer(4, is_eos=is_eos)
+    for _ in range(2):  # an array is known as one from the second on
+        assert [slot for slot, _ in core.feed(make([0, 1, 4, 5])).outputs] == [0, 1, 2, 3]
+    delivery = core.feed(make([0, 2, 1, 3]))
+    assert [slot for slot, _ in delivery.outputs] == [0, 2]
+    assert [slot for slot, _ in delivery.ends] == [1, 3]
+    assert asked == [0, 1, 4, 5, 0, 1, 4, 5, 0, 2, 1, 3]
