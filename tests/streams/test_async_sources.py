@@ -48,6 +48,29 @@ def test_a_second_consumer_by_time_is_refused_and_the_first_served():
     run(main())
 
 
+@pytest.mark.rule(21)
+def test_a_second_consumer_is_refused_while_the_first_gives_its_turn_away(monkeypatch):
+    knobs.set_turns(monkeypatch, receives=2, calls=1)
+
+    async def main():
+        async def source():
+            for number in range(4):
+                yield [number]
+
+        async with AsyncBatchedStream(source(), 1) as batch:
+            (stream,) = batch
+            assert [await anext(stream) for _ in range(2)] == [0, 1]
+            receiving = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0)  # the receive has begun, and the loop has its turn
+            assert not receiving.done()
+            with pytest.raises(ConcurrentConsumerError):
+                await anext(stream)
+            assert await receiving == 2
+            assert await rest(stream) == [3]
+
+    asyncio.run(main())
+
+
 # ---- scopes of trio around a yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import multiprocessing
 import pickle
@@ -15,6 +16,7 @@ import batchstream
 from batchstream import (
     EOS,
     SKIP,
+    AsyncBatchedStream,
     BatchedStream,
     ClosedError,
     End,
@@ -25,7 +27,9 @@ from batchstream import (
     demux,
     token_ids,
 )
+from support import knobs
 from support.programs import run_program
+from support.reading import waiting_for
 from support.sources import TIMEOUT, Gate, ScriptedSource, in_forked_child, needs_fork
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -158,6 +162,49 @@ def test_a_fork_while_another_thread_is_in_the_source_does_not_hang_the_child():
     assert in_forked_child(lambda: next(second)).startswith("ClosedError")
     gate.opened.set()
     reader.join(TIMEOUT)
+
+
+@pytest.mark.rule(27)
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_stream_that_another_thread_waits_for_at_a_fork_is_refused_as_forked():
+    gate = Gate()
+    batch = BatchedStream(ScriptedSource([["a"]], gates={0: gate}), 1, background=True)
+    reader = threading.Thread(target=lambda: next(batch[0]), daemon=True)
+    reader.start()
+    assert gate.reached.wait(TIMEOUT)
+    while not knobs.is_waited_for_in_threads(batch, 0):
+        pass
+    assert in_forked_child(lambda: next(batch[0])).startswith("ClosedError")
+    assert in_forked_child(batch[0].drain) == "[]"
+    gate.opened.set()
+    reader.join(TIMEOUT)
+
+
+@pytest.mark.rule(27)
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_stream_that_a_task_waits_for_at_a_fork_is_refused_as_forked():
+    async def main():
+        going_on = asyncio.Event()
+
+        async def source():
+            await going_on.wait()
+            yield ["a"]
+
+        async with AsyncBatchedStream(source(), 1) as batch:
+            receiving = await waiting_for(anext(batch[0]))
+            answer = in_forked_child(lambda: _first_error_of(anext(batch[0])))
+            assert answer.startswith("ClosedError"), answer
+            going_on.set()
+            assert await receiving == "a"
+
+    asyncio.run(main())
+
+
+def _first_error_of(receiving):
+    """Run a receive up to its first wait, as no event loop of a parent runs in a child."""
+    receiving.send(None)
 
 
 PROGRAMS = {
