@@ -120,9 +120,8 @@ class Demultiplexer(Generic[T]):
     ) -> None:
         self._rules = rules
         self._size = size
-        self._limited = max_outputs is not None
         self._initial_limits = [UNLIMITED] * size
-        if self._limited:
+        if max_outputs is not None:
             self._initial_limits = check_max_outputs(max_outputs, size)
         self._limits = self._initial_limits.copy()
 
@@ -142,7 +141,9 @@ class Demultiplexer(Generic[T]):
         self._live_by_slot: Callable[[Any], tuple[T, ...]]
         self._live_in_order: Callable[[Any], tuple[T, ...]]
         self._finished_in_order: Callable[[Any], tuple[object, ...]] | None
-        self._plain_limit = UNLIMITED
+        # How many plain steps there can be before a slot reaches its limit; `_refresh` works it
+        # out, unless no slot has a limit.
+        self._plain_limit = UNLIMITED if max_outputs is None else 0
         self._asked: _Asked[T] | None = None  # between `feed_plain` and `feed_other`
         self._array_type: type | None = None  # that of the last step which was an array
 
@@ -341,7 +342,7 @@ class Demultiplexer(Generic[T]):
             raise ValueError(f"slot {slot} is live, only a finished slot can be opened")
         if self._limits[slot] != limit:
             self._limits[slot] = limit
-            self._limited = True
+            self._plain_limit = 0  # until `_refresh`, which comes before the next step
         self._past_outputs += self._extra[slot]
         self._extra[slot] = -self._plain_steps
         self._live_slots.add(slot)
@@ -377,7 +378,7 @@ class Demultiplexer(Generic[T]):
         self._live_by_slot = picker(live)
         self._live_in_order = self._live_by_slot if finished else tuple
         self._finished_in_order = picker(finished) if finished else None
-        if self._limited:
+        if self._plain_limit != UNLIMITED:
             self._set_plain_limit(live)
         self._live = live
         return live
@@ -446,7 +447,7 @@ class Demultiplexer(Generic[T]):
                 self._extra[slot] += 1
         for slot, element in taken:
             self._take(draft, slot, element)
-        if self._limited:
+        if self._plain_limit != UNLIMITED:
             self._set_plain_limit(self.live)
         return draft.delivery()
 
@@ -491,7 +492,7 @@ class Demultiplexer(Generic[T]):
                 self._end_by_output(draft, slot, output, asked.error)
                 return
         self._give(draft, slot, output)
-        if self._limited and self.given(slot) >= self._limits[slot]:
+        if self._limits[slot] != UNLIMITED and self.given(slot) >= self._limits[slot]:
             self._finish(draft, slot, FinishReason.LENGTH)
 
     def _end_by_output(
