@@ -152,11 +152,15 @@ class Stepped:
 
 
 async def _outcome(receive):
-    """Return what a receive returns, or what it raises: a group of tasks would change that."""
+    """Return what a receive returns, or the cause of what it raises.
+
+    A group of tasks would change what is raised; and were the error itself returned, its traceback
+    would refer to the frames that hold it, and to the stream in them.
+    """
     try:
         return await receive(), None
     except ValueError as error:
-        return None, error
+        return None, error.__cause__
 
 
 class Reading:
@@ -299,7 +303,7 @@ class Mixture(Stepped):
         output, error = await self.as_it_waits(partial(_outcome, receive))
         if error is not None:
             assert reading.error is not None, "an error that is not this stream's, or once more"
-            assert error.__cause__ is reading.error
+            assert error is reading.error
             assert not reading.coming, "an error before the last output"
             reading.error = None
         elif output is OVER:
