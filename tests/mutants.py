@@ -493,15 +493,14 @@ MUTANTS = [
         "            if (on_room := buffer.on_room) is not None:\n"
         "                on_room(buffer)\n            return output\n\n    def drain",
         "            return output\n\n    def drain",
-        THREADS,
+        ("test_room.py",),
     ),
     Mutant(
         "a consumer in a loop that has taken an output resumes no pump",
         "                    if (on_room := buffer.on_room) is not None:\n"
         "                        on_room(buffer)\n                    return output\n",
         "                    return output\n",
-        THREADS,
-        only="loop",
+        ("test_room.py",),
     ),
     Mutant(
         "a drain takes from the wrong side",
@@ -564,7 +563,7 @@ MUTANTS = [
         "a request that ends is not checked for having joined",
         "        if (pump := request.pump) is not None:\n",
         "        if (pump := None) is not None:\n",
-        BATCHERS_IN_THREADS,
+        ("test_batchers_lifecycle.py",),
     ),
     Mutant(
         "threads are not ended when the batcher has ended",

@@ -807,3 +807,30 @@ def test_a_request_that_was_cancelled_while_it_waited_frees_what_was_submitted()
         assert knobs.request_of(waiting).submission.content is None
         gate.opened.set()
         assert list(running) == ["a"]
+
+
+# ---- a request that is cancelled as it joins
+
+
+@pytest.mark.rule(12, 13)
+def test_a_cancel_that_comes_as_its_request_joins_a_batch_reaches_the_model(monkeypatch):
+    gate, closed = Gate(), threading.Event()
+
+    def model(requests):
+        if requests == ["first"]:
+            gate.pass_through()
+            return
+        try:
+            while True:
+                yield ["output"]
+        finally:
+            closed.set()
+
+    batcher = DynamicBatcher(model, max_batch_size=1, max_buffered=4, on_overflow="wait")
+    first, second = batcher.stream("first"), batcher.stream("second")
+    assert gate.reached.wait(TIMEOUT)
+    knobs.as_it_is_cancelled(monkeypatch, second, gate.opened.set)
+    second.cancel()
+    assert closed.wait(TIMEOUT)
+    assert list(first) == []
+    batcher.close()  # not in a `with` block: if the model is not told, that would wait for ever

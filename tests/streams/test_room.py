@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from batchstream import AsyncBatchedStream, BatchedStream
 from batchstream._core.arguments import Bound
 from batchstream._handoff.buffer import Buffer
 from batchstream._pumps.room import Room
+from support.sources import TIMEOUT
 
 
 class Pump:
@@ -72,3 +76,34 @@ def test_a_stream_that_was_cancelled_a_moment_ago_counts_as_full():
     buffer = Buffer(0)
     buffer.shut()
     assert buffer.is_full(1)
+
+
+# ---- a stream that was read once, and is not read again, has room
+
+
+@pytest.mark.rule(9, 19)
+def test_an_output_that_was_taken_in_a_thread_lets_the_source_go_on_for_the_others():
+    steps = [["a", "x"], ["b", "y"], ["c", "z"]]
+    first, second = BatchedStream(steps, 2, background=True, max_buffered=1)
+    received = [stream.receive(TIMEOUT) for stream in (first, second, second)]
+    assert received == ["a", "x", "y"]
+    assert first.receive(TIMEOUT) == "b"
+
+
+@pytest.mark.rule(9, 19)
+@pytest.mark.parametrize("moved_by", ["a task", "a thread"])
+def test_an_output_that_was_taken_in_a_loop_lets_the_source_go_on_for_the_others(moved_by):
+    steps = [["a", "x"], ["b", "y"], ["c", "z"]]
+
+    async def source():
+        for step in steps:
+            yield step
+
+    async def main():
+        moved = steps if moved_by == "a thread" else source()
+        async with AsyncBatchedStream(moved, 2, max_buffered=1) as (first, second):
+            received = [await anext(stream) for stream in (first, second, second)]
+            assert received == ["a", "x", "y"]
+            assert await anext(first) == "b"
+
+    asyncio.run(main())

@@ -346,6 +346,20 @@ def request_of(stream):
     return stream._buffer
 
 
+def as_it_is_cancelled(monkeypatch, stream, then):
+    """Call this as a waiting request is cancelled, and wait until it has its first output."""
+    cancel = Request.cancel
+
+    def cancel_once_it_runs(request, end):
+        if request is stream._buffer:
+            then()
+            while not request.outputs:
+                pass
+        cancel(request, end)
+
+    monkeypatch.setattr(Request, "cancel", cancel_once_it_runs)
+
+
 def before_arrival(monkeypatch, then):
     """Call this whenever a request is about to be queued."""
     submit = Scheduler.submit
