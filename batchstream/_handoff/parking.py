@@ -18,7 +18,6 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from contextlib import suppress
 from itertools import repeat
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -185,8 +184,10 @@ def _acquire(waiter: Any, until: float | None) -> bool:
 
 def release(waiter: Any) -> None:
     """Resume a thread that waits in a lock; harmless if it was resumed already."""
-    with suppress(RuntimeError):  # it is not locked any more
+    try:
         waiter.release()
+    except RuntimeError:
+        pass
 
 
 def _release_all(waiters: Iterable[Any]) -> None:
