@@ -26,7 +26,7 @@ Not safe for threads: a pump makes one call at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal
 
@@ -410,7 +410,9 @@ class Demultiplexer(Generic[T]):
         live, outputs, ending = self.live, asked.outputs, asked.ending
         draft.slots.extend(live[:ending])
         draft.values.extend(outputs[:ending])
-        self._count_all_but(live[ending:])
+        self._plain_steps += 1  # an output for every live slot, but those that are taken one by one
+        for slot in live[ending:]:
+            self._extra[slot] -= 1
         self._end_by_output(draft, live[ending], outputs[ending], asked.error)
         for slot, output in zip(live[ending + 1 :], outputs[ending + 1 :], strict=True):
             self._take_output(draft, slot, output)
@@ -441,7 +443,9 @@ class Demultiplexer(Generic[T]):
         for n in reversed(special):
             del slots[n], values[n]
         if len(slots) + len(taken) == len(live):
-            self._count_all_but(slot for slot, _ in taken)
+            self._plain_steps += 1  # likewise
+            for slot, _ in taken:
+                self._extra[slot] -= 1
         else:  # a mapping that leaves slots out
             for slot in slots:
                 self._extra[slot] += 1
@@ -450,12 +454,6 @@ class Demultiplexer(Generic[T]):
         if self._plain_limit != UNLIMITED:
             self._set_plain_limit(self.live)
         return draft.delivery()
-
-    def _count_all_but(self, slots: Iterable[int]) -> None:
-        """Count an output for every live slot but these, in as much time as these are many."""
-        self._plain_steps += 1
-        for slot in slots:
-            self._extra[slot] -= 1
 
     def _only_live(self, elements: dict[int, T]) -> dict[int, T]:
         late = elements.keys() - self._live_slots

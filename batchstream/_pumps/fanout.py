@@ -196,7 +196,7 @@ class Fanout(Generic[T]):
             self._plain_buffers = [self.buffers[slot] for slot in live]
             self._plain_appends = [buffer.outputs.append for buffer in self._plain_buffers]
             self._plain_slots = live
-        for append, value in zip(self._plain_appends, values):  # noqa: B905 - the core has counted
+        for append, value in zip(self._plain_appends, values, strict=True):
             append(value)
         return self._plain_buffers
 
@@ -208,7 +208,7 @@ class Fanout(Generic[T]):
             self._add_delivery(delivery)
             return (self.deliveries,)
         given_to = [self.buffers[slot] for slot in slots]
-        for buffer, value in zip(given_to, values):  # noqa: B905 - see above
+        for buffer, value in zip(given_to, values, strict=True):
             buffer.outputs.append(value)
         if len(set(slots)) < len(slots):
             self.free_steps = 0  # a stream got more than one output: count anew
