@@ -42,32 +42,33 @@ def checked_out(revision: str) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(tree)], check=True)  # noqa: S603
 
 
-def run(tree: Path, *command: str) -> str:
-    """Run a command with the package of a tree, and return what it prints."""
+def run(tree: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command with the package of a tree."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"}
     done = subprocess.run(  # noqa: S603 - our own program
         command, env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed with {tree}:\n{done.stdout}{done.stderr}")
-    return done.stdout + done.stderr
+    return done
 
 
 def cpu_time(tree: Path, name: str, rounds: int) -> float:
     """Return the nanoseconds of CPU time for an output: the best of some rounds of a process."""
-    return min(map(float, run(tree, sys.executable, str(HOT_PATHS), name, str(rounds)).split()))
+    done = run(tree, sys.executable, str(HOT_PATHS), name, str(rounds))
+    return min(map(float, done.stdout.split()))
 
 
 def instructions(tree: Path, name: str, rounds: int) -> float:
     """Return the instructions of a process with so many rounds more than none."""
     counts = []
     for number in (0, rounds):
-        said = run(
+        done = run(
             tree,
             *("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"),
             *(sys.executable, str(HOT_PATHS), name, str(number)),
         )
-        [count] = re.findall(r"Collected : (\d+)", said)
+        [count] = re.findall(r"Collected : (\d+)", done.stderr)
         counts.append(int(count))
     return (counts[1] - counts[0]) / rounds
 

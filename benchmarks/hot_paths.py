@@ -16,7 +16,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from batchstream import EOS, AsyncBatchedStream, ContinuousBatcher, batched, demux, token_ids
+from models import Engine, Request
+
+from batchstream import AsyncBatchedStream, ContinuousBatcher, batched, demux, token_ids
 
 OUTPUTS = 40_000
 
@@ -97,39 +99,17 @@ def answers(clients: int) -> int:
     return each * clients
 
 
-class Engine:
-    """A model that gives each request as many outputs as it asks for."""
-
-    def __init__(self) -> None:
-        self._left: dict[int, int] = {}
-
-    def add(self, slot: int, request: int) -> None:
-        """Let a request join."""
-        self._left[slot] = request
-
-    def remove(self, slot: int) -> None:
-        """Let a request leave."""
-        self._left.pop(slot, None)
-
-    def step(self) -> dict[int, object]:
-        """Make a step."""
-        step: dict[int, object] = {}
-        for slot, left in self._left.items():
-            step[slot] = "x" if left else EOS
-            self._left[slot] = left - 1
-        return step
-
-
 def refilled(size: int, longest: int) -> int:
     """Requests that join and leave a continuous batch between its steps."""
-    lengths = [1 + 7 * number % longest for number in range(2 * OUTPUTS // longest)]
+    count = 2 * OUTPUTS // longest
+    requests = [Request(number, 1 + 7 * number % longest) for number in range(count)]
     with ContinuousBatcher(
         Engine, max_batch_size=size, max_pending=OUTPUTS, max_buffered=OUTPUTS
     ) as batcher:
-        for stream in [batcher.stream(length) for length in lengths]:
+        for stream in [batcher.stream(request) for request in requests]:
             for _ in stream:
                 pass
-    return sum(lengths)
+    return sum(request.length for request in requests)
 
 
 WORKLOADS: dict[str, Callable[[], int]] = {

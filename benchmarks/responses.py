@@ -13,21 +13,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import http.client
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import httpx
 from harness import machine, ratios, spread, table
+from models import Engine, Request
 
-from batchstream import EOS, ContinuousBatcher
+from batchstream import ContinuousBatcher, Last
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from support.serving import free_port, running
 
 STREAMS, SECONDS_PER_STEP, OUTPUTS = 64, 0.005, 300
 ROUNDS, QUICK_ROUNDS = 5, 2
@@ -41,44 +45,20 @@ EVENTS = ("frames by hand", "batchstream, sse-starlette", "batchstream, EventsRe
 # ---- the server
 
 
-class Engine:
-    """A model that gives each request as many outputs as it asks for, a step every 5 ms."""
-
-    def __init__(self) -> None:
-        self._left: dict[int, int] = {}
-
-    def add(self, slot: int, request: int) -> None:
-        """Let a request join."""
-        self._left[slot] = request
-
-    def remove(self, slot: int) -> None:
-        """Let a request leave."""
-        self._left.pop(slot, None)
-
-    def step(self) -> dict[int, object]:
-        """Make a step."""
-        time.sleep(SECONDS_PER_STEP)
-        step: dict[int, object] = {}
-        for slot, left in self._left.items():
-            step[slot] = {"n": left} if left else EOS
-            self._left[slot] = left - 1
-        return step
-
-
 class ByHand:
-    """The same model, with a thread that makes its steps while there are requests."""
+    """The model with a thread that makes its steps while there are requests."""
 
     def __init__(self) -> None:
-        self._engine = Engine()
-        self._queues: dict[int, asyncio.Queue[object]] = {}
+        self._engine = Engine(SECONDS_PER_STEP)
+        self._queues: dict[int, asyncio.Queue[str | Last[str]]] = {}
         self._lock = threading.Lock()
         self._arrived = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
 
-    def outputs(self, request: int) -> AsyncIterator[object]:
+    def outputs(self, request: Request) -> AsyncIterator[str]:
         """Let a request join, and return its outputs."""
         self._loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[object] = asyncio.Queue()
+        queue: asyncio.Queue[str | Last[str]] = asyncio.Queue()
         with self._lock:
             slot = next(slot for slot in range(STREAMS) if slot not in self._queues)
             self._queues[slot] = queue
@@ -86,9 +66,10 @@ class ByHand:
         self._arrived.set()
         return self._read(queue)
 
-    async def _read(self, queue: asyncio.Queue[object]) -> AsyncIterator[object]:
-        while (output := await queue.get()) is not EOS:
+    async def _read(self, queue: asyncio.Queue[str | Last[str]]) -> AsyncIterator[str]:
+        while type(output := await queue.get()) is not Last:
             yield output
+        yield output.output
 
     def _run(self) -> None:
         while self._arrived.wait():
@@ -96,7 +77,7 @@ class ByHand:
                 step = self._engine.step()
                 queues = dict(self._queues)
                 for slot, output in step.items():
-                    if output is EOS:
+                    if type(output) is Last:
                         del self._queues[slot]
                         self._engine.remove(slot)
                 if not self._queues:
@@ -104,7 +85,8 @@ class ByHand:
             if step:
                 self._loop.call_soon_threadsafe(self._give, step, queues)
 
-    def _give(self, step: dict[int, object], queues: dict[int, asyncio.Queue[object]]) -> None:
+    @staticmethod
+    def _give(step: Mapping[int, Any], queues: Mapping[int, asyncio.Queue[Any]]) -> None:
         for slot, output in step.items():
             queues[slot].put_nowait(output)
 
@@ -117,7 +99,8 @@ def application() -> Any:
 
     from batchstream.integrations.starlette import EventsResponse, NDJSONResponse  # noqa: PLC0415
 
-    batcher: ContinuousBatcher[int, Any] = ContinuousBatcher(Engine, max_batch_size=STREAMS)
+    engine = partial(Engine, SECONDS_PER_STEP)
+    batcher: ContinuousBatcher[Request, str] = ContinuousBatcher(engine, max_batch_size=STREAMS)
     by_hand = ByHand()
 
     async def lines(outputs: AsyncIterator[object]) -> AsyncIterator[bytes]:
@@ -132,15 +115,19 @@ def application() -> Any:
         async for output in outputs:
             yield json.dumps(output)
 
-    responses: dict[str, Callable[[int], Any]] = {
-        LINES[0]: lambda n: StreamingResponse(lines(by_hand.outputs(n))),
-        LINES[1]: lambda n: StreamingResponse(lines(batcher.astream(n))),
-        LINES[2]: lambda n: NDJSONResponse(batcher.astream(n)),
-        EVENTS[0]: lambda n: StreamingResponse(frames(by_hand.outputs(n))),
-        EVENTS[1]: lambda n: EventSourceResponse(texts(batcher.astream(n))),
-        EVENTS[2]: lambda n: EventsResponse(batcher.astream(n)),
+    responses: dict[str, Callable[[Request], Any]] = {
+        LINES[0]: lambda request: StreamingResponse(lines(by_hand.outputs(request))),
+        LINES[1]: lambda request: StreamingResponse(lines(batcher.astream(request))),
+        LINES[2]: lambda request: NDJSONResponse(batcher.astream(request)),
+        EVENTS[0]: lambda request: StreamingResponse(frames(by_hand.outputs(request))),
+        EVENTS[1]: lambda request: EventSourceResponse(texts(batcher.astream(request))),
+        EVENTS[2]: lambda request: EventsResponse(batcher.astream(request)),
     }
     app = FastAPI()
+
+    @app.get("/health")
+    async def health() -> str:
+        return "up"
 
     @app.get("/cpu")
     async def cpu() -> float:
@@ -148,7 +135,7 @@ def application() -> Any:
 
     @app.get("/{contestant}")
     async def respond(contestant: int, outputs: int) -> Any:
-        return list(responses.values())[contestant](outputs)
+        return list(responses.values())[contestant](Request(0, outputs))
 
     return app
 
@@ -156,41 +143,19 @@ def application() -> Any:
 @contextlib.contextmanager
 def serving() -> Iterator[int]:
     """Run the server in a process of its own; yield its port."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, __file__, "--serve", str(port)])  # noqa: S603
-    try:
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                get(port, "/cpu")
-                break
-            except OSError:
-                assert process.poll() is None, "the server did not start"
-                assert time.monotonic() < until, "the server does not answer"
-                time.sleep(0.05)
-        yield port
-    finally:
-        os.kill(process.pid, signal.SIGINT)
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [__file__, "--serve", str(port)]
+        with running(command, f"http://{HOST}:{port}", Path(folder, "log")):
+            yield port
 
 
 # ---- the clients
 
 
-def get(port: int, path: str) -> bytes:
-    """Return what the server answers."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=PATIENCE)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().read()
-    finally:
-        connection.close()
+def cpu_time(port: int) -> float:
+    """Return how much CPU time the server has taken."""
+    return float(httpx.get(f"http://{HOST}:{port}/cpu", timeout=PATIENCE).text)
 
 
 async def read_stream(port: int, path: str) -> int:
@@ -199,7 +164,7 @@ async def read_stream(port: int, path: str) -> int:
     writer.write(f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
     body = await reader.read()
     writer.close()
-    return body.count(b'"n"')
+    return body.count(b'"0:')
 
 
 async def read_all(port: int, contestant: int) -> None:
@@ -218,9 +183,9 @@ def measured(rounds: int) -> dict[str, list[float]]:
         for number in range(rounds + 1):
             for shift in range(len(names)):
                 contestant = (number + shift) % len(names)
-                before = float(get(port, "/cpu"))
+                before = cpu_time(port)
                 asyncio.run(read_all(port, contestant))
-                taken = float(get(port, "/cpu")) - before
+                taken = cpu_time(port) - before
                 if number:  # the first round is not measured
                     figures[names[contestant]].append(taken / (STREAMS * OUTPUTS) * 1e6)
     return figures
