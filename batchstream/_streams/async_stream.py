@@ -97,7 +97,7 @@ class AsyncStreamReader(Generic[T]):
                             else:
                                 await waiter
                     except (RuntimeError, TypeError):  # of asyncio, and of trio
-                        self._check_loop()
+                        _check_loop(self._lot, buffer)
                         raise
                     finally:
                         buffer.awaited = False  # first: an exception may strike behind the call
@@ -119,8 +119,12 @@ class AsyncStreamReader(Generic[T]):
     def _attach(self) -> Waiter:
         """Bind the stream to the event loop that runs this, and return its waiter."""
         upstream, buffer = self._upstream, self._buffer
-        loop = current_loop()
-        lot = upstream.attach(buffer, loop)
+        try:
+            loop = current_loop()
+            lot = upstream.attach(buffer, loop)
+        except BaseException:
+            del self  # as in `__anext__`
+            raise
         lot.streams.add(self)
         self._waiting = lot.waiting
         self._lot = lot
@@ -134,19 +138,19 @@ class AsyncStreamReader(Generic[T]):
         if not self._buffer.ends:
             self._upstream.cancel(self._buffer)
 
-    def _check_loop(self) -> None:
-        """Raise if an output is awaited in another loop than the first."""
-        lot = self._lot
-        if lot is not None and lot.loop is not None and not lot.loop.is_here:
-            raise RuntimeError(
-                f"{self._buffer.name} belongs to the event loop that first waited for it, "
-                f"and cannot be waited for in another"
-            ) from None
-
     def _concurrent(self) -> ConcurrentConsumerError:
         return ConcurrentConsumerError(
             f"{self._buffer.name} has one consumer at a time, and another task waits for it"
         )
+
+
+def _check_loop(lot: Lot | None, buffer: Buffer[Any]) -> None:
+    """Raise if an output is awaited in another loop than the first."""
+    if lot is not None and lot.loop is not None and not lot.loop.is_here:
+        raise RuntimeError(
+            f"{buffer.name} belongs to the event loop that first waited for it, "
+            f"and cannot be waited for in another"
+        ) from None
 
 
 async def _wait_and_poll(

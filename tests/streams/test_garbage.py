@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import sys
+import threading
 import weakref
 from contextlib import suppress
 
@@ -110,6 +111,47 @@ def test_a_receive_that_was_cancelled_does_not_keep_the_stream(polls):
             assert dropped() is None
             assert raised.value is not None
             gate.opened.set()
+
+    asyncio.run(main())
+
+
+async def one_output():
+    yield [Output()]
+    await asyncio.Event().wait()
+
+
+def keep_error(run_receive, receiving, errors):
+    """Run a receive, and keep what it raises. No frame of this refers to the stream."""
+    try:
+        run_receive(receiving)
+    except RuntimeError as error:
+        errors.append(error)
+
+
+@pytest.mark.rule(25)
+def test_a_receive_that_is_refused_without_a_loop_does_not_keep_the_stream():
+    errors = []
+    [stream] = demux(one_output(), size=1)
+    keep_error(lambda receiving: receiving.send(None), anext(stream), errors)
+    dropped = weakref.ref(stream)
+    del stream
+    assert dropped() is None
+    assert errors
+
+
+@pytest.mark.rule(22, 25)
+def test_a_receive_that_is_refused_in_a_second_loop_does_not_keep_the_stream():
+    async def main():
+        errors = []
+        [stream] = demux(one_output(), size=1)
+        await anext(stream)
+        other = threading.Thread(target=keep_error, args=(asyncio.run, anext(stream), errors))
+        other.start()
+        other.join(TIMEOUT)
+        dropped = weakref.ref(stream)
+        del stream
+        assert dropped() is None
+        assert "belongs to the event loop" in str(errors)
 
     asyncio.run(main())
 
