@@ -117,19 +117,23 @@ class BackgroundPump(ABC, Generic[T]):
 
     def cancel(self, buffer: Buffer[Any]) -> None:
         """Cancel one stream."""
-        if self.forked:
-            return
-        self.fanout.cancel(buffer)
-        if not self.ended:
-            self._wake((buffer,))
-            self._after_departure()
+        if not self.forked:
+            self.fanout.cancel(buffer)
+            self._follow_up(buffer)
 
     def fail_stream(self, buffer: Buffer[Any], error: BaseException) -> None:
         """Fail one stream, behind what is buffered, unless it has ended."""
-        if not buffer.ends:
-            self.fanout.fail_stream(buffer, error)
-            self.depart(buffer)
+        self.fanout.fail_stream(buffer, error)
+        self._follow_up(buffer)
+
+    def _follow_up(self, buffer: Buffer[Any]) -> None:
+        """Wake the consumer and the pump; also of a stream that an earlier call has ended.
+
+        That call may have been broken off by a signal's exception.
+        """
+        if not self.ended:
             self._wake((buffer,))
+            self._after_departure()
 
     def depart(self, buffer: Buffer[Any]) -> None:
         """Queue a stream for the core that has ended otherwise than by a step."""
@@ -257,8 +261,6 @@ class BackgroundPump(ABC, Generic[T]):
             hooks.before_step()
         if self._closing:
             fanout.cancel_all()
-            # The thread that closes may have set an end, and not have queued it yet.
-            fanout.departures.extend(fanout.buffers)
         if fanout.departures:
             fanout.apply_departures()
         if self._room.ends_slow and not fanout.free_steps and fanout.view != "by time":
@@ -285,7 +287,7 @@ class BackgroundPump(ABC, Generic[T]):
         return seconds if limit is None else limit if seconds is None else min(limit, seconds)
 
     def _end_slow(self, buffer: Buffer[Any]) -> None:
-        self.fanout.fail_stream(buffer, self._room.slow_error(buffer))
+        self.fanout.end_stream(buffer, self._room.slow_error(buffer))
         self.fanout.core.cancel(buffer.slot)
         self._wake((buffer,))
 
@@ -312,7 +314,7 @@ class BackgroundPump(ABC, Generic[T]):
         if fanout.departures:
             fanout.apply_departures()
         for buffer in list(fanout.live_buffers):  # none, unless the pump itself has failed
-            fanout.fail_stream(buffer, SourceError("the pump has ended unexpectedly"))
+            fanout.end_stream(buffer, SourceError("the pump has ended unexpectedly"))
         fanout.forget_live()
         fanout.end_deliveries()
         self._wake([*fanout.buffers, fanout.deliveries])

@@ -108,17 +108,20 @@ class Fanout(Generic[T]):
             if buffer in self.live_buffers:
                 self.cancel(buffer)
 
-    def fail_stream(self, buffer: Buffer[T], error: BaseException) -> StreamEnd:
-        """End a stream with an error, unless it has an end, and return its end."""
+    def fail_stream(self, buffer: Buffer[T], error: BaseException) -> None:
+        """End a stream with an error, unless it has ended, and queue it for the core."""
+        if buffer in self.live_buffers:
+            self._set_error(buffer, error)
+            self.depart(buffer)
+
+    def _set_error(self, buffer: Buffer[T], error: BaseException) -> None:
         given = self.core.given(buffer.slot)
         buffer.finish(StreamEnd(FinishReason.ERROR, given, error=error))
-        self.live_buffers.discard(buffer)
-        return buffer.ends[0]
 
     def depart(self, buffer: Buffer[T]) -> None:
         """Queue a stream for the core that has ended otherwise than by a step."""
         self.departures.append(buffer)
-        # Last: a cancel that was broken off before, by a signal's exception, can be made again.
+        # Last: what was broken off before, by a signal's exception, can be made again.
         self.live_buffers.discard(buffer)
 
     def statistics(self) -> Statistics:
@@ -224,6 +227,12 @@ class Fanout(Generic[T]):
             finished.append(buffer)
         return finished
 
+    def end_stream(self, buffer: Buffer[T], error: BaseException) -> StreamEnd:
+        """End a stream with an error, unless it has an end, and return its end."""
+        self._set_error(buffer, error)
+        self.live_buffers.discard(buffer)
+        return buffer.ends[0]
+
     def fail(self, error: BaseException) -> Sequence[object]:
         """Fail the streams that have no end yet, and return their buffers.
 
@@ -238,7 +247,7 @@ class Fanout(Generic[T]):
                 self.core.cancel(slot)
         # Not the core's ends: something may have broken off between the core and the buffers.
         endless = [buffer for buffer in self.buffers if not buffer.ends]
-        ends = [(buffer.slot, self.fail_stream(buffer, error)) for buffer in endless]
+        ends = [(buffer.slot, self.end_stream(buffer, error)) for buffer in endless]
         if not ends:
             return ()
         if self.view == "by time":
@@ -280,5 +289,5 @@ class Fanout(Generic[T]):
         """End all streams that no pump of this process will ever end."""
         for buffer in self.buffers:
             if not buffer.ends:
-                self.fail_stream(buffer, error)
+                self.end_stream(buffer, error)
         self.deliveries.finish(StreamEnd(FinishReason.ERROR, 0, error=error))

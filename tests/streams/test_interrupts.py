@@ -218,6 +218,26 @@ def test_a_cancel_that_is_interrupted_anywhere_can_be_made_again(form, again):
     assert line > 10
 
 
+@pytest.mark.rule(13, 15)
+def test_a_failing_that_is_interrupted_anywhere_can_be_made_again():
+    error = ValueError("too late")
+    for line in itertools.count(1):
+        source = ScriptedSource([["a", "x"]] * 3)
+        batch = BatchedStream(source, 2, background=True, max_buffered=2)
+        assert next(batch[0]) == "a"
+        batch[0].cancel()
+        fail = partial(knobs.fail_from_outside, batch[1], error)
+        where = at_line(line, fail, files=knobs.files_of_pumps(), within=knobs.CODE_OF_FAILING)
+        fail()
+        assert batch.live == (), where
+        knobs.wait_until_closed(batch)
+        assert batch[1].end.error is error, where
+        assert source.closed == 1, where
+        if where is None:
+            break
+    assert line > 10
+
+
 @pytest.mark.rule(4)
 def test_an_interrupt_anywhere_in_a_drain_keeps_what_was_buffered():
     for line in itertools.count(1):

@@ -20,6 +20,7 @@ from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
 from batchstream._core.demultiplexer import Demultiplexer
 from batchstream._eventloops.base import OUTPUTS_PER_TURN
 from batchstream._handoff.buffer import Buffer
+from batchstream._pumps.background import BackgroundPump
 from batchstream._pumps.fanout import Fanout
 from batchstream._pumps.life import Life
 from batchstream._pumps.pull import PullPump
@@ -202,6 +203,11 @@ def is_paused(batch):
     return pump_of(batch)._room._resume is not None
 
 
+def fail_from_outside(stream, error):
+    """Do what a deadline does that passes while the model is in a step."""
+    stream._upstream.fail_stream(stream._buffer, error)
+
+
 def wait_until_closed(batch):
     """Wait in this thread until the batch's source is closed by its pump."""
     pump_of(batch).closed.wait()
@@ -293,6 +299,9 @@ _MODULES_OF_CANCEL = (
 
 CODES_OF_CANCEL = {"pulled": PullPump.cancel.__code__, "background": ThreadPump.cancel.__code__}
 """What cancels a stream of a batch."""
+
+CODE_OF_FAILING = BackgroundPump.fail_stream.__code__
+"""What fails a stream of a batch from outside, as a deadline does."""
 
 CODE_OF_ASYNC_RECEIVE = AsyncStreamReader.__anext__.__code__
 """What a receive in an event loop runs."""
