@@ -186,7 +186,7 @@ def release(waiter: Any) -> None:
     """Resume a thread that waits in a lock; harmless if it was resumed already."""
     try:
         waiter.release()
-    except RuntimeError:
+    except RuntimeError:  # it is not locked any more
         pass
 
 

@@ -243,6 +243,27 @@ def test_memory_entries_of_requests_that_have_left_are_tidied_up():
     assert not made._groups
 
 
+@pytest.mark.parametrize("batch_timeout", [0.0, 1.0])
+def test_a_request_whose_adding_was_interrupted_leaves_no_group_behind(batch_timeout):
+    class Interrupted(Ticket):
+        hashed = 0
+
+        def __hash__(self):
+            self.hashed += 1
+            if self.hashed == 2:  # as it is added to its group
+                raise KeyboardInterrupt
+            return super().__hash__()
+
+    made, _ = queue_of(batch_timeout=batch_timeout)
+    request = Interrupted("a1", "a")
+    with pytest.raises(KeyboardInterrupt):
+        made.append(request, no_room)
+    assert made.remove(request)
+    assert not made.has_group("a")
+    assert made.ready_at() is None
+    assert made.take(5.0, slots=SIZE) == []
+
+
 # ---- against a naive model
 
 

@@ -156,6 +156,21 @@ def test_a_receive_that_is_refused_in_a_second_loop_does_not_keep_the_stream():
     asyncio.run(main())
 
 
+@pytest.mark.rule(25)
+def test_what_the_last_step_gave_a_cancelled_stream_is_freed_though_the_batch_is_kept():
+    def source():
+        yield [Output(), Output()]
+        batch.cancel(0)  # of which the step that is being made does not know yet
+        late = Output()
+        given.append(weakref.ref(late))
+        yield [late, Output()]
+
+    given = []
+    batch = BatchedStream(source(), 2)
+    assert len(list(batch[1])) == 2
+    assert [ref() for ref in given] == [None]
+
+
 def test_a_finished_stream_that_is_kept_holds_no_outputs():
     def source():
         for _ in range(5):
