@@ -423,6 +423,12 @@ def test_token_ids_end_plain_steps_of_numbers_and_of_mixed_kinds():
     assert [list(stream) for stream in streams] == [[5], ["x", 4]]
 
 
+def test_a_token_id_that_is_equal_to_no_number_ends_its_stream():
+    """As a tensor without dimensions does: by its hash it is no number."""
+    first, second = demux([[5, 5], [OneAgain(), 6], [7, 7]], is_eos=token_ids(1))
+    assert [list(first), list(second)] == [[5], [5, 6, 7]]
+
+
 @pytest.mark.parametrize(
     ("ids", "error"), [((), ValueError), (("2",), TypeError), ((True,), TypeError)]
 )
