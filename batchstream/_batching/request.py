@@ -171,6 +171,5 @@ class Request(Buffer[T]):
 
     def finish(self, end: StreamEnd) -> None:
         """Set the end, unless there is one, and queue itself to be reaped."""
-        # Not `super()`: this is run for every request, and by finalizers.
-        self.ends.append(end)
+        super().finish(end)
         self._ended_requests.append(self)

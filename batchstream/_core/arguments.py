@@ -71,14 +71,13 @@ def check_eos(eos: object, is_eos: object) -> None:
 def check_max_outputs(max_outputs: object, size: int) -> list[int]:
     """Return the limit of each slot, `UNLIMITED` where it has none."""
     if not isinstance(max_outputs, Sequence) or isinstance(max_outputs, str | bytes):
-        return [check_count("max_outputs", max_outputs, at_least=1)] * size
+        return [check_limit(max_outputs)] * size
     if len(max_outputs) != size:
         raise ValueError(
             f"max_outputs has {len(max_outputs)} entries, expected {size} (one per slot)"
         )
     return [
-        UNLIMITED if limit is None else check_count("max_outputs", limit, at_least=1)
-        for limit in max_outputs
+        UNLIMITED if limit is None else check_limit(limit) for limit in max_outputs
     ]
 
 
@@ -110,6 +109,11 @@ def check_count(name: str, value: object, *, at_least: int) -> int:
     if number < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {number}")
     return number
+
+
+def check_limit(max_outputs: object) -> int:
+    """Return how many outputs one occupant of a slot is given at most."""
+    return min(check_count("max_outputs", max_outputs, at_least=1), UNLIMITED)
 
 
 def check_seconds(name: str, value: object) -> float:

@@ -32,9 +32,15 @@ from typing import Any, Final, Generic, Literal
 
 from typing_extensions import TypeVar
 
-from batchstream._core.arguments import UNLIMITED, check_count, check_max_outputs
-from batchstream._core.errors import ClosedError, MissingEOSError, StepError
+from batchstream._core.arguments import UNLIMITED, check_count, check_limit, check_max_outputs
+from batchstream._core.errors import (
+    StepError,
+    batch_over_error,
+    missing_eos_error,
+    no_slot_error,
+)
 from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many
+from batchstream._core.native import native
 from batchstream._core.records import Delivery, FinishReason, Statistics, StreamEnd
 from batchstream._core.rules import EndRules
 from batchstream._core.steps import Elements, are_numbers, picker, read_step
@@ -282,12 +288,7 @@ class Demultiplexer(Generic[T]):
         for slot in self.live:
             if self._rules.require_eos:
                 given = self.given(slot)
-                error = MissingEOSError(
-                    f"the source ended after {given} outputs for slot {slot}, "
-                    f"before its end mark (require_eos)",
-                    slot=slot,
-                    outputs=given,
-                )
+                error = missing_eos_error(slot, given)
                 self._finish(draft, slot, FinishReason.ERROR, error=error)
             else:
                 self._finish(draft, slot, FinishReason.EXHAUSTED)
@@ -313,7 +314,7 @@ class Demultiplexer(Generic[T]):
             IndexError: There is no such slot.
         """
         if not 0 <= slot < self._size:
-            raise self._no_slot(slot)
+            raise no_slot_error(slot, self._size)
         draft: _Draft[T] = _Draft()
         if slot in self._live_slots:
             self._finish(draft, slot, FinishReason.CANCELLED)
@@ -332,10 +333,10 @@ class Demultiplexer(Generic[T]):
             ClosedError: The batch has ended or failed.
         """
         if not 0 <= slot < self._size:
-            raise self._no_slot(slot)
+            raise no_slot_error(slot, self._size)
         limit = self._initial_limits[slot]
         if max_outputs is not None:
-            limit = check_count("max_outputs", max_outputs, at_least=1)
+            limit = check_limit(max_outputs)
         if (self._state, "open") not in BATCH_TRANSITIONS:
             self._advance("open")  # raises
         if slot in self._live_slots:
@@ -365,11 +366,7 @@ class Demultiplexer(Generic[T]):
         try:
             self._state = BATCH_TRANSITIONS[self._state, event]
         except KeyError:
-            message = f"cannot {event}: the batch has {self._state}"
-            raise ClosedError(message) from self._error
-
-    def _no_slot(self, slot: object) -> IndexError:
-        return IndexError(f"no slot {slot!r}, expected slots from 0 to {self._size - 1}")
+            raise batch_over_error(event, self._state, self._error) from self._error
 
     def _refresh(self) -> tuple[int, ...]:
         """Work out, after a change of the live slots, what the plain steps to come rest on."""
@@ -538,6 +535,19 @@ def core_of(
     Raises:
         TypeError, ValueError: `max_outputs` is no limit, or has another size.
     """
+    if native is not None:
+        limits = [UNLIMITED] * size
+        if max_outputs is not None:
+            limits = check_max_outputs(max_outputs, size)
+        return native.Core(  # type: ignore[no-any-return]
+            limits,
+            rules.eos,
+            rules.is_eos,
+            rules.ids,
+            rules.include_eos,
+            rules.require_eos,
+            vacant,
+        )
     core: Demultiplexer[T] = Demultiplexer.__new__(Demultiplexer)
     core._start(rules, size, max_outputs, vacant=vacant)  # noqa: SLF001 - without __init__'s checks
     return core

@@ -61,6 +61,16 @@ class MissingEOSError(SourceError):
         self.outputs = outputs
 
 
+def missing_eos_error(slot: int, given: int) -> MissingEOSError:
+    """Return the error of a slot that is live when the source ends, with `require_eos`."""
+    return MissingEOSError(
+        f"the source ended after {given} outputs for slot {slot}, "
+        f"before its end mark (require_eos)",
+        slot=slot,
+        outputs=given,
+    )
+
+
 class BufferOverflowError(BatchStreamError):
     """Pulling one more step would exceed `max_buffered`; nothing was pulled and nothing is lost.
 
@@ -121,6 +131,18 @@ class DeadlineError(BatchStreamError):
 
 class ClosedError(BatchStreamError):
     """The object was closed, and the call needs it open."""
+
+
+def batch_over_error(event: str, state: str, failure: BaseException | None) -> ClosedError:
+    """Return the error of a call that a batch which has ended or failed refuses."""
+    error = ClosedError(f"cannot {event}: the batch has {state}")
+    error.__cause__ = failure
+    return error
+
+
+def no_slot_error(slot: object, size: int) -> IndexError:
+    """Return the error of a call that names a slot which does not exist."""
+    return IndexError(f"no slot {slot!r}, expected slots from 0 to {size - 1}")
 
 
 def consumer_error(error: BaseException) -> Exception:

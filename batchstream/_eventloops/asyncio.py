@@ -9,6 +9,7 @@ from itertools import islice
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final
 
+from batchstream._core.native import native
 from batchstream._eventloops.base import InterruptedStep, LoopClosedError
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ class AsyncioWaiter:
         finally:  # also after a KeyboardInterrupt that leaves a resumed task
             if length_hint(waiters):
                 loop.call_soon(AsyncioWaiter.resume_all, waiters, loop)
+
+
+if native is not None and not TYPE_CHECKING:
+    AsyncioWaiter = native.AsyncioWaiter
 
 
 class AsyncioEventLoop:

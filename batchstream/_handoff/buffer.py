@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import consumer_error
+from batchstream._core.native import native
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,3 +151,7 @@ class Buffer(Generic[T]):
         queued, and resumes the pump. Otherwise the pump could make a step for it before.
         """
         return self.cancelled or len(self.outputs) >= limit
+
+
+if native is not None and not TYPE_CHECKING:
+    Buffer = native.Buffer

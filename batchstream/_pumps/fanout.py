@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import begin_in_source, forget_context
+from batchstream._core.native import native
 from batchstream._core.records import Delivery, FinishReason, StreamEnd
 from batchstream._handoff.buffer import Buffer
 
@@ -190,6 +191,8 @@ class Fanout(Generic[T]):
 
     def take(self, step: object, live: tuple[int, ...]) -> Sequence[object]:
         """Hand out a step, and return the buffers that got something or ended."""
+        if native is not None:
+            return self._take_natively(step)
         values = self.core.feed_plain(step)
         if values is None:
             return self.hand_out(self.core.feed_other(step))
@@ -202,6 +205,15 @@ class Fanout(Generic[T]):
         for append, value in zip(self._plain_appends, values, strict=True):
             append(value)
         return self._plain_buffers
+
+    def _take_natively(self, step: object) -> Sequence[object]:
+        core: Any = self.core
+        if self.view == "by time":
+            return self.hand_out(core.feed(step))
+        touched: Sequence[object] = core.take(step, self.buffers, self.live_buffers)
+        if core.gave_many:
+            self.free_steps = 0  # as in `hand_out`
+        return touched
 
     def hand_out(self, delivery: Delivery[T]) -> Sequence[object]:
         """Hand out what the core decided, and return the buffers that got something or ended."""

@@ -26,6 +26,7 @@ from batchstream._core.errors import (
     BufferOverflowError,
     report_unraisable,
 )
+from batchstream._core.native import native
 from batchstream._pumps.fanout import Fanout
 from batchstream._pumps.process import forkable, forked_batch_error
 
@@ -36,7 +37,32 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NO_THREAD: Final = 0
+NO_THREAD: Final = 0
+
+
+class Role:
+    """The right to touch the source and the core.
+
+    Attributes:
+        lock: Taken by the thread that has the role.
+        holder: That thread, or `NO_THREAD`.
+    """
+
+    __slots__ = ("holder", "lock")
+
+    def __init__(self, *_: object) -> None:
+        self.lock = Lock()
+        self.holder = NO_THREAD
+
+    def quicken(self, *_: object) -> None:
+        """Let receives make steps without the pump; the native core does."""
+
+    def slow_down(self) -> None:
+        """Let receives ask the pump again for every step."""
+
+
+if native is not None and not TYPE_CHECKING:
+    Role = native.Role
 
 
 class PullPump(Generic[T]):
@@ -49,6 +75,7 @@ class PullPump(Generic[T]):
 
     Attributes:
         fanout: The core and the buffers.
+        role: The right to touch the source and the core.
         times_out: Whether a receive can have a timeout: no, as the source runs in its thread.
         forked: Whether this is a copy in a forked child, of no use there.
         consumers: Which thread waits for which buffer.
@@ -65,8 +92,7 @@ class PullPump(Generic[T]):
         self._source = source
         self._max_buffered = max_buffered
         self._closed = False  # whether the source was closed, as no stream was live any more
-        self._role = Lock()
-        self._holder = _NO_THREAD
+        self.role = self._new_role()
         forkable.add(self)
         self._close_if_idle()
 
@@ -92,12 +118,12 @@ class PullPump(Generic[T]):
         """
         del deadline  # see `times_out`
         me = get_ident()
-        if self._holder == me or self.forked:
+        if self.role.holder == me or self.forked:
             raise self._refusal()
         fanout = self.fanout
         try:
-            with self._role:
-                self._holder = me
+            with self.role.lock:
+                self.role.holder = me
                 try:
                     if fanout.view is None or buffer.refusal is not None:
                         fanout.read_buffer(buffer)
@@ -108,7 +134,7 @@ class PullPump(Generic[T]):
                             self._check_room(self._max_buffered)
                         self._make_step()
                 finally:
-                    self._holder = _NO_THREAD
+                    self.role.holder = NO_THREAD
         finally:
             # Behind the role: a cancel during the step was queued, and left to this thread.
             if fanout.departures:
@@ -123,11 +149,11 @@ class PullPump(Generic[T]):
         self.fanout.cancel_all()
         me = get_ident()
         # A source that closes its own batch leaves the rest to the holder, after this step.
-        if self.forked or self._holder == me:
+        if self.forked or self.role.holder == me:
             return
         try:
-            with self._role:
-                self._holder = me
+            with self.role.lock:
+                self.role.holder = me
                 try:
                     try:
                         self._source.close()
@@ -137,12 +163,16 @@ class PullPump(Generic[T]):
                         self.fanout.drop_unreported()
                         self._close_if_idle()
                 finally:
-                    self._holder = _NO_THREAD
+                    self.role.holder = NO_THREAD
         finally:
             if self.fanout.departures:
                 self._apply_departures_if_free()
 
     # ---- the role
+
+    def _new_role(self) -> Role:
+        fanout = self.fanout
+        return Role(fanout.core, fanout.buffers, fanout.live_buffers, fanout.departures)
 
     def _refusal(self) -> Exception:
         if self.forked:
@@ -155,15 +185,15 @@ class PullPump(Generic[T]):
             taken: list[bool] = []
             try:
                 # One call in C takes the role and records that: a signal's exception finds it.
-                taken.extend(filter(None, map(self._role.acquire, (False,))))
+                taken.extend(filter(None, map(self.role.lock.acquire, (False,))))
                 if not taken:
                     return
-                self._holder = get_ident()
+                self.role.holder = get_ident()
                 self._apply_departures()
             finally:
                 if taken:
-                    self._holder = _NO_THREAD
-                    self._role.release()
+                    self.role.holder = NO_THREAD
+                    self.role.lock.release()
             if not self.fanout.departures:
                 return
 
@@ -177,6 +207,7 @@ class PullPump(Generic[T]):
         if not self.fanout.core.has_live:
             self.fanout.forget_live()
             self.fanout.end_deliveries()
+            self.role.slow_down()
             self._source.close_quietly()
             self._closed = True
 
@@ -215,6 +246,19 @@ class PullPump(Generic[T]):
             self._fail(failure)
         elif not fanout.live_buffers:
             self._close_if_idle()
+        elif self._max_buffered is None and fanout.view == "by slot":
+            source = self._source
+            self.role.quicken(source.advance, source.plain_iterator, source.context)
+
+    # ---- for a receive that makes steps by itself; with the role
+
+    def _source_over(self) -> None:
+        try:
+            self.fanout.hand_out(self.fanout.core.finish())
+        except BaseException as error:  # noqa: BLE001 - as in `_make_step`
+            self._fail(error)
+        else:
+            self._close_if_idle()
 
     def _fail(self, error: BaseException) -> None:
         failed = self.fanout.fail(error)
@@ -228,7 +272,8 @@ class PullPump(Generic[T]):
 
     def refuse_after_fork(self) -> None:
         """Make every use fail: the source belongs to the parent, and so may the role."""
-        self._role = Lock()
+        self.role.slow_down()
+        self.role = self._new_role()
         self.forked = True
         self.consumers = {}
         self.fanout.refuse_after_fork()

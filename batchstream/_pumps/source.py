@@ -38,6 +38,7 @@ class Source:
     """A synchronous source of steps, which runs in a copy of the context in which this is made.
 
     Attributes:
+        context: That copy.
         advance: A function that is given the live slots and returns the next step. A source with a
             `send` method receives them: `live = yield step`. It raises `StopIteration` after the
             last step, and what the source raises.
@@ -54,8 +55,8 @@ class Source:
             )
         if not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
             raise TypeError(f"source must be an iterable of steps, got {type(source).__name__}")
-        self._context = copy_context()
-        self._iterator: Iterator[Any] = self._context.run(iter, source)
+        self.context = copy_context()
+        self._iterator: Iterator[Any] = self.context.run(iter, source)
         # A generator can be sent nothing before its first yield: the first call differs.
         self.advance: Callable[[tuple[int, ...]], object] = self._first
 
@@ -67,8 +68,8 @@ class Source:
         elif isinstance(iterator, GeneratorType):
             self.advance = self._send
         else:
-            self.advance = partial(self._context.run, send)
-        return self._context.run(next, iterator)
+            self.advance = partial(self.context.run, send)
+        return self.context.run(next, iterator)
 
     def _send(self, live: tuple[int, ...]) -> object:
         # In the midst of `yield from`, what is sent goes to an inner iterator, which may have no
@@ -77,12 +78,20 @@ class Source:
         while (inner := inner.gi_yieldfrom) is not None:
             if not isinstance(inner, GeneratorType):
                 if not hasattr(inner, "send"):
-                    return self._context.run(next, self._iterator)
+                    return self.context.run(next, self._iterator)
                 break
-        return self._context.run(self._iterator.send, live)  # type: ignore[attr-defined]
+        return self.context.run(self._iterator.send, live)  # type: ignore[attr-defined]
 
     def _next(self, _: tuple[int, ...]) -> object:
-        return self._context.run(next, self._iterator)
+        return self.context.run(next, self._iterator)
+
+    @property
+    def plain_iterator(self) -> Iterator[Any] | None:
+        """The iterator, if it is a generator, or is sent nothing: it can be advanced without us."""
+        iterator = self._iterator
+        if isinstance(iterator, GeneratorType) or not hasattr(iterator, "send"):
+            return iterator
+        return None
 
     def peek(self) -> object:
         """Return the first step, which `advance` will return again.
@@ -133,7 +142,7 @@ class Source:
         self.advance = _advance_closed
         close = getattr(iterator, "close", None)
         if close is not None:
-            self._context.run(close)
+            self.context.run(close)
 
     def close_quietly(self) -> None:
         """Close the iterator where no caller waits for it, as Python closes a dropped generator.

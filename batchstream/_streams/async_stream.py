@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, final
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import ConcurrentConsumerError
+from batchstream._core.native import native
 from batchstream._eventloops.base import OUTPUTS_PER_TURN
 from batchstream._eventloops.current import current_loop
 from batchstream._streams.base import AnyStream
@@ -93,11 +94,11 @@ class AsyncStreamReader(Generic[T]):
                         # Once more: what came before the parking wakes no waiter.
                         if not (buffer.outputs or buffer.ends):
                             if self._polls:
-                                await _wait_and_poll(self._lot, waiter, self._upstream, buffer)
+                                await self._wait_and_poll()
                             else:
                                 await waiter
                     except (RuntimeError, TypeError):  # of asyncio, and of trio
-                        _check_loop(self._lot, buffer)
+                        self._check_loop()
                         raise
                     finally:
                         buffer.awaited = False  # first: an exception may strike behind the call
@@ -144,24 +145,39 @@ class AsyncStreamReader(Generic[T]):
         )
 
 
-def _check_loop(lot: Lot | None, buffer: Buffer[Any]) -> None:
-    """Raise if an output is awaited in another loop than the first."""
-    if lot is not None and lot.loop is not None and not lot.loop.is_here:
-        raise RuntimeError(
-            f"{buffer.name} belongs to the event loop that first waited for it, "
-            f"and cannot be waited for in another"
-        ) from None
+    def _check_loop(self) -> None:
+        """Raise if an output is awaited in another loop than the first."""
+        lot, buffer = self._lot, self._buffer
+        del self  # as in `__anext__`
+        if lot is not None and lot.loop is not None and not lot.loop.is_here:
+            raise RuntimeError(
+                f"{buffer.name} belongs to the event loop that first waited for it, "
+                f"and cannot be waited for in another"
+            ) from None
+
+    async def _wait_and_poll(self) -> None:
+        """Wait, and poll from time to time where it may be that no pump wakes this consumer."""
+        lot, waiter, upstream, buffer = self._lot, self._waiter, self._upstream, self._buffer
+        del self  # as in `__anext__`
+        assert lot is not None  # noqa: S101 - for the type checker
+        assert waiter is not None  # noqa: S101
+        loop = lot.loop
+        assert loop is not None  # noqa: S101
+        await loop.wait(waiter, upstream.poll_after(buffer, loop))
+        upstream.poll(buffer)
 
 
-async def _wait_and_poll(
-    lot: Lot | None, waiter: Waiter, upstream: AsyncUpstream, buffer: Buffer[Any]
-) -> None:
-    """Wait, and poll from time to time where it may be that no pump wakes this consumer."""
-    assert lot is not None  # noqa: S101 - for the type checker
-    loop = lot.loop
-    assert loop is not None  # noqa: S101
-    await loop.wait(waiter, upstream.poll_after(buffer, loop))
-    upstream.poll(buffer)
+if native is not None and not TYPE_CHECKING:
+
+    class AsyncStreamReader(native.AsyncStreamReader):
+        """The same, natively; what is rare is done in Python here too."""
+
+        __slots__ = ()
+        _attach = AsyncStreamReader._attach
+        _cancel_with_loop = AsyncStreamReader._cancel_with_loop
+        _check_loop = AsyncStreamReader._check_loop
+        _concurrent = AsyncStreamReader._concurrent
+        _wait_and_poll = AsyncStreamReader._wait_and_poll
 
 
 @final

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, final
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import ConcurrentConsumerError
+from batchstream._core.native import native
 from batchstream._streams.base import AnyStream
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class StreamReader(Generic[T]):
             outputs = buffer.outputs  # in a local: a cancel takes it from the buffer
             if not outputs:
                 try:
-                    _wait(buffer, self._upstream, None)
+                    self._wait(None)
                 except BaseException:
                     del self  # which this frame would keep alive, and the error keeps the frame
                     raise
@@ -64,45 +65,56 @@ class StreamReader(Generic[T]):
         """Take all that is buffered."""
         me = get_ident()
         if self._upstream.consumers.get(self._buffer, me) != me:
-            raise _concurrent(self._buffer)
+            raise self._concurrent()
         return self._buffer.take_all()
 
+    def _wait(self, deadline: float | None) -> None:
+        """Let the upstream fill the empty buffer, for as long as the stream has not ended.
 
-def _wait(buffer: Buffer[Any], upstream: SyncUpstream, deadline: float | None) -> None:
-    """Let the upstream fill an empty buffer, for as long as its stream has not ended.
+        Args:
+            deadline: Until when to wait, on the monotonic clock.
 
-    Args:
-        buffer: The buffer.
-        upstream: What fills it.
-        deadline: Until when to wait, on the monotonic clock.
+        Raises:
+            StopIteration: The stream has ended.
+            Exception: The stream's error, once.
+            TimeoutError: The deadline came first.
+            ConcurrentConsumerError: Another thread waits.
+        """
+        buffer, upstream = self._buffer, self._upstream
+        del self  # a wait does not keep the stream alive
+        me = get_ident()
+        if (on_room := buffer.on_room) is not None:  # the receive before was broken off
+            on_room(buffer)
+        if buffer.ends:
+            if not buffer.outputs:  # behind the end: the last output was added before it
+                buffer.conclude()
+                raise StopIteration
+        # Both asked and claimed, so that of two threads that come at once one is refused.
+        elif upstream.consumers.setdefault(buffer, me) != me:
+            raise _concurrent(buffer)
+        else:
+            try:
+                upstream.wait(buffer, deadline)
+            finally:
+                upstream.consumers.pop(buffer, None)
 
-    Raises:
-        StopIteration: The stream has ended.
-        Exception: The stream's error, once.
-        TimeoutError: The deadline came first.
-        ConcurrentConsumerError: Another thread waits.
-    """
-    me = get_ident()
-    if (on_room := buffer.on_room) is not None:  # the receive before was broken off
-        on_room(buffer)
-    if buffer.ends:
-        if not buffer.outputs:  # behind the end: the last output was added before it
-            buffer.conclude()
-            raise StopIteration
-    # Both asked and claimed, so that of two threads that come at once one is refused.
-    elif upstream.consumers.setdefault(buffer, me) != me:
-        raise _concurrent(buffer)
-    else:
-        try:
-            upstream.wait(buffer, deadline)
-        finally:
-            upstream.consumers.pop(buffer, None)
+    def _concurrent(self) -> ConcurrentConsumerError:
+        return _concurrent(self._buffer)
 
 
 def _concurrent(buffer: Buffer[Any]) -> ConcurrentConsumerError:
     return ConcurrentConsumerError(
         f"{buffer.name} has one consumer at a time, and another thread waits for it"
     )
+
+
+if native is not None and not TYPE_CHECKING:
+
+    class StreamReader(native.StreamReader):
+        """The same, natively."""
+
+        __slots__ = ()
+        _concurrent = StreamReader._concurrent
 
 
 @final
@@ -190,7 +202,7 @@ class Stream(AnyStream[T], StreamReader[T]):
         deadline = time.monotonic() + timeout
         try:
             while not self._buffer.outputs:
-                _wait(self._buffer, self._upstream, deadline)
+                self._wait(deadline)
             return next(self)
         except BaseException:
             del self  # as in `__next__`
