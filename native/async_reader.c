@@ -6,7 +6,7 @@
 
 #include "native.h"
 
-enum { OUTPUTS_PER_TURN = 64 };
+unsigned char outputs_per_turn = 64;
 
 typedef struct {
     Reader base;
@@ -64,9 +64,18 @@ static void leave_wait(Receive *receive, enum State state)
         if (error != NULL)
             set_exception(error);
     }
-    reader->left = OUTPUTS_PER_TURN;
+    reader->left = outputs_per_turn;
     receive->state = state;
     Py_CLEAR(receive->inner);
+}
+
+/* End the receive; it does not keep the stream, which may be dropped here. Keeps the exception. */
+static void end(Receive *receive)
+{
+    AsyncReader *reader = receive->reader;
+    receive->state = OVER;
+    receive->reader = NULL;
+    Py_XDECREF(reader);
 }
 
 /* End the receive with the exception that is set. */
@@ -74,7 +83,7 @@ static PySendResult fail(Receive *receive)
 {
     if (receive->state == WAITS || receive->state == YIELDS)
         leave_wait(receive, OVER);
-    receive->state = OVER;
+    end(receive);
     return PYGEN_ERROR;
 }
 
@@ -181,7 +190,7 @@ static PySendResult receive_send(Receive *receive, PyObject *value, PyObject **r
                 Py_CLEAR(*result);
                 return fail(receive);
             }
-            receive->state = OVER;
+            end(receive);
             return PYGEN_RETURN;
         } else if (buffer->end == NULL)
             sent = wait_for_output(receive, result);
@@ -260,7 +269,7 @@ static PyObject *method_close(Receive *receive, PyObject *Py_UNUSED(none))
     PyObject *inner = Py_XNewRef(receive->inner);
     if (receive->state == WAITS || receive->state == YIELDS)
         leave_wait(receive, OVER);
-    receive->state = OVER;
+    end(receive);
     PyObject *close = inner == NULL ? NULL : PyObject_GetAttr(inner, names.close);
     if (close == NULL)
         PyErr_Clear();
@@ -281,9 +290,8 @@ static int receive_clear(Receive *receive)
 {
     if (receive->reader != NULL && (receive->state == WAITS || receive->state == YIELDS))
         leave_wait(receive, OVER);
-    receive->state = OVER;
     Py_CLEAR(receive->inner);
-    Py_CLEAR(receive->reader);
+    end(receive);
     return 0;
 }
 
@@ -348,7 +356,7 @@ static PyObject *method_drain(AsyncReader *reader, PyObject *Py_UNUSED(none))
 
 static int async_reader_init(AsyncReader *reader, PyObject *args, PyObject *keywords)
 {
-    reader->left = OUTPUTS_PER_TURN;
+    reader->left = outputs_per_turn;
     return reader_init(&reader->base, args, keywords);
 }
 

@@ -110,11 +110,22 @@ static int intern_names(void)
     return 0;
 }
 
+/* For tests: how many outputs a receive takes, and how many waiters are resumed, in one turn. */
+static PyObject *set_turns(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    if (!PyArg_ParseTuple(args, "bi", &outputs_per_turn, &waiters_per_turn))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {{"set_turns", set_turns, METH_VARARGS, NULL}, {NULL}};
+
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "batchstream._native",
     .m_doc = "The native core: what _core, _handoff and _streams say in Python, in C.",
     .m_size = -1,
+    .m_methods = functions,
 };
 
 PyMODINIT_FUNC PyInit__native(void)

@@ -111,6 +111,9 @@ int reader_traverse(Reader *reader, visitproc visit, void *arg);
 int reader_clear(Reader *reader);
 PyObject *reader_refuse_concurrent(PyObject *reader);
 
+extern unsigned char outputs_per_turn;
+extern int waiters_per_turn;
+
 /* Let the running task wait for this waiter: it is what the task has to be given next. */
 PyObject *waiter_await(PyObject *waiter);
 

@@ -4,7 +4,7 @@
 
 #include "native.h"
 
-enum { WAITERS_PER_TURN = 64 };
+int waiters_per_turn = 64;
 
 typedef struct {
     PyObject_HEAD
@@ -117,7 +117,7 @@ static PyObject *method_resume_all(PyObject *Py_UNUSED(self), PyObject *const *a
         return NULL;
     }
     PyObject *waiters = args[0], *loop = args[1], *waiter = NULL, *error = NULL;
-    for (int n = 0; n < WAITERS_PER_TURN && error == NULL; n++) {
+    for (int n = 0; n < waiters_per_turn && error == NULL; n++) {
         waiter = PyIter_Next(waiters);
         if (waiter == NULL)
             break;

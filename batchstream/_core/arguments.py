@@ -71,19 +71,23 @@ def check_eos(eos: object, is_eos: object) -> None:
 def check_max_outputs(max_outputs: object, size: int) -> list[int]:
     """Return the limit of each slot, `UNLIMITED` where it has none."""
     if not isinstance(max_outputs, Sequence) or isinstance(max_outputs, str | bytes):
-        return [check_limit(max_outputs)] * size
+        return [_checked_limit(max_outputs)] * size
     if len(max_outputs) != size:
         raise ValueError(
             f"max_outputs has {len(max_outputs)} entries, expected {size} (one per slot)"
         )
     return [
-        UNLIMITED if limit is None else check_limit(limit) for limit in max_outputs
+        UNLIMITED if limit is None else _checked_limit(limit) for limit in max_outputs
     ]
 
 
 def check_limit(max_outputs: object) -> int | None:
     """Return the limit of one slot, None where it has none."""
-    return None if max_outputs is None else check_count("max_outputs", max_outputs, at_least=1)
+    return None if max_outputs is None else _checked_limit(max_outputs)
+
+
+def _checked_limit(max_outputs: object) -> int:
+    return min(check_count("max_outputs", max_outputs, at_least=1), UNLIMITED)
 
 
 def check_size(size: object, max_outputs: object) -> int:
@@ -109,11 +113,6 @@ def check_count(name: str, value: object, *, at_least: int) -> int:
     if number < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {number}")
     return number
-
-
-def check_limit(max_outputs: object) -> int:
-    """Return how many outputs one occupant of a slot is given at most."""
-    return min(check_count("max_outputs", max_outputs, at_least=1), UNLIMITED)
 
 
 def check_seconds(name: str, value: object) -> float:

@@ -9,9 +9,11 @@ import pytest
 
 from batchstream import AsyncBatchedStream, FinishReason, StreamEnd
 from support import knobs
+from support.interrupts import needs_lines
 from support.reading import rest
 
 
+@needs_lines
 @pytest.mark.rule(5)
 def test_the_end_is_not_seen_before_the_output_that_came_with_it():
     class Outputs(deque):

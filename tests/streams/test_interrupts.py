@@ -24,7 +24,7 @@ from batchstream import (
 )
 from support import knobs
 from support.forms import pump_threads
-from support.interrupts import at_line
+from support.interrupts import at_line, needs_lines
 from support.reading import read_blocking
 from support.sources import TIMEOUT, Gate, ScriptedSource
 
@@ -91,6 +91,7 @@ def test_a_receive_broken_off_while_another_thread_pulls_loses_nothing(on_signal
     assert received == ["b"]
 
 
+@needs_lines
 @pytest.mark.rule(4)
 @needs_signals
 def test_a_receive_broken_off_anywhere_in_the_package_loses_at_most_its_own_output(on_signal):
@@ -164,6 +165,7 @@ def test_after_an_interrupt_anywhere_in_closing_the_batch_can_be_closed_and_used
     assert set(unheard) <= {error}
 
 
+@needs_lines
 @pytest.mark.rule(4)
 def test_an_interrupt_anywhere_in_a_receive_in_trio_loses_at_most_its_own_output():
     async def source():
@@ -238,6 +240,7 @@ def test_a_failing_that_is_interrupted_anywhere_can_be_made_again():
     assert line > 10
 
 
+@needs_lines
 @pytest.mark.rule(4)
 def test_an_interrupt_anywhere_in_a_drain_keeps_what_was_buffered():
     for line in itertools.count(1):
@@ -266,6 +269,7 @@ def test_an_interrupt_as_the_view_is_decided_lets_no_receive_by_the_other_view_p
     assert line > 3
 
 
+@needs_lines
 @pytest.mark.rule(10, 14)
 @pytest.mark.parametrize("place", knobs.CODES_OF_ENDS)
 def test_an_interrupt_as_streams_end_ends_the_others_and_closes_the_source(place):

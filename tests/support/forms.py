@@ -540,7 +540,7 @@ def noting(schedule, wakeups):
 
     def schedule_and_note(*arguments, **options):
         called = [each for each in arguments if callable(each)]
-        if any(getattr(each, "__module__", "").startswith("batchstream") for each in called):
+        if any(knobs.is_of_the_package(each) for each in called):
             wakeups.append(called)
         return schedule(*arguments, **options)
 

@@ -18,6 +18,8 @@ from batchstream._batching.request import Request
 from batchstream._batching.scheduler import Scheduler
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
 from batchstream._core.demultiplexer import Demultiplexer
+from batchstream._core.native import native
+from batchstream._eventloops.asyncio import WAITERS_PER_TURN, AsyncioWaiter
 from batchstream._eventloops.base import OUTPUTS_PER_TURN
 from batchstream._handoff.buffer import Buffer
 from batchstream._pumps.background import BackgroundPump
@@ -29,6 +31,9 @@ from batchstream._pumps.worker_thread import WorkerThread
 from batchstream._streams.async_stream import AsyncStreamReader
 
 __all__ = ["DEFAULT_MAX_BUFFERED", "OUTPUTS_PER_TURN"]
+
+NATIVE = native is not None
+"""Whether the native core runs, which has no lines of Python to strike in."""
 
 MANY_KEYS = batchstream._batching.queue._TIDY_ABOVE
 EXIT_SECONDS = batchstream._pumps.process.EXIT_SECONDS
@@ -48,8 +53,21 @@ def replace_everywhere(monkeypatch, name, thing, folder="batchstream."):
 
 def set_turns(monkeypatch, *, receives, calls):
     """Let a consumer give its turn away after so many receives, and a loop after so many calls."""
+    if NATIVE:
+        monkeypatch.setattr(_native_turns, "lengths", (receives, calls))
     replace_everywhere(monkeypatch, "OUTPUTS_PER_TURN", receives, "batchstream._streams.")
     replace_everywhere(monkeypatch, "WAITERS_PER_TURN", calls, "batchstream._eventloops.asyncio")
+
+
+class _NativeTurns:
+    """The lengths of turns in the native core, set as an attribute is."""
+
+    def __init__(self):
+        self.lengths = (OUTPUTS_PER_TURN, WAITERS_PER_TURN)
+
+    def __setattr__(self, name, lengths):
+        native.set_turns(*lengths)
+        super().__setattr__(name, lengths)
 
 
 def set_many_keys(monkeypatch, keys):
@@ -101,6 +119,13 @@ def replace_spawn(monkeypatch, spawn):
     monkeypatch.setattr(batchstream._eventloops.asyncio.AsyncioEventLoop, "spawn", spawn)
 
 
+def is_of_the_package(function):
+    """Whether what a loop is given to call is the package's own."""
+    if function is AsyncioWaiter.resume_all:  # a built-in function, perhaps
+        return True
+    return (getattr(function, "__module__", None) or "").startswith("batchstream")
+
+
 def tasks_kept_alive():
     """Return the tasks in asyncio loops that the package keeps alive."""
     return batchstream._eventloops.asyncio._tasks
@@ -131,7 +156,7 @@ def is_closing(batch):
 
 def role_of(batch):
     """Return the lock that the thread which pulls holds."""
-    return pump_of(batch)._role
+    return pump_of(batch).role.lock
 
 
 def departures_of(batch):
@@ -282,6 +307,9 @@ CODE_OF_WAIT = ThreadPump.wait.__code__
 """What a receive in a thread runs where the buffer is empty, and the source runs by itself."""
 
 
+_native_turns = _NativeTurns() if NATIVE else None
+
+
 def files_of_pumps():
     """Return the files of the modules that a cancel passes through."""
     return {sys.modules[f"batchstream.{name}"].__file__ for name in _MODULES_OF_CANCEL}
@@ -303,10 +331,10 @@ CODES_OF_CANCEL = {"pulled": PullPump.cancel.__code__, "background": ThreadPump.
 CODE_OF_FAILING = BackgroundPump.fail_stream.__code__
 """What fails a stream of a batch from outside, as a deadline does."""
 
-CODE_OF_ASYNC_RECEIVE = AsyncStreamReader.__anext__.__code__
+CODE_OF_ASYNC_RECEIVE = getattr(AsyncStreamReader.__anext__, "__code__", None)
 """What a receive in an event loop runs."""
 
-CODE_OF_DRAIN = Buffer.take_all.__code__
+CODE_OF_DRAIN = getattr(Buffer.take_all, "__code__", None)
 """What takes all that is buffered."""
 
 CODE_OF_CLOSE = PullPump.close.__code__
