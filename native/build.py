@@ -1,0 +1,71 @@
+"""Builds the native core as the package is built, where that can be done.
+
+A build without it is complete: no compiler, a compiler that fails, another Python than CPython and
+`BATCHSTREAM_PURE=1` all give the package in Python alone, as a wheel for every platform.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+NAME = "batchstream._native"
+OPTIONS = ["-std=c11", "-O3", "-fvisibility=hidden", "-fno-semantic-interposition"]
+
+
+class NativeCore(BuildHookInterface[Any]):
+    """Adds the extension to the wheel; to the checkout itself, if that is installed as it is."""
+
+    _folder: str | None = None
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile the extension, and say what is to be done with it."""
+        package = Path(self.root, "batchstream")
+        if version == "editable":
+            for stale in package.glob(f"_native.{sys.implementation.cache_tag}*"):
+                stale.unlink()
+        if os.environ.get("BATCHSTREAM_PURE", "") not in ("", "0"):
+            return
+        if sys.implementation.name != "cpython":
+            return
+        self._folder = tempfile.mkdtemp()
+        try:
+            built = compile_extension(Path(self.root, "native"), self._folder)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the package goes without
+            self.app.display_warning(f"batchstream is built without its native core: {error}")
+            return
+        if version == "editable":
+            shutil.copy(built, package)
+            return
+        build_data["force_include"][str(built)] = f"batchstream/{built.name}"
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what was built, which is in the wheel by now."""
+        del version, build_data, artifact_path
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def compile_extension(sources: Path, folder: str) -> Path:
+    """Compile the sources, and return the extension's path."""
+    from setuptools import Distribution, Extension  # noqa: PLC0415 - its absence is no error
+    from setuptools.command.build_ext import build_ext  # noqa: PLC0415
+
+    extension = Extension(
+        NAME,
+        sources=sorted(map(str, sources.glob("*.c"))),
+        extra_compile_args=[] if sys.platform == "win32" else OPTIONS,
+    )
+    command = build_ext(Distribution({"ext_modules": [extension]}))
+    command.build_lib = command.build_temp = folder
+    command.ensure_finalized()
+    command.run()
+    return Path(command.get_ext_fullpath(NAME))
