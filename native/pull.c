@@ -142,6 +142,11 @@ static PyObject *method_release(Pull *pull, PyObject *const *Py_UNUSED(args),
     Py_RETURN_NONE;
 }
 
+static PyObject *method_locked(Pull *pull, PyObject *Py_UNUSED(none))
+{
+    return PyBool_FromLong(pull->taken);
+}
+
 static PyObject *method_enter(Pull *pull, PyObject *Py_UNUSED(none))
 {
     return method_acquire(pull, Py_True);
@@ -230,6 +235,7 @@ static void pull_dealloc(Pull *pull)
 static PyMethodDef pull_methods[] = {
     {"acquire", (PyCFunction)method_acquire, METH_O, NULL},
     {"release", (PyCFunction)(void (*)(void))method_release, METH_FASTCALL, NULL},
+    {"locked", (PyCFunction)method_locked, METH_NOARGS, NULL},
     {"__enter__", (PyCFunction)method_enter, METH_NOARGS, NULL},
     {"__exit__", (PyCFunction)(void (*)(void))method_release, METH_FASTCALL, NULL},
     {"quicken", (PyCFunction)method_quicken, METH_VARARGS, NULL},

@@ -71,22 +71,18 @@ def check_eos(eos: object, is_eos: object) -> None:
 def check_max_outputs(max_outputs: object, size: int) -> list[int]:
     """Return the limit of each slot, `UNLIMITED` where it has none."""
     if not isinstance(max_outputs, Sequence) or isinstance(max_outputs, str | bytes):
-        return [_checked_limit(max_outputs)] * size
+        return [check_limit(max_outputs) or UNLIMITED] * size
     if len(max_outputs) != size:
         raise ValueError(
             f"max_outputs has {len(max_outputs)} entries, expected {size} (one per slot)"
         )
-    return [
-        UNLIMITED if limit is None else _checked_limit(limit) for limit in max_outputs
-    ]
+    return [check_limit(limit) or UNLIMITED for limit in max_outputs]
 
 
 def check_limit(max_outputs: object) -> int | None:
     """Return the limit of one slot, None where it has none."""
-    return None if max_outputs is None else _checked_limit(max_outputs)
-
-
-def _checked_limit(max_outputs: object) -> int:
+    if max_outputs is None:
+        return None
     return min(check_count("max_outputs", max_outputs, at_least=1), UNLIMITED)
 
 

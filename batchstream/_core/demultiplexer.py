@@ -334,7 +334,9 @@ class Demultiplexer(Generic[T]):
         """
         if not 0 <= slot < self._size:
             raise no_slot_error(slot, self._size)
-        limit = check_limit(max_outputs) or self._initial_limits[slot]
+        limit = self._initial_limits[slot]
+        if max_outputs is not None:
+            limit = check_limit(max_outputs) or limit
         if (self._state, "open") not in BATCH_TRANSITIONS:
             self._advance("open")  # raises
         if slot in self._live_slots:

@@ -50,19 +50,9 @@ class Role:
 
     __slots__ = ("holder", "lock")
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self) -> None:
         self.lock = Lock()
         self.holder = NO_THREAD
-
-    def quicken(self, *_: object) -> None:
-        """Let receives make steps without the pump; the native core does."""
-
-    def slow_down(self) -> None:
-        """Let receives ask the pump again for every step."""
-
-
-if native is not None and not TYPE_CHECKING:
-    Role = native.Role
 
 
 class PullPump(Generic[T]):
@@ -92,7 +82,13 @@ class PullPump(Generic[T]):
         self._source = source
         self._max_buffered = max_buffered
         self._closed = False  # whether the source was closed, as no stream was live any more
-        self.role = self._new_role()
+        self.role = Role()
+        # With this a receive makes steps by itself, once the first one was made here.
+        self._native_role: Any = None
+        if native is not None:
+            fanout = self.fanout
+            self.role = native.Role(core, fanout.buffers, fanout.live_buffers, fanout.departures)
+            self._native_role = self.role if max_buffered is None else None
         forkable.add(self)
         self._close_if_idle()
 
@@ -170,10 +166,6 @@ class PullPump(Generic[T]):
 
     # ---- the role
 
-    def _new_role(self) -> Role:
-        fanout = self.fanout
-        return Role(fanout.core, fanout.buffers, fanout.live_buffers, fanout.departures)
-
     def _refusal(self) -> Exception:
         if self.forked:
             return forked_batch_error()
@@ -207,7 +199,8 @@ class PullPump(Generic[T]):
         if not self.fanout.core.has_live:
             self.fanout.forget_live()
             self.fanout.end_deliveries()
-            self.role.slow_down()
+            if self._native_role is not None:
+                self._native_role.slow_down()
             self._source.close_quietly()
             self._closed = True
 
@@ -246,9 +239,9 @@ class PullPump(Generic[T]):
             self._fail(failure)
         elif not fanout.live_buffers:
             self._close_if_idle()
-        elif self._max_buffered is None and fanout.view == "by slot":
+        elif self._native_role is not None and fanout.view == "by slot":
             source = self._source
-            self.role.quicken(source.advance, source.plain_iterator, source.context)
+            self._native_role.quicken(source.advance, source.plain_iterator, source.context)
 
     # ---- for a receive that makes steps by itself; with the role
 
@@ -272,8 +265,9 @@ class PullPump(Generic[T]):
 
     def refuse_after_fork(self) -> None:
         """Make every use fail: the source belongs to the parent, and so may the role."""
-        self.role.slow_down()
-        self.role = self._new_role()
+        if self._native_role is not None:
+            self._native_role.slow_down()
+        self.role = Role()
         self.forked = True
         self.consumers = {}
         self.fanout.refuse_after_fork()

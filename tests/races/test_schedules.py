@@ -24,6 +24,11 @@ from support.sources import TIMEOUT, ScriptedSource
 PACKAGE = str(Path(batchstream.__file__).parent)
 
 
+def enough(schedules):
+    """Return how many schedules there are at least: fewer where much of the work is done in C."""
+    return schedules // 4 if knobs.NATIVE else schedules
+
+
 @contextmanager
 def tracing(left, strike):
     """Call `strike` in this thread before the n-th opcode of the package and the next, until true.
@@ -166,7 +171,7 @@ def test_two_consumers_lose_and_repeat_nothing_wherever_one_interrupts_the_other
 
         return batch, lambda: read(0), lambda: read(1), check
 
-    assert all_schedules(scenario, waits=True) > 500
+    assert all_schedules(scenario, waits=True) > enough(500)
 
 
 @pytest.mark.rule(2)
@@ -189,7 +194,7 @@ def test_a_drain_interrupted_by_a_pull_loses_and_repeats_nothing():
             lambda: received == ["x", "y", "z", "!"] or pytest.fail(str(received)),
         )
 
-    assert all_schedules(scenario, waits=True) > 500
+    assert all_schedules(scenario, waits=True) > enough(500)
 
 
 @pytest.mark.rule(2, 12)
@@ -205,7 +210,7 @@ def test_a_drain_that_is_interrupted_by_a_cancel_takes_all_or_nothing():
             lambda: drained in ([], ["x", "y", "z"]) or pytest.fail(str(drained)),
         )
 
-    assert all_schedules(scenario, waits=False) > 10
+    assert all_schedules(scenario, waits=False) > enough(10)
 
 
 @pytest.mark.rule(1)
@@ -226,7 +231,7 @@ def test_one_step_serves_two_consumers_wherever_one_interrupts_the_other():
             check,
         )
 
-    assert all_schedules(scenario, waits=True) > 100
+    assert all_schedules(scenario, waits=True) > enough(100)
 
 
 @pytest.mark.rule(12)
@@ -261,7 +266,7 @@ def test_a_receive_that_starts_after_a_cancel_sees_the_end_wherever_it_struck(bu
 
         return batch, read, cancel, check
 
-    assert all_schedules(scenario, waits=False) > 100
+    assert all_schedules(scenario, waits=False) > enough(100)
 
 
 @pytest.mark.rule(11)
@@ -280,7 +285,7 @@ def test_a_cancel_interrupted_by_other_consumers_is_settled_all_the_same():
 
         return batch, batch[1].cancel, lambda: received.extend(batch[0]), check
 
-    assert all_schedules(scenario, waits=True) > 20
+    assert all_schedules(scenario, waits=True) > enough(20)
 
 
 @pytest.mark.rule(11)
@@ -303,7 +308,7 @@ def test_a_full_stream_that_was_cancelled_stops_no_receive_wherever_the_cancel_i
 
         return batch, batch[1].cancel, receive, check
 
-    assert all_schedules(scenario, waits=True) > 50
+    assert all_schedules(scenario, waits=True) > enough(50)
 
 
 @pytest.mark.rule(10)
@@ -322,7 +327,7 @@ def test_a_cancel_and_what_ends_the_other_stream_at_once_close_the_source_once(d
         ends = batch[0].cancel if deed == "cancelling" else batch.close
         return batch, ends, batch[1].cancel, check
 
-    assert all_schedules(scenario, waits=False) > 50
+    assert all_schedules(scenario, waits=False) > enough(50)
 
 
 @pytest.mark.rule(13)
@@ -343,4 +348,4 @@ def test_a_cancel_from_another_thread_during_a_step_is_sent_with_the_next():
 
         return batch, lambda: list(batch[0]), cancel, check
 
-    assert all_schedules(scenario, waits=False) > 500
+    assert all_schedules(scenario, waits=False) > enough(500)
