@@ -28,6 +28,7 @@ from batchstream._core.records import FinishReason as FinishReason
 from batchstream._core.records import Statistics as Statistics
 from batchstream._core.records import StreamEnd as StreamEnd
 from batchstream._core.token_ids import token_ids as token_ids
+from batchstream._native.selection import is_native as __native__  # noqa: F401 - no public name, and found
 from batchstream._streams.async_batch import AsyncBatchedStream as AsyncBatchedStream
 from batchstream._streams.async_stream import AsyncStream as AsyncStream
 from batchstream._streams.batch import BatchedStream as BatchedStream

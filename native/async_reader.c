@@ -178,7 +178,7 @@ static PySendResult receive_send(Receive *receive, PyObject *value, PyObject **r
         sent = go_on_waiting(receive, value, result);
     while (sent == PYGEN_RETURN) {
         if (buffer->awaited) {
-            reader_refuse_concurrent((PyObject *)reader);
+            reader_refuse_concurrent(&reader->base, "task");
             return fail(receive);
         }
         if (buffer->count && reader->left == 0)
@@ -316,7 +316,7 @@ static PyAsyncMethods receive_as_async = {
 
 PyTypeObject ReceiveType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "batchstream._native.Receive",
+    .tp_name = "batchstream._native.extension.Receive",
     .tp_doc = "One receive of an asynchronous stream, to be awaited once.",
     .tp_basicsize = sizeof(Receive),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
@@ -350,7 +350,7 @@ static PyObject *reader_anext(AsyncReader *reader)
 static PyObject *method_drain(AsyncReader *reader, PyObject *Py_UNUSED(none))
 {
     if (reader->base.buffer->awaited)
-        return reader_refuse_concurrent((PyObject *)reader);
+        return reader_refuse_concurrent(&reader->base, "task");
     return buffer_take_all(reader->base.buffer);
 }
 
@@ -411,7 +411,7 @@ static PyAsyncMethods async_reader_as_async = {
 
 PyTypeObject AsyncReaderType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "batchstream._native.AsyncStreamReader",
+    .tp_name = "batchstream._native.extension.AsyncStreamReader",
     .tp_doc = "One consumer's end of a buffer, in an event loop.",
     .tp_basicsize = sizeof(AsyncReader),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,

@@ -348,7 +348,7 @@ static PySequenceMethods buffer_as_sequence = {
 
 PyTypeObject BufferType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "batchstream._native.Buffer",
+    .tp_name = "batchstream._native.extension.Buffer",
     .tp_doc = "The outputs of one slot that wait to be received, and the slot's end.",
     .tp_basicsize = sizeof(Buffer),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,

@@ -15,7 +15,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-NAME = "batchstream._native"
+NAME = "batchstream._native.extension"
 OPTIONS = ["-std=c11", "-O3", "-fvisibility=hidden", "-fno-semantic-interposition"]
 
 
@@ -26,9 +26,9 @@ class NativeCore(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile the extension, and say what is to be done with it."""
-        package = Path(self.root, "batchstream")
+        package = Path(self.root, "batchstream", "_native")
         if version == "editable":
-            for stale in package.glob(f"_native.{sys.implementation.cache_tag}*"):
+            for stale in package.glob(f"extension.{sys.implementation.cache_tag}*"):
                 stale.unlink()
         if os.environ.get("BATCHSTREAM_PURE", "") not in ("", "0"):
             return
@@ -43,7 +43,7 @@ class NativeCore(BuildHookInterface[Any]):
         if version == "editable":
             shutil.copy(built, package)
             return
-        build_data["force_include"][str(built)] = f"batchstream/{built.name}"
+        build_data["force_include"][str(built)] = f"batchstream/_native/{built.name}"
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
 

@@ -794,7 +794,7 @@ static PyGetSetDef core_getset[] = {
 
 PyTypeObject CoreType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "batchstream._native.Core",
+    .tp_name = "batchstream._native.extension.Core",
     .tp_doc = "Decides, step by step, which output goes to which slot and which have finished.",
     .tp_basicsize = sizeof(Core),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,

@@ -70,7 +70,8 @@ static int import_all(void)
         {"StepError", &imported.step_error}, {"consumer_error", &imported.consumer_error},
         {"missing_eos_error", &imported.missing_eos_error},
         {"batch_over_error", &imported.batch_over_error},
-        {"no_slot_error", &imported.no_slot_error}, {NULL, NULL}};
+        {"no_slot_error", &imported.no_slot_error},
+        {"concurrent_error", &imported.concurrent_error}, {NULL, NULL}};
     const Import steps[] = {{"read_step", &imported.read_step}, {NULL, NULL}};
     const Import arguments[] = {{"check_limit", &imported.check_limit}, {NULL, NULL}};
     if (import_from("batchstream._core.records", records) < 0 ||
@@ -94,11 +95,11 @@ static int intern_names(void)
     const Import interned[] = {
         {"_apply_departures_if_free", &names.apply_departures_if_free},
         {"_attach", &names.attach}, {"_check_loop", &names.check_loop},
-        {"_close_if_idle", &names.close_if_idle}, {"_concurrent", &names.concurrent},
+        {"_close_if_idle", &names.close_if_idle}, 
         {"_fail", &names.fail}, {"_source_over", &names.source_over}, {"_wait_and_poll", &names.wait_and_poll},
         {"call_soon", &names.call_soon}, {"close", &names.close}, {"context", &names.context},
         {"error", &names.error}, {"finish", &names.finish},
-        {"gi_yieldfrom", &names.gi_yieldfrom}, {"info", &names.info}, {"ndim", &names.ndim},
+        {"gi_yieldfrom", &names.gi_yieldfrom}, {"info", &names.info}, {"name", &names.name}, {"ndim", &names.ndim},
         {"output", &names.output}, {"outputs", &names.outputs}, {"reason", &names.reason},
         {"resume_all", &names.resume_all}, {"role", &names.role}, {"throw", &names.throw_},
         {"tolist", &names.tolist}, {"wait", &names.wait}, {NULL, NULL}};
@@ -122,13 +123,13 @@ static PyMethodDef functions[] = {{"set_turns", set_turns, METH_VARARGS, NULL}, 
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
-    .m_name = "batchstream._native",
+    .m_name = "batchstream._native.extension",
     .m_doc = "The native core: what _core, _handoff and _streams say in Python, in C.",
     .m_size = -1,
     .m_methods = functions,
 };
 
-PyMODINIT_FUNC PyInit__native(void)
+PyMODINIT_FUNC PyInit_extension(void)
 {
     static const struct { const char *name; PyTypeObject *type; } types[] = {
         {"Buffer", &BufferType}, {"Core", &CoreType}, {"Role", &PullType},

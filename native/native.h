@@ -26,14 +26,15 @@ typedef struct {
     PyObject *eos, *skip;                    /* markers.py */
     PyTypeObject *signal, *last, *end, *fail, *many;
     PyObject *step_error, *consumer_error;   /* errors.py: a type; and functions */
-    PyObject *missing_eos_error, *batch_over_error, *no_slot_error;
+    PyObject *missing_eos_error, *batch_over_error, *no_slot_error,
+        *concurrent_error;
     PyObject *read_step;                     /* steps.py */
     PyObject *check_limit;                   /* arguments.py */
 } Imported;
 
 typedef struct {
     PyObject *apply_departures_if_free, *attach, *call_soon, *check_loop, *close, *close_if_idle,
-        *concurrent, *context, *error, *fail, *finish, *gi_yieldfrom, *info, *ndim, *output, *outputs,
+        *context, *error, *fail, *finish, *gi_yieldfrom, *info, *name, *ndim, *output, *outputs,
         *reason, *resume_all, *role, *source_over, *throw_, *tolist, *wait, *wait_and_poll;
 } Names;
 
@@ -109,7 +110,7 @@ extern PyTypeObject ReaderType, AsyncReaderType, ReceiveType, WaiterType;
 int reader_init(Reader *reader, PyObject *args, PyObject *keywords);
 int reader_traverse(Reader *reader, visitproc visit, void *arg);
 int reader_clear(Reader *reader);
-PyObject *reader_refuse_concurrent(PyObject *reader);
+PyObject *reader_refuse_concurrent(Reader *reader, const char *consumer);
 
 extern unsigned char outputs_per_turn;
 extern int waiters_per_turn;

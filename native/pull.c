@@ -270,7 +270,7 @@ static PyGetSetDef pull_getset[] = {
 
 PyTypeObject PullType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "batchstream._native.Role",
+    .tp_name = "batchstream._native.extension.Role",
     .tp_doc = "A lock that knows its holder, and a quick way to make a step while it is held.",
     .tp_basicsize = sizeof(Pull),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,

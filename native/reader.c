@@ -20,11 +20,14 @@ int reader_init(Reader *reader, PyObject *args, PyObject *keywords)
     return 0;
 }
 
-PyObject *reader_refuse_concurrent(PyObject *reader)
+PyObject *reader_refuse_concurrent(Reader *reader, const char *consumer)
 {
-    PyObject *error = PyObject_CallMethodNoArgs(reader, names.concurrent);
+    PyObject *name = PyObject_GetAttr((PyObject *)reader->buffer, names.name);
+    PyObject *error = name == NULL ? NULL
+        : PyObject_CallFunction(imported.concurrent_error, "Os", name, consumer);
     if (error != NULL)
         PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+    Py_XDECREF(name);
     Py_XDECREF(error);
     return NULL;
 }
@@ -39,7 +42,7 @@ static int wait_for_output(Reader *reader, PyObject *deadline)
     if (buffer->end != NULL)
         return buffer->count ? 0 : buffer_conclude(buffer) < 0 ? -1 : 1;
     if (buffer->consumer != 0 && buffer->consumer != me) {
-        reader_refuse_concurrent((PyObject *)reader);
+        reader_refuse_concurrent(reader, "thread");
         return -1;
     }
     /* Held: what they wait for may drop the stream, and this reader with it. */
@@ -96,7 +99,7 @@ static PyObject *method_drain(Reader *reader, PyObject *Py_UNUSED(none))
 {
     unsigned long consumer = reader->buffer->consumer;
     if (consumer != 0 && consumer != PyThread_get_thread_ident())
-        return reader_refuse_concurrent((PyObject *)reader);
+        return reader_refuse_concurrent(reader, "thread");
     return buffer_take_all(reader->buffer);
 }
 
@@ -140,7 +143,7 @@ static PyMemberDef reader_members[] = {
 
 PyTypeObject ReaderType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "batchstream._native.StreamReader",
+    .tp_name = "batchstream._native.extension.StreamReader",
     .tp_doc = "One consumer's end of a buffer, in a thread.",
     .tp_basicsize = sizeof(Reader),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,

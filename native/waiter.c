@@ -228,7 +228,7 @@ static PyAsyncMethods waiter_as_async = {.am_await = method_await};
 
 PyTypeObject WaiterType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "batchstream._native.AsyncioWaiter",
+    .tp_name = "batchstream._native.extension.AsyncioWaiter",
     .tp_doc = "What a task awaits until it is resumed, many times, one task at a time.",
     .tp_basicsize = sizeof(Waiter),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,

@@ -185,7 +185,7 @@ MUTANTS = [
     Mutant(
         "the source's own thread waits for itself",
         "        del deadline  # see `times_out`\n        me = get_ident()\n"
-        "        if self._holder == me or self.forked:\n",
+        "        if self.role.holder == me or self.forked:\n",
         "        me = get_ident()\n        if self.forked:\n",
     ),
     Mutant(
@@ -213,7 +213,7 @@ MUTANTS = [
     ),
     Mutant(
         "an interrupt in closing leaves the batch to its thread",
-        "                    self._holder = _NO_THREAD\n"
+        "                    self.role.holder = NO_THREAD\n"
         "        finally:\n            if self.fanout.departures:\n",
         "                    pass\n        finally:\n            if self.fanout.departures:\n",
         ("test_interrupts.py",),
@@ -239,8 +239,8 @@ MUTANTS = [
     ),
     Mutant(
         "the source runs in the consumer's context",
-        "        self._context = copy_context()\n        self._iterator: Iterator[Any] =",
-        "        self._context = type('Here', (), {'run': staticmethod(lambda f, *a: f(*a))})()\n"
+        "        self.context = copy_context()\n        self._iterator: Iterator[Any] =",
+        "        self.context = type('Here', (), {'run': staticmethod(lambda f, *a: f(*a))})()\n"
         "        self._iterator: Iterator[Any] =",
     ),
     Mutant(
@@ -250,7 +250,7 @@ MUTANTS = [
     ),
     Mutant(
         "a generator is never sent the live slots",
-        "            self.advance = partial(self._context.run, send)\n",
+        "            self.advance = partial(self.context.run, send)\n",
         "            self.advance = self._next\n",
     ),
     Mutant(
@@ -317,7 +317,7 @@ MUTANTS = [
     ),
     Mutant(
         "the source cannot close its own batch",
-        "if self.forked or self._holder == me:\n            return\n",
+        "if self.forked or self.role.holder == me:\n            return\n",
         "if self.forked:\n            return\n",
     ),
     Mutant(
@@ -327,10 +327,10 @@ MUTANTS = [
     ),
     Mutant(
         "an error comes before what is buffered",
-        "            if not outputs:\n                try:\n                    _wait",
+        "            if not outputs:\n                try:\n                    self._wait",
         "            if buffer.ends and buffer.ends[0].error:\n"
         "                buffer.conclude()\n            if not outputs:\n"
-        "                try:\n                    _wait",
+        "                try:\n                    self._wait",
     ),
     Mutant(
         "an error is raised for ever",
@@ -344,8 +344,8 @@ MUTANTS = [
     ),
     Mutant(
         "a forked child uses the parent's source",
-        "        self._role = Lock()\n        self.forked = True\n",
-        "        self._role = Lock()\n",
+        "        self.role = Role()\n        self.forked = True\n",
+        "        self.role = Role()\n",
     ),
     # ---- planted races
     Mutant(
@@ -516,9 +516,9 @@ MUTANTS = [
     # ---- ways to read that are mixed
     Mutant(
         "a receive that does not wait looks for outputs, and for no end",
-        "            while not self._buffer.outputs:\n                _wait",
+        "            while not self._buffer.outputs:\n                self._wait",
         "            while not self._buffer.outputs:\n                if not timeout:\n"
-        "                    raise TimeoutError\n                _wait",
+        "                    raise TimeoutError\n                self._wait",
         MIXTURES,
     ),
     # ---- batchers
@@ -710,7 +710,7 @@ def run(mutant: Mutant) -> str:
             completed = subprocess.run(  # noqa: S603 - our own tests
                 [python, *PYTEST, *tests],
                 cwd=copy,
-                env={**os.environ, **variables},
+                env={**os.environ, **variables, "BATCHSTREAM_PURE": "1"},
                 capture_output=True,
                 text=True,
                 check=False,

@@ -11,14 +11,15 @@ import pytest
 import batchstream
 
 PACKAGE = Path(batchstream.__file__).parent
-FOLDERS = ("_core", "_eventloops", "_handoff", "_pumps", "_streams", "_batching")
+FOLDERS = ("_native", "_core", "_eventloops", "_handoff", "_pumps", "_streams", "_batching")
 
 BELOW = {
-    "_core": set(),
-    "_eventloops": set(),
-    "_handoff": {"_core", "_eventloops"},
-    "_pumps": {"_core", "_eventloops", "_handoff"},
-    "_streams": {"_core", "_eventloops", "_handoff", "_pumps"},
+    "_native": set(),
+    "_core": {"_native"},
+    "_eventloops": {"_native"},
+    "_handoff": {"_native", "_core", "_eventloops"},
+    "_pumps": {"_native", "_core", "_eventloops", "_handoff"},
+    "_streams": {"_native", "_core", "_eventloops", "_handoff", "_pumps"},
     "_batching": {"_core", "_eventloops", "_handoff", "_pumps", "_streams"},
     "__init__": set(FOLDERS),
 }

@@ -40,10 +40,10 @@ from batchstream._core.errors import (
     no_slot_error,
 )
 from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many
-from batchstream._core.native import native
 from batchstream._core.records import Delivery, FinishReason, Statistics, StreamEnd
 from batchstream._core.rules import EndRules
 from batchstream._core.steps import Elements, are_numbers, picker, read_step
+from batchstream._native.selection import native
 
 T = TypeVar("T")
 

@@ -103,6 +103,13 @@ class ConcurrentConsumerError(BatchStreamError):
     """A second consumer asked a stream for an output while the first was still waiting."""
 
 
+def concurrent_error(name: str, consumer: str) -> ConcurrentConsumerError:
+    """Return the error of a consumer that comes while another thread or task waits."""
+    return ConcurrentConsumerError(
+        f"{name} has one consumer at a time, and another {consumer} waits for it"
+    )
+
+
 class OverloadedError(BatchStreamError):
     """The request was not accepted: as many requests wait as are allowed. Try again later.
 

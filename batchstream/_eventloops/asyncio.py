@@ -9,8 +9,8 @@ from itertools import islice
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final
 
-from batchstream._core.native import native
 from batchstream._eventloops.base import InterruptedStep, LoopClosedError
+from batchstream._native.selection import native
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import consumer_error
-from batchstream._core.native import native
+from batchstream._native.selection import native
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import begin_in_source, forget_context
-from batchstream._core.native import native
 from batchstream._core.records import Delivery, FinishReason, StreamEnd
 from batchstream._handoff.buffer import Buffer
+from batchstream._native.selection import native
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

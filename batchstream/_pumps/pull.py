@@ -26,7 +26,7 @@ from batchstream._core.errors import (
     BufferOverflowError,
     report_unraisable,
 )
-from batchstream._core.native import native
+from batchstream._native.selection import native
 from batchstream._pumps.fanout import Fanout
 from batchstream._pumps.process import forkable, forked_batch_error
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Generic, Self, final
 
 from typing_extensions import TypeVar
 
-from batchstream._core.errors import ConcurrentConsumerError
-from batchstream._core.native import native
+from batchstream._core.errors import concurrent_error
 from batchstream._eventloops.base import OUTPUTS_PER_TURN
 from batchstream._eventloops.current import current_loop
+from batchstream._native.selection import native
 from batchstream._streams.base import AnyStream
 
 if TYPE_CHECKING:
@@ -24,7 +24,72 @@ if TYPE_CHECKING:
 T = TypeVar("T", default=Any)
 
 
-class AsyncStreamReader(Generic[T]):
+class LoopBinding(Generic[T]):
+    """How a consumer is bound to its event loop, by its first wait; and what it rarely does there.
+
+    Attributes:
+        _lot: Where it waits.
+        _waiting: The waiters in that lot.
+        _waiter: Its own; None before the first wait.
+        _polls: Whether it polls its upstream as it waits.
+        _checkpoint: Lets the other tasks of the loop run.
+    """
+
+    if not TYPE_CHECKING:  # the slots are in what derives from this
+        __slots__ = ()
+    _buffer: Buffer[T]
+    _upstream: AsyncUpstream
+    _lot: Lot | None
+    _waiting: dict[object, Any]
+    _waiter: Waiter | None
+    _polls: bool
+    _checkpoint: Callable[[], Awaitable[None]]
+
+    def _attach(self) -> Waiter:
+        """Bind the stream to the event loop that runs this, and return its waiter."""
+        upstream, buffer = self._upstream, self._buffer
+        try:
+            loop = current_loop()
+            lot = upstream.attach(buffer, loop)
+        except BaseException:
+            del self  # as in `__anext__`
+            raise
+        lot.streams.add(self)
+        self._waiting = lot.waiting
+        self._lot = lot
+        self._waiter = loop.new_waiter()
+        self._checkpoint = loop.checkpoint
+        self._polls = upstream.poll_after(buffer, loop) is not None
+        return self._waiter
+
+    def _cancel_with_loop(self) -> None:
+        """Cancel the stream if it has not ended, as the event loop was closed."""
+        if not self._buffer.ends:
+            self._upstream.cancel(self._buffer)
+
+    def _check_loop(self) -> None:
+        """Raise if an output is awaited in another loop than the first."""
+        lot, buffer = self._lot, self._buffer
+        del self  # as in `__anext__`
+        if lot is not None and lot.loop is not None and not lot.loop.is_here:
+            raise RuntimeError(
+                f"{buffer.name} belongs to the event loop that first waited for it, "
+                f"and cannot be waited for in another"
+            ) from None
+
+    async def _wait_and_poll(self) -> None:
+        """Wait, and poll from time to time where it may be that no pump wakes this consumer."""
+        lot, waiter, upstream, buffer = self._lot, self._waiter, self._upstream, self._buffer
+        del self  # as in `__anext__`
+        assert lot is not None  # noqa: S101 - for the type checker
+        assert waiter is not None  # noqa: S101
+        loop = lot.loop
+        assert loop is not None  # noqa: S101
+        await loop.wait(waiter, upstream.poll_after(buffer, loop))
+        upstream.poll(buffer)
+
+
+class AsyncStreamReader(LoopBinding[T]):
     """One consumer's end of a buffer, in an event loop.
 
     It takes what is buffered; where nothing is, it waits until the pump wakes it.
@@ -51,11 +116,10 @@ class AsyncStreamReader(Generic[T]):
         self._upstream = upstream
         self._left = OUTPUTS_PER_TURN  # how many outputs to take before the others have their turn
         # Known from the first wait on, which binds this to its event loop.
-        self._lot: Lot | None = None
-        self._waiting: dict[object, Any] = {}
-        self._waiter: Waiter | None = None
+        self._lot = None
+        self._waiting = {}
+        self._waiter = None
         self._polls = False
-        self._checkpoint: Callable[[], Awaitable[None]]
 
     def __aiter__(self) -> Self:
         return self
@@ -65,7 +129,7 @@ class AsyncStreamReader(Generic[T]):
         try:
             while True:
                 if buffer.awaited:
-                    raise self._concurrent()  # noqa: TRY301 - one frame
+                    raise concurrent_error(buffer.name, "task")  # noqa: TRY301 - one frame
                 outputs = buffer.outputs  # in a local: a cancel takes it from the buffer
                 if outputs and not self._left:
                     waiter = self._waiter or self._attach()
@@ -114,70 +178,16 @@ class AsyncStreamReader(Generic[T]):
     def drain(self) -> list[T]:
         """Return every buffered output at once."""
         if self._buffer.awaited:
-            raise self._concurrent()
+            raise concurrent_error(self._buffer.name, "task")
         return self._buffer.take_all()
-
-    def _attach(self) -> Waiter:
-        """Bind the stream to the event loop that runs this, and return its waiter."""
-        upstream, buffer = self._upstream, self._buffer
-        try:
-            loop = current_loop()
-            lot = upstream.attach(buffer, loop)
-        except BaseException:
-            del self  # as in `__anext__`
-            raise
-        lot.streams.add(self)
-        self._waiting = lot.waiting
-        self._lot = lot
-        self._waiter = loop.new_waiter()
-        self._checkpoint = loop.checkpoint
-        self._polls = upstream.poll_after(buffer, loop) is not None
-        return self._waiter
-
-    def _cancel_with_loop(self) -> None:
-        """Cancel the stream if it has not ended, as the event loop was closed."""
-        if not self._buffer.ends:
-            self._upstream.cancel(self._buffer)
-
-    def _concurrent(self) -> ConcurrentConsumerError:
-        return ConcurrentConsumerError(
-            f"{self._buffer.name} has one consumer at a time, and another task waits for it"
-        )
-
-
-    def _check_loop(self) -> None:
-        """Raise if an output is awaited in another loop than the first."""
-        lot, buffer = self._lot, self._buffer
-        del self  # as in `__anext__`
-        if lot is not None and lot.loop is not None and not lot.loop.is_here:
-            raise RuntimeError(
-                f"{buffer.name} belongs to the event loop that first waited for it, "
-                f"and cannot be waited for in another"
-            ) from None
-
-    async def _wait_and_poll(self) -> None:
-        """Wait, and poll from time to time where it may be that no pump wakes this consumer."""
-        lot, waiter, upstream, buffer = self._lot, self._waiter, self._upstream, self._buffer
-        del self  # as in `__anext__`
-        assert lot is not None  # noqa: S101 - for the type checker
-        assert waiter is not None  # noqa: S101
-        loop = lot.loop
-        assert loop is not None  # noqa: S101
-        await loop.wait(waiter, upstream.poll_after(buffer, loop))
-        upstream.poll(buffer)
 
 
 if native is not None and not TYPE_CHECKING:
 
-    class AsyncStreamReader(native.AsyncStreamReader):
-        """The same, natively; what is rare is done in Python here too."""
+    class AsyncStreamReader(LoopBinding[T], native.AsyncStreamReader):
+        """The same, natively."""
 
         __slots__ = ()
-        _attach = AsyncStreamReader._attach
-        _cancel_with_loop = AsyncStreamReader._cancel_with_loop
-        _check_loop = AsyncStreamReader._check_loop
-        _concurrent = AsyncStreamReader._concurrent
-        _wait_and_poll = AsyncStreamReader._wait_and_poll
 
 
 @final

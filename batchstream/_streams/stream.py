@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, Self, final
 
 from typing_extensions import TypeVar
 
-from batchstream._core.errors import ConcurrentConsumerError
-from batchstream._core.native import native
+from batchstream._core.errors import concurrent_error
+from batchstream._native.selection import native
 from batchstream._streams.base import AnyStream
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class StreamReader(Generic[T]):
         """Take all that is buffered."""
         me = get_ident()
         if self._upstream.consumers.get(self._buffer, me) != me:
-            raise self._concurrent()
+            raise concurrent_error(self._buffer.name, "thread")
         return self._buffer.take_all()
 
     def _wait(self, deadline: float | None) -> None:
@@ -91,30 +91,16 @@ class StreamReader(Generic[T]):
                 raise StopIteration
         # Both asked and claimed, so that of two threads that come at once one is refused.
         elif upstream.consumers.setdefault(buffer, me) != me:
-            raise _concurrent(buffer)
+            raise concurrent_error(buffer.name, "thread")
         else:
             try:
                 upstream.wait(buffer, deadline)
             finally:
                 upstream.consumers.pop(buffer, None)
 
-    def _concurrent(self) -> ConcurrentConsumerError:
-        return _concurrent(self._buffer)
-
-
-def _concurrent(buffer: Buffer[Any]) -> ConcurrentConsumerError:
-    return ConcurrentConsumerError(
-        f"{buffer.name} has one consumer at a time, and another thread waits for it"
-    )
-
 
 if native is not None and not TYPE_CHECKING:
-
-    class StreamReader(native.StreamReader):
-        """The same, natively."""
-
-        __slots__ = ()
-        _concurrent = StreamReader._concurrent
+    StreamReader = native.StreamReader
 
 
 @final

@@ -18,10 +18,10 @@ from batchstream._batching.request import Request
 from batchstream._batching.scheduler import Scheduler
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
 from batchstream._core.demultiplexer import Demultiplexer
-from batchstream._core.native import native
 from batchstream._eventloops.asyncio import WAITERS_PER_TURN, AsyncioWaiter
 from batchstream._eventloops.base import OUTPUTS_PER_TURN
 from batchstream._handoff.buffer import Buffer
+from batchstream._native.selection import native
 from batchstream._pumps.background import BackgroundPump
 from batchstream._pumps.fanout import Fanout
 from batchstream._pumps.life import Life

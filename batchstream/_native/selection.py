@@ -8,18 +8,21 @@ built, or it cannot be loaded, there is nothing else.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Final
 
 
 def _load() -> Any:
     if os.environ.get("BATCHSTREAM_PURE", "") not in ("", "0"):
         return None
     try:
-        from batchstream import _native  # type: ignore[attr-defined]  # noqa: PLC0415 - may be absent
+        from batchstream._native import extension  # type: ignore[attr-defined] # noqa: PLC0415
     except ImportError:
         return None
-    return _native
+    return extension
 
 
 native: Any = _load()
 """The extension module, or None."""
+
+is_native: Final = native is not None
+"""Whether the native core runs: `batchstream.__native__`."""
