@@ -24,12 +24,13 @@ def current_loop() -> EventLoop:
         RuntimeError: There is none.
     """
     if "trio" in sys.modules:  # asked first: trio may run as a guest of an asyncio loop
-        from batchstream._eventloops import trio as _trio  # noqa: PLC0415 - it is optional, and in use here
+        # Not `from … import`, which calls Python code each time.
+        import batchstream._eventloops.trio as _trio  # noqa: PLC0415 - optional, and in use here
 
         if _trio.runs_here():
             return _trio.TrioEventLoop()
     if "asyncio" in sys.modules:
-        from batchstream._eventloops import asyncio as _asyncio  # noqa: PLC0415 - not every program needs it
+        import batchstream._eventloops.asyncio as _asyncio  # noqa: PLC0415 - not always needed
 
         if _asyncio.runs_here():
             return _asyncio.AsyncioEventLoop()
