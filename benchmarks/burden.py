@@ -10,6 +10,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 
+import goals
 from contestants import (
     CHAINED,
     CONTESTANTS,
@@ -123,39 +124,38 @@ def traced() -> int:
     return tracemalloc.get_traced_memory()[0]
 
 
-def lag(seconds: float, rounds: int) -> tuple[str, float | None]:
-    """Return the table of the loop's lag, and batchstream's p99 in seconds."""
-    names = (PER_OUTPUT, QUEUE_EACH, EVENT_EACH, CHAINED, TASK_QUEUES, OURS, OURS_ASYNC)
+def lag(seconds: float, rounds: int) -> str:
+    """Return the table of the loop's lag."""
+    names = [PER_OUTPUT, QUEUE_EACH, EVENT_EACH, CHAINED, TASK_QUEUES]
+    names += [*OURS.values(), *OURS_ASYNC.values()]
     runs = {"(a busy thread alone)": partial(run, late, None, seconds)}
-    for name in names:
-        if name in CONTESTANTS:
-            runs[name] = partial(run, late, CONTESTANTS[name], seconds)
+    runs |= {name: partial(CONTESTANTS[name].run, late, seconds) for name in names}
     rows = []
-    ours_p99 = None
     for name, by_round in take_turns(runs, rounds).items():
         lags = sorted(value for values in by_round for value in values)
         p99s = [sorted(values)[int(len(values) * 0.99)] for values in by_round]
-        if name == OURS:
-            ours_p99 = statistics.median(p99s)
+        for core, mine in OURS.items():
+            if name == mine:
+                goals.measured(goals.LAG, core, [1e3 * value for value in p99s])
         p50 = f"{statistics.median(lags) * 1e3:.1f}"
         rows.append([name, str(len(lags)), p50, spread(p99s, 1e3, 1), f"{lags[-1] * 1e3:.1f}"])
-    return table(["hand-off", "sleeps", "p50, ms", "p99 by round, ms", "max, ms"], rows), ours_p99
+    return table(["hand-off", "sleeps", "p50, ms", "p99 by round, ms", "max, ms"], rows)
 
 
-def memory() -> tuple[str, float | None]:
-    """Return the table of bytes per stream, and batchstream's for an unread one."""
+def memory() -> str:
+    """Return the table of bytes per stream."""
     rows = []
-    of_ours = None
     tracemalloc.start()
     run(held_by_waiting)
     bare = run(held_by_waiting)
     for name, contestant in CONTESTANTS.items():
-        if name == UNBOUND:
+        if name in UNBOUND.values():
             continue
-        run(held, contestant)  # once, unmeasured: what is made once for all is made here
-        unread, waited_for = run(held, contestant)
-        if name == OURS:
-            of_ours = unread
+        contestant.run(held)  # once, unmeasured: what is made once for all is made here
+        unread, waited_for = contestant.run(held)
+        for core, mine in OURS.items():
+            if name == mine:
+                goals.measured(goals.IDLE_BYTES, core, [unread])
         rows.append([name, f"{unread:.0f}", f"{waited_for - bare:.0f}"])
     tracemalloc.stop()
-    return table(["hand-off", "unread, bytes", "waited for, bytes"], rows), of_ours
+    return table(["hand-off", "unread, bytes", "waited for, bytes"], rows)

@@ -3,51 +3,59 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
+from typing import Any
 
 import mechanisms
+from harness import CORES, Core
 from mechanisms import Step, Streams, fed_by_task, fed_by_thread
 
-import batchstream
-
-OURS, UNBOUND, OURS_ASYNC = (
-    "batchstream",
-    "batchstream, bound never felt",
-    "batchstream in one loop",
-)
+# Ours, by core.
+OURS = {core: f"batchstream, {core}" for core in CORES}
+UNBOUND = {core: f"batchstream, bound never felt, {core}" for core in CORES}
+OURS_ASYNC = {core: f"batchstream in one loop, {core}" for core in CORES}
 TASK_QUEUES = "task, bounded queue each, in one loop"
 PER_OUTPUT, QUEUE_EACH = "call per output, queue each", "call per step, queue each"
 EVENT_EACH, CHAINED = "call per step, event each", "call per step, chained futures"
-MISSING = "not built yet"
 NO_BOUND = 1_000_000
 PATIENCE = 60.0  # seconds until a run counts as hung
+
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """How streams are made from a source, and where that source runs."""
+    """How streams are made from a source, where that source runs, and ours: on which core."""
 
     streams: Callable[..., AbstractAsyncContextManager[Streams]]
     in_loop: bool = False
+    core: Core | None = None
 
     @property
     def pace(self) -> type[ThreadPace]:
         """Which pace its source keeps."""
         return LoopPace if self.in_loop else ThreadPace
 
+    def run(
+        self, main: Callable[..., Coroutine], *args: float, new_loop: NewLoop | None = None
+    ) -> Any:
+        """Run a coroutine function of a contestant, in an event loop of its own."""
+        place = contextlib.nullcontext() if self.core is None else self.core.in_place()
+        with place, asyncio.Runner(loop_factory=new_loop) as runner:
+            return runner.run(main(self, *args))
 
-def built() -> bool:
-    """Tell whether batchstream has its async shell."""
-    return hasattr(batchstream, "AsyncBatchedStream")
 
-
-def ours(source: object, size: int, **options: int) -> AbstractAsyncContextManager[Streams]:
-    """Return batchstream's own streams."""
-    return batchstream.AsyncBatchedStream(source, size=size, **options)
+def ours(
+    package: ModuleType, source: object, size: int, **options: int
+) -> AbstractAsyncContextManager[Streams]:
+    """Return the package's own streams."""
+    return package.AsyncBatchedStream(source, size=size, **options)
 
 
 THREAD_FED = {
@@ -62,10 +70,11 @@ THREAD_FED = {
 }
 CONTESTANTS = {name: Contestant(partial(fed_by_thread, made)) for name, made in THREAD_FED.items()}
 CONTESTANTS[TASK_QUEUES] = Contestant(fed_by_task, in_loop=True)
-if built():
-    CONTESTANTS[OURS] = Contestant(ours)
-    CONTESTANTS[UNBOUND] = Contestant(partial(ours, max_buffered=NO_BOUND))
-    CONTESTANTS[OURS_ASYNC] = Contestant(ours, in_loop=True)
+for name, core in CORES.items():
+    mine = partial(ours, core.package)
+    CONTESTANTS[OURS[name]] = Contestant(mine, core=core)
+    CONTESTANTS[UNBOUND[name]] = Contestant(partial(mine, max_buffered=NO_BOUND), core=core)
+    CONTESTANTS[OURS_ASYNC[name]] = Contestant(mine, in_loop=True, core=core)
 
 
 class ThreadPace:
