@@ -6,35 +6,36 @@
 
 #include "native.h"
 
-unsigned char outputs_per_turn = 64;
-
 typedef struct {
     Reader base;
     PyObject *lot, *waiting, *waiter, *checkpoint; /* NULL before the first wait: see _attach */
     char polls;
-    unsigned char left; /* how many outputs to take before the others in the loop have their turn */
+    short left; /* how many outputs to take before the others in the loop have their turn */
 } AsyncReader;
 
+/* NEW: not begun, or between two waits. WAITS: for an output. YIELDS: for its next turn. */
 enum State { NEW, WAITS, YIELDS, OVER };
 
 /* One receive. */
 typedef struct {
     PyObject_HEAD
-    AsyncReader *reader;
-    PyObject *inner;  /* what is awaited, as an iterator; NULL: the waiter itself, or nothing */
-    enum State state; /* WAITS: for an output. YIELDS: for its next turn. */
+    AsyncReader *reader; /* NULL when it is over: it does not keep the stream */
+    PyObject *inner;     /* what is awaited, as an iterator; NULL: the waiter itself, or nothing */
+    enum State state;
+    char running;        /* a method is at work, whose calls may come back to this receive */
 } Receive;
 
 static int attach(AsyncReader *reader)
 {
     if (reader->waiter != NULL)
         return 0;
-    PyObject *result = PyObject_CallMethodNoArgs((PyObject *)reader, names.attach);
-    Py_XDECREF(result);
-    if (result != NULL && (reader->waiter == NULL || reader->checkpoint == NULL ||
-                           reader->waiting == NULL || !PyDict_CheckExact(reader->waiting)))
-        PyErr_SetString(PyExc_RuntimeError, "the stream was attached to no event loop");
-    return result == NULL || PyErr_Occurred() ? -1 : 0;
+    if (call_method((PyObject *)reader, names.attach, NULL) < 0)
+        return -1;
+    if (reader->waiter != NULL && reader->checkpoint != NULL && reader->waiting != NULL &&
+        PyDict_CheckExact(reader->waiting))
+        return 0;
+    PyErr_SetString(PyExc_RuntimeError, "the stream was attached to no event loop");
+    return -1;
 }
 
 /* What `await` iterates over. Takes over the reference. */
@@ -51,60 +52,50 @@ static PyObject *begin_await(PyObject *awaitable)
 }
 
 /* Leave a wait, whatever has ended it. Keeps the exception that is set. */
-static void leave_wait(Receive *receive, enum State state)
+static void leave_wait(Receive *receive)
 {
     AsyncReader *reader = receive->reader;
-    PyObject *buffer = (PyObject *)reader->base.buffer;
-    reader->base.buffer->awaited = 0;
-    if (receive->state == WAITS && reader->waiting != NULL) {
-        PyObject *error = PyErr_Occurred() ? take_exception() : NULL;
-        if (PyDict_GetItemWithError(reader->waiting, buffer) != NULL &&
-            PyDict_DelItem(reader->waiting, buffer) < 0)
-            PyErr_WriteUnraisable(buffer);
-        if (error != NULL)
-            set_exception(error);
+    Buffer *buffer = reader == NULL ? NULL : reader->base.buffer;
+    if (buffer != NULL && receive->state != NEW && receive->state != OVER) {
+        PyObject *error = take_exception();
+        buffer->awaited = 0;
+        reader->left = (short)outputs_per_turn;
+        if (receive->state == WAITS && reader->waiting != NULL &&
+            PyDict_GetItemWithError(reader->waiting, (PyObject *)buffer) != NULL &&
+            PyDict_DelItem(reader->waiting, (PyObject *)buffer) < 0)
+            PyErr_WriteUnraisable((PyObject *)buffer);
+        give_exception(error);
     }
-    reader->left = outputs_per_turn;
-    receive->state = state;
+    receive->state = NEW;
     Py_CLEAR(receive->inner);
 }
 
-/* End the receive; it does not keep the stream, which may be dropped here. Keeps the exception. */
-static void end(Receive *receive)
+/* End the receive, which may drop the stream. Keeps the exception that is set. */
+static PySendResult end_receive(Receive *receive, PySendResult result)
 {
-    AsyncReader *reader = receive->reader;
+    leave_wait(receive);
     receive->state = OVER;
-    receive->reader = NULL;
-    Py_XDECREF(reader);
-}
-
-/* End the receive with the exception that is set. */
-static PySendResult fail(Receive *receive)
-{
-    if (receive->state == WAITS || receive->state == YIELDS)
-        leave_wait(receive, OVER);
-    end(receive);
-    return PYGEN_ERROR;
+    PyObject *error = take_exception();
+    Py_CLEAR(receive->reader);
+    give_exception(error);
+    return result;
 }
 
 /* A RuntimeError or TypeError, of asyncio and of trio, may say that this is another event loop. */
 static PySendResult fail_in_wait(Receive *receive)
 {
-    PyObject *reader = (PyObject *)receive->reader;
     if (receive->state == WAITS && (PyErr_ExceptionMatches(PyExc_RuntimeError) ||
                                     PyErr_ExceptionMatches(PyExc_TypeError))) {
         PyObject *error = take_exception();
-        PyObject *result = PyObject_CallMethodNoArgs(reader, names.check_loop);
-        if (result == NULL)
-            Py_XDECREF(error);
+        if (call_method((PyObject *)receive->reader, names.check_loop, NULL) < 0)
+            Py_DECREF(error); /* it says so */
         else
-            set_exception(error);
-        Py_XDECREF(result);
+            give_exception(error);
     }
-    return fail(receive);
+    return end_receive(receive, PYGEN_ERROR);
 }
 
-/* Go on with what is awaited; PYGEN_RETURN: it has ended, and the receive looks at the buffer. */
+/* Go on with what is awaited. PYGEN_RETURN: it has ended, and the buffer is to be looked at. */
 static PySendResult go_on_waiting(Receive *receive, PyObject *value, PyObject **result)
 {
     PySendResult sent = PYGEN_RETURN;
@@ -112,12 +103,11 @@ static PySendResult go_on_waiting(Receive *receive, PyObject *value, PyObject **
         PyObject *inner = Py_NewRef(receive->inner);
         sent = PyIter_Send(inner, value, result);
         Py_DECREF(inner);
-    }
-    if (sent == PYGEN_RETURN) {
-        if (receive->inner != NULL)
+        if (sent == PYGEN_RETURN)
             Py_CLEAR(*result);
-        leave_wait(receive, NEW);
     }
+    if (sent == PYGEN_RETURN)
+        leave_wait(receive);
     return sent == PYGEN_ERROR ? fail_in_wait(receive) : sent;
 }
 
@@ -125,11 +115,10 @@ static PySendResult go_on_waiting(Receive *receive, PyObject *value, PyObject **
 static PySendResult yield_turn(Receive *receive, PyObject **result)
 {
     AsyncReader *reader = receive->reader;
-    if (attach(reader) < 0)
-        return fail(receive);
-    receive->inner = begin_await(PyObject_CallNoArgs(reader->checkpoint));
+    if (attach(reader) == 0)
+        receive->inner = begin_await(PyObject_CallNoArgs(reader->checkpoint));
     if (receive->inner == NULL)
-        return fail(receive);
+        return end_receive(receive, PYGEN_ERROR);
     receive->state = YIELDS;
     reader->base.buffer->awaited = 1;
     return go_on_waiting(receive, Py_None, result);
@@ -140,78 +129,94 @@ static PySendResult wait_for_output(Receive *receive, PyObject **result)
 {
     AsyncReader *reader = receive->reader;
     Buffer *buffer = reader->base.buffer;
-    if (buffer_made_room(buffer) < 0 || attach(reader) < 0) /* room: the last one was broken off */
-        return fail(receive);
-    if (PyDict_SetItem(reader->waiting, (PyObject *)buffer, reader->waiter) < 0)
-        return fail(receive);
+    if (buffer_made_room(buffer) < 0 || attach(reader) < 0 || /* room: the last was broken off */
+        PyDict_SetItem(reader->waiting, (PyObject *)buffer, reader->waiter) < 0)
+        return end_receive(receive, PYGEN_ERROR);
     receive->state = WAITS;
     buffer->awaited = 1;
     if (buffer->count || buffer->end != NULL) { /* what came before the parking wakes no waiter */
-        leave_wait(receive, NEW);
+        leave_wait(receive);
         return PYGEN_RETURN;
     }
-    if (!reader->polls && Py_IS_TYPE(reader->waiter, &WaiterType)) {
+    if (!reader->polls && PyObject_TypeCheck(reader->waiter, &WaiterType)) {
         *result = waiter_await(reader->waiter);
         return PYGEN_NEXT;
     }
-    if (reader->polls)
-        receive->inner = begin_await(
-            PyObject_CallMethodNoArgs((PyObject *)reader, names.wait_and_poll));
+    receive->inner = begin_await(
+        reader->polls ? PyObject_CallMethodNoArgs((PyObject *)reader, names.wait_and_poll)
+                      : Py_NewRef(reader->waiter));
+    return receive->inner == NULL ? end_receive(receive, PYGEN_ERROR)
+                                  : go_on_waiting(receive, Py_None, result);
+}
+
+static PySendResult take_output(Receive *receive, PyObject **result)
+{
+    AsyncReader *reader = receive->reader;
+    *result = buffer_take(reader->base.buffer);
+    reader->left--;
+    if (buffer_made_room(reader->base.buffer) < 0)
+        Py_CLEAR(*result);
+    return end_receive(receive, *result == NULL ? PYGEN_ERROR : PYGEN_RETURN);
+}
+
+static PySendResult conclude(Receive *receive)
+{
+    if (buffer_conclude(receive->reader->base.buffer) == 0)
+        PyErr_SetNone(PyExc_StopAsyncIteration);
+    return end_receive(receive, PYGEN_ERROR);
+}
+
+/* Look at the buffer, and wait, until there is an output or the end. */
+static PySendResult go_on(Receive *receive, PyObject **result)
+{
+    AsyncReader *reader = receive->reader;
+    Buffer *buffer = reader->base.buffer;
+    PySendResult sent = PYGEN_RETURN;
+    while (sent == PYGEN_RETURN) {
+        if (buffer->awaited) {
+            refuse_second_consumer(buffer, "task");
+            return end_receive(receive, PYGEN_ERROR);
+        }
+        if (buffer->count && reader->left > 0)
+            return take_output(receive, result);
+        if (buffer->count == 0 && buffer->end != NULL)
+            return conclude(receive);
+        sent = buffer->count ? yield_turn(receive, result) : wait_for_output(receive, result);
+    }
+    return sent;
+}
+
+/* Begin to work on a receive, unless it is over or at work already. */
+static int enter(Receive *receive)
+{
+    if (receive->running)
+        PyErr_SetString(PyExc_ValueError, "the receive is already executing");
+    else if (receive->state == OVER)
+        PyErr_SetString(PyExc_RuntimeError, "cannot reuse an already awaited receive");
     else
-        receive->inner = begin_await(Py_NewRef(reader->waiter));
-    if (receive->inner == NULL)
-        return fail(receive);
-    return go_on_waiting(receive, Py_None, result);
+        receive->running = 1;
+    return receive->running && !PyErr_Occurred() ? 0 : -1;
 }
 
 static PySendResult receive_send(Receive *receive, PyObject *value, PyObject **result)
 {
     *result = NULL;
-    if (receive->state == OVER) {
-        PyErr_SetString(PyExc_RuntimeError, "cannot reuse an already awaited receive");
+    if (enter(receive) < 0)
         return PYGEN_ERROR;
-    }
-    AsyncReader *reader = receive->reader;
-    Buffer *buffer = reader->base.buffer;
-    PySendResult sent = PYGEN_RETURN;
-    if (receive->state != NEW)
-        sent = go_on_waiting(receive, value, result);
-    while (sent == PYGEN_RETURN) {
-        if (buffer->awaited) {
-            reader_refuse_concurrent(&reader->base, "task");
-            return fail(receive);
-        }
-        if (buffer->count && reader->left == 0)
-            sent = yield_turn(receive, result);
-        else if (buffer->count) {
-            *result = buffer_take(buffer);
-            reader->left--;
-            if (buffer_made_room(buffer) < 0) {
-                Py_CLEAR(*result);
-                return fail(receive);
-            }
-            end(receive);
-            return PYGEN_RETURN;
-        } else if (buffer->end == NULL)
-            sent = wait_for_output(receive, result);
-        else {
-            if (buffer_conclude(buffer) == 0)
-                PyErr_SetNone(PyExc_StopAsyncIteration);
-            return fail(receive);
-        }
-    }
+    PySendResult sent = receive->state == NEW ? PYGEN_RETURN
+                                              : go_on_waiting(receive, value, result);
+    if (sent == PYGEN_RETURN)
+        sent = go_on(receive, result);
+    receive->running = 0;
     return sent;
 }
 
 /* ---- as Python sees a receive: like a coroutine */
 
-static PyObject *finish_send(PySendResult sent, PyObject *result)
+static PyObject *return_sent(PySendResult sent, PyObject *result)
 {
     if (sent == PYGEN_RETURN) {
-        PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, result); /* a tuple stays one */
-        if (stop != NULL)
-            PyErr_SetObject(PyExc_StopIteration, stop);
-        Py_XDECREF(stop);
+        raise_object(PyObject_CallOneArg(PyExc_StopIteration, result));
         Py_CLEAR(result);
     }
     return sent == PYGEN_ERROR ? NULL : result;
@@ -221,7 +226,7 @@ static PyObject *method_send(Receive *receive, PyObject *value)
 {
     PyObject *result;
     PySendResult sent = receive_send(receive, value, &result);
-    return finish_send(sent, result);
+    return return_sent(sent, result);
 }
 
 static PyObject *receive_next(Receive *receive)
@@ -229,22 +234,17 @@ static PyObject *receive_next(Receive *receive)
     return method_send(receive, Py_None);
 }
 
-static PyObject *method_throw(Receive *receive, PyObject *args)
+/* Throw into what is awaited, if that takes it. Returns what it yields, if it goes on; NULL with an
+   exception otherwise, which is StopIteration if it has ended all the same. */
+static PyObject *throw_inside(Receive *receive, PyObject *args, PyObject *type, PyObject *value,
+                              int *inside)
 {
-    PyObject *type, *value = NULL, *traceback = NULL, *result = NULL;
-    if (!PyArg_UnpackTuple(args, "throw", 1, 3, &type, &value, &traceback))
-        return NULL;
-    if (receive->state == OVER) {
-        PyErr_SetString(PyExc_RuntimeError, "cannot reuse an already awaited receive");
-        return NULL;
-    }
-    PyObject *inner = Py_XNewRef(receive->inner);
+    PyObject *inner = Py_XNewRef(receive->inner), *result = NULL;
     PyObject *throw_ = inner == NULL ? NULL : PyObject_GetAttr(inner, names.throw_);
-    if (throw_ != NULL) {
+    *inside = throw_ != NULL;
+    if (throw_ != NULL)
         result = PyObject_Call(throw_, args, NULL);
-        Py_DECREF(throw_);
-    } else {
-        PyErr_Clear();
+    else if (clear_attribute_error() == 0) {
         if (PyExceptionInstance_Check(type))
             PyErr_SetObject((PyObject *)Py_TYPE(type), type);
         else if (PyExceptionClass_Check(type))
@@ -252,31 +252,58 @@ static PyObject *method_throw(Receive *receive, PyObject *args)
         else
             PyErr_SetString(PyExc_TypeError, "throw takes an exception");
     }
+    Py_XDECREF(throw_);
     Py_XDECREF(inner);
-    if (result != NULL)
-        return result; /* it waits on */
-    if (!PyErr_ExceptionMatches(PyExc_StopIteration)) {
-        fail_in_wait(receive);
+    return result;
+}
+
+static PyObject *method_throw(Receive *receive, PyObject *args)
+{
+    PyObject *type, *value = NULL, *traceback = NULL, *result = NULL;
+    int inside;
+    if (!PyArg_UnpackTuple(args, "throw", 1, 3, &type, &value, &traceback) || enter(receive) < 0)
         return NULL;
-    }
-    PyErr_Clear(); /* what is awaited has ended all the same */
-    leave_wait(receive, NEW);
-    return method_send(receive, Py_None);
+    PySendResult sent = PYGEN_NEXT;
+    result = throw_inside(receive, args, type, value, &inside);
+    if (result == NULL && inside && PyErr_ExceptionMatches(PyExc_StopIteration)) {
+        PyErr_Clear();
+        leave_wait(receive);
+        sent = go_on(receive, &result);
+    } else if (result == NULL)
+        sent = fail_in_wait(receive);
+    receive->running = 0;
+    return return_sent(sent, result);
 }
 
 static PyObject *method_close(Receive *receive, PyObject *Py_UNUSED(none))
 {
+    if (receive->state == OVER && !receive->running)
+        Py_RETURN_NONE;
+    if (enter(receive) < 0)
+        return NULL;
     PyObject *inner = Py_XNewRef(receive->inner);
-    if (receive->state == WAITS || receive->state == YIELDS)
-        leave_wait(receive, OVER);
-    end(receive);
+    end_receive(receive, PYGEN_RETURN);
+    receive->running = 0;
     PyObject *close = inner == NULL ? NULL : PyObject_GetAttr(inner, names.close);
-    if (close == NULL)
-        PyErr_Clear();
-    PyObject *result = close == NULL ? Py_NewRef(Py_None) : PyObject_CallNoArgs(close);
+    PyObject *result = NULL;
+    if (close != NULL)
+        result = PyObject_CallNoArgs(close);
+    else if (clear_attribute_error() == 0)
+        result = Py_NewRef(Py_None);
     Py_XDECREF(close);
     Py_XDECREF(inner);
     return result;
+}
+
+static PyObject *receive_await(Receive *receive)
+{
+    if (receive->state != NEW || receive->running) {
+        PyErr_SetString(PyExc_RuntimeError, receive->state == OVER
+                            ? "cannot reuse an already awaited receive"
+                            : "the receive is being awaited already");
+        return NULL;
+    }
+    return Py_NewRef((PyObject *)receive);
 }
 
 static int receive_traverse(Receive *receive, visitproc visit, void *arg)
@@ -288,10 +315,7 @@ static int receive_traverse(Receive *receive, visitproc visit, void *arg)
 
 static int receive_clear(Receive *receive)
 {
-    if (receive->reader != NULL && (receive->state == WAITS || receive->state == YIELDS))
-        leave_wait(receive, OVER);
-    Py_CLEAR(receive->inner);
-    end(receive);
+    end_receive(receive, PYGEN_RETURN);
     return 0;
 }
 
@@ -310,7 +334,7 @@ static PyMethodDef receive_methods[] = {
 };
 
 static PyAsyncMethods receive_as_async = {
-    .am_await = return_self,
+    .am_await = (unaryfunc)receive_await,
     .am_send = (sendfunc)receive_send,
 };
 
@@ -333,30 +357,29 @@ PyTypeObject ReceiveType = {
 
 static PyObject *reader_anext(AsyncReader *reader)
 {
-    if (reader->base.buffer == NULL) {
-        PyErr_SetString(PyExc_TypeError, "the stream reads no buffer");
-        return NULL;
-    }
-    Receive *receive = PyObject_GC_New(Receive, &ReceiveType);
+    Receive *receive = reader_buffer(&reader->base) == NULL ? NULL
+        : PyObject_GC_New(Receive, &ReceiveType);
     if (receive == NULL)
         return NULL;
     receive->reader = (AsyncReader *)Py_NewRef(reader);
     receive->inner = NULL;
     receive->state = NEW;
+    receive->running = 0;
     PyObject_GC_Track(receive);
     return (PyObject *)receive;
 }
 
 static PyObject *method_drain(AsyncReader *reader, PyObject *Py_UNUSED(none))
 {
-    if (reader->base.buffer->awaited)
-        return reader_refuse_concurrent(&reader->base, "task");
-    return buffer_take_all(reader->base.buffer);
+    Buffer *buffer = reader_buffer(&reader->base);
+    if (buffer != NULL && buffer->awaited)
+        refuse_second_consumer(buffer, "task");
+    return buffer == NULL || buffer->awaited ? NULL : buffer_take_all(buffer, NULL);
 }
 
 static int async_reader_init(AsyncReader *reader, PyObject *args, PyObject *keywords)
 {
-    reader->left = outputs_per_turn;
+    reader->left = (short)outputs_per_turn;
     return reader_init(&reader->base, args, keywords);
 }
 

@@ -1,26 +1,31 @@
 /* What one stream holds between the pump that writes it and the consumer that reads it.
 
    The same as Buffer in _handoff/buffer.py, but for this: the outputs are a ring inside the buffer,
-   so that `buffer.outputs` is the buffer itself, which has the methods of a deque. */
+   so that `buffer.outputs` is the buffer itself. */
 
 #include "native.h"
 
 enum { FIRST_CAPACITY = 4, KEPT_CAPACITY = 64 };
 
-int buffer_reserve(Buffer *buffer, unsigned int more)
+static PyObject **place_of(Buffer *buffer, unsigned int n)
+{
+    return &buffer->outputs[(buffer->first + n) & (buffer->capacity - 1)];
+}
+
+int buffer_reserve(Buffer *buffer, size_t more)
 {
     if (more <= buffer->capacity - buffer->count)
         return 0;
     size_t capacity = buffer->capacity ? buffer->capacity : FIRST_CAPACITY;
-    while (capacity < (size_t)buffer->count + more)
+    while (capacity < buffer->count + more)
         capacity *= 2;
-    PyObject **outputs = capacity > (1u << 31) ? NULL : PyMem_New(PyObject *, capacity);
+    PyObject **outputs = capacity > 1u << 31 ? NULL : PyMem_New(PyObject *, capacity);
     if (outputs == NULL) {
         PyErr_NoMemory();
         return -1;
     }
     for (unsigned int n = 0; n < buffer->count; n++)
-        outputs[n] = buffer->outputs[(buffer->first + n) & (buffer->capacity - 1)];
+        outputs[n] = *place_of(buffer, n);
     PyMem_Free(buffer->outputs);
     buffer->outputs = outputs;
     buffer->capacity = (unsigned int)capacity;
@@ -31,14 +36,14 @@ int buffer_reserve(Buffer *buffer, unsigned int more)
 void buffer_append(Buffer *buffer, PyObject *output)
 {
     if (buffer->cancelled)
-        return; /* discarded */
-    buffer->outputs[(buffer->first + buffer->count) & (buffer->capacity - 1)] = Py_NewRef(output);
+        return;
+    *place_of(buffer, buffer->count) = Py_NewRef(output);
     buffer->count++;
 }
 
 PyObject *buffer_take(Buffer *buffer)
 {
-    PyObject *output = buffer->outputs[buffer->first];
+    PyObject *output = *place_of(buffer, 0);
     buffer->first = (buffer->first + 1) & (buffer->capacity - 1);
     if (--buffer->count == 0 && buffer->capacity > KEPT_CAPACITY) {
         PyMem_Free(buffer->outputs);
@@ -48,16 +53,15 @@ PyObject *buffer_take(Buffer *buffer)
     return output;
 }
 
-/* Drop what is buffered. Runs code: what it drops may use the buffer, which is empty by then. */
+/* Drop what is buffered. What is dropped may use the buffer, which is empty by then. */
 static void discard(Buffer *buffer)
 {
-    PyObject **outputs = buffer->outputs;
-    unsigned int first = buffer->first, count = buffer->count, capacity = buffer->capacity;
+    Buffer old = *buffer;
     buffer->outputs = NULL;
     buffer->capacity = buffer->first = buffer->count = 0;
-    for (unsigned int n = 0; n < count; n++)
-        Py_DECREF(outputs[(first + n) & (capacity - 1)]);
-    PyMem_Free(outputs);
+    for (unsigned int n = 0; n < old.count; n++)
+        Py_DECREF(*place_of(&old, n));
+    PyMem_Free(old.outputs);
 }
 
 int buffer_made_room(Buffer *buffer)
@@ -71,11 +75,12 @@ int buffer_made_room(Buffer *buffer)
     return result == NULL ? -1 : 0;
 }
 
-static int refused(Buffer *buffer)
+static int refuse(Buffer *buffer)
 {
-    if (buffer->refusal != NULL)
-        PyErr_SetObject(PyExc_RuntimeError, buffer->refusal);
-    return buffer->refusal != NULL;
+    if (buffer->refusal == NULL)
+        return 0;
+    PyErr_SetObject(PyExc_RuntimeError, buffer->refusal);
+    return -1;
 }
 
 /* Give back, in front of what has come since, what was taken and could not be handed on. */
@@ -84,74 +89,67 @@ static int give_back(Buffer *buffer, PyObject *taken)
     Py_ssize_t count = PyList_GET_SIZE(taken);
     if (buffer->cancelled)
         return 0;
-    if (buffer_reserve(buffer, (unsigned int)count) < 0)
+    if (buffer_reserve(buffer, (size_t)count) < 0)
         return -1;
-    for (Py_ssize_t n = count - 1; n >= 0; n--) {
+    while (count-- > 0) {
         buffer->first = (buffer->first - 1) & (buffer->capacity - 1);
-        buffer->outputs[buffer->first] = Py_NewRef(PyList_GET_ITEM(taken, n));
+        *place_of(buffer, 0) = Py_NewRef(PyList_GET_ITEM(taken, count));
         buffer->count++;
     }
     return 0;
 }
 
-PyObject *buffer_take_all(Buffer *buffer)
+PyObject *buffer_take_all(Buffer *buffer, PyObject *Py_UNUSED(none))
 {
-    if (refused(buffer))
+    if (refuse(buffer) < 0)
         return NULL;
-    PyObject *taken = PyList_New(buffer->count); /* may start a collection, and that receive */
-    if (taken == NULL)
-        return NULL;
-    Py_ssize_t wanted = PyList_GET_SIZE(taken), count = 0;
-    while (buffer->count && count < wanted)
-        PyList_SET_ITEM(taken, count++, buffer_take(buffer));
-    if (count < wanted && PyList_SetSlice(taken, count, wanted, NULL) < 0) {
-        Py_DECREF(taken);
-        return NULL;
+    PyObject *taken = PyList_New(0);
+    /* The list may start a collection, and what that frees receive: so it is made first, and it is
+       made longer before an output is taken. */
+    int failed = taken == NULL;
+    while (!failed && buffer->count) {
+        failed = PyList_Append(taken, *place_of(buffer, 0)) < 0;
+        if (!failed)
+            Py_DECREF(buffer_take(buffer)); /* the list has it */
     }
-    if (buffer_made_room(buffer) < 0) {
-        PyObject *error = take_exception(); /* a signal's: the caller does not get the list */
+    failed = failed || buffer_made_room(buffer) < 0;
+    if (failed && taken != NULL) { /* a signal's exception: the caller does not get the list */
+        PyObject *error = take_exception();
         if (give_back(buffer, taken) < 0)
             PyErr_WriteUnraisable((PyObject *)buffer);
-        Py_DECREF(taken);
-        set_exception(error);
-        return NULL;
+        Py_CLEAR(taken);
+        give_exception(error);
     }
     return taken;
 }
 
 int buffer_conclude(Buffer *buffer)
 {
-    if (refused(buffer))
+    if (refuse(buffer) < 0)
         return -1;
     if (buffer->end == NULL || buffer->cancelled)
         return 0;
     PyObject *error = PyObject_GetAttr(buffer->end, names.error);
-    if (error == NULL)
-        return -1;
-    PyObject *own = error == Py_None ? NULL : PyObject_CallOneArg(imported.consumer_error, error);
-    int ends_in_error = error != Py_None;
+    if (error == NULL || error == Py_None) {
+        Py_XDECREF(error);
+        return error == NULL ? -1 : 0;
+    }
+    PyObject *own = PyObject_CallOneArg(given.consumer_error, error);
     Py_DECREF(error);
-    if (!ends_in_error)
-        return 0;
     if (own == NULL)
         return -1;
-    buffer->cancelled = 1;
-    PyErr_SetObject((PyObject *)Py_TYPE(own), own);
-    Py_DECREF(own);
+    buffer->cancelled = 1; /* from now on it is simply over */
     discard(buffer);
-    return -1;
+    return raise_object(own);
 }
 
 int buffer_finish(Buffer *buffer, PyObject *end)
 {
-    if (Py_IS_TYPE(buffer, &BufferType)) {
-        if (buffer->end == NULL)
-            buffer->end = Py_NewRef(end);
-        return 0;
-    }
-    PyObject *result = PyObject_CallMethodOneArg((PyObject *)buffer, names.finish, end);
-    Py_XDECREF(result);
-    return result == NULL ? -1 : 0;
+    if (!Py_IS_TYPE(buffer, &BufferType))
+        return call_method((PyObject *)buffer, names.finish, end);
+    if (buffer->end == NULL)
+        buffer->end = Py_NewRef(end);
+    return 0;
 }
 
 /* ---- as Python sees it */
@@ -162,8 +160,7 @@ static int buffer_init(Buffer *buffer, PyObject *args, PyObject *keywords)
     PyObject *name = Py_None;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "i|O", words, &buffer->slot, &name))
         return -1;
-    if (name != Py_None)
-        Py_XSETREF(buffer->name, Py_NewRef(name));
+    Py_XSETREF(buffer->name, name == Py_None ? NULL : Py_NewRef(name));
     return 0;
 }
 
@@ -183,16 +180,9 @@ static PyObject *method_popleft(Buffer *buffer, PyObject *Py_UNUSED(none))
     return NULL;
 }
 
-static PyObject *method_take_all(Buffer *buffer, PyObject *Py_UNUSED(none))
-{
-    return buffer_take_all(buffer);
-}
-
 static PyObject *method_conclude(Buffer *buffer, PyObject *Py_UNUSED(none))
 {
-    if (buffer_conclude(buffer) < 0)
-        return NULL;
-    Py_RETURN_NONE;
+    return buffer_conclude(buffer) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 static PyObject *method_finish(Buffer *buffer, PyObject *end)
@@ -211,9 +201,7 @@ static PyObject *method_shut(Buffer *buffer, PyObject *Py_UNUSED(none))
 
 static PyObject *method_cancel(Buffer *buffer, PyObject *end)
 {
-    if (buffer_finish(buffer, end) < 0)
-        return NULL;
-    return method_shut(buffer, NULL);
+    return buffer_finish(buffer, end) < 0 ? NULL : method_shut(buffer, NULL);
 }
 
 static PyObject *method_refuse_after_fork(Buffer *buffer, PyObject *Py_UNUSED(none))
@@ -241,7 +229,7 @@ static Py_ssize_t buffer_length(Buffer *buffer)
 static PyObject *buffer_item(Buffer *buffer, Py_ssize_t n)
 {
     if (n >= 0 && n < (Py_ssize_t)buffer->count)
-        return Py_NewRef(buffer->outputs[(buffer->first + (unsigned int)n) & (buffer->capacity - 1)]);
+        return Py_NewRef(*place_of(buffer, (unsigned int)n));
     PyErr_SetString(PyExc_IndexError, "no such output is buffered");
     return NULL;
 }
@@ -268,12 +256,6 @@ static PyObject *get_outputs(PyObject *buffer, void *Py_UNUSED(closure))
 }
 
 /* An attribute that Python sets to None where there is nothing, kept as NULL. */
-static PyObject *get_optional(PyObject *buffer, void *offset)
-{
-    PyObject *value = *(PyObject **)((char *)buffer + (size_t)offset);
-    return Py_NewRef(value == NULL ? Py_None : value);
-}
-
 static int set_optional(PyObject *buffer, PyObject *value, void *offset)
 {
     PyObject **place = (PyObject **)((char *)buffer + (size_t)offset);
@@ -281,10 +263,16 @@ static int set_optional(PyObject *buffer, PyObject *value, void *offset)
     return 0;
 }
 
+static PyObject *get_optional(PyObject *buffer, void *offset)
+{
+    PyObject *value = *(PyObject **)((char *)buffer + (size_t)offset);
+    return Py_NewRef(value == NULL ? Py_None : value);
+}
+
 static int buffer_traverse(Buffer *buffer, visitproc visit, void *arg)
 {
     for (unsigned int n = 0; n < buffer->count; n++)
-        Py_VISIT(buffer->outputs[(buffer->first + n) & (buffer->capacity - 1)]);
+        Py_VISIT(*place_of(buffer, n));
     Py_VISIT(buffer->name);
     Py_VISIT(buffer->end);
     Py_VISIT(buffer->refusal);
@@ -312,7 +300,7 @@ static void buffer_dealloc(Buffer *buffer)
 static PyMethodDef buffer_methods[] = {
     {"append", (PyCFunction)method_append, METH_O, NULL},
     {"popleft", (PyCFunction)method_popleft, METH_NOARGS, NULL},
-    {"take_all", (PyCFunction)method_take_all, METH_NOARGS, NULL},
+    {"take_all", (PyCFunction)buffer_take_all, METH_NOARGS, NULL},
     {"conclude", (PyCFunction)method_conclude, METH_NOARGS, NULL},
     {"finish", (PyCFunction)method_finish, METH_O, NULL},
     {"cancel", (PyCFunction)method_cancel, METH_O, NULL},
@@ -325,6 +313,7 @@ static PyMethodDef buffer_methods[] = {
 
 static PyMemberDef buffer_members[] = {
     {"slot", T_INT, offsetof(Buffer, slot), 0, NULL},
+    {"consumer", T_ULONG, offsetof(Buffer, consumer), READONLY, NULL},
     {"cancelled", T_BOOL, offsetof(Buffer, cancelled), 0, NULL},
     {"awaited", T_BOOL, offsetof(Buffer, awaited), 0, NULL},
     {NULL},

@@ -1,9 +1,10 @@
 /* What a step gives to which slot, and which slots finish in it.
 
-   The same as Demultiplexer in _core/demultiplexer.py, where the rules are explained. Most steps are
-   plain: one output for each live slot. `hand_out_plain` checks a whole step before it gives out
-   anything, and runs no code of anybody's. Of every other step `take_step` makes a Draft, element by
-   element; the draft then becomes a Delivery, or goes to the buffers. */
+   What Demultiplexer does with a step in _core/demultiplexer.py, where the rules are explained; the
+   rest of it is Python here too. Most steps are plain: one output for each live slot. For these,
+   `hand_out_plain` checks the whole step before it gives out anything, and runs no code. Of every
+   other step `take_elements` makes a draft, element by element, which then becomes a Delivery, or
+   goes to the buffers. */
 
 #include "native.h"
 
@@ -15,19 +16,21 @@ typedef struct {
 
 struct Core {
     PyObject_HEAD
-    Py_ssize_t size, live_count, steps, dropped, past_outputs, finished[REASONS];
+    Py_ssize_t size, live_count, steps, dropped, past_outputs;
     Slot *slots;
-    Py_ssize_t *initial_limits;
-    int *live_slots;         /* in order, while `live` is set */
-    PyObject *live;          /* the same as a tuple; NULL after a change */
-    const char *over;        /* "ended" or "failed"; NULL: the batch is running */
-    PyObject *failure;       /* what it has failed with */
+    int *live_slots;          /* in order, while `live` is set */
+    PyObject *live;           /* the same as a tuple; NULL after a change */
+    PyObject *state;          /* "running", or what Python says besides */
+    PyObject *finished;       /* a dict: how many slots have finished for which reason */
     PyObject *eos, *is_eos;
-    PyObject *ids;           /* where token ids are all that is_eos looks for */
+    PyObject *ids;            /* where token ids are all that is_eos looks for */
     PyTypeObject *array_type; /* that of the last step that was an array */
-    int include_eos, require_eos;
-    char most;               /* whether the last step gave a slot more than one output */
+    char include_eos;
+    char gave_many;           /* whether the last step may have given a slot more than one output */
 };
+
+/* What became of a step. */
+enum Outcome { FAILED = -1, DRAFTED, HANDED_OUT };
 
 /* Slots, each with what it is given: an output, or its end. */
 typedef struct {
@@ -66,12 +69,11 @@ static void drop_draft(Draft *draft)
     PyMem_Free(draft->ends.pairs);
 }
 
-/* Make a Delivery of a draft, unless what made it has failed, and drop the draft. */
-static PyObject *deliver_draft(Draft *draft, int failed)
+static PyObject *deliver_draft(Draft *draft)
 {
     PyObject *delivery = NULL;
     PyObject *slots = PyList_New(0), *values = PyList_New(0), *ends = PyList_New(0);
-    failed = failed || slots == NULL || values == NULL || ends == NULL;
+    int failed = slots == NULL || values == NULL || ends == NULL;
     for (Py_ssize_t n = 0; !failed && n < draft->outputs.count; n++) {
         PyObject *slot = PyLong_FromSsize_t(draft->outputs.pairs[n].slot);
         failed = slot == NULL || PyList_Append(slots, slot) < 0 ||
@@ -84,11 +86,10 @@ static PyObject *deliver_draft(Draft *draft, int failed)
         Py_XDECREF(pair);
     }
     if (!failed)
-        delivery = PyObject_CallFunctionObjArgs(imported.delivery, slots, values, ends, NULL);
+        delivery = PyObject_CallFunctionObjArgs(given.delivery, slots, values, ends, NULL);
     Py_XDECREF(slots);
     Py_XDECREF(values);
     Py_XDECREF(ends);
-    drop_draft(draft);
     return delivery;
 }
 
@@ -96,42 +97,25 @@ static PyObject *deliver_draft(Draft *draft, int failed)
 
 PyObject *core_live(Core *core)
 {
-    if (core->live == NULL) {
-        PyObject *live = PyTuple_New(core->live_count); /* may start a collection */
-        Py_ssize_t n = 0;
-        for (Py_ssize_t slot = 0; live != NULL && slot < core->size; slot++) {
-            if (!core->slots[slot].live)
-                continue;
-            PyObject *number = PyLong_FromSsize_t(slot);
-            if (number == NULL)
-                Py_CLEAR(live);
-            else {
-                core->live_slots[n] = (int)slot;
-                PyTuple_SET_ITEM(live, n++, number);
-            }
+    if (core->live != NULL)
+        return Py_NewRef(core->live);
+    Py_ssize_t count = core->live_count, n = 0;
+    PyObject *live = PyTuple_New(count); /* may start a collection, and that run code */
+    for (Py_ssize_t slot = 0; live != NULL && slot < core->size; slot++) {
+        if (!core->slots[slot].live)
+            continue;
+        PyObject *number = n < count ? PyLong_FromSsize_t(slot) : NULL;
+        if (number == NULL)
+            Py_CLEAR(live);
+        else {
+            core->live_slots[n] = (int)slot;
+            PyTuple_SET_ITEM(live, n++, number);
         }
-        if (live == NULL)
-            return NULL;
-        Py_XSETREF(core->live, live);
     }
-    return Py_NewRef(core->live);
-}
-
-int core_has_live(Core *core)
-{
-    return core->live_count > 0;
-}
-
-static int refuse_if_over(Core *core, const char *event)
-{
-    if (core->over == NULL)
-        return 0;
-    PyObject *error = PyObject_CallFunction(imported.batch_over_error, "ssO", event, core->over,
-                                            core->failure ? core->failure : Py_None);
-    if (error != NULL)
-        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
-    Py_XDECREF(error);
-    return -1;
+    if (live == NULL)
+        return PyErr_Occurred() ? NULL : PyErr_NoMemory();
+    core->live = Py_NewRef(live);
+    return live;
 }
 
 static int give(Core *core, Draft *draft, Py_ssize_t slot, PyObject *output)
@@ -140,59 +124,83 @@ static int give(Core *core, Draft *draft, Py_ssize_t slot, PyObject *output)
     return add_pair(&draft->outputs, slot, output);
 }
 
-/* Finish a live slot; `info` and `error` may be NULL. */
-static int finish(Core *core, Draft *draft, Py_ssize_t slot, enum Reason reason, PyObject *info,
-                  PyObject *error)
+static int count_finished(Core *core, PyObject *reason)
 {
-    PyObject *given = PyLong_FromSsize_t(core->slots[slot].given);
-    PyObject *end = given == NULL ? NULL
-        : PyObject_CallFunctionObjArgs(imported.stream_end, imported.reasons[reason], given,
-                                       info ? info : Py_None, error ? error : Py_None, NULL);
-    int failed = end == NULL || add_pair(&draft->ends, slot, end) < 0;
-    Py_XDECREF(given);
-    Py_XDECREF(end);
-    if (failed)
+    PyObject *before = PyDict_GetItemWithError(core->finished, reason);
+    if (before == NULL && PyErr_Occurred())
         return -1;
-    core->slots[slot].live = 0;
-    core->live_count--;
-    core->finished[reason]++;
-    Py_CLEAR(core->live);
-    return 0;
+    PyObject *count = PyLong_FromSsize_t(before == NULL ? 1 : PyLong_AsSsize_t(before) + 1);
+    int failed = count == NULL || PyDict_SetItem(core->finished, reason, count) < 0;
+    Py_XDECREF(count);
+    return failed ? -1 : 0;
 }
 
-static int finish_all(Core *core, Draft *draft, enum Reason reason, PyObject *error)
+/* End a live slot, and return its StreamEnd; `info` and `error` may be NULL. */
+static PyObject *end_slot(Core *core, Py_ssize_t slot, PyObject *reason, PyObject *info,
+                          PyObject *error)
 {
-    for (Py_ssize_t slot = 0; slot < core->size; slot++)
-        if (core->slots[slot].live && finish(core, draft, slot, reason, NULL, error) < 0)
-            return -1;
-    return 0;
+    PyObject *outputs = PyLong_FromSsize_t(core->slots[slot].given);
+    PyObject *end = outputs == NULL ? NULL
+        : PyObject_CallFunctionObjArgs(given.stream_end, reason, outputs, info ? info : Py_None,
+                                       error ? error : Py_None, NULL);
+    Py_XDECREF(outputs);
+    if (end == NULL || count_finished(core, reason) < 0) {
+        Py_XDECREF(end);
+        return NULL;
+    }
+    core->live_count -= core->slots[slot].live;
+    core->slots[slot].live = 0;
+    Py_CLEAR(core->live);
+    return end;
+}
+
+static int finish(Core *core, Draft *draft, Py_ssize_t slot, PyObject *reason, PyObject *info,
+                  PyObject *error)
+{
+    PyObject *end = end_slot(core, slot, reason, info, error);
+    int failed = end == NULL || add_pair(&draft->ends, slot, end) < 0;
+    Py_XDECREF(end);
+    return failed ? -1 : 0;
 }
 
 /* ---- elements of a step */
 
 static int is_marker(PyObject *element)
 {
-    PyTypeObject *type = Py_TYPE(element);
-    return type == imported.signal || type == imported.last || type == imported.end ||
-           type == imported.fail || type == imported.many;
+    PyObject *type = (PyObject *)Py_TYPE(element);
+    return type == given.signal || type == given.last || type == given.end || type == given.fail ||
+           type == given.many;
+}
+
+/* The outputs within a Many, as a tuple. */
+static PyObject *outputs_of(PyObject *many)
+{
+    PyObject *outputs = PyObject_GetAttr(many, names.outputs);
+    if (outputs != NULL && !PyTuple_CheckExact(outputs)) { /* it was tampered with */
+        PyErr_SetString(PyExc_TypeError, "the outputs of Many are no tuple");
+        Py_CLEAR(outputs);
+    }
+    return outputs;
 }
 
 /* How many outputs an element for a finished slot holds; -1 with an exception. */
 static Py_ssize_t count_outputs(Core *core, PyObject *element)
 {
-    PyTypeObject *type = Py_TYPE(element);
-    if (element == core->eos || type == imported.signal || type == imported.end ||
-        type == imported.fail)
+    PyObject *type = (PyObject *)Py_TYPE(element);
+    if (element == core->eos || type == given.signal || type == given.end || type == given.fail)
         return 0;
-    if (type != imported.many)
+    if (type != given.many)
         return 1;
-    PyObject *outputs = PyObject_GetAttr(element, names.outputs); /* a tuple: see Many */
+    if (Py_EnterRecursiveCall(" in Many"))
+        return -1;
+    PyObject *outputs = outputs_of(element);
     Py_ssize_t count = outputs == NULL ? -1 : 0;
     for (Py_ssize_t n = 0; count >= 0 && n < PyTuple_GET_SIZE(outputs); n++) {
         Py_ssize_t more = count_outputs(core, PyTuple_GET_ITEM(outputs, n));
         count = more < 0 ? -1 : count + more;
     }
     Py_XDECREF(outputs);
+    Py_LeaveRecursiveCall();
     return count;
 }
 
@@ -226,77 +234,85 @@ static int take_output(Core *core, Draft *draft, Py_ssize_t slot, PyObject *outp
 {
     PyObject *error;
     int ends = ends_slot(core, output, &error);
-    if (ends < 0)
-        return -1;
     if (error != NULL) {
-        int result = finish(core, draft, slot, ERROR, NULL, error);
+        ends = finish(core, draft, slot, given.error_reason, NULL, error);
         Py_DECREF(error);
-        return result;
+        return ends;
     }
-    if (ends)
-        return core->include_eos && give(core, draft, slot, output) < 0
-                   ? -1 : finish(core, draft, slot, EOS, NULL, NULL);
-    if (give(core, draft, slot, output) < 0)
+    if (ends < 0 || ((!ends || core->include_eos) && give(core, draft, slot, output) < 0))
         return -1;
+    if (ends)
+        return finish(core, draft, slot, given.eos_reason, NULL, NULL);
     return core->slots[slot].given < core->slots[slot].limit
-               ? 0 : finish(core, draft, slot, LENGTH, NULL, NULL);
+               ? 0 : finish(core, draft, slot, given.length_reason, NULL, NULL);
 }
 
-/* Last and End: finish the slot for the reason that they give. */
+static int take(Core *core, Draft *draft, Py_ssize_t slot, PyObject *element);
+
+static int take_many(Core *core, Draft *draft, Py_ssize_t slot, PyObject *many)
+{
+    if (Py_EnterRecursiveCall(" in Many"))
+        return -1;
+    PyObject *outputs = outputs_of(many);
+    int failed = outputs == NULL;
+    core->gave_many = 1;
+    for (Py_ssize_t n = 0; !failed && n < PyTuple_GET_SIZE(outputs); n++)
+        failed = take(core, draft, slot, PyTuple_GET_ITEM(outputs, n)) < 0;
+    Py_XDECREF(outputs);
+    Py_LeaveRecursiveCall();
+    return failed ? -1 : 0;
+}
+
+/* Last, End and Fail: finish the slot, with what they hold. */
 static int take_end(Core *core, Draft *draft, Py_ssize_t slot, PyObject *element)
 {
-    PyObject *reason = PyObject_GetAttr(element, names.reason);
-    PyObject *info = PyObject_GetAttr(element, names.info);
-    int which = 0, failed = reason == NULL || info == NULL;
-    while (!failed && which < REASONS - 1 && reason != imported.reasons[which])
-        which++;
-    if (!failed)
-        failed = finish(core, draft, slot, (enum Reason)which, info, NULL) < 0;
+    PyObject *type = (PyObject *)Py_TYPE(element), *output = NULL, *reason, *info = NULL;
+    PyObject *error = NULL;
+    if (type == given.fail) {
+        reason = Py_NewRef(given.error_reason);
+        error = PyObject_GetAttr(element, names.error);
+    } else {
+        reason = PyObject_GetAttr(element, names.reason);
+        info = PyObject_GetAttr(element, names.info);
+    }
+    if (type == given.last)
+        output = PyObject_GetAttr(element, names.output);
+    int failed = PyErr_Occurred() || (output != NULL && give(core, draft, slot, output) < 0) ||
+                 finish(core, draft, slot, reason, info, error) < 0;
+    Py_XDECREF(output);
     Py_XDECREF(reason);
     Py_XDECREF(info);
+    Py_XDECREF(error);
     return failed ? -1 : 0;
 }
 
 static int take(Core *core, Draft *draft, Py_ssize_t slot, PyObject *element)
 {
-    PyTypeObject *type = Py_TYPE(element);
+    PyObject *type = (PyObject *)Py_TYPE(element);
     if (!core->slots[slot].live) /* it has finished within this Many */
         return drop(core, element);
-    if (element == core->eos || element == imported.eos)
-        return finish(core, draft, slot, EOS, NULL, NULL);
-    if (element == imported.skip)
+    if (element == core->eos || element == given.eos)
+        return finish(core, draft, slot, given.eos_reason, NULL, NULL);
+    if (element == given.skip)
         return 0;
-    if (type == imported.end)
+    if (type == given.many)
+        return take_many(core, draft, slot, element);
+    if (type == given.last || type == given.end || type == given.fail)
         return take_end(core, draft, slot, element);
-    if (type != imported.last && type != imported.fail && type != imported.many)
-        return take_output(core, draft, slot, element);
-    PyObject *name = type == imported.last ? names.output
-                   : type == imported.fail ? names.error : names.outputs;
-    PyObject *held = PyObject_GetAttr(element, name);
-    if (held == NULL)
-        return -1;
-    int failed;
-    if (type == imported.last)
-        failed = give(core, draft, slot, held) < 0 || take_end(core, draft, slot, element) < 0;
-    else if (type == imported.fail)
-        failed = finish(core, draft, slot, ERROR, NULL, held) < 0;
-    else {
-        failed = 0;
-        core->most = 1;
-        for (Py_ssize_t n = 0; !failed && n < PyTuple_GET_SIZE(held); n++)
-            failed = take(core, draft, slot, PyTuple_GET_ITEM(held, n)) < 0;
-    }
-    Py_DECREF(held);
-    return failed ? -1 : 0;
+    return take_output(core, draft, slot, element);
 }
 
 /* ---- steps */
 
+/* Whether it is an array or a tensor of one dimension; -1 for an exception that no array may raise. */
 static int has_one_dimension(PyObject *array)
 {
     PyObject *dimensions = PyObject_GetAttr(array, names.ndim);
     int one = dimensions != NULL && PyLong_CheckExact(dimensions) && PyLong_AsLong(dimensions) == 1;
     Py_XDECREF(dimensions);
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception))
+        return -1;
+    PyErr_Clear();
     return one;
 }
 
@@ -323,21 +339,33 @@ static PyObject *read_step(Core *core, PyObject *step)
     if (is_read(core, step))
         return Py_NewRef(step);
     PyObject *elements = NULL;
-    if (Py_TYPE(step) == core->array_type && has_one_dimension(step))
-        elements = PyObject_CallMethodNoArgs(step, names.tolist);
-    if (elements != NULL && is_read(core, elements))
-        return elements;
-    Py_XDECREF(elements);
-    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception))
-        return NULL;
-    PyErr_Clear(); /* read once more, in Python, which says what is wrong with it */
-    elements = PyObject_CallFunction(imported.read_step, "Onn", step, core->size, core->steps);
-    if (elements != NULL && !PyDict_Check(step)) {
-        if (has_one_dimension(step))
-            Py_XSETREF(core->array_type, (PyTypeObject *)Py_NewRef((PyObject *)Py_TYPE(step)));
-        PyErr_Clear();
+    if (Py_TYPE(step) == core->array_type) {
+        int one = has_one_dimension(step);
+        elements = one == 1 ? PyObject_CallMethodNoArgs(step, names.tolist) : NULL;
+        if (elements != NULL && is_read(core, elements))
+            return elements;
+        Py_XDECREF(elements);
+        if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception))
+            return NULL;
+        PyErr_Clear(); /* read once more, in Python, which says what is wrong with it */
     }
+    elements = PyObject_CallFunction(given.read_step, "Onn", step, core->size, core->steps);
+    int one = elements == NULL || PyDict_Check(step) ? 0 : has_one_dimension(step);
+    if (one == 1)
+        Py_XSETREF(core->array_type, (PyTypeObject *)Py_NewRef((PyObject *)Py_TYPE(step)));
+    if (one < 0)
+        Py_CLEAR(elements);
     return elements;
+}
+
+/* The buffer of a slot, out of the list of them. */
+static Buffer *buffer_of(PyObject *buffers, Py_ssize_t slot)
+{
+    PyObject *buffer = slot < PyList_GET_SIZE(buffers) ? PyList_GET_ITEM(buffers, slot) : NULL;
+    if (buffer != NULL && PyObject_TypeCheck(buffer, &BufferType))
+        return (Buffer *)buffer;
+    PyErr_Format(PyExc_TypeError, "slot %zd has no native buffer", slot);
+    return NULL;
 }
 
 /* The element of a live slot in a plain step, or NULL without an exception. Runs no code. */
@@ -374,22 +402,25 @@ static int drop_late(Core *core, PyObject *elements)
     return failed ? -1 : 0;
 }
 
-/* Hand out a plain step: to the buffers by slot, or into `values`, a new tuple, if that is given.
-
-   1: it was one. 0: it was none, and nothing was handed out. Runs no code before all is out. */
-static int hand_out_plain(Core *core, PyObject *elements, PyObject *buffers, PyObject *values)
+/* Hand out a plain step, to the buffers by slot, or into `values`, a new tuple. DRAFTED: it was none,
+   and nothing was handed out. Runs no code before all is out. */
+static enum Outcome hand_out_plain(Core *core, PyObject *elements, PyObject *buffers,
+                                   PyObject *values)
 {
     Py_ssize_t count = core->live_count;
-    if (core->is_eos != NULL && core->ids == NULL)
-        return 0; /* a function has to be asked */
-    if (!is_read(core, elements) || (PyDict_CheckExact(elements) && PyDict_GET_SIZE(elements) != count))
-        return 0;
+    if ((core->is_eos != NULL && core->ids == NULL) || /* a function has to be asked */
+        (PyDict_CheckExact(elements) && PyDict_GET_SIZE(elements) != count) ||
+        (values != NULL && PyTuple_GET_SIZE(values) != count) || !is_read(core, elements))
+        return DRAFTED;
     for (Py_ssize_t n = 0; n < count; n++) {
         int slot = core->live_slots[n];
         if (!is_plain(core, plain_element(core, elements, n), &core->slots[slot]))
-            return 0;
-        if (values == NULL && buffer_reserve((Buffer *)PyList_GET_ITEM(buffers, slot), 1) < 0)
-            return -1;
+            return DRAFTED;
+        if (values == NULL) {
+            Buffer *buffer = buffer_of(buffers, slot);
+            if (buffer == NULL || buffer_reserve(buffer, 1) < 0)
+                return FAILED;
+        }
     }
     for (Py_ssize_t n = 0; n < count; n++) {
         int slot = core->live_slots[n];
@@ -400,22 +431,21 @@ static int hand_out_plain(Core *core, PyObject *elements, PyObject *buffers, PyO
         else
             PyTuple_SET_ITEM(values, n, Py_NewRef(element));
     }
-    return drop_late(core, elements) < 0 ? -1 : 1;
+    return drop_late(core, elements) < 0 ? FAILED : HANDED_OUT;
 }
 
 /* Take a step that is not plain, element by element. */
-static int take_elements(Core *core, PyObject *elements, PyObject *live, Draft *draft)
+static enum Outcome take_elements(Core *core, PyObject *elements, PyObject *live, Draft *draft)
 {
     /* In a copy: is_eos may change the step, or receive from this very batch. */
     int by_slot = PyDict_CheckExact(elements);
     PyObject *copy = by_slot ? PyDict_Copy(elements) : PySequence_List(elements);
-    if (copy == NULL)
-        return -1;
-    int failed = drop_late(core, copy) < 0;
-    if (!failed && !is_read(core, copy)) {
+    int failed = copy == NULL;
+    if (!failed && !is_read(core, copy)) { /* a collection, as the copy was made */
         PyErr_SetString(PyExc_RuntimeError, "the step has changed while it was read");
         failed = 1;
     }
+    failed = failed || drop_late(core, copy) < 0;
     for (Py_ssize_t n = 0; !failed && n < PyTuple_GET_SIZE(live); n++) {
         PyObject *number = PyTuple_GET_ITEM(live, n);
         Py_ssize_t slot = PyLong_AsSsize_t(number);
@@ -423,46 +453,27 @@ static int take_elements(Core *core, PyObject *elements, PyObject *live, Draft *
                                     : PyList_GET_ITEM(copy, slot);
         failed = element != NULL && take(core, draft, slot, element) < 0;
     }
-    Py_DECREF(copy);
-    return failed ? -1 : 0;
+    Py_XDECREF(copy);
+    return failed ? FAILED : DRAFTED;
 }
 
-static int fail_batch(Core *core, Draft *draft, PyObject *error)
+/* Take any step. A StepError has changed nothing but the number of steps. */
+static enum Outcome take_step(Core *core, PyObject *step, PyObject *live, PyObject *buffers,
+                              PyObject *values, Draft *draft)
 {
-    core->over = "failed";
-    Py_XSETREF(core->failure, Py_NewRef(error));
-    return finish_all(core, draft, ERROR, error);
-}
-
-/* Take any step. 1: it was plain, and was handed out. 0: the draft has it. */
-static int take_step(Core *core, PyObject *step, PyObject *buffers, PyObject *values, Draft *draft)
-{
-    *draft = (Draft){0};
-    if (refuse_if_over(core, "feed") < 0)
-        return -1;
-    core->most = 0;
-    PyObject *live = core_live(core); /* held, as `live_slots` is valid while it is the same */
-    if (live == NULL)
-        return -1;
-    int plain = 0;
+    if (core->state != names.running &&
+        call_method((PyObject *)core, names.advance_state, names.feed) < 0)
+        return FAILED;
+    core->gave_many = 0;
     PyObject *elements = read_step(core, step);
-    if (elements == NULL && !PyErr_ExceptionMatches(imported.step_error))
-        plain = -1;
-    else {
-        core->steps++;
-        if (elements == NULL) {
-            PyObject *error = take_exception();
-            plain = error == NULL || fail_batch(core, draft, error) < 0 ? -1 : 0;
-            Py_XDECREF(error);
-        } else {
-            plain = live == core->live ? hand_out_plain(core, elements, buffers, values) : 0;
-            if (plain == 0)
-                plain = take_elements(core, elements, live, draft);
-        }
-    }
+    core->steps++;
+    enum Outcome outcome = elements == NULL ? FAILED : DRAFTED;
+    if (outcome != FAILED && live == core->live) /* then `live_slots` is valid */
+        outcome = hand_out_plain(core, elements, buffers, values);
+    if (outcome == DRAFTED)
+        outcome = take_elements(core, elements, live, draft);
     Py_XDECREF(elements);
-    Py_DECREF(live);
-    return plain;
+    return outcome;
 }
 
 /* Give to the buffers what a draft holds, and return a list of those that got something or ended. */
@@ -471,58 +482,53 @@ static PyObject *hand_out_draft(Draft *draft, PyObject *buffers, PyObject *live_
     PyObject *touched = PyList_New(0);
     int failed = touched == NULL;
     for (Py_ssize_t n = 0; !failed && n < draft->outputs.count; n++) {
-        Buffer *buffer = (Buffer *)PyList_GET_ITEM(buffers, draft->outputs.pairs[n].slot);
-        failed = PyList_Append(touched, (PyObject *)buffer) < 0 || buffer_reserve(buffer, 1) < 0;
+        Buffer *buffer = buffer_of(buffers, draft->outputs.pairs[n].slot);
+        failed = buffer == NULL || PyList_Append(touched, (PyObject *)buffer) < 0 ||
+                 buffer_reserve(buffer, 1) < 0;
         if (!failed)
             buffer_append(buffer, draft->outputs.pairs[n].value);
     }
     /* Behind the outputs: a consumer asks for the end before it finds no output. */
     for (Py_ssize_t n = 0; !failed && n < draft->ends.count; n++) {
-        PyObject *buffer = PyList_GET_ITEM(buffers, draft->ends.pairs[n].slot);
-        failed = PyList_Append(touched, buffer) < 0 ||
-                 buffer_finish((Buffer *)buffer, draft->ends.pairs[n].value) < 0 ||
-                 PySet_Discard(live_buffers, buffer) < 0;
+        Buffer *buffer = buffer_of(buffers, draft->ends.pairs[n].slot);
+        failed = buffer == NULL || PyList_Append(touched, (PyObject *)buffer) < 0 ||
+                 buffer_finish(buffer, draft->ends.pairs[n].value) < 0 ||
+                 PySet_Discard(live_buffers, (PyObject *)buffer) < 0;
     }
     if (failed)
         Py_CLEAR(touched);
     return touched;
 }
 
-static PyObject *live_of(Core *core, PyObject *buffers)
+static PyObject *buffers_of(PyObject *live, PyObject *buffers)
 {
-    PyObject *touched = PyList_New(core->live_count);
-    for (Py_ssize_t n = 0; touched != NULL && n < core->live_count; n++)
-        PyList_SET_ITEM(touched, n, Py_NewRef(PyList_GET_ITEM(buffers, core->live_slots[n])));
+    Py_ssize_t count = PyTuple_GET_SIZE(live);
+    PyObject *touched = PyList_New(count);
+    for (Py_ssize_t n = 0; touched != NULL && n < count; n++) {
+        Buffer *buffer = buffer_of(buffers, PyLong_AsSsize_t(PyTuple_GET_ITEM(live, n)));
+        if (buffer == NULL)
+            Py_CLEAR(touched);
+        else
+            PyList_SET_ITEM(touched, n, Py_NewRef((PyObject *)buffer));
+    }
     return touched;
-}
-
-/* Whether these are as many native buffers as there are slots. */
-static int check_buffers(Core *core, PyObject *buffers, PyObject *live_buffers)
-{
-    int fit = PyList_CheckExact(buffers) && PyList_GET_SIZE(buffers) == core->size &&
-              PySet_CheckExact(live_buffers);
-    for (Py_ssize_t slot = 0; fit && slot < core->size; slot++)
-        fit = PyObject_TypeCheck(PyList_GET_ITEM(buffers, slot), &BufferType);
-    if (!fit)
-        PyErr_Format(PyExc_TypeError, "take needs a list of %zd buffers, and the set of the live",
-                     core->size);
-    return fit ? 0 : -1;
 }
 
 int core_take(Core *core, PyObject *step, PyObject *buffers, PyObject *live_buffers,
               PyObject **touched)
 {
-    Draft draft;
+    Draft draft = {0};
+    PyObject *live = core_live(core); /* those before the step */
     PyObject *list = NULL;
-    if (check_buffers(core, buffers, live_buffers) < 0)
-        return -1;
-    int plain = take_step(core, step, buffers, NULL, &draft);
-    if (plain == 1 && touched != NULL)
-        list = live_of(core, buffers);
-    else if (plain == 0)
-        list = hand_out_draft(&draft, buffers, live_buffers);
+    enum Outcome outcome = live == NULL ? FAILED
+        : take_step(core, step, live, buffers, NULL, &draft);
+    int failed = outcome == FAILED;
+    if (outcome == DRAFTED)
+        failed = (list = hand_out_draft(&draft, buffers, live_buffers)) == NULL;
+    else if (outcome == HANDED_OUT && touched != NULL)
+        failed = (list = buffers_of(live, buffers)) == NULL;
     drop_draft(&draft);
-    int failed = plain < 0 || (list == NULL && (plain == 0 || touched != NULL));
+    Py_XDECREF(live);
     if (touched != NULL)
         *touched = list;
     else
@@ -532,82 +538,39 @@ int core_take(Core *core, PyObject *step, PyObject *buffers, PyObject *live_buff
 
 /* ---- as Python sees it */
 
-static PyObject *method_take(Core *core, PyObject *const *args, Py_ssize_t count)
+static PyObject *method_take(Core *core, PyObject *args)
 {
-    PyObject *touched = NULL;
-    if (count != 3) {
-        PyErr_SetString(PyExc_TypeError, "take takes a step, the buffers and the live buffers");
+    PyObject *step, *buffers, *live_buffers, *touched = NULL;
+    if (!PyArg_ParseTuple(args, "OO!O!", &step, &PyList_Type, &buffers, &PySet_Type, &live_buffers))
         return NULL;
-    }
-    return core_take(core, args[0], args[1], args[2], &touched) < 0 ? NULL : touched;
+    return core_take(core, step, buffers, live_buffers, &touched) < 0 ? NULL : touched;
 }
 
 static PyObject *method_feed(Core *core, PyObject *step)
 {
-    Draft draft;
+    Draft draft = {0};
     PyObject *live = core_live(core), *delivery = NULL;
     /* Before the step is looked at: making it may start a collection, and that run code. */
-    PyObject *values = live == NULL ? NULL : PyTuple_New(core->live_count);
-    int plain = values == NULL ? -1 : take_step(core, step, NULL, values, &draft);
-    if (plain == 1)
-        delivery = PyObject_CallFunctionObjArgs(imported.delivery, live, values, NULL);
-    else if (values != NULL)
-        delivery = deliver_draft(&draft, plain < 0);
+    PyObject *values = live == NULL ? NULL : PyTuple_New(PyTuple_GET_SIZE(live));
+    enum Outcome outcome = values == NULL ? FAILED
+        : take_step(core, step, live, NULL, values, &draft);
+    if (outcome == HANDED_OUT)
+        delivery = PyObject_CallFunctionObjArgs(given.delivery, live, values, NULL);
+    else if (outcome == DRAFTED)
+        delivery = deliver_draft(&draft);
+    drop_draft(&draft);
     Py_XDECREF(live);
     Py_XDECREF(values);
     return delivery;
-}
-
-static PyObject *method_finish(Core *core, PyObject *Py_UNUSED(none))
-{
-    Draft draft = {0};
-    if (refuse_if_over(core, "finish") < 0)
-        return NULL;
-    core->over = "ended";
-    int failed = !core->require_eos && finish_all(core, &draft, EXHAUSTED, NULL) < 0;
-    for (Py_ssize_t slot = 0; !failed && slot < core->size; slot++) {
-        if (!core->slots[slot].live)
-            continue;
-        PyObject *error = PyObject_CallFunction(imported.missing_eos_error, "nn", slot,
-                                                core->slots[slot].given);
-        failed = error == NULL || finish(core, &draft, slot, ERROR, NULL, error) < 0;
-        Py_XDECREF(error);
-    }
-    return deliver_draft(&draft, failed);
-}
-
-static PyObject *method_fail(Core *core, PyObject *error)
-{
-    Draft draft = {0};
-    if (refuse_if_over(core, "fail") < 0)
-        return NULL;
-    int failed = fail_batch(core, &draft, error) < 0;
-    return deliver_draft(&draft, failed);
 }
 
 /* The number of a slot that exists; -1 with an exception. */
 static Py_ssize_t slot_of(Core *core, PyObject *number)
 {
     Py_ssize_t slot = PyNumber_AsSsize_t(number, NULL);
-    if (slot == -1 && PyErr_Occurred())
-        return -1;
-    if (slot >= 0 && slot < core->size)
-        return slot;
-    PyObject *error = PyObject_CallFunction(imported.no_slot_error, "On", number, core->size);
-    if (error != NULL)
-        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
-    Py_XDECREF(error);
-    return -1;
-}
-
-static PyObject *method_cancel(Core *core, PyObject *number)
-{
-    Draft draft = {0};
-    Py_ssize_t slot = slot_of(core, number);
-    if (slot < 0)
-        return NULL;
-    int failed = core->slots[slot].live && finish(core, &draft, slot, CANCELLED, NULL, NULL) < 0;
-    return deliver_draft(&draft, failed);
+    if (!PyErr_Occurred() && (slot < 0 || slot >= core->size))
+        PyErr_Format(PyExc_IndexError, "no slot %zd", slot);
+    return PyErr_Occurred() ? -1 : slot;
 }
 
 static PyObject *method_given(Core *core, PyObject *number)
@@ -616,69 +579,46 @@ static PyObject *method_given(Core *core, PyObject *number)
     return slot < 0 ? NULL : PyLong_FromSsize_t(core->slots[slot].given);
 }
 
-static PyObject *method_open(Core *core, PyObject *args, PyObject *keywords)
+static PyObject *method_end(Core *core, PyObject *args)
 {
-    static char *words[] = {"slot", "max_outputs", NULL};
-    PyObject *number, *limit = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O|$O", words, &number, &limit))
+    PyObject *number, *reason, *info, *error;
+    if (!PyArg_ParseTuple(args, "OOOO", &number, &reason, &info, &error))
+        return NULL;
+    Py_ssize_t slot = slot_of(core, number);
+    return slot < 0 ? NULL : end_slot(core, slot, reason, info, error);
+}
+
+static PyObject *method_reopen(Core *core, PyObject *args)
+{
+    PyObject *number;
+    Py_ssize_t limit;
+    if (!PyArg_ParseTuple(args, "On", &number, &limit))
         return NULL;
     Py_ssize_t slot = slot_of(core, number);
     if (slot < 0)
         return NULL;
-    Py_ssize_t most = core->initial_limits[slot];
-    if (limit != Py_None) {
-        PyObject *checked = PyObject_CallFunctionObjArgs(imported.check_limit, limit, NULL);
-        most = checked == NULL ? -1 : PyLong_AsSsize_t(checked);
-        Py_XDECREF(checked);
-        if (most < 0)
-            return NULL;
-    }
-    if (refuse_if_over(core, "open") < 0)
-        return NULL;
-    Slot *opened = &core->slots[slot];
-    if (opened->live) {
-        PyErr_Format(PyExc_ValueError, "slot %zd is live, only a finished slot can be opened",
-                     slot);
-        return NULL;
-    }
-    core->past_outputs += opened->given;
-    *opened = (Slot){.given = 0, .limit = most, .live = 1};
-    core->live_count++;
+    core->past_outputs += core->slots[slot].given;
+    core->live_count += !core->slots[slot].live;
+    core->slots[slot] = (Slot){.limit = limit, .live = 1};
     Py_CLEAR(core->live);
     Py_RETURN_NONE;
 }
 
-static Py_ssize_t outputs_of(Core *core)
+/* The live slots as what is in the core: `slot in core`, `len(core)`. */
+static int core_contains(Core *core, PyObject *number)
 {
-    Py_ssize_t outputs = core->past_outputs;
-    for (Py_ssize_t slot = 0; slot < core->size; slot++)
-        outputs += core->slots[slot].given;
-    return outputs;
+    Py_ssize_t slot = slot_of(core, number);
+    return slot < 0 ? -1 : core->slots[slot].live;
 }
 
-static PyObject *method_statistics(Core *core, PyObject *Py_UNUSED(none))
+static Py_ssize_t core_length(Core *core)
 {
-    PyObject *finished = PyDict_New();
-    Py_ssize_t opened = core->live_count;
-    int failed = finished == NULL;
-    for (int reason = 0; reason < REASONS && !failed; reason++) {
-        opened += core->finished[reason];
-        PyObject *count = PyLong_FromSsize_t(core->finished[reason]);
-        failed = count == NULL ||
-                 (core->finished[reason] &&
-                  PyDict_SetItem(finished, imported.reasons[reason], count) < 0);
-        Py_XDECREF(count);
-    }
-    PyObject *statistics = failed ? NULL
-        : PyObject_CallFunction(imported.statistics, "nnnnnO", core->steps, outputs_of(core),
-                                core->dropped, opened, core->live_count, finished);
-    Py_XDECREF(finished);
-    return statistics;
+    return core->live_count;
 }
 
-static PyObject *get_running(Core *core, void *Py_UNUSED(closure))
+static PyObject *get_live_slots(PyObject *core, void *Py_UNUSED(closure))
 {
-    return PyBool_FromLong(core->over == NULL);
+    return Py_NewRef(core);
 }
 
 static PyObject *get_has_live(Core *core, void *Py_UNUSED(closure))
@@ -691,32 +631,23 @@ static PyObject *get_live(Core *core, void *Py_UNUSED(closure))
     return core_live(core);
 }
 
-static PyObject *core_repr(Core *core)
-{
-    return PyUnicode_FromFormat("<Demultiplexer %s, %zd of %zd slots live, %zd steps>",
-                                core->over ? core->over : "running", core->live_count, core->size,
-                                core->steps);
-}
-
 static int core_init(Core *core, PyObject *args, PyObject *keywords)
 {
-    static char *words[] = {"limits", "eos", "is_eos", "ids", "include_eos", "require_eos",
-                            "vacant", NULL};
+    static char *words[] = {"limits", "eos", "is_eos", "ids", "include_eos", "vacant", NULL};
     PyObject *limits, *eos, *is_eos, *ids;
-    int vacant;
+    int vacant, include_eos;
     if (core->slots != NULL) {
         PyErr_SetString(PyExc_RuntimeError, "a core is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!OOOppp", words, &PyList_Type, &limits, &eos,
-                                     &is_eos, &ids, &core->include_eos, &core->require_eos,
-                                     &vacant))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!OOOpp", words, &PyList_Type, &limits, &eos,
+                                     &is_eos, &ids, &include_eos, &vacant))
         return -1;
     Py_ssize_t size = PyList_GET_SIZE(limits);
     core->slots = PyMem_New(Slot, size + 1);
-    core->initial_limits = PyMem_New(Py_ssize_t, size + 1);
     core->live_slots = PyMem_New(int, size + 1);
-    if (core->slots == NULL || core->initial_limits == NULL || core->live_slots == NULL) {
+    core->finished = PyDict_New();
+    if (core->slots == NULL || core->live_slots == NULL || core->finished == NULL) {
         PyErr_NoMemory();
         return -1;
     }
@@ -724,12 +655,13 @@ static int core_init(Core *core, PyObject *args, PyObject *keywords)
         Py_ssize_t limit = PyLong_AsSsize_t(PyList_GET_ITEM(limits, slot));
         if (limit == -1 && PyErr_Occurred())
             return -1;
-        core->initial_limits[slot] = limit;
         core->slots[slot] = (Slot){.limit = limit, .live = !vacant};
     }
+    core->state = Py_NewRef(names.running);
     core->eos = Py_NewRef(eos);
     core->is_eos = is_eos == Py_None ? NULL : Py_NewRef(is_eos);
     core->ids = ids == Py_None ? NULL : Py_NewRef(ids);
+    core->include_eos = (char)include_eos;
     core->size = size; /* last: what is no core has no slots */
     core->live_count = vacant ? 0 : size;
     return 0;
@@ -738,7 +670,8 @@ static int core_init(Core *core, PyObject *args, PyObject *keywords)
 static int core_traverse(Core *core, visitproc visit, void *arg)
 {
     Py_VISIT(core->live);
-    Py_VISIT(core->failure);
+    Py_VISIT(core->state);
+    Py_VISIT(core->finished);
     Py_VISIT(core->eos);
     Py_VISIT(core->is_eos);
     Py_VISIT(core->ids);
@@ -746,13 +679,11 @@ static int core_traverse(Core *core, visitproc visit, void *arg)
     return 0;
 }
 
+/* Only what may be part of a circle: the rest is needed by every method. */
 static int core_clear(Core *core)
 {
-    Py_CLEAR(core->live);
-    Py_CLEAR(core->failure);
     Py_CLEAR(core->eos);
     Py_CLEAR(core->is_eos);
-    Py_CLEAR(core->ids);
     Py_CLEAR(core->array_type);
     return 0;
 }
@@ -761,35 +692,45 @@ static void core_dealloc(Core *core)
 {
     PyObject_GC_UnTrack(core);
     core_clear(core);
+    Py_CLEAR(core->live);
+    Py_CLEAR(core->state);
+    Py_CLEAR(core->finished);
+    Py_CLEAR(core->ids);
     PyMem_Free(core->slots);
-    PyMem_Free(core->initial_limits);
     PyMem_Free(core->live_slots);
     Py_TYPE(core)->tp_free((PyObject *)core);
 }
 
 static PyMethodDef core_methods[] = {
-    {"take", (PyCFunction)(void (*)(void))method_take, METH_FASTCALL, NULL},
-    {"feed", (PyCFunction)method_feed, METH_O, NULL},
-    {"finish", (PyCFunction)method_finish, METH_NOARGS, NULL},
-    {"fail", (PyCFunction)method_fail, METH_O, NULL},
-    {"cancel", (PyCFunction)method_cancel, METH_O, NULL},
+    {"take", (PyCFunction)method_take, METH_VARARGS, NULL},
+    {"_feed", (PyCFunction)method_feed, METH_O, NULL},
     {"given", (PyCFunction)method_given, METH_O, NULL},
-    {"open", (PyCFunction)(void (*)(void))method_open, METH_VARARGS | METH_KEYWORDS, NULL},
-    {"statistics", (PyCFunction)method_statistics, METH_NOARGS, NULL},
+    {"_end", (PyCFunction)method_end, METH_VARARGS, NULL},
+    {"_reopen", (PyCFunction)method_reopen, METH_VARARGS, NULL},
     {NULL},
 };
 
 static PyMemberDef core_members[] = {
-    {"size", T_PYSSIZET, offsetof(Core, size), READONLY, NULL},
-    {"gave_many", T_BOOL, offsetof(Core, most), READONLY, NULL},
+    {"_size", T_PYSSIZET, offsetof(Core, size), READONLY, NULL},
+    {"_steps", T_PYSSIZET, offsetof(Core, steps), READONLY, NULL},
+    {"_dropped", T_PYSSIZET, offsetof(Core, dropped), READONLY, NULL},
+    {"_past_outputs", T_PYSSIZET, offsetof(Core, past_outputs), READONLY, NULL},
+    {"_finished", T_OBJECT_EX, offsetof(Core, finished), READONLY, NULL},
+    {"_state", T_OBJECT_EX, offsetof(Core, state), 0, NULL},
+    {"gave_many", T_BOOL, offsetof(Core, gave_many), READONLY, NULL},
     {NULL},
 };
 
 static PyGetSetDef core_getset[] = {
     {"live", (getter)get_live, NULL, NULL, NULL},
     {"has_live", (getter)get_has_live, NULL, NULL, NULL},
-    {"running", (getter)get_running, NULL, NULL, NULL},
+    {"_live_slots", get_live_slots, NULL, NULL, NULL},
     {NULL},
+};
+
+static PySequenceMethods core_as_sequence = {
+    .sq_length = (lenfunc)core_length,
+    .sq_contains = (objobjproc)core_contains,
 };
 
 PyTypeObject CoreType = {
@@ -797,14 +738,14 @@ PyTypeObject CoreType = {
     .tp_name = "batchstream._native.extension.Core",
     .tp_doc = "Decides, step by step, which output goes to which slot and which have finished.",
     .tp_basicsize = sizeof(Core),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
     .tp_new = PyType_GenericNew,
     .tp_init = (initproc)core_init,
     .tp_dealloc = (destructor)core_dealloc,
     .tp_traverse = (traverseproc)core_traverse,
     .tp_clear = (inquiry)core_clear,
-    .tp_repr = (reprfunc)core_repr,
     .tp_methods = core_methods,
     .tp_members = core_members,
     .tp_getset = core_getset,
+    .tp_as_sequence = &core_as_sequence,
 };

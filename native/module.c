@@ -1,13 +1,25 @@
-/* The module: what it imports from the package in Python, and what it offers to it. */
+/* The module: what the package in Python gives to it, what it offers, and calls into Python. */
 
 #include "native.h"
 
-Imported imported;
+Given given;
 Names names;
+int outputs_per_turn = 64, waiters_per_turn = 64;
 
-PyObject *return_self(PyObject *self)
+int call_method(PyObject *object, PyObject *name, PyObject *argument)
 {
-    return Py_NewRef(self);
+    PyObject *result = argument == NULL ? PyObject_CallMethodNoArgs(object, name)
+                                        : PyObject_CallMethodOneArg(object, name, argument);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+int raise_object(PyObject *exception)
+{
+    if (exception != NULL)
+        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+    Py_XDECREF(exception);
+    return -1;
 }
 
 PyObject *take_exception(void)
@@ -26,8 +38,10 @@ PyObject *take_exception(void)
 #endif
 }
 
-void set_exception(PyObject *exception)
+void give_exception(PyObject *exception)
 {
+    if (exception == NULL)
+        return;
 #if PY_VERSION_HEX >= 0x030C0000
     PyErr_SetRaisedException(exception);
 #else
@@ -36,108 +50,104 @@ void set_exception(PyObject *exception)
 #endif
 }
 
-/* ---- as the module is loaded */
-
-typedef struct {
-    const char *name;
-    PyObject **place;
-} Import;
-
-static int import_from(const char *module_name, const Import *imports)
+int clear_attribute_error(void)
 {
-    PyObject *module = PyImport_ImportModule(module_name);
-    for (; module != NULL && imports->name != NULL; imports++) {
-        *imports->place = PyObject_GetAttrString(module, imports->name);
-        if (*imports->place == NULL)
-            Py_CLEAR(module);
-    }
-    Py_XDECREF(module);
-    return module == NULL ? -1 : 0;
-}
-
-static int import_all(void)
-{
-    PyObject *finish_reason = NULL;
-    const Import records[] = {
-        {"StreamEnd", &imported.stream_end}, {"Delivery", &imported.delivery},
-        {"Statistics", &imported.statistics}, {"FinishReason", &finish_reason}, {NULL, NULL}};
-    const Import markers[] = {
-        {"EOS", &imported.eos}, {"SKIP", &imported.skip},
-        {"Signal", (PyObject **)&imported.signal}, {"Last", (PyObject **)&imported.last},
-        {"End", (PyObject **)&imported.end}, {"Fail", (PyObject **)&imported.fail},
-        {"Many", (PyObject **)&imported.many}, {NULL, NULL}};
-    const Import errors[] = {
-        {"StepError", &imported.step_error}, {"consumer_error", &imported.consumer_error},
-        {"missing_eos_error", &imported.missing_eos_error},
-        {"batch_over_error", &imported.batch_over_error},
-        {"no_slot_error", &imported.no_slot_error},
-        {"concurrent_error", &imported.concurrent_error}, {NULL, NULL}};
-    const Import steps[] = {{"read_step", &imported.read_step}, {NULL, NULL}};
-    const Import arguments[] = {{"check_limit", &imported.check_limit}, {NULL, NULL}};
-    if (import_from("batchstream._core.records", records) < 0 ||
-        import_from("batchstream._core.markers", markers) < 0 ||
-        import_from("batchstream._core.errors", errors) < 0 ||
-        import_from("batchstream._core.steps", steps) < 0 ||
-        import_from("batchstream._core.arguments", arguments) < 0)
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_AttributeError))
         return -1;
-    static const char *const reasons[] = {"EOS", "LENGTH", "EXHAUSTED", "CANCELLED", "ERROR"};
-    for (int reason = 0; reason < REASONS; reason++) {
-        imported.reasons[reason] = PyObject_GetAttrString(finish_reason, reasons[reason]);
-        if (imported.reasons[reason] == NULL)
-            return -1;
-    }
-    Py_DECREF(finish_reason);
+    PyErr_Clear();
     return 0;
 }
 
-static int intern_names(void)
+void leave_context(PyObject *context, PyObject **result)
 {
-    const Import interned[] = {
-        {"_apply_departures_if_free", &names.apply_departures_if_free},
-        {"_attach", &names.attach}, {"_check_loop", &names.check_loop},
-        {"_close_if_idle", &names.close_if_idle}, 
-        {"_fail", &names.fail}, {"_source_over", &names.source_over}, {"_wait_and_poll", &names.wait_and_poll},
-        {"call_soon", &names.call_soon}, {"close", &names.close}, {"context", &names.context},
-        {"error", &names.error}, {"finish", &names.finish},
-        {"gi_yieldfrom", &names.gi_yieldfrom}, {"info", &names.info}, {"name", &names.name}, {"ndim", &names.ndim},
-        {"output", &names.output}, {"outputs", &names.outputs}, {"reason", &names.reason},
-        {"resume_all", &names.resume_all}, {"role", &names.role}, {"throw", &names.throw_},
-        {"tolist", &names.tolist}, {"wait", &names.wait}, {NULL, NULL}};
-    for (const Import *name = interned; name->name != NULL; name++) {
-        *name->place = PyUnicode_InternFromString(name->name);
-        if (*name->place == NULL)
-            return -1;
-    }
-    return 0;
+    PyObject *error = *result == NULL ? take_exception() : NULL;
+    if (PyContext_Exit(context) < 0)
+        Py_CLEAR(*result);
+    give_exception(error);
 }
 
-/* For tests: how many outputs a receive takes, and how many waiters are resumed, in one turn. */
+PyObject *return_self(PyObject *self)
+{
+    return Py_NewRef(self);
+}
+
+/* ---- as the package is imported */
+
+/* Whether the caller may use this module. The first may, and no other: the objects of the package
+   that are kept here are those of one interpreter, and of one import. */
+static PyObject *claim(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    static int claimed = 0;
+    int first = !claimed;
+    claimed = 1;
+    return PyBool_FromLong(first);
+}
+
+static PyObject *bind(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    Given g;
+    if (!PyArg_ParseTuple(args, "OOOOOOOO!O!O!O!O!OOO", &g.eos_reason, &g.length_reason,
+                          &g.error_reason, &g.stream_end, &g.delivery, &g.eos, &g.skip,
+                          &PyType_Type, &g.signal, &PyType_Type, &g.last, &PyType_Type, &g.end,
+                          &PyType_Type, &g.fail, &PyType_Type, &g.many, &g.consumer_error,
+                          &g.concurrent_error, &g.read_step))
+        return NULL;
+    given = g;
+    Py_INCREF(args); /* for ever, and all that it holds */
+    Py_RETURN_NONE;
+}
+
 static PyObject *set_turns(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    if (!PyArg_ParseTuple(args, "bi", &outputs_per_turn, &waiters_per_turn))
+    if (!PyArg_ParseTuple(args, "ii", &outputs_per_turn, &waiters_per_turn))
         return NULL;
     Py_RETURN_NONE;
 }
 
-static PyMethodDef functions[] = {{"set_turns", set_turns, METH_VARARGS, NULL}, {NULL}};
+static int intern_names(void)
+{
+    const struct { PyObject **place; const char *name; } table[] = {
+        {&names.advance, "advance"}, {&names.advance_state, "_advance"},
+        {&names.apply_departures_if_free, "_apply_departures_if_free"},
+        {&names.attach, "_attach"}, {&names.call_soon, "call_soon"},
+        {&names.check_loop, "_check_loop"}, {&names.close, "close"},
+        {&names.close_if_idle, "_close_if_idle"}, {&names.error, "error"},
+        {&names.fail, "_fail"}, {&names.feed, "feed"}, {&names.finish, "finish"},
+        {&names.gi_yieldfrom, "gi_yieldfrom"}, {&names.info, "info"}, {&names.name, "name"},
+        {&names.ndim, "ndim"}, {&names.output, "output"}, {&names.outputs, "outputs"},
+        {&names.reason, "reason"}, {&names.resume_all, "resume_all"}, {&names.role, "role"},
+        {&names.running, "running"},
+        {&names.source_over, "_source_over"}, {&names.throw_, "throw"},
+        {&names.tolist, "tolist"}, {&names.wait, "wait"},
+        {&names.wait_and_poll, "_wait_and_poll"}};
+    for (size_t n = 0; n < sizeof table / sizeof *table; n++)
+        if ((*table[n].place = PyUnicode_InternFromString(table[n].name)) == NULL)
+            return -1;
+    return 0;
+}
+
+static PyMethodDef functions[] = {
+    {"claim", claim, METH_NOARGS, "Whether the caller may use this module."},
+    {"bind", bind, METH_VARARGS, "Give to the module what it uses of the package."},
+    {"set_turns", set_turns, METH_VARARGS, "Set how much is done in one turn of an event loop."},
+    {NULL},
+};
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "batchstream._native.extension",
-    .m_doc = "The native core: what _core, _handoff and _streams say in Python, in C.",
+    .m_doc = "The native core: what _core, _handoff, _pumps and _streams say in Python, in C.",
     .m_size = -1,
     .m_methods = functions,
 };
 
 PyMODINIT_FUNC PyInit_extension(void)
 {
-    static const struct { const char *name; PyTypeObject *type; } types[] = {
-        {"Buffer", &BufferType}, {"Core", &CoreType}, {"Role", &PullType},
+    const struct { const char *name; PyTypeObject *type; } types[] = {
+        {"Buffer", &BufferType}, {"Core", &CoreType}, {"Role", &RoleType},
         {"StreamReader", &ReaderType}, {"AsyncStreamReader", &AsyncReaderType},
         {"AsyncioWaiter", &WaiterType}, {"Receive", &ReceiveType}};
-    if (intern_names() < 0 || import_all() < 0)
-        return NULL;
-    PyObject *module = PyModule_Create(&definition);
+    PyObject *module = intern_names() < 0 ? NULL : PyModule_Create(&definition);
     for (size_t n = 0; module != NULL && n < sizeof types / sizeof *types; n++)
         if (PyType_Ready(types[n].type) < 0 ||
             PyModule_AddObjectRef(module, types[n].name, (PyObject *)types[n].type) < 0)

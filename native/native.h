@@ -4,7 +4,7 @@
 
    - The global interpreter lock is held throughout. Between two calls that may run Python code, no
      other thread and no signal's handler comes in between: such a stretch is atomic.
-   - What may run Python code: a call, an attribute, a comparison, a dealloc (Py_DECREF), and making
+   - What may run Python code: a call, an attribute, a comparison, a Py_DECREF that frees, and making
      an object that the collector tracks, as that may start a collection. After each, whatever was
      read of an object before may have changed.
    - A function that returns NULL or -1 has set an exception, unless it says otherwise. */
@@ -16,30 +16,39 @@
 #include <Python.h>
 #include <structmember.h>
 
-/* ---- what is imported from the package in Python, once, as the module is loaded */
-
-enum Reason { EOS, LENGTH, EXHAUSTED, CANCELLED, ERROR, REASONS };
+/* ---- module.c: what the package in Python has given, and calls into it */
 
 typedef struct {
-    PyObject *reasons[REASONS];              /* FinishReason's members */
-    PyObject *stream_end, *delivery, *statistics; /* records.py */
-    PyObject *eos, *skip;                    /* markers.py */
-    PyTypeObject *signal, *last, *end, *fail, *many;
-    PyObject *step_error, *consumer_error;   /* errors.py: a type; and functions */
-    PyObject *missing_eos_error, *batch_over_error, *no_slot_error,
-        *concurrent_error;
-    PyObject *read_step;                     /* steps.py */
-    PyObject *check_limit;                   /* arguments.py */
-} Imported;
+    PyObject *eos_reason, *length_reason, *error_reason, *stream_end, *delivery; /* records.py */
+    PyObject *eos, *skip, *signal, *last, *end, *fail, *many;                    /* markers.py */
+    PyObject *consumer_error, *concurrent_error;                                 /* errors.py */
+    PyObject *read_step;                                                         /* steps.py */
+} Given;
 
 typedef struct {
-    PyObject *apply_departures_if_free, *attach, *call_soon, *check_loop, *close, *close_if_idle,
-        *context, *error, *fail, *finish, *gi_yieldfrom, *info, *name, *ndim, *output, *outputs,
-        *reason, *resume_all, *role, *source_over, *throw_, *tolist, *wait, *wait_and_poll;
+    PyObject *advance, *advance_state, *apply_departures_if_free, *attach, *call_soon, *check_loop, *close,
+        *close_if_idle, *error, *fail, *feed, *finish, *gi_yieldfrom, *info, *name, *ndim, *output,
+        *outputs, *reason, *resume_all, *role, *running, *source_over, *throw_, *tolist, *wait,
+        *wait_and_poll;
 } Names;
 
-extern Imported imported;
+extern Given given;
 extern Names names;
+extern int outputs_per_turn, waiters_per_turn; /* see _eventloops/base.py */
+
+/* Call a method, with one argument or with none, and drop what it returns. */
+int call_method(PyObject *object, PyObject *name, PyObject *argument);
+/* Raise an exception object; takes over the reference. Returns -1. */
+int raise_object(PyObject *exception);
+/* The exception that is set, taken out as an object with its traceback; NULL if there is none. */
+PyObject *take_exception(void);
+/* Set it again, in place of any other. Takes over the reference; NULL is no exception. */
+void give_exception(PyObject *exception);
+/* Clear an AttributeError. Any other exception stays: -1. */
+int clear_attribute_error(void);
+/* Leave a context that was entered; where there is no result, its exception stays. */
+void leave_context(PyObject *context, PyObject **result);
+PyObject *return_self(PyObject *self);
 
 /* ---- buffer.c: what one stream holds between its pump and its consumer */
 
@@ -60,13 +69,13 @@ typedef struct {
 extern PyTypeObject BufferType;
 
 /* Make room for so many outputs more: as many calls of buffer_append then cannot fail. */
-int buffer_reserve(Buffer *buffer, unsigned int more);
-/* Add an output, for which there is room. May run code, by dropping it where it is cancelled. */
+int buffer_reserve(Buffer *buffer, size_t more);
+/* Add an output, for which there is room, unless the stream was cancelled. Runs no code. */
 void buffer_append(Buffer *buffer, PyObject *output);
 /* Take the oldest output; there has to be one. Runs no code. */
 PyObject *buffer_take(Buffer *buffer);
-/* Take all outputs as a list, and tell of the room that this makes. */
-PyObject *buffer_take_all(Buffer *buffer);
+/* Take all outputs as a list, and call on_room. */
+PyObject *buffer_take_all(Buffer *buffer, PyObject *none);
 /* Call on_room, if it is set. */
 int buffer_made_room(Buffer *buffer);
 /* Set the end, unless there is one; by the method of a subclass, if it has one. */
@@ -81,19 +90,18 @@ extern PyTypeObject CoreType;
 
 /* The live slots as a tuple, the same object while nothing changes; a new reference. */
 PyObject *core_live(Core *core);
-int core_has_live(Core *core);
-/* Hand a step out to the buffers. Returns, if `touched` is not NULL, a list of those that got
-   something or ended. Slots that end leave `live_buffers`. */
+/* Hand a step out to the buffers; streams that end leave `live_buffers`. Sets `touched`, unless that
+   is NULL, to a list of the buffers that got something or ended. */
 int core_take(Core *core, PyObject *step, PyObject *buffers, PyObject *live_buffers,
               PyObject **touched);
 
-/* ---- pull.c: a step of a batch that is pulled */
+/* ---- role.c: the right to make a step of a batch that is pulled */
 
-typedef struct Pull Pull;
-extern PyTypeObject PullType;
+typedef struct Role Role;
+extern PyTypeObject RoleType;
 
 /* Make a step if that is all there is to do. 1: one was made. 0: not, and the pump has to see. */
-int pull_step(Pull *pull, Buffer *buffer, PyObject *pump);
+int role_make_step(Role *role, Buffer *buffer, PyObject *pump);
 
 /* ---- reader.c, async_reader.c: the consumer's end; waiter.c: what a task of asyncio awaits */
 
@@ -102,28 +110,18 @@ typedef struct {
     Buffer *buffer;
     PyObject *upstream;
     PyObject *weakrefs;
-    Pull *pull;             /* that of the upstream; NULL: it has none */
 } Reader;
 
 extern PyTypeObject ReaderType, AsyncReaderType, ReceiveType, WaiterType;
 
+/* The buffer, or NULL for a reader that was not made by its `__init__`. */
+Buffer *reader_buffer(Reader *reader);
 int reader_init(Reader *reader, PyObject *args, PyObject *keywords);
 int reader_traverse(Reader *reader, visitproc visit, void *arg);
 int reader_clear(Reader *reader);
-PyObject *reader_refuse_concurrent(Reader *reader, const char *consumer);
-
-extern unsigned char outputs_per_turn;
-extern int waiters_per_turn;
-
-/* Let the running task wait for this waiter: it is what the task has to be given next. */
+/* Raise the error of a second consumer. */
+int refuse_second_consumer(Buffer *buffer, const char *consumer);
+/* What a task that awaits this has to be given: the waiter itself. */
 PyObject *waiter_await(PyObject *waiter);
-
-/* ---- module.c */
-
-/* The exception that is set, taken out as an object with its traceback. */
-PyObject *take_exception(void);
-/* Set it again. Takes over the reference. */
-void set_exception(PyObject *exception);
-PyObject *return_self(PyObject *self);
 
 #endif

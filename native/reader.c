@@ -3,56 +3,45 @@
 #include "native.h"
 #include "pythread.h"
 
-int reader_init(Reader *reader, PyObject *args, PyObject *keywords)
+typedef struct {
+    Reader base;
+    Role *role; /* that of the upstream, for the quick way to make a step; NULL: it has none */
+} ThreadReader;
+
+Buffer *reader_buffer(Reader *reader)
 {
-    static char *words[] = {"buffer", "upstream", NULL};
-    PyObject *buffer, *upstream;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O", words, &BufferType, &buffer, &upstream))
-        return -1;
-    PyObject *pull = PyObject_GetAttr(upstream, names.role);
-    if (pull == NULL)
-        PyErr_Clear();
-    else if (!Py_IS_TYPE(pull, &PullType))
-        Py_CLEAR(pull);
-    Py_XSETREF(reader->buffer, (Buffer *)Py_NewRef(buffer));
-    Py_XSETREF(reader->upstream, Py_NewRef(upstream));
-    Py_XSETREF(reader->pull, (Pull *)pull);
-    return 0;
+    if (reader->buffer == NULL)
+        PyErr_SetString(PyExc_AttributeError, "the stream has no buffer: it was not initialised");
+    return reader->buffer;
 }
 
-PyObject *reader_refuse_concurrent(Reader *reader, const char *consumer)
+int refuse_second_consumer(Buffer *buffer, const char *consumer)
 {
-    PyObject *name = PyObject_GetAttr((PyObject *)reader->buffer, names.name);
+    PyObject *name = PyObject_GetAttr((PyObject *)buffer, names.name);
     PyObject *error = name == NULL ? NULL
-        : PyObject_CallFunction(imported.concurrent_error, "Os", name, consumer);
-    if (error != NULL)
-        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+        : PyObject_CallFunction(given.concurrent_error, "Os", name, consumer);
     Py_XDECREF(name);
-    Py_XDECREF(error);
-    return NULL;
+    return raise_object(error);
 }
 
 /* Let the upstream fill an empty buffer, unless its stream has ended: then 1. */
-static int wait_for_output(Reader *reader, PyObject *deadline)
+static int wait_for_output(ThreadReader *reader, PyObject *deadline)
 {
-    Buffer *buffer = reader->buffer;
+    Buffer *buffer = reader_buffer(&reader->base);
     unsigned long me = PyThread_get_thread_ident();
-    if (buffer_made_room(buffer) < 0) /* once more: the receive before was broken off */
+    if (buffer == NULL || buffer_made_room(buffer) < 0) /* the receive before was broken off */
         return -1;
     if (buffer->end != NULL)
         return buffer->count ? 0 : buffer_conclude(buffer) < 0 ? -1 : 1;
-    if (buffer->consumer != 0 && buffer->consumer != me) {
-        reader_refuse_concurrent(reader, "thread");
-        return -1;
-    }
+    if (buffer->consumer != 0 && buffer->consumer != me)
+        return refuse_second_consumer(buffer, "thread");
     /* Held: what they wait for may drop the stream, and this reader with it. */
-    PyObject *upstream = Py_NewRef(reader->upstream);
+    PyObject *upstream = Py_NewRef(reader->base.upstream);
+    Role *role = (Role *)Py_XNewRef((PyObject *)reader->role);
     Py_INCREF(buffer);
-    Py_XINCREF(reader->pull);
-    Pull *pull = reader->pull;
-    unsigned long before = buffer->consumer; /* me, where a signal's handler receives */
+    unsigned long before = buffer->consumer; /* this thread, where a signal's handler receives */
     buffer->consumer = me;
-    int made = pull == NULL ? 0 : pull_step(pull, buffer, upstream);
+    int made = role == NULL ? 0 : role_make_step(role, buffer, upstream);
     if (made == 0) {
         PyObject *result = PyObject_CallMethodObjArgs(upstream, names.wait, (PyObject *)buffer,
                                                       deadline, NULL);
@@ -60,54 +49,78 @@ static int wait_for_output(Reader *reader, PyObject *deadline)
         Py_XDECREF(result);
     }
     buffer->consumer = before;
-    Py_XDECREF(pull);
     Py_DECREF(buffer);
+    Py_XDECREF((PyObject *)role);
     Py_DECREF(upstream);
     return made < 0 ? -1 : 0;
 }
 
-static PyObject *reader_next(Reader *reader)
+static PyObject *reader_next(ThreadReader *reader)
 {
-    Buffer *buffer = reader->buffer;
+    Buffer *buffer = reader_buffer(&reader->base);
     if (buffer == NULL)
         return NULL;
-    Py_INCREF(reader); /* the buffer lives as long as this */
+    Py_INCREF(buffer);
     int over = 0;
     while (!over && buffer->count == 0)
         over = wait_for_output(reader, Py_None);
-    PyObject *output = NULL;
-    if (!over) {
-        output = buffer_take(buffer);
-        if (buffer_made_room(buffer) < 0)
-            Py_CLEAR(output);
-    }
-    Py_DECREF(reader);
+    PyObject *output = over ? NULL : buffer_take(buffer);
+    if (output != NULL && buffer_made_room(buffer) < 0)
+        Py_CLEAR(output);
+    Py_DECREF(buffer);
     return output;
 }
 
-static PyObject *method_wait(Reader *reader, PyObject *deadline)
+/* ---- as Python sees it */
+
+static PyObject *method_wait(ThreadReader *reader, PyObject *deadline)
 {
     int over = wait_for_output(reader, deadline);
     if (over > 0)
         PyErr_SetNone(PyExc_StopIteration);
-    if (over)
-        return NULL;
-    Py_RETURN_NONE;
+    return over ? NULL : Py_NewRef(Py_None);
 }
 
 static PyObject *method_drain(Reader *reader, PyObject *Py_UNUSED(none))
 {
-    unsigned long consumer = reader->buffer->consumer;
-    if (consumer != 0 && consumer != PyThread_get_thread_ident())
-        return reader_refuse_concurrent(reader, "thread");
-    return buffer_take_all(reader->buffer);
+    Buffer *buffer = reader_buffer(reader);
+    if (buffer == NULL)
+        return NULL;
+    if (buffer->consumer != 0 && buffer->consumer != PyThread_get_thread_ident()) {
+        refuse_second_consumer(buffer, "thread");
+        return NULL;
+    }
+    return buffer_take_all(buffer, NULL);
+}
+
+int reader_init(Reader *reader, PyObject *args, PyObject *keywords)
+{
+    static char *words[] = {"buffer", "upstream", NULL};
+    PyObject *buffer, *upstream;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O", words, &BufferType, &buffer, &upstream))
+        return -1;
+    Py_XSETREF(reader->buffer, (Buffer *)Py_NewRef(buffer));
+    Py_XSETREF(reader->upstream, Py_NewRef(upstream));
+    return 0;
+}
+
+static int thread_reader_init(ThreadReader *reader, PyObject *args, PyObject *keywords)
+{
+    if (reader_init(&reader->base, args, keywords) < 0)
+        return -1;
+    PyObject *role = PyObject_GetAttr(reader->base.upstream, names.role);
+    if (role == NULL && clear_attribute_error() < 0)
+        return -1;
+    if (role != NULL && !Py_IS_TYPE(role, &RoleType))
+        Py_CLEAR(role);
+    Py_XSETREF(reader->role, (Role *)role);
+    return 0;
 }
 
 int reader_traverse(Reader *reader, visitproc visit, void *arg)
 {
     Py_VISIT(reader->buffer);
     Py_VISIT(reader->upstream);
-    Py_VISIT(reader->pull);
     return 0;
 }
 
@@ -115,16 +128,27 @@ int reader_clear(Reader *reader)
 {
     Py_CLEAR(reader->buffer);
     Py_CLEAR(reader->upstream);
-    Py_CLEAR(reader->pull);
     return 0;
 }
 
-static void reader_dealloc(Reader *reader)
+static int thread_reader_traverse(ThreadReader *reader, visitproc visit, void *arg)
+{
+    Py_VISIT(reader->role);
+    return reader_traverse(&reader->base, visit, arg);
+}
+
+static int thread_reader_clear(ThreadReader *reader)
+{
+    Py_CLEAR(reader->role);
+    return reader_clear(&reader->base);
+}
+
+static void thread_reader_dealloc(ThreadReader *reader)
 {
     PyObject_GC_UnTrack(reader);
-    if (reader->weakrefs != NULL)
+    if (reader->base.weakrefs != NULL)
         PyObject_ClearWeakRefs((PyObject *)reader);
-    reader_clear(reader);
+    thread_reader_clear(reader);
     Py_TYPE(reader)->tp_free((PyObject *)reader);
 }
 
@@ -145,13 +169,13 @@ PyTypeObject ReaderType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "batchstream._native.extension.StreamReader",
     .tp_doc = "One consumer's end of a buffer, in a thread.",
-    .tp_basicsize = sizeof(Reader),
+    .tp_basicsize = sizeof(ThreadReader),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
     .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)reader_init,
-    .tp_dealloc = (destructor)reader_dealloc,
-    .tp_traverse = (traverseproc)reader_traverse,
-    .tp_clear = (inquiry)reader_clear,
+    .tp_init = (initproc)thread_reader_init,
+    .tp_dealloc = (destructor)thread_reader_dealloc,
+    .tp_traverse = (traverseproc)thread_reader_traverse,
+    .tp_clear = (inquiry)thread_reader_clear,
     .tp_iter = return_self,
     .tp_iternext = (iternextfunc)reader_next,
     .tp_methods = reader_methods,

@@ -12,7 +12,7 @@ from batchstream._batching.engine import VACANCY, Engine, EngineBatch
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.thread_dispatcher import ThreadDispatcher
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
-from batchstream._core.demultiplexer import core_of
+from batchstream._core.cores import core_of
 from batchstream._core.rules import EndRules
 from batchstream._pumps.thread import ThreadPump
 

@@ -16,7 +16,7 @@ from batchstream._core.arguments import (
     check_number,
     check_seconds,
 )
-from batchstream._core.demultiplexer import core_of
+from batchstream._core.cores import core_of
 from batchstream._core.rules import EndRules
 
 if TYPE_CHECKING:

@@ -43,7 +43,6 @@ from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many
 from batchstream._core.records import Delivery, FinishReason, Statistics, StreamEnd
 from batchstream._core.rules import EndRules
 from batchstream._core.steps import Elements, are_numbers, picker, read_step
-from batchstream._native.selection import native
 
 T = TypeVar("T")
 
@@ -341,6 +340,9 @@ class Demultiplexer(Generic[T]):
             self._advance("open")  # raises
         if slot in self._live_slots:
             raise ValueError(f"slot {slot} is live, only a finished slot can be opened")
+        self._reopen(slot, limit)
+
+    def _reopen(self, slot: int, limit: int) -> None:
         if self._limits[slot] != limit:
             self._limits[slot] = limit
             self._plain_limit = 0  # until `_refresh`, which comes before the next step
@@ -521,36 +523,6 @@ class Demultiplexer(Generic[T]):
         self._live_slots.remove(slot)
         self._finished[reason] += 1
         draft.ends.append((slot, StreamEnd(reason, given, info, error)))
-
-
-def core_of(
-    rules: EndRules[T],
-    size: int,
-    max_outputs: int | Sequence[int | None] | None = None,
-    *,
-    vacant: bool = False,
-) -> Demultiplexer[T]:
-    """Make a core that follows rules which were checked before.
-
-    Raises:
-        TypeError, ValueError: `max_outputs` is no limit, or has another size.
-    """
-    if native is not None:
-        limits = [UNLIMITED] * size
-        if max_outputs is not None:
-            limits = check_max_outputs(max_outputs, size)
-        return native.Core(  # type: ignore[no-any-return]
-            limits,
-            rules.eos,
-            rules.is_eos,
-            rules.ids,
-            rules.include_eos,
-            rules.require_eos,
-            vacant,
-        )
-    core: Demultiplexer[T] = Demultiplexer.__new__(Demultiplexer)
-    core._start(rules, size, max_outputs, vacant=vacant)  # noqa: SLF001 - without __init__'s checks
-    return core
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from itertools import islice
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final
 
-from batchstream._eventloops.base import InterruptedStep, LoopClosedError
+from batchstream._eventloops.base import WAITERS_PER_TURN, InterruptedStep, LoopClosedError
 from batchstream._native.selection import native
 
 if TYPE_CHECKING:
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from batchstream._eventloops.base import Args, Main, T, Waiter
-
-WAITERS_PER_TURN: Final = 64
-"""How many waiting tasks one callback of the loop resumes before the loop runs anything else."""
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -108,7 +105,12 @@ class AsyncioWaiter:
 
 
 if native is not None and not TYPE_CHECKING:
-    AsyncioWaiter = native.AsyncioWaiter
+
+    class AsyncioWaiter(native.AsyncioWaiter):
+        """The same, natively."""
+
+        __slots__ = ()
+        cancel = AsyncioWaiter.cancel
 
 
 class AsyncioEventLoop:

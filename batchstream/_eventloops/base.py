@@ -25,6 +25,9 @@ Args = TypeVarTuple("Args")
 OUTPUTS_PER_TURN: Final = 64
 """How many outputs a consumer receives without a wait before the loop's other tasks run."""
 
+WAITERS_PER_TURN: Final = 64
+"""How many waiting tasks one callback of a loop resumes before the loop runs anything else."""
+
 Main: TypeAlias = "Callable[[PumpTask], Coroutine[Any, Any, None]]"
 
 

@@ -239,9 +239,9 @@ class PullPump(Generic[T]):
             self._fail(failure)
         elif not fanout.live_buffers:
             self._close_if_idle()
-        elif self._native_role is not None and fanout.view == "by slot":
+        elif self._native_role is not None and fanout.view == "by slot" and not self.forked:
             source = self._source
-            self._native_role.quicken(source.advance, source.plain_iterator, source.context)
+            self._native_role.quicken(source, source.plain_iterator, source.context)
 
     # ---- for a receive that makes steps by itself; with the role
 

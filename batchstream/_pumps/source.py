@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from typing_extensions import TypeVar
 
-from batchstream._core.demultiplexer import core_of
+from batchstream._core.cores import core_of
 from batchstream._core.errors import INTERRUPTS, report_unraisable
 from batchstream._core.steps import step_width
 

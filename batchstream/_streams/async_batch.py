@@ -13,7 +13,7 @@ from batchstream._core.arguments import (
     OnOverflow,
     check_size,
 )
-from batchstream._core.demultiplexer import core_of
+from batchstream._core.cores import core_of
 from batchstream._core.errors import ClosedError
 from batchstream._core.rules import EndRules
 from batchstream._eventloops.current import current_loop

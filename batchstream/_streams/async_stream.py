@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, final
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import concurrent_error
-from batchstream._eventloops.base import OUTPUTS_PER_TURN
+from batchstream._eventloops.base import OUTPUTS_PER_TURN, WAITERS_PER_TURN
 from batchstream._eventloops.current import current_loop
 from batchstream._native.selection import native
 from batchstream._streams.base import AnyStream
@@ -57,10 +57,11 @@ class LoopBinding(Generic[T]):
         lot.streams.add(self)
         self._waiting = lot.waiting
         self._lot = lot
-        self._waiter = loop.new_waiter()
         self._checkpoint = loop.checkpoint
         self._polls = upstream.poll_after(buffer, loop) is not None
-        return self._waiter
+        # Last: what breaks this off before leaves it to the next receive.
+        waiter = self._waiter = loop.new_waiter()
+        return waiter
 
     def _cancel_with_loop(self) -> None:
         """Cancel the stream if it has not ended, as the event loop was closed."""
@@ -183,6 +184,7 @@ class AsyncStreamReader(LoopBinding[T]):
 
 
 if native is not None and not TYPE_CHECKING:
+    native.set_turns(OUTPUTS_PER_TURN, WAITERS_PER_TURN)
 
     class AsyncStreamReader(LoopBinding[T], native.AsyncStreamReader):
         """The same, natively."""

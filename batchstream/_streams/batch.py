@@ -14,7 +14,7 @@ from batchstream._core.arguments import (
     check_on_overflow,
     check_size,
 )
-from batchstream._core.demultiplexer import core_of
+from batchstream._core.cores import core_of
 from batchstream._core.rules import EndRules
 from batchstream._pumps.pull import PullPump
 from batchstream._pumps.source import Source

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from litserve.callbacks import EventTypes
 from litserve.loops.base import _inject_context
 
-from batchstream._core.demultiplexer import core_of
+from batchstream._core.cores import core_of
 from batchstream._core.errors import INTERRUPTS, call_quietly
 from batchstream._pumps.source import Source
 from batchstream.integrations.litserve._worker.request import ServedRequest

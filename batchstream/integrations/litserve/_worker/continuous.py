@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from litserve.callbacks import EventTypes
 
 from batchstream._batching.engine import Engine
-from batchstream._core.demultiplexer import core_of
+from batchstream._core.cores import core_of
 from batchstream.integrations.litserve._worker.queue import RequestPrefetcher
 from batchstream.integrations.litserve._worker.request import ServedRequest
 from batchstream.integrations.litserve._worker.serving import Serving, make_step

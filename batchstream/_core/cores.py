@@ -1,0 +1,112 @@
+"""Which core a batch gets: the native one where that was built, and else `Demultiplexer`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypeVar
+
+from batchstream._core.arguments import UNLIMITED, check_max_outputs
+from batchstream._core.demultiplexer import Demultiplexer
+from batchstream._core.errors import StepError, concurrent_error, consumer_error
+from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many, Signal
+from batchstream._core.records import Delivery, FinishReason, StreamEnd
+from batchstream._core.steps import read_step
+from batchstream._native.selection import native
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from batchstream._core.rules import EndRules
+
+T = TypeVar("T")
+
+
+def core_of(
+    rules: EndRules[T],
+    size: int,
+    max_outputs: int | Sequence[int | None] | None = None,
+    *,
+    vacant: bool = False,
+) -> Demultiplexer[T]:
+    """Make a core that follows rules which were checked before.
+
+    Raises:
+        TypeError, ValueError: `max_outputs` is no limit, or has another size.
+    """
+    core: Demultiplexer[T] = Core.__new__(Core)
+    core._start(rules, size, max_outputs, vacant=vacant)  # noqa: SLF001 - without __init__'s checks
+    return core
+
+
+Core: Any = Demultiplexer
+
+if native is not None and not TYPE_CHECKING:
+    native.bind(
+        FinishReason.EOS,
+        FinishReason.LENGTH,
+        FinishReason.ERROR,
+        StreamEnd,
+        Delivery,
+        EOS,
+        SKIP,
+        Signal,
+        Last,
+        End,
+        Fail,
+        Many,
+        consumer_error,
+        concurrent_error,
+        read_step,
+    )
+
+    class NativeCore(native.Core):
+        """A core that takes steps natively; the rest is that of `Demultiplexer`."""
+
+        __slots__ = ("_error", "_initial_limits", "_rules")
+
+        # On `_live_slots`, `given`, `_reopen` and `_finish`, as in the reference.
+        __repr__ = Demultiplexer.__repr__
+        _advance = Demultiplexer._advance  # noqa: SLF001 - this is its twin
+        cancel = Demultiplexer.cancel
+        fail = Demultiplexer.fail
+        finish = Demultiplexer.finish
+        open = Demultiplexer.open
+        running = Demultiplexer.running
+        size = Demultiplexer.size
+        statistics = Demultiplexer.statistics
+
+        def _start(
+            self,
+            rules: EndRules[Any],
+            size: int,
+            max_outputs: int | Sequence[int | None] | None,
+            *,
+            vacant: bool,
+        ) -> None:
+            limits = [UNLIMITED] * size
+            if max_outputs is not None:
+                limits = check_max_outputs(max_outputs, size)
+            self._rules = rules
+            self._initial_limits = limits
+            self._error: BaseException | None = None
+            super().__init__(limits, rules.eos, rules.is_eos, rules.ids, rules.include_eos, vacant)
+
+        def feed(self, step: object) -> Delivery[Any]:
+            try:
+                return self._feed(step)
+            except StepError as error:
+                return self.fail(error)
+
+        def _finish(
+            self,
+            draft: Any,
+            slot: int,
+            reason: FinishReason,
+            *,
+            info: Mapping[str, Any] | None = None,
+            error: BaseException | None = None,
+        ) -> None:
+            draft.ends.append((slot, self._end(slot, reason, info, error)))
+
+    Core = NativeCore
