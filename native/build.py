@@ -1,7 +1,8 @@
 """Builds the native core as the package is built, where that can be done.
 
-A build without it is complete: no compiler, a compiler that fails, another Python than CPython and
-`BATCHSTREAM_PURE=1` all give the package in Python alone, as a wheel for every platform.
+A build without it is complete: no compiler, a compiler that fails, another Python than CPython, one
+without a GIL and `BATCHSTREAM_PURE=1` all give the package in Python alone, as a wheel for every
+platform.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ class NativeCore(BuildHookInterface[Any]):
                 stale.unlink()
         if os.environ.get("BATCHSTREAM_PURE", "") not in ("", "0"):
             return
-        if sys.implementation.name != "cpython":
+        if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
             return
         self._folder = tempfile.mkdtemp()
         try:

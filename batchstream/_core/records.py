@@ -52,7 +52,7 @@ class Delivery(NamedTuple, Generic[T]):
 
     The outputs are two columns of equal length, for speed; `outputs` returns them as pairs. A slot
     occurs once for each of its outputs: twice or more where the source put `Many` in the step, not
-    at all where the step has no output for it.
+    at all where the step has no output for it. In which order the slots come is not promised.
 
     Attributes:
         slots: The slot of each of `values`.
