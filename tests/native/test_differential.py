@@ -18,7 +18,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from batchstream import EOS, SKIP, Delivery, Demultiplexer, End, Fail, Last, Many, token_ids
-from batchstream._core.demultiplexer import core_of
+from batchstream._core.cores import core_of
 from batchstream._core.rules import EndRules
 from support.natively import needs_native
 from support.sources import OfUnhashableType, Untouchable
