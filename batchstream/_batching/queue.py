@@ -9,6 +9,11 @@ waited for others as long as it should: for `batch_timeout`, or for half of the 
 wait at all. Of several ready groups the one with the oldest request goes first, so that none
 starves.
 
+No call looks at every group. Two heaps say which to look at: `_due`, when a group may be ready, and
+`_ready`, those that were ready once, by their oldest request. Their entries are hints: one may be too
+early, or of a group that is gone, and is then put right or dropped; a group has none that is too late.
+So what may make a group ready earlier adds its hint first, and then makes the change.
+
 The scheduler calls `take` whenever a worker or a slot is free, and not before: what arrives
 meanwhile makes the batch larger. If that gives no request the worker waits until `ready_at`, or
 until a request arrives.
@@ -22,6 +27,7 @@ compared by identity; nothing of the caller's is compared, hashed or called.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from heapq import heapify, heappop, heappush
 from itertools import count, islice
@@ -32,7 +38,7 @@ from typing_extensions import TypeVar
 from batchstream._core.errors import OverloadedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Hashable, Iterable
+    from collections.abc import Callable, Hashable, Iterable
 
 _TIDY_ABOVE: Final = 64
 """How many stale entries, or keys, may stay before they are dropped."""
@@ -58,6 +64,18 @@ class Waiting(Protocol):
 
 
 RequestT = TypeVar("RequestT", bound=Waiting)
+
+
+class _Group(Generic[RequestT]):
+    """The waiting requests of one group, in the order of arrival.
+
+    It refers to no key, which is the user's: a hint may outlive the group.
+    """
+
+    __slots__ = ("requests",)
+
+    def __init__(self) -> None:
+        self.requests: OrderedDict[RequestT, None] = OrderedDict()
 
 
 class WaitingQueue(Generic[RequestT]):
@@ -86,7 +104,10 @@ class WaitingQueue(Generic[RequestT]):
         self._batch_timeout = batch_timeout
         self._max_batch_cost = max_batch_cost
         self._max_pending = max_pending
-        self._groups: dict[object, OrderedDict[RequestT, None]] = {}  # in the order of arrival
+        self._groups: dict[object, _Group[RequestT]] = {}
+        self._due: list[tuple[float, int, _Group[RequestT]]] = []
+        self._ready: list[tuple[float, int, _Group[RequestT]]] = []
+        self._looked_at = -math.inf  # when a group was last put into `_ready`
         # Of numbers, not of requests: a stale entry must not hold the user's objects.
         self.expiries: list[tuple[float, int]] = []
         self._expiring: dict[int, RequestT] = {}
@@ -133,7 +154,10 @@ class WaitingQueue(Generic[RequestT]):
         if number is not None and wait_until is not None:
             self._expiring[number] = request
             heappush(self.expiries, (wait_until, number))
-        self._groups.setdefault(request.group, OrderedDict())[request] = None
+        group = self._groups.setdefault(request.group, _Group())
+        if self._batch_timeout:
+            self._hint_at_arrival(request, group)
+        group.requests[request] = None
 
     def has_group(self, group: object) -> bool:
         """Whether requests of this group wait."""
@@ -171,16 +195,12 @@ class WaitingQueue(Generic[RequestT]):
         """
         if slots < 1:
             return []
-        groups = self._groups
-        ready: Container[object] = groups
-        if self._batch_timeout:
-            ready = {group for group in groups if self._ready_at(group, slots, spent) <= now}
-        for request in self._all:  # the oldest first, which mostly is in a group that is ready
-            if request.group in ready:
-                joining = self._fitting(request.group, slots, spent)
-                self._remove(joining)
-                return joining
-        return []
+        group = self._first_ready(now)
+        if group is None:
+            return []
+        joining = self._fitting(group, slots, spent)
+        self._remove(joining)
+        return joining
 
     def requests(self) -> list[RequestT]:
         """Return all requests that wait, the oldest first."""
@@ -191,28 +211,99 @@ class WaitingQueue(Generic[RequestT]):
 
         A time that has passed if a batch is ready; None if no request waits.
         """
-        earliest: float | None = None
-        if self._batch_timeout:
-            for group in self._groups:
-                at = self._ready_at(group, self._max_batch_size, 0.0)
-                if earliest is None or at < earliest:
-                    earliest = at
-        else:
-            for request in self._all:
-                if request.group in self._groups:
-                    earliest = request.arrived
-                    break
+        earliest = self._next_due() if self._batch_timeout else self._arrival_of_oldest()
         while self.expiries and self.expiries[0][1] not in self._expiring:
             heappop(self.expiries)
         if self.expiries and (earliest is None or self.expiries[0][0] < earliest):
             earliest = self.expiries[0][0]
         return earliest
 
-    def _ready_at(self, group: object, slots: int, spent: float) -> float:
+    # ---- which group is ready, and when
+
+    def _oldest_group(self) -> _Group[RequestT] | None:
+        for request in self._all:
+            if (group := self._groups.get(request.group)) is not None:
+                return group
+        return None
+
+    def _arrival_of_oldest(self) -> float | None:
+        group = self._oldest_group()
+        return None if group is None else next(iter(group.requests)).arrived
+
+    def _first_ready(self, now: float) -> _Group[RequestT] | None:
+        """Return the ready group with the oldest request."""
+        if not self._batch_timeout:
+            return self._oldest_group()
+        try:
+            while True:
+                self._look_at_due(now)
+                arrived, number, group = self._ready[0]
+                oldest = self._oldest_in(group)
+                if oldest is not None:
+                    due = self._due_at(group)
+                    if due <= now and oldest.arrived == arrived:
+                        return group
+                    heappush(self._due, (due, number, group))
+                heappop(self._ready)
+        except IndexError:  # none is ready; or a signal's handler has just closed the batcher
+            return None
+
+    def _look_at_due(self, now: float) -> None:
+        """Put into `_ready` the groups that are ready by now."""
+        self._looked_at = now
+        while self._due and self._due[0][0] <= now:
+            _, number, group = self._due[0]
+            oldest = self._oldest_in(group)
+            if oldest is not None:
+                due = self._due_at(group)
+                if due <= now:
+                    heappush(self._ready, (oldest.arrived, number, group))
+                else:
+                    heappush(self._due, (due, number, group))
+            heappop(self._due)
+
+    def _next_due(self) -> float | None:
+        """Return when a group is ready next; a time that has passed if one is."""
+        while self._ready:
+            _, number, group = self._ready[0]
+            if self._oldest_in(group) is not None:
+                due = self._due_at(group)
+                if due <= self._looked_at:
+                    return due
+                heappush(self._due, (due, number, group))
+            heappop(self._ready)
+        while self._due:
+            hinted, number, group = self._due[0]
+            if self._oldest_in(group) is not None:
+                due = self._due_at(group)
+                if due <= hinted:
+                    return due
+                heappush(self._due, (due, number, group))
+            heappop(self._due)
+        return None
+
+    def _hint_at_arrival(self, request: RequestT, group: _Group[RequestT]) -> None:
+        """Say when a group may be ready to which a request is about to be added."""
+        may_be_full = len(group.requests) + 1 >= self._max_batch_size
+        if may_be_full or self._max_batch_cost is not None:
+            at = request.arrived
+        elif not group.requests or request.wait_until is not None:
+            at = self._waits_for_others_until(request)
+        else:
+            return
+        heappush(self._due, (at, next(self._numbers), group))
+
+    def _oldest_in(self, group: _Group[RequestT]) -> RequestT | None:
+        """Return the oldest request of a group; None if the group is gone."""
+        oldest = next(iter(group.requests), None)
+        in_use = oldest is not None and self._groups.get(oldest.group) is group
+        return oldest if in_use else None
+
+    def _due_at(self, group: _Group[RequestT]) -> float:
         """Return when no request of a group waits for others any more: at once if it is full."""
-        fitting = self._fitting(group, slots, spent)
-        if len(fitting) == slots or len(fitting) < len(self._groups[group]):
-            return next(iter(self._groups[group])).arrived
+        fitting = self._fitting(group, self._max_batch_size, 0.0)
+        if len(fitting) == self._max_batch_size or len(fitting) < len(group.requests):
+            return next(iter(group.requests)).arrived
         return min(map(self._waits_for_others_until, fitting))
 
     def _waits_for_others_until(self, request: RequestT) -> float:
@@ -221,8 +312,8 @@ class WaitingQueue(Generic[RequestT]):
             until = min(until, (request.arrived + request.wait_until) / 2)
         return until
 
-    def _fitting(self, group: object, slots: int, spent: float) -> list[RequestT]:
-        first = list(islice(self._groups[group], slots))
+    def _fitting(self, group: _Group[RequestT], slots: int, spent: float) -> list[RequestT]:
+        first = list(islice(group.requests, slots))
         if self._max_batch_cost is not None:
             for position, request in enumerate(first):
                 spent += request.cost
@@ -239,15 +330,23 @@ class WaitingQueue(Generic[RequestT]):
             if group is not None:
                 # A group goes before its last request: none is ever empty, but one to which the
                 # adding of its first request was broken off.
-                if not group or (len(group) == 1 and request in group):
+                if not group.requests or (len(group.requests) == 1 and request in group.requests):
                     self._groups.pop(request.group, None)
-                else:
-                    group.pop(request, None)
+                group.requests.pop(request, None)
             self._all.pop(request, None)  # last, so that one that was broken off is removed again
         # A request that has joined may take long, and its entry would stay until it had expired.
         if len(self.expiries) > 2 * len(self._all) + _TIDY_ABOVE:
             self.expiries = [entry for entry in self.expiries if entry[1] in self._expiring]
             heapify(self.expiries)
+        self._tidy_hints()
+
+    def _tidy_hints(self) -> None:
+        """Drop hints, if there are many more than groups."""
+        if len(self._due) + len(self._ready) > 2 * len(self._groups) + _TIDY_ABOVE:
+            groups = list(self._groups.values())
+            hints = [(self._due_at(it), next(self._numbers), it) for it in groups if it.requests]
+            heapify(hints)
+            self._due, self._ready = hints, []
 
 
 class KeyInterner:

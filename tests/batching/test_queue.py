@@ -244,6 +244,15 @@ def test_memory_entries_of_requests_that_have_left_are_tidied_up():
 
 
 @pytest.mark.parametrize("batch_timeout", [0.0, 1.0])
+def test_memory_of_keys_that_come_once_is_level(batch_timeout):
+    made, _ = queue_of(batch_timeout=batch_timeout)
+    for number in range(1000):
+        made.append(ticket := Ticket(str(number), group=number, arrived=number), no_room)
+        assert made.remove(ticket) if number % 2 else made.take(number + 9.0, slots=1) == [ticket]
+    assert len(made._due) + len(made._ready) < 200
+
+
+@pytest.mark.parametrize("batch_timeout", [0.0, 1.0])
 def test_a_request_whose_adding_was_interrupted_leaves_no_group_behind(batch_timeout):
     class Interrupted(Ticket):
         hashed = 0
@@ -276,7 +285,7 @@ class QueueMachine(RuleBasedStateMachine):
         max_pending=st.integers(3, 8),
     )
     def begin(self, timeout, max_cost, max_pending):
-        self.joining = JoiningRules(timeout, max_cost)
+        self.joining = JoiningRules(timeout, max_cost, SIZE)
         self.max_pending = max_pending
         self.queue = WaitingQueue(
             max_batch_size=SIZE,

@@ -159,7 +159,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             cost=None if max_cost is None else len,
             max_batch_cost=max_cost,
         )
-        self.joining = JoiningRules(batch_timeout, max_cost)
+        self.joining = JoiningRules(batch_timeout, max_cost, size)
         self.size, self.max_workers = size, workers
         self.max_pending, self.threads = max_pending, threads
         self.scheduler = Scheduler(options, reuses_workers=threads)
@@ -209,7 +209,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.closed:
             return None
         groups = groups_of(self.waiting)
-        times = [self.joining.ready_at(group, self.size, 0.0) for group in groups]
+        times = [self.joining.ready_at(group) for group in groups]
         times += [r.wait_until for r in self.waiting if r.wait_until is not None]
         return min(times, default=None)
 

@@ -23,10 +23,12 @@ class JoiningRules:
     Args:
         batch_timeout: How long a request waits for others.
         max_cost: Of a batch; None for any.
+        max_size: Of a batch.
     """
 
     batch_timeout: float
     max_cost: float | None
+    max_size: int
 
     def fitting(self, group, slots, spent):
         """Return the requests of a group for which a batch has room."""
@@ -38,10 +40,10 @@ class JoiningRules:
             fitting.append(request)
         return fitting
 
-    def ready_at(self, group, slots, spent):
+    def ready_at(self, group):
         """Return when a group makes a batch: now, if it is full or need not wait for others."""
-        fitting = self.fitting(group, slots, spent)
-        if not self.batch_timeout or len(fitting) in {slots, *range(len(group))}:
+        fitting = self.fitting(group, self.max_size, 0.0)
+        if not self.batch_timeout or len(fitting) in {self.max_size, *range(len(group))}:
             return group[0].arrived
         times = [request.arrived + self.batch_timeout for request in fitting]
         times += [(r.arrived + r.wait_until) / 2 for r in fitting if r.wait_until is not None]
@@ -50,6 +52,6 @@ class JoiningRules:
     def expected(self, waiting, now, slots, spent):
         """Return the requests that join a batch now."""
         for group in groups_of(waiting):
-            if slots and self.ready_at(group, slots, spent) <= now:
+            if slots and self.ready_at(group) <= now:
                 return self.fitting(group, slots, spent)
         return []
