@@ -2,7 +2,11 @@
 
 import argparse
 
+import admission
+import ends
+import goals
 import handoff
+import importing
 import litserve_loops
 import responses
 import seam
@@ -15,8 +19,20 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="less of each, and one round")
     quick = parser.parse_args().quick
     for number, benchmark in enumerate(
-        (streams, handoff, seam, batching, responses, litserve_loops)
+        (
+            streams,
+            ends,
+            handoff,
+            seam,
+            batching,
+            admission,
+            importing,
+            responses,
+            litserve_loops,
+        )
     ):
         if number:
             print()
         benchmark.main(quick=quick)
+    print()
+    goals.main()
