@@ -63,6 +63,10 @@ bench: environment  ## run the benchmarks; QUICK=1 for a first look
 bench-compare: environment  ## compare the hot paths with another revision: make bench-compare REV=main~3
 	$(PY) benchmarks/compare.py $(REV) $(ARGS)
 
+.PHONY: bench-plots
+bench-plots: environment  ## measure again and draw the plots of the documentation
+	$(PY) benchmarks/plots.py $(ARGS)
+
 .PHONY: ci
 ci:  ## run all that a change has to pass
 	@.ci/run
