@@ -11,6 +11,8 @@ settings.register_profile(
     "default", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=5_000)
+# For the second core of a Python, where the first was tried in full.
+settings.register_profile("brief", settings.get_profile("default"), max_examples=25)
 # Where it is enough to know that a test fails: to find the least example takes far longer.
 settings.register_profile(
     "mutants",
