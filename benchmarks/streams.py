@@ -141,15 +141,15 @@ def contestants_of(
 HEAD = [
     f"{FLOOR}, ns",
     *(f"{name}, ns" for name in SPLITTERS),
-    *(f"{name}: time against deques" for name in (FLOOR, *CORES)),
-    *(f"{name}: speed against tee" for name in CORES),
+    *(f"{name} / {DEQUES}" for name in CORES),
+    *(f"{TEE} / {name}" for name in CORES),
 ]
 
 
 def cells(seconds: Mapping[str, list[float]], outputs: int) -> list[str]:
     """Return the cells under the head: nanoseconds per output, and how ours compares."""
     row = [spread(took, 1e9 / outputs) for took in seconds.values()]
-    row += [spread(ratios(seconds[name], seconds[DEQUES]), 1, 2) for name in (FLOOR, *CORES)]
+    row += [spread(ratios(seconds[name], seconds[DEQUES]), 1, 2) for name in CORES]
     return row + [spread(ratios(seconds[TEE], seconds[name]), 1, 2) for name in CORES]
 
 

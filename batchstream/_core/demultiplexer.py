@@ -154,7 +154,7 @@ class Demultiplexer(Generic[T]):
 
     def __repr__(self) -> str:
         live = f"{len(self._live_slots)} of {self._size} slots live"
-        return f"<{type(self).__name__} {self._state}, {live}, {self._steps} steps>"
+        return f"<Demultiplexer {self._state}, {live}, {self._steps} steps>"
 
     @property
     def size(self) -> int:
