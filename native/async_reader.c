@@ -193,9 +193,18 @@ static int enter(Receive *receive)
         PyErr_SetString(PyExc_ValueError, "the receive is already executing");
     else if (receive->state == OVER)
         PyErr_SetString(PyExc_RuntimeError, "cannot reuse an already awaited receive");
-    else
-        receive->running = 1;
-    return receive->running && !PyErr_Occurred() ? 0 : -1;
+    if (PyErr_Occurred())
+        return -1;
+    receive->running = 1;
+    return 0;
+}
+
+/* Whether the waiter itself was yielded to a task that has not been resumed: then it is another task
+   that sends, and awaits the same receive. */
+static int is_awaited(Receive *receive)
+{
+    return receive->state == WAITS && receive->inner == NULL &&
+           waiter_is_awaited(receive->reader->waiter);
 }
 
 static PySendResult receive_send(Receive *receive, PyObject *value, PyObject **result)
@@ -203,6 +212,11 @@ static PySendResult receive_send(Receive *receive, PyObject *value, PyObject **r
     *result = NULL;
     if (enter(receive) < 0)
         return PYGEN_ERROR;
+    if (is_awaited(receive)) {
+        PyErr_SetString(PyExc_RuntimeError, "the receive is being awaited already");
+        receive->running = 0;
+        return PYGEN_ERROR;
+    }
     PySendResult sent = receive->state == NEW ? PYGEN_RETURN
                                               : go_on_waiting(receive, value, result);
     if (sent == PYGEN_RETURN)
@@ -251,6 +265,8 @@ static PyObject *throw_inside(Receive *receive, PyObject *args, PyObject *type, 
             PyErr_SetObject(type, value == NULL || value == Py_None ? NULL : value);
         else
             PyErr_SetString(PyExc_TypeError, "throw takes an exception");
+        if (PyErr_ExceptionMatches(PyExc_StopIteration)) /* as out of a coroutine */
+            PyErr_SetString(PyExc_RuntimeError, "the receive raised StopIteration");
     }
     Py_XDECREF(throw_);
     Py_XDECREF(inner);
@@ -295,17 +311,6 @@ static PyObject *method_close(Receive *receive, PyObject *Py_UNUSED(none))
     return result;
 }
 
-static PyObject *receive_await(Receive *receive)
-{
-    if (receive->state != NEW || receive->running) {
-        PyErr_SetString(PyExc_RuntimeError, receive->state == OVER
-                            ? "cannot reuse an already awaited receive"
-                            : "the receive is being awaited already");
-        return NULL;
-    }
-    return Py_NewRef((PyObject *)receive);
-}
-
 static int receive_traverse(Receive *receive, visitproc visit, void *arg)
 {
     Py_VISIT(receive->reader);
@@ -334,7 +339,7 @@ static PyMethodDef receive_methods[] = {
 };
 
 static PyAsyncMethods receive_as_async = {
-    .am_await = (unaryfunc)receive_await,
+    .am_await = return_self,
     .am_send = (sendfunc)receive_send,
 };
 

@@ -123,5 +123,7 @@ int reader_clear(Reader *reader);
 int refuse_second_consumer(Buffer *buffer, const char *consumer);
 /* What a task that awaits this has to be given: the waiter itself. */
 PyObject *waiter_await(PyObject *waiter);
+/* Whether a task waits for it. */
+int waiter_is_awaited(PyObject *waiter);
 
 #endif

@@ -17,6 +17,12 @@ PyObject *waiter_await(PyObject *waiter)
     return Py_NewRef(waiter);
 }
 
+int waiter_is_awaited(PyObject *waiter)
+{
+    PyObject *wakeup = ((Waiter *)waiter)->wakeup;
+    return wakeup != NULL && wakeup != Py_None;
+}
+
 /* For a task that awaits it by itself: an iterator over nothing but the waiter. */
 static PyObject *begin_await(PyObject *waiter)
 {
@@ -53,7 +59,7 @@ static PyObject *method_result(Waiter *waiter, PyObject *Py_UNUSED(none))
 static int resume(Waiter *waiter)
 {
     PyObject *wakeup = waiter->wakeup, *result = NULL;
-    if (wakeup == NULL || wakeup == Py_None)
+    if (!waiter_is_awaited((PyObject *)waiter))
         return 0;
     waiter->wakeup = NULL; /* before the call, in which the task may await this waiter again */
     PyObject *context = Py_NewRef(waiter->context);

@@ -427,8 +427,8 @@ class Demultiplexer(Generic[T]):
         slots, values = draft.slots, draft.values
         if type(elements) is dict:
             pairs = self._only_live(elements)
-            slots.extend(pairs)
-            values.extend(pairs.values())
+            slots.extend(slot for slot in live if slot in pairs)  # in order, as in a sequence
+            values.extend(map(pairs.__getitem__, slots))
         else:
             slots.extend(live)
             values.extend(self._live_in_order(elements))
