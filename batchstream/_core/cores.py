@@ -8,7 +8,12 @@ from typing_extensions import TypeVar
 
 from batchstream._core.arguments import UNLIMITED, check_max_outputs
 from batchstream._core.demultiplexer import Demultiplexer
-from batchstream._core.errors import StepError, concurrent_error, consumer_error
+from batchstream._core.errors import (
+    StepError,
+    begin_in_source,
+    concurrent_error,
+    consumer_error,
+)
 from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many, Signal
 from batchstream._core.records import Delivery, FinishReason, StreamEnd
 from batchstream._core.steps import read_step
@@ -96,6 +101,7 @@ if native is not None and not TYPE_CHECKING:
             try:
                 return self._feed(step)
             except StepError as error:
+                begin_in_source(error)
                 return self.fail(error)
 
         def _finish(

@@ -36,6 +36,7 @@ from batchstream._core.arguments import UNLIMITED, check_count, check_limit, che
 from batchstream._core.errors import (
     StepError,
     batch_over_error,
+    begin_in_source,
     missing_eos_error,
     no_slot_error,
 )
@@ -206,6 +207,7 @@ class Demultiplexer(Generic[T]):
             elements = read_step(step, self._size, self._steps)
         except StepError as error:
             self._steps += 1
+            begin_in_source(error)
             return self.fail(error)
         if asked is None and elements is not step:  # an array, say, which has become a list
             if (values := self.feed_plain(elements)) is not None:
