@@ -79,10 +79,15 @@ async def future_each(clients: int, each: int) -> float:
     return seconds
 
 
+def timeout_for(clients: int) -> float:
+    """Return for how long a request waits for others: not at all, if there are none."""
+    return DEFAULT_TIMEOUT if clients > 1 else 0.0
+
+
 async def batched_in_loop(package: ModuleType, clients: int, each: int) -> float:
     """Answer by an asynchronous function of a batch."""
 
-    @package.batched(max_batch_size=BATCH)
+    @package.batched(max_batch_size=BATCH, batch_timeout=timeout_for(clients))
     async def double(numbers: list[int]) -> Any:
         yield [2 * number for number in numbers]
 
@@ -92,7 +97,7 @@ async def batched_in_loop(package: ModuleType, clients: int, each: int) -> float
 async def batched_in_thread(package: ModuleType, clients: int, each: int) -> float:
     """Answer by a function of a batch, which runs in a thread."""
 
-    @package.batched(max_batch_size=BATCH)
+    @package.batched(max_batch_size=BATCH, batch_timeout=timeout_for(clients))
     def double(numbers: list[int]) -> Iterator[list[int]]:
         yield [2 * number for number in numbers]
 
