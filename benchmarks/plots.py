@@ -1,7 +1,8 @@
 """Draws what an output costs, by how many streams there are: `make bench-plots`.
 
-Measures anew, and writes the pictures of the documentation. With `--values FILE` it keeps what it
-has measured, or draws what another run has kept. The same values give the same files.
+Measures anew, and writes the pictures of the documentation: of each point the least of some rounds,
+which other programs disturbed least. With `--values FILE` it keeps what it has measured, or draws
+what another run has kept. The same values give the same files.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import handoff
 import matplotlib as mpl
@@ -44,7 +44,7 @@ def pulled() -> Curves:
         source = partial(streams.model, lengths)
         runs = streams.contestants_of(source, size, streams.one_after_another)
         for name, took in alternate(runs, ROUNDS).items():
-            curves.setdefault(name, []).append(1e9 * median(took) / sum(lengths))
+            curves.setdefault(name, []).append(1e9 * min(took) / sum(lengths))
     return curves
 
 
@@ -56,7 +56,7 @@ def handed_over() -> Curves:
         names = (QUEUE_EACH, CHAINED, *OURS.values())
         seconds = handoff.timed({size: steps}, ROUNDS, paced=True, names=names)
         for name, by_size in seconds.items():
-            curves.setdefault(name, []).append(1e9 * median(by_size[size]) / size)
+            curves.setdefault(name, []).append(1e9 * min(by_size[size]) / size)
     return curves
 
 
