@@ -255,13 +255,13 @@ MUTANTS = [
     ),
     Mutant(
         "all consumers are raised the same exception",
-        "    own = _copy(error) if isinstance(error, Exception) else None\n",
-        "    return error\n    own = None\n",
+        "    own = None\n    if isinstance(error, Exception) and not",
+        "    return error\n    own = None\n    if isinstance(error, Exception) and not",
     ),
     Mutant(
         "StopIteration out of user code ends a stream silently",
-        "isinstance(own, StopIteration | StopAsyncIteration)",
-        "False",
+        " and not isinstance(error, StopIteration | StopAsyncIteration):",
+        ":",
     ),
     Mutant(
         "a copied error is made by its own __init__",

@@ -173,6 +173,7 @@ def batched(
 
 
 _DEFINITION: Final = "_definition"
+_FIRST_WITH_NESTED_NAMES: Final = 4  # of pickle's protocols
 
 
 class BatchedFunction(DynamicBatcher[RequestT, T]):
@@ -203,8 +204,10 @@ class BatchedFunction(DynamicBatcher[RequestT, T]):
             f"{self._fn!r} is batched: submit a request with .{one}(request) or .{other}(request)"
         )
 
-    def __reduce_ex__(self, protocol: object) -> Any:
+    def __reduce_ex__(self, protocol: Any) -> Any:
         if _found(self._definition) is self:
+            if protocol < _FIRST_WITH_NESTED_NAMES:
+                return self.__qualname__  # by name; the definition's name would refer to this
             return _from_definition, (self._definition,)
         return _from_parts, (self._fn, self._options, self._kept_as)
 

@@ -534,6 +534,7 @@ class Dispatcher(ABC, Generic[T]):
         self.parking = ParkingLot()
         self._ended = Event(self.parking)
         self._keys = KeyInterner()
+        self.context = self.context.copy()  # an engine's call in the parent may never leave it
 
 
 def _forked_error() -> ForkedError:

@@ -143,8 +143,7 @@ class WaitingQueue(Generic[RequestT]):
         waiting = len(self._all)
         if waiting >= self._max_pending and (pending := waiting - room()) >= self._max_pending:
             raise OverloadedError(
-                f"{pending} requests wait for a free slot, and {self._max_pending} may "
-                f"(max_pending)",
+                f"{pending} requests are waiting, as many as may: {self._max_pending} (max_pending)",
                 pending=pending,
                 max_pending=self._max_pending,
             )
