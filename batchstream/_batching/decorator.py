@@ -207,7 +207,7 @@ class BatchedFunction(DynamicBatcher[RequestT, T]):
     def __reduce_ex__(self, protocol: Any) -> Any:
         if _found(self._definition) is self:
             if protocol < _FIRST_WITH_NESTED_NAMES:
-                return self.__qualname__  # by name; the definition's name would refer to this
+                return self._fn.__qualname__  # by name; the definition's would refer to this
             return _from_definition, (self._definition,)
         return _from_parts, (self._fn, self._options, self._kept_as)
 

@@ -143,7 +143,8 @@ class WaitingQueue(Generic[RequestT]):
         waiting = len(self._all)
         if waiting >= self._max_pending and (pending := waiting - room()) >= self._max_pending:
             raise OverloadedError(
-                f"{pending} requests are waiting, as many as may: {self._max_pending} (max_pending)",
+                f"{pending} requests are waiting, and no more than {self._max_pending} may "
+                f"(max_pending)",
                 pending=pending,
                 max_pending=self._max_pending,
             )

@@ -18,7 +18,7 @@ from support.sources import TIMEOUT, run_in_threads
 variable = ContextVar("variable", default="no context's")
 
 
-@batched(max_batch_size=4, key=lambda word: len(word))
+@batched(max_batch_size=4, key=len)
 def spell(words):
     yield list(words)
 
@@ -111,9 +111,8 @@ IN_MAIN = """
     print(*spell.stream("a"), *Model().spell.stream("b"), *model.spell.stream("c"), *use("d"))
     '''
     import textwrap
-    print(subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], input=data, capture_output=True, check=True
-    ).stdout.decode())
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    print(subprocess.run(command, input=data, capture_output=True, check=True).stdout.decode())
 """
 
 
@@ -131,7 +130,8 @@ def test_cloudpickle_carries_a_class_that_its_module_does_not_have(monkeypatch):
     monkeypatch.setattr(f"{__name__}.Speller", object())  # as `serve.deployment` of Ray does
     data = cloudpickle.dumps(replaced)
     # Elsewhere: here the class is known, and would be found again.
-    program = "import pickle, sys; made = pickle.loads(sys.stdin.buffer.read()); " + (
+    program = (
+        "import pickle, sys; made = pickle.loads(sys.stdin.buffer.read()); "
         "print(*made('?').spell.stream('ab'))"
     )
     ended = subprocess.run(  # noqa: S603 - our own program

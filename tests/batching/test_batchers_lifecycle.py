@@ -14,7 +14,6 @@ import weakref
 import pytest
 
 from batchstream import (
-    ClosedError,
     ContinuousBatcher,
     DynamicBatcher,
     Fail,

@@ -270,7 +270,7 @@ def test_an_error_whose_class_refuses_attributes_reaches_every_stream():
         yield ["a", "x"]
         raise Frozen(7)
 
-    for make in (lambda: source(), lambda: [[Fail(Frozen(7)), Fail(Frozen(7))]]):
+    for make in (source, lambda: [[Fail(Frozen(7)), Fail(Frozen(7))]]):
         for stream in demux(make(), 2):
             with pytest.raises(Frozen):
                 list(stream)
