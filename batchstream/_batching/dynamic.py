@@ -367,7 +367,7 @@ def _call(kind: Callable[[Any], S], fn: Callable[..., Any], contents: list[Any])
             f"fn returns an asynchronous iterator, got {fn!r}: "
             f"an asynchronous generator function has to be given as it is"
         )
-    check_steps(fn, source)
+    check_steps(fn, source, for_results="pass single=True")
     return kind(source)
 
 

@@ -34,11 +34,16 @@ def async_steps_of_results(
     return one_step
 
 
-def check_steps(fn: object, source: object) -> None:
+def check_steps(fn: object, source: object, *, for_results: str) -> None:
     """Refuse what is no source of steps but, most likely, one result for each request.
 
     Read as steps, results of the length of the batch would be transposed: every request would get
     a part of every result, and no error would tell.
+
+    Args:
+        fn: What has returned the source.
+        source: What it has returned.
+        for_results: What to do if these are results.
 
     Raises:
         StepError: The source has a length, and is no iterator.
@@ -46,8 +51,8 @@ def check_steps(fn: object, source: object) -> None:
     if hasattr(source, "__len__") and not hasattr(source, "__next__"):
         raise StepError(
             f"{fn!r} returned a {type(source).__name__}, and not a source of steps: yield the "
-            f"steps, or return iter(steps); if it returns one result for each request, pass "
-            f"single=True",
+            f"steps, or return iter(steps); if it returns one result for each request, "
+            f"{for_results}",
             step=0,
         )
 

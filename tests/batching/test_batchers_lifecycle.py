@@ -451,6 +451,31 @@ def test_an_engine_in_the_midst_of_a_step_is_made_anew_in_a_forked_child():
     batcher.close()
 
 
+@pytest.mark.rule(27)
+@needs_fork
+def test_what_an_engine_has_still_to_remove_at_a_fork_is_removed_in_the_child():
+    model, answers, answered = Model(home=os.getpid), [], threading.Event()
+
+    class Forking:
+        def __getattr__(self, name):
+            return getattr(self, "fork" if name == "finished" else "do_nothing")
+
+        def do_nothing(self, *_, **__):
+            """Of no interest."""
+
+        def fork(self, *_, **__):
+            if not answers:  # between the end of the request and its `remove`
+                answers.append("a child")
+                answers[:] = [in_forked_child(lambda: [*batcher.stream("de"), *model.faults])]
+                answered.set()
+
+    batcher = ContinuousBatcher(model, max_batch_size=1, metrics=Forking())
+    assert list(batcher.stream("a")) == ["a"]
+    assert answered.wait(TIMEOUT)
+    batcher.close()
+    assert answers == ["['d', 'e']"]
+
+
 PROGRAM = """
     import sys, threading, time
     from batchstream import ContinuousBatcher, DynamicBatcher, EOS

@@ -751,6 +751,22 @@ def test_predict_reads_from_its_context_which_requests_are_live(where):
     assert seen == [[True] * 3, [True] * 3, [False, True, False], [False, True, False]]
 
 
+@pytest.mark.rule(8)
+@pytest.mark.parametrize(
+    ("hook", "where"),
+    [
+        ("predict", no_encode_response),
+        ("predict", steps_of_predict),
+        ("encode_response", steps_of_encode_response),
+    ],
+)
+def test_results_that_are_no_steps_fail_the_batch_and_are_never_transposed(hook, where, caplog):
+    api = ready(where)
+    setattr(api, hook, lambda _: [["a0", "a1"], ["b0", "b1"]])
+    assert served(api, "a.", "b.") == [[FAILED], [FAILED]]
+    assert "not a source of steps" in caplog.text
+
+
 tenant = ContextVar("tenant", default="the worker's")
 
 
