@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import threading
 from contextvars import ContextVar, copy_context
 
 import pytest
@@ -227,9 +228,24 @@ class Counted:
 
 @pytest.mark.parametrize("kind", ["dynamic", "continuous"])
 def test_a_factory_makes_the_metrics_with_the_first_request_and_once(kind):
-    made = []
+    made, both_came = [], threading.Barrier(2)
+
+    class Door:
+        """In place of the lock: lets the factory know that two threads want metrics."""
+
+        lock = threading.RLock()
+
+        def __enter__(self):
+            if self.lock.acquire(blocking=False):
+                return
+            both_came.wait(TIMEOUT)
+            self.lock.acquire()
+
+        def __exit__(self, *_):
+            self.lock.release()
 
     def factory():
+        both_came.wait(TIMEOUT)
         made.append(Counted())
         return made[-1]
 
@@ -238,11 +254,12 @@ def test_a_factory_makes_the_metrics_with_the_first_request_and_once(kind):
         batcher = DynamicBatcher(model.generate, max_batch_size=1, metrics=factory)
     else:
         batcher = ContinuousBatcher(model, max_batch_size=1, metrics=factory)
+    batcher._dispatcher.options.metrics._making = Door()
     assert made == []
     with batcher:
-        run_in_threads(*[lambda: list(batcher.stream("ab"))] * 4)
+        run_in_threads(*[lambda: list(batcher.stream("ab"))] * 2)
     (metrics,) = made
-    assert metrics.events.count("submitted") == metrics.events.count("finished") == 4
+    assert metrics.events.count("submitted") == metrics.events.count("finished") == 2
 
 
 def test_a_class_is_a_factory_and_an_object_that_can_be_called_is_none():

@@ -383,6 +383,21 @@ def test_a_batcher_that_was_used_refuses_its_work_in_a_forked_child(kind):
 @pytest.mark.rule(27)
 @needs_fork
 @KINDS
+def test_a_batcher_whose_only_request_runs_refuses_in_a_forked_child(kind):
+    gate = Gate()
+    model = Model(on_step=lambda number: gate.pass_through() if number == 1 else None)
+    batcher, _ = make(kind, model)
+    stream = batcher.stream("abc")
+    assert gate.reached.wait(TIMEOUT)
+    assert in_forked_child(lambda: batcher.stream("d")).startswith("ForkedError: this batcher had")
+    gate.opened.set()
+    assert list(stream) == ["a", "b", "c"]
+    batcher.close()
+
+
+@pytest.mark.rule(27)
+@needs_fork
+@KINDS
 def test_a_batcher_that_was_used_and_is_idle_begins_anew_in_a_forked_child(kind):
     batcher, _ = make(kind)
     assert list(batcher.stream("a")) == ["a"]
