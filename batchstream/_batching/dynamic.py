@@ -203,6 +203,8 @@ class DynamicBatcher(AnyBatcher[RequestT, T]):
                 "include_eos": include_eos,
                 "max_outputs": max_outputs is not None,
                 "require_eos": require_eos,
+                "max_buffered": max_buffered != DEFAULT_MAX_BUFFERED,
+                "on_overflow": on_overflow != "cancel",
             }
             if given := [name for name, is_given in for_streams.items() if is_given]:
                 raise TypeError(

@@ -102,6 +102,20 @@ def test_each_request_gets_its_result_in_an_event_loop(fn):
     asyncio.run(main())
 
 
+def test_each_request_gets_its_result_in_trio():
+    trio = pytest.importorskip("trio")
+
+    async def double(numbers):
+        await trio.lowlevel.checkpoint()
+        return [2 * number for number in numbers]
+
+    async def main():
+        async with DynamicBatcher(double, single=True, max_batch_size=2) as batcher:
+            return await batcher.acall(2)
+
+    assert trio.run(main) == 4
+
+
 class Opaque:
     """Data that cannot be compared, hashed, measured or asked whether it is true."""
 
@@ -260,6 +274,8 @@ def test_arguments_that_single_excludes_are_refused():
         {"include_eos": True},
         {"max_outputs": 1},
         {"require_eos": True},
+        {"max_buffered": 1},
+        {"on_overflow": "wait"},
     ):
         with pytest.raises(TypeError, match=f"{next(iter(option))} and single exclude"):
             DynamicBatcher(embed, single=True, max_batch_size=1, **option)
