@@ -11,6 +11,7 @@ from batchstream._core.errors import BufferOverflowError as BufferOverflowError
 from batchstream._core.errors import ClosedError as ClosedError
 from batchstream._core.errors import ConcurrentConsumerError as ConcurrentConsumerError
 from batchstream._core.errors import DeadlineError as DeadlineError
+from batchstream._core.errors import ForkedError as ForkedError
 from batchstream._core.errors import MissingEOSError as MissingEOSError
 from batchstream._core.errors import OverloadedError as OverloadedError
 from batchstream._core.errors import SlowConsumerError as SlowConsumerError
@@ -54,6 +55,7 @@ __all__ = [
     "End",
     "Fail",
     "FinishReason",
+    "ForkedError",
     "Last",
     "Many",
     "Metrics",

@@ -150,24 +150,20 @@ async def continuous_answers(seconds: float) -> AsyncIterator[Answer]:
 
 @asynccontextmanager
 async def dynamic_answers(seconds: float) -> AsyncIterator[Answer]:
-    """Answer in a batch of one step."""
-
-    def steps(batch: list[Request]) -> list[list[Last[str]]]:
-        return [[Last(answer) for answer in answers(batch, seconds)]]
-
-    async with dynamic(steps) as batcher:
-        yield first_of(batcher)
+    """Answer in a batch of one result for each request."""
+    async with dynamic(lambda batch: answers(batch, seconds), single=True) as batcher:
+        yield batcher.acall
 
 
 @asynccontextmanager
 async def dynamic_answers_in_loop(seconds: float) -> AsyncIterator[Answer]:
-    """Answer in a batch of one step."""
+    """Answer in a batch of one result for each request."""
 
-    async def steps(batch: list[Request]) -> AsyncIterator[list[Last[str]]]:
-        yield [Last(answer) for answer in await answers_in_loop(batch, seconds)]
+    async def results(batch: list[Request]) -> list[str]:
+        return await answers_in_loop(batch, seconds)
 
-    async with dynamic(steps) as batcher:
-        yield first_of(batcher)
+    async with dynamic(results, single=True) as batcher:
+        yield batcher.acall
 
 
 # ---- Ray Serve

@@ -255,13 +255,13 @@ MUTANTS = [
     ),
     Mutant(
         "all consumers are raised the same exception",
-        "    own = _copy(error) if isinstance(error, Exception) else None\n",
-        "    return error\n    own = None\n",
+        "    own = None\n    if isinstance(error, Exception) and not",
+        "    return error\n    own = None\n    if isinstance(error, Exception) and not",
     ),
     Mutant(
         "StopIteration out of user code ends a stream silently",
-        "isinstance(own, StopIteration | StopAsyncIteration)",
-        "False",
+        " and not isinstance(error, StopIteration | StopAsyncIteration):",
+        ":",
     ),
     Mutant(
         "a copied error is made by its own __init__",
@@ -632,6 +632,59 @@ MUTANTS = [
         "while has_expired and (request := self.queue.first_expired(now)) is not None:",
         "while not self.ended_requests and (request := self.queue.first_expired(now)) is not None:",
         SCHEDULER,
+    ),
+    Mutant(
+        "a batched method runs in the context of the request that came first",
+        "context.run(BatchedMethod, self, instance, owner)",
+        "BatchedMethod(self, instance, owner)",
+        ("test_batched_definitions.py",),
+    ),
+    Mutant(
+        "what was unpickled runs in the context of a request",
+        "Context().run(lambda: BatchedFunction(fn, **options))",
+        "BatchedFunction(fn, **options)",
+        ("test_batched_definitions.py",),
+    ),
+    Mutant(
+        "two threads make two metrics",
+        "            if self.unmade and callable(self._factory):\n",
+        "            if callable(self._factory):\n",
+        ("test_batched_definitions.py",),
+    ),
+    Mutant(
+        "a batcher that is idle refuses in a forked child",
+        "        in_use = any(not request.ends for request in self.scheduler.totals.open)\n",
+        "        in_use = self.scheduler.totals.opened\n",
+        ("test_batchers_lifecycle.py",),
+    ),
+    Mutant(
+        "a batcher that is in use begins anew in a forked child",
+        "    for each in [*forkable_batchers, *forkable]:\n",
+        "    for each in [*forkable, *forkable_batchers]:\n",
+        ("test_batchers_lifecycle.py",),
+    ),
+    Mutant(
+        "results are read as steps",
+        '    check_steps(fn, source, for_results="pass single=True")\n',
+        "",
+        ("test_batchers_single.py",),
+    ),
+    Mutant(
+        "results of the wrong number are cut to fit",
+        "    if len(results) != size:\n",
+        "    if len(results) < size:\n",
+        ("test_batchers_single.py",),
+    ),
+    Mutant(
+        "requests for which there is room are counted as waiting",
+        "(pending := waiting - room()) >= self._max_pending:",
+        "(pending := waiting) >= self._max_pending + room():",
+        ("test_queue.py",),
+    ),
+    Mutant(
+        "an error of ours is unpickled without its data",
+        "        return _restored, (type(self), self.args), vars(self)\n",
+        "        return _restored, (type(self), self.args)\n",
     ),
 ]
 

@@ -48,7 +48,8 @@ class AnyBatcher(Generic[RequestT, T]):
 
         Raises:
             OverloadedError: `max_pending` requests are waiting. Nothing was submitted.
-            ClosedError: The batcher was closed, or is in use in the process this is a fork of.
+            ClosedError: The batcher was closed.
+            ForkedError: The batcher had requests when this process was forked.
             RuntimeError: The model is an asynchronous function, and no event loop is known.
             Exception: What `key`, `cost` or `max_outputs` raise for this request.
 
@@ -73,7 +74,8 @@ class AnyBatcher(Generic[RequestT, T]):
 
         Raises:
             OverloadedError: `max_pending` requests are waiting. Nothing was submitted.
-            ClosedError: The batcher was closed, or is in use in the process this is a fork of.
+            ClosedError: The batcher was closed.
+            ForkedError: The batcher had requests when this process was forked.
             RuntimeError: The model is an asynchronous function, and no event loop is known.
             Exception: What `key`, `cost` or `max_outputs` raise for this request.
 

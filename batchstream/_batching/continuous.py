@@ -84,7 +84,9 @@ class ContinuousBatcher(AnyBatcher[RequestT, T]):
         on_overflow: `"cancel"` ends a stream that holds more, with `SlowConsumerError` after what
             it holds: requests that share a batch have nothing to do with each other. `"wait"` lets
             the batch wait for it.
-        metrics: Its methods are called as things happen; see `Metrics`.
+        metrics: Its methods are called as things happen; see `Metrics`. Or a function without
+            arguments that returns such an object, such as its class: it is called once, in the
+            process and by the call that submits the first request.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -130,7 +132,7 @@ class ContinuousBatcher(AnyBatcher[RequestT, T]):
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
-        metrics: Metrics | None = None,
+        metrics: Metrics | Callable[[], Metrics] | None = None,
     ) -> None:
         options: BatcherOptions[RequestT, T] = BatcherOptions(
             EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos),
@@ -148,7 +150,7 @@ class ContinuousBatcher(AnyBatcher[RequestT, T]):
         def open_in_thread(
             dispatcher: ThreadDispatcher[T], requests: list[Request[T]], thread: WorkerThread
         ) -> tuple[ThreadPump[T], EngineBatch[T]]:
-            engine_.use(dispatcher.context)
+            engine_.use(dispatcher.context).close()  # after a fork it may have requests to remove
             batch: EngineBatch[T] = EngineBatch(dispatcher, engine_, requests)
             pump: ThreadPump[T] = ThreadPump(
                 engine_,
@@ -162,4 +164,4 @@ class ContinuousBatcher(AnyBatcher[RequestT, T]):
             batch.serve(pump, [])
             return pump, batch
 
-        self._dispatcher = ThreadDispatcher(options, open_in_thread)
+        self._dispatcher = ThreadDispatcher(options, open_in_thread, engine_.begin_anew)

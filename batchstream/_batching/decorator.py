@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterable, Callable, Iterable
-from threading import Lock
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, TypedDict, overload
+import sys
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from contextvars import Context
+from threading import RLock
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Literal,
+    NoReturn,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    overload,
+)
 
 from typing_extensions import TypeVar, Unpack
 
 from batchstream._batching.dynamic import DynamicBatcher
+from batchstream._pumps.process import forkable
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -23,14 +36,20 @@ RequestT = TypeVar("RequestT", default=Any)
 _Steps: TypeAlias = "Iterable[Any] | AsyncIterable[Any]"
 
 
-class BatchedArguments(TypedDict, total=False):
-    """The arguments of `DynamicBatcher` that `batched` passes on."""
+class SingleArguments(TypedDict, total=False):
+    """The arguments of `DynamicBatcher` that `batched` passes on for a function of results."""
 
     max_pending: int
     workers: int
     key: Callable[[Any], Hashable] | None
     cost: Callable[[Any], float] | None
     max_batch_cost: float | None
+    metrics: Metrics | Callable[[], Metrics] | None
+
+
+class BatchedArguments(SingleArguments, total=False):
+    """The arguments of `DynamicBatcher` that `batched` passes on for a function of steps."""
+
     eos: object
     is_eos: Callable[[Any], object] | None
     include_eos: bool
@@ -38,7 +57,6 @@ class BatchedArguments(TypedDict, total=False):
     require_eos: bool
     max_buffered: int
     on_overflow: OnOverflow
-    metrics: Metrics | None
 
 
 class _Method(Protocol[RequestT]):
@@ -56,9 +74,48 @@ class _Decorator(Protocol):
     def __call__(self, fn: Callable[[Any, list[RequestT]], _Steps], /) -> _Method[RequestT]: ...
 
 
+class _SingleMethod(Protocol[RequestT, T]):
+    """A batched method of results, as the class has it."""
+
+    def __get__(self, instance: object, owner: type) -> DynamicBatcher[RequestT, T]: ...
+
+
+class _SingleDecorator(Protocol):
+    """What `batched` returns for a function of results, which are the batcher's outputs."""
+
+    @overload
+    def __call__(
+        self, fn: Callable[[list[RequestT]], Awaitable[Iterable[T]]], /
+    ) -> DynamicBatcher[RequestT, T]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[[Any, list[RequestT]], Awaitable[Iterable[T]]], /
+    ) -> _SingleMethod[RequestT, T]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[[list[RequestT]], Iterable[T]], /
+    ) -> DynamicBatcher[RequestT, T]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[[Any, list[RequestT]], Iterable[T]], /
+    ) -> _SingleMethod[RequestT, T]: ...
+
+
 @overload
 def batched(
-    *, max_batch_size: int = 8, batch_timeout: float = 0.01, **options: Unpack[BatchedArguments]
+    *,
+    single: Literal[True],
+    max_batch_size: int = 8,
+    batch_timeout: float = 0.01,
+    **options: Unpack[SingleArguments],
+) -> _SingleDecorator: ...
+@overload
+def batched(
+    *,
+    single: Literal[False] = False,
+    max_batch_size: int = 8,
+    batch_timeout: float = 0.01,
+    **options: Unpack[BatchedArguments],
 ) -> _Decorator: ...
 @overload
 def batched(fn: Callable[[list[RequestT]], _Steps], /) -> DynamicBatcher[RequestT]: ...
@@ -75,6 +132,10 @@ def batched(
     Of a method it makes one batcher for each instance, when it is first looked up there. It is kept
     in the instance, for the instance's owner to close; or its threads end when the garbage
     collector finds that both are out of use. A copy of the instance gets its own.
+
+    The function, or the method of any instance, runs in copies of the context in which it was
+    decorated. It is pickled as its definition: by name, or by cloudpickle by value where the
+    receiver cannot import it. No worker goes along.
 
     Args:
         fn: The function, where the decorator is used without arguments.
@@ -94,6 +155,16 @@ def batched(
         >>> "-".join(spell.stream("batch"))
         'b-a-t-c-h'
         >>> spell.close()
+
+        With `single=True` the function returns one result for each request, and `call` waits for
+        it:
+
+        >>> @batchstream.batched(max_batch_size=4, single=True)
+        ... def measure(words):
+        ...     return [len(word) for word in words]
+        >>> measure.call("batch")
+        5
+        >>> measure.close()
     """
     options.update(max_batch_size=max_batch_size, batch_timeout=batch_timeout)
     if fn is None:
@@ -101,50 +172,149 @@ def batched(
     return BatchedFunction(fn, **options)
 
 
+_DEFINITION: Final = "_definition"
+_FIRST_WITH_NESTED_NAMES: Final = 4  # of pickle's protocols
+
+
 class BatchedFunction(DynamicBatcher[RequestT, T]):
-    """What `batched` makes of a function; or of a method, and then it is never used itself."""
+    """What `batched` makes of a function; or of a method, and then it is never used itself.
+
+    A pickle holds the definition, as that of a function does, and no worker. The definition is a
+    function for that reason: what pickles functions by name, or as cloudpickle does by value where
+    another process cannot import them, does the same with it.
+    """
 
     def __init__(self, fn: Callable[..., Any], **options: Any) -> None:
         super().__init__(fn, **options)
         self._fn = fn
         self._options = options
-        self._kept_as: str | None = None
-        self._making = Lock()
+        self._kept_as: list[str] = []  # one name, once it is known
+        self._making = RLock()
+        forkable.add(self)
         for name in functools.WRAPPER_ASSIGNMENTS:  # an object that is called may have none
             if hasattr(fn, name):
                 setattr(self, name, getattr(fn, name))
         self.__wrapped__ = fn
+        self._definition = _definition_of(fn, options, self._kept_as)
 
     def __call__(self, *_: object, **__: object) -> NoReturn:
         """Refuse: requests come one by one."""
+        one, other = ("call", "acall") if self._single else ("stream", "astream")
         raise TypeError(
-            f"{self._fn!r} is batched: submit a request with .stream(request) or .astream(request)"
+            f"{self._fn!r} is batched: submit a request with .{one}(request) or .{other}(request)"
         )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if _found(self._definition) is self:
+            if protocol < _FIRST_WITH_NESTED_NAMES:
+                return self._fn.__qualname__  # by name; the definition's would refer to this
+            return _from_definition, (self._definition,)
+        return _from_parts, (self._fn, self._options, self._kept_as)
+
+    def __copy__(self) -> BatchedFunction[RequestT, T]:
+        return self
+
+    def __deepcopy__(self, _: object) -> BatchedFunction[RequestT, T]:
+        return self
 
     def __set_name__(self, owner: type, name: str) -> None:
         # Not by its name alone: a subclass may have its own, and use this one through super().
-        self._kept_as = f"{name} of {owner.__module__}.{owner.__qualname__}"
+        self._kept_as[:] = [f"{name} of {owner.__module__}.{owner.__qualname__}"]
 
     def __get__(self, instance: object, owner: type | None = None) -> DynamicBatcher[RequestT, T]:
-        if instance is None or self._kept_as is None:
+        if instance is None or not self._kept_as:
             return self
+        name = self._kept_as[0]
         try:
             attributes = instance.__dict__
         except AttributeError:
             raise TypeError(
-                f"{self._kept_as} is batched, and its batcher is kept in the instance: "
+                f"{name} is batched, and its batcher is kept in the instance: "
                 f"{type(instance).__name__} needs a __dict__ for that"
             ) from None
-        kept: Any = attributes.get(self._kept_as)
+        kept: Any = attributes.get(name)
         if kept is None or kept.instance_id != id(instance):
             with self._making:
-                kept = attributes.get(self._kept_as)
+                kept = attributes.get(name)
                 if kept is None or kept.instance_id != id(instance):
-                    bound = self._fn.__get__(instance, owner)
-                    kept = _Kept(DynamicBatcher(bound, **self._options), id(instance))
-                    attributes[self._kept_as] = kept
-        batcher: DynamicBatcher[RequestT, T] = kept.batcher
-        return batcher
+                    # The calling context may be that of a request.
+                    context = self._dispatcher.context.copy()
+                    batcher = context.run(BatchedMethod, self, instance, owner)
+                    kept = _Kept(batcher, id(instance))
+                    attributes[name] = kept
+        batcher_: DynamicBatcher[RequestT, T] = kept.batcher
+        return batcher_
+
+    def after_fork(self) -> None:
+        """Forget that another thread, which is not in this process, was making a batcher."""
+        self._making = RLock()
+
+
+class BatchedMethod(DynamicBatcher[RequestT, T]):
+    """The batcher of one instance. It is pickled as a method is: as its function and its instance.
+
+    Args:
+        function: What `batched` made of the method.
+        instance: The instance.
+        owner: The class in which the method was looked up.
+    """
+
+    __slots__ = ("_looked_up",)
+
+    def __init__(
+        self, function: BatchedFunction[RequestT, T], instance: object, owner: type | None
+    ) -> None:
+        super().__init__(function._fn.__get__(instance, owner), **function._options)  # noqa: SLF001
+        self._looked_up = function, instance
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        return _look_up, self._looked_up
+
+
+def _look_up(function: BatchedFunction[RequestT, T], instance: object) -> object:
+    return function.__get__(instance, type(instance))
+
+
+def _definition_of(
+    fn: Callable[..., Any], options: dict[str, Any], kept_as: list[str]
+) -> Callable[[], tuple[Callable[..., Any], dict[str, Any], list[str]]]:
+    """Make the function that stands for a batched function in a pickle."""
+
+    def definition() -> tuple[Callable[..., Any], dict[str, Any], list[str]]:
+        return fn, options, kept_as
+
+    definition.__module__ = getattr(fn, "__module__", None) or __name__
+    definition.__name__ = _DEFINITION
+    definition.__qualname__ = f"{getattr(fn, '__qualname__', '?')}.{_DEFINITION}"
+    return definition
+
+
+def _found(definition: Callable[[], object]) -> object:
+    """Return the object of which this is the definition, if it is found by its name."""
+    found: Any = sys.modules.get(definition.__module__)
+    try:
+        for name in definition.__qualname__.split(".")[:-1]:
+            found = getattr(found, name)
+    except AttributeError:
+        return None
+    return found if getattr(found, _DEFINITION, None) is definition else None
+
+
+def _from_definition(
+    definition: Callable[[], tuple[Callable[..., Any], dict[str, Any], list[str]]],
+) -> object:
+    """Unpickle what was pickled as its definition: by name, or by value."""
+    found = _found(definition)
+    return _from_parts(*definition()) if found is None else found
+
+
+def _from_parts(
+    fn: Callable[..., Any], options: dict[str, Any], kept_as: list[str]
+) -> BatchedFunction[Any, Any]:
+    # In an empty context: that of the code which unpickles may be a request's.
+    made: BatchedFunction[Any, Any] = Context().run(lambda: BatchedFunction(fn, **options))
+    made._kept_as[:] = kept_as  # noqa: SLF001
+    return made
 
 
 class _Kept:

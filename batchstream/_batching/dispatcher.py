@@ -35,6 +35,7 @@ from batchstream._batching.scheduler import NOTHING_REAPED, Scheduler
 from batchstream._core.arguments import check_seconds
 from batchstream._core.errors import (
     ClosedError,
+    ForkedError,
     OverloadedError,
     begin_in_source,
     report_unraisable,
@@ -43,10 +44,10 @@ from batchstream._core.records import FinishReason, StreamEnd
 from batchstream._eventloops.current import current_loop
 from batchstream._handoff.event import Event
 from batchstream._handoff.parking import ParkingLot, earliest
-from batchstream._pumps.process import forkable
+from batchstream._pumps.process import forkable_batchers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from batchstream._batching.metrics import MetricsCaller
     from batchstream._batching.options import BatcherOptions
@@ -64,6 +65,8 @@ class Dispatcher(ABC, Generic[T]):
 
     Args:
         options: What the batcher was made with.
+        can_begin_anew: Returns whether the model can be used in a forked child, where no request
+            was open at the fork; None if it always can.
 
     Attributes:
         options: The same.
@@ -79,8 +82,13 @@ class Dispatcher(ABC, Generic[T]):
     _needs_loop = False
     _reuses_workers = True
 
-    def __init__(self, options: BatcherOptions[Any, T]) -> None:
+    def __init__(
+        self,
+        options: BatcherOptions[Any, T],
+        can_begin_anew: Callable[[], bool] | None = None,
+    ) -> None:
         self.options = options
+        self._can_begin_anew = can_begin_anew
         self.context = copy_context()
         self.parking = ParkingLot()
         self.forked = False
@@ -91,7 +99,7 @@ class Dispatcher(ABC, Generic[T]):
         self._ended = Event(self.parking)  # closed, and no worker is at work
         self._numbers = count()
         self._keys = KeyInterner()
-        forkable.add(self)
+        forkable_batchers.add(self)
 
     @property
     def ended(self) -> bool:
@@ -115,17 +123,20 @@ class Dispatcher(ABC, Generic[T]):
 
         Raises:
             OverloadedError: As many requests wait as may.
-            ClosedError: The batcher was closed, or is in use in the process this is a fork of.
+            ClosedError: The batcher was closed.
+            ForkedError: The batcher had requests when this process was forked.
             RuntimeError: No worker could run it.
             TypeError, ValueError: A timeout, or what the request costs or is limited to, is not a
                 number that it can be.
-            Exception: What `key`, `cost` or `max_outputs` raise.
+            Exception: What `key`, `cost`, `max_outputs` or the factory of the metrics raise.
         """
         if self.forked:
-            raise self._forked_error()
+            raise _forked_error()
         if self._lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - as Condition asks
             raise RuntimeError("a signal's handler has interrupted the batcher it submits to")
         options, scheduler = self.options, self.scheduler
+        if options.metrics is not None and options.metrics.unmade:
+            options.metrics.make(self.context.copy())
         deadlines = None
         if timeout is not None or wait_timeout is not None:
             deadlines = Deadlines(
@@ -385,7 +396,7 @@ class Dispatcher(ABC, Generic[T]):
 
         Raises:
             TimeoutError: The deadline has passed.
-            RuntimeError, ClosedError: See `_check_waitable`.
+            RuntimeError, ForkedError: See `_check_waitable`.
         """
         self._check_waitable(None)
         poll_after = self.poll_after(request, None)
@@ -400,7 +411,7 @@ class Dispatcher(ABC, Generic[T]):
         """Return the lot in which the consumers of a loop wait; from within that loop.
 
         Raises:
-            RuntimeError, ClosedError: See `_check_waitable`.
+            RuntimeError, ForkedError: See `_check_waitable`.
         """
         del request
         self._check_waitable(loop)
@@ -411,10 +422,10 @@ class Dispatcher(ABC, Generic[T]):
 
         Raises:
             RuntimeError: The calling code is that of a batch, which would wait for its own worker.
-            ClosedError: This is a fork of the process that uses the batcher.
+            ForkedError: The batcher had requests when this process was forked.
         """
         if self.forked:
-            raise self._forked_error()
+            raise _forked_error()
         if self._runs_here():
             raise RuntimeError("the source of a batch waits for a request to its own batcher")
 
@@ -496,20 +507,41 @@ class Dispatcher(ABC, Generic[T]):
 
     # ---- after a fork, in the child
 
-    def _forked_error(self) -> ClosedError:
-        return ClosedError(
-            "this batcher was in use in another process, and cannot be used in a fork of it"
-        )
-
-    def refuse_after_fork(self) -> None:
-        """Make every use fail, unless it was not used before: its workers are in the parent."""
+    def after_fork(self) -> None:
+        """Begin anew if no request is open, and else make every use fail: workers do not fork."""
         self._lock = RLock()
-        if self.scheduler.totals.opened:
+        self.consumers = {}
+        if self.options.metrics is not None:
+            self.options.metrics.after_fork()
+        in_use = any(not request.ends for request in self.scheduler.totals.open)
+        if in_use or not (self._can_begin_anew is None or self._can_begin_anew()):
             self.forked = True
-            self.consumers = {}
             for request in self.scheduler.queue.requests():
                 request.refuse_after_fork()
-                request.finish(StreamEnd(FinishReason.ERROR, 0, error=self._forked_error()))
+                request.finish(StreamEnd(FinishReason.ERROR, 0, error=_forked_error()))
+        else:
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Forget the workers, the batches that were being closed, and what another thread held."""
+        before = self.scheduler
+        self.scheduler = Scheduler(self.options, reuses_workers=self._reuses_workers)
+        self.scheduler.closed = before.closed
+        # The figures go on, as the metrics do that were copied along; and so do the requests that
+        # are still to be counted as ended.
+        self.scheduler.totals = before.totals
+        self.scheduler.ended_requests = before.ended_requests
+        self.parking = ParkingLot()
+        self._ended = Event(self.parking)
+        self._keys = KeyInterner()
+        self.context = self.context.copy()  # an engine's call in the parent may never leave it
+
+
+def _forked_error() -> ForkedError:
+    return ForkedError(
+        "this batcher had requests when its process was forked, and cannot be used in the fork: "
+        "fork before the first request, or when all have ended; or make a batcher in each process"
+    )
 
 
 def _report_joined(metrics: MetricsCaller, joining: Sequence[Request[Any]], now: float) -> None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterable, Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from typing_extensions import TypeVar
 
 from batchstream._batching.batcher import AnyBatcher
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.request_batch import RequestBatch
+from batchstream._batching.single import (
+    async_steps_of_results,
+    check_steps,
+    steps_of_results,
+)
 from batchstream._batching.task_dispatcher import TaskDispatcher
 from batchstream._batching.thread_dispatcher import ThreadDispatcher
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
+from batchstream._core.errors import ClosedError
+from batchstream._core.markers import EOS
 from batchstream._core.rules import EndRules
 from batchstream._pumps.source import AsyncSource, Source
 from batchstream._pumps.task import TaskPump
@@ -43,10 +50,18 @@ class DynamicBatcher(AnyBatcher[RequestT, T]):
 
     Args:
         fn: Called with the list of a batch's requests, returns a source of steps, as
-            `BatchedStream` takes it: a generator function, or any other that returns an iterable.
+            `BatchedStream` takes it: a generator function, or any other that returns an iterable
+            without a length. One that returns a list, a tuple, an array or a dict fails the batch
+            with `StepError`: most likely it holds one result for each request, for which there is
+            `single`.
             It runs in a worker's thread. An asynchronous generator function runs in a task, in the
             event loop that first submits a request (or enters the batcher with `async with`).
             Either is called in a copy of the context in which this object was made.
+        single: `fn` returns one result for each request, in their order, as a list, a tuple or an
+            array; or is a coroutine function that does. A result may be any object, None included,
+            and is its request's only output; a `Fail` fails its request. `call` and `acall` wait
+            for it. Another number of results fails the batch with `StepError`. The options for
+            ends and buffers do not apply.
         max_batch_size: How many requests a batch has at most.
         batch_timeout: For how long a request waits for others while a worker is free, in seconds
             since it was submitted; one with a deadline does so for half of the time that it may
@@ -69,7 +84,9 @@ class DynamicBatcher(AnyBatcher[RequestT, T]):
         on_overflow: `"cancel"` ends a stream that holds more, with `SlowConsumerError` after what
             it holds: requests that share a batch have nothing to do with each other. `"wait"` lets
             the batch wait for it.
-        metrics: Its methods are called as things happen; see `Metrics`.
+        metrics: Its methods are called as things happen; see `Metrics`. Or a function without
+            arguments that returns such an object, such as its class: it is called once, in the
+            process and by the call that submits the first request.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -86,14 +103,54 @@ class DynamicBatcher(AnyBatcher[RequestT, T]):
         ...     three, one = batcher.stream(3), batcher.stream(1)
         ...     print(list(three), list(one))
         [3, 2, 1] [1]
+
+        A function of results, where each request has one:
+
+        >>> def double(numbers):
+        ...     return [2 * number for number in numbers]
+        >>> with batchstream.DynamicBatcher(double, max_batch_size=8, single=True) as batcher:
+        ...     batcher.call(21)
+        42
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "_single")
 
+    @overload
+    def __init__(
+        self,
+        fn: Callable[[list[RequestT]], Awaitable[Iterable[T]]],
+        *,
+        single: Literal[True],
+        max_batch_size: int,
+        batch_timeout: float = 0.0,
+        max_pending: int = DEFAULT_MAX_PENDING,
+        workers: int = 1,
+        key: Callable[[RequestT], Hashable] | None = None,
+        cost: Callable[[RequestT], float] | None = None,
+        max_batch_cost: float | None = None,
+        metrics: Metrics | Callable[[], Metrics] | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        fn: Callable[[list[RequestT]], Iterable[T]],
+        *,
+        single: Literal[True],
+        max_batch_size: int,
+        batch_timeout: float = 0.0,
+        max_pending: int = DEFAULT_MAX_PENDING,
+        workers: int = 1,
+        key: Callable[[RequestT], Hashable] | None = None,
+        cost: Callable[[RequestT], float] | None = None,
+        max_batch_cost: float | None = None,
+        metrics: Metrics | Callable[[], Metrics] | None = None,
+    ) -> None: ...
+    @overload
     def __init__(
         self,
         fn: Callable[[list[RequestT]], Iterable[Any] | AsyncIterable[Any]],
         *,
+        single: Literal[False] = False,
         max_batch_size: int,
         batch_timeout: float = 0.0,
         max_pending: int = DEFAULT_MAX_PENDING,
@@ -108,14 +165,60 @@ class DynamicBatcher(AnyBatcher[RequestT, T]):
         require_eos: bool = False,
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
-        metrics: Metrics | None = None,
+        metrics: Metrics | Callable[[], Metrics] | None = None,
+    ) -> None: ...
+    def __init__(
+        self,
+        fn: Callable[[list[RequestT]], Any],
+        *,
+        single: bool = False,
+        max_batch_size: int,
+        batch_timeout: float = 0.0,
+        max_pending: int = DEFAULT_MAX_PENDING,
+        workers: int = 1,
+        key: Callable[[RequestT], Hashable] | None = None,
+        cost: Callable[[RequestT], float] | None = None,
+        max_batch_cost: float | None = None,
+        eos: object = None,
+        is_eos: Callable[[T], object] | None = None,
+        include_eos: bool = False,
+        max_outputs: int | Callable[[RequestT], int | None] | None = None,
+        require_eos: bool = False,
+        max_buffered: int = DEFAULT_MAX_BUFFERED,
+        on_overflow: OnOverflow = "cancel",
+        metrics: Metrics | Callable[[], Metrics] | None = None,
     ) -> None:
         if not callable(fn):
             raise TypeError(f"fn takes a function of a list of requests, got {fn!r}")
-        if _is(inspect.iscoroutinefunction, fn):
+        runs_in_task = _is(inspect.isasyncgenfunction, fn)
+        if single:
+            if runs_in_task or _is(inspect.isgeneratorfunction, fn):
+                raise TypeError(
+                    f"single takes a function that returns one result for each request, got the "
+                    f"generator function {fn!r}: leave single out, or let it return its results"
+                )
+            for_streams = {
+                "eos": eos is not None,
+                "is_eos": is_eos is not None,
+                "include_eos": include_eos,
+                "max_outputs": max_outputs is not None,
+                "require_eos": require_eos,
+                "max_buffered": max_buffered != DEFAULT_MAX_BUFFERED,
+                "on_overflow": on_overflow != "cancel",
+            }
+            if given := [name for name, is_given in for_streams.items() if is_given]:
+                raise TypeError(
+                    f"{' and '.join(given)} and single exclude each other: "
+                    f"every request has one output, whatever it is"
+                )
+            eos = EOS
+            runs_in_task = _is(inspect.iscoroutinefunction, fn)
+            fn = async_steps_of_results(fn) if runs_in_task else steps_of_results(fn)
+        elif _is(inspect.iscoroutinefunction, fn):
             raise TypeError(
                 f"fn must return a source of steps, got the coroutine function {fn!r}: "
-                f"let it yield its steps, which makes it an asynchronous generator function"
+                f"let it yield its steps, which makes it an asynchronous generator function; "
+                f"or pass single=True, if it returns one result for each request"
             )
         options: BatcherOptions[RequestT, T] = BatcherOptions(
             EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos),
@@ -131,10 +234,85 @@ class DynamicBatcher(AnyBatcher[RequestT, T]):
             on_overflow=on_overflow,
             metrics=metrics,
         )
-        self._dispatcher = _dispatcher_for(fn, options)
+        self._single = single
+        self._dispatcher = _dispatcher_for(fn, options, runs_in_task=runs_in_task)
+
+    def call(
+        self, request: RequestT, *, timeout: float | None = None, wait_timeout: float | None = None
+    ) -> T:
+        """Submit a request, wait for its one result and return it, with `single=True`.
+
+        Args:
+            request: Whatever the function takes.
+            timeout: For how long to wait for the result, in seconds.
+            wait_timeout: For how long the request may wait until it joins a batch.
+
+        Raises:
+            TypeError: The batcher was made without `single=True`.
+            DeadlineError: There was no result in this time.
+            ClosedError: The batcher was closed.
+            Exception: What the function raises, as a copy of this caller's own; what `stream`
+                raises.
+
+        Blocking: until there is a result.
+        Cancellation: a signal's exception cancels the request.
+        Threads: any.
+        """
+        self._check_single("call", "stream")
+        stream = self.stream(request, timeout=timeout, wait_timeout=wait_timeout)
+        try:
+            results = list(stream)
+        except BaseException:
+            stream.cancel()  # the error may be kept, and this frame with it
+            raise
+        if not results:
+            raise ClosedError("the request was cancelled before it had a result")
+        return results[0]
+
+    async def acall(
+        self,
+        request: RequestT,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - the request's, which its batch goes by
+        wait_timeout: float | None = None,
+    ) -> T:
+        """Do the same in an event loop.
+
+        Args:
+            request: Whatever the function takes.
+            timeout: For how long to wait for the result, in seconds.
+            wait_timeout: For how long the request may wait until it joins a batch.
+
+        Raises:
+            Exception: What `call` raises.
+
+        Blocking: never; it waits until there is a result.
+        Cancellation: the request is cancelled; the function is not broken off, as the batch has
+            other requests.
+        Threads: any event loop.
+        """
+        self._check_single("acall", "astream")
+        stream = self.astream(request, timeout=timeout, wait_timeout=wait_timeout)
+        try:
+            results = [result async for result in stream]
+        except BaseException:
+            stream.cancel()  # the error may be kept, and this frame with it
+            raise
+        if not results:
+            raise ClosedError("the request was cancelled before it had a result")
+        return results[0]
+
+    def _check_single(self, name: str, instead: str) -> None:
+        if not self._single:
+            raise TypeError(
+                f"{name} is for functions that return one result for each request (single=True): "
+                f"here a request may have many outputs, so use {instead}"
+            )
 
 
-def _dispatcher_for(fn: Callable[..., Any], options: BatcherOptions[Any, T]) -> Dispatcher[T]:
+def _dispatcher_for(
+    fn: Callable[..., Any], options: BatcherOptions[Any, T], *, runs_in_task: bool
+) -> Dispatcher[T]:
     def open_in_task(
         dispatcher: TaskDispatcher[T], requests: list[Request[T]]
     ) -> tuple[TaskPump[T], RequestBatch[T]]:
@@ -168,7 +346,7 @@ def _dispatcher_for(fn: Callable[..., Any], options: BatcherOptions[Any, T]) -> 
         batch.serve(pump, requests)
         return pump, batch
 
-    if _is(inspect.isasyncgenfunction, fn):
+    if runs_in_task:
         return TaskDispatcher(options, open_in_task)
     return ThreadDispatcher(options, open_in_thread)
 
@@ -191,6 +369,7 @@ def _call(kind: Callable[[Any], S], fn: Callable[..., Any], contents: list[Any])
             f"fn returns an asynchronous iterator, got {fn!r}: "
             f"an asynchronous generator function has to be given as it is"
         )
+    check_steps(fn, source, for_results="pass single=True")
     return kind(source)
 
 

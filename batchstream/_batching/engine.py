@@ -50,6 +50,7 @@ class Engine:
         else:
             self._engine = _checked(engine, "engine")
         self._occupied: set[int] = set()
+        self._in_call = False
         self._context: Context
 
     def use(self, context: Context) -> Engine:
@@ -62,15 +63,22 @@ class Engine:
 
     def add(self, slot: int, content: Any) -> None:
         """Add a request."""
-        self._context.run(self._engine.add, slot, content)
+        self._in_call = True
+        try:
+            self._context.run(self._engine.add, slot, content)
+        finally:
+            self._in_call = False
         self._occupied.add(slot)
 
     def advance(self, _: tuple[int, ...]) -> object:
         """Make a step."""
+        self._in_call = True
         try:
             return self._context.run(self._engine.step)
         except StopIteration as error:  # which would end all streams, and say nothing
             raise SourceError(f"step of the engine raised StopIteration: {error}") from error
+        finally:
+            self._in_call = False
 
     def keep(self, slots: Sequence[int]) -> list[int]:
         """Remove all requests but those in these slots, and return the slots that became free."""
@@ -78,12 +86,15 @@ class Engine:
         free = sorted(self._occupied.difference(slots))
         for slot in free:
             self._occupied.discard(slot)
+            self._in_call = True
             try:
                 self._context.run(self._engine.remove, slot)
             except KeyboardInterrupt as error:  # in a program's main thread, where it is meant
                 interrupt = error
             except BaseException as error:  # noqa: BLE001 - of a request that has ended
                 report_unraisable(error)
+            finally:
+                self._in_call = False
         if interrupt is not None:
             raise interrupt
         return free
@@ -97,6 +108,18 @@ class Engine:
     def close(self) -> None:
         """Remove all requests; the engine stays."""
         self.keep(())
+
+    def begin_anew(self) -> bool:
+        """Get ready for a forked child, in which no request is open; False if that cannot be.
+
+        What the engine has still to remove is removed with its next use. An engine that was in the
+        midst of a call at the fork never ends that call here, and is replaced.
+        """
+        if self._in_call:
+            self._in_call = False
+            self.discard()
+            return self._factory is not None
+        return True
 
 
 class EngineBatch(RequestBatch[T]):

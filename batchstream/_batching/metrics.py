@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from threading import current_thread, main_thread
-from typing import TYPE_CHECKING, Protocol
+from threading import RLock, current_thread, main_thread
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from batchstream._core.errors import report_unraisable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextvars import Context
 
     from batchstream._core.records import StreamEnd
 
@@ -45,11 +46,43 @@ class Metrics(Protocol):
         """
 
 
-class MetricsCaller:
-    """Calls a user's metrics, and lets no error of theirs out."""
+MetricsOrFactory: TypeAlias = "Metrics | Callable[[], Metrics]"
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+
+class MetricsCaller:
+    """Calls a user's metrics, and lets no error of theirs out.
+
+    Args:
+        metrics: The metrics; or a function without arguments that makes them, such as their class.
+
+    Attributes:
+        unmade: Whether they are still to be made, by `make`.
+    """
+
+    def __init__(self, metrics: MetricsOrFactory) -> None:
+        is_factory = callable(metrics) and (
+            isinstance(metrics, type) or not hasattr(metrics, "submitted")
+        )
+        self._metrics: object = None if is_factory else metrics
+        self._factory = metrics if is_factory else None
+        self.unmade = is_factory
+        # Guards the factory alone, which is called once: whatever else comes meanwhile has to wait.
+        self._making = RLock()
+
+    def make(self, context: Context) -> None:
+        """Call the factory in a context, unless another thread has; before any event.
+
+        Raises:
+            Exception: What it raises. The next call tries again.
+        """
+        with self._making:
+            if self.unmade and callable(self._factory):
+                self._metrics = context.run(self._factory)
+                self.unmade = False
+
+    def after_fork(self) -> None:
+        """Forget that another thread, which is not in this process, was in the factory."""
+        self._making = RLock()
 
     def __call__(self, event: str, *args: object, **kwargs: object) -> None:
         """Call the method of this name."""

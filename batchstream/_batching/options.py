@@ -22,7 +22,7 @@ from batchstream._core.rules import EndRules
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from batchstream._batching.metrics import Metrics
+    from batchstream._batching.metrics import MetricsOrFactory
     from batchstream._core.demultiplexer import Demultiplexer
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class BatcherOptions(Generic[RequestT, T]):
         batch_timeout: float = 0.0,
         workers: int = 1,
         key: Callable[[RequestT], Hashable] | None = None,
-        metrics: Metrics | None = None,
+        metrics: MetricsOrFactory | None = None,
     ) -> None:
         self.rules = rules
         self.max_batch_size = check_count("max_batch_size", max_batch_size, at_least=1)

@@ -141,10 +141,11 @@ class WaitingQueue(Generic[RequestT]):
                 f"{self._max_batch_cost!r} (max_batch_cost)"
             )
         waiting = len(self._all)
-        if waiting >= self._max_pending and waiting >= self._max_pending + room():
+        if waiting >= self._max_pending and (pending := waiting - room()) >= self._max_pending:
             raise OverloadedError(
-                f"{waiting} requests are waiting, as many as may (max_pending)",
-                pending=waiting,
+                f"{pending} requests are waiting, and no more than {self._max_pending} may "
+                f"(max_pending)",
+                pending=pending,
                 max_pending=self._max_pending,
             )
         number, wait_until = None, request.wait_until

@@ -179,7 +179,7 @@ class TaskDispatcher(Dispatcher[T]):
 
         Raises:
             RuntimeError: The calling code is a batch's, or runs in that loop and in no task of it.
-            ClosedError: This is a fork of the process that uses the batcher.
+            ForkedError: The batcher had requests when this process was forked.
         """
         super()._check_waitable(loop)
         ours = self._loop  # once: another thread may give it up
@@ -206,6 +206,10 @@ class TaskDispatcher(Dispatcher[T]):
         loop = self._loop
         goes_on = loop is None or (loop.runs and not loop.is_here)
         return goes_on and super()._may_block()
+
+    def _begin_anew(self) -> None:
+        self._loop = self._dead_loop = None
+        super()._begin_anew()
 
 
 def _loop_closed() -> ClosedError:

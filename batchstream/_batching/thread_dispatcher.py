@@ -35,6 +35,7 @@ class ThreadDispatcher(Dispatcher[T]):
         options: What the batcher was made with.
         open_batch: Makes the pump and the hooks of a batch: called with this dispatcher, the
             requests of the batch and the worker's thread.
+        can_begin_anew: See `Dispatcher`.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class ThreadDispatcher(Dispatcher[T]):
             [ThreadDispatcher[T], list[Request[T]], WorkerThread],
             tuple[ThreadPump[T], RequestBatch[T]],
         ],
+        can_begin_anew: Callable[[], bool] | None = None,
     ) -> None:
-        super().__init__(options)
+        super().__init__(options, can_begin_anew)
         self._open_batch = open_batch
         self._threads: list[WorkerThread] = []
         # An idle thread refers to no dispatcher, so that a dropped dispatcher is freed.
@@ -124,6 +126,11 @@ class ThreadDispatcher(Dispatcher[T]):
         until = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
             thread.join(None if until is None else max(until - time.monotonic(), 0.0))
+
+    def _begin_anew(self) -> None:
+        running.discard(self)
+        self._threads.clear()
+        super()._begin_anew()
 
 
 def _end_all(threads: Sequence[WorkerThread]) -> None:

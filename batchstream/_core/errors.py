@@ -6,8 +6,9 @@ consumer with its own type, as a copy that `consumer_error` makes for each.
 
 from __future__ import annotations
 
+import copy
 from types import GetSetDescriptorType, MemberDescriptorType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,21 @@ _OWN_TO_A_RAISE = frozenset(
 
 
 class BatchStreamError(Exception):
-    """The root of every error that this library itself raises."""
+    """The root of every error that this library itself raises.
+
+    Every one can be pickled, and arrives with its type, text and data; not with its `__cause__`.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is by default made anew from its `args` alone, which lack the data.
+        return _restored, (type(self), self.args), vars(self)
+
+
+def _restored(cls: type[BatchStreamError], args: tuple[object, ...]) -> BatchStreamError:
+    """Make an unpickled error without its `__init__`, which asks for the data."""
+    error = cls.__new__(cls, *args)
+    error.args = args
+    return error
 
 
 class SourceError(BatchStreamError):
@@ -140,6 +155,13 @@ class ClosedError(BatchStreamError):
     """The object was closed, and the call needs it open."""
 
 
+class ForkedError(BatchStreamError):
+    """The object was in use when this process was forked, and works in the parent process alone.
+
+    Not a `ClosedError`: the server is set up in the wrong order, and no later try will succeed.
+    """
+
+
 def batch_over_error(event: str, state: str, failure: BaseException | None) -> ClosedError:
     """Return the error of a call that a batch which has ended or failed refuses."""
     error = ClosedError(f"cannot {event}: the batch has {state}")
@@ -158,11 +180,19 @@ def consumer_error(error: BaseException) -> Exception:
     Copies share no traceback, context or list of notes: raising them in many consumers and threads
     neither makes one traceback grow nor shows one consumer what another was doing.
     """
-    own = _copy(error) if isinstance(error, Exception) else None
-    if own is None or isinstance(own, StopIteration | StopAsyncIteration):
+    own = None
+    if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
+        own = _copy(error)
+        if own is None:
+            own = _copy_as_its_class_does(error)
+    if own is None:
         own = SourceError(f"the source raised {type(error).__name__}: {_text(error)}")
-    own.__cause__ = error
+    _set(own, "__cause__", error)
     return own
+
+
+_set = BaseException.__setattr__
+"""Sets an attribute of an error whose class may refuse it, as that of a frozen dataclass does."""
 
 
 def _text(error: BaseException) -> str:
@@ -179,14 +209,29 @@ def _copy(error: Exception) -> Exception | None:
         own = cls.__new__(cls, *error.args)
         if type(own) is not cls or own is error:
             return None
-        own.args = error.args
+        _set(own, "args", error.args)
         for base in cls.__mro__:
             for name, field in vars(base).items():
                 if isinstance(field, MemberDescriptorType | GetSetDescriptorType):
                     _copy_field(name, error, own)
         vars(own).update(vars(error))
         if notes := getattr(error, "__notes__", None):
-            own.__notes__ = list(notes)
+            _set(own, "__notes__", list(notes))
+    except Exception:  # noqa: BLE001 - the class is the user's; `consumer_error` has another way
+        return None
+    return own
+
+
+def _copy_as_its_class_does(error: Exception) -> Exception | None:
+    """Copy an exception that `_copy` cannot make with `copy.copy`, and so its own `__reduce__`."""
+    try:
+        own = copy.copy(error)
+        if type(own) is not type(error) or own is error:
+            return None
+        for name in ("__traceback__", "__context__"):
+            _set(own, name, None)
+        if notes := getattr(error, "__notes__", None):
+            _set(own, "__notes__", list(notes))
     except Exception:  # noqa: BLE001 - the class is the user's; `consumer_error` has another error
         return None
     return own
@@ -199,7 +244,7 @@ def _copy_field(name: str, error: Exception, own: Exception) -> None:
         value = getattr(error, name)
         # An unset field reads as None, but setting it to None would show in the text.
         if getattr(own, name, None) is not value:
-            setattr(own, name, value)
+            _set(own, name, value)
     except (AttributeError, TypeError):
         return  # unset in the original, or read-only: derived from what is copied
 
@@ -215,7 +260,7 @@ def begin_in_source(error: BaseException) -> None:
         if not str(traceback.tb_frame.f_globals.get("__name__")).startswith(_OUR_PACKAGE):
             break
         traceback = traceback.tb_next
-    error.__traceback__ = traceback
+    _set(error, "__traceback__", traceback)
 
 
 def forget_context(error: BaseException, handled: BaseException | None) -> None:
@@ -230,7 +275,7 @@ def forget_context(error: BaseException, handled: BaseException | None) -> None:
     link, seen = error, {id(error)}
     while (context := link.__context__) is not None and id(context) not in seen:
         if context is handled:
-            link.__context__ = None
+            _set(link, "__context__", None)
             return
         seen.add(id(context))
         link = context

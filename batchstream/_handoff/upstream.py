@@ -46,7 +46,7 @@ class AsyncUpstream(Upstream, Protocol):
 
         Raises:
             RuntimeError: To wait here would be for ever, or the batch is read by the other view.
-            ClosedError: This is a fork of the process in which the buffers are filled.
+            ForkedError: This is a fork of the process in which the buffers are filled.
         """
 
     def poll_after(self, buffer: Any, loop: EventLoop) -> float | None:

@@ -187,7 +187,7 @@ class BackgroundPump(ABC, Generic[T]):
 
         Raises:
             RuntimeError: The batch is read by the other view, or its source waits for itself.
-            ClosedError: This is a fork of the process that opened the batch.
+            ForkedError: This is a fork of the process that opened the batch.
         """
         self._check_waitable(buffer)
         self.start(loop)
@@ -338,7 +338,7 @@ class BackgroundPump(ABC, Generic[T]):
 
     # ---- after a fork, in the child
 
-    def refuse_after_fork(self) -> None:
+    def after_fork(self) -> None:
         """Make every use fail: the pump runs in the parent only."""
         self.forked = True
         self.consumers = {}

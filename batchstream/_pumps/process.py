@@ -1,7 +1,8 @@
 """What happens to pumps and batchers when their process forks or exits.
 
-A forked child has copies of them, and none of their threads: there every use of a copy fails. An
-exiting interpreter closes the sources of batches that were abandoned, as far as that takes no time.
+A forked child has copies of them, and none of their threads: there every use of a copy fails, but
+that of a batcher which had no request at the fork, and begins anew. An exiting interpreter closes
+the sources of batches that were abandoned, as far as that takes no time.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ import time
 import weakref
 from typing import Final, Protocol
 
-from batchstream._core.errors import ClosedError
+from batchstream._core.errors import ForkedError
 
 EXIT_SECONDS: Final = 1.0
 """For how long an exiting interpreter waits for all threads together."""
 
 
 class Forkable(Protocol):
-    """What cannot be used in a forked child."""
+    """What has threads, or tasks, that a forked child has not."""
 
-    def refuse_after_fork(self) -> None:
-        """Make every use in this process, a forked child, fail."""
+    def after_fork(self) -> None:
+        """Make every use in this process, a forked child, fail; or begin anew, if that is right."""
 
 
 class Running(Protocol):
@@ -45,27 +46,32 @@ class Running(Protocol):
         """Wait until the threads have ended."""
 
 
-def forked_batch_error() -> ClosedError:
+def forked_batch_error() -> ForkedError:
     """Return the error of every use of a batch in a forked child."""
-    return ClosedError(
-        "this batch was opened in another process, and cannot be used in a fork of it"
+    return ForkedError(
+        "this batch was opened in another process, and cannot be used in a fork of it: "
+        "open one in each process"
     )
 
 
 forkable: Final[weakref.WeakSet[Forkable]] = weakref.WeakSet()
-"""All pumps and dispatchers."""
+"""All pumps, and what else another thread may hold at a fork."""
+
+forkable_batchers: Final[weakref.WeakSet[Forkable]] = weakref.WeakSet()
+"""All dispatchers."""
 
 running: Final[set[Running]] = set()
 """All pumps and dispatchers with threads at work; this set keeps them alive."""
 
 
-def _refuse_after_fork() -> None:
-    for each in list(forkable):
-        each.refuse_after_fork()
+def _after_fork() -> None:
+    # Batchers first: each asks whether a request is open, and the pumps end those that are.
+    for each in [*forkable_batchers, *forkable]:
+        each.after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_refuse_after_fork)
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @atexit.register

@@ -110,7 +110,7 @@ class PullPump(Generic[T]):
         Raises:
             BufferOverflowError: A live stream has no room for another step.
             RuntimeError: The batch is read by the other view, or its source waits for itself.
-            ClosedError: This is a fork of the process that opened the batch.
+            ForkedError: This is a fork of the process that opened the batch.
         """
         del deadline  # see `times_out`
         me = get_ident()
@@ -263,7 +263,7 @@ class PullPump(Generic[T]):
 
     # ---- after a fork, in the child
 
-    def refuse_after_fork(self) -> None:
+    def after_fork(self) -> None:
         """Make every use fail: the source belongs to the parent, and so may the role."""
         if self._native_role is not None:
             self._native_role.slow_down()

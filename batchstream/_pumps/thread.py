@@ -69,7 +69,7 @@ class ThreadPump(BackgroundPump[T]):
         Raises:
             TimeoutError: The deadline has passed.
             RuntimeError: The batch is read by the other view, or its source waits for itself.
-            ClosedError: This is a fork of the process that opened the batch.
+            ForkedError: This is a fork of the process that opened the batch.
         """
         self._check_waitable(buffer)
         self.start(None)

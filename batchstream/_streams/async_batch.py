@@ -168,7 +168,7 @@ class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
 
         Raises (on iteration):
             RuntimeError: A stream of this batch has been read, or another event loop waits.
-            ClosedError: The process was forked from the one that opened the batch.
+            ForkedError: The process was forked from the one that opened the batch.
 
         Blocking: never; it waits until there is a delivery.
         Cancellation: a receive that is cancelled takes nothing.

@@ -164,7 +164,7 @@ class BatchedStream(AnyBatch[Stream[T], T]):
 
         Raises (on iteration):
             RuntimeError: A stream of this batch has been read, or the source waits for itself.
-            ClosedError: The process was forked from the one that opened the batch.
+            ForkedError: The process was forked from the one that opened the batch.
 
         Blocking: until the source has yielded.
         Cancellation: an exception from a signal during a step fails the batch.

@@ -66,6 +66,8 @@ class PrometheusMetrics:
         b a t c h
         >>> registry.get_sample_value("batchstream_requests_finished_total", {"reason": "eos"})
         1.0
+
+    With `metrics=PrometheusMetrics`, without a call, the object is made with the first request.
     """
 
     def __init__(

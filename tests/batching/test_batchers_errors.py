@@ -196,7 +196,7 @@ async def test_a_function_that_raises_when_it_is_called_fails_its_batch_only(for
 async def test_a_function_that_returns_no_source_fails_its_batch_only(form, result):
     if form.source_is_async:
         pytest.skip("an asynchronous generator function cannot")
-    results = [[["a"], [None]], result]
+    results = [iter([["a"], [None]]), result]
     batcher = form.batcher(lambda _: results.pop())
     _, [error] = await form.read(form.submit(batcher, "x"))
     assert type(error) is TypeError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import gc
 import os
@@ -13,11 +14,11 @@ import weakref
 import pytest
 
 from batchstream import (
-    ClosedError,
     ContinuousBatcher,
     DynamicBatcher,
     Fail,
     FinishReason,
+    ForkedError,
     OverloadedError,
     StreamEnd,
 )
@@ -365,8 +366,8 @@ def test_a_batcher_that_was_used_refuses_its_work_in_a_forked_child(kind):
         ):
             try:
                 answers.append(attempt())
-            except ClosedError as error:
-                answers.append("fork of it" in str(error))
+            except ForkedError as error:
+                answers.append("fork" in str(error))
         running.cancel()
         waiting.cancel()
         batcher.close()
@@ -382,12 +383,112 @@ def test_a_batcher_that_was_used_refuses_its_work_in_a_forked_child(kind):
 @pytest.mark.rule(27)
 @needs_fork
 @KINDS
-def test_a_batcher_that_is_idle_refuses_in_a_forked_child_too(kind):
+def test_a_batcher_whose_only_request_runs_refuses_in_a_forked_child(kind):
+    gate = Gate()
+    model = Model(on_step=lambda number: gate.pass_through() if number == 1 else None)
+    batcher, _ = make(kind, model)
+    stream = batcher.stream("abc")
+    assert gate.reached.wait(TIMEOUT)
+    assert in_forked_child(lambda: batcher.stream("d")).startswith("ForkedError: this batcher had")
+    gate.opened.set()
+    assert list(stream) == ["a", "b", "c"]
+    batcher.close()
+
+
+@pytest.mark.rule(27)
+@needs_fork
+@KINDS
+def test_a_batcher_that_was_used_and_is_idle_begins_anew_in_a_forked_child(kind):
     batcher, _ = make(kind)
     assert list(batcher.stream("a")) == ["a"]
-    assert "ClosedError" in in_forked_child(lambda: batcher.stream("b"))
+
+    def use():
+        outputs = list(batcher.stream("bc"))
+        batcher.close()
+        return [outputs, batcher.statistics().opened, batcher.statistics().live]
+
+    assert in_forked_child(use) == "[['b', 'c'], 2, 0]"
+    assert in_forked_child(use) == "[['b', 'c'], 2, 0]"
     assert list(batcher.stream("b")) == ["b"]
     batcher.close()
+    assert "ClosedError: the batcher was closed" in in_forked_child(lambda: batcher.stream("c"))
+
+
+@pytest.mark.rule(27)
+@needs_fork
+def test_an_asynchronous_batcher_that_is_idle_begins_anew_in_a_forked_child():
+    batcher = DynamicBatcher(Model().agenerate, max_batch_size=2)
+
+    async def use(request):
+        return [output async for output in batcher.astream(request)]
+
+    assert asyncio.run(use("ab")) == ["a", "b"]
+    assert in_forked_child(lambda: asyncio.run(use("cd"))) == "['c', 'd']"
+    asyncio.run(batcher.aclose())
+
+
+@pytest.mark.rule(27)
+@needs_fork
+@KINDS
+def test_a_batcher_whose_only_request_was_cancelled_in_a_step_begins_anew_or_refuses(kind):
+    gate = Gate()
+    held = [True]
+    model = Model(on_step=lambda _: gate.pass_through() if held[0] else None)
+    batcher, _ = make(kind, model, max_batch_size=1)
+    stream = batcher.stream("abc")
+    assert gate.reached.wait(TIMEOUT)
+    stream.cancel()
+
+    def use():
+        held[0] = False
+        return list(batcher.stream("d"))
+
+    answer = in_forked_child(use)
+    if kind == "continuous":  # the engine is this very object, in the midst of a step for ever
+        assert answer.startswith("ForkedError")
+    else:
+        assert answer == "['d']"
+    gate.opened.set()
+    batcher.close()
+
+
+@pytest.mark.rule(27)
+@needs_fork
+def test_an_engine_in_the_midst_of_a_step_is_made_anew_in_a_forked_child():
+    gate = Gate()
+    models = [Model(on_step=lambda _: gate.pass_through()), Model()]
+    batcher = ContinuousBatcher(lambda: models.pop(0), max_batch_size=1)
+    stream = batcher.stream("abc")
+    assert gate.reached.wait(TIMEOUT)
+    stream.cancel()
+    assert in_forked_child(lambda: list(batcher.stream("de"))) == "['d', 'e']"
+    gate.opened.set()
+    batcher.close()
+
+
+@pytest.mark.rule(27)
+@needs_fork
+def test_what_an_engine_has_still_to_remove_at_a_fork_is_removed_in_the_child():
+    model, answers, answered = Model(home=os.getpid), [], threading.Event()
+
+    class Forking:
+        def __getattr__(self, name):
+            return getattr(self, "fork" if name == "finished" else "do_nothing")
+
+        def do_nothing(self, *_, **__):
+            """Of no interest."""
+
+        def fork(self, *_, **__):
+            if not answers:  # between the end of the request and its `remove`
+                answers.append("a child")
+                answers[:] = [in_forked_child(lambda: [*batcher.stream("de"), *model.faults])]
+                answered.set()
+
+    batcher = ContinuousBatcher(model, max_batch_size=1, metrics=Forking())
+    assert list(batcher.stream("a")) == ["a"]
+    assert answered.wait(TIMEOUT)
+    batcher.close()
+    assert answers == ["['d', 'e']"]
 
 
 PROGRAM = """

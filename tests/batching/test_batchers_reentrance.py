@@ -32,7 +32,7 @@ def test_a_plain_function_that_waits_for_its_own_batcher_gets_an_error(deed):
             next(batcher.stream("another"))
         else:
             batcher.close()
-        return [list(requests)]
+        return iter([list(requests)])
 
     batcher = DynamicBatcher(fn, max_batch_size=4)
     stream = batcher.stream("a")

@@ -224,8 +224,9 @@ def test_requests_for_which_there_is_room_do_not_count_as_waiting():
     with pytest.raises(OverloadedError):
         made.append(Ticket("b"), no_room)
     made.append(Ticket("b"), lambda: 1)
-    with pytest.raises(OverloadedError):
+    with pytest.raises(OverloadedError, match=r"^1 requests are waiting") as raised:
         made.append(Ticket("c"), lambda: 1)
+    assert (raised.value.pending, raised.value.max_pending) == (1, 1)
 
 
 def test_all_requests_are_in_the_order_of_arrival():

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
 import pytest
 
-from batchstream import BatchStreamError, SourceError
+import batchstream
+from batchstream import (
+    BatchStreamError,
+    BufferOverflowError,
+    ClosedError,
+    ConcurrentConsumerError,
+    DeadlineError,
+    Fail,
+    ForkedError,
+    MissingEOSError,
+    OverloadedError,
+    SlowConsumerError,
+    SourceError,
+    demux,
+)
 from batchstream._core.errors import (
     StepError,
     begin_in_source,
@@ -194,3 +214,113 @@ def test_the_traceback_of_an_error_that_never_left_the_package_keeps_no_frame():
 @pytest.mark.parametrize("name", [None, 3])
 def test_a_module_may_have_any_name(name):
     assert names_left(name, "model") == [name, "model"]
+
+
+# ---- errors of classes that have their own ideas
+
+
+class MadeItsOwnWay(Exception):
+    """Its `args` do not make it, but `copy.copy` does."""
+
+    def __new__(cls, message, *, code):
+        made = super().__new__(cls, message)
+        made.code = code
+        return made
+
+    def __init__(self, message, *, code):
+        super().__init__(message)
+
+    def __reduce__(self):
+        return _make_its_own_way, (self.args[0], self.code)
+
+
+def _make_its_own_way(message, code):
+    return MadeItsOwnWay(message, code=code)
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
+
+
+class Measured(Exception):
+    """It is empty, and false."""
+
+    def __len__(self):
+        return 0
+
+
+@pytest.mark.rule(16)
+@pytest.mark.parametrize("error", [MadeItsOwnWay("text", code=7), Frozen(7), Measured("text")])
+def test_an_error_that_copy_can_copy_keeps_its_type(error):
+    error.__dict__["__notes__"] = ["a note"]
+    own = consumer_error(error)
+    assert type(own) is type(error)
+    assert own is not error
+    assert (str(own), getattr(own, "code", None)) == (str(error), getattr(error, "code", None))
+    assert own.__cause__ is error
+    assert own.__notes__ == ["a note"]
+    assert own.__notes__ is not error.__notes__
+    assert (own.__context__, own.__traceback__) == (None, None)
+
+
+@pytest.mark.rule(9)
+def test_an_error_whose_class_refuses_attributes_reaches_every_stream():
+    def source():
+        yield ["a", "x"]
+        raise Frozen(7)
+
+    for make in (source, lambda: [[Fail(Frozen(7)), Fail(Frozen(7))]]):
+        for stream in demux(make(), 2):
+            with pytest.raises(Frozen):
+                list(stream)
+
+
+# ---- pickling
+
+
+OURS = [
+    BatchStreamError("text"),
+    SourceError("text"),
+    StepError("text", step=3),
+    MissingEOSError("text", slot=1, outputs=2),
+    BufferOverflowError("text", slots=(1, 2), max_buffered=3),
+    SlowConsumerError("text", slot=1, max_buffered=3),
+    ConcurrentConsumerError("text"),
+    OverloadedError("text", pending=7, max_pending=5),
+    DeadlineError("text", timeout=1.5),
+    ClosedError("text"),
+    ForkedError("text"),
+]
+
+
+def test_all_errors_are_among_those_that_are_pickled_here():
+    public = {getattr(batchstream, name) for name in batchstream.__all__}
+    errors = {each for each in public if isinstance(each, type) and issubclass(each, Exception)}
+    assert errors == {type(error) for error in OURS}
+
+
+@pytest.mark.rule(18)
+@pytest.mark.parametrize("error", OURS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_an_error_of_ours_is_pickled_with_type_text_and_data(error, protocol):
+    error.add_note("a note")
+    try:
+        for own in (pickle.loads(pickle.dumps(error, protocol)), copy.copy(error)):  # noqa: S301
+            assert type(own) is type(error)
+            assert (str(own), own.args, vars(own)) == ("text", ("text",), vars(error))
+    finally:
+        del error.__notes__
+
+
+def raise_overloaded():
+    raise OverloadedError("text", pending=7, max_pending=5)
+
+
+@pytest.mark.rule(18)
+def test_an_error_of_ours_breaks_no_pool_of_processes():
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        for _ in range(2):
+            with pytest.raises(OverloadedError, match="text") as raised:
+                pool.submit(raise_overloaded).result()
+            assert (raised.value.pending, raised.value.max_pending) == (7, 5)

@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from batchstream import BatchedStream, ClosedError, FinishReason, Last
+from batchstream import BatchedStream, FinishReason, ForkedError, Last
 from support.forms import (
     FORMS,
     OVER,
@@ -573,7 +573,7 @@ async def test_use_in_a_forked_child_raises_and_the_parent_goes_on(form, view):
 
     def use_in_child():
         async def use():
-            with pytest.raises(ClosedError, match="this batch was opened in another process"):
+            with pytest.raises(ForkedError, match="this batch was opened in another process"):
                 await form.receive(reader)
             batch[0].cancel()
             await form.close(batch)

@@ -133,11 +133,11 @@ def test_use_in_a_forked_child_raises_and_the_parent_goes_on():
     next(first)
     next(first)
     for use in (lambda: next(first), lambda: next(second), lambda: list(second)):
-        assert in_forked_child(use).startswith("ClosedError: this batch was opened in another")
+        assert in_forked_child(use).startswith("ForkedError: this batch was opened in another")
     by_time = BatchedStream(ScriptedSource([["a"]] * 3), 1)
     steps = by_time.steps()
     next(steps)
-    assert in_forked_child(lambda: next(steps)).startswith("ClosedError")
+    assert in_forked_child(lambda: next(steps)).startswith("ForkedError")
 
     def leave():
         first.cancel()
@@ -158,8 +158,8 @@ def test_a_fork_while_another_thread_is_in_the_source_does_not_hang_the_child():
     reader = threading.Thread(target=lambda: next(first), daemon=True)
     reader.start()
     assert gate.reached.wait(TIMEOUT)
-    assert in_forked_child(lambda: next(first)).startswith("ClosedError")
-    assert in_forked_child(lambda: next(second)).startswith("ClosedError")
+    assert in_forked_child(lambda: next(first)).startswith("ForkedError")
+    assert in_forked_child(lambda: next(second)).startswith("ForkedError")
     gate.opened.set()
     reader.join(TIMEOUT)
 
@@ -175,7 +175,7 @@ def test_a_stream_that_another_thread_waits_for_at_a_fork_is_refused_as_forked()
     assert gate.reached.wait(TIMEOUT)
     while not knobs.is_waited_for_in_threads(batch, 0):
         pass
-    assert in_forked_child(lambda: next(batch[0])).startswith("ClosedError")
+    assert in_forked_child(lambda: next(batch[0])).startswith("ForkedError")
     assert in_forked_child(batch[0].drain) == "[]"
     gate.opened.set()
     reader.join(TIMEOUT)
@@ -195,7 +195,7 @@ def test_a_stream_that_a_task_waits_for_at_a_fork_is_refused_as_forked():
         async with AsyncBatchedStream(source(), 1) as batch:
             receiving = await waiting_for(anext(batch[0]))
             answer = in_forked_child(lambda: _first_error_of(anext(batch[0])))
-            assert answer.startswith("ClosedError"), answer
+            assert answer.startswith("ForkedError"), answer
             going_on.set()
             assert await receiving == "a"
 

@@ -228,7 +228,7 @@ DynamicBatcher(
     on_overflow="wait",
     metrics=printed,
 )
-DynamicBatcher(translate, max_batch_size=8, on_overflow="drop")  # type: ignore[arg-type]
+DynamicBatcher(translate, max_batch_size=8, on_overflow="drop")  # type: ignore[call-overload]
 
 
 @batched(max_batch_size=4, workers=2, max_pending=16)
@@ -264,6 +264,65 @@ class Engine:
 
 
 engine: StepEngine[bytes, int] = Engine()
+
+
+# ---- one result for each request
+
+
+def embed(texts: list[str]) -> list[bytes]:
+    return [text.encode() for text in texts]
+
+
+async def embed_async(texts: list[str]) -> tuple[bytes, ...]:
+    return tuple(embed(texts))
+
+
+with DynamicBatcher(embed, single=True, max_batch_size=8, metrics=Printed) as embedder:
+    assert_type(embedder, DynamicBatcher[str, bytes])
+    assert_type(embedder.call("a", timeout=1.5, wait_timeout=1), bytes)
+    assert_type(embedder.stream("a"), Stream[bytes])
+    embedder.call(1)  # type: ignore[arg-type]
+
+DynamicBatcher(embed, single=True, max_batch_size=8, max_outputs=1)  # type: ignore[call-overload]
+DynamicBatcher(translate, max_batch_size=8, metrics=lambda: printed)
+ContinuousBatcher(engine, max_batch_size=4, metrics=Printed)
+
+
+@batched(single=True, max_batch_size=4, max_pending=16)
+def embed_many(texts: list[str]) -> list[bytes]:
+    return embed(texts)
+
+
+@batched(single=True)
+async def embed_many_async(texts: list[str]) -> list[bytes]:
+    return embed(texts)
+
+
+class Embedder:
+    @batched(single=True)
+    def embed(self, texts: list[str]) -> list[bytes]:
+        return embed(texts)
+
+    @batched(single=True)
+    async def embed_async(self, texts: list[str]) -> list[bytes]:
+        return embed(texts)
+
+
+async def in_a_loop() -> None:
+    assert_type(await embed_many.acall("a"), bytes)
+    assert_type(await embed_many_async.acall("a", timeout=1), bytes)
+    assert_type(await Embedder().embed.acall("a"), bytes)
+    assert_type(await Embedder().embed_async.acall("a"), bytes)
+    async with DynamicBatcher(embed_async, single=True, max_batch_size=8) as embedder:
+        assert_type(await embedder.acall("a"), bytes)
+    await embed_many.acall(1)  # type: ignore[arg-type]
+    batched(single=True, eos=1)  # type: ignore[call-overload]
+
+
+try:
+    embed_many.call("a")
+except batchstream.ForkedError:
+    pass
 
 
 async def continuous() -> None:

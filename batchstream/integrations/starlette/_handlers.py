@@ -40,7 +40,8 @@ exception_handlers: Final[dict[int | type[Exception], Handler]] = {
 with a `{"detail": ...}` that says nothing about the server. An endpoint that calls `astream`, or
 reads a stream itself, raises these errors, and the handlers respond. The responses of this module
 send the same by themselves, unless the application has a handler of its own for the error: then
-they raise it.
+they raise it. A `ForkedError` has no handler: no later try will succeed, and the server has to log
+it.
 """
 
 

@@ -6,6 +6,7 @@ import pickle
 import queue
 import threading
 import time
+from contextvars import ContextVar
 from multiprocessing.reduction import ForkingPickler
 
 import litserve as ls
@@ -748,6 +749,55 @@ def test_predict_reads_from_its_context_which_requests_are_live(where):
     api.predict = predict
     served(api, ["a", None], [*"xyz", None], ["s", Fail(ValueError("no"))])
     assert seen == [[True] * 3, [True] * 3, [False, True, False], [False, True, False]]
+
+
+@pytest.mark.rule(8)
+@pytest.mark.parametrize(
+    ("hook", "where"),
+    [
+        ("predict", no_encode_response),
+        ("predict", steps_of_predict),
+        ("encode_response", steps_of_encode_response),
+    ],
+)
+def test_results_that_are_no_steps_fail_the_batch_and_are_never_transposed(hook, where, caplog):
+    api = ready(where)
+    setattr(api, hook, lambda _: [["a0", "a1"], ["b0", "b1"]])
+    assert served(api, "a.", "b.") == [[FAILED], [FAILED]]
+    assert "not a source of steps" in caplog.text
+
+
+tenant = ContextVar("tenant", default="the worker's")
+
+
+@pytest.mark.rule(26)
+@pytest.mark.parametrize("where", [steps_of_encode_response, steps_of_predict, engine])
+def test_what_a_request_sets_while_it_is_decoded_is_seen_by_no_batch(where):
+    api, seen = ready(where), []
+    decode_request = api.decode_request
+
+    def decode(request):
+        seen.append(tenant.get())
+        tenant.set("a request's")
+        return decode_request(request)
+
+    def look(method):
+        def looking(*args):
+            seen.append(tenant.get())
+            return method(*args)
+
+        return looking
+
+    api.decode_request = decode
+    if isinstance(api.loop, ContinuousBatchLoop):
+        engine = Engine(api)
+        engine.add, engine.step = look(engine.add), look(engine.step)
+        api.loop._engine_factory = lambda _: engine
+    else:
+        api.predict = look(api.predict)
+    served(api, "a.", "xy.")
+    assert len(seen) > 2
+    assert set(seen) == {"the worker's"}
 
 
 @pytest.mark.rule(13)

@@ -1,6 +1,7 @@
 """What a registry of prometheus-client shows of batchers that run."""
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -281,6 +282,20 @@ else:
         MultiProcessCollector(registry)
         print(generate_latest(registry).decode())
 """
+
+
+def test_a_factory_registers_the_metrics_with_the_first_request():
+    registry = CollectorRegistry()
+    batcher = DynamicBatcher(
+        Model().generate,
+        max_batch_size=1,
+        metrics=functools.partial(PrometheusMetrics, registry=registry),
+    )
+    assert registry.get_sample_value("batchstream_requests_submitted_total") is None
+    with batcher:
+        assert list(batcher.stream("ab")) == ["a", "b"]
+    assert registry.get_sample_value("batchstream_requests_submitted_total") == 1
+    assert registry.get_sample_value("batchstream_requests_live") == 0
 
 
 def test_processes_of_one_server_are_added_up(tmp_path):

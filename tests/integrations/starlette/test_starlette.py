@@ -32,6 +32,7 @@ from batchstream import (
     End,
     Fail,
     FinishReason,
+    ForkedError,
     Last,
     Many,
     OverloadedError,
@@ -913,6 +914,25 @@ def test_what_a_batcher_raises_in_an_endpoint_has_a_status(error, status):
     assert response.status_code == status
     assert response.headers.get("retry-after") == ("1" if status == 503 else None)
     assert "full" not in response.text
+
+
+@pytest.mark.rule(27)
+@pytest.mark.parametrize("where", ["the endpoint", "the response"])
+def test_what_a_fork_refuses_is_never_answered_as_overload(where):
+    app = FastAPI(exception_handlers=exception_handlers)
+
+    @app.get("/0")
+    async def endpoint():
+        if where == "the endpoint":
+            raise ForkedError("forked")
+        (stream,) = demux(aiter_of([Fail(ForkedError("forked"))]), size=1)
+        return TextResponse(stream)
+
+    with Server(make_app=lambda **_: app) as server:
+        server.respond(None)
+        response = server.client.get("/0")
+    assert response.status_code == 500
+    assert "retry-after" not in response.headers
 
 
 def test_fastapi_sends_a_response_with_its_background_tasks():

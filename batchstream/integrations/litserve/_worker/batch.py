@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import ExitStack, closing, suppress
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from litserve.callbacks import EventTypes
 from litserve.loops.base import _inject_context
 
+from batchstream._batching.single import check_steps
 from batchstream._core.cores import core_of
 from batchstream._core.errors import INTERRUPTS, call_quietly
 from batchstream._pumps.source import Source
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     from batchstream import Delivery, Demultiplexer
     from batchstream.integrations.litserve._worker.context import WorkerContext
+
+
+_FOR_RESULTS: Final = "yield [Last(result) for result in results]"
 
 
 class Batch:
@@ -99,6 +103,10 @@ class Batch:
         inputs = _inject_context(contexts, api.batch, [request.content for request in requests])
         context.trigger(EventTypes.BEFORE_PREDICT.value)
         outputs = owned(_inject_context(contexts, api.predict, inputs))
+        if not context.overrides("unbatch") and (
+            self._splits_at_predict or not context.overrides("encode_response")
+        ):  # no hook of the API's makes the steps of what `predict` returns
+            check_steps(api.predict, outputs, for_results=_FOR_RESULTS)
         context.trigger(EventTypes.AFTER_PREDICT.value)
         # LitServe's own makes a list of each step, and would not pass on which slots are live.
         if not self._splits_at_predict or context.overrides("unbatch"):
@@ -110,6 +118,7 @@ class Batch:
                 request.attempt(begin)
         else:
             outputs = owned(_inject_context(contexts, api.encode_response, outputs))
+            check_steps(api.encode_response, outputs, for_results=_FOR_RESULTS)
         context.trigger(EventTypes.AFTER_ENCODE_RESPONSE.value)
         return outputs
 

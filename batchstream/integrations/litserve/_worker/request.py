@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -97,12 +98,13 @@ class ServedRequest:
         """Let the spec fill the context, if it has a method for that."""
         populate = getattr(self._worker.lit_api.spec, "populate_context", None)
         if populate is not None:
-            populate(self.context, self.content)
+            # In a context of its own: what it sets is seen by no batch, and no other request.
+            copy_context().run(populate, self.context, self.content)
 
     def decode(self) -> None:
         """Call `decode_request`, and ask for the limit."""
         decode = self._worker.lit_api.decode_request
-        self.content = _inject_context(self.context, decode, self.content)
+        self.content = copy_context().run(_inject_context, self.context, decode, self.content)
         self.limit = self._worker.options.limit_of(self.context)
 
     def begin_encoding(self, look_ahead: Callable[[ServedRequest], bool]) -> None:
