@@ -31,6 +31,7 @@ from batchstream._native.selection import native
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Set as AbstractSet
 
     from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._core.records import Statistics
@@ -61,6 +62,7 @@ class Fanout(Generic[T]):
         departures: Buffers of streams that ended otherwise than by a step, for the core to cancel.
         deliveries: What each step gave, where the batch is read by time.
         free_steps: How many plain steps every live stream has room for at least.
+        waiting_for: The buffers that the pump waits for, before it makes the next step.
         view: How the batch is read; None before the first receive.
     """
 
@@ -77,6 +79,7 @@ class Fanout(Generic[T]):
         self.departures: deque[Buffer[T]] = deque()
         self.deliveries: Buffer[Delivery[T]] = Buffer(len(self.buffers), "the batch")
         self.free_steps = 0
+        self.waiting_for: AbstractSet[Buffer[Any]] = frozenset()
         self.view = view
         # A dict, because setting a default is atomic.
         self._decided: dict[str, View] = {} if view is None else {"view": view}
@@ -136,7 +139,14 @@ class Fanout(Generic[T]):
             live=ends.count(None),
             finished={reason: reasons[reason] for reason in FinishReason if reasons[reason]},
             buffered=sum(len(buffer.outputs) for buffer in self.buffers),
+            waiting_for=self.slots_waited_for,
         )
+
+    @property
+    def slots_waited_for(self) -> tuple[int, ...]:
+        """The slots of the live streams in which the source waits for room."""
+        waiting_for = tuple(self.waiting_for)  # at once: the pump changes it
+        return tuple(sorted(it.slot for it in waiting_for if it in self.live_buffers))
 
     # ---- from a consumer
 
@@ -185,7 +195,8 @@ class Fanout(Generic[T]):
             full = tuple(buffer.slot for buffer in live if buffer.is_full(limit))
             if full:
                 return full
-            self.free_steps = limit - max((len(buffer.outputs) for buffer in live), default=0)
+            most = max((len(buffer.outputs) for buffer in live), default=0)
+            self.free_steps = max(limit - most, 1)  # one without a bound may hold more
         self.free_steps -= 1
         return ()
 
