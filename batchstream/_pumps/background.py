@@ -107,7 +107,7 @@ class BackgroundPump(ABC, Generic[T]):
         self._hooks = hooks
         self._room = Room(bound)
         self.fanout.free_steps = self._room.limit  # all streams are empty
-        self.fanout.waiting_for = self._room.full
+        self.fanout.limit = self._room.limit
         self._stall = StallWatch("collect()" if hooks is None else "map()")
         # Tokens of callers that take all outputs, whatever the bound: adding one is atomic.
         self._collectors: set[object] = set()
@@ -143,7 +143,7 @@ class BackgroundPump(ABC, Generic[T]):
 
     def waits_for(self, buffer: Buffer[Any]) -> bool:
         """Whether the pump waits for room in this buffer."""
-        return buffer in self._room.full
+        return self.fanout.waits_for(buffer)
 
     def depart(self, buffer: Buffer[Any]) -> None:
         """Queue a stream for the core that has ended otherwise than by a step."""
@@ -306,12 +306,12 @@ class BackgroundPump(ABC, Generic[T]):
         if fanout.view == "by time":
             full = fanout.deliveries.is_full(self._room.limit)
             return (fanout.deliveries,) if full else ()
-        if self._collectors:  # and no step is free: the bound holds again when they have gone
-            return ()
-        slots = fanout.full_slots(self._room.limit)
+        # Where all is collected no step is free, so that the bound holds again after that.
+        slots = () if self._collectors else fanout.full_slots(self._room.limit)
         if not slots:
             self._stall.over()
-        return [fanout.buffers[slot] for slot in slots]
+        fanout.waiting_for = [fanout.buffers[slot] for slot in slots]
+        return fanout.waiting_for
 
     def _has_to_wait(self, full: Sequence[Buffer[Any]], resume: Callable[[], object]) -> bool:
         """Ask for room, and return whether to wait until `resume` is called."""
@@ -330,7 +330,9 @@ class BackgroundPump(ABC, Generic[T]):
     def _look_around(self) -> None:
         """See to what no consumer tells the pump, after a wait for room."""
         self._parking.cancel_closed_loops()
-        self._stall.look(list(self._room.full), self._waited_for)
+        # A consumer may have taken an output a moment ago, and not have called `made_in` yet.
+        full = [it for it in list(self._room.full) if it.is_full(self._room.limit)]
+        self._stall.look(full, self._waited_for)
 
     def _waited_for(self) -> list[Buffer[Any]]:
         """Return the streams that consumers wait for, and that wait for the next step."""

@@ -75,7 +75,12 @@ class StallWatch:
         if not since:
             return
         longest = clock.monotonic() - min(since.values())
-        if longest < STALL_SECONDS or not (waiting := waited_for()):
+        if longest < STALL_SECONDS:
+            return
+        waiting = waited_for()
+        for buffer in waiting:
+            since.pop(buffer, None)  # it was read a moment ago, and is empty
+        if not (waiting and since):
             return
         self._warned, self._since = True, {}
         one = len(since) == 1
