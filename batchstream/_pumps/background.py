@@ -16,6 +16,7 @@ with the last live stream.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from typing_extensions import TypeVar
@@ -31,7 +32,7 @@ from batchstream._pumps.room import Room
 from batchstream._pumps.stall import StallWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from batchstream._core.arguments import Bound
     from batchstream._core.demultiplexer import Demultiplexer
@@ -270,17 +271,23 @@ class BackgroundPump(ABC, Generic[T]):
         """
         self._check_collectable()
         self.start(loop)
-        token = object()
-        self._collectors.add(token)
-        try:
-            self._room.resume_pump()
+        with self._without_bound():
             await self.closed.wait_in_loop(loop, lambda: self.poll_after(None, loop), self.poll)
-        finally:
-            self._collectors.discard(token)
 
     def _check_collectable(self) -> None:
         for buffer in self.fanout.buffers[:1]:
             self._check_waitable(buffer)
+
+    @contextmanager
+    def _without_bound(self) -> Iterator[None]:
+        """Let streams hold any number of outputs meanwhile."""
+        token = object()
+        self._collectors.add(token)
+        try:
+            self._room.resume_pump()
+            yield
+        finally:
+            self._collectors.discard(token)
 
     # ---- from the code that moves the pump
 

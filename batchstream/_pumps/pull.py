@@ -166,21 +166,6 @@ class PullPump(Generic[T]):
             if fanout.departures:
                 self._apply_departures_if_free()
 
-    def collect(self) -> None:
-        """Make steps until all streams have ended, whatever they hold.
-
-        Raises:
-            RuntimeError, ClosedError: See `wait`.
-        """
-        everything: Any = _EndOfAll(self.fanout)
-        token = object()
-        self._collectors.add(token)
-        try:
-            while self.fanout.live_buffers and self.fanout.core.has_live:
-                self.wait(everything, None)
-        finally:
-            self._collectors.discard(token)
-
     def close(self) -> None:
         """Cancel what is live and close the source, once no thread is in it.
 
@@ -208,6 +193,21 @@ class PullPump(Generic[T]):
         finally:
             if self.fanout.departures:
                 self._apply_departures_if_free()
+
+    def collect(self) -> None:
+        """Make steps until all streams have ended, whatever they hold.
+
+        Raises:
+            RuntimeError, ClosedError: See `wait`.
+        """
+        everything: Any = _EndOfAll(self.fanout)
+        token = object()
+        self._collectors.add(token)
+        try:
+            while self.fanout.live_buffers and self.fanout.core.has_live:
+                self.wait(everything, None)
+        finally:
+            self._collectors.discard(token)
 
     # ---- the role
 

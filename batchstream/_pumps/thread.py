@@ -99,13 +99,8 @@ class ThreadPump(BackgroundPump[T]):
         """
         self._check_collectable()
         self.start(None)
-        token = object()
-        self._collectors.add(token)
-        try:
-            self._room.resume_pump()
+        with self._without_bound():
             self.closed.wait()
-        finally:
-            self._collectors.discard(token)
 
     def close(self) -> None:
         """Cancel what is live, and wait until the source is closed and the thread has ended.

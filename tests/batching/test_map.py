@@ -16,6 +16,7 @@ from batchstream import (
     DynamicBatcher,
     OverloadedError,
     Replies,
+    SlowConsumerError,
     batched,
 )
 from support import knobs
@@ -65,6 +66,19 @@ async def test_a_bound_ends_no_reply_and_a_short_queue_refuses_no_request(form):
     assert replies == [list(word) for word in WORDS]
     assert batcher.statistics().refused == 0
     assert recorder.named("refused") == []
+
+
+@every_batcher
+@pytest.mark.rule(19)
+async def test_the_streams_that_share_a_batch_with_a_map_keep_their_bound(form):
+    options = {"max_batch_size": 2, "max_buffered": 2}
+    if not form.continuous:
+        options["batch_timeout"] = 3600.0  # it never passes: the batch is full
+    batcher = form.batcher(**options)
+    stream = form.submit(batcher, "x" * 20)
+    assert await form.rest(replies_of(form, batcher, ["y" * 20])) == [["y"] * 20]
+    outputs, [error] = await form.read(stream)
+    assert (outputs, type(error)) == (["x"] * 3, SlowConsumerError)
 
 
 @every_batcher

@@ -30,6 +30,14 @@ async def test_all_outputs_come_slot_by_slot_and_a_bound_neither_stalls_nor_over
 
 
 @forms_that_run_ahead
+async def test_a_pump_that_waits_for_room_goes_on(form):
+    batch = form.open(form.script(STEPS), 3, max_buffered=2)
+    assert [await form.receive(batch[0]) for _ in range(2)] == [0, 1]
+    await form.all_wait()
+    assert await collect(form, batch) == [COLUMNS[0][2:], *COLUMNS[1:]]
+
+
+@forms_that_run_ahead
 async def test_no_stream_is_ended_for_being_slow(form):
     batch = form.open(form.script(STEPS), 3, max_buffered=1, on_overflow="cancel")
     assert await collect(form, batch) == COLUMNS
