@@ -82,6 +82,28 @@ async def test_the_streams_that_share_a_batch_with_a_map_keep_their_bound(form):
 
 
 @every_batcher
+@pytest.mark.rule(19)
+async def test_a_batch_waits_for_a_stream_though_a_reply_is_longer_than_the_bound(form):
+    options = {"max_batch_size": 2, "max_buffered": 2, "on_overflow": "wait"}
+    if not form.continuous:
+        options["batch_timeout"] = 3600.0  # it never passes: the batch is full
+    batcher = form.batcher(**options)
+    stream = form.submit(batcher, "x" * 90)
+    replies = replies_of(form, batcher, ["y" * 90])
+    most = 0
+
+    async def read():
+        nonlocal most
+        while await form.receive(stream) is not OVER:
+            await form.all_wait()
+            most = max(most, len(knobs.request_of(stream).outputs))
+
+    received, _ = await form.concurrently(partial(form.rest, replies), read)
+    assert received == [["y"] * 90]
+    assert most <= 2
+
+
+@every_batcher
 async def test_unordered_replies_come_with_the_number_of_their_request_as_they_finish(form):
     gate = form.gate()
     model = form.model(gates={2: gate})

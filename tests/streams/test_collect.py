@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 from batchstream import SKIP, BatchedStream, Fail, Many, SlowConsumerError
+from support import knobs
 from support.forms import OVER, every_form, forms_in_loops, forms_that_run_ahead
 
 pytestmark = pytest.mark.rule(2, 32)
@@ -30,7 +31,8 @@ async def test_all_outputs_come_slot_by_slot_and_a_bound_neither_stalls_nor_over
 
 
 @forms_that_run_ahead
-async def test_a_pump_that_waits_for_room_goes_on(form):
+async def test_a_pump_that_waits_for_room_goes_on(form, monkeypatch):
+    knobs.set_stall(monkeypatch, 3600.0)  # until then it looks around by itself
     batch = form.open(form.script(STEPS), 3, max_buffered=2)
     assert [await form.receive(batch[0]) for _ in range(2)] == [0, 1]
     await form.all_wait()
