@@ -24,7 +24,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from itertools import count
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from typing_extensions import TypeVar
 
@@ -42,7 +42,7 @@ from batchstream._core.errors import (
 from batchstream._core.records import FinishReason, StreamEnd
 from batchstream._eventloops.current import current_loop
 from batchstream._handoff.event import Event
-from batchstream._handoff.parking import ParkingLot, earliest
+from batchstream._handoff.parking import LoopBound, ParkingLot, earliest
 from batchstream._pumps.process import forkable
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
     from batchstream._batching.metrics import MetricsCaller
     from batchstream._batching.options import BatcherOptions
-    from batchstream._batching.replies import Flight
     from batchstream._batching.request_batch import RequestBatch
     from batchstream._batching.scheduler import Decision, Reaped, Worker
     from batchstream._core.records import BatcherStatistics
@@ -58,6 +57,22 @@ if TYPE_CHECKING:
     from batchstream._handoff.parking import Lot
 
 T = TypeVar("T")
+
+
+class AnyFlight(LoopBound, Protocol[T]):
+    """What the dispatcher needs of a `Flight`: the requests of one `map`.
+
+    Attributes:
+        ready: Whether there is something to do for a consumer that waits.
+        live: The requests that have not ended.
+    """
+
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def live(self) -> list[Request[T]]: ...
+    def note_room(self) -> None:
+        """Take note that requests have left the queue, and wake the consumer."""
 
 
 class Dispatcher(ABC, Generic[T]):
@@ -87,7 +102,7 @@ class Dispatcher(ABC, Generic[T]):
         self.parking = ParkingLot()
         self.forked = False
         self.consumers: dict[Request[T], int] = {}
-        self.held_back: set[Flight[T]] = set()
+        self.held_back: set[AnyFlight[T]] = set()
         self.scheduler: Scheduler[T] = Scheduler(options, reuses_workers=self._reuses_workers)
         # Re-entrant for the sake of `statistics`, which a signal's handler may call.
         self._lock = RLock()
@@ -427,7 +442,7 @@ class Dispatcher(ABC, Generic[T]):
         if deadline is not None and deadline <= clock.monotonic():
             raise TimeoutError("no output came within the timeout; the stream is unchanged")
 
-    def wait_for_any(self, flight: Flight[T]) -> None:
+    def wait_for_any(self, flight: AnyFlight[T]) -> None:
         """Wait in a thread until a request of a flight has ended, or there may be room.
 
         Raises:
@@ -439,7 +454,7 @@ class Dispatcher(ABC, Generic[T]):
         if not self.parking.wait_in_thread(flight, until):
             self._poll_any(flight)
 
-    async def wait_for_any_in_loop(self, flight: Flight[T], loop: EventLoop) -> None:
+    async def wait_for_any_in_loop(self, flight: AnyFlight[T], loop: EventLoop) -> None:
         """Do the same in an event loop; from within the loop."""
         self._check_waitable(loop)
         lot, waiter = self.parking.in_loop(loop), loop.new_waiter()
@@ -453,11 +468,11 @@ class Dispatcher(ABC, Generic[T]):
         if not flight.ready:
             self._poll_any(flight)
 
-    def _poll_any_after(self, flight: Flight[T], loop: EventLoop | None) -> float | None:
+    def _poll_any_after(self, flight: AnyFlight[T], loop: EventLoop | None) -> float | None:
         requests: list[Request[T] | None] = [None, *flight.live]
         return earliest(*[self.poll_after(request, loop) for request in requests])
 
-    def _poll_any(self, flight: Flight[T]) -> None:
+    def _poll_any(self, flight: AnyFlight[T]) -> None:
         requests: list[Request[T] | None] = [None, *flight.live]
         for request in requests:
             self.poll(request)
