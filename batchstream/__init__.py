@@ -5,6 +5,8 @@ from batchstream._batching.continuous import StepEngine as StepEngine
 from batchstream._batching.decorator import batched as batched
 from batchstream._batching.dynamic import DynamicBatcher as DynamicBatcher
 from batchstream._batching.metrics import Metrics as Metrics
+from batchstream._batching.replies import AsyncReplies as AsyncReplies
+from batchstream._batching.replies import Replies as Replies
 from batchstream._core.demultiplexer import Demultiplexer as Demultiplexer
 from batchstream._core.errors import BatchStreamError as BatchStreamError
 from batchstream._core.errors import BufferOverflowError as BufferOverflowError
@@ -40,6 +42,7 @@ __all__ = [
     "EOS",
     "SKIP",
     "AsyncBatchedStream",
+    "AsyncReplies",
     "AsyncStream",
     "BatchStreamError",
     "BatchedStream",
@@ -61,6 +64,7 @@ __all__ = [
     "Metrics",
     "MissingEOSError",
     "OverloadedError",
+    "Replies",
     "SlowConsumerError",
     "SourceError",
     "Statistics",

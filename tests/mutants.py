@@ -301,8 +301,9 @@ MUTANTS = [
     ),
     Mutant(
         "a cancelled receive keeps its stream",
-        "        except BaseException:\n            del self  # which this frame",
-        "        except BaseException:\n            pass  # which this frame",
+        "        except BaseException:\n            del self  # which this frame would keep alive, "
+        "and the error keeps the frame\n            raise\n\n    def drain",
+        "        except BaseException:\n            raise\n\n    def drain",
         ("test_garbage.py",),
     ),
     Mutant(
@@ -454,8 +455,8 @@ MUTANTS = [
     ),
     Mutant(
         "a cancel does not resume the pump that waits for room",
-        "        self._room.resume_pump()\n",
-        "",
+        "        self._room.resume_pump()\n        if not self.fanout",
+        "        if not self.fanout",
         LOOP,
     ),
     Mutant(
@@ -477,9 +478,39 @@ MUTANTS = [
         LOOP,
     ),
     Mutant(
+        "a collect leaves a pump waiting for room",
+        "        try:\n            self._room.resume_pump()\n            yield\n",
+        "        try:\n            yield\n",
+        ("test_collect.py",),
+    ),
+    Mutant(
+        "a pump that no consumer waits for warns",
+        "        if not (waiting and since):\n",
+        "        if not since:\n",
+        ("test_stalls.py",),
+    ),
+    Mutant(
+        "a request of a map is ended for being slow",
+        "self.cancelled or (self.on_end is None and super().is_full(limit))",
+        "self.cancelled or super().is_full(limit)",
+        ("test_map.py",),
+    ),
+    Mutant(
+        "a request without a bound lifts the bound of the others",
+        "max(limit - most, 1)",
+        "limit - most",
+        ("test_map.py",),
+    ),
+    Mutant(
+        "a flight is not told of room",
+        "            flight.note_room()\n",
+        "            pass\n",
+        ("test_map.py",),
+    ),
+    Mutant(
         "the room is that of the emptiest stream",
-        "limit - max((len(buffer.outputs) for buffer in live), default=0)",
-        "limit - min((len(buffer.outputs) for buffer in live), default=0)",
+        "most = max((len(buffer.outputs) for buffer in live), default=0)",
+        "most = min((len(buffer.outputs) for buffer in live), default=0)",
     ),
     Mutant(
         "the outputs are not looked at again behind the end in a loop",
@@ -524,7 +555,7 @@ MUTANTS = [
     # ---- batchers
     Mutant(
         "a request whose time is over is not failed",
-        "                request.finish(StreamEnd(FinishReason.ERROR, 0, error=error))\n"
+        "                request.finish_quietly(StreamEnd(FinishReason.ERROR, 0, error=error))\n"
         "                overdue",
         "                overdue",
         BATCHERS_IN_LOOP,

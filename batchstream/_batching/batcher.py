@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self
+from collections.abc import AsyncIterable
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self, overload
 
 from typing_extensions import TypeVar
 
+from batchstream._batching.replies import AsyncReplies, Flight, Replies
 from batchstream._streams.async_stream import AsyncStream
 from batchstream._streams.stream import Stream
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
     from batchstream._batching.dispatcher import Dispatcher
@@ -85,6 +88,115 @@ class AnyBatcher(Generic[RequestT, T]):
         """
         request_ = self._dispatcher.submit(request, timeout=timeout, wait_timeout=wait_timeout)
         return AsyncStream._of(request_, self._dispatcher)  # noqa: SLF001
+
+    @overload
+    def map(
+        self,
+        requests: Iterable[RequestT],
+        *,
+        ordered: Literal[True] = True,
+        timeout: float | None = None,
+        wait_timeout: float | None = None,
+    ) -> Replies[list[T]]: ...
+    @overload
+    def map(
+        self,
+        requests: Iterable[RequestT],
+        *,
+        ordered: Literal[False],
+        timeout: float | None = None,
+        wait_timeout: float | None = None,
+    ) -> Replies[tuple[int, list[T]]]: ...
+    def map(
+        self,
+        requests: Iterable[RequestT],
+        *,
+        ordered: bool = True,
+        timeout: float | None = None,
+        wait_timeout: float | None = None,
+    ) -> Replies[Any]:
+        """Return an iterator over the replies to many requests: for each, the list of its outputs.
+
+        Requests are taken from the iterable as they are needed: it may be endless. As many are
+        submitted as keep all workers busy, with one batch that waits; none is refused, as the
+        others wait for room, and none is ended for being slow, as replies have no bound. Each
+        reply lets one more request be taken. Where one takes long, up to four times as many
+        finished replies wait behind it.
+
+        A request that fails raises its error in the place of its reply, and ends the iterator: the
+        others are cancelled. So are all if you leave the loop.
+
+        Args:
+            requests: Any iterable of requests. What it raises is raised behind the
+                replies to the requests that came before.
+            ordered: Whether the replies come in the order of the requests. If not, a pair comes for
+                each as it finishes: the number of its request, counted from 0, and the reply.
+            timeout: For how long each request may last from its submission on, in seconds.
+            wait_timeout: For how long each may wait from then on until it joins a batch.
+
+        Raises:
+            TypeError, ValueError: An argument is of the wrong kind, or cannot work.
+
+        Blocking: never; the iterator does, see `Replies`.
+        Cancellation: see `Replies`.
+        Threads: any; the iterator is for one thread at a time.
+        """
+        flight = Flight(
+            self._dispatcher, ordered=ordered, timeout=timeout, wait_timeout=wait_timeout
+        )
+        return Replies(flight, iter(requests))
+
+    @overload
+    def amap(
+        self,
+        requests: Iterable[RequestT] | AsyncIterable[RequestT],
+        *,
+        ordered: Literal[True] = True,
+        timeout: float | None = None,
+        wait_timeout: float | None = None,
+    ) -> AsyncReplies[list[T]]: ...
+    @overload
+    def amap(
+        self,
+        requests: Iterable[RequestT] | AsyncIterable[RequestT],
+        *,
+        ordered: Literal[False],
+        timeout: float | None = None,
+        wait_timeout: float | None = None,
+    ) -> AsyncReplies[tuple[int, list[T]]]: ...
+    def amap(
+        self,
+        requests: Iterable[RequestT] | AsyncIterable[RequestT],
+        *,
+        ordered: bool = True,
+        timeout: float | None = None,
+        wait_timeout: float | None = None,
+    ) -> AsyncReplies[Any]:
+        """Return an asynchronous iterator over the replies to many requests, as `map` does.
+
+        Not a coroutine: it returns at once.
+
+        Args:
+            requests: Any iterable of requests, asynchronous or not. While it waits for its next
+                request, no reply comes.
+            ordered: Whether the replies come in the order of the requests; else each comes as it
+                finishes, in a pair with the number of its request.
+            timeout: For how long each request may last from its submission on, in seconds.
+            wait_timeout: For how long each may wait from then on until it joins a batch.
+
+        Raises:
+            TypeError, ValueError: An argument is of the wrong kind, or cannot work.
+
+        Blocking: never.
+        Cancellation: see `AsyncReplies`.
+        Threads: any; the iterator is for one task at a time.
+        """
+        flight = Flight(
+            self._dispatcher, ordered=ordered, timeout=timeout, wait_timeout=wait_timeout
+        )
+        if isinstance(requests, AsyncIterable):
+            return AsyncReplies(flight, aiter(requests))
+        return AsyncReplies(flight, iter(requests))
 
     def close(self) -> None:
         """Let every request fail that has not ended, with `ClosedError`, and end the workers.

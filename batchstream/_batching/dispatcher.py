@@ -24,7 +24,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from itertools import count
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from typing_extensions import TypeVar
 
@@ -43,7 +43,7 @@ from batchstream._core.errors import (
 from batchstream._core.records import FinishReason, StreamEnd
 from batchstream._eventloops.current import current_loop
 from batchstream._handoff.event import Event
-from batchstream._handoff.parking import ParkingLot, earliest
+from batchstream._handoff.parking import LoopBound, ParkingLot, earliest
 from batchstream._pumps.process import forkable_batchers
 
 if TYPE_CHECKING:
@@ -60,6 +60,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class AnyFlight(LoopBound, Protocol[T]):
+    """What the dispatcher needs of a `Flight`: the requests of one `map`.
+
+    Attributes:
+        ready: Whether there is something to do for a consumer that waits.
+        live: The requests that have not ended.
+    """
+
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def live(self) -> list[Request[T]]: ...
+    def note_room(self) -> None:
+        """Take note that requests have left the queue, and wake the consumer."""
+
+
 class Dispatcher(ABC, Generic[T]):
     """The requests of one batcher, and its workers.
 
@@ -74,6 +90,7 @@ class Dispatcher(ABC, Generic[T]):
         parking: Where consumers wait.
         scheduler: What decides, for the holder of the lock.
         forked: Whether this is a copy in a forked child, of no use there.
+        held_back: Flights with a request for which there was no room, to be told of some.
         consumers: Which thread waits for which buffer.
         times_out: Whether a receive can have a timeout.
     """
@@ -93,6 +110,7 @@ class Dispatcher(ABC, Generic[T]):
         self.parking = ParkingLot()
         self.forked = False
         self.consumers: dict[Request[T], int] = {}
+        self.held_back: set[AnyFlight[T]] = set()
         self.scheduler: Scheduler[T] = Scheduler(options, reuses_workers=self._reuses_workers)
         # Re-entrant for the sake of `statistics`, which a signal's handler may call.
         self._lock = RLock()
@@ -117,9 +135,14 @@ class Dispatcher(ABC, Generic[T]):
     # ---- from the caller that submits
 
     def submit(
-        self, content: Any, *, timeout: float | None, wait_timeout: float | None
+        self,
+        content: Any,
+        *,
+        timeout: float | None,
+        wait_timeout: float | None,
+        on_end: Callable[[Request[T]], object] | None = None,
     ) -> Request[T]:
-        """Accept a request.
+        """Accept a request; see `Request` for the arguments of one that a `map` submits.
 
         Raises:
             OverloadedError: As many requests wait as may.
@@ -150,7 +173,7 @@ class Dispatcher(ABC, Generic[T]):
         )
         key = None if options.key is None else options.key(content)
         number, ended = next(self._numbers), scheduler.ended_requests
-        request: Request[T] = Request(number, submission, deadlines, ended)
+        request: Request[T] = Request(number, submission, deadlines, ended, on_end)
         if self._needs_loop:
             self.prepare()
         try:
@@ -194,7 +217,7 @@ class Dispatcher(ABC, Generic[T]):
         if metrics is not None:
             if not refusals:
                 metrics("submitted")
-            elif isinstance(refusals[0], OverloadedError):
+            elif isinstance(refusals[0], OverloadedError) and request.on_end is None:
                 metrics("refused")
         return refusals.pop() if refusals else None
 
@@ -282,6 +305,8 @@ class Dispatcher(ABC, Generic[T]):
                 self._follow_up(reaped, now)
             if decision is not None:
                 if decision.requests:
+                    if self.held_back:
+                        self._tell_of_room()
                     if self.options.metrics is not None:
                         _report_joined(self.options.metrics, decision.requests, now)
                     self._wake_another()
@@ -303,6 +328,8 @@ class Dispatcher(ABC, Generic[T]):
             joining = self.scheduler.join(now, slots=slots, spent=spent)
         try:
             self._follow_up(reaped, now)
+            if self.held_back and joining:
+                self._tell_of_room()
             if self.options.metrics is not None:
                 _report_joined(self.options.metrics, joining, now)
         except BaseException as error:
@@ -343,6 +370,11 @@ class Dispatcher(ABC, Generic[T]):
         """Do without the lock what the reaping asks for."""
         if reaped.overdue:
             self.parking.wake(reaped.overdue)
+            for request in reaped.overdue:
+                if (on_end := request.on_end) is not None:
+                    on_end(request)
+        if self.held_back and reaped is not NOTHING_REAPED:
+            self._tell_of_room()
         metrics = self.options.metrics
         if metrics is not None:
             for request in reaped.finished:
@@ -352,6 +384,15 @@ class Dispatcher(ABC, Generic[T]):
                     joined=request.state == "finished",
                     lasted=now - request.arrived,
                 )
+
+    def _tell_of_room(self) -> None:
+        """Let flights come again with what they hold back: requests have left the queue."""
+        while self.held_back:
+            try:
+                flight = self.held_back.pop()
+            except KeyError:  # another thread has just told it
+                return
+            flight.note_room()
 
     def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
         """Fail requests that have not joined a batch."""
@@ -374,6 +415,11 @@ class Dispatcher(ABC, Generic[T]):
         else:
             request.cancel(StreamEnd(FinishReason.CANCELLED, 0))
             self._ended_outside(request)
+
+    def waits_for(self, request: Request[T]) -> bool:
+        """Whether the batch of a request waits until its stream is read."""
+        pump = request.pump
+        return pump is not None and pump.waits_for(request)
 
     def _fail(self, request: Request[T], error: BaseException) -> None:
         """Fail a request, wherever it is."""
@@ -406,6 +452,41 @@ class Dispatcher(ABC, Generic[T]):
         self.poll(request)
         if deadline is not None and deadline <= clock.monotonic():
             raise TimeoutError("no output came within the timeout; the stream is unchanged")
+
+    def wait_for_any(self, flight: AnyFlight[T]) -> None:
+        """Wait in a thread until a request of a flight has ended, or there may be room.
+
+        Raises:
+            RuntimeError, ClosedError: See `_check_waitable`.
+        """
+        self._check_waitable(None)
+        seconds = self._poll_any_after(flight, None)
+        until = None if seconds is None else clock.monotonic() + seconds
+        if not self.parking.wait_in_thread(flight, until):
+            self._poll_any(flight)
+
+    async def wait_for_any_in_loop(self, flight: AnyFlight[T], loop: EventLoop) -> None:
+        """Do the same in an event loop; from within the loop."""
+        self._check_waitable(loop)
+        lot, waiter = self.parking.in_loop(loop), loop.new_waiter()
+        lot.streams.add(flight)
+        lot.waiting[flight] = waiter
+        try:
+            if not flight.ready:  # once more: what came before the parking wakes no waiter
+                await loop.wait(waiter, self._poll_any_after(flight, loop))
+        finally:
+            lot.waiting.pop(flight, None)
+        if not flight.ready:
+            self._poll_any(flight)
+
+    def _poll_any_after(self, flight: AnyFlight[T], loop: EventLoop | None) -> float | None:
+        requests: list[Request[T] | None] = [None, *flight.live]
+        return earliest(*[self.poll_after(request, loop) for request in requests])
+
+    def _poll_any(self, flight: AnyFlight[T]) -> None:
+        requests: list[Request[T] | None] = [None, *flight.live]
+        for request in requests:
+            self.poll(request)
 
     def attach(self, request: Request[T], loop: EventLoop) -> Lot:
         """Return the lot in which the consumers of a loop wait; from within that loop.
@@ -465,6 +546,7 @@ class Dispatcher(ABC, Generic[T]):
         for batch in batches:
             batch.close()
         self.reap()
+        self._tell_of_room()  # there is none, as it finds
         self._check_ended()
 
     def _check_ended(self) -> None:

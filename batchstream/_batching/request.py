@@ -12,6 +12,7 @@ from batchstream._handoff.parking import earliest
 
 if TYPE_CHECKING:
     from collections import deque
+    from collections.abc import Callable
 
     from batchstream._core.records import StreamEnd
     from batchstream._pumps.background import BackgroundPump
@@ -93,6 +94,7 @@ class Request(Buffer[T]):
         submission: What the caller submitted.
         deadlines: Its deadlines, if it has any.
         ended_requests: Where it queues itself when it has ended; twice if two threads end it.
+        on_end: What to call when it has ended, if it is a `map`'s.
 
     Attributes:
         state: Where it is in its life; changed under the batcher's lock.
@@ -101,6 +103,8 @@ class Request(Buffer[T]):
         group: Stands for its key: requests with the same object may share a batch.
         arrived: When it came.
         pump: What runs the batch that it has joined.
+        on_end: Called with the request when it has ended, behind its outputs, of a request that a
+            `map` has submitted: it has no bound.
     """
 
     __slots__ = (
@@ -108,6 +112,7 @@ class Request(Buffer[T]):
         "arrived",
         "deadlines",
         "group",
+        "on_end",
         "pump",
         "state",
         "submission",
@@ -119,6 +124,7 @@ class Request(Buffer[T]):
         submission: Submission,
         deadlines: Deadlines | None,
         ended_requests: deque[Request[T]],
+        on_end: Callable[[Request[T]], object] | None = None,
     ) -> None:
         super().__init__(NO_SLOT, f"request {number}")
         self._ended_requests = ended_requests
@@ -128,6 +134,7 @@ class Request(Buffer[T]):
         self.group: object = None
         self.arrived = 0.0
         self.pump: BackgroundPump[T] | None = None
+        self.on_end = on_end
 
     @property
     def cost(self) -> float:
@@ -173,3 +180,14 @@ class Request(Buffer[T]):
         """Set the end, unless there is one, and queue itself to be reaped."""
         super().finish(end)
         self._ended_requests.append(self)
+        if (on_end := self.on_end) is not None:
+            on_end(self)
+
+    def finish_quietly(self, end: StreamEnd) -> None:
+        """Do the same under the batcher's lock, whose holder calls `on_end` without it."""
+        super().finish(end)
+        self._ended_requests.append(self)
+
+    def is_full(self, limit: int) -> bool:
+        """Whether so many outputs wait, of a request whose stream has a bound."""
+        return self.cancelled or (self.on_end is None and super().is_full(limit))

@@ -159,7 +159,8 @@ class Scheduler(Generic[T]):
         except BaseException as error:
             self.totals.open.discard(request)
             request.state = REQUEST_LIFE[request.state, "refuse"]
-            self.totals.refused += isinstance(error, OverloadedError)
+            # A request of a `map` is not refused: it is held back, and comes again.
+            self.totals.refused += isinstance(error, OverloadedError) and request.on_end is None
             raise
         self.wake_worker()
 
@@ -195,7 +196,7 @@ class Scheduler(Generic[T]):
         while has_expired and (request := self.queue.first_expired(now)) is not None:
             # Ended first, then taken out: in between, an exception leaves it to the next holder.
             if (error := request.deadline_error(now)) is not None:
-                request.finish(StreamEnd(FinishReason.ERROR, 0, error=error))
+                request.finish_quietly(StreamEnd(FinishReason.ERROR, 0, error=error))
                 overdue.append(request)
             self.queue.remove(request)
         finished: list[Request[T]] = []

@@ -119,6 +119,8 @@ class Statistics:
         live: Streams that have not finished.
         finished: Streams that have finished, by reason.
         buffered: Outputs that wait in streams to be received.
+        waiting_for: Slots of the streams that the source waits for: they hold `max_buffered`
+            outputs, and it makes no step before each is read.
     """
 
     steps: int
@@ -128,3 +130,4 @@ class Statistics:
     live: int
     finished: Mapping[FinishReason, int]
     buffered: int = 0
+    waiting_for: tuple[int, ...] = ()

@@ -129,6 +129,10 @@ class ParkingLot:
 
     # ---- from any thread
 
+    def waited_for(self) -> list[object]:
+        """Return the keys that consumers wait for at the moment."""
+        return [key for lot in self._all for key in list(lot.waiting)]
+
     def wake(self, keys: Sequence[object], here: object = None) -> None:
         """Resume the waiters that are parked under one of the keys, each once.
 

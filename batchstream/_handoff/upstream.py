@@ -18,6 +18,9 @@ class Upstream(Protocol):
     def cancel(self, buffer: Any) -> None:
         """Cancel one stream; from any thread, and without waiting."""
 
+    def waits_for(self, buffer: Any) -> bool:
+        """Whether the source waits until this stream is read; from any thread."""
+
 
 class SyncUpstream(Upstream, Protocol):
     """What a stream asks for whose consumer is a thread.

@@ -8,32 +8,35 @@ thread (`thread.py`) or a task (`task.py`). *What happens between two steps* is 
 nothing in a batch that a user opened; deadlines, counting and refilling in a batch of requests.
 
 `_handoff/parking.py` says how consumers wait and are woken; `room.py`, how the pump waits where
-live streams have no room. Its life is the table in `life.py`: the first receive, or the
-worker of a batcher, starts it, and it drains with the last live stream.
+live streams have no room; `stall.py`, when it warns that it does. Its life
+is the table in `life.py`: the first receive, or the worker of a batcher, starts it, and it drains
+with the last live stream.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import SourceError, report_unraisable
+from batchstream._handoff.buffer import Buffer
 from batchstream._handoff.event import Event
-from batchstream._handoff.parking import ParkingLot
+from batchstream._handoff.parking import ParkingLot, earliest
 from batchstream._pumps.fanout import Fanout, View
 from batchstream._pumps.life import Life
 from batchstream._pumps.process import forkable, forked_batch_error
 from batchstream._pumps.room import Room
+from batchstream._pumps.stall import StallWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from batchstream._core.arguments import Bound
     from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._eventloops.base import EventLoop
-    from batchstream._handoff.buffer import Buffer
     from batchstream._handoff.parking import Lot
 
 T = TypeVar("T")
@@ -105,6 +108,10 @@ class BackgroundPump(ABC, Generic[T]):
         self._hooks = hooks
         self._room = Room(bound)
         self.fanout.free_steps = self._room.limit  # all streams are empty
+        self.fanout.limit = self._room.limit
+        self._stall = StallWatch("collect()" if hooks is None else "map()")
+        # Tokens of callers that take all outputs, whatever the bound: adding one is atomic.
+        self._collectors: set[object] = set()
         # A worker moves a batch of requests from here on: were its last request to end before the
         # first step, no other thread may drop the pump.
         self._life = Life(started=hooks is not None)
@@ -134,6 +141,10 @@ class BackgroundPump(ABC, Generic[T]):
         if not self.ended:
             self._wake((buffer,))
             self._after_departure()
+
+    def waits_for(self, buffer: Buffer[Any]) -> bool:
+        """Whether the pump waits for room in this buffer."""
+        return self.fanout.waits_for(buffer)
 
     def depart(self, buffer: Buffer[Any]) -> None:
         """Queue a stream for the core that has ended otherwise than by a step."""
@@ -252,6 +263,32 @@ class BackgroundPump(ABC, Generic[T]):
     def runs_here(self) -> bool:
         """Whether the calling code is the source's."""
 
+    async def collect_in_loop(self, loop: EventLoop) -> None:
+        """Let all streams end, whatever they hold, and wait for it; from within the loop.
+
+        Raises:
+            RuntimeError, ClosedError: See `attach`.
+        """
+        self._check_collectable()
+        self.start(loop)
+        with self._without_bound():
+            await self.closed.wait_in_loop(loop, lambda: self.poll_after(None, loop), self.poll)
+
+    def _check_collectable(self) -> None:
+        for buffer in self.fanout.buffers[:1]:
+            self._check_waitable(buffer)
+
+    @contextmanager
+    def _without_bound(self) -> Iterator[None]:
+        """Let streams hold any number of outputs meanwhile."""
+        token = object()
+        self._collectors.add(token)
+        try:
+            self._room.resume_pump()
+            yield
+        finally:
+            self._collectors.discard(token)
+
     # ---- from the code that moves the pump
 
     def _prepare_step(self) -> tuple[int, ...]:
@@ -263,7 +300,9 @@ class BackgroundPump(ABC, Generic[T]):
             fanout.cancel_all()
         if fanout.departures:
             fanout.apply_departures()
-        if self._room.ends_slow and not fanout.free_steps and fanout.view != "by time":
+        if self._room.ends_slow and not (
+            fanout.free_steps or self._collectors or fanout.view == "by time"
+        ):
             for slot in fanout.full_slots(self._room.limit):
                 self._end_slow(fanout.buffers[slot])
         return fanout.core.live if hooks is None else hooks.refill()
@@ -274,17 +313,40 @@ class BackgroundPump(ABC, Generic[T]):
         if fanout.view == "by time":
             full = fanout.deliveries.is_full(self._room.limit)
             return (fanout.deliveries,) if full else ()
-        return [fanout.buffers[slot] for slot in fanout.full_slots(self._room.limit)]
+        # Where all is collected no step is free, so that the bound holds again after that.
+        slots = () if self._collectors else fanout.full_slots(self._room.limit)
+        if not slots:
+            self._stall.over()
+        fanout.waiting_for = [fanout.buffers[slot] for slot in slots]
+        return fanout.waiting_for
 
     def _has_to_wait(self, full: Sequence[Buffer[Any]], resume: Callable[[], object]) -> bool:
         """Ask for room, and return whether to wait until `resume` is called."""
         self._room.ask(full, resume)
-        return bool(self._room.full) and not (self._closing or self.fanout.departures)
+        if self._closing or self.fanout.departures or self._collectors:
+            return False
+        if self.fanout.view != "by time":  # by time there is one consumer, and no other waits
+            self._stall.begin(full)
+        return bool(self._room.full)
 
     def _pause_limit(self, seconds: float | None) -> float | None:
         """Return for how many seconds to wait for room, where nothing but this is a limit."""
         limit = None if self._hooks is None else self._hooks.pause_limit()
-        return seconds if limit is None else limit if seconds is None else min(limit, seconds)
+        return earliest(seconds, limit, self._stall.time_left())
+
+    def _look_around(self) -> None:
+        """See to what no consumer tells the pump, after a wait for room."""
+        self._parking.cancel_closed_loops()
+        # A consumer may have taken an output a moment ago, and not have called `made_in` yet.
+        full = [it for it in list(self._room.full) if it.is_full(self._room.limit)]
+        self._stall.look(full, self._waited_for)
+
+    def _waited_for(self) -> list[Buffer[Any]]:
+        """Return the streams that consumers wait for, and that wait for the next step."""
+        # A request without a slot waits for a batch to end, of this batcher.
+        own: Any = self.fanout.live_buffers
+        keys: list[Any] = self._parking.waited_for()
+        return [key for key in keys if isinstance(key, Buffer) and (key in own or key.slot < 0)]
 
     def _end_slow(self, buffer: Buffer[Any]) -> None:
         self.fanout.end_stream(buffer, self._room.slow_error(buffer))

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias
 
 from typing_extensions import TypeVar
 
+from batchstream._core.arguments import UNLIMITED
 from batchstream._core.errors import begin_in_source, forget_context
 from batchstream._core.records import Delivery, FinishReason, StreamEnd
 from batchstream._handoff.buffer import Buffer
@@ -61,6 +62,8 @@ class Fanout(Generic[T]):
         departures: Buffers of streams that ended otherwise than by a step, for the core to cancel.
         deliveries: What each step gave, where the batch is read by time.
         free_steps: How many plain steps every live stream has room for at least.
+        waiting_for: The buffers that had no room when the pump looked last.
+        limit: How many outputs leave no room.
         view: How the batch is read; None before the first receive.
     """
 
@@ -77,6 +80,8 @@ class Fanout(Generic[T]):
         self.departures: deque[Buffer[T]] = deque()
         self.deliveries: Buffer[Delivery[T]] = Buffer(len(self.buffers), "the batch")
         self.free_steps = 0
+        self.waiting_for: Sequence[Buffer[Any]] = ()
+        self.limit = UNLIMITED
         self.view = view
         # A dict, because setting a default is atomic.
         self._decided: dict[str, View] = {} if view is None else {"view": view}
@@ -136,7 +141,18 @@ class Fanout(Generic[T]):
             live=ends.count(None),
             finished={reason: reasons[reason] for reason in FinishReason if reasons[reason]},
             buffered=sum(len(buffer.outputs) for buffer in self.buffers),
+            waiting_for=self.slots_waited_for,
         )
+
+    @property
+    def slots_waited_for(self) -> tuple[int, ...]:
+        """The slots of the live streams in which the source waits for room."""
+        return tuple(it.slot for it in self.waiting_for if self.waits_for(it))
+
+    def waits_for(self, buffer: Buffer[Any]) -> bool:
+        """Whether the source waits for room in the stream of a buffer."""
+        waits = buffer in self.waiting_for and buffer in self.live_buffers
+        return waits and buffer.is_full(self.limit)  # still: the pump waits for all of them
 
     # ---- from a consumer
 
@@ -185,7 +201,8 @@ class Fanout(Generic[T]):
             full = tuple(buffer.slot for buffer in live if buffer.is_full(limit))
             if full:
                 return full
-            self.free_steps = limit - max((len(buffer.outputs) for buffer in live), default=0)
+            most = max((len(buffer.outputs) for buffer in live), default=0)
+            self.free_steps = max(limit - most, 1)  # one without a bound may hold more
         self.free_steps -= 1
         return ()
 

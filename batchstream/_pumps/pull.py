@@ -55,6 +55,30 @@ class Role:
         self.holder = NO_THREAD
 
 
+class _EndOfAll:
+    """What a caller waits for that takes the outputs of all streams: it has none, and ends last.
+
+    Args:
+        fanout: The core and the buffers; there is a buffer.
+    """
+
+    __slots__ = ("_fanout",)
+    outputs = ()
+
+    def __init__(self, fanout: Fanout[Any]) -> None:
+        self._fanout = fanout
+
+    @property
+    def ends(self) -> bool:
+        """Whether all streams have ended."""
+        return not self._fanout.core.has_live
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the streams cannot be read."""
+        return self._fanout.buffers[0].refusal
+
+
 class PullPump(Generic[T]):
     """Moves a source as its consumers ask for outputs.
 
@@ -81,6 +105,8 @@ class PullPump(Generic[T]):
         self.consumers: dict[Buffer[Any], int] = {}
         self._source = source
         self._max_buffered = max_buffered
+        # Tokens of callers that take all outputs, whatever the bound: adding one is atomic.
+        self._collectors: set[object] = set()
         self._closed = False  # whether the source was closed, as no stream was live any more
         self.role = Role()
         # With this a receive makes steps by itself, once the first one was made here.
@@ -101,6 +127,10 @@ class PullPump(Generic[T]):
             # Also what a cancel has left that was broken off by a signal's exception.
             if self.fanout.departures or not (self.fanout.live_buffers or self._closed):
                 self._apply_departures_if_free()
+
+    def waits_for(self, buffer: Buffer[Any]) -> bool:  # noqa: ARG002 - see BackgroundPump
+        """Whether the source waits for a stream: never, as a pull too many is refused."""
+        return False
 
     # ---- from a consumer
 
@@ -164,6 +194,21 @@ class PullPump(Generic[T]):
             if self.fanout.departures:
                 self._apply_departures_if_free()
 
+    def collect(self) -> None:
+        """Make steps until all streams have ended, whatever they hold.
+
+        Raises:
+            RuntimeError, ClosedError: See `wait`.
+        """
+        everything: Any = _EndOfAll(self.fanout)
+        token = object()
+        self._collectors.add(token)
+        try:
+            while self.fanout.live_buffers and self.fanout.core.has_live:
+                self.wait(everything, None)
+        finally:
+            self._collectors.discard(token)
+
     # ---- the role
 
     def _refusal(self) -> Exception:
@@ -206,6 +251,9 @@ class PullPump(Generic[T]):
 
     def _check_room(self, limit: int) -> None:
         """Refuse a step that a live stream has no room for, before the source is touched."""
+        if self._collectors:
+            self.fanout.free_steps = 0  # when they have gone the bound holds again
+            return
         full = self.fanout.full_slots(limit)
         # Not one that was cancelled a moment ago, of which the core does not know yet.
         full = tuple(slot for slot in full if not self.fanout.buffers[slot].ends)

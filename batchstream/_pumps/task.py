@@ -180,7 +180,7 @@ class TaskPump(BackgroundPump[T]):
             if self._has_to_wait(full, partial(self._resume, waiter)):
                 seconds = self._pause_limit(LOOP_POLL_SECONDS if self._parking.loops > 1 else None)
                 await loop.wait(waiter, seconds)
-                self._parking.cancel_closed_loops()
+                self._look_around()
         finally:
             self._room.stop_asking(full)
 

@@ -91,6 +91,17 @@ class ThreadPump(BackgroundPump[T]):
                 running.add(self)
                 self._thread.end_after(self.run)
 
+    def collect(self) -> None:
+        """Let all streams end, whatever they hold, and wait for it.
+
+        Raises:
+            RuntimeError, ClosedError: See `wait`.
+        """
+        self._check_collectable()
+        self.start(None)
+        with self._without_bound():
+            self.closed.wait()
+
     def close(self) -> None:
         """Cancel what is live, and wait until the source is closed and the thread has ended.
 
@@ -147,7 +158,7 @@ class ThreadPump(BackgroundPump[T]):
                 seconds = self._pause_limit(LOOP_POLL_SECONDS if self._parking.loops else None)
                 capped = -1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)
                 waiter.acquire(True, capped)  # noqa: FBT003
-                self._parking.cancel_closed_loops()
+                self._look_around()
         finally:
             self._room.stop_asking(full)
 

@@ -189,6 +189,40 @@ class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
         """
         return _Steps(self, self._opened())
 
+    async def collect(self) -> list[list[T]]:
+        """Return all outputs of all streams: a list for each slot, in their order.
+
+        It returns when every stream has ended, and takes what no other consumer has received. All
+        outputs are in memory then: `max_buffered` and `on_overflow` do not hold meanwhile. Where
+        streams have failed it takes nothing, and raises the error of the lowest slot among them:
+        each stream can still be read, to its own end or error. A stream that was cancelled gives
+        an empty list.
+
+        Raises:
+            RuntimeError: The batch is read by time, or its source waits for itself.
+            ClosedError: The process was forked from the one that opened the batch.
+            Exception: What a stream ended with, in a copy of its own.
+
+        Blocking: never; it waits until no stream is live, and the source is closed.
+        Cancellation: the outputs stay in the streams, to be read later. The source goes on as far
+            as the bound lets it: where streams hold more by then it waits for them, or with
+            `on_overflow="cancel"` ends them after what they hold.
+        Threads: any event loop; an asynchronous source runs in the first that waits. Read no
+            stream meanwhile, or the lists lack what you read.
+
+        Example:
+            >>> import asyncio
+            >>> import batchstream
+            >>> async def main():
+            ...     steps = [["a", "x"], ["b", None], [None, None]]
+            ...     async with batchstream.AsyncBatchedStream(steps, size=2) as batch:
+            ...         print(await batch.collect())
+            >>> asyncio.run(main())
+            [['a', 'b'], ['x']]
+        """
+        await self._opened().collect_in_loop(current_loop())
+        return self._take_all()
+
     async def aclose(self) -> None:
         """Cancel every live stream, and wait until the source is closed. Repeated calls do nothing.
 

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Generic, NoReturn, Protocol, overload
 
 from typing_extensions import TypeVar
 
+from batchstream._core.errors import consumer_error
+
 if TYPE_CHECKING:
     from batchstream._core.records import FinishReason, Statistics, StreamEnd
     from batchstream._handoff.buffer import Buffer
+    from batchstream._handoff.upstream import Upstream
     from batchstream._pumps.fanout import Fanout
 
 T = TypeVar("T")
@@ -35,7 +38,10 @@ class AnyStream(Generic[T]):
     def __repr__(self) -> str:
         state = self.finish_reason or "live"
         which = self._buffer.name.removeprefix("stream ")
-        return f"<{type(self).__name__} {which}, {state}, {len(self._buffer.outputs)} buffered>"
+        upstream: Upstream = self._upstream  # type: ignore[attr-defined] # of the reader's kind
+        waits = ", the source waits for it" if upstream.waits_for(self._buffer) else ""
+        buffered = len(self._buffer.outputs)
+        return f"<{type(self).__name__} {which}, {state}, {buffered} buffered{waits}>"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(
@@ -80,7 +86,9 @@ class AnyBatch(Sequence[StreamT], Generic[StreamT, T]):
         raise TypeError(f"{article} {name} cannot be pickled or copied: it holds a running source")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}, {len(self.live)} of {len(self)} streams live>"
+        slots = self._fanout.slots_waited_for
+        waits = f", the source waits for slots {', '.join(map(str, slots))}" if slots else ""
+        return f"<{type(self).__name__}, {len(self.live)} of {len(self)} streams live{waits}>"
 
     def __len__(self) -> int:
         return len(self._fanout.buffers)
@@ -119,6 +127,18 @@ class AnyBatch(Sequence[StreamT], Generic[StreamT, T]):
         if not 0 <= slot < len(self):
             raise IndexError(f"no slot {slot!r}, expected slots from 0 to {len(self) - 1}")
         self._streams[slot].cancel()
+
+    def _take_all(self) -> list[list[T]]:
+        """Take what all streams hold, of which none is live; or raise, and take nothing."""
+        for buffer in self._fanout.buffers:
+            end = buffer.end
+            if end is not None and end.error is not None and not buffer.cancelled:
+                own = consumer_error(end.error)
+                try:
+                    raise own
+                finally:
+                    del own  # it holds this frame
+        return [buffer.take_all() for buffer in self._fanout.buffers]
 
     def statistics(self) -> Statistics:
         """Return the figures up to now.

@@ -183,6 +183,35 @@ class BatchedStream(AnyBatch[Stream[T], T]):
         """
         return _Steps(self, self._pump)
 
+    def collect(self) -> list[list[T]]:
+        """Return all outputs of all streams: a list for each slot, in their order.
+
+        It returns when every stream has ended, and takes what no other consumer has received. All
+        outputs are in memory then: `max_buffered` and `on_overflow` do not hold meanwhile. Where
+        streams have failed it takes nothing, and raises the error of the lowest slot among them:
+        each stream can still be read, to its own end or error. A stream that was cancelled gives
+        an empty list.
+
+        Raises:
+            RuntimeError: The batch is read by time, or its source waits for itself.
+            ClosedError: The process was forked from the one that opened the batch.
+            Exception: What a stream ended with, in a copy of its own.
+
+        Blocking: until the source has ended, or no stream is live.
+        Cancellation: an exception from a signal leaves the outputs in the streams, to be read
+            later, and the bound holds again; during a step of a source that is pulled it fails the
+            batch. If it strikes as the outputs are handed out it takes them along.
+        Threads: any, one at a time. Read no stream meanwhile, or the lists lack what you read.
+
+        Example:
+            >>> import batchstream
+            >>> batch = batchstream.BatchedStream([["a", "x"], ["b", None], [None, None]])
+            >>> batch.collect()
+            [['a', 'b'], ['x']]
+        """
+        self._pump.collect()
+        return self._take_all()
+
     def close(self) -> None:
         """Cancel every live stream and close the source. Repeated calls do nothing.
 

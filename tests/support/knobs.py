@@ -12,7 +12,9 @@ import batchstream._batching.clock
 import batchstream._batching.dynamic
 import batchstream._batching.queue
 import batchstream._eventloops.asyncio
+import batchstream._pumps.clock
 import batchstream._pumps.process
+import batchstream._pumps.stall
 from batchstream._batching.dispatcher import Dispatcher
 from batchstream._batching.request import Request
 from batchstream._batching.scheduler import Scheduler
@@ -79,8 +81,14 @@ def set_many_keys(monkeypatch, keys):
 
 
 def set_clock(monkeypatch, clock):
-    """Let batchers ask this function what time it is."""
+    """Let batchers and pumps ask this function what time it is."""
     monkeypatch.setattr(batchstream._batching.clock, "monotonic", clock)
+    monkeypatch.setattr(batchstream._pumps.clock, "monotonic", clock)
+
+
+def set_stall(monkeypatch, seconds):
+    """Let a pump warn when it has waited so long for a stream that is not read."""
+    monkeypatch.setattr(batchstream._pumps.stall, "STALL_SECONDS", seconds)
 
 
 def set_lock_of_workers(monkeypatch, lock):

@@ -11,6 +11,7 @@ from batchstream import (
     EOS,
     SKIP,
     AsyncBatchedStream,
+    AsyncReplies,
     AsyncStream,
     BatchedStream,
     BatcherStatistics,
@@ -24,6 +25,7 @@ from batchstream import (
     Last,
     Many,
     Metrics,
+    Replies,
     Statistics,
     StepEngine,
     Stream,
@@ -82,6 +84,8 @@ with BatchedStream[str](words(), size=2) as batch:
     assert_type(batch[0:1], tuple[Stream[str], ...])
     assert_type(batch.live, tuple[int, ...])
     assert_type(batch.statistics(), Statistics)
+    assert_type(batch.statistics().waiting_for, tuple[int, ...])
+    assert_type(batch.collect(), list[list[str]])
     batch.cancel(1)
     for delivery in batch.steps():
         assert_type(delivery, Delivery[str])
@@ -153,6 +157,7 @@ async def in_an_event_loop() -> None:
         assert_type(batch[0:1], tuple[AsyncStream[str], ...])
         assert_type(batch.live, tuple[int, ...])
         assert_type(batch.statistics(), Statistics)
+        assert_type(await batch.collect(), list[list[str]])
         batch.cancel(1)
         async for delivery in batch.steps():
             assert_type(delivery, Delivery[str])
@@ -209,6 +214,15 @@ with DynamicBatcher[str, str](translate, max_batch_size=8) as batcher:
     assert_type(batcher.stream("a", timeout=1.5, wait_timeout=1), Stream[str])
     assert_type(batcher.statistics(), BatcherStatistics)
     batcher.stream(1)  # type: ignore[arg-type]
+    assert_type(batcher.map(["a", "b"], timeout=1.5, wait_timeout=1), Replies[list[str]])
+    for reply in batcher.map(iter(["a", "b"])):
+        assert_type(reply, list[str])
+    for number, reply in batcher.map(["a"], ordered=False):
+        assert_type(number, int)
+        assert_type(reply, list[str])
+    batcher.map([1])  # type: ignore[list-item]
+    with closing(batcher.map(["a"])) as replies:
+        assert_type(next(replies), list[str])
 
 DynamicBatcher(
     translate_async,
@@ -248,6 +262,7 @@ class Model:
 
 
 loud: Stream[str] = shout.stream("a")
+all_loud: Iterator[list[str]] = shout.map(["a"])
 shout.stream(1)  # type: ignore[arg-type]
 shout_plainly.stream("a")
 Model().generate.stream(1)
@@ -325,6 +340,10 @@ except batchstream.ForkedError:
     pass
 
 
+async def requests() -> AsyncIterator[bytes]:
+    yield b"a"
+
+
 async def continuous() -> None:
     async with ContinuousBatcher(engine, max_batch_size=4, cost=len, max_batch_cost=10) as joined:
         assert_type(joined, ContinuousBatcher[bytes, int])
@@ -332,6 +351,14 @@ async def continuous() -> None:
         assert_type(stream, AsyncStream[int])
         assert_type(await anext(stream), int)
         joined.astream("a")  # type: ignore[arg-type]
+        assert_type(joined.amap([b"a"], timeout=1), AsyncReplies[list[int]])
+        async for reply in joined.amap(requests()):
+            assert_type(reply, list[int])
+        async for number, reply in joined.amap([b"a"], ordered=False):
+            assert_type(number, int)
+            assert_type(reply, list[int])
+        async with aclosing(joined.amap([b"a"])) as replies:
+            assert_type(await anext(replies), list[int])
     ContinuousBatcher[bytes, int](Engine, max_batch_size=4)
     ContinuousBatcher(object(), max_batch_size=4)  # type: ignore[arg-type]
     try:

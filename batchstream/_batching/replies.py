@@ -1,0 +1,444 @@
+"""Many requests through one batcher: as many in flight as fit, and the reply of each as a list.
+
+Theory of operation
+-------------------
+
+A `Flight` has the requests of one `map` that were submitted and whose replies were not taken. A
+request of a flight has no stream: it keeps all its outputs, whatever the batcher's bound, and tells
+the flight when it has ended. The consumer takes requests from the caller's iterable and submits
+them, up to a width that keeps every worker busy; then it waits until any request has ended.
+
+Other clients may fill the queue of the batcher. Then a request of a flight is not refused: the
+flight holds it back, until the dispatcher tells that requests have left the queue.
+
+The iterators below refer to the flight, and nothing refers to them: one that is dropped cancels
+what is in flight at once, without waiting for the cycle collector.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from itertools import count
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, cast, final
+
+from typing_extensions import TypeVar
+
+from batchstream._core.arguments import check_seconds
+from batchstream._core.errors import OverloadedError, concurrent_error
+from batchstream._eventloops.current import current_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batchstream._batching.dispatcher import Dispatcher
+    from batchstream._batching.request import Request
+
+T = TypeVar("T")
+ReplyT = TypeVar("ReplyT", default=Any)
+
+HELD_PER_LIVE: Final = 4
+"""How many requests may be in flight for each that fits, where finished ones wait for their turn
+behind one that takes long."""
+
+
+class _Failed:
+    """What stands in the place of a request that could not be submitted."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class Flight(Generic[T]):
+    """The requests of one `map` that are in flight.
+
+    Args:
+        dispatcher: Where they are submitted.
+        ordered: Whether replies are taken in the order of the requests.
+        timeout: For how long each may last.
+        wait_timeout: For how long each may wait for a batch.
+
+    Attributes:
+        dispatcher: The same.
+        is_cancelled: Whether all is over.
+        room: Whether the dispatcher has told of room since a request was held back.
+        claim: Taken by the consumer at work.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_done",
+        "_ended",
+        "_held_back",
+        "_in_flight",
+        "_most",
+        "_numbers",
+        "_ordered",
+        "_requests_over",
+        "_timeout",
+        "_wait_timeout",
+        "_width",
+        "claim",
+        "dispatcher",
+        "is_cancelled",
+        "room",
+    )
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher[T],
+        *,
+        ordered: bool,
+        timeout: float | None,
+        wait_timeout: float | None,
+    ) -> None:
+        for name, seconds in {"timeout": timeout, "wait_timeout": wait_timeout}.items():
+            if seconds is not None:
+                check_seconds(name, seconds)
+        self.dispatcher = dispatcher
+        self.room = False
+        self.claim = Lock()
+        self._ordered = ordered
+        self._timeout = timeout
+        self._wait_timeout = wait_timeout
+        options = dispatcher.options
+        size = options.max_batch_size
+        # One batch more than run, so that a worker finds the next one as it ends the last.
+        self._width = options.workers * size + min(size, options.max_pending)
+        self._most = HELD_PER_LIVE * self._width
+        self._numbers = count()
+        # With their numbers, in the order of the requests; and those among them that have ended,
+        # in the order in which they did.
+        self._in_flight: dict[Request[T] | _Failed, int] = {}
+        self._done: dict[Request[T] | _Failed, None] = {}
+        self._ended: deque[Request[T]] = deque()  # added to by any thread; one may come twice
+        self._held_back: list[Any] = []  # a request for which there was no room, if any
+        self._requests_over = False
+        self.is_cancelled = False
+
+    def __repr__(self) -> str:
+        if self.is_cancelled:
+            return "closed"
+        return f"{len(self._in_flight)} requests in flight, {len(self.live)} of them live"
+
+    # ---- from any thread, never waiting
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to do for a consumer that waits."""
+        return bool(self._ended) or self.room
+
+    def note_end(self, request: Request[T]) -> None:
+        """Take note that a request has ended, behind its outputs, and wake the consumer."""
+        self._ended.append(request)
+        self.dispatcher.parking.wake((self,))
+
+    def note_room(self) -> None:
+        """Take note that requests have left the batcher's queue, and wake the consumer."""
+        self.room = True
+        self.dispatcher.parking.wake((self,))
+
+    def cancel(self) -> None:
+        """Cancel what is in flight, and take no request any more."""
+        self.is_cancelled = True  # first: a consumer that submits at the moment cancels again
+        self._held_back.clear()
+        self.dispatcher.held_back.discard(self)
+        for request in list(self._in_flight):  # which only the consumer changes
+            if not isinstance(request, _Failed):
+                request.on_end = None  # which refers to this
+                self.dispatcher.cancel(request)
+        self.note_room()
+
+    _cancel_with_loop = cancel
+
+    # ---- from the consumer
+
+    def enter(self, consumer: str) -> None:
+        """Refuse a second consumer at the same time.
+
+        Raises:
+            ConcurrentConsumerError: There is one.
+        """
+        if not self.claim.acquire(blocking=False):
+            raise concurrent_error("a map", consumer)
+
+    @property
+    def wanted(self) -> int:
+        """How many requests to take before the next look: one if a reply is ready already."""
+        if self._requests_over or self.is_cancelled:
+            return 0
+        live, all_ = len(self._in_flight) - len(self._done), len(self._in_flight)
+        most = min(self._width - live, self._most - all_)
+        return min(most, 1) if self.has_reply else most
+
+    @property
+    def has_reply(self) -> bool:
+        """Whether the next reply is ready."""
+        if self.is_cancelled or not self._done:
+            return False
+        return not self._ordered or next(iter(self._in_flight)) in self._done
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all replies were taken."""
+        return self.is_cancelled or (self._requests_over and not self._in_flight)
+
+    @property
+    def live(self) -> list[Request[T]]:
+        """The requests that have not ended."""
+        return [it for it in list(self._in_flight) if not isinstance(it, _Failed) and not it.ends]
+
+    def look(self) -> bool:
+        """Look at what has ended, and submit what was held back; False if there is no room yet."""
+        while self._ended:
+            request = self._ended.popleft()
+            if request in self._in_flight:
+                self._done[request] = None
+        return not self._held_back or self.submit(self._held_back.pop())
+
+    def submit(self, content: Any) -> bool:
+        """Submit a request, or hold it back, and then return False."""
+        self.room = False
+        dispatcher = self.dispatcher
+        for _ in range(2):
+            try:
+                request = dispatcher.submit(
+                    content,
+                    timeout=self._timeout,
+                    wait_timeout=self._wait_timeout,
+                    on_end=self.note_end,
+                )
+            except OverloadedError:
+                # And once more: room that came before this does not tell.
+                dispatcher.held_back.add(self)
+            except Exception as error:  # noqa: BLE001 - raised in the place of the reply
+                self.end_requests(error)
+                return True
+            else:
+                dispatcher.held_back.discard(self)
+                self._in_flight[request] = next(self._numbers)
+                if self.is_cancelled:  # by another thread, a moment ago
+                    self.cancel()
+                return True
+        self._held_back.append(content)
+        return False
+
+    def end_requests(self, error: Exception | None = None) -> None:
+        """Take no request any more; raise the error, if any, behind the replies up to here."""
+        self._requests_over = True
+        if error is not None:
+            failed = _Failed(error)
+            self._in_flight[failed] = next(self._numbers)
+            self._done[failed] = None
+
+    def take(self) -> Any:
+        """Take the next reply, which is ready.
+
+        Raises:
+            Exception: What its request has failed with; the others are cancelled.
+        """
+        request = next(iter(self._in_flight if self._ordered else self._done))
+        self._done.pop(request)
+        number = self._in_flight.pop(request)
+        try:
+            if isinstance(request, _Failed):
+                raise request.error  # noqa: TRY301 - as what a request has failed with
+            request.on_end = None  # which refers to this
+            if request.end is not None and request.end.error is not None:
+                request.conclude()
+            outputs = request.take_all()
+        except BaseException:
+            self.cancel()
+            raise
+        finally:
+            del request  # the error may hold this frame
+        return outputs if self._ordered else (number, outputs)
+
+
+class _AnyReplies(Generic[ReplyT]):
+    """What both iterators have in common."""
+
+    __slots__ = ("__weakref__", "_flight", "_requests")
+    _flight: Flight[Any]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}, {self._flight!r}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled or copied: its requests are in flight"
+        )
+
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if hasattr(self, "_flight") and not _is_finalizing():
+            self._flight.cancel()
+
+
+@final
+class Replies(_AnyReplies[ReplyT], Iterator[ReplyT]):
+    """The replies to many requests, as an iterator: what `map` of a batcher returns.
+
+    Close or drop it, as leaving a `for` loop does, and what is in flight is cancelled. An error of
+    a request is raised in its place, cancels the others, and ends the iterator.
+
+    Raises (on iteration):
+        ClosedError: The batcher was closed, or is in use in the process this is a fork of.
+        DeadlineError: A request was not finished in time.
+        ConcurrentConsumerError: Another thread waits for a reply.
+        RuntimeError: The model of the batcher waits for its own requests.
+        Exception: What the model, `key`, `cost`, `max_outputs` or the iterable of requests raise.
+
+    Blocking: until there is a reply, and while the iterable of requests blocks.
+    Cancellation: an exception from a signal leaves what is in flight, and the next receive goes on;
+        one that strikes in the iterable of requests cancels all.
+    Threads: one at a time.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, flight: Flight[Any], requests: Iterator[Any]) -> None:
+        self._flight = flight
+        self._requests = requests
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> ReplyT:
+        flight = self._flight
+        try:
+            flight.enter("thread")
+            try:
+                while True:
+                    self._submit()
+                    if flight.has_reply:
+                        reply = cast("ReplyT", flight.take())
+                        if not flight.is_cancelled:  # by another thread: it may be cut
+                            return reply
+                    if flight.is_over:
+                        raise StopIteration
+                    flight.dispatcher.wait_for_any(flight)
+            finally:
+                flight.claim.release()
+        except BaseException:
+            del self  # which this frame would keep alive, and the error keeps the frame
+            raise
+
+    def _submit(self) -> None:
+        """Submit requests, as many as fit."""
+        flight, requests = self._flight, self._requests
+        del self  # as in `__next__`
+        if not flight.look():
+            return
+        for _ in range(flight.wanted):
+            try:
+                content = next(requests)
+            except StopIteration:
+                flight.end_requests()
+                return
+            except Exception as error:  # noqa: BLE001 - raised in the place of the reply
+                flight.end_requests(error)
+                return
+            except BaseException:
+                flight.cancel()
+                raise
+            if not flight.submit(content) or flight.is_over:
+                return
+
+    def close(self) -> None:
+        """Cancel what is in flight; the iterator is over. Repeated calls do nothing.
+
+        Blocking: never.
+        Cancellation: call it again.
+        Threads: any.
+        """
+        self._flight.cancel()
+
+
+@final
+class AsyncReplies(_AnyReplies[ReplyT], AsyncIterator[ReplyT]):
+    """The replies to many requests, as an asynchronous iterator: what `amap` of a batcher returns.
+
+    Close or drop it, as leaving an `async for` loop does, and what is in flight is cancelled. An
+    error of a request is raised in its place, cancels the others, and ends the iterator.
+
+    Raises (on iteration):
+        ClosedError: The batcher was closed, or is in use in the process this is a fork of.
+        DeadlineError: A request was not finished in time.
+        ConcurrentConsumerError: Another task waits for a reply.
+        Exception: What the model, `key`, `cost`, `max_outputs` or the iterable of requests raise.
+
+    Blocking: never, unless the iterable of requests does; it waits until there is a reply.
+    Cancellation: a receive that is cancelled as it waits for a reply takes nothing, and the next
+        one goes on; one that is cancelled as it waits for the iterable of requests cancels all,
+        because an asynchronous generator ends by it.
+    Threads: one task at a time, in any event loop.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, flight: Flight[Any], requests: Iterator[Any] | AsyncIterator[Any]) -> None:
+        self._flight = flight
+        self._requests = requests
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ReplyT:
+        flight = self._flight
+        try:
+            flight.enter("task")
+            try:
+                loop = current_loop()
+                # Before the reply is taken: replies that are ready leave others their turn.
+                await loop.checkpoint()
+                while True:
+                    await self._submit()
+                    if flight.has_reply:
+                        reply = cast("ReplyT", flight.take())
+                        if not flight.is_cancelled:  # by another thread: it may be cut
+                            return reply
+                    if flight.is_over:
+                        raise StopAsyncIteration
+                    await flight.dispatcher.wait_for_any_in_loop(flight, loop)
+            finally:
+                flight.claim.release()
+        except BaseException:
+            del self  # which this frame would keep alive, and the error keeps the frame
+            raise
+
+    async def _submit(self) -> None:
+        """Submit requests, as many as fit."""
+        flight, requests = self._flight, self._requests
+        del self  # as in `__anext__`
+        if not flight.look():
+            return
+        for _ in range(flight.wanted):
+            try:
+                if isinstance(requests, AsyncIterator):
+                    content = await anext(requests)
+                else:
+                    content = next(requests)
+            except (StopIteration, StopAsyncIteration):
+                flight.end_requests()
+                return
+            except Exception as error:  # noqa: BLE001 - raised in the place of the reply
+                flight.end_requests(error)
+                return
+            except BaseException:
+                flight.cancel()
+                raise
+            if not flight.submit(content) or flight.is_over:
+                return
+
+    async def aclose(self) -> None:
+        """Cancel what is in flight; the iterator is over. Repeated calls do nothing.
+
+        Blocking: never, and it waits for nothing.
+        Cancellation: call it again.
+        Threads: any.
+        """
+        self._flight.cancel()

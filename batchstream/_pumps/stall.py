@@ -1,0 +1,118 @@
+"""Notices a stall: a pump waits for streams that are not read, while others are waited for.
+
+Theory of operation
+-------------------
+
+A pump that waits for room also looks around when its wait has lasted `STALL_SECONDS`, and from then
+on as often, until it has warned. A stream that was read meanwhile is not among those that still
+have no room. Without a stream that is waited for there is no stall: the consumers may all be at
+work on what they have. A pump that waits for its source never comes here.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from batchstream._core.errors import report_unraisable
+from batchstream._pumps import clock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from batchstream._handoff.buffer import Buffer
+
+STALL_SECONDS: Final = 5.0
+"""How long a pump waits for streams that are not read before it warns."""
+
+_NAMED: Final = 3
+"""How many streams a warning names."""
+
+logger: Final = logging.getLogger("batchstream")
+
+
+class StallWatch:
+    """How long a pump has waited for which streams, and whether it has warned.
+
+    Args:
+        advice: How to read all streams without a bound, in words.
+    """
+
+    __slots__ = ("_advice", "_since", "_warned")
+
+    def __init__(self, advice: str) -> None:
+        self._advice = advice
+        self._since: dict[Buffer[Any], float] = {}
+        self._warned = False
+
+    def begin(self, full: Sequence[Buffer[Any]]) -> None:
+        """Begin to wait for these streams, or go on."""
+        if not self._warned:
+            now = clock.monotonic()
+            self._since = {buffer: self._since.get(buffer, now) for buffer in full}
+
+    def over(self) -> None:
+        """Forget all waits: every stream has room."""
+        self._since = {}
+
+    def time_left(self) -> float | None:
+        """Return for how many seconds to wait before the next look, if not for ever."""
+        if self._warned or not self._since:
+            return None
+        waited = clock.monotonic() - min(self._since.values())
+        return STALL_SECONDS - waited if waited < STALL_SECONDS else STALL_SECONDS
+
+    def look(
+        self, full: Collection[Buffer[Any]], waited_for: Callable[[], list[Buffer[Any]]]
+    ) -> None:
+        """Warn, once, if this is a stall.
+
+        Args:
+            full: Those streams among them that still have no room.
+            waited_for: Returns the streams that consumers wait for.
+        """
+        since = self._since = {it: at for it, at in self._since.items() if it in full}
+        if not since:
+            return
+        longest = clock.monotonic() - min(since.values())
+        if longest < STALL_SECONDS:
+            return
+        waiting = waited_for()
+        for buffer in waiting:
+            since.pop(buffer, None)  # it was read a moment ago, and is empty
+        if not (waiting and since):
+            return
+        self._warned, self._since = True, {}
+        one = len(since) == 1
+        try:
+            logger.warning(
+                "%s: no consumer reads %s, so that the source has waited for room for %.0f "
+                "seconds, while a consumer waits for %s. Read the streams at the same time; or let "
+                "them hold more, with a larger max_buffered or %s; or pass on_overflow='cancel' to "
+                "end a stream that is not read",
+                _holdings(list(since)),
+                "it" if one else "them",
+                longest,
+                _names(waiting),
+                self._advice,
+            )
+        except Exception as error:  # noqa: BLE001 - of a filter or handler: no reason to fail
+            report_unraisable(error)
+
+
+def _holdings(buffers: list[Buffer[Any]]) -> str:
+    return _listed(
+        [
+            f"{it.name} holds {len(it.outputs)} unread outputs"
+            for it in sorted(buffers, key=lambda it: it.slot)
+        ]
+    )
+
+
+def _names(buffers: list[Buffer[Any]]) -> str:
+    return _listed([it.name for it in sorted(buffers, key=lambda it: it.slot)])
+
+
+def _listed(items: list[str]) -> str:
+    more = len(items) - _NAMED
+    return ", ".join(items[:_NAMED]) + (f" and {more} more" if more > 0 else "")
