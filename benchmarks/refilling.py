@@ -114,7 +114,7 @@ async def backlog(make: Callable[[Diary, int], object], requests: Sequence[Reque
         PLUG.check(await plug)
         for request, received in zip(requests, await asyncio.gather(*tasks), strict=True):
             request.check(received)
-        told = batcher.statistics()
+    told = batcher.statistics()  # closed, so that the last step is counted as well
     assert told.steps == len(diary.live) + 1  # the plug's
     assert math.isclose(told.occupancy * told.steps * CAPACITY, sum(diary.live) + 1)
     return diary

@@ -83,7 +83,7 @@ class Work:
             try:
                 self.read(self.streams[number], self.places[number])
             except self.errors as error:
-                self.ends[number] = error
+                self.ends[number] = error.with_traceback(None)  # which refers to this work
 
     @staticmethod
     def read(stream, places):
@@ -98,7 +98,7 @@ class Work:
             try:
                 self.read(stream, self.places[number])
             except Exception as error:  # noqa: BLE001 - part of the outcome
-                self.ends[number] = error
+                self.ends[number] = error.with_traceback(None)
 
     def outputs(self):
         """Return the names of what each stream has given, one by one or in lists."""
@@ -222,9 +222,14 @@ class Refused(Work):
 class Raising(Work):
     errors = (ValueError,)
 
-    def steps(self):
-        yield from list(super().steps())[:3]
-        raise ValueError("of the source")
+    def source(self):
+        return and_raise(list(self.steps())[:3])
+
+
+def and_raise(steps):
+    """Yield steps, then raise; the error's traceback refers to nothing else."""
+    yield from steps
+    raise ValueError("of the source")
 
 
 class Buffered(Work):
