@@ -125,6 +125,8 @@ class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
 
     def _opened(self) -> TaskPump[T] | ThreadPump[T]:
         if self._pump is None:
+            if self._closed:
+                raise ClosedError("this batch was closed before it was entered")
             raise RuntimeError(
                 "the size of this batch is known inside its async with block: "
                 "enter it, or pass size="
@@ -205,7 +207,7 @@ class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
             unopened, self._unopened = self._unopened, None
             unopened.close()
         elif self._pump is not None:
-            self._pump.request_close()
+            self._pump.close_streams()
             await self._pump.wait_until_closed(current_loop())
 
 

@@ -15,6 +15,7 @@ from batchstream._streams.base import AnyStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
     from batchstream._handoff.buffer import Buffer
     from batchstream._handoff.upstream import SyncUpstream
@@ -139,6 +140,8 @@ class Stream(AnyStream[T], StreamReader[T]):
         (['x'], ['a', 'b', 'c'])
         >>> str(second.finish_reason)
         'eos'
+
+    Whatever leaves a `with stream:` block cancels the stream.
     """
 
     __slots__ = ()
@@ -224,4 +227,15 @@ class Stream(AnyStream[T], StreamReader[T]):
 
     def close(self) -> None:
         """Do the same as `cancel`, for `contextlib.closing`."""
+        self.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.cancel()
