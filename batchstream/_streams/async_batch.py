@@ -170,7 +170,8 @@ class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
 
         Raises (on iteration):
             RuntimeError: A stream of this batch has been read, or another event loop waits.
-            ClosedError: The process was forked from the one that opened the batch.
+            ClosedError: The batch was closed before its end, or the process was forked from the one
+                that opened the batch.
 
         Blocking: never; it waits until there is a delivery.
         Cancellation: a receive that is cancelled takes nothing.
@@ -192,14 +193,15 @@ class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
         return _Steps(self, self._opened())
 
     async def aclose(self) -> None:
-        """Cancel every live stream, and wait until the source is closed. Repeated calls do nothing.
+        """Fail every live stream, and wait until the source is closed. Repeated calls do nothing.
 
-        A stream that had finished keeps what is buffered for it. An error that the source raises
-        while it is closed for this is raised here; where it is closed because its last stream
-        ended it goes to `sys.unraisablehook`.
+        A stream that was live delivers what it holds, and then raises `ClosedError`; so does
+        `steps`. A stream that had finished keeps what it holds and its end. An error that the
+        source raises while it is closed for this is raised here; where it is closed because its
+        last stream ended it goes to `sys.unraisablehook`.
 
         Blocking: never; it waits while the source is in a step, if that cannot be broken off.
-        Cancellation: the batch is cancelled all the same, and the source closed later.
+        Cancellation: the streams fail all the same, and the source is closed later.
         Threads: any event loop.
         """
         self._closed = True

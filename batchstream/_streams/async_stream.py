@@ -211,8 +211,8 @@ class AsyncStream(AnyStream[T], AsyncStreamReader[T]):
         DeadlineError: Of a batcher: the request was not finished in the time it was given.
         ConcurrentConsumerError: Another task is waiting for an output of this same stream.
         RuntimeError: The batch is read by time, or the stream belongs to another event loop.
-        ClosedError: The event loop that ran the source has ended, the batcher was closed, or the
-            process was forked from the one that opened the batch.
+        ClosedError: The event loop that ran the source has ended, the batch or batcher was closed,
+            or the process was forked from the one that opened the batch.
         Exception: What the source raised, or `Fail` for this slot alone.
 
     Blocking: never; it waits until there is an output. An output that is buffered is received

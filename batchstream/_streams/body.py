@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from typing_extensions import TypeVar
 
@@ -14,9 +14,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from batchstream._streams.async_stream import AsyncStream
+    from batchstream._core.records import StreamEnd
 
 ChunkT = TypeVar("ChunkT")
+
+
+class Owned(Protocol):
+    """What a body reads: a stream for consumers in an event loop."""
+
+    @property
+    def slot(self) -> int:
+        """See `AsyncStream.slot`."""
+
+    @property
+    def end(self) -> StreamEnd | None:
+        """See `AsyncStream.end`."""
+
+    async def __anext__(self) -> Any:
+        """Wait for the next output."""
+
+    def cancel(self) -> None:
+        """Cancel the stream."""
 
 
 class StreamBody(AsyncGenerator[ChunkT, None]):
@@ -32,7 +50,7 @@ class StreamBody(AsyncGenerator[ChunkT, None]):
 
     __slots__ = ("_encode", "_over", "_stream")
 
-    def __init__(self, stream: AsyncStream[Any], encode: Callable[[Any], ChunkT] | None) -> None:
+    def __init__(self, stream: Owned, encode: Callable[[Any], ChunkT] | None) -> None:
         self._stream = stream
         self._encode = encode
         self._over = False
@@ -41,7 +59,7 @@ class StreamBody(AsyncGenerator[ChunkT, None]):
         if self._over:
             raise StopAsyncIteration
         try:
-            output = await anext(self._stream)
+            output = await self._stream.__anext__()
         except StopAsyncIteration:
             self._over = True
             check_complete(self._stream)
@@ -93,7 +111,7 @@ class StreamBody(AsyncGenerator[ChunkT, None]):
         self.close()
 
 
-def check_complete(stream: AsyncStream[Any]) -> None:
+def check_complete(stream: Owned) -> None:
     """Refuse to take the end of a stream for the end of a body, where outputs may be missing.
 
     Raises:

@@ -123,8 +123,8 @@ class Stream(AnyStream[T], StreamReader[T]):
         DeadlineError: Of a batcher: the request was not finished in the time it was given.
         ConcurrentConsumerError: Another thread is waiting for an output of this same stream.
         RuntimeError: The batch is read by time, or its source waits for a stream of its own.
-        ClosedError: The batcher was closed, or the process was forked from the one that opened the
-            batch.
+        ClosedError: The batch or batcher was closed, or the process was forked from the one that
+            opened the batch.
         Exception: What the source raised, or `Fail` for this slot alone.
 
     Blocking: until the source has yielded, and while another thread is in the source.

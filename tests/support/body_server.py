@@ -1,12 +1,14 @@
 """Servers that send one stream each, in every form and framework: `body_server.py FRAMEWORK PORT`.
 
 Without the garbage collector, so that what only the collector would free stays. The model goes as
-far as the test lets it: at each step it asks a `serving.Gate`, whose port is the request.
+far as the test lets it: at each step it asks a `serving.Gate`, whose port is in the request, and
+gives so many lines as the request says.
 """
 
 import gc
 import socket
 import sys
+from urllib.parse import parse_qsl
 
 import uvicorn
 
@@ -16,14 +18,15 @@ from batchstream.integrations.starlette import NDJSONResponse, TextResponse
 STEPS = 100
 
 
-def model(ports):
-    with socket.create_connection(("127.0.0.1", ports[0])) as gate, gate.makefile() as lines:
+def model(requests):
+    [(port, size)] = requests
+    with socket.create_connection(("127.0.0.1", port)) as gate, gate.makefile() as lines:
         try:
             for number in range(1, STEPS + 1):
                 gate.sendall(f"step {number}\n".encode())
                 if not lines.readline():
                     return
-                yield ["output\n"]
+                yield ["output\n" * size]
         finally:
             gate.sendall(b"closed\n")
 
@@ -31,17 +34,18 @@ def model(ports):
 batcher = DynamicBatcher(model, max_batch_size=1)
 
 
-def astream(port):
-    return batcher.astream(int(port))
+def astream(query):
+    """Return the stream of a request, given what its URL says."""
+    return batcher.astream((int(query["gate"]), int(query["size"])))
 
 
-async def generator(port):
-    async for output in astream(port):
+async def generator(query):
+    async for output in astream(query):
         yield output
 
 
-async def block(port):
-    async with astream(port) as stream:
+async def block(query):
+    async with astream(query) as stream:
         async for output in stream:
             yield output
 
@@ -52,7 +56,7 @@ def live():
 
 
 FORMS = {
-    "body": lambda port: astream(port).body(),
+    "body": lambda query: astream(query).body(),
     "bare": astream,
     "generator": generator,
     "block": block,
@@ -66,15 +70,14 @@ def in_starlette():
     from starlette.routing import Route
 
     async def get(request):
-        path, port = request.url.path[1:], request.query_params.get("gate")
+        path, query = request.url.path[1:], request.query_params
         if path in {"health", "live"}:
             return PlainTextResponse(live())
         if path == "events":
-            encode = lambda output: {"data": output}
-            return EventSourceResponse(astream(port).body(encode=encode))
+            return EventSourceResponse(astream(query).body(encode=lambda text: {"data": text}))
         if path == "response":
-            return TextResponse(astream(port))
-        return StreamingResponse(FORMS[path](port))
+            return TextResponse(astream(query))
+        return StreamingResponse(FORMS[path](query))
 
     return Starlette(routes=[Route("/{path}", get)])
 
@@ -89,9 +92,10 @@ def in_django():
     async def get(request, form):
         if form in {"health", "live"}:
             return HttpResponse(live())
-        return StreamingHttpResponse(FORMS[form](request.GET["gate"]))
+        return StreamingHttpResponse(FORMS[form](request.GET))
 
-    settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=(path("<form>", get),), SECRET_KEY="none")
+    key = "of no use here"
+    settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=(path("<form>", get),), SECRET_KEY=key)
     django.setup()
     return get_asgi_application()
 
@@ -105,12 +109,12 @@ def in_litestar():
         return live()
 
     @get("/{form:str}")
-    async def send(form: str, gate: int) -> Stream:
-        return Stream(FORMS[form](gate))
+    async def send(form: str, request: Request) -> Stream:
+        return Stream(FORMS[form](request.query_params))
 
     @asgi("/response")
     async def respond(scope: dict, receive: object, send: object) -> None:
-        response = NDJSONResponse(astream(Request(scope).query_params["gate"]))
+        response = NDJSONResponse(astream(Request(scope).query_params))
         await response(scope, receive, send)
 
     return Litestar([health, send, respond])
@@ -125,7 +129,7 @@ def in_quart():
     async def send(form):
         if form in {"health", "live"}:
             return live()
-        return Response(FORMS[form](request.args["gate"]))
+        return Response(FORMS[form](request.args))
 
     return app
 
@@ -158,7 +162,7 @@ async def respond(scope, receive, send):
         body = live().encode()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         return await send({"type": "http.response.body", "body": body})
-    response = TextResponse(astream(query.removeprefix("gate=")))
+    response = TextResponse(astream(dict(parse_qsl(query))))
     return await response(scope, receive, send)
 
 
@@ -169,7 +173,7 @@ def run_aiohttp(port):
         form = request.match_info["form"]
         if form in {"health", "live"}:
             return web.Response(text=live())
-        stream = astream(request.query["gate"])
+        stream = astream(request.query)
         if form == "body":
             return web.Response(body=stream.body(encode=str.encode))
         response = web.StreamResponse()
