@@ -157,7 +157,12 @@ class WaitingQueue(Generic[RequestT]):
             heappush(self.expiries, (wait_until, number))
         group = self._groups.setdefault(request.group, _Group())
         if self._batch_timeout:
-            self._hint_at_arrival(request, group)
+            waiting = len(group.requests) + 1
+            if waiting >= self._max_batch_size or self._max_batch_cost is not None:
+                heappush(self._due, (request.arrived, next(self._numbers), group))
+            elif waiting == 1 or wait_until is not None:
+                due = self._waits_for_others_until(request)
+                heappush(self._due, (due, next(self._numbers), group))
         group.requests[request] = None
 
     def has_group(self, group: object) -> bool:
@@ -282,17 +287,6 @@ class WaitingQueue(Generic[RequestT]):
                 heappush(self._due, (due, number, group))
             heappop(self._due)
         return None
-
-    def _hint_at_arrival(self, request: RequestT, group: _Group[RequestT]) -> None:
-        """Say when a group may be ready to which a request is about to be added."""
-        may_be_full = len(group.requests) + 1 >= self._max_batch_size
-        if may_be_full or self._max_batch_cost is not None:
-            at = request.arrived
-        elif not group.requests or request.wait_until is not None:
-            at = self._waits_for_others_until(request)
-        else:
-            return
-        heappush(self._due, (at, next(self._numbers), group))
 
     def _oldest_in(self, group: _Group[RequestT]) -> RequestT | None:
         """Return the oldest request of a group; None if the group is gone."""

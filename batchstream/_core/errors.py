@@ -169,6 +169,14 @@ def batch_over_error(event: str, state: str, failure: BaseException | None) -> C
     return error
 
 
+def closed_batch_error(cut_short: str) -> ClosedError:
+    """Return the error of a stream, or of the steps, that closing the batch has cut short."""
+    return ClosedError(
+        f"the batch was closed before {cut_short} had ended: "
+        f"read to the end before the batch is closed or its block is left"
+    )
+
+
 def no_slot_error(slot: object, size: int) -> IndexError:
     """Return the error of a call that names a slot which does not exist."""
     return IndexError(f"no slot {slot!r}, expected slots from 0 to {size - 1}")

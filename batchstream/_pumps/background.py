@@ -152,11 +152,18 @@ class BackgroundPump(ABC, Generic[T]):
         self._after_departure()
 
     def request_close(self) -> None:
-        """Cancel what is live, for a caller that then waits for the end."""
+        """Cancel what is live, as the interpreter exits: consumers end without an error there."""
+        self._close_with(self.fanout.cancel_all)
+
+    def close_streams(self) -> None:
+        """Fail what is live, for a caller that then waits for the end."""
+        self._close_with(self.fanout.close_all)
+
+    def _close_with(self, end_all: Callable[[], None]) -> None:
         if self.forked:
             return
         self._closing = True
-        self.fanout.cancel_all()
+        end_all()
         self._wake(self.fanout.buffers)
         self._after_departure()
 
@@ -297,7 +304,7 @@ class BackgroundPump(ABC, Generic[T]):
         if hooks is not None and hooks.next_deadline is not None:
             hooks.before_step()
         if self._closing:
-            fanout.cancel_all()
+            fanout.close_all()
         if fanout.departures:
             fanout.apply_departures()
         if self._room.ends_slow and not (

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias
 from typing_extensions import TypeVar
 
 from batchstream._core.arguments import UNLIMITED
-from batchstream._core.errors import begin_in_source, forget_context
+from batchstream._core.errors import begin_in_source, closed_batch_error, forget_context
 from batchstream._core.records import Delivery, FinishReason, StreamEnd
 from batchstream._handoff.buffer import Buffer
 from batchstream._native.selection import native
@@ -91,6 +91,7 @@ class Fanout(Generic[T]):
         self._plain_appends: Sequence[Callable[[T], None]] = ()
         # Ends for the next delivery: of streams that were cancelled.
         self._unreported: list[tuple[int, StreamEnd]] = []
+        self._cut_short = False  # whether the batch was closed while streams were live
 
     # ---- from any thread, never waiting
 
@@ -113,6 +114,13 @@ class Fanout(Generic[T]):
         for buffer in self.buffers:
             if buffer in self.live_buffers:
                 self.cancel(buffer)
+
+    def close_all(self) -> None:
+        """Fail all streams that have not ended, behind what they hold: their batch was closed."""
+        for buffer in self.buffers:
+            if buffer in self.live_buffers:
+                self._cut_short = True
+                self.fail_stream(buffer, closed_batch_error(buffer.name))
 
     def fail_stream(self, buffer: Buffer[T], error: BaseException) -> None:
         """End a stream with an error, unless it has ended, and queue it for the core."""
@@ -288,7 +296,10 @@ class Fanout(Generic[T]):
         """End the deliveries, behind one with the ends that are in none yet."""
         if self._unreported and self.view != "by slot":
             self._add_delivery(Delivery((), ()))
-        self.deliveries.finish(StreamEnd(FinishReason.EXHAUSTED, 0))
+        end = StreamEnd(FinishReason.EXHAUSTED, 0)
+        if self._cut_short:
+            end = StreamEnd(FinishReason.ERROR, 0, error=closed_batch_error("its steps"))
+        self.deliveries.finish(end)
 
     def drop_unreported(self) -> None:
         """Report no ends of cancelled streams any more: the batch was closed."""

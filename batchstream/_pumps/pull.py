@@ -167,12 +167,12 @@ class PullPump(Generic[T]):
                 self._apply_departures_if_free()
 
     def close(self) -> None:
-        """Cancel what is live and close the source, once no thread is in it.
+        """Fail what is live and close the source, once no thread is in it.
 
         Raises:
             BaseException: What the source raises when it is closed here.
         """
-        self.fanout.cancel_all()
+        self.fanout.close_all()
         me = get_ident()
         # A source that closes its own batch leaves the rest to the holder, after this step.
         if self.forked or self.role.holder == me:

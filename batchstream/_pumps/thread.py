@@ -103,13 +103,13 @@ class ThreadPump(BackgroundPump[T]):
             self.closed.wait()
 
     def close(self) -> None:
-        """Cancel what is live, and wait until the source is closed and the thread has ended.
+        """Fail what is live, and wait until the source is closed and the thread has ended.
 
         Raises:
             BaseException: What the source raises when it is closed here.
         """
         if not self.forked:
-            self.request_close()
+            self.close_streams()
             if not self.runs_here:  # a source that closes its own batch
                 self.closed.wait()
                 self.join()

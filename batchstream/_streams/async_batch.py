@@ -125,6 +125,8 @@ class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
 
     def _opened(self) -> TaskPump[T] | ThreadPump[T]:
         if self._pump is None:
+            if self._closed:
+                raise ClosedError("this batch was closed before it was entered")
             raise RuntimeError(
                 "the size of this batch is known inside its async with block: "
                 "enter it, or pass size="
@@ -168,6 +170,7 @@ class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
 
         Raises (on iteration):
             RuntimeError: A stream of this batch has been read, or another event loop waits.
+            ClosedError: The batch was closed before its end.
             ForkedError: The process was forked from the one that opened the batch.
 
         Blocking: never; it waits until there is a delivery.
@@ -224,14 +227,15 @@ class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
         return self._take_all()
 
     async def aclose(self) -> None:
-        """Cancel every live stream, and wait until the source is closed. Repeated calls do nothing.
+        """Fail every live stream, and wait until the source is closed. Repeated calls do nothing.
 
-        A stream that had finished keeps what is buffered for it. An error that the source raises
-        while it is closed for this is raised here; where it is closed because its last stream
-        ended it goes to `sys.unraisablehook`.
+        A stream that was live delivers what it holds, and then raises `ClosedError`; so does
+        `steps`. A stream that had finished keeps what it holds and its end. An error that the
+        source raises while it is closed for this is raised here; where it is closed because its
+        last stream ended it goes to `sys.unraisablehook`.
 
         Blocking: never; it waits while the source is in a step, if that cannot be broken off.
-        Cancellation: the batch is cancelled all the same, and the source closed later.
+        Cancellation: the streams fail all the same, and the source is closed later.
         Threads: any event loop.
         """
         self._closed = True
@@ -239,7 +243,7 @@ class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
             unopened, self._unopened = self._unopened, None
             unopened.close()
         elif self._pump is not None:
-            self._pump.request_close()
+            self._pump.close_streams()
             await self._pump.wait_until_closed(current_loop())
 
 

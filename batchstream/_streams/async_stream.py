@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Generic, Self, final
+from typing import TYPE_CHECKING, Any, Generic, Self, final, overload
 
 from typing_extensions import TypeVar
 
@@ -12,9 +12,11 @@ from batchstream._eventloops.base import OUTPUTS_PER_TURN, WAITERS_PER_TURN
 from batchstream._eventloops.current import current_loop
 from batchstream._native.selection import native
 from batchstream._streams.base import AnyStream
+from batchstream._streams.body import StreamBody
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from types import TracebackType
 
     from batchstream._eventloops.base import Waiter
     from batchstream._handoff.buffer import Buffer
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from batchstream._handoff.upstream import AsyncUpstream
 
 T = TypeVar("T", default=Any)
+ChunkT = TypeVar("ChunkT")
 
 
 class LoopBinding(Generic[T]):
@@ -208,7 +211,7 @@ class AsyncStream(AnyStream[T], AsyncStreamReader[T]):
         DeadlineError: Of a batcher: the request was not finished in the time it was given.
         ConcurrentConsumerError: Another task is waiting for an output of this same stream.
         RuntimeError: The batch is read by time, or the stream belongs to another event loop.
-        ClosedError: The event loop that ran the source has ended, or the batcher was closed.
+        ClosedError: The event loop that ran the source has ended, or the batch or batcher was closed.
         ForkedError: The process was forked from the one that opened the batch.
         Exception: What the source raised, or `Fail` for this slot alone.
 
@@ -235,6 +238,9 @@ class AsyncStream(AnyStream[T], AsyncStreamReader[T]):
         a
         b
         ['x'] eos
+
+    Whatever leaves an `async with stream:` block cancels the stream, without waiting. To a web
+    framework hand `stream.body()` over, and not the stream.
     """
 
     __slots__ = ()
@@ -283,6 +289,15 @@ class AsyncStream(AnyStream[T], AsyncStreamReader[T]):
         """
         self._upstream.cancel(self._buffer)
 
+    def close(self) -> None:
+        """Do the same as `cancel`, for frameworks that close what they send, as Django does.
+
+        Blocking: never.
+        Cancellation: nothing to cancel.
+        Threads: any thread, callback, finalizer or signal handler.
+        """
+        self.cancel()
+
     async def aclose(self) -> None:
         """Cancel this stream, and if none is live any more wait until the source is closed.
 
@@ -296,3 +311,55 @@ class AsyncStream(AnyStream[T], AsyncStreamReader[T]):
         """
         self.cancel()
         await self._upstream.wait_closed_if_idle(current_loop())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    @overload
+    def body(self, *, encode: None = None) -> AsyncGenerator[T, None]: ...
+    @overload
+    def body(self, *, encode: Callable[[T], ChunkT]) -> AsyncGenerator[ChunkT, None]: ...
+    def body(self, *, encode: Callable[[T], Any] | None = None) -> AsyncGenerator[Any, None]:
+        """Return this stream as the body of a response, for any framework that sends one.
+
+        The body is an asynchronous generator of the outputs, and owns the stream. It cancels the
+        stream at once if a receive is broken off, as by a client that leaves, if `encode` raises,
+        and when the body is closed; `close` and `aclose` do the same. A framework that is given
+        the stream itself, or a generator that refers to it, keeps both until Python's garbage
+        collector comes, and the model works on for a client that has left.
+
+        Args:
+            encode: Makes an output what the framework sends: text, bytes, an event. It runs in
+                the event loop.
+
+        Raises (on iteration):
+            ClosedError: The stream was cancelled from elsewhere, or its error was raised to an
+                earlier reader: to end here would make half a body look whole.
+            Exception: What iterating over the stream raises, or what `encode` raised.
+
+        Blocking: never; it waits until there is an output.
+        Cancellation: a receive that is cancelled, by a timeout too, cancels the stream.
+        Threads: one consumer at a time, in the event loop that the stream belongs to; `close` from
+            any thread.
+
+        Example:
+            >>> import asyncio
+            >>> import batchstream
+            >>> async def model():
+            ...     yield ["so"]
+            ...     yield ["it ends"]
+            >>> async def main():
+            ...     (stream,) = batchstream.demux(model(), size=1)
+            ...     return [chunk async for chunk in stream.body(encode=str.encode)]
+            >>> asyncio.run(main())
+            [b'so', b'it ends']
+        """
+        return StreamBody(self, encode)

@@ -164,6 +164,7 @@ class BatchedStream(AnyBatch[Stream[T], T]):
 
         Raises (on iteration):
             RuntimeError: A stream of this batch has been read, or the source waits for itself.
+            ClosedError: The batch was closed before its end.
             ForkedError: The process was forked from the one that opened the batch.
 
         Blocking: until the source has yielded.
@@ -213,15 +214,16 @@ class BatchedStream(AnyBatch[Stream[T], T]):
         return self._take_all()
 
     def close(self) -> None:
-        """Cancel every live stream and close the source. Repeated calls do nothing.
+        """Fail every live stream and close the source. Repeated calls do nothing.
 
-        A stream that had finished keeps what is buffered for it. An error that the source raises
-        while it is closed here is raised here; where it is closed because its last stream ended
-        it goes to `sys.unraisablehook`.
+        A stream that was live delivers what it holds, and then raises `ClosedError`; so does
+        `steps`. A stream that had finished keeps what it holds and its end. An error that the
+        source raises while it is closed here is raised here; where it is closed because its last
+        stream ended it goes to `sys.unraisablehook`.
 
         Blocking: while another thread is in the source; with `background`, until that thread has
             ended.
-        Cancellation: an exception from a signal leaves the batch cancelled; close it again.
+        Cancellation: an exception from a signal leaves its streams failed; close it again.
         Threads: any. Called by the source itself, it takes effect after the source's step.
         """
         self._pump.close()

@@ -15,6 +15,7 @@ from batchstream._streams.base import AnyStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
     from batchstream._handoff.buffer import Buffer
     from batchstream._handoff.upstream import SyncUpstream
@@ -122,7 +123,7 @@ class Stream(AnyStream[T], StreamReader[T]):
         DeadlineError: Of a batcher: the request was not finished in the time it was given.
         ConcurrentConsumerError: Another thread is waiting for an output of this same stream.
         RuntimeError: The batch is read by time, or its source waits for a stream of its own.
-        ClosedError: The batcher was closed.
+        ClosedError: The batch or batcher was closed.
         ForkedError: The process was forked from the one that opened the batch.
         Exception: What the source raised, or `Fail` for this slot alone.
 
@@ -139,6 +140,8 @@ class Stream(AnyStream[T], StreamReader[T]):
         (['x'], ['a', 'b', 'c'])
         >>> str(second.finish_reason)
         'eos'
+
+    Whatever leaves a `with stream:` block cancels the stream.
     """
 
     __slots__ = ()
@@ -224,4 +227,15 @@ class Stream(AnyStream[T], StreamReader[T]):
 
     def close(self) -> None:
         """Do the same as `cancel`, for `contextlib.closing`."""
+        self.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.cancel()

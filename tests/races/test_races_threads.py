@@ -15,6 +15,7 @@ import pytest
 from batchstream import (
     AsyncBatchedStream,
     BatchedStream,
+    ClosedError,
     ConcurrentConsumerError,
     FinishReason,
     Last,
@@ -23,6 +24,7 @@ from batchstream._eventloops.base import LoopClosedError
 from support import knobs
 from support.interleaving import explore_threads, run_together
 from support.racing import assert_whole_or_too_slow, by_slot, is_prefix, outputs_of
+from support.reading import read_blocking
 from support.sources import ScriptedSource
 
 STEPS = [["a", "x"], ["b", Last("y")], ["c", None], [None, None]]
@@ -74,6 +76,9 @@ def end(batch, source):
     figures = batch.statistics()
     assert figures.opened == sum(figures.finished.values())
     for stream in batch:
+        outputs, error = read_blocking(stream)
+        # One that was live when its batch was closed says so, behind what it held.
+        assert error is ClosedError or (outputs, error) == ([], None), "an output after the end"
         assert list(stream) == [], "an output after the end"
 
 
@@ -111,9 +116,10 @@ def receiving_with_timeouts(times):
     return lambda stream: stream.receive(next(timeouts, None))
 
 
-def assert_prefixes_of_endless(readers):
-    for slot, outputs in enumerate(outputs_of(readers)):
-        assert is_prefix(outputs, [step[slot] for step in ENDLESS])
+def assert_prefixes_of_endless(readers, *errors):
+    for slot, reader in enumerate(readers):
+        assert [type(error) for error in reader.errors] == [*errors]
+        assert is_prefix(reader.outputs, [step[slot] for step in ENDLESS])
 
 
 # ---- consumers in threads
@@ -238,7 +244,7 @@ def test_two_closings_and_two_consumers_end_and_close_the_source_once():
             assert source.closed == 1, "close did not wait for the source"
 
         run_together(first.read, second.read, close, close)
-        assert_prefixes_of_endless(readers)
+        assert_prefixes_of_endless(readers, ClosedError)
         end(batch, source)
 
     explore(scenario)

@@ -60,7 +60,10 @@ async def test_a_batch_that_was_never_read_is_closed_without_a_step(form):
     batch = form.open(script, 2)
     await form.close(batch)
     assert (script.asked, script.closings) == (0, 1)
-    assert [await form.rest(stream) for stream in batch] == [[], []]
+    for stream in batch:
+        outputs, errors = await form.read(stream)
+        assert outputs == []
+        assert [type(error) for error in errors] == [ClosedError]
 
 
 @pytest.mark.rule(10)
@@ -75,7 +78,7 @@ async def test_streams_cancelled_before_the_first_receive_close_the_source(form)
 
 @pytest.mark.rule(10)
 @every_form
-async def test_closing_in_mid_batch_cancels_what_is_live_and_keeps_what_had_finished(form):
+async def test_closing_in_mid_batch_fails_what_is_live_and_keeps_what_had_finished(form):
     script = form.script([["a", Last("x")], ["b", None], *pairs(100)])
     batch = form.open(script, 2, max_buffered=2)
     assert await form.receive(batch[0]) == "a"
@@ -83,9 +86,60 @@ async def test_closing_in_mid_batch_cancels_what_is_live_and_keeps_what_had_fini
         await form.close(batch)
         assert script.closings == 1
         assert batch.live == ()
+    assert batch[0].finish_reason is FinishReason.ERROR
+    outputs, (error,) = await form.read(batch[0])
+    assert outputs == ["b"][: len(outputs)]
+    assert isinstance(error, ClosedError)
+    assert str(error).startswith("the batch was closed before stream 0 had ended: ")
     assert await form.rest(batch[0]) == []
-    assert batch[0].finish_reason is CANCELLED
     assert await form.rest(batch[1]) == ["x"]
+
+
+@pytest.mark.rule(5)
+@every_form
+async def test_a_closed_batch_fails_the_stream_behind_what_it_holds(form):
+    batch = form.open(form.script([["a", "x"], ["b", "y"], *pairs(100)]), 2, max_buffered=2)
+    assert [await form.receive(batch[0]) for _ in "ab"] == ["a", "b"]
+    await form.close(batch)
+    outputs, errors = await form.read(batch[1])
+    assert outputs == ["x", "y"]
+    assert [type(error) for error in errors] == [ClosedError]
+
+
+@pytest.mark.rule(5)
+@every_form
+async def test_a_stream_that_was_cancelled_before_its_batch_was_closed_simply_ends(form):
+    batch = form.open(form.script(pairs(100)), 2, max_buffered=2)
+    await form.receive(batch[0])
+    batch.cancel(0)
+    await form.close(batch)
+    batch.cancel(1)
+    assert batch[0].finish_reason is CANCELLED
+    assert [await form.read(stream) for stream in batch] == [([], []), ([], [])]
+
+
+@pytest.mark.rule(5)
+@every_form
+async def test_a_batch_closed_before_it_had_ended_says_so_by_time_too(form):
+    batch = form.open(form.script(pairs(100)), 2, max_buffered=2)
+    steps = form.iterator(batch.steps())
+    assert (await form.receive(steps)).outputs
+    await form.close(batch)
+    _, (error,) = await form.read(steps)
+    assert isinstance(error, ClosedError)
+    assert "closed before its steps had ended" in str(error)
+    _, errors = await form.read(form.iterator(batch.steps()))
+    assert errors == []
+
+
+@pytest.mark.rule(5)
+@every_form
+async def test_a_batch_closed_after_its_end_has_steps_that_end(form):
+    batch = form.open(form.script([[Last("a")]]), 1)
+    steps = form.iterator(batch.steps())
+    assert (await form.receive(steps)).outputs == [(0, "a")]
+    await form.close(batch)
+    assert await form.read(steps) == ([], [])
 
 
 @pytest.mark.rule(10, 14)
@@ -98,7 +152,7 @@ async def test_an_error_that_leaves_the_block_closes_the_source_and_passes(form)
         await form.in_block(batch, partial(read_one_and_raise, form, batch, error))
     assert caught.value is error
     assert script.closings == 1
-    assert batch[0].finish_reason is batch[1].finish_reason is CANCELLED
+    assert [type(stream.end.error) for stream in batch] == [ClosedError, ClosedError]
 
 
 async def read_one_and_raise(form, batch, error):
@@ -136,8 +190,10 @@ async def test_closing_while_the_source_is_in_a_step_waits_for_it_or_breaks_it_o
             gate.open()
 
     assert await form.receive(batch[0]) == ("a", 0)
-    outputs, _, _ = await form.concurrently(partial(form.rest, batch[0]), close, release)
-    assert outputs == []
+    read, _, _ = await form.concurrently(partial(form.read, batch[0]), close, release)
+    outputs, errors = read
+    assert outputs == [] if form.source_is_async else outputs in ([], [("a", 1)])
+    assert [type(error) for error in errors] == [ClosedError]
     assert script.asked == 2
 
 
@@ -189,7 +245,9 @@ async def test_closing_that_is_cancelled_closes_the_source_later(form):
     assert batch.live == ()
     gate.open()
     await script.closed.wait()
-    assert await form.rest(batch[1]) == []
+    outputs, errors = await form.read(batch[1])
+    assert outputs[:1] == [("b", 0)]
+    assert [type(error) for error in errors] == [ClosedError]
 
 
 @pytest.mark.rule(10)
@@ -237,8 +295,9 @@ async def test_closing_from_inside_the_source_is_no_deadlock(form):
     first, second = holder[0]
     assert await form.receive(first) == "a"
     gate.open()
-    assert await form.rest(first) == []
-    assert await form.rest(second) == []
+    for stream in (first, second):
+        _, errors = await form.read(stream)
+        assert [type(error) for error in errors] == [ClosedError]
     await closed.wait()
 
 

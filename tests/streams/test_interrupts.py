@@ -17,6 +17,7 @@ import trio
 from batchstream import (
     AsyncBatchedStream,
     BatchedStream,
+    ClosedError,
     FinishReason,
     Last,
     SourceError,
@@ -157,7 +158,7 @@ def test_after_an_interrupt_anywhere_in_closing_the_batch_can_be_closed_and_used
         next(steps)
         where = at_line(line, partial(close, batch), within=knobs.CODE_OF_CLOSE)
         close(batch)
-        assert read_blocking(steps)[1] is None, where
+        assert read_blocking(steps)[1] is ClosedError, where
         assert (source.closed, batch.live) == (1, ()), where
         if where is None:
             break

@@ -15,6 +15,7 @@ import batchstream
 from batchstream import (
     BatchedStream,
     BufferOverflowError,
+    ClosedError,
     ConcurrentConsumerError,
     Fail,
     FinishReason,
@@ -26,6 +27,7 @@ from batchstream import (
     Stream,
     demux,
 )
+from support.reading import read_blocking
 from support.sources import TIMEOUT, Gate, ScriptedSource, run_in_threads
 
 
@@ -419,13 +421,14 @@ def test_dropping_a_whole_batch_closes_its_source():
     assert source.closed == 1
 
 
-def test_leaving_the_block_cancels_what_is_live_and_closes_the_source():
+def test_leaving_the_block_fails_what_is_live_and_closes_the_source():
     source = ScriptedSource([["a", Last("x")], ["b", None]])
     with BatchedStream(source, 2) as batch:
         assert next(batch[0]) == "a"
     assert source.closed == 1
-    assert list(batch[0]) == []
-    assert batch[0].finish_reason is FinishReason.CANCELLED
+    with pytest.raises(ClosedError, match="the batch was closed before stream 0 had ended"):
+        next(batch[0])
+    assert batch[0].finish_reason is FinishReason.ERROR
     assert list(batch[1]) == ["x"], "it had finished, and keeps what is buffered"
     batch.close()
     assert source.closed == 1
@@ -444,8 +447,8 @@ def test_closing_from_inside_the_source_takes_effect_after_the_step():
     returned = []
     with BatchedStream(source(), 2) as batch:
         batches.append(batch)
-        assert list(batch[0]) == ["a"]
-        assert list(batch[1]) == []
+        assert read_blocking(batch[0]) == (["a", "b"], ClosedError)
+        assert read_blocking(batch[1]) == (["x", "y"], ClosedError)
     assert returned == [True]
 
 
@@ -467,7 +470,7 @@ def test_closing_waits_for_a_step_in_another_thread():
         threading.Thread(target=gate.opened.set, daemon=True).start()
         batch.close()
 
-    run_in_threads(lambda: list(batch[0]), close)
+    run_in_threads(lambda: read_blocking(batch[0]), close)
     assert batch.live == ()
 
 
@@ -827,6 +830,8 @@ def test_by_time_closing_stops_the_steps():
     with BatchedStream(source, 1) as batch:
         steps = batch.steps()
         next(steps)
+    with pytest.raises(ClosedError, match="the batch was closed before its steps had ended"):
+        next(steps)
     assert next(steps, "over") == "over"
     assert source.closed == 1
 
@@ -918,8 +923,11 @@ def test_statistics_count_what_happened():
     fuller = BatchedStream(endless(3), 3)
     deque(zip(range(100), fuller[0], strict=False), maxlen=0)
     assert fuller.statistics().buffered == 200
+    fuller.cancel(1)
+    assert fuller.statistics().buffered == 100
     fuller.close()
     assert fuller.statistics().live == 0
+    assert len(fuller[2].drain()) == 100
     assert fuller.statistics().buffered == 0
 
 

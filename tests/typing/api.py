@@ -1,6 +1,6 @@
 """Uses the public names as a user does. Checked with mypy --strict, never run."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from typing import Any, assert_type
 
@@ -154,6 +154,12 @@ async def in_an_event_loop() -> None:
         assert_type(batch, AsyncBatchedStream[str])
         takes_what_they_are(batch[0], batch)
         assert_type(batch[0], AsyncStream[str])
+        async with batch[0] as owned:
+            assert_type(owned, AsyncStream[str])
+            assert_type(owned.body(), AsyncGenerator[str, None])
+            assert_type(owned.body(encode=str.encode), AsyncGenerator[bytes, None])
+            owned.body(encode=int.bit_length)  # type: ignore[arg-type]
+            owned.close()
         assert_type(batch[0:1], tuple[AsyncStream[str], ...])
         assert_type(batch.live, tuple[int, ...])
         assert_type(batch.statistics(), Statistics)
@@ -263,6 +269,10 @@ class Model:
 
 loud: Stream[str] = shout.stream("a")
 all_loud: Iterator[list[str]] = shout.map(["a"])
+
+
+with loud as quiet:
+    assert_type(quiet, Stream[str])
 shout.stream(1)  # type: ignore[arg-type]
 shout_plainly.stream("a")
 Model().generate.stream(1)

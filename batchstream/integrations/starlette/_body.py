@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Generic
 from anyio.lowlevel import checkpoint
 from typing_extensions import TypeVar
 
-from batchstream import AsyncStream, FinishReason
-from batchstream._core.errors import ClosedError
+from batchstream import AsyncStream
 from batchstream._eventloops.base import OUTPUTS_PER_TURN
+from batchstream._streams.body import check_complete
 from batchstream.integrations._http import Body
 
 if TYPE_CHECKING:
@@ -77,16 +77,9 @@ class StreamBody(Body, Generic[T]):
         return b"".join(parts)
 
     def _end_of_stream(self) -> bytes | None:
+        check_complete(self._stream)  # the response itself has not cancelled it yet
         end = self._stream.end
         assert end is not None  # noqa: S101 - for the type checker
-        # The response itself has not cancelled the stream yet, and an error that arrives as a mere
-        # end was raised to an earlier reader. Either way a plain end would make the body look
-        # complete, and it is not.
-        if end.reason in (FinishReason.CANCELLED, FinishReason.ERROR):
-            raise ClosedError(
-                f"stream {self._stream.slot} had ended with {end.reason.value!r} "
-                f"after {end.outputs} outputs, expected it to reach its own end"
-            )
         self._ended = True
         return None if self._encode_end is None else _call(self._encode_end, end)
 
