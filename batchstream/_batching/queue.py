@@ -217,7 +217,11 @@ class WaitingQueue(Generic[RequestT]):
 
         A time that has passed if a batch is ready; None if no request waits.
         """
-        earliest = self._next_due() if self._batch_timeout else self._arrival_of_oldest()
+        if self._batch_timeout:
+            earliest = self._next_due()
+        else:
+            group = self._oldest_group()
+            earliest = None if group is None else next(iter(group.requests)).arrived
         while self.expiries and self.expiries[0][1] not in self._expiring:
             heappop(self.expiries)
         if self.expiries and (earliest is None or self.expiries[0][0] < earliest):
@@ -231,10 +235,6 @@ class WaitingQueue(Generic[RequestT]):
             if (group := self._groups.get(request.group)) is not None:
                 return group
         return None
-
-    def _arrival_of_oldest(self) -> float | None:
-        group = self._oldest_group()
-        return None if group is None else next(iter(group.requests)).arrived
 
     def _first_ready(self, now: float) -> _Group[RequestT] | None:
         """Return the ready group with the oldest request."""

@@ -211,7 +211,8 @@ class AsyncStream(AnyStream[T], AsyncStreamReader[T]):
         DeadlineError: Of a batcher: the request was not finished in the time it was given.
         ConcurrentConsumerError: Another task is waiting for an output of this same stream.
         RuntimeError: The batch is read by time, or the stream belongs to another event loop.
-        ClosedError: The event loop that ran the source has ended, or the batch or batcher was closed.
+        ClosedError: The event loop that ran the source has ended, or the batch or batcher was
+            closed.
         ForkedError: The process was forked from the one that opened the batch.
         Exception: What the source raised, or `Fail` for this slot alone.
 

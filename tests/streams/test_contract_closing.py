@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from batchstream import BatchedStream, FinishReason, ForkedError, Last
+from batchstream import BatchedStream, ClosedError, FinishReason, ForkedError, Last
 from support.forms import (
     FORMS,
     OVER,

@@ -213,7 +213,7 @@ def async_step():
                 may_yield.set()
             await _be_quiet()
             ends = recorder.moment()
-        await asyncio.gather(*consumers)
+        await asyncio.gather(*consumers, return_exceptions=True)  # the batch was closed
         return recorder.frames[begins:ends]
 
     with recorder.recording():
