@@ -46,5 +46,6 @@ class EndRules(Generic[T]):
         self.is_eos = is_eos
         self.include_eos = include_eos
         self.require_eos = require_eos
-        self.ids = is_eos.ids if type(is_eos) is TokenIds else None
+        # With a key the ids are not the outputs: then it is a function like others.
+        self.ids = is_eos.ids if type(is_eos) is TokenIds and is_eos.key is None else None
         self.marks = Marks(eos)

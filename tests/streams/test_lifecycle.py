@@ -77,6 +77,7 @@ def test_the_other_markers_survive_pickling(protocol):
     assert str(there_and_back(Fail(ValueError("no"))).error) == "no"
     assert there_and_back(Many([1, EOS])).outputs == (1, EOS)
     assert there_and_back(token_ids(2, 5))(5)
+    assert there_and_back(token_ids(2, key=0))((2, -0.5))
 
 
 @pytest.mark.rule(27)
