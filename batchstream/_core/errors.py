@@ -6,6 +6,8 @@ consumer with its own type, as a copy that `consumer_error` makes for each.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import TYPE_CHECKING
 
@@ -253,6 +255,21 @@ def call_quietly(function: Callable[[], object]) -> None:
         raise
     except BaseException as error:  # noqa: BLE001 - handed on, to the hook
         report_unraisable(error)
+
+
+def warn_user(message: str) -> None:
+    """Warn at the line of the program that has called the library, or at the thread's first line.
+
+    Raises:
+        RuntimeWarning: A filter makes errors of warnings.
+    """
+    level, frame = 1, sys._getframe()  # noqa: SLF001 - as warnings does
+    while str(frame.f_globals.get("__name__")).startswith(_OUR_PACKAGE):
+        level += 1
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    warnings.warn(message, RuntimeWarning, stacklevel=level)
 
 
 class _Unraisable:

@@ -23,7 +23,9 @@ class TokenIds:
     ) -> None:
         self.ids = ids
         self.key = key
-        self._find = key if key is None or callable(key) else operator.itemgetter(key)
+        self._find: Callable[[Any], object] | None = None
+        if key is not None:
+            self._find = key if callable(key) else operator.itemgetter(key)
 
     def __call__(self, output: object) -> bool:
         token = output if self._find is None else self._find(output)
@@ -48,7 +50,7 @@ class TokenIds:
 def _only_number(array: Any) -> int | None:
     """Return the whole number of an array that holds one number and nothing more."""
     try:
-        item = array.item() if all(length == 1 for length in array.shape) else None
+        item: Any = array.item() if all(length == 1 for length in array.shape) else None
         return None if isinstance(item, bool) else operator.index(item)
     except Exception:  # noqa: BLE001 - whatever else it is, it is no token id
         return None

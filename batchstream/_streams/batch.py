@@ -48,8 +48,9 @@ class BatchedStream(AnyBatch[Stream[T], T]):
             needed where that step is a mapping. An empty source without size gives no streams.
         eos: The end mark, compared by identity; where None is an ordinary output pass `EOS`.
         is_eos: A predicate on outputs that is true of the one that ends its sequence,
-            `token_ids(2)` for example. It runs in the thread that pulls. One that raises fails
-            that slot alone.
+            `token_ids(2)` for example. It may return an `End`, with a reason and an info. It runs
+            in the thread that pulls. One that raises fails that slot alone. One that was true of
+            no output, in a batch whose streams all end as `exhausted`, gives a `RuntimeWarning`.
         include_eos: Deliver the output that `is_eos` recognised, before the end.
         max_outputs: Finish a stream with `length` once it has been given so many outputs: one
             number for all, or one (or None) for each slot.

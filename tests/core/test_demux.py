@@ -27,7 +27,9 @@ from batchstream import (
     demux,
     token_ids,
 )
+from batchstream._core.cores import core_of
 from batchstream._core.demultiplexer import BATCH_TRANSITIONS
+from batchstream._core.rules import EndRules
 from support.sources import OfUnhashableType, Untouchable
 
 
@@ -594,6 +596,33 @@ def test_the_key_of_token_ids_is_a_position_a_key_or_a_function(key):
     else:
         with pytest.raises(TypeError, match="key takes a position, a key or a function"):
             token_ids(2, key=key)
+
+
+@pytest.mark.rule(32)
+def test_rules_warn_once_that_is_eos_was_never_true_and_never_after_it_was():
+    def end_a_batch(rules, step):
+        core = core_of(rules, 2)
+        core.feed(step)
+        core.finish()
+
+    rules = EndRules(is_eos=token_ids(2, key=0))
+    with pytest.warns(RuntimeWarning, match=r"token_ids\(2, key=0\)") as caught:
+        end_a_batch(rules, [(1,), (1,)])
+    assert caught[0].filename == __file__
+    end_a_batch(rules, [(1,), (1,)])
+    rules = EndRules(is_eos=lambda output: output == 2)
+    end_a_batch(rules, [2, 1])
+    end_a_batch(rules, [1, 1])
+
+
+@pytest.mark.rule(32)
+def test_a_warning_that_is_an_error_leaves_the_core_as_it_was():
+    core = Demultiplexer(1, is_eos=token_ids(2))
+    core.feed([1])
+    with pytest.raises(RuntimeWarning):
+        core.finish()
+    assert core.live == (0,)
+    assert ends(core.finish()) == [(0, "exhausted", 1)]
 
 
 def test_a_limit_finishes_the_slot_in_the_step_that_reaches_it():
