@@ -16,22 +16,24 @@ if TYPE_CHECKING:
 
     from batchstream._batching.metrics import Metrics
     from batchstream._core.arguments import OnOverflow
+    from batchstream._core.elements import Step, StepWithNone
 
 T = TypeVar("T", default=Any)
 RequestT = TypeVar("RequestT", default=Any)
 
-_Steps: TypeAlias = "Iterable[Any] | AsyncIterable[Any]"
+_Steps: TypeAlias = "Iterable[Step[T]] | AsyncIterable[Step[T]]"
+_StepsWithNone: TypeAlias = "Iterable[StepWithNone[T]] | AsyncIterable[StepWithNone[T]]"
+_AnySteps: TypeAlias = "Iterable[Any] | AsyncIterable[Any]"
 
 
 class BatchedArguments(TypedDict, total=False):
-    """The arguments of `DynamicBatcher` that `batched` passes on."""
+    """The arguments of `DynamicBatcher` that `batched` passes on, besides `eos`."""
 
     max_pending: int
     workers: int
     key: Callable[[Any], Hashable] | None
     cost: Callable[[Any], float] | None
     max_batch_cost: float | None
-    eos: object
     is_eos: Callable[[Any], object] | None
     include_eos: bool
     max_outputs: int | Callable[[Any], int | None] | None
@@ -41,27 +43,80 @@ class BatchedArguments(TypedDict, total=False):
     metrics: Metrics | None
 
 
-class _Method(Protocol[RequestT]):
+class _Method(Protocol[RequestT, T]):
     """A batched method, as the class has it."""
 
-    def __get__(self, instance: object, owner: type) -> DynamicBatcher[RequestT]: ...
+    def __get__(self, instance: object, owner: type) -> DynamicBatcher[RequestT, T]: ...
 
 
 class _Decorator(Protocol):
-    """What `batched` returns: the function's requests are the batcher's."""
+    """What `batched` returns: requests and outputs of the function are the batcher's."""
 
     @overload
-    def __call__(self, fn: Callable[[list[RequestT]], _Steps], /) -> DynamicBatcher[RequestT]: ...
+    def __call__(
+        self, fn: Callable[[list[RequestT]], _StepsWithNone[T]], /
+    ) -> DynamicBatcher[RequestT, T]: ...
     @overload
-    def __call__(self, fn: Callable[[Any, list[RequestT]], _Steps], /) -> _Method[RequestT]: ...
+    def __call__(
+        self, fn: Callable[[Any, list[RequestT]], _StepsWithNone[T]], /
+    ) -> _Method[RequestT, T]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[[list[RequestT]], _AnySteps], /
+    ) -> DynamicBatcher[RequestT, Any]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[[Any, list[RequestT]], _AnySteps], /
+    ) -> _Method[RequestT, Any]: ...
+
+
+class _DecoratorWithEOS(Protocol):
+    """The same where None is no end mark."""
+
+    @overload
+    def __call__(
+        self, fn: Callable[[list[RequestT]], _Steps[T]], /
+    ) -> DynamicBatcher[RequestT, T]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[[Any, list[RequestT]], _Steps[T]], /
+    ) -> _Method[RequestT, T]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[[list[RequestT]], _AnySteps], /
+    ) -> DynamicBatcher[RequestT, Any]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[[Any, list[RequestT]], _AnySteps], /
+    ) -> _Method[RequestT, Any]: ...
 
 
 @overload
 def batched(
-    *, max_batch_size: int = 8, batch_timeout: float = 0.01, **options: Unpack[BatchedArguments]
+    *,
+    max_batch_size: int = 8,
+    batch_timeout: float = 0.01,
+    eos: None = None,
+    **options: Unpack[BatchedArguments],
 ) -> _Decorator: ...
 @overload
-def batched(fn: Callable[[list[RequestT]], _Steps], /) -> DynamicBatcher[RequestT]: ...
+def batched(
+    *,
+    max_batch_size: int = 8,
+    batch_timeout: float = 0.01,
+    eos: object,
+    **options: Unpack[BatchedArguments],
+) -> _DecoratorWithEOS: ...
+@overload
+def batched(
+    fn: Callable[[list[RequestT]], _StepsWithNone[T]], /
+) -> DynamicBatcher[RequestT, T]: ...
+@overload
+def batched(fn: Callable[[Any, list[RequestT]], _StepsWithNone[T]], /) -> _Method[RequestT, T]: ...
+@overload
+def batched(fn: Callable[[list[RequestT]], _AnySteps], /) -> DynamicBatcher[RequestT, Any]: ...
+@overload
+def batched(fn: Callable[[Any, list[RequestT]], _AnySteps], /) -> _Method[RequestT, Any]: ...
 def batched(
     fn: Any = None,
     /,

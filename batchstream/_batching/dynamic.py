@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncIterable, Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, Unpack
 
 from batchstream._batching.batcher import AnyBatcher
 from batchstream._batching.options import BatcherOptions
@@ -27,11 +27,24 @@ if TYPE_CHECKING:
     from batchstream._batching.metrics import Metrics
     from batchstream._batching.request import Request
     from batchstream._core.arguments import OnOverflow
+    from batchstream._core.elements import Step, StepWithNone
     from batchstream._pumps.worker_thread import WorkerThread
 
 T = TypeVar("T", default=Any)
 S = TypeVar("S")
 RequestT = TypeVar("RequestT", default=Any)
+
+
+class _Options(TypedDict, total=False):
+    batch_timeout: float
+    max_pending: int
+    workers: int
+    max_batch_cost: float | None
+    include_eos: bool
+    require_eos: bool
+    max_buffered: int
+    on_overflow: OnOverflow
+    metrics: Metrics | None
 
 
 class DynamicBatcher(AnyBatcher[RequestT, T]):
@@ -90,6 +103,45 @@ class DynamicBatcher(AnyBatcher[RequestT, T]):
 
     __slots__ = ("__weakref__",)
 
+    @overload
+    def __init__(
+        self,
+        fn: Callable[[list[RequestT]], Iterable[StepWithNone[T]] | AsyncIterable[StepWithNone[T]]],
+        *,
+        max_batch_size: int,
+        key: Callable[[RequestT], Hashable] | None = None,
+        cost: Callable[[RequestT], float] | None = None,
+        eos: None = None,
+        is_eos: Callable[[T], object] | None = None,
+        max_outputs: int | Callable[[RequestT], int | None] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        fn: Callable[[list[RequestT]], Iterable[Step[T]] | AsyncIterable[Step[T]]],
+        *,
+        max_batch_size: int,
+        key: Callable[[RequestT], Hashable] | None = None,
+        cost: Callable[[RequestT], float] | None = None,
+        eos: object,
+        is_eos: Callable[[T], object] | None = None,
+        max_outputs: int | Callable[[RequestT], int | None] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        fn: Callable[[list[RequestT]], Iterable[Any] | AsyncIterable[Any]],
+        *,
+        max_batch_size: int,
+        key: Callable[[RequestT], Hashable] | None = None,
+        cost: Callable[[RequestT], float] | None = None,
+        eos: object = None,
+        is_eos: Callable[[Any], object] | None = None,
+        max_outputs: int | Callable[[RequestT], int | None] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
     def __init__(
         self,
         fn: Callable[[list[RequestT]], Iterable[Any] | AsyncIterable[Any]],

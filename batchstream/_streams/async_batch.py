@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable
-from typing import TYPE_CHECKING, Any, Generic, Self, final
+from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, final, overload
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, Unpack
 
 from batchstream._core.arguments import (
     DEFAULT_MAX_BUFFERED,
@@ -27,10 +27,19 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from types import TracebackType
 
+    from batchstream._core.elements import Step, StepWithNone
     from batchstream._core.records import Delivery
     from batchstream._pumps.fanout import Fanout
 
 T = TypeVar("T", default=Any)
+
+
+class _Options(TypedDict, total=False):
+    include_eos: bool
+    max_outputs: int | Sequence[int | None] | None
+    require_eos: bool
+    max_buffered: int | None
+    on_overflow: OnOverflow
 
 
 @final
@@ -83,6 +92,36 @@ class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
 
     __slots__ = ("__weakref__", "_closed", "_pump", "_streams", "_unopened")
 
+    @overload
+    def __init__(
+        self,
+        source: Iterable[StepWithNone[T]] | AsyncIterable[StepWithNone[T]],
+        size: int | None = None,
+        *,
+        eos: None = None,
+        is_eos: Callable[[T], object] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        source: Iterable[Step[T]] | AsyncIterable[Step[T]],
+        size: int | None = None,
+        *,
+        eos: object,
+        is_eos: Callable[[T], object] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        source: Iterable[Any] | AsyncIterable[Any],
+        size: int | None = None,
+        *,
+        eos: object = None,
+        is_eos: Callable[[Any], object] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
     def __init__(
         self,
         source: Iterable[Any] | AsyncIterable[Any],

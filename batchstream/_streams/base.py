@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from batchstream._pumps.fanout import Fanout
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Cancellable(Protocol):
@@ -26,11 +27,11 @@ class Cancellable(Protocol):
 StreamT = TypeVar("StreamT", bound=Cancellable)
 
 
-class AnyStream(Generic[T]):
+class AnyStream(Generic[T_co]):
     """The side of a stream that reads its buffer's state, and takes nothing out of the buffer."""
 
     __slots__ = ()
-    _buffer: Buffer[T]
+    _buffer: Buffer[T_co]
 
     def __repr__(self) -> str:
         state = self.finish_reason or "live"

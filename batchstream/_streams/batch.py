@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, final
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypedDict, final, overload
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, Unpack
 
 from batchstream._core.arguments import (
     DEFAULT_MAX_BUFFERED,
@@ -26,10 +26,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
+    from batchstream._core.elements import Step, StepWithNone
     from batchstream._core.records import Delivery
     from batchstream._pumps.fanout import Fanout
 
 T = TypeVar("T", default=Any)
+
+
+class _Options(TypedDict, total=False):
+    include_eos: bool
+    max_outputs: int | Sequence[int | None] | None
+    require_eos: bool
+    max_buffered: int | None
+    background: bool
+    on_overflow: OnOverflow
 
 
 @final
@@ -95,6 +105,36 @@ class BatchedStream(AnyBatch[Stream[T], T]):
 
     __slots__ = ("__weakref__", "_pump", "_streams")
 
+    @overload
+    def __init__(
+        self,
+        source: Iterable[StepWithNone[T]],
+        size: int | None = None,
+        *,
+        eos: None = None,
+        is_eos: Callable[[T], object] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        source: Iterable[Step[T]],
+        size: int | None = None,
+        *,
+        eos: object,
+        is_eos: Callable[[T], object] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        source: Iterable[Any],
+        size: int | None = None,
+        *,
+        eos: object = None,
+        is_eos: Callable[[Any], object] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
     def __init__(
         self,
         source: Iterable[Any],
