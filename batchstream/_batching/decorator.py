@@ -170,10 +170,15 @@ class BatchedFunction(DynamicBatcher[RequestT, T]):
                 setattr(self, name, getattr(fn, name))
         self.__wrapped__ = fn
 
+    @property
+    def _kind(self) -> str:
+        return f"batched {getattr(self._fn, '__qualname__', repr(self._fn))}"
+
     def __call__(self, *_: object, **__: object) -> NoReturn:
         """Refuse: requests come one by one."""
         raise TypeError(
-            f"{self._fn!r} is batched: submit a request with .stream(request) or .astream(request)"
+            f"{self._kind} is not called: submit a request with .stream(request) "
+            f"or .astream(request)"
         )
 
     def __set_name__(self, owner: type, name: str) -> None:

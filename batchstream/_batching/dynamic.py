@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from typing_extensions import TypeVar, Unpack
 
-from batchstream._batching.batcher import AnyBatcher
+from batchstream._batching.batcher import Batcher
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.request_batch import RequestBatch
 from batchstream._batching.task_dispatcher import TaskDispatcher
@@ -47,7 +47,7 @@ class _Options(TypedDict, total=False):
     metrics: Metrics | None
 
 
-class DynamicBatcher(AnyBatcher[RequestT, T]):
+class DynamicBatcher(Batcher[RequestT, T]):
     """Gathers requests from anywhere into batches, and returns a stream for each request.
 
     A batch is formed when a worker is free, and not before: so it has as many requests as wait

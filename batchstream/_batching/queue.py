@@ -143,7 +143,8 @@ class WaitingQueue(Generic[RequestT]):
         waiting = len(self._all)
         if waiting >= self._max_pending and waiting >= self._max_pending + room():
             raise OverloadedError(
-                f"{waiting} requests are waiting, as many as may (max_pending)",
+                f"{waiting} requests are waiting, and no more than {self._max_pending} may "
+                f"(max_pending): submit the request again when some have joined a batch",
                 pending=waiting,
                 max_pending=self._max_pending,
             )

@@ -163,8 +163,16 @@ def consumer_error(error: BaseException) -> Exception:
     own = _copy(error) if isinstance(error, Exception) else None
     if own is None or isinstance(own, StopIteration | StopAsyncIteration):
         own = SourceError(f"the source raised {type(error).__name__}: {_text(error)}")
-    own.__cause__ = error
+    # An error of the library's own that no code of the source's has raised would be shown twice.
+    own.__cause__ = error.__cause__ if _was_made_here(error) else error
     return own
+
+
+def _was_made_here(error: BaseException) -> bool:
+    if not (type(error).__module__ + ".").startswith(_OUR_PACKAGE):
+        return False
+    begin_in_source(error)
+    return error.__traceback__ is None
 
 
 def _text(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from batchstream._pumps.source import AsyncSource, Source
 from batchstream._pumps.task import TaskPump
 from batchstream._pumps.thread import FirstStep, ThreadPump
 from batchstream._streams.async_stream import AsyncStream, AsyncStreamReader
-from batchstream._streams.base import AnyBatch
+from batchstream._streams.base import Batch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -43,7 +43,7 @@ class _Options(TypedDict, total=False):
 
 
 @final
-class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
+class AsyncBatchedStream(Batch[AsyncStream[T], T]):
     """One asynchronous stream per slot of a batched source, and the batch as a whole.
 
     Use it with `async with`, so that the source is closed wherever the block is left. It is a

@@ -64,7 +64,7 @@ class AnyStream(Generic[T_co]):
         return None if end is None else end.reason
 
 
-class AnyBatch(Sequence[StreamT], Generic[StreamT, T]):
+class Batch(Sequence[StreamT], Generic[StreamT, T]):
     """A batch as a sequence of its streams."""
 
     __slots__ = ()
@@ -81,7 +81,12 @@ class AnyBatch(Sequence[StreamT], Generic[StreamT, T]):
         raise TypeError(f"{article} {name} cannot be pickled or copied: it holds a running source")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}, {len(self.live)} of {len(self)} streams live>"
+        statistics = self.statistics()
+        steps = "step" if statistics.steps == 1 else "steps"
+        return (
+            f"<{type(self).__name__}, {statistics.live} of {len(self)} streams live, "
+            f"{statistics.steps} {steps}, {statistics.buffered} buffered>"
+        )
 
     def __len__(self) -> int:
         return len(self._fanout.buffers)

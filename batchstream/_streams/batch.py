@@ -19,7 +19,7 @@ from batchstream._core.rules import EndRules
 from batchstream._pumps.pull import PullPump
 from batchstream._pumps.source import Source
 from batchstream._pumps.thread import FirstStep, ThreadPump
-from batchstream._streams.base import AnyBatch
+from batchstream._streams.base import Batch
 from batchstream._streams.stream import Stream, StreamReader
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class _Options(TypedDict, total=False):
 
 
 @final
-class BatchedStream(AnyBatch[Stream[T], T]):
+class BatchedStream(Batch[Stream[T], T]):
     """One stream per slot of a batched source, and the batch as a whole.
 
     Use it as a context manager, so that the source is closed wherever the block is left. It is a

@@ -197,6 +197,8 @@ def test_a_tensor_is_read_like_an_array(dimensions):
         (np.float64(1.0), "step 0 is no sequence, mapping or array"),
         (np.array(1), "step 0 is no sequence, mapping or array"),
         ("ab", "step 0 is no sequence, mapping or array of outputs, one per slot, got str 'ab'"),
+        ("cd", "of outputs, one per slot, got str 'cd': yield a list"),
+        ({1}, "got set {1}: yield a list"),
         (b"ab", "got bytes b'ab'"),
         (bytearray(b"ab"), "got bytearray"),
         ({1, 2}, "got set {1, 2}"),
@@ -361,6 +363,13 @@ def test_the_end_mark_is_recognised_by_identity(mark):
     assert len(delivery.outputs) == 2
     assert core.feed([mark, "x"]).ends[0][0] == 0
     assert core.live == (1,)
+
+
+def test_a_delivery_shows_outputs_and_reasons():
+    delivery = Demultiplexer(3).feed(["a", Last("b", "length"), None])
+    assert repr(delivery) == (
+        "<Delivery, outputs [(0, 'a'), (1, 'b')], ends {1: 'length', 2: 'eos'}>"
+    )
 
 
 def test_where_none_is_not_the_mark_it_is_an_output():
