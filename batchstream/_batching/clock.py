@@ -4,12 +4,11 @@ Functions of the module, for tests to replace in one place; not an option of a b
 read `clock.monotonic` at each call.
 """
 
-import time
-from time import monotonic
+from time import monotonic, strftime
 
 __all__ = ["monotonic", "time_of_day"]
 
 
 def time_of_day() -> str:
     """Return the time to the second, as logs show it."""
-    return time.strftime("%H:%M:%S")
+    return strftime("%H:%M:%S")

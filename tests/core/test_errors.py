@@ -52,7 +52,7 @@ def decode_error():
 def raised_by_a_source(error):
     try:
         raise error
-    except BaseException as caught:  # noqa: BLE001 - returned
+    except StepError as caught:
         return caught
 
 
