@@ -52,6 +52,7 @@ copybutton_exclude = ".linenos, .gp, .go"  # neither prompts nor output
 nitpick_ignore_regex = [
     (r"py:.*", r"(asyncio|collections\.abc|contextlib|prometheus_client|typing_extensions)\..*"),
     (r"py:class", r"BackgroundTask|ServerSentEvent"),  # of Starlette and sse-starlette
+    (r"py:class", r"_?Steps?(WithNone)?"),  # what the source's steps hold, in overloads
 ]
 
 RAISES_LATER = re.compile(r"(?<=Raises) \((on iteration)\)(?=:$)")

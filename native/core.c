@@ -24,6 +24,7 @@ struct Core {
     PyObject *finished;       /* a dict: how many slots have finished for which reason */
     PyObject *eos, *is_eos;
     PyObject *ids;            /* where token ids are all that is_eos looks for */
+    PyObject *matched;        /* a set, not empty once is_eos was true of an output */
     PyTypeObject *array_type; /* that of the last step that was an array */
     char include_eos;
     char gave_many;           /* whether the last step may have given a slot more than one output */
@@ -212,17 +213,21 @@ static int drop(Core *core, PyObject *element)
     return count < 0 ? -1 : 0;
 }
 
-/* Ask is_eos of an output. 1: it ends its slot; `error`, if set, is what is_eos has raised. */
-static int ends_slot(Core *core, PyObject *output, PyObject **error)
+/* Ask is_eos of an output. 1: it ends its slot; `error`, if set, is what is_eos has raised, and `end`
+   an End that it has returned. */
+static int ends_slot(Core *core, PyObject *output, PyObject **error, PyObject **end)
 {
-    *error = NULL;
+    *error = *end = NULL;
     if (core->is_eos == NULL)
         return 0;
     if (core->ids != NULL && PyLong_CheckExact(output))
         return PySet_Contains(core->ids, output);
     PyObject *answer = PyObject_CallOneArg(core->is_eos, output);
     int yes = answer == NULL ? -1 : PyObject_IsTrue(answer);
-    Py_XDECREF(answer);
+    if (yes > 0 && (PyObject *)Py_TYPE(answer) == given.end)
+        *end = answer;
+    else
+        Py_XDECREF(answer);
     if (yes < 0 && PyErr_ExceptionMatches(PyExc_Exception)) {
         *error = take_exception();
         return *error == NULL ? -1 : 1;
@@ -230,17 +235,28 @@ static int ends_slot(Core *core, PyObject *output, PyObject **error)
     return yes;
 }
 
+/* Last, End and Fail: finish the slot, with what they hold. */
+static int take_end(Core *core, Draft *draft, Py_ssize_t slot, PyObject *element);
+
 static int take_output(Core *core, Draft *draft, Py_ssize_t slot, PyObject *output)
 {
-    PyObject *error;
-    int ends = ends_slot(core, output, &error);
+    PyObject *error, *end;
+    int ends = ends_slot(core, output, &error, &end);
     if (error != NULL) {
         ends = finish(core, draft, slot, given.error_reason, NULL, error);
         Py_DECREF(error);
         return ends;
     }
-    if (ends < 0 || ((!ends || core->include_eos) && give(core, draft, slot, output) < 0))
+    if (ends < 0 || (ends && PySet_Add(core->matched, Py_None) < 0) ||
+        ((!ends || core->include_eos) && give(core, draft, slot, output) < 0)) {
+        Py_XDECREF(end);
         return -1;
+    }
+    if (end != NULL) {
+        ends = take_end(core, draft, slot, end);
+        Py_DECREF(end);
+        return ends;
+    }
     if (ends)
         return finish(core, draft, slot, given.eos_reason, NULL, NULL);
     return core->slots[slot].given < core->slots[slot].limit
@@ -263,7 +279,6 @@ static int take_many(Core *core, Draft *draft, Py_ssize_t slot, PyObject *many)
     return failed ? -1 : 0;
 }
 
-/* Last, End and Fail: finish the slot, with what they hold. */
 static int take_end(Core *core, Draft *draft, Py_ssize_t slot, PyObject *element)
 {
     PyObject *type = (PyObject *)Py_TYPE(element), *output = NULL, *reason, *info = NULL;
@@ -633,15 +648,16 @@ static PyObject *get_live(Core *core, void *Py_UNUSED(closure))
 
 static int core_init(Core *core, PyObject *args, PyObject *keywords)
 {
-    static char *words[] = {"limits", "eos", "is_eos", "ids", "include_eos", "vacant", NULL};
-    PyObject *limits, *eos, *is_eos, *ids;
+    static char *words[] = {"limits", "eos", "is_eos", "ids", "matched", "include_eos", "vacant",
+                            NULL};
+    PyObject *limits, *eos, *is_eos, *ids, *matched;
     int vacant, include_eos;
     if (core->slots != NULL) {
         PyErr_SetString(PyExc_RuntimeError, "a core is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!OOOpp", words, &PyList_Type, &limits, &eos,
-                                     &is_eos, &ids, &include_eos, &vacant))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!OOOO!pp", words, &PyList_Type, &limits, &eos,
+                                     &is_eos, &ids, &PySet_Type, &matched, &include_eos, &vacant))
         return -1;
     Py_ssize_t size = PyList_GET_SIZE(limits);
     core->slots = PyMem_New(Slot, size + 1);
@@ -661,6 +677,7 @@ static int core_init(Core *core, PyObject *args, PyObject *keywords)
     core->eos = Py_NewRef(eos);
     core->is_eos = is_eos == Py_None ? NULL : Py_NewRef(is_eos);
     core->ids = ids == Py_None ? NULL : Py_NewRef(ids);
+    core->matched = Py_NewRef(matched);
     core->include_eos = (char)include_eos;
     core->size = size; /* last: what is no core has no slots */
     core->live_count = vacant ? 0 : size;
@@ -675,6 +692,7 @@ static int core_traverse(Core *core, visitproc visit, void *arg)
     Py_VISIT(core->eos);
     Py_VISIT(core->is_eos);
     Py_VISIT(core->ids);
+    Py_VISIT(core->matched);
     Py_VISIT(core->array_type);
     return 0;
 }
@@ -696,6 +714,7 @@ static void core_dealloc(Core *core)
     Py_CLEAR(core->state);
     Py_CLEAR(core->finished);
     Py_CLEAR(core->ids);
+    Py_CLEAR(core->matched);
     PyMem_Free(core->slots);
     PyMem_Free(core->live_slots);
     Py_TYPE(core)->tp_free((PyObject *)core);

@@ -109,8 +109,23 @@ MUTANTS = [
     ),
     Mutant(
         "the output that is_eos recognised is always delivered",
-        "            if self._rules.include_eos:\n",
-        "            if True:\n",
+        "        if self._rules.include_eos:\n",
+        "        if True:\n",
+    ),
+    Mutant(
+        "an is_eos that was never true goes unnoticed",
+        "            self._rules.warn_if_unmatched(self.statistics())\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a batcher warns of an is_eos that was true in another batch",
+        "        self._rules.matched.add(None)\n",
+        "",
+    ),
+    Mutant(
+        "token ids with a key are looked for in the outputs themselves",
+        "if type(is_eos) is TokenIds and is_eos.key is None else None",
+        "if type(is_eos) is TokenIds else None",
     ),
     Mutant(
         "a limit lets one output too many through",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self, overloa
 from typing_extensions import TypeVar
 
 from batchstream._batching.replies import AsyncReplies, Flight, Replies
+from batchstream._core.errors import ClosedError
 from batchstream._streams.async_stream import AsyncStream
 from batchstream._streams.stream import Stream
 
@@ -22,17 +23,22 @@ T = TypeVar("T", default=Any)
 RequestT = TypeVar("RequestT", default=Any)
 
 
-class AnyBatcher(Generic[RequestT, T]):
+class Batcher(Generic[RequestT, T]):
     """Accepts requests one by one, and returns a stream for each at once."""
 
     __slots__ = ("_dispatcher",)
     _dispatcher: Dispatcher[T]
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}, {self._dispatcher.state}>"
+        return f"<{self._kind}, {self._dispatcher.state}>"
+
+    @property
+    def _kind(self) -> str:
+        """What a text calls it."""
+        return type(self).__name__
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(f"a {type(self).__name__} cannot be pickled or copied: it has workers")
+        raise TypeError(f"a {self._kind} cannot be pickled or copied: it has workers")
 
     def stream(
         self, request: RequestT, *, timeout: float | None = None, wait_timeout: float | None = None
@@ -220,6 +226,12 @@ class AnyBatcher(Generic[RequestT, T]):
         await self._dispatcher.aclose()
 
     def __enter__(self) -> Self:
+        """Return the batcher.
+
+        Raises:
+            ClosedError: It was closed, and accepts no request any more.
+        """
+        self._check_open()
         return self
 
     def __exit__(
@@ -228,9 +240,15 @@ class AnyBatcher(Generic[RequestT, T]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self._dispatcher.close("the end of its with block")
 
     async def __aenter__(self) -> Self:
+        """Return the batcher, and let an asynchronous function of its run in this event loop.
+
+        Raises:
+            ClosedError: It was closed, and accepts no request any more.
+        """
+        self._check_open()
         self._dispatcher.prepare()
         return self
 
@@ -240,7 +258,14 @@ class AnyBatcher(Generic[RequestT, T]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.aclose()
+        await self._dispatcher.aclose("the end of its async with block")
+
+    def _check_open(self) -> None:
+        if self._dispatcher.scheduler.closed:
+            raise ClosedError(
+                f"this {self._kind} was closed{self._dispatcher.scheduler.closing}, before it was "
+                f"entered: make another, or put all of its uses into one block"
+            )
 
     def statistics(self) -> BatcherStatistics:
         """Return the figures up to now.

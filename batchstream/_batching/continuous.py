@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from typing_extensions import TypeVar
 
-from batchstream._batching.batcher import AnyBatcher
+from batchstream._batching.batcher import Batcher
 from batchstream._batching.engine import VACANCY, Engine, EngineBatch
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.thread_dispatcher import ThreadDispatcher
@@ -58,7 +58,7 @@ class StepEngine(Protocol[_RequestT_contra, _T_co]):
         """
 
 
-class ContinuousBatcher(AnyBatcher[RequestT, T]):
+class ContinuousBatcher(Batcher[RequestT, T]):
     """Drives a model step by step, and returns a stream for each request that joins it.
 
     Before each step the requests that have finished or left are removed from the engine, and the

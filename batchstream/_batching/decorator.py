@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 
     from batchstream._batching.metrics import Metrics
     from batchstream._core.arguments import OnOverflow
+    from batchstream._core.elements import Step, StepWithNone
 
 T = TypeVar("T", default=Any)
 RequestT = TypeVar("RequestT", default=Any)
 
-_Steps: TypeAlias = "Iterable[Any] | AsyncIterable[Any]"
+_Steps: TypeAlias = "Iterable[Step[T]] | AsyncIterable[Step[T]]"
+_StepsWithNone: TypeAlias = "Iterable[StepWithNone[T]] | AsyncIterable[StepWithNone[T]]"
+_AnySteps: TypeAlias = "Iterable[Any] | AsyncIterable[Any]"
 
 
 class SingleArguments(TypedDict, total=False):
@@ -48,9 +51,8 @@ class SingleArguments(TypedDict, total=False):
 
 
 class BatchedArguments(SingleArguments, total=False):
-    """The arguments of `DynamicBatcher` that `batched` passes on for a function of steps."""
+    """The same for a function of steps, besides `eos`."""
 
-    eos: object
     is_eos: Callable[[Any], object] | None
     include_eos: bool
     max_outputs: int | Callable[[Any], int | None] | None
@@ -59,19 +61,52 @@ class BatchedArguments(SingleArguments, total=False):
     on_overflow: OnOverflow
 
 
-class _Method(Protocol[RequestT]):
+class _Method(Protocol[RequestT, T]):
     """A batched method, as the class has it."""
 
-    def __get__(self, instance: object, owner: type) -> DynamicBatcher[RequestT]: ...
+    def __get__(self, instance: object, owner: type) -> DynamicBatcher[RequestT, T]: ...
 
 
 class _Decorator(Protocol):
-    """What `batched` returns: the function's requests are the batcher's."""
+    """What `batched` returns: requests and outputs of the function are the batcher's."""
 
     @overload
-    def __call__(self, fn: Callable[[list[RequestT]], _Steps], /) -> DynamicBatcher[RequestT]: ...
+    def __call__(
+        self, fn: Callable[[list[RequestT]], _StepsWithNone[T]], /
+    ) -> DynamicBatcher[RequestT, T]: ...
     @overload
-    def __call__(self, fn: Callable[[Any, list[RequestT]], _Steps], /) -> _Method[RequestT]: ...
+    def __call__(
+        self, fn: Callable[[Any, list[RequestT]], _StepsWithNone[T]], /
+    ) -> _Method[RequestT, T]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[[list[RequestT]], _AnySteps], /
+    ) -> DynamicBatcher[RequestT, Any]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[[Any, list[RequestT]], _AnySteps], /
+    ) -> _Method[RequestT, Any]: ...
+
+
+class _DecoratorWithEOS(Protocol):
+    """The same where None is no end mark."""
+
+    @overload
+    def __call__(
+        self, fn: Callable[[list[RequestT]], _Steps[T]], /
+    ) -> DynamicBatcher[RequestT, T]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[[Any, list[RequestT]], _Steps[T]], /
+    ) -> _Method[RequestT, T]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[[list[RequestT]], _AnySteps], /
+    ) -> DynamicBatcher[RequestT, Any]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[[Any, list[RequestT]], _AnySteps], /
+    ) -> _Method[RequestT, Any]: ...
 
 
 class _SingleMethod(Protocol[RequestT, T]):
@@ -115,10 +150,28 @@ def batched(
     single: Literal[False] = False,
     max_batch_size: int = 8,
     batch_timeout: float = 0.01,
+    eos: None = None,
     **options: Unpack[BatchedArguments],
 ) -> _Decorator: ...
 @overload
-def batched(fn: Callable[[list[RequestT]], _Steps], /) -> DynamicBatcher[RequestT]: ...
+def batched(
+    *,
+    single: Literal[False] = False,
+    max_batch_size: int = 8,
+    batch_timeout: float = 0.01,
+    eos: object,
+    **options: Unpack[BatchedArguments],
+) -> _DecoratorWithEOS: ...
+@overload
+def batched(
+    fn: Callable[[list[RequestT]], _StepsWithNone[T]], /
+) -> DynamicBatcher[RequestT, T]: ...
+@overload
+def batched(fn: Callable[[Any, list[RequestT]], _StepsWithNone[T]], /) -> _Method[RequestT, T]: ...
+@overload
+def batched(fn: Callable[[list[RequestT]], _AnySteps], /) -> DynamicBatcher[RequestT, Any]: ...
+@overload
+def batched(fn: Callable[[Any, list[RequestT]], _AnySteps], /) -> _Method[RequestT, Any]: ...
 def batched(
     fn: Any = None,
     /,
@@ -197,11 +250,16 @@ class BatchedFunction(DynamicBatcher[RequestT, T]):
         self.__wrapped__ = fn
         self._definition = _definition_of(fn, options, self._kept_as)
 
+    @property
+    def _kind(self) -> str:
+        return f"batched {getattr(self._fn, '__qualname__', repr(self._fn))}"
+
     def __call__(self, *_: object, **__: object) -> NoReturn:
         """Refuse: requests come one by one."""
         one, other = ("call", "acall") if self._single else ("stream", "astream")
         raise TypeError(
-            f"{self._fn!r} is batched: submit a request with .{one}(request) or .{other}(request)"
+            f"{self._kind} is not called: submit a request with .{one}(request) "
+            f"or .{other}(request)"
         )
 
     def __reduce_ex__(self, protocol: Any) -> Any:

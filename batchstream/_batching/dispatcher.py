@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from contextvars import copy_context
 from itertools import count
-from threading import RLock
+from threading import RLock, current_thread
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from typing_extensions import TypeVar
@@ -130,7 +130,9 @@ class Dispatcher(ABC, Generic[T]):
         scheduler = self.scheduler
         state = "closed" if scheduler.closed else "open"
         waiting, running = len(scheduler.queue), len(scheduler.batches)
-        return f"{state}, {waiting} requests waiting, {running} batches run"
+        requests = "request" if waiting == 1 else "requests"
+        batches = "batch runs" if running == 1 else "batches run"
+        return f"{state}, {waiting} {requests} waiting, {running} {batches}"
 
     # ---- from the caller that submits
 
@@ -181,7 +183,7 @@ class Dispatcher(ABC, Generic[T]):
             if scheduler.wakeups:
                 self._wake_workers()
             if refusal is None and scheduler.closed:  # meanwhile
-                self._fail(request, closed_error())
+                self._fail(request, closed_error(scheduler.closing))
         except BaseException:  # KeyboardInterrupt too: nothing is left half done
             self.cancel(request)
             self._wake_unstarted()
@@ -268,7 +270,7 @@ class Dispatcher(ABC, Generic[T]):
                 if not self.scheduler.claim_start(worker, claim):
                     return
             if self.scheduler.closed:
-                raise closed_error()  # noqa: TRY301 - it ends as the others
+                raise closed_error(self.scheduler.closing)  # noqa: TRY301 - it ends as the others
             self._start(worker)
         except BaseException as error:
             with self._lock:
@@ -532,16 +534,19 @@ class Dispatcher(ABC, Generic[T]):
 
     # ---- from the owner
 
-    def request_close(self) -> None:
+    def request_close(self, by: str = "the exit of the program") -> None:
         """Fail every request that has not ended, and accept no other."""
         if self.forked:
             return
+        thread = current_thread().name
+        closing = f" by {by} in thread {thread!r} at {clock.time_of_day()}"
         with self._lock:
+            self.scheduler.closing = self.scheduler.closing or closing  # the first says it
             now = clock.monotonic()
             reaped = self.scheduler.reap(now)
             waiting, batches = self.scheduler.close()
         self._follow_up(reaped, now)
-        self.fail_all(waiting, closed_error())
+        self.fail_all(waiting, closed_error(self.scheduler.closing))
         self._wake_workers()
         for batch in batches:
             batch.close()
@@ -555,20 +560,24 @@ class Dispatcher(ABC, Generic[T]):
             self.reap()
             self._ended.set()
 
-    def close(self) -> None:
-        """Fail every request that has not ended, and wait until no worker is at work."""
+    def close(self, by: str = "close()") -> None:
+        """Fail every request that has not ended, and wait until no worker is at work.
+
+        Args:
+            by: What has closed it, for the text of the error.
+        """
         self.poll()
-        self.request_close()
+        self.request_close(by)
         if not self.forked:
             while self._may_block() and not self._ended.wait(self.poll_after(None, None)):
                 self.poll()
             if self.ended and self._may_block():
                 self.join()
 
-    async def aclose(self) -> None:
+    async def aclose(self, by: str = "aclose()") -> None:
         """Do the same in an event loop."""
         self.poll()
-        self.request_close()
+        self.request_close(by)
         if not (self.forked or self._runs_here()):
             loop = current_loop()
             await self._ended.wait_in_loop(loop, lambda: self.poll_after(None, loop), self.poll)

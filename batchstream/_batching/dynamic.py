@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, Unpack
 
-from batchstream._batching.batcher import AnyBatcher
+from batchstream._batching.batcher import Batcher
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.request_batch import RequestBatch
 from batchstream._batching.single import (
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from batchstream._batching.metrics import Metrics
     from batchstream._batching.request import Request
     from batchstream._core.arguments import OnOverflow
+    from batchstream._core.elements import Step, StepWithNone
     from batchstream._pumps.worker_thread import WorkerThread
 
 T = TypeVar("T", default=Any)
@@ -41,7 +42,19 @@ S = TypeVar("S")
 RequestT = TypeVar("RequestT", default=Any)
 
 
-class DynamicBatcher(AnyBatcher[RequestT, T]):
+class _Options(TypedDict, total=False):
+    batch_timeout: float
+    max_pending: int
+    workers: int
+    max_batch_cost: float | None
+    include_eos: bool
+    require_eos: bool
+    max_buffered: int
+    on_overflow: OnOverflow
+    metrics: Metrics | Callable[[], Metrics] | None
+
+
+class DynamicBatcher(Batcher[RequestT, T]):
     """Gathers requests from anywhere into batches, and returns a stream for each request.
 
     A batch is formed when a worker is free, and not before: so it has as many requests as wait
@@ -148,24 +161,44 @@ class DynamicBatcher(AnyBatcher[RequestT, T]):
     @overload
     def __init__(
         self,
+        fn: Callable[[list[RequestT]], Iterable[StepWithNone[T]] | AsyncIterable[StepWithNone[T]]],
+        *,
+        single: Literal[False] = False,
+        max_batch_size: int,
+        key: Callable[[RequestT], Hashable] | None = None,
+        cost: Callable[[RequestT], float] | None = None,
+        eos: None = None,
+        is_eos: Callable[[T], object] | None = None,
+        max_outputs: int | Callable[[RequestT], int | None] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        fn: Callable[[list[RequestT]], Iterable[Step[T]] | AsyncIterable[Step[T]]],
+        *,
+        single: Literal[False] = False,
+        max_batch_size: int,
+        key: Callable[[RequestT], Hashable] | None = None,
+        cost: Callable[[RequestT], float] | None = None,
+        eos: object,
+        is_eos: Callable[[T], object] | None = None,
+        max_outputs: int | Callable[[RequestT], int | None] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
         fn: Callable[[list[RequestT]], Iterable[Any] | AsyncIterable[Any]],
         *,
         single: Literal[False] = False,
         max_batch_size: int,
-        batch_timeout: float = 0.0,
-        max_pending: int = DEFAULT_MAX_PENDING,
-        workers: int = 1,
         key: Callable[[RequestT], Hashable] | None = None,
         cost: Callable[[RequestT], float] | None = None,
-        max_batch_cost: float | None = None,
         eos: object = None,
-        is_eos: Callable[[T], object] | None = None,
-        include_eos: bool = False,
+        is_eos: Callable[[Any], object] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
-        require_eos: bool = False,
-        max_buffered: int = DEFAULT_MAX_BUFFERED,
-        on_overflow: OnOverflow = "cancel",
-        metrics: Metrics | Callable[[], Metrics] | None = None,
+        **options: Unpack[_Options],
     ) -> None: ...
     def __init__(
         self,

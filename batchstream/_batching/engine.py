@@ -168,7 +168,7 @@ class EngineBatch(RequestBatch[T]):
 
     def _add(self, request: Request[T]) -> None:
         if request.ends or self._owner.scheduler.closed:  # the engine need not see it
-            self._owner.fail_all([request], closed_error())
+            self._owner.fail_all([request], closed_error(self._owner.scheduler.closing))
             return
         slot, submission = self._free.pop(), request.submission
         try:

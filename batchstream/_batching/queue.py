@@ -144,7 +144,7 @@ class WaitingQueue(Generic[RequestT]):
         if waiting >= self._max_pending and (pending := waiting - room()) >= self._max_pending:
             raise OverloadedError(
                 f"{pending} requests are waiting, and no more than {self._max_pending} may "
-                f"(max_pending)",
+                f"(max_pending): submit the request again when some have joined a batch",
                 pending=pending,
                 max_pending=self._max_pending,
             )

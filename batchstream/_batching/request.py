@@ -36,9 +36,13 @@ stream may have ended a moment before: then it is queued in `Scheduler.ended_req
 as ended when the scheduler reaps it."""
 
 
-def closed_error() -> ClosedError:
-    """Return what the requests of a batcher that is closed fail with."""
-    return ClosedError("the batcher was closed")
+def closed_error(closing: str = "") -> ClosedError:
+    """Return what the requests of a batcher that is closed fail with.
+
+    Args:
+        closing: By what and when it was closed; see `Scheduler.closing`.
+    """
+    return ClosedError(f"the batcher was closed{closing}")
 
 
 class Submission(NamedTuple):

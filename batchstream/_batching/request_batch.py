@@ -28,10 +28,12 @@ class BatcherState(Protocol[T]):
 
     Attributes:
         closed: Whether all requests are to fail.
+        closing: By what and when it was closed.
         ended_requests: Requests that have ended and were not reaped.
     """
 
     closed: bool
+    closing: str
     ended_requests: deque[Request[T]]
 
 
@@ -96,7 +98,7 @@ class RequestBatch(Generic[T]):
         if request.ends:
             self.pump.depart(request)
         elif self._owner.scheduler.closed:
-            self.pump.fail_stream(request, closed_error())
+            self.pump.fail_stream(request, closed_error(self._owner.scheduler.closing))
 
     # ---- from any thread
 
@@ -120,7 +122,7 @@ class RequestBatch(Generic[T]):
         """Fail the streams that have not ended: the batcher was closed."""
         buffers: list[Buffer[T]] = list(self.pump.fanout.buffers)
         for buffer in buffers:
-            self.pump.fail_stream(buffer, closed_error())
+            self.pump.fail_stream(buffer, closed_error(self._owner.scheduler.closing))
 
     # ---- hooks
 

@@ -111,6 +111,7 @@ class Scheduler(Generic[T]):
         batches: The batches that run.
         totals: The figures.
         closed: Whether no request is accepted any more, and all fail.
+        closing: By what and when it was closed, for the text of the error.
     """
 
     def __init__(self, options: BatcherOptions[Any, T], *, reuses_workers: bool) -> None:
@@ -125,6 +126,7 @@ class Scheduler(Generic[T]):
         self.batches: set[RequestBatch[T]] = set()
         self.totals = Totals()
         self.closed = False
+        self.closing = ""
         self._max_batch_size = options.max_batch_size
         self._max_workers = options.workers
         self._reuses_workers = reuses_workers
@@ -148,7 +150,7 @@ class Scheduler(Generic[T]):
             ValueError: The request costs more than a batch may.
         """
         if self.closed:
-            raise closed_error()
+            raise closed_error(self.closing)
         request.arrived = now
         if request.deadlines is not None:
             request.deadlines.start(now)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import enum
+import inspect
 import math
 import operator
 import sys
 from collections.abc import Sequence
-from numbers import Number
 from typing import Any, Final, Literal, NamedTuple
 
+from batchstream._core.end_marks import what_finds
 from batchstream._core.markers import EOS, MARKER_TYPES
 
 OnOverflow = Literal["wait", "cancel"]
@@ -18,9 +18,6 @@ DEFAULT_MAX_BUFFERED: Final = 1024
 DEFAULT_MAX_PENDING: Final = 1024
 
 UNLIMITED: Final = sys.maxsize
-
-# Equal values of these types need not be one object, so that identity could miss the end mark.
-_COMPARED_BY_VALUE: Final = (Number, str, bytes, bytearray, tuple, frozenset)
 
 
 class Bound(NamedTuple):
@@ -50,22 +47,32 @@ def check_eos(eos: object, is_eos: object) -> None:
     """Check an end mark and a predicate.
 
     Raises:
-        TypeError: The predicate cannot be called.
+        TypeError: The predicate cannot be called, or is a coroutine function.
         ValueError: The end mark could never be recognised by identity.
     """
-    by_value = isinstance(eos, _COMPARED_BY_VALUE) or hasattr(type(eos), "__index__")
-    if by_value and not isinstance(eos, bool | enum.Enum):
-        hint = (
-            f"token_ids({eos!r})" if isinstance(eos, int) else f"lambda output: output == {eos!r}"
-        )
-        raise ValueError(
-            f"eos is compared by identity, which does not hold for {type(eos).__name__} {eos!r}: "
-            f"pass is_eos={hint}"
-        )
     if eos is not EOS and type(eos) in MARKER_TYPES:
         raise ValueError(f"eos must not be a marker that means something else, got {eos!r}")
-    if is_eos is not None and not callable(is_eos):
-        raise TypeError(f"is_eos takes a function of one output, got {is_eos!r}")
+    instead = what_finds(eos)
+    if instead is not None:
+        if callable(eos):
+            raise ValueError(
+                f"eos takes the object that marks an end in the steps, got the function {eos!r}: "
+                f"pass {instead}"
+            )
+        raise ValueError(
+            f"eos is compared by identity, which does not hold for {type(eos).__name__} {eos!r}: "
+            f"pass {instead}"
+        )
+    if is_eos is None:
+        return
+    if not callable(is_eos):
+        instead = what_finds(is_eos) or f"eos={is_eos!r}"
+        raise TypeError(f"is_eos takes a function of one output, got {is_eos!r}: pass {instead}")
+    if inspect.iscoroutinefunction(is_eos):
+        raise TypeError(
+            f"is_eos takes a function that answers at once, got the coroutine function {is_eos!r}, "
+            f"whose coroutine is true of every output: write it with def"
+        )
 
 
 def check_max_outputs(max_outputs: object, size: int) -> list[int]:

@@ -95,7 +95,15 @@ if native is not None and not TYPE_CHECKING:
             self._rules = rules
             self._initial_limits = limits
             self._error: BaseException | None = None
-            super().__init__(limits, rules.eos, rules.is_eos, rules.ids, rules.include_eos, vacant)
+            super().__init__(
+                limits,
+                rules.eos,
+                rules.is_eos,
+                rules.ids,
+                rules.matched,
+                rules.include_eos,
+                vacant,
+            )
 
         def feed(self, step: object) -> Delivery[Any]:
             try:

@@ -68,8 +68,8 @@ class Demultiplexer(Generic[T]):
     Args:
         size: How many slots the batch has.
         eos: The end mark, compared by identity. Where None is an ordinary output pass `EOS`.
-        is_eos: A predicate on outputs, true of the output that ends its sequence. If it raises,
-            that slot alone fails.
+        is_eos: A predicate on outputs, true of the output that ends its sequence. It may return
+            an `End`, with a reason and an info. If it raises, that slot alone fails.
         include_eos: Deliver the output that `is_eos` recognised, before the end.
         max_outputs: Finish a slot with `length` once it has been given so many outputs: one
             number for all slots, or a number or None for each. If the same output is also an eos,
@@ -281,9 +281,15 @@ class Demultiplexer(Generic[T]):
     def finish(self) -> Delivery[T]:
         """End the batch as the source has ended, and return the ends of the slots still live.
 
+        Warns:
+            RuntimeWarning: `is_eos` was true of no output, and no stream has ended otherwise.
+
         Raises:
             ClosedError: The batch has ended or failed before.
         """
+        if self.running and self.has_live:
+            # First: a filter that makes an error of the warning finds the batch unchanged.
+            self._rules.warn_if_unmatched(self.statistics())
         self._advance("finish")
         draft: _Draft[T] = _Draft()
         for slot in self.live:
@@ -397,10 +403,11 @@ class Demultiplexer(Generic[T]):
         position = 0
         try:
             for position, output in enumerate(outputs):
-                if is_eos(output):
-                    return _Asked(outputs, position, None)
+                if answer := is_eos(output):
+                    end = answer if type(answer) is End else None
+                    return _Asked(outputs, position, end=end)
         except Exception as error:  # noqa: BLE001 - the predicate is the caller's
-            return _Asked(outputs, position, error)
+            return _Asked(outputs, position, error=error)
         return None
 
     def _feed_asked(self, elements: Elements, asked: _Asked[T]) -> Delivery[T]:
@@ -414,7 +421,7 @@ class Demultiplexer(Generic[T]):
         self._plain_steps += 1  # an output for every live slot, but those that are taken one by one
         for slot in live[ending:]:
             self._extra[slot] -= 1
-        self._end_by_output(draft, live[ending], outputs[ending], asked.error)
+        self._end_by_output(draft, live[ending], outputs[ending], asked)
         for slot, output in zip(live[ending + 1 :], outputs[ending + 1 :], strict=True):
             self._take_output(draft, slot, output)
         return draft.delivery()
@@ -488,22 +495,24 @@ class Demultiplexer(Generic[T]):
         if self._rules.is_eos is not None:
             asked = self._ask(self._rules.is_eos, (output,))
             if asked is not None:
-                self._end_by_output(draft, slot, output, asked.error)
+                self._end_by_output(draft, slot, output, asked)
                 return
         self._give(draft, slot, output)
         if self._limits[slot] != UNLIMITED and self.given(slot) >= self._limits[slot]:
             self._finish(draft, slot, FinishReason.LENGTH)
 
-    def _end_by_output(
-        self, draft: _Draft[T], slot: int, output: T, error: Exception | None
-    ) -> None:
-        """End a slot by an output that `is_eos` has recognised, or raised this error of."""
-        if error is not None:
-            self._finish(draft, slot, FinishReason.ERROR, error=error)
-        else:
-            if self._rules.include_eos:
-                self._give(draft, slot, output)
+    def _end_by_output(self, draft: _Draft[T], slot: int, output: T, asked: _Asked[T]) -> None:
+        """End a slot by an output that `is_eos` has recognised, or has raised an error of."""
+        if asked.error is not None:
+            self._finish(draft, slot, FinishReason.ERROR, error=asked.error)
+            return
+        self._rules.matched.add(None)
+        if self._rules.include_eos:
+            self._give(draft, slot, output)
+        if asked.end is None:
             self._finish(draft, slot, FinishReason.EOS)
+        else:
+            self._finish(draft, slot, FinishReason(asked.end.reason), info=asked.end.info)
 
     def _give(self, draft: _Draft[T], slot: int, output: T) -> None:
         draft.slots.append(slot)
@@ -534,12 +543,14 @@ class _Asked(Generic[T]):
     Attributes:
         outputs: Those of the live slots, in order.
         ending: The position of that output. Of those behind it nothing was asked.
+        end: What it returned, if that says how the slot ends.
         error: What it raised.
     """
 
     outputs: tuple[T, ...]
     ending: int
-    error: Exception | None
+    end: End | None = None
+    error: Exception | None = None
 
 
 class _Draft(Generic[T]):

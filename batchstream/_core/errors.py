@@ -7,6 +7,8 @@ consumer with its own type, as a copy that `consumer_error` makes for each.
 from __future__ import annotations
 
 import copy
+import sys
+import warnings
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any
 
@@ -195,12 +197,20 @@ def consumer_error(error: BaseException) -> Exception:
             own = _copy_as_its_class_does(error)
     if own is None:
         own = SourceError(f"the source raised {type(error).__name__}: {_text(error)}")
-    _set(own, "__cause__", error)
+    # An error of the library's own that no code of the source's has raised would be shown twice.
+    _set(own, "__cause__", error.__cause__ if _was_made_here(error) else error)
     return own
 
 
 _set = BaseException.__setattr__
 """Sets an attribute of an error whose class may refuse it, as that of a frozen dataclass does."""
+
+
+def _was_made_here(error: BaseException) -> bool:
+    if not (type(error).__module__ + ".").startswith(_OUR_PACKAGE):
+        return False
+    begin_in_source(error)
+    return error.__traceback__ is None
 
 
 def _text(error: BaseException) -> str:
@@ -306,6 +316,21 @@ def call_quietly(function: Callable[[], object]) -> None:
         raise
     except BaseException as error:  # noqa: BLE001 - handed on, to the hook
         report_unraisable(error)
+
+
+def warn_user(message: str) -> None:
+    """Warn at the line of the program that has called the library, or at the thread's first line.
+
+    Raises:
+        RuntimeWarning: A filter makes errors of warnings.
+    """
+    level, frame = 1, sys._getframe()  # noqa: SLF001 - as warnings does
+    while str(frame.f_globals.get("__name__")).startswith(_OUR_PACKAGE):
+        level += 1
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    warnings.warn(message, RuntimeWarning, stacklevel=level)
 
 
 class _Unraisable:

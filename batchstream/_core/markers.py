@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 T_co = TypeVar("T_co", covariant=True)
 
-_SOURCE_REASONS: Final = (FinishReason.EOS, FinishReason.LENGTH, FinishReason.CANCELLED)
+# Those of a stream that a source wraps; what an error ends, `Fail` hands on.
+_SOURCE_REASONS: Final = tuple(reason for reason in FinishReason if reason != FinishReason.ERROR)
 
 
 @final
@@ -69,7 +70,7 @@ class Last(Generic[T_co]):
 
     Args:
         output: The slot's last output.
-        reason: Why the slot ends: `eos`, `length` or `cancelled`.
+        reason: Why the slot ends: `eos`, `length`, `exhausted` or `cancelled`.
         info: Anything the consumer should find in `StreamEnd.info`, usage counts for example.
 
     Raises:
@@ -89,8 +90,10 @@ class Last(Generic[T_co]):
 class End:
     """Finish the slot now, with a reason and anything else the consumer should know.
 
+    In a step, or returned by `is_eos` of the output that ends the slot.
+
     Args:
-        reason: Why the slot ends: `eos`, `length` or `cancelled`.
+        reason: Why the slot ends: `eos`, `length`, `exhausted` or `cancelled`.
         info: Anything the consumer should find in `StreamEnd.info`.
 
     Raises:

@@ -64,6 +64,10 @@ class Delivery(NamedTuple, Generic[T]):
     values: Sequence[T]
     ends: Sequence[tuple[int, StreamEnd]] = ()
 
+    def __repr__(self) -> str:
+        ends = {slot: str(end.reason) for slot, end in self.ends}
+        return f"<Delivery, outputs {self.outputs!r}, ends {ends!r}>"
+
     @property
     def outputs(self) -> list[tuple[int, T]]:
         """The outputs as pairs `(slot, output)`."""

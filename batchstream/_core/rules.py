@@ -8,6 +8,8 @@ from typing import Any, Generic
 from typing_extensions import TypeVar
 
 from batchstream._core.arguments import check_eos
+from batchstream._core.errors import warn_user
+from batchstream._core.records import FinishReason, Statistics
 from batchstream._core.steps import Marks
 from batchstream._core.token_ids import TokenIds
 
@@ -26,12 +28,14 @@ class EndRules(Generic[T]):
     Attributes:
         ids: The token ids to look for, where that is all that `is_eos` does.
         marks: What is no output in a step.
+        matched: Not empty once `is_eos` was true of an output, or the warning was given that it
+            never is.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or could never recognise an end.
     """
 
-    __slots__ = ("eos", "ids", "include_eos", "is_eos", "marks", "require_eos")
+    __slots__ = ("eos", "ids", "include_eos", "is_eos", "marks", "matched", "require_eos")
 
     def __init__(
         self,
@@ -46,5 +50,29 @@ class EndRules(Generic[T]):
         self.is_eos = is_eos
         self.include_eos = include_eos
         self.require_eos = require_eos
-        self.ids = is_eos.ids if type(is_eos) is TokenIds else None
+        # With a key the ids are not the outputs: then it is a function like others.
+        self.ids = is_eos.ids if type(is_eos) is TokenIds and is_eos.key is None else None
         self.marks = Marks(eos)
+        self.matched: set[None] = set()  # a set, because adding is atomic, and can be repeated
+
+    def warn_if_unmatched(self, statistics: Statistics) -> None:
+        """Warn once if the source of a batch ends, and `is_eos` has done nothing for it.
+
+        Args:
+            statistics: Those of the batch, before its live streams end as `exhausted`.
+        """
+        is_eos = self.is_eos
+        if is_eos is None or self.matched or self.require_eos or not statistics.outputs:
+            return
+        if type(is_eos) is TokenIds and not is_eos.ids:  # the model has none
+            return
+        if statistics.finished.keys() - {FinishReason.CANCELLED, FinishReason.EXHAUSTED}:
+            return
+        self.matched.add(None)
+        warn_user(
+            f"is_eos was true of none of the {statistics.outputs} outputs of a batch, and its "
+            f"{statistics.live} live streams ended as 'exhausted' with the source, got "
+            f"is_eos={is_eos!r}: let it look for what the steps hold, such as token_ids(2, key=0) "
+            f"for pairs (token, logprob); if the streams end by a limit, pass max_outputs; if the "
+            f"source knows their ends, let it yield EOS, or End('exhausted'), and leave out is_eos"
+        )

@@ -56,7 +56,7 @@ def step_width(step: object) -> int:
     if isinstance(step, Mapping):
         raise StepError(
             f"step 0 is a mapping, which does not say how many slots there are: pass size=, "
-            f"got {_shown(step)}",
+            f"got {shown(step)}",
             step=0,
         )
     return len(_read_sequence(step, 0))
@@ -143,7 +143,7 @@ def _read_sequence(step: object, number: int) -> list[Any] | tuple[Any, ...]:
         raise _unreadable(number, error) from error
     raise StepError(
         f"step {number} is no sequence, mapping or array of outputs, one per slot, "
-        f"got {_shown(step)}",
+        f"got {shown(step)}: yield a list",
         step=number,
     )
 
@@ -164,7 +164,7 @@ def _read_mapping(step: Mapping[Any, Any], size: int, number: int) -> dict[int, 
         slot = _slot(key)
         if slot is None or not 0 <= slot < size:
             raise StepError(
-                f"step {number} names slot {_shown(key) if slot is None else slot}, "
+                f"step {number} names slot {shown(key) if slot is None else slot}, "
                 f"expected slots from 0 to {size - 1}",
                 step=number,
             )
@@ -187,7 +187,7 @@ def _unreadable(number: int, error: Exception) -> StepError:
     )
 
 
-def _shown(step: object) -> str:
+def shown(step: object) -> str:
     """Return a short text of what was yielded, even if its `__repr__` is long or raises."""
     try:
         text = repr(step)

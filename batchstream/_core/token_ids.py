@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from typing import final
+from collections.abc import Callable, Iterable
+from typing import Any, final
 
 
 @final
@@ -12,40 +13,67 @@ class TokenIds:
 
     Attributes:
         ids: The ids.
+        key: Where in an output its id is found; None if the output is the id.
     """
 
-    __slots__ = ("ids",)
+    __slots__ = ("_find", "ids", "key")
 
-    def __init__(self, ids: frozenset[int]) -> None:
+    def __init__(
+        self, ids: frozenset[int], key: int | str | Callable[[Any], object] | None = None
+    ) -> None:
         self.ids = ids
+        self.key = key
+        self._find: Callable[[Any], object] | None = None
+        if key is not None:
+            self._find = key if callable(key) else operator.itemgetter(key)
 
     def __call__(self, output: object) -> bool:
-        if not hasattr(type(output), "__index__"):
+        token = output if self._find is None else self._find(output)
+        if isinstance(token, bool) or not hasattr(type(token), "__index__"):
             return False
         try:
-            number = operator.index(output)  # type: ignore[arg-type]
-        except Exception:  # noqa: BLE001 - an array of several numbers has the method, and refuses
-            return False
+            number = operator.index(token)  # type: ignore[arg-type]
+        except Exception:  # noqa: BLE001 - an array has the method, and refuses
+            return _only_number(token) in self.ids
         return number in self.ids
 
     def __repr__(self) -> str:
-        return f"token_ids({', '.join(map(str, sorted(self.ids)))})"
+        arguments = list(map(str, sorted(self.ids))) or ["None"]
+        if self.key is not None:
+            arguments.append(f"key={self.key!r}")
+        return f"token_ids({', '.join(arguments)})"
 
-    def __reduce__(self) -> tuple[type[TokenIds], tuple[frozenset[int]]]:
-        return TokenIds, (self.ids,)
+    def __reduce__(self) -> tuple[type[TokenIds], tuple[object, ...]]:
+        return TokenIds, (self.ids, self.key)
 
 
-def token_ids(*ids: int) -> TokenIds:
+def _only_number(array: Any) -> int | None:
+    """Return the whole number of an array that holds one number and nothing more."""
+    try:
+        item: Any = array.item() if all(length == 1 for length in array.shape) else None
+        return None if isinstance(item, bool) else operator.index(item)
+    except Exception:  # noqa: BLE001 - whatever else it is, it is no token id
+        return None
+
+
+def token_ids(
+    *ids: int | Iterable[int] | None, key: int | str | Callable[[Any], object] | None = None
+) -> TokenIds:
     """Return a predicate for `is_eos` that is true of these token ids.
 
-    It compares whole numbers: Python's, NumPy's and zero-dimensional tensors. An output of any
-    other kind is not a token id, and is never compared.
+    It compares whole numbers: Python's, NumPy's, and arrays and tensors of one number, as in a step
+    of shape `(slots, 1)`. An output of any other kind is not a token id, and is never compared.
 
     Args:
-        ids: One or more ids, as in a model's `eos_token_id`.
+        ids: One or more ids; or a list, a set or an array of them, or None, as a tokenizer's
+            `eos_token_id` may be. With None alone the predicate is true of no output.
+        key: Where an output holds its token id: the position in a tuple, `key=0` for
+            `(token, logprob)`; the key in a dict; or a function that returns the id. An output that
+            has none there fails its own slot with the error that the look-up raises.
 
     Raises:
-        TypeError: An id is not a whole number.
+        TypeError: An id is not a whole number: no output would ever match. Or the key is of the
+            wrong kind.
         ValueError: No id was given.
 
     Example:
@@ -53,10 +81,32 @@ def token_ids(*ids: int) -> TokenIds:
         >>> ends = batchstream.token_ids(2, 32000)
         >>> ends(2), ends(5), ends("2")
         (True, False, False)
+        >>> with_logprobs = batchstream.token_ids([2, 32000], key=0)
+        >>> with_logprobs((2, -0.1)), with_logprobs((5, -0.7))
+        (True, False)
     """
-    if not ids:
-        raise ValueError("token_ids takes at least one id, got none")
-    for number in ids:
+    if isinstance(key, bool) or not (key is None or isinstance(key, int | str) or callable(key)):
+        raise TypeError(
+            f"key takes a position, a key or a function of one output, got {key!r} (token_ids)"
+        )
+    found = [number for each in ids for number in _members(each)]
+    for number in found:
         if isinstance(number, bool) or not hasattr(type(number), "__index__"):
             raise TypeError(f"token_ids takes whole numbers, got {number!r}")
-    return TokenIds(frozenset(map(operator.index, ids)))
+    if not found and not any(each is None for each in ids):
+        raise ValueError(
+            "token_ids takes at least one id, got none: pass None where the model has no id that "
+            "ends a sequence"
+        )
+    return TokenIds(frozenset(map(operator.index, found)), key)
+
+
+def _members(ids: Any) -> Iterable[Any]:
+    """Return the ids in one argument: a number, None, or several numbers."""
+    if ids is None:
+        return ()
+    if hasattr(type(ids), "tolist"):
+        ids = ids.tolist()  # of an array of no dimension, or a NumPy scalar, a number
+    if isinstance(ids, Iterable) and not isinstance(ids, str | bytes | bytearray | dict):
+        return ids
+    return (ids,)

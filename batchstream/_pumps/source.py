@@ -5,6 +5,8 @@ Nothing here is safe for threads: it is for a pump, which alone touches the sour
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from contextvars import copy_context
 from functools import partial
 from types import GeneratorType
@@ -14,7 +16,7 @@ from typing_extensions import TypeVar
 
 from batchstream._core.cores import core_of
 from batchstream._core.errors import INTERRUPTS, report_unraisable
-from batchstream._core.steps import step_width
+from batchstream._core.steps import shown, step_width
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -50,11 +52,11 @@ class Source:
     def __init__(self, source: Iterable[Any]) -> None:
         if hasattr(source, "__anext__") or hasattr(source, "__aiter__"):
             raise TypeError(
-                f"source must be a synchronous iterable of steps, "
-                f"got the asynchronous {type(source).__name__}"
+                f"source must be a synchronous iterable of steps, got the asynchronous "
+                f"{type(source).__name__}: read it with demux(source, size) or AsyncBatchedStream"
             )
-        if not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
-            raise TypeError(f"source must be an iterable of steps, got {type(source).__name__}")
+        if not _is_iterable(source) or isinstance(source, _NO_SOURCES):
+            raise _no_source(source)
         self.context = copy_context()
         self._iterator: Iterator[Any] = self.context.run(iter, source)
         # A generator can be sent nothing before its first yield: the first call differs.
@@ -202,10 +204,8 @@ class AsyncSource:
     """
 
     def __init__(self, source: AsyncIterable[Any]) -> None:
-        if not hasattr(source, "__aiter__"):
-            raise TypeError(
-                f"source must be an asynchronous iterable of steps, got {type(source).__name__}"
-            )
+        if not hasattr(source, "__aiter__") or isinstance(source, type):
+            raise _no_source(source, "an asynchronous iterable of steps")
         self.context = copy_context()
         self._iterator: AsyncIterator[Any] | None = self.context.run(aiter, source)
         self.advance: Callable[[tuple[int, ...]], Awaitable[object]] = self._first
@@ -230,6 +230,33 @@ class AsyncSource:
         aclose = getattr(iterator, "aclose", None)
         if aclose is not None:
             await aclose()
+
+
+_NO_SOURCES = (str, bytes, bytearray, Mapping)
+"""What can be iterated over, and holds no steps."""
+
+
+def _is_iterable(source: object) -> bool:
+    # A class has these methods for its instances, and cannot be iterated over itself.
+    if isinstance(source, type):
+        return hasattr(type(source), "__iter__")
+    return hasattr(source, "__iter__") or hasattr(source, "__getitem__")
+
+
+def _no_source(source: object, expected: str = "an iterable of steps") -> TypeError:
+    """Return the error of a source that is none, which says what to pass instead."""
+    got, instead = shown(source), "pass what yields the steps"
+    name = getattr(source, "__name__", None)
+    if isinstance(source, _NO_SOURCES):
+        instead = "pass a list of steps, each with one output per slot"
+    elif inspect.iscoroutine(source):
+        source.close()  # else Python warns that it was never awaited
+        got = f"the coroutine of {name}()"
+        instead = f"let {name} yield its steps, or await it"
+    elif callable(source):
+        got = f"the {'class' if isinstance(source, type) else 'function'} {name or shown(source)}"
+        instead = f"call it, and pass what it returns: {name or 'source'}(…)"
+    return TypeError(f"source must be {expected}, got {got}: {instead}")
 
 
 def _advance_closed(_: tuple[int, ...]) -> NoReturn:

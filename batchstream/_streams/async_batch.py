@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable
-from typing import TYPE_CHECKING, Any, Generic, Self, final
+from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, final, overload
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, Unpack
 
 from batchstream._core.arguments import (
     DEFAULT_MAX_BUFFERED,
@@ -21,20 +21,29 @@ from batchstream._pumps.source import AsyncSource, Source
 from batchstream._pumps.task import TaskPump
 from batchstream._pumps.thread import FirstStep, ThreadPump
 from batchstream._streams.async_stream import AsyncStream, AsyncStreamReader
-from batchstream._streams.base import AnyBatch
+from batchstream._streams.base import Batch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from types import TracebackType
 
+    from batchstream._core.elements import Step, StepWithNone
     from batchstream._core.records import Delivery
     from batchstream._pumps.fanout import Fanout
 
 T = TypeVar("T", default=Any)
 
 
+class _Options(TypedDict, total=False):
+    include_eos: bool
+    max_outputs: int | Sequence[int | None] | None
+    require_eos: bool
+    max_buffered: int | None
+    on_overflow: OnOverflow
+
+
 @final
-class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
+class AsyncBatchedStream(Batch[AsyncStream[T], T]):
     """One asynchronous stream per slot of a batched source, and the batch as a whole.
 
     Use it with `async with`, so that the source is closed wherever the block is left. It is a
@@ -83,6 +92,36 @@ class AsyncBatchedStream(AnyBatch[AsyncStream[T], T]):
 
     __slots__ = ("__weakref__", "_closed", "_pump", "_streams", "_unopened")
 
+    @overload
+    def __init__(
+        self,
+        source: Iterable[StepWithNone[T]] | AsyncIterable[StepWithNone[T]],
+        size: int | None = None,
+        *,
+        eos: None = None,
+        is_eos: Callable[[T], object] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        source: Iterable[Step[T]] | AsyncIterable[Step[T]],
+        size: int | None = None,
+        *,
+        eos: object,
+        is_eos: Callable[[T], object] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        source: Iterable[Any] | AsyncIterable[Any],
+        size: int | None = None,
+        *,
+        eos: object = None,
+        is_eos: Callable[[Any], object] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
     def __init__(
         self,
         source: Iterable[Any] | AsyncIterable[Any],

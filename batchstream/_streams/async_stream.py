@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from batchstream._handoff.parking import Lot
     from batchstream._handoff.upstream import AsyncUpstream
 
-T = TypeVar("T", default=Any)
+T_co = TypeVar("T_co", covariant=True, default=Any)
 ChunkT = TypeVar("ChunkT")
 
 
-class LoopBinding(Generic[T]):
+class LoopBinding(Generic[T_co]):
     """How a consumer is bound to its event loop, by its first wait; and what it rarely does there.
 
     Attributes:
@@ -40,7 +40,7 @@ class LoopBinding(Generic[T]):
 
     if not TYPE_CHECKING:  # the slots are in what derives from this
         __slots__ = ()
-    _buffer: Buffer[T]
+    _buffer: Buffer[T_co]
     _upstream: AsyncUpstream
     _lot: Lot | None
     _waiting: dict[object, Any]
@@ -93,7 +93,7 @@ class LoopBinding(Generic[T]):
         upstream.poll(buffer)
 
 
-class AsyncStreamReader(LoopBinding[T]):
+class AsyncStreamReader(LoopBinding[T_co]):
     """One consumer's end of a buffer, in an event loop.
 
     It takes what is buffered; where nothing is, it waits until the pump wakes it.
@@ -115,7 +115,7 @@ class AsyncStreamReader(LoopBinding[T]):
         "_waiting",
     )
 
-    def __init__(self, buffer: Buffer[T], upstream: AsyncUpstream) -> None:
+    def __init__(self, buffer: Buffer[T_co], upstream: AsyncUpstream) -> None:
         self._buffer = buffer
         self._upstream = upstream
         self._left = OUTPUTS_PER_TURN  # how many outputs to take before the others have their turn
@@ -128,7 +128,7 @@ class AsyncStreamReader(LoopBinding[T]):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> T:  # noqa: C901, PLR0912 - one frame per receive, for its speed
+    async def __anext__(self) -> T_co:  # noqa: C901, PLR0912 - one frame per receive, for its speed
         buffer = self._buffer
         try:
             while True:
@@ -179,7 +179,7 @@ class AsyncStreamReader(LoopBinding[T]):
             del self  # which this frame would keep alive, and the error keeps the frame
             raise
 
-    def drain(self) -> list[T]:
+    def drain(self) -> list[T_co]:
         """Return every buffered output at once."""
         if self._buffer.awaited:
             raise concurrent_error(self._buffer.name, "task")
@@ -189,14 +189,14 @@ class AsyncStreamReader(LoopBinding[T]):
 if native is not None and not TYPE_CHECKING:
     native.set_turns(OUTPUTS_PER_TURN, WAITERS_PER_TURN)
 
-    class AsyncStreamReader(LoopBinding[T], native.AsyncStreamReader):
+    class AsyncStreamReader(LoopBinding[T_co], native.AsyncStreamReader):
         """The same, natively."""
 
         __slots__ = ()
 
 
 @final
-class AsyncStream(AnyStream[T], AsyncStreamReader[T]):
+class AsyncStream(AnyStream[T_co], AsyncStreamReader[T_co]):
     """The outputs of one request, as an asynchronous iterator that ends at the request's own end.
 
     Made by `demux`, `AsyncBatchedStream` and batchers. The source runs by itself, ahead of the
@@ -250,7 +250,7 @@ class AsyncStream(AnyStream[T], AsyncStreamReader[T]):
         raise TypeError("an AsyncStream is made by demux, AsyncBatchedStream or a batcher only")
 
     @classmethod
-    def _of(cls, buffer: Buffer[T], upstream: AsyncUpstream) -> AsyncStream[T]:
+    def _of(cls, buffer: Buffer[T_co], upstream: AsyncUpstream) -> AsyncStream[T_co]:
         stream = cls.__new__(cls)
         AsyncStreamReader.__init__(stream, buffer, upstream)
         return stream
@@ -260,7 +260,7 @@ class AsyncStream(AnyStream[T], AsyncStreamReader[T]):
         if hasattr(self, "_buffer") and not _is_finalizing():
             self.cancel()
 
-    def drain(self) -> list[T]:
+    def drain(self) -> list[T_co]:
         """Return every buffered output at once: one network write for many outputs.
 
         The list may be empty. It never raises the stream's error: the next receive does.
@@ -325,10 +325,10 @@ class AsyncStream(AnyStream[T], AsyncStreamReader[T]):
         self.cancel()
 
     @overload
-    def body(self, *, encode: None = None) -> AsyncGenerator[T, None]: ...
+    def body(self, *, encode: None = None) -> AsyncGenerator[T_co, None]: ...
     @overload
-    def body(self, *, encode: Callable[[T], ChunkT]) -> AsyncGenerator[ChunkT, None]: ...
-    def body(self, *, encode: Callable[[T], Any] | None = None) -> AsyncGenerator[Any, None]:
+    def body(self, *, encode: Callable[[T_co], ChunkT]) -> AsyncGenerator[ChunkT, None]: ...
+    def body(self, *, encode: Callable[[T_co], Any] | None = None) -> AsyncGenerator[Any, None]:
         """Return this stream as the body of a response, for any framework that sends one.
 
         The body is an asynchronous generator of the outputs, and owns the stream. It cancels the

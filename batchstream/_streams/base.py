@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from batchstream._pumps.fanout import Fanout
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Cancellable(Protocol):
@@ -29,11 +30,11 @@ class Cancellable(Protocol):
 StreamT = TypeVar("StreamT", bound=Cancellable)
 
 
-class AnyStream(Generic[T]):
+class AnyStream(Generic[T_co]):
     """The side of a stream that reads its buffer's state, and takes nothing out of the buffer."""
 
     __slots__ = ()
-    _buffer: Buffer[T]
+    _buffer: Buffer[T_co]
 
     def __repr__(self) -> str:
         state = self.finish_reason or "live"
@@ -69,7 +70,7 @@ class AnyStream(Generic[T]):
         return None if end is None else end.reason
 
 
-class AnyBatch(Sequence[StreamT], Generic[StreamT, T]):
+class Batch(Sequence[StreamT], Generic[StreamT, T]):
     """A batch as a sequence of its streams."""
 
     __slots__ = ()
@@ -86,9 +87,14 @@ class AnyBatch(Sequence[StreamT], Generic[StreamT, T]):
         raise TypeError(f"{article} {name} cannot be pickled or copied: it holds a running source")
 
     def __repr__(self) -> str:
-        slots = self._fanout.slots_waited_for
+        statistics = self.statistics()
+        steps = "step" if statistics.steps == 1 else "steps"
+        slots = statistics.waiting_for
         waits = f", the source waits for slots {', '.join(map(str, slots))}" if slots else ""
-        return f"<{type(self).__name__}, {len(self.live)} of {len(self)} streams live{waits}>"
+        return (
+            f"<{type(self).__name__}, {statistics.live} of {len(self)} streams live, "
+            f"{statistics.steps} {steps}, {statistics.buffered} buffered{waits}>"
+        )
 
     def __len__(self) -> int:
         return len(self._fanout.buffers)

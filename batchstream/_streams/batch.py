@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, final
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypedDict, final, overload
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, Unpack
 
 from batchstream._core.arguments import (
     DEFAULT_MAX_BUFFERED,
@@ -19,21 +19,31 @@ from batchstream._core.rules import EndRules
 from batchstream._pumps.pull import PullPump
 from batchstream._pumps.source import Source
 from batchstream._pumps.thread import FirstStep, ThreadPump
-from batchstream._streams.base import AnyBatch
+from batchstream._streams.base import Batch
 from batchstream._streams.stream import Stream, StreamReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
+    from batchstream._core.elements import Step, StepWithNone
     from batchstream._core.records import Delivery
     from batchstream._pumps.fanout import Fanout
 
 T = TypeVar("T", default=Any)
 
 
+class _Options(TypedDict, total=False):
+    include_eos: bool
+    max_outputs: int | Sequence[int | None] | None
+    require_eos: bool
+    max_buffered: int | None
+    background: bool
+    on_overflow: OnOverflow
+
+
 @final
-class BatchedStream(AnyBatch[Stream[T], T]):
+class BatchedStream(Batch[Stream[T], T]):
     """One stream per slot of a batched source, and the batch as a whole.
 
     Use it as a context manager, so that the source is closed wherever the block is left. It is a
@@ -48,8 +58,9 @@ class BatchedStream(AnyBatch[Stream[T], T]):
             needed where that step is a mapping. An empty source without size gives no streams.
         eos: The end mark, compared by identity; where None is an ordinary output pass `EOS`.
         is_eos: A predicate on outputs that is true of the one that ends its sequence,
-            `token_ids(2)` for example. It runs in the thread that pulls. One that raises fails
-            that slot alone.
+            `token_ids(2)` for example. It may return an `End`, with a reason and an info. It runs
+            in the thread that pulls. One that raises fails that slot alone. One that was true of
+            no output, in a batch whose streams all end as `exhausted`, gives a `RuntimeWarning`.
         include_eos: Deliver the output that `is_eos` recognised, before the end.
         max_outputs: Finish a stream with `length` once it has been given so many outputs: one
             number for all, or one (or None) for each slot.
@@ -94,6 +105,36 @@ class BatchedStream(AnyBatch[Stream[T], T]):
 
     __slots__ = ("__weakref__", "_pump", "_streams")
 
+    @overload
+    def __init__(
+        self,
+        source: Iterable[StepWithNone[T]],
+        size: int | None = None,
+        *,
+        eos: None = None,
+        is_eos: Callable[[T], object] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        source: Iterable[Step[T]],
+        size: int | None = None,
+        *,
+        eos: object,
+        is_eos: Callable[[T], object] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        source: Iterable[Any],
+        size: int | None = None,
+        *,
+        eos: object = None,
+        is_eos: Callable[[Any], object] | None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
     def __init__(
         self,
         source: Iterable[Any],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, Unpack
 
 from batchstream._streams.async_batch import AsyncBatchedStream
 from batchstream._streams.async_stream import AsyncStream
@@ -14,47 +14,88 @@ from batchstream._streams.stream import Stream
 
 if TYPE_CHECKING:
     from batchstream._core.arguments import OnOverflow
+    from batchstream._core.elements import Step, StepWithNone
 
 T = TypeVar("T", default=Any)
 
 
+class _Options(TypedDict, total=False):
+    include_eos: bool
+    max_outputs: int | Sequence[int | None] | None
+    require_eos: bool
+    max_buffered: int | None
+
+
+class _AsyncOptions(_Options, total=False):
+    on_overflow: OnOverflow
+
+
+@overload
+def demux(
+    source: AsyncIterable[StepWithNone[T]],
+    size: int,
+    *,
+    eos: None = None,
+    is_eos: Callable[[T], object] | None = None,
+    **options: Unpack[_AsyncOptions],
+) -> tuple[AsyncStream[T], ...]: ...
+@overload
+def demux(
+    source: AsyncIterable[Step[T]],
+    size: int,
+    *,
+    eos: object,
+    is_eos: Callable[[T], object] | None = None,
+    **options: Unpack[_AsyncOptions],
+) -> tuple[AsyncStream[T], ...]: ...
 @overload
 def demux(
     source: AsyncIterable[Any],
     size: int,
     *,
     eos: object = None,
+    is_eos: Callable[[Any], object] | None = None,
+    **options: Unpack[_AsyncOptions],
+) -> tuple[AsyncStream[Any], ...]: ...
+@overload
+def demux(
+    source: Iterable[StepWithNone[T]],
+    size: int | None = None,
+    *,
+    eos: None = None,
     is_eos: Callable[[T], object] | None = None,
-    include_eos: bool = False,
-    max_outputs: int | Sequence[int | None] | None = None,
-    require_eos: bool = False,
-    max_buffered: int | None = None,
-    on_overflow: OnOverflow = "wait",
-) -> tuple[AsyncStream[T], ...]: ...
+    **options: Unpack[_Options],
+) -> tuple[Stream[T], ...]: ...
+@overload
+def demux(
+    source: Iterable[Step[T]],
+    size: int | None = None,
+    *,
+    eos: object,
+    is_eos: Callable[[T], object] | None = None,
+    **options: Unpack[_Options],
+) -> tuple[Stream[T], ...]: ...
 @overload
 def demux(
     source: Iterable[Any],
     size: int | None = None,
     *,
     eos: object = None,
-    is_eos: Callable[[T], object] | None = None,
-    include_eos: bool = False,
-    max_outputs: int | Sequence[int | None] | None = None,
-    require_eos: bool = False,
-    max_buffered: int | None = None,
-) -> tuple[Stream[T], ...]: ...
+    is_eos: Callable[[Any], object] | None = None,
+    **options: Unpack[_Options],
+) -> tuple[Stream[Any], ...]: ...
 def demux(
     source: Iterable[Any] | AsyncIterable[Any],
     size: int | None = None,
     *,
     eos: object = None,
-    is_eos: Callable[[T], object] | None = None,
+    is_eos: Callable[[Any], object] | None = None,
     include_eos: bool = False,
     max_outputs: int | Sequence[int | None] | None = None,
     require_eos: bool = False,
     max_buffered: int | None = None,
     on_overflow: OnOverflow = "wait",
-) -> tuple[Stream[T], ...] | tuple[AsyncStream[T], ...]:
+) -> tuple[Stream[Any], ...] | tuple[AsyncStream[Any], ...]:
     """Return one stream per slot of a batched source, an `AsyncStream` if the source is async.
 
     The streams stand for themselves: the source is closed when the last of them has ended, was

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from batchstream._handoff.buffer import Buffer
     from batchstream._handoff.upstream import SyncUpstream
 
-T = TypeVar("T", default=Any)
+T_co = TypeVar("T_co", covariant=True, default=Any)
 
 
-class StreamReader(Generic[T]):
+class StreamReader(Generic[T_co]):
     """One consumer's end of a buffer, in a thread.
 
     It takes what is buffered; where nothing is, it has the upstream make a step, or waits until a
@@ -36,14 +36,14 @@ class StreamReader(Generic[T]):
 
     __slots__ = ("__weakref__", "_buffer", "_upstream")
 
-    def __init__(self, buffer: Buffer[T], upstream: SyncUpstream) -> None:
+    def __init__(self, buffer: Buffer[T_co], upstream: SyncUpstream) -> None:
         self._buffer = buffer
         self._upstream = upstream
 
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> T:
+    def __next__(self) -> T_co:
         buffer = self._buffer
         while True:
             outputs = buffer.outputs  # in a local: a cancel takes it from the buffer
@@ -62,7 +62,7 @@ class StreamReader(Generic[T]):
                 on_room(buffer)
             return output
 
-    def drain(self) -> list[T]:
+    def drain(self) -> list[T_co]:
         """Take all that is buffered."""
         me = get_ident()
         if self._upstream.consumers.get(self._buffer, me) != me:
@@ -105,7 +105,7 @@ if native is not None and not TYPE_CHECKING:
 
 
 @final
-class Stream(AnyStream[T], StreamReader[T]):
+class Stream(AnyStream[T_co], StreamReader[T_co]):
     """The outputs of one request, as an iterator that ends at the request's own end.
 
     Made by `demux`, `BatchedStream` and batchers. Asked for an output while none is buffered, a
@@ -150,7 +150,7 @@ class Stream(AnyStream[T], StreamReader[T]):
         raise TypeError("a Stream is made by demux, BatchedStream or a batcher only")
 
     @classmethod
-    def _of(cls, buffer: Buffer[T], upstream: SyncUpstream) -> Stream[T]:
+    def _of(cls, buffer: Buffer[T_co], upstream: SyncUpstream) -> Stream[T_co]:
         stream = cls.__new__(cls)
         StreamReader.__init__(stream, buffer, upstream)
         return stream
@@ -160,7 +160,7 @@ class Stream(AnyStream[T], StreamReader[T]):
         if hasattr(self, "_buffer") and not _is_finalizing():
             self.cancel()
 
-    def receive(self, timeout: float | None = None) -> T:
+    def receive(self, timeout: float | None = None) -> T_co:
         """Return the next output, as `next(stream)` does, or give up after a while.
 
         Args:
@@ -197,7 +197,7 @@ class Stream(AnyStream[T], StreamReader[T]):
             del self  # as in `__next__`
             raise
 
-    def drain(self) -> list[T]:
+    def drain(self) -> list[T_co]:
         """Return every buffered output at once, without letting the source go on.
 
         The list may be empty. It never raises the stream's error: the next receive does.

@@ -14,6 +14,7 @@ import weakref
 import pytest
 
 from batchstream import (
+    ClosedError,
     ContinuousBatcher,
     DynamicBatcher,
     Fail,
@@ -21,10 +22,13 @@ from batchstream import (
     ForkedError,
     OverloadedError,
     StreamEnd,
+    batched,
 )
+from batchstream._batching import clock
 from support import knobs
 from support.engines import (
     Echo,
+    InLoop,
     ManualClock,
     Model,
     continuous_batchers,
@@ -141,14 +145,61 @@ async def test_what_live_streams_hold_is_counted_as_buffered(form):
     assert await form.rest(stream) == ["d", "e"]
 
 
+@every_batcher
+async def test_a_batcher_that_was_closed_cannot_be_entered(form):
+    batcher = form.batcher()
+    assert await form.rest(form.submit(batcher, "a")) == ["a"]
+    await form.close(batcher)
+    refused = pytest.raises(
+        ClosedError, match=r"was closed by a?close\(\) in .*, before it was ent.*make another"
+    )
+    with refused, batcher:
+        pytest.fail("a closed batcher was entered")
+    with refused:
+        await batcher.__aenter__()
+
+
+@every_batcher
+async def test_the_error_of_a_batcher_that_was_closed_says_by_what_and_when(form, monkeypatch):
+    monkeypatch.setattr(clock, "time_of_day", lambda: "12:34:56")
+    batcher = form.batcher()
+    thread = threading.current_thread().name
+    if in_loop := isinstance(form, InLoop):
+        async with batcher:
+            pass
+    else:
+        with batcher:
+            pass
+    monkeypatch.setattr(clock, "time_of_day", lambda: "23:59:59")
+    await form.close(batcher)  # which changes nothing
+    with pytest.raises(ClosedError) as refused:
+        form.submit(batcher, "b")
+    by = f"the end of its {'async with' if in_loop else 'with'} block in thread {thread!r}"
+    assert str(refused.value) == f"the batcher was closed by {by} at 12:34:56"
+
+
+def test_texts_name_a_batched_function_as_its_program_does():
+    @batched
+    def reply(prompts):
+        yield prompts
+
+    name = r"batched test_texts_name_a_batched_function_as_its_program_does.<locals>.reply"
+    assert repr(reply) == f"<{name}, open, 0 requests waiting, 0 batches run>"
+    with pytest.raises(TypeError, match=rf"^{name} is not called: submit a request with .stream"):
+        reply(["a"])
+    with pytest.raises(TypeError, match=rf"^a {name} cannot be pickled"):
+        copy.copy(reply)
+    with pytest.raises(TypeError, match=r"^Batcher.stream\(\) missing"):
+        reply.stream()
+
+
 def test_a_batcher_shows_how_it_is():
     gate = Gate()
     model = Model(on_step=lambda _: gate.pass_through())
     batcher, _ = make("dynamic", model, max_batch_size=1)
     streams = [batcher.stream(request) for request in "ab"]
     assert gate.reached.wait(TIMEOUT)
-    assert "open" in repr(batcher)
-    assert "1" in repr(batcher)
+    assert repr(batcher) == "<DynamicBatcher, open, 1 request waiting, 1 batch runs>"
     gate.opened.set()
     assert [list(stream) for stream in streams] == [["a"], ["b"]]
     batcher.close()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import array
+import enum
+import functools
+import math
 from collections import UserList, deque
-from http import HTTPStatus
 from types import MappingProxyType
 
 import numpy as np
@@ -25,8 +27,26 @@ from batchstream import (
     demux,
     token_ids,
 )
+from batchstream._core.cores import core_of
 from batchstream._core.demultiplexer import BATCH_TRANSITIONS
+from batchstream._core.rules import EndRules
 from support.sources import OfUnhashableType, Untouchable
+
+
+class Mark(enum.Enum):
+    END = "end"
+
+
+class Token(enum.IntEnum):
+    END = 2
+
+
+class Text(enum.StrEnum):
+    END = "</s>"
+
+
+def is_stop(output):
+    return output == "stop"
 
 
 class OneAgain:
@@ -177,6 +197,8 @@ def test_a_tensor_is_read_like_an_array(dimensions):
         (np.float64(1.0), "step 0 is no sequence, mapping or array"),
         (np.array(1), "step 0 is no sequence, mapping or array"),
         ("ab", "step 0 is no sequence, mapping or array of outputs, one per slot, got str 'ab'"),
+        ("cd", "of outputs, one per slot, got str 'cd': yield a list"),
+        ({1}, "got set {1}: yield a list"),
         (b"ab", "got bytes b'ab'"),
         (bytearray(b"ab"), "got bytearray"),
         ({1, 2}, "got set {1, 2}"),
@@ -328,7 +350,7 @@ def test_hostile_outputs_for_finished_slots_are_dropped_untouched():
 
 
 @pytest.mark.rule(6)
-@pytest.mark.parametrize("mark", [object(), StopIteration, EOS, True, HTTPStatus.OK])
+@pytest.mark.parametrize("mark", [object(), StopIteration, EOS, True, Mark.END, ...])
 def test_the_end_mark_is_recognised_by_identity(mark):
     class EqualToAll:
         def __eq__(self, other):
@@ -343,22 +365,90 @@ def test_the_end_mark_is_recognised_by_identity(mark):
     assert core.live == (1,)
 
 
+def test_a_delivery_shows_outputs_and_reasons():
+    delivery = Demultiplexer(3).feed(["a", Last("b", "length"), None])
+    assert repr(delivery) == (
+        "<Delivery, outputs [(0, 'a'), (1, 'b')], ends {1: 'length', 2: 'eos'}>"
+    )
+
+
 def test_where_none_is_not_the_mark_it_is_an_output():
     [first] = demux([[None], [1], [EOS]], eos=EOS)
     assert list(first) == [None, 1]
 
 
-@pytest.mark.parametrize(
-    "mark", [2, 0.5, "</s>", b"", (1,), frozenset(), np.float64(1), np.int64(1)]
-)
-def test_an_end_mark_that_identity_cannot_find_is_refused(mark):
-    with pytest.raises(ValueError, match=r"compared by identity.*is_eos"):
+FOUND_OTHERWISE = [
+    (2, "is_eos=token_ids(2)"),
+    (32000, "is_eos=token_ids(32000)"),
+    (0.5, "is_eos=lambda output: output == 0.5"),
+    (math.nan, "is_eos=lambda output: output != output"),
+    ("</s>", "is_eos=lambda output: output == '</s>'"),
+    (b"", "is_eos=lambda output: output == b''"),
+    ((2, 3), "is_eos=token_ids(2, 3)"),
+    (("a", "b"), "is_eos=lambda output: output in ('a', 'b')"),
+    (frozenset(), "is_eos=a function of one output"),
+    ([2, 3], "is_eos=token_ids(2, 3)"),
+    ({2, 3}, "is_eos=token_ids(2, 3)"),
+    (["a", 2], "is_eos=lambda output: output in ['a', 2]"),
+    ({2: "end"}, "is_eos=token_ids(2)"),
+    (range(2, 4), "is_eos=token_ids(2, 3)"),
+    (deque([2]), "is_eos=token_ids(2)"),
+    (np.int64(1), "is_eos=token_ids(1)"),
+    (np.float64(1.5), "is_eos=lambda output: output == 1.5"),
+    (np.float32("nan"), "is_eos=lambda output: output != output"),
+    (np.array([2, 3]), "is_eos=token_ids(2, 3)"),
+    (np.array(2), "is_eos=token_ids(2)"),
+    (Token.END, "is_eos=token_ids(Token.END)"),
+    (Text.END, "is_eos=lambda output: output == Text.END"),
+    (FinishReason.EOS, "is_eos=lambda output: output == FinishReason.EOS"),
+    (OneAgain(), "is_eos=token_ids(1)"),
+]
+
+
+@pytest.mark.rule(32)
+@pytest.mark.parametrize(("mark", "instead"), FOUND_OTHERWISE, ids=repr)
+def test_an_end_mark_that_identity_cannot_find_is_refused(mark, instead):
+    with pytest.raises(ValueError, match=r"compared by identity") as raised:
         Demultiplexer(1, eos=mark)
+    assert f"pass {instead}" in str(raised.value)
 
 
-def test_the_refusal_of_a_number_names_what_to_write_instead():
-    with pytest.raises(ValueError, match=r"is_eos=token_ids\(32000\)"):
-        Demultiplexer(1, eos=32000)
+@pytest.mark.rule(32)
+@pytest.mark.parametrize(
+    ("function", "instead"),
+    [
+        (token_ids(2, 3), "pass is_eos=token_ids(2, 3)"),
+        (token_ids(2, key="id"), "pass is_eos=token_ids(2, key='id')"),
+        (is_stop, "pass is_eos=is_stop"),
+        (math.isnan, "pass is_eos=isnan"),
+        (lambda output: output == "stop", "pass it as is_eos"),
+        (functools.partial(is_stop), "pass it as is_eos"),
+    ],
+)
+def test_a_function_is_no_end_mark(function, instead):
+    with pytest.raises(ValueError, match="eos takes the object that marks an end") as raised:
+        Demultiplexer(1, eos=function)
+    assert str(raised.value).endswith(instead)
+
+
+@pytest.mark.rule(32)
+@pytest.mark.parametrize(
+    ("value", "instead"),
+    [*FOUND_OTHERWISE, (EOS, "eos=EOS"), (True, "eos=True")],
+    ids=repr,
+)
+def test_what_is_no_function_is_no_predicate(value, instead):
+    with pytest.raises(TypeError, match="is_eos takes a function of one output") as raised:
+        Demultiplexer(1, is_eos=value)
+    assert f"pass {instead}" in str(raised.value)
+
+
+def test_a_coroutine_function_is_no_predicate():
+    async def is_eos(output):
+        return output == 2
+
+    with pytest.raises(TypeError, match="true of every output: write it with def"):
+        Demultiplexer(1, is_eos=is_eos)
 
 
 @pytest.mark.parametrize("mark", [SKIP, Last("x"), Many([]), End(), Fail(ValueError())])
@@ -429,12 +519,119 @@ def test_a_token_id_that_is_equal_to_no_number_ends_its_stream():
     assert [list(first), list(second)] == [[5], [5, 6, 7]]
 
 
+@pytest.mark.rule(32)
 @pytest.mark.parametrize(
-    ("ids", "error"), [((), ValueError), (("2",), TypeError), ((True,), TypeError)]
+    ("ids", "error"),
+    [
+        ((), ValueError),
+        (([],), ValueError),
+        (("2",), TypeError),
+        ((["2"],), TypeError),
+        ((2.0,), TypeError),
+        ((True,), TypeError),
+        ((np.array([2.0]),), TypeError),
+        (([[2]],), TypeError),
+        (([None],), TypeError),
+        (({2: 3},), TypeError),
+    ],
 )
 def test_token_ids_refuse_what_is_no_id(ids, error):
     with pytest.raises(error, match="token_ids takes"):
         token_ids(*ids)
+
+
+@pytest.mark.rule(32)
+@pytest.mark.parametrize(
+    "ids",
+    [(2, 7), ([2, 7],), ({2, 7},), ((2, 7), None), (2, [7]), (np.array([2, 7]),), (np.int64(2), 7)],
+)
+def test_token_ids_are_one_or_many_or_none_as_a_tokenizer_has_them(ids):
+    ends_it = token_ids(*ids)
+    assert repr(ends_it) == "token_ids(2, 7)"
+    assert [ends_it(2), ends_it(7), ends_it(5)] == [True, True, False]
+
+
+def test_without_a_token_id_no_output_ends_a_sequence():
+    assert repr(token_ids(None)) == "token_ids(None)"
+    [stream] = demux([[2], [None], [3]], is_eos=token_ids(None))
+    assert list(stream) == [2]
+
+
+@pytest.mark.rule(32)
+def test_token_ids_are_found_in_arrays_of_one_number():
+    steps = [np.array([[5], [6]]), np.array([[2], [7]]), np.array([[2], [2]])]
+    first, second = demux(steps, is_eos=token_ids(2))
+    assert [list(first), list(second)] == [[[5]], [[6], [7]]]
+    assert not token_ids(1)(np.array([True]))
+    assert not token_ids(2)(np.array([2.0]))
+    assert not token_ids(1)(True)
+
+
+@pytest.mark.rule(32)
+@pytest.mark.parametrize(
+    ("key", "output"),
+    [
+        (0, lambda token: (token, -0.5)),
+        ("id", lambda token: {"id": token}),
+        (lambda output: output[1], lambda token: ["text", token]),
+        (0, lambda token: np.array([token])),
+    ],
+    ids=["in a tuple", "in a dict", "by a function", "in an array"],
+)
+def test_token_ids_are_found_within_outputs(key, output):
+    steps = [[output(5), output(6)], [output(2), output(7)], [output(2), output(2)]]
+    first, second = demux(steps, is_eos=token_ids(2, key=key))
+    assert [list(first), list(second)] == [[output(5)], [output(6), output(7)]]
+
+
+def test_plain_numbers_are_no_ids_where_ids_are_found_within_outputs():
+    """The quick way looks at the outputs themselves, and is not for token ids with a key."""
+    [stream] = demux([[1], [2], [3]], is_eos=token_ids(2, key=lambda output: output - 1))
+    assert list(stream) == [1, 2]
+
+
+@pytest.mark.rule(15)
+def test_an_output_without_an_id_fails_its_own_slot():
+    first, second = demux([[(5, 0.1), 5], [(2, 0.1), 2]], is_eos=token_ids(2, key=0))
+    assert list(first) == [(5, 0.1)]
+    with pytest.raises(TypeError, match="not subscriptable"):
+        next(second)
+
+
+@pytest.mark.parametrize("key", [True, 0.5, [0], None.__class__])
+def test_the_key_of_token_ids_is_a_position_a_key_or_a_function(key):
+    if callable(key):
+        assert token_ids(2, key=key).key is key
+    else:
+        with pytest.raises(TypeError, match="key takes a position, a key or a function"):
+            token_ids(2, key=key)
+
+
+@pytest.mark.rule(32)
+def test_rules_warn_once_that_is_eos_was_never_true_and_never_after_it_was():
+    def end_a_batch(rules, step):
+        core = core_of(rules, 2)
+        core.feed(step)
+        core.finish()
+
+    rules = EndRules(is_eos=token_ids(2, key=0))
+    with pytest.warns(RuntimeWarning, match=r"token_ids\(2, key=0\)") as caught:
+        end_a_batch(rules, [(1,), (1,)])
+    assert caught[0].filename == __file__
+    end_a_batch(rules, [(1,), (1,)])
+    rules = EndRules(is_eos=lambda output: output == 2)
+    end_a_batch(rules, [2, 1])
+    end_a_batch(rules, [1, 1])
+
+
+@pytest.mark.rule(32)
+def test_a_warning_that_is_an_error_leaves_the_core_as_it_was():
+    core = Demultiplexer(1, is_eos=token_ids(2))
+    core.feed([1])
+    with pytest.raises(RuntimeWarning):
+        core.finish()
+    assert core.live == (0,)
+    assert ends(core.finish()) == [(0, "exhausted", 1)]
 
 
 def test_a_limit_finishes_the_slot_in_the_step_that_reaches_it():

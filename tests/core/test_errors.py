@@ -69,6 +69,13 @@ def decode_error():
         return error
 
 
+def raised_by_a_source(error):
+    try:
+        raise error
+    except StepError as caught:
+        return caught
+
+
 @pytest.mark.rule(16)
 @pytest.mark.parametrize(
     "error",
@@ -83,7 +90,7 @@ def decode_error():
         SyntaxError("bad", ("file", 1, 2, "text")),
         ImportError("no module", name="module", path="path"),
         ExceptionGroup("several", [ValueError(1), TypeError(2)]),
-        StepError("step 7 is wrong", step=7),
+        raised_by_a_source(StepError("step 7 is wrong", step=7)),
     ],
     ids=lambda error: f"{type(error).__name__}-{error.args!r:.20}",
 )

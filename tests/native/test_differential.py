@@ -133,7 +133,25 @@ def stops_the_program(output):
     return is_one(output)
 
 
-PREDICATES = [None, None, token_ids(1, 2**70), is_one, fails_sometimes, has_no_truth]
+def asked_of(output):
+    asked.append(output)
+    return output
+
+
+def says_how(output):
+    return End("length", {"n": 1}) if is_one(output) else None
+
+
+PREDICATES = [
+    None,
+    None,
+    token_ids(1, 2**70),
+    token_ids(1, key=asked_of),
+    is_one,
+    says_how,
+    fails_sometimes,
+    has_no_truth,
+]
 
 
 def outcome(function, *args, **keywords):

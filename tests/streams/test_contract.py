@@ -18,10 +18,12 @@ from batchstream import (
     BufferOverflowError,
     ClosedError,
     ConcurrentConsumerError,
+    End,
     FinishReason,
     Last,
     Many,
     SlowConsumerError,
+    token_ids,
 )
 from support import knobs
 from support.forms import (
@@ -49,6 +51,69 @@ REASONS = [FinishReason.EOS, FinishReason.EOS, FinishReason.LENGTH]
 
 
 # ---- outputs
+
+
+@every_form
+async def test_is_eos_may_say_how_and_with_what_a_stream_ends(form):
+    usage = {"tokens": 2}
+
+    def is_eos(output):
+        return output in ("b", "y") and End("length" if output == "y" else "eos", usage)
+
+    script = form.script([["a", "x", "p"], ["b", "y", "q"], ["late", "late", None]])
+    batch = form.open(script, 3, is_eos=is_eos, include_eos=True)
+    assert [await form.rest(stream) for stream in batch] == [["a", "b"], ["x", "y"], ["p", "q"]]
+    assert [stream.finish_reason for stream in batch] == ["eos", "length", "eos"]
+    assert [stream.end.info for stream in batch] == [usage, usage, None]
+
+
+@every_form
+async def test_a_source_that_wraps_streams_hands_on_each_reason(form):
+    script = form.script(
+        [[End("eos"), End("length"), Last("p", "exhausted"), End(FinishReason.CANCELLED)]]
+    )
+    batch = form.open(script, 4)
+    assert [await form.rest(stream) for stream in batch] == [[], [], ["p"], []]
+    reasons = [stream.finish_reason for stream in batch]
+    assert reasons == ["eos", "length", "exhausted", "cancelled"]
+
+
+@pytest.mark.rule(32)
+@every_form
+async def test_an_is_eos_that_was_never_true_warns(form):
+    batch = form.open(form.script([["a", "x"], ["b", "y"]]), 2, is_eos=token_ids(2))
+    with pytest.warns(RuntimeWarning, match=r"true of none of the 4 outputs.*token_ids\(2\)"):
+        assert [await form.rest(stream) for stream in batch] == [["a", "b"], ["x", "y"]]
+    assert [stream.finish_reason for stream in batch] == ["exhausted", "exhausted"]
+
+
+@pytest.mark.rule(5, 32)
+@every_form
+async def test_where_warnings_are_errors_an_is_eos_that_was_never_true_is_one(form):
+    batch = form.open(form.script([["a", "x"], ["b", "y"]]), 2, is_eos=token_ids(2))
+    for stream, outputs in zip(batch, [["a", "b"], ["x", "y"]], strict=True):
+        received, [error] = await form.read(stream)
+        assert received == outputs
+        assert isinstance(error, RuntimeWarning)
+
+
+@pytest.mark.rule(32)
+@every_form
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"is_eos": token_ids(2)}, [[1, 2], [3, 2]]),
+        ({"is_eos": token_ids(2), "max_outputs": 2}, [[1, 1], [3, 3]]),
+        ({"is_eos": token_ids(None)}, [[1, 1], [3, 3]]),
+        ({"is_eos": token_ids(2)}, [[1, None], [3, 3]]),
+        ({"is_eos": token_ids(2)}, [[1, 1], [End("exhausted"), End("exhausted")]]),
+        ({"is_eos": token_ids(2)}, []),
+    ],
+    ids=["matched", "limited", "no id", "marked", "said by the source", "no output"],
+)
+async def test_what_is_eos_need_not_end_warns_of_nothing(form, options, steps):
+    batch = form.open(form.script(steps), 2, **options)
+    assert [(await form.read(stream))[1] for stream in batch] == [[], []]
 
 
 @pytest.mark.rule(2, 3)

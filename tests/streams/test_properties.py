@@ -256,6 +256,7 @@ def test_the_core_alone_gives_what_the_reference_says(batch):
     assert figures.outputs == sum(len(slot.outputs) for slot in batch.slots)
 
 
+@pytest.mark.filterwarnings("ignore:is_eos was true of none")
 @pytest.mark.rule(6)
 @pytest.mark.parametrize("include", [False, True])
 @given(st.lists(st.lists(st.integers(0, 5), max_size=8), min_size=1, max_size=4))

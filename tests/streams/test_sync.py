@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import enum
+import functools
 import gc
 import threading
+import traceback
 from collections import deque
 from contextlib import closing
 from contextvars import ContextVar
@@ -13,6 +16,7 @@ import pytest
 
 import batchstream
 from batchstream import (
+    AsyncBatchedStream,
     BatchedStream,
     BufferOverflowError,
     ClosedError,
@@ -126,10 +130,64 @@ async def async_steps():
     yield ["a"]
 
 
+@pytest.mark.rule(16)
+def test_an_error_that_the_library_has_made_is_shown_once():
+    first, second = demux([["a", "x"], ["b"]])
+    for stream in (first, second):
+        with pytest.raises(StepError) as raised:
+            list(stream)
+        text = "".join(traceback.format_exception(raised.value))
+        assert text.count("step 1 has 1 outputs") == 1
+        assert text.count("Traceback") == 1
+        assert raised.value is not stream.end.error
+
+
+class Steps:
+    def __iter__(self):
+        return iter([["a"]])
+
+
+async def coroutine():
+    return [["a"]]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (5, "got int 5: pass what yields the steps"),
+        (None, "got NoneType None: pass what yields the steps"),
+        (async_steps, "got the function async_steps: call it, and pass what it returns: async_st"),
+        (test_limits_for_another_number_of_slots_close_the_source, "got the function test_limits"),
+        (Steps, "got the class Steps: call it, and pass what it returns: Steps(…)"),
+        (functools.partial(Steps), "call it, and pass what it returns: source(…)"),
+        ("text", "got str 'text': pass a list of steps"),
+        ({0: "a"}, "got dict {0: 'a'}: pass a list of steps"),
+        ("a" * 1000, "aaa…: pass a list of steps"),
+    ],
+    ids=["a number", "None", "async", "function", "class", "partial", "text", "dict", "long text"],
+)
+@pytest.mark.parametrize("take", [demux, BatchedStream, AsyncBatchedStream])
+def test_a_source_that_is_none_is_refused_with_what_to_pass_instead(take, source, says):
+    with pytest.raises(TypeError, match="source must be an iterable of steps, got ") as raised:
+        take(source, 1)
+    assert says in str(raised.value)
+
+
+def test_a_coroutine_is_no_source_and_python_says_nothing_more_of_it():
+    with pytest.raises(TypeError, match=r"got the coroutine of coroutine\(\): let coroutine yield"):
+        demux(coroutine(), 1)
+
+
+def test_a_class_whose_members_are_steps_is_a_source():
+    class Step(enum.Enum):
+        ONE = 1
+
+    [stream] = demux(Step, 1)
+    with pytest.raises(StepError):
+        next(stream)
+
+
 def test_a_source_of_another_kind_is_refused():
-    for source in (5, None):
-        with pytest.raises(TypeError, match="source must be an iterable"):
-            demux(source, 1)
     with pytest.raises(TypeError, match="source must be a synchronous iterable"):
         BatchedStream(async_steps(), 1)
     with pytest.raises(TypeError, match="an asynchronous source needs size="):
@@ -879,8 +937,9 @@ def test_a_batch_is_a_sequence_of_its_streams():
         for slot in (3, -1):
             with pytest.raises(IndexError, match=f"no slot {slot}, expected slots from 0 to 2"):
                 batch.cancel(slot)
-        assert repr(batch) == "<BatchedStream, 3 of 3 streams live>"
+        assert repr(batch) == "<BatchedStream, 3 of 3 streams live, 0 steps, 0 buffered>"
         next(batch[0])
+        assert repr(batch) == "<BatchedStream, 3 of 3 streams live, 1 step, 2 buffered>"
         assert repr(batch[1]) == "<Stream 1, live, 1 buffered>"
         batch.cancel(1)
         assert repr(batch[1]) == "<Stream 1, cancelled, 0 buffered>"

@@ -1,9 +1,10 @@
 """Uses the public names as a user does. Checked with mypy --strict, never run."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from typing import Any, assert_type
 
+import numpy as np
 from litserve import LitAPI
 
 import batchstream
@@ -77,6 +78,50 @@ one, two = demux(words())
 plain = BatchedStream(words(), size=2)
 joined = [*one, *two, *plain[0]]
 
+
+# ---- what a step may hold says what a stream gives
+
+
+def numbers() -> Generator[dict[int, int | Last[int] | Many[int] | End], tuple[int, ...], None]:
+    live = yield {0: 1, 1: Last(2, "exhausted")}
+    yield {slot: Many([1, 2]) for slot in live}
+
+
+def pairs() -> Iterator[tuple[tuple[int, float], ...]]:
+    yield ((2, -0.5), (3, -0.1))
+
+
+def arrays() -> Iterator[np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
+    yield np.zeros(2, np.int64)
+
+
+def is_full_stop(word: str) -> bool:
+    return word == "."
+
+
+def ends_with_usage(word: str) -> End | None:
+    return End("eos", {"tokens": 3}) if word == "." else None
+
+
+assert_type(demux(words()), tuple[Stream[str], ...])
+assert_type(demux(words(), eos=EOS), tuple[Stream[str | None], ...])
+assert_type(demux(words(), is_eos=is_full_stop), tuple[Stream[str], ...])
+assert_type(demux(words(), is_eos=ends_with_usage), tuple[Stream[str], ...])
+assert_type(demux(numbers(), 2, is_eos=token_ids([2, 3], None)), tuple[Stream[int], ...])
+assert_type(demux(pairs(), is_eos=token_ids(2, key=0)), tuple[Stream[tuple[int, float]], ...])
+assert_type(demux(arrays()), tuple[Stream[Any], ...])
+assert_type(demux(feedback(), 2), tuple[Stream[object], ...])
+assert_type(BatchedStream(words()), BatchedStream[str])
+assert_type(BatchedStream(words(), eos=EOS), BatchedStream[str | None])
+assert_type(BatchedStream(numbers(), 2, background=True), BatchedStream[int])
+assert_type(BatchedStream(arrays()), BatchedStream[Any])
+assert_type(AsyncBatchedStream(words()), AsyncBatchedStream[str])
+assert_type(AsyncBatchedStream(numbers(), 2, eos=EOS), AsyncBatchedStream[int])
+
+# `is_eos` may be made for any output, and one made for another kind is refused.
+assert_type(token_ids(2)("whatever"), bool)
+objects: Stream[object] = demux(words())[0]
+
 with BatchedStream[str](words(), size=2) as batch:
     assert_type(batch, BatchedStream[str])
     sequence: Sequence[Stream[str]] = batch
@@ -102,7 +147,7 @@ with BatchedStream[str](
     assert_type(in_background[0].receive(timeout=0.5), str)
     assert_type(in_background[1].receive(), str)
 free: list[Stream[str]] = list(BatchedStream[str](words(), background=True))
-BatchedStream(words(), background=True, on_overflow="drop")  # type: ignore[arg-type]
+BatchedStream(words(), background=True, on_overflow="drop")  # type: ignore[call-overload]
 
 
 async def async_words() -> AsyncIterator[list[str | None]]:
@@ -119,6 +164,12 @@ def takes_what_they_are(_: AsyncIterator[str], __: Sequence[AsyncStream[str]]) -
 
 
 async def in_an_event_loop() -> None:
+    assert_type(demux(async_words(), 2), tuple[AsyncStream[str], ...])
+    assert_type(demux(async_words(), 2, eos=EOS), tuple[AsyncStream[str | None], ...])
+    assert_type(AsyncBatchedStream(async_words(), 2), AsyncBatchedStream[str])
+    objects: AsyncStream[object] = demux(async_words(), 2)[0]
+    objects.cancel()
+
     streams: tuple[AsyncStream[str], ...] = demux(async_words(), 2)
     async for word in streams[0]:
         assert_type(word, str)
@@ -266,7 +317,35 @@ class Model:
     def generate(self, prompts: list[int]) -> Iterator[list[str]]:
         yield ["a"] * len(prompts)
 
+    @batched
+    def embed(self, prompts: list[str]) -> Iterator[list[float | None]]:
+        yield [0.5] * len(prompts)
 
+
+@batched(max_batch_size=4, eos=EOS)
+def with_none(texts: list[str]) -> Iterator[list[str | None]]:
+    yield [None]
+
+
+@batched
+async def whisper(texts: list[str]) -> AsyncIterator[list[str | Last[str]]]:
+    yield [Last(text) for text in texts]
+
+
+@batched
+def untyped(texts: list[str]) -> Any:
+    yield texts
+
+
+assert_type(DynamicBatcher(translate, max_batch_size=8), DynamicBatcher[str, str])
+assert_type(DynamicBatcher(translate_async, max_batch_size=8), DynamicBatcher[str, str])
+assert_type(shout, DynamicBatcher[str, str])
+assert_type(shout_plainly.stream("a"), Stream[str])
+assert_type(whisper.astream("a"), AsyncStream[str])
+assert_type(with_none.stream("a"), Stream[str | None])
+assert_type(Model().generate.stream(1), Stream[str])
+assert_type(Model().embed.stream("a"), Stream[float])
+assert_type(untyped.stream("a"), Stream[Any])
 loud: Stream[str] = shout.stream("a")
 all_loud: Iterator[list[str]] = shout.map(["a"])
 

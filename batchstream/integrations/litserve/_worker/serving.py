@@ -43,9 +43,10 @@ def make_step(core: Demultiplexer[Any], model: Source | Engine) -> Delivery[Any]
             is no `Exception`.
     """
     try:
-        step = model.advance(core.live)
-    except StopIteration:
-        return core.finish()
+        try:
+            step = model.advance(core.live)
+        except StopIteration:
+            return core.finish()
     except INTERRUPTS:
         raise
     except BaseException as error:  # noqa: BLE001 - an end of the requests in the model
