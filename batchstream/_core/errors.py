@@ -7,10 +7,11 @@ consumer with its own type, as a copy that `consumer_error` makes for each.
 from __future__ import annotations
 
 from types import GetSetDescriptorType, MemberDescriptorType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
 INTERRUPTS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """Errors meant for the thread in which they are raised: they pass through it."""
@@ -20,6 +21,14 @@ _OUR_PACKAGE = __name__.partition(".")[0] + "."
 _OWN_TO_A_RAISE = frozenset(
     {"__dict__", "__weakref__", "__traceback__", "__context__", "__cause__", "__suppress_context__"}
 )
+
+
+# The interpreter's own fields, read and set past the class of a user's exception: that of a frozen
+# dataclass refuses every attribute.
+_TRACEBACK: Final[Any] = vars(BaseException)["__traceback__"]
+_CONTEXT: Final[Any] = vars(BaseException)["__context__"]
+_CAUSE: Final[Any] = vars(BaseException)["__cause__"]
+_ARGS: Final[Any] = vars(BaseException)["args"]
 
 
 class BatchStreamError(Exception):
@@ -160,48 +169,69 @@ def consumer_error(error: BaseException) -> Exception:
     """
     own = _copy(error) if isinstance(error, Exception) else None
     if own is None or isinstance(own, StopIteration | StopAsyncIteration):
-        own = SourceError(f"the source raised {type(error).__name__}: {_text(error)}")
-    own.__cause__ = error
+        own = SourceError(f"the source raised {type_name(error)}: {error_text(error)}")
+    _CAUSE.__set__(own, error)
     return own
 
 
-def _text(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
+    """Return the text of an error, even if its `__str__` raises."""
     try:
         return str(error)
     except Exception:  # noqa: BLE001 - an error that cannot be shown still has its type
         return "<no text>"
 
 
+def type_name(value: object) -> str:
+    """Return the name of a user's type, whose metaclass may raise where it is asked for it."""
+    name: str = vars(type)["__name__"].__get__(type(value))
+    return name
+
+
 def _copy(error: Exception) -> Exception | None:
     """Copy an exception without running its `__init__`, which may not accept its own `args`."""
     cls = type(error)
     try:
-        own = cls.__new__(cls, *error.args)
+        args = _ARGS.__get__(error)
+        own = cls.__new__(cls, *args)
         if type(own) is not cls or own is error:
             return None
-        own.args = error.args
+        _ARGS.__set__(own, args)
         for base in cls.__mro__:
             for name, field in vars(base).items():
                 if isinstance(field, MemberDescriptorType | GetSetDescriptorType):
-                    _copy_field(name, error, own)
-        vars(own).update(vars(error))
-        if notes := getattr(error, "__notes__", None):
-            own.__notes__ = list(notes)
+                    _copy_field(name, field, error, own)
+        attributes = vars(own)
+        attributes.update(vars(error))
+        if notes := attributes.get("__notes__"):
+            attributes["__notes__"] = list(notes)
     except Exception:  # noqa: BLE001 - the class is the user's; `consumer_error` has another error
         return None
     return own
 
 
-def _copy_field(name: str, error: Exception, own: Exception) -> None:
+def _copy_field(
+    name: str,
+    field: MemberDescriptorType | GetSetDescriptorType,
+    error: Exception,
+    own: Exception,
+) -> None:
     if name in _OWN_TO_A_RAISE:
         return
     try:
-        value = getattr(error, name)
+        value = field.__get__(error)
         # An unset field reads as None, but setting it to None would show in the text.
-        if getattr(own, name, None) is not value:
-            setattr(own, name, value)
+        if _read(field, own) is not value:
+            field.__set__(own, value)
     except (AttributeError, TypeError):
         return  # unset in the original, or read-only: derived from what is copied
+
+
+def _read(field: MemberDescriptorType | GetSetDescriptorType, own: Exception) -> object:
+    try:
+        return field.__get__(own)
+    except AttributeError:  # unset
+        return None
 
 
 def begin_in_source(error: BaseException) -> None:
@@ -210,12 +240,12 @@ def begin_in_source(error: BaseException) -> None:
     The traceback of an error that never left our own frames is cut as a whole: a frame that it kept
     would keep those of its callers, and with them the pump and a consumer's variables.
     """
-    traceback = error.__traceback__
+    traceback: TracebackType | None = _TRACEBACK.__get__(error)
     while traceback is not None:
         if not str(traceback.tb_frame.f_globals.get("__name__")).startswith(_OUR_PACKAGE):
             break
         traceback = traceback.tb_next
-    error.__traceback__ = traceback
+    _TRACEBACK.__set__(error, traceback)
 
 
 def forget_context(error: BaseException, handled: BaseException | None) -> None:
@@ -228,9 +258,9 @@ def forget_context(error: BaseException, handled: BaseException | None) -> None:
         handled: The exception that the consumer was handling then.
     """
     link, seen = error, {id(error)}
-    while (context := link.__context__) is not None and id(context) not in seen:
+    while (context := _CONTEXT.__get__(link)) is not None and id(context) not in seen:
         if context is handled:
-            link.__context__ = None
+            _CONTEXT.__set__(link, None)
             return
         seen.add(id(context))
         link = context
