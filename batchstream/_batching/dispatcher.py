@@ -41,12 +41,13 @@ from batchstream._core.errors import (
 )
 from batchstream._core.records import FinishReason, StreamEnd
 from batchstream._eventloops.current import current_loop
+from batchstream._handoff.buffer import Buffer
 from batchstream._handoff.event import Event
 from batchstream._handoff.parking import ParkingLot, earliest
 from batchstream._pumps.process import forkable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from batchstream._batching.metrics import MetricsCaller
     from batchstream._batching.options import BatcherOptions
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from batchstream._handoff.parking import Lot
 
 T = TypeVar("T")
+StreamT = TypeVar("StreamT")
 
 
 class Dispatcher(ABC, Generic[T]):
@@ -109,9 +111,20 @@ class Dispatcher(ABC, Generic[T]):
     # ---- from the caller that submits
 
     def submit(
-        self, content: Any, *, timeout: float | None, wait_timeout: float | None
-    ) -> Request[T]:
-        """Accept a request.
+        self,
+        content: Any,
+        make_stream: Callable[[Request[T], Any], StreamT],
+        *,
+        timeout: float | None,
+        wait_timeout: float | None,
+    ) -> StreamT:
+        """Accept a request, and return its stream.
+
+        Args:
+            content: The request.
+            make_stream: Makes a stream of the request's buffer and this dispatcher.
+            timeout: For how long the request may last, in seconds.
+            wait_timeout: For how long it may wait for a batch, in seconds.
 
         Raises:
             OverloadedError: As many requests wait as may.
@@ -142,22 +155,26 @@ class Dispatcher(ABC, Generic[T]):
         request: Request[T] = Request(number, submission, deadlines, ended)
         if self._needs_loop:
             self.prepare()
+        # Before the request waits: whatever breaks this off drops the stream, and so cancels it.
+        stream = make_stream(request, self)
         try:
             refusal = self._enqueue(request, key)
             if scheduler.wakeups:
                 self._wake_workers()
             if refusal is None and scheduler.closed:  # meanwhile
                 self._fail(request, closed_error())
+            if refusal is None:
+                return stream
         except BaseException:  # KeyboardInterrupt too: nothing is left half done
             self.cancel(request)
             self._wake_unstarted()
             raise
-        if refusal is not None:
-            try:
-                raise refusal
-            finally:
-                del refusal  # it holds this frame
-        return request
+        # It was never counted: let it not be reaped, as its stream is dropped.
+        Buffer.finish(request, StreamEnd(FinishReason.CANCELLED, 0))
+        try:
+            raise refusal
+        finally:
+            del refusal  # it holds this frame
 
     def _enqueue(self, request: Request[T], key: Any) -> Exception | None:
         """Let a request wait, or return why it is refused."""

@@ -10,9 +10,9 @@ wait at all. Of several ready groups the one with the oldest request goes first,
 starves.
 
 No call looks at every group. Two heaps say which to look at: `_due`, when a group may be ready, and
-`_ready`, those that were ready once, by their oldest request. Their entries are hints: one may be too
-early, or of a group that is gone, and is then put right or dropped; a group has none that is too late.
-So what may make a group ready earlier adds its hint first, and then makes the change.
+`_ready`, those that were ready once, by their oldest request. Their entries are hints: one may be
+too early, or of a group that is gone, and is then put right or dropped; a group has none that is
+too late. So what may make a group ready earlier adds its hint first, and then makes the change.
 
 The scheduler calls `take` whenever a worker or a slot is free, and not before: what arrives
 meanwhile makes the batch larger. If that gives no request the worker waits until `ready_at`, or
@@ -222,7 +222,9 @@ class WaitingQueue(Generic[RequestT]):
 
     def _oldest_group(self) -> _Group[RequestT] | None:
         for request in self._all:
-            if (group := self._groups.get(request.group)) is not None:
+            group = self._groups.get(request.group)
+            # An empty one: the adding of its first request was broken off a moment ago.
+            if group is not None and group.requests:
                 return group
         return None
 

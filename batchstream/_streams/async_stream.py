@@ -113,7 +113,6 @@ class AsyncStreamReader(LoopBinding[T]):
     )
 
     def __init__(self, buffer: Buffer[T], upstream: AsyncUpstream) -> None:
-        self._buffer = buffer
         self._upstream = upstream
         self._left = OUTPUTS_PER_TURN  # how many outputs to take before the others have their turn
         # Known from the first wait on, which binds this to its event loop.
@@ -121,6 +120,7 @@ class AsyncStreamReader(LoopBinding[T]):
         self._waiting = {}
         self._waiter = None
         self._polls = False
+        self._buffer = buffer  # last: a stream that has one can be cancelled
 
     def __aiter__(self) -> Self:
         return self

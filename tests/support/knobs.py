@@ -481,6 +481,12 @@ def files_of_submission():
     return {sys.modules[f"batchstream._batching.{name}"].__file__ for name in names}
 
 
+def files_of_streams():
+    """Return the files of the modules that make streams."""
+    names = ("stream", "async_stream")
+    return {sys.modules[f"batchstream._streams.{name}"].__file__ for name in names}
+
+
 def dispatcher_of(batcher):
     """Return what the batcher's streams hold."""
     return batcher._dispatcher
