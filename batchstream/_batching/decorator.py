@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, TypedDict,
 from typing_extensions import TypeVar, Unpack
 
 from batchstream._batching.dynamic import DynamicBatcher
+from batchstream._pumps.process import forkable
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -109,7 +110,7 @@ class BatchedFunction(DynamicBatcher[RequestT, T]):
         self._fn = fn
         self._options = options
         self._kept_as: str | None = None
-        self._making = Lock()
+        self._making = _Making()
         for name in functools.WRAPPER_ASSIGNMENTS:  # an object that is called may have none
             if hasattr(fn, name):
                 setattr(self, name, getattr(fn, name))
@@ -137,7 +138,7 @@ class BatchedFunction(DynamicBatcher[RequestT, T]):
             ) from None
         kept: Any = attributes.get(self._kept_as)
         if kept is None or kept.instance_id != id(instance):
-            with self._making:
+            with self._making.lock:
                 kept = attributes.get(self._kept_as)
                 if kept is None or kept.instance_id != id(instance):
                     bound = self._fn.__get__(instance, owner)
@@ -145,6 +146,24 @@ class BatchedFunction(DynamicBatcher[RequestT, T]):
                     attributes[self._kept_as] = kept
         batcher: DynamicBatcher[RequestT, T] = kept.batcher
         return batcher
+
+
+class _Making:
+    """The lock under which a method's batchers are made.
+
+    Attributes:
+        lock: The lock.
+    """
+
+    __slots__ = ("__weakref__", "lock")
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        forkable.add(self)
+
+    def refuse_after_fork(self) -> None:
+        """Refuse nothing, but take another lock: a thread of the parent may hold the old one."""
+        self.lock = Lock()
 
 
 class _Kept:

@@ -473,6 +473,14 @@ class Dispatcher(ABC, Generic[T]):
         self.reap()
         self._check_ended()
 
+    def request_exit(self) -> None:
+        """Cancel every request, and accept no other: the interpreter exits."""
+        with self._lock:
+            requests = list(self.scheduler.totals.open)
+        for request in requests:
+            self.cancel(request)
+        self.request_close()
+
     def _check_ended(self) -> None:
         """Set the event of the end, if it has come."""
         if self.ended:
@@ -521,10 +529,16 @@ class Dispatcher(ABC, Generic[T]):
     def refuse_after_fork(self) -> None:
         """Make every use fail, unless it was not used before: its workers are in the parent."""
         self._lock = RLock()
-        if self.scheduler.totals.opened:
-            self.forked = True
-            self.consumers = {}
-            for request in self.scheduler.queue.requests():
+        if not self.scheduler.totals.opened:
+            # What another thread may have locked, or half changed.
+            self.parking = ParkingLot()
+            self._ended = Event(self.parking)
+            return
+        self.forked = True
+        self.consumers = {}
+        # Not those in the queue: a worker may just have taken some, and have no pump for them yet.
+        for request in list(self.scheduler.totals.open):
+            if request.pump is None:
                 request.refuse_after_fork()
                 request.finish(StreamEnd(FinishReason.ERROR, 0, error=self._forked_error()))
 

@@ -10,7 +10,7 @@ from types import GetSetDescriptorType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
 INTERRUPTS = (KeyboardInterrupt, SystemExit, GeneratorExit)
@@ -269,6 +269,26 @@ def forget_context(error: BaseException, handled: BaseException | None) -> None:
 def report_unraisable(error: BaseException) -> None:
     """Hand an error that no caller waits for to `sys.unraisablehook`."""
     _Unraisable(error)
+
+
+def report_or_raise(errors: Iterable[BaseException]) -> None:
+    """Hand errors to `sys.unraisablehook`, but raise an interrupt: the calling thread is meant.
+
+    Raises:
+        BaseException: One of `INTERRUPTS`.
+    """
+    interrupt: BaseException | None = None
+    for error in errors:
+        if isinstance(error, INTERRUPTS):
+            interrupt = error
+        else:
+            report_unraisable(error)
+    del errors
+    if interrupt is not None:
+        try:
+            raise interrupt
+        finally:
+            del interrupt  # it holds this frame
 
 
 def call_quietly(function: Callable[[], object]) -> None:

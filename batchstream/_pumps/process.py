@@ -12,7 +12,7 @@ import time
 import weakref
 from typing import Final, Protocol
 
-from batchstream._core.errors import ClosedError
+from batchstream._core.errors import ClosedError, call_quietly
 
 EXIT_SECONDS: Final = 1.0
 """For how long an exiting interpreter waits for all threads together."""
@@ -38,8 +38,11 @@ class Running(Protocol):
     def ended(self) -> bool:
         """Whether its threads have done all their work."""
 
-    def request_close(self) -> None:
-        """Make the threads end, without waiting for them."""
+    def request_exit(self) -> None:
+        """Cancel all streams and make the threads end, without waiting for them.
+
+        An error would be printed by each daemon thread that reads a stream.
+        """
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the threads have ended."""
@@ -53,7 +56,7 @@ def forked_batch_error() -> ClosedError:
 
 
 forkable: Final[weakref.WeakSet[Forkable]] = weakref.WeakSet()
-"""All pumps and dispatchers."""
+"""All pumps, dispatchers, and functions that make one when they are used."""
 
 running: Final[set[Running]] = set()
 """All pumps and dispatchers with threads at work; this set keeps them alive."""
@@ -61,7 +64,8 @@ running: Final[set[Running]] = set()
 
 def _refuse_after_fork() -> None:
     for each in list(forkable):
-        each.refuse_after_fork()
+        # One that another thread was making may be half made: it keeps no other from refusing.
+        call_quietly(each.refuse_after_fork)
 
 
 if hasattr(os, "register_at_fork"):
@@ -73,7 +77,7 @@ def _close_all() -> None:
     abandoned = list(running)
     for each in abandoned:
         if not (each.forked or each.ended):
-            each.request_close()
+            call_quietly(each.request_exit)
     until = time.monotonic() + EXIT_SECONDS
     for each in abandoned:
         each.join(max(0.0, until - time.monotonic()))

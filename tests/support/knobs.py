@@ -331,6 +331,9 @@ CODES_OF_CANCEL = {"pulled": PullPump.cancel.__code__, "background": ThreadPump.
 CODE_OF_FAILING = BackgroundPump.fail_stream.__code__
 """What fails a stream of a batch from outside, as a deadline does."""
 
+CODE_OF_DRAINING = BackgroundPump._drain.__code__
+"""What ends the streams of a pump that makes no more steps."""
+
 CODE_OF_ASYNC_RECEIVE = getattr(AsyncStreamReader.__anext__, "__code__", None)
 """What a receive in an event loop runs."""
 
