@@ -293,7 +293,6 @@ def interrupted_decision(line):
     return batcher, task.result(), where
 
 
-@pytest.mark.xfail(strict=True, reason="requests that were taken are known to their worker alone")
 @pytest.mark.rule(9)
 def test_an_interrupt_anywhere_as_a_worker_takes_a_batch_in_a_loop_forgets_no_request():
     lines = 0
