@@ -348,6 +348,15 @@ static int is_read(Core *core, PyObject *elements)
     return 1;
 }
 
+/* Whether None is among the elements of an array: it may stand for a missing value. */
+static int has_none(PyObject *elements)
+{
+    for (Py_ssize_t n = 0; PyList_CheckExact(elements) && n < PyList_GET_SIZE(elements); n++)
+        if (PyList_GET_ITEM(elements, n) == Py_None)
+            return 1;
+    return 0;
+}
+
 /* The elements of a step: a list or tuple as wide as the batch, or a dict by slot. */
 static PyObject *read_step(Core *core, PyObject *step)
 {
@@ -357,7 +366,7 @@ static PyObject *read_step(Core *core, PyObject *step)
     if (Py_TYPE(step) == core->array_type) {
         int one = has_one_dimension(step);
         elements = one == 1 ? PyObject_CallMethodNoArgs(step, names.tolist) : NULL;
-        if (elements != NULL && is_read(core, elements))
+        if (elements != NULL && is_read(core, elements) && !has_none(elements))
             return elements;
         Py_XDECREF(elements);
         if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception))

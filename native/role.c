@@ -13,6 +13,7 @@ struct Role {
     PyThread_type_lock lock;
     unsigned long holder;  /* the thread that has the role; 0: none, or one that is about to say so */
     int taken;             /* whether the lock is */
+    char in_step;          /* a step was begun, and neither handed out nor failed */
     unsigned int steps;    /* of the quick way */
     Core *core;
     PyObject *buffers, *live_buffers, *departures;
@@ -65,6 +66,7 @@ static PyObject *next_step(Role *role, PyObject *live)
 static int make_step(Role *role, PyObject *pump)
 {
     PyObject *live = core_live(role->core);
+    role->in_step = 1;
     PyObject *step = live == NULL ? NULL : next_step(role, live);
     int over = step == NULL && live != NULL && PyErr_ExceptionMatches(PyExc_StopIteration);
     int failed = step == NULL ||
@@ -77,7 +79,9 @@ static int make_step(Role *role, PyObject *pump)
         failed = call_method(pump, names.source_over, NULL);
     else if (failed)
         failed = call_method(pump, names.fail, error);
-    else if (PySet_GET_SIZE(role->live_buffers) == 0)
+    else
+        role->in_step = 0;
+    if (error == NULL && !over && PySet_GET_SIZE(role->live_buffers) == 0)
         failed = call_method(pump, names.close_if_idle, NULL);
     Py_XDECREF(error);
     return failed;
@@ -86,7 +90,7 @@ static int make_step(Role *role, PyObject *pump)
 int role_make_step(Role *role, Buffer *buffer, PyObject *pump)
 {
     unsigned long me = PyThread_get_thread_ident();
-    if (role->source == NULL || role->holder == me || buffer->refusal != NULL ||
+    if (role->source == NULL || role->holder == me || role->in_step || buffer->refusal != NULL ||
         !is_empty(role->departures) || ++role->steps % STEPS_WITHOUT_PYTHON == 0 ||
         !PyThread_acquire_lock(role->lock, NOWAIT_LOCK))
         return 0;
@@ -246,6 +250,7 @@ static PyMethodDef role_methods[] = {
 
 static PyMemberDef role_members[] = {
     {"holder", T_ULONG, offsetof(Role, holder), 0, NULL},
+    {"in_step", T_BOOL, offsetof(Role, in_step), 0, NULL},
     {NULL},
 };
 

@@ -210,9 +210,22 @@ MUTANTS = [
     ),
     Mutant(
         "an interrupt leaves the other streams waiting",
-        "        failed = self.fanout.fail(error)\n        self._close_if_idle()\n",
+        "        failed = self.fanout.fail(error)\n        self.role.in_step = False\n",
         "        if isinstance(error, INTERRUPTS):\n            raise error\n"
-        "        failed = self.fanout.fail(error)\n        self._close_if_idle()\n",
+        "        failed = self.fanout.fail(error)\n        self.role.in_step = False\n",
+    ),
+    Mutant(
+        "a step of which not even the failing was handed out is forgotten",
+        "                    if self.role.in_step:\n"
+        "                        self._fail_broken_step()\n",
+        "",
+        ("test_exhaustion.py",),
+    ),
+    Mutant(
+        "requests that a worker had taken as it was broken off are forgotten",
+        "            lost = self.scheduler.lost_requests()\n",
+        "            lost: list[Request[T]] = []\n",
+        ("test_batchers_interrupts.py",),
     ),
     Mutant(
         "an interrupt as the source ends leaves the core's slots live",
@@ -280,8 +293,8 @@ MUTANTS = [
     ),
     Mutant(
         "a copied error is made by its own __init__",
-        "        own = cls.__new__(cls, *error.args)\n",
-        "        own = cls(*error.args)\n",
+        "        own = cls.__new__(cls, *args)\n",
+        "        own = cls(*args)\n",
     ),
     Mutant(
         "the error's context goes to every consumer",

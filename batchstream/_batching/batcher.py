@@ -66,8 +66,12 @@ class Batcher(Generic[RequestT, T]):
         Cancellation: a request that was not accepted entirely is cancelled.
         Threads: any.
         """
-        request_ = self._dispatcher.submit(request, timeout=timeout, wait_timeout=wait_timeout)
-        return Stream._of(request_, self._dispatcher)  # noqa: SLF001
+        return self._dispatcher.submit(
+            request,
+            Stream._of,  # noqa: SLF001
+            timeout=timeout,
+            wait_timeout=wait_timeout,
+        )
 
     def astream(
         self, request: RequestT, *, timeout: float | None = None, wait_timeout: float | None = None
@@ -92,8 +96,12 @@ class Batcher(Generic[RequestT, T]):
         Cancellation: nothing to cancel.
         Threads: any, in an event loop or not; the stream belongs to the loop that first waits.
         """
-        request_ = self._dispatcher.submit(request, timeout=timeout, wait_timeout=wait_timeout)
-        return AsyncStream._of(request_, self._dispatcher)  # noqa: SLF001
+        return self._dispatcher.submit(
+            request,
+            AsyncStream._of,  # noqa: SLF001
+            timeout=timeout,
+            wait_timeout=wait_timeout,
+        )
 
     @overload
     def map(

@@ -42,6 +42,7 @@ from batchstream._core.errors import (
 )
 from batchstream._core.records import FinishReason, StreamEnd
 from batchstream._eventloops.current import current_loop
+from batchstream._handoff.buffer import Buffer
 from batchstream._handoff.event import Event
 from batchstream._handoff.parking import LoopBound, ParkingLot, earliest
 from batchstream._pumps.process import forkable_batchers
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from batchstream._handoff.parking import Lot
 
 T = TypeVar("T")
+StreamT = TypeVar("StreamT")
 
 
 class AnyFlight(LoopBound, Protocol[T]):
@@ -139,12 +141,20 @@ class Dispatcher(ABC, Generic[T]):
     def submit(
         self,
         content: Any,
+        make_stream: Callable[[Request[T], Any], StreamT],
         *,
         timeout: float | None,
         wait_timeout: float | None,
         on_end: Callable[[Request[T]], object] | None = None,
-    ) -> Request[T]:
-        """Accept a request; see `Request` for the arguments of one that a `map` submits.
+    ) -> StreamT:
+        """Accept a request, and return its stream.
+
+        Args:
+            content: The request.
+            make_stream: Makes a stream of the request's buffer and this dispatcher.
+            timeout: For how long the request may last, in seconds.
+            wait_timeout: For how long it may wait for a batch, in seconds.
+            on_end: See `Request`, for one that a `map` submits.
 
         Raises:
             OverloadedError: As many requests wait as may.
@@ -178,22 +188,26 @@ class Dispatcher(ABC, Generic[T]):
         request: Request[T] = Request(number, submission, deadlines, ended, on_end)
         if self._needs_loop:
             self.prepare()
+        # Before the request waits: whatever breaks this off drops the stream, and so cancels it.
+        stream = make_stream(request, self)
         try:
             refusal = self._enqueue(request, key)
             if scheduler.wakeups:
                 self._wake_workers()
             if refusal is None and scheduler.closed:  # meanwhile
                 self._fail(request, closed_error(scheduler.closing))
+            if refusal is None:
+                return stream
         except BaseException:  # KeyboardInterrupt too: nothing is left half done
             self.cancel(request)
             self._wake_unstarted()
             raise
-        if refusal is not None:
-            try:
-                raise refusal
-            finally:
-                del refusal  # it holds this frame
-        return request
+        # It was never counted: let it not be reaped, as its stream is dropped.
+        Buffer.finish(request, StreamEnd(FinishReason.CANCELLED, 0))
+        try:
+            raise refusal
+        finally:
+            del refusal  # it holds this frame
 
     def _enqueue(self, request: Request[T], key: Any) -> Exception | None:
         """Let a request wait, or return why it is refused."""
@@ -554,6 +568,14 @@ class Dispatcher(ABC, Generic[T]):
         self._tell_of_room()  # there is none, as it finds
         self._check_ended()
 
+    def request_exit(self) -> None:
+        """Cancel every request, and accept no other: the interpreter exits."""
+        with self._lock:
+            requests = list(self.scheduler.totals.open)
+        for request in requests:
+            self.cancel(request)
+        self.request_close()
+
     def _check_ended(self) -> None:
         """Set the event of the end, if it has come."""
         if self.ended:
@@ -605,13 +627,15 @@ class Dispatcher(ABC, Generic[T]):
         if self.options.metrics is not None:
             self.options.metrics.after_fork()
         in_use = any(not request.ends for request in self.scheduler.totals.open)
-        if in_use or not (self._can_begin_anew is None or self._can_begin_anew()):
-            self.forked = True
-            for request in self.scheduler.queue.requests():
+        if not in_use and (self._can_begin_anew is None or self._can_begin_anew()):
+            self._begin_anew()
+            return
+        self.forked = True
+        # Not those in the queue: a worker may just have taken some, and have no pump for them yet.
+        for request in list(self.scheduler.totals.open):
+            if request.pump is None:
                 request.refuse_after_fork()
                 request.finish(StreamEnd(FinishReason.ERROR, 0, error=_forked_error()))
-        else:
-            self._begin_anew()
 
     def _begin_anew(self) -> None:
         """Forget the workers, the batches that were being closed, and what another thread held."""

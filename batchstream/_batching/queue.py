@@ -123,6 +123,11 @@ class WaitingQueue(Generic[RequestT]):
     def __contains__(self, request: object) -> bool:
         return request in self._all
 
+    def can_give(self, request: RequestT) -> bool:
+        """Whether `take` will give a request: not while its taking has been broken off."""
+        group = self._groups.get(request.group)
+        return request in self._all and group is not None and request in group.requests
+
     def append(self, request: RequestT, room: Callable[[], int]) -> None:
         """Add a request that has not arrived before any that came earlier.
 
@@ -232,7 +237,9 @@ class WaitingQueue(Generic[RequestT]):
 
     def _oldest_group(self) -> _Group[RequestT] | None:
         for request in self._all:
-            if (group := self._groups.get(request.group)) is not None:
+            group = self._groups.get(request.group)
+            # An empty one: the adding of its first request was broken off a moment ago.
+            if group is not None and group.requests:
                 return group
         return None
 

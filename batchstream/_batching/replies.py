@@ -53,6 +53,11 @@ class _Failed:
         self.error = error
 
 
+def _without_stream(request: Request[T], _: object) -> Request[T]:
+    """Make no stream of a request: the flight owns it."""
+    return request
+
+
 class Flight(Generic[T]):
     """The requests of one `map` that are in flight.
 
@@ -208,6 +213,7 @@ class Flight(Generic[T]):
             try:
                 request = dispatcher.submit(
                     content,
+                    _without_stream,
                     timeout=self._timeout,
                     wait_timeout=self._wait_timeout,
                     on_end=self.note_end,

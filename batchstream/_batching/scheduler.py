@@ -188,6 +188,17 @@ class Scheduler(Generic[T]):
             self.totals.count_joined(waited)
         return joining
 
+    def lost_requests(self) -> list[Request[T]]:
+        """Return the requests that a worker has taken, and that have joined no batch.
+
+        Asked behind the end of a worker, while no other is between the two.
+        """
+        return [
+            request
+            for request in self.totals.open
+            if request.pump is None and not request.ends and not self.queue.can_give(request)
+        ]
+
     def reap(self, now: float) -> Reaped:
         """Count the requests that have ended, and take out those that have waited too long."""
         expiries = self.queue.expiries

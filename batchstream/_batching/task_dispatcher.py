@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypeVar
 
 from batchstream._batching.dispatcher import Dispatcher
-from batchstream._core.errors import ClosedError
+from batchstream._core.errors import ClosedError, SourceError
 from batchstream._eventloops.base import LoopClosedError
 from batchstream._eventloops.current import current_loop
 from batchstream._handoff.parking import LOOP_POLL_SECONDS, earliest
@@ -148,6 +148,11 @@ class TaskDispatcher(Dispatcher[T]):
         worker.thread_or_task = None  # which refers to this dispatcher
         if not worker.began:  # it was cancelled before
             self._give_up_loop(loop)
+        # No other worker is between taking requests and running them: none awaits anything there.
+        with self._lock:
+            lost = self.scheduler.lost_requests()
+        if lost:
+            self.fail_all(lost, SourceError("the worker was broken off as it formed this batch"))
         self._rest(worker)
 
     def _give_up_loop(self, loop: EventLoop) -> None:

@@ -40,7 +40,7 @@ from batchstream._core.errors import (
     missing_eos_error,
     no_slot_error,
 )
-from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many
+from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many, has_none
 from batchstream._core.records import Delivery, FinishReason, Statistics, StreamEnd
 from batchstream._core.rules import EndRules
 from batchstream._core.steps import Elements, are_numbers, picker, read_step
@@ -242,6 +242,8 @@ class Demultiplexer(Generic[T]):
             if kind is self._array_type:
                 elements = elements.tolist() if elements.ndim == 1 else None
                 kind = type(elements)
+                if kind is list and has_none(elements):  # perhaps a missing value
+                    return None
         except Exception:  # noqa: BLE001 - `feed_other` will say what is wrong with it
             return None
         by_slot = kind is dict

@@ -10,10 +10,11 @@ import copy
 import sys
 import warnings
 from types import GetSetDescriptorType, MemberDescriptorType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
 
 INTERRUPTS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """Errors meant for the thread in which they are raised: they pass through it."""
@@ -23,6 +24,14 @@ _OUR_PACKAGE = __name__.partition(".")[0] + "."
 _OWN_TO_A_RAISE = frozenset(
     {"__dict__", "__weakref__", "__traceback__", "__context__", "__cause__", "__suppress_context__"}
 )
+
+
+# The interpreter's own fields, read and set past the class of a user's exception: that of a frozen
+# dataclass refuses every attribute.
+_TRACEBACK: Final[Any] = vars(BaseException)["__traceback__"]
+_CONTEXT: Final[Any] = vars(BaseException)["__context__"]
+_CAUSE: Final[Any] = vars(BaseException)["__cause__"]
+_ARGS: Final[Any] = vars(BaseException)["args"]
 
 
 class BatchStreamError(Exception):
@@ -196,45 +205,51 @@ def consumer_error(error: BaseException) -> Exception:
         if own is None:
             own = _copy_as_its_class_does(error)
     if own is None:
-        own = SourceError(f"the source raised {type(error).__name__}: {_text(error)}")
+        own = SourceError(f"the source raised {type_name(error)}: {error_text(error)}")
     # An error of the library's own that no code of the source's has raised would be shown twice.
-    _set(own, "__cause__", error.__cause__ if _was_made_here(error) else error)
+    _CAUSE.__set__(own, error.__cause__ if _was_made_here(error) else error)
     return own
 
 
-_set = BaseException.__setattr__
-"""Sets an attribute of an error whose class may refuse it, as that of a frozen dataclass does."""
-
-
 def _was_made_here(error: BaseException) -> bool:
-    if not (type(error).__module__ + ".").startswith(_OUR_PACKAGE):
+    kind = type(error)
+    if not (issubclass(kind, BatchStreamError) and kind.__module__.startswith(_OUR_PACKAGE)):
         return False
     begin_in_source(error)
     return error.__traceback__ is None
 
 
-def _text(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
+    """Return the text of an error, even if its `__str__` raises."""
     try:
         return str(error)
     except Exception:  # noqa: BLE001 - an error that cannot be shown still has its type
         return "<no text>"
 
 
+def type_name(value: object) -> str:
+    """Return the name of a user's type, whose metaclass may raise where it is asked for it."""
+    name: str = vars(type)["__name__"].__get__(type(value))
+    return name
+
+
 def _copy(error: Exception) -> Exception | None:
     """Copy an exception without running its `__init__`, which may not accept its own `args`."""
     cls = type(error)
     try:
-        own = cls.__new__(cls, *error.args)
+        args = _ARGS.__get__(error)
+        own = cls.__new__(cls, *args)
         if type(own) is not cls or own is error:
             return None
-        _set(own, "args", error.args)
+        _ARGS.__set__(own, args)
         for base in cls.__mro__:
             for name, field in vars(base).items():
                 if isinstance(field, MemberDescriptorType | GetSetDescriptorType):
-                    _copy_field(name, error, own)
-        vars(own).update(vars(error))
-        if notes := getattr(error, "__notes__", None):
-            _set(own, "__notes__", list(notes))
+                    _copy_field(name, field, error, own)
+        attributes = vars(own)
+        attributes.update(vars(error))
+        if notes := attributes.get("__notes__"):
+            attributes["__notes__"] = list(notes)
     except Exception:  # noqa: BLE001 - the class is the user's; `consumer_error` has another way
         return None
     return own
@@ -246,25 +261,37 @@ def _copy_as_its_class_does(error: Exception) -> Exception | None:
         own = copy.copy(error)
         if type(own) is not type(error) or own is error:
             return None
-        for name in ("__traceback__", "__context__"):
-            _set(own, name, None)
-        if notes := getattr(error, "__notes__", None):
-            _set(own, "__notes__", list(notes))
+        _TRACEBACK.__set__(own, None)
+        _CONTEXT.__set__(own, None)
+        if notes := vars(error).get("__notes__"):
+            vars(own)["__notes__"] = list(notes)
     except Exception:  # noqa: BLE001 - the class is the user's; `consumer_error` has another error
         return None
     return own
 
 
-def _copy_field(name: str, error: Exception, own: Exception) -> None:
+def _copy_field(
+    name: str,
+    field: MemberDescriptorType | GetSetDescriptorType,
+    error: Exception,
+    own: Exception,
+) -> None:
     if name in _OWN_TO_A_RAISE:
         return
     try:
-        value = getattr(error, name)
+        value = field.__get__(error)
         # An unset field reads as None, but setting it to None would show in the text.
-        if getattr(own, name, None) is not value:
-            _set(own, name, value)
+        if _read(field, own) is not value:
+            field.__set__(own, value)
     except (AttributeError, TypeError):
         return  # unset in the original, or read-only: derived from what is copied
+
+
+def _read(field: MemberDescriptorType | GetSetDescriptorType, own: Exception) -> object:
+    try:
+        return field.__get__(own)
+    except AttributeError:  # unset
+        return None
 
 
 def begin_in_source(error: BaseException) -> None:
@@ -273,12 +300,12 @@ def begin_in_source(error: BaseException) -> None:
     The traceback of an error that never left our own frames is cut as a whole: a frame that it kept
     would keep those of its callers, and with them the pump and a consumer's variables.
     """
-    traceback = error.__traceback__
+    traceback: TracebackType | None = _TRACEBACK.__get__(error)
     while traceback is not None:
         if not str(traceback.tb_frame.f_globals.get("__name__")).startswith(_OUR_PACKAGE):
             break
         traceback = traceback.tb_next
-    _set(error, "__traceback__", traceback)
+    _TRACEBACK.__set__(error, traceback)
 
 
 def forget_context(error: BaseException, handled: BaseException | None) -> None:
@@ -291,9 +318,9 @@ def forget_context(error: BaseException, handled: BaseException | None) -> None:
         handled: The exception that the consumer was handling then.
     """
     link, seen = error, {id(error)}
-    while (context := link.__context__) is not None and id(context) not in seen:
+    while (context := _CONTEXT.__get__(link)) is not None and id(context) not in seen:
         if context is handled:
-            _set(link, "__context__", None)
+            _CONTEXT.__set__(link, None)
             return
         seen.add(id(context))
         link = context
@@ -302,6 +329,26 @@ def forget_context(error: BaseException, handled: BaseException | None) -> None:
 def report_unraisable(error: BaseException) -> None:
     """Hand an error that no caller waits for to `sys.unraisablehook`."""
     _Unraisable(error)
+
+
+def report_or_raise(errors: Iterable[BaseException]) -> None:
+    """Hand errors to `sys.unraisablehook`, but raise an interrupt: the calling thread is meant.
+
+    Raises:
+        BaseException: One of `INTERRUPTS`.
+    """
+    interrupt: BaseException | None = None
+    for error in errors:
+        if isinstance(error, INTERRUPTS):
+            interrupt = error
+        else:
+            report_unraisable(error)
+    del errors
+    if interrupt is not None:
+        try:
+            raise interrupt
+        finally:
+            del interrupt  # it holds this frame
 
 
 def call_quietly(function: Callable[[], object]) -> None:

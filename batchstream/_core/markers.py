@@ -9,11 +9,14 @@ mistaken for a marker.
 from __future__ import annotations
 
 import enum
+import operator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, final
 
 from typing_extensions import TypeVar
 
+from batchstream._core.errors import type_name
 from batchstream._core.records import FinishReason
 
 if TYPE_CHECKING:
@@ -123,7 +126,7 @@ class Fail:
 
     def __post_init__(self) -> None:
         if not isinstance(self.error, BaseException):
-            raise TypeError(f"Fail takes an exception instance, got {self.error!r}")
+            raise TypeError(f"Fail takes an exception instance, got {type_name(self.error)}")
 
 
 @final
@@ -138,6 +141,7 @@ class Many(Generic[T_co]):
 
     Raises:
         TypeError: The outputs are text, bytes or not iterable.
+        ValueError: They are an array in which a value is missing: masked, or not a time.
     """
 
     outputs: Iterable[T_co]
@@ -145,11 +149,37 @@ class Many(Generic[T_co]):
     def __post_init__(self) -> None:
         outputs: Any = self.outputs
         if isinstance(outputs, str | bytes | bytearray):
-            kind = type(outputs).__name__
-            raise TypeError(f"Many takes an iterable of outputs, got {kind} {outputs!r}")
+            # Not the outputs: what the source raises reaches every request of the batch.
+            raise TypeError(f"Many takes an iterable of outputs, got {type_name(outputs)}")
         if getattr(outputs, "ndim", 0) == 1 and hasattr(outputs, "tolist"):
-            outputs = outputs.tolist()
+            outputs = listed(outputs)
         object.__setattr__(self, "outputs", tuple(outputs))
+
+
+def listed(array: Any) -> list[Any]:
+    """Return the elements of an array or tensor of one dimension as a list.
+
+    Raises:
+        ValueError: A value is missing. It would read as None, the usual end mark.
+    """
+    elements: list[Any] = array.tolist()
+    # Where the array holds objects, None is one of them.
+    if has_none(elements) and not _holds_objects(array):
+        at = [element is None for element in elements].index(True)
+        raise ValueError(
+            f"an array of {array.dtype} has no value at position {at}: it is masked, or not a "
+            f"time; fill it in, or yield a list with the end mark"
+        )
+    return elements
+
+
+def has_none(elements: list[Any]) -> bool:
+    """Whether None is among the elements; runs no code of theirs."""
+    return any(map(operator.is_, elements, repeat(None)))
+
+
+def _holds_objects(array: Any) -> bool:
+    return getattr(getattr(array, "dtype", None), "kind", "O") == "O"
 
 
 MARKER_TYPES: Final[frozenset[type]] = frozenset({Signal, Last, End, Fail, Many})

@@ -12,10 +12,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
-from batchstream._core.errors import StepError
-from batchstream._core.markers import BLANK_TYPES, MARKER_TYPES, SKIP, Many
+from typing_extensions import TypeIs
+
+from batchstream._core.errors import StepError, error_text, type_name
+from batchstream._core.markers import BLANK_TYPES, MARKER_TYPES, SKIP, Many, listed
+
+_SHOWN_BITS: Final = 64
+"""A slot of as many bits is not shown: Python may refuse to print so many digits."""
 
 Elements = list[Any] | tuple[Any, ...] | dict[int, Any]
 
@@ -35,7 +40,7 @@ def read_step(step: object, size: int, number: int) -> Elements:
     """
     if type(step) is list or type(step) is tuple:  # most steps by far, so checked first
         elements = step
-    elif isinstance(step, Mapping):
+    elif _is_mapping(step, number):
         return _read_mapping(step, size, number)
     else:
         elements = _read_sequence(step, number)
@@ -53,10 +58,10 @@ def step_width(step: object) -> int:
     Raises:
         StepError: The step has no width. A mapping has none, as it may leave slots out.
     """
-    if isinstance(step, Mapping):
+    if _is_mapping(step, 0):
         raise StepError(
             f"step 0 is a mapping, which does not say how many slots there are: pass size=, "
-            f"got {shown(step)}",
+            f"got {type_name(step)}",
             step=0,
         )
     return len(_read_sequence(step, 0))
@@ -129,6 +134,13 @@ class Marks:
         return not _is_one_of(self._blank_types, element)
 
 
+def _is_mapping(step: object, number: int) -> TypeIs[Mapping[Any, Any]]:
+    try:
+        return isinstance(step, Mapping)
+    except Exception as error:
+        raise _unreadable(number, error) from error
+
+
 def _read_sequence(step: object, number: int) -> list[Any] | tuple[Any, ...]:
     if type(step) is list or type(step) is tuple:
         return step
@@ -136,14 +148,14 @@ def _read_sequence(step: object, number: int) -> list[Any] | tuple[Any, ...]:
         dimensions = getattr(step, "ndim", None)
         if isinstance(dimensions, int) and dimensions > 0 and hasattr(step, "tolist"):
             array: Any = step
-            return list(array.tolist() if dimensions == 1 else array)
+            return listed(array) if dimensions == 1 else list(array)
         if isinstance(step, Sequence) and not isinstance(step, str | bytes | bytearray):
             return list(step)
     except Exception as error:
         raise _unreadable(number, error) from error
     raise StepError(
         f"step {number} is no sequence, mapping or array of outputs, one per slot, "
-        f"got {shown(step)}: yield a list",
+        f"got {type_name(step)}: yield a list",
         step=number,
     )
 
@@ -164,8 +176,7 @@ def _read_mapping(step: Mapping[Any, Any], size: int, number: int) -> dict[int, 
         slot = _slot(key)
         if slot is None or not 0 <= slot < size:
             raise StepError(
-                f"step {number} names slot {shown(key) if slot is None else slot}, "
-                f"expected slots from 0 to {size - 1}",
+                f"step {number} names {_shown(key, slot)}, expected slots from 0 to {size - 1}",
                 step=number,
             )
         if slot in elements:
@@ -183,20 +194,20 @@ def _slot(key: object) -> int | None:
 
 def _unreadable(number: int, error: Exception) -> StepError:
     return StepError(
-        f"step {number} could not be read: {type(error).__name__}: {error}", step=number
+        f"step {number} could not be read: {type_name(error)}: {error_text(error)}", step=number
     )
 
 
-def shown(step: object) -> str:
-    """Return a short text of what was yielded, even if its `__repr__` is long or raises."""
-    try:
-        text = repr(step)
-    except Exception:  # noqa: BLE001 - a value that cannot be shown is still named by its type
-        text = "<no repr>"
-    limit = 80
-    if len(text) > limit:
-        text = f"{text[:limit]}…"
-    return f"{type(step).__name__} {text}"
+def _shown(key: object, slot: int | None) -> str:
+    """Return a short text of a key that is no slot.
+
+    A number is shown, and nothing else: every stream gets this text, and a key may well be what one
+    request sent or was to get.
+    """
+    if slot is None:
+        return f"a slot of type {type_name(key)}"
+    bits = slot.bit_length()
+    return f"slot {slot}" if bits < _SHOWN_BITS else f"a slot of {bits} bits"
 
 
 def _is_one_of(types: frozenset[type], element: object) -> bool:

@@ -167,6 +167,10 @@ class BackgroundPump(ABC, Generic[T]):
         self._wake(self.fanout.buffers)
         self._after_departure()
 
+    def request_exit(self) -> None:
+        """Do the same as the interpreter exits."""
+        self.request_close()
+
     @property
     def ended(self) -> bool:
         """Whether the pump has drained and the source is closed."""
@@ -387,6 +391,17 @@ class BackgroundPump(ABC, Generic[T]):
         fanout.forget_live()
         fanout.end_deliveries()
         self._wake([*fanout.buffers, fanout.deliveries])
+
+    def _drain_surely(self) -> list[BaseException]:
+        """Do the same, once more if it is broken off, and return what has broken it off."""
+        errors: list[BaseException] = []
+        for _ in range(2):  # by a signal's exception, or out of memory
+            try:
+                self._drain()
+                break
+            except BaseException as error:  # noqa: BLE001 - handed to the caller
+                errors.append(error)
+        return errors
 
     def _close(self, error: BaseException | None) -> None:
         """Record that the source is closed, and what it has raised last."""

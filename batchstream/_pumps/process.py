@@ -13,7 +13,7 @@ import time
 import weakref
 from typing import Final, Protocol
 
-from batchstream._core.errors import ForkedError
+from batchstream._core.errors import ForkedError, call_quietly
 
 EXIT_SECONDS: Final = 1.0
 """For how long an exiting interpreter waits for all threads together."""
@@ -39,8 +39,11 @@ class Running(Protocol):
     def ended(self) -> bool:
         """Whether its threads have done all their work."""
 
-    def request_close(self) -> None:
-        """Make the threads end, without waiting for them."""
+    def request_exit(self) -> None:
+        """Cancel all streams and make the threads end, without waiting for them.
+
+        An error would be printed by each daemon thread that reads a stream.
+        """
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the threads have ended."""
@@ -67,7 +70,8 @@ running: Final[set[Running]] = set()
 def _after_fork() -> None:
     # Batchers first: each asks whether a request is open, and the pumps end those that are.
     for each in [*forkable_batchers, *forkable]:
-        each.after_fork()
+        # One that another thread was making may be half made: it keeps no other from refusing.
+        call_quietly(each.after_fork)
 
 
 if hasattr(os, "register_at_fork"):
@@ -79,7 +83,7 @@ def _close_all() -> None:
     abandoned = list(running)
     for each in abandoned:
         if not (each.forked or each.ended):
-            each.request_close()
+            call_quietly(each.request_exit)
     until = time.monotonic() + EXIT_SECONDS
     for each in abandoned:
         each.join(max(0.0, until - time.monotonic()))

@@ -12,6 +12,10 @@ A queued cancel is applied by the next holder of the role: at once by the thread
 role is free, otherwise by its holder after the step. A holder checks the queue once more after it
 has given the role back, so that no cancel is left lying. No part of this blocks: a cancel may come
 from a signal handler or a finalizer that interrupted the holder itself.
+
+A step that is broken off fails the batch. Where even that is broken off, at the recursion limit or
+without memory, the role remembers the step, and its next holder fails the batch: until then no
+stream has missed an output and goes on.
 """
 
 from __future__ import annotations
@@ -24,8 +28,10 @@ from typing_extensions import TypeVar
 from batchstream._core.errors import (
     INTERRUPTS,
     BufferOverflowError,
+    SourceError,
     report_unraisable,
 )
+from batchstream._core.records import FinishReason, StreamEnd
 from batchstream._native.selection import native
 from batchstream._pumps.fanout import Fanout
 from batchstream._pumps.process import forkable, forked_batch_error
@@ -46,13 +52,16 @@ class Role:
     Attributes:
         lock: Taken by the thread that has the role.
         holder: That thread, or `NO_THREAD`.
+        in_step: Whether a step was begun, and neither handed out nor failed. For a thread that has
+            just taken the role: whether the last step was broken off.
     """
 
-    __slots__ = ("holder", "lock")
+    __slots__ = ("holder", "in_step", "lock")
 
     def __init__(self) -> None:
         self.lock = Lock()
         self.holder = NO_THREAD
+        self.in_step = False
 
 
 class _EndOfAll:
@@ -155,6 +164,8 @@ class PullPump(Generic[T]):
                         fanout.read_buffer(buffer)
                     if fanout.departures:
                         self._apply_departures()
+                    if self.role.in_step:
+                        self._fail_broken_step()
                     if not (buffer.outputs or buffer.ends):
                         if self._max_buffered is not None:
                             self._check_room(self._max_buffered)
@@ -273,6 +284,7 @@ class PullPump(Generic[T]):
         """
         fanout = self.fanout
         live = fanout.core.live
+        self.role.in_step = True
         failure: BaseException | None = None
         try:
             try:
@@ -285,11 +297,20 @@ class PullPump(Generic[T]):
             failure = error
         if failure is not None:
             self._fail(failure)
-        elif not fanout.live_buffers:
+            return
+        self.role.in_step = False
+        if not fanout.live_buffers:
             self._close_if_idle()
         elif self._native_role is not None and fanout.view == "by slot" and not self.forked:
             source = self._source
             self._native_role.quicken(source, source.plain_iterator, source.context)
+
+    def _fail_broken_step(self) -> None:
+        """Fail the streams that have no end yet: they may have missed an output."""
+        error = SourceError("a step of this batch was broken off, and its outputs are lost")
+        if self.fanout.view == "by time":  # the delivery with the ends may be among what is lost
+            self.fanout.deliveries.finish(StreamEnd(FinishReason.ERROR, 0, error=error))
+        self._fail(error)
 
     # ---- for a receive that makes steps by itself; with the role
 
@@ -299,10 +320,12 @@ class PullPump(Generic[T]):
         except BaseException as error:  # noqa: BLE001 - as in `_make_step`
             self._fail(error)
         else:
+            self.role.in_step = False
             self._close_if_idle()
 
     def _fail(self, error: BaseException) -> None:
         failed = self.fanout.fail(error)
+        self.role.in_step = False
         self._close_if_idle()
         if isinstance(error, INTERRUPTS):
             raise error

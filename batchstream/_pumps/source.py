@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from typing_extensions import TypeVar
 
 from batchstream._core.cores import core_of
-from batchstream._core.errors import INTERRUPTS, report_unraisable
-from batchstream._core.steps import shown, step_width
+from batchstream._core.errors import INTERRUPTS, report_unraisable, type_name
+from batchstream._core.steps import step_width
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -245,7 +245,7 @@ def _is_iterable(source: object) -> bool:
 
 def _no_source(source: object, expected: str = "an iterable of steps") -> TypeError:
     """Return the error of a source that is none, which says what to pass instead."""
-    got, instead = shown(source), "pass what yields the steps"
+    got, instead = _shown(source), "pass what yields the steps"
     name = getattr(source, "__name__", None)
     if isinstance(source, _NO_SOURCES):
         instead = "pass a list of steps, each with one output per slot"
@@ -254,10 +254,22 @@ def _no_source(source: object, expected: str = "an iterable of steps") -> TypeEr
         got = f"the coroutine of {name}()"
         instead = f"let {name} yield its steps, or await it"
     elif callable(source):
-        got = f"the {'class' if isinstance(source, type) else 'function'} {name or shown(source)}"
+        got = f"the {'class' if isinstance(source, type) else 'function'} {name or _shown(source)}"
         instead = f"call it, and pass what it returns: {name or 'source'}(…)"
     return TypeError(f"source must be {expected}, got {got}: {instead}")
 
 
 def _advance_closed(_: tuple[int, ...]) -> NoReturn:
     raise StopIteration
+
+
+def _shown(source: object) -> str:
+    """Return a short text of what is no source, even if its `__repr__` is long or raises."""
+    try:
+        text = repr(source)
+    except Exception:  # noqa: BLE001 - a value that cannot be shown is still named by its type
+        text = "<no repr>"
+    limit = 80
+    if len(text) > limit:
+        text = f"{text[:limit]}…"
+    return f"{type_name(source)} {text}"

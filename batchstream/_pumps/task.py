@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypeVar
 
-from batchstream._core.errors import INTERRUPTS, ClosedError, report_unraisable
+from batchstream._core.errors import INTERRUPTS, ClosedError, report_or_raise
 from batchstream._eventloops.base import InterruptedStep, LoopClosedError
 from batchstream._eventloops.current import current_loop
 from batchstream._handoff.parking import LOOP_POLL_SECONDS
@@ -205,11 +205,9 @@ class TaskPump(BackgroundPump[T]):
             loop = current_loop()
         except RuntimeError:
             # Nothing can be awaited here, and nothing of the source has run that needs it.
-            try:
-                self._drain()
-            except BaseException as error:  # noqa: BLE001 - of ours, out of memory perhaps
-                report_unraisable(error)
+            errors = self._drain_surely()
             self._close(None)
+            report_or_raise(errors)
         else:
             self._spawn(loop)
 

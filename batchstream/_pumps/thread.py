@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from typing_extensions import TypeVar
 
-from batchstream._core.errors import INTERRUPTS, report_unraisable
+from batchstream._core.errors import INTERRUPTS, report_or_raise, report_unraisable
 from batchstream._eventloops.current import result_of
 from batchstream._handoff.parking import LOOP_POLL_SECONDS, release
 from batchstream._pumps.background import BackgroundPump
@@ -84,7 +84,7 @@ class ThreadPump(BackgroundPump[T]):
                 self._thread = self._thread or WorkerThread()
             except BaseException as error:
                 self._fail(error)
-                self._end()
+                self._end_in_caller()
                 if isinstance(error, INTERRUPTS):
                     raise
             else:
@@ -167,30 +167,43 @@ class ThreadPump(BackgroundPump[T]):
 
     def _drop(self) -> None:
         if self._thread is None:
-            self._end()
+            self._end_in_caller()
         else:
             self._thread.end_after(self._end)
 
     def _end(self) -> None:
-        try:
-            self._drain()
-        except BaseException as error:  # noqa: BLE001 - of ours, out of memory perhaps
+        for error in self._drain_and_close():
             report_unraisable(error)
-        self._close_source()
 
-    def _close_source(self) -> None:
-        failure = None
+    def _end_in_caller(self) -> None:
+        """Do the same in the thread of a caller, in which an interrupt is meant.
+
+        Raises:
+            BaseException: One of `INTERRUPTS`.
+        """
+        report_or_raise(self._drain_and_close())
+
+    def _drain_and_close(self) -> list[BaseException]:
+        """End all streams and close the source, and return what has broken that off."""
+        errors = self._drain_surely()
+        failure: BaseException | None = None
         try:
             try:
                 self._source.close()
+            except INTERRUPTS as error:
+                if self._thread is None:
+                    errors.append(error)
+                else:
+                    failure = error
             except BaseException as error:  # noqa: BLE001 - raised by close, or reported
                 failure = error
             self._close(failure)
         except BaseException as error:  # noqa: BLE001 - of ours, out of memory perhaps
-            report_unraisable(error)
+            errors.append(error)
         finally:
             running.discard(self)
             self.closed.set()
+        return errors
 
 
 class FirstStep(Generic[T]):

@@ -116,7 +116,6 @@ class AsyncStreamReader(LoopBinding[T_co]):
     )
 
     def __init__(self, buffer: Buffer[T_co], upstream: AsyncUpstream) -> None:
-        self._buffer = buffer
         self._upstream = upstream
         self._left = OUTPUTS_PER_TURN  # how many outputs to take before the others have their turn
         # Known from the first wait on, which binds this to its event loop.
@@ -124,6 +123,7 @@ class AsyncStreamReader(LoopBinding[T_co]):
         self._waiting = {}
         self._waiter = None
         self._polls = False
+        self._buffer = buffer  # last: a stream that has one can be cancelled
 
     def __aiter__(self) -> Self:
         return self

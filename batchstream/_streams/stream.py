@@ -37,8 +37,8 @@ class StreamReader(Generic[T_co]):
     __slots__ = ("__weakref__", "_buffer", "_upstream")
 
     def __init__(self, buffer: Buffer[T_co], upstream: SyncUpstream) -> None:
-        self._buffer = buffer
         self._upstream = upstream
+        self._buffer = buffer  # last: a stream that has one can be cancelled
 
     def __iter__(self) -> Self:
         return self

@@ -14,9 +14,15 @@ visibly lacks its end. The response cancels the body and cuts the connection.
 
 Raising the error does not cut the connection. Starlette's `BaseHTTPMiddleware` first ends the body
 in the proper way, and raises what the application raised afterwards: the client would take half a
-body for a whole one. So the response sends the error too, as a `Tripwire`: a chunk that passes
-through any number of middlewares, which only ask whether there is something to send, and that
-raises the error in the server, where it is asked for its length.
+body for a whole one. So the response sends two messages before, each with the error in it, as a
+*tripwire*:
+
+- A message that sends a file. A `BaseHTTPMiddleware` hands it on, and does not end the body behind
+  it. The server refuses a file in the midst of a body, and raises the error as it names that.
+  `GZipMiddleware` repeats the message that began the response in front of a file: so that message
+  has become one that sends a file, too.
+- A chunk, for a middleware that drops the first message. It passes where a middleware asks only
+  whether there is something to send, and raises the error where the server asks for its length.
 
 *A client that leaves.* One task listens for the disconnect from the wait for the first chunk to the
 last byte, and cancels the response. Only this task calls `receive`: two readers would take
@@ -53,6 +59,7 @@ Handler: TypeAlias = "Callable[[Request, Any], Coroutine[Any, Any, Response]]"
 _CLIENT_CLOSED_REQUEST = 499  # no client sees this status; nginx logs the same one
 _START = "http.response.start"
 _BODY = "http.response.body"
+_PATH = "http.response.pathsend"
 
 
 class Body(ABC):
@@ -198,6 +205,7 @@ class Connection:
         self._send = send
         self._send_timeout = send_timeout
         self._started = False
+        self._start_message: dict[str, Any] = {}
         self.is_cut = False
 
     @property
@@ -223,7 +231,8 @@ class Connection:
 
     async def start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Send the status line and the headers."""
-        await self.send({"type": _START, "status": status, "headers": headers})
+        self._start_message = {"type": _START, "status": status, "headers": headers}
+        await self.send(self._start_message)
 
     async def send_body(self, chunk: bytes, *, more: bool) -> None:
         """Send a chunk of the body, which may be the last."""
@@ -235,8 +244,11 @@ class Connection:
         Without `send_timeout`: a cut that is given up would show half a body as a whole one.
         """
         self.is_cut = True
-        with suppress(Exception):
-            await self._send({"type": _BODY, "body": Tripwire(error), "more_body": True})
+        file = {"type": TripwireName(_PATH, error), "path": ""}
+        self._start_message.update(file)
+        for message in (file, {"type": _BODY, "body": TripwireChunk(error), "more_body": True}):
+            with suppress(Exception):
+                await self._send(message)
 
     async def run(self, respond: Callable[[], Awaitable[Any]]) -> None:
         """Await what sends the response, and cancel it when the client leaves.
@@ -283,7 +295,31 @@ class Connection:
             await self.send_body(b"", more=False)
 
 
-class Tripwire(bytes):
+class TripwireName(str):
+    """The name of a message that raises an error when a server or a middleware shows it.
+
+    Attributes:
+        error: What it raises.
+    """
+
+    __slots__ = ("error",)
+    error: Exception
+
+    def __new__(cls, name: str, error: Exception) -> Self:
+        tripwire = super().__new__(cls, name)
+        tripwire.error = error
+        return tripwire
+
+    def __str__(self) -> str:
+        raise self.error
+
+    __repr__ = __str__
+
+    def __format__(self, _: str) -> str:
+        raise self.error
+
+
+class TripwireChunk(bytes):
     """A chunk of a body that raises an error when a server asks for its length.
 
     Attributes:

@@ -41,6 +41,27 @@ def test_an_interrupt_anywhere_in_stream_leaves_the_batcher_in_order(warm):
     assert lines > 60
 
 
+@pytest.mark.rule(9, 25)
+@pytest.mark.parametrize("submit", ["stream", "astream"])
+def test_an_interrupt_anywhere_in_submitting_leaves_no_request_without_a_stream(
+    monkeypatch, submit
+):
+    """The request waits for others, and would do so for an hour."""
+    files = knobs.files_of_submission() | knobs.files_of_streams()
+    lines = 0
+    while True:
+        lines += 1
+        ManualClock.install(monkeypatch)
+        batcher = DynamicBatcher(echo, max_batch_size=2, batch_timeout=3600.0)
+        where = at_line(lines, partial(getattr(batcher, submit), "struck"), files=files)
+        figures = batcher.statistics()
+        assert (figures.live, figures.waiting) == (0, 0), where
+        batcher.close()
+        if where is None:
+            break
+    assert lines > 60
+
+
 @pytest.mark.rule(9)
 def test_closing_in_a_signal_handler_that_interrupts_stream_forgets_no_request(monkeypatch):
     batcher = DynamicBatcher(echo, max_batch_size=4)
@@ -272,7 +293,6 @@ def interrupted_decision(line):
     return batcher, task.result(), where
 
 
-@pytest.mark.xfail(strict=True, reason="requests that were taken are known to their worker alone")
 @pytest.mark.rule(9)
 def test_an_interrupt_anywhere_as_a_worker_takes_a_batch_in_a_loop_forgets_no_request():
     lines = 0

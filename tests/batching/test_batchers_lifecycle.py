@@ -7,6 +7,7 @@ import copy
 import gc
 import os
 import pickle
+import signal
 import sys
 import threading
 import weakref
@@ -36,6 +37,7 @@ from support.engines import (
     every_batcher,
 )
 from support.programs import run_program
+from support.reading import waiting_for
 from support.sources import TIMEOUT, Gate, in_forked_child, needs_fork
 
 KINDS = pytest.mark.parametrize("kind", ["dynamic", "continuous"])
@@ -542,6 +544,68 @@ def test_what_an_engine_has_still_to_remove_at_a_fork_is_removed_in_the_child():
     assert answers == ["['d', 'e']"]
 
 
+@pytest.mark.rule(27)
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_stream_is_refused_in_a_child_that_was_forked_while_its_batch_was_made():
+    gate = Gate()
+
+    def fn(requests):
+        gate.pass_through()
+        return iter([requests])
+
+    async def main():
+        with DynamicBatcher(fn, max_batch_size=1) as batcher:
+            stream = batcher.astream("a")
+            receiving = await waiting_for(anext(stream))
+            assert gate.reached.wait(TIMEOUT)
+            # Up to its first wait, as no event loop of a parent runs in a child.
+            answer = in_forked_child(lambda: anext(stream).send(None))
+            assert answer.startswith("ClosedError: this batcher was in use"), answer
+            gate.opened.set()
+            assert await receiving == "a"
+
+    asyncio.run(main())
+
+
+@pytest.mark.rule(27)
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_child_that_was_forked_while_a_batcher_of_a_method_was_made_makes_its_own():
+    reached, opened = threading.Event(), threading.Event()
+
+    class Function:
+        """Binds slowly in the thread that is held."""
+
+        __name__ = "spell"
+
+        def __get__(self, instance, owner):
+            if threading.current_thread() is maker:
+                reached.set()
+                assert opened.wait(TIMEOUT)
+            return lambda words: iter([words, [None] * len(words)])
+
+        def __call__(self, *_):
+            raise AssertionError
+
+    class Speller:
+        spell = batched(Function())
+
+    speller = Speller()
+    maker = threading.Thread(target=lambda: speller.spell, daemon=True)
+    maker.start()
+    assert reached.wait(TIMEOUT)
+
+    def use():
+        signal.alarm(int(TIMEOUT))  # ends a child that hangs
+        return list(speller.spell.stream("word"))
+
+    assert in_forked_child(use) == "['word']"
+    opened.set()
+    maker.join(TIMEOUT)
+    speller.spell.close()
+
+
 PROGRAM = """
     import sys, threading, time
     from batchstream import ContinuousBatcher, DynamicBatcher, EOS
@@ -606,6 +670,27 @@ PROGRAMS = {
 def test_a_program_ends_with_a_batcher_that_is(state):
     parts = {"work": "pass", "batch_timeout": "0.0"} | PROGRAMS[state]
     assert run_program(PROGRAM.format(**parts)) == (0, "", "")
+
+
+@pytest.mark.rule(28)
+def test_a_program_whose_daemon_threads_read_streams_ends_silently():
+    program = """
+import threading
+import batchstream
+def model(requests):
+    while True:
+        yield ["x"] * len(requests)
+batcher = batchstream.DynamicBatcher(model, max_batch_size=2, on_overflow="wait")
+streams = [batcher.stream(number) for number in range(3)]  # the last waits for a worker
+received = threading.Semaphore(0)
+def read(stream):
+    for _ in stream:
+        received.release()
+for stream in streams:
+    threading.Thread(target=read, args=[stream], daemon=True).start()
+received.acquire()
+"""
+    assert run_program(program) == (0, "", "")
 
 
 @pytest.mark.rule(28)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import hypothesis.strategies as st
 import pytest
@@ -11,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from batchstream import OverloadedError
 from batchstream._batching.queue import KeyInterner, WaitingQueue
-from support import knobs
+from support import interrupts, knobs
 from support.joining import JoiningRules
 
 SIZE = 3
@@ -58,6 +59,33 @@ def expire(made, now):
 
 def names(tickets):
     return [ticket.name for ticket in tickets]
+
+
+# ---- broken off
+
+
+@pytest.mark.rule(9)
+@pytest.mark.parametrize("batch_timeout", [0.0, 10.0])
+def test_a_queue_serves_the_others_although_the_adding_of_a_request_was_broken_off(batch_timeout):
+    """The request stays until it is removed; meanwhile another thread may ask for a batch."""
+    lines = 0
+    while True:
+        lines += 1
+        made, _ = queue_of(batch_timeout=batch_timeout)
+        struck = Ticket("struck", "s", arrived=0.0)
+        where = interrupts.at_line(
+            lines, partial(made.append, struck, no_room), files=knobs.files_of_submission()
+        )
+        if where is None:
+            break
+        made.ready_at()
+        made.append(Ticket("other", "o", arrived=1.0), no_room)
+        assert made.ready_at() is not None, where
+        taken = [name for _ in range(2) for name in names(made.take(99.0, slots=SIZE))]
+        assert "other" in taken, where
+        made.remove(struck)
+        assert len(made) == 0, where
+    assert lines > 5
 
 
 # ---- take

@@ -186,6 +186,66 @@ def test_a_tensor_is_read_like_an_array(dimensions):
         assert [output.tolist() for output in outputs] == [[0, 1], [2, 3]]
 
 
+class NamelessError(Exception):
+    def __str__(self):
+        raise ZeroDivisionError
+
+    @classmethod
+    def raiser(cls):
+        class Raiser:
+            @property
+            def ndim(self):
+                raise cls
+
+        return Raiser()
+
+
+class Disguised:
+    @property
+    def __class__(self):
+        raise OSError("no class")
+
+
+@pytest.mark.rule(8)
+def test_a_step_that_refuses_to_name_its_class_cannot_be_read():
+    [(_, end), _] = Demultiplexer(2).feed(Disguised()).ends
+    assert str(end.error) == "step 0 could not be read: OSError: no class"
+
+
+@pytest.mark.rule(6, 8)
+@pytest.mark.parametrize("eos", [None, EOS])
+def test_a_missing_value_in_a_later_array_is_no_end_either(eos):
+    arrays = [np.ma.array([1, 2], mask=[False, missing]) for missing in (False, False, True)]
+    for stream, output in zip(demux(arrays, 2, eos=eos), (1, 2), strict=True):
+        assert [next(stream), next(stream)] == [output, output]
+        with pytest.raises(StepError, match="int64 has no value at position 1"):
+            next(stream)
+
+
+@pytest.mark.rule(6)
+def test_none_in_an_array_of_objects_is_an_end_mark_as_in_a_list():
+    steps = [np.array(row, dtype=object) for row in (["a", "b"], ["c", None])]
+    first, second = demux(steps, 2)
+    assert list(second) == ["b"]
+    assert second.finish_reason is FinishReason.EOS
+    assert list(first) == ["a", "c"]
+
+
+@pytest.mark.rule(8)
+def test_a_missing_value_among_many_outputs_is_refused_where_they_are_made():
+    with pytest.raises(ValueError, match="has no value at position 1"):
+        Many(np.ma.array([1, 2], mask=[False, True]))
+
+
+@pytest.mark.rule(8)
+@pytest.mark.parametrize(
+    "step", [{"for": "client A"}.values(), {"client A": 1}, "client A", {b"client A"}]
+)
+def test_the_error_of_a_step_shows_no_output(step):
+    [(_, end), _] = Demultiplexer(2).feed(step).ends
+    assert "client" not in str(end.error)
+
+
 @pytest.mark.rule(8)
 @pytest.mark.parametrize(
     ("step", "says"),
@@ -196,22 +256,27 @@ def test_a_tensor_is_read_like_an_array(dimensions):
         (np.zeros(3), "step 0 has 3 outputs, expected 2 (one per slot)"),
         (np.float64(1.0), "step 0 is no sequence, mapping or array"),
         (np.array(1), "step 0 is no sequence, mapping or array"),
-        ("ab", "step 0 is no sequence, mapping or array of outputs, one per slot, got str 'ab'"),
-        ("cd", "of outputs, one per slot, got str 'cd': yield a list"),
-        ({1}, "got set {1}: yield a list"),
-        (b"ab", "got bytes b'ab'"),
+        (
+            "ab",
+            "step 0 is no sequence, mapping or array of outputs, one per slot, got str: yield a",
+        ),
+        (b"ab", "got bytes: yield a list"),
         (bytearray(b"ab"), "got bytearray"),
-        ({1, 2}, "got set {1, 2}"),
-        (None, "got NoneType None"),
-        (5, "got int 5"),
+        ({1, 2}, "got set"),
+        (None, "got NoneType"),
+        (5, "got int"),
         (iter([1, 2]), "got list_iterator"),
         ((n for n in [1, 2]), "got generator"),
         ({2: 1}, "step 0 names slot 2, expected slots from 0 to 1"),
         ({-1: 1}, "step 0 names slot -1, expected slots from 0 to 1"),
-        ({"a": 1}, "step 0 names slot str 'a', expected slots from 0 to 1"),
-        ({True: 1}, "step 0 names slot bool True, expected slots from 0 to 1"),
+        ({"a": 1}, "step 0 names a slot of type str, expected slots from 0 to 1"),
+        ({True: 1}, "step 0 names a slot of type bool, expected slots from 0 to 1"),
         ({OneAgain(): 1, OneAgain(): 2}, "step 0 names slot 1 twice"),
+        ({10**5000: 1}, "step 0 names a slot of 16610 bits, expected slots from 0 to 1"),
         (Unreadable(), "step 0 could not be read: OSError: device lost"),
+        (NamelessError.raiser(), "step 0 could not be read: NamelessError: <no text>"),
+        (np.ma.array([1, 2], mask=[False, True]), "int64 has no value at position 1"),
+        (np.array(["2020-01-01", "NaT"], "datetime64[s]"), "has no value at position 1"),
     ],
 )
 def test_a_malformed_step_fails_every_live_stream_and_delivers_nothing(step, says):
@@ -256,7 +321,7 @@ def test_a_huge_or_unprintable_step_makes_a_short_message():
     (_, end), *_ = Demultiplexer(1).feed("x" * 10_000).ends
     assert len(str(end.error)) < 200
     (_, end), *_ = Demultiplexer(1).feed(Unprintable()).ends
-    assert "Unprintable <no repr>" in str(end.error)
+    assert "got Unprintable" in str(end.error)
 
 
 def test_an_absent_slot_gets_nothing_and_goes_on():

@@ -115,6 +115,42 @@ def test_attributes_and_slots_are_copied():
     assert consumer_error(OSError(2, "text", "name")).filename == "name"
 
 
+class Frozen(Exception):
+    """Refuses every attribute, as the exception of a frozen dataclass does."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, code):
+        super().__init__(code)
+        vars(Frozen)["code"].__set__(self, code)
+
+    def __setattr__(self, name, value):
+        raise OSError(f"cannot set {name}")
+
+
+@pytest.mark.rule(16)
+def test_an_error_that_refuses_attributes_is_copied_all_the_same():
+    original = Frozen(7)
+    own = consumer_error(original)
+    assert (type(own), own.code, own.args) == (Frozen, 7, (7,))
+    assert own.__cause__ is original
+
+
+class NamelessType(type):
+    @property
+    def __name__(cls):
+        raise OSError("no name")
+
+
+class Nameless(BaseException, metaclass=NamelessType):
+    pass
+
+
+@pytest.mark.rule(16)
+def test_an_error_whose_class_refuses_its_name_reaches_the_consumer():
+    assert str(consumer_error(Nameless("text"))) == "the source raised Nameless: text"
+
+
 @pytest.mark.rule(16, 18)
 def test_what_cannot_be_copied_becomes_a_source_error_with_type_and_text():
     own = consumer_error(NeedsMore("short of something", 1))
@@ -246,7 +282,7 @@ def _make_its_own_way(message, code):
 
 
 @dataclass(frozen=True)
-class Frozen(Exception):
+class FrozenRecord(Exception):
     code: int
 
 
@@ -258,7 +294,7 @@ class Measured(Exception):
 
 
 @pytest.mark.rule(16)
-@pytest.mark.parametrize("error", [MadeItsOwnWay("text", code=7), Frozen(7), Measured("text")])
+@pytest.mark.parametrize("error", [MadeItsOwnWay("text", code=7), FrozenRecord(7), Measured("text")])
 def test_an_error_that_copy_can_copy_keeps_its_type(error):
     error.__dict__["__notes__"] = ["a note"]
     own = consumer_error(error)

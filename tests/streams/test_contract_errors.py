@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -14,7 +15,16 @@ from support.forms import OVER, every_form, forms_that_run_ahead
 STEPS = [["a", "x"], ["b", "y"], ["c", "z"]]
 COLUMNS = list(zip(*STEPS, strict=True))
 
+
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    """Its class refuses attributes, those that an interpreter sets included."""
+
+    request: str
+
+
 FAULTS = [
+    FrozenError,
     OSError,
     MemoryError,
     asyncio.CancelledError,

@@ -221,6 +221,42 @@ def test_a_cancel_that_is_interrupted_anywhere_can_be_made_again(form, again):
     assert line > 10
 
 
+@pytest.mark.rule(12, 14)
+@pytest.mark.parametrize("cancel", ["cancel", "close"])
+def test_an_interrupt_as_a_source_that_never_began_is_closed_reaches_the_caller(unheard, cancel):
+    for line in itertools.count(1):
+        source = ScriptedSource([["a"]])
+        batch = BatchedStream(source, 1, background=True)
+        interrupted = []
+
+        def call(batch=batch, interrupted=interrupted):
+            try:
+                getattr(batch if cancel == "close" else batch[0], cancel)()
+            except KeyboardInterrupt:
+                interrupted.append(True)
+
+        where = at_line(line, call, files=knobs.files_of_pumps(), within=knobs.CODE_OF_DRAINING)
+        assert interrupted == ([] if where is None else [True]), where
+        assert list(batch[0]) == [], where
+        batch.close()
+        assert batch.live == (), where
+        if where is None:
+            break
+    assert line > 10
+    assert unheard == []
+
+
+@pytest.mark.rule(12, 14)
+def test_an_interrupt_out_of_the_clean_up_of_a_source_that_never_began_reaches_the_caller(unheard):
+    source = ScriptedSource([["a"]], raise_at_close=KeyboardInterrupt())
+    batch = BatchedStream(source, 1, background=True)
+    with pytest.raises(KeyboardInterrupt):
+        batch[0].cancel()
+    assert list(batch[0]) == []
+    batch.close()
+    assert (source.closed, unheard) == (1, [])
+
+
 @pytest.mark.rule(13, 15)
 def test_a_failing_that_is_interrupted_anywhere_can_be_made_again():
     error = ValueError("too late")

@@ -339,6 +339,9 @@ CODES_OF_CANCEL = {"pulled": PullPump.cancel.__code__, "background": ThreadPump.
 CODE_OF_FAILING = BackgroundPump.fail_stream.__code__
 """What fails a stream of a batch from outside, as a deadline does."""
 
+CODE_OF_DRAINING = BackgroundPump._drain.__code__
+"""What ends the streams of a pump that makes no more steps."""
+
 CODE_OF_ASYNC_RECEIVE = getattr(AsyncStreamReader.__anext__, "__code__", None)
 """What a receive in an event loop runs."""
 
@@ -487,6 +490,12 @@ def files_of_submission():
     """Return the files of the modules that a submission passes through."""
     names = ("batcher", "dispatcher", "queue", "scheduler", "thread_dispatcher")
     return {sys.modules[f"batchstream._batching.{name}"].__file__ for name in names}
+
+
+def files_of_streams():
+    """Return the files of the modules that make streams."""
+    names = ("stream", "async_stream")
+    return {sys.modules[f"batchstream._streams.{name}"].__file__ for name in names}
 
 
 def dispatcher_of(batcher):
