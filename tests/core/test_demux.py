@@ -55,6 +55,9 @@ class OneAgain:
     def __index__(self):
         return 1
 
+    def __repr__(self):  # the same in every process that collects the tests
+        return "OneAgain()"
+
 
 class Unreadable:
     """A step that fails as soon as it is looked at, as a lazy array may."""

@@ -10,6 +10,7 @@ from batchstream import (
     EOS,
     SKIP,
     BatchedStream,
+    ClosedError,
     Demultiplexer,
     End,
     Fail,
@@ -183,7 +184,7 @@ class StreamsMachine(RuleBasedStateMachine):
         expected = self.unread[slot].pop(0) if self.unread[slot] else None
         try:
             received = next(self.batch[slot], None)
-        except (ValueError, OSError):
+        except (ValueError, OSError, ClosedError):
             assert expected is None
             assert model.reason == "error"
             assert not self.error_raised[slot]
@@ -209,10 +210,8 @@ class StreamsMachine(RuleBasedStateMachine):
     @rule()
     def close(self):
         self.batch.close()
-        for slot, model in enumerate(self.slots):
-            if model.reason is None:
-                model.reason = "cancelled"
-                self.unread[slot].clear()
+        for model in self.slots:
+            model.reason = model.reason or "error"
 
     @invariant()
     def agrees_with_the_model(self):

@@ -294,7 +294,9 @@ class Measured(Exception):
 
 
 @pytest.mark.rule(16)
-@pytest.mark.parametrize("error", [MadeItsOwnWay("text", code=7), FrozenRecord(7), Measured("text")])
+@pytest.mark.parametrize(
+    "error", [MadeItsOwnWay("text", code=7), FrozenRecord(7), Measured("text")]
+)
 def test_an_error_that_copy_can_copy_keeps_its_type(error):
     error.__dict__["__notes__"] = ["a note"]
     own = consumer_error(error)
