@@ -240,6 +240,32 @@ MUTANTS = [
         ("test_interrupts.py",),
     ),
     Mutant(
+        "the streams of a batch that was closed end as if they were whole",
+        "                self.fail_stream(buffer, closed_batch_error(buffer.name))\n",
+        "                self.cancel(buffer)\n",
+        ("test_contract_closing.py",),
+    ),
+    Mutant(
+        "the steps of a batch that was closed end as if there were no more",
+        "        if self._cut_short:\n",
+        "        if False:\n",
+        ("test_contract_closing.py",),
+    ),
+    Mutant(
+        "a body that is broken off leaves its stream to the garbage collector",
+        "            raise  # the task that came first goes on\n"
+        "        except BaseException:\n            self.close()\n",
+        "            raise  # the task that came first goes on\n"
+        "        except BaseException:\n            pass\n",
+        ("test_owned.py",),
+    ),
+    Mutant(
+        "a body looks whole though its stream was cancelled from elsewhere",
+        "            self._over = True\n            check_complete(self._stream)\n",
+        "            self._over = True\n",
+        ("test_owned.py",),
+    ),
+    Mutant(
         "an interrupt in closing leaves the batch to its thread",
         "                    self.role.holder = NO_THREAD\n"
         "        finally:\n            if self.fanout.departures:\n",

@@ -31,7 +31,14 @@ from types import SimpleNamespace
 from typing import ClassVar, NamedTuple
 
 import batchstream
-from batchstream import EOS, AsyncBatchedStream, ContinuousBatcher, DynamicBatcher, demux
+from batchstream import (
+    EOS,
+    AsyncBatchedStream,
+    ClosedError,
+    ContinuousBatcher,
+    DynamicBatcher,
+    demux,
+)
 
 # frames, modules, stays
 BUDGET_AND_GOAL = {
@@ -203,8 +210,9 @@ def async_step():
                 yield ["output", "output"]
 
         async def consume(stream):
-            async for _ in stream:
-                pass
+            with suppress(ClosedError):  # from the end of the block on
+                async for _ in stream:
+                    pass
 
         async with AsyncBatchedStream(source(), size=2) as batch:
             consumers = [asyncio.create_task(consume(stream)) for stream in batch]
