@@ -354,10 +354,15 @@ class BackgroundPump(ABC, Generic[T]):
 
     def _waited_for(self) -> list[Buffer[Any]]:
         """Return the streams that consumers wait for, and that wait for the next step."""
+        waited_for: list[Buffer[Any]] = []
+        for key in self._parking.waited_for():
+            if isinstance(key, Buffer):
+                waited_for.append(key)
+            else:  # a consumer that waits for several, if it says so
+                waited_for.extend(getattr(key, "live", ()))
         # A request without a slot waits for a batch to end, of this batcher.
         own: Any = self.fanout.live_buffers
-        keys: list[Any] = self._parking.waited_for()
-        return [key for key in keys if isinstance(key, Buffer) and (key in own or key.slot < 0)]
+        return [it for it in waited_for if it in own or it.slot < 0]
 
     def _end_slow(self, buffer: Buffer[Any]) -> None:
         self.fanout.end_stream(buffer, self._room.slow_error(buffer))

@@ -12,7 +12,7 @@ from batchstream._handoff.buffer import Buffer
 from batchstream._pumps.stall import StallWatch
 from support import knobs
 from support.engines import every_batcher
-from support.forms import OVER, forms_that_run_ahead
+from support.forms import OVER, InLoop, forms_that_run_ahead
 
 pytestmark = pytest.mark.rule(32)
 
@@ -248,6 +248,44 @@ async def test_a_request_that_waits_for_a_batch_behind_an_unread_stream_is_waite
     received = await form.concurrently(look, partial(form.rest, second))
     assert ["".join(outputs) for outputs in received] == ["abcdef", "xyz"]
     assert "request 0 holds 2 unread outputs" in log.lines[0]
+    assert "a consumer waits for request 1" in log.lines[0]
+
+
+@every_batcher
+async def test_a_map_that_waits_behind_an_unread_stream_is_waited_for(form, monkeypatch, logged):
+    knobs.set_stall(monkeypatch, 0.0)
+    log = logged(form.flag())
+    batcher = form.batcher(max_batch_size=1, max_buffered=2, on_overflow="wait")
+    stream = form.submit(batcher, "abcdef")
+    replies = batcher.amap(["xyz"]) if isinstance(form, InLoop) else batcher.map(["xyz"])
+
+    async def look():
+        await log.warned.wait()
+        return await form.rest(stream)
+
+    others, received = await form.concurrently(look, partial(form.rest, replies))
+    assert (others, received) == (list("abcdef"), [list("xyz")])
+    assert "a consumer waits for request 1" in log.lines[0]
+
+
+@every_batcher
+async def test_a_map_that_shares_a_batch_with_an_unread_stream_is_waited_for(
+    form, monkeypatch, logged
+):
+    knobs.set_stall(monkeypatch, 0.0)
+    log = logged(form.flag())
+    options = {} if form.continuous else {"batch_timeout": 3600.0}  # it never passes
+    batcher = form.batcher(max_batch_size=2, max_buffered=2, on_overflow="wait", **options)
+    stream = form.submit(batcher, "abcdef")
+    replies = batcher.amap(["uvwxyz"]) if isinstance(form, InLoop) else batcher.map(["uvwxyz"])
+
+    async def look():
+        await log.warned.wait()
+        return await form.rest(stream)
+
+    others, received = await form.concurrently(look, partial(form.rest, replies))
+    assert (others, received) == (list("abcdef"), [list("uvwxyz")])
+    assert log.lines[0].startswith("request 0 holds 2 unread outputs")
     assert "a consumer waits for request 1" in log.lines[0]
 
 
