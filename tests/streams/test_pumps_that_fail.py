@@ -32,7 +32,9 @@ def test_an_error_at_the_end_of_the_pump_leaves_no_close_waiting(step, monkeypat
     knobs.fail_in_pump(monkeypatch, batch, step, MemoryError(step))
     assert list(batch[0]) == ["a"]
     batch.close()
-    assert [repr(error) for error in unheard] == [f"MemoryError('{step}')"]
+    # The streams are ended once more if that fails.
+    attempts = 2 if step == "ending the streams" else 1
+    assert [repr(error) for error in unheard] == [f"MemoryError('{step}')"] * attempts
 
 
 @pytest.mark.rule(10)
@@ -44,7 +46,7 @@ def test_an_error_as_an_unread_batch_is_dropped_closes_its_source(size, monkeypa
     batch[0].cancel()
     batch.close()
     assert source.closed == 1
-    assert [repr(error) for error in unheard] == ["MemoryError('of ours')"]
+    assert [repr(error) for error in unheard] == ["MemoryError('of ours')"] * 2  # tried again
 
 
 @pytest.mark.rule(10)
@@ -58,7 +60,7 @@ def test_an_error_as_an_unread_batch_is_dropped_outside_a_loop_leaves_no_aclose_
     knobs.fail_in_pump(monkeypatch, batch, "ending the streams", MemoryError("of ours"))
     batch[0].cancel()
     asyncio.run(batch.aclose())
-    assert [repr(error) for error in unheard] == ["MemoryError('of ours')"]
+    assert [repr(error) for error in unheard] == ["MemoryError('of ours')"] * 2  # tried again
 
 
 @pytest.mark.rule(9)

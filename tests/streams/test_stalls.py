@@ -293,5 +293,5 @@ def test_a_batch_that_is_not_held_up_waits_for_nothing():
     with BatchedStream(STEPS, max_buffered=3) as batch:
         next(batch[0])
         assert batch.statistics().waiting_for == ()
-        assert repr(batch) == "<BatchedStream, 2 of 2 streams live>"
+        assert repr(batch) == "<BatchedStream, 2 of 2 streams live, 1 step, 1 buffered>"
     assert AsyncBatchedStream(STEPS, 2).statistics().waiting_for == ()
