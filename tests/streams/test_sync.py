@@ -83,7 +83,11 @@ def test_an_empty_source_with_size_exhausts_its_streams():
 
 @pytest.mark.parametrize(
     ("first", "says"),
-    [({0: "a"}, "step 0 is a mapping.*pass size="), ("ab", "step 0 is no sequence"), (5, "got int: yield")],
+    [
+        ({0: "a"}, "step 0 is a mapping.*pass size="),
+        ("ab", "step 0 is no sequence"),
+        (5, "got int: yield"),
+    ],
 )
 def test_a_first_step_without_a_size_is_refused_and_closes_the_source(first, says):
     source = ScriptedSource([first])
