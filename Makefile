@@ -35,6 +35,10 @@ wheel-test: environment  ## run the core's tests but races against the installed
 mutants: environment  ## break the core in many ways and name the test that notices each
 	$(PY) tests/mutants.py $(ARGS)
 
+.PHONY: native-check
+native-check: environment  ## the native core under sanitizers and valgrind, and its long tests
+	@.ci/native-check $(PY) $(ARGS)
+
 .PHONY: coverage
 coverage: environment  ## run all tests and report what they do not reach
 	$(PY) -m coverage run -m pytest $(ARGS)

@@ -12,12 +12,13 @@ from __future__ import annotations
 import _testcapi
 import faulthandler
 import gc
+import os
 import sys
 import warnings
 
 from support.native_work import WORKS
 
-SECONDS = 60
+SECONDS = float(os.environ.get("NATIVE_SECONDS", "60"))
 """Fifty failures take less, unless one leaves something that waits for ever."""
 
 UNDISTURBED = 60

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
+import weakref
+from itertools import chain
 
-from batchstream import (
-    BatchedStream,
-    demux,
-)
+from batchstream import BatchedStream, ContinuousBatcher, demux
 from support.scenes.stage import (
     ERRORS,
     USES,
@@ -224,3 +223,52 @@ def an_iterator_that_uses_its_own_batch():
         say(use, [outcome(next, used[1]) for _ in range(3)])
         read_all(used[1:])
         used.clear()
+
+
+@scene
+def a_stream_that_its_iterator_drops_as_it_waits():
+    held = []
+
+    def source():
+        yield ["a1", "b1"]
+        yield ["a2", "b2"]
+        gone().cancel()
+        say("inside", next(held[0], "over"))
+        yield ["a3", "b3"]
+        yield ["a4", "b4"]
+
+    first, second = demux(source(), 2)
+    gone = weakref.ref(first)
+    held.append(chain(first))
+    del first
+    say([next(held[0], "over") for _ in range(4)], gone() is None)
+    read_all([second])
+
+
+@scene
+def an_engine_whose_step_cannot_be_read():
+    class Engine:
+        steps = 0
+
+        def add(self, slot, request):
+            pass
+
+        def remove(self, slot):
+            say("removed")
+
+        def step(self):
+            self.steps += 1
+            return {5: "no such slot"} if self.steps == 3 else {0: "a"}
+
+    counted = []
+
+    class Counts:
+        def __getattr__(self, name):
+            return lambda *args, **words: counted.append(name)
+
+    with ContinuousBatcher(Engine, max_batch_size=1, metrics=Counts()) as batcher:
+        for _ in range(2):
+            read_all([batcher.stream("request")])
+        figures = batcher.statistics()
+    say(figures.steps, figures.occupancy, figures.outputs, figures.finished)
+    say(sorted(counted))
