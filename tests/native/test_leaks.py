@@ -70,7 +70,8 @@ def do(kind):
 @pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("work", [name for name in WORKS if not issubclass(WORKS[name], InLoop)])
 def test_work_in_a_thread_leaves_nothing_behind_even_for_the_collector(work):
-    assert_level(lambda: do(WORKS[work]))
+    # An error of the source keeps the source's frame, and on some versions of CPython its callers'.
+    assert_level(lambda: do(WORKS[work]), garbage=work == "Raising")
 
 
 @pytest.mark.usefixtures("no_collection")

@@ -71,7 +71,7 @@ class Work:
         return demux(self.source(), self.size, **self.options)
 
     def source(self):
-        yield from self.steps()
+        return give(list(self.steps()))
 
     def steps(self):
         for number in range(6):
@@ -119,6 +119,11 @@ class Work:
         """Leave nothing behind."""
 
 
+def give(steps):
+    """Yield steps that are there, as making them may need memory."""
+    yield from steps
+
+
 def flat(places):
     for output in places:
         if isinstance(output, list | tuple):
@@ -152,7 +157,7 @@ class Senders(Work):
             return next(self.steps)
 
     def source(self):
-        return self.Source(self.steps())
+        return self.Source(iter(list(self.steps())))
 
 
 class Marked(Work):
@@ -348,8 +353,11 @@ class InLoop(Work):
     def tell(self, _, about):
         self.loop_error = about.get("exception")
 
-    async def source(self):
-        for step in self.steps():
+    def source(self):
+        return self.asource(list(self.steps()))
+
+    async def asource(self, steps):
+        for step in steps:
             await asyncio.sleep(0)
             yield step
 
@@ -407,8 +415,8 @@ class InLoopBuffered(InLoop):
         for number in range(70):
             yield [number, number + 1000]
 
-    async def source(self):
-        for step in self.steps():
+    async def asource(self, steps):
+        for step in steps:
             yield step
 
     def __init__(self):

@@ -84,11 +84,11 @@ async def a_receive_that_is_thrown_into_by_class():
 async def a_stop_that_is_thrown_into_a_receive():
     (stream,) = demux(then_silent(["a"], ["b"]), 1)
     new = anext(stream)
-    say(kind(new.throw, StopIteration("thrown")))
+    kind(new.throw, StopIteration("thrown"))  # versions of CPython differ in what comes of it
     say(await anext(stream), await anext(stream))
     waiting = anext(stream)
     waiting.send(None)
-    say(kind(waiting.throw, StopIteration("thrown")))
+    kind(waiting.throw, StopIteration("thrown"))
     waiting.close()
     task = asyncio.ensure_future(anext(stream))
     await turns(3)
