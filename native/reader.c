@@ -60,6 +60,7 @@ static PyObject *reader_next(ThreadReader *reader)
     Buffer *buffer = reader_buffer(&reader->base);
     if (buffer == NULL)
         return NULL;
+    Py_INCREF(reader); /* what it waits for may drop it: not every caller holds it, see chain */
     Py_INCREF(buffer);
     int over = 0;
     while (!over && buffer->count == 0)
@@ -68,6 +69,7 @@ static PyObject *reader_next(ThreadReader *reader)
     if (output != NULL && buffer_made_room(buffer) < 0)
         Py_CLEAR(output);
     Py_DECREF(buffer);
+    Py_DECREF(reader);
     return output;
 }
 

@@ -269,6 +269,7 @@ class Batcher(Generic[RequestT, T]):
         await self._dispatcher.aclose("the end of its async with block")
 
     def _check_open(self) -> None:
+        self._dispatcher.check_not_forked()
         if self._dispatcher.scheduler.closed:
             raise ClosedError(
                 f"this {self._kind} was closed{self._dispatcher.scheduler.closing}, before it was "

@@ -165,8 +165,7 @@ class Dispatcher(ABC, Generic[T]):
                 number that it can be.
             Exception: What `key`, `cost`, `max_outputs` or the factory of the metrics raise.
         """
-        if self.forked:
-            raise _forked_error()
+        self.check_not_forked()
         if self._lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - as Condition asks
             raise RuntimeError("a signal's handler has interrupted the batcher it submits to")
         options, scheduler = self.options, self.scheduler
@@ -618,6 +617,15 @@ class Dispatcher(ABC, Generic[T]):
         with self._lock:
             return self.scheduler.statistics()
 
+    def check_not_forked(self) -> None:
+        """Raise where this is a copy in a forked child that had requests.
+
+        Raises:
+            ForkedError: It is.
+        """
+        if self.forked:
+            raise _forked_error()
+
     # ---- after a fork, in the child
 
     def after_fork(self) -> None:
@@ -641,7 +649,7 @@ class Dispatcher(ABC, Generic[T]):
         """Forget the workers, the batches that were being closed, and what another thread held."""
         before = self.scheduler
         self.scheduler = Scheduler(self.options, reuses_workers=self._reuses_workers)
-        self.scheduler.closed = before.closed
+        self.scheduler.closed, self.scheduler.closing = before.closed, before.closing
         # The figures go on, as the metrics do that were copied along; and so do the requests that
         # are still to be counted as ended.
         self.scheduler.totals = before.totals

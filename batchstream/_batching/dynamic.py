@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
@@ -19,7 +18,7 @@ from batchstream._batching.single import (
 )
 from batchstream._batching.task_dispatcher import TaskDispatcher
 from batchstream._batching.thread_dispatcher import ThreadDispatcher
-from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
+from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING, is_kind
 from batchstream._core.errors import ClosedError
 from batchstream._core.markers import EOS
 from batchstream._core.rules import EndRules
@@ -223,9 +222,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
     ) -> None:
         if not callable(fn):
             raise TypeError(f"fn takes a function of a list of requests, got {fn!r}")
-        runs_in_task = _is(inspect.isasyncgenfunction, fn)
+        runs_in_task = is_kind(inspect.isasyncgenfunction, fn)
         if single:
-            if runs_in_task or _is(inspect.isgeneratorfunction, fn):
+            if runs_in_task or is_kind(inspect.isgeneratorfunction, fn):
                 raise TypeError(
                     f"single takes a function that returns one result for each request, got the "
                     f"generator function {fn!r}: leave single out, or let it return its results"
@@ -245,9 +244,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
                     f"every request has one output, whatever it is"
                 )
             eos = EOS
-            runs_in_task = _is(inspect.iscoroutinefunction, fn)
+            runs_in_task = is_kind(inspect.iscoroutinefunction, fn)
             fn = async_steps_of_results(fn) if runs_in_task else steps_of_results(fn)
-        elif _is(inspect.iscoroutinefunction, fn):
+        elif is_kind(inspect.iscoroutinefunction, fn):
             raise TypeError(
                 f"fn must return a source of steps, got the coroutine function {fn!r}: "
                 f"let it yield its steps, which makes it an asynchronous generator function; "
@@ -283,7 +282,8 @@ class DynamicBatcher(Batcher[RequestT, T]):
         Raises:
             TypeError: The batcher was made without `single=True`.
             DeadlineError: There was no result in this time.
-            ClosedError: The batcher was closed.
+            ClosedError: The batcher was closed, or the request was cancelled.
+            ForkedError: The batcher had requests when this process was forked.
             Exception: What the function raises, as a copy of this caller's own; what `stream`
                 raises.
 
@@ -404,10 +404,3 @@ def _call(kind: Callable[[Any], S], fn: Callable[..., Any], contents: list[Any])
         )
     check_steps(fn, source, for_results="pass single=True")
     return kind(source)
-
-
-def _is(kind: Callable[[Any], bool], function: Any) -> bool:
-    """Whether a function is of this kind, or an object that is called like one."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return kind(function) or kind(getattr(type(function), "__call__", None))  # noqa: B004

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, cast, fin
 from typing_extensions import TypeVar
 
 from batchstream._core.arguments import check_seconds
-from batchstream._core.errors import OverloadedError, concurrent_error
+from batchstream._core.errors import ClosedError, OverloadedError, concurrent_error
 from batchstream._eventloops.current import current_loop
 
 if TYPE_CHECKING:
@@ -254,6 +254,8 @@ class Flight(Generic[T]):
             if isinstance(request, _Failed):
                 raise request.error  # noqa: TRY301 - as what a request has failed with
             request.on_end = None  # which refers to this
+            if request.cancelled:  # not by this flight, which then takes no reply
+                raise ClosedError("a request was cancelled before its reply was whole")  # noqa: TRY301
             if request.end is not None and request.end.error is not None:
                 request.conclude()
             outputs = request.take_all()
@@ -292,7 +294,8 @@ class Replies(_AnyReplies[ReplyT], Iterator[ReplyT]):
     a request is raised in its place, cancels the others, and ends the iterator.
 
     Raises (on iteration):
-        ClosedError: The batcher was closed, or is in use in the process this is a fork of.
+        ClosedError: The batcher was closed.
+        ForkedError: The batcher had requests when this process was forked.
         DeadlineError: A request was not finished in time.
         ConcurrentConsumerError: Another thread waits for a reply.
         RuntimeError: The model of the batcher waits for its own requests.
@@ -372,7 +375,8 @@ class AsyncReplies(_AnyReplies[ReplyT], AsyncIterator[ReplyT]):
     error of a request is raised in its place, cancels the others, and ends the iterator.
 
     Raises (on iteration):
-        ClosedError: The batcher was closed, or is in use in the process this is a fork of.
+        ClosedError: The batcher was closed.
+        ForkedError: The batcher had requests when this process was forked.
         DeadlineError: A request was not finished in time.
         ConcurrentConsumerError: Another task waits for a reply.
         Exception: What the model, `key`, `cost`, `max_outputs` or the iterable of requests raise.

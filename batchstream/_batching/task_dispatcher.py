@@ -67,7 +67,8 @@ class TaskDispatcher(Dispatcher[T]):
             except RuntimeError:
                 raise RuntimeError(
                     "an asynchronous function runs in the event loop that first submits a request "
-                    "to it, and none has: use astream there, or make the function synchronous"
+                    "to it, and none has: use astream, acall or amap there, or make the function "
+                    "synchronous"
                 ) from None
             if loop.key is self._dead_loop:
                 raise _loop_closed()
@@ -191,7 +192,7 @@ class TaskDispatcher(Dispatcher[T]):
         if loop is None and ours is not None and ours.is_here:
             raise RuntimeError(
                 "to wait for this stream would block the event loop that its function runs in: "
-                "use astream there"
+                "use astream, acall or amap there"
             )
 
     def poll_after(self, request: Request[T] | None, loop: EventLoop | None) -> float | None:

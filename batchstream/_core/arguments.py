@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from batchstream._core.end_marks import what_finds
@@ -68,11 +69,18 @@ def check_eos(eos: object, is_eos: object) -> None:
     if not callable(is_eos):
         instead = what_finds(is_eos) or f"eos={is_eos!r}"
         raise TypeError(f"is_eos takes a function of one output, got {is_eos!r}: pass {instead}")
-    if inspect.iscoroutinefunction(is_eos):
+    if is_kind(inspect.iscoroutinefunction, is_eos):
         raise TypeError(
             f"is_eos takes a function that answers at once, got the coroutine function {is_eos!r}, "
             f"whose coroutine is true of every output: write it with def"
         )
+
+
+def is_kind(kind: Callable[[Any], bool], function: Any) -> bool:
+    """Whether a function is of this kind, or an object that is called like one."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return kind(function) or kind(getattr(type(function), "__call__", None))  # noqa: B004
 
 
 def check_max_outputs(max_outputs: object, size: int) -> list[int]:

@@ -24,9 +24,9 @@ class FinishReason(enum.StrEnum):
     EXHAUSTED = "exhausted"
     """The source ended while the slot was live."""
     CANCELLED = "cancelled"
-    """The stream was cancelled, or its batch was closed."""
+    """The stream was cancelled."""
     ERROR = "error"
-    """The source failed, or this slot alone."""
+    """The source failed, or this slot alone; or the batch was closed before the stream's end."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

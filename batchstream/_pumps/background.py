@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from typing_extensions import TypeVar
 
-from batchstream._core.errors import SourceError, report_unraisable
+from batchstream._core.errors import ClosedError, SourceError, report_unraisable
 from batchstream._handoff.buffer import Buffer
 from batchstream._handoff.event import Event
 from batchstream._handoff.parking import ParkingLot, earliest
@@ -102,6 +102,7 @@ class BackgroundPump(ABC, Generic[T]):
         view: View | None = None if hooks is None else "by slot"
         self.fanout: Fanout[T] = Fanout(core, buffers=buffers, view=view)
         self.forked = False
+        self._exits = False  # whether the streams were cancelled as the interpreter exits
         self.consumers: dict[Buffer[Any], int] = {}
         self._parking = ParkingLot() if parking is None else parking
         self.closed = Event(self._parking)
@@ -151,10 +152,6 @@ class BackgroundPump(ABC, Generic[T]):
         self.fanout.depart(buffer)
         self._after_departure()
 
-    def request_close(self) -> None:
-        """Cancel what is live, as the interpreter exits: consumers end without an error there."""
-        self._close_with(self.fanout.cancel_all)
-
     def close_streams(self) -> None:
         """Fail what is live, for a caller that then waits for the end."""
         self._close_with(self.fanout.close_all)
@@ -168,8 +165,9 @@ class BackgroundPump(ABC, Generic[T]):
         self._after_departure()
 
     def request_exit(self) -> None:
-        """Do the same as the interpreter exits."""
-        self.request_close()
+        """Cancel what is live, as the interpreter exits: consumers end without an error there."""
+        self._exits = True
+        self._close_with(self.fanout.cancel_all)
 
     @property
     def ended(self) -> bool:
@@ -284,10 +282,17 @@ class BackgroundPump(ABC, Generic[T]):
         self.start(loop)
         with self._without_bound():
             await self.closed.wait_in_loop(loop, lambda: self.poll_after(None, loop), self.poll)
+        self._check_collected()
 
     def _check_collectable(self) -> None:
-        for buffer in self.fanout.buffers[:1]:
-            self._check_waitable(buffer)
+        if self.fanout.live or not self.forked:
+            for buffer in self.fanout.buffers[:1]:
+                self._check_waitable(buffer)
+
+    def _check_collected(self) -> None:
+        """Refuse what was cut short behind the back of the caller."""
+        if self._exits:
+            raise ClosedError("the interpreter exits: the streams of this batch were cut short")
 
     @contextmanager
     def _without_bound(self) -> Iterator[None]:

@@ -25,7 +25,12 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias
 from typing_extensions import TypeVar
 
 from batchstream._core.arguments import UNLIMITED
-from batchstream._core.errors import begin_in_source, closed_batch_error, forget_context
+from batchstream._core.errors import (
+    StepError,
+    begin_in_source,
+    closed_batch_error,
+    forget_context,
+)
 from batchstream._core.records import Delivery, FinishReason, StreamEnd
 from batchstream._handoff.buffer import Buffer
 from batchstream._native.selection import native
@@ -235,7 +240,11 @@ class Fanout(Generic[T]):
         core: Any = self.core
         if self.view == "by time":
             return self.hand_out(core.feed(step))
-        touched: Sequence[object] = core.take(step, self.buffers, self.live_buffers)
+        try:
+            touched: Sequence[object] = core.take(step, self.buffers, self.live_buffers)
+        except StepError as error:
+            begin_in_source(error)
+            return self.hand_out(core.fail(error))
         if core.gave_many:
             self.free_steps = 0  # as in `hand_out`
         return touched

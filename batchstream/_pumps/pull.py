@@ -183,10 +183,12 @@ class PullPump(Generic[T]):
         Raises:
             BaseException: What the source raises when it is closed here.
         """
+        if self.forked:
+            return
         self.fanout.close_all()
         me = get_ident()
         # A source that closes its own batch leaves the rest to the holder, after this step.
-        if self.forked or self.role.holder == me:
+        if self.role.holder == me:
             return
         try:
             with self.role.lock:

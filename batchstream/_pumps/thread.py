@@ -101,6 +101,7 @@ class ThreadPump(BackgroundPump[T]):
         self.start(None)
         with self._without_bound():
             self.closed.wait()
+        self._check_collected()
 
     def close(self) -> None:
         """Fail what is live, and wait until the source is closed and the thread has ended.

@@ -236,7 +236,8 @@ class BatchedStream(Batch[Stream[T], T]):
 
         Raises:
             RuntimeError: The batch is read by time, or its source waits for itself.
-            ClosedError: The process was forked from the one that opened the batch.
+            ClosedError: The batch was closed meanwhile, or the interpreter exits.
+            ForkedError: The process was forked from the one that opened the batch.
             Exception: What a stream ended with, in a copy of its own.
 
         Blocking: until the source has ended, or no stream is live.
