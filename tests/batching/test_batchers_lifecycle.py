@@ -670,6 +670,53 @@ def test_a_program_ends_with_a_batcher_that_is(state):
     assert run_program(PROGRAM.format(**parts)) == (0, "", "")
 
 
+CUT_SHORT = """
+import atexit
+import threading
+
+held, over, done = threading.Event(), threading.Event(), threading.Event()
+atexit.register(done.wait, 10)  # before the library's own, and so called behind it
+atexit.register(over.set)
+
+from batchstream import BatchedStream, ClosedError, DynamicBatcher
+
+
+def model(requests):
+    yield list(requests)
+    held.set()
+    over.wait()  # the program ends meanwhile
+    yield list(requests)
+
+
+def read():
+    try:
+        print({reading})
+    except ClosedError:
+        print("cut short")
+    done.set()
+
+
+{opening}
+threading.Thread(target=read, daemon=True).start()
+held.wait(10)
+"""
+
+
+@pytest.mark.rule(28, 29)
+@pytest.mark.parametrize(
+    ("opening", "reading"),
+    [
+        ("batcher = DynamicBatcher(model, max_batch_size=3)", "list(batcher.map([1, 2, 3]))"),
+        ("batch = BatchedStream(model([1, 2]), 2, background=True)", "batch.collect()"),
+    ],
+    ids=["map", "collect"],
+)
+def test_what_the_end_of_a_program_cuts_short_is_no_whole_reply(opening, reading):
+    program = CUT_SHORT.format(opening=opening, reading=reading)
+    code, shown, _ = run_program(program)
+    assert (code, shown) == (0, "cut short\n")
+
+
 @pytest.mark.rule(28)
 def test_a_program_whose_daemon_threads_read_streams_ends_silently():
     program = """

@@ -499,6 +499,15 @@ def test_a_function_is_no_end_mark(function, instead):
     assert str(raised.value).endswith(instead)
 
 
+def test_an_object_that_is_called_like_a_coroutine_function_is_no_predicate():
+    class Predicate:
+        async def __call__(self, output):
+            return output == "b"
+
+    with pytest.raises(TypeError, match="whose coroutine is true of every output"):
+        Demultiplexer(1, is_eos=Predicate())
+
+
 @pytest.mark.rule(32)
 @pytest.mark.parametrize(
     ("value", "instead"),

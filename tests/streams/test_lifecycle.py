@@ -146,6 +146,12 @@ def test_use_in_a_forked_child_raises_and_the_parent_goes_on():
         return source.closed
 
     assert in_forked_child(leave) == "0"
+
+    def read_behind_a_close():
+        batch.close()
+        return next(second)
+
+    assert in_forked_child(read_behind_a_close).startswith("ForkedError")
     assert list(first) == [2, 3, 4]
     assert list(second) == [0, -1, -2, -3, -4]
 
