@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import tracemalloc
 import weakref
 from contextlib import suppress
 
@@ -162,6 +163,29 @@ def test_misuse_of_the_native_types_leaves_nothing_behind():
                 function(*args)
 
     assert_level(misuse)
+
+
+@pytest.mark.usefixtures("no_collection")
+@pytest.mark.parametrize("how", ["one by one", "all at once", "cancelled"])
+def test_a_buffer_that_has_grown_gives_its_memory_back(how):
+    first, second = demux(([0, 0] for _ in range(20_000)), 2)
+    tracemalloc.start()
+    try:
+        sizes = []
+        for _ in range(2):
+            for _ in range(5_000):
+                next(first)
+            sizes.append(tracemalloc.get_traced_memory()[0])
+            if how == "one by one":
+                for _ in range(5_000):
+                    next(second)
+            else:
+                second.cancel() if how == "cancelled" else second.drain()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert sizes[0] - sizes[1] > 40_000  # a reference for each output
+    assert abs(sizes[3] - sizes[1]) < 4_000
 
 
 async def closed(receive):
