@@ -119,7 +119,9 @@ def receiving_with_timeouts(times):
 
 def assert_prefixes_of_endless(readers, *errors):
     for slot, reader in enumerate(readers):
-        assert [type(error) for error in reader.errors] == [*errors]
+        found = [type(error) for error in reader.errors]
+        # A reader that comes far ahead of all others has read to the source's own end.
+        assert found == [*errors] or (not found and len(reader.outputs) == len(ENDLESS))
         assert is_prefix(reader.outputs, [step[slot] for step in ENDLESS])
 
 
@@ -151,7 +153,9 @@ def test_a_pump_that_begins_to_wait_as_an_output_is_received_is_woken():
 
 
 @pytest.mark.rule(4)
-def test_receives_that_time_out_at_any_time_lose_and_repeat_nothing():
+def test_receives_that_time_out_at_any_time_lose_and_repeat_nothing(monkeypatch):
+    knobs.watch_no_stalls(monkeypatch)  # a wait that is over at any time would be for ever
+
     def scenario():
         batch, source = background(STEPS[1:])
         first, second = readers = readers_of(batch, receive=receiving_with_timeouts(3))

@@ -91,6 +91,11 @@ def set_stall(monkeypatch, seconds):
     monkeypatch.setattr(batchstream._pumps.stall, "STALL_SECONDS", seconds)
 
 
+def watch_no_stalls(monkeypatch):
+    """Let a pump wait for room without looking around."""
+    monkeypatch.setattr(batchstream._pumps.stall.StallWatch, "time_left", lambda _: None)
+
+
 def set_lock_of_workers(monkeypatch, lock):
     """Let the threads of batchers wait in locks that this function makes."""
     replace_everywhere(monkeypatch, "Lock", lock, "batchstream._batching.thread_dispatcher")
