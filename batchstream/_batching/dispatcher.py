@@ -165,7 +165,8 @@ class Dispatcher(ABC, Generic[T]):
                 number that it can be.
             Exception: What `key`, `cost`, `max_outputs` or the factory of the metrics raise.
         """
-        self.check_not_forked()
+        if self.forked:
+            raise _forked_error()
         if self._lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - as Condition asks
             raise RuntimeError("a signal's handler has interrupted the batcher it submits to")
         options, scheduler = self.options, self.scheduler
