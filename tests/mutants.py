@@ -684,7 +684,7 @@ MUTANTS = [
     Mutant(
         "no request waits for others to share a batch",
         "        return min(map(self._waits_for_others_until, fitting))\n",
-        "        return next(iter(group.requests)).arrived\n",
+        "        return next(iter(group)).arrived\n",
         BATCHERS_IN_LOOP,
     ),
     Mutant(

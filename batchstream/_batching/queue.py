@@ -66,18 +66,6 @@ class Waiting(Protocol):
 RequestT = TypeVar("RequestT", bound=Waiting)
 
 
-class _Group(Generic[RequestT]):
-    """The waiting requests of one group, in the order of arrival.
-
-    It refers to no key, which is the user's: a hint may outlive the group.
-    """
-
-    __slots__ = ("requests",)
-
-    def __init__(self) -> None:
-        self.requests: OrderedDict[RequestT, None] = OrderedDict()
-
-
 class WaitingQueue(Generic[RequestT]):
     """The requests that wait for a batch. Times are in seconds, and given by the caller.
 
@@ -104,9 +92,9 @@ class WaitingQueue(Generic[RequestT]):
         self._batch_timeout = batch_timeout
         self._max_batch_cost = max_batch_cost
         self._max_pending = max_pending
-        self._groups: dict[object, _Group[RequestT]] = {}
-        self._due: list[tuple[float, int, _Group[RequestT]]] = []
-        self._ready: list[tuple[float, int, _Group[RequestT]]] = []
+        self._groups: dict[object, OrderedDict[RequestT, None]] = {}
+        self._due: list[tuple[float, int, OrderedDict[RequestT, None]]] = []
+        self._ready: list[tuple[float, int, OrderedDict[RequestT, None]]] = []
         self._looked_at = -math.inf  # when a group was last put into `_ready`
         # Of numbers, not of requests: a stale entry must not hold the user's objects.
         self.expiries: list[tuple[float, int]] = []
@@ -126,7 +114,7 @@ class WaitingQueue(Generic[RequestT]):
     def can_give(self, request: RequestT) -> bool:
         """Whether `take` will give a request: not while its taking has been broken off."""
         group = self._groups.get(request.group)
-        return request in self._all and group is not None and request in group.requests
+        return request in self._all and group is not None and request in group
 
     def append(self, request: RequestT, room: Callable[[], int]) -> None:
         """Add a request that has not arrived before any that came earlier.
@@ -160,15 +148,15 @@ class WaitingQueue(Generic[RequestT]):
         if number is not None and wait_until is not None:
             self._expiring[number] = request
             heappush(self.expiries, (wait_until, number))
-        group = self._groups.setdefault(request.group, _Group())
+        group = self._groups.setdefault(request.group, OrderedDict())
         if self._batch_timeout:
-            waiting = len(group.requests) + 1
+            waiting = len(group) + 1
             if waiting >= self._max_batch_size or self._max_batch_cost is not None:
                 heappush(self._due, (request.arrived, next(self._numbers), group))
             elif waiting == 1 or wait_until is not None:
                 due = self._waits_for_others_until(request)
                 heappush(self._due, (due, next(self._numbers), group))
-        group.requests[request] = None
+        group[request] = None
 
     def has_group(self, group: object) -> bool:
         """Whether requests of this group wait."""
@@ -206,7 +194,7 @@ class WaitingQueue(Generic[RequestT]):
         """
         if slots < 1:
             return []
-        group = self._first_ready(now)
+        group = self._first_ready(now) if self._batch_timeout else self._oldest_group()
         if group is None:
             return []
         joining = self._fitting(group, slots, spent)
@@ -222,11 +210,14 @@ class WaitingQueue(Generic[RequestT]):
 
         A time that has passed if a batch is ready; None if no request waits.
         """
+        earliest: float | None = None
         if self._batch_timeout:
             earliest = self._next_due()
         else:
-            group = self._oldest_group()
-            earliest = None if group is None else next(iter(group.requests)).arrived
+            for request in self._all:
+                if self._groups.get(request.group):  # see `_oldest_group`
+                    earliest = request.arrived
+                    break
         while self.expiries and self.expiries[0][1] not in self._expiring:
             heappop(self.expiries)
         if self.expiries and (earliest is None or self.expiries[0][0] < earliest):
@@ -235,18 +226,16 @@ class WaitingQueue(Generic[RequestT]):
 
     # ---- which group is ready, and when
 
-    def _oldest_group(self) -> _Group[RequestT] | None:
+    def _oldest_group(self) -> OrderedDict[RequestT, None] | None:
         for request in self._all:
             group = self._groups.get(request.group)
             # An empty one: the adding of its first request was broken off a moment ago.
-            if group is not None and group.requests:
+            if group is not None and group:
                 return group
         return None
 
-    def _first_ready(self, now: float) -> _Group[RequestT] | None:
+    def _first_ready(self, now: float) -> OrderedDict[RequestT, None] | None:
         """Return the ready group with the oldest request."""
-        if not self._batch_timeout:
-            return self._oldest_group()
         try:
             while True:
                 self._look_at_due(now)
@@ -295,17 +284,17 @@ class WaitingQueue(Generic[RequestT]):
             heappop(self._due)
         return None
 
-    def _oldest_in(self, group: _Group[RequestT]) -> RequestT | None:
+    def _oldest_in(self, group: OrderedDict[RequestT, None]) -> RequestT | None:
         """Return the oldest request of a group; None if the group is gone."""
-        oldest = next(iter(group.requests), None)
+        oldest = next(iter(group), None)
         in_use = oldest is not None and self._groups.get(oldest.group) is group
         return oldest if in_use else None
 
-    def _due_at(self, group: _Group[RequestT]) -> float:
+    def _due_at(self, group: OrderedDict[RequestT, None]) -> float:
         """Return when no request of a group waits for others any more: at once if it is full."""
         fitting = self._fitting(group, self._max_batch_size, 0.0)
-        if len(fitting) == self._max_batch_size or len(fitting) < len(group.requests):
-            return next(iter(group.requests)).arrived
+        if len(fitting) == self._max_batch_size or len(fitting) < len(group):
+            return next(iter(group)).arrived
         return min(map(self._waits_for_others_until, fitting))
 
     def _waits_for_others_until(self, request: RequestT) -> float:
@@ -314,8 +303,10 @@ class WaitingQueue(Generic[RequestT]):
             until = min(until, (request.arrived + request.wait_until) / 2)
         return until
 
-    def _fitting(self, group: _Group[RequestT], slots: int, spent: float) -> list[RequestT]:
-        first = list(islice(group.requests, slots))
+    def _fitting(
+        self, group: OrderedDict[RequestT, None], slots: int, spent: float
+    ) -> list[RequestT]:
+        first = list(islice(group, slots))
         if self._max_batch_cost is not None:
             for position, request in enumerate(first):
                 spent += request.cost
@@ -332,23 +323,23 @@ class WaitingQueue(Generic[RequestT]):
             if group is not None:
                 # A group goes before its last request: none is ever empty, but one to which the
                 # adding of its first request was broken off.
-                if not group.requests or (len(group.requests) == 1 and request in group.requests):
+                if not group or (len(group) == 1 and request in group):
                     self._groups.pop(request.group, None)
-                group.requests.pop(request, None)
+                group.pop(request, None)
             self._all.pop(request, None)  # last, so that one that was broken off is removed again
         # A request that has joined may take long, and its entry would stay until it had expired.
         if len(self.expiries) > 2 * len(self._all) + _TIDY_ABOVE:
             self.expiries = [entry for entry in self.expiries if entry[1] in self._expiring]
             heapify(self.expiries)
-        self._tidy_hints()
+        if len(self._due) + len(self._ready) > 2 * len(self._groups) + _TIDY_ABOVE:
+            self._tidy_hints()
 
     def _tidy_hints(self) -> None:
-        """Drop hints, if there are many more than groups."""
-        if len(self._due) + len(self._ready) > 2 * len(self._groups) + _TIDY_ABOVE:
-            groups = list(self._groups.values())
-            hints = [(self._due_at(it), next(self._numbers), it) for it in groups if it.requests]
-            heapify(hints)
-            self._due, self._ready = hints, []
+        """Drop the hints of groups that are gone, and all but one of each other."""
+        groups = list(self._groups.values())
+        hints = [(self._due_at(it), next(self._numbers), it) for it in groups if it]
+        heapify(hints)
+        self._due, self._ready = hints, []
 
 
 class KeyInterner:
