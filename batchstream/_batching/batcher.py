@@ -135,7 +135,7 @@ class Batcher(Generic[RequestT, T]):
         submitted as keep all workers busy, with one batch that waits; none is refused, as the
         others wait for room, and none is ended for being slow, as replies have no bound. Each
         reply lets one more request be taken. Where one takes long, up to four times as many
-        finished replies wait behind it.
+        finished replies wait behind it. With `single=True` each list holds the one result.
 
         A request that fails raises its error in the place of its reply, and ends the iterator: the
         others are cancelled. So are all if you leave the loop.

@@ -17,7 +17,7 @@ from batchstream._core.rules import EndRules
 from batchstream._pumps.thread import ThreadPump
 
 if TYPE_CHECKING:
-    from batchstream._batching.metrics import Metrics
+    from batchstream._batching.metrics import MetricsOrFactory
     from batchstream._batching.request import Request
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.markers import End, Fail, Last, Many, Signal
@@ -132,7 +132,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
-        metrics: Metrics | Callable[[], Metrics] | None = None,
+        metrics: MetricsOrFactory | None = None,
     ) -> None:
         options: BatcherOptions[RequestT, T] = BatcherOptions(
             EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos),

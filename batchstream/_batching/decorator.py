@@ -27,7 +27,7 @@ from batchstream._pumps.process import forkable
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from batchstream._batching.metrics import Metrics
+    from batchstream._batching.metrics import MetricsOrFactory
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.elements import Step, StepWithNone
 
@@ -47,7 +47,7 @@ class SingleArguments(TypedDict, total=False):
     key: Callable[[Any], Hashable] | None
     cost: Callable[[Any], float] | None
     max_batch_cost: float | None
-    metrics: Metrics | Callable[[], Metrics] | None
+    metrics: MetricsOrFactory | None
 
 
 class BatchedArguments(SingleArguments, total=False):
@@ -109,12 +109,6 @@ class _DecoratorWithEOS(Protocol):
     ) -> _Method[RequestT, Any]: ...
 
 
-class _SingleMethod(Protocol[RequestT, T]):
-    """A batched method of results, as the class has it."""
-
-    def __get__(self, instance: object, owner: type) -> DynamicBatcher[RequestT, T]: ...
-
-
 class _SingleDecorator(Protocol):
     """What `batched` returns for a function of results, which are the batcher's outputs."""
 
@@ -125,7 +119,7 @@ class _SingleDecorator(Protocol):
     @overload
     def __call__(
         self, fn: Callable[[Any, list[RequestT]], Awaitable[Iterable[T]]], /
-    ) -> _SingleMethod[RequestT, T]: ...
+    ) -> _Method[RequestT, T]: ...
     @overload
     def __call__(
         self, fn: Callable[[list[RequestT]], Iterable[T]], /
@@ -133,7 +127,7 @@ class _SingleDecorator(Protocol):
     @overload
     def __call__(
         self, fn: Callable[[Any, list[RequestT]], Iterable[T]], /
-    ) -> _SingleMethod[RequestT, T]: ...
+    ) -> _Method[RequestT, T]: ...
 
 
 @overload
@@ -256,11 +250,7 @@ class BatchedFunction(DynamicBatcher[RequestT, T]):
 
     def __call__(self, *_: object, **__: object) -> NoReturn:
         """Refuse: requests come one by one."""
-        one, other = ("call", "acall") if self._single else ("stream", "astream")
-        raise TypeError(
-            f"{self._kind} is not called: submit a request with .{one}(request) "
-            f"or .{other}(request)"
-        )
+        raise _not_called(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if _found(self._definition) is self:
@@ -325,8 +315,24 @@ class BatchedMethod(DynamicBatcher[RequestT, T]):
         super().__init__(function._fn.__get__(instance, owner), **function._options)  # noqa: SLF001
         self._looked_up = function, instance
 
+    @property
+    def _kind(self) -> str:
+        return self._looked_up[0]._kind  # noqa: SLF001 - what made this
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        """Refuse: requests come one by one."""
+        raise _not_called(self)
+
     def __reduce_ex__(self, protocol: object) -> Any:
         return _look_up, self._looked_up
+
+
+def _not_called(batcher: BatchedFunction[Any, Any] | BatchedMethod[Any, Any]) -> TypeError:
+    one, other = ("call", "acall") if batcher._single else ("stream", "astream")  # noqa: SLF001
+    return TypeError(
+        f"{batcher._kind} is not called: submit a request with .{one}(request) "  # noqa: SLF001
+        f"or .{other}(request)"
+    )
 
 
 def _look_up(function: BatchedFunction[RequestT, T], instance: object) -> object:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from batchstream._batching.dispatcher import Dispatcher
-    from batchstream._batching.metrics import Metrics
+    from batchstream._batching.metrics import MetricsOrFactory
     from batchstream._batching.request import Request
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.elements import Step, StepWithNone
@@ -50,7 +50,7 @@ class _Options(TypedDict, total=False):
     require_eos: bool
     max_buffered: int
     on_overflow: OnOverflow
-    metrics: Metrics | Callable[[], Metrics] | None
+    metrics: MetricsOrFactory | None
 
 
 class DynamicBatcher(Batcher[RequestT, T]):
@@ -140,7 +140,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         key: Callable[[RequestT], Hashable] | None = None,
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
-        metrics: Metrics | Callable[[], Metrics] | None = None,
+        metrics: MetricsOrFactory | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -155,7 +155,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         key: Callable[[RequestT], Hashable] | None = None,
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
-        metrics: Metrics | Callable[[], Metrics] | None = None,
+        metrics: MetricsOrFactory | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -218,7 +218,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         require_eos: bool = False,
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
-        metrics: Metrics | Callable[[], Metrics] | None = None,
+        metrics: MetricsOrFactory | None = None,
     ) -> None:
         if not callable(fn):
             raise TypeError(f"fn takes a function of a list of requests, got {fn!r}")

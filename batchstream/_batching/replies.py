@@ -29,6 +29,7 @@ from typing_extensions import TypeVar
 from batchstream._core.arguments import check_seconds
 from batchstream._core.errors import ClosedError, OverloadedError, concurrent_error
 from batchstream._eventloops.current import current_loop
+from batchstream._pumps.process import forkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,11 +72,11 @@ class Flight(Generic[T]):
         dispatcher: The same.
         is_cancelled: Whether all is over.
         room: Whether the dispatcher has told of room since a request was held back.
-        claim: Taken by the consumer at work.
     """
 
     __slots__ = (
         "__weakref__",
+        "_claim",
         "_done",
         "_ended",
         "_held_back",
@@ -87,7 +88,6 @@ class Flight(Generic[T]):
         "_timeout",
         "_wait_timeout",
         "_width",
-        "claim",
         "dispatcher",
         "is_cancelled",
         "room",
@@ -106,7 +106,8 @@ class Flight(Generic[T]):
                 check_seconds(name, seconds)
         self.dispatcher = dispatcher
         self.room = False
-        self.claim = Lock()
+        self._claim = Lock()
+        forkable.add(self)
         self._ordered = ordered
         self._timeout = timeout
         self._wait_timeout = wait_timeout
@@ -162,14 +163,20 @@ class Flight(Generic[T]):
 
     # ---- from the consumer
 
-    def enter(self, consumer: str) -> None:
-        """Refuse a second consumer at the same time.
+    def enter(self, consumer: str) -> Lock:
+        """Refuse a second consumer at the same time, and return what the first releases.
 
         Raises:
             ConcurrentConsumerError: There is one.
         """
-        if not self.claim.acquire(blocking=False):
+        claim = self._claim
+        if not claim.acquire(blocking=False):
             raise concurrent_error("a map", consumer)
+        return claim
+
+    def after_fork(self) -> None:
+        """Forget that a consumer was at work in another thread, which is not in this process."""
+        self._claim = Lock()
 
     @property
     def wanted(self) -> int:
@@ -319,7 +326,7 @@ class Replies(_AnyReplies[ReplyT], Iterator[ReplyT]):
     def __next__(self) -> ReplyT:
         flight = self._flight
         try:
-            flight.enter("thread")
+            claim = flight.enter("thread")
             try:
                 while True:
                     self._submit()
@@ -331,7 +338,7 @@ class Replies(_AnyReplies[ReplyT], Iterator[ReplyT]):
                         raise StopIteration
                     flight.dispatcher.wait_for_any(flight)
             finally:
-                flight.claim.release()
+                claim.release()
         except BaseException:
             del self  # which this frame would keep alive, and the error keeps the frame
             raise
@@ -400,7 +407,7 @@ class AsyncReplies(_AnyReplies[ReplyT], AsyncIterator[ReplyT]):
     async def __anext__(self) -> ReplyT:
         flight = self._flight
         try:
-            flight.enter("task")
+            claim = flight.enter("task")
             try:
                 loop = current_loop()
                 # Before the reply is taken: replies that are ready leave others their turn.
@@ -415,7 +422,7 @@ class AsyncReplies(_AnyReplies[ReplyT], AsyncIterator[ReplyT]):
                         raise StopAsyncIteration
                     await flight.dispatcher.wait_for_any_in_loop(flight, loop)
             finally:
-                flight.claim.release()
+                claim.release()
         except BaseException:
             del self  # which this frame would keep alive, and the error keeps the frame
             raise

@@ -289,7 +289,7 @@ class Demultiplexer(Generic[T]):
         Raises:
             ClosedError: The batch has ended or failed before.
         """
-        if self.running and self.has_live:
+        if self._rules.is_eos is not None and self.running and self.has_live:
             # First: a filter that makes an error of the warning finds the batch unchanged.
             self._rules.warn_if_unmatched(self.statistics())
         self._advance("finish")

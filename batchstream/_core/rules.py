@@ -62,7 +62,7 @@ class EndRules(Generic[T]):
             statistics: Those of the batch, before its live streams end as `exhausted`.
         """
         is_eos = self.is_eos
-        if is_eos is None or self.matched or self.require_eos or not statistics.outputs:
+        if self.matched or self.require_eos or not statistics.outputs:
             return
         if type(is_eos) is TokenIds and not is_eos.ids:  # the model has none
             return

@@ -310,10 +310,6 @@ class Fanout(Generic[T]):
             end = StreamEnd(FinishReason.ERROR, 0, error=closed_batch_error("its steps"))
         self.deliveries.finish(end)
 
-    def drop_unreported(self) -> None:
-        """Report no ends of cancelled streams any more: the batch was closed."""
-        self._unreported.clear()
-
     def forget_live(self) -> None:
         """Free what cancelled streams held: no step follows."""
         self._plain_slots, self._plain_buffers, self._plain_appends = (), (), ()

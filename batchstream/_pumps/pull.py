@@ -198,8 +198,6 @@ class PullPump(Generic[T]):
                         self._source.close()
                     finally:
                         self.fanout.apply_departures()
-                        # Behind the cancels, which it drops, and before the deliveries are ended.
-                        self.fanout.drop_unreported()
                         self._close_if_idle()
                 finally:
                     self.role.holder = NO_THREAD

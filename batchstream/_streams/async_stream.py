@@ -12,7 +12,7 @@ from batchstream._eventloops.base import OUTPUTS_PER_TURN, WAITERS_PER_TURN
 from batchstream._eventloops.current import current_loop
 from batchstream._native.selection import native
 from batchstream._streams.base import AnyStream
-from batchstream._streams.body import StreamBody
+from batchstream._streams.body import OwnedBody
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -363,4 +363,4 @@ class AsyncStream(AnyStream[T_co], AsyncStreamReader[T_co]):
             >>> asyncio.run(main())
             [b'so', b'it ends']
         """
-        return StreamBody(self, encode)
+        return OwnedBody(self, encode)

@@ -37,7 +37,7 @@ class Owned(Protocol):
         """Cancel the stream."""
 
 
-class StreamBody(AsyncGenerator[ChunkT, None]):
+class OwnedBody(AsyncGenerator[ChunkT, None]):
     """What `AsyncStream.body` returns: an asynchronous generator, with `close` besides.
 
     The frames of a framework refer to it from the error that broke them off, so it cannot wait to
@@ -54,6 +54,9 @@ class StreamBody(AsyncGenerator[ChunkT, None]):
         self._stream = stream
         self._encode = encode
         self._over = False
+
+    def __repr__(self) -> str:
+        return f"<the body of {self._stream!r}>"
 
     async def __anext__(self) -> ChunkT:
         if self._over:

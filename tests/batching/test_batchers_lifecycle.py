@@ -192,6 +192,16 @@ def test_texts_name_a_batched_function_as_its_program_does():
     with pytest.raises(TypeError, match=r"^Batcher.stream\(\) missing"):
         reply.stream()
 
+    class Model:
+        @batched
+        def reply(self, prompts):
+            yield prompts
+
+    model, name = Model(), name.replace("<locals>.reply", "<locals>.Model.reply")
+    assert repr(model.reply) == f"<{name}, open, 0 requests waiting, 0 batches run>"
+    with pytest.raises(TypeError, match=rf"^{name} is not called: submit a request with .stream"):
+        model.reply(["a"])
+
 
 def test_a_batcher_shows_how_it_is():
     gate = Gate()

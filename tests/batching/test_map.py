@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
 from functools import partial
 
 import pytest
@@ -28,6 +29,7 @@ from support.engines import (
     every_batcher,
 )
 from support.forms import OVER, InLoop
+from support.sources import TIMEOUT, Gate, in_forked_child, needs_fork
 
 pytestmark = pytest.mark.rule(29)
 
@@ -395,3 +397,26 @@ def test_a_model_that_maps_over_its_own_batcher_is_told():
     own = "waits for a request to its own batcher"
     with DynamicBatcher(model, max_batch_size=1) as batcher, pytest.raises(RuntimeError, match=own):
         list(batcher.map(["once"]))
+
+
+@pytest.mark.rule(27)
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_map_that_another_thread_was_reading_is_refused_in_a_forked_child():
+    gate = Gate()
+
+    def model(requests):
+        gate.pass_through()
+        yield list(requests)
+        yield [None] * len(requests)
+
+    with DynamicBatcher(model, max_batch_size=1) as batcher:
+        replies = batcher.map(["a"])
+        reader = threading.Thread(target=lambda: received.extend(replies))
+        received = []
+        reader.start()
+        assert gate.reached.wait(TIMEOUT)
+        assert in_forked_child(lambda: next(replies)).startswith("ForkedError")
+        gate.opened.set()
+        reader.join(TIMEOUT)
+    assert received == [["a"]]

@@ -134,6 +134,19 @@ async def test_a_batch_closed_before_it_had_ended_says_so_by_time_too(form):
 
 @pytest.mark.rule(5)
 @every_form
+async def test_every_end_is_in_exactly_one_delivery_of_a_batch_that_is_closed(form):
+    batch = form.open(form.script(pairs(100)), 2, max_buffered=2)
+    steps = form.iterator(batch.steps())
+    await form.receive(steps)
+    batch.cancel(1)
+    await form.close(batch)
+    deliveries, _ = await form.read(steps)
+    ends = [(slot, str(end.reason)) for delivery in deliveries for slot, end in delivery.ends]
+    assert sorted(ends) == [(0, "error"), (1, "cancelled")]
+
+
+@pytest.mark.rule(5)
+@every_form
 async def test_a_batch_closed_after_its_end_has_steps_that_end(form):
     batch = form.open(form.script([[Last("a")]]), 1)
     steps = form.iterator(batch.steps())

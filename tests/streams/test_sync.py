@@ -892,6 +892,7 @@ def test_by_time_closing_stops_the_steps():
     with BatchedStream(source, 1) as batch:
         steps = batch.steps()
         next(steps)
+    assert [str(end.reason) for _, end in next(steps).ends] == ["error"]
     with pytest.raises(ClosedError, match="the batch was closed before its steps had ended"):
         next(steps)
     assert next(steps, "over") == "over"
