@@ -53,6 +53,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(asyncio|collections\.abc|contextlib|prometheus_client|typing_extensions)\..*"),
     (r"py:class", r"BackgroundTask|ServerSentEvent"),  # of Starlette and sse-starlette
     (r"py:class", r"_?Steps?(WithNone)?"),  # what the source's steps hold, in overloads
+    (r"py:class", r"MetricsOrFactory"),  # the docstring of `metrics=` says what may be given
 ]
 
 RAISES_LATER = re.compile(r"(?<=Raises) \((on iteration)\)(?=:$)")

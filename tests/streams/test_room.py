@@ -10,6 +10,8 @@ from batchstream import AsyncBatchedStream, BatchedStream
 from batchstream._core.arguments import Bound
 from batchstream._handoff.buffer import Buffer
 from batchstream._pumps.room import Room
+from batchstream._streams.async_stream import AsyncStreamReader
+from batchstream._streams.stream import StreamReader
 from support.sources import TIMEOUT
 
 
@@ -36,14 +38,22 @@ class Pump:
 
 
 @pytest.mark.rule(9, 19)
-def test_a_pump_that_asks_anew_while_it_is_being_resumed_is_resumed_again():
+def test_a_consumer_in_a_thread_resumes_a_pump_that_asks_anew_while_it_is_being_resumed():
     pump = Pump(steps=3)
-    received = []
-    while pump.buffer.outputs:
-        received.append(pump.buffer.outputs.popleft())
-        if pump.buffer.on_room is not None:
-            pump.buffer.on_room(pump.buffer)
-    assert received == [3, 2, 1]
+    reader = StreamReader(pump.buffer, upstream=None)  # where an output is buffered, none is needed
+    held = [(next(reader), list(pump.buffer.outputs)) for _ in range(3)]
+    assert held == [(3, [2]), (2, [1]), (1, [])]
+
+
+@pytest.mark.rule(9, 19)
+def test_a_consumer_in_a_loop_resumes_a_pump_that_asks_anew_while_it_is_being_resumed():
+    async def main():
+        pump = Pump(steps=3)
+        reader = AsyncStreamReader(pump.buffer, upstream=None)
+        held = [(await anext(reader), list(pump.buffer.outputs)) for _ in range(3)]
+        assert held == [(3, [2]), (2, [1]), (1, [])]
+
+    asyncio.run(main())
 
 
 @pytest.mark.rule(9)

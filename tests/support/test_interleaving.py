@@ -11,6 +11,7 @@ import pytest
 
 import batchstream
 from support.interleaving import explore_threads, run_together
+from support.interrupts import needs_lines
 from support.sources import ScriptedSource
 
 interleave_test = pytest.importorskip("interleave_test", reason="needs Python 3.12 or later")
@@ -167,6 +168,7 @@ def test_a_daemon_that_waits_for_ever_is_a_deadlock():
         explore_threads(scenario, 1)
 
 
+@needs_lines
 def test_two_consumers_share_a_batch_whose_locks_are_modelled():
     def scenario():
         source = ScriptedSource([["a", "x"], ["b", "y"]])
