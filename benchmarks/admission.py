@@ -87,9 +87,9 @@ def timeout_for(clients: int) -> float:
 async def batched_in_loop(package: ModuleType, clients: int, each: int) -> float:
     """Answer by an asynchronous function of a batch."""
 
-    @package.batched(max_batch_size=BATCH, batch_timeout=timeout_for(clients))
-    async def double(numbers: list[int]) -> Any:
-        yield [2 * number for number in numbers]
+    @package.batched(max_batch_size=BATCH, batch_timeout=timeout_for(clients), single=True)
+    async def double(numbers: list[int]) -> list[int]:
+        return [2 * number for number in numbers]
 
     return await timed_batched(double, clients, each)
 
@@ -97,21 +97,16 @@ async def batched_in_loop(package: ModuleType, clients: int, each: int) -> float
 async def batched_in_thread(package: ModuleType, clients: int, each: int) -> float:
     """Answer by a function of a batch, which runs in a thread."""
 
-    @package.batched(max_batch_size=BATCH, batch_timeout=timeout_for(clients))
-    def double(numbers: list[int]) -> Iterator[list[int]]:
-        yield [2 * number for number in numbers]
+    @package.batched(max_batch_size=BATCH, batch_timeout=timeout_for(clients), single=True)
+    def double(numbers: list[int]) -> list[int]:
+        return [2 * number for number in numbers]
 
     return await timed_batched(double, clients, each)
 
 
 async def timed_batched(double: Any, clients: int, each: int) -> float:
     """Return the processor time for a request."""
-
-    async def ask(number: int) -> int:
-        [answer] = [output async for output in double.astream(number)]
-        return answer
-
-    seconds = await timed_clients(ask, clients, each)
+    seconds = await timed_clients(double.acall, clients, each)
     await double.aclose()
     return seconds
 

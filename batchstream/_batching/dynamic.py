@@ -294,13 +294,12 @@ class DynamicBatcher(Batcher[RequestT, T]):
         self._check_single("call", "stream")
         stream = self.stream(request, timeout=timeout, wait_timeout=wait_timeout)
         try:
-            results = list(stream)
+            return next(stream)  # the end came with it
+        except StopIteration:
+            raise _cancelled() from None
         except BaseException:
             stream.cancel()  # the error may be kept, and this frame with it
             raise
-        if not results:
-            raise ClosedError("the request was cancelled before it had a result")
-        return results[0]
 
     async def acall(
         self,
@@ -327,13 +326,12 @@ class DynamicBatcher(Batcher[RequestT, T]):
         self._check_single("acall", "astream")
         stream = self.astream(request, timeout=timeout, wait_timeout=wait_timeout)
         try:
-            results = [result async for result in stream]
+            return await anext(stream)
+        except StopAsyncIteration:
+            raise _cancelled() from None
         except BaseException:
-            stream.cancel()  # the error may be kept, and this frame with it
+            stream.cancel()
             raise
-        if not results:
-            raise ClosedError("the request was cancelled before it had a result")
-        return results[0]
 
     def _check_single(self, name: str, instead: str) -> None:
         if not self._single:
@@ -341,6 +339,10 @@ class DynamicBatcher(Batcher[RequestT, T]):
                 f"{name} is for functions that return one result for each request (single=True): "
                 f"here a request may have many outputs, so use {instead}"
             )
+
+
+def _cancelled() -> ClosedError:
+    return ClosedError("the request was cancelled before it had a result")
 
 
 def _dispatcher_for(

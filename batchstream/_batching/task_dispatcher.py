@@ -198,8 +198,10 @@ class TaskDispatcher(Dispatcher[T]):
     def poll_after(self, request: Request[T] | None, loop: EventLoop | None) -> float | None:
         """Poll in other loops and threads: the workers' loop may be closed any time."""
         ours = self._loop
-        in_ours = loop is not None and ours is not None and ours.key is loop.key
-        return earliest(super().poll_after(request, loop), None if in_ours else LOOP_POLL_SECONDS)
+        seconds = super().poll_after(request, loop)
+        if loop is not None and ours is not None and ours.key is loop.key:
+            return seconds
+        return earliest(seconds, LOOP_POLL_SECONDS)
 
     def poll(self, request: Request[T] | None = None) -> None:
         """Fail all requests if the workers' loop was closed, too."""

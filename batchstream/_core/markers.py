@@ -85,7 +85,8 @@ class Last(Generic[T_co]):
     info: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "reason", _source_reason("Last", self.reason))
+        if self.reason is not FinishReason.EOS:  # which most have
+            object.__setattr__(self, "reason", _source_reason("Last", self.reason))
 
 
 @final
