@@ -14,6 +14,8 @@ from batchstream._streams.async_stream import AsyncStreamReader
 from batchstream._streams.stream import StreamReader
 from support.sources import TIMEOUT
 
+STEPS = [["a", "x"], ["b", "y"], ["c", "z"]]
+
 
 class Pump:
     """A pump that waits for room in one stream, and goes on in the very call that resumes it.
@@ -93,8 +95,7 @@ def test_a_stream_that_was_cancelled_a_moment_ago_counts_as_full():
 
 @pytest.mark.rule(9, 19)
 def test_an_output_that_was_taken_in_a_thread_lets_the_source_go_on_for_the_others():
-    steps = [["a", "x"], ["b", "y"], ["c", "z"]]
-    first, second = BatchedStream(steps, 2, background=True, max_buffered=1)
+    first, second = BatchedStream(STEPS, 2, background=True, max_buffered=1)
     received = [stream.receive(TIMEOUT) for stream in (first, second, second)]
     assert received == ["a", "x", "y"]
     assert first.receive(TIMEOUT) == "b"
@@ -103,17 +104,48 @@ def test_an_output_that_was_taken_in_a_thread_lets_the_source_go_on_for_the_othe
 @pytest.mark.rule(9, 19)
 @pytest.mark.parametrize("moved_by", ["a task", "a thread"])
 def test_an_output_that_was_taken_in_a_loop_lets_the_source_go_on_for_the_others(moved_by):
-    steps = [["a", "x"], ["b", "y"], ["c", "z"]]
-
     async def source():
-        for step in steps:
+        for step in STEPS:
             yield step
 
     async def main():
-        moved = steps if moved_by == "a thread" else source()
+        moved = STEPS if moved_by == "a thread" else source()
         async with AsyncBatchedStream(moved, 2, max_buffered=1) as (first, second):
             received = [await anext(stream) for stream in (first, second, second)]
             assert received == ["a", "x", "y"]
             assert await anext(first) == "b"
 
     asyncio.run(main())
+
+
+# ---- a stream that is cancelled is not waited for
+
+
+@pytest.mark.rule(9, 13)
+def test_a_cancel_of_the_stream_that_a_task_waits_for_lets_the_source_go_on():
+    async def source():
+        for step in STEPS:
+            yield step
+
+    async def main():
+        async with AsyncBatchedStream(source(), 2, max_buffered=1) as batch:
+            first, second = batch
+            assert await anext(first) == "a"
+            reading = asyncio.create_task(anext(first))
+            while batch.statistics().waiting_for != (1,):  # noqa: ASYNC110 - no event says so
+                await asyncio.sleep(0)
+            second.cancel()
+            assert await asyncio.wait_for(reading, TIMEOUT) == "b"
+
+    asyncio.run(main())
+
+
+@pytest.mark.rule(9, 13)
+def test_a_cancel_of_the_stream_that_a_thread_waits_for_lets_the_source_go_on():
+    with BatchedStream(STEPS, 2, background=True, max_buffered=1) as batch:
+        first, second = batch
+        assert first.receive(TIMEOUT) == "a"
+        while batch.statistics().waiting_for != (1,):
+            pass
+        second.cancel()
+        assert first.receive(TIMEOUT) == "b"
