@@ -28,6 +28,8 @@ PyObject *take_exception(void)
     return PyErr_GetRaisedException();
 #else
     PyObject *type, *value, *traceback;
+    if (!PyErr_Occurred()) /* most often: to normalise nothing would cost more than this */
+        return NULL;
     PyErr_Fetch(&type, &value, &traceback);
     PyErr_NormalizeException(&type, &value, &traceback);
     if (traceback != NULL && value != NULL)
