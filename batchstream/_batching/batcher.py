@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self, overload
 
 from typing_extensions import TypeVar
@@ -13,7 +13,6 @@ from batchstream._streams.async_stream import AsyncStream
 from batchstream._streams.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from types import TracebackType
 
     from batchstream._batching.dispatcher import Dispatcher
@@ -158,7 +157,7 @@ class Batcher(Generic[RequestT, T]):
         flight = Flight(
             self._dispatcher, ordered=ordered, timeout=timeout, wait_timeout=wait_timeout
         )
-        return Replies(flight, iter(requests))
+        return Replies(flight, iter(_checked("map", requests)))
 
     @overload
     def amap(
@@ -210,7 +209,7 @@ class Batcher(Generic[RequestT, T]):
         )
         if isinstance(requests, AsyncIterable):
             return AsyncReplies(flight, aiter(requests))
-        return AsyncReplies(flight, iter(requests))
+        return AsyncReplies(flight, iter(_checked("amap", requests)))
 
     def close(self) -> None:
         """Let every request fail that has not ended, with `ClosedError`, and end the workers.
@@ -282,3 +281,21 @@ class Batcher(Generic[RequestT, T]):
         Threads: any.
         """
         return self._dispatcher.statistics()
+
+
+def _checked(name: str, requests: Any) -> Iterable[Any]:
+    """Return what `map` or `amap` can take requests from.
+
+    Raises:
+        TypeError: It is no iterable, or one of letters, bytes or keys.
+    """
+    if isinstance(requests, str | bytes | bytearray | Mapping):
+        instead = "pass a list of requests, or submit a single one with stream or astream"
+    elif not hasattr(requests, "__iter__") and callable(requests):
+        instead = "call it, and pass what it returns"
+    elif isinstance(requests, Iterable) or hasattr(requests, "__getitem__"):
+        iterable: Iterable[Any] = requests
+        return iterable
+    else:
+        instead = "pass a list of requests"
+    raise TypeError(f"{name} takes an iterable of requests, got {requests!r}: {instead}")

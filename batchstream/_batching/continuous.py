@@ -150,7 +150,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         def open_in_thread(
             dispatcher: ThreadDispatcher[T], requests: list[Request[T]], thread: WorkerThread
         ) -> tuple[ThreadPump[T], EngineBatch[T]]:
-            engine_.use(dispatcher.context).close()  # after a fork it may have requests to remove
+            engine_.drive(dispatcher.context)
             batch: EngineBatch[T] = EngineBatch(dispatcher, engine_, requests)
             pump: ThreadPump[T] = ThreadPump(
                 engine_,

@@ -231,6 +231,8 @@ class BatchedFunction(DynamicBatcher[RequestT, T]):
     another process cannot import them, does the same with it.
     """
 
+    _may_be_method = True
+
     def __init__(self, fn: Callable[..., Any], **options: Any) -> None:
         super().__init__(fn, **options)
         self._fn = fn

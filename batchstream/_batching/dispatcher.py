@@ -19,6 +19,7 @@ reaches the batch.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from contextvars import copy_context
@@ -39,9 +40,10 @@ from batchstream._core.errors import (
     OverloadedError,
     begin_in_source,
     report_unraisable,
+    warn_user,
 )
 from batchstream._core.records import FinishReason, StreamEnd
-from batchstream._eventloops.current import current_loop
+from batchstream._eventloops.current import current_loop, loop_if_any
 from batchstream._handoff.buffer import Buffer
 from batchstream._handoff.event import Event
 from batchstream._handoff.parking import LoopBound, ParkingLot, earliest
@@ -118,6 +120,7 @@ class Dispatcher(ABC, Generic[T]):
         self._lock = RLock()
         self._ended = Event(self.parking)  # closed, and no worker is at work
         self._numbers = count()
+        self._has_warned = False  # see `_warn_if_a_loop_stops`
         self._keys = KeyInterner()
         forkable_batchers.add(self)
 
@@ -461,6 +464,7 @@ class Dispatcher(ABC, Generic[T]):
             RuntimeError, ForkedError: See `_check_waitable`.
         """
         self._check_waitable(None)
+        self._warn_if_a_loop_stops()
         poll_after = self.poll_after(request, None)
         poll_at = None if poll_after is None else clock.monotonic() + poll_after
         if self.parking.wait_in_thread(request, earliest(poll_at, deadline)):
@@ -476,6 +480,7 @@ class Dispatcher(ABC, Generic[T]):
             RuntimeError, ClosedError: See `_check_waitable`.
         """
         self._check_waitable(None)
+        self._warn_if_a_loop_stops()
         seconds = self._poll_any_after(flight, None)
         until = None if seconds is None else clock.monotonic() + seconds
         if not self.parking.wait_in_thread(flight, until):
@@ -525,6 +530,18 @@ class Dispatcher(ABC, Generic[T]):
             raise _forked_error()
         if self._runs_here():
             raise RuntimeError("the source of a batch waits for a request to its own batcher")
+
+    def _warn_if_a_loop_stops(self) -> None:
+        """Warn once of a wait in a thread whose event loop cannot go on meanwhile."""
+        # In a notebook every cell runs in an event loop, and what it waits for is all there is.
+        if self._has_warned or "ipykernel" in sys.modules or loop_if_any() is None:
+            return
+        self._has_warned = True
+        warn_user(
+            "a stream or result of a batcher is waited for in a thread whose event loop stands "
+            "still meanwhile, so that no other request comes and no batch fills: use astream, "
+            "acall or amap there, or wait in another thread"
+        )
 
     def poll_after(self, request: Request[T] | None, loop: EventLoop | None) -> float | None:
         """Return after how many seconds a consumer that waits in this loop or a thread polls."""

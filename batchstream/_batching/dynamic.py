@@ -13,6 +13,7 @@ from batchstream._batching.options import BatcherOptions
 from batchstream._batching.request_batch import RequestBatch
 from batchstream._batching.single import (
     async_steps_of_results,
+    check_parameters,
     check_steps,
     steps_of_results,
 )
@@ -126,6 +127,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
     """
 
     __slots__ = ("__weakref__", "_single")
+    _may_be_method = False
 
     @overload
     def __init__(
@@ -222,6 +224,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
     ) -> None:
         if not callable(fn):
             raise TypeError(f"fn takes a function of a list of requests, got {fn!r}")
+        check_parameters(fn, may_be_method=self._may_be_method)
         runs_in_task = is_kind(inspect.isasyncgenfunction, fn)
         if single:
             if runs_in_task or is_kind(inspect.isgeneratorfunction, fn):
@@ -398,7 +401,11 @@ def _open(
 
 
 def _call(kind: Callable[[Any], S], fn: Callable[..., Any], contents: list[Any]) -> S:
-    source = fn(contents)
+    try:
+        source = fn(contents)
+    except TypeError:
+        check_parameters(fn)  # a method, perhaps, that was looked up in its class
+        raise
     if kind is Source and hasattr(source, "__aiter__"):
         raise TypeError(
             f"fn returns an asynchronous iterator, got {fn!r}: "

@@ -29,6 +29,9 @@ VACANCY: Final[Buffer[Any]] = Buffer(0)
 
 VACANCY.finish(StreamEnd(FinishReason.EXHAUSTED, 0))
 
+_driven: Final[dict[int, Engine]] = {}
+"""Which of these objects drives a user's engine at the moment, by the `id` of the user's."""
+
 
 class Engine:
     """The engine that a user gave, or the present one of those that the user's function makes.
@@ -50,6 +53,7 @@ class Engine:
         else:
             self._engine = _checked(engine, "engine")
         self._occupied: set[int] = set()
+        self._driving: int | None = None  # the key in `_driven`
         self._in_call = False
         self._context: Context
 
@@ -60,6 +64,23 @@ class Engine:
             assert self._factory is not None  # noqa: S101 - there is one of the two
             self._engine = _checked(context.run(self._factory), "what the engine's factory returns")
         return self
+
+    def drive(self, context: Context) -> None:
+        """Do the same for a batch, and until `close` let no other batcher drive the engine.
+
+        Raises:
+            RuntimeError: Another does: its requests are in the same slots.
+        """
+        self.use(context)
+        key = id(self._engine)
+        if _driven.setdefault(key, self) is not self:  # atomic
+            raise RuntimeError(
+                f"the engine {self._engine!r} is driven by another ContinuousBatcher, whose "
+                f"requests are in the same slots: make an engine for each, or give both a function "
+                f"that makes one"
+            )
+        self._driving = key
+        self.keep(())  # after a fork it may have requests to remove
 
     def add(self, slot: int, content: Any) -> None:
         """Add a request."""
@@ -104,10 +125,19 @@ class Engine:
         if self._factory is not None:
             self._engine = None
             self._occupied.clear()
+            self._stop_driving()
 
     def close(self) -> None:
         """Remove all requests; the engine stays."""
-        self.keep(())
+        try:
+            self.keep(())
+        finally:
+            self._stop_driving()
+
+    def _stop_driving(self) -> None:
+        driving, self._driving = self._driving, None
+        if driving is not None:
+            _driven.pop(driving, None)
 
     def begin_anew(self) -> bool:
         """Get ready for a forked child, in which no request is open; False if that cannot be.
@@ -202,8 +232,17 @@ def _checked(engine: Any, name: str) -> Any:
             f"{name} must have the methods add, step and remove, "
             f"got {engine!r} without {', '.join(missing)}"
         )
-    if inspect.iscoroutinefunction(engine.step):
-        raise TypeError(
-            f"{name} must make a step by itself, got {engine!r} whose step is a coroutine function"
-        )
+    for kind, is_it in _WRONG_STEPS.items():
+        if is_it(engine.step):
+            raise TypeError(
+                f"{name} must make one step at each call of step, got {engine!r} whose step is "
+                f"{kind}: let it return the step, such as {{slot: output}}"
+            )
     return engine
+
+
+_WRONG_STEPS: Final[dict[str, Callable[[object], bool]]] = {
+    "a coroutine function": inspect.iscoroutinefunction,
+    "a generator function": inspect.isgeneratorfunction,
+    "an asynchronous generator function": inspect.isasyncgenfunction,
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from threading import RLock, current_thread, main_thread
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from batchstream._core.errors import report_unraisable
 
@@ -48,12 +48,17 @@ class Metrics(Protocol):
 
 MetricsOrFactory: TypeAlias = "Metrics | Callable[[], Metrics]"
 
+_EVENTS: Final = ("submitted", "refused", "joined", "stepped", "finished")
+
 
 class MetricsCaller:
     """Calls a user's metrics, and lets no error of theirs out.
 
     Args:
         metrics: The metrics; or a function without arguments that makes them, such as their class.
+
+    Raises:
+        TypeError: They have not all methods of `Metrics`.
 
     Attributes:
         unmade: Whether they are still to be made, by `make`.
@@ -63,7 +68,7 @@ class MetricsCaller:
         is_factory = callable(metrics) and (
             isinstance(metrics, type) or not hasattr(metrics, "submitted")
         )
-        self._metrics: object = None if is_factory else metrics
+        self._metrics = None if is_factory else _checked(metrics)
         self._factory = metrics if is_factory else None
         self.unmade = is_factory
         # Guards the factory alone, which is called once: whatever else comes meanwhile has to wait.
@@ -73,11 +78,12 @@ class MetricsCaller:
         """Call the factory in a context, unless another thread has; before any event.
 
         Raises:
+            TypeError: It returns what has not the methods.
             Exception: What it raises. The next call tries again.
         """
         with self._making:
             if self.unmade and callable(self._factory):
-                self._metrics = context.run(self._factory)
+                self._metrics = _checked(context.run(self._factory))
                 self.unmade = False
 
     def after_fork(self) -> None:
@@ -93,3 +99,19 @@ class MetricsCaller:
             if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
                 raise
             report_unraisable(error)
+
+
+def _checked(metrics: object) -> object:
+    """Return what has all methods of `Metrics`.
+
+    Raises:
+        TypeError: Some are missing.
+    """
+    missing = [event for event in _EVENTS if not callable(getattr(metrics, event, None))]
+    if missing:
+        raise TypeError(
+            f"metrics must have the methods {', '.join(_EVENTS[:-1])} and {_EVENTS[-1]}, "
+            f"got {metrics!r} without {', '.join(missing)}: derive its class from "
+            f"batchstream.Metrics, which has them all"
+        )
+    return metrics

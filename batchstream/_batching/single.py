@@ -34,6 +34,37 @@ def async_steps_of_results(
     return one_step
 
 
+def check_parameters(fn: Callable[..., Any], *, may_be_method: bool = False) -> None:
+    """Refuse a function that cannot be called with a list of requests alone.
+
+    Args:
+        fn: The function; one whose parameters Python does not know is accepted.
+        may_be_method: Whether it may take the instance before the list.
+
+    Raises:
+        TypeError: It takes no argument, or needs more.
+    """
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        return
+    for arguments in ([None], [None, None])[: 1 + may_be_method]:
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        return
+    name = getattr(fn, "__name__", None) or repr(fn)
+    if isinstance(fn, type):
+        instead = "decorate its method, or pass an instance that can be called"
+    else:
+        instead = "put what else it needs into the requests, or give it a default"
+    raise TypeError(
+        f"fn is called with one argument, the list of requests, which "
+        f"{'the class ' if isinstance(fn, type) else ''}{name}{signature} does not take: {instead}"
+    ) from None  # it says more than what Python has raised
+
+
 def check_steps(fn: object, source: object, *, for_results: str) -> None:
     """Refuse what is no source of steps but, most likely, one result for each request.
 
@@ -46,8 +77,10 @@ def check_steps(fn: object, source: object, *, for_results: str) -> None:
         for_results: What to do if these are results.
 
     Raises:
-        StepError: The source has a length, and is no iterator.
+        StepError: The source has a length, and is no iterator; or is None.
     """
+    if source is None:
+        raise StepError(f"{fn!r} returned None, and not a source of steps: yield the steps", step=0)
     if hasattr(source, "__len__") and not hasattr(source, "__next__"):
         raise StepError(
             f"{fn!r} returned a {type(source).__name__}, and not a source of steps: yield the "

@@ -155,7 +155,7 @@ def _read_sequence(step: object, number: int) -> list[Any] | tuple[Any, ...]:
         raise _unreadable(number, error) from error
     raise StepError(
         f"step {number} is no sequence, mapping or array of outputs, one per slot, "
-        f"got {type_name(step)}: yield a list",
+        f"got {type_name(step)}: make it a list",
         step=number,
     )
 

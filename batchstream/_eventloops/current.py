@@ -23,6 +23,16 @@ def current_loop() -> EventLoop:
     Raises:
         RuntimeError: There is none.
     """
+    loop = loop_if_any()
+    if loop is None:
+        raise RuntimeError(
+            "an asynchronous stream is received from in an event loop, and none runs here"
+        )
+    return loop
+
+
+def loop_if_any() -> EventLoop | None:
+    """Return the event loop that runs the calling code, or None."""
     if "trio" in sys.modules:  # asked first: trio may run as a guest of an asyncio loop
         # Not `from … import`, which calls Python code each time.
         import batchstream._eventloops.trio as _trio  # noqa: PLC0415 - optional, and in use here
@@ -34,9 +44,7 @@ def current_loop() -> EventLoop:
 
         if _asyncio.runs_here():
             return _asyncio.AsyncioEventLoop()
-    raise RuntimeError(
-        "an asynchronous stream is received from in an event loop, and none runs here"
-    )
+    return None
 
 
 async def result_of(future: Future[R]) -> R:

@@ -123,6 +123,7 @@ class Batch(Sequence[StreamT], Generic[StreamT, T]):
         """Cancel one slot, as the `cancel` of its stream does.
 
         Raises:
+            TypeError: It is no slot, but a stream for example.
             IndexError: There is no such slot.
 
         Blocking: never, but for a synchronous source's own clean-up if this ends a batch that
@@ -130,6 +131,10 @@ class Batch(Sequence[StreamT], Generic[StreamT, T]):
         Cancellation: nothing to cancel.
         Threads: any thread, callback, finalizer or signal handler.
         """
+        if not hasattr(type(slot), "__index__"):
+            raise TypeError(
+                f"cancel takes a slot, a whole number, got {slot!r}: call the cancel of the stream"
+            )
         if not 0 <= slot < len(self):
             raise IndexError(f"no slot {slot!r}, expected slots from 0 to {len(self) - 1}")
         self._streams[slot].cancel()

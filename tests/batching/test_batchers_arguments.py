@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import batchstream
 from batchstream import ContinuousBatcher, DynamicBatcher
 from support.engines import Echo, Model, echo, for_ever
+from support.sources import TIMEOUT
 
 
 def test_an_engine_needs_its_three_methods():
@@ -70,13 +72,112 @@ def test_a_factory_that_makes_no_engine_is_named(arguments, text):
         next(batcher.stream("a"))
 
 
-def test_an_engine_whose_step_is_asynchronous_is_refused():
-    class Wrong(Echo):
+def test_an_engine_whose_step_returns_no_step_is_refused():
+    class Coroutine(Echo):
         async def step(self):
             return {}
 
-    with pytest.raises(TypeError, match="whose step is a coroutine function"):
-        ContinuousBatcher(Wrong(), max_batch_size=2)
+    class Generator(Echo):
+        def step(self):
+            yield {}
+
+    class Both(Echo):
+        async def step(self):
+            yield {}
+
+    for engine, kind in (
+        (Coroutine(), "a coroutine function"),
+        (Generator(), "a generator function"),
+        (Both(), "an asynchronous generator function"),
+    ):
+        says = f"whose step is {kind}: let it return the step"
+        with pytest.raises(TypeError, match=says):
+            ContinuousBatcher(engine, max_batch_size=2)
+
+
+def test_an_engine_that_another_batcher_drives_is_refused_until_that_has_ended_its_batch():
+    entered, may_go_on = threading.Event(), threading.Event()
+
+    class Slow(Echo):
+        def step(self):
+            entered.set()
+            assert may_go_on.wait(TIMEOUT)
+            return super().step()
+
+    engine = Slow()
+    with (
+        ContinuousBatcher(engine, max_batch_size=1) as one,
+        ContinuousBatcher(lambda: engine, max_batch_size=1) as other,
+    ):
+        first = one.stream("a")
+        assert entered.wait(TIMEOUT)
+        with pytest.raises(RuntimeError, match=r"driven by another ContinuousBatcher.*make an"):
+            other.stream("b").receive(TIMEOUT)
+        may_go_on.set()
+        assert first.receive(TIMEOUT) == "a"
+        one.close()
+        assert other.stream("b").receive(TIMEOUT) == "b"
+
+
+def test_metrics_without_a_method_are_refused_before_any_request_is_served():
+    class Half:
+        def submitted(self):
+            pass
+
+    says = (
+        r"metrics must have the methods submitted, refused, joined, stepped and finished, got .*"
+        r"without refused, joined, stepped, finished: derive its class from batchstream\.Metrics"
+    )
+    with pytest.raises(TypeError, match=says):
+        DynamicBatcher(echo, max_batch_size=1, metrics=Half())
+    batcher = DynamicBatcher(echo, max_batch_size=1, metrics=Half)
+    with pytest.raises(TypeError, match=says):
+        batcher.stream("a")
+
+
+def test_metrics_that_derive_from_the_protocol_need_no_method_of_their_own():
+    class Nothing(batchstream.Metrics):
+        pass
+
+    with DynamicBatcher(echo, max_batch_size=1, metrics=Nothing) as batcher:
+        assert list(batcher.stream("a")) == ["a"]
+
+
+def test_a_function_that_does_not_take_a_list_of_requests_alone_is_refused():
+    def with_temperature(prompts, temperature):
+        yield prompts
+
+    def with_default(prompts, temperature=1.0):
+        yield prompts
+        yield [None for _ in prompts]
+
+    says = r"which with_temperature\(prompts, temperature\) does not take: put what else it needs"
+    for wrong in (with_temperature, partial(with_temperature)):
+        with pytest.raises(TypeError, match="fn is called with one argument"):
+            DynamicBatcher(wrong, max_batch_size=1)
+    with pytest.raises(TypeError, match=says):
+        DynamicBatcher(with_temperature, max_batch_size=1)
+    with DynamicBatcher(with_default, max_batch_size=1) as batcher:
+        assert list(batcher.stream("a")) == ["a"]
+
+
+def test_a_batched_class_is_refused_where_it_is_decorated():
+    says = r"which the class Reply\(\) does not take: decorate its method"
+    with pytest.raises(TypeError, match=says):
+
+        @batchstream.batched
+        class Reply:
+            def __call__(self, prompts):
+                yield prompts
+
+
+def test_a_batched_function_of_more_than_the_requests_is_no_method_and_is_refused_at_its_call():
+    @batchstream.batched(max_batch_size=1)
+    def reply(prompts, temperature):
+        yield prompts
+
+    with reply, pytest.raises(TypeError, match=r"which reply\(prompts, temperature\) does not"):
+        reply.stream("a").receive(TIMEOUT)
 
 
 def test_a_function_that_hides_an_asynchronous_one_gets_an_error_with_the_remedy():

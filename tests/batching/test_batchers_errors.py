@@ -192,15 +192,21 @@ async def test_a_function_that_raises_when_it_is_called_fails_its_batch_only(for
 
 @pytest.mark.rule(9)
 @dynamic_batchers
-@pytest.mark.parametrize("result", [None, 5])
-async def test_a_function_that_returns_no_source_fails_its_batch_only(form, result):
+@pytest.mark.parametrize(
+    ("result", "kind", "says"),
+    [
+        (None, StepError, "returned None, and not a source of steps: yield the steps"),
+        (5, TypeError, "source must be an iterable of steps, got int 5"),
+    ],
+)
+async def test_a_function_that_returns_no_source_fails_its_batch_only(form, result, kind, says):
     if form.source_is_async:
         pytest.skip("an asynchronous generator function cannot")
     results = [iter([["a"], [None]]), result]
     batcher = form.batcher(lambda _: results.pop())
     _, [error] = await form.read(form.submit(batcher, "x"))
-    assert type(error) is TypeError
-    assert "source must be an iterable of steps" in str(error)
+    assert type(error) is kind
+    assert says in str(error)
     assert await form.rest(form.submit(batcher, "x")) == ["a"]
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
+from pathlib import Path
+from types import ModuleType
 
 import pytest
+import trio
 
 from batchstream import ClosedError, DynamicBatcher, FinishReason
 from support import knobs
-from support.engines import Model, for_ever
+from support.engines import Model, echo, for_ever
 from support.sources import TIMEOUT, Gate, run_in_threads
 
 # ---- loops that end
@@ -226,3 +230,42 @@ def test_an_asynchronous_function_needs_an_event_loop():
             submit("a")
     assert batcher.statistics().opened == 0
     batcher.close()
+
+
+# ---- a synchronous wait in a thread whose event loop runs
+
+
+@pytest.fixture
+def echoing():
+    with DynamicBatcher(echo, max_batch_size=1) as batcher:
+        yield batcher
+
+
+@pytest.mark.parametrize("run", [lambda fn: asyncio.run(fn()), trio.run])
+def test_a_wait_that_stops_an_event_loop_is_warned_of_once(echoing, run):
+    async def endpoint():
+        return list(echoing.stream("a"))
+
+    with pytest.warns(RuntimeWarning, match="use astream, acall or amap there") as warned:
+        assert [run(endpoint) for _ in range(2)] == [["a"], ["a"]]
+    assert [Path(warning.filename).name for warning in warned] == ["test_batchers_loops.py"]
+
+
+def test_a_map_that_stops_an_event_loop_is_warned_of(echoing):
+    async def endpoint():
+        return list(echoing.map(["a"]))
+
+    with pytest.warns(RuntimeWarning, match="use astream, acall or amap there"):
+        assert asyncio.run(endpoint()) == [["a"]]
+
+
+def test_a_wait_in_another_thread_and_one_in_a_notebook_are_not_warned_of(echoing, monkeypatch):
+    async def endpoint():
+        return await asyncio.to_thread(list, echoing.stream("a"))
+
+    async def cell():
+        return list(echoing.stream("a"))
+
+    assert asyncio.run(endpoint()) == ["a"]
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    assert asyncio.run(cell()) == ["a"]

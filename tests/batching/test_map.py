@@ -386,8 +386,34 @@ def test_the_iterators_refuse_to_be_copied_and_say_what_they_are():
             assert repr(replies) == f"<{name}, 0 requests in flight, 0 of them live>"
             with pytest.raises(TypeError, match=f"{name} cannot be pickled or copied"):
                 copy.copy(replies)
-        with pytest.raises(TypeError, match="not iterable"):
-            batcher.map(3)
+
+
+@pytest.mark.parametrize("name", ["map", "amap"])
+@pytest.mark.parametrize(
+    ("requests", "says"),
+    [
+        ("so it ends", "got 'so it ends': pass a list of requests, or submit a single one"),
+        (b"so", "got b'so': pass a list"),
+        ({"prompt": "so it ends"}, "pass a list of requests, or submit a single one"),
+        (3, "got 3: pass a list of requests"),
+        (lambda: ["so"], "call it, and pass what it returns"),
+    ],
+)
+def test_what_holds_no_requests_is_refused_with_the_call_to_write(name, requests, says):
+    with (
+        DynamicBatcher(lambda words: [words], max_batch_size=1) as batcher,
+        pytest.raises(TypeError, match=rf"^{name} takes an iterable of requests, .*{says}"),
+    ):
+        getattr(batcher, name)(requests)
+
+
+def test_requests_may_come_from_what_is_indexed_alone():
+    class Pages:
+        def __getitem__(self, number):
+            return ["so", "it"][number]
+
+    with DynamicBatcher(lambda words: iter([words, [None]]), max_batch_size=1) as batcher:
+        assert list(batcher.map(Pages())) == [["so"], ["it"]]
 
 
 def test_a_model_that_maps_over_its_own_batcher_is_told():

@@ -261,9 +261,9 @@ def test_the_error_of_a_step_shows_no_output(step):
         (np.array(1), "step 0 is no sequence, mapping or array"),
         (
             "ab",
-            "step 0 is no sequence, mapping or array of outputs, one per slot, got str: yield a",
+            "step 0 is no sequence, mapping or array of outputs, one per slot, got str: make it a",
         ),
-        (b"ab", "got bytes: yield a list"),
+        (b"ab", "got bytes: make it a list"),
         (bytearray(b"ab"), "got bytearray"),
         ({1, 2}, "got set"),
         (None, "got NoneType"),

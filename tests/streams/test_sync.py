@@ -86,7 +86,7 @@ def test_an_empty_source_with_size_exhausts_its_streams():
     [
         ({0: "a"}, "step 0 is a mapping.*pass size="),
         ("ab", "step 0 is no sequence"),
-        (5, "got int: yield"),
+        (5, "got int: make it a list"),
     ],
 )
 def test_a_first_step_without_a_size_is_refused_and_closes_the_source(first, says):
@@ -942,6 +942,8 @@ def test_a_batch_is_a_sequence_of_its_streams():
         for slot in (3, -1):
             with pytest.raises(IndexError, match=f"no slot {slot}, expected slots from 0 to 2"):
                 batch.cancel(slot)
+        with pytest.raises(TypeError, match=r"got <Stream 0, .*: call the cancel of the stream"):
+            batch.cancel(batch[0])
         assert repr(batch) == "<BatchedStream, 3 of 3 streams live, 0 steps, 0 buffered>"
         next(batch[0])
         assert repr(batch) == "<BatchedStream, 3 of 3 streams live, 1 step, 2 buffered>"
