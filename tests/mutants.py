@@ -288,7 +288,7 @@ MUTANTS = [
     ),
     Mutant(
         "the streams of an unread batch are ended where the last was cancelled",
-        "            self._thread.end_after(self._end)\n",
+        "            self._start()  # which makes no step\n",
         "            self._drain()\n            self._thread.end_after(self._close_source)\n",
         ("test_pumps_that_fail.py", "test_starting.py"),
     ),
@@ -448,12 +448,8 @@ MUTANTS = [
     ),
     Mutant(
         "the thread is started without the lock",
-        '        if self._life.leave_new("start"):\n            try:\n'
-        "                self._thread = self._thread or WorkerThread()\n",
-        "        if self._thread is None:\n"
-        "            try:\n"
-        "                self._thread = WorkerThread()\n"
-        '                self._life.leave_new("start")\n',
+        "            self._life.leave_new(self._start)\n",
+        "            self._start()\n",
         THREADS,
     ),
     Mutant(
@@ -522,9 +518,27 @@ MUTANTS = [
     ),
     Mutant(
         "the source is closed by a second pump",
-        '            if self._life.leave_new("drop"):',
-        '            if [self._life.leave_new("drop")]:',
+        '            if self._life.state == "new":\n                self._life.leave_new(self._drop)\n',
+        '            if self._life.state != "closed":\n                self._end_if_not_closed()\n',
         LOOP,
+    ),
+    Mutant(
+        "a drop that is broken off is not made again",
+        "                leave()  # for a thread",
+        "                pass  # for a thread",
+        ("test_interrupts.py",),
+    ),
+    Mutant(
+        "a drop that is broken off is the last",
+        "            if taken:\n                self._claim.release()\n",
+        "            pass\n",
+        ("test_interrupts.py",),
+    ),
+    Mutant(
+        "a source is taken, and then closed",
+        "            reduce(Context.run, self._unclosed, self.context)\n",
+        "            for close in self._unclosed:\n                self.context.run(close)\n",
+        ("test_interrupts.py",),
     ),
     Mutant(
         "closing does not wait for the source",

@@ -180,16 +180,13 @@ class BackgroundPump(ABC, Generic[T]):
 
     @abstractmethod
     def _drop(self) -> None:
-        """End the streams, and close a source that was never asked for a step.
-
-        The pump's life has left `new`: no other thread will.
-        """
+        """End the streams, and close a source that was never asked for a step."""
 
     def _after_departure(self) -> None:
         self._room.resume_pump()
         if not self.fanout.live_buffers:
-            if self._life.leave_new("drop"):
-                self._drop()
+            if self._life.state == "new":
+                self._life.leave_new(self._drop)
             else:
                 self._interrupt()
 

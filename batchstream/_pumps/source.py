@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from contextvars import copy_context
-from functools import partial
+from contextvars import Context, copy_context
+from functools import partial, reduce
+from operator import methodcaller
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         Iterator,
         Sequence,
     )
-    from contextvars import Context
 
     from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._core.rules import EndRules
@@ -59,6 +59,7 @@ class Source:
             raise _no_source(source)
         self.context = copy_context()
         self._iterator: Iterator[Any] = self.context.run(iter, source)
+        self._unclosed = iter((partial(_CLOSE, self._iterator),))
         # A generator can be sent nothing before its first yield: the first call differs.
         self.advance: Callable[[tuple[int, ...]], object] = self._first
 
@@ -140,11 +141,12 @@ class Source:
         Raises:
             BaseException: What the iterator raises.
         """
-        iterator, self._iterator = self._iterator, iter(())
         self.advance = _advance_closed
-        close = getattr(iterator, "close", None)
-        if close is not None:
-            self.context.run(close)
+        if getattr(self._iterator, "close", None) is not None:
+            # One call in C takes what closes the iterator and calls it, in the context: a signal's
+            # exception that strikes before leaves it to the next call.
+            reduce(Context.run, self._unclosed, self.context)
+        self._iterator = iter(())
 
     def close_quietly(self) -> None:
         """Close the iterator where no caller waits for it, as Python closes a dropped generator.
@@ -231,6 +233,8 @@ class AsyncSource:
         if aclose is not None:
             await aclose()
 
+
+_CLOSE = methodcaller("close")
 
 _NO_SOURCES = (str, bytes, bytearray, Mapping)
 """What can be iterated over, and holds no steps."""

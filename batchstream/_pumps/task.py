@@ -61,20 +61,25 @@ class TaskPump(BackgroundPump[T]):
 
     def start(self, loop: EventLoop | None) -> None:
         """Start the task, if the pump is new; from within the loop."""
-        if self._life.leave_new("start"):
+        if self._life.state == "new":
             assert loop is not None, "an asynchronous source has no consumers in threads"  # noqa: S101
-            self._spawn(loop)
+            self._life.leave_new(partial(self._spawn, loop))
         self.poll()
 
     def _spawn(self, loop: EventLoop) -> None:
         self._loop = loop
-        try:
-            self._task = loop.spawn(self._run, self._end_if_not_closed, self._source.context)
-        except BaseException as error:
-            self._fail(error)
-            self._end_if_not_closed()
-            if isinstance(error, INTERRUPTS):
+        if self._task is None:
+            try:
+                self._task = loop.spawn(self._run, self._end_if_not_closed, self._source.context)
+            except INTERRUPTS as error:
+                if self.fanout.live_buffers:  # there may be a task, and another is spawned next
+                    self._fail(error)
                 raise
+            except BaseException as error:  # noqa: BLE001 - goes to all streams
+                self._fail(error)
+                self._end_if_not_closed()
+                return
+        self._life.advance("start")
 
     def poll_after(self, buffer: Buffer[Any] | None, loop: EventLoop) -> float | None:
         """Poll in another loop than the pump's, which may be closed any time."""

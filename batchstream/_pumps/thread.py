@@ -79,17 +79,20 @@ class ThreadPump(BackgroundPump[T]):
     def start(self, loop: EventLoop | None) -> None:
         """Start the thread, if the pump is new, wherever its first consumer is."""
         del loop
-        if self._life.leave_new("start"):
+        if self._life.state == "new":
+            self._life.leave_new(self._start)
+
+    def _start(self) -> None:
+        if self._thread is None:
             try:
-                self._thread = self._thread or WorkerThread()
-            except BaseException as error:
+                self._thread = WorkerThread()
+            except Exception as error:  # noqa: BLE001 - of the system, which has no thread to give
                 self._fail(error)
                 self._end_in_caller()
-                if isinstance(error, INTERRUPTS):
-                    raise
-            else:
-                running.add(self)
-                self._thread.end_after(self.run)
+                return
+        running.add(self)
+        self._thread.end_after(self._work)
+        self._life.advance("start")
 
     def collect(self) -> None:
         """Let all streams end, whatever they hold, and wait for it.
@@ -127,6 +130,11 @@ class ThreadPump(BackgroundPump[T]):
         return self._thread is not None and self._thread.is_current
 
     # ---- in the thread
+
+    def _work(self) -> None:
+        """Do all that the pump does; the second time nothing."""
+        self._life.advance("start")  # the thread that started this one may not have got to it
+        self.run()
 
     def run(self) -> None:
         """Make every step, and close the source, in the calling thread."""
@@ -170,7 +178,7 @@ class ThreadPump(BackgroundPump[T]):
         if self._thread is None:
             self._end_in_caller()
         else:
-            self._thread.end_after(self._end)
+            self._start()  # which makes no step
 
     def _end(self) -> None:
         for error in self._drain_and_close():
@@ -189,15 +197,17 @@ class ThreadPump(BackgroundPump[T]):
         errors = self._drain_surely()
         failure: BaseException | None = None
         try:
-            try:
-                self._source.close()
-            except INTERRUPTS as error:
-                if self._thread is None:
-                    errors.append(error)
-                else:
+            for _ in range(2):  # once more: an interrupt may strike before the source is closed
+                try:
+                    self._source.close()
+                    break
+                except INTERRUPTS as error:
+                    if self._thread is None:
+                        errors.append(error)
+                    else:
+                        failure = error
+                except BaseException as error:  # noqa: BLE001 - raised by close, or reported
                     failure = error
-            except BaseException as error:  # noqa: BLE001 - raised by close, or reported
-                failure = error
             self._close(failure)
         except BaseException as error:  # noqa: BLE001 - of ours, out of memory perhaps
             errors.append(error)

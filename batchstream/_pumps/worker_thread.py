@@ -22,22 +22,28 @@ class WorkerThread:
     """
 
     def __init__(self) -> None:
-        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[Callable[[], object], bool]] = SimpleQueue()  # is it the last
         self._thread = threading.Thread(target=self._work, name="batchstream pump", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            self.end()  # a signal's exception may come when it has started
+            raise
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        last = False
+        while not last:
+            job, last = self._jobs.get()
             job()
             del job  # it may hold much, and the next one may be long in coming
 
     def do(self, job: Callable[[], object]) -> None:
         """Do this next. It must not raise."""
-        self._jobs.put(job)
+        self._jobs.put((job, False))
 
     def end(self) -> None:
         """End when all that was asked for is done."""
-        self._jobs.put(None)
+        self.end_after(_do_nothing)
 
     def call(self, function: Callable[[], R]) -> Future[R]:
         """Do this next; return where its result can be waited for."""
@@ -53,13 +59,13 @@ class WorkerThread:
             finally:
                 del mine  # an error of it holds this frame
 
-        self._jobs.put(work)
+        self.do(work)
         return result
 
     def end_after(self, job: Callable[[], object]) -> None:
         """Do this, and then end. It must not raise."""
-        self.do(job)
-        self.end()
+        # One call: broken off between two, the thread would never end.
+        self._jobs.put((job, True))
 
     @property
     def is_current(self) -> bool:
@@ -69,3 +75,7 @@ class WorkerThread:
     def join(self, timeout: float | None = None) -> None:
         """Wait until the thread has ended."""
         self._thread.join(timeout)
+
+
+def _do_nothing() -> None:
+    pass

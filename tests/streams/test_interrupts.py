@@ -247,6 +247,109 @@ def test_an_interrupt_as_a_source_that_never_began_is_closed_reaches_the_caller(
     assert unheard == []
 
 
+NEVER_READ = {
+    "cancel": lambda batch: batch[0].cancel(),
+    "close": lambda batch: batch.close(),
+    "drop": lambda _: None,
+}
+"""How a batch is ended after the call that was broken off."""
+
+
+@pytest.mark.rule(10, 12)
+@pytest.mark.parametrize("again", NEVER_READ)
+@pytest.mark.parametrize("first", ["cancel", "close"])
+@pytest.mark.parametrize("size", [1, None], ids=["in the caller", "in its thread"])
+def test_a_batch_that_was_never_read_is_closed_whatever_line_its_end_is_broken_off_at(
+    size, first, again, unheard
+):
+    for line in itertools.count(1):
+        source = ScriptedSource([["a"]])
+        batch = BatchedStream(source, size, background=True)
+        where = at_line(line, partial(NEVER_READ[first], batch), files=knobs.files_of_pumps())
+        NEVER_READ[again](batch)
+        closed = knobs.closed_of(batch)
+        del batch
+        for thread in pump_threads():
+            thread.join(TIMEOUT)
+            assert not thread.is_alive(), where
+        assert (closed.is_set, source.closed) == (True, 1), where
+        if where is None:
+            break
+    assert line > 10
+    assert unheard == []
+
+
+@pytest.mark.rule(10, 12)
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+@pytest.mark.parametrize("again", ["cancel", "close", "drop"])
+def test_in_a_loop_such_a_batch_is_closed_as_well(loop, again, unheard):
+    class Source:
+        closed = 0
+
+        def __aiter__(self):
+            return self
+
+        async def aclose(self):
+            self.closed += 1
+
+        async def __anext__(self):
+            raise AssertionError("the source was asked for a step")
+
+    async def break_off(source, line):
+        batch = AsyncBatchedStream(source, 1)
+        where = at_line(line, batch[0].cancel, files=knobs.files_of_pumps())
+        closed = knobs.closed_of(batch)
+        if again == "close":
+            await batch.aclose()
+        elif again == "cancel":
+            batch[0].cancel()
+        del batch
+        await knobs.wait_in_loop(closed)
+        return where
+
+    for line in itertools.count(1):
+        source = Source()
+        if loop == "trio":
+            where = trio.run(break_off, source, line)
+        else:
+            where = asyncio.run(break_off(source, line))
+        assert source.closed == 1, where
+        if where is None:
+            break
+    assert line > 10
+    assert unheard == []
+
+
+@pytest.mark.rule(9, 12)
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_drop_that_is_broken_off_is_made_once_more_and_then_left_to_the_next_call(times):
+    """Once more at once, as a thread that has found the pump about to be dropped waits for it."""
+    source = ScriptedSource([["a"]])
+    batch = BatchedStream(source, 1, background=True)
+    knobs.break_off_drops(batch, times, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        batch[0].cancel()
+    assert source.closed == (times == 1)
+    batch[0].cancel()
+    assert source.closed == 1
+
+
+@pytest.mark.rule(4, 9)
+@pytest.mark.parametrize("size", [1, None], ids=["without a thread", "with its thread"])
+def test_a_receive_that_is_broken_off_as_it_starts_the_source_can_be_made_again(size):
+    for line in itertools.count(1):
+        source = ScriptedSource([["a"], ["b"]])
+        batch = BatchedStream(source, size, background=True)
+        where = at_line(line, partial(knobs.start, batch), files=knobs.files_of_pumps())
+        outputs, error = read_blocking(batch[0])
+        assert (outputs, error) in ((["a", "b"], None), ([], SourceError)), where
+        batch.close()
+        assert source.closed == 1, where
+        if where is None:
+            break
+    assert line > 5
+
+
 @pytest.mark.rule(12, 14)
 def test_an_interrupt_out_of_the_clean_up_of_a_source_that_never_began_reaches_the_caller(unheard):
     source = ScriptedSource([["a"]], raise_at_close=KeyboardInterrupt())

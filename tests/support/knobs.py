@@ -22,6 +22,7 @@ from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
 from batchstream._core.demultiplexer import Demultiplexer
 from batchstream._eventloops.asyncio import WAITERS_PER_TURN, AsyncioWaiter
 from batchstream._eventloops.base import OUTPUTS_PER_TURN
+from batchstream._eventloops.current import current_loop
 from batchstream._handoff.buffer import Buffer
 from batchstream._native.selection import native
 from batchstream._pumps.background import BackgroundPump
@@ -251,6 +252,34 @@ def wait_until_closed(batch):
     pump_of(batch).closed.wait()
 
 
+def closed_of(batch):
+    """Return what is set when the source of a batch is closed by its pump; it keeps no stream."""
+    return pump_of(batch).closed
+
+
+async def wait_in_loop(closed):
+    """Wait in an event loop until this is set."""
+    await closed.wait_in_loop(current_loop(), lambda: None, lambda: None)
+
+
+def break_off_drops(batch, times, error):
+    """Raise this error so often where a batch that was never read is about to be dropped."""
+    pump = pump_of(batch)
+    drop, errors = pump._drop, [error] * times
+
+    def drop_or_raise():
+        if errors:
+            raise errors.pop()
+        drop()
+
+    pump._drop = drop_or_raise
+
+
+def start(batch):
+    """Do what the first receive in a thread does before it waits."""
+    pump_of(batch).start(None)
+
+
 def on_closed(monkeypatch, batch, then):
     """Call this in the pump's thread when consumers have been woken, as the source is closed."""
     pump = pump_of(batch)
@@ -330,12 +359,17 @@ def files_of_pumps():
 
 _MODULES_OF_CANCEL = (
     "_handoff.buffer",
+    "_handoff.event",
     "_handoff.parking",
     "_pumps.background",
     "_pumps.fanout",
+    "_pumps.life",
     "_pumps.pull",
     "_pumps.room",
+    "_pumps.source",
+    "_pumps.task",
     "_pumps.thread",
+    "_pumps.worker_thread",
 )
 
 CODES_OF_CANCEL = {"pulled": PullPump.cancel.__code__, "background": ThreadPump.cancel.__code__}
