@@ -147,6 +147,10 @@ class BackgroundPump(ABC, Generic[T]):
         """Whether the pump waits for room in this buffer."""
         return self.fanout.waits_for(buffer)
 
+    def given(self, buffer: Buffer[Any]) -> int:
+        """How many outputs a stream was given."""
+        return self.fanout.given(buffer)
+
     def depart(self, buffer: Buffer[Any]) -> None:
         """Queue a stream for the core that has ended otherwise than by a step."""
         self.fanout.depart(buffer)

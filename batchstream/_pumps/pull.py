@@ -141,6 +141,10 @@ class PullPump(Generic[T]):
         """Whether the source waits for a stream: never, as a pull too many is refused."""
         return False
 
+    def given(self, buffer: Buffer[Any]) -> int:
+        """How many outputs a stream was given."""
+        return self.fanout.given(buffer)
+
     # ---- from a consumer
 
     def wait(self, buffer: Buffer[Any], deadline: float | None) -> None:

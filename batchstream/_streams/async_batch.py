@@ -181,6 +181,13 @@ class AsyncBatchedStream(Batch[AsyncStream[T], T]):
             return "<AsyncBatchedStream, not entered>"
         return super().__repr__()
 
+    def _repr_html_(self) -> str:
+        if self._pump is None:
+            from batchstream._core.html import notice  # noqa: PLC0415 - notebooks alone need it
+
+            return notice(repr(self))
+        return super()._repr_html_()
+
     async def __aenter__(self) -> Self:
         if self._unopened is not None:
             unopened, self._unopened = self._unopened, None
