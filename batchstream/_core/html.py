@@ -67,9 +67,12 @@ def table(
         parts.append(f"<thead><tr>{names}</tr></thead>")
     parts.append("<tbody>")
     for name, *cells in rows:
-        row = f'<th scope="row" style="{_LEFT}">{_content(name)}</th>' + "".join(
-            f'<td style="{_RIGHT if isinstance(cell, int) else _LEFT}">{_content(cell)}</td>'
-            for cell in cells
+        row = (
+            f'<th scope="row" style="{_LEFT}; white-space: nowrap">{_content(name)}</th>'
+            + "".join(
+                f'<td style="{_RIGHT if isinstance(cell, int) else _LEFT}">{_content(cell)}</td>'
+                for cell in cells
+            )
         )
         parts.append(f"<tr>{row}</tr>")
     parts.append("</tbody>")
@@ -142,8 +145,8 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-_LEFT: Final = "text-align: left; vertical-align: middle"
-_RIGHT: Final = "text-align: right; vertical-align: middle"
+_LEFT: Final = "text-align: left; padding: 0.1em 0.5em"
+_RIGHT: Final = "text-align: right; padding: 0.1em 0.5em"
 
 
 def _content(cell: Cell) -> str:
@@ -167,7 +170,7 @@ def _bar(bar: Bar) -> str:
         parts.append(f'<div style="{style}; box-sizing: border-box"></div>')
     if bar.is_open:
         parts.append('<div style="padding-left: 0.2em; line-height: 0.8em">→</div>')
-    style = "display: flex; width: 20em; height: 0.8em"
+    style = "display: flex; width: 16em; height: 0.8em"
     return f'<div aria-hidden="true" style="{style}">{"".join(parts)}</div>'
 
 
@@ -200,8 +203,8 @@ class _Short(Repr):
     def repr_instance(self, x: Any, level: int) -> str:  # noqa: ARG002 - as the library's
         return _cut(str.__str__(builtins.repr(x)))
 
-    def repr_bytes(self, x: bytes, level: int) -> str:  # noqa: ARG002 - as the library's
-        return _cut(builtins.repr(x[:_MAX_TEXT]) + (self.fillvalue if x[_MAX_TEXT:] else ""))
+    def repr_bytes(self, x: Any, level: int) -> str:
+        return self.repr_str(x, level)  # which slices it as well
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
         # In its own order: the library's sorts the keys, which compares them.

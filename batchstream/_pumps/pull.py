@@ -273,9 +273,12 @@ class PullPump(Generic[T]):
         # Not one that was cancelled a moment ago, of which the core does not know yet.
         full = tuple(slot for slot in full if not self.fanout.buffers[slot].ends)
         if full:
+            which, them = ("streams", "them") if len(full) > 1 else ("stream", "it")
+            hold = "hold" if len(full) > 1 else "holds"
             raise BufferOverflowError(
-                f"streams {', '.join(map(str, full))} hold {limit} unread outputs or more "
-                f"(max_buffered): read or cancel them before another step is pulled",
+                f"{which} {', '.join(map(str, full))} {hold} {limit} unread outputs or more "
+                f"(max_buffered): read or cancel {them} before another step is pulled, or take all "
+                f"outputs with collect()",
                 slots=full,
                 max_buffered=limit,
             )

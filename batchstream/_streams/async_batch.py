@@ -165,7 +165,7 @@ class AsyncBatchedStream(Batch[AsyncStream[T], T]):
     def _opened(self) -> TaskPump[T] | ThreadPump[T]:
         if self._pump is None:
             if self._closed:
-                raise ClosedError("this batch was closed before it was entered")
+                raise _closed_before_error()
             raise RuntimeError(
                 "the size of this batch is known inside its async with block: "
                 "enter it, or pass size="
@@ -195,7 +195,7 @@ class AsyncBatchedStream(Batch[AsyncStream[T], T]):
             if self._closed:
                 await self.aclose()
         if self._closed:
-            raise ClosedError("this batch was closed before it was entered")
+            raise _closed_before_error()
         return self
 
     async def __aexit__(
@@ -292,6 +292,10 @@ class AsyncBatchedStream(Batch[AsyncStream[T], T]):
         elif self._pump is not None:
             self._pump.close_streams()
             await self._pump.wait_until_closed(current_loop())
+
+
+def _closed_before_error() -> ClosedError:
+    return ClosedError("this batch was closed before it was entered: make another of a new source")
 
 
 class _Unopened(Generic[T]):
