@@ -360,7 +360,9 @@ async def test_a_second_consumer_at_the_same_time_is_refused_and_the_first_serve
     async def interfere():
         await gate.reached.wait()  # the receive that lets the source begin is waiting
         for _ in range(2):
-            with pytest.raises(ConcurrentConsumerError, match="stream 0 has .*let one t[a-z]+ rec"):
+            with pytest.raises(
+                ConcurrentConsumerError, match=r"stream 0 has .*let one t[a-z]+ rec"
+            ):
                 await form.receive(stream)
             with pytest.raises(ConcurrentConsumerError):
                 stream.drain()
