@@ -12,15 +12,17 @@ from support.sources import OfUnhashableType, Untouchable
 from support.tables import Table
 
 
-class Hostile:
-    """Its class, its type's name and its `__repr__` are of no use."""
+class Silent:
+    def __repr__(self):
+        raise ValueError("no repr")
+
+
+class Hostile(Silent):
+    """Neither its `__repr__` nor its class can be had."""
 
     @property
     def __class__(self):
         raise RuntimeError
-
-    def __repr__(self):
-        raise ValueError("no repr")
 
 
 class Text(str):
@@ -68,9 +70,9 @@ def test_the_text_of_an_output_is_its_repr_if_that_is_short():
         [["a" * 1000] * 1000] * 1000,
         Wordy(),
         [Wordy()] * 9,
-        type("C" * 1000, (Hostile,), {})(),
+        type("C" * 1000, (Silent,), {})(),
     ],
-    ids=lambda value: type(value).__name__[:9],
+    ids=["str", "bytes", "int", "list", "dict", "lists", "repr", "reprs", "type"],
 )
 def test_the_text_of_a_large_output_is_short_all_the_same(value):
     assert len(short(value)) <= 80

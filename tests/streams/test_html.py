@@ -11,7 +11,9 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchstream import AsyncBatchedStream, BatchedStream, Fail
+from batchstream import AsyncBatchedStream, BatchedStream, Demultiplexer, Fail, Last
+from batchstream._handoff.buffer import Buffer
+from batchstream._pumps.fanout import Fanout
 from support import knobs
 from support.forms import OVER, every_form
 from support.sources import TIMEOUT, ScriptedSource, run_in_threads
@@ -162,6 +164,16 @@ def test_a_batch_that_was_not_entered_is_shown_as_such():
             assert Table.of(batch).column("state") == ["live"]
 
     asyncio.run(main())
+
+
+def test_a_stream_whose_slot_has_another_occupant_shows_its_own_outputs():
+    former, present = Buffer(0), Buffer(0)
+    fanout = Fanout(Demultiplexer(1), buffers=[former])
+    fanout.hand_out(fanout.core.feed([Last("a")]))
+    fanout.occupy(0, present, None)
+    fanout.hand_out(fanout.core.feed(["p"]))
+    fanout.hand_out(fanout.core.feed(["q"]))
+    assert (fanout.given(former), fanout.given(present)) == (1, 2)
 
 
 def test_a_batch_can_be_shown_by_a_thread_while_others_read_it():
