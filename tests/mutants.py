@@ -553,6 +553,12 @@ MUTANTS = [
         ("test_collect.py",),
     ),
     Mutant(
+        "a stream is shown with the outputs of its slot's next occupant",
+        "        return given if end is None else end.outputs\n",
+        "        return given\n",
+        ("test_html.py",),
+    ),
+    Mutant(
         "a pump that no consumer waits for warns",
         "        if not (waiting and since):\n",
         "        if not since:\n",

@@ -31,6 +31,12 @@ class Batcher(Generic[RequestT, T]):
     def __repr__(self) -> str:
         return f"<{self._kind}, {self._dispatcher.state}>"
 
+    def _repr_html_(self) -> str:
+        """Return its live requests, its queue and its figures, for a notebook."""
+        from batchstream._batching.html import batcher_table  # noqa: PLC0415 - notebooks alone need it
+
+        return batcher_table(self._kind, self._dispatcher)
+
     @property
     def _kind(self) -> str:
         """What a text calls it."""

@@ -440,6 +440,14 @@ class Dispatcher(ABC, Generic[T]):
         pump = request.pump
         return pump is not None and pump.waits_for(request)
 
+    def given(self, request: Request[T]) -> int:
+        """How many outputs a request was given."""
+        pump = request.pump  # in a local: it is reset when the request is reaped, behind its end
+        if pump is not None:
+            return pump.given(request)
+        end = request.end
+        return 0 if end is None else end.outputs
+
     def _fail(self, request: Request[T], error: BaseException) -> None:
         """Fail a request, wherever it is."""
         pump = request.pump

@@ -42,7 +42,9 @@ def closed_error(closing: str = "") -> ClosedError:
     Args:
         closing: By what and when it was closed; see `Scheduler.closing`.
     """
-    return ClosedError(f"the batcher was closed{closing}")
+    return ClosedError(
+        f"the batcher was closed{closing}: let its requests end before, or make another batcher"
+    )
 
 
 class Submission(NamedTuple):
@@ -167,7 +169,8 @@ class Request(Buffer[T]):
             return None
         if deadlines.timeout is not None and deadlines.until is not None and deadlines.until <= now:
             return DeadlineError(
-                f"{self.name} was not finished within {deadlines.timeout} seconds (timeout)",
+                f"{self.name} was not finished within {deadlines.timeout} seconds (timeout): "
+                f"submit it again with a longer timeout, or ask for fewer outputs (max_outputs)",
                 timeout=deadlines.timeout,
             )
         waits = self.state in ("new", "waiting") and deadlines.wait_timeout is not None
@@ -175,7 +178,7 @@ class Request(Buffer[T]):
             assert deadlines.wait_timeout is not None  # noqa: S101 - for the type checker
             return DeadlineError(
                 f"{self.name} joined no batch within {deadlines.wait_timeout} seconds "
-                f"(wait_timeout)",
+                f"(wait_timeout): submit it again when fewer wait, or with a longer wait_timeout",
                 timeout=deadlines.wait_timeout,
             )
         return None

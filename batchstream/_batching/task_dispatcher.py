@@ -221,4 +221,7 @@ class TaskDispatcher(Dispatcher[T]):
 
 
 def _loop_closed() -> ClosedError:
-    return ClosedError("the event loop in which the function of this batcher ran has ended")
+    return ClosedError(
+        "the event loop in which the function of this batcher ran has ended: "
+        "let its requests end before, or submit them in the loop that runs now"
+    )

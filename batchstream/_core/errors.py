@@ -132,7 +132,8 @@ class ConcurrentConsumerError(BatchStreamError):
 def concurrent_error(name: str, consumer: str) -> ConcurrentConsumerError:
     """Return the error of a consumer that comes while another thread or task waits."""
     return ConcurrentConsumerError(
-        f"{name} has one consumer at a time, and another {consumer} waits for it"
+        f"{name} has one consumer at a time, and another {consumer} waits for it: "
+        f"let one {consumer} receive, and hand on what others need"
     )
 
 
@@ -175,7 +176,9 @@ class ForkedError(BatchStreamError):
 
 def batch_over_error(event: str, state: str, failure: BaseException | None) -> ClosedError:
     """Return the error of a call that a batch which has ended or failed refuses."""
-    error = ClosedError(f"cannot {event}: the batch has {state}")
+    error = ClosedError(
+        f"cannot {event}: the batch has {state}; make another Demultiplexer for the next batch"
+    )
     error.__cause__ = failure
     return error
 

@@ -68,6 +68,14 @@ class Delivery(NamedTuple, Generic[T]):
         ends = {slot: str(end.reason) for slot, end in self.ends}
         return f"<Delivery, outputs {self.outputs!r}, ends {ends!r}>"
 
+    def _repr_html_(self) -> str:
+        """Return a row for each slot with its outputs and its end, for a notebook."""
+        from batchstream._core.html import delivery_table  # noqa: PLC0415 - notebooks alone need it
+
+        return delivery_table(
+            self.slots, self.values, [(slot, end.reason, end.error) for slot, end in self.ends]
+        )
+
     @property
     def outputs(self) -> list[tuple[int, T]]:
         """The outputs as pairs `(slot, output)`."""

@@ -21,6 +21,9 @@ class Upstream(Protocol):
     def waits_for(self, buffer: Any) -> bool:
         """Whether the source waits until this stream is read; from any thread."""
 
+    def given(self, buffer: Any) -> int:
+        """How many outputs this stream was given; from any thread."""
+
 
 class SyncUpstream(Upstream, Protocol):
     """What a stream asks for whose consumer is a thread.

@@ -107,10 +107,11 @@ class BackgroundPump(ABC, Generic[T]):
         self._parking = ParkingLot() if parking is None else parking
         self.closed = Event(self._parking)
         self._hooks = hooks
-        self._room = Room(bound)
+        unbounded = "collect()" if hooks is None else "map() or amap()"
+        self._room = Room(bound, unbounded)
         self.fanout.free_steps = self._room.limit  # all streams are empty
         self.fanout.limit = self._room.limit
-        self._stall = StallWatch("collect()" if hooks is None else "map()")
+        self._stall = StallWatch(unbounded)
         # Tokens of callers that take all outputs, whatever the bound: adding one is atomic.
         self._collectors: set[object] = set()
         # A worker moves a batch of requests from here on: were its last request to end before the
@@ -146,6 +147,10 @@ class BackgroundPump(ABC, Generic[T]):
     def waits_for(self, buffer: Buffer[Any]) -> bool:
         """Whether the pump waits for room in this buffer."""
         return self.fanout.waits_for(buffer)
+
+    def given(self, buffer: Buffer[Any]) -> int:
+        """How many outputs a stream was given."""
+        return self.fanout.given(buffer)
 
     def depart(self, buffer: Buffer[Any]) -> None:
         """Queue a stream for the core that has ended otherwise than by a step."""
@@ -289,7 +294,10 @@ class BackgroundPump(ABC, Generic[T]):
     def _check_collected(self) -> None:
         """Refuse what was cut short behind the back of the caller."""
         if self._exits:
-            raise ClosedError("the interpreter exits: the streams of this batch were cut short")
+            raise ClosedError(
+                "the interpreter exits: the streams of this batch were cut short; "
+                "let the main thread wait for the one that collects them"
+            )
 
     @contextmanager
     def _without_bound(self) -> Iterator[None]:

@@ -167,6 +167,12 @@ class Fanout(Generic[T]):
         waits = buffer in self.waiting_for and buffer in self.live_buffers
         return waits and buffer.is_full(self.limit)  # still: the pump waits for all of them
 
+    def given(self, buffer: Buffer[Any]) -> int:
+        """How many outputs the stream of a buffer was given."""
+        given = self.core.given(buffer.slot)
+        end = buffer.end  # behind the count: the slot may have its next occupant since
+        return given if end is None else end.outputs
+
     # ---- from a consumer
 
     def read(self, view: View) -> None:

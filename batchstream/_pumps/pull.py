@@ -141,6 +141,10 @@ class PullPump(Generic[T]):
         """Whether the source waits for a stream: never, as a pull too many is refused."""
         return False
 
+    def given(self, buffer: Buffer[Any]) -> int:
+        """How many outputs a stream was given."""
+        return self.fanout.given(buffer)
+
     # ---- from a consumer
 
     def wait(self, buffer: Buffer[Any], deadline: float | None) -> None:
@@ -269,9 +273,12 @@ class PullPump(Generic[T]):
         # Not one that was cancelled a moment ago, of which the core does not know yet.
         full = tuple(slot for slot in full if not self.fanout.buffers[slot].ends)
         if full:
+            which, them = ("streams", "them") if len(full) > 1 else ("stream", "it")
+            hold = "hold" if len(full) > 1 else "holds"
             raise BufferOverflowError(
-                f"streams {', '.join(map(str, full))} hold {limit} unread outputs or more "
-                f"(max_buffered): read or cancel them before another step is pulled",
+                f"{which} {', '.join(map(str, full))} {hold} {limit} unread outputs or more "
+                f"(max_buffered): read or cancel {them} before another step is pulled, or take all "
+                f"outputs with collect()",
                 slots=full,
                 max_buffered=limit,
             )

@@ -21,11 +21,25 @@ if TYPE_CHECKING:
     from batchstream._handoff.buffer import Buffer
 
 
+def ways_out(unbounded: str, other_policy: str) -> str:
+    """Return what to do about streams that are read too slowly, in words.
+
+    Args:
+        unbounded: What reads all streams without a bound.
+        other_policy: What else to pass as `on_overflow`, and its effect.
+    """
+    return (
+        f"read the streams at the same time; or let them hold more, with a larger max_buffered or "
+        f"{unbounded}; or pass on_overflow={other_policy}"
+    )
+
+
 class Room:
     """The bound on what a live stream holds, and the pump's wait for it.
 
     Args:
         bound: How many outputs a live stream may hold.
+        unbounded: What reads all streams without a bound, in words.
 
     Attributes:
         limit: How many outputs make a stream full. One that is ended for being slow may exceed its
@@ -34,9 +48,10 @@ class Room:
         full: The buffers that the pump waits for.
     """
 
-    __slots__ = ("_max_buffered", "_resume", "ends_slow", "full", "limit")
+    __slots__ = ("_max_buffered", "_resume", "_unbounded", "ends_slow", "full", "limit")
 
-    def __init__(self, bound: Bound) -> None:
+    def __init__(self, bound: Bound, unbounded: str) -> None:
+        self._unbounded = unbounded
         self.ends_slow = bound.on_overflow == "cancel"
         self.limit = bound.max_buffered + self.ends_slow
         self._max_buffered = bound.max_buffered
@@ -80,9 +95,11 @@ class Room:
 
     def slow_error(self, buffer: Buffer[Any]) -> SlowConsumerError:
         """Return the error of a stream that is ended for being slow."""
+        instead = ways_out(self._unbounded, "'wait' to let the source wait for it")
         return SlowConsumerError(
             f"{buffer.name} holds {len(buffer.outputs)} unread outputs, more than "
-            f"{self._max_buffered} (max_buffered), and was ended for it (on_overflow='cancel')",
+            f"{self._max_buffered} (max_buffered), and was ended for it (on_overflow='cancel'): "
+            f"{instead}",
             slot=buffer.slot,
             max_buffered=self._max_buffered,
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchstream._core.errors import report_unraisable
 from batchstream._pumps import clock
+from batchstream._pumps.room import ways_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -35,13 +36,13 @@ class StallWatch:
     """How long a pump has waited for which streams, and whether it has warned.
 
     Args:
-        advice: How to read all streams without a bound, in words.
+        unbounded: What reads all streams without a bound, in words.
     """
 
-    __slots__ = ("_advice", "_since", "_warned")
+    __slots__ = ("_since", "_unbounded", "_warned")
 
-    def __init__(self, advice: str) -> None:
-        self._advice = advice
+    def __init__(self, unbounded: str) -> None:
+        self._unbounded = unbounded
         self._since: dict[Buffer[Any], float] = {}
         self._warned = False
 
@@ -87,14 +88,12 @@ class StallWatch:
         try:
             logger.warning(
                 "%s: no consumer reads %s, so that the source has waited for room for %.0f "
-                "seconds, while a consumer waits for %s. Read the streams at the same time; or let "
-                "them hold more, with a larger max_buffered or %s; or pass on_overflow='cancel' to "
-                "end a stream that is not read",
+                "seconds, while a consumer waits for %s: %s",
                 _holdings(list(since)),
                 "it" if one else "them",
                 longest,
                 _names(waiting),
-                self._advice,
+                ways_out(self._unbounded, "'cancel' to end a stream that is not read"),
             )
         except Exception as error:  # noqa: BLE001 - of a filter or handler: no reason to fail
             report_unraisable(error)

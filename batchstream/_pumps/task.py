@@ -221,7 +221,8 @@ class TaskPump(BackgroundPump[T]):
         if self._loop is not None and self._loop.closed:
             self._parking.cancel_closed_loops()
         error = ClosedError(
-            "the task that ran the source was cancelled, as at the end of its event loop"
+            "the task that ran the source was cancelled, as at the end of its event loop: "
+            "read the streams to their ends before the loop ends"
         )
         self._wake(self.fanout.fail(error))
 

@@ -165,7 +165,7 @@ class AsyncBatchedStream(Batch[AsyncStream[T], T]):
     def _opened(self) -> TaskPump[T] | ThreadPump[T]:
         if self._pump is None:
             if self._closed:
-                raise ClosedError("this batch was closed before it was entered")
+                raise _closed_before_error()
             raise RuntimeError(
                 "the size of this batch is known inside its async with block: "
                 "enter it, or pass size="
@@ -181,6 +181,13 @@ class AsyncBatchedStream(Batch[AsyncStream[T], T]):
             return "<AsyncBatchedStream, not entered>"
         return super().__repr__()
 
+    def _repr_html_(self) -> str:
+        if self._pump is None:
+            from batchstream._core.html import notice  # noqa: PLC0415 - notebooks alone need it
+
+            return notice(repr(self))
+        return super()._repr_html_()
+
     async def __aenter__(self) -> Self:
         if self._unopened is not None:
             unopened, self._unopened = self._unopened, None
@@ -188,7 +195,7 @@ class AsyncBatchedStream(Batch[AsyncStream[T], T]):
             if self._closed:
                 await self.aclose()
         if self._closed:
-            raise ClosedError("this batch was closed before it was entered")
+            raise _closed_before_error()
         return self
 
     async def __aexit__(
@@ -285,6 +292,10 @@ class AsyncBatchedStream(Batch[AsyncStream[T], T]):
         elif self._pump is not None:
             self._pump.close_streams()
             await self._pump.wait_until_closed(current_loop())
+
+
+def _closed_before_error() -> ClosedError:
+    return ClosedError("this batch was closed before it was entered: make another of a new source")
 
 
 class _Unopened(Generic[T]):

@@ -44,6 +44,16 @@ class AnyStream(Generic[T_co]):
         buffered = len(self._buffer.outputs)
         return f"<{type(self).__name__} {which}, {state}, {buffered} buffered{waits}>"
 
+    def _repr_html_(self) -> str:
+        """Return its row in the time line of the batch, and its next outputs, for a notebook.
+
+        It takes none of them.
+        """
+        from batchstream._streams.html import stream_table  # noqa: PLC0415 - notebooks alone need it
+
+        upstream: Upstream = self._upstream  # type: ignore[attr-defined] # of the reader's kind
+        return stream_table(type(self).__name__, self._buffer, upstream)
+
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(
             f"{self._buffer.name} cannot be pickled or copied: it is one end of a running batch"
@@ -95,6 +105,12 @@ class Batch(Sequence[StreamT], Generic[StreamT, T]):
             f"<{type(self).__name__}, {statistics.live} of {len(self)} streams live, "
             f"{statistics.steps} {steps}, {statistics.buffered} buffered{waits}>"
         )
+
+    def _repr_html_(self) -> str:
+        """Return the time line of the batch, for a notebook: a row for each stream, and figures."""
+        from batchstream._streams.html import batch_table  # noqa: PLC0415 - notebooks alone need it
+
+        return batch_table(type(self).__name__, self._fanout)
 
     def __len__(self) -> int:
         return len(self._fanout.buffers)

@@ -177,7 +177,8 @@ async def test_the_error_of_a_batcher_that_was_closed_says_by_what_and_when(form
     with pytest.raises(ClosedError) as refused:
         form.submit(batcher, "b")
     by = f"the end of its {'async with' if in_loop else 'with'} block in thread {thread!r}"
-    assert str(refused.value) == f"the batcher was closed by {by} at 12:34:56"
+    instead = "let its requests end before, or make another batcher"
+    assert str(refused.value) == f"the batcher was closed by {by} at 12:34:56: {instead}"
 
 
 def test_texts_name_a_batched_function_as_its_program_does():

@@ -770,7 +770,7 @@ def test_a_malformed_step_latches():
     core = Demultiplexer(1)
     core.feed("no step")
     assert not core.running
-    with pytest.raises(ClosedError, match="cannot feed: the batch has failed"):
+    with pytest.raises(ClosedError, match="has failed; make another Demultiplexer"):
         core.feed(["a"])
 
 

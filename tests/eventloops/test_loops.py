@@ -129,7 +129,7 @@ def test_streams_in_other_loops_fail_when_the_loop_that_ran_the_source_has_gone(
     runner.close()  # cancels all tasks of its loop, and the pump is one of them
 
     async def see_the_end():
-        with pytest.raises(ClosedError, match="the task that ran the source was cancelled"):
+        with pytest.raises(ClosedError, match=r"the task that ran .*read the streams to their"):
             await anext(second)
         return await rest(second)
 

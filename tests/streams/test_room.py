@@ -26,7 +26,7 @@ class Pump:
 
     def __init__(self, steps):
         self.buffer = Buffer(0)
-        self.room = Room(Bound(1, "wait"))
+        self.room = Room(Bound(1, "wait"), "collect()")
         self.steps = steps
         self.go_on()
 
@@ -61,7 +61,7 @@ def test_a_consumer_in_a_loop_resumes_a_pump_that_asks_anew_while_it_is_being_re
 @pytest.mark.rule(9)
 def test_room_that_was_made_before_the_pump_asked_is_seen():
     resumed = []
-    room, buffer = Room(Bound(1, "wait")), Buffer(0)
+    room, buffer = Room(Bound(1, "wait"), "collect()"), Buffer(0)
     room.ask([buffer], lambda: resumed.append("resumed"))
     assert resumed
     assert not room.full
@@ -70,7 +70,7 @@ def test_room_that_was_made_before_the_pump_asked_is_seen():
 @pytest.mark.rule(9)
 def test_the_last_of_several_streams_to_have_room_resumes_the_pump():
     resumed = []
-    room, buffers = Room(Bound(1, "wait")), [Buffer(0), Buffer(1)]
+    room, buffers = Room(Bound(1, "wait"), "collect()"), [Buffer(0), Buffer(1)]
     for buffer in buffers:
         buffer.outputs.append("output")
     room.ask(buffers, lambda: resumed.append("resumed"))

@@ -90,7 +90,7 @@ def test_a_pump_warns_after_five_seconds_and_once(time, logged):
     assert line.startswith("stream 1 holds 7 unread outputs: no consumer reads it, ")
     assert "waited for room for 5 seconds, while a consumer waits for stream 0" in line
     for way_out in (
-        "Read the streams at the same time",
+        "stream 0: read the streams at the same time",
         "max_buffered or collect()",
         "on_overflow='cancel'",
     ):
@@ -228,7 +228,7 @@ async def test_a_batcher_whose_batch_waits_for_a_stream_names_the_request(
     received = await form.concurrently(partial(form.rest, first), look)
     assert ["".join(outputs) for outputs in received] == ["abcdef", "uvwxyz"]
     assert log.lines[0].startswith("request 1 holds 2 unread outputs: no consumer reads it")
-    assert "a larger max_buffered or map()" in log.lines[0]
+    assert "a larger max_buffered or map() or amap()" in log.lines[0]
 
 
 @every_batcher

@@ -167,7 +167,7 @@ def test_a_batch_closed_while_it_is_entered_raises_and_closes_its_source():
         assert await asyncio.to_thread(gate.reached.wait, TIMEOUT)
         await batch.aclose()
         gate.opened.set()
-        with pytest.raises(ClosedError, match="this batch was closed before it was entered"):
+        with pytest.raises(ClosedError, match="closed before it was entered: make another"):
             await entering
         assert source.closed == 1
         assert batch.live == ()
@@ -183,7 +183,7 @@ def test_a_batch_closed_before_it_is_entered_raises(size):
     async def main():
         batch = AsyncBatchedStream(source, size)
         await batch.aclose()
-        with pytest.raises(ClosedError, match="this batch was closed before it was entered"):
+        with pytest.raises(ClosedError, match="closed before it was entered: make another"):
             await batch.__aenter__()
 
     asyncio.run(main())
