@@ -25,6 +25,7 @@ from batchstream._core.markers import End as End
 from batchstream._core.markers import Fail as Fail
 from batchstream._core.markers import Last as Last
 from batchstream._core.markers import Many as Many
+from batchstream._core.per_request import per_request as per_request
 from batchstream._core.records import BatcherStatistics as BatcherStatistics
 from batchstream._core.records import Delivery as Delivery
 from batchstream._core.records import FinishReason as FinishReason
@@ -74,5 +75,6 @@ __all__ = [
     "StreamEnd",
     "batched",
     "demux",
+    "per_request",
     "token_ids",
 ]

@@ -24,6 +24,7 @@ struct Core {
     PyObject *finished;       /* a dict: how many slots have finished for which reason */
     PyObject *eos, *is_eos;
     PyObject *ids;            /* where token ids are all that is_eos looks for */
+    PyObject *predicates;     /* a list: the is_eos of each slot; NULL as long as all have that one */
     PyObject *matched;        /* a set, not empty once is_eos was true of an output */
     PyTypeObject *array_type; /* that of the last step that was an array */
     char include_eos;
@@ -213,16 +214,29 @@ static int drop(Core *core, PyObject *element)
     return count < 0 ? -1 : 0;
 }
 
+/* What is asked about the outputs of a slot; NULL without an exception for nothing. */
+static PyObject *predicate_of(Core *core, Py_ssize_t slot)
+{
+    PyObject *own = core->predicates;
+    if (own == NULL || !PyList_CheckExact(own) || slot >= PyList_GET_SIZE(own))
+        return core->is_eos;
+    return PyList_GET_ITEM(own, slot) == Py_None ? NULL : PyList_GET_ITEM(own, slot);
+}
+
 /* Ask is_eos of an output. 1: it ends its slot; `error`, if set, is what is_eos has raised, and `end`
    an End that it has returned. */
-static int ends_slot(Core *core, PyObject *output, PyObject **error, PyObject **end)
+static int ends_slot(Core *core, Py_ssize_t slot, PyObject *output, PyObject **error,
+                     PyObject **end)
 {
     *error = *end = NULL;
-    if (core->is_eos == NULL)
+    PyObject *is_eos = predicate_of(core, slot);
+    if (is_eos == NULL)
         return 0;
-    if (core->ids != NULL && PyLong_CheckExact(output))
+    if (is_eos == core->is_eos && core->ids != NULL && PyLong_CheckExact(output))
         return PySet_Contains(core->ids, output);
-    PyObject *answer = PyObject_CallOneArg(core->is_eos, output);
+    Py_INCREF(is_eos); /* it may open slots, and so replace itself */
+    PyObject *answer = PyObject_CallOneArg(is_eos, output);
+    Py_DECREF(is_eos);
     int yes = answer == NULL ? -1 : PyObject_IsTrue(answer);
     if (yes > 0 && (PyObject *)Py_TYPE(answer) == given.end)
         *end = answer;
@@ -241,7 +255,7 @@ static int take_end(Core *core, Draft *draft, Py_ssize_t slot, PyObject *element
 static int take_output(Core *core, Draft *draft, Py_ssize_t slot, PyObject *output)
 {
     PyObject *error, *end;
-    int ends = ends_slot(core, output, &error, &end);
+    int ends = ends_slot(core, slot, output, &error, &end);
     if (error != NULL) {
         ends = finish(core, draft, slot, given.error_reason, NULL, error);
         Py_DECREF(error);
@@ -432,7 +446,7 @@ static enum Outcome hand_out_plain(Core *core, PyObject *elements, PyObject *buf
                                    PyObject *values)
 {
     Py_ssize_t count = core->live_count;
-    if ((core->is_eos != NULL && core->ids == NULL) || /* a function has to be asked */
+    if (core->predicates != NULL || (core->is_eos != NULL && core->ids == NULL) || /* to be asked */
         (PyDict_CheckExact(elements) && PyDict_GET_SIZE(elements) != count) ||
         (values != NULL && PyTuple_GET_SIZE(values) != count) || !is_read(core, elements))
         return DRAFTED;
@@ -702,6 +716,7 @@ static int core_traverse(Core *core, visitproc visit, void *arg)
     Py_VISIT(core->is_eos);
     Py_VISIT(core->ids);
     Py_VISIT(core->matched);
+    Py_VISIT(core->predicates);
     Py_VISIT(core->array_type);
     return 0;
 }
@@ -711,6 +726,7 @@ static int core_clear(Core *core)
 {
     Py_CLEAR(core->eos);
     Py_CLEAR(core->is_eos);
+    Py_CLEAR(core->predicates);
     Py_CLEAR(core->array_type);
     return 0;
 }
@@ -745,6 +761,7 @@ static PyMemberDef core_members[] = {
     {"_past_outputs", T_PYSSIZET, offsetof(Core, past_outputs), READONLY, NULL},
     {"_finished", T_OBJECT_EX, offsetof(Core, finished), READONLY, NULL},
     {"_state", T_OBJECT_EX, offsetof(Core, state), 0, NULL},
+    {"_predicates", T_OBJECT, offsetof(Core, predicates), 0, NULL},
     {"gave_many", T_BOOL, offsetof(Core, gave_many), READONLY, NULL},
     {NULL},
 };

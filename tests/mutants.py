@@ -79,6 +79,7 @@ BATCHERS_IN_LOOP = ("test_races_batchers_asyncio.py",)
 BATCHERS_IN_THREADS = ("test_races_batchers_threads.py",)
 SCHEDULER = ("test_scheduler_stateful.py",)
 MIXTURES = ("test_mixtures.py",)
+PER_REQUEST = ("test_per_request.py",)
 
 UNBROKEN = Mutant("nothing is broken", "class _Draft(", "class _Draft(")
 
@@ -115,13 +116,37 @@ MUTANTS = [
     ),
     Mutant(
         "an is_eos that was never true goes unnoticed",
-        "            self._rules.warn_if_unmatched(self.statistics())\n",
+        "            self._rules.warn_if_unmatched(self.statistics(), asked)\n",
         "            pass\n",
     ),
     Mutant(
         "a batcher warns of an is_eos that was true in another batch",
         "        self._rules.matched.add(None)\n",
         "",
+    ),
+    Mutant(
+        "every slot is asked with the first request's predicate",
+        "if self._predicates is None else self._predicates[slot]",
+        "if self._predicates is None else self._predicates[0]",
+        PER_REQUEST,
+    ),
+    Mutant(
+        "an occupant without a predicate of its own keeps that of the last",
+        "self._predicates[slot] = self._rules.is_eos if is_eos is None else is_eos",
+        "self._predicates[slot] = is_eos or self._predicates[slot]",
+        PER_REQUEST,
+    ),
+    Mutant(
+        "slots with predicates of their own take plain steps without asking",
+        "UNLIMITED if max_outputs is None and predicates is None else 0",
+        "UNLIMITED if max_outputs is None else 0",
+        PER_REQUEST,
+    ),
+    Mutant(
+        "what the function of per_request returns is not checked",
+        "        check_is_eos(is_eos, returned_by=self.per_request)\n",
+        "",
+        PER_REQUEST,
     ),
     Mutant(
         "token ids with a key are looked for in the outputs themselves",

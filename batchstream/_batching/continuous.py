@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from batchstream._batching.request import Request
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.markers import End, Fail, Last, Many, Signal
+    from batchstream._core.per_request import per_request
     from batchstream._pumps.worker_thread import WorkerThread
 
 T = TypeVar("T", default=Any)
@@ -76,7 +77,8 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             cache for example.
         max_batch_cost: What the requests in the engine may cost together.
         eos: See `BatchedStream`, as for the other options not explained here.
-        is_eos: It runs in the worker's thread.
+        is_eos: A predicate on outputs, or `per_request` of a function that returns a request's own.
+            It runs in the worker's thread.
         include_eos: Deliver the output that `is_eos` recognised, before the end.
         max_outputs: Finish a stream with `length` once it has been given so many outputs; a
             number, or a function of a request that returns one or None.
@@ -127,7 +129,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
         eos: object = None,
-        is_eos: Callable[[T], object] | None = None,
+        is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         include_eos: bool = False,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         max_buffered: int = DEFAULT_MAX_BUFFERED,
@@ -135,7 +137,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         metrics: MetricsOrFactory | None = None,
     ) -> None:
         options: BatcherOptions[RequestT, T] = BatcherOptions(
-            EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos),
+            EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos, has_requests=True),
             max_batch_size=max_batch_size,
             max_pending=max_pending,
             cost=cost,

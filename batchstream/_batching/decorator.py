@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from batchstream._batching.metrics import MetricsOrFactory
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.elements import Step, StepWithNone
+    from batchstream._core.per_request import per_request
 
 T = TypeVar("T", default=Any)
 RequestT = TypeVar("RequestT", default=Any)
@@ -53,7 +54,7 @@ class SingleArguments(TypedDict, total=False):
 class BatchedArguments(SingleArguments, total=False):
     """The same for a function of steps, besides `eos`."""
 
-    is_eos: Callable[[Any], object] | None
+    is_eos: Callable[[Any], object] | per_request[Any, Any] | None
     include_eos: bool
     max_outputs: int | Callable[[Any], int | None] | None
     require_eos: bool

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from batchstream._batching.request import Request
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.elements import Step, StepWithNone
+    from batchstream._core.per_request import per_request
     from batchstream._pumps.worker_thread import WorkerThread
 
 T = TypeVar("T", default=Any)
@@ -88,7 +89,8 @@ class DynamicBatcher(Batcher[RequestT, T]):
             number of tokens.
         max_batch_cost: What the requests of a batch may cost together.
         eos: See `BatchedStream`, as for the other options not explained here.
-        is_eos: It runs where `fn` does.
+        is_eos: A predicate on outputs, or `per_request` of a function that returns a request's own.
+            It runs where `fn` does.
         include_eos: Deliver the output that `is_eos` recognised, before the end.
         max_outputs: Finish a stream with `length` once it has been given so many outputs; a
             number, or a function of a request that returns one or None.
@@ -169,7 +171,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         key: Callable[[RequestT], Hashable] | None = None,
         cost: Callable[[RequestT], float] | None = None,
         eos: None = None,
-        is_eos: Callable[[T], object] | None = None,
+        is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
@@ -183,7 +185,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         key: Callable[[RequestT], Hashable] | None = None,
         cost: Callable[[RequestT], float] | None = None,
         eos: object,
-        is_eos: Callable[[T], object] | None = None,
+        is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
@@ -197,7 +199,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         key: Callable[[RequestT], Hashable] | None = None,
         cost: Callable[[RequestT], float] | None = None,
         eos: object = None,
-        is_eos: Callable[[Any], object] | None = None,
+        is_eos: Callable[[Any], object] | per_request[RequestT, Any] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
@@ -214,7 +216,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
         eos: object = None,
-        is_eos: Callable[[T], object] | None = None,
+        is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         include_eos: bool = False,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         require_eos: bool = False,
@@ -256,7 +258,13 @@ class DynamicBatcher(Batcher[RequestT, T]):
                 f"or pass single=True, if it returns one result for each request"
             )
         options: BatcherOptions[RequestT, T] = BatcherOptions(
-            EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos),
+            EndRules(
+                eos=eos,
+                is_eos=is_eos,
+                include_eos=include_eos,
+                require_eos=require_eos,
+                has_requests=True,
+            ),
             max_batch_size=max_batch_size,
             batch_timeout=batch_timeout,
             max_pending=max_pending,
@@ -358,7 +366,7 @@ def _dispatcher_for(
         batch: RequestBatch[T] = RequestBatch(dispatcher)
         pump: TaskPump[T] = TaskPump(
             source,
-            options.core([request.submission.max_outputs for request in requests]),
+            options.core([request.submission for request in requests]),
             options.bound,
             hooks=batch,
             parking=dispatcher.parking,
@@ -374,7 +382,7 @@ def _dispatcher_for(
         batch: RequestBatch[T] = RequestBatch(dispatcher)
         pump: ThreadPump[T] = ThreadPump(
             source,
-            options.core([request.submission.max_outputs for request in requests]),
+            options.core([request.submission for request in requests]),
             options.bound,
             thread=thread,
             hooks=batch,

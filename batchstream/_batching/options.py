@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from batchstream._batching.metrics import MetricsOrFactory
+    from batchstream._batching.request import Submission
     from batchstream._core.demultiplexer import Demultiplexer
 
 T = TypeVar("T")
@@ -76,10 +77,12 @@ class BatcherOptions(Generic[RequestT, T]):
             )
         self.max_outputs = max_outputs if callable(max_outputs) else check_limit(max_outputs)
 
-    def core(self, limits: Sequence[int | None]) -> Demultiplexer[T]:
-        """Make the core of a batch with so many slots, and such limits."""
+    def core(self, submissions: Sequence[Submission]) -> Demultiplexer[T]:
+        """Make the core of a batch with a slot for each of these requests."""
+        limits = [each.max_outputs for each in submissions]
         limited = any(limit is not None for limit in limits)
-        return core_of(self.rules, len(limits), limits if limited else None)
+        own = None if self.rules.per_request is None else [each.is_eos for each in submissions]
+        return core_of(self.rules, len(limits), limits if limited else None, predicates=own)
 
     def cost_of(self, content: RequestT) -> float:
         """Return what a request costs; for batchers with a `cost`."""

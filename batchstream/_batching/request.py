@@ -54,11 +54,13 @@ class Submission(NamedTuple):
         content: The request, as the model takes it.
         cost: What it takes of `max_batch_cost`.
         max_outputs: How many outputs it gets at most.
+        is_eos: Its own predicate on outputs.
     """
 
     content: Any
     cost: float = 1.0
     max_outputs: int | None = None
+    is_eos: Callable[[Any], object] | None = None
 
 
 FREED: Final = Submission(None)

@@ -64,14 +64,35 @@ def check_eos(eos: object, is_eos: object) -> None:
             f"eos is compared by identity, which does not hold for {type(eos).__name__} {eos!r}: "
             f"pass {instead}"
         )
+    check_is_eos(is_eos)
+
+
+def check_is_eos(is_eos: object, *, returned_by: object = None) -> None:
+    """Check a predicate on outputs, or None for no predicate.
+
+    Args:
+        is_eos: The predicate.
+        returned_by: The `per_request(...)` whose function has returned it, if one has.
+
+    Raises:
+        TypeError: The predicate cannot be called, or is a coroutine function.
+    """
     if is_eos is None:
         return
+    takes = "is_eos takes" if returned_by is None else f"what {returned_by!r} returns must be"
     if not callable(is_eos):
-        instead = what_finds(is_eos) or f"eos={is_eos!r}"
-        raise TypeError(f"is_eos takes a function of one output, got {is_eos!r}: pass {instead}")
+        found = what_finds(is_eos)
+        if returned_by is None:
+            instead = f"pass {found or f'eos={is_eos!r}'}"
+        elif isinstance(is_eos, bool):
+            instead = "pass its function as is_eos itself if it takes an output"
+        else:
+            found = (found or "a function that is true of the last output").removeprefix("is_eos=")
+            instead = f"return {found}, or None for a request that no output ends"
+        raise TypeError(f"{takes} a function of one output, got {is_eos!r}: {instead}")
     if is_kind(inspect.iscoroutinefunction, is_eos):
         raise TypeError(
-            f"is_eos takes a function that answers at once, got the coroutine function {is_eos!r}, "
+            f"{takes} a function that answers at once, got the coroutine function {is_eos!r}, "
             f"whose coroutine is true of every output: write it with def"
         )
 

@@ -20,7 +20,7 @@ from batchstream._core.steps import read_step
 from batchstream._native.selection import native
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from batchstream._core.rules import EndRules
 
@@ -32,15 +32,24 @@ def core_of(
     size: int,
     max_outputs: int | Sequence[int | None] | None = None,
     *,
+    predicates: Sequence[Callable[[T], object] | None] | None = None,
     vacant: bool = False,
 ) -> Demultiplexer[T]:
     """Make a core that follows rules which were checked before.
+
+    Args:
+        rules: The rules.
+        size: How many slots the batch has.
+        max_outputs: The limit of all slots, or of each.
+        predicates: The `is_eos` of each slot, checked before, in place of the one for all.
+        vacant: Whether no slot is live at first.
 
     Raises:
         TypeError, ValueError: `max_outputs` is no limit, or has another size.
     """
     core: Demultiplexer[T] = Core.__new__(Core)
-    core._start(rules, size, max_outputs, vacant=vacant)  # noqa: SLF001 - without __init__'s checks
+    start = core._start  # noqa: SLF001 - without __init__'s checks
+    start(rules, size, max_outputs, predicates, vacant=vacant)
     return core
 
 
@@ -86,6 +95,7 @@ if native is not None and not TYPE_CHECKING:
             rules: EndRules[Any],
             size: int,
             max_outputs: int | Sequence[int | None] | None,
+            predicates: Sequence[Callable[[Any], object] | None] | None = None,
             *,
             vacant: bool,
         ) -> None:
@@ -104,6 +114,8 @@ if native is not None and not TYPE_CHECKING:
                 rules.include_eos,
                 vacant,
             )
+            if predicates is not None:
+                self._predicates = list(predicates)
 
         def feed(self, step: object) -> Delivery[Any]:
             try:

@@ -32,7 +32,13 @@ from typing import Any, Final, Generic, Literal
 
 from typing_extensions import TypeVar
 
-from batchstream._core.arguments import UNLIMITED, check_count, check_limit, check_max_outputs
+from batchstream._core.arguments import (
+    UNLIMITED,
+    check_count,
+    check_is_eos,
+    check_limit,
+    check_max_outputs,
+)
 from batchstream._core.errors import (
     StepError,
     batch_over_error,
@@ -41,6 +47,7 @@ from batchstream._core.errors import (
     no_slot_error,
 )
 from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many, has_none
+from batchstream._core.per_request import per_request
 from batchstream._core.records import Delivery, FinishReason, Statistics, StreamEnd
 from batchstream._core.rules import EndRules
 from batchstream._core.steps import Elements, are_numbers, picker, read_step
@@ -121,6 +128,7 @@ class Demultiplexer(Generic[T]):
         rules: EndRules[T],
         size: int,
         max_outputs: int | Sequence[int | None] | None,
+        predicates: Sequence[Callable[[T], object] | None] | None = None,
         *,
         vacant: bool,
     ) -> None:
@@ -130,6 +138,8 @@ class Demultiplexer(Generic[T]):
         if max_outputs is not None:
             self._initial_limits = check_max_outputs(max_outputs, size)
         self._limits = self._initial_limits.copy()
+        # The `is_eos` of each slot; None as long as all have that of the rules.
+        self._predicates = None if predicates is None else list(predicates)
 
         self._state: BatchState = "running"
         self._error: BaseException | None = None
@@ -148,8 +158,8 @@ class Demultiplexer(Generic[T]):
         self._live_in_order: Callable[[Any], tuple[T, ...]]
         self._finished_in_order: Callable[[Any], tuple[object, ...]] | None
         # How many plain steps there can be before a slot reaches its limit; `_refresh` works it
-        # out, unless no slot has a limit.
-        self._plain_limit = UNLIMITED if max_outputs is None else 0
+        # out, unless no slot has a limit. None at all where slots have predicates of their own.
+        self._plain_limit = UNLIMITED if max_outputs is None and predicates is None else 0
         self._asked: _Asked[T] | None = None  # between `feed_plain` and `feed_other`
         self._array_type: type | None = None  # that of the last step which was an array
 
@@ -289,9 +299,11 @@ class Demultiplexer(Generic[T]):
         Raises:
             ClosedError: The batch has ended or failed before.
         """
-        if self._rules.is_eos is not None and self.running and self.has_live:
+        own, common = self._predicates, self._rules.is_eos
+        if (own is not None or common is not None) and self.running and self.has_live:
+            asked = [common] if own is None else [own[slot] for slot in self.live]
             # First: a filter that makes an error of the warning finds the batch unchanged.
-            self._rules.warn_if_unmatched(self.statistics())
+            self._rules.warn_if_unmatched(self.statistics(), asked)
         self._advance("finish")
         draft: _Draft[T] = _Draft()
         for slot in self.live:
@@ -329,14 +341,23 @@ class Demultiplexer(Generic[T]):
             self._finish(draft, slot, FinishReason.CANCELLED)
         return draft.delivery()
 
-    def open(self, slot: int, *, max_outputs: int | None = None) -> None:
+    def open(
+        self,
+        slot: int,
+        *,
+        max_outputs: int | None = None,
+        is_eos: Callable[[T], object] | None = None,
+    ) -> None:
         """Make a finished slot live again, for an occupant whose outputs count from zero.
 
         Args:
             slot: Which one.
             max_outputs: The limit of this occupant; without it, the one the batch was made with.
+            is_eos: The predicate on the outputs of this occupant; without it, the one the batch was
+                made with.
 
         Raises:
+            TypeError, ValueError: The limit is none, or the predicate is no function.
             IndexError: There is no such slot.
             ValueError: The slot is live.
             ClosedError: The batch has ended or failed.
@@ -346,14 +367,24 @@ class Demultiplexer(Generic[T]):
         limit = self._initial_limits[slot]
         if max_outputs is not None:
             limit = check_limit(max_outputs) or limit
+        if isinstance(is_eos, per_request):
+            raise TypeError(
+                f"open takes the is_eos of one occupant, got {is_eos!r}: pass what its function "
+                f"returns for this one"
+            )
+        check_is_eos(is_eos)
         if (self._state, "open") not in BATCH_TRANSITIONS:
             self._advance("open")  # raises
         if slot in self._live_slots:
             raise ValueError(f"slot {slot} is live, only a finished slot can be opened")
+        if is_eos is not None or self._predicates is not None:
+            if self._predicates is None:
+                self._predicates = [self._rules.is_eos] * self.size
+            self._predicates[slot] = self._rules.is_eos if is_eos is None else is_eos
         self._reopen(slot, limit)
 
     def _reopen(self, slot: int, limit: int) -> None:
-        if self._limits[slot] != limit:
+        if self._limits[slot] != limit or self._predicates is not None:
             self._limits[slot] = limit
             self._plain_limit = 0  # until `_refresh`, which comes before the next step
         self._past_outputs += self._extra[slot]
@@ -393,6 +424,8 @@ class Demultiplexer(Generic[T]):
         return live
 
     def _set_plain_limit(self, live: Sequence[int]) -> None:
+        if self._predicates is not None:
+            return  # it stays 0: every output is taken by itself
         # A slot reaches its limit in the step that ends it, and that step is not plain.
         room = (self._limits[slot] - self._extra[slot] for slot in live)
         self._plain_limit = min(room, default=UNLIMITED) - 1
@@ -494,8 +527,9 @@ class Demultiplexer(Generic[T]):
             self._take_output(draft, slot, element)
 
     def _take_output(self, draft: _Draft[T], slot: int, output: T) -> None:
-        if self._rules.is_eos is not None:
-            asked = self._ask(self._rules.is_eos, (output,))
+        is_eos = self._rules.is_eos if self._predicates is None else self._predicates[slot]
+        if is_eos is not None:
+            asked = self._ask(is_eos, (output,))
             if asked is not None:
                 self._end_by_output(draft, slot, output, asked)
                 return

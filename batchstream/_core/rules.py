@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic
 
 from typing_extensions import TypeVar
 
-from batchstream._core.arguments import check_eos
+from batchstream._core.arguments import check_eos, check_is_eos
 from batchstream._core.errors import warn_user
+from batchstream._core.per_request import per_request
 from batchstream._core.records import FinishReason, Statistics
 from batchstream._core.steps import Marks
 from batchstream._core.token_ids import TokenIds
@@ -21,11 +22,15 @@ class EndRules(Generic[T]):
 
     Args:
         eos: The end mark, compared by identity.
-        is_eos: A predicate on outputs that is true of the one that ends its sequence.
+        is_eos: A predicate on outputs that is true of the one that ends its sequence; or where
+            there are requests, `per_request(...)`.
         include_eos: Whether the output that `is_eos` recognised is delivered.
         require_eos: Whether a slot that is live when the source ends fails.
+        has_requests: Whether there are requests, for which `per_request` can be asked.
 
     Attributes:
+        is_eos: The predicate for all slots; None if there is none, or each request has its own.
+        per_request: What gives each request its own.
         ids: The token ids to look for, where that is all that `is_eos` does.
         marks: What is no output in a step.
         matched: Not empty once `is_eos` was true of an output, or the warning was given that it
@@ -35,16 +40,41 @@ class EndRules(Generic[T]):
         TypeError, ValueError: An argument is of the wrong kind, or could never recognise an end.
     """
 
-    __slots__ = ("eos", "ids", "include_eos", "is_eos", "marks", "matched", "require_eos")
+    __slots__ = (
+        "eos",
+        "ids",
+        "include_eos",
+        "is_eos",
+        "marks",
+        "matched",
+        "per_request",
+        "require_eos",
+    )
 
     def __init__(
         self,
         *,
         eos: object = None,
-        is_eos: Callable[[T], object] | None = None,
+        is_eos: Callable[[T], object] | per_request[Any, T] | None = None,
         include_eos: bool = False,
         require_eos: bool = False,
+        has_requests: bool = False,
     ) -> None:
+        if isinstance(eos, per_request):
+            raise TypeError(
+                f"eos takes the object that marks an end, got {eos!r}: pass it as is_eos"
+            )
+        self.per_request: per_request[Any, T] | None = None
+        if isinstance(is_eos, per_request):
+            if not has_requests:
+                raise TypeError(
+                    f"is_eos={is_eos!r} is for batchers and loops, and here are no requests: pass "
+                    f"one predicate for all slots; or let the source mark each end itself, with "
+                    f"Last(output) or EOS; or drive a Demultiplexer, and open each slot with its "
+                    f"own: open(slot, is_eos=...)"
+                )
+            self.per_request = is_eos
+            is_eos = None
         check_eos(eos, is_eos)
         self.eos = eos
         self.is_eos = is_eos
@@ -55,17 +85,34 @@ class EndRules(Generic[T]):
         self.marks = Marks(eos)
         self.matched: set[None] = set()  # a set, because adding is atomic, and can be repeated
 
-    def warn_if_unmatched(self, statistics: Statistics) -> None:
+    def is_eos_of(self, request: Any) -> Callable[[T], object] | None:
+        """Return a request's own predicate, None if it has none.
+
+        Raises:
+            TypeError: The function of `per_request` returned something else.
+            Exception: What that function raises.
+        """
+        if self.per_request is None:
+            return None
+        is_eos = self.per_request.function(request)
+        check_is_eos(is_eos, returned_by=self.per_request)
+        return is_eos
+
+    def warn_if_unmatched(
+        self, statistics: Statistics, asked: Iterable[Callable[[T], object] | None]
+    ) -> None:
         """Warn once if the source of a batch ends, and `is_eos` has done nothing for it.
 
         Args:
             statistics: Those of the batch, before its live streams end as `exhausted`.
+            asked: The predicates of its live slots.
         """
-        is_eos = self.is_eos
         if self.matched or self.require_eos or not statistics.outputs:
             return
-        if type(is_eos) is TokenIds and not is_eos.ids:  # the model has none
+        looking = [each for each in asked if each is not None and not _finds_nothing(each)]
+        if not looking:
             return
+        is_eos = self.per_request or looking[0]
         if statistics.finished.keys() - {FinishReason.CANCELLED, FinishReason.EXHAUSTED}:
             return
         self.matched.add(None)
@@ -76,3 +123,7 @@ class EndRules(Generic[T]):
             f"for pairs (token, logprob); if the streams end by a limit, pass max_outputs; if the "
             f"source knows their ends, let it yield EOS, or End('exhausted'), and leave out is_eos"
         )
+
+
+def _finds_nothing(is_eos: object) -> bool:
+    return type(is_eos) is TokenIds and not is_eos.ids  # the model has none

@@ -207,9 +207,15 @@ class Fanout(Generic[T]):
                 self._unreported.append((slot, buffer.ends[0]))
             self.departures.popleft()  # last: what breaks this off leaves it to the next call
 
-    def occupy(self, slot: int, buffer: Buffer[T], max_outputs: int | None) -> None:
+    def occupy(
+        self,
+        slot: int,
+        buffer: Buffer[T],
+        max_outputs: int | None,
+        is_eos: Callable[[T], object] | None,
+    ) -> None:
         """Give a slot, whose last occupant has finished, to the stream of a buffer."""
-        self.core.open(slot, max_outputs=max_outputs)
+        self.core.open(slot, max_outputs=max_outputs, is_eos=is_eos)
         self.buffers[slot] = buffer
         self.live_buffers.add(buffer)
 

@@ -218,8 +218,11 @@ class BothCores(RuleBasedStateMachine):
         self.size = size
         self.broken_off = False
         asked.clear()
-        self.reference = Demultiplexer(size, **rules, max_outputs=max_outputs, vacant=vacant)
-        self.native = core_of(EndRules(**rules), size, max_outputs, vacant=vacant)
+        predicates = st.sampled_from([*PREDICATES, stops_the_program])
+        own = data.draw(st.none() | st.lists(predicates, min_size=size, max_size=size))
+        self.reference = Demultiplexer.__new__(Demultiplexer)
+        self.reference._start(EndRules(**rules), size, max_outputs, own, vacant=vacant)
+        self.native = core_of(EndRules(**rules), size, max_outputs, predicates=own, vacant=vacant)
         assert type(self.reference) is not type(self.native)
 
     # ---- what is compared
@@ -320,10 +323,14 @@ class BothCores(RuleBasedStateMachine):
     def cancel(self, slot):
         self.both("cancel", slot)
 
-    @rule(data=st.data(), limit=st.sampled_from([None, None, 1, 2, 3, 0, True, "x", 2**70]))
-    def open(self, data, limit):
+    @rule(
+        data=st.data(),
+        limit=st.sampled_from([None, None, 1, 2, 3, 0, True, "x", 2**70]),
+        is_eos=st.sampled_from([*[None] * len(PREDICATES), *PREDICATES, stops_the_program, 2]),
+    )
+    def open(self, data, limit, is_eos):
         slot = data.draw(st.integers(-1, 4))
-        self.both("open", slot, max_outputs=limit)
+        self.both("open", slot, max_outputs=limit, is_eos=is_eos)
 
     @precondition(lambda self: not self.reference.live)
     @rule(data=st.data())

@@ -19,12 +19,20 @@ import litserve as ls
 from litserve.specs.openai import ChatMessageWithUsage
 from litserve_api import Door, error
 
-from batchstream import SKIP, End, Fail, Last, Many
+from batchstream import SKIP, End, Fail, Last, Many, per_request
 from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop, OpenAISpec
 
 
 def limit(context):
     return context["max_completion_tokens"] or context["max_tokens"]
+
+
+def stops(context):
+    stop = context["stop"]
+    if stop is None:
+        return None
+    texts = [stop] if isinstance(stop, str) else stop
+    return lambda output: isinstance(output, dict) and output["content"] in texts
 
 
 def said(text):
@@ -188,13 +196,13 @@ def services():
         ),
         "/predict": EncodedBySpec(
             spec=OpenAISpec(),
-            loop=BatchedStreamLoop(eos_in="predict", max_outputs=limit),
+            loop=BatchedStreamLoop(eos_in="predict", is_eos=per_request(stops), max_outputs=limit),
             max_batch_size=2,
             batch_timeout=0.05,
         ),
         "/continuous": Continuous(
             spec=OpenAISpec(),
-            loop=ContinuousBatchLoop(Engine, max_outputs=limit),
+            loop=ContinuousBatchLoop(Engine, is_eos=per_request(stops), max_outputs=limit),
             max_batch_size=2,
         ),
         "/subclass": Batched(

@@ -1,6 +1,14 @@
 """Uses the public names as a user does. Checked with mypy --strict, never run."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, closing
 from typing import Any, assert_type
 
@@ -33,6 +41,7 @@ from batchstream import (
     StreamEnd,
     batched,
     demux,
+    per_request,
     token_ids,
 )
 from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop, OpenAISpec
@@ -302,6 +311,64 @@ DynamicBatcher(
 DynamicBatcher(translate, max_batch_size=8, on_overflow="drop")  # type: ignore[call-overload]
 
 
+class Prompt:
+    stop_ids: list[int]
+
+
+def generate(prompts: list[Prompt]) -> Iterator[list[int]]:
+    yield [len(prompt.stop_ids) for prompt in prompts]
+
+
+def stops_of(prompt: Prompt) -> Callable[[int], bool] | None:
+    return token_ids(prompt.stop_ids) if prompt.stop_ids else None
+
+
+def stops_of_text(prompt: Prompt) -> Callable[[str], bool]:
+    return str(prompt.stop_ids).endswith
+
+
+assert_type(per_request(stops_of), per_request[Prompt, int])
+with DynamicBatcher(generate, max_batch_size=8, is_eos=per_request(stops_of)) as stopping:
+    assert_type(stopping, DynamicBatcher[Prompt, int])
+    assert_type(stopping.stream(Prompt()), Stream[int])
+with DynamicBatcher(
+    generate, max_batch_size=8, is_eos=per_request(lambda prompt: token_ids(prompt.stop_ids))
+) as stopping:
+    assert_type(stopping, DynamicBatcher[Prompt, int])
+per_request(2)  # type: ignore[arg-type]
+per_request(lambda prompt: 2)  # type: ignore[arg-type, return-value]
+demux([[1, 2]], is_eos=per_request(stops_of))  # type: ignore[call-overload]
+
+
+class PromptEngine:
+    def add(self, slot: int, request: Prompt) -> None: ...
+    def step(self) -> dict[int, int]:
+        return {}
+
+    def remove(self, slot: int) -> None: ...
+
+
+with ContinuousBatcher(PromptEngine(), max_batch_size=8, is_eos=per_request(stops_of)) as refilled:
+    assert_type(refilled, ContinuousBatcher[Prompt, int])
+with ContinuousBatcher(
+    PromptEngine, max_batch_size=8, is_eos=per_request(lambda prompt: token_ids(prompt.stop_ids))
+) as refilled:
+    assert_type(refilled, ContinuousBatcher[Prompt, int])
+ContinuousBatcher(  # type: ignore[misc]
+    PromptEngine, max_batch_size=8, is_eos=per_request(stops_of_text)
+)
+
+
+@batched(is_eos=per_request(stops_of))
+def generated(prompts: list[Prompt]) -> Iterator[list[int]]:
+    yield [len(prompt.stop_ids) for prompt in prompts]
+
+
+assert_type(generated, DynamicBatcher[Prompt, int])
+core.open(0, is_eos=stops_of(Prompt()))
+core.open(1, is_eos=per_request(stops_of))  # type: ignore[arg-type]
+
+
 @batched(max_batch_size=4, workers=2, max_pending=16)
 def shout(texts: list[str]) -> Iterator[list[str]]:
     yield texts
@@ -466,6 +533,11 @@ def limit(context: Mapping[str, Any]) -> int | None:
     return context.get("max_tokens")
 
 
+def stops_in_context(context: Mapping[str, Any]) -> Callable[[object], bool] | None:
+    stop_ids = context.get("stop_ids")
+    return token_ids(stop_ids) if stop_ids else None
+
+
 class ServedEngine:
     def __init__(self, lit_api: LitAPI) -> None:
         self.device = lit_api.device
@@ -500,5 +572,7 @@ def litserve_loops() -> None:
     )
     BatchedStreamLoop(eos_in="unbatch")  # type: ignore[arg-type]
     ContinuousBatchLoop(make_engine, max_outputs=8)
+    BatchedStreamLoop(is_eos=per_request(stops_in_context))
+    ContinuousBatchLoop(make_engine, is_eos=per_request(stops_in_context))
     Service(stream=True, max_batch_size=4, loop=ContinuousBatchLoop(ServedEngine, max_pending=None))
     Service(spec=OpenAISpec(), max_batch_size=4, loop=BatchedStreamLoop(max_outputs=limit))

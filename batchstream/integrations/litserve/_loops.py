@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from litserve.specs.base import LitSpec
     from litserve.transport.base import MessageTransport
 
-    from batchstream import StepEngine
+    from batchstream import StepEngine, per_request
 
 
 class _AnyLoop(LitLoop):
@@ -133,8 +133,10 @@ class BatchedStreamLoop(_AnyLoop):
             without `encode_response` is always read so.
         eos: The end mark, recognised by identity: None, or an object that keeps its identity when
             it is pickled.
-        is_eos: A predicate on outputs that is true of the last output of a request. It has to
-            pickle, as has `max_outputs` if it is a function: LitServe spawns its workers.
+        is_eos: A predicate on outputs that is true of the last output of a request; or
+            `per_request` of a function that is given the request's context, as `max_outputs` is,
+            and returns the request's own. It has to pickle, as has `max_outputs` if it is a
+            function: LitServe spawns its workers.
         include_eos: Deliver the output that `is_eos` recognised, before the end.
         max_outputs: How many outputs a request gets at most: a number, or a function of the
             request's context that returns one or None. `populate_context` of a spec has filled the
@@ -172,7 +174,7 @@ class BatchedStreamLoop(_AnyLoop):
         *,
         eos_in: Hook = "encode_response",
         eos: object = None,
-        is_eos: Callable[[Any], object] | None = None,
+        is_eos: Callable[[Any], object] | per_request[Any, Any] | None = None,
         include_eos: bool = False,
         max_outputs: Limit = None,
         require_eos: bool = False,
@@ -183,7 +185,11 @@ class BatchedStreamLoop(_AnyLoop):
             hooks = " or ".join(map(repr, get_args(Hook)))
             raise ValueError(f"eos_in must be {hooks}, got {eos_in!r}")
         rules: EndRules[Any] = EndRules(
-            eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos
+            eos=eos,
+            is_eos=is_eos,
+            include_eos=include_eos,
+            require_eos=require_eos,
+            has_requests=True,
         )
         super().__init__(LoopOptions(rules, max_outputs, max_pending, max_buffered))
         self._eos_in = eos_in
@@ -324,7 +330,7 @@ class ContinuousBatchLoop(_AnyLoop):
         engine_factory: Callable[[LitAPI], StepEngine[Any, Any]],
         *,
         eos: object = None,
-        is_eos: Callable[[Any], object] | None = None,
+        is_eos: Callable[[Any], object] | per_request[Any, Any] | None = None,
         include_eos: bool = False,
         max_outputs: Limit = None,
         max_pending: int | None = DEFAULT_MAX_PENDING,
@@ -336,7 +342,9 @@ class ContinuousBatchLoop(_AnyLoop):
                 f"got {engine_factory!r}"
             )
         check_pickles("engine_factory", engine_factory)
-        rules: EndRules[Any] = EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos)
+        rules: EndRules[Any] = EndRules(
+            eos=eos, is_eos=is_eos, include_eos=include_eos, has_requests=True
+        )
         super().__init__(LoopOptions(rules, max_outputs, max_pending, max_buffered))
         self._engine_factory = engine_factory
 

@@ -41,7 +41,7 @@ class LoopOptions:
 
     def __post_init__(self) -> None:
         eos = self.rules.eos
-        check_pickles("is_eos", self.rules.is_eos)
+        check_pickles("is_eos", self.rules.per_request or self.rules.is_eos)
         check_pickles("eos", eos)
         if pickle.loads(ForkingPickler.dumps(eos)) is not eos:  # noqa: S301 - just pickled
             raise ValueError(

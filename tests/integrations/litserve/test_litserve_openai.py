@@ -367,6 +367,20 @@ def test_max_outputs_may_be_what_the_client_asks_for(service, path, option):
     assert streamed(service.chunks(path, *plans, **{option: 2}), 3) == expected
 
 
+@pytest.mark.rule(7)
+@pytest.mark.parametrize("path", ["/predict", "/continuous"])
+def test_is_eos_may_be_what_each_client_asks_for(service, path):
+    texts = {None: "abcd", "b": "a", ("c", "d"): "ab", "z": "abcd"}
+
+    def ask(stop):
+        asked = {} if stop is None else {"stop": list(stop) if type(stop) is tuple else stop}
+        return streamed(service.chunks(path, outs("a", "b", "c", "d"), **asked), 1)
+
+    with ThreadPoolExecutor() as clients:  # together, so that they share batches
+        found = list(clients.map(ask, texts))
+    assert found == [[(list(text), "stop")] for text in texts.values()]
+
+
 def test_tool_calls_arrive_in_a_stream_as_the_model_gives_them(service):
     chunks = service.chunks(ONE, [["message", CALLING]])
     [call] = chunks[0].choices[0].delta.tool_calls

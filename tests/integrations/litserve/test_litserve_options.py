@@ -16,7 +16,7 @@ from litserve.callbacks import CallbackRunner
 from litserve.loops.base import _SENTINEL_VALUE, _StopLoopError
 from test_litserve_loop import FAILED, FINISHED, Messages, ok, raising
 
-from batchstream import EOS, SKIP, End, Fail, Last, Many, token_ids
+from batchstream import EOS, SKIP, End, Fail, Last, Many, per_request, token_ids
 from batchstream._core.rules import EndRules
 from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop
 from support.sources import TIMEOUT
@@ -34,6 +34,13 @@ class Stop:
 
 def is_full_stop(output):
     return output == "."
+
+
+def stop_in_context(context):
+    stop = context["stop"]
+    if isinstance(stop, Exception):
+        raise stop
+    return stop
 
 
 def limit_in_context(context):
@@ -307,6 +314,79 @@ def test_a_limit_that_is_none_fails_its_request_alone(where, limit, said, caplog
     assert said in str(record.exc_info[1])
 
 
+# ---- a predicate of one's own
+
+
+class Stopping(Letters):
+    def decode_request(self, request, context):
+        context["stop"], context["limit"], letters = request
+        return list(letters)
+
+
+class StoppingStepwise(Stopping):
+    encode_response = Stepwise.encode_response
+
+
+class StoppingOneByOne(Stopping):
+    encode_response = OneByOne.encode_response
+
+
+def stopping(where, **options):
+    def stopping_where(**options):
+        cls, loop = where(**options)
+        mine = {Letters: Stopping, Stepwise: StoppingStepwise, OneByOne: StoppingOneByOne}
+        return mine[cls], loop
+
+    return ready(stopping_where, is_eos=per_request(stop_in_context), **options)
+
+
+@pytest.mark.rule(7)
+@everywhere
+@pytest.mark.parametrize("include_eos", [False, True])
+def test_each_request_may_have_a_predicate_of_its_own(where, include_eos):
+    api = stopping(where, include_eos=include_eos, max_outputs=limit_in_context)
+    got = served(
+        api,
+        (token_ids(2), None, [1, 2, 3]),
+        (token_ids(3, 4), 9, [1, 2, 3]),
+        (None, 2, [1, 2, 3]),
+    )
+    stops = [("2",), ("3",), ()] if include_eos else [()] * 3
+    assert got == [
+        [*ok("1", *stops[0]), FINISHED],
+        [*ok("1", "2", *stops[1]), FINISHED],
+        [*ok("1", "2"), FINISHED],
+    ]
+
+
+@pytest.mark.rule(30)
+def test_in_a_slot_that_is_used_again_each_request_has_its_own_predicate():
+    stops = [token_ids(1), token_ids(3), None, token_ids(2)] * 2
+    got = served(stopping(engine), *((stop, None, [1, 2, 3, EOS]) for stop in stops))
+    given = [(), ("1", "2"), ("1", "2", "3"), ("1",)] * 2
+    assert got == [[*ok(*outputs), FINISHED] for outputs in given]
+
+
+@pytest.mark.rule(15)
+@everywhere
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        (2, "what per_request(stop_in_context) returns must be a function of one output, got 2"),
+        ([2, 3], "return token_ids(2, 3)"),
+        ("</s>", "return lambda output: output == '</s>'"),
+        (KeyError("stop_ids"), "stop_ids"),
+    ],
+    ids=repr,
+)
+def test_a_predicate_that_is_none_fails_its_request_alone(where, stop, said, caplog):
+    bad, good = served(stopping(where), (stop, None, "abc"), (is_full_stop, None, "xy."))
+    assert bad == [FAILED]
+    assert good == [*ok("x", "y"), FINISHED]
+    [record] = caplog.records
+    assert said in str(record.exc_info[1])
+
+
 # ---- what is refused
 
 IN_BOTH = [
@@ -317,6 +397,11 @@ IN_BOTH = [
     ({"eos": threading.Lock()}, TypeError, "eos has to be known by its name in LitServe's workers"),
     ({"is_eos": lambda _: True}, TypeError, "is_eos has to be known by its name"),
     ({"is_eos": 2}, TypeError, "is_eos takes a function of one output, got 2"),
+    (
+        {"is_eos": per_request(lambda _: None)},
+        TypeError,
+        r"is_eos has to be known by its name .* got per_request\(.*lambda",
+    ),
     ({"max_outputs": lambda _: 1}, TypeError, "max_outputs has to be known by its name"),
     ({"max_outputs": 0}, ValueError, "max_outputs must be at least 1, got 0"),
     ({"max_outputs": True}, TypeError, "max_outputs takes a whole number, got True"),

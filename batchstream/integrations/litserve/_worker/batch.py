@@ -86,10 +86,11 @@ class Batch:
         Raises:
             Exception: What a hook raises.
         """
-        requests, serving = self._requests, self._serving
+        requests, serving, rules = self._requests, self._serving, self._context.options.rules
         steps = self._call_hooks()
         limits = [request.limit for request in requests]
-        self._stepper.begin(steps, core_of(self._context.options.rules, len(requests), limits))
+        own = None if rules.per_request is None else [request.is_eos for request in requests]
+        self._stepper.begin(steps, core_of(rules, len(requests), limits, predicates=own))
         for slot, request in enumerate(requests):
             serving.seat(slot, request)
             if request.ended:  # its own encode_response has raised

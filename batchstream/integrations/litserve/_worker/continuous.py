@@ -118,7 +118,7 @@ class ContinuousBatch:
         request.begin_encoding(self._serving.look_ahead)
         slot = self._free[-1]  # taken last: if the engine refuses the request, the slot stays free
         self._engine.use(self._variables).add(slot, request.content)
-        self._core.open(slot, max_outputs=request.limit)
+        self._core.open(slot, max_outputs=request.limit, is_eos=request.is_eos)
         self._serving.seat(self._free.pop(), request)
 
     def _make_step(self) -> Delivery[Any]:

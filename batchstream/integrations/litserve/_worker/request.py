@@ -50,6 +50,7 @@ class ServedRequest:
         content: What was received, and what it becomes on its way to the model.
         context: Its context for the hooks.
         limit: How many outputs it gets at most.
+        is_eos: Its own predicate on outputs, if it has one.
         encoder: Its own `encode_response`, if it has one.
         begun: Whether an output has been sent.
         ended: Whether an end has been sent, or nothing more is to be.
@@ -64,6 +65,7 @@ class ServedRequest:
         self.content = content
         self.context = Context()
         self.limit: int | None = None
+        self.is_eos: Callable[[Any], object] | None = None
         self.encoder: RequestEncoder | None = None
         self.begun = False
         self.ended = False
@@ -102,10 +104,12 @@ class ServedRequest:
             copy_context().run(populate, self.context, self.content)
 
     def decode(self) -> None:
-        """Call `decode_request`, and ask for the limit."""
+        """Call `decode_request`, and ask for the limit and the predicate."""
         decode = self._worker.lit_api.decode_request
         self.content = copy_context().run(_inject_context, self.context, decode, self.content)
-        self.limit = self._worker.options.limit_of(self.context)
+        options = self._worker.options
+        self.limit = options.limit_of(self.context)
+        self.is_eos = options.rules.is_eos_of(self.context)
 
     def begin_encoding(self, look_ahead: Callable[[ServedRequest], bool]) -> None:
         """Call `encode_response` for this request, unless it would only pass outputs on."""
