@@ -174,6 +174,13 @@ static int is_marker(PyObject *element)
            type == given.many;
 }
 
+/* Whether an element is the class of a marker, which was not called. */
+static int is_marker_class(PyObject *element)
+{
+    return PyType_CheckExact(element) && (element == given.last || element == given.end ||
+                                          element == given.fail || element == given.many);
+}
+
 /* The outputs within a Many, as a tuple. */
 static PyObject *outputs_of(PyObject *many)
 {
@@ -223,6 +230,17 @@ static PyObject *predicate_of(Core *core, Py_ssize_t slot)
     return PyList_GET_ITEM(own, slot) == Py_None ? NULL : PyList_GET_ITEM(own, slot);
 }
 
+/* Whether what is_eos has returned is true. */
+static int is_true(PyObject *answer)
+{
+    if (answer == Py_True || answer == Py_False)
+        return answer == Py_True;
+    PyObject *answered = PyObject_CallOneArg(given.is_true, answer);
+    int yes = answered == NULL ? -1 : answered == Py_True;
+    Py_XDECREF(answered);
+    return yes;
+}
+
 /* Ask is_eos of an output. 1: it ends its slot; `error`, if set, is what is_eos has raised, and `end`
    an End that it has returned. */
 static int ends_slot(Core *core, Py_ssize_t slot, PyObject *output, PyObject **error,
@@ -237,7 +255,7 @@ static int ends_slot(Core *core, Py_ssize_t slot, PyObject *output, PyObject **e
     Py_INCREF(is_eos); /* it may open slots, and so replace itself */
     PyObject *answer = PyObject_CallOneArg(is_eos, output);
     Py_DECREF(is_eos);
-    int yes = answer == NULL ? -1 : PyObject_IsTrue(answer);
+    int yes = answer == NULL ? -1 : is_true(answer);
     if (yes > 0 && (PyObject *)Py_TYPE(answer) == given.end)
         *end = answer;
     else
@@ -315,6 +333,17 @@ static int take_end(Core *core, Draft *draft, Py_ssize_t slot, PyObject *element
     return failed ? -1 : 0;
 }
 
+/* The class of a marker, which was not called: fail the slot. */
+static int refuse_class(Core *core, Draft *draft, Py_ssize_t slot, PyObject *element)
+{
+    PyObject *error = PyObject_CallFunction(given.uncalled_marker, "Onn", element, slot,
+                                            core->steps - 1);
+    int failed = error == NULL ||
+                 finish(core, draft, slot, given.error_reason, NULL, error) < 0;
+    Py_XDECREF(error);
+    return failed ? -1 : 0;
+}
+
 static int take(Core *core, Draft *draft, Py_ssize_t slot, PyObject *element)
 {
     PyObject *type = (PyObject *)Py_TYPE(element);
@@ -328,6 +357,8 @@ static int take(Core *core, Draft *draft, Py_ssize_t slot, PyObject *element)
         return take_many(core, draft, slot, element);
     if (type == given.last || type == given.end || type == given.fail)
         return take_end(core, draft, slot, element);
+    if (is_marker_class(element))
+        return refuse_class(core, draft, slot, element);
     return take_output(core, draft, slot, element);
 }
 
@@ -420,7 +451,7 @@ static inline PyObject *plain_element(Core *core, PyObject *elements, Py_ssize_t
 static inline int is_plain(Core *core, PyObject *element, Slot *slot)
 {
     return element != NULL && element != core->eos && !is_marker(element) &&
-           slot->given + 1 < slot->limit &&
+           !is_marker_class(element) && slot->given + 1 < slot->limit &&
            (core->ids == NULL ||
             (PyLong_CheckExact(element) && PySet_Contains(core->ids, element) == 0));
 }

@@ -543,7 +543,8 @@ MUTANTS = [
     ),
     Mutant(
         "the source is closed by a second pump",
-        '            if self._life.state == "new":\n                self._life.leave_new(self._drop)\n',
+        '            if self._life.state == "new":\n'
+        "                self._life.leave_new(self._drop)\n",
         '            if self._life.state != "closed":\n                self._end_if_not_closed()\n',
         LOOP,
     ),

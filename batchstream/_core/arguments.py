@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from batchstream._core.end_marks import what_finds
 from batchstream._core.markers import EOS, MARKER_TYPES
+from batchstream._core.token_ids import token_ids
 
 OnOverflow = Literal["wait", "cancel"]
 
@@ -90,6 +91,11 @@ def check_is_eos(is_eos: object, *, returned_by: object = None) -> None:
             found = (found or "a function that is true of the last output").removeprefix("is_eos=")
             instead = f"return {found}, or None for a request that no output ends"
         raise TypeError(f"{takes} a function of one output, got {is_eos!r}: {instead}")
+    if is_eos is token_ids:
+        raise TypeError(
+            f"{takes} a function of one output, got token_ids, which makes one: call it with the "
+            f"ids that end a sequence, token_ids(2)"
+        )
     if is_kind(inspect.iscoroutinefunction, is_eos):
         raise TypeError(
             f"{takes} a function that answers at once, got the coroutine function {is_eos!r}, "

@@ -13,6 +13,8 @@ from batchstream._core.errors import (
     begin_in_source,
     concurrent_error,
     consumer_error,
+    is_true,
+    uncalled_marker_error,
 )
 from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many, Signal
 from batchstream._core.records import Delivery, FinishReason, StreamEnd
@@ -72,6 +74,8 @@ if native is not None and not TYPE_CHECKING:
         consumer_error,
         concurrent_error,
         read_step,
+        is_true,
+        uncalled_marker_error,
     )
 
     class NativeCore(native.Core):

@@ -43,10 +43,12 @@ from batchstream._core.errors import (
     StepError,
     batch_over_error,
     begin_in_source,
+    is_true,
     missing_eos_error,
     no_slot_error,
+    uncalled_marker_error,
 )
-from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many, has_none
+from batchstream._core.markers import EOS, MARKER_TYPES, SKIP, End, Fail, Last, Many, has_none
 from batchstream._core.per_request import per_request
 from batchstream._core.records import Delivery, FinishReason, Statistics, StreamEnd
 from batchstream._core.rules import EndRules
@@ -117,7 +119,13 @@ class Demultiplexer(Generic[T]):
         vacant: bool = False,
     ) -> None:
         self._start(
-            EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos),
+            EndRules(
+                eos=eos,
+                is_eos=is_eos,
+                include_eos=include_eos,
+                require_eos=require_eos,
+                opens_slots=True,
+            ),
             check_count("size", size, at_least=0),
             max_outputs,
             vacant=vacant,
@@ -438,7 +446,8 @@ class Demultiplexer(Generic[T]):
         position = 0
         try:
             for position, output in enumerate(outputs):
-                if answer := is_eos(output):
+                answer = is_eos(output)
+                if answer is not False and is_true(answer):
                     end = answer if type(answer) is End else None
                     return _Asked(outputs, position, end=end)
         except Exception as error:  # noqa: BLE001 - the predicate is the caller's
@@ -523,6 +532,9 @@ class Demultiplexer(Generic[T]):
         elif kind is Many:
             for each in element.outputs:
                 self._take(draft, slot, each)
+        elif kind is type and element in MARKER_TYPES:
+            error = uncalled_marker_error(element, slot, self._steps - 1)
+            self._finish(draft, slot, FinishReason.ERROR, error=error)
         else:
             self._take_output(draft, slot, element)
 

@@ -7,6 +7,7 @@ consumer with its own type, as a copy that `consumer_error` makes for each.
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 import warnings
 from types import GetSetDescriptorType, MemberDescriptorType
@@ -228,6 +229,46 @@ def error_text(error: BaseException) -> str:
         return str(error)
     except Exception:  # noqa: BLE001 - an error that cannot be shown still has its type
         return "<no text>"
+
+
+def uncalled_marker_error(marker: type, slot: int, step: int) -> StepError:
+    """Return the error of a slot that was given the class of a marker."""
+    name = marker.__name__
+    call = {"Last": "Last(output)", "End": "End()", "Fail": "Fail(error)", "Many": "Many(outputs)"}
+    return StepError(
+        f"step {step} holds the class {name} for slot {slot}, expected an instance: "
+        f"yield {call[name]}",
+        step=step,
+    )
+
+
+def is_true(answer: object) -> bool:
+    """Return whether what `is_eos` has returned is true.
+
+    Raises:
+        TypeError: It is neither true nor false; or it is true of every output, being a function or
+            a coroutine.
+    """
+    if answer is True:
+        return True
+    if inspect.isawaitable(answer) or callable(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()  # else Python warns that it was never awaited
+        got = f"an object of type {type_name(answer)}, which is true of every output"
+    else:
+        try:
+            return bool(answer)
+        except Exception as error:
+            got = f"an object of type {type_name(answer)}, which is neither true nor false"
+            raise _wrong_answer(got) from error
+    raise _wrong_answer(got)
+
+
+def _wrong_answer(got: str) -> TypeError:
+    return TypeError(
+        f"is_eos returned {got}: let it return True or False, or an End, and for an array one "
+        f"bool, such as (output == 2).all()"
+    )
 
 
 def type_name(value: object) -> str:

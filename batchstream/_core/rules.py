@@ -27,6 +27,7 @@ class EndRules(Generic[T]):
         include_eos: Whether the output that `is_eos` recognised is delivered.
         require_eos: Whether a slot that is live when the source ends fails.
         has_requests: Whether there are requests, for which `per_request` can be asked.
+        opens_slots: Whether a slot may be opened with a predicate of its own.
 
     Attributes:
         is_eos: The predicate for all slots; None if there is none, or each request has its own.
@@ -59,6 +60,7 @@ class EndRules(Generic[T]):
         include_eos: bool = False,
         require_eos: bool = False,
         has_requests: bool = False,
+        opens_slots: bool = False,
     ) -> None:
         if isinstance(eos, per_request):
             raise TypeError(
@@ -75,6 +77,11 @@ class EndRules(Generic[T]):
                 )
             self.per_request = is_eos
             is_eos = None
+        elif include_eos and is_eos is None and not opens_slots:
+            raise ValueError(
+                "include_eos delivers the output that is_eos recognised, and there is no is_eos: "
+                "pass is_eos, or leave include_eos out"
+            )
         check_eos(eos, is_eos)
         self.eos = eos
         self.is_eos = is_eos

@@ -102,7 +102,7 @@ class Marks:
 
     def __init__(self, eos: object) -> None:
         self._eos = eos
-        self.types = MARKER_TYPES | {type(eos)}
+        self.types = MARKER_TYPES | {type, type(eos)}  # a class may be that of a marker
         # Elements of these types hold no output. None is one of them only where it is the end mark.
         self._blank_types = BLANK_TYPES | ({type(None)} if eos is None else set())
 
@@ -110,9 +110,13 @@ class Marks:
         """Return the positions of the elements that may be markers."""
         types = self.types
         try:
-            return [n for n, kind in enumerate(map(type, elements)) if kind in types]
+            suspects = [n for n, kind in enumerate(map(type, elements)) if kind in types]
         except Exception:  # noqa: BLE001 - a type refuses to be hashed
-            return [n for n, element in enumerate(elements) if _is_one_of(types, element)]
+            suspects = [n for n, element in enumerate(elements) if _is_one_of(types, element)]
+        return [n for n in suspects if type(elements[n]) is not type or self._is_mark(elements[n])]
+
+    def _is_mark(self, class_: object) -> bool:
+        return class_ is self._eos or class_ in MARKER_TYPES
 
     def outputs_in(self, elements: tuple[object, ...]) -> int:
         """Return how many outputs the elements hold, including outputs within markers."""

@@ -6,6 +6,7 @@ import array
 import enum
 import functools
 import math
+import re
 from collections import UserList, deque
 from types import MappingProxyType
 
@@ -386,8 +387,7 @@ def hostile_outputs():
         StopIteration,
         StopAsyncIteration,
         GeneratorExit,
-        Last,
-        Many,
+        Demultiplexer,
         float("nan"),
         NotImplemented,
         type,
@@ -566,6 +566,74 @@ def test_a_predicate_that_raises_fails_its_own_slot_alone():
 def test_the_result_of_a_predicate_may_be_anything_with_a_truth_value():
     [stream] = demux(np.array([[3], [2], [7]]), is_eos=lambda n: np.bool_(n == 2))
     assert list(stream) == [3]
+    [stream] = demux([["a"], ["b<eos>"]], is_eos=re.compile("<eos>").search)
+    assert list(stream) == ["a"]
+
+
+async def answers_later(output):
+    return output == "b"
+
+
+@pytest.mark.rule(15, 32)
+@pytest.mark.parametrize("with_limit", [False, True])  # one goes through the elements one by one
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda _: token_ids(2), "is_eos returned an object of type TokenIds, which is true of"),
+        (lambda _: list, "of type type, which is true of every output: let it return True or"),
+        (answers_later, "is_eos returned an object of type coroutine, which is true of every"),
+        (lambda _: np.ones(2), "of type ndarray, which is neither true nor false: let it return"),
+    ],
+)
+def test_an_answer_that_tells_nothing_fails_its_own_slot_and_names_is_eos(answer, says, with_limit):
+    core = Demultiplexer(
+        3,
+        is_eos=lambda output: answer(output) if output == "b" else None,
+        max_outputs=9 if with_limit else None,
+    )
+    delivery = core.feed(["a", "b", "c"])
+    assert delivery.outputs == [(0, "a"), (2, "c")]
+    [(slot, end)] = delivery.ends
+    assert slot == 1
+    assert type(end.error) is TypeError
+    assert says in str(end.error)
+
+
+@pytest.mark.rule(32)
+def test_what_makes_a_predicate_is_none():
+    with pytest.raises(TypeError, match=r"got token_ids, which makes one: call it"):
+        Demultiplexer(1, is_eos=token_ids)
+
+
+def test_to_include_what_no_predicate_recognises_is_refused():
+    with pytest.raises(ValueError, match="there is no is_eos: pass is_eos, or leave include_eos"):
+        demux([["a"]], include_eos=True)
+
+
+@pytest.mark.rule(6)
+@pytest.mark.parametrize("within_many", [False, True])
+@pytest.mark.parametrize(
+    ("marker", "call"),
+    [
+        (Last, "Last(output)"),
+        (End, "End()"),
+        (Fail, "Fail(error)"),
+        (Many, "Many(outputs)"),
+    ],
+)
+def test_the_class_of_a_marker_fails_its_slot_alone_and_other_classes_are_outputs(
+    marker, call, within_many
+):
+    core = Demultiplexer(3)
+    assert core.feed([int, Untouchable, "a"]).outputs == [(0, int), (1, Untouchable), (2, "a")]
+    delivery = core.feed(["b", Many([marker]) if within_many else marker, Demultiplexer])
+    assert delivery.outputs == [(0, "b"), (2, Demultiplexer)]
+    [(slot, end)] = delivery.ends
+    assert (slot, type(end.error), end.error.step) == (1, StepError, 1)
+    assert str(end.error) == (
+        f"step 1 holds the class {marker.__name__} for slot 1, expected an instance: yield {call}"
+    )
+    assert core.live == (0, 2)
 
 
 def test_token_ids_match_whole_numbers_of_every_kind_and_nothing_else():
