@@ -300,8 +300,8 @@ MUTANTS = [
     ),
     Mutant(
         "the source is closed again and again",
-        "        iterator, self._iterator = self._iterator, iter(())\n",
-        "        iterator = self._iterator\n",
+        "            reduce(Context.run, self._unclosed, self.context)\n",
+        "            self.context.run(self._iterator.close)\n",
     ),
     Mutant(
         "a generator is never sent the live slots",
@@ -518,7 +518,8 @@ MUTANTS = [
     ),
     Mutant(
         "the source is closed by a second pump",
-        '            if self._life.state == "new":\n                self._life.leave_new(self._drop)\n',
+        '            if self._life.state == "new":\n'
+        "                self._life.leave_new(self._drop)\n",
         '            if self._life.state != "closed":\n                self._end_if_not_closed()\n',
         LOOP,
     ),
