@@ -202,6 +202,10 @@ def in_blacksheep():
     def live_now() -> str:
         return live()
 
+    @get("/slots")
+    def slots_now() -> str:
+        return in_use()
+
     return app
 
 

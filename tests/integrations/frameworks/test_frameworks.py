@@ -115,7 +115,7 @@ def test_a_response_that_fails_is_visibly_cut_on_other_servers_than_uvicorn(
     port = server("starlette", web_server)
     with Gate() as gate, socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as client:
         request = f"GET {middleware}/{form}?gate={gate.port}&size=1 HTTP/1.1"
-        headers = "Host: localhost\r\nAccept-Encoding: gzip"
+        headers = "Host: localhost\r\nConnection: close\r\nAccept-Encoding: gzip"
         client.sendall(f"{request}\r\n{headers}\r\n\r\n".encode())
         gate.let_through(1)
         assert gate.next_line() == "step 2"
