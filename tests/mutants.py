@@ -325,8 +325,8 @@ MUTANTS = [
     ),
     Mutant(
         "the source is closed again and again",
-        "        iterator, self._iterator = self._iterator, iter(())\n",
-        "        iterator = self._iterator\n",
+        "            reduce(Context.run, self._unclosed, self.context)\n",
+        "            self.context.run(self._iterator.close)\n",
     ),
     Mutant(
         "a generator is never sent the live slots",

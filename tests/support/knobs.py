@@ -469,8 +469,9 @@ def as_batch_begins(monkeypatch, then):
 
     def open_then(*args):
         source = open_source(*args)
-        source._iterator = _CountsClosings(source._iterator)
-        iterators.append(source._iterator)
+        source._iterator = iterator = _CountsClosings(source._iterator)
+        source._unclosed = iter((iterator.close,))  # read by a synchronous one alone
+        iterators.append(iterator)
         then()
         return source
 

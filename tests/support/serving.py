@@ -131,6 +131,10 @@ class Gate:
         return self
 
     def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Leave the model without an answer."""
         for end in (self._lines, self._connection, self._listener):
             if end is not None:
                 end.close()
