@@ -28,6 +28,7 @@ struct Core {
     PyObject *matched;        /* a set, not empty once is_eos was true of an output */
     PyTypeObject *array_type; /* that of the last step that was an array */
     char include_eos;
+    char asks;                /* whether a function is asked about outputs, not ids alone */
     char gave_many;           /* whether the last step may have given a slot more than one output */
 };
 
@@ -225,7 +226,7 @@ static int drop(Core *core, PyObject *element)
 static PyObject *predicate_of(Core *core, Py_ssize_t slot)
 {
     PyObject *own = core->predicates;
-    if (own == NULL || !PyList_CheckExact(own) || slot >= PyList_GET_SIZE(own))
+    if (own == NULL || slot >= PyList_GET_SIZE(own))
         return core->is_eos;
     return PyList_GET_ITEM(own, slot) == Py_None ? NULL : PyList_GET_ITEM(own, slot);
 }
@@ -477,7 +478,7 @@ static enum Outcome hand_out_plain(Core *core, PyObject *elements, PyObject *buf
                                    PyObject *values)
 {
     Py_ssize_t count = core->live_count;
-    if (core->predicates != NULL || (core->is_eos != NULL && core->ids == NULL) || /* to be asked */
+    if (core->asks || /* a function has to be asked */
         (PyDict_CheckExact(elements) && PyDict_GET_SIZE(elements) != count) ||
         (values != NULL && PyTuple_GET_SIZE(values) != count) || !is_read(core, elements))
         return DRAFTED;
@@ -695,6 +696,22 @@ static PyObject *get_has_live(Core *core, void *Py_UNUSED(closure))
     return PyBool_FromLong(core->live_count > 0);
 }
 
+static PyObject *get_predicates(Core *core, void *Py_UNUSED(closure))
+{
+    return Py_NewRef(core->predicates == NULL ? Py_None : core->predicates);
+}
+
+static int set_predicates(Core *core, PyObject *list, void *Py_UNUSED(closure))
+{
+    if (list == NULL || !PyList_CheckExact(list)) {
+        PyErr_SetString(PyExc_TypeError, "the predicates of slots are no list");
+        return -1;
+    }
+    core->asks = 1;
+    Py_XSETREF(core->predicates, Py_NewRef(list));
+    return 0;
+}
+
 static PyObject *get_live(Core *core, void *Py_UNUSED(closure))
 {
     return core_live(core);
@@ -733,6 +750,7 @@ static int core_init(Core *core, PyObject *args, PyObject *keywords)
     core->ids = ids == Py_None ? NULL : Py_NewRef(ids);
     core->matched = Py_NewRef(matched);
     core->include_eos = (char)include_eos;
+    core->asks = core->is_eos != NULL && core->ids == NULL;
     core->size = size; /* last: what is no core has no slots */
     core->live_count = vacant ? 0 : size;
     return 0;
@@ -792,13 +810,13 @@ static PyMemberDef core_members[] = {
     {"_past_outputs", T_PYSSIZET, offsetof(Core, past_outputs), READONLY, NULL},
     {"_finished", T_OBJECT_EX, offsetof(Core, finished), READONLY, NULL},
     {"_state", T_OBJECT_EX, offsetof(Core, state), 0, NULL},
-    {"_predicates", T_OBJECT, offsetof(Core, predicates), 0, NULL},
     {"gave_many", T_BOOL, offsetof(Core, gave_many), READONLY, NULL},
     {NULL},
 };
 
 static PyGetSetDef core_getset[] = {
     {"live", (getter)get_live, NULL, NULL, NULL},
+    {"_predicates", (getter)get_predicates, (setter)set_predicates, NULL, NULL},
     {"has_live", (getter)get_has_live, NULL, NULL, NULL},
     {"_live_slots", get_live_slots, NULL, NULL, NULL},
     {NULL},
