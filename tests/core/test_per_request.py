@@ -33,7 +33,7 @@ cores = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 def vacant(kind, size, **options):
     core = kind.__new__(kind)
-    core._start(EndRules(**options), size, None, vacant=True)
+    core._start(EndRules(**options, opens_slots=True), size, None, vacant=True)
     return core
 
 

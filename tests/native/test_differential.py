@@ -221,8 +221,12 @@ class BothCores(RuleBasedStateMachine):
         predicates = st.sampled_from([*PREDICATES, stops_the_program])
         own = data.draw(st.none() | st.lists(predicates, min_size=size, max_size=size))
         self.reference = Demultiplexer.__new__(Demultiplexer)
-        self.reference._start(EndRules(**rules), size, max_outputs, own, vacant=vacant)
-        self.native = core_of(EndRules(**rules), size, max_outputs, predicates=own, vacant=vacant)
+        self.reference._start(
+            EndRules(**rules, opens_slots=True), size, max_outputs, own, vacant=vacant
+        )
+        self.native = core_of(
+            EndRules(**rules, opens_slots=True), size, max_outputs, predicates=own, vacant=vacant
+        )
         assert type(self.reference) is not type(self.native)
 
     # ---- what is compared

@@ -294,7 +294,7 @@ class CoreAlone(Work):
     """A core that is fed, without streams."""
 
     def open(self):
-        self.core = core_of(EndRules(**self.options), self.size, None)
+        self.core = core_of(EndRules(**self.options, opens_slots=True), self.size, None)
         return [None]
 
     def __init__(self):
