@@ -28,7 +28,7 @@ class TokenIds:
             self._find = key if callable(key) else operator.itemgetter(key)
 
     def __call__(self, output: object) -> bool:
-        token = output if self._find is None else self._find(output)
+        token = output if self._find is None else self._found_in(output)
         if isinstance(token, bool) or not hasattr(type(token), "__index__"):
             return False
         try:
@@ -36,6 +36,20 @@ class TokenIds:
         except Exception:  # noqa: BLE001 - an array has the method, and refuses
             return _only_number(token) in self.ids
         return number in self.ids
+
+    def _found_in(self, output: object) -> object:
+        find = self._find
+        assert find is not None  # noqa: S101 - for the type checker
+        if find is self.key:  # a function, whose errors are its own
+            return find(output)
+        try:
+            return find(output)
+        except Exception as error:
+            raise TypeError(
+                f"{self!r} finds no token id in an output of type {type(output).__name__}: "
+                f"pass the key under which outputs hold it, such as key=0 for pairs (token, "
+                f"logprob); or none, if the outputs are the ids"
+            ) from error
 
     def __repr__(self) -> str:
         arguments = list(map(str, sorted(self.ids))) or ["None"]
@@ -69,7 +83,7 @@ def token_ids(
             `eos_token_id` may be. With None alone the predicate is true of no output.
         key: Where an output holds its token id: the position in a tuple, `key=0` for
             `(token, logprob)`; the key in a dict; or a function that returns the id. An output that
-            has none there fails its own slot with the error that the look-up raises.
+            has none there fails its own slot, with `TypeError` or what the function raises.
 
     Raises:
         TypeError: An id is not a whole number: no output would ever match. Or the key is of the
@@ -92,7 +106,11 @@ def token_ids(
     found = [number for each in ids for number in _members(each)]
     for number in found:
         if isinstance(number, bool) or not hasattr(type(number), "__index__"):
-            raise TypeError(f"token_ids takes whole numbers, got {number!r}")
+            instead = ""
+            if isinstance(number, str | bytes):
+                finds = f"is_eos=lambda output: output == {number!r}"
+                instead = f": for outputs that are texts pass {finds}"
+            raise TypeError(f"token_ids takes whole numbers, got {number!r}{instead}")
     if not found and not any(each is None for each in ids):
         raise ValueError(
             "token_ids takes at least one id, got none: pass None where the model has no id that "

@@ -739,8 +739,18 @@ def test_plain_numbers_are_no_ids_where_ids_are_found_within_outputs():
 def test_an_output_without_an_id_fails_its_own_slot():
     first, second = demux([[(5, 0.1), 5], [(2, 0.1), 2]], is_eos=token_ids(2, key=0))
     assert list(first) == [(5, 0.1)]
-    with pytest.raises(TypeError, match="not subscriptable"):
+    says = r"token_ids\(2, key=0\) finds no token id in an output of type int: pass the key"
+    with pytest.raises(TypeError, match=says):
         next(second)
+    with pytest.raises(TypeError, match=r"key='id'\) finds no token id in an output of type tuple"):
+        token_ids(2, key="id")((2, 0.1))
+    with pytest.raises(AttributeError, match="no attribute 'token'"):
+        token_ids(2, key=lambda output: output.token)((2, 0.1))
+
+
+def test_a_text_is_no_token_id_and_the_error_says_what_finds_texts():
+    with pytest.raises(TypeError, match=r"got '</s>': .* is_eos=lambda output: output == '</s>'"):
+        token_ids("</s>")
 
 
 @pytest.mark.parametrize("key", [True, 0.5, [0], None.__class__])
