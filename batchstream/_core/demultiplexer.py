@@ -380,7 +380,8 @@ class Demultiplexer(Generic[T]):
                 f"open takes the is_eos of one occupant, got {is_eos!r}: pass what its function "
                 f"returns for this one"
             )
-        check_is_eos(is_eos)
+        if is_eos is not None:
+            check_is_eos(is_eos)
         if (self._state, "open") not in BATCH_TRANSITIONS:
             self._advance("open")  # raises
         if slot in self._live_slots:
