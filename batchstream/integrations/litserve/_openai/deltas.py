@@ -155,14 +155,16 @@ class Choice:
             fields["tool_calls"] = self._calls.pieces_of(calls)
         if fields:
             self._is_empty = False
-        if not self.begun and (fields or logprobs or message.get("role")):
+        if logprobs:
+            # OpenAI's client takes those of a first delta twice.
+            first = [] if self.begun else [self.begin()]
+            return [*first, Delta(fields, {"content": None, "refusal": None} | logprobs)]
+        if not self.begun and (fields or message.get("role")):
             fields = self.begin().fields | fields
-        if not fields and not logprobs:
-            return []
-        return [Delta(fields, logprobs and {"content": None, "refusal": None} | logprobs)]
+        return [Delta(fields)] if fields else []
 
     def usage(self) -> dict[str, int]:
-        """Return the numbers of tokens, by name. Figures at the end replace figures of the messages.
+        """Return the numbers of tokens, by name. Figures at the end replace those of messages.
 
         Raises:
             FailedError: What the model gave at the end are no numbers.
@@ -196,7 +198,7 @@ class ToolCalls:
     """
 
     def __init__(self) -> None:
-        self._names: list[str] = []
+        self._names: list[str | None] = []  # None for a call of a custom tool
         self._by_id: dict[str, int] = {}
         self._by_number: dict[int, int] = {}  # the model's
 
@@ -218,8 +220,8 @@ class ToolCalls:
         for key in ("id", "type"):
             piece.pop(key, None)
         piece["index"] = index
-        if "function" in piece:
-            piece["function"] = self._more(index, piece["function"])
+        if (name := self._names[index]) is not None:
+            piece["function"] = self._more(index, name, piece.get("function", {}))
         return piece
 
     def _begin(self, number: int, piece: dict[str, Any]) -> dict[str, Any]:
@@ -227,18 +229,20 @@ class ToolCalls:
         call_id = piece.get("id") or f"call_{uuid.uuid4().hex}"
         self._by_number[number] = self._by_id[call_id] = index
         begun = piece | {"index": index, "id": call_id, "type": piece.get("type", "function")}
+        name = None
         if begun["type"] == "function":
             given = {key: text for key, text in piece.get("function", {}).items() if text}
             begun["function"] = {"name": "", "arguments": ""} | given
-        self._names.append(begun.get("function", {}).get("name", ""))
+            name = begun["function"]["name"]
+        self._names.append(name)
         return begun
 
-    def _more(self, index: int, function: dict[str, Any]) -> dict[str, Any]:
+    def _more(self, index: int, name: str, function: dict[str, Any]) -> dict[str, Any]:
         more = {key: value for key, value in function.items() if value is not None}
-        name = more.pop("name", "")
-        if name and name != self._names[index]:
-            self._names[index] += name
-            more["name"] = name
+        more_of_name = more.pop("name", "")
+        if more_of_name and more_of_name != name:
+            self._names[index] = name + more_of_name
+            more["name"] = more_of_name
         return more
 
 
