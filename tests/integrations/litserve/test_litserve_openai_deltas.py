@@ -170,6 +170,7 @@ def conversations(draw):
     return number, messages
 
 
+@pytest.mark.rule(2)
 @settings(max_examples=100)
 @given(conversations())
 def test_the_whole_message_is_the_sum_of_the_deltas_as_openai_adds_them_up(conversation):
