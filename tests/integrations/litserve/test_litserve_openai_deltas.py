@@ -323,7 +323,9 @@ def test_the_prompt_counts_once_for_all_choices():
     messages = [(n, used) for n in range(3)]
     usage = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
     assert whole_of(3, messages)["usage"] == usage
-    assert chunks_of(3, messages, include_usage=True)[-1]["usage"] == usage
+    *chunks, last = chunks_of(3, messages, include_usage=True)
+    assert (last["choices"], last["usage"]) == ([], usage)
+    assert [chunk["usage"] for chunk in chunks] == [None] * len(chunks)
 
 
 def test_totals_that_the_model_gives_share_the_prompt():
