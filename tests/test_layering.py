@@ -39,7 +39,7 @@ BELOW_IN_LITSERVE = {
     "_link": {"_log"},
     "_worker": {"_link", "_log", "_options"},
     "_server": {"_link", "_log", "_shutdown"},
-    "_openai": {"_link", "_server"},
+    "_openai": {"_link", "_log", "_options", "_server"},
     "_loops": {"_link", "_openai", "_options", "_server", "_worker"},
     "__init__": {"_loops", "_openai"},
 }

@@ -44,7 +44,12 @@ from batchstream import (
     per_request,
     token_ids,
 )
-from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop, OpenAISpec
+from batchstream.integrations.litserve import (
+    BatchedStreamLoop,
+    ChatCompletionRequest,
+    ContinuousBatchLoop,
+    OpenAISpec,
+)
 
 
 def words() -> Iterator[list[str | None]]:
@@ -559,6 +564,10 @@ class Service(LitAPI):
             yield {"word": word}
 
 
+class AskedRequest(ChatCompletionRequest):
+    top_k: int = 50
+
+
 def litserve_loops() -> None:
     BatchedStreamLoop()
     BatchedStreamLoop(
@@ -576,3 +585,5 @@ def litserve_loops() -> None:
     ContinuousBatchLoop(make_engine, is_eos=per_request(stops_in_context))
     Service(stream=True, max_batch_size=4, loop=ContinuousBatchLoop(ServedEngine, max_pending=None))
     Service(spec=OpenAISpec(), max_batch_size=4, loop=BatchedStreamLoop(max_outputs=limit))
+    OpenAISpec(request_type=AskedRequest, models=("small", "large"), ping=15, handles_stop=True)
+    OpenAISpec(request_type=Service)  # type: ignore[arg-type]

@@ -38,8 +38,8 @@ batch.
 output. It ends the body as a complete one after an error, so that the client takes half a response
 for a whole one. And no worker learns that a client has left. So the loops give their API an
 endpoint of its own, by the means that LitServe has for it, a `LitSpec` (`endpoint.py`; for OpenAI's
-interface `_openai.py` and `completions.py`). It holds the status back until there is an output to
-send, and cuts the connection if an error comes later.
+interface the folder `_openai`). It holds the status back until there is an output to send, and cuts
+the connection if an error comes later.
 
 Of the server an endpoint uses what LitServe's own `OpenAISpec` uses: the request queue, and entries
 in the response buffer. Each request has an entry, a `ResponseQueue`, which fails a request whose
@@ -62,6 +62,9 @@ messages, the spec decides what a client sees of them, and no worker learns whic
 
 from batchstream.integrations.litserve._loops import BatchedStreamLoop as BatchedStreamLoop
 from batchstream.integrations.litserve._loops import ContinuousBatchLoop as ContinuousBatchLoop
-from batchstream.integrations.litserve._openai import OpenAISpec as OpenAISpec
+from batchstream.integrations.litserve._openai.request import (
+    ChatCompletionRequest as ChatCompletionRequest,
+)
+from batchstream.integrations.litserve._openai.spec import OpenAISpec as OpenAISpec
 
-__all__ = ["BatchedStreamLoop", "ContinuousBatchLoop", "OpenAISpec"]
+__all__ = ["BatchedStreamLoop", "ChatCompletionRequest", "ContinuousBatchLoop", "OpenAISpec"]

@@ -10,7 +10,7 @@ from litserve.loops.base import LitLoop
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
 from batchstream._core.rules import EndRules
 from batchstream.integrations.litserve._link.link import Link
-from batchstream.integrations.litserve._openai import OpenAISpec, is_stock
+from batchstream.integrations.litserve._openai.spec import OpenAISpec, is_stock
 from batchstream.integrations.litserve._options import Hook, Limit, LoopOptions, check_pickles
 from batchstream.integrations.litserve._server.endpoint import (
     StreamingEndpoint,

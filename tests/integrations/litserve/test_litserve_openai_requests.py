@@ -1,0 +1,362 @@
+"""What OpenAI's own client may ask, and what it shows; see `litserve_openai_echo.py`."""
+
+import json
+from pathlib import Path
+
+import openai
+import pydantic
+import pytest
+
+from batchstream.integrations.litserve import ChatCompletionRequest, OpenAISpec
+from support import serving
+from support.openai_client import asking, outs, serving_openai
+
+API = Path(serving.__file__).with_name("litserve_openai_echo.py")
+HELLO = [{"role": "user", "content": "hello"}]
+INVALID = "invalid_request_error"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    with serving_openai(API, tmp_path_factory.mktemp("openai")) as service:
+        yield service
+
+
+def echoed(service, path="/echo", **options):
+    """Return what an API got of a request."""
+    request = {"model": "m", "messages": HELLO} | options
+    answer = service.client(path).chat.completions.create(**request)
+    return json.loads(answer.choices[0].message.content)
+
+
+# ---- what is taken
+
+LOOK = {"type": "function", "function": {"name": "look"}}
+CUSTOM = {"type": "custom", "custom": {"name": "run", "format": {"type": "text"}}}
+ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [LOOK]}}
+ACCEPTED = {
+    **{f"tool_choice {it}": {"tool_choice": it} for it in ("none", "auto", "any", "required")},
+    "a named function": {"tool_choice": LOOK},
+    "a named custom tool": {"tool_choice": {"type": "custom", "custom": {"name": "run"}}},
+    "allowed tools": {"tool_choice": ALLOWED},
+    **{
+        f"effort {effort}": {"reasoning_effort": effort}
+        for effort in ("none", "minimal", "low", "medium", "high", "xhigh", "max", None)
+    },
+    "logprobs": {"logprobs": True, "top_logprobs": 20},
+    "stop of null": {"stop": None},
+    "stop of none": {"stop": []},
+    "stream_options": {"stream_options": {"include_usage": True, "include_obfuscation": False}},
+}
+
+
+@pytest.mark.parametrize("asked", ACCEPTED.values(), ids=ACCEPTED)
+def test_what_openai_takes_is_taken_and_reaches_the_context(service, asked):
+    context = echoed(service, tools=[LOOK, CUSTOM], **asked)["context"]
+    assert {key: context[key] for key in asked} == asked
+
+
+def test_tools_that_are_bare_have_an_empty_description_and_no_parameters(service):
+    strict = {
+        "type": "function",
+        "function": {"name": "see", "strict": True, "parameters": {"a": 1}},
+    }
+    found = echoed(service, tools=[LOOK, strict, CUSTOM])["context"]["tools"]
+    look = {"name": "look", "description": "", "parameters": {}}
+    assert found[0] == LOOK | {"function": look}
+    assert found[1] == strict | {"function": {"description": ""} | strict["function"]}
+    assert found[2] == CUSTOM
+
+
+CONVERSATION = [
+    {"role": "developer", "content": "be brief", "name": "boss"},
+    {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "file", "file": {}}]},
+    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]},
+    {
+        "role": "assistant",
+        "content": None,
+        "refusal": "no",
+        "reasoning_content": "so",
+        "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}},
+            {"id": "d", "type": "custom", "custom": {"name": "run", "input": "ls"}},
+        ],
+    },
+    {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+    {"role": "tool", "tool_call_id": "c", "content": "seen"},
+]
+
+
+def test_messages_of_every_kind_reach_the_api_whole(service):
+    assert echoed(service, messages=CONVERSATION)["messages"] == CONVERSATION
+
+
+def test_fields_that_no_class_declares_reach_the_context(service):
+    context = echoed(service, seed=7, extra_body={"guided": {"regex": "a+"}})["context"]
+    assert (context["seed"], context["guided"]) == (7, {"regex": "a+"})
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_a_limit_has_both_names_whichever_is_sent(service, name):
+    context = echoed(service, **{name: 7})["context"]
+    assert (context["max_tokens"], context["max_completion_tokens"]) == (7, 7)
+
+
+def test_a_request_class_of_the_users_own_is_asked(service):
+    assert echoed(service)["context"]["top_k"] == 50
+    assert echoed(service, extra_body={"top_k": 3})["context"]["top_k"] == 3
+
+
+def test_the_documentation_shows_the_request_class(service):
+    paths = service.http.get("/openapi.json").json()
+    schema = paths["paths"]["/echo/chat/completions"]["post"]["requestBody"]
+    [reference] = schema["content"]["application/json"]["schema"].values()
+    assert reference.endswith("/EchoRequest")
+    assert "top_k" in paths["components"]["schemas"]["EchoRequest"]["properties"]
+
+
+# ---- what is refused
+
+REFUSED = {
+    "max_tokens of 0": ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
+    "max_tokens of -1": ({"max_tokens": -1}, "max_tokens", "integer_below_min_value"),
+    "max_completion_tokens": (
+        {"max_completion_tokens": 0},
+        "max_completion_tokens",
+        "integer_below_min_value",
+    ),
+    "two limits": ({"max_tokens": 1, "max_completion_tokens": 2}, None, "invalid_value"),
+    "a limit that is no number": ({"max_tokens": "many"}, "max_tokens", "invalid_type"),
+    "n": ({"n": 129}, "n", "integer_above_max_value"),
+    "no messages": ({"messages": []}, "messages", "empty_array"),
+    "a message without a role": (
+        {"messages": [*HELLO, {"content": "a"}]},
+        "messages[1].role",
+        "missing_required_parameter",
+    ),
+    "a part without a text": (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "messages[0].content",
+        "invalid_type",
+    ),
+    "an effort": ({"reasoning_effort": "hard"}, "reasoning_effort", "invalid_value"),
+    "a choice": ({"tool_choice": "perhaps"}, "tool_choice", "invalid_value"),
+    "a tool without a name": (
+        {"tools": [{"type": "function", "function": {}}]},
+        "tools[0].function.name",
+        "missing_required_parameter",
+    ),
+    "stop": ({"stop": ["a"]}, "stop", "unsupported_parameter"),
+    "a field of the user's class": (
+        {"extra_body": {"top_k": 0}},
+        "top_k",
+        "integer_below_min_value",
+    ),
+}
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "no stream"])
+@pytest.mark.parametrize(("asked", "param", "code"), REFUSED.values(), ids=REFUSED)
+def test_what_is_refused_is_a_bad_request_whose_error_the_client_shows(
+    service, asked, param, code, stream
+):
+    with pytest.raises(openai.BadRequestError) as raised:
+        echoed(service, stream=stream, **asked)
+    assert set(raised.value.response.json()) == {"error"}
+    body = raised.value.body
+    assert set(body) == {"message", "type", "param", "code"}
+    assert (body["type"], body["param"], body["code"]) == (INVALID, param, code)
+    assert body["message"] in str(raised.value)
+
+
+def test_an_error_names_the_field_the_rule_and_the_value(service):
+    with pytest.raises(openai.BadRequestError) as raised:
+        echoed(service, max_tokens=0)
+    message = "Invalid 'max_tokens': Input should be greater than or equal to 1, got 0"
+    assert raised.value.body["message"] == message
+
+
+def test_a_rule_of_the_users_class_is_told(service):
+    with pytest.raises(openai.BadRequestError) as raised:
+        echoed(service, extra_body={"mood": "rude"})
+    assert raised.value.body["message"] == "Invalid 'mood': be polite, got 'rude'"
+
+
+@pytest.mark.parametrize("body", ["{nonsense", "", "[]", "1", '{"messages": 1}', "{}"])
+def test_a_body_that_is_no_request_is_an_error_of_the_same_form(service, body):
+    headers = {"content-type": "application/json"}
+    response = service.http.post("/echo/chat/completions", content=body, headers=headers)
+    assert response.status_code == 400
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_client_that_may_not_ask_is_told_so(service):
+    client = service.client("/echo").with_options(api_key="wrong")
+    with pytest.raises(openai.AuthenticationError) as raised:
+        client.models.list()
+    assert raised.value.body["message"] == "Incorrect API key provided."
+
+
+def test_other_errors_of_the_server_have_the_form_that_they_had(service):
+    assert service.http.get("/nowhere").json() == {"detail": "Not Found"}
+
+
+def test_a_detail_of_the_users_own_may_be_a_whole_error(service):
+    with pytest.raises(openai.BadRequestError) as raised:
+        echoed(service, extra_body={"too_long": True})
+    assert raised.value.body == {
+        "message": "too long",
+        "type": INVALID,
+        "param": "messages",
+        "code": "context_length_exceeded",
+    }
+
+
+def test_stop_reaches_an_api_that_handles_it(service):
+    assert echoed(service, "/stops", stop=["a", "b"])["context"]["stop"] == ["a", "b"]
+
+
+# ---- models
+
+
+def test_the_models_of_a_spec_are_listed(service):
+    models = service.client("/echo").models.list().data
+    assert [model.id for model in models] == ["small", "org/large"]
+    for model in models:
+        type(model).model_validate(model.to_dict(), strict=True)
+
+
+def test_without_models_the_api_is_one(service):
+    assert [model.id for model in service.client("/planned").models.list()] == ["EncodedBySpec"]
+
+
+def test_a_model_is_found_by_its_name(service):
+    models = service.client("/echo").models
+    assert models.retrieve("org/large").id == "org/large"
+    with pytest.raises(openai.NotFoundError) as raised:
+        models.retrieve("none")
+    assert raised.value.body["code"] == "model_not_found"
+
+
+# ---- the helpers of OpenAI's client
+
+
+class Weather(pydantic.BaseModel):
+    town: str
+    degrees: int
+
+
+WEATHER = ['{"town": ', '"Oslo", "deg', 'rees": 3}']
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_client_parses_a_reply(service, n):
+    request = asking(*[outs(*WEATHER)] * n)
+    answer = service.client("/planned").chat.completions.parse(**request, response_format=Weather)
+    replies = [choice.message.parsed for choice in answer.choices]
+    assert replies == [Weather(town="Oslo", degrees=3)] * n
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_clients_stream_parses_a_reply(service, n):
+    request = asking(*[outs(*WEATHER)] * n)
+    completions = service.client("/planned").chat.completions
+    with completions.stream(**request, response_format=Weather) as stream:
+        answer = stream.until_done().get_final_completion()
+    replies = [choice.message.parsed for choice in answer.choices]
+    assert replies == [Weather(town="Oslo", degrees=3)] * n
+    assert [choice.message.role for choice in answer.choices] == ["assistant"] * n
+
+
+CALL = [
+    {"index": 0, "id": "call-1", "function": {"name": "Weather", "arguments": WEATHER[0]}},
+    *(
+        {"index": 0, "id": "call-1", "function": {"name": "Weather", "arguments": text}}
+        for text in WEATHER[1:]
+    ),
+]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("streams", [True, False], ids=["stream", "parse"])
+def test_the_client_parses_the_arguments_of_a_tool_call(service, n, streams):
+    plan = [["message", {"tool_calls": [piece]}] for piece in CALL]
+    request = asking(*[plan] * n, tools=[openai.pydantic_function_tool(Weather)])
+    completions = service.client("/planned").chat.completions
+    if streams:
+        with completions.stream(**request) as stream:
+            answer = stream.until_done().get_final_completion()
+    else:
+        answer = completions.parse(**request)
+    for choice in answer.choices:
+        [call] = choice.message.tool_calls
+        assert (call.id, call.function.name) == ("call-1", "Weather")
+        assert call.function.parsed_arguments == Weather(town="Oslo", degrees=3)
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content is None
+
+
+@pytest.mark.parametrize("plan", [outs("a", "b"), []], ids=["text", "no text"])
+def test_the_clients_stream_has_the_role_of_a_message_without_one(service, plan):
+    with service.client("/planned").chat.completions.stream(**asking(plan)) as stream:
+        message = stream.until_done().get_final_completion().choices[0].message
+    assert (message.role, message.content) == ("assistant", "ab" if plan else "")
+
+
+# ---- pings
+
+
+def test_pings_come_before_the_first_event_and_its_error_is_an_event(service, gate):
+    request = asking([["fail", "http", "too many"]], gate=gate, stream=True)
+    with service.http.stream("POST", "/pinged/chat/completions", json=request) as response:
+        lines = response.iter_lines()
+        assert response.status_code == 200
+        assert next(lines) == ": ping"
+        gate.let_through(0)
+        [event] = [line for line in lines if line.startswith("data:")]
+    assert json.loads(event.removeprefix("data: "))["error"]["message"] == "too many"
+
+
+def test_the_client_does_not_see_pings(service, gate):
+    request = asking(outs("a"), gate=gate, stream=True)
+    with service.client("/pinged").chat.completions.create(**request) as stream:
+        gate.let_through(0)
+        gate.let_through(1)
+        assert [chunk.choices[0].delta.content for chunk in stream] == ["a", None]
+
+
+def test_what_is_refused_has_its_status_in_spite_of_pings(service):
+    with pytest.raises(openai.BadRequestError):
+        service.client("/pinged").chat.completions.create(**asking([], stream=True, stop="a"))
+
+
+# ---- arguments of a spec
+
+
+class Local(pydantic.BaseModel):
+    pass
+
+
+@pytest.mark.parametrize("wrong", [Local, "Request", None])
+def test_a_request_type_is_a_class_of_requests(wrong):
+    with pytest.raises(TypeError, match="request_type takes a class derived from"):
+        OpenAISpec(request_type=wrong)
+
+
+def test_a_request_type_has_to_be_found_in_workers():
+    class Hidden(ChatCompletionRequest):
+        pass
+
+    with pytest.raises(TypeError, match="request_type has to be known by its name"):
+        OpenAISpec(request_type=Hidden)
+
+
+def test_models_are_a_list():
+    with pytest.raises(TypeError, match=r"got 'small': pass \['small'\]"):
+        OpenAISpec(models="small")
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan")])
+def test_a_ping_is_more_than_0_seconds(wrong):
+    with pytest.raises(ValueError, match="ping must be None or more than 0 seconds"):
+        OpenAISpec(ping=wrong)
