@@ -251,14 +251,17 @@ class StreamResponse(Response):
             await self._body.aclose()
             await alive.stop()
             reason = await self._send_word_for(error, connection)
-            if not self._is_expected(reason, scope):
-                await connection.cut(reason)
-                raise reason from None if reason is error else error
-            logger.warning("a response was cut: %s: %s", type(reason).__name__, reason)
-            keep_cuts_out_of_the_log()
-            cut = CutError(reason)
-            await connection.cut(cut)
-            raise cut from reason
+            if self._is_expected(reason, scope):
+                logger.warning("a response was cut: %s: %s", type(reason).__name__, reason)
+                keep_cuts_out_of_the_log()
+                cut = CutError(reason)
+                cut.__cause__ = reason  # before the cut, in which a server may raise it
+                await connection.cut(cut)
+                raise cut from reason
+            await connection.cut(reason)
+            if reason is not error:
+                raise reason from error
+            raise
 
     async def _send_word_for(self, error: Exception, connection: Connection) -> Exception:
         """Send the body's word for its error, and return the error that the body is cut for."""
