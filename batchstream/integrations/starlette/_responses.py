@@ -98,12 +98,15 @@ class NDJSONResponse(_Response):
         background: Run after the response, also if the client has left; not after an error.
         send_timeout: How many seconds a write may wait for the client before the stream is
             cancelled; None for any time.
-        start_after: After how many seconds the status is sent although there is no output; None to
-            wait for the first output. A proxy that gives up on a server that is silent needs it.
+        start_after: After how many seconds the status is sent although there is no output; as
+            many as `ping` if that is given, and None to wait for the first output.
+        ping: Seconds between empty lines, for a proxy that gives up on a server that is silent;
+            None or 0 for none. Its clients have to leave empty lines out, as most do.
 
     Raises:
-        TypeError: The stream is neither an `AsyncStream` nor another asynchronous iterator.
-        ValueError: `send_timeout` is not more than 0, or `start_after` is negative.
+        TypeError: The stream is neither an `AsyncStream` nor another asynchronous iterator, or
+            `ping` is no number.
+        ValueError: `send_timeout` is not more than 0, or `ping` or `start_after` is negative.
 
     Blocking: never.
     Cancellation: a response that is cancelled cancels its stream.
@@ -148,12 +151,16 @@ class NDJSONResponse(_Response):
         background: BackgroundTask | None = None,
         send_timeout: float | None = None,
         start_after: float | None = None,
+        ping: float | None = None,
     ) -> None:
         encoders = Encoders(
             _line(encode), _if_given(_line, encode_end), _if_given(_line, encode_error)
         )
         body = body_of(stream, encoders)
-        super().__init__(body, status_code, headers, background, send_timeout, start_after)
+        pings = None if ping is None else _pings(ping, lambda: b"\n")
+        if start_after is None and ping:
+            start_after = ping
+        super().__init__(body, status_code, headers, background, send_timeout, start_after, pings)
 
 
 class TextResponse(_Response):
@@ -327,7 +334,7 @@ class EventsResponse(_Response):
             None if encode_error is None else _event(encode_error, error_event, sep),
         )
         body = body_of(stream, encoders)
-        pings = _ping(ping, ping_message_factory, sep)
+        pings = _pings(_PING if ping is None else ping, _events_of(ping_message_factory, sep))
         if start_after is None and ping:
             start_after = ping
         super().__init__(body, status_code, headers, background, send_timeout, start_after, pings)
@@ -386,19 +393,18 @@ def _event(
     return encode_event
 
 
-def _ping(
-    seconds: float | None, factory: Callable[[], ServerSentEvent] | None, sep: str | None
-) -> Ping | None:
-    if seconds is None:
-        seconds = _PING
+def _pings(seconds: float, make: Callable[[], bytes]) -> Ping | None:
     if not isinstance(seconds, (int, float)):
         raise TypeError(f"ping must be a number of seconds, got {seconds!r}")
     if not seconds >= 0:
         raise ValueError(f"ping must be 0 seconds or more, got {seconds!r}")
-    if factory is None:
-        # A comment: no client takes it for an event.
-        def factory() -> ServerSentEvent:
-            return ServerSentEvent(comment=f"ping - {datetime.now(UTC)}", sep=sep)
+    return Ping(seconds, make) if seconds else None
 
-    make = factory
-    return Ping(seconds, lambda: make().encode()) if seconds else None
+
+def _events_of(
+    factory: Callable[[], ServerSentEvent] | None, sep: str | None
+) -> Callable[[], bytes]:
+    if factory is not None:
+        return lambda: factory().encode()
+    # A comment: no client takes it for an event.
+    return lambda: ServerSentEvent(comment=f"ping - {datetime.now(UTC)}", sep=sep).encode()

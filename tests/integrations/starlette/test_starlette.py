@@ -1122,16 +1122,18 @@ def test_a_client_that_leaves_behind_an_early_status_cancels_its_stream(server, 
     assert exchange.error is None
 
 
-def test_a_ping_that_is_asked_for_comes_before_the_first_output(server):
+@pytest.mark.parametrize("response_class", [NDJSONResponse, EventsResponse])
+def test_a_ping_that_is_asked_for_comes_before_the_first_output(server, response_class):
     model = Model(server)
-    exchange = respond_with(server, model, EventsResponse, ping=0.01)
+    exchange = respond_with(server, model, response_class, ping=0.01)
     call = server.call(exchange)
-    while call.body.count(b": ping") < 2:
+    while call.body.count(b"\n") < 4:
         call.wait_for_chunk()
     model.give(["so"], [None])
     call.wait()
     assert call.error is None
-    assert ['data: "so"'] in events(call.body)
+    sent = [line for line in call.body.splitlines() if line and not line.startswith(b": ping")]
+    assert sent == [b'"so"' if response_class is NDJSONResponse else b'data: "so"']
 
 
 def test_a_ping_that_fails_cuts_the_connection_and_cancels(server):
@@ -1167,6 +1169,9 @@ def test_options_of_events_that_make_no_sense_are_refused(options, error, messag
     (stream,) = demux(aiter_of(["so"]), size=1)
     with pytest.raises(error, match=message):
         EventsResponse(stream, **options)
+    if "ping" in options:
+        with pytest.raises(error, match=message):
+            NDJSONResponse(stream, **options)
 
 
 # ---- a shutdown
