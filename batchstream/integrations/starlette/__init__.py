@@ -9,7 +9,7 @@ responses (`_responses.py`) send such a body, each in its own format, and say wh
 what an output becomes in JSON is said in `_json.py`.
 
 When a response begins, how it pings and fails, and how it notices that its client has left is the
-same for all integrations that serve HTTP: see `../_http.py`. Errors before the first output get a status of
+same for all integrations that serve HTTP: see `../_http.py`. Errors before the status get one of
 their own (`_handlers.py`): 504 for a missed deadline, 503 for a closed batcher. All others are
 raised, for the handlers of the application or Starlette's 500.
 """

@@ -81,9 +81,8 @@ def is_expected(error: Exception, scope: Scope) -> bool:
     """
     if isinstance(error, _EXPECTED):
         return True
-    of_application, of_status = scope.get("starlette.exception_handlers", ({}, {}))
-    if isinstance(error, HTTPException) and error.status_code in of_status:
-        return True
+    # An `HTTPException` is among them, whether or not its status has a handler.
+    of_application, _ = scope.get("starlette.exception_handlers", ({}, {}))
     return any(cls in of_application for cls in type(error).__mro__)
 
 
