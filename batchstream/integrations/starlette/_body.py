@@ -91,7 +91,7 @@ class OutputsBody(Body, Generic[T]):
                 else _call(self._encoders.output, output)  # by far the most, with a slow model
             )
             self._chunks += 1
-            if chunk is None or not self._chunks % OUTPUTS_PER_TURN:
+            if not self._chunks % OUTPUTS_PER_TURN:
                 await checkpoint()  # neither the outputs nor a server need ever wait
             if chunk is not None:
                 return chunk
