@@ -5,12 +5,20 @@ Theory of operation
 
 A `StreamResponse` sends a `Body` through a `Connection`.
 
-*Before the first chunk.* The response waits for the first chunk, and only then sends its status.
-Until then an error can still have a status of its own: the handler that `_handler_of` returns
-answers it. Where there is no handler the error is raised, as Starlette expects of an endpoint.
+*Before the status.* The response waits for the first chunk, and only then sends its status. Until
+then an error can still have a status of its own: the handler that `_handler_of` returns answers it.
+Where there is no handler the error is raised, as Starlette expects of an endpoint. With
+`start_after` the wait is bounded: a `KeepAlive` sends the status when the time is over, and pings
+where the format has any, so that no proxy takes the wait for a server that is gone.
 
-*After the first chunk.* The status is out, so that the only way to report an error is a body that
-visibly lacks its end. The response cancels the body and cuts the connection.
+*After the status.* The only way to report an error is a body that visibly lacks its end. The
+response cancels the body, sends the body's word for the error, if it has one, and cuts the
+connection. To a client of HTTP/1.0 the end of the connection is the end of the body: that word is
+all that tells it of the error.
+
+An error that the server cannot help, such as a deadline that has passed, is one line in the log; a
+`CutError` takes its place, which no handler of the application takes for its own and no server
+need log. Any other error is raised.
 
 Raising the error does not cut the connection. Starlette's `BaseHTTPMiddleware` first ends the body
 in the proper way, and raises what the application raised afterwards: the client would take half a
@@ -37,24 +45,40 @@ that: a server cancels the task, and Starlette drops the iterator without closin
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias
 
-from anyio import create_task_group, get_cancelled_exc_class, move_on_after, sleep_forever
+from anyio import (
+    CancelScope,
+    Event,
+    Lock,
+    create_task_group,
+    get_cancelled_exc_class,
+    move_on_after,
+    sleep,
+    sleep_forever,
+)
 from starlette.requests import Request
 from starlette.responses import Response
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Coroutine, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
-    from anyio import CancelScope
     from starlette.background import BackgroundTask
     from starlette.types import Message, Receive, Scope, Send
 
 Handler: TypeAlias = "Callable[[Request, Any], Coroutine[Any, Any, Response]]"
 """Makes the response to an error, as Starlette's `exception_handlers` do."""
+
+logger: Final = logging.getLogger("batchstream")
+
+STREAM_HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
+"""What every body that is sent as it comes says: no cache keeps it, and nginx passes on at once."""
 
 _CLIENT_CLOSED_REQUEST = 499  # no client sees this status; nginx logs the same one
 _START = "http.response.start"
@@ -66,12 +90,12 @@ class Body(ABC):
     """What a response sends, chunk by chunk.
 
     Attributes:
-        complete: Whether the last chunk has been taken.
+        failed: Whether making a chunk has failed, rather than sending one.
     """
 
     def __init__(self) -> None:
         self._first: bytes | None = None
-        self.complete = False
+        self.failed = False
 
     async def begin(self) -> None:
         """Wait for the first chunk, or for the end of an empty body, and keep the chunk.
@@ -79,7 +103,11 @@ class Body(ABC):
         Raises:
             Exception: The body failed before its first chunk.
         """
-        self._first = await self._next()
+        try:
+            self._first = await self._next()
+        except Exception:
+            self.failed = True
+            raise
 
     async def send_through(self, connection: Connection) -> None:
         """Send all chunks, from the first."""
@@ -91,8 +119,19 @@ class Body(ABC):
         # go through for every chunk.
         while chunk is not None:
             await send({"type": _BODY, "body": chunk, "more_body": True})
-            chunk = await self._next()
-        self.complete = True
+            try:
+                chunk = await self._next()
+            except Exception:
+                self.failed = True
+                raise
+
+    def word_for(self, error: Exception) -> bytes | None:  # noqa: ARG002
+        """Return a last chunk that tells the client of an error, or None for none."""
+        return None
+
+    async def aclose(self) -> None:
+        """Cancel what makes the chunks, in the task that has taken them."""
+        self.cancel()
 
     @abstractmethod
     def cancel(self) -> None:
@@ -108,32 +147,43 @@ class StreamResponse(Response):
 
     Args:
         body: What is sent.
-        status_code: The status, unless the body fails before its first chunk.
-        headers: Sent along.
+        status_code: The status, unless the body fails before the status is sent.
+        headers: Sent along; they take precedence over `STREAM_HEADERS`.
         background: Run after the response; not after an error.
         send_timeout: How many seconds a write may wait for the client; None for any time.
+        start_after: The status is sent after so many seconds, though there is no chunk yet; None
+            to wait for the first chunk.
+        ping: Sent every so often from the status to the end; None for no pings.
 
     Raises:
-        ValueError: `send_timeout` is not more than 0.
+        ValueError: `send_timeout` is not more than 0, or `start_after` is negative.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - as Starlette's responses
         self,
         body: Body,
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
         background: BackgroundTask | None = None,
         send_timeout: float | None = None,
+        start_after: float | None = None,
+        ping: Ping | None = None,
     ) -> None:
         if send_timeout is not None and not send_timeout > 0:
             raise ValueError(
                 f"send_timeout must be None or more than 0 seconds, got {send_timeout!r}"
             )
+        if start_after is not None and not start_after >= 0:
+            raise ValueError(f"start_after must be None or 0 seconds or more, got {start_after!r}")
         self._body = body
         self._send_timeout = send_timeout
+        self._start_after = start_after
+        self._ping = ping
         self.status_code = status_code
         self.background = background
         self.init_headers(headers)
+        for name, value in STREAM_HEADERS.items():
+            self.headers.setdefault(name, value)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response: an ASGI application.
@@ -145,8 +195,12 @@ class StreamResponse(Response):
             if scope.get("method") == "HEAD":
                 await connection.start(self.status_code, self.raw_headers)
                 await connection.send_body(b"", more=False)
+                await self._body.aclose()
             else:
-                await connection.run(partial(self._respond, scope, connection))
+                alive = KeepAlive(connection, self._start, self._start_after, self._ping)
+                await connection.run(
+                    partial(self._respond_and_close, scope, connection, alive), alive.task
+                )
         except Exception as error:
             if not (connection.is_cut and self._has_cut(error)):
                 raise
@@ -155,37 +209,191 @@ class StreamResponse(Response):
         if self.background is not None:
             await self.background()
 
-    async def _respond(self, scope: Scope, connection: Connection) -> None:
+    async def _start(self, connection: Connection) -> None:
+        await connection.start(self.status_code, self.raw_headers)
+
+    async def _respond_and_close(
+        self, scope: Scope, connection: Connection, alive: KeepAlive
+    ) -> None:
         try:
-            await self._body.begin()
+            await self._respond(scope, connection, alive)
+        except GeneratorExit:  # behind which nothing can be awaited
+            raise
+        except BaseException:
+            await self._body.aclose()
+            raise
+        await self._body.aclose()
+
+    async def _respond(self, scope: Scope, connection: Connection, alive: KeepAlive) -> None:
+        try:
+            with alive.scope:
+                try:
+                    await self._body.begin()
+                except Exception as error:
+                    if not alive.give_up():
+                        raise
+                    handler = self._handler_of(error, scope)
+                    if handler is None:
+                        raise
+                    response = await handler(Request(scope), error)
+                    self.background = None  # as after an error that is raised
+                    await response(scope, sleep_forever, connection.send)  # type: ignore[arg-type]
+                    return
+                await alive.start()
+                await self._body.send_through(connection)
+            await alive.stop()
+            alive.check()
+            await connection.send_body(b"", more=False)
         except Exception as error:
-            handler = self._handler_of(error, scope)
-            if handler is None:
+            if not alive.started:
                 raise
-            response = await handler(Request(scope), error)
-            self.background = None  # as after an error that is raised
-            await response(scope, sleep_forever, connection.send)  # type: ignore[arg-type]
-            return
-        try:
-            await self._send_chunks(scope, connection)
-        except Exception as error:
             # Before the cut, which waits until the client has read what was sent before.
-            self._body.cancel()
-            await connection.cut(error)
+            await self._body.aclose()
+            await alive.stop()
+            reason = await self._send_word_for(error, connection)
+            if self._is_expected(reason, scope):
+                logger.warning("a response was cut: %s: %s", type(reason).__name__, reason)
+                keep_cuts_out_of_the_log()
+                cut = CutError(reason)
+                cut.__cause__ = reason  # before the cut, in which a server may raise it
+                await connection.cut(cut)
+                raise cut from reason
+            await connection.cut(reason)
+            if reason is not error:
+                raise reason from error
             raise
 
+    async def _send_word_for(self, error: Exception, connection: Connection) -> Exception:
+        """Send the body's word for its error, and return the error that the body is cut for."""
+        if not self._body.failed:
+            return error  # the client takes nothing
+        try:
+            word = self._body.word_for(error)
+        except Exception as failure:  # noqa: BLE001 - raised by the caller, after the cut
+            return failure
+        if word is not None:
+            with suppress(Exception):  # the cut follows in any case
+                await connection.send_body(word, more=True)
+        return error
+
     def _handler_of(self, error: Exception, scope: Scope) -> Handler | None:  # noqa: ARG002
-        """Return what responds to an error before the first chunk, or None to raise the error."""
+        """Return what responds to an error before the status, or None to raise the error."""
         return None
+
+    def _is_expected(self, error: Exception, scope: Scope) -> bool:  # noqa: ARG002
+        """Whether an error after the status is worth a line in the log, and need not be raised."""
+        return False
 
     def _has_cut(self, error: Exception) -> bool:  # noqa: ARG002
         """Whether cutting the connection is enough, so that the error need not be raised too."""
         return False
 
-    async def _send_chunks(self, scope: Scope, connection: Connection) -> None:  # noqa: ARG002
-        await connection.start(self.status_code, self.raw_headers)
-        await self._body.send_through(connection)
-        await connection.send_body(b"", more=False)
+
+class Ping(NamedTuple):
+    """What keeps a connection alive while there is no chunk.
+
+    Attributes:
+        seconds: How often, from the status on.
+        make: Makes the bytes.
+    """
+
+    seconds: float
+    make: Callable[[], bytes]
+
+
+class KeepAlive:
+    """Sends the status once, by a time if need be, and pings until the response ends.
+
+    Args:
+        connection: To the client.
+        send_start: Sends the status.
+        start_after: How many seconds after which the status is sent without a chunk; or None.
+        ping: Sent from then on; or None.
+
+    Attributes:
+        scope: What sends the body runs in it; it is cancelled when the task below fails.
+        started: Whether sending the status has begun.
+        task: To be run beside what sends the body, and cancelled after it; None if nothing is to
+            be done.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        send_start: Callable[[Connection], Awaitable[None]],
+        start_after: float | None,
+        ping: Ping | None,
+    ) -> None:
+        self._connection = connection
+        self._send_start = send_start
+        self._start_after = start_after
+        self._ping = ping
+        self._over = False
+        self._error: Exception | None = None
+        self.scope = CancelScope()
+        self.started = False
+        self.task = None if start_after is None and ping is None else self._run
+        # One write at a time, but for the chunks: these write at any time after the status.
+        self._turns: AbstractAsyncContextManager[Any] = (
+            nullcontext() if self.task is None else Lock()
+        )
+        self._start = None if self.task is None else Event()
+
+    async def start(self) -> None:
+        """Send the status unless it was sent, and wait until it is."""
+        async with self._turns:
+            await self._start_once()
+
+    async def _start_once(self) -> None:
+        if self.started or self._over:
+            return
+        self.started = True
+        if self._start is not None:
+            self._start.set()
+        await self._send_start(self._connection)
+
+    def give_up(self) -> bool:
+        """Send no status and no pings any more; False if sending the status has begun."""
+        self._over = not self.started
+        return self._over
+
+    async def stop(self) -> None:
+        """Send nothing more; what is being sent is waited for."""
+        self._over = True
+        async with self._turns:
+            pass
+
+    def check(self) -> None:
+        """Raise the error of the task, if it has failed."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    async def _run(self) -> None:
+        try:
+            await self._start_in_time()
+            while self._ping is not None:
+                await sleep(self._ping.seconds)
+                async with self._turns:
+                    if self._over:
+                        return
+                    await self._connection.send_body(self._ping.make(), more=True)
+        except Exception as error:  # noqa: BLE001 - raised by `check`
+            self._error = error
+            self.scope.cancel()
+
+    async def _start_in_time(self) -> None:
+        assert self._start is not None  # noqa: S101 - for the type checker
+        if self._start_after is None:
+            await self._start.wait()
+        else:
+            with move_on_after(self._start_after):
+                await self._start.wait()
+        async with self._turns:
+            if not self.started and not self._over:
+                await self._start_once()
+                # Some middlewares keep the status until there is a body.
+                await self._connection.send_body(b"", more=True)
 
 
 class Connection:
@@ -217,7 +425,7 @@ class Connection:
         """Send an ASGI message.
 
         Raises:
-            TimeoutError: The client has taken nothing for longer than `send_timeout`.
+            SendTimeoutError: The client has taken nothing for longer than `send_timeout`.
         """
         self._started = True
         if self._send_timeout is None:
@@ -225,7 +433,7 @@ class Connection:
         with move_on_after(self._send_timeout) as scope:
             return await self._send(message)
         assert scope.cancelled_caught  # noqa: S101 - or else it has returned
-        raise TimeoutError(
+        raise SendTimeoutError(
             f"the client took nothing for longer than send_timeout={self._send_timeout!r} seconds"
         )
 
@@ -250,8 +458,14 @@ class Connection:
             with suppress(Exception):
                 await self._send(message)
 
-    async def run(self, respond: Callable[[], Awaitable[Any]]) -> None:
+    async def run(
+        self,
+        respond: Callable[[], Awaitable[Any]],
+        beside: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
         """Await what sends the response, and cancel it when the client leaves.
+
+        What runs beside it raises nothing, and is cancelled with it or after it.
 
         Raises:
             BaseException: What `respond` raised, as it is and not in an exception group.
@@ -273,6 +487,8 @@ class Connection:
         # it. Here these are the framework's and those of every middleware, at every output.
         async with create_task_group() as tasks:
             tasks.start_soon(run_to_the_end)
+            if beside is not None:
+                tasks.start_soon(beside)
             await self._cancel_at_disconnect(tasks.cancel_scope)
         try:
             if error is not None:
@@ -293,6 +509,35 @@ class Connection:
         with suppress(OSError):  # what some servers raise; the others ignore the response
             await self.start(_CLIENT_CLOSED_REQUEST, [])
             await self.send_body(b"", more=False)
+
+
+class SendTimeoutError(TimeoutError):
+    """The client has not taken what was written for longer than `send_timeout`."""
+
+
+class CutError(Exception):
+    """Makes the server close a connection in mid-response, for a reason that is logged already.
+
+    Args:
+        reason: The error that the body has failed with, or None.
+    """
+
+    def __init__(self, reason: Exception | None = None) -> None:
+        what = "" if reason is None else f" ({type(reason).__name__}: {reason})"
+        super().__init__(f"a stream has failed{what}: its connection is cut")
+
+
+_SERVER_LOGS: Final = ("uvicorn.error", "hypercorn.error")
+
+
+def keep_cuts_out_of_the_log() -> None:
+    """Keep servers from logging a `CutError` with its traceback; may be called again."""
+    for name in _SERVER_LOGS:
+        logging.getLogger(name).addFilter(_is_no_cut)
+
+
+def _is_no_cut(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], CutError))
 
 
 class TripwireName(str):

@@ -4,11 +4,12 @@ Theory of operation
 -------------------
 
 A `StreamBody` (`_body.py`) drains a stream: each chunk is all that was buffered, encoded and
-joined. The responses (`_responses.py`) send such a body, each in its own format; server-sent events
-go through sse-starlette, which adds its pings.
+joined. An `IteratorBody` takes the outputs of any other asynchronous iterator, one by one. The
+responses (`_responses.py`) send such a body, each in its own format, and say what a ping is there;
+what an output becomes in JSON is said in `_json.py`.
 
-When a response begins, how it fails and how it notices that its client has left is the same for all
-integrations that serve HTTP: see `../_http.py`. Errors before the first output get a status of
+When a response begins, how it pings and fails, and how it notices that its client has left is the
+same for all integrations that serve HTTP: see `../_http.py`. Errors before the status get one of
 their own (`_handlers.py`): 504 for a missed deadline, 503 for a closed batcher. All others are
 raised, for the handlers of the application or Starlette's 500.
 """

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from batchstream._core.errors import ClosedError, DeadlineError, OverloadedError
+from batchstream._core.errors import (
+    ClosedError,
+    DeadlineError,
+    OverloadedError,
+    SlowConsumerError,
+)
+from batchstream.integrations._http import SendTimeoutError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -19,13 +26,12 @@ _RETRY_AFTER: Final = "1"
 """Seconds. A load balancer knows better than this server which other one is free meanwhile."""
 
 
-async def _unavailable(_request: Request, _error: Exception) -> Response:
-    headers = {"retry-after": _RETRY_AFTER}
-    return JSONResponse({"detail": "Service Unavailable"}, 503, headers)
+async def _unavailable(_request: Request, error: Exception) -> Response:
+    return JSONResponse(detail_of(error), 503, {"retry-after": _RETRY_AFTER})
 
 
-async def _too_late(_request: Request, _error: Exception) -> Response:
-    return JSONResponse({"detail": "Gateway Timeout"}, 504)
+async def _too_late(_request: Request, error: Exception) -> Response:
+    return JSONResponse(detail_of(error), 504)
 
 
 # The keys have the type that FastAPI declares, in which a status can be a key too.
@@ -44,6 +50,14 @@ they raise it. A `ForkedError` has no handler: no later try will succeed, and th
 it.
 """
 
+_EXPECTED: Final = (
+    OverloadedError,
+    ClosedError,
+    DeadlineError,
+    SlowConsumerError,
+    SendTimeoutError,
+)
+
 
 def handler_of(error: Exception, scope: Scope) -> Handler | None:
     """Return the handler above for an error, or None where the error is to be raised.
@@ -57,3 +71,27 @@ def handler_of(error: Exception, scope: Scope) -> Handler | None:
         if cls in exception_handlers:
             return exception_handlers[cls]
     return None
+
+
+def is_expected(error: Exception, scope: Scope) -> bool:
+    """Whether an error in mid-stream is no fault of the server's.
+
+    A deadline has passed, the batcher was closed, the client has not read; or the application has
+    a handler for the error, which Starlette would not call any more, and report at length.
+    """
+    if isinstance(error, _EXPECTED):
+        return True
+    # An `HTTPException` is among them, whether or not its status has a handler.
+    of_application, _ = scope.get("starlette.exception_handlers", ({}, {}))
+    return any(cls in of_application for cls in type(error).__mro__)
+
+
+def detail_of(error: Exception) -> dict[str, str]:
+    """Return what a client may know of an error: nothing about the server."""
+    if isinstance(error, HTTPException):
+        return {"detail": error.detail}
+    if isinstance(error, DeadlineError):
+        return {"detail": "Gateway Timeout"}
+    if isinstance(error, (ClosedError, OverloadedError)):
+        return {"detail": "Service Unavailable"}
+    return {"detail": "Internal Server Error"}

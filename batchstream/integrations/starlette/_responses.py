@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any, Final
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-import anyio
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import ServerSentEvent
 from typing_extensions import TypeVar
 
-from batchstream._core.errors import ClosedError
-from batchstream.integrations._http import StreamResponse
-from batchstream.integrations.starlette._body import StreamBody
-from batchstream.integrations.starlette._handlers import handler_of
+from batchstream import SKIP
+from batchstream.integrations._http import Ping, StreamResponse
+from batchstream.integrations.starlette._body import Encoders, body_of
+from batchstream.integrations.starlette._handlers import detail_of, handler_of, is_expected
+from batchstream.integrations.starlette._json import to_json
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncIterable, Callable, Mapping
+    from typing import Literal
 
     from starlette.background import BackgroundTask
     from starlette.types import Scope
 
     from batchstream import AsyncStream, StreamEnd
-    from batchstream.integrations._http import Body, Connection, Handler
+    from batchstream._core.markers import Signal
+    from batchstream.integrations._http import Handler
+
+    Skip: TypeAlias = Literal[Signal.SKIP]
 
 T = TypeVar("T")
 
-_to_json: Final = json.JSONEncoder(
-    ensure_ascii=False,
-    allow_nan=False,  # it would be no JSON
-    separators=(",", ":"),
-).encode
+_PING: Final = 15.0
+_SEPARATORS: Final = ("\r\n", "\r", "\n")
 
 
 class _Response(StreamResponse):
@@ -37,6 +38,9 @@ class _Response(StreamResponse):
 
     def _handler_of(self, error: Exception, scope: Scope) -> Handler | None:
         return handler_of(error, scope)
+
+    def _is_expected(self, error: Exception, scope: Scope) -> bool:
+        return is_expected(error, scope)
 
 
 class NDJSONResponse(_Response):
@@ -47,10 +51,26 @@ class NDJSONResponse(_Response):
     stream was cancelled from elsewhere. Any other error is raised, for a handler of the
     application, or 500. A stream that fails later, or is cancelled from elsewhere, has its
     connection cut: the client sees that the body lacks its end. A stream without outputs is an
-    empty body.
+    empty body. With `start_after` the status is sent after so many seconds in any case, and an
+    error that comes later cuts the connection.
+
+    A client of HTTP/1.0 sees no cut, because the end of the connection is the end of the body;
+    nginx is one, unless `proxy_http_version 1.1` is set. A last line tells it: `encode_end`, which
+    a body that fails lacks, or `encode_error`.
+
+    The log has one line for a stream that is cut by its deadline, by a batcher that closes, by a
+    client that does not read, or by an error that the application has a handler for. Any other
+    error is raised to the server.
+
+    A line is an output in JSON: text, numbers, lists and dicts; arrays, scalars and tensors of
+    NumPy and PyTorch; dates and dataclasses; where Pydantic is installed, its models and what else
+    it knows. It contains nothing that a client takes for the end of a line. Outputs before one that
+    cannot be encoded are sent.
 
     One write holds all that was buffered. When the client leaves, at any time, the stream is
-    cancelled at once. A HEAD request gets the headers alone, and its stream is cancelled too.
+    cancelled at once. A HEAD request gets the headers alone, and its stream is cancelled too. The
+    headers keep caches from storing the body and nginx from holding it back, unless you set
+    `Cache-Control` or `X-Accel-Buffering` yourself.
 
     A client that stays and does not read makes a write wait for as long as the server lets it:
     uvicorn does until the client reads or leaves. Meanwhile the stream's buffer fills up, and
@@ -62,21 +82,31 @@ class NDJSONResponse(_Response):
 
     Args:
         stream: From now on only this response reads it; it is cancelled with the response. Outputs
-            may have been read from it before.
-        encode: Returns what is written as JSON for an output; without it the output itself is. It
-            runs in the event loop, whose other tasks run after every 64 outputs. An error that it
-            raises counts as an error of the stream.
+            may have been read from it before. Another asynchronous iterator will do, such as a
+            generator that reads a stream: it is closed with the response, and what it has to itself
+            is let go of. If it reads `stream.body()`, a stream that was cancelled elsewhere is an
+            error, as it is without a generator, and no end.
+        encode: Returns what is written as JSON for an output, or `SKIP` for no line; without it the
+            output itself is. It runs in the event loop, whose other tasks run after every 64
+            outputs. An error that it raises counts as an error of the stream.
         encode_end: Returns what is written as a last line, for the `StreamEnd`. Without it there is
-            no such line.
+            no such line. The end of an iterator that is no stream has the reason `exhausted`.
+        encode_error: Returns what is written as a last line for an error, before the connection is
+            cut. It gets any error that comes after the status, but for those of the connection.
         status_code: The status, unless the stream fails before its first output.
         headers: Sent along.
         background: Run after the response, also if the client has left; not after an error.
         send_timeout: How many seconds a write may wait for the client before the stream is
             cancelled; None for any time.
+        start_after: After how many seconds the status is sent although there is no output; as
+            many as `ping` if that is given, and None to wait for the first output.
+        ping: Seconds between empty lines, for a proxy that gives up on a server that is silent;
+            None or 0 for none. Its clients have to leave empty lines out, as most do.
 
     Raises:
-        TypeError: The stream is no `AsyncStream`.
-        ValueError: `send_timeout` is not more than 0.
+        TypeError: The stream is neither an `AsyncStream` nor another asynchronous iterator, or
+            `ping` is no number.
+        ValueError: `send_timeout` is not more than 0, or `ping` or `start_after` is negative.
 
     Blocking: never.
     Cancellation: a response that is cancelled cancels its stream.
@@ -111,38 +141,50 @@ class NDJSONResponse(_Response):
 
     def __init__(
         self,
-        stream: AsyncStream[T],
+        stream: AsyncStream[T] | AsyncIterable[T],
         *,
         encode: Callable[[T], Any] | None = None,
         encode_end: Callable[[StreamEnd], Any] | None = None,
+        encode_error: Callable[[Exception], Any] | None = None,
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
         background: BackgroundTask | None = None,
         send_timeout: float | None = None,
+        start_after: float | None = None,
+        ping: float | None = None,
     ) -> None:
-        end = None if encode_end is None else _line(encode_end)
-        body = StreamBody(stream, _line(encode), end)
-        super().__init__(body, status_code, headers, background, send_timeout)
+        encoders = Encoders(
+            _line(encode), _if_given(_line, encode_end), _if_given(_line, encode_error)
+        )
+        body = body_of(stream, encoders)
+        pings = None if ping is None else _pings(ping, lambda: b"\n")
+        if start_after is None and ping:
+            start_after = ping
+        super().__init__(body, status_code, headers, background, send_timeout, start_after, pings)
 
 
 class TextResponse(_Response):
     r"""A stream as running text: `text/plain; charset=utf-8`.
 
-    Nothing is put between the outputs. The response begins, fails and cancels its stream as an
-    `NDJSONResponse` does.
+    Nothing is put between the outputs. Outputs that are bytes are sent as they are. The response
+    begins, fails and cancels its stream as an `NDJSONResponse` does; so a client of HTTP/1.0 cannot
+    tell a text that was cut, unless `encode_end` or `encode_error` says so in the text.
 
     Args:
-        stream: From now on only this response reads it; it is cancelled with the response.
-        encode: Returns the text of an output.
+        stream: From now on only this response reads it; it is cancelled with the response. An
+            asynchronous iterator will do, as for an `NDJSONResponse`.
+        encode: Returns the text of an output, or its bytes, or `SKIP` for none.
         encode_end: Returns a last text, for the `StreamEnd`. Without it there is no such text.
+        encode_error: Returns a last text for an error, before the connection is cut.
         status_code: The status, unless the stream fails before its first output.
         headers: Sent along.
         background: Run after the response; not after an error.
         send_timeout: How many seconds a write may wait for the client.
+        start_after: After how many seconds the status is sent although there is no output.
 
     Raises:
-        TypeError: The stream is no `AsyncStream`.
-        ValueError: `send_timeout` is not more than 0.
+        TypeError: The stream is neither an `AsyncStream` nor another asynchronous iterator.
+        ValueError: `send_timeout` is not more than 0, or `start_after` is negative.
 
     Blocking: never.
     Cancellation: a response that is cancelled cancels its stream.
@@ -171,39 +213,54 @@ class TextResponse(_Response):
 
     def __init__(
         self,
-        stream: AsyncStream[T],
+        stream: AsyncStream[T] | AsyncIterable[T],
         *,
-        encode: Callable[[T], str] = str,
-        encode_end: Callable[[StreamEnd], str] | None = None,
+        encode: Callable[[T], str | bytes | Skip] | None = None,
+        encode_end: Callable[[StreamEnd], str | bytes | Skip] | None = None,
+        encode_error: Callable[[Exception], str | bytes | Skip] | None = None,
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
         background: BackgroundTask | None = None,
         send_timeout: float | None = None,
+        start_after: float | None = None,
     ) -> None:
-        end = None if encode_end is None else _text(encode_end)
-        body = StreamBody(stream, _text(encode), end)
-        super().__init__(body, status_code, headers, background, send_timeout)
+        encoders = Encoders(
+            _text(_as_text if encode is None else encode),
+            _if_given(_text, encode_end),
+            _if_given(_text, encode_error),
+        )
+        body = body_of(stream, encoders)
+        super().__init__(body, status_code, headers, background, send_timeout, start_after)
 
 
 class EventsResponse(_Response):
     r"""A stream as server-sent events, each of them one output in JSON: `text/event-stream`.
 
-    sse-starlette's `EventSourceResponse` sends the events, with its headers and its pings, which
-    begin after the first output. It ends all events when the server shuts down; the connection of a
-    stream that this breaks off is cut. Otherwise the response begins, fails and cancels its stream
-    as an `NDJSONResponse` does.
+    The response begins, fails, cancels its stream and writes JSON as an `NDJSONResponse` does.
+    Pings go on from the status to the end. A `ping` that you give is wanted before the first
+    output, too: the status is then sent when the first ping is due.
+
+    At a shutdown the events go on for as long as the server lets a response go on. That of
+    sse-starlette's own `EventSourceResponse` is broken off at once.
 
     An `EventSource` in a browser takes every end of a response for a lost connection, and sends the
-    request again. Only an event can make it close: `encode_end` is for that.
+    request again. Only an event can make it close: `encode_end` is for that, and `encode_error`,
+    without which a request that fails is generated again and again.
 
     Args:
-        stream: From now on only this response reads it; it is cancelled with the response.
+        stream: From now on only this response reads it; it is cancelled with the response. An
+            asynchronous iterator will do, as for an `NDJSONResponse`.
         encode: Returns the data of an output's event, which are written as JSON; or a
-            `ServerSentEvent` of sse-starlette, which is sent as it is.
+            `ServerSentEvent` of sse-starlette, which is sent as it is; or `SKIP` for no event.
         encode_end: Returns the data of a last event, for the `StreamEnd`. Without it there is no
             such event.
+        encode_error: Returns the data of a last event for an error, before the connection is cut.
+            If only `encode_end` is given, they are `{"detail": ...}` as `exception_handlers` has
+            it, which says nothing about the server.
         event: The type of the events; a browser takes them for `message` if it is left out.
         end_event: The type of the last event.
+        error_event: The type of the event for an error. A browser calls the `error` listeners of
+            its `EventSource`, too, when a connection is lost: this event has data.
         ping: Seconds between pings, 15 if left out; 0 for none.
         ping_message_factory: Makes the ping; a comment if left out.
         sep: What ends a line: `"\r\n"` if left out, or `"\r"`, or `"\n"`.
@@ -211,11 +268,14 @@ class EventsResponse(_Response):
         headers: Sent along.
         background: Run after the response; not after an error.
         send_timeout: How many seconds a write, or a ping, may wait for the client.
+        start_after: After how many seconds the status is sent although there is no output; as
+            many as `ping` if that is given. `math.inf` for never.
 
     Raises:
-        TypeError: The stream is no `AsyncStream`, or `ping` is no number.
-        ValueError: `send_timeout` is not more than 0, `ping` is negative, or `sep` is none of
-            these.
+        TypeError: The stream is neither an `AsyncStream` nor another asynchronous iterator, or
+            `ping` is no number.
+        ValueError: `send_timeout` is not more than 0, `ping` or `start_after` is negative, or `sep`
+            is none of these.
 
     Blocking: never.
     Cancellation: a response that is cancelled cancels its stream.
@@ -247,12 +307,14 @@ class EventsResponse(_Response):
 
     def __init__(
         self,
-        stream: AsyncStream[T],
+        stream: AsyncStream[T] | AsyncIterable[T],
         *,
         encode: Callable[[T], Any] | None = None,
         encode_end: Callable[[StreamEnd], Any] | None = None,
+        encode_error: Callable[[Exception], Any] | None = None,
         event: str | None = None,
         end_event: str | None = None,
+        error_event: str | None = "error",
         ping: float | None = None,
         ping_message_factory: Callable[[], ServerSentEvent] | None = None,
         sep: str | None = None,
@@ -260,56 +322,89 @@ class EventsResponse(_Response):
         headers: Mapping[str, str] | None = None,
         background: BackgroundTask | None = None,
         send_timeout: float | None = None,
+        start_after: float | None = None,
     ) -> None:
-        end = None if encode_end is None else _event(encode_end, end_event, sep)
-        body = StreamBody(stream, _event(encode, event, sep), end)
-        super().__init__(body, status_code, headers, background, send_timeout)
-        self._events = EventSourceResponse(
-            iter(()), headers=headers, ping=ping, ping_message_factory=ping_message_factory, sep=sep
+        if sep not in (None, *_SEPARATORS):
+            raise ValueError(f"sep must be one of {', '.join(map(repr, _SEPARATORS))}, got {sep!r}")
+        if encode_error is None and encode_end is not None:
+            encode_error = detail_of
+        encoders = Encoders(
+            _event(encode, event, sep),
+            None if encode_end is None else _event(encode_end, end_event, sep),
+            None if encode_error is None else _event(encode_error, error_event, sep),
         )
-        self.raw_headers = self._events.raw_headers  # the given headers, and those of events
-
-    async def _send_chunks(self, scope: Scope, connection: Connection) -> None:
-        events = self._events
-        events.status_code, events.raw_headers = self.status_code, self.raw_headers
-        events.body_iterator = _sending(self._body, connection)
-        # It need not listen for a disconnect: the connection does, and cancels this task.
-        await events(scope, anyio.sleep_forever, connection.send)  # type: ignore[arg-type]
-        if not self._body.complete:
-            raise ClosedError("the server shuts down, and a stream of events was broken off")
+        body = body_of(stream, encoders)
+        pings = _pings(_PING if ping is None else ping, _events_of(ping_message_factory, sep))
+        if start_after is None and ping:
+            start_after = ping
+        super().__init__(body, status_code, headers, background, send_timeout, start_after, pings)
 
 
-def _line(encode: Callable[[T], Any] | None) -> Callable[[T], bytes]:
+def _if_given(
+    encoder: Callable[[Callable[[T], Any]], Callable[[T], bytes | None]],
+    encode: Callable[[T], Any] | None,
+) -> Callable[[T], bytes | None] | None:
+    return None if encode is None else encoder(encode)
+
+
+def _line(encode: Callable[[T], Any] | None) -> Callable[[T], bytes | None]:
     if encode is None:
-        return lambda output: (_to_json(output) + "\n").encode()
-    return lambda output: (_to_json(encode(output)) + "\n").encode()
+        return lambda output: (to_json(output) + "\n").encode()
+
+    def encode_line(output: T) -> bytes | None:
+        value = encode(output)
+        return None if value is SKIP else (to_json(value) + "\n").encode()
+
+    return encode_line
 
 
-def _text(encode: Callable[[T], str]) -> Callable[[T], bytes]:
-    return lambda output: encode(output).encode()
+def _as_text(output: object) -> str | bytes:
+    return bytes(output) if isinstance(output, (bytes, bytearray)) else str(output)
+
+
+def _text(encode: Callable[[T], str | bytes | Skip]) -> Callable[[T], bytes | None]:
+    def encode_text(output: T) -> bytes | None:
+        value = encode(output)
+        if isinstance(value, str):
+            return value.encode()
+        if isinstance(value, (bytes, bytearray)):
+            return bytes(value)
+        if value is SKIP:
+            return None
+        raise TypeError(f"encode= of a TextResponse must return text, bytes or SKIP, got {value!r}")
+
+    return encode_text
 
 
 def _event(
     encode: Callable[[T], Any] | None, event: str | None, sep: str | None
-) -> Callable[[T], bytes]:
+) -> Callable[[T], bytes | None]:
     # What sse-starlette writes around data of one line; and JSON is one line.
     before, _, after = ServerSentEvent("{}", event=event, sep=sep).encode().rpartition(b"{}")
 
-    def encode_event(output: T) -> bytes:
+    def encode_event(output: T) -> bytes | None:
         value = output if encode is None else encode(output)
+        if value is SKIP:
+            return None
         if isinstance(value, ServerSentEvent):
             return value.encode()
-        return before + _to_json(value).encode() + after
+        return before + to_json(value).encode() + after
 
     return encode_event
 
 
-async def _sending(body: Body, connection: Connection) -> AsyncGenerator[bytes, None]:
-    """Send the chunks of a body, instead of yielding them to sse-starlette, which then sends them.
+def _pings(seconds: float, make: Callable[[], bytes]) -> Ping | None:
+    if not isinstance(seconds, (int, float)):
+        raise TypeError(f"ping must be a number of seconds, got {seconds!r}")
+    if not seconds >= 0:
+        raise ValueError(f"ping must be 0 seconds or more, got {seconds!r}")
+    return Ping(seconds, make) if seconds else None
 
-    Between its start and its end, which sse-starlette sends. Its own way costs as much again for
-    each chunk.
-    """
-    await body.send_through(connection)
-    return
-    yield b""  # makes it a generator
+
+def _events_of(
+    factory: Callable[[], ServerSentEvent] | None, sep: str | None
+) -> Callable[[], bytes]:
+    if factory is not None:
+        return lambda: factory().encode()
+    # A comment: no client takes it for an event.
+    return lambda: ServerSentEvent(comment=f"ping - {datetime.now(UTC)}", sep=sep).encode()

@@ -12,7 +12,7 @@ from fastapi import HTTPException, Request, Response
 from litserve.specs.base import LitSpec
 from starlette.requests import ClientDisconnect
 
-from batchstream.integrations._http import Body, StreamResponse
+from batchstream.integrations._http import Body, CutError, StreamResponse
 from batchstream.integrations.litserve._server.responses import FailedError, submit
 from batchstream.integrations.litserve._server.setup import check_server, connect
 
@@ -159,13 +159,6 @@ class TextResponse(StreamResponse):
             return False
         _is_cut.set(True)
         return True
-
-
-class CutError(Exception):
-    """Makes the server close a connection in mid-response."""
-
-    def __init__(self) -> None:
-        super().__init__("a stream has failed: its connection is cut")
 
 
 _is_cut: ContextVar[bool] = ContextVar("_is_cut", default=False)
