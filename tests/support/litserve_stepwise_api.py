@@ -183,6 +183,27 @@ class EncodingAPI(BatchAPI):
                 self.live = range(len(step))
 
 
+# ---- one request at a time
+
+
+class SingleAPI(StepwiseAPI):
+    def predict(self, request):
+        try:
+            for number in range(request["outputs"]):
+                self.wait_to_go(request["tag"])
+                yield message(request, number)
+        finally:
+            self.uids.clear()
+            self.door.report("closed")
+            self.door.close()
+            self.door = Door()
+
+
+class SingleEncodingAPI(SingleAPI):
+    def encode_response(self, outputs):
+        yield from outputs
+
+
 # ---- continuous
 
 
@@ -285,6 +306,9 @@ def api(kind, setup_port):
     make, options = {
         "predict": lambda: (BatchAPI, batches | {"loop": BatchLoop(eos_in="predict")}),
         "encode": lambda: (EncodingAPI, batches | {"loop": BatchLoop()}),
+        # Without a size, and so without batches.
+        "single": lambda: (SingleAPI, {"loop": BatchLoop()}),
+        "single_encode": lambda: (SingleEncodingAPI, {"loop": BatchLoop()}),
         "prompt": lambda: (BatchAPI, {"max_batch_size": SIZE, "loop": BatchLoop()}),
         "continuous": lambda: (
             ContinuousAPI,
