@@ -12,10 +12,8 @@ from batchstream._core.rules import EndRules
 from batchstream.integrations.litserve._link.link import Link
 from batchstream.integrations.litserve._openai import OpenAISpec, is_stock
 from batchstream.integrations.litserve._options import Hook, Limit, LoopOptions, check_pickles
-from batchstream.integrations.litserve._server.endpoint import (
-    StreamingEndpoint,
-    keep_cuts_out_of_the_log,
-)
+from batchstream.integrations.litserve._server.cuts import keep_cuts_out_of_the_log
+from batchstream.integrations.litserve._server.endpoint import StreamingEndpoint
 from batchstream.integrations.litserve._worker.batch import Batch
 from batchstream.integrations.litserve._worker.context import WorkerContext
 from batchstream.integrations.litserve._worker.continuous import ContinuousBatch

@@ -14,9 +14,10 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from batchstream import FinishReason
-from batchstream.integrations._http import Body, StreamResponse
+from batchstream.integrations._http import Body
 from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage
 from batchstream.integrations.litserve._log import logger
+from batchstream.integrations.litserve._server.cuts import STREAM_HEADERS, CountedResponse
 from batchstream.integrations.litserve._server.responses import FailedError
 
 if TYPE_CHECKING:
@@ -301,15 +302,15 @@ class MessageBuilder:
         return {"role": "assistant", "content": content, "tool_calls": calls or None}
 
 
-class CompletionResponse(StreamResponse):
+class CompletionResponse(CountedResponse):
     """A response whose errors have the form that OpenAI's clients know."""
 
     def __init__(self, body: CompletionBody) -> None:
         self.media_type = body.media_type
-        super().__init__(body)
+        super().__init__(body, STREAM_HEADERS if isinstance(body, EventsBody) else {})
 
-    def _handler_of(self, error: Exception, scope: Scope) -> Handler | None:  # noqa: ARG002
-        return _answer_error if isinstance(error, HTTPException) else None
+    def _handler_of(self, error: Exception, scope: Scope) -> Handler | None:
+        return _answer_error if isinstance(error, HTTPException) else super()._handler_of(error, scope)
 
 
 def error_of(error: HTTPException) -> dict[str, Any]:

@@ -6,17 +6,19 @@ import asyncio
 import time
 import uuid
 from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import HTTPException
 from litserve.callbacks import EventTypes
 from litserve.utils import LitAPIStatus
+from starlette import exceptions as starlette
 
 from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Failure
 from batchstream.integrations.litserve._log import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from litserve import LitServer
     from litserve.specs.base import LitSpec
@@ -27,12 +29,31 @@ if TYPE_CHECKING:
 _RETRY_AFTER: Final = {"retry-after": "1"}
 
 
+@contextmanager
+def errors_as_answers() -> Iterator[None]:
+    """Answer an error of the block with 500, as LitServe's endpoint does, and log it.
+
+    LitServe's `track_requests` never counts a request down whose endpoint raises anything else.
+
+    Raises:
+        HTTPException: Any error of the block.
+    """
+    try:
+        yield
+    except starlette.HTTPException:  # FastAPI's is one
+        raise
+    except Exception as error:
+        logger.exception("a request has failed before it has reached a worker")
+        raise HTTPException(UNKNOWN.status_code, UNKNOWN.detail) from error
+
+
+@errors_as_answers()
 def submit(link: Link, spec: LitSpec, payloads: Sequence[Any]) -> Responses:
     """Send requests to the workers, all of one client.
 
     Raises:
-        HTTPException: 503, as many requests wait as may; 400, these alone are more.
-        Exception: A request does not pickle; none is served.
+        HTTPException: 503, as many requests wait as may; 400, these alone are more; 500, one does
+            not pickle, or the queue is gone. None is served.
     """
     server: Any = spec._server  # noqa: SLF001 - LitServe gives it to specs
     requests = server._get_request_queue(spec.api_path)  # noqa: SLF001 - as does its own spec

@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 from batchstream.integrations.litserve._link.pipes import WorkerPipes
+from batchstream.integrations.litserve._server.cuts import guard_count
 from batchstream.integrations.litserve._server.router import MessageRouter
 from batchstream.integrations.litserve._shutdown import install_sigterm_handler
 
@@ -20,6 +21,7 @@ NEEDED_OF_SERVER: Final = ("response_buffer", "_get_request_queue", "_callback_r
 
 def check_server(link: Link, server: LitServer | None) -> None:
     """Find out whether an endpoint can use this server, and warn if it cannot."""
+    guard_count(server)
     missing = [name for name in NEEDED_OF_SERVER if not hasattr(server, name)]
     link.usable = not missing
     if missing:
