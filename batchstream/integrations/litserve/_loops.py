@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, get_args
 
 from litserve.loops.base import LitLoop
+from litserve.utils import LitAPIStatus
 
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
 from batchstream._core.rules import EndRules
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from litserve.callbacks import CallbackRunner
     from litserve.specs.base import LitSpec
     from litserve.transport.base import MessageTransport
+    from litserve.utils import LoopResponseType
 
     from batchstream import StepEngine
 
@@ -40,6 +42,7 @@ class _AnyLoop(LitLoop):
     """
 
     calls_predict = True
+    _worker_context: WorkerContext | None = None
 
     def __init__(self, options: LoopOptions) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -92,10 +95,27 @@ class _AnyLoop(LitLoop):
         context = WorkerContext(
             self, lit_api, self._options, transport=transport, callbacks=callbacks, worker=worker_id
         )
+        self._worker_context = context
         try:
             self._serve(context, request_queue)
         except KeyboardInterrupt:
             self.kill()  # type: ignore[no-untyped-call]
+
+    def put_response(  # noqa: PLR0917 - LitServe's signature
+        self,
+        transport: MessageTransport,
+        response_queue_id: int,
+        uid: str,
+        response_data: Any,
+        status: LitAPIStatus,
+        response_type: LoopResponseType,
+    ) -> None:
+        """Send a message; LitServe calls it with START for each request that it takes."""
+        if status == LitAPIStatus.START and self._worker_context is not None:
+            self._worker_context.claim(response_queue_id, uid)
+        super().put_response(
+            transport, response_queue_id, uid, response_data, status, response_type
+        )
 
     @abstractmethod
     def _serve(self, context: WorkerContext, request_queue: Queue[Any]) -> None:

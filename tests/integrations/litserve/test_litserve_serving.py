@@ -477,7 +477,7 @@ class InLine:
 
     made: Any = None
 
-    def __init__(self, request_queue, slots):
+    def __init__(self, request_queue, slots, taken):
         type(self).made = self
         self._queue = request_queue
         self._paused = False

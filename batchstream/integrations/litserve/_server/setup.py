@@ -22,6 +22,7 @@ NEEDED_OF_SERVER: Final = ("response_buffer", "_get_request_queue", "_callback_r
 def check_server(link: Link, server: LitServer | None) -> None:
     """Find out whether an endpoint can use this server, and warn if it cannot."""
     guard_count(server)
+    link.server = server
     missing = [name for name in NEEDED_OF_SERVER if not hasattr(server, name)]
     link.usable = not missing
     if missing:
@@ -52,5 +53,11 @@ def connect(link: Link, server: LitServer, api_path: str) -> None:
             stacklevel=2,
         )
     else:
-        link.pipes = WorkerPipes(workers)
+        link.pipes = WorkerPipes(workers, _servers_of(link.server))
     buffer[link.router_uid] = MessageRouter(buffer, link.pipes)
+
+
+def _servers_of(server: LitServer | None) -> int:
+    """Return how many server processes LitServe will start; 0 if it does not say."""
+    config = getattr(server, "transport_config", None)
+    return int(getattr(config, "num_consumers", 0))
