@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from litserve.loops.base import LitLoop
@@ -10,7 +11,7 @@ from litserve.utils import LitAPIStatus
 
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
 from batchstream._core.rules import EndRules
-from batchstream.integrations.litserve._link.link import Link
+from batchstream.integrations.litserve._link.link import DEFAULT_GRACE_PERIOD, Link
 from batchstream.integrations.litserve._openai import OpenAISpec, is_stock
 from batchstream.integrations.litserve._options import Hook, Limit, LoopOptions, check_pickles
 from batchstream.integrations.litserve._server.cuts import keep_cuts_out_of_the_log
@@ -60,16 +61,19 @@ class _AnyLoop(LitLoop):
             raise ValueError(f"{name} serves streams only: pass stream=True to the LitAPI")
         if lit_api.enable_async:
             raise ValueError(f"{name} runs synchronous hooks only: leave enable_async out")
-        limits = self._options.max_pending, self._options.max_buffered
+        options = self._options
+        make_link = partial(
+            Link, options.max_pending, options.max_buffered, grace_period=options.grace_period
+        )
         spec = lit_api.spec
         if spec is None or isinstance(spec, StreamingEndpoint):
             lit_api.spec = None  # type: ignore[assignment]  # an earlier server's has its path
-            lit_api.spec = StreamingEndpoint(lit_api, Link(*limits))
+            lit_api.spec = StreamingEndpoint(lit_api, make_link())
             keep_cuts_out_of_the_log()
         elif is_stock(spec):
             lit_api.spec = OpenAISpec.instead_of(spec, lit_api)
         if isinstance(lit_api.spec, OpenAISpec):
-            lit_api.spec.link = Link(*limits, sends_ends=True)
+            lit_api.spec.link = make_link(sends_ends=True)
 
     def __call__(  # noqa: PLR0917 - LitServe's signature
         self,
@@ -196,6 +200,7 @@ class BatchedStreamLoop(_AnyLoop):
         require_eos: bool = False,
         max_pending: int | None = None,
         max_buffered: int | None = DEFAULT_MAX_BUFFERED,
+        grace_period: float = DEFAULT_GRACE_PERIOD,
     ) -> None:
         if eos_in not in get_args(Hook):
             hooks = " or ".join(map(repr, get_args(Hook)))
@@ -203,7 +208,7 @@ class BatchedStreamLoop(_AnyLoop):
         rules: EndRules[Any] = EndRules(
             eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos
         )
-        super().__init__(LoopOptions(rules, max_outputs, max_pending, max_buffered))
+        super().__init__(LoopOptions(rules, max_outputs, max_pending, max_buffered, grace_period))
         self._eos_in = eos_in
 
     def run_batched_streaming_loop(
@@ -302,6 +307,7 @@ class ContinuousBatchLoop(_AnyLoop):
         max_pending: How many requests may wait for a slot; the next is answered with 503. None
             for any number.
         max_buffered: How many outputs may wait for their client; see `BatchedStreamLoop`.
+        grace_period: How many seconds open responses may go on; see `BatchedStreamLoop`.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -347,6 +353,7 @@ class ContinuousBatchLoop(_AnyLoop):
         max_outputs: Limit = None,
         max_pending: int | None = DEFAULT_MAX_PENDING,
         max_buffered: int | None = DEFAULT_MAX_BUFFERED,
+        grace_period: float = DEFAULT_GRACE_PERIOD,
     ) -> None:
         if not callable(engine_factory):
             raise TypeError(
@@ -355,7 +362,7 @@ class ContinuousBatchLoop(_AnyLoop):
             )
         check_pickles("engine_factory", engine_factory)
         rules: EndRules[Any] = EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos)
-        super().__init__(LoopOptions(rules, max_outputs, max_pending, max_buffered))
+        super().__init__(LoopOptions(rules, max_outputs, max_pending, max_buffered, grace_period))
         self._engine_factory = engine_factory
 
     def _serve(self, context: WorkerContext, request_queue: Queue[Any]) -> None:

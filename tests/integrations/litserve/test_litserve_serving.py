@@ -254,7 +254,7 @@ def alone():
     logger = logging.getLogger("batchstream.integrations.litserve")
     logger.disabled = True
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "install_sigterm_handler", lambda: None)
+        patch.setattr(setup, "install_signal_handlers", lambda *_: None)
         yield
     logger.disabled = False
 
