@@ -10,6 +10,7 @@ If a request has a "gate", a port, the model waits there before each step; it al
 does, and when it is closed.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -154,6 +155,19 @@ class PlannedAPI(ls.LitAPI):
                 yield [encode(request, element) for request, element in pairs]
 
 
+class SinglePlannedAPI(PlannedAPI):
+    """The same without batches: each hook has one request."""
+
+    def predict(self, request):
+        with contextlib.closing(super().predict([request])) as steps:
+            for [pair] in steps:
+                yield pair
+
+    def encode_response(self, output_stream):
+        for request, element in output_stream:
+            yield encode(request, element)
+
+
 class PassingMiddleware(BaseHTTPMiddleware):
     async def dispatch(self, request, call_next):
         response = await call_next(request)
@@ -163,7 +177,8 @@ class PassingMiddleware(BaseHTTPMiddleware):
 
 def api(path, size, loop, *, endless):
     # Batches are of that size always: no request waits so long for the last to join.
-    made = PlannedAPI(stream=True, max_batch_size=size, batch_timeout=20, api_path=path, loop=loop)
+    cls = PlannedAPI if size > 1 else SinglePlannedAPI
+    made = cls(stream=True, max_batch_size=size, batch_timeout=20, api_path=path, loop=loop)
     made.endless = endless
     return made
 
@@ -190,11 +205,10 @@ def really_use_zmq(server):
 
 
 def main(port, *, stock, zmq, middleware, http):
-    if stock:
-        apis = [api("/three", 3, "auto", endless=False)]
-    else:
-        apis = [api("/three", 3, BatchedStreamLoop(), endless=True)]
-        apis.append(api("/one", 1, BatchedStreamLoop(), endless=True))
+    apis = [
+        api(path, size, "auto" if stock else BatchedStreamLoop(), endless=not stock)
+        for path, size in [("/three", 3), ("/one", 1)]
+    ]
     server = ls.LitServer(
         apis,
         accelerator="cpu",

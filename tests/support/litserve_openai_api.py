@@ -195,13 +195,13 @@ def services():
             batch_timeout=20,
         ),
         "/predict": EncodedBySpec(
-            spec=OpenAISpec(),
+            spec=OpenAISpec(handles_stop=True),
             loop=BatchedStreamLoop(eos_in="predict", is_eos=per_request(stops), max_outputs=limit),
             max_batch_size=2,
             batch_timeout=0.05,
         ),
         "/continuous": Continuous(
-            spec=OpenAISpec(),
+            spec=OpenAISpec(handles_stop=True),
             loop=ContinuousBatchLoop(Engine, is_eos=per_request(stops), max_outputs=limit),
             max_batch_size=2,
         ),

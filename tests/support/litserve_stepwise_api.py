@@ -20,6 +20,7 @@ import litserve as ls
 from litserve.loops.base import _SENTINEL_VALUE
 from litserve.loops.continuous_batching_loop import DefaultContinuousBatchingLoop
 from litserve_api import PassingMiddleware, error, really_use_zmq
+from pydantic import BaseModel, PrivateAttr
 
 from batchstream import EOS
 from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop
@@ -183,6 +184,46 @@ class EncodingAPI(BatchAPI):
                 self.live = range(len(step))
 
 
+# ---- one request at a time
+
+
+class SingleAPI(StepwiseAPI):
+    def predict(self, request):
+        try:
+            for number in range(request["outputs"]):
+                self.wait_to_go(request["tag"])
+                yield message(request, number)
+        finally:
+            self.uids.clear()
+            self.door.report("closed")
+            self.door.close()
+            self.door = Door()
+
+
+class SingleEncodingAPI(SingleAPI):
+    def encode_response(self, outputs):
+        yield from outputs
+
+
+class RawAPI(SingleAPI):
+    """Reads the body by itself, as LitServe's own endpoint does where there is no annotation."""
+
+    def decode_request(self, request):
+        return super().decode_request(request)
+
+
+class Unpicklable(BaseModel):
+    """A request that cannot be sent to a worker."""
+
+    tag: str
+    _lock: object = PrivateAttr(default_factory=threading.Lock)
+
+
+class UnpicklableAPI(SingleAPI):
+    def decode_request(self, request: Unpicklable):
+        raise AssertionError("it cannot have come here")
+
+
 # ---- continuous
 
 
@@ -285,6 +326,11 @@ def api(kind, setup_port):
     make, options = {
         "predict": lambda: (BatchAPI, batches | {"loop": BatchLoop(eos_in="predict")}),
         "encode": lambda: (EncodingAPI, batches | {"loop": BatchLoop()}),
+        # Without a size, and so without batches.
+        "single": lambda: (SingleAPI, {"loop": BatchLoop()}),
+        "raw": lambda: (RawAPI, {"loop": BatchLoop()}),
+        "unpicklable": lambda: (UnpicklableAPI, {"loop": BatchLoop()}),
+        "single_encode": lambda: (SingleEncodingAPI, {"loop": BatchLoop()}),
         "prompt": lambda: (BatchAPI, {"max_batch_size": SIZE, "loop": BatchLoop()}),
         "continuous": lambda: (
             ContinuousAPI,
@@ -328,6 +374,7 @@ def add_view(server):
             "waiting": {
                 path: queue.qsize() for path, queue in server.litapi_request_queues.items()
             },
+            "active": server.active_requests,
             "answering": [
                 uid for uid in server.response_buffer if not uid.startswith("batchstream")
             ],
@@ -345,6 +392,7 @@ def main(
     hidden=None,
     setup=None,
     grace=30,
+    track=False,
 ):
     OtherServer.hidden = hidden
     server = OtherServer(
@@ -354,6 +402,7 @@ def main(
         workers_per_device=workers,
         fast_queue=zmq,
         middlewares=[PassingMiddleware] if middleware else None,
+        track_requests=track,
     )
     server.uvicorn_graceful_timeout = grace
     add_view(server)

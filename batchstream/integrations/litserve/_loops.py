@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from litserve.loops.base import LitLoop
+from litserve.utils import LitAPIStatus
 
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
 from batchstream._core.rules import EndRules
-from batchstream.integrations.litserve._link.link import Link
+from batchstream.integrations.litserve._link.link import DEFAULT_GRACE_PERIOD, Link
 from batchstream.integrations.litserve._openai.spec import OpenAISpec, is_stock
 from batchstream.integrations.litserve._options import Hook, Limit, LoopOptions, check_pickles
-from batchstream.integrations.litserve._server.endpoint import (
-    StreamingEndpoint,
-    keep_cuts_out_of_the_log,
-)
+from batchstream.integrations.litserve._server.cuts import keep_cuts_out_of_the_log
+from batchstream.integrations.litserve._server.endpoint import StreamingEndpoint
 from batchstream.integrations.litserve._worker.batch import Batch
 from batchstream.integrations.litserve._worker.context import WorkerContext
 from batchstream.integrations.litserve._worker.continuous import ContinuousBatch
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from litserve.callbacks import CallbackRunner
     from litserve.specs.base import LitSpec
     from litserve.transport.base import MessageTransport
+    from litserve.utils import LoopResponseType
 
     from batchstream import StepEngine, per_request
 
@@ -42,6 +43,7 @@ class _AnyLoop(LitLoop):
     """
 
     calls_predict = True
+    _worker_context: WorkerContext | None = None
 
     def __init__(self, options: LoopOptions) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -59,16 +61,19 @@ class _AnyLoop(LitLoop):
             raise ValueError(f"{name} serves streams only: pass stream=True to the LitAPI")
         if lit_api.enable_async:
             raise ValueError(f"{name} runs synchronous hooks only: leave enable_async out")
-        limits = self._options.max_pending, self._options.max_buffered
+        options = self._options
+        make_link = partial(
+            Link, options.max_pending, options.max_buffered, grace_period=options.grace_period
+        )
         spec = lit_api.spec
         if spec is None or isinstance(spec, StreamingEndpoint):
             lit_api.spec = None  # type: ignore[assignment]  # an earlier server's has its path
-            lit_api.spec = StreamingEndpoint(lit_api, Link(*limits))
+            lit_api.spec = StreamingEndpoint(lit_api, make_link())
             keep_cuts_out_of_the_log()
         elif is_stock(spec):
             lit_api.spec = OpenAISpec.instead_of(spec, lit_api)
         if isinstance(lit_api.spec, OpenAISpec):
-            lit_api.spec.link = Link(*limits, sends_ends=True)
+            lit_api.spec.link = make_link(sends_ends=True)
 
     def __call__(  # noqa: PLR0917 - LitServe's signature
         self,
@@ -94,10 +99,27 @@ class _AnyLoop(LitLoop):
         context = WorkerContext(
             self, lit_api, self._options, transport=transport, callbacks=callbacks, worker=worker_id
         )
+        self._worker_context = context
         try:
             self._serve(context, request_queue)
         except KeyboardInterrupt:
             self.kill()  # type: ignore[no-untyped-call]
+
+    def put_response(  # noqa: PLR0917 - LitServe's signature
+        self,
+        transport: MessageTransport,
+        response_queue_id: int,
+        uid: str,
+        response_data: Any,
+        status: LitAPIStatus,
+        response_type: LoopResponseType,
+    ) -> None:
+        """Send a message; LitServe calls it with START for each request that it takes."""
+        if status == LitAPIStatus.START and self._worker_context is not None:
+            self._worker_context.claim(response_queue_id, uid)
+        super().put_response(
+            transport, response_queue_id, uid, response_data, status, response_type
+        )
 
     @abstractmethod
     def _serve(self, context: WorkerContext, request_queue: Queue[Any]) -> None:
@@ -180,6 +202,7 @@ class BatchedStreamLoop(_AnyLoop):
         require_eos: bool = False,
         max_pending: int | None = None,
         max_buffered: int | None = DEFAULT_MAX_BUFFERED,
+        grace_period: float = DEFAULT_GRACE_PERIOD,
     ) -> None:
         if eos_in not in get_args(Hook):
             hooks = " or ".join(map(repr, get_args(Hook)))
@@ -191,7 +214,7 @@ class BatchedStreamLoop(_AnyLoop):
             require_eos=require_eos,
             has_requests=True,
         )
-        super().__init__(LoopOptions(rules, max_outputs, max_pending, max_buffered))
+        super().__init__(LoopOptions(rules, max_outputs, max_pending, max_buffered, grace_period))
         self._eos_in = eos_in
 
     def run_batched_streaming_loop(
@@ -290,6 +313,7 @@ class ContinuousBatchLoop(_AnyLoop):
         max_pending: How many requests may wait for a slot; the next is answered with 503. None
             for any number.
         max_buffered: How many outputs may wait for their client; see `BatchedStreamLoop`.
+        grace_period: How many seconds open responses may go on; see `BatchedStreamLoop`.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -335,6 +359,7 @@ class ContinuousBatchLoop(_AnyLoop):
         max_outputs: Limit = None,
         max_pending: int | None = DEFAULT_MAX_PENDING,
         max_buffered: int | None = DEFAULT_MAX_BUFFERED,
+        grace_period: float = DEFAULT_GRACE_PERIOD,
     ) -> None:
         if not callable(engine_factory):
             raise TypeError(
@@ -345,7 +370,7 @@ class ContinuousBatchLoop(_AnyLoop):
         rules: EndRules[Any] = EndRules(
             eos=eos, is_eos=is_eos, include_eos=include_eos, has_requests=True
         )
-        super().__init__(LoopOptions(rules, max_outputs, max_pending, max_buffered))
+        super().__init__(LoopOptions(rules, max_outputs, max_pending, max_buffered, grace_period))
         self._engine_factory = engine_factory
 
     def _serve(self, context: WorkerContext, request_queue: Queue[Any]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from batchstream._core.arguments import check_count, check_limit
+from batchstream._core.arguments import check_count, check_limit, check_seconds
 from batchstream._core.rules import EndRules
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class LoopOptions:
         max_outputs: The limit of each request.
         max_pending: How many requests may wait; None for any number.
         max_buffered: How many messages may wait for a client; None for any number.
+        grace_period: How many seconds open responses may take when the server is told to end.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -38,6 +39,7 @@ class LoopOptions:
     max_outputs: Limit
     max_pending: int | None
     max_buffered: int | None
+    grace_period: float
 
     def __post_init__(self) -> None:
         eos = self.rules.eos
@@ -55,6 +57,7 @@ class LoopOptions:
         for name in ("max_pending", "max_buffered"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), at_least=1)
+        check_seconds("grace_period", self.grace_period)
 
     def limit_of(self, context: Mapping[str, Any]) -> int | None:
         """Return how many outputs a request gets at most.

@@ -1,4 +1,4 @@
-"""SIGTERM ends LitServe's main process together with its children."""
+"""SIGTERM and Ctrl-C end LitServe's main process together with all that it has started."""
 
 from __future__ import annotations
 
@@ -8,58 +8,129 @@ import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Final
+import time
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from multiprocessing.process import BaseProcess
     from types import FrameType
 
 _WORKER: Final = "inference-worker"
+_SERVER: Final = "LitServer-"
+_MANAGER: Final = "SyncManager-"
 _BY_SIGNAL: Final = 128
 
+_SECONDS_FOR_THE_REST: Final = 10.0
+"""How long workers and LitServe's queue may take to end, once the servers have ended."""
 
-def install_sigterm_handler() -> None:
-    """Make SIGTERM end LitServe as Ctrl-C does, unless the program has a handler for it.
 
-    By default it ends the main process alone, and leaves the other processes behind. At exit the
-    children are terminated as well: after an error while the server starts, the interpreter would
-    wait for children that never end.
+def install_signal_handlers(end_responses: Callable[[], None], patience: float) -> None:
+    """Make SIGTERM end LitServe, and Ctrl-C as well, unless the program has a handler for it.
+
+    By default SIGTERM ends the main process alone, and leaves the other processes behind. Where
+    the servers are threads, LitServe ends none of them, and the main process waits for them for
+    ever. At exit the children are terminated as well: after an error while the server starts, the
+    interpreter would wait for children that never end.
+
+    Args:
+        end_responses: Begins the grace period of the responses in this process.
+        patience: How many seconds servers may take to end.
     """
     if threading.current_thread() is not threading.main_thread():
         return  # Python lets no other thread set handlers
-    handler = signal.getsignal(signal.SIGTERM)
-    if handler is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, SigtermHandler(os.getpid()))
-        atexit.register(_terminate_litserve, os.getpid())
-    elif isinstance(handler, SigtermHandler):
-        handler.handled = False
+    shutdown = Shutdown(end_responses, patience)
+    for number, default in (
+        (signal.SIGTERM, signal.SIG_DFL),
+        (signal.SIGINT, signal.default_int_handler),
+    ):
+        handler = signal.getsignal(number)
+        if handler is default or isinstance(handler, ShutdownHandler):
+            signal.signal(number, ShutdownHandler(shutdown, default))
+    atexit.unregister(_terminate_litserve)
+    atexit.register(_terminate_litserve, os.getpid())
 
 
-class SigtermHandler:
-    """What the main process does at SIGTERM.
+class Shutdown:
+    """The end of LitServe: the first signal begins it, a second one does not wait for it.
 
     Args:
-        process: The main process. A process that it forks inherits the handler, but not its task.
-
-    Attributes:
-        handled: Whether a signal has been handled: another one would break off the shutdown.
+        end_responses: Begins the grace period of the responses in this process.
+        patience: How many seconds servers may take to end.
     """
 
-    def __init__(self, process: int) -> None:
-        self._process = process
-        self.handled = False
+    def __init__(self, end_responses: Callable[[], None], patience: float) -> None:
+        self._process = os.getpid()
+        self._end_responses = end_responses
+        self._patience = patience
+        self._has_begun = False
 
-    def __call__(self, number: int, _: FrameType | None) -> None:
-        """End LitServe if it runs, and otherwise the process, as is the default."""
-        names = {child.name for child in _litserve_children()}
-        if os.getpid() != self._process or not names:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        elif not self.handled:
-            self.handled = True
-            if names == {_WORKER}:  # it is still starting, and would not handle Ctrl-C
-                sys.exit(_BY_SIGNAL + number)
+    @property
+    def concerns(self) -> bool:
+        """Whether this is the main process, and LitServe runs in it."""
+        return os.getpid() == self._process and bool(_litserve_children() or _server_threads())
+
+    def begin(self, number: int) -> None:
+        """End what a signal can end here; LitServe ends the rest at a KeyboardInterrupt.
+
+        Raises:
+            SystemExit: It is still starting, and would not handle a KeyboardInterrupt.
+        """
+        if self._has_begun:
+            _end_at_once(number)
+        self._has_begun = True
+        # Whatever is in the way of the end: it comes.
+        rest = threading.Timer(self._patience + _SECONDS_FOR_THE_REST, self._end_rest, [number])
+        rest.daemon = True
+        rest.start()
+        threads = _server_threads()
+        if not threads and {child.name for child in _litserve_children()} == {_WORKER}:
+            sys.exit(_BY_SIGNAL + number)
+        self._end_servers(threads)
+
+    def _end_servers(self, threads: list[threading.Thread]) -> None:
+        # All together: LitServe ends one process after another, and threads not at all.
+        for child in _litserve_children():
+            if child.name.startswith(_SERVER):
+                child.terminate()
+        if threads:
+            self._end_responses()
+        deadline = time.monotonic() + self._patience
+        for thread in threads:
+            server = _uvicorn_server_of(thread)
+            if server is not None:
+                server.should_exit = True
+        # Workers have to go on until the servers are done, and LitServe would not wait for these.
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _end_rest(self, number: int) -> None:
+        if self.concerns:
+            _end_at_once(number)
+
+
+class ShutdownHandler:
+    """What the main process does at a signal.
+
+    Args:
+        shutdown: What it begins. A process that is forked inherits the handler, but not its task.
+        default: What the handler was before.
+    """
+
+    def __init__(self, shutdown: Shutdown, default: Any) -> None:
+        self._shutdown = shutdown
+        self._default = default
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """End LitServe if it runs; otherwise do what is the default."""
+        if self._shutdown.concerns:
+            self._shutdown.begin(number)
             raise KeyboardInterrupt
+        if callable(self._default):
+            self._default(number, frame)
+        else:
+            signal.signal(number, self._default)
+            os.kill(os.getpid(), number)
 
 
 def _terminate_litserve(process: int) -> None:
@@ -70,9 +141,26 @@ def _terminate_litserve(process: int) -> None:
             child.terminate()
 
 
+def _end_at_once(number: int) -> None:
+    for child in multiprocessing.active_children():
+        # The others would be ended at exit: the process of LitServe's queue, and daemons.
+        if _is_litserves(child) or child.daemon or child.name.startswith(_MANAGER):
+            child.kill()
+    os._exit(_BY_SIGNAL + number)
+
+
 def _litserve_children() -> list[BaseProcess]:
-    return [
-        child
-        for child in multiprocessing.active_children()
-        if child.name == _WORKER or child.name.startswith("LitServer-")
-    ]
+    return [child for child in multiprocessing.active_children() if _is_litserves(child)]
+
+
+def _is_litserves(child: BaseProcess) -> bool:
+    return child.name == _WORKER or child.name.startswith(_SERVER)
+
+
+def _server_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith(_SERVER)]
+
+
+def _uvicorn_server_of(thread: threading.Thread) -> Any:
+    # LitServe keeps the server nowhere else than in the method that its thread runs.
+    return getattr(getattr(thread, "_target", None), "__self__", None)

@@ -114,7 +114,7 @@ def gate():
 
 APIS = ["predict", "encode", "continuous"]
 STEPWISE = {
-    "one worker": {"apis": [*APIS, "narrow", "prompt"]},
+    "one worker": {"apis": [*APIS, "narrow", "prompt", "single", "single_encode"]},
     "two workers on zmq": {"apis": APIS, "workers": 2, "zmq": True},
     "two workers, two servers, middleware": {
         "apis": APIS,

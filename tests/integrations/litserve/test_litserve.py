@@ -95,9 +95,15 @@ def test_all_requests_may_end_in_the_same_step(server):
         assert_complete(call, tag, 4)
 
 
-def test_a_batch_may_consist_of_one_request(server):
+def test_there_may_be_no_batches(server):
     [call] = server.call(counting("alone", 3), path="/one")
     assert_complete(call, "alone", 3)
+
+
+@pytest.mark.parametrize("plan", WAYS_TO_END.values(), ids=WAYS_TO_END)
+def test_a_stream_without_a_batch_ends_at_any_mark(server, plan):
+    [call] = server.call({"tag": "marked", "plan": plan}, path="/one")
+    assert_complete(call, "marked", 2)
 
 
 def test_a_response_may_have_no_output(server):

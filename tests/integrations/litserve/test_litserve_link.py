@@ -30,6 +30,8 @@ class Server:
         self.response_buffer = {}
         self.requests = queue.Queue()
         self.active_requests = 0
+        self.litapi_connector = []
+        self.uvicorn_graceful_timeout = 30
         self.events = []
         self._callback_runner = self
         self._workers = workers
@@ -54,7 +56,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def signals_alone(monkeypatch):
-    monkeypatch.setattr(setup, "install_sigterm_handler", lambda: None)
+    monkeypatch.setattr(setup, "install_signal_handlers", lambda *_: None)
 
 
 def connected(server, **options):

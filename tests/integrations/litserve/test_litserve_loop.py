@@ -21,6 +21,7 @@ from batchstream import Fail, Last, Many, StepError
 from batchstream.integrations.litserve import BatchedStreamLoop
 from batchstream.integrations.litserve._link.messages import Failure
 from batchstream.integrations.litserve._server import setup
+from support.litserve_queue import RequestQueue
 
 LOGGER = "batchstream.integrations.litserve"
 FINISHED = (LitAPIStatus.FINISH_STREAMING, "")
@@ -82,8 +83,8 @@ def served(api, *requests, transport=None, callbacks=(), waited=(), uids=("r0", 
     Requests numbered in `waited` come so late that they have no place in the batch.
     """
     transport = transport or Messages()
-    api.max_batch_size = len(requests) - len(waited)
-    waiting = queue.Queue()
+    api.max_batch_size = max(2, len(requests) - len(waited))
+    waiting = queue.Queue() if isinstance(api.loop, BatchedStreamingLoop) else RequestQueue()
     for number, request in enumerate(requests):
         came = time.monotonic() - (number in waited) * (api.request_timeout + 1)
         waiting.put((0, uids[number], came, request))
@@ -458,7 +459,6 @@ def test_what_stops_the_worker_passes_after_its_requests_have_failed(stopping):
     transport = Messages()
     waiting = queue.Queue()
     waiting.put((0, "r0", time.monotonic(), "a"))
-    api.max_batch_size = 1
     with pytest.raises(stopping):
         api.loop.run_batched_streaming_loop(api, waiting, transport, CallbackRunner())
     assert transport.sent["r0"] == [*ok("a"), FAILED]
@@ -487,10 +487,9 @@ def test_what_stops_the_worker_passes_though_closing_raises_too(place, unheard):
     api.loop = BatchedStreamLoop(eos_in="predict")
     api.predict, api.encode_response = Steps, raising(SystemExit, at="stop")
     transport = Messages()
-    waiting = queue.Queue()
+    waiting = RequestQueue()
     waiting.put((0, "r0", time.monotonic(), "a"))
     waiting.put(_SENTINEL_VALUE)  # for a worker that goes on
-    api.max_batch_size = 1
     with pytest.raises(SystemExit):
         api.loop.run_batched_streaming_loop(api, waiting, transport, CallbackRunner())
     assert transport.sent["r0"] == [*ok("a"), FAILED]
@@ -510,7 +509,6 @@ def test_ctrl_c_stops_the_loop_as_it_does_the_stock_one(monkeypatch):
     api.predict = predict
     waiting = queue.Queue()
     waiting.put((0, "r0", time.monotonic(), "a"))
-    api.max_batch_size = 1
     api.loop.run_batched_streaming_loop(api, waiting, Messages(), CallbackRunner())
     assert killed == [api.loop]
 

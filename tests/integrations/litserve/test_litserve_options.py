@@ -19,6 +19,7 @@ from test_litserve_loop import FAILED, FINISHED, Messages, ok, raising
 from batchstream import EOS, SKIP, End, Fail, Last, Many, per_request, token_ids
 from batchstream._core.rules import EndRules
 from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop
+from support.litserve_queue import RequestQueue
 from support.sources import TIMEOUT
 
 PAD = "<pad>"
@@ -143,9 +144,9 @@ def ready(where, **options):
 def served(api, *requests, waiting=None, transport=None):
     """Let the loop serve these requests, and return the messages to each."""
     transport = transport or Messages()
-    waiting = waiting or queue.Queue()
+    waiting = waiting or RequestQueue()
     if isinstance(api.loop, BatchedStreamLoop):
-        api.max_batch_size = len(requests)  # all of them, and not the sentinel
+        api.max_batch_size = max(2, len(requests))
     for number, request in enumerate(requests):
         waiting.put((0, f"r{number}", time.monotonic(), request))
     waiting.put(_SENTINEL_VALUE)

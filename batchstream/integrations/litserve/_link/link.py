@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
+    from litserve import LitServer
     from litserve.specs.base import LitSpec
 
     from batchstream.integrations.litserve._link.pipes import WorkerPipes
+
+
+DEFAULT_GRACE_PERIOD: Final = 5.0
+"""Less than what Docker and others give a program between SIGTERM and SIGKILL."""
 
 
 class Link:
@@ -22,28 +27,37 @@ class Link:
         max_pending: How many requests may wait in LitServe's queue; None for any number.
         max_buffered: How many messages may wait for a client; None for any number.
         sends_ends: Whether a worker sends how each request ended, as an `EndMessage`.
+        grace_period: How many seconds open responses may take when the server is told to end.
 
     Attributes:
         usable: Whether the endpoint understands the messages of this package.
         router_uid: The key of the message router in LitServe's response buffer; without it, each
             message is sent by itself.
         pipes: To the workers; None if LitServe does not say how many there are.
+        server: LitServe's, which the endpoint belongs to.
         response_buffer: LitServe's, of the server that the link was last set up for.
     """
 
     def __init__(
-        self, max_pending: int | None, max_buffered: int | None, *, sends_ends: bool = False
+        self,
+        max_pending: int | None,
+        max_buffered: int | None,
+        *,
+        sends_ends: bool = False,
+        grace_period: float = DEFAULT_GRACE_PERIOD,
     ) -> None:
         self.max_pending = max_pending
         self.max_buffered = max_buffered
         self.sends_ends = sends_ends
+        self.grace_period = grace_period
         self.usable = True
         self.router_uid: str | None = None
         self.pipes: WorkerPipes | None = None
+        self.server: LitServer | None = None
         self.response_buffer: dict[Any, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"response_buffer": None}
+        return self.__dict__ | {"server": None, "response_buffer": None}
 
     def pipes_of(self, worker: int) -> tuple[Connection | None, Connection | None]:
         """Return a worker's ends of its pipes: of receipts, and of disconnects."""

@@ -7,6 +7,8 @@ it holds text, bytes and JSON values, and nothing that might not pickle or unpic
 from __future__ import annotations
 
 import json
+import os
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -20,6 +22,8 @@ Message: TypeAlias = "tuple[object, object, str]"
 
 MessageBatch: TypeAlias = "tuple[int | None, int, list[Message]]"
 """Messages that travel together: the worker, the server process, and the messages in order."""
+
+_DASHES_OF_UUID: Final = 4
 
 _FINAL_STATUS: Final = range(200, 600)
 
@@ -72,6 +76,18 @@ class EndMessage:
         """Return the reason and the info of an end, `info` converted to JSON values."""
         info = _plain_json(None if end.info is None else dict(end.info))
         return cls(str(end.reason), info if isinstance(info, dict) else {})
+
+
+def new_uid() -> str:
+    """Return a name for a request, which also says which server process it waits in."""
+    return f"{os.getpid()}-{uuid.uuid4()}"
+
+
+def server_pid_of(uid: object) -> int | None:
+    """Return the id of the server process that has named a request; None if it is not ours."""
+    pid, _, name = str(uid).partition("-")
+    # A plain UUID has four dashes; what follows ours has these.
+    return int(pid) if name.count("-") == _DASHES_OF_UUID and pid.isdecimal() else None
 
 
 def text_of(thing: object) -> str:

@@ -1,7 +1,9 @@
-"""Pipes from the server processes to the workers: disconnects and receipts.
+"""Pipes from the server processes to the workers, and back: disconnects, receipts and claims.
 
 Every worker has two pipes of its own, and every server process writes to the pipes of all workers:
-it does not know which worker has a request, or whether any has it yet. A write is shorter than what
+it does not know which worker has a request, or whether any has it yet. Every server process has one
+pipe, in which workers claim the requests that they take: if a worker is killed, no message would
+say which requests it had. A write is shorter than what
 a pipe takes in one piece, so that several processes can write without a lock. No write waits: where
 a pipe is full, the message is dropped.
 """
@@ -28,6 +30,7 @@ class WorkerPipes:
 
     Args:
         workers: How many workers there are.
+        servers: How many server processes there will be; without them, nothing is claimed.
 
     Attributes:
         disconnects: For each worker, the end to read uids of clients from that have disconnected.
@@ -35,20 +38,25 @@ class WorkerPipes:
             pipes that can be read without waiting, as on Windows.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, servers: int = 0) -> None:
         self.disconnects, self._disconnect_writers = _make_pipes(workers)
         self.receipts, self._receipt_writers = _make_pipes(workers)
+        self._claims, self._claim_writers = _make_pipes(servers)
         self._has_warned = False
         try:
             for writer in self._disconnect_writers:
                 os.set_blocking(writer.fileno(), False)
-            for pipe in (*self.receipts, *self._receipt_writers):
+            for pipe in (
+                *(*self.receipts, *self._receipt_writers),
+                *(*self._claims, *self._claim_writers),
+            ):
                 os.set_blocking(pipe.fileno(), False)
         except (AttributeError, OSError):
             self.receipts, self._receipt_writers = [], []
+            self._claims, self._claim_writers = [], []
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_disconnect_writers": [], "_receipt_writers": []}
+        return self.__dict__ | {"_disconnect_writers": [], "_receipt_writers": [], "_claims": []}
 
     def send_disconnect(self, uid: object) -> None:
         """Send every worker the uid of a request whose client has disconnected.
@@ -67,6 +75,15 @@ class WorkerPipes:
         """Send a worker the receipt for a message that a server process has taken."""
         with suppress(OSError, IndexError):
             os.write(self._receipt_writers[worker].fileno(), bytes([server % SERVER_NUMBERS]))
+
+    def claim(self, server: int, uid: object) -> None:
+        """Let a server process know that this worker has taken a request."""
+        with suppress(OSError, IndexError):
+            os.write(self._claim_writers[server].fileno(), f"{os.getpid()} {uid}\n".encode())
+
+    def claims_for(self, server: int) -> int | None:
+        """Return the descriptor from which a server process reads lines: a worker's id, a uid."""
+        return self._claims[server].fileno() if server < len(self._claims) else None
 
 
 def _make_pipes(workers: int) -> tuple[list[Connection], list[Connection]]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from anyio import move_on_after
 from starlette.exceptions import HTTPException
 
-from batchstream.integrations._http import Body, StreamResponse
+from batchstream.integrations._http import Body
 from batchstream.integrations.litserve._openai.deltas import Choice, Delta, sum_of, usage_of
 from batchstream.integrations.litserve._openai.errors import error_of, error_response
+from batchstream.integrations.litserve._server.cuts import CountedResponse
 from batchstream.integrations.litserve._server.responses import FailedError
 
 if TYPE_CHECKING:
@@ -185,15 +186,16 @@ def _whole(choice: Choice, deltas: list[Delta]) -> dict[str, Any]:
     }
 
 
-class CompletionResponse(StreamResponse):
+class CompletionResponse(CountedResponse):
     """A response whose errors have the form that OpenAI's clients know."""
 
     def __init__(self, body: CompletionBody) -> None:
         self.media_type = body.media_type
         super().__init__(body)
 
-    def _handler_of(self, error: Exception, scope: Scope) -> Handler | None:  # noqa: ARG002
-        return _answer_error if isinstance(error, HTTPException) else None
+    def _handler_of(self, error: Exception, scope: Scope) -> Handler | None:
+        own = _answer_error if isinstance(error, HTTPException) else None
+        return own or super()._handler_of(error, scope)
 
 
 async def _answer_error(_request: Request, error: HTTPException) -> Response:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import logging
-from contextvars import ContextVar
+import json
 from typing import TYPE_CHECKING, Any
 
 import litserve.server
@@ -12,8 +11,13 @@ from fastapi import HTTPException, Request, Response
 from litserve.specs.base import LitSpec
 from starlette.requests import ClientDisconnect
 
-from batchstream.integrations._http import Body, CutError, StreamResponse
-from batchstream.integrations.litserve._server.responses import FailedError, submit
+from batchstream.integrations._http import Body, CutError
+from batchstream.integrations.litserve._server.cuts import CountedResponse
+from batchstream.integrations.litserve._server.responses import (
+    FailedError,
+    errors_as_answers,
+    submit,
+)
 from batchstream.integrations.litserve._server.setup import check_server, connect
 
 if TYPE_CHECKING:
@@ -101,16 +105,19 @@ async def _payload_of(request: Request) -> Any:
     """Read the body of a request as LitServe does, by its type.
 
     Raises:
-        HTTPException: 400, it is no JSON.
+        HTTPException: 400, it is no JSON, or the client has left; 500 for any other error.
     """
-    if request.headers.get("content-type", "").startswith(_FORMS):
-        return await request.form()
-    try:
-        return await request.json()
-    except (ValueError, RecursionError) as error:  # such as a JSONDecodeError
-        raise HTTPException(400, "the body of the request is not JSON") from error
-    except ClientDisconnect as error:
-        raise HTTPException(400, "the client has left before it has sent its request") from error
+    with errors_as_answers():
+        try:
+            if request.headers.get("content-type", "").startswith(_FORMS):
+                return await request.form()
+            body = await request.body()
+        except ClientDisconnect as error:
+            raise HTTPException(400, "the client has left before it sent its request") from error
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:  # such as a JSONDecodeError
+            raise HTTPException(400, "the body of the request is not JSON") from error
 
 
 class TextBody(Body):
@@ -147,28 +154,5 @@ class TextBody(Body):
             raise CutError from error
 
 
-class TextResponse(StreamResponse):
-    """A response that fails without raising an error in the middlewares.
-
-    LitServe's own, which counts requests, for instance never counts one down whose endpoint raises.
-    If the endpoint only returns, the connection is closed too.
-    """
-
-    def _has_cut(self, error: Exception) -> bool:
-        if not isinstance(error, CutError):
-            return False
-        _is_cut.set(True)
-        return True
-
-
-_is_cut: ContextVar[bool] = ContextVar("_is_cut", default=False)
-"""Whether the connection of this request was cut; uvicorn logs in the same task."""
-
-
-def keep_cuts_out_of_the_log() -> None:
-    """Keep uvicorn from logging a cut: the worker has logged the reason, with its traceback."""
-    logging.getLogger("uvicorn.error").addFilter(_is_no_cut)
-
-
-def _is_no_cut(record: logging.LogRecord) -> bool:
-    return not (_is_cut.get() or (record.exc_info and isinstance(record.exc_info[1], CutError)))
+class TextResponse(CountedResponse):
+    """The outputs of one request as they come."""

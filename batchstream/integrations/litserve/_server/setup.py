@@ -5,14 +5,20 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
+from batchstream.integrations.litserve._link.link import link_of
 from batchstream.integrations.litserve._link.pipes import WorkerPipes
+from batchstream.integrations.litserve._server.cuts import guard_count
 from batchstream.integrations.litserve._server.router import MessageRouter
-from batchstream.integrations.litserve._shutdown import install_sigterm_handler
+from batchstream.integrations.litserve._server.watch import end_all
+from batchstream.integrations.litserve._shutdown import install_signal_handlers
 
 if TYPE_CHECKING:
     from litserve import LitServer
 
     from batchstream.integrations.litserve._link.link import Link
+
+_SECONDS_TO_CUT: Final = 4.0
+"""How much longer than the grace period a server process may take: to cut, and to clean up."""
 
 NEEDED_OF_SERVER: Final = ("response_buffer", "_get_request_queue", "_callback_runner")
 """What `responses.py` uses of a server, as LitServe's own `OpenAISpec` does."""
@@ -20,6 +26,10 @@ NEEDED_OF_SERVER: Final = ("response_buffer", "_get_request_queue", "_callback_r
 
 def check_server(link: Link, server: LitServer | None) -> None:
     """Find out whether an endpoint can use this server, and warn if it cannot."""
+    guard_count(server)
+    link.server = server
+    if server is not None:
+        _limit_shutdown(server)
     missing = [name for name in NEEDED_OF_SERVER if not hasattr(server, name)]
     link.usable = not missing
     if missing:
@@ -32,11 +42,21 @@ def check_server(link: Link, server: LitServer | None) -> None:
         )
 
 
+def _limit_shutdown(server: LitServer) -> None:
+    """Let server processes end soon after the grace periods; LitServe gives them 30 seconds."""
+    links = [link_of(lit_api.spec) for lit_api in server.litapi_connector]
+    periods = [link.grace_period for link in links if link is not None]
+    limit = max(periods, default=0.0) + _SECONDS_TO_CUT
+    if None in links:  # requests of other APIs may take as long as before
+        limit = max(limit, server.uvicorn_graceful_timeout)
+    server.uvicorn_graceful_timeout = limit  # type: ignore[assignment]
+
+
 def connect(link: Link, server: LitServer, api_path: str) -> None:
     """Prepare for the workers that the main process is about to start, or to start again."""
     if not link.usable or link.response_buffer is server.response_buffer:
         return
-    install_sigterm_handler()
+    install_signal_handlers(end_all, server.uvicorn_graceful_timeout)
     buffer: dict[Any, Any] = server.response_buffer
     link.response_buffer = buffer
     link.router_uid = f"batchstream:{api_path}"
@@ -50,5 +70,11 @@ def connect(link: Link, server: LitServer, api_path: str) -> None:
             stacklevel=2,
         )
     else:
-        link.pipes = WorkerPipes(workers)
+        link.pipes = WorkerPipes(workers, _servers_of(link.server))
     buffer[link.router_uid] = MessageRouter(buffer, link.pipes)
+
+
+def _servers_of(server: LitServer | None) -> int:
+    """Return how many server processes LitServe will start; 0 if it does not say."""
+    config = getattr(server, "transport_config", None)
+    return int(getattr(config, "num_consumers", 0))

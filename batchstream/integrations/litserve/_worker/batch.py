@@ -5,15 +5,14 @@ from __future__ import annotations
 from contextlib import ExitStack, closing, suppress
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from litserve.callbacks import EventTypes
-from litserve.loops.base import _inject_context
 
-from batchstream._batching.single import check_steps
 from batchstream._core.cores import core_of
 from batchstream._core.errors import INTERRUPTS, call_quietly
 from batchstream._pumps.source import Source
+from batchstream.integrations.litserve._worker.hooks import hooks_for
 from batchstream.integrations.litserve._worker.request import ServedRequest
 from batchstream.integrations.litserve._worker.serving import Serving, make_step
 
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
 
     from batchstream import Delivery, Demultiplexer
     from batchstream.integrations.litserve._worker.context import WorkerContext
-
-
-_FOR_RESULTS: Final = "yield [Last(result) for result in results]"
 
 
 class Batch:
@@ -99,29 +95,28 @@ class Batch:
     def _call_hooks(self) -> Any:
         """Call the hooks in LitServe's order; their generators begin with the first step."""
         context, api, requests = self._context, self._context.lit_api, self._requests
-        owned = self._stepper.owned
-        contexts: list[dict[Any, Any]] = [request.context for request in requests]
-        inputs = _inject_context(contexts, api.batch, [request.content for request in requests])
+        owned, hooks = self._stepper.owned, hooks_for(context, requests)
+        inputs = hooks.batch([request.content for request in requests])
         context.trigger(EventTypes.BEFORE_PREDICT.value)
-        outputs = owned(_inject_context(contexts, api.predict, inputs))
-        if not context.overrides("unbatch") and (
-            self._splits_at_predict or not context.overrides("encode_response")
-        ):  # no hook of the API's makes the steps of what `predict` returns
-            check_steps(api.predict, outputs, for_results=_FOR_RESULTS)
+        outputs = owned(hooks.call(api.predict, inputs))
+        # LitServe's own unbatch makes a list of each step, and would not pass on which slots are
+        # live.
+        reads_predict = self._splits_at_predict and not hooks.own_unbatch
+        if reads_predict:
+            hooks.check(api.predict, outputs)
         context.trigger(EventTypes.AFTER_PREDICT.value)
-        # LitServe's own makes a list of each step, and would not pass on which slots are live.
-        if not self._splits_at_predict or context.overrides("unbatch"):
-            outputs = owned(_inject_context(contexts, api.unbatch, outputs))
+        if not reads_predict:
+            outputs = owned(hooks.unbatch(outputs))
         context.trigger(EventTypes.BEFORE_ENCODE_RESPONSE.value)
         if self._splits_at_predict:
             begin = partial(ServedRequest.begin_encoding, look_ahead=self._serving.look_ahead)
             for request in requests:
                 request.attempt(begin)
         else:
-            outputs = owned(_inject_context(contexts, api.encode_response, outputs))
-            check_steps(api.encode_response, outputs, for_results=_FOR_RESULTS)
+            outputs = owned(hooks.call(api.encode_response, outputs))
+            hooks.check(api.encode_response, outputs)
         context.trigger(EventTypes.AFTER_ENCODE_RESPONSE.value)
-        return outputs
+        return hooks.steps(outputs)
 
 
 class HookStepper:

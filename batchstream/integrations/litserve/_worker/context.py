@@ -78,6 +78,17 @@ class WorkerContext:
         self.encodes = self.overrides("encode_response") or not passes_outputs_on
         self.sends_text = link is not None or not has_spec
 
+    def claim(self, server: int, uid: object) -> None:
+        """Let a server process know that this worker has a request, and watch that process.
+
+        If either of them is killed, the other one is not served, or serves, in vain.
+
+        Threads: from any.
+        """
+        if self.link is not None and self.link.pipes is not None:
+            self.link.pipes.claim(server, uid)
+            self.disconnects.watch_server_of(uid)
+
     def acknowledge(self, server: int, uid: object) -> None:
         """Say that this worker has a request, to a server that restarts workers."""
         self._put_response(server, uid, (), LitAPIStatus.START, LoopResponseType.STREAMING)

@@ -48,7 +48,7 @@ class ContinuousBatch:
         self._engine = Engine(partial(make_engine, context.lit_api)).use(self._variables)
         self._start_over()
         self._joining: deque[tuple[int, object, float, Any]] = deque()
-        self._prefetcher = RequestPrefetcher(request_queue, self._size)
+        self._prefetcher = RequestPrefetcher(request_queue, self._size, context.claim)
 
     def serve(self) -> None:
         """Serve requests until LitServe stops the loop.

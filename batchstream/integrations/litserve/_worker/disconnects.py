@@ -11,6 +11,9 @@ from collections import deque
 from multiprocessing.connection import Connection, wait
 from typing import Final
 
+from batchstream.integrations.litserve._link.messages import server_pid_of
+from batchstream.integrations.litserve._link.process_end import wait_for_end
+
 _REMEMBERED: Final = 10_000
 """How many uids a worker remembers, of requests that may not have reached it yet."""
 
@@ -27,24 +30,28 @@ class Disconnects:
         reader: This worker's pipe; without it, no client ever disconnects.
 
     Attributes:
-        unread: The uids that `take` has not returned yet, in order.
+        unread: What `take` has not returned yet, in order.
     """
 
     def __init__(self, reader: Connection | None = None) -> None:
         self.unread: deque[str] = deque(maxlen=_REMEMBERED)
         self._remembered: dict[str, None] = {}  # in the order in which they came
+        self._watched_servers: set[int] = set()
+        self._ended_servers: set[int] = set()
         if reader is not None:
             threading.Thread(
                 target=self._listen, args=(reader,), name="batchstream disconnects", daemon=True
             ).start()
 
     def take(self) -> list[str]:
-        """Return the uids that have come since the last call."""
+        """Return the uids that have come since the last call, and ids of ended processes."""
         # One by one: the thread may add another at any time.
         return [self.unread.popleft() for _ in range(len(self.unread))]
 
     def __contains__(self, uid: object) -> bool:
-        return str(uid) in self._remembered
+        return str(uid) in self._remembered or (
+            bool(self._ended_servers) and server_pid_of(uid) in self._ended_servers
+        )
 
     def add(self, uid: str) -> None:
         """Remember that the client of a request has disconnected."""
@@ -54,6 +61,23 @@ class Disconnects:
         if len(self._remembered) > _REMEMBERED:
             self._remembered.pop(next(iter(self._remembered)))
         self.unread.append(uid)
+
+    def watch_server_of(self, uid: object) -> None:
+        """From now on, count all clients of a server process as disconnected if that ends."""
+        pid = server_pid_of(uid)
+        # Where servers are threads of the main process, the other thread watches that.
+        known = {*self._watched_servers, os.getppid(), os.getpid()}
+        if pid is None or pid in known:
+            return
+        self._watched_servers.add(pid)
+        threading.Thread(
+            target=self._watch_server, args=(pid,), name="batchstream server watch", daemon=True
+        ).start()
+
+    def _watch_server(self, pid: int) -> None:
+        wait_for_end(pid)
+        self._ended_servers.add(pid)
+        self.unread.append(f"{pid}")
 
     def _listen(self, reader: Connection) -> None:
         parent = ParentWatch()
@@ -98,9 +122,14 @@ class ParentWatch:
 
 
 def _interrupt_main_thread() -> None:
-    """Raise KeyboardInterrupt in the main thread, whatever it waits for."""
+    """Raise KeyboardInterrupt in the main thread, whatever it waits for.
+
+    A process that ignores SIGINT, as do those that a shell starts in the background, is terminated.
+    """
     main = threading.main_thread().ident
-    if main is not None and hasattr(signal, "pthread_kill"):
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif main is not None and hasattr(signal, "pthread_kill"):
         signal.pthread_kill(main, signal.SIGINT)
     else:
         _thread.interrupt_main()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from litserve.loops.base import _SENTINEL_VALUE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from queue import Queue
 
 # A worker that dies while it waits leaves its wait behind in the queue's process, where it takes a
@@ -54,13 +55,20 @@ class RequestPrefetcher:
     Args:
         request_queue: Shared by all workers.
         slots: How many are free.
+        taken: Called with each request that this worker takes, in the thread.
 
     Attributes:
         over: Whether LitServe has stopped the loop, and all earlier requests have been taken.
     """
 
-    def __init__(self, request_queue: Queue[Any], slots: int) -> None:
+    def __init__(
+        self,
+        request_queue: Queue[Any],
+        slots: int,
+        taken: Callable[[int, object], None] = lambda *_: None,
+    ) -> None:
         self._queue = request_queue
+        self._taken = taken
         self._free = Semaphore(slots)
         self._fetched: deque[tuple[Any, ...]] = deque()
         self._changed = Event()
@@ -117,6 +125,7 @@ class RequestPrefetcher:
                 if self._closed.is_set():
                     self._queue.put(request)  # another worker may serve it
                     return
+                self._taken(*request[:2])
                 self._fetched.append(request)
                 self._changed.set()
         except BaseException as error:  # noqa: BLE001 - raised in the thread that takes

@@ -175,11 +175,12 @@ class Serving:
         return True
 
     def _drop_disconnected(self) -> None:
-        for uid in self._disconnects.take():
-            if uid in self._slots:
-                request = self._requests[self._slots[uid]]
-                request.abandon()
-                self.dismiss(request)
+        if not self._disconnects.take():
+            return
+        for uid in [uid for uid in self._slots if uid in self._disconnects]:
+            request = self._requests[self._slots[uid]]
+            request.abandon()
+            self.dismiss(request)
 
     def _encode_all(self, *, only_streaming: bool = False) -> None:
         """Encode and send the outputs that wait for it, then the ends of requests that have all.
