@@ -11,9 +11,11 @@ wait, until this one leaves.
 
 import json
 import os
+import signal
 import socket
 import sys
 import threading
+from dataclasses import replace
 from itertools import count
 
 import litserve as ls
@@ -320,7 +322,7 @@ class ContinuousLoop(ContinuousBatchLoop):
 # ---- the server
 
 
-def api(kind, setup_port):
+def api(kind, setup_port, grace):
     # Batches are full always, but where it says otherwise: no request waits so long for the last.
     batches = {"max_batch_size": SIZE, "batch_timeout": 20}
     make, options = {
@@ -348,6 +350,8 @@ def api(kind, setup_port):
         ),
     }[kind]()
     made = make(stream=True, api_path=f"/{kind}", **options)
+    if isinstance(made.loop, BatchedStreamLoop | ContinuousBatchLoop):
+        made.loop._options = replace(made.loop._options, grace_period=grace)
     made.setup_port = setup_port
     return made
 
@@ -374,6 +378,7 @@ def add_view(server):
             "waiting": {
                 path: queue.qsize() for path, queue in server.litapi_request_queues.items()
             },
+            "pid": os.getpid(),
             "active": server.active_requests,
             "answering": [
                 uid for uid in server.response_buffer if not uid.startswith("batchstream")
@@ -391,20 +396,25 @@ def main(
     middleware=False,
     hidden=None,
     setup=None,
-    grace=30,
+    grace=60,
     track=False,
+    servers_are="process",
+    restart=False,
+    ignores_sigint=False,
 ):
+    if ignores_sigint:  # as a shell starts its background jobs; workers inherit it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     OtherServer.hidden = hidden
     server = OtherServer(
-        [api(kind, setup) for kind in apis],
+        [api(kind, setup, grace) for kind in apis],
         accelerator="cpu",
         timeout=TIMEOUT,
         workers_per_device=workers,
         fast_queue=zmq,
         middlewares=[PassingMiddleware] if middleware else None,
         track_requests=track,
+        restart_workers=restart,
     )
-    server.uvicorn_graceful_timeout = grace
     add_view(server)
     if zmq:
         really_use_zmq(server)
@@ -412,6 +422,7 @@ def main(
         host="127.0.0.1",
         port=port,
         num_api_servers=servers,
+        api_server_worker_type=servers_are,
         generate_client_file=False,
         http="h11" if middleware else "httptools",
     )

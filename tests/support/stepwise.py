@@ -135,13 +135,13 @@ class Street:
 
     def __init__(self, stack):
         self._stack = stack
-        self._listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        self._listener.settimeout(SECONDS)
-        self.port = self._listener.getsockname()[1]
+        self.listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self.listener.settimeout(SECONDS)
+        self.port = self.listener.getsockname()[1]
 
     def door(self):
         """Wait for the next worker."""
-        connection, _ = self._listener.accept()
+        connection, _ = self.listener.accept()
         connection.settimeout(SECONDS)
         door = Door(connection)
         self._stack.callback(door.close)

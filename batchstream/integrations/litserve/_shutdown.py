@@ -25,7 +25,9 @@ _SECONDS_FOR_THE_REST: Final = 10.0
 """How long workers and LitServe's queue may take to end, once the servers have ended."""
 
 
-def install_signal_handlers(end_responses: Callable[[], None], patience: float) -> None:
+def install_signal_handlers(
+    has_started: Callable[[], bool], end_responses: Callable[[], None], patience: float
+) -> None:
     """Make SIGTERM end LitServe, and Ctrl-C as well, unless the program has a handler for it.
 
     By default SIGTERM ends the main process alone, and leaves the other processes behind. Where
@@ -34,12 +36,13 @@ def install_signal_handlers(end_responses: Callable[[], None], patience: float) 
     interpreter would wait for children that never end.
 
     Args:
+        has_started: Says whether LitServe handles a KeyboardInterrupt already.
         end_responses: Begins the grace period of the responses in this process.
         patience: How many seconds servers may take to end.
     """
     if threading.current_thread() is not threading.main_thread():
         return  # Python lets no other thread set handlers
-    shutdown = Shutdown(end_responses, patience)
+    shutdown = Shutdown(has_started, end_responses, patience)
     for number, default in (
         (signal.SIGTERM, signal.SIG_DFL),
         (signal.SIGINT, signal.default_int_handler),
@@ -55,12 +58,16 @@ class Shutdown:
     """The end of LitServe: the first signal begins it, a second one does not wait for it.
 
     Args:
+        has_started: Says whether LitServe handles a KeyboardInterrupt already.
         end_responses: Begins the grace period of the responses in this process.
         patience: How many seconds servers may take to end.
     """
 
-    def __init__(self, end_responses: Callable[[], None], patience: float) -> None:
+    def __init__(
+        self, has_started: Callable[[], bool], end_responses: Callable[[], None], patience: float
+    ) -> None:
         self._process = os.getpid()
+        self._has_started = has_started
         self._end_responses = end_responses
         self._patience = patience
         self._has_begun = False
@@ -83,10 +90,9 @@ class Shutdown:
         rest = threading.Timer(self._patience + _SECONDS_FOR_THE_REST, self._end_rest, [number])
         rest.daemon = True
         rest.start()
-        threads = _server_threads()
-        if not threads and {child.name for child in _litserve_children()} == {_WORKER}:
+        if not self._has_started():
             sys.exit(_BY_SIGNAL + number)
-        self._end_servers(threads)
+        self._end_servers(_server_threads())
 
     def _end_servers(self, threads: list[threading.Thread]) -> None:
         # All together: LitServe ends one process after another, and threads not at all.

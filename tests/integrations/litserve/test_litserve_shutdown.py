@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -105,20 +106,29 @@ def assert_cut(client):
     assert not isinstance(caught.value, TimeoutError), "it hangs"
 
 
-SIGNALS = {
-    "SIGINT": [signal.SIGINT],
-    "SIGTERM twice": [signal.SIGTERM, signal.SIGTERM],
-}
+# By default LitServe's servers are processes; on Windows they are threads of the main process.
+@pytest.fixture(params=["process", "thread"])
+def servers_are(request):
+    return request.param
 
 
-@pytest.mark.parametrize("signals", SIGNALS.values(), ids=SIGNALS)
+SIGNALS = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
+signals = pytest.mark.parametrize("number", SIGNALS.values(), ids=SIGNALS)
+
+
+def has_begun_to_end(server):
+    """Wait until the server has been told to end: it accepts no connections any more."""
+    server.wait_until_it_has_logged("Waiting for connections to close")
+
+
+@pytest.mark.rule(28)
+@signals
 def test_a_client_that_is_served_when_the_server_is_terminated_is_served_to_the_end(
-    tmp_path, signals
+    tmp_path, number, servers_are
 ):
-    with streaming(tmp_path) as (server, running):
-        for number in signals:
-            server.process.send_signal(number)
-            server.wait_until_it_has_logged("Shutting down LitServe")
+    with streaming(tmp_path, servers_are=servers_are) as (server, running):
+        server.process.send_signal(number)
+        has_begun_to_end(server)
         running.let_models_go_on()
         for tag, client in running.clients:
             assert numbers_of(client.outputs(), tag) == list(range(1, MANY))
@@ -126,12 +136,134 @@ def test_a_client_that_is_served_when_the_server_is_terminated_is_served_to_the_
 
 
 @pytest.mark.rule(28)
-def test_a_client_that_is_not_served_in_time_is_cut_off_and_nothing_is_left(tmp_path):
-    with streaming(tmp_path, grace=0.5) as (server, running):
-        server.process.send_signal(signal.SIGTERM)
+@signals
+def test_a_client_that_is_not_served_in_time_is_cut_off_and_nothing_is_left(
+    tmp_path, number, servers_are
+):
+    with streaming(tmp_path, grace=0.5, servers_are=servers_are) as (server, running):
+        server.process.send_signal(number)
         for _, client in running.clients:
             assert_cut(client)
         assert_ended_quietly(server)
+        assert "6 responses" not in server.log()
+        assert server.log().count("3 responses are cut off") == 2
+
+
+@pytest.mark.rule(28)
+@pytest.mark.parametrize("path", ["/single", "/continuous"])
+def test_a_client_without_an_output_is_told_that_the_server_ends(tmp_path, path):
+    with (
+        serve(tmp_path, apis=[path[1:]], grace=0) as server,
+        guests_of(server) as guests,
+    ):
+        client = guests.send(path, "a", MANY)
+        guests.street.door().make_steps_until(bool)
+        server.process.terminate()
+        assert client.answer() == (503, {"detail": "the server is shutting down"})
+        assert client.response.headers["retry-after"] == "1"
+        assert_ended_quietly(server)
+
+
+@pytest.mark.rule(28)
+@signals
+def test_a_second_signal_ends_everything_at_once(tmp_path, number, servers_are):
+    with streaming(tmp_path, servers_are=servers_are) as (server, running):
+        server.process.send_signal(number)
+        has_begun_to_end(server)
+        server.process.send_signal(number)
+        assert server.process.wait(SECONDS) == 128 + number
+        for _, client in running.clients:
+            assert_cut(client)
+        wait_until_gone(lambda: processes_of(server.process.pid))
+
+
+ENDLESS = 10**9
+
+
+def steps_until(door, line):
+    """Let the model make steps until it reports that; a worker learns of an end at any time."""
+    deadline = time.monotonic() + SECONDS
+    while (said := door.next_line()) != line:
+        assert said.startswith("step"), said
+        assert time.monotonic() < deadline
+        door.go()
+
+
+@pytest.mark.rule(13)
+@pytest.mark.parametrize(
+    ("path", "dropped"),
+    [("/single", "closed"), ("/single_encode", "closed"), ("/continuous", "remove a 0")],
+)
+def test_a_server_process_that_is_killed_leaves_no_slot_occupied(tmp_path, path, dropped):
+    with serve(tmp_path, apis=[path[1:]]) as server, guests_of(server) as guests:
+        guests.send(path, "a", ENDLESS)
+        door = guests.street.door()
+        door.make_steps_until(bool)
+        os.kill(server.view()["pid"], signal.SIGKILL)
+        door.go()
+        steps_until(door, dropped)
+
+
+@pytest.mark.rule(13)
+def test_a_request_that_waited_when_its_server_process_was_killed_is_not_served(tmp_path):
+    with serve(tmp_path, apis=["single"], servers=1) as server, guests_of(server) as guests:
+        guests.send("/single", "a", ENDLESS)
+        door = guests.street.door()
+        door.make_steps_until(bool)
+        guests.send("/single", "b", 1)
+        server.wait_until_there_wait(1, "/single")
+        os.kill(server.view()["pid"], signal.SIGKILL)
+        door.go()
+        steps_until(door, "closed")
+        server.process.terminate()
+        server.process.wait(SECONDS)
+        assert not select.select([guests.street.listener], [], [], 0)[0], "b was served"
+
+
+def wait_until_one_is_answered(guests, path):
+    deadline = time.monotonic() + SECONDS
+    while not guests.send(path, "probe", 1, at_door=False).has_answer(1):
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["", "restarted"])
+@pytest.mark.parametrize("outputs", [0, 1], ids=["before the first output", "in mid-stream"])
+@pytest.mark.parametrize("path", ["/single", "/predict", "/continuous"])
+def test_the_clients_of_a_worker_that_is_killed_do_not_wait(tmp_path, path, outputs, restart):
+    with (
+        serve(tmp_path, apis=[path[1:]], restart=restart) as server,
+        guests_of(server) as guests,
+    ):
+        tags = "abc" if path == "/predict" else "a"
+        clients = [guests.send(path, tag, MANY) for tag in tags]
+        door = guests.street.door()
+        door.make_steps_until(lambda at_step: len(at_step) == len(tags))
+        for _ in range(outputs):
+            door.go()
+            for client in clients:
+                client.next_output()
+        [worker] = workers_of(server.process.pid)
+        os.kill(worker, signal.SIGKILL)
+        for client in clients:
+            if outputs:
+                assert_cut(client)
+            else:
+                assert client.answer() == (500, {"detail": "Internal server error"})
+        assert f"worker {worker} has ended, and" in server.log()
+        if restart:
+            if path == "/continuous":  # what waits for requests takes one more, and is dead
+                wait_until_one_is_answered(guests, path)
+            clients = [guests.send(path, tag, 1, at_door=False) for tag in tags]
+            for tag, client in zip(tags, clients, strict=True):
+                assert numbers_of(client.outputs(), tag) == [0]
+
+
+@pytest.mark.rule(28)
+def test_workers_that_ignore_ctrl_c_end_as_well_when_the_main_process_is_killed(tmp_path):
+    with serve(tmp_path, apis=["single", "continuous"], ignores_sigint=True) as server:
+        assert len(workers_of(server.process.pid)) == 2
+        server.process.kill()
+        wait_until_gone(lambda: workers_of(server.process.pid))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from batchstream.integrations.litserve._link.link import link_of
@@ -56,7 +57,9 @@ def connect(link: Link, server: LitServer, api_path: str) -> None:
     """Prepare for the workers that the main process is about to start, or to start again."""
     if not link.usable or link.response_buffer is server.response_buffer:
         return
-    install_signal_handlers(end_all, server.uvicorn_graceful_timeout)
+    install_signal_handlers(
+        partial(_has_started, link.server), end_all, server.uvicorn_graceful_timeout
+    )
     buffer: dict[Any, Any] = server.response_buffer
     link.response_buffer = buffer
     link.router_uid = f"batchstream:{api_path}"
@@ -72,6 +75,11 @@ def connect(link: Link, server: LitServer, api_path: str) -> None:
     else:
         link.pipes = WorkerPipes(workers, _servers_of(link.server))
     buffer[link.router_uid] = MessageRouter(buffer, link.pipes)
+
+
+def _has_started(server: LitServer | None) -> bool:
+    """Return whether LitServe has begun to start server processes: it numbers them in its app."""
+    return server is not None and server.app.response_queue_id is not None
 
 
 def _servers_of(server: LitServer | None) -> int:
