@@ -11,6 +11,7 @@ from typing_extensions import TypeVar
 
 from batchstream._batching.request import closed_error
 from batchstream._batching.request_batch import RequestBatch
+from batchstream._core.arguments import call_text, takes
 from batchstream._core.errors import SourceError, report_unraisable
 from batchstream._core.records import FinishReason, StreamEnd
 from batchstream._handoff.buffer import Buffer
@@ -42,14 +43,14 @@ class Engine:
         engine: A `StepEngine`, or a function without arguments that makes one.
 
     Raises:
-        TypeError: It is neither, or its `step` is asynchronous.
+        TypeError: It is neither; or its `step` is no plain function, or it needs arguments.
     """
 
     def __init__(self, engine: Any) -> None:
         self._factory: Callable[[], Any] | None = None
         self._engine: Any = None
         if callable(engine) and (isinstance(engine, type) or not _is_engine(engine)):
-            self._factory = engine
+            self._factory = check_factory("engine", engine)
         else:
             self._engine = _checked(engine, "engine")
         self._occupied: set[int] = set()
@@ -219,6 +220,35 @@ class EngineBatch(RequestBatch[T]):
     def drained(self) -> None:
         """Fail the requests that were to join: none, unless the batch itself has failed."""
         self._owner.fail_all(self._joining, SourceError("the batch has ended unexpectedly"))
+
+
+def check_factory(
+    name: str, factory: Callable[..., Any], *, argument: str | None = None
+) -> Callable[..., Any]:
+    """Return a function or class that makes an engine, if it can be called as it will be.
+
+    Args:
+        name: What the argument is called, for the message.
+        factory: The function or class.
+        argument: What it is called with, if anything.
+
+    Raises:
+        TypeError: It takes something else, or is the class of what is no engine.
+    """
+    if isinstance(factory, type):
+        _checked(factory, f"the class {name}")
+    if not takes(factory, 0 if argument is None else 1):
+        if inspect.isgeneratorfunction(factory) and argument is None:
+            instead = "a generator function of a list of requests is for DynamicBatcher"
+        elif argument is None:
+            instead = "pass an engine, or a function without arguments that makes one"
+        else:
+            instead = "let it take that, though it may not need it"
+        raise TypeError(
+            f"{name} is called {'without arguments' if argument is None else f'with {argument}'}, "
+            f"which {call_text(factory)} does not take: {instead}"
+        )
+    return factory
 
 
 def _is_engine(engine: Any) -> bool:

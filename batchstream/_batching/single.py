@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from batchstream._core.arguments import call_text, takes
 from batchstream._core.errors import StepError
 from batchstream._core.markers import Fail, Last
 
@@ -44,24 +45,15 @@ def check_parameters(fn: Callable[..., Any], *, may_be_method: bool = False) -> 
     Raises:
         TypeError: It takes no argument, or needs more.
     """
-    try:
-        signature = inspect.signature(fn)
-    except (TypeError, ValueError):
+    if takes(fn, 1) or (may_be_method and takes(fn, 2)):
         return
-    for arguments in ([None], [None, None])[: 1 + may_be_method]:
-        try:
-            signature.bind(*arguments)
-        except TypeError:
-            continue
-        return
-    name = getattr(fn, "__name__", None) or repr(fn)
     if isinstance(fn, type):
         instead = "decorate its method, or pass an instance that can be called"
     else:
         instead = "put what else it needs into the requests, or give it a default"
     raise TypeError(
-        f"fn is called with one argument, the list of requests, which "
-        f"{'the class ' if isinstance(fn, type) else ''}{name}{signature} does not take: {instead}"
+        f"fn is called with one argument, the list of requests, which {call_text(fn)} does not "
+        f"take: {instead}"
     ) from None  # it says more than what Python has raised
 
 

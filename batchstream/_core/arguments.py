@@ -110,6 +110,26 @@ def is_kind(kind: Callable[[Any], bool], function: Any) -> bool:
     return kind(function) or kind(getattr(type(function), "__call__", None))  # noqa: B004
 
 
+def takes(function: Callable[..., Any], arguments: int) -> bool:
+    """Whether a function can be called with so many arguments, as far as Python knows."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of one that is written in C, for example
+        return True
+    try:
+        signature.bind(*[None] * arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def call_text(function: Any) -> str:
+    """Return the name of a function that `takes` says no of, with its parameters."""
+    name = getattr(function, "__name__", None) or repr(function)
+    kind = "the class " if isinstance(function, type) else ""
+    return f"{kind}{name}{inspect.signature(function)}"
+
+
 def check_max_outputs(max_outputs: object, size: int) -> list[int]:
     """Return the limit of each slot, `UNLIMITED` where it has none."""
     if not isinstance(max_outputs, Sequence) or isinstance(max_outputs, str | bytes):

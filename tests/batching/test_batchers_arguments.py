@@ -72,6 +72,24 @@ def test_a_factory_that_makes_no_engine_is_named(arguments, text):
         next(batcher.stream("a"))
 
 
+class Sized(Echo):
+    def __init__(self, size):
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    ("factory", "says"),
+    [
+        (Sized, r"without arguments, which the class Sized\(size\) does not take: pass an engine"),
+        (for_ever, "which for_ever"),
+        (echo, "a generator function of a list of requests is for DynamicBatcher"),
+    ],
+)
+def test_a_factory_that_needs_arguments_is_refused(factory, says):
+    with pytest.raises(TypeError, match=says):
+        ContinuousBatcher(factory, max_batch_size=2)
+
+
 def test_an_engine_whose_step_returns_no_step_is_refused():
     class Coroutine(Echo):
         async def step(self):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from litserve.loops.base import LitLoop
 from litserve.utils import LitAPIStatus
 
+from batchstream._batching.engine import check_factory
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
 from batchstream._core.rules import EndRules
 from batchstream.integrations.litserve._link.link import DEFAULT_GRACE_PERIOD, Link
@@ -49,12 +50,22 @@ class _AnyLoop(LitLoop):
         super().__init__()  # type: ignore[no-untyped-call]
         self._options = options
 
-    def pre_setup(self, lit_api: LitAPI, spec: LitSpec | None = None) -> None:
+    def pre_setup(
+        self,
+        lit_api: LitAPI = None,  # type: ignore[assignment] # where `self` is the API
+        spec: LitSpec | None = None,
+    ) -> None:
         """Prepare an API for this loop; LitServe calls it once, in the main process.
 
         Raises:
+            TypeError: The API was given the class of the loop.
             ValueError: The API does not stream, or is asynchronous.
         """
+        if not isinstance(self, _AnyLoop):
+            raise TypeError(
+                "loop takes a loop, and was given its class: call it, loop=BatchedStreamLoop(...) "
+                "for example"
+            )
         super().pre_setup(lit_api, spec)
         name = type(self).__name__
         if not lit_api.stream:
@@ -366,6 +377,7 @@ class ContinuousBatchLoop(_AnyLoop):
                 f"engine_factory takes a function of the API that makes an engine, or its class, "
                 f"got {engine_factory!r}"
             )
+        check_factory("engine_factory", engine_factory, argument="the API")
         check_pickles("engine_factory", engine_factory)
         rules: EndRules[Any] = EndRules(
             eos=eos, is_eos=is_eos, include_eos=include_eos, has_requests=True

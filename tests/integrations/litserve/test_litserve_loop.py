@@ -407,6 +407,8 @@ def test_one_error_of_many_requests_is_logged_once_with_its_traceback(caplog):
     [record] = caplog.records
     assert isinstance(record.exc_info[1], StepError)
     assert "r0, r1" in record.getMessage()
+    [note] = record.exc_info[1].__notes__
+    assert "Where encode_response is written for a single request, pass eos_in='predict'" in note
 
 
 def test_requests_may_be_named_as_the_openai_spec_names_them(caplog):

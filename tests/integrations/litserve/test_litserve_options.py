@@ -424,6 +424,32 @@ def test_what_cannot_work_is_refused_where_it_is_written(make, options, error, s
         make(**options)
 
 
+class Half:
+    def __init__(self, api):
+        pass
+
+    def add(self, slot, request):
+        pass
+
+    def step(self):
+        return {}
+
+
+class Aloof(Half):
+    def __init__(self):
+        pass
+
+    def remove(self, slot):
+        pass
+
+
+@pytest.mark.parametrize("loop", [BatchedStreamLoop, ContinuousBatchLoop])
+def test_the_class_of_a_loop_is_no_loop(loop):
+    api = ls.test_examples.SimpleLitAPI(loop=loop)
+    with pytest.raises(TypeError, match=r"was given its class: call it, loop=BatchedStreamLoop"):
+        ls.LitServer(api, accelerator="cpu")
+
+
 @pytest.mark.parametrize("eos_in", ["decode_request", "unbatch", None, True])
 def test_ends_are_in_one_of_two_places(eos_in):
     with pytest.raises(ValueError, match="eos_in must be 'encode_response' or 'predict', got"):
@@ -436,8 +462,10 @@ def test_ends_are_in_one_of_two_places(eos_in):
         (lambda _: Engine, "engine_factory has to be known by its name in LitServe's workers"),
         (None, "engine_factory takes a function of the API"),
         ("Engine", "engine_factory takes a function of the API"),
+        (Aloof, r"called with the API, which the class Aloof\(\) does not take: let it take that"),
+        (Half, "the class engine_factory must have the methods add, step and remove, got .*remove"),
     ],
-    ids=["lambda", "None", "text"],
+    ids=["lambda", "None", "text", "takes no API", "no engine"],
 )
 def test_an_engine_is_made_by_what_the_workers_can_call(factory, said):
     with pytest.raises(TypeError, match=said):

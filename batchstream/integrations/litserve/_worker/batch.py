@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import ExitStack, closing, suppress
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from litserve.callbacks import EventTypes
 
 from batchstream._core.cores import core_of
-from batchstream._core.errors import INTERRUPTS, call_quietly
+from batchstream._core.errors import INTERRUPTS, StepError, call_quietly
 from batchstream._pumps.source import Source
 from batchstream.integrations.litserve._worker.hooks import hooks_for
 from batchstream.integrations.litserve._worker.request import ServedRequest
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 
     from batchstream import Delivery, Demultiplexer
     from batchstream.integrations.litserve._worker.context import WorkerContext
+
+
+_NOTES: Final[dict[str, str]] = {
+    "predict": "A step is what predict yields: one element for each request of the batch.",
+    "encode_response": "A step is what encode_response yields: one element for each request of the "
+    "batch. Where encode_response is written for a single request, pass eos_in='predict' to the "
+    "loop.",
+}
+"""What a step is that could not be read, by the hook that has made it."""
 
 
 class Batch:
@@ -86,7 +95,9 @@ class Batch:
         steps = self._call_hooks()
         limits = [request.limit for request in requests]
         own = None if rules.per_request is None else [request.is_eos for request in requests]
-        self._stepper.begin(steps, core_of(rules, len(requests), limits, predicates=own))
+        reads = "predict" if self._splits_at_predict else "encode_response"
+        core = core_of(rules, len(requests), limits, predicates=own)
+        self._stepper.begin(steps, core, note=_NOTES[reads])
         for slot, request in enumerate(requests):
             serving.seat(slot, request)
             if request.ended:  # its own encode_response has raised
@@ -133,6 +144,7 @@ class HookStepper:
         self._context = copy_context()
         self._source: Source
         self._core: Demultiplexer[Any]
+        self._note: str
 
     def owned(self, result: Any) -> Any:
         """Return what a hook has returned; if it is an iterator, it is closed with the others."""
@@ -143,20 +155,29 @@ class HookStepper:
             self._closing.callback(result.close)
         return result
 
-    def begin(self, steps: Any, core: Demultiplexer[Any]) -> None:
+    def begin(self, steps: Any, core: Demultiplexer[Any], *, note: str) -> None:
         """Read these steps from now on; a generator receives the live slots: `live = yield step`.
+
+        Args:
+            steps: The steps.
+            core: What reads them.
+            note: Added to the error of a step that cannot be read.
 
         Raises:
             TypeError: They are not iterable.
         """
         self._source = Source(steps)
         self._core = core
+        self._note = note
 
     def step(self) -> Delivery[Any] | None:
         """Make a step; None if no slot is live."""
         if not self._core.has_live:
             return None
         delivery = make_step(self._core, self._source)
+        for _, end in delivery.ends:
+            if isinstance(end.error, StepError) and not hasattr(end.error, "__notes__"):
+                end.error.add_note(self._note)
         # Before the delivery is handed out: the model's memory is free while clients are served.
         if delivery.ends and not self._core.has_live:
             self.close()
