@@ -105,7 +105,9 @@ def test_hooks_are_called_with_single_values_as_in_the_stock_loop(loop):
 def test_an_output_may_be_a_list_or_an_array(eos_in):
     api = ready(eos_in=eos_in)
     api.format_encoded_response = lambda output: str(np.asarray(output).tolist())
-    assert served(api, [[1, 2], np.array([3, 4]), []]) == [[*ok("[1, 2]", "[3, 4]", "[]"), FINISHED]]
+    assert served(api, [[1, 2], np.array([3, 4]), []]) == [
+        [*ok("[1, 2]", "[3, 4]", "[]"), FINISHED]
+    ]
 
 
 # ---- ends

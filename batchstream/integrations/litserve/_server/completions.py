@@ -310,7 +310,9 @@ class CompletionResponse(CountedResponse):
         super().__init__(body, STREAM_HEADERS if isinstance(body, EventsBody) else {})
 
     def _handler_of(self, error: Exception, scope: Scope) -> Handler | None:
-        return _answer_error if isinstance(error, HTTPException) else super()._handler_of(error, scope)
+        return (
+            _answer_error if isinstance(error, HTTPException) else super()._handler_of(error, scope)
+        )
 
 
 def error_of(error: HTTPException) -> dict[str, Any]:
