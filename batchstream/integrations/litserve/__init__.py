@@ -16,11 +16,12 @@ for each kind of process, and one for what crosses between them:
 `_worker` and `_server` do not import each other. `_loops.py` has the public loops: LitServe asks
 them to prepare an API in the main process, and runs them in each worker.
 
-**In a worker** the two loops differ in how they make a step. `BatchedStreamLoop` calls the hooks
-of LitServe's own batched streaming loop, in their order, and reads the iterators that they return
-(`batch.py`). `ContinuousBatchLoop` drives an engine, and takes requests in between two steps
-(`continuous.py`); a thread fetches them from the queue (`queue.py`). Either way the core, a
-`Demultiplexer`, decides which slot gets what of a step, and a `Serving` hands that out
+**In a worker** the two loops differ in how they make a step. `BatchedStreamLoop` calls the hooks of
+LitServe's own batched streaming loop, in their order, and reads the iterators that they return
+(`batch.py`); where LitServe has no batches, each hook takes one request, and each output is a step
+of a batch of one (`hooks.py`). `ContinuousBatchLoop` drives an engine, and takes requests in
+between two steps (`continuous.py`); a thread fetches them from the queue (`queue.py`). Either way
+the core, a `Demultiplexer`, decides which slot gets what of a step, and a `Serving` hands that out
 (`serving.py`):
 
 1. It sends the messages of the step before, and drops the requests whose clients have left.
@@ -52,9 +53,18 @@ user's objects through this endpoint but text and bytes: nothing that might not 
 **Back to the workers** go two things through pipes (`pipes.py`). When a client leaves, every worker
 gets the uid: a thread there sleeps on the pipe, and the loop drops the request before the model's
 next step (`disconnects.py`). And for each batch of messages that a server process has taken, its
-worker gets a receipt, so that it does not run ahead.
+worker gets a receipt, so that it does not run ahead. The other way, a worker claims each request
+that it takes out of the queue, also through a pipe.
 
-**In the main process** SIGTERM is made to end all processes (`_shutdown.py`).
+**A process that is killed** says nothing. A server process watches the workers that have claimed a
+request of its clients, and fails those requests when the worker ends (`watch.py`). A worker watches
+the server processes whose requests it has, which it knows by their uids, and drops them
+(`disconnects.py`).
+
+**At the end** SIGTERM and Ctrl-C reach the main process. It lets all servers end together, and does
+not wait for ever (`_shutdown.py`); LitServe then ends the workers. In a server process, or thread,
+an endpoint cuts what is still open after the grace period (`watch.py`), a little before uvicorn
+would.
 
 An API with a spec of its own keeps the endpoint of that spec. Its failures are LitServe's own error
 messages, the spec decides what a client sees of them, and no worker learns which clients leave.

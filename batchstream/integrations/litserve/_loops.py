@@ -122,7 +122,7 @@ class _AnyLoop(LitLoop):
         response_queue_id: int,
         uid: str,
         response_data: Any,
-        status: LitAPIStatus,
+        status: Any,
         response_type: LoopResponseType,
     ) -> None:
         """Send a message; LitServe calls it with START for each request that it takes."""
@@ -157,6 +157,10 @@ class BatchedStreamLoop(_AnyLoop):
     for any other error; later its connection is cut. The worker logs the error once and goes on.
 
     The status and headers of a response are sent together with its first output, not before.
+
+    At LitServe's default, `max_batch_size=1`, there are no batches. Then each hook takes one
+    request, as LitServe calls it, and an element is what `encode_response` yields. A generator
+    receives nothing; it is closed when its request is not live any more.
 
     Args:
         eos_in: The hook whose steps hold the ends. With `"predict"`, a step is what `predict`

@@ -30,8 +30,6 @@ class Server:
         self.response_buffer = {}
         self.requests = queue.Queue()
         self.active_requests = 0
-        self.litapi_connector = []
-        self.uvicorn_graceful_timeout = 30
         self.events = []
         self._callback_runner = self
         self._workers = workers

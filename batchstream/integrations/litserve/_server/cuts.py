@@ -63,9 +63,11 @@ class CutGuard:
             _is_cut.set(True)  # a middleware may have run the response in another context
 
 
-def guard_count(server: LitServer) -> None:
+def guard_count(server: LitServer | None) -> None:
     """Let requests be counted down whose connections are cut, if a server counts them."""
-    if getattr(server, "track_requests", False) and CutGuard not in server.middlewares:
+    if server is None or not getattr(server, "track_requests", False):
+        return
+    if CutGuard not in server.middlewares:
         server.middlewares = [*server.middlewares, CutGuard]
 
 

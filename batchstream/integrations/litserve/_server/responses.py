@@ -63,7 +63,7 @@ def submit(link: Link, spec: LitSpec, payloads: Sequence[Any]) -> Responses:
     """
     server: Any = spec._server  # noqa: SLF001 - LitServe gives it to specs
     requests = server._get_request_queue(spec.api_path)  # noqa: SLF001 - as does its own spec
-    watch = watch_of(link, spec.response_queue_id)
+    watch = watch_of(link, spec.response_queue_id)  # type: ignore[arg-type]  # set by then
     if watch is not None and watch.is_ending:
         raise FailedError(SHUTTING_DOWN)
     if link.max_pending is not None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _SECONDS_TO_CUT: Final = 4.0
 """How much longer than the grace period a server process may take: to cut, and to clean up."""
 
+_SECONDS_OF_LITSERVE: Final = 30.0
+
 NEEDED_OF_SERVER: Final = ("response_buffer", "_get_request_queue", "_callback_runner")
 """What `responses.py` uses of a server, as LitServe's own `OpenAISpec` does."""
 
@@ -45,21 +47,24 @@ def check_server(link: Link, server: LitServer | None) -> None:
 
 def _limit_shutdown(server: LitServer) -> None:
     """Let server processes end soon after the grace periods; LitServe gives them 30 seconds."""
-    links = [link_of(lit_api.spec) for lit_api in server.litapi_connector]
+    links = [link_of(lit_api.spec) for lit_api in getattr(server, "litapi_connector", ())]
     periods = [link.grace_period for link in links if link is not None]
     limit = max(periods, default=0.0) + _SECONDS_TO_CUT
     if None in links:  # requests of other APIs may take as long as before
-        limit = max(limit, server.uvicorn_graceful_timeout)
+        limit = max(limit, _patience_of(server))
     server.uvicorn_graceful_timeout = limit  # type: ignore[assignment]
+
+
+def _patience_of(server: LitServer) -> float:
+    """Return how many seconds LitServe lets its server processes take to end."""
+    return getattr(server, "uvicorn_graceful_timeout", _SECONDS_OF_LITSERVE)
 
 
 def connect(link: Link, server: LitServer, api_path: str) -> None:
     """Prepare for the workers that the main process is about to start, or to start again."""
     if not link.usable or link.response_buffer is server.response_buffer:
         return
-    install_signal_handlers(
-        partial(_has_started, link.server), end_all, server.uvicorn_graceful_timeout
-    )
+    install_signal_handlers(partial(_has_started, link.server), end_all, _patience_of(server))
     buffer: dict[Any, Any] = server.response_buffer
     link.response_buffer = buffer
     link.router_uid = f"batchstream:{api_path}"
@@ -79,7 +84,7 @@ def connect(link: Link, server: LitServer, api_path: str) -> None:
 
 def _has_started(server: LitServer | None) -> bool:
     """Return whether LitServe has begun to start server processes: it numbers them in its app."""
-    return server is not None and server.app.response_queue_id is not None
+    return server is not None and getattr(server.app, "response_queue_id", None) is not None
 
 
 def _servers_of(server: LitServer | None) -> int:

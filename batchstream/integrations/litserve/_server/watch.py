@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from batchstream.integrations.litserve._link.messages import UNKNOWN, Failure
 from batchstream.integrations.litserve._link.process_end import (
@@ -21,13 +21,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batchstream.integrations.litserve._link.link import Link
-    from batchstream.integrations.litserve._server.responses import Responses
 
 _RETRY_AFTER: Final = {"retry-after": "1"}
 SHUTTING_DOWN: Final = Failure(503, "the server is shutting down", _RETRY_AFTER)
 """What clients get whose responses are still open when the grace period is over."""
 
 _ALL_CLAIMS: Final = 65536
+
+
+class OpenResponses(Protocol):
+    """What comes back to one client, whose requests may be several."""
+
+    def claim(self, uid: str, worker: int) -> None:
+        """Note the process id of the worker that has taken a request, if it is one of these."""
+
+    def fail(self, failure: Failure, *, worker: int | None = None) -> int:
+        """Fail the requests that have not ended, or only those that a worker has taken."""
 
 
 class ServerWatch:
@@ -47,7 +56,7 @@ class ServerWatch:
         self._grace_period = link.grace_period
         self._workers: set[int] = set()  # by process id
         self._unread_claim = b""
-        self.responses: set[Responses] = set()
+        self.responses: set[OpenResponses] = set()
         self.is_ending = False
         claims = None if link.pipes is None else link.pipes.claims_for(server)
         if claims is not None:

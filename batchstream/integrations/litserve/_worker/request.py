@@ -215,7 +215,10 @@ def _text_or_bytes(data: object) -> str | bytes:
         return bytes(data)
     hint = ""
     if isinstance(data, list | tuple):
-        hint = " (where it is called for each request, it yields one element at a time)"
+        hint = (
+            " (where it is called for each request, as at max_batch_size=1, it yields one element "
+            "at a time)"
+        )
     raise TypeError(
         f"encode_response gives each request str, bytes, a dict, a pydantic model or a marker, "
         f"got {type(data).__name__}{hint}"
