@@ -170,7 +170,7 @@ def test_a_stream_whose_slot_has_another_occupant_shows_its_own_outputs():
     former, present = Buffer(0), Buffer(0)
     fanout = Fanout(Demultiplexer(1), buffers=[former])
     fanout.hand_out(fanout.core.feed([Last("a")]))
-    fanout.occupy(0, present, None)
+    fanout.occupy(0, present, None, None)
     fanout.hand_out(fanout.core.feed(["p"]))
     fanout.hand_out(fanout.core.feed(["q"]))
     assert (fanout.given(former), fanout.given(present)) == (1, 2)
