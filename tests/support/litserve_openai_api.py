@@ -14,6 +14,7 @@ that changes, and when it is closed.
 import json
 import sys
 from collections import Counter
+from contextlib import closing
 
 import litserve as ls
 from litserve.specs.openai import ChatMessageWithUsage
@@ -122,6 +123,19 @@ class StockBatched(Batched):
     stops = True
 
 
+class Single(Stepping):
+    """Has no batches."""
+
+    def predict(self, request):
+        with closing(super().predict([request])) as steps:
+            for [element] in steps:
+                yield element
+
+    def encode_response(self, elements):
+        for element in elements:
+            yield encoded(element)
+
+
 class EncodedBySpec(Stepping):
     """Has no `encode_response`."""
 
@@ -205,7 +219,7 @@ def services():
             loop=ContinuousBatchLoop(Engine, is_eos=per_request(stops), max_outputs=limit),
             max_batch_size=2,
         ),
-        "/subclass": Batched(
+        "/subclass": Single(
             spec=UsersSpec(), loop=BatchedStreamLoop(max_outputs=limit, max_pending=3)
         ),
         "/auto": Unbatched(spec=OpenAISpec()),
