@@ -73,8 +73,7 @@ def main(port):
     apis = services()
     for path, api in apis.items():
         api.api_path = api.spec.api_path = f"{path}/chat/completions"
-        if path != "/pinged":
-            api.max_batch_size, api.batch_timeout = 3, 0.05
+        api.max_batch_size, api.batch_timeout = 3, 0.05
     server = ls.LitServer(list(apis.values()), accelerator="cpu", timeout=60)
     server.run(host="127.0.0.1", port=port, num_api_servers=1, generate_client_file=False)
 

@@ -159,24 +159,24 @@ def test_a_model_that_stops_without_an_end_fails_its_request_if_that_was_asked(e
     ]
 
 
+class LettersEngine:
+    def __init__(self, api):
+        self.letters = {}
+
+    def add(self, slot, letters):
+        self.letters[slot] = iter(letters)
+
+    def step(self):
+        return {slot: next(letters, None) for slot, letters in self.letters.items()}
+
+    def remove(self, slot):
+        del self.letters[slot]
+
+
 def test_an_engine_with_one_slot_takes_the_same_hooks():
-    class Engine:
-        def __init__(self, api):
-            self.letters = {}
-
-        def add(self, slot, letters):
-            self.letters[slot] = iter(letters)
-
-        def step(self):
-            return {slot: next(letters, None) for slot, letters in self.letters.items()}
-
-        def remove(self, slot):
-            del self.letters[slot]
-
-    api = Letters(stream=True, loop=ContinuousBatchLoop(list))
+    api = Letters(stream=True, loop=ContinuousBatchLoop(LettersEngine))
     api.pre_setup()
     api.loop.pre_setup(api)
-    api.loop._engine_factory = Engine
     assert served(api, "ab", "c") == [[*ok("a", "b"), FINISHED], [*ok("c"), FINISHED]]
 
 
