@@ -1,8 +1,10 @@
 """Messages from a worker's outbox to the responses in a server process, without either process."""
 
 import asyncio
+import os
 import pickle
 import queue
+import subprocess
 import threading
 import time
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from litserve.utils import LitAPIStatus
 from batchstream.integrations.litserve._link.link import Link
 from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Failure
 from batchstream.integrations.litserve._link.pipes import WorkerPipes
-from batchstream.integrations.litserve._server import setup
+from batchstream.integrations.litserve._server import setup, watch
 from batchstream.integrations.litserve._server.responses import FailedError, submit
 from batchstream.integrations.litserve._worker.outbox import Outbox, SendWindow
 from support.sources import TIMEOUT
@@ -393,3 +395,53 @@ def test_where_the_number_of_workers_is_unknown_streams_go_on():
     outbox.flush()
     assert responses.queues[0].take() == ["a", "b"]
     responses.close()
+
+
+def test_a_server_that_is_about_to_end_takes_no_new_request_and_then_fails_the_others():
+    async def end():
+        server = Server()
+        link = connected(server, grace_period=0)
+        responses = submitted(server, link, "first", "second")
+        server.deliver(responses.queues[0].uid, "", FINISH)
+        watch.end_all()
+        refused = None
+        while refused is None:  # as soon as the loop has heard of it
+            await asyncio.sleep(0)
+            try:
+                submitted(server, link, "late").close()
+            except HTTPException as error:
+                refused = error
+        assert (refused.status_code, refused.detail) == (503, "the server is shutting down")
+        while not responses.queues[1].has_end:
+            await responses.wait()
+        assert responses.queues[0].take() == []
+        assert responses.queues[0].end.reason == "eos"  # it had ended before
+        with pytest.raises(FailedError, match="503"):
+            responses.queues[1].take()
+        responses.close()
+
+    asyncio.run(end())
+
+
+def test_a_request_that_a_killed_worker_had_not_claimed_goes_on():
+    async def lose_a_worker():
+        worker = subprocess.Popen(["sleep", "60"])  # noqa: ASYNC220, S607
+        server = Server()
+        server.transport_config = SimpleNamespace(num_consumers=8)
+        link = connected(server)
+        responses = submitted(server, link, "claimed", "waiting")
+        claimed, waiting = responses.queues
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: worker.pid)
+            link.pipes.claim(7, claimed.uid)
+        while claimed.worker_pid is None:  # noqa: ASYNC110 - nothing else says so
+            await asyncio.sleep(0)
+        worker.kill()
+        await responses.wait()
+        with pytest.raises(FailedError, match="500"):
+            claimed.take()
+        assert not waiting.has_end
+        responses.close()
+        worker.wait()
+
+    asyncio.run(lose_a_worker())

@@ -412,6 +412,9 @@ IN_BOTH = [
     ({"max_pending": "3"}, TypeError, "max_pending takes a whole number, got '3'"),
     ({"max_buffered": 0}, ValueError, "max_buffered must be at least 1, got 0"),
     ({"max_buffered": True}, TypeError, "max_buffered takes a whole number, got True"),
+    ({"grace_period": None}, TypeError, "grace_period must be a number, got None"),
+    ({"grace_period": -1}, ValueError, "grace_period must be at least 0, got -1"),
+    ({"grace_period": float("inf")}, ValueError, "grace_period must be finite, got inf"),
 ]
 
 

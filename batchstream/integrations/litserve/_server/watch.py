@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -69,7 +70,8 @@ class ServerWatch:
 
         Threads: from any, and in a signal handler.
         """
-        self._loop.call_soon_threadsafe(self._begin_grace_period)
+        with suppress(RuntimeError):  # the loop is closed: this server has ended before
+            self._loop.call_soon_threadsafe(self._begin_grace_period)
 
     def _begin_grace_period(self) -> None:
         if not self.is_ending:
@@ -138,7 +140,8 @@ class ServerWatch:
         return True
 
 
-_watches: dict[tuple[int, int, int], ServerWatch] = {}  # by process, event loop and link
+# By process: a fork inherits those of the process before it.
+_watches: dict[tuple[int, asyncio.AbstractEventLoop, Link], ServerWatch] = {}
 
 
 def watch_of(link: Link, server: int) -> ServerWatch | None:
@@ -147,7 +150,7 @@ def watch_of(link: Link, server: int) -> ServerWatch | None:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return None
-    key = os.getpid(), id(loop), id(link)
+    key = os.getpid(), loop, link
     if key not in _watches:
         _watches[key] = ServerWatch(link, server)
         _end_at_sigterm()
