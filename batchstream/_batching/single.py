@@ -45,7 +45,7 @@ def check_parameters(fn: Callable[..., Any], *, may_be_method: bool = False) -> 
         TypeError: It takes no argument, or needs more.
     """
     try:
-        signature = inspect.signature(fn)
+        signature = inspect.signature(fn, follow_wrapped=False)
     except (TypeError, ValueError):
         return
     for arguments in ([None], [None, None])[: 1 + may_be_method]:

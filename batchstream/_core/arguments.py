@@ -101,6 +101,12 @@ def check_is_eos(is_eos: object, *, returned_by: object = None) -> None:
             f"{takes} a function that answers at once, got the coroutine function {is_eos!r}, "
             f"whose coroutine is true of every output: write it with def"
         )
+    for kind in (inspect.isgeneratorfunction, inspect.isasyncgenfunction):
+        if is_kind(kind, is_eos):
+            raise TypeError(
+                f"{takes} a function that answers at once, got the generator function {is_eos!r}, "
+                f"whose generator is true of every output: let it return True or False"
+            )
 
 
 def is_kind(kind: Callable[[Any], bool], function: Any) -> bool:
