@@ -234,7 +234,7 @@ static PyObject *predicate_of(Core *core, Py_ssize_t slot)
 /* Whether what is_eos has returned is true. */
 static int is_true(PyObject *answer)
 {
-    if (answer == Py_True || answer == Py_False)
+    if (answer == Py_True || answer == Py_False || answer == Py_None) /* as most answers are */
         return answer == Py_True;
     PyObject *answered = PyObject_CallOneArg(given.is_true, answer);
     int yes = answered == NULL ? -1 : answered == Py_True;

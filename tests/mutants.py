@@ -530,6 +530,24 @@ MUTANTS = [
         LOOP,
     ),
     Mutant(
+        "an engine is driven by two batchers",
+        "        elif driver is not self:\n",
+        "        elif driver is None:\n",
+        ("test_batchers_arguments.py",),
+    ),
+    Mutant(
+        "what is true of every output is an answer",
+        "    if true and (callable(answer)",
+        "    if False and (callable(answer)",
+        ("test_demux.py",),
+    ),
+    Mutant(
+        "a wait that stops an event loop is not warned of",
+        "        self._has_warned = True\n        warn_user(",
+        "        self._has_warned = True\n        str(",
+        ("test_batchers_loops.py",),
+    ),
+    Mutant(
         "a cancel does not resume the pump that waits for room",
         "        self._room.resume_pump()\n        if not self.fanout",
         "        if not self.fanout",

@@ -9,6 +9,7 @@ from typing_extensions import TypeVar
 
 from batchstream._batching.replies import AsyncReplies, Flight, Replies
 from batchstream._core.errors import ClosedError
+from batchstream._pumps.source import shown
 from batchstream._streams.async_stream import AsyncStream
 from batchstream._streams.stream import Stream
 
@@ -165,7 +166,7 @@ class Batcher(Generic[RequestT, T]):
         flight = Flight(
             self._dispatcher, ordered=ordered, timeout=timeout, wait_timeout=wait_timeout
         )
-        return Replies(flight, iter(_checked("map", requests)))
+        return Replies(flight, iter(_check_requests("map", requests)))
 
     @overload
     def amap(
@@ -217,7 +218,7 @@ class Batcher(Generic[RequestT, T]):
         )
         if isinstance(requests, AsyncIterable):
             return AsyncReplies(flight, aiter(requests))
-        return AsyncReplies(flight, iter(_checked("amap", requests)))
+        return AsyncReplies(flight, iter(_check_requests("amap", requests)))
 
     def close(self) -> None:
         """Let every request fail that has not ended, with `ClosedError`, and end the workers.
@@ -291,7 +292,7 @@ class Batcher(Generic[RequestT, T]):
         return self._dispatcher.statistics()
 
 
-def _checked(name: str, requests: Any) -> Iterable[Any]:
+def _check_requests(name: str, requests: Any) -> Iterable[Any]:
     """Return what `map` or `amap` can take requests from.
 
     Raises:
@@ -299,11 +300,13 @@ def _checked(name: str, requests: Any) -> Iterable[Any]:
     """
     if isinstance(requests, str | bytes | bytearray | Mapping):
         instead = "pass a list of requests, or submit a single one with stream or astream"
-    elif not hasattr(requests, "__iter__") and callable(requests):
+    elif isinstance(requests, AsyncIterable):
+        instead = "read it with amap"
+    elif callable(requests) and (isinstance(requests, type) or not hasattr(requests, "__iter__")):
         instead = "call it, and pass what it returns"
     elif isinstance(requests, Iterable) or hasattr(requests, "__getitem__"):
         iterable: Iterable[Any] = requests
         return iterable
     else:
         instead = "pass a list of requests"
-    raise TypeError(f"{name} takes an iterable of requests, got {requests!r}: {instead}")
+    raise TypeError(f"{name} takes an iterable of requests, got {shown(requests)}: {instead}")

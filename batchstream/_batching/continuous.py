@@ -69,7 +69,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
     Args:
         engine: The model; or a function without arguments that makes one, such as its class. It is
             called in the worker's thread when the first request joins, and again for the next
-            request after an engine has raised in a step.
+            request after an engine has raised in a step. An engine serves one batcher at a time.
         max_batch_size: How many slots the engine has.
         max_pending: How many requests may wait while none is free; others are refused with
             `OverloadedError`.
@@ -153,17 +153,21 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             dispatcher: ThreadDispatcher[T], requests: list[Request[T]], thread: WorkerThread
         ) -> tuple[ThreadPump[T], EngineBatch[T]]:
             engine_.drive(dispatcher.context)
-            batch: EngineBatch[T] = EngineBatch(dispatcher, engine_, requests)
-            pump: ThreadPump[T] = ThreadPump(
-                engine_,
-                core_of(options.rules, options.max_batch_size, vacant=True),
-                options.bound,
-                thread=thread,
-                hooks=batch,
-                parking=dispatcher.parking,
-                buffers=[VACANCY] * options.max_batch_size,
-            )
-            batch.serve(pump, [])
+            try:
+                batch: EngineBatch[T] = EngineBatch(dispatcher, engine_, requests)
+                pump: ThreadPump[T] = ThreadPump(
+                    engine_,
+                    core_of(options.rules, options.max_batch_size, vacant=True),
+                    options.bound,
+                    thread=thread,
+                    hooks=batch,
+                    parking=dispatcher.parking,
+                    buffers=[VACANCY] * options.max_batch_size,
+                )
+                batch.serve(pump, [])
+            except BaseException:  # no pump closes it
+                engine_.stop_driving()
+                raise
             return pump, batch
 
         self._dispatcher = ThreadDispatcher(options, open_in_thread, engine_.begin_anew)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -11,10 +12,11 @@ from typing_extensions import TypeVar
 
 from batchstream._batching.request import closed_error
 from batchstream._batching.request_batch import RequestBatch
-from batchstream._core.arguments import call_text, takes
+from batchstream._core.arguments import call_text, is_kind, takes
 from batchstream._core.errors import SourceError, report_unraisable
 from batchstream._core.records import FinishReason, StreamEnd
 from batchstream._handoff.buffer import Buffer
+from batchstream._pumps.process import forkable
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -30,8 +32,8 @@ VACANCY: Final[Buffer[Any]] = Buffer(0)
 
 VACANCY.finish(StreamEnd(FinishReason.EXHAUSTED, 0))
 
-_driven: Final[dict[int, Engine]] = {}
-"""Which of these objects drives a user's engine at the moment, by the `id` of the user's."""
+_drivers: Final[dict[int, weakref.ref[Engine]]] = {}
+"""What drives a user's engine at the moment, by the `id` of that engine, which it keeps alive."""
 
 
 class Engine:
@@ -54,9 +56,10 @@ class Engine:
         else:
             self._engine = _checked(engine, "engine")
         self._occupied: set[int] = set()
-        self._driving: int | None = None  # the key in `_driven`
+        self._driving: int | None = None  # the key in `_drivers`
         self._in_call = False
         self._context: Context
+        forkable.add(self)
 
     def use(self, context: Context) -> Engine:
         """Make the engine if there is none; every call of it is made in this context."""
@@ -73,15 +76,22 @@ class Engine:
             RuntimeError: Another does: its requests are in the same slots.
         """
         self.use(context)
-        key = id(self._engine)
-        if _driven.setdefault(key, self) is not self:  # atomic
+        key, own = id(self._engine), weakref.ref(self)
+        driver = _drivers.setdefault(key, own)()  # atomic
+        if driver is None:  # it was dropped, and had another engine
+            _drivers[key] = own
+        elif driver is not self:
             raise RuntimeError(
                 f"the engine {self._engine!r} is driven by another ContinuousBatcher, whose "
                 f"requests are in the same slots: make an engine for each, or give both a function "
                 f"that makes one"
             )
         self._driving = key
-        self.keep(())  # after a fork it may have requests to remove
+        try:
+            self.keep(())  # after a fork it may have requests to remove
+        except BaseException:
+            self.stop_driving()
+            raise
 
     def add(self, slot: int, content: Any) -> None:
         """Add a request."""
@@ -124,21 +134,26 @@ class Engine:
     def discard(self) -> None:
         """Do not use an engine again that has failed, if another can be made."""
         if self._factory is not None:
+            self.stop_driving()  # first: while the engine is there, no other has its `id`
             self._engine = None
             self._occupied.clear()
-            self._stop_driving()
 
     def close(self) -> None:
         """Remove all requests; the engine stays."""
         try:
             self.keep(())
         finally:
-            self._stop_driving()
+            self.stop_driving()
 
-    def _stop_driving(self) -> None:
+    def stop_driving(self) -> None:
+        """Let another batcher drive the engine."""
         driving, self._driving = self._driving, None
         if driving is not None:
-            _driven.pop(driving, None)
+            _drivers.pop(driving, None)
+
+    def after_fork(self) -> None:
+        """Let a batcher of this child drive the engine: in this process no thread does."""
+        self.stop_driving()
 
     def begin_anew(self) -> bool:
         """Get ready for a forked child, in which no request is open; False if that cannot be.
@@ -263,7 +278,7 @@ def _checked(engine: Any, name: str) -> Any:
             f"got {engine!r} without {', '.join(missing)}"
         )
     for kind, is_it in _WRONG_STEPS.items():
-        if is_it(engine.step):
+        if is_kind(is_it, engine.step):
             raise TypeError(
                 f"{name} must make one step at each call of step, got {engine!r} whose step is "
                 f"{kind}: let it return the step, such as {{slot: output}}"

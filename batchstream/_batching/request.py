@@ -180,7 +180,8 @@ class Request(Buffer[T]):
             assert deadlines.wait_timeout is not None  # noqa: S101 - for the type checker
             return DeadlineError(
                 f"{self.name} joined no batch within {deadlines.wait_timeout} seconds "
-                f"(wait_timeout): submit it again when fewer wait, or with a longer wait_timeout",
+                f"(wait_timeout): submit it again when fewer requests wait, or with a longer "
+                f"wait_timeout",
                 timeout=deadlines.wait_timeout,
             )
         return None

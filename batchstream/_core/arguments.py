@@ -101,6 +101,12 @@ def check_is_eos(is_eos: object, *, returned_by: object = None) -> None:
             f"{takes} a function that answers at once, got the coroutine function {is_eos!r}, "
             f"whose coroutine is true of every output: write it with def"
         )
+    for kind in (inspect.isgeneratorfunction, inspect.isasyncgenfunction):
+        if is_kind(kind, is_eos):
+            raise TypeError(
+                f"{takes} a function that answers at once, got the generator function {is_eos!r}, "
+                f"whose generator is true of every output: let it return True or False"
+            )
 
 
 def is_kind(kind: Callable[[Any], bool], function: Any) -> bool:
@@ -113,7 +119,8 @@ def is_kind(kind: Callable[[Any], bool], function: Any) -> bool:
 def takes(function: Callable[..., Any], arguments: int) -> bool:
     """Whether a function can be called with so many arguments, as far as Python knows."""
     try:
-        signature = inspect.signature(function)
+        # Its own: a decorator may pass more to what it wraps.
+        signature = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):  # of one that is written in C, for example
         return True
     try:
@@ -127,7 +134,7 @@ def call_text(function: Any) -> str:
     """Return the name of a function that `takes` says no of, with its parameters."""
     name = getattr(function, "__name__", None) or repr(function)
     kind = "the class " if isinstance(function, type) else ""
-    return f"{kind}{name}{inspect.signature(function)}"
+    return f"{kind}{name}{inspect.signature(function, follow_wrapped=False)}"
 
 
 def check_max_outputs(max_outputs: object, size: int) -> list[int]:

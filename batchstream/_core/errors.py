@@ -246,22 +246,25 @@ def is_true(answer: object) -> bool:
     """Return whether what `is_eos` has returned is true.
 
     Raises:
-        TypeError: It is neither true nor false; or it is true of every output, being a function or
-            a coroutine.
+        TypeError: It is neither true nor false; or it is true of every output, being a function, a
+            coroutine, a generator or a future.
     """
-    if answer is True:
-        return True
-    if inspect.isawaitable(answer) or callable(answer):
+    if answer is True or answer is None:
+        return answer is True
+    try:
+        true = bool(answer)
+    except Exception as error:
+        got = f"an object of type {type_name(answer)}, which is neither true nor false"
+        raise _wrong_answer(got) from error
+    if true and (callable(answer) or any(hasattr(answer, name) for name in _OF_WHAT_IS_TO_BE_RUN)):
         if inspect.iscoroutine(answer):
             answer.close()  # else Python warns that it was never awaited
-        got = f"an object of type {type_name(answer)}, which is true of every output"
-    else:
-        try:
-            return bool(answer)
-        except Exception as error:
-            got = f"an object of type {type_name(answer)}, which is neither true nor false"
-            raise _wrong_answer(got) from error
-    raise _wrong_answer(got)
+        raise _wrong_answer(f"an object of type {type_name(answer)}, which is true of every output")
+    return true
+
+
+_OF_WHAT_IS_TO_BE_RUN: Final = ("__await__", "__next__", "__anext__", "add_done_callback")
+"""Attributes of coroutines, generators and futures, which hold an answer at most later."""
 
 
 def _wrong_answer(got: str) -> TypeError:

@@ -29,8 +29,8 @@ def ways_out(unbounded: str, other_policy: str) -> str:
         other_policy: What else to pass as `on_overflow`, and its effect.
     """
     return (
-        f"read the streams at the same time; or let them hold more, with a larger max_buffered or "
-        f"{unbounded}; or pass on_overflow={other_policy}"
+        f"read the streams at the same time; or pass a larger max_buffered; or take all outputs "
+        f"with {unbounded}; or pass on_overflow={other_policy}"
     )
 
 

@@ -142,7 +142,9 @@ class Source:
             BaseException: What the iterator raises.
         """
         self.advance = _advance_closed
-        if getattr(self._iterator, "close", None) is not None:
+        if getattr(self._iterator, "close", None) is None:
+            self._unclosed = iter(())  # which holds the iterator
+        else:
             # One call in C takes what closes the iterator and calls it, in the context: a signal's
             # exception that strikes before leaves it to the next call.
             reduce(Context.run, self._unclosed, self.context)
@@ -249,7 +251,7 @@ def _is_iterable(source: object) -> bool:
 
 def _no_source(source: object, expected: str = "an iterable of steps") -> TypeError:
     """Return the error of a source that is none, which says what to pass instead."""
-    got, instead = _shown(source), "pass what yields the steps"
+    got, instead = shown(source), "pass what yields the steps"
     name = getattr(source, "__name__", None)
     if isinstance(source, _NO_SOURCES):
         instead = "pass a list of steps, each with one output per slot"
@@ -258,7 +260,7 @@ def _no_source(source: object, expected: str = "an iterable of steps") -> TypeEr
         got = f"the coroutine of {name}()"
         instead = f"let {name} yield its steps, or await it"
     elif callable(source):
-        got = f"the {'class' if isinstance(source, type) else 'function'} {name or _shown(source)}"
+        got = f"the {'class' if isinstance(source, type) else 'function'} {name or shown(source)}"
         instead = f"call it, and pass what it returns: {name or 'source'}(…)"
     return TypeError(f"source must be {expected}, got {got}: {instead}")
 
@@ -267,7 +269,7 @@ def _advance_closed(_: tuple[int, ...]) -> NoReturn:
     raise StopIteration
 
 
-def _shown(source: object) -> str:
+def shown(source: object) -> str:
     """Return a short text of what is no source, even if its `__repr__` is long or raises."""
     try:
         text = repr(source)

@@ -542,7 +542,7 @@ async def test_a_request_that_does_not_join_in_time_fails_and_is_not_sent(form):
     assert type(error) is DeadlineError
     assert error.timeout == LONG
     assert f"joined no batch within {LONG} seconds (wait_timeout): submit it again" in str(error)
-    assert str(error).endswith("when fewer wait, or with a longer wait_timeout")
+    assert str(error).endswith("when fewer requests wait, or with a longer wait_timeout")
     assert second.finish_reason is FinishReason.ERROR
     gate.open()
     assert await form.rest(first) == ["a"]
@@ -630,8 +630,8 @@ async def test_a_slow_consumer_is_cut_off_and_the_others_do_not_wait_for_it(form
     assert outputs == ["p", "q", "r", "s"]  # with the one that showed it
     assert type(error) is SlowConsumerError
     assert error.max_buffered == 3
-    assert "read the streams at the same time; or let them hold more, with a larger" in str(error)
-    assert "max_buffered or map() or amap(); or pass on_overflow='wait'" in str(error)
+    assert "read the streams at the same time; or pass a larger max_buffered; or" in str(error)
+    assert "take all outputs with map() or amap(); or pass on_overflow='wait'" in str(error)
     assert sum("pqrstuvw" in requests for requests in model.worked_on) == 4
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
 from functools import partial
 
@@ -10,7 +12,7 @@ import pytest
 import batchstream
 from batchstream import ContinuousBatcher, DynamicBatcher
 from support.engines import Echo, Model, echo, for_ever
-from support.sources import TIMEOUT
+from support.sources import TIMEOUT, in_forked_child, needs_fork
 
 
 def test_an_engine_needs_its_three_methods():
@@ -135,6 +137,62 @@ def test_an_engine_that_another_batcher_drives_is_refused_until_that_has_ended_i
         assert first.receive(TIMEOUT) == "a"
         one.close()
         assert other.stream("b").receive(TIMEOUT) == "b"
+
+
+@pytest.mark.rule(9)
+def test_an_engine_whose_batch_could_not_begin_serves_another_batcher(monkeypatch):
+    def out_of_memory(*args, **options):
+        raise MemoryError
+
+    engine = Echo()
+    with (
+        ContinuousBatcher(engine, max_batch_size=1) as one,
+        ContinuousBatcher(engine, max_batch_size=1) as other,
+    ):
+        with monkeypatch.context() as broken:
+            broken.setattr("batchstream._batching.continuous.ThreadPump", out_of_memory)
+            with pytest.raises(MemoryError):
+                one.stream("a").receive(TIMEOUT)
+        assert other.stream("b").receive(TIMEOUT) == "b"
+
+
+@needs_fork
+def test_an_engine_that_was_driven_at_a_fork_serves_a_batcher_of_the_child():
+    entered, may_go_on = threading.Event(), threading.Event()
+    parent = os.getpid()
+
+    class Slow(Echo):
+        def step(self):
+            if os.getpid() == parent:
+                entered.set()
+                assert may_go_on.wait(TIMEOUT)
+            return super().step()
+
+    engine = Slow()
+
+    def in_child():
+        with ContinuousBatcher(engine, max_batch_size=1) as batcher:
+            return batcher.stream("b").receive(TIMEOUT)
+
+    with ContinuousBatcher(engine, max_batch_size=1) as batcher:
+        stream = batcher.stream("a")
+        assert entered.wait(TIMEOUT)
+        assert in_forked_child(in_child) == "b"
+        may_go_on.set()
+        assert stream.receive(TIMEOUT) == "a"
+
+
+def test_a_decorator_that_passes_more_along_is_a_function_of_requests_alone():
+    def answer(model, requests):
+        yield [f"{model}: {request}" for request in requests]
+        yield [None for _ in requests]
+
+    @functools.wraps(answer)
+    def with_model(requests):
+        return answer("small", requests)
+
+    with DynamicBatcher(with_model, max_batch_size=1) as batcher:
+        assert list(batcher.stream("a")) == ["small: a"]
 
 
 def test_metrics_without_a_method_are_refused_before_any_request_is_served():

@@ -236,8 +236,23 @@ def test_an_asynchronous_function_needs_an_event_loop():
 
 
 @pytest.fixture
-def echoing():
-    with DynamicBatcher(echo, max_batch_size=1) as batcher:
+def echoing(monkeypatch):
+    """A batcher that answers when its consumer has begun to wait, and not before."""
+    waits = threading.Event()
+
+    def echo_behind_the_wait(requests):
+        assert waits.wait(TIMEOUT)
+        yield from echo(requests)
+
+    with DynamicBatcher(echo_behind_the_wait, max_batch_size=1) as batcher:
+        parking = batcher._dispatcher.parking
+        wait_in_thread = parking.wait_in_thread
+
+        def begin_to_wait(key, until):
+            waits.set()
+            return wait_in_thread(key, until)
+
+        monkeypatch.setattr(parking, "wait_in_thread", begin_to_wait)
         yield batcher
 
 

@@ -392,11 +392,12 @@ def test_the_iterators_refuse_to_be_copied_and_say_what_they_are():
 @pytest.mark.parametrize(
     ("requests", "says"),
     [
-        ("so it ends", "got 'so it ends': pass a list of requests, or submit a single one"),
-        (b"so", "got b'so': pass a list"),
+        ("so it ends", "got str 'so it ends': pass a list of requests, or submit a single one"),
+        (b"so", "got bytes b'so': pass a list"),
         ({"prompt": "so it ends"}, "pass a list of requests, or submit a single one"),
-        (3, "got 3: pass a list of requests"),
+        (3, "got int 3: pass a list of requests"),
         (lambda: ["so"], "call it, and pass what it returns"),
+        (list, "call it, and pass what it returns"),
     ],
 )
 def test_what_holds_no_requests_is_refused_with_the_call_to_write(name, requests, says):

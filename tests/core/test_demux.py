@@ -8,6 +8,7 @@ import functools
 import math
 import re
 from collections import UserList, deque
+from concurrent.futures import Future
 from types import MappingProxyType
 
 import numpy as np
@@ -582,6 +583,9 @@ async def answers_later(output):
         (lambda _: token_ids(2), "is_eos returned an object of type TokenIds, which is true of"),
         (lambda _: list, "of type type, which is true of every output: let it return True or"),
         (answers_later, "is_eos returned an object of type coroutine, which is true of every"),
+        (lambda output: (output == mark for mark in "b"), "of type generator, which is true of"),
+        (lambda output: map(ord, output), "of type map, which is true of every output"),
+        (lambda _: Future(), "of type Future, which is true of every output"),
         (lambda _: np.ones(2), "of type ndarray, which is neither true nor false: let it return"),
     ],
 )
@@ -603,6 +607,16 @@ def test_an_answer_that_tells_nothing_fails_its_own_slot_and_names_is_eos(answer
 def test_what_makes_a_predicate_is_none():
     with pytest.raises(TypeError, match=r"got token_ids, which makes one: call it"):
         Demultiplexer(1, is_eos=token_ids)
+
+    def generates(output):
+        yield output == 2
+
+    async def generates_later(output):
+        yield output == 2
+
+    for wrong in (generates, generates_later):
+        with pytest.raises(TypeError, match="whose generator is true of every output: let it"):
+            Demultiplexer(1, is_eos=wrong)
 
 
 def test_to_include_what_no_predicate_recognises_is_refused():

@@ -89,8 +89,8 @@ def test_a_timeout_loses_nothing_and_a_slow_thread_delays_no_other(run):
     lines, _ = run("threads.py")
     too_slow = (
         "stream 2 holds 9 unread outputs, more than 8 (max_buffered), "
-        "and was ended for it (on_overflow='cancel'): read the streams at the same time; or let "
-        "them hold more, with a larger max_buffered or collect(); or pass on_overflow='wait' to "
+        "and was ended for it (on_overflow='cancel'): read the streams at the same time; or pass "
+        "a larger max_buffered; or take all outputs with collect(); or pass on_overflow='wait' to "
         "let the source wait for it"
     )
     assert lines == [

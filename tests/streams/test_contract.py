@@ -552,8 +552,8 @@ async def test_a_slow_stream_is_ended_where_the_policy_says_so(form, max_buffere
     assert outputs == [("b", number) for number in range(max_buffered + 1)]
     assert isinstance(error, SlowConsumerError)
     assert (error.slot, error.max_buffered) == (1, max_buffered)
-    assert "read the streams at the same time; or let them hold more, with a larger" in str(error)
-    assert "max_buffered or collect(); or pass on_overflow='wait'" in str(error)
+    assert "read the streams at the same time; or pass a larger max_buffered; or" in str(error)
+    assert "take all outputs with collect(); or pass on_overflow='wait'" in str(error)
     assert script.sent[max_buffered + 1 :] == [(0,)] * (10 - max_buffered)
 
 

@@ -333,3 +333,21 @@ def test_a_batch_whose_loop_ends_before_it_is_freed_without_the_cycle_collector(
     freed = weakref.ref(knobs.pump_of(streams[0]))
     del streams
     assert freed() is None
+
+
+@pytest.mark.rule(25)
+@pytest.mark.parametrize("background", [False, True])
+def test_a_source_that_cannot_be_closed_is_freed_as_the_batch_is_closed(background):
+    class Steps:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return ["a", "x"]
+
+    steps = Steps()
+    freed = weakref.ref(steps)
+    with BatchedStream(steps, 2, background=background, max_buffered=4) as batch:
+        del steps
+        assert next(batch[0]) == "a"
+    assert freed() is None

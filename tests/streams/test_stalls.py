@@ -91,7 +91,7 @@ def test_a_pump_warns_after_five_seconds_and_once(time, logged):
     assert "waited for room for 5 seconds, while a consumer waits for stream 0" in line
     for way_out in (
         "stream 0: read the streams at the same time",
-        "max_buffered or collect()",
+        "take all outputs with collect()",
         "on_overflow='cancel'",
     ):
         assert way_out in line
@@ -228,7 +228,7 @@ async def test_a_batcher_whose_batch_waits_for_a_stream_names_the_request(
     received = await form.concurrently(partial(form.rest, first), look)
     assert ["".join(outputs) for outputs in received] == ["abcdef", "uvwxyz"]
     assert log.lines[0].startswith("request 1 holds 2 unread outputs: no consumer reads it")
-    assert "a larger max_buffered or map() or amap()" in log.lines[0]
+    assert "or take all outputs with map() or amap()" in log.lines[0]
 
 
 @every_batcher
