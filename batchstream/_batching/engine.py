@@ -12,7 +12,7 @@ from typing_extensions import TypeVar
 
 from batchstream._batching.request import closed_error
 from batchstream._batching.request_batch import RequestBatch
-from batchstream._core.arguments import call_text, is_kind, takes
+from batchstream._core.arguments import call_text, takes
 from batchstream._core.errors import SourceError, report_unraisable
 from batchstream._core.records import FinishReason, StreamEnd
 from batchstream._handoff.buffer import Buffer
@@ -278,7 +278,7 @@ def _checked(engine: Any, name: str) -> Any:
             f"got {engine!r} without {', '.join(missing)}"
         )
     for kind, is_it in _WRONG_STEPS.items():
-        if is_kind(is_it, engine.step):
+        if is_it(engine.step):
             raise TypeError(
                 f"{name} must make one step at each call of step, got {engine!r} whose step is "
                 f"{kind}: let it return the step, such as {{slot: output}}"
