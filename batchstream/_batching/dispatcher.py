@@ -256,15 +256,15 @@ class Dispatcher(ABC, Generic[T]):
         wakeups = self.scheduler.wakeups
         while wakeups:
             try:
-                wakeup = worker, waiter = wakeups[0]
+                wakeup = wakeups[0]
             except IndexError:  # another thread has just carried it out
                 return
             # Carried out before it is removed: a signal's exception in between costs a second
             # wake-up, and no wake-up is lost.
-            if waiter is None:
-                self._try_to_start(worker)
+            if wakeup.waiter is None:
+                self._try_to_start(wakeup.worker)
             else:
-                self._resume(waiter)
+                self._resume(wakeup.waiter)
             with suppress(ValueError):  # another thread has carried it out as well
                 wakeups.remove(wakeup)
 

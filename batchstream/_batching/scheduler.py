@@ -65,6 +65,24 @@ class Worker:
         self.thread_or_task: Any = None
 
 
+class WakeUp:
+    """What to do without the lock: wake a worker that waits, or start one.
+
+    Each is an object of its own, equal to no other: two threads may carry out the same one, and the
+    later of them must not remove the next wake-up of the same worker.
+
+    Attributes:
+        worker: The worker.
+        waiter: By which to wake it; None if it is to be started.
+    """
+
+    __slots__ = ("waiter", "worker")
+
+    def __init__(self, worker: Worker, waiter: Any = None) -> None:
+        self.worker = worker
+        self.waiter = waiter
+
+
 class Reaped(NamedTuple):
     """What the lock's holder found ended, for it to follow up without the lock.
 
@@ -105,8 +123,7 @@ class Scheduler(Generic[T]):
 
     Attributes:
         ended_requests: Requests that have ended and were not reaped.
-        wakeups: What to do without the lock: pairs of a worker and the waiter by which to wake it,
-            or None where it is to be started.
+        wakeups: What to do without the lock.
         queue: The requests that wait.
         batches: The batches that run.
         totals: The figures.
@@ -116,7 +133,7 @@ class Scheduler(Generic[T]):
 
     def __init__(self, options: BatcherOptions[Any, T], *, reuses_workers: bool) -> None:
         self.ended_requests: deque[Request[T]] = deque()
-        self.wakeups: deque[tuple[Worker, Any]] = deque()
+        self.wakeups: deque[WakeUp] = deque()
         self.queue: WaitingQueue[Request[T]] = WaitingQueue(
             max_batch_size=options.max_batch_size,
             batch_timeout=options.batch_timeout,
@@ -242,7 +259,7 @@ class Scheduler(Generic[T]):
         """Accept no request any more; return the waiting requests, and the batches that run."""
         # In this order: a worker that is woken finds the batcher closed, and is woken once.
         self.closed = True
-        self.wakeups.extend((worker, waiter) for worker, (_, waiter) in self._waiting.items())
+        self.wakeups.extend(WakeUp(it, waiter) for it, (_, waiter) in self._waiting.items())
         self._waiting.clear()
         # The requests stay in the queue until they have ended and are reaped: where a signal's
         # exception breaks off their failing, another `close` finds them.
@@ -303,12 +320,12 @@ class Scheduler(Generic[T]):
             return
         for worker, (until, waiter) in self._waiting.items():
             if until > at:
-                self.wakeups.append((worker, waiter))  # first: see the top of this module
+                self.wakeups.append(WakeUp(worker, waiter))  # first: see the top of this module
                 del self._waiting[worker]
                 return
         if not self._waiting:
             worker = self._idle.pop() if self._idle else Worker()
-            self.wakeups.append((worker, None))
+            self.wakeups.append(WakeUp(worker))
             self._at_work.add(worker)
 
     def claim_start(self, worker: Worker, claim: object) -> bool:
@@ -320,7 +337,7 @@ class Scheduler(Generic[T]):
 
     def wake_unstarted(self) -> None:
         """Queue the wake-ups again of workers of which it is not sure that they were started."""
-        self.wakeups.extend((worker, None) for worker in self._at_work if worker.claim is None)
+        self.wakeups.extend(WakeUp(it) for it in self._at_work if it.claim is None)
 
     def rest(self, worker: Worker) -> bool:
         """Take a worker from work; False if it was not at work."""

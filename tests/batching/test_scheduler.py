@@ -40,7 +40,7 @@ def submit(scheduler, now=0.0, *, group=None, wait_timeout=None):
 
 def woken(scheduler):
     """Return the wake-ups that are queued, and carry them out."""
-    wakeups = list(scheduler.wakeups)
+    wakeups = [(it.worker, it.waiter) for it in scheduler.wakeups]
     scheduler.wakeups.clear()
     for worker, waiter in wakeups:
         if waiter is None:
@@ -106,6 +106,20 @@ def test_an_idle_worker_is_started_again_before_another_is_made(scheduler):
     assert scheduler.next_batch(worker, None, now=9.0).wait is None
     assert scheduler.at_work == 0
     assert started(scheduler, now=10.0) is worker
+
+
+def test_a_start_that_two_threads_have_carried_out_removes_no_later_one(scheduler):
+    submit(scheduler, group=None)
+    [first] = scheduler.wakeups  # which this thread carries out, and has not removed yet
+    worker = first.worker
+    scheduler.claim_start(worker, object())
+    scheduler.wakeups.remove(first)  # the worker itself has carried it out as well
+    while scheduler.next_batch(worker, object(), 9.0).requests:
+        pass
+    submit(scheduler, now=9.0)
+    [second] = scheduler.wakeups
+    assert second.worker is worker
+    assert first not in scheduler.wakeups
 
 
 def test_a_worker_that_cannot_be_reused_is_made_anew():

@@ -215,7 +215,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def listening(self):
         """Return what workers wait with which have not been woken, and are not about to be."""
-        queued = {id(waiter) for _, waiter in self.scheduler.wakeups}
+        queued = {id(it.waiter) for it in self.scheduler.wakeups}
         return [
             run.waiter
             for run in self.active()
@@ -302,13 +302,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.wake_unstarted()
         # In the order in which they were started first: that of a set differs from run to run.
         wakeups = list(self.scheduler.wakeups)
-        order = [run.worker for run in self.runs] + [worker for worker, _ in wakeups]
-        again = sorted(wakeups[before:], key=lambda wakeup: order.index(wakeup[0]))
+        order = [run.worker for run in self.runs] + [it.worker for it in wakeups]
+        again = sorted(wakeups[before:], key=lambda wakeup: order.index(wakeup.worker))
         self.scheduler.wakeups.clear()
         self.scheduler.wakeups.extend(wakeups[:before] + again)
 
     def remember_interrupted(self):
-        self.interrupted.update(waiter for _, waiter in self.scheduler.wakeups if waiter)
+        self.interrupted.update(it.waiter for it in self.scheduler.wakeups if it.waiter)
 
     def recover(self, *requests):
         """Do what an interrupted caller does: cancel its request, and make sure of the workers."""
@@ -373,11 +373,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(added) <= 1
         if any(waiter.until <= self.ready_at() for waiter in listening):
             assert len(listening) > 1 or not added, "a worker that asks in time is woken"
-        for _, waiter in added:
-            if waiter is None:
+        for wakeup in added:
+            if wakeup.waiter is None:
                 assert not listening
             else:  # not one that is woken already, but for a needless time after an interrupt
-                assert waiter in listening or waiter in self.interrupted
+                assert wakeup.waiter in listening or wakeup.waiter in self.interrupted
 
     @rule(groups=st.lists(st.sampled_from("ab"), min_size=1, max_size=4))
     def submit_some(self, groups):
@@ -417,7 +417,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(outcome=st.sampled_from(["done"] * 3 + ["slow", "failed", "unbegun", "unremoved"]))
     def carry_out(self, outcome="done"):
         """A thread carries out the next wake-up, and removes it; it is interrupted, or is slow."""
-        wakeup = worker, waiter = self.scheduler.wakeups[0]
+        wakeup = self.scheduler.wakeups[0]
+        worker, waiter = wakeup.worker, wakeup.waiter
         if outcome == "unbegun":
             self.wake_unstarted()
             return
@@ -632,7 +633,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         waiting, batches = self.scheduler.close()
         self.closed, self.half_closed = True, False
         assert set(batches) == {run.batch for run in self.running()}
-        woken = [waiter for _, waiter in self.scheduler.wakeups]
+        woken = [it.waiter for it in self.scheduler.wakeups]
         assert all(waiter in woken for waiter in listening)
         self.fail_waiting(waiting)
         self.fail([r for batch in batches for r in batch.requests if not r.ends])
@@ -706,7 +707,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(at_work) <= self.max_workers
         assert len(self.busy()) <= self.max_workers
         assert len({run.worker for run in self.busy()}) == len(self.busy())
-        to_start = [worker for worker, waiter in self.scheduler.wakeups if waiter is None]
+        to_start = [it.worker for it in self.scheduler.wakeups if it.waiter is None]
         begun = {*self.claimed, *(run.worker for run in self.runs)}
         for worker in at_work:
             assert worker in begun or (worker in to_start and worker.claim is None)
@@ -723,8 +724,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.start_failed and self.scheduler.at_work:
             return  # it could not be helped: the next request, or the next batch, is another try
         at_work = knobs.workers_at_work(self.scheduler)
-        queued = [waiter for _, waiter in self.scheduler.wakeups]
-        to_start = [w for w, waiter in self.scheduler.wakeups if not (waiter or w.claim)]
+        queued = [it.waiter for it in self.scheduler.wakeups]
+        to_start = [
+            it.worker for it in self.scheduler.wakeups if not (it.waiter or it.worker.claim)
+        ]
         in_time = [
             run
             for run in self.runs
@@ -785,7 +788,8 @@ def submit(scheduler, now):
 def test_a_worker_that_is_idle_at_once_is_started_again_after_an_interrupt():
     scheduler = scheduler_of(threads=True)
     submit(scheduler, 0.0)
-    [(worker, _)] = scheduler.wakeups
+    [wakeup] = scheduler.wakeups
+    worker = wakeup.worker
     assert scheduler.claim_start(worker, object())
     assert scheduler.next_batch(worker, None, 0.0).requests
     assert scheduler.next_batch(worker, None, 0.0).wait is None  # its thread was quick
@@ -793,7 +797,7 @@ def test_a_worker_that_is_idle_at_once_is_started_again_after_an_interrupt():
     submit(scheduler, 1.0)
     scheduler.wakeups.clear()  # an exception strikes before it is started again
     scheduler.wake_unstarted()
-    assert [each for each, _ in scheduler.wakeups] == [worker]
+    assert [it.worker for it in scheduler.wakeups] == [worker]
     assert scheduler.claim_start(worker, object())
 
 
@@ -801,7 +805,7 @@ def test_a_worker_that_is_about_to_be_started_is_not_started_twice():
     scheduler = scheduler_of(threads=False)
     submit(scheduler, 0.0)
     scheduler.wake_unstarted()  # another submission was interrupted
-    starts = [scheduler.claim_start(worker, object()) for worker, _ in scheduler.wakeups]
+    starts = [scheduler.claim_start(it.worker, object()) for it in scheduler.wakeups]
     assert starts == [True, False]
 
 
@@ -809,7 +813,8 @@ def test_a_worker_that_is_about_to_be_started_is_not_started_twice():
 def test_a_request_that_an_interrupted_thread_has_counted_is_finished(threads):
     scheduler = scheduler_of(threads=threads)
     request = submit(scheduler, 0.0)
-    [(worker, _)] = scheduler.wakeups
+    [wakeup] = scheduler.wakeups
+    worker = wakeup.worker
     assert scheduler.next_batch(worker, None, 0.0).requests == [request]
     request.finish(StreamEnd(FinishReason.EOS, 0))
     for line in range(1, 20):
