@@ -36,6 +36,7 @@ from batchstream._native.selection import is_native as __native__  # noqa: F401 
 from batchstream._streams.async_batch import AsyncBatchedStream as AsyncBatchedStream
 from batchstream._streams.async_stream import AsyncStream as AsyncStream
 from batchstream._streams.batch import BatchedStream as BatchedStream
+from batchstream._streams.channel import Channel as Channel
 from batchstream._streams.demux import demux as demux
 from batchstream._streams.stream import Stream as Stream
 
@@ -49,6 +50,7 @@ __all__ = [
     "BatchedStream",
     "BatcherStatistics",
     "BufferOverflowError",
+    "Channel",
     "ClosedError",
     "ConcurrentConsumerError",
     "ContinuousBatcher",

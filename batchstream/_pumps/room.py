@@ -21,16 +21,17 @@ if TYPE_CHECKING:
     from batchstream._handoff.buffer import Buffer
 
 
-def ways_out(unbounded: str, other_policy: str) -> str:
+def ways_out(unbounded: str | None, other_policy: str) -> str:
     """Return what to do about streams that are read too slowly, in words.
 
     Args:
-        unbounded: What reads all streams without a bound.
+        unbounded: What reads all streams without a bound, if anything does.
         other_policy: What else to pass as `on_overflow`, and its effect.
     """
+    collect = "" if unbounded is None else f"or take all outputs with {unbounded}; "
     return (
-        f"read the streams at the same time; or pass a larger max_buffered; or take all outputs "
-        f"with {unbounded}; or pass on_overflow={other_policy}"
+        f"read the streams at the same time; or pass a larger max_buffered; {collect}"
+        f"or pass on_overflow={other_policy}"
     )
 
 
@@ -39,7 +40,7 @@ class Room:
 
     Args:
         bound: How many outputs a live stream may hold.
-        unbounded: What reads all streams without a bound, in words.
+        unbounded: What reads all streams without a bound, in words; None if nothing does.
 
     Attributes:
         limit: How many outputs make a stream full. One that is ended for being slow may exceed its
@@ -50,7 +51,7 @@ class Room:
 
     __slots__ = ("_max_buffered", "_resume", "_unbounded", "ends_slow", "full", "limit")
 
-    def __init__(self, bound: Bound, unbounded: str) -> None:
+    def __init__(self, bound: Bound, unbounded: str | None) -> None:
         self._unbounded = unbounded
         self.ends_slow = bound.on_overflow == "cancel"
         self.limit = bound.max_buffered + self.ends_slow

@@ -36,12 +36,12 @@ class StallWatch:
     """How long a pump has waited for which streams, and whether it has warned.
 
     Args:
-        unbounded: What reads all streams without a bound, in words.
+        unbounded: What reads all streams without a bound, in words; None if nothing does.
     """
 
     __slots__ = ("_since", "_unbounded", "_warned")
 
-    def __init__(self, unbounded: str) -> None:
+    def __init__(self, unbounded: str | None) -> None:
         self._unbounded = unbounded
         self._since: dict[Buffer[Any], float] = {}
         self._warned = False

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from functools import partial
-from threading import Lock
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Generic
 
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import INTERRUPTS, report_or_raise, report_unraisable
 from batchstream._eventloops.current import result_of
-from batchstream._handoff.parking import LOOP_POLL_SECONDS, release
 from batchstream._pumps.background import BackgroundPump
 from batchstream._pumps.process import running
 from batchstream._pumps.worker_thread import WorkerThread
@@ -62,19 +59,6 @@ class ThreadPump(BackgroundPump[T]):
             self._after_departure()
 
     # ---- from a consumer
-
-    def wait(self, buffer: Buffer[Any], deadline: float | None) -> None:
-        """Wait until the buffer holds something, or its stream has ended.
-
-        Raises:
-            TimeoutError: The deadline has passed.
-            RuntimeError: The batch is read by the other view, or its source waits for itself.
-            ForkedError: This is a fork of the process that opened the batch.
-        """
-        self._check_waitable(buffer)
-        self.start(None)
-        if not self._parking.wait_in_thread(buffer, deadline):
-            raise TimeoutError("no output came within the timeout; the stream is unchanged")
 
     def start(self, loop: EventLoop | None) -> None:
         """Start the thread, if the pump is new, wherever its first consumer is."""
@@ -144,7 +128,7 @@ class ThreadPump(BackgroundPump[T]):
                 if fanout.free_steps:  # for a plain step in every live stream, as is mostly known
                     fanout.free_steps -= 1
                 elif full := self._without_room():
-                    self._pause(full)
+                    self._pause_in_thread(full)
                     continue
                 try:
                     step = self._source.advance(live)
@@ -158,18 +142,6 @@ class ThreadPump(BackgroundPump[T]):
             self._fail(error)
         finally:
             self._end()
-
-    def _pause(self, full: Sequence[Buffer[Any]]) -> None:
-        waiter = Lock()
-        waiter.acquire()
-        try:
-            if self._has_to_wait(full, partial(release, waiter)):
-                seconds = self._pause_limit(LOOP_POLL_SECONDS if self._parking.loops else None)
-                capped = -1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)
-                waiter.acquire(True, capped)  # noqa: FBT003
-                self._look_around()
-        finally:
-            self._room.stop_asking(full)
 
     def _interrupt(self) -> None:
         """Do nothing: a source that is in a step comes back by itself, or never."""
