@@ -383,8 +383,8 @@ def test_a_put_that_is_cancelled_leaves_its_step_out_and_the_channel_as_it_was()
         [stream] = channel.astreams()
         await channel.aput([1])
         put = asyncio.ensure_future(channel.aput([2]))
-        while not stream._upstream.waits_for(stream._buffer):
-            await asyncio.sleep(0)  # noqa: ASYNC110 - there is nothing that tells of it
+        while not stream._upstream.waits_for(stream._buffer):  # noqa: ASYNC110 - no event tells it
+            await asyncio.sleep(0)
         with pytest.raises(RuntimeError, match="another put is under way"):
             await channel.aput([3])
         put.cancel()
