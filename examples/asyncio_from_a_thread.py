@@ -7,6 +7,7 @@ the event loop stays free. Four clients share its batch. Each is through at its 
 model leaves out the work for clients that have finished or left.
 """
 
+import argparse
 import asyncio
 import random
 import threading
@@ -96,4 +97,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    as_written = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=as_written).parse_args()
     asyncio.run(main())

@@ -85,7 +85,9 @@ async def decimals(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Serve the example.")
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--port", type=int, default=8000)
     args = parser.parse_args()
+    print(f"starting a server at http://127.0.0.1:{args.port}/22/7", flush=True)
     uvicorn.run(app, host="127.0.0.1", port=args.port, timeout_graceful_shutdown=5)

@@ -14,6 +14,7 @@ which it does not:
 `queue_per_request_fixed.py` runs the same cases with batchstream.
 """
 
+import argparse
 import asyncio
 import contextlib
 import queue
@@ -158,8 +159,10 @@ async def read_on(stream: AsyncIterator[str]) -> tuple[int, str]:
 async def main(open_streams: Open = open_queues) -> None:
     """Run the four cases."""
     for case in (give_up_and_come_back, leave, do_not_read, fail):
-        print(await case(open_streams))
+        print(await case(open_streams), flush=True)  # as it comes, into a pipe too
 
 
 if __name__ == "__main__":
+    as_written = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=as_written).parse_args()
     asyncio.run(main())

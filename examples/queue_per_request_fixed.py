@@ -10,6 +10,7 @@ The model and the cases are imported from there, and are the same.
 - when the model raises, its clients are raised the same.
 """
 
+import argparse
 import asyncio
 from collections.abc import Iterator
 
@@ -24,4 +25,6 @@ def open_batch(source: Iterator[list[str | None]], size: int) -> AsyncBatchedStr
 
 
 if __name__ == "__main__":
+    as_written = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=as_written).parse_args()
     asyncio.run(main(open_batch))

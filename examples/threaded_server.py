@@ -109,9 +109,11 @@ class Server(ThreadingHTTPServer):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Serve the example.")
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--port", type=int, default=8000)
     args = parser.parse_args()
+    print(f"starting a server at http://127.0.0.1:{args.port}/27", flush=True)
     server = Server(("127.0.0.1", args.port), Handler)
     with batcher, server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()

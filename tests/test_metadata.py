@@ -17,9 +17,8 @@ def test_the_version_is_the_one_that_is_installed():
 
 def test_the_description_links_to_no_file_that_its_readers_do_not_have():
     assert DESCRIPTION.startswith("# batchstream\n")
-    assert [
-        t for t in re.findall(r"\]\(([^)]+)\)", DESCRIPTION) if not t.startswith("https://")
-    ] == []
+    targets = re.findall(r"\]\(([^)]+)\)", DESCRIPTION)
+    assert [each for each in targets if not each.startswith(("https://", "#"))] == []
     assert re.findall(r"(?:src|href)=", DESCRIPTION) == []
 
 

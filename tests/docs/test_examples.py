@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -52,6 +53,63 @@ def test_every_example_is_tested():
 def test_an_example_says_what_it_shows_and_how_to_run_it(name):
     text = ast.get_docstring(ast.parse((EXAMPLES / name).read_text()))
     assert f"python examples/{name}" in text
+
+
+@pytest.mark.parametrize("name", [*NAMES, *OF_LITSERVE, *OF_SERVING])
+def test_an_example_that_is_asked_for_help_prints_what_it_shows(name, tmp_path):
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-W", "error", EXAMPLES / name, "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+    assert ast.get_docstring(ast.parse((EXAMPLES / name).read_text())) in done.stdout
+    assert done.stderr == ""
+
+
+# What an example calls when it begins with what takes its time.
+LONG = {
+    "batched_function.py": "uvicorn.run",
+    "batched_streaming_with_eos.py": "litserve.LitServer.run",
+    "custom_server.py": "uvicorn.run",
+    "demo.py": "tempfile.TemporaryFile",
+    "threaded_server.py": "http.server.ThreadingHTTPServer.serve_forever",
+}
+EXIT_THERE = """
+import os, pkgutil, runpy, sys
+
+owner, _, name = sys.argv.pop(1).rpartition(".")
+exit_at_once = lambda *_, **__: os._exit(0)  # what was printed and not flushed is lost
+setattr(pkgutil.resolve_name(owner), name, exit_at_once)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def printed_before(target, *command):
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", EXIT_THERE, target, *command],
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_an_example_says_what_it_does_before_it_takes_its_time(name):
+    port = [] if name == "demo.py" else ["--port", "0"]
+    [line] = printed_before(LONG[name], EXAMPLES / name, *port)
+    assert line.startswith("starting a ")
+
+
+def test_each_case_of_a_queue_per_request_is_printed_as_it_is_through():
+    lines = printed_before("asyncio.to_thread", EXAMPLES / "queue_per_request_broken.py")
+    assert len(lines) == 1  # the first case is printed, the second waits for its model
 
 
 @pytest.mark.parametrize("name", [*NAMES, "threaded_server.py"])
