@@ -5,7 +5,8 @@
     curl -N http://127.0.0.1:8000/22/7?decimals=400
 
 The model does long division, one decimal in each step for all fractions of the batch. A fraction
-that comes out even ends there, and another goes on as long as it may, or until its client leaves.
+that comes out even ends there, and another goes on as long as it may, or until its client
+disconnects.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def divide(fractions: list[Fraction]) -> Iterator[dict[int, object]]:
         slot: f"{whole[slot]}." if rest[slot] else Last(str(whole[slot]))
         for slot in range(len(fractions))
     }
-    while True:  # closed when no client is left
+    while True:  # closed when no client is connected
         time.sleep(PACE)
         decimals, rest = np.divmod(10 * rest, denominators)
         live = yield {

@@ -86,7 +86,7 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> None:
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
-    """Ask the server to stop, and make sure that none of its processes is left."""
+    """Ask the server to stop, and make sure that none of its processes runs on."""
     server.send_signal(signal.SIGINT)  # LitServe stops its workers at SIGINT only
     try:
         server.wait(SECONDS_TO_STOP)

@@ -7,7 +7,7 @@ Clients in asyncio take it out again. As long as all goes well, it works. Below 
 which it does not:
 
 - a client gives up waiting for the moment, and loses the next output;
-- all clients leave, and the model works on for none;
+- all clients go away, and the model works on for none;
 - a client does not read, and its queue grows without a bound;
 - the model raises, and its clients wait for ever.
 
@@ -118,7 +118,7 @@ async def leave(open_streams: Open) -> str:
         for stream in streams:
             await anext(stream)
     await model.wait_until_closed()
-    return f"all left after one output, and the model made {model.steps} steps"
+    return f"all went away after one output, and the model made {model.steps} steps"
 
 
 async def do_not_read(open_streams: Open) -> str:

@@ -134,7 +134,7 @@ def test_clients_in_asyncio_end_at_their_own_steps_and_the_model_forgets_closed_
     (*clients, steps, worked), _ = run("asyncio_from_a_thread.py")
     assert clients == [
         "client 0: 3 tokens, ended in step 3",
-        "client 1: 2 tokens, then it left (cancelled)",
+        "client 1: 2 tokens, then it gave up (cancelled)",
         "client 2: 5 tokens, ended in step 5",
         "client 3: 8 tokens, ended in step 8",
     ]
@@ -163,7 +163,7 @@ def test_a_queue_per_request_breaks_in_four_ways(run):
     lines, errors = run("queue_per_request_broken.py")
     assert lines == [
         "a client that timed out once received 1 2 3 of 0 1 2 3",
-        "all left after one output, and the model made 2001 steps",
+        "all went away after one output, and the model made 2001 steps",
         "one read its 3 outputs at once, the other held 2000, and then the end",
         "the model raised after 2 outputs, and the client is still waiting",
     ]
@@ -173,7 +173,7 @@ def test_a_queue_per_request_breaks_in_four_ways(run):
 def test_the_same_cases_go_well_with_streams(run):
     (timed_out, left, slow, raised), _ = run("queue_per_request_fixed.py")
     assert timed_out == "a client that timed out once received 0 1 2 3 of 0 1 2 3"
-    [steps] = re.findall(r"^all left after one output, and the model made (\d+) steps$", left)
+    [steps] = re.findall(r"^all went away after one output, and the model made (\d+) steps$", left)
     assert 1 <= int(steps) <= 1 + 9  # what they received, and one more than they may hold unread
     assert slow.startswith("one read its 3 outputs at once, the other held 9, and then SlowConsum")
     assert raised == "the model raised after 2 outputs, and then OSError: device lost"
