@@ -39,6 +39,8 @@ from batchstream._streams.batch import BatchedStream as BatchedStream
 from batchstream._streams.demux import demux as demux
 from batchstream._streams.stream import Stream as Stream
 
+__version__ = "0.1.0"  # the one place: the build reads it here
+
 __all__ = [
     "EOS",
     "SKIP",
