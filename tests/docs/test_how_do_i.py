@@ -25,7 +25,9 @@ PAGE = ROOT / "docs" / "how-do-i.md"
 RECIPES = ROOT / "docs" / "recipes.md"
 TWO_SCREENS = 90  # lines
 
-SECTION = re.compile(r"^## (?P<name>.+?)\n.*?^```python\n(?P<block>.*?)^```$", re.M | re.S)
+SECTION = re.compile(
+    r"^## (?P<name>.+?)\n.*?^```python\n(?P<block>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 BLOCKS = {match["name"]: match["block"] for match in SECTION.finditer(RECIPES.read_text())}
 
 
