@@ -45,9 +45,7 @@ COLUMNS = {
         "slow",
         "joins",
     },
-    "litserve-batchstream": {
-        *("several", "own-end", "short-step", "error", "one-fails", "leave", "slow", "joins"),
-    },
+    "litserve-batchstream": {*rules.IN_PROCESS, "one-fails", "joins"} - {"arrays"},
     "transformers": {"several", "error", "leave", "slow"},
 }
 """The rules that can be tried on each system. It has nothing that could be tried for the others."""
@@ -64,7 +62,11 @@ def try_rules(system: str, names: list[str]) -> dict[str, bool]:
     if system.startswith("litserve"):
         import litserve_cells  # noqa: PLC0415 - only where it is installed
 
-        return litserve_cells.cells("stock" if system == "litserve" else "ours", names)
+        if system == "litserve":
+            return litserve_cells.cells("stock", names)
+        batched = [name for name in names if name != "joins"]
+        results = litserve_cells.cells("ours", batched) if batched else {}
+        return results | (litserve_cells.cells("continuous", ["joins"]) if "joins" in names else {})
     if system == "transformers":
         import transformers_cells  # noqa: PLC0415 - only where it is installed
 

@@ -110,7 +110,7 @@ async def own_end(http: httpx.AsyncClient) -> bool:
     await short.run()
     early = long.text.count("\n") < 15  # of 30: what is under way does not count
     await reading
-    return early
+    return early and not short.cut
 
 
 async def short_step(http: httpx.AsyncClient) -> bool:

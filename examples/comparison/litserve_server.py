@@ -1,8 +1,11 @@
-"""A LitServe server for `litserve_cells.py`: `litserve_server.py PORT LOOP`, LOOP is stock or ours.
+"""A LitServe server for `litserve_cells.py`: `litserve_server.py PORT LOOP`.
+
+LOOP is stock, or of this library: ours, or continuous.
 
 A request is `{"name": ..., "outputs": ...}`, and what else is to happen to it.
 """
 
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ from typing import Any
 import litserve as ls
 from fastapi import HTTPException
 
-from batchstream.integrations.litserve import BatchedStreamLoop
+from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop
 
 PACE = 0.02  # seconds for a step
 
@@ -58,11 +61,39 @@ class Scripted(ls.LitAPI):
         yield from steps
 
 
+class Engine:
+    """The same, one step for all that are there."""
+
+    def __init__(self, api: Scripted) -> None:
+        self.api = api
+        self.running: dict[int, tuple[dict[str, Any], Iterator[int]]] = {}
+
+    def add(self, slot: int, request: dict[str, Any]) -> None:
+        """Let a request join."""
+        self.running[slot] = request, itertools.count()
+
+    def step(self) -> dict[int, str | None]:
+        """Make an output for each."""
+        time.sleep(PACE)
+        return {
+            slot: self.api.output(request, next(numbers))
+            for slot, (request, numbers) in self.running.items()
+        }
+
+    def remove(self, slot: int) -> None:
+        """Forget a request."""
+        del self.running[slot]
+
+
 def main(port: int, loop: str) -> None:
     """Serve."""
-    Scripted.end = "" if loop == "stock" else None
-    loops = {"stock": "auto", "ours": BatchedStreamLoop(max_buffered=8)}
+    loops = {
+        "stock": "auto",
+        "ours": BatchedStreamLoop(max_buffered=8),
+        "continuous": ContinuousBatchLoop(Engine),
+    }
     api = Scripted(stream=True, max_batch_size=2, batch_timeout=0.5, loop=loops[loop])
+    api.end = "" if loop == "stock" else None  # by None, LitServe's own loop cuts the connection
     server = ls.LitServer(api, accelerator="cpu", timeout=60)
     server.run(host="127.0.0.1", port=port, num_api_servers=1, generate_client_file=False)
 
