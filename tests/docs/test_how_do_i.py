@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import re
 import socket
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from litserve import LitAPI
+from websockets.sync.client import connect
 
-from batchstream import BatchedStream, demux
+import batchstream.integrations.litserve
+import batchstream.integrations.starlette
+from batchstream import BatchedStream, DynamicBatcher, demux
 from support.serving import SECONDS, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +61,64 @@ def test_every_recipe_is_a_task_of_the_page():
     assert set(BLOCKS) == set(headings)
 
 
+LINES = re.findall(r"^\| [^|]+ \| [^`|]*`([^`]+)`[^|]*\| \[", PAGE.read_text(), re.MULTILINE)
+
+
+class Chat(LitAPI):
+    def predict(self, requests):
+        yield requests
+
+
+@pytest.mark.parametrize("line", dict.fromkeys(LINES))
+def test_a_line_of_the_page_works(line):
+    """With the names that the page gives it, in a function of an event loop."""
+
+    def model(requests):
+        for n in range(max(map(len, requests)) + 1):
+            yield [request[n] if n < len(request) else None for request in requests]
+
+    def produce(push):
+        push(["a"] * 8)
+
+    async def main():
+        async with DynamicBatcher(model, max_batch_size=8) as batcher:
+            names = {
+                **vars(batchstream),
+                **vars(batchstream.integrations.starlette),
+                "BatchedStreamLoop": batchstream.integrations.litserve.BatchedStreamLoop,
+                **{name: run(of)[name] for name, of in BY_HAND.items()},
+                "model": model,
+                "produce": produce,
+                "embed": lambda texts: [1] * len(texts),
+                "batcher": batcher,
+                "self": SimpleNamespace(batcher=batcher),
+                "engine": SimpleNamespace(add=id, step=dict, remove=id),
+                "Chat": Chat,
+                "prompt": "so",
+                "prompts": ["so", "it"],
+                "text": "so",
+                "step": ["a"],
+                "stream": batcher.astream("so"),
+                **dict.fromkeys(["Response", "StreamingHttpResponse"], id),
+            }
+            if line.startswith("for "):  # it waits, so it has a thread of its own
+                await asyncio.to_thread(exec, f"{line} pass", names)
+                return
+            block = f"{line} pass" if line.endswith(":") else line
+            exec(f"async def function():\n    {block}\n", names)  # noqa: S102
+            called = names["function"]()
+            if inspect.isasyncgen(called):
+                await anext(called)
+                await called.aclose()
+            else:
+                await called
+
+    asyncio.run(main())
+
+
+BY_HAND = {"pushed": "A thread that produces", "stop_at": "Stop strings"}
+
+
 @pytest.mark.parametrize("page", [PAGE, RECIPES], ids=lambda page: page.name)
 def test_what_is_linked_to_on_a_page_is_a_heading_there(page):
     for name, anchor in re.findall(r"\]\(([a-z-]+\.md)#([a-z-]+)\)", page.read_text()):
@@ -66,10 +133,6 @@ def test_what_is_linked_to_on_a_page_is_a_heading_there(page):
 @contextlib.contextmanager
 def serving(name, tmp_path, command=("uvicorn", "recipe:app", "--port")):
     """Run the block as a file, as the page says, and give a client; the file is `recipe.py`."""
-    import subprocess  # noqa: PLC0415 - beside what it is for
-    import sys  # noqa: PLC0415
-    import time  # noqa: PLC0415
-
     (tmp_path / "recipe.py").write_text(BLOCKS[name])
     port = free_port()
     log = tmp_path / "log"
@@ -122,6 +185,29 @@ def test_a_framework_streams_what_the_batcher_gives(tmp_path, name, command):
         response = client.get("/spell/letters")
         assert response.text == "letters"
         assert response.headers["content-type"].startswith("text/plain")
+
+
+def test_a_websocket_is_served(tmp_path):
+    with serving("WebSocket", tmp_path) as client:
+        url = f"ws://127.0.0.1:{client.base_url.port}/spell"
+        with connect(url, open_timeout=SECONDS) as socket_:
+            socket_.send("word")
+            assert list(socket_) == ["w", "o", "r", "d"]
+            assert (socket_.close_code, socket_.close_reason) == (1000, "eos")
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_recipe_runs_as_a_file_of_its_own(tmp_path, name):
+    (tmp_path / "recipe.py").write_text(BLOCKS[name])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "recipe.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 # ---- websocket: an application of ASGI is called as a server calls it
@@ -189,8 +275,6 @@ def test_a_websocket_that_is_left_cancels_its_stream():
         assert batcher.statistics().live == 0
         go_on.set()
         assert await asyncio.to_thread(closed.wait, SECONDS)
-
-    from batchstream import DynamicBatcher  # noqa: PLC0415 - in place of the recipe's
 
     with DynamicBatcher(endless, max_batch_size=1) as batcher:
         recipe["respond"].__globals__["spell"] = batcher
