@@ -209,7 +209,7 @@ def test_pings_keep_a_long_prompt_of_openai_from_being_cut(litserve, gate):
 
 @pytest.mark.parametrize("form", ["pinged-lines", "pinged-json-events"])
 def test_the_word_for_an_error_reaches_the_client(starlette, form):
-    """On h11 it is all that does: nginx speaks HTTP/1.0 to it, where a cut is an end like others."""
+    """On h11 it is all that does: nginx speaks HTTP/1.0 to it, where a cut is like an end."""
     with Gate() as gate, Client(starlette["as it comes"], form, gate) as client:
         gate.let_through(1)
         client.read_until(b"output", 1)
