@@ -154,7 +154,8 @@ class BatchedStreamLoop(_AnyLoop):
     An error fails as few requests as it can. An error in `decode_request`, a `Fail`, and an output
     that cannot be sent fail their own request; every other error fails all requests of the
     batch that are still live. Before its first output a client gets the status of an
-    `HTTPException`, and 500 for any other error; later its connection is cut. The worker logs the error once and goes on.
+    `HTTPException`, and 500 for any other error; later its connection is cut. The worker logs the
+    error once and goes on.
 
     The status and headers of a response are sent together with its first output, not before.
 
