@@ -1,5 +1,5 @@
 # `make` lists the targets. It needs nothing but Python >= 3.11 with venv and pip: each target
-# first makes or updates its virtual environment, if pyproject.toml has changed since.
+# first makes or updates its virtual environment, if what is installed there has changed since.
 
 PYTHON ?= python3
 PY = .venv/bin/python

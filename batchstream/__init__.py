@@ -40,6 +40,8 @@ from batchstream._streams.channel import Channel as Channel
 from batchstream._streams.demux import demux as demux
 from batchstream._streams.stream import Stream as Stream
 
+__version__ = "0.1.0"  # the one place: the build reads it here
+
 __all__ = [
     "EOS",
     "SKIP",

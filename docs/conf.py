@@ -2,7 +2,6 @@
 
 import re
 import sys
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar, get_args, get_origin
 
@@ -23,7 +22,7 @@ import list_rules
 project = "batchstream"
 author = "The batchstream authors"
 copyright = author  # noqa: A001 - Sphinx's name
-version = release = installed_version("batchstream")
+version = release = batchstream.__version__
 
 extensions = [
     "myst_parser",
@@ -34,6 +33,7 @@ extensions = [
 exclude_patterns = ["_build"]
 default_role = "code"  # `name` in a docstring looks as it does in Markdown
 html_static_path = ["_static"]
+html_css_files = ["page.css"]
 html_theme = "furo"
 html_title = f"batchstream {release}"
 

@@ -1,12 +1,13 @@
-"""A model that computes in a thread, and clients in asyncio, one of which leaves early.
+"""A model that computes in a thread, and clients in asyncio, one of which cancels early.
 
     python examples/asyncio_from_a_thread.py
 
 The model is ordinary blocking code, as code for a GPU is. It runs in a thread of its own, so that
 the event loop stays free. Four clients share its batch. Each is through at its own step, and the
-model leaves out the work for clients that have finished or left.
+model leaves out the work for clients that have finished or cancelled.
 """
 
+import argparse
 import asyncio
 import random
 import threading
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from batchstream import AsyncBatchedStream, AsyncStream, token_ids
 
 LENGTHS = [3, 40, 5, 8]  # how many tokens the model has to say to each prompt
-IMPATIENT = 1  # this client leaves ...
+IMPATIENT = 1  # this client cancels ...
 PATIENCE = 2  # ... after so many tokens
 MAX_BUFFERED = 4
 
@@ -36,7 +37,7 @@ class Model:
         self.thread = ""
 
     def generate(self, lengths: list[int]) -> Iterator[dict[int, int]]:
-        """Yield one token for each live slot, until none is left."""
+        """Yield one token for each live slot, until there is none."""
         states = [[1.0 + slot] * WIDTH for slot in range(len(lengths))]
         live: tuple[int, ...] = tuple(range(len(lengths)))
         while True:
@@ -88,7 +89,7 @@ async def main() -> None:
             if stream.finish_reason == "eos":
                 print(f"{line}, ended in step {stream.end.outputs}")
             else:
-                print(f"{line}, then it left ({stream.finish_reason})")
+                print(f"{line}, then it gave up ({stream.finish_reason})")
 
     worked = model.work[IMPATIENT]
     print(f"model: {model.steps} steps in the thread {model.thread!r}")
@@ -96,4 +97,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    as_written = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=as_written).parse_args()
     asyncio.run(main())

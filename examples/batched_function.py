@@ -5,7 +5,8 @@
     curl -N http://127.0.0.1:8000/22/7?decimals=400
 
 The model does long division, one decimal in each step for all fractions of the batch. A fraction
-that comes out even ends there, and another goes on as long as it may, or until its client leaves.
+that comes out even ends there, and another goes on as long as it may, or until its client
+disconnects.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def divide(fractions: list[Fraction]) -> Iterator[dict[int, object]]:
         slot: f"{whole[slot]}." if rest[slot] else Last(str(whole[slot]))
         for slot in range(len(fractions))
     }
-    while True:  # closed when no client is left
+    while True:  # closed when no client is connected
         time.sleep(PACE)
         decimals, rest = np.divmod(10 * rest, denominators)
         live = yield {
@@ -85,7 +86,9 @@ async def decimals(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Serve the example.")
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--port", type=int, default=8000)
     args = parser.parse_args()
+    print(f"starting a server at http://127.0.0.1:{args.port}/22/7", flush=True)
     uvicorn.run(app, host="127.0.0.1", port=args.port, timeout_graceful_shutdown=5)

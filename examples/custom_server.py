@@ -78,7 +78,7 @@ class Bigrams:
         return {slot: self.outputs[code] for slot, code in zip(slots, codes, strict=True)}
 
     def remove(self, slot: int) -> None:
-        """Free the slot of a request that has ended, or whose client has left."""
+        """Free the slot of a request that has ended, or whose client has disconnected."""
         self.slots.remove(slot)
 
 
@@ -132,7 +132,9 @@ async def health(request: Request) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Serve the example.")
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--port", type=int, default=8000)
     args = parser.parse_args()
+    print(f"starting a server at http://127.0.0.1:{args.port}/generate", flush=True)
     uvicorn.run(app, host="127.0.0.1", port=args.port, timeout_graceful_shutdown=5)

@@ -7,6 +7,7 @@ prompt at the same time, and shows every chunk of the two responses as it arrive
 is 0 if the short response was complete before the long one.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -85,7 +86,7 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> None:
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
-    """Ask the server to stop, and make sure that none of its processes is left."""
+    """Ask the server to stop, and make sure that none of its processes runs on."""
     server.send_signal(signal.SIGINT)  # LitServe stops its workers at SIGINT only
     try:
         server.wait(SECONDS_TO_STOP)
@@ -199,6 +200,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    as_written = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=as_written).parse_args()
     try:
         main()
     except RuntimeError as error:

@@ -7,13 +7,14 @@ Clients in asyncio take it out again. As long as all goes well, it works. Below 
 which it does not:
 
 - a client gives up waiting for the moment, and loses the next output;
-- all clients leave, and the model works on for none;
+- all clients go away, and the model works on for none;
 - a client does not read, and its queue grows without a bound;
 - the model raises, and its clients wait for ever.
 
 `queue_per_request_fixed.py` runs the same cases with batchstream.
 """
 
+import argparse
 import asyncio
 import contextlib
 import queue
@@ -117,7 +118,7 @@ async def leave(open_streams: Open) -> str:
         for stream in streams:
             await anext(stream)
     await model.wait_until_closed()
-    return f"all left after one output, and the model made {model.steps} steps"
+    return f"all went away after one output, and the model made {model.steps} steps"
 
 
 async def do_not_read(open_streams: Open) -> str:
@@ -158,8 +159,10 @@ async def read_on(stream: AsyncIterator[str]) -> tuple[int, str]:
 async def main(open_streams: Open = open_queues) -> None:
     """Run the four cases."""
     for case in (give_up_and_come_back, leave, do_not_read, fail):
-        print(await case(open_streams))
+        print(await case(open_streams), flush=True)  # as it comes, into a pipe too
 
 
 if __name__ == "__main__":
+    as_written = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=as_written).parse_args()
     asyncio.run(main())

@@ -5,11 +5,12 @@
 The model and the cases are imported from there, and are the same.
 
 - a client that gives up waiting for the moment receives the output when it comes back;
-- when all clients have left, the model is closed;
+- when all clients have gone away, the model is closed;
 - a client that does not read holds 8 outputs and those of one step, and is then told why it ended;
 - when the model raises, its clients are raised the same.
 """
 
+import argparse
 import asyncio
 from collections.abc import Iterator
 
@@ -24,4 +25,6 @@ def open_batch(source: Iterator[list[str | None]], size: int) -> AsyncBatchedStr
 
 
 if __name__ == "__main__":
+    as_written = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=as_written).parse_args()
     asyncio.run(main(open_batch))

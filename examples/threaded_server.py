@@ -28,7 +28,7 @@ def follow(starts: list[int]) -> Iterator[dict[int, object]]:
     """Yield the next number of every slot, until it is 1."""
     numbers = dict(enumerate(starts))
     live = tuple(numbers)
-    while True:  # closed when no client is left
+    while True:  # closed when no client is connected
         live = yield {slot: Last(1) if numbers[slot] == 1 else numbers[slot] for slot in live}
         time.sleep(PACE)
         numbers = {slot: following(numbers[slot]) for slot in live}
@@ -92,7 +92,10 @@ class Handler(BaseHTTPRequestHandler):
             for output in stream:
                 self.send_chunk([output, *stream.drain()])  # all that there is, in one write
             self.wfile.write(b"0\r\n\r\n")
-        except (OSError, BatchStreamError) as error:  # the client has left, or there is no more
+        except (
+            OSError,
+            BatchStreamError,
+        ) as error:  # the client has disconnected, or there is no more
             self.log_error("broken off: %r", error)
             self.close_connection = True
 
@@ -109,9 +112,11 @@ class Server(ThreadingHTTPServer):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Serve the example.")
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--port", type=int, default=8000)
     args = parser.parse_args()
+    print(f"starting a server at http://127.0.0.1:{args.port}/27", flush=True)
     server = Server(("127.0.0.1", args.port), Handler)
     with batcher, server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()

@@ -7,6 +7,7 @@ them gives up waiting now and then, to say so; nothing is lost by it. Another do
 gets. It may hold so many outputs and no more: then it is ended, and no other has waited for it.
 """
 
+import argparse
 import threading
 from collections.abc import Iterator
 
@@ -100,4 +101,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    as_written = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=as_written).parse_args()
     main()

@@ -388,8 +388,8 @@ MUTANTS = [
     ),
     Mutant(
         "what is_eos said of a step that was broken off goes to the next",
-        "        self._asked = None  # what a step",
-        "        pass  # what a step",
+        "        self._asked = None  # the rest of",
+        "        pass  # the rest of",
     ),
     Mutant(
         "a drain that is broken off loses what it took",

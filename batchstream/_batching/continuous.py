@@ -34,7 +34,7 @@ class StepEngine(Protocol[_RequestT_contra, _T_co]):
     """A model that `ContinuousBatcher` drives: requests join it and leave it between two steps.
 
     All methods are called in one thread at a time, in this order: `remove` for requests that have
-    left, `add` for requests that join, and then `step`, as long as there is a request.
+    ended, `add` for requests that join, and then `step`, as long as there is a request.
     """
 
     def add(self, slot: int, request: _RequestT_contra) -> None:
@@ -62,7 +62,7 @@ class StepEngine(Protocol[_RequestT_contra, _T_co]):
 class ContinuousBatcher(Batcher[RequestT, T]):
     """Drives a model step by step, and returns a stream for each request that joins it.
 
-    Before each step the requests that have finished or left are removed from the engine, and the
+    Before each step the requests that have ended are removed from the engine, and the
     waiting ones, first come first served, are added to the slots that are free. A worker's thread
     does that, and nothing at all while there is no request.
 

@@ -77,7 +77,7 @@ class AnyFlight(LoopBound, Protocol[T]):
     @property
     def live(self) -> list[Request[T]]: ...
     def note_room(self) -> None:
-        """Take note that requests have left the queue, and wake the consumer."""
+        """Take note that the queue has room again, and wake the consumer."""
 
 
 class Dispatcher(ABC, Generic[T]):
@@ -203,7 +203,7 @@ class Dispatcher(ABC, Generic[T]):
                 self._fail(request, closed_error(scheduler.closing))
             if refusal is None:
                 return stream
-        except BaseException:  # KeyboardInterrupt too: nothing is left half done
+        except BaseException:  # KeyboardInterrupt too: nothing stays half done
             self.cancel(request)
             self._wake_unstarted()
             raise
@@ -407,7 +407,7 @@ class Dispatcher(ABC, Generic[T]):
                 )
 
     def _tell_of_room(self) -> None:
-        """Let flights come again with what they hold back: requests have left the queue."""
+        """Let flights come again with what they hold back: the queue has room again."""
         while self.held_back:
             try:
                 flight = self.held_back.pop()

@@ -169,7 +169,7 @@ class Engine:
 
 
 class EngineBatch(RequestBatch[T]):
-    """A batch that requests join and leave while it runs, until none is left or waits.
+    """A batch that requests join and leave while it runs, until none is live or waits.
 
     Args:
         owner: Whose requests they are.

@@ -9,7 +9,7 @@ the flight when it has ended. The consumer takes requests from the caller's iter
 them, up to a width that keeps every worker busy; then it waits until any request has ended.
 
 Other clients may fill the queue of the batcher. Then a request of a flight is not refused: the
-flight holds it back, until the dispatcher tells that requests have left the queue.
+flight holds it back, until the dispatcher tells that the queue has room again.
 
 The iterators below refer to the flight, and nothing refers to them: one that is dropped cancels
 what is in flight at once, without waiting for the cycle collector.
@@ -144,7 +144,7 @@ class Flight(Generic[T]):
         self.dispatcher.parking.wake((self,))
 
     def note_room(self) -> None:
-        """Take note that requests have left the batcher's queue, and wake the consumer."""
+        """Take note that the batcher's queue has room again, and wake the consumer."""
         self.room = True
         self.dispatcher.parking.wake((self,))
 

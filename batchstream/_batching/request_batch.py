@@ -135,8 +135,8 @@ class RequestBatch(Generic[T]):
         for request in requests:
             if (error := request.deadline_error(now)) is not None:
                 self.pump.fail_stream(request, error)
-        left = [request.until for request in requests if not request.ends]
-        self.next_deadline = earliest(*left)
+        deadlines = [request.until for request in requests if not request.ends]
+        self.next_deadline = earliest(*deadlines)
 
     def refill(self) -> tuple[int, ...]:
         """Count the requests that have ended, and return the live slots."""

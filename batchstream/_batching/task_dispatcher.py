@@ -157,7 +157,7 @@ class TaskDispatcher(Dispatcher[T]):
         self._rest(worker)
 
     def _give_up_loop(self, loop: EventLoop) -> None:
-        """Fail the waiting requests, as no worker will go on in that loop; end batches left there.
+        """Fail the waiting requests, as no worker will go on in that loop; end the batches there.
 
         Batches in a loop that is not closed yet end by themselves.
         """

@@ -249,7 +249,7 @@ class Demultiplexer(Generic[T]):
             The outputs in the order of `live`, which has not changed; or None, with nothing taken,
             where the step is anything else: then `feed_other` takes it.
         """
-        self._asked = None  # what a step that was broken off has left
+        self._asked = None  # the rest of a step that was broken off
         if self._live is None:
             self._refresh()
         if self._state != "running" or self._plain_steps >= self._plain_limit:

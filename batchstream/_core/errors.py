@@ -188,7 +188,7 @@ def closed_batch_error(cut_short: str) -> ClosedError:
     """Return the error of a stream, or of the steps, that closing the batch has cut short."""
     return ClosedError(
         f"the batch was closed before {cut_short} had ended: "
-        f"read to the end before the batch is closed or its block is left"
+        f"read to the end before the batch is closed or its block ends"
     )
 
 

@@ -68,7 +68,7 @@ class Hooks(Protocol):
         """Return for how many seconds the pump may wait for room, if not for ever."""
 
     def failed(self) -> None:
-        """Discard what an error of the source has left unusable."""
+        """Discard what an error of the source has made unusable."""
 
     def drained(self) -> None:
         """End what no step will follow for; called before the streams are ended."""
@@ -430,7 +430,7 @@ class BackgroundPump(ABC, Generic[T]):
                 self._last_error = error
             self._wake(failed)
         except BaseException as another:  # noqa: BLE001 - of ours, out of memory perhaps
-            report_unraisable(another)  # and `_drain` fails what is left
+            report_unraisable(another)  # and `_drain` fails the live streams
         hooks = self._hooks  # once: another thread may close the pump of a closed event loop
         if hooks is not None:
             hooks.failed()

@@ -10,7 +10,7 @@ source runs.
 
 A queued cancel is applied by the next holder of the role: at once by the thread that cancels if the
 role is free, otherwise by its holder after the step. A holder checks the queue once more after it
-has given the role back, so that no cancel is left lying. No part of this blocks: a cancel may come
+has given the role back, so that no cancel is overlooked. No part of this blocks: a cancel may come
 from a signal handler or a finalizer that interrupted the holder itself.
 
 A step that is broken off fails the batch. Where even that is broken off, at the recursion limit or
@@ -133,7 +133,7 @@ class PullPump(Generic[T]):
         """Cancel one stream."""
         if not self.forked:
             self.fanout.cancel(buffer)
-            # Also what a cancel has left that was broken off by a signal's exception.
+            # Also the rest of a cancel that was broken off by a signal's exception.
             if self.fanout.departures or not (self.fanout.live_buffers or self._closed):
                 self._apply_departures_if_free()
 
@@ -177,7 +177,7 @@ class PullPump(Generic[T]):
                 finally:
                     self.role.holder = NO_THREAD
         finally:
-            # Behind the role: a cancel during the step was queued, and left to this thread.
+            # Behind the role: a cancel during the step was queued, for this thread to apply.
             if fanout.departures:
                 self._apply_departures_if_free()
 

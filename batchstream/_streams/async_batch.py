@@ -46,7 +46,7 @@ class _Options(TypedDict, total=False):
 class AsyncBatchedStream(Batch[AsyncStream[T], T]):
     """One asynchronous stream per slot of a batched source, and the batch as a whole.
 
-    Use it with `async with`, so that the source is closed wherever the block is left. It is a
+    Use it with `async with`, so that the source is closed however the block ends. It is a
     sequence of its streams; or read it by time with `steps`.
 
     An asynchronous source is moved by a task, a synchronous one by a thread of its own, both in a

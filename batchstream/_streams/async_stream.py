@@ -335,7 +335,7 @@ class AsyncStream(AnyStream[T_co], AsyncStreamReader[T_co]):
         stream at once if a receive is broken off, as by a client that leaves, if `encode` raises,
         and when the body is closed; `close` and `aclose` do the same. A framework that is given
         the stream itself, or a generator that refers to it, keeps both until Python's garbage
-        collector comes, and the model works on for a client that has left.
+        collector comes, and the model works on for a client that has disconnected.
 
         Args:
             encode: Makes an output what the framework sends: text, bytes, an event. It runs in

@@ -46,7 +46,7 @@ class _Options(TypedDict, total=False):
 class BatchedStream(Batch[Stream[T], T]):
     """One stream per slot of a batched source, and the batch as a whole.
 
-    Use it as a context manager, so that the source is closed wherever the block is left. It is a
+    Use it as a context manager, so that the source is closed however the block ends. It is a
     sequence of its streams; or read it by time with `steps`.
 
     Args:

@@ -6,6 +6,7 @@ The design page and the guarantees have files of their own beside this one.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import shlex
 import tomllib
@@ -112,6 +113,31 @@ def test_the_figure_is_in_the_sdist():
     assert f"/{Path(figure).parts[0]}" in included
 
 
+# ---- every page: names of examples, and the theme
+
+EXAMPLES = "|".join(re.escape(each.name) for each in sorted((ROOT / "examples").glob("*.py")))
+NOT_YET_LINKED = {"README.md", "docs/litserve.md", "docs/serving.md", "docs/tutorial.md"}
+
+
+@every_page
+def test_the_name_of_an_example_is_a_link_to_it(page):
+    if name_of(page) in NOT_YET_LINKED:
+        return
+    text = re.sub(r"\[[^\]]*\]\([^)\s]*\)", "", prose(page))
+    assert re.findall(rf"[\w/]*\b(?:{EXAMPLES})", text) == []
+
+
+def test_a_window_of_1280_pixels_shows_what_is_on_the_page():
+    css = (ROOT / "docs" / "_static" / "page.css").read_text()
+    [(least, most)] = re.findall(r"\(min-width: (\d+)em\) and \(max-width: (\d+)em\)", css)
+    assert int(least) * 16 <= 1280 <= int(most) * 16
+    assert re.search(r"\.toc-drawer \{[^}]*position: static;", css)
+    [furo] = importlib.util.find_spec("furo").submodule_search_locations
+    theme = (Path(furo) / "theme/furo/static/styles/furo.css").read_text()
+    assert re.search(rf"@media\(max-width:{most}em\){{[^@]*\.toc-drawer{{[^}}]*right:-", theme)
+    assert '"page.css"' in (ROOT / "docs" / "conf.py").read_text()
+
+
 # ---- serving.md
 
 
@@ -155,7 +181,7 @@ def test_the_reference_has_every_public_name_and_no_other():
     directive = re.compile(r"^\.\. (?:auto|py:)\w+:: ([\w.]+)", re.MULTILINE)
     named = directive.findall("".join(blocks(ROOT / "docs" / "reference.md", "{eval-rst}")))
     ours = [name for name in named if "." not in name]
-    assert sorted(ours) == sorted(batchstream.__all__)
+    assert sorted(ours) == sorted(["__native__", "__version__", *batchstream.__all__])
     assert sorted(name for name in named if "." in name) == sorted(
         f"{module.__name__}.{name}"
         for module in (litserve, prometheus, starlette)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -54,6 +55,63 @@ def test_an_example_says_what_it_shows_and_how_to_run_it(name):
     assert f"python examples/{name}" in text
 
 
+@pytest.mark.parametrize("name", [*NAMES, *OF_LITSERVE, *OF_SERVING])
+def test_an_example_that_is_asked_for_help_prints_what_it_shows(name, tmp_path):
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-W", "error", EXAMPLES / name, "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+    assert ast.get_docstring(ast.parse((EXAMPLES / name).read_text())) in done.stdout
+    assert done.stderr == ""
+
+
+# What an example calls when it begins with what takes its time.
+LONG = {
+    "batched_function.py": "uvicorn.run",
+    "batched_streaming_with_eos.py": "litserve.LitServer.run",
+    "custom_server.py": "uvicorn.run",
+    "demo.py": "tempfile.TemporaryFile",
+    "threaded_server.py": "http.server.ThreadingHTTPServer.serve_forever",
+}
+EXIT_THERE = """
+import os, pkgutil, runpy, sys
+
+owner, _, name = sys.argv.pop(1).rpartition(".")
+exit_at_once = lambda *_, **__: os._exit(0)  # what was printed and not flushed is lost
+setattr(pkgutil.resolve_name(owner), name, exit_at_once)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def printed_before(target, *command):
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", EXIT_THERE, target, *command],
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_an_example_says_what_it_does_before_it_takes_its_time(name):
+    port = [] if name == "demo.py" else ["--port", "0"]
+    [line] = printed_before(LONG[name], EXAMPLES / name, *port)
+    assert line.startswith("starting a ")
+
+
+def test_each_case_of_a_queue_per_request_is_printed_as_it_is_through():
+    lines = printed_before("asyncio.to_thread", EXAMPLES / "queue_per_request_broken.py")
+    assert len(lines) == 1  # the first case is printed, the second waits for its model
+
+
 @pytest.mark.parametrize("name", [*NAMES, "threaded_server.py"])
 def test_an_example_needs_nothing_but_the_library(name):
     tree = ast.parse((EXAMPLES / name).read_text())
@@ -76,7 +134,7 @@ def test_clients_in_asyncio_end_at_their_own_steps_and_the_model_forgets_closed_
     (*clients, steps, worked), _ = run("asyncio_from_a_thread.py")
     assert clients == [
         "client 0: 3 tokens, ended in step 3",
-        "client 1: 2 tokens, then it left (cancelled)",
+        "client 1: 2 tokens, then it gave up (cancelled)",
         "client 2: 5 tokens, ended in step 5",
         "client 3: 8 tokens, ended in step 8",
     ]
@@ -105,7 +163,7 @@ def test_a_queue_per_request_breaks_in_four_ways(run):
     lines, errors = run("queue_per_request_broken.py")
     assert lines == [
         "a client that timed out once received 1 2 3 of 0 1 2 3",
-        "all left after one output, and the model made 2001 steps",
+        "all went away after one output, and the model made 2001 steps",
         "one read its 3 outputs at once, the other held 2000, and then the end",
         "the model raised after 2 outputs, and the client is still waiting",
     ]
@@ -115,7 +173,7 @@ def test_a_queue_per_request_breaks_in_four_ways(run):
 def test_the_same_cases_go_well_with_streams(run):
     (timed_out, left, slow, raised), _ = run("queue_per_request_fixed.py")
     assert timed_out == "a client that timed out once received 0 1 2 3 of 0 1 2 3"
-    [steps] = re.findall(r"^all left after one output, and the model made (\d+) steps$", left)
+    [steps] = re.findall(r"^all went away after one output, and the model made (\d+) steps$", left)
     assert 1 <= int(steps) <= 1 + 9  # what they received, and one more than they may hold unread
     assert slow.startswith("one read its 3 outputs at once, the other held 9, and then SlowConsum")
     assert raised == "the model raised after 2 outputs, and then OSError: device lost"

@@ -11,6 +11,7 @@ import gc
 import socket
 import sys
 import threading
+from functools import partial
 from urllib.parse import parse_qsl
 
 from batchstream import ContinuousBatcher, DynamicBatcher
@@ -99,6 +100,11 @@ FORMS = {
 }
 
 RESPONSES = {"response": TextResponse, "lines": NDJSONResponse, "json-events": EventsResponse}
+# As a server behind a proxy has them: with pings, and with a word for an error.
+RESPONSES |= {
+    f"pinged-{form}": partial(RESPONSES[form], ping=0.25, encode_error=lambda _: "failed")
+    for form in ("lines", "json-events")
+}
 
 
 def in_starlette():
@@ -263,10 +269,11 @@ def load(framework):
     return app
 
 
-def on_uvicorn(framework, port):
+def on_uvicorn(framework, port, http="auto"):
     import uvicorn
 
-    uvicorn.run(load(framework), host="127.0.0.1", port=port, timeout_graceful_shutdown=1)
+    app = load(framework)
+    uvicorn.run(app, host="127.0.0.1", port=port, http=http, timeout_graceful_shutdown=1)
 
 
 def on_hypercorn(framework, port):
@@ -287,7 +294,12 @@ def on_granian(framework, port):
     granian.serve(target_loader=load)
 
 
-SERVERS = {"uvicorn": on_uvicorn, "hypercorn": on_hypercorn, "granian": on_granian}
+SERVERS = {
+    "uvicorn": on_uvicorn,
+    "uvicorn-h11": partial(on_uvicorn, http="h11"),
+    "hypercorn": on_hypercorn,
+    "granian": on_granian,
+}
 
 if __name__ == "__main__":
     framework, server, port = sys.argv[1], sys.argv[2], int(sys.argv[3])

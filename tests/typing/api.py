@@ -69,6 +69,7 @@ for word in streams[0]:
     assert_type(word, str)
 first: str = next(streams[1])
 assert_type(streams[0].drain(), list[str])
+assert_type(batchstream.__version__, str)
 assert_type(streams[0].slot, int)
 assert_type(streams[0].end, StreamEnd | None)
 assert_type(streams[0].finish_reason, FinishReason | None)

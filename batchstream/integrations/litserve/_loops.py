@@ -152,9 +152,10 @@ class BatchedStreamLoop(_AnyLoop):
     read the same from it: `context[i].live`.
 
     An error fails as few requests as it can. An error in `decode_request`, a `Fail`, and an output
-    that cannot be sent fail their own request; every other error fails all requests that are left
-    in the batch. Before its first output a client gets the status of an `HTTPException`, and 500
-    for any other error; later its connection is cut. The worker logs the error once and goes on.
+    that cannot be sent fail their own request; every other error fails all requests of the
+    batch that are still live. Before its first output a client gets the status of an
+    `HTTPException`, and 500 for any other error; later its connection is cut. The worker logs the
+    error once and goes on.
 
     The status and headers of a response are sent together with its first output, not before.
 
@@ -178,12 +179,14 @@ class BatchedStreamLoop(_AnyLoop):
         max_outputs: How many outputs a request gets at most: a number, or a function of the
             request's context that returns one or None. `populate_context` of a spec has filled the
             context by then, and `decode_request` may have.
-        require_eos: Fail the requests that are left when `predict` ends, instead of ending them.
+        require_eos: Fail the requests that are live when `predict` ends, instead of ending them.
         max_pending: How many requests may wait for a worker; the next is answered with 503. None
             for any number, as in LitServe's own loops.
         max_buffered: How many outputs may wait for their client in the server process before a step
             that has another. A request with more than that fails. None for any number, as in
             LitServe.
+        grace_period: How many seconds open responses may go on when the server is told to end; then
+            they are cut.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -201,7 +204,7 @@ class BatchedStreamLoop(_AnyLoop):
         ...
         ...     def encode_response(self, steps):
         ...         for step in steps:
-        ...             yield [{"left": count} if count > 0 else None for count in step]
+        ...             yield [{"count": count} if count > 0 else None for count in step]
         >>> api = Countdown(stream=True, max_batch_size=4, loop=BatchedStreamLoop())
         >>> server = litserve.LitServer(api, accelerator="cpu")  # server.run(host="127.0.0.1")
     """
@@ -357,7 +360,7 @@ class ContinuousBatchLoop(_AnyLoop):
         ...
         ...     def encode_response(self, counts):
         ...         for count in counts:
-        ...             yield {"left": count}
+        ...             yield {"count": count}
         >>> api = Service(stream=True, max_batch_size=16, loop=ContinuousBatchLoop(Countdown))
         >>> server = litserve.LitServer(api, accelerator="cpu")  # server.run(host="127.0.0.1")
     """

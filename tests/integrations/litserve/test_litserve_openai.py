@@ -723,7 +723,8 @@ def test_a_spec_of_the_users_own_is_asked(service):
 def test_with_litserves_loop_our_spec_is_litserves(service, stream):
     def answer(path):
         plans = [[saying("a", 1, 1), saying("b", 0, 1)], [saying("c", 1, 1), saying("d", 0, 1)]]
-        request = asking(*plans, stream=stream, stream_options={"include_usage": True})
+        options = {"stream_options": {"include_usage": True}} if stream else {}
+        request = asking(*plans, stream=stream, **options)
         response = service.http.post(f"{path}/chat/completions", json=request)
         text = re.sub(r'"id":"[^"]*"|"created":\d+', "", response.text)
         return response.status_code, response.headers["content-type"], text

@@ -46,7 +46,6 @@ ACCEPTED = {
     "logprobs": {"logprobs": True, "top_logprobs": 20},
     "stop of null": {"stop": None},
     "stop of none": {"stop": []},
-    "stream_options": {"stream_options": {"include_usage": True, "include_obfuscation": False}},
 }
 
 
@@ -128,6 +127,14 @@ REFUSED = {
     "two limits": ({"max_tokens": 1, "max_completion_tokens": 2}, None, "invalid_value"),
     "a limit that is no number": ({"max_tokens": "many"}, "max_tokens", "invalid_type"),
     "n": ({"n": 129}, "n", "integer_above_max_value"),
+    "temperature": ({"temperature": 2.5}, "temperature", "decimal_above_max_value"),
+    "top_p": ({"top_p": -0.5}, "top_p", "decimal_below_min_value"),
+    "presence_penalty": ({"presence_penalty": 2.5}, "presence_penalty", "decimal_above_max_value"),
+    "frequency_penalty": (
+        {"frequency_penalty": -2.5},
+        "frequency_penalty",
+        "decimal_below_min_value",
+    ),
     "no messages": ({"messages": []}, "messages", "empty_array"),
     "a message without a role": (
         {"messages": [*HELLO, {"content": "a"}]},
@@ -167,6 +174,17 @@ def test_what_is_refused_is_a_bad_request_whose_error_the_client_shows(
     assert set(body) == {"message", "type", "param", "code"}
     assert (body["type"], body["param"], body["code"]) == (INVALID, param, code)
     assert body["message"] in str(raised.value)
+
+
+def test_options_of_a_stream_are_refused_where_there_is_none(service):
+    with pytest.raises(openai.BadRequestError) as raised:
+        echoed(service, stream_options={"include_usage": True})
+    assert raised.value.body == {
+        "message": "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+        "type": INVALID,
+        "param": "stream_options",
+        "code": None,
+    }
 
 
 def test_an_error_names_the_field_the_rule_and_the_value(service):

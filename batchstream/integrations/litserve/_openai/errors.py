@@ -70,6 +70,8 @@ def invalid_request_response(error: RequestValidationError) -> Response:
         return error_response(refusal(f"the body of the request is not JSON: {reason}", None, None))
     param = _param_of(fault["loc"][1:], error.body, missing=kind == "missing")
     code = _CODES.get(kind, "invalid_type")
+    if isinstance(got, float):
+        code = code.replace("integer", "decimal")
     if param is None:
         text = rule
     elif kind == "missing":

@@ -164,6 +164,10 @@ class ChatCompletionRequest(stock.ChatCompletionRequest):
 
     messages: list[ChatMessage] = Field(min_length=1)  # type: ignore[assignment]  # wider
     n: int | None = Field(1, ge=1, le=_LARGEST_N)
+    temperature: float | None = Field(0.7, ge=0, le=2)
+    top_p: float | None = Field(1.0, ge=0, le=1)
+    presence_penalty: float | None = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
     max_tokens: TokenLimit | None = None
     max_completion_tokens: TokenLimit | None = None
     tools: list[Annotated[Tool | CustomTool, Field(discriminator="type")]] | None = None  # type: ignore[assignment]

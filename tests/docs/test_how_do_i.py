@@ -1,0 +1,405 @@
+"""The recipes, used as a reader uses them: each block alone in a file, served and asked.
+
+The top-level conftest.py runs the same blocks as they stand; here their servers get clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from litserve import LitAPI
+from websockets.sync.client import connect
+
+import batchstream.integrations.litserve
+import batchstream.integrations.starlette
+from batchstream import BatchedStream, DynamicBatcher, demux
+from support.serving import SECONDS, free_port
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "how-do-i.md"
+RECIPES = ROOT / "docs" / "recipes.md"
+TWO_SCREENS = 90  # lines
+
+SECTION = re.compile(
+    r"^## (?P<name>.+?)\n.*?^```python\n(?P<block>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+BLOCKS = {match["name"]: match["block"] for match in SECTION.finditer(RECIPES.read_text())}
+
+
+def run(name):
+    """Run the block of a section in a namespace of its own, and return that."""
+    namespace = {"__name__": "recipe"}
+    exec(compile(BLOCKS[name], name, "exec"), namespace)  # noqa: S102
+    return namespace
+
+
+# ---- the page
+
+
+def test_the_page_has_two_screens_at_most():
+    assert len(PAGE.read_text().splitlines()) <= TWO_SCREENS
+
+
+def test_every_recipe_is_a_task_of_the_page():
+    linked = set(re.findall(r"recipes\.md#([a-z-]+)", PAGE.read_text()))
+    headings = re.findall(r"^## (.+)$", RECIPES.read_text(), re.MULTILINE)
+    assert linked == {heading.lower().replace(" ", "-") for heading in headings}
+    assert set(BLOCKS) == set(headings)
+
+
+LINES = re.findall(r"^\| [^|]+ \| [^`|]*`([^`]+)`[^|]*\| \[", PAGE.read_text(), re.MULTILINE)
+
+
+class Chat(LitAPI):
+    def predict(self, requests):
+        yield requests
+
+
+@pytest.mark.parametrize("line", dict.fromkeys(LINES))
+def test_a_line_of_the_page_works(line):
+    """With the names that the page gives it, in a function of an event loop."""
+
+    def model(requests):
+        for n in range(max(map(len, requests)) + 1):
+            yield [request[n] if n < len(request) else None for request in requests]
+
+    def produce(push):
+        push(["a"] * 8)
+
+    async def main():
+        async with DynamicBatcher(model, max_batch_size=8) as batcher:
+            names = {
+                **vars(batchstream),
+                **vars(batchstream.integrations.starlette),
+                "BatchedStreamLoop": batchstream.integrations.litserve.BatchedStreamLoop,
+                **{name: run(of)[name] for name, of in BY_HAND.items()},
+                "model": model,
+                "produce": produce,
+                "embed": lambda texts: [1] * len(texts),
+                "batcher": batcher,
+                "self": SimpleNamespace(batcher=batcher),
+                "engine": SimpleNamespace(add=id, step=dict, remove=id),
+                "Chat": Chat,
+                "prompt": "so",
+                "prompts": ["so", "it"],
+                "text": "so",
+                "step": ["a"],
+                "stream": batcher.astream("so"),
+                **dict.fromkeys(["Response", "StreamingHttpResponse"], id),
+            }
+            if line.startswith("for "):  # it waits, so it has a thread of its own
+                await asyncio.to_thread(exec, f"{line} pass", names)
+                return
+            block = f"{line} pass" if line.endswith(":") else line
+            exec(f"async def function():\n    {block}\n", names)  # noqa: S102
+            called = names["function"]()
+            if inspect.isasyncgen(called):
+                await anext(called)
+                await called.aclose()
+            else:
+                await called
+
+    asyncio.run(main())
+
+
+BY_HAND = {"pushed": "A thread that produces", "stop_at": "Stop strings"}
+
+
+@pytest.mark.parametrize("page", [PAGE, RECIPES], ids=lambda page: page.name)
+def test_what_is_linked_to_on_a_page_is_a_heading_there(page):
+    for name, anchor in re.findall(r"\]\(([a-z-]+\.md)#([a-z-]+)\)", page.read_text()):
+        headings = re.findall(r"^#+ (.+)$", (page.parent / name).read_text(), re.MULTILINE)
+        anchors = {re.sub(r"[^a-z -]", "", it.lower()).replace(" ", "-") for it in headings}
+        assert anchor in anchors, f"{name}#{anchor}"
+
+
+# ---- servers
+
+
+@contextlib.contextmanager
+def serving(name, tmp_path, command=("uvicorn", "recipe:app", "--port")):
+    """Run the block as a file, as the page says, and give a client; the file is `recipe.py`."""
+    (tmp_path / "recipe.py").write_text(BLOCKS[name])
+    port = free_port()
+    log = tmp_path / "log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", *command, str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=tmp_path,
+        )
+    try:
+        deadline = time.monotonic() + SECONDS
+        while True:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.05)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client:
+            yield client
+    finally:
+        process.terminate()
+        process.wait(SECONDS)
+
+
+def test_the_loop_of_pytorch_streams_through_fastapi(tmp_path):
+    with serving("PyTorch loop and FastAPI", tmp_path) as client:
+        assert client.get("/generate", params={"token": 1}).text == "it\ngoes\non\n"
+        assert client.get("/generate", params={"token": 3}).text == "on\n"
+
+
+def test_the_loop_runs_on_tensors():
+    pytest.importorskip("torch")
+    generate = run("PyTorch loop and FastAPI")["generate"]
+    with generate:
+        assert list(generate.map([1, 3])) == [[2, 3, 4], [4]]
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("Django", ("uvicorn", "recipe:app", "--port")),
+        ("Flask", ("flask", "--app", "recipe:site", "run", "--port")),
+    ],
+    ids=["Django", "Flask"],
+)
+def test_a_framework_streams_what_the_batcher_gives(tmp_path, name, command):
+    with serving(name, tmp_path, command) as client:
+        response = client.get("/spell/letters")
+        assert response.text == "letters"
+        assert response.headers["content-type"].startswith("text/plain")
+
+
+def test_a_websocket_is_served(tmp_path):
+    with serving("WebSocket", tmp_path) as client:
+        url = f"ws://127.0.0.1:{client.base_url.port}/spell"
+        with connect(url, open_timeout=SECONDS) as socket_:
+            socket_.send("word")
+            assert list(socket_) == ["w", "o", "r", "d"]
+            assert (socket_.close_code, socket_.close_reason) == (1000, "eos")
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_recipe_runs_as_a_file_of_its_own(tmp_path, name):
+    (tmp_path / "recipe.py").write_text(BLOCKS[name])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "recipe.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# ---- websocket: an application of ASGI is called as a server calls it
+
+
+class Socket:
+    """The server's side of a WebSocket: what the client sends, and what the server has sent."""
+
+    def __init__(self, *texts):
+        self.sent = []
+        self.inbox = asyncio.Queue()
+        self.inbox.put_nowait({"type": "websocket.connect"})
+        for text in texts:
+            self.inbox.put_nowait({"type": "websocket.receive", "text": text})
+
+    def leave(self):
+        self.inbox.put_nowait({"type": "websocket.disconnect", "code": 1001})
+
+    async def send(self, message):
+        self.sent.append(message)
+
+    async def talk(self, app):
+        scope = {
+            "type": "websocket",
+            "path": "/spell",
+            "raw_path": b"/spell",
+            "query_string": b"",
+            "headers": [],
+            "subprotocols": [],
+        }
+        await asyncio.wait_for(app(scope, self.inbox.get, self.send), SECONDS)
+
+
+def test_a_websocket_gets_its_outputs_and_the_reason_of_the_end():
+    client = Socket("so")
+    recipe = run("WebSocket")
+    with recipe["spell"]:
+        asyncio.run(client.talk(recipe["app"]))
+    accept, *texts, close = client.sent
+    assert accept["type"] == "websocket.accept"
+    assert [message["text"] for message in texts] == ["s", "o"]
+    assert (close["type"], close["reason"]) == ("websocket.close", "eos")
+
+
+@contextlib.contextmanager
+def waiting_batcher():
+    """Give a batcher whose model makes one step, and the second when all clients have left."""
+    go_on, closed = threading.Event(), threading.Event()
+
+    def model(requests):
+        try:
+            yield ["x"]
+            assert go_on.wait(SECONDS)
+            yield ["x"]
+            raise AssertionError("the model made a third step")
+        finally:
+            closed.set()
+
+    with DynamicBatcher(model, max_batch_size=1) as batcher:
+        yield batcher
+        assert batcher.statistics().live == 0
+        go_on.set()
+        assert closed.wait(SECONDS)
+
+
+def test_a_websocket_that_is_left_cancels_its_stream():
+    recipe = run("WebSocket")
+
+    async def main():
+        client = Socket("word")
+        talking = asyncio.create_task(client.talk(recipe["app"]))
+        while len(client.sent) < 2:  # noqa: ASYNC110 - only the server's side knows
+            await asyncio.sleep(0)
+        client.leave()
+        await talking
+
+    with waiting_batcher() as recipe["spell"]:
+        asyncio.run(main())
+
+
+# ---- gRPC and Ray
+
+
+def test_a_method_of_grpc_streams_and_frees_its_slot():
+    grpc = pytest.importorskip("grpc")
+    recipe = run("gRPC")
+    batcher = recipe["spell"]
+
+    async def main():
+        server, port = await recipe["start"]("127.0.0.1:0")
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_stream("/Speller/Spell")
+            words = [b"so", b"it", b"goes"]
+            replies = await asyncio.gather(*(read(call(word)) for word in words))
+            assert replies == words
+            await batcher.aclose()
+            with waiting_batcher() as recipe["spell"]:
+                left = call(b"word")
+                assert await left.read() == b"x"
+                left.cancel()
+                async with asyncio.timeout(SECONDS):
+                    while recipe["spell"].statistics().live:  # noqa: ASYNC110 - gRPC is silent
+                        await asyncio.sleep(0)
+        await server.stop(None)
+
+    async def read(call):
+        return b"".join([output async for output in call])
+
+    asyncio.run(main())
+
+
+def test_the_class_of_ray_serve_streams_and_frees_its_slot():
+    speller = run("Ray Serve")["Speller"]()
+
+    async def main():
+        outputs = [output async for output in speller.respond("so")]
+        assert outputs == ["s", "o"]
+        await speller.batcher.aclose()
+        with waiting_batcher() as speller.batcher:
+            replies = speller.respond("word")
+            assert await anext(replies) == "x"
+            await replies.aclose()  # as Ray does when its client leaves
+
+    asyncio.run(main())
+
+
+# ---- by hand
+
+
+def test_an_error_of_the_producer_reaches_every_stream():
+    pushed = run("A thread that produces")["pushed"]
+
+    def produce(push):
+        push(["a", "b"])
+        raise OSError("device lost")
+
+    with BatchedStream(pushed(produce), size=2, background=True) as batch:
+        for stream, output in zip(batch, "ab", strict=True):
+            assert next(stream) == output
+            with pytest.raises(OSError, match="device lost"):
+                next(stream)
+
+
+def test_the_producer_stops_when_no_stream_is_live():
+    recipe = run("A thread that produces")
+    raised = []
+    stopped = threading.Event()
+
+    def produce(push):
+        try:
+            while True:
+                push([0])
+        except recipe["NotNeeded"] as error:
+            raised.append(error)
+        finally:
+            stopped.set()
+
+    with BatchedStream(recipe["pushed"](produce), size=1, background=True) as batch:
+        assert next(batch[0]) == 0
+    assert stopped.wait(SECONDS)
+    assert len(raised) == 1
+
+
+STOPS = run("Stop strings")
+ALPHABET = "ab<"
+
+
+def cut_by_characters(text, stops):
+    """Return the text up to the stop string that is complete first, and the longest of these."""
+    for end in range(1, len(text) + 1):
+        matches = [stop for stop in stops if text[:end].endswith(stop)]
+        if matches:
+            stop = max(matches, key=len)
+            return text[: end - len(stop)], stop
+    return text, None
+
+
+@given(
+    replies=st.lists(
+        st.lists(st.text(ALPHABET, min_size=1, max_size=4), max_size=6), min_size=1, max_size=3
+    ),
+    stops=st.lists(st.text(ALPHABET, min_size=1, max_size=3), min_size=1, max_size=3),
+    marks=st.booleans(),
+)
+def test_a_stop_string_ends_a_stream_however_the_text_is_cut(replies, stops, marks):
+    def model():
+        longest = max(map(len, replies))
+        for n in range(longest + marks):
+            yield [pieces[n] if n < len(pieces) else None for pieces in replies]
+
+    streams = demux(STOPS["stop_at"](model(), stops), size=len(replies))
+    for stream, pieces in zip(streams, replies, strict=True):
+        text, stop = cut_by_characters("".join(pieces), stops)
+        assert "".join(stream) == text
+        assert stream.end.info == (stop and {"stop": stop})
