@@ -75,6 +75,8 @@ class Mutant:
 
 LOOP = ("test_races_asyncio.py",)
 THREADS = ("test_races_threads.py",)
+CHANNELS = ("test_channel.py",)
+CHANNELS_IN_THREADS = ("test_races_channel.py",)
 BATCHERS_IN_LOOP = ("test_races_batchers_asyncio.py",)
 BATCHERS_IN_THREADS = ("test_races_batchers_threads.py",)
 SCHEDULER = ("test_scheduler_stateful.py",)
@@ -663,6 +665,37 @@ MUTANTS = [
         "",
         ("test_async_sources.py",),
     ),
+    # ---- channels
+    Mutant(
+        "what is ordered behind the last look of a put is carried out by no call",
+        "        self._carry_out()  # what was ordered behind the last look\n",
+        "",
+        CHANNELS_IN_THREADS,
+    ),
+    Mutant(
+        "an order resumes no put that waits for room",
+        "        self._orders.append(order)\n        self._room.resume_pump()\n",
+        "        self._orders.append(order)\n",
+        CHANNELS,
+    ),
+    Mutant(
+        "a channel that is dropped says nothing",
+        """        if hasattr(self, "_pump") and not _is_finalizing() and not self._pump.ended:""",
+        "        if False:",
+        CHANNELS,
+    ),
+    Mutant(
+        "a put takes no notice of streams without room",
+        "            return ()\n        return self._without_room()\n",
+        "            return ()\n        return ()\n",
+        CHANNELS,
+    ),
+    Mutant(
+        "a producer hears nothing of a step that is none",
+        "            if end is not None and isinstance(end.error, StepError):\n",
+        "            if False:\n",
+        CHANNELS,
+    ),
     # ---- ways to read that are mixed
     Mutant(
         "a receive that does not wait looks for outputs, and for no end",
@@ -841,7 +874,7 @@ MUTANTS = [
 
 def python_for(mutant: Mutant) -> str | None:
     """Return the Python that can run the tests which have to notice this, if there is one."""
-    interleaves = mutant.noticed_by in {THREADS, BATCHERS_IN_THREADS}
+    interleaves = mutant.noticed_by in {THREADS, BATCHERS_IN_THREADS, CHANNELS_IN_THREADS}
     return python_that_interleaves() if interleaves else sys.executable
 
 

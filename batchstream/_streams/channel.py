@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypedDict, final, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, final
 
-from typing_extensions import TypeVar, Unpack
+from typing_extensions import TypeVar
 
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, Bound, OnOverflow, check_size
 from batchstream._core.cores import core_of
@@ -26,14 +26,6 @@ if TYPE_CHECKING:
     from batchstream._core.records import Statistics
 
 T = TypeVar("T", default=Any)
-
-
-class _Options(TypedDict, total=False):
-    include_eos: bool
-    max_outputs: int | Sequence[int | None] | None
-    require_eos: bool
-    max_buffered: int | None
-    on_overflow: OnOverflow
 
 
 @final
@@ -84,24 +76,6 @@ class Channel(Generic[T]):
 
     __slots__ = ("__weakref__", "_handed_out", "_pump")
 
-    @overload
-    def __init__(
-        self: Channel[Any],
-        size: int,
-        *,
-        eos: object = None,
-        is_eos: None = None,
-        **options: Unpack[_Options],
-    ) -> None: ...
-    @overload
-    def __init__(
-        self,
-        size: int,
-        *,
-        eos: object = None,
-        is_eos: Callable[[T], object],
-        **options: Unpack[_Options],
-    ) -> None: ...
     def __init__(
         self,
         size: int,

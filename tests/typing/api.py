@@ -24,6 +24,7 @@ from batchstream import (
     AsyncStream,
     BatchedStream,
     BatcherStatistics,
+    Channel,
     ContinuousBatcher,
     Delivery,
     Demultiplexer,
@@ -588,3 +589,21 @@ def litserve_loops() -> None:
     Service(spec=OpenAISpec(), max_batch_size=4, loop=BatchedStreamLoop(max_outputs=limit))
     OpenAISpec(request_type=AskedRequest, models=("small", "large"), ping=15, handles_stop=True)
     OpenAISpec(request_type=Service)  # type: ignore[arg-type]
+
+
+async def pushed(step: list[str | None]) -> None:
+    channel = Channel[str](2, eos=None, max_outputs=[None, 3], on_overflow="cancel")
+    assert_type(channel.streams(), tuple[Stream[str], ...])
+    assert_type(channel.put(step), Sequence[int])
+    assert_type(await channel.aput({0: "a"}), Sequence[int])
+    channel.end(0, "length", {"tokens": 3})
+    channel.end(1, FinishReason.EOS)
+    with channel as same:
+        assert_type(same, Channel[str])
+    ids: Channel[int] = Channel(2, is_eos=token_ids(2))
+    assert_type(ids.astreams(), tuple[AsyncStream[int], ...])
+    any_output = Channel(2)
+    assert_type(any_output, Channel[Any])
+    assert_type(any_output.live, tuple[int, ...])
+    any_output.fail(ValueError())
+    any_output.close()
