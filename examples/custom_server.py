@@ -78,7 +78,7 @@ class Bigrams:
         return {slot: self.outputs[code] for slot, code in zip(slots, codes, strict=True)}
 
     def remove(self, slot: int) -> None:
-        """Free the slot of a request that has ended, or whose client has left."""
+        """Free the slot of a request that has ended, or whose client is gone."""
         self.slots.remove(slot)
 
 
