@@ -5,7 +5,8 @@ program`: then each may use what stands before it, and a file holds all of them.
 of a notebook at its top can be pasted into one, with the replacements of its table.
 
 A comment above a block says why it cannot be pasted somewhere:
-`<!-- not as a file: reason -->`, `<!-- not served: reason -->`, `<!-- not in a notebook: reason -->`.
+`<!-- not as a file: reason -->`, `<!-- not served: reason -->` or
+`<!-- not in a notebook: reason -->`.
 """
 
 import ast
