@@ -1,7 +1,7 @@
 """The code of README.md and the pages where a reader pastes it: in files, at prompts, in notebooks.
 
-The top-level conftest.py runs it, too, each page as one program. `support/pages.py` says what a file
-holds, and how a block is marked that cannot be run in one of these ways.
+The top-level conftest.py runs it, too, each page as one program. `support/pages.py` says what a
+file holds, and how a block is marked that cannot be run in one of these ways.
 """
 
 from __future__ import annotations
