@@ -117,14 +117,13 @@ def test_the_figure_is_in_the_sdist():
 # ---- every page: names of examples, and the theme
 
 EXAMPLES = "|".join(re.escape(each.name) for each in sorted((ROOT / "examples").glob("*.py")))
-NOT_YET_LINKED = {"README.md", "docs/litserve.md", "docs/serving.md", "docs/tutorial.md"}
 
 
 @every_page
 def test_the_name_of_an_example_is_a_link_to_it(page):
-    if name_of(page) in NOT_YET_LINKED:
-        return
     text = re.sub(r"\[[^\]]*\]\([^)\s]*\)", "", prose(page))
+    if page.name == "serving.md":  # its readers type this file, whose name is an example's, too
+        text = re.sub(r"(?<!/)custom_server\.py", "", text)
     assert re.findall(rf"[\w/]*\b(?:{EXAMPLES})", text) == []
 
 
