@@ -23,7 +23,7 @@ ROWS = {
     "short-step": "a step that lacks an output gives no client what belongs to another",
     "error": "an error of the model reaches each client, and looks like one",
     "one-fails": "one request fails, and the others of its batch go on",
-    "leave": "the model stops when all of its clients have left",
+    "leave": "the model stops when all of its clients are gone",
     "slow": "what is held for a client that does not read has a bound",
     "timeout": "a client in asyncio gives up waiting for a moment, and loses no output",
     "arrays": "an output may be an array",

@@ -135,7 +135,7 @@ async def one_fails(http: httpx.AsyncClient) -> bool:
 
 
 async def leave(http: httpx.AsyncClient) -> bool:
-    """The model stops when all of its clients have left."""
+    """The model stops when all of its clients are gone."""
     before = await steps(http)
     await asyncio.gather(*(Client(http, "a", 50).peek() for _ in range(2)))
     return await steps(http) - before < 50

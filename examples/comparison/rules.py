@@ -96,7 +96,7 @@ def one_fails(make: Make) -> bool:
 
 
 def leave(make: Make) -> bool:
-    """The model stops when all of its clients have left."""
+    """The model stops when all of its clients are gone."""
     gone, closed = threading.Event(), threading.Event()
     steps = []
 

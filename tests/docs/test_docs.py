@@ -59,7 +59,8 @@ def test_a_block_is_of_a_kind_that_is_run_or_of_one_that_cannot_be(page):
             assert body.startswith(">>> "), "there is nothing to run in it"
         elif kind not in EXECUTED:
             assert ">>>" not in body
-            assert "import " not in body, "this looks like code, but would not be run"
+            code = body.replace('$ python -c "import ', "")  # test_blocks.py runs this
+            assert "import " not in code, "this looks like code, but would not be run"
     assert page.read_text().count("```") == 2 * len(blocks(page)), "a fence that hides from us"
     assert "~~~" not in page.read_text()
 
@@ -116,14 +117,13 @@ def test_the_figure_is_in_the_sdist():
 # ---- every page: names of examples, and the theme
 
 EXAMPLES = "|".join(re.escape(each.name) for each in sorted((ROOT / "examples").glob("*.py")))
-NOT_YET_LINKED = {"README.md", "docs/litserve.md", "docs/serving.md", "docs/tutorial.md"}
 
 
 @every_page
 def test_the_name_of_an_example_is_a_link_to_it(page):
-    if name_of(page) in NOT_YET_LINKED:
-        return
     text = re.sub(r"\[[^\]]*\]\([^)\s]*\)", "", prose(page))
+    if page.name == "serving.md":  # its readers type this file, whose name is an example's, too
+        text = re.sub(r"(?<!/)custom_server\.py", "", text)
     assert re.findall(rf"[\w/]*\b(?:{EXAMPLES})", text) == []
 
 

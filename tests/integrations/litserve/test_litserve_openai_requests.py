@@ -128,6 +128,7 @@ REFUSED = {
     "a limit that is no number": ({"max_tokens": "many"}, "max_tokens", "invalid_type"),
     "n": ({"n": 129}, "n", "integer_above_max_value"),
     "temperature": ({"temperature": 2.5}, "temperature", "decimal_above_max_value"),
+    "a whole number": ({"temperature": 3}, "temperature", "decimal_above_max_value"),
     "top_p": ({"top_p": -0.5}, "top_p", "decimal_below_min_value"),
     "presence_penalty": ({"presence_penalty": 2.5}, "presence_penalty", "decimal_above_max_value"),
     "frequency_penalty": (

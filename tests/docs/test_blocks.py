@@ -1,0 +1,256 @@
+"""The code of README.md and the pages where a reader pastes it: in files, at prompts, in notebooks.
+
+The top-level conftest.py runs it, too, each page as one program. `support/pages.py` says what a
+file holds, and how a block is marked that cannot be run in one of these ways.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from support.pages import Page
+from support.serving import free_port
+
+ROOT = Path(__file__).parents[2]
+PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [page for page in map(Page, PATHS) if page.blocks]
+NOTEBOOKS = [page for page in PAGES if page.is_notebook]
+SECONDS = 60.0
+
+# Prints what would show as a traceback. It goes first into an interpreter that is read from a pipe.
+RECORDER = (
+    "import sys; sys.excepthook = lambda kind, *_: print('RAISED', kind.__name__, flush=True)\n"
+)
+
+
+def of(page, block):
+    return f"{page.name}:{block.line}"
+
+
+programs = pytest.mark.parametrize(
+    ("page", "blocks"),
+    [
+        pytest.param(page, blocks, id=of(page, blocks[0]))
+        for page in PAGES
+        for blocks in page.programs()
+    ],
+)
+servers = pytest.mark.parametrize(
+    "server",
+    [
+        pytest.param(server, id=of(page, server.block))
+        for page in PAGES
+        for server in page.servers()
+    ],
+)
+every_notebook = pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda page: page.name)
+
+
+def test_the_pages_are_what_they_say_at_their_top():
+    names = {page.name: page for page in PAGES}
+    assert not names["README.md"].is_program
+    assert names["tutorial.md"].is_program
+    assert names["serving.md"].is_program
+    assert names["litserve.md"].is_program
+    assert names["tutorial.md"] in NOTEBOOKS
+
+
+# ---- as a file
+
+
+def run_as_file(folder, blocks):
+    path = folder / "page.py"
+    path.write_text("\n".join(block.code for block in blocks))
+    return subprocess.run(  # noqa: S603 - what the page shows
+        [sys.executable, path],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+@programs
+def test_blocks_run_as_a_file(page, blocks, tmp_path):
+    possible = [block for block in blocks if "as a file" not in block.markers]
+    ended = run_as_file(tmp_path, possible)
+    assert (ended.returncode, ended.stderr) == (0, ""), page.name
+    for block in blocks:
+        if block not in possible:
+            before = possible[: sum(other.line < block.line for other in possible)]
+            ended = run_as_file(tmp_path, [*before, block])
+            assert ended.returncode != 0, f"line {block.line} has a mark that it does not need"
+
+
+# ---- served
+
+
+@contextlib.contextmanager
+def started(server, folder):
+    """Follow the page in an empty folder, on a free port; give the process and the port."""
+    port = str(free_port())
+    (folder / f"{server.name}.py").write_text(server.code.replace("8000", port))
+    for words in server.prepare:  # `python -c CODE > FILE`
+        with (folder / words[words.index(">") + 1]).open("w") as file:
+            subprocess.run([sys.executable, "-c", words[2]], stdout=file, check=True)  # noqa: S603
+    words = [word.replace("8000", port) for word in server.start]
+    if words[0] == "uvicorn":
+        if port not in words:
+            words += ["--port", port]
+        words = ["python", "-m", *words]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603 - what the page shows
+            [sys.executable, *words[1:]],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield process, port
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGINT)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def ask(words, port):
+    """Do what a curl command of a page does, and return the response."""
+    options = {"-H": [], "-d": []}
+    url = None
+    rest = iter(words[1:])
+    for word in rest:
+        if word in options:
+            options[word].append(next(rest))
+        elif not word.startswith("-"):
+            url = word.replace("8000", port)
+        else:
+            assert word == "-N", f"this test does not know curl's {word}"
+    headers = dict(header.split(": ", 1) for header in options["-H"])
+    if options["-d"]:
+        [data] = options["-d"]
+        return httpx.post(url, content=data, headers=headers, timeout=SECONDS)
+    return httpx.get(url, headers=headers, timeout=SECONDS)
+
+
+def ask_when_ready(words, port, process, folder):
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, (folder / "log").read_text()
+        with contextlib.suppress(httpx.ConnectError):
+            return ask(words, port)
+        time.sleep(0.05)
+    raise AssertionError(f"not ready:\n{(folder / 'log').read_text()}")
+
+
+@servers
+def test_a_block_serves(server, tmp_path):
+    asks = server.asks or [(["curl", "http://127.0.0.1:8000/"], None)]
+    if reason := server.block.markers.get("served"):
+        with started(server, tmp_path) as (process, port):
+            try:
+                ask_when_ready(asks[0][0], port, process, tmp_path)
+            except AssertionError:
+                return
+        pytest.fail(f"it is served, in spite of its mark: {reason}")
+    with started(server, tmp_path) as (process, port):
+        for words, answer in asks:
+            response = ask_when_ready(words, port, process, tmp_path)
+            log = (tmp_path / "log").read_text()
+            if answer is None:  # the page says nothing to ask; that it answers is enough
+                assert response.status_code < 500, log
+                continue
+            assert response.status_code == 200, log
+            assert response.text
+            if answer:
+                assert response.text == answer
+        assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+# ---- at prompts
+
+
+def entered(page, *, running_loop):
+    """Return what goes into an interpreter, and the types of the errors that the page shows."""
+    lines, errors = [RECORDER], []
+    for block in page.blocks:
+        if block.is_main:
+            continue
+        for piece, error in block.pieces:
+            lines += [page.replace(piece) if running_loop else piece, "\n"]
+            errors += [] if error is None else [error.rpartition(".")[2]]
+    return "".join(lines), errors
+
+
+@every_notebook
+@pytest.mark.parametrize("module", [[], ["-m", "asyncio"]], ids=["python", "python -m asyncio"])
+def test_a_page_can_be_pasted_at_the_prompt(page, module, tmp_path):
+    text, errors = entered(page, running_loop=bool(module))
+    ended = subprocess.run(  # noqa: S603 - what the page shows
+        [sys.executable, *(module or ["-i"])],
+        input=text,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+    raised = [
+        line.partition("RAISED ")[2] for line in ended.stdout.splitlines() if "RAISED " in line
+    ]
+    assert raised == errors
+    assert "Error" not in ended.stderr
+
+
+# ---- in a notebook
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")  # without it, an old version warns
+    from jupyter_client.manager import start_new_kernel  # noqa: PLC0415 - it reads them
+
+    manager, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
+    yield client
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+    client.context.term()
+
+
+@every_notebook
+def test_a_page_can_be_pasted_into_a_notebook(page, kernel):
+    for block in page.blocks:
+        if block.is_main:
+            continue
+        outcomes = []
+        for piece, error in block.pieces:
+            reply = kernel.execute_interactive(
+                page.replace(piece), timeout=SECONDS, output_hook=lambda _: None
+            )
+            name = reply["content"].get("ename")
+            outcomes.append((name, error and error.rpartition(".")[2]))
+        is_right = all(name == error for name, error in outcomes)
+        if "in a notebook" in block.markers:
+            assert not is_right, f"line {block.line} has a mark that it does not need"
+        else:
+            assert is_right, (block.line, outcomes, reply["content"].get("traceback"))
