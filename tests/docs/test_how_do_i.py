@@ -26,7 +26,7 @@ from websockets.sync.client import connect
 
 import batchstream.integrations.litserve
 import batchstream.integrations.starlette
-from batchstream import BatchedStream, DynamicBatcher, demux
+from batchstream import DynamicBatcher, demux
 from support.serving import SECONDS, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -77,9 +77,6 @@ def test_a_line_of_the_page_works(line):
         for n in range(max(map(len, requests)) + 1):
             yield [request[n] if n < len(request) else None for request in requests]
 
-    def produce(push):
-        push(["a"] * 8)
-
     async def main():
         async with DynamicBatcher(model, max_batch_size=8) as batcher:
             names = {
@@ -88,7 +85,8 @@ def test_a_line_of_the_page_works(line):
                 "BatchedStreamLoop": batchstream.integrations.litserve.BatchedStreamLoop,
                 **{name: run(of)[name] for name, of in BY_HAND.items()},
                 "model": model,
-                "produce": produce,
+                "channel": batchstream.Channel(1),
+                "library": lambda callback: callback(["a"]),
                 "embed": lambda texts: [1] * len(texts),
                 "batcher": batcher,
                 "self": SimpleNamespace(batcher=batcher),
@@ -116,7 +114,7 @@ def test_a_line_of_the_page_works(line):
     asyncio.run(main())
 
 
-BY_HAND = {"pushed": "A thread that produces", "stop_at": "Stop strings"}
+BY_HAND = {"stop_at": "Stop strings"}
 
 
 @pytest.mark.parametrize("page", [PAGE, RECIPES], ids=lambda page: page.name)
@@ -335,40 +333,6 @@ def test_the_class_of_ray_serve_streams_and_frees_its_slot():
 
 
 # ---- by hand
-
-
-def test_an_error_of_the_producer_reaches_every_stream():
-    pushed = run("A thread that produces")["pushed"]
-
-    def produce(push):
-        push(["a", "b"])
-        raise OSError("device lost")
-
-    with BatchedStream(pushed(produce), size=2, background=True) as batch:
-        for stream, output in zip(batch, "ab", strict=True):
-            assert next(stream) == output
-            with pytest.raises(OSError, match="device lost"):
-                next(stream)
-
-
-def test_the_producer_stops_when_no_stream_is_live():
-    recipe = run("A thread that produces")
-    raised = []
-    stopped = threading.Event()
-
-    def produce(push):
-        try:
-            while True:
-                push([0])
-        except recipe["NotNeeded"] as error:
-            raised.append(error)
-        finally:
-            stopped.set()
-
-    with BatchedStream(recipe["pushed"](produce), size=1, background=True) as batch:
-        assert next(batch[0]) == 0
-    assert stopped.wait(SECONDS)
-    assert len(raised) == 1
 
 
 STOPS = run("Stop strings")
