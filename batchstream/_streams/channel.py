@@ -163,8 +163,8 @@ class Channel(Generic[T]):
                 Slots that are not live may be missing.
 
         Returns:
-            The live slots; empty where every stream has ended or was cancelled: stop the engine.
-            The tuple is the same object for as long as nothing has changed.
+            The live slots. None is live where every stream has ended or was cancelled, and the
+            engine may stop. The tuple is the same object for as long as nothing has changed.
 
         Raises:
             StepError: It is no step; every stream has failed with the same error.

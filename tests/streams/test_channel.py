@@ -20,6 +20,7 @@ from batchstream import (
     SourceError,
     StepError,
 )
+from batchstream._pumps import stall
 from support.sources import TIMEOUT, run_in_threads
 
 
@@ -263,7 +264,8 @@ def test_a_slow_stream_is_ended_in_place_of_a_wait():
 
 
 @pytest.mark.parametrize("way", ["cancel", "close", "fail", "end"])
-def test_a_put_that_waits_for_room_is_resumed(way):
+def test_a_put_that_waits_for_room_is_resumed(monkeypatch, way):
+    monkeypatch.setattr(stall, "STALL_SECONDS", threading.TIMEOUT_MAX)  # else it looks by itself
     channel = Channel(1, max_buffered=1)
     [stream] = channel.streams()
     channel.put([1])
