@@ -163,7 +163,10 @@ class PushPump(BackgroundPump[T]):
         self._works_in = get_ident()
         try:
             while self._orders:
-                self._orders[0]()
+                try:
+                    self._orders[0]()
+                except Exception as error:  # noqa: BLE001 - a warning that is an error, for example
+                    self._fail(error)
                 self._orders.popleft()  # last: what breaks an order off leaves it to the next call
             if self.ended:
                 return False

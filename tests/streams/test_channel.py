@@ -6,6 +6,7 @@ What streams promise in every form of batch is in `test_contract.py`, where a ch
 import asyncio
 import gc
 import threading
+import warnings
 import weakref
 from functools import partial
 
@@ -21,7 +22,7 @@ from batchstream import (
     StepError,
 )
 from batchstream._pumps import stall
-from support.sources import TIMEOUT, run_in_threads
+from support.sources import TIMEOUT, in_forked_child, needs_fork, run_in_threads
 
 
 def started(function, *arguments):
@@ -457,3 +458,28 @@ def test_nothing_is_kept_alive_by_a_cycle():
         assert [ref() for ref in gone] == [None, None, None]
     finally:
         gc.enable()
+
+
+def test_a_warning_that_is_an_error_fails_the_stream_that_it_is_about():
+    channel = Channel(1, is_eos=lambda output: output == 2)
+    [stream] = channel.streams()
+    channel.put([1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        channel.close()
+    assert next(stream) == 1
+    with pytest.raises(RuntimeWarning, match="is_eos"):
+        next(stream)
+
+
+@pytest.mark.rule(27)
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_in_a_forked_child_a_put_and_a_receive_are_refused_and_the_parent_goes_on():
+    channel = Channel(1)
+    [stream] = channel.streams()
+    channel.put([1])
+    for use in (lambda: channel.put([2]), lambda: list(stream)):
+        assert in_forked_child(use).startswith("ForkedError: this batch was opened in another")
+    assert channel.put([2]) == (0,)
+    assert stream.drain() == [1, 2]

@@ -12,12 +12,14 @@ import asyncio
 import contextlib
 import functools
 import threading
-from contextvars import ContextVar
+from collections.abc import Sequence
+from contextvars import ContextVar, copy_context
 from functools import partial
+from typing import ClassVar
 
 import pytest
 
-from batchstream import AsyncBatchedStream, BatchedStream, demux
+from batchstream import AsyncBatchedStream, BatchedStream, Channel, ClosedError, demux
 from support import knobs
 from support.sources import TIMEOUT, run_in_threads
 
@@ -221,6 +223,7 @@ class Form:
     name = ""
     runs_ahead = True
     source_is_async = False
+    not_for: ClassVar[dict[str, str]] = {}  # why not, by the name of the scenario
 
     def __init__(self):
         self.passed = []  # what stopped the event loop in mid-scenario
@@ -381,6 +384,119 @@ class Background(Blocking):
         thread = knobs.thread_of(batch)
         batch.close()
         assert thread is None or not thread.is_alive(), "close did not wait for the thread"
+
+
+class PushedBatch(Sequence):
+    """A channel, and the thread of a producer that puts the steps of a source into it.
+
+    It looks like a batch to the scenarios, but for what a channel has not.
+    """
+
+    def __init__(self, source, size, **options):
+        channel = Channel(size, **options)
+        self.channel = channel
+        self._streams = channel.streams()
+        self._pump = channel._pump
+        self.thread = threading.Thread(
+            target=copy_context().run, args=(produce, iter(source), channel), name=PUMP, daemon=True
+        )
+        self.thread.start()
+
+    def __len__(self):
+        return len(self._streams)
+
+    def __getitem__(self, index):
+        return self._streams[index]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __getattr__(self, name):
+        if name in ("live", "statistics"):
+            return getattr(self.channel, name)
+        pytest.skip(f"a channel has no {name}")
+
+    def cancel(self, slot):
+        self._streams[slot].cancel()
+
+    def close(self):
+        self.channel.fail(ClosedError("this batch was closed"))
+        self.thread.join(PATIENCE)
+
+
+def produce(steps, channel):
+    """Put the steps of a source, which is told of the live slots as by other forms."""
+    live = None
+    try:
+        while live is None or live:
+            try:
+                step = next(steps) if live is None else steps.send(live)
+            except StopIteration:
+                break
+            live = channel.put(step)
+        channel.close()
+    except ClosedError:
+        pass  # the scenario has closed the channel meanwhile
+    except BaseException as error:  # noqa: BLE001 - goes to all streams
+        channel.fail(error)
+    finally:
+        steps.close()
+
+
+class Pushed(Background):
+    """A channel. Its producer has made a step before it hears that a stream has no room for it."""
+
+    name = "pushed"
+    not_for: ClassVar = {  # `test_channel.py` has what a channel does instead
+        **dict.fromkeys(
+            [
+                "test_a_stream_has_ended_before_the_source_is_asked_again",
+                "test_a_batch_that_was_never_read_is_closed_without_a_step",
+                "test_streams_cancelled_before_the_first_receive_close_the_source",
+                "test_the_source_is_sent_each_departure_with_its_next_step",
+                "test_live_statistics_and_cancel_never_wait_for_user_code",
+                "test_an_error_in_a_step_without_live_streams_goes_to_the_hook",
+                "test_an_is_eos_that_was_never_true_warns",
+            ],
+            "its producer begins at once",
+        ),
+        **dict.fromkeys(
+            [
+                "test_the_source_waits_for_the_stream_that_is_not_read",
+                "test_many_outputs_in_one_step_exceed_the_bound_by_that_step_alone",
+                "test_a_bound_without_policy_is_refused_or_waited_for_but_never_exceeded",
+            ],
+            "its producer makes a step before it waits for room",
+        ),
+        **dict.fromkeys(
+            [
+                "test_an_error_of_closing_is_raised_by_closing_once",
+                "test_an_error_of_closing_goes_to_the_hook_where_no_caller_waits_for_it",
+                "test_closing_in_mid_batch_fails_what_is_live_and_keeps_what_had_finished",
+                "test_an_error_that_leaves_the_block_closes_the_source_and_passes",
+                "test_the_traceback_of_the_cause_begins_in_the_source",
+            ],
+            "it has no source",
+        ),
+        **dict.fromkeys(
+            [
+                "test_a_slow_stream_is_ended_where_the_policy_says_so",
+                "test_streams_and_batches_refuse_to_be_pickled_or_copied",
+                "test_streams_that_are_read_one_after_another_are_named",
+                "test_a_batch_that_is_being_collected_may_be_read_and_gives_each_output_once",
+            ],
+            "a channel is no batch",
+        ),
+    }
+
+    def new_batch(self, source, size, **options):
+        return PushedBatch(source, size, **options)
+
+    async def close(self, batch):
+        batch.close()
 
 
 class InLoop(Form):
@@ -700,7 +816,7 @@ class TrioSync(InTrio):
     name = "trio, sync source"
 
 
-FORMS = [Pulled, Background, AsyncioAsync, AsyncioSync, TrioAsync, TrioSync]
+FORMS = [Pulled, Background, Pushed, AsyncioAsync, AsyncioSync, TrioAsync, TrioSync]
 
 
 def in_forms(forms):
@@ -710,6 +826,8 @@ def in_forms(forms):
         @pytest.mark.parametrize("form", forms, ids=lambda form: form.name)
         @functools.wraps(scenario)
         def test(form, **arguments):
+            if scenario.__name__ in form.not_for:
+                pytest.skip(form.not_for[scenario.__name__])
             form.run(scenario, **arguments)
 
         return test
