@@ -165,8 +165,8 @@ class PushPump(BackgroundPump[T]):
             while self._orders:
                 try:
                     self._orders[0]()
-                except Exception as error:  # noqa: BLE001 - a warning that is an error, for example
-                    self._fail(error)
+                except Exception as failure:  # noqa: BLE001 - a warning that is an error, perhaps
+                    self._fail(failure)
                 self._orders.popleft()  # last: what breaks an order off leaves it to the next call
             if self.ended:
                 return False
