@@ -543,8 +543,9 @@ class Dispatcher(ABC, Generic[T]):
 
     def _warn_if_a_loop_stops(self) -> None:
         """Warn once of a wait in a thread whose event loop cannot go on meanwhile."""
-        # In a notebook every cell runs in an event loop, and what it waits for is all there is.
-        if self._has_warned or "ipykernel" in sys.modules or loop_if_any() is None:
+        # In a notebook every cell runs in an event loop, and what it waits for is all there is. The
+        # package alone may be imported by a program that starts notebooks.
+        if self._has_warned or "ipykernel.kernelapp" in sys.modules or loop_if_any() is None:
             return
         self._has_warned = True
         warn_user(

@@ -282,5 +282,6 @@ def test_a_wait_in_another_thread_and_one_in_a_notebook_are_not_warned_of(echoin
         return list(echoing.stream("a"))
 
     assert asyncio.run(endpoint()) == ["a"]
-    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    name = "ipykernel.kernelapp"  # the module of a notebook's kernel
+    monkeypatch.setitem(sys.modules, name, ModuleType(name))
     assert asyncio.run(cell()) == ["a"]
