@@ -258,16 +258,18 @@ def waiting_batcher():
     def model(requests):
         try:
             yield ["x"]
-            assert go_on.wait(SECONDS)
+            go_on.wait()  # without a limit: a wait that failed would free the slot, too
             yield ["x"]
             raise AssertionError("the model made a third step")
         finally:
             closed.set()
 
     with DynamicBatcher(model, max_batch_size=1) as batcher:
-        yield batcher
-        assert batcher.statistics().live == 0
-        go_on.set()
+        try:
+            yield batcher
+            assert batcher.statistics().live == 0
+        finally:
+            go_on.set()
         assert closed.wait(SECONDS)
 
 
