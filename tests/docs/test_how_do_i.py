@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import grpc.aio
 import httpx
 import pytest
 from hypothesis import given
@@ -252,9 +253,20 @@ def test_a_websocket_gets_its_outputs_and_the_reason_of_the_end():
     assert (close["type"], close["reason"]) == ("websocket.close", "eos")
 
 
+class Keeping(DynamicBatcher):
+    """Holds its streams: in a recipe that cancels none, Python frees no slot in its place."""
+
+    kept = ()
+
+    def astream(self, *args, **kwargs):
+        stream = super().astream(*args, **kwargs)
+        self.kept = (*self.kept, stream)
+        return stream
+
+
 @contextlib.contextmanager
 def waiting_batcher():
-    """Give a batcher whose model makes one step, and the second when all clients have left."""
+    """Give a batcher whose model makes one step, and the second when all clients are gone."""
     go_on, closed = threading.Event(), threading.Event()
 
     def model(requests):
@@ -266,7 +278,7 @@ def waiting_batcher():
         finally:
             closed.set()
 
-    with DynamicBatcher(model, max_batch_size=1) as batcher:
+    with Keeping(model, max_batch_size=1) as batcher:
         try:
             yield batcher
             assert batcher.statistics().live == 0
@@ -281,8 +293,9 @@ def test_a_websocket_that_is_left_cancels_its_stream():
     async def main():
         client = Socket("word")
         talking = asyncio.create_task(client.talk(recipe["app"]))
-        while len(client.sent) < 2:  # noqa: ASYNC110 - only the server's side knows
-            await asyncio.sleep(0)
+        async with asyncio.timeout(SECONDS):
+            while len(client.sent) < 2:  # noqa: ASYNC110 - only the server's side knows
+                await asyncio.sleep(0)
         client.leave()
         await talking
 
@@ -290,35 +303,104 @@ def test_a_websocket_that_is_left_cancels_its_stream():
         asyncio.run(main())
 
 
+def test_a_websocket_that_is_left_before_its_first_word_is_no_error():
+    client = Socket()
+    client.leave()
+    asyncio.run(client.talk(run("WebSocket")["app"]))
+    assert [message["type"] for message in client.sent] == ["websocket.accept"]
+
+
+def test_a_websocket_whose_model_raises_keeps_no_task():
+    recipe = run("WebSocket")
+
+    def model(_):
+        yield ["x"]
+        raise OSError("device lost")
+
+    async def main():
+        with pytest.raises(OSError, match="device lost"):
+            await Socket("word").talk(recipe["app"])
+        async with asyncio.timeout(SECONDS):
+            while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - one that is cancelled ends soon
+                await asyncio.sleep(0)
+
+    with DynamicBatcher(model, max_batch_size=1) as recipe["spell"]:
+        asyncio.run(main())
+
+
 # ---- gRPC and Ray
 
 
 def test_a_method_of_grpc_streams_and_frees_its_slot():
-    grpc = pytest.importorskip("grpc")
     recipe = run("gRPC")
     batcher = recipe["spell"]
 
     async def main():
-        server, port = await recipe["start"]("127.0.0.1:0")
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = channel.unary_stream("/Speller/Spell")
+        async with serving_grpc(recipe) as call:
             words = [b"so", b"it", b"goes"]
             replies = await asyncio.gather(*(read(call(word)) for word in words))
             assert replies == words
             await batcher.aclose()
             with waiting_batcher() as recipe["spell"]:
-                left = call(b"word")
-                assert await left.read() == b"x"
-                left.cancel()
+                cancelled = call(b"word")
+                assert await cancelled.read() == b"x"
+                cancelled.cancel()
                 async with asyncio.timeout(SECONDS):
                     while recipe["spell"].statistics().live:  # noqa: ASYNC110 - gRPC is silent
                         await asyncio.sleep(0)
-        await server.stop(None)
 
     async def read(call):
         return b"".join([output async for output in call])
 
     asyncio.run(main())
+
+
+@contextlib.asynccontextmanager
+async def serving_grpc(recipe):
+    """Give the method of a server of gRPC."""
+    server, port = await recipe["start"]("127.0.0.1:0")
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield channel.unary_stream("/Speller/Spell")
+    finally:
+        await server.stop(None)
+
+
+class Overdue:
+    """A context of gRPC, whose deadline comes a moment after that of the stream."""
+
+    def time_remaining(self):
+        return 0.01
+
+    async def abort(self, code, _):
+        raise Aborted(code)
+
+
+class Aborted(Exception):
+    pass
+
+
+def test_a_stream_that_fails_at_its_deadline_has_the_status_of_a_deadline_of_grpc():
+    recipe = run("gRPC")
+
+    async def main():
+        replies = recipe["respond"](b"word", Overdue())
+        with pytest.raises(Aborted) as raised:
+            async for _ in replies:
+                pass
+        assert raised.value.args == (grpc.StatusCode.DEADLINE_EXCEEDED,)
+
+    over = threading.Event()
+
+    def model(_):
+        over.wait()
+        yield [None]
+
+    with DynamicBatcher(model, max_batch_size=1) as recipe["spell"]:
+        try:
+            asyncio.run(main())
+        finally:
+            over.set()
 
 
 def test_the_class_of_ray_serve_streams_and_frees_its_slot():
