@@ -9,11 +9,10 @@ import asyncio
 import contextlib
 import inspect
 import re
-import socket
 import subprocess
 import sys
 import threading
-import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +27,7 @@ from websockets.sync.client import connect
 import batchstream.integrations.litserve
 import batchstream.integrations.starlette
 from batchstream import BatchedStream, DynamicBatcher, demux
-from support.serving import SECONDS, free_port
+from support.serving import SECONDS, free_port, is_open, running
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-do-i.md"
@@ -62,12 +61,19 @@ def test_every_recipe_is_a_task_of_the_page():
     assert set(BLOCKS) == set(headings)
 
 
-LINES = re.findall(r"^\| [^|]+ \| [^`|]*`([^`]+)`[^|]*\| \[", PAGE.read_text(), re.MULTILINE)
+ROWS = re.findall(r"^\| .+ \| (.+) \| \[", PAGE.read_text(), re.MULTILINE)
+LINES = [line for row in ROWS for line in re.findall(r"`([^`]+)`", row)]
 
 
 class Chat(LitAPI):
     def predict(self, requests):
         yield requests
+
+
+def test_every_task_of_the_page_has_a_line_that_is_run():
+    table = PAGE.read_text().partition("\n|---|---|---|\n")[2].partition("\n\n")[0]
+    assert len(ROWS) == len(table.splitlines())
+    assert all("`" in row for row in ROWS)
 
 
 @pytest.mark.parametrize("line", dict.fromkeys(LINES))
@@ -136,28 +142,11 @@ def serving(name, tmp_path, command=("uvicorn", "recipe:app", "--port")):
     """Run the block as a file, as the page says, and give a client; the file is `recipe.py`."""
     (tmp_path / "recipe.py").write_text(BLOCKS[name])
     port = free_port()
-    log = tmp_path / "log"
-    with log.open("ab") as output:
-        process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", *command, str(port)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd=tmp_path,
-        )
-    try:
-        deadline = time.monotonic() + SECONDS
-        while True:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.05)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client:
-            yield client
-    finally:
-        process.terminate()
-        process.wait(SECONDS)
+    with (
+        running(["-m", *command, str(port)], partial(is_open, port), tmp_path / "log"),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client,
+    ):
+        yield client
 
 
 def test_the_loop_of_pytorch_streams_through_fastapi(tmp_path):
