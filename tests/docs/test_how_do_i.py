@@ -73,7 +73,7 @@ class Chat(LitAPI):
 def test_every_task_of_the_page_has_a_line_that_is_run():
     table = PAGE.read_text().partition("\n|---|---|---|\n")[2].partition("\n\n")[0]
     assert len(ROWS) == len(table.splitlines())
-    assert all("`" in row for row in ROWS)
+    assert all(re.search("`[^`]+`", row) for row in ROWS)
 
 
 @pytest.mark.parametrize("line", dict.fromkeys(LINES))
