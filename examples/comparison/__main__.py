@@ -11,6 +11,7 @@ transformers needs torch and transformers. A system that is not installed is pas
 from __future__ import annotations
 
 import argparse
+import sys
 from importlib.util import find_spec
 
 import rules
@@ -105,6 +106,8 @@ def main() -> None:
         elif not names:
             print(f"{system:20}  {args.rule:10}  has nothing for it", flush=True)
         else:
+            if system in NEEDS:  # it takes some seconds
+                print(f"{system}: starting", file=sys.stderr, flush=True)
             for name, holds in try_rules(system, names).items():
                 print(f"{system:20}  {name:10}  {'yes' if holds else 'no'}", flush=True)
 

@@ -19,6 +19,7 @@ import httpx
 
 SERVER = Path(__file__).with_name("litserve_server.py")
 LONGEST = 60.0  # seconds, until a server counts as broken
+MANY = 250  # outputs: five seconds, for what happens at once or not before the end
 
 
 @contextlib.contextmanager
@@ -96,19 +97,19 @@ class Client:
 
 async def several(http: httpx.AsyncClient) -> bool:
     """A batch of more than one request is streamed."""
-    clients = [Client(http, "a", 5), Client(http, "b", 5)]
+    clients = [Client(http, "a", 50), Client(http, "b", 50)]
     await asyncio.gather(*(client.run() for client in clients))
-    return [client.text for client in clients] == ["a\n" * 5, "b\n" * 5] and (
+    return [client.text for client in clients] == ["a\n" * 50, "b\n" * 50] and (
         min(client.chunks for client in clients) > 1
     )
 
 
 async def own_end(http: httpx.AsyncClient) -> bool:
     """A stream ends at its own end, while the model works for the others."""
-    short, long = Client(http, "short", 2), Client(http, "long", 30)
+    short, long = Client(http, "short", 2), Client(http, "long", MANY)
     reading = asyncio.create_task(long.run())
     await short.run()
-    early = long.text.count("\n") < 15  # of 30: what is under way does not count
+    early = long.text.count("\n") < MANY / 2
     await reading
     return early and not short.cut
 
@@ -137,8 +138,8 @@ async def one_fails(http: httpx.AsyncClient) -> bool:
 async def leave(http: httpx.AsyncClient) -> bool:
     """The model stops when all of its clients are gone."""
     before = await steps(http)
-    await asyncio.gather(*(Client(http, "a", 50).peek() for _ in range(2)))
-    return await steps(http) - before < 50
+    await asyncio.gather(*(Client(http, "a", MANY).peek() for _ in range(2)))
+    return await steps(http) - before < MANY
 
 
 async def slow(http: httpx.AsyncClient) -> bool:
@@ -152,7 +153,7 @@ async def slow(http: httpx.AsyncClient) -> bool:
 
 async def joins(http: httpx.AsyncClient) -> bool:
     """A request joins a batch that runs already."""
-    running, late = Client(http, "running", 60), Client(http, "late", 1)
+    running, late = Client(http, "running", MANY), Client(http, "late", 1)
     async with contextlib.aclosing(running.read()) as texts:
         await anext(texts)
         reading = asyncio.create_task(late.run())

@@ -21,7 +21,7 @@ def batchstream(source: Source, size: int) -> list[Iterator[Any]]:
 
 
 def queues(source: Source, size: int) -> list[Iterator[Any]]:
-    """Give a queue for each request, as one writes it by hand; None is the end."""
+    """Give a queue for each request, as written by hand; None is the end."""
     mine = [queue.Queue() for _ in range(size)]
 
     def run() -> None:
@@ -34,7 +34,7 @@ def queues(source: Source, size: int) -> list[Iterator[Any]]:
 
 
 def tees(source: Source, size: int) -> list[Iterator[Any]]:
-    """Give a copy of the source for each request, in which only its slot is looked at."""
+    """Give a copy of the source for each request, in which only its slot is read."""
     return [
         takewhile(lambda output: output is not None, map(itemgetter(slot), copy))
         for slot, copy in enumerate(tee(source, size))

@@ -84,7 +84,7 @@ def error() -> bool:
 
 
 def leave() -> bool:
-    """The model stops when its client has left."""
+    """The model stops when its client is gone."""
     streamer, (thread, steps) = generate(1)
     next(streamer)
     del streamer

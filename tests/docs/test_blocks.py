@@ -1,24 +1,23 @@
 """The code of README.md and the pages where a reader pastes it: in files, at prompts, in notebooks.
 
 The top-level conftest.py runs it, too, each page as one program. `support/pages.py` says what a
-file holds, and how a block is marked that cannot be run in one of these ways.
+file holds.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
 from support.pages import Page
-from support.serving import free_port
+from support.serving import free_port, is_open, running
 
 ROOT = Path(__file__).parents[2]
 PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -82,14 +81,8 @@ def run_as_file(folder, blocks):
 
 @programs
 def test_blocks_run_as_a_file(page, blocks, tmp_path):
-    possible = [block for block in blocks if "as a file" not in block.markers]
-    ended = run_as_file(tmp_path, possible)
+    ended = run_as_file(tmp_path, blocks)
     assert (ended.returncode, ended.stderr) == (0, ""), page.name
-    for block in blocks:
-        if block not in possible:
-            before = possible[: sum(other.line < block.line for other in possible)]
-            ended = run_as_file(tmp_path, [*before, block])
-            assert ended.returncode != 0, f"line {block.line} has a mark that it does not need"
 
 
 # ---- served
@@ -108,28 +101,8 @@ def started(server, folder):
         if port not in words:
             words += ["--port", port]
         words = ["python", "-m", *words]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603 - what the page shows
-            [sys.executable, *words[1:]],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
+    with running(words[1:], partial(is_open, int(port)), folder / "log") as process:
         yield process, port
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGINT)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def ask(words, port):
@@ -151,38 +124,22 @@ def ask(words, port):
     return httpx.get(url, headers=headers, timeout=SECONDS)
 
 
-def ask_when_ready(words, port, process, folder):
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        assert process.poll() is None, (folder / "log").read_text()
-        with contextlib.suppress(httpx.ConnectError):
-            return ask(words, port)
-        time.sleep(0.05)
-    raise AssertionError(f"not ready:\n{(folder / 'log').read_text()}")
-
-
 @servers
 def test_a_block_serves(server, tmp_path):
-    asks = server.asks or [(["curl", "http://127.0.0.1:8000/"], None)]
-    if reason := server.block.markers.get("served"):
-        with started(server, tmp_path) as (process, port):
-            try:
-                ask_when_ready(asks[0][0], port, process, tmp_path)
-            except AssertionError:
-                return
-        pytest.fail(f"it is served, in spite of its mark: {reason}")
     with started(server, tmp_path) as (process, port):
-        for words, answer in asks:
-            response = ask_when_ready(words, port, process, tmp_path)
+        for words, answer in server.asks:
+            response = ask(words, port)
             log = (tmp_path / "log").read_text()
-            if answer is None:  # the page says nothing to ask; that it answers is enough
-                assert response.status_code < 500, log
-                continue
             assert response.status_code == 200, log
             assert response.text
             if answer:
                 assert response.text == answer
-        assert "Traceback" not in (tmp_path / "log").read_text()
+        if not server.asks:  # the page says nothing to ask; that it answers is enough
+            response = ask(["curl", "http://127.0.0.1:8000/"], port)
+            assert response.status_code < 500, (tmp_path / "log").read_text()
+        process.send_signal(signal.SIGINT)
+        process.wait(SECONDS)  # a page's server ends at Ctrl-C
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 # ---- at prompts
@@ -250,7 +207,4 @@ def test_a_page_can_be_pasted_into_a_notebook(page, kernel):
             name = reply["content"].get("ename")
             outcomes.append((name, error and error.rpartition(".")[2]))
         is_right = all(name == error for name, error in outcomes)
-        if "in a notebook" in block.markers:
-            assert not is_right, f"line {block.line} has a mark that it does not need"
-        else:
-            assert is_right, (block.line, outcomes, reply["content"].get("traceback"))
+        assert is_right, (block.line, outcomes, reply["content"].get("traceback"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -73,3 +74,18 @@ def test_the_rules_are_worded_as_in_the_program():
     text = (PROGRAMS / "__main__.py").read_text()
     for wording, rule, *_ in ROWS:
         assert f'"{rule.strip("`")}": "{wording}",' in text
+
+
+def test_the_page_names_the_versions_that_are_run():
+    assert f"| LitServe {version('litserve')}, its own loop" in PAGE
+    if find_spec("torch") and find_spec("transformers"):
+        torch = version("torch").partition("+")[0]
+        assert f"| transformers {version('transformers')} with torch {torch}:" in PAGE
+
+
+def test_help_prints_the_rules():
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, PROGRAMS, "--help"], capture_output=True, text=True, check=True
+    )
+    for wording, *_ in ROWS:
+        assert wording in done.stdout

@@ -90,8 +90,13 @@ def test_what_a_page_links_to_exists(page):
 @every_page
 def test_the_extras_that_a_page_installs_exist(page):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for extras in re.findall(rf"{project['name']}\[([a-z,-]+)\]", page.read_text()):
+    for extras in re.findall(r'pip install "\.\[([a-z,-]+)\]"', page.read_text()):
         assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
+@every_page
+def test_no_page_installs_from_an_index_what_is_not_published(page):
+    assert re.findall(r"pip install[^\n]* [\"']?batchstream\b", page.read_text()) == []
 
 
 @every_page

@@ -9,14 +9,14 @@ import asyncio
 import contextlib
 import inspect
 import re
-import socket
 import subprocess
 import sys
 import threading
-import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import grpc.aio
 import httpx
 import pytest
 from hypothesis import given
@@ -27,7 +27,7 @@ from websockets.sync.client import connect
 import batchstream.integrations.litserve
 import batchstream.integrations.starlette
 from batchstream import DynamicBatcher, demux
-from support.serving import SECONDS, free_port
+from support.serving import SECONDS, free_port, is_open, running
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-do-i.md"
@@ -61,12 +61,19 @@ def test_every_recipe_is_a_task_of_the_page():
     assert set(BLOCKS) == set(headings)
 
 
-LINES = re.findall(r"^\| [^|]+ \| [^`|]*`([^`]+)`[^|]*\| \[", PAGE.read_text(), re.MULTILINE)
+ROWS = re.findall(r"^\| .+ \| (.+) \| \[", PAGE.read_text(), re.MULTILINE)
+LINES = [line for row in ROWS for line in re.findall(r"`([^`]+)`", row)]
 
 
 class Chat(LitAPI):
     def predict(self, requests):
         yield requests
+
+
+def test_every_task_of_the_page_has_a_line_that_is_run():
+    table = PAGE.read_text().partition("\n|---|---|---|\n")[2].partition("\n\n")[0]
+    assert len(ROWS) == len(table.splitlines())
+    assert all(re.search("`[^`]+`", row) for row in ROWS)
 
 
 @pytest.mark.parametrize("line", dict.fromkeys(LINES))
@@ -133,28 +140,11 @@ def serving(name, tmp_path, command=("uvicorn", "recipe:app", "--port")):
     """Run the block as a file, as the page says, and give a client; the file is `recipe.py`."""
     (tmp_path / "recipe.py").write_text(BLOCKS[name])
     port = free_port()
-    log = tmp_path / "log"
-    with log.open("ab") as output:
-        process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", *command, str(port)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd=tmp_path,
-        )
-    try:
-        deadline = time.monotonic() + SECONDS
-        while True:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.05)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client:
-            yield client
-    finally:
-        process.terminate()
-        process.wait(SECONDS)
+    with (
+        running(["-m", *command, str(port)], partial(is_open, port), tmp_path / "log"),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client,
+    ):
+        yield client
 
 
 def test_the_loop_of_pytorch_streams_through_fastapi(tmp_path):
@@ -250,9 +240,20 @@ def test_a_websocket_gets_its_outputs_and_the_reason_of_the_end():
     assert (close["type"], close["reason"]) == ("websocket.close", "eos")
 
 
+class Keeping(DynamicBatcher):
+    """Holds its streams: in a recipe that cancels none, Python frees no slot in its place."""
+
+    kept = ()
+
+    def astream(self, *args, **kwargs):
+        stream = super().astream(*args, **kwargs)
+        self.kept = (*self.kept, stream)
+        return stream
+
+
 @contextlib.contextmanager
 def waiting_batcher():
-    """Give a batcher whose model makes one step, and the second when all clients have left."""
+    """Give a batcher whose model makes one step, and the second when all clients are gone."""
     go_on, closed = threading.Event(), threading.Event()
 
     def model(requests):
@@ -264,7 +265,7 @@ def waiting_batcher():
         finally:
             closed.set()
 
-    with DynamicBatcher(model, max_batch_size=1) as batcher:
+    with Keeping(model, max_batch_size=1) as batcher:
         try:
             yield batcher
             assert batcher.statistics().live == 0
@@ -279,8 +280,9 @@ def test_a_websocket_that_is_left_cancels_its_stream():
     async def main():
         client = Socket("word")
         talking = asyncio.create_task(client.talk(recipe["app"]))
-        while len(client.sent) < 2:  # noqa: ASYNC110 - only the server's side knows
-            await asyncio.sleep(0)
+        async with asyncio.timeout(SECONDS):
+            while len(client.sent) < 2:  # noqa: ASYNC110 - only the server's side knows
+                await asyncio.sleep(0)
         client.leave()
         await talking
 
@@ -288,35 +290,104 @@ def test_a_websocket_that_is_left_cancels_its_stream():
         asyncio.run(main())
 
 
+def test_a_websocket_that_is_left_before_its_first_word_is_no_error():
+    client = Socket()
+    client.leave()
+    asyncio.run(client.talk(run("WebSocket")["app"]))
+    assert [message["type"] for message in client.sent] == ["websocket.accept"]
+
+
+def test_a_websocket_whose_model_raises_keeps_no_task():
+    recipe = run("WebSocket")
+
+    def model(_):
+        yield ["x"]
+        raise OSError("device lost")
+
+    async def main():
+        with pytest.raises(OSError, match="device lost"):
+            await Socket("word").talk(recipe["app"])
+        async with asyncio.timeout(SECONDS):
+            while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - one that is cancelled ends soon
+                await asyncio.sleep(0)
+
+    with DynamicBatcher(model, max_batch_size=1) as recipe["spell"]:
+        asyncio.run(main())
+
+
 # ---- gRPC and Ray
 
 
 def test_a_method_of_grpc_streams_and_frees_its_slot():
-    grpc = pytest.importorskip("grpc")
     recipe = run("gRPC")
     batcher = recipe["spell"]
 
     async def main():
-        server, port = await recipe["start"]("127.0.0.1:0")
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = channel.unary_stream("/Speller/Spell")
+        async with serving_grpc(recipe) as call:
             words = [b"so", b"it", b"goes"]
             replies = await asyncio.gather(*(read(call(word)) for word in words))
             assert replies == words
             await batcher.aclose()
             with waiting_batcher() as recipe["spell"]:
-                left = call(b"word")
-                assert await left.read() == b"x"
-                left.cancel()
+                cancelled = call(b"word")
+                assert await cancelled.read() == b"x"
+                cancelled.cancel()
                 async with asyncio.timeout(SECONDS):
                     while recipe["spell"].statistics().live:  # noqa: ASYNC110 - gRPC is silent
                         await asyncio.sleep(0)
-        await server.stop(None)
 
     async def read(call):
         return b"".join([output async for output in call])
 
     asyncio.run(main())
+
+
+@contextlib.asynccontextmanager
+async def serving_grpc(recipe):
+    """Give the method of a server of gRPC."""
+    server, port = await recipe["start"]("127.0.0.1:0")
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield channel.unary_stream("/Speller/Spell")
+    finally:
+        await server.stop(None)
+
+
+class Overdue:
+    """A context of gRPC, whose deadline comes a moment after that of the stream."""
+
+    def time_remaining(self):
+        return 0.01
+
+    async def abort(self, code, _):
+        raise Aborted(code)
+
+
+class Aborted(Exception):
+    pass
+
+
+def test_a_stream_that_fails_at_its_deadline_has_the_status_of_a_deadline_of_grpc():
+    recipe = run("gRPC")
+
+    async def main():
+        replies = recipe["respond"](b"word", Overdue())
+        with pytest.raises(Aborted) as raised:
+            async for _ in replies:
+                pass
+        assert raised.value.args == (grpc.StatusCode.DEADLINE_EXCEEDED,)
+
+    over = threading.Event()
+
+    def model(_):
+        over.wait()
+        yield [None]
+
+    with DynamicBatcher(model, max_batch_size=1) as recipe["spell"]:
+        try:
+            asyncio.run(main())
+        finally:
+            over.set()
 
 
 def test_the_class_of_ray_serve_streams_and_frees_its_slot():

@@ -22,6 +22,7 @@ from batchstream.integrations.litserve import (
 
 class EchoRequest(ChatCompletionRequest):
     top_k: int = Field(50, ge=1)
+    repetition_penalty: float = Field(1.0, ge=1)
     mood: str = "calm"
 
     @field_validator("mood")

@@ -3,27 +3,18 @@
 The blocks of a page are programs of their own, unless the page says at its top that they `are one
 program`: then each may use what stands before it, and a file holds all of them. A page that speaks
 of a notebook at its top can be pasted into one, with the replacements of its table.
-
-A comment above a block says why it cannot be pasted somewhere:
-`<!-- not as a file: reason -->`, `<!-- not served: reason -->` or
-`<!-- not in a notebook: reason -->`.
 """
 
 import ast
 import doctest
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import zip_longest
 
-WAYS = ("as a file", "served", "in a notebook")
 FRAMEWORKS = {"FastAPI", "Litestar", "Quart", "Starlette", "get_asgi_application"}
 
-BLOCK = re.compile(
-    r"(?P<comments>(?:^<!--[^\n]*-->\n+)*)^```(?P<kind>[a-z]+)\n(?P<body>.*?)^```$",
-    re.MULTILINE | re.DOTALL,
-)
-MARKER = re.compile(rf"<!-- not (?P<way>{'|'.join(WAYS)}): (?P<reason>\S.*?) -->")
+BLOCK = re.compile(r"^```(?P<kind>[a-z]+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n((?:[^$].*\n)*)", re.MULTILINE)
 
 
@@ -34,7 +25,6 @@ class Block:
     kind: str
     body: str
     line: int
-    markers: dict = field(default_factory=dict)  # the reason for each way that it cannot go
 
     @property
     def examples(self):
@@ -101,10 +91,8 @@ class Page:
         self.replacements = dict(re.findall(r"^\| `(.+)` \| `(await .+)` \|$", text, re.MULTILINE))
         self.all = []
         for match in BLOCK.finditer(text):
-            markers = {m["way"]: m["reason"] for m in MARKER.finditer(match["comments"])}
-            assert match["comments"].count("<!--") == len(markers), match["comments"]
             line = text.count("\n", 0, match.start("kind")) + 1
-            self.all.append(Block(match["kind"], match["body"], line, markers))
+            self.all.append(Block(match["kind"], match["body"], line))
         self.blocks = [block for block in self.all if block.kind in ("python", "pycon")]
 
     def programs(self):
@@ -120,7 +108,7 @@ class Page:
             if self.is_program and following is not None and following.is_main and not end.is_main:
                 continue  # the app of the server that is started there
             before = self.blocks[: self.blocks.index(end)] if self.is_program else []
-            earlier = [b for b in before if not b.is_main and "as a file" not in b.markers]
+            earlier = [b for b in before if not b.is_main]
             at = self.all.index(end)
             stop = len(self.all) if following is None else self.all.index(following)
             prepare = commands(self.all[:at])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -26,8 +27,14 @@ def free_port():
 
 
 @contextlib.contextmanager
-def running(command, url, log_path):
-    """Run a server for as long as the block lasts; its session is gone afterwards."""
+def running(command, is_ready, log_path):
+    """Run a server for as long as the block lasts; its session is gone afterwards.
+
+    Args:
+        command: What Python runs, in the folder of the log.
+        is_ready: Returns whether it can be asked; or its address, whose `/health` says so.
+        log_path: The file of its log.
+    """
     with log_path.open("ab") as log:
         process = subprocess.Popen(  # noqa: S603
             [sys.executable, *command],
@@ -38,7 +45,8 @@ def running(command, url, log_path):
             cwd=log_path.parent,
         )
     try:
-        _wait_until_ready(process, url, log_path)
+        ready = partial(is_healthy, is_ready) if isinstance(is_ready, str) else is_ready
+        wait_until_ready(process, ready, log_path)
         yield process
     finally:
         process.send_signal(signal.SIGINT)
@@ -52,15 +60,25 @@ def running(command, url, log_path):
             process.wait()
 
 
-def _wait_until_ready(process, url, log_path):
+def wait_until_ready(process, is_ready, log_path):
+    """Poll a server that has been started, until it can be asked."""
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+    while not is_ready():
         assert process.poll() is None, log_path.read_text()
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/health", timeout=5).status_code == 200:
-                return
+        assert time.monotonic() < deadline, f"not ready:\n{log_path.read_text()}"
         time.sleep(0.05)
-    raise AssertionError(f"not ready:\n{log_path.read_text()}")
+
+
+def is_healthy(url):
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+    return False
+
+
+def is_open(port):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 def marked(mark):

@@ -55,6 +55,15 @@ def test_what_openai_takes_is_taken_and_reaches_the_context(service, asked):
     assert {key: context[key] for key in asked} == asked
 
 
+def test_options_of_a_stream_are_taken_and_reach_the_context(service):
+    options = {"include_usage": True, "include_obfuscation": False}
+    chunks = service.client("/echo").chat.completions.create(
+        model="m", messages=HELLO, stream=True, stream_options=options
+    )
+    content = "".join(it.choices[0].delta.content or "" for it in chunks if it.choices)
+    assert json.loads(content)["context"]["stream_options"] == options
+
+
 def test_tools_that_are_bare_have_an_empty_description_and_no_parameters(service):
     strict = {
         "type": "function",
@@ -159,6 +168,11 @@ REFUSED = {
         {"extra_body": {"top_k": 0}},
         "top_k",
         "integer_below_min_value",
+    ),
+    "a decimal field of the user's class": (
+        {"extra_body": {"repetition_penalty": 0}},
+        "repetition_penalty",
+        "decimal_below_min_value",
     ),
 }
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import subprocess
-import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -19,7 +19,7 @@ import pytest
 
 from support import serving
 from support.openai_client import asking, outs, serving_openai
-from support.serving import SECONDS, Call, Gate, free_port, running
+from support.serving import SECONDS, Call, Gate, free_port, is_open, running, wait_until_ready
 
 NGINX = shutil.which(os.environ.get("NGINX", "nginx"))
 SUPPORT = Path(serving.__file__).parent
@@ -60,20 +60,11 @@ def nginx(folder, upstream, more=""):
         [NGINX, "-e", str(log), "-p", str(folder), "-c", str(file)], start_new_session=True
     )
     try:
-        wait_for_listener(process, port, log)
+        wait_until_ready(process, partial(is_open, port), log)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(SECONDS)
-
-
-def wait_for_listener(process, port, log):
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-    raise AssertionError("nginx does not listen")
 
 
 CONFIGURATIONS = {
@@ -207,26 +198,25 @@ def test_pings_keep_a_long_prompt_of_openai_from_being_cut(litserve, gate):
 # ---- a failure
 
 
-@pytest.mark.parametrize("form", ["pinged-lines", "pinged-json-events"])
-def test_the_word_for_an_error_reaches_the_client(starlette, form):
-    """On h11 it is all that does: nginx speaks HTTP/1.0 to it, where a cut is like an end."""
-    with Gate() as gate, Client(starlette["as it comes"], form, gate) as client:
+def received_of_a_failure(address, form):
+    """Return what a client gets of a model that fails in its second step."""
+    with Gate() as gate, Client(address, form, gate) as client:
         gate.let_through(1)
         client.read_until(b"output", 1)
         assert gate.next_line() == "step 2"
         gate.close()
-        received = client.read_to_the_end()
-    assert b'"failed"' in received
+        return client.read_to_the_end()
+
+
+@pytest.mark.parametrize("form", ["pinged-lines", "pinged-json-events"])
+def test_the_word_for_an_error_reaches_the_client(starlette, form):
+    """On h11 it is all that does: an older nginx speaks HTTP/1.0, where a cut is like an end."""
+    assert b'"failed"' in received_of_a_failure(starlette["as it comes"], form)
 
 
 @pytest.mark.parametrize("form", ["lines", "json-events", "response"])
 def test_where_nginx_speaks_http_11_every_failure_is_a_cut(starlette, form):
-    with Gate() as gate, Client(starlette["HTTP/1.1"], form, gate) as client:
-        gate.let_through(1)
-        client.read_until(b"output", 1)
-        assert gate.next_line() == "step 2"
-        gate.close()
-        received = client.read_to_the_end()
+    received = received_of_a_failure(starlette["HTTP/1.1"], form)
     assert b"transfer-encoding: chunked" in received.lower()
     assert not received.endswith(b"0\r\n\r\n")
 

@@ -31,8 +31,6 @@ _CODES: Final = {
     "value_error": "invalid_value",
 }
 
-_DECIMALS: Final = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
-
 
 def error_of(error: HTTPException) -> dict[str, Any]:
     """Return the body of an error. A detail with a `message` may have the other fields, too."""
@@ -72,7 +70,8 @@ def invalid_request_response(error: RequestValidationError) -> Response:
         return error_response(refusal(f"the body of the request is not JSON: {reason}", None, None))
     param = _param_of(fault["loc"][1:], error.body, missing=kind == "missing")
     code = _CODES.get(kind, "invalid_type")
-    if param in _DECIMALS:
+    bounds = fault.get("ctx", {})  # in the type of the field: pydantic has converted them
+    if isinstance(bounds.get("ge", bounds.get("le")), float):
         code = code.replace("integer", "decimal")
     if param is None:
         text = rule
