@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from zlib import crc32
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -25,6 +26,24 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # start: here to servers and workers, which then could not be interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser):
+    """Let a run be a part of all tests: the same test is in the same part on every Python."""
+    parser.addoption("--part", metavar="K/N", help="run the K-th of N parts of the tests alone")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave the tests out that are in other parts."""
+    if config.getoption("part", None) is None:
+        return
+    number, parts = map(int, config.getoption("part").split("/"))
+    chosen, others = [], []
+    for item in items:
+        here = crc32(item.nodeid.encode()) % parts == number % parts
+        (chosen if here else others).append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = chosen
 
 
 @pytest.fixture
