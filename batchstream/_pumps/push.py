@@ -97,9 +97,8 @@ class PushPump(BackgroundPump[T]):
         while not self._turn.acquire(blocking=False):
             if self._puts_in is not None:
                 raise RuntimeError("another put is under way: await each put before the next")
-            await (
-                loop.checkpoint()
-            )  # an order is carried out in another thread, which takes no time
+            # Another thread carries an order out at the moment, which takes no time.
+            await loop.checkpoint()
         try:
             self._puts_in = -1  # no thread: other tasks of this one go on meanwhile
             while self._goes_on():
