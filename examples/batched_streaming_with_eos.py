@@ -1,4 +1,4 @@
-"""A LitServe server that streams a batch in which every response ends at its own last token.
+r"""A LitServe server that streams a batch in which every response ends at its own last token.
 
 Run it, then ask for a short and a long response at the same time, from two terminals:
 

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,6 +173,16 @@ def test_the_loop_of_pytorch_streams_through_fastapi(tmp_path):
     with serving("PyTorch loop and FastAPI", tmp_path) as client:
         assert client.get("/generate", params={"token": 1}).text == "it\ngoes\non\n"
         assert client.get("/generate", params={"token": 3}).text == "on\n"
+
+
+def test_a_model_stops_when_its_client_leaves(tmp_path):
+    log = tmp_path / "log"
+    with serving("A client that leaves", tmp_path) as client:
+        with client.stream("GET", "/count", params={"to": 1_000_000}) as response:
+            assert next(response.iter_lines()) == "1"
+            assert "stopped" not in log.read_text()
+        while "stopped" not in log.read_text():  # only the log says so
+            time.sleep(0.01)
 
 
 def test_the_loop_runs_on_tensors():
