@@ -1,13 +1,17 @@
 """What OpenAI's own client may ask, and what it shows; see `litserve_openai_echo.py`."""
 
+import datetime as dt
 import json
 from pathlib import Path
 
 import openai
 import pydantic
 import pytest
+from pydantic import Field
+from pydantic_core import PydanticCustomError
 
 from batchstream.integrations.litserve import ChatCompletionRequest, OpenAISpec
+from batchstream.integrations.litserve._openai.faults import fault_of
 from support import serving
 from support.openai_client import asking, outs, serving_openai
 
@@ -220,6 +224,16 @@ REFUSED = {
         "tools[0].function.name",
         "missing_required_parameter",
     ),
+    "a choice without a function": (
+        {"tool_choice": {"type": "function"}, "tools": [LOOK]},
+        "tool_choice.function",
+        "missing_required_parameter",
+    ),
+    "a choice without a name": (
+        {"tool_choice": {"type": "function", "function": {}}, "tools": [LOOK]},
+        "tool_choice.function.name",
+        "missing_required_parameter",
+    ),
     "stop": ({"stop": ["a"]}, "stop", "unsupported_parameter"),
     "a field of the user's class": (
         {"extra_body": {"top_k": 0}},
@@ -372,6 +386,63 @@ WORDED = {
 @pytest.mark.parametrize(("asked", "message"), WORDED.values(), ids=WORDED)
 def test_an_error_has_openais_words(service, asked, message):
     assert complaint(service, **asked)["message"] == message
+
+
+class Odd(ChatCompletionRequest):
+    day: dt.date = Field(dt.date(2000, 1, 1), ge=dt.date(2000, 1, 1))
+    size: int | str = 1
+    share: float = Field(1, gt=0)
+    names: tuple[str, ...] = ()
+    parts: list[str] = Field([], max_length=1)
+
+    @pydantic.model_validator(mode="after")
+    def _agree(self):
+        if self.size == "none":
+            raise PydanticCustomError("odd", "say what size", {"param": "size"})
+        return self
+
+
+ODD = {
+    "a date": (
+        {"day": "1999-01-01"},
+        ("Invalid 'day': Input should be greater than or equal to 2000-01-01, got '1999-01-01'"),
+        "invalid_value",
+    ),
+    "a union": (
+        {"size": None},
+        "Invalid type for 'size': expected one of an integer or a string, but got null instead.",
+        "invalid_type",
+    ),
+    "an open bound": (
+        {"share": 0},
+        "Invalid 'share': decimal below minimum value. Expected a value > 0, but got 0 instead.",
+        "decimal_below_min_value",
+    ),
+    "a tuple": (
+        {"names": 1},
+        "Invalid 'names': Input should be a valid tuple, got 1",
+        "invalid_type",
+    ),
+    "too many": (
+        {"parts": ["a", "b"]},
+        (
+            "Invalid 'parts': array too long. Expected an array with maximum length 1, but got an "
+            "array with length 2 instead."
+        ),
+        "array_above_max_length",
+    ),
+    "an error of the user's own": ({"size": "none"}, "say what size", "invalid_value"),
+}
+
+
+@pytest.mark.parametrize(("fields", "message", "code"), ODD.values(), ids=ODD)
+def test_whatever_a_users_class_refuses_has_a_wording(fields, message, code):
+    body = {"messages": HELLO} | fields
+    with pytest.raises(pydantic.ValidationError) as raised:
+        Odd.model_validate(body)
+    errors = [error | {"loc": ("body", *error["loc"])} for error in raised.value.errors()]
+    fault = fault_of(errors, body)
+    assert (fault.message, fault.code) == (message, code)
 
 
 BODIES = {

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+COMBINATION: Final = "parameter_combination"
+"""The type of an error about two parameters, whose context has the `param` and the `code`."""
+
 _SHOWN: Final = 80  # characters of a value
 
 # What a field takes, and its bounds, by pydantic's types of errors.
@@ -81,11 +84,10 @@ def fault_of(errors: Sequence[Mapping[str, Any]], body: Any) -> Fault:
 
 
 def _fault_of_whole(error: Mapping[str, Any]) -> Fault:
-    told: Mapping[str, Any] = error.get("ctx") or {}
-    if "param" in told:  # a rule of ours about two parameters
-        return Fault(error["msg"], told["param"], told["code"])
+    if error["type"] == COMBINATION:
+        return Fault(error["msg"], error["ctx"]["param"], error["ctx"]["code"])
     if error["type"] == "json_invalid":
-        return Fault(f"the body of the request is not JSON: {told['error']}")
+        return Fault(f"the body of the request is not JSON: {error['ctx']['error']}")
     if error["type"] == "missing":
         return Fault("the request has no body: send a JSON object")
     return Fault(_rule(error), None, "invalid_value")
@@ -123,6 +125,8 @@ def _wrong_value(error: Mapping[str, Any], param: str) -> Fault:
 def _out_of_bounds(error: Mapping[str, Any], param: str) -> Fault:
     key, sign, side, end = _BOUNDS[error["type"]]
     bound = error["ctx"][key]  # in the type of the field: pydantic has converted it
+    if not isinstance(bound, int | float):  # a date, for example
+        return _other(error, param)
     number = "decimal" if isinstance(bound, float) else "integer"
     shown = f"{bound:g}" if isinstance(bound, float) else bound
     text = (
@@ -146,7 +150,9 @@ def _of_wrong_length(error: Mapping[str, Any], param: str) -> Fault:
 
 def _other(error: Mapping[str, Any], param: str) -> Fault:
     text = f"Invalid {param!r}: {_rule(error)}, got {_shown(error.get('input'))}"
-    return Fault(text, param, "invalid_value")
+    return Fault(
+        text, param, "invalid_type" if error["type"].endswith("_type") else "invalid_value"
+    )
 
 
 _WORDINGS: Final[Mapping[str, Callable[[Mapping[str, Any], str], Fault]]] = {

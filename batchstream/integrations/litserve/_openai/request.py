@@ -24,6 +24,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from batchstream.integrations.litserve._openai.faults import COMBINATION
+
 _LARGEST_N: Final = 128  # as with OpenAI's own API
 _KEEP_ALL: Final = ConfigDict(extra="allow")
 
@@ -255,4 +257,4 @@ _ONLY_WITH: Final = {"top_logprobs": "logprobs", "stream_options": "stream"}
 
 def _refused(message: Any, param: str, code: str | None = None) -> PydanticCustomError:
     """Return the error for a request whose parameters do not go together."""
-    return PydanticCustomError("combination", message, {"param": param, "code": code})
+    return PydanticCustomError(COMBINATION, message, {"param": param, "code": code})
