@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the scripts beside this file
 import draw_layers
 import draw_lives
 import list_rules
+import show_examples
 
 project = "batchstream"
 author = "The batchstream authors"
@@ -107,10 +108,13 @@ def resolve_annotation(
     )
 
 
-def append_tests_of_rules(_app: Sphinx, page: str, source: list[str]) -> None:
-    """Append the tests of each rule to the page that is there for them."""
+def complete_pages(_app: Sphinx, page: str, source: list[str]) -> None:
+    """Add what the repository has in other files: the tests of each rule, and the examples."""
     if page == "guarantees-tests":
-        source[0] += "\n" + list_rules.markdown()
+        source[0] = list_rules.with_tests(source[0])
+    elif page == "examples":
+        source[0] = show_examples.with_programs(source[0])
+    source[0] = show_examples.with_links(source[0])
 
 
 class Drawing(SphinxDirective):
@@ -159,7 +163,7 @@ def setup(app: Sphinx) -> None:
     """Connect the functions above."""
     app.add_directive("layers", Layers)
     app.add_directive("life", Life)
-    app.connect("source-read", append_tests_of_rules)
+    app.connect("source-read", complete_pages)
     app.connect("autodoc-process-docstring", prepare_for_napoleon, priority=400)
     app.connect("autodoc-process-docstring", list_waiting_rules)
     app.connect("missing-reference", resolve_annotation)

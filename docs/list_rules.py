@@ -1,4 +1,4 @@
-"""Lists the tests that hold each rule of guarantees.md: the page guarantees-tests.md is made of it.
+"""Lists the tests that hold each rule of guarantees.md: the built page guarantees-tests has it.
 
 A test carries its rules as a mark, `@pytest.mark.rule(2, 3)`, on itself, on its class or as its
 module's `pytestmark`. `python docs/list_rules.py 4` prints the tests of R4 as
@@ -86,20 +86,27 @@ def _of_mark(mark: ast.expr) -> set[int]:
     return set()
 
 
-def markdown() -> str:
-    """Return the list for the documentation: a section for each rule, with its tests by file."""
+def heading(number: int, title: str) -> str:
+    """Return the head of a rule's section on the page of the tests."""
+    slug = re.sub(r"[^\w -]", "", f"R{number}: {title}".lower()).replace(" ", "-")
+    return f"## R{number}\n\n[{title[0].upper()}{title[1:]}](guarantees.md#{slug})\n"
+
+
+def with_tests(page: str) -> str:
+    """Return the page of the tests with those of each rule, by file, at the end of its section."""
     tests = carriers()
-    lines: list[str] = []
-    for number, title in titles().items():
-        slug = re.sub(r"[^\w -]", "", f"R{number}: {title}".lower()).replace(" ", "-")
-        lines += [f"## R{number}", "", f"[{title[0].upper()}{title[1:]}](guarantees.md#{slug})", ""]
+    parts = re.split(r"^(?=## R\d+$)", page, flags=re.MULTILINE)
+    for n, part in enumerate(parts[1:], 1):
+        number = int(part.split()[1].removeprefix("R"))
         by_file: dict[str, list[str]] = {}
         for test in tests.get(number, []):
             path, _, name = test.partition("::")
             by_file.setdefault(path, []).append(name)
+        lines = [part.strip(), ""]
         for path, names in by_file.items():
             lines += [f"`{path}`", "", *(f"- `{name}`" for name in names), ""]
-    return "\n".join(lines)
+        parts[n] = "\n".join([*lines, ""])
+    return "".join(parts)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def divide(fractions: list[Fraction]) -> Iterator[dict[int, object]]:
         slot: f"{whole[slot]}." if rest[slot] else Last(str(whole[slot]))
         for slot in range(len(fractions))
     }
-    while True:  # closed when no client is connected
+    while True:  # closed when no request is live
         time.sleep(PACE)
         decimals, rest = np.divmod(10 * rest, denominators)
         live = yield {

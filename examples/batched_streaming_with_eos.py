@@ -1,4 +1,4 @@
-"""A LitServe server that streams a batch in which every response ends at its own last token.
+r"""A LitServe server that streams a batch in which every response ends at its own last token.
 
 Run it, then ask for a short and a long response at the same time, from two terminals:
 
@@ -11,7 +11,7 @@ Run it, then ask for a short and a long response at the same time, from two term
 
 The two share a batch. The short response has 3 outputs and is complete with the third, while the
 long one goes on to its 9. `medium` has 6. Break one of them off with Ctrl-C: the model stops
-working for it at its next step, and stops altogether when no client waits.
+working for it at its next step, and stops altogether when no request is live.
 """
 
 import argparse
@@ -53,7 +53,7 @@ class BatchedStreaming(ls.LitAPI):
     def predict(self, responses: list[list[Word]]) -> Iterator[dict[int, Word | Last[Word]]]:
         """Yield one word for each response that a client waits for, with a mark on its last one.
 
-        It goes on until the loop closes it, which it does when no client waits.
+        It goes on until the loop closes it, which it does when no request is live.
         """
         live: tuple[int, ...] = tuple(range(len(responses)))
         for position in itertools.count():

@@ -1,4 +1,4 @@
-"""A server of one's own: a small text model, continuous batching, and responses that stream.
+r"""A server of one's own: a small text model, continuous batching, and responses that stream.
 
     python examples/custom_server.py
 

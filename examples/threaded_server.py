@@ -28,7 +28,7 @@ def follow(starts: list[int]) -> Iterator[dict[int, object]]:
     """Yield the next number of every slot, until it is 1."""
     numbers = dict(enumerate(starts))
     live = tuple(numbers)
-    while True:  # closed when no client is connected
+    while True:  # closed when no request is live
         live = yield {slot: Last(1) if numbers[slot] == 1 else numbers[slot] for slot in live}
         time.sleep(PACE)
         numbers = {slot: following(numbers[slot]) for slot in live}

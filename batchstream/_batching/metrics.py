@@ -68,7 +68,7 @@ class MetricsCaller:
         is_factory = callable(metrics) and (
             isinstance(metrics, type) or not hasattr(metrics, "submitted")
         )
-        self._metrics = None if is_factory else _checked(metrics)
+        self._metrics = None if is_factory else _check_methods(metrics)
         self._factory = metrics if is_factory else None
         self.unmade = is_factory
         # Guards the factory alone, which is called once: whatever else comes meanwhile has to wait.
@@ -83,7 +83,7 @@ class MetricsCaller:
         """
         with self._making:
             if self.unmade and callable(self._factory):
-                self._metrics = _checked(context.run(self._factory))
+                self._metrics = _check_methods(context.run(self._factory))
                 self.unmade = False
 
     def after_fork(self) -> None:
@@ -101,7 +101,7 @@ class MetricsCaller:
             report_unraisable(error)
 
 
-def _checked(metrics: object) -> object:
+def _check_methods(metrics: object) -> object:
     """Return what has all methods of `Metrics`.
 
     Raises:

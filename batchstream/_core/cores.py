@@ -13,11 +13,11 @@ from batchstream._core.errors import (
     begin_in_source,
     concurrent_error,
     consumer_error,
-    is_true,
     uncalled_marker_error,
 )
 from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many, Signal
 from batchstream._core.records import Delivery, FinishReason, StreamEnd
+from batchstream._core.rules import is_true
 from batchstream._core.steps import read_step
 from batchstream._native.selection import native
 

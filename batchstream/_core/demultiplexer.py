@@ -43,7 +43,6 @@ from batchstream._core.errors import (
     StepError,
     batch_over_error,
     begin_in_source,
-    is_true,
     missing_eos_error,
     no_slot_error,
     uncalled_marker_error,
@@ -51,7 +50,7 @@ from batchstream._core.errors import (
 from batchstream._core.markers import EOS, MARKER_TYPES, SKIP, End, Fail, Last, Many, has_none
 from batchstream._core.per_request import per_request
 from batchstream._core.records import Delivery, FinishReason, Statistics, StreamEnd
-from batchstream._core.rules import EndRules
+from batchstream._core.rules import EndRules, is_true
 from batchstream._core.steps import Elements, are_numbers, picker, read_step
 
 T = TypeVar("T")

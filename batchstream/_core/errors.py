@@ -7,7 +7,6 @@ consumer with its own type, as a copy that `consumer_error` makes for each.
 from __future__ import annotations
 
 import copy
-import inspect
 import sys
 import warnings
 from types import GetSetDescriptorType, MemberDescriptorType
@@ -239,38 +238,6 @@ def uncalled_marker_error(marker: type, slot: int, step: int) -> StepError:
         f"step {step} holds the class {name} for slot {slot}, expected an instance: "
         f"yield {call[name]}",
         step=step,
-    )
-
-
-def is_true(answer: object) -> bool:
-    """Return whether what `is_eos` has returned is true.
-
-    Raises:
-        TypeError: It is neither true nor false; or it is true of every output, being a function, a
-            coroutine, a generator or a future.
-    """
-    if answer is True or answer is None:
-        return answer is True
-    try:
-        true = bool(answer)
-    except Exception as error:
-        got = f"an object of type {type_name(answer)}, which is neither true nor false"
-        raise _wrong_answer(got) from error
-    if true and (callable(answer) or any(hasattr(answer, name) for name in _OF_WHAT_IS_TO_BE_RUN)):
-        if inspect.iscoroutine(answer):
-            answer.close()  # else Python warns that it was never awaited
-        raise _wrong_answer(f"an object of type {type_name(answer)}, which is true of every output")
-    return true
-
-
-_OF_WHAT_IS_TO_BE_RUN: Final = ("__await__", "__next__", "__anext__", "add_done_callback")
-"""Attributes of coroutines, generators and futures, which hold an answer at most later."""
-
-
-def _wrong_answer(got: str) -> TypeError:
-    return TypeError(
-        f"is_eos returned {got}: let it return True or False, or an End, and for an array one "
-        f"bool, such as (output == 2).all()"
     )
 
 

@@ -87,8 +87,10 @@ class BatcherStatistics:
     """The figures of one batcher at one moment, over all its batches.
 
     Attributes:
-        batches: Batches that were formed; in continuous batching, groups that joined together.
-        batch_sizes: How many of them had how many requests.
+        batches: Batches that were formed; in continuous batching, groups of requests that joined
+            before the same step.
+        batch_sizes: How many of them had how many requests. It is not how many slots were in use:
+            that is `occupancy`.
         steps: Steps that were made.
         occupancy: Which part of `max_batch_size` was live, as a mean over the steps.
         outputs: Outputs given to streams, whether they were read or not.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, Generic
+from typing import Any, Final, Generic
 
 from typing_extensions import TypeVar
 
 from batchstream._core.arguments import check_eos, check_is_eos
-from batchstream._core.errors import warn_user
+from batchstream._core.errors import type_name, warn_user
 from batchstream._core.per_request import per_request
 from batchstream._core.records import FinishReason, Statistics
 from batchstream._core.steps import Marks
@@ -134,3 +135,35 @@ class EndRules(Generic[T]):
 
 def _finds_nothing(is_eos: object) -> bool:
     return type(is_eos) is TokenIds and not is_eos.ids  # the model has none
+
+
+def is_true(answer: object) -> bool:
+    """Return whether what `is_eos` has returned is true.
+
+    Raises:
+        TypeError: It is neither true nor false; or it is true of every output, being a function, a
+            coroutine, a generator or a future.
+    """
+    if answer is True or answer is None:
+        return answer is True
+    try:
+        true = bool(answer)
+    except Exception as error:
+        got = f"an object of type {type_name(answer)}, which is neither true nor false"
+        raise _wrong_answer(got) from error
+    if true and (callable(answer) or any(hasattr(answer, name) for name in _OF_WHAT_IS_TO_BE_RUN)):
+        if inspect.iscoroutine(answer):
+            answer.close()  # else Python warns that it was never awaited
+        raise _wrong_answer(f"an object of type {type_name(answer)}, which is true of every output")
+    return true
+
+
+_OF_WHAT_IS_TO_BE_RUN: Final = ("__await__", "__next__", "__anext__", "add_done_callback")
+"""Attributes of coroutines, generators and futures, which hold an answer at most later."""
+
+
+def _wrong_answer(got: str) -> TypeError:
+    return TypeError(
+        f"is_eos returned {got}: let it return True or False, or an End, and for an array one "
+        f"bool, such as (output == 2).all()"
+    )

@@ -19,7 +19,7 @@ import httpx
 
 SERVER = Path(__file__).with_name("litserve_server.py")
 LONGEST = 60.0  # seconds, until a server counts as broken
-MANY = 250  # outputs: five seconds, for what happens at once or not before the end
+MANY = 250  # outputs; before each the client has seen the last, so a server has time for more
 
 
 @contextlib.contextmanager
@@ -60,6 +60,39 @@ def is_ready(url: str) -> bool:
         return False
 
 
+class Gate:
+    """Where a model waits before each step until it is let through, by a client in this process."""
+
+    def __init__(self) -> None:
+        self.let_through = asyncio.Semaphore(0)
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer a model: a byte for each of its own."""
+        with contextlib.closing(writer):
+            while await reader.read(1):
+                await self.let_through.acquire()
+                writer.write(b".")
+
+
+@contextlib.asynccontextmanager
+async def open_gate() -> AsyncIterator[Gate]:
+    """Give a gate; behind the block the model goes on by itself."""
+    gate = Gate()
+    tasks = []
+
+    def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.append(asyncio.create_task(gate.serve(reader, writer)))
+
+    async with await asyncio.start_server(begin, "127.0.0.1", 0) as server:
+        gate.port = server.sockets[0].getsockname()[1]
+        try:
+            yield gate
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
 class Client:
     """One request, and what its client has seen up to now."""
 
@@ -70,6 +103,7 @@ class Client:
         self.text = ""
         self.chunks = 0
         self.cut = self.ended = False
+        self.came = asyncio.Event()
 
     async def read(self) -> AsyncIterator[str]:
         """Yield what comes."""
@@ -79,10 +113,18 @@ class Client:
                 async for text in response.aiter_text():
                     self.text += text
                     self.chunks += 1
+                    self.came.set()
                     yield text
         except httpx.RemoteProtocolError:
             self.cut = True
         self.ended = True
+        self.came.set()
+
+    async def has(self, outputs: int) -> None:
+        """Wait until so many outputs have come, or the end."""
+        while self.text.count("\n") < outputs and not self.ended:
+            self.came.clear()
+            await self.came.wait()
 
     async def run(self) -> None:
         """Read to the end."""
@@ -97,21 +139,36 @@ class Client:
 
 async def several(http: httpx.AsyncClient) -> bool:
     """A batch of more than one request is streamed."""
-    clients = [Client(http, "a", 50), Client(http, "b", 50)]
-    await asyncio.gather(*(client.run() for client in clients))
-    return [client.text for client in clients] == ["a\n" * 50, "b\n" * 50] and (
+    async with open_gate() as gate:
+        clients = [Client(http, name, 3, gate=gate.port) for name in ("a", "b")]
+        reading = [asyncio.create_task(client.run()) for client in clients]
+        for number in range(1, 4):
+            gate.let_through.release()
+            await asyncio.gather(*(client.has(number) for client in clients))
+    await asyncio.gather(*reading)
+    return [client.text for client in clients] == ["a\n" * 3, "b\n" * 3] and (
         min(client.chunks for client in clients) > 1
     )
 
 
 async def own_end(http: httpx.AsyncClient) -> bool:
     """A stream ends at its own end, while the model works for the others."""
-    short, long = Client(http, "short", 2), Client(http, "long", MANY)
-    reading = asyncio.create_task(long.run())
-    await short.run()
-    early = long.text.count("\n") < MANY / 2
-    await reading
+    async with open_gate() as gate:
+        short, long = Client(http, "short", 2), Client(http, "long", MANY, gate=gate.port)
+        reading = [asyncio.create_task(client.run()) for client in (short, long)]
+        early = await ends_before(short, long, gate)
+    await asyncio.gather(*reading)
     return early and not short.cut
+
+
+async def ends_before(client: Client, long: Client, gate: Gate) -> bool:
+    """Return whether a client is through before another has all of its outputs but one."""
+    for number in range(1, MANY):
+        gate.let_through.release()
+        await long.has(number)
+        if client.ended:
+            return True
+    return False
 
 
 async def short_step(http: httpx.AsyncClient) -> bool:
@@ -138,8 +195,16 @@ async def one_fails(http: httpx.AsyncClient) -> bool:
 async def leave(http: httpx.AsyncClient) -> bool:
     """The model stops when all of its clients are gone."""
     before = await steps(http)
-    await asyncio.gather(*(Client(http, "a", MANY).peek() for _ in range(2)))
-    return await steps(http) - before < MANY
+    async with open_gate() as gate:
+        gate.let_through.release()
+        await asyncio.gather(*(Client(http, "a", MANY, gate=gate.port).peek() for _ in range(2)))
+        report = asyncio.create_task(steps(http))  # answered behind the batch
+        for _ in range(MANY):
+            if report.done():
+                break
+            await http.get("/health")  # so that the server has seen more than the answer
+            gate.let_through.release()
+    return await report - before < MANY
 
 
 async def slow(http: httpx.AsyncClient) -> bool:
@@ -153,15 +218,14 @@ async def slow(http: httpx.AsyncClient) -> bool:
 
 async def joins(http: httpx.AsyncClient) -> bool:
     """A request joins a batch that runs already."""
-    running, late = Client(http, "running", MANY), Client(http, "late", 1)
-    async with contextlib.aclosing(running.read()) as texts:
-        await anext(texts)
-        reading = asyncio.create_task(late.run())
-        async for _ in texts:
-            if late.ended:
-                break
-        joined = late.ended
-        await reading
+    async with open_gate() as gate:
+        running, late = Client(http, "running", MANY, gate=gate.port), Client(http, "late", 1)
+        gate.let_through.release()
+        reading = [asyncio.create_task(running.run())]
+        await running.has(1)
+        reading.append(asyncio.create_task(late.run()))
+        joined = await ends_before(late, running, gate)
+    await asyncio.gather(*reading)
     return joined
 
 

@@ -5,9 +5,10 @@ LOOP is stock, or of this library: ours, or continuous.
 A request is `{"name": ..., "outputs": ...}`, and what else is to happen to it.
 """
 
+import contextlib
 import itertools
+import socket
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,34 @@ from fastapi import HTTPException
 
 from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop
 
-PACE = 0.02  # seconds for a step
+
+class Door:
+    """Where a model waits before each step, if one of its requests has the port of a gate."""
+
+    def __init__(self) -> None:
+        self.gate: socket.socket | None = None
+
+    def find(self, request: dict[str, Any]) -> None:
+        """Go to the gate of a request."""
+        if "gate" in request and self.gate is None:
+            self.gate = socket.create_connection(("127.0.0.1", request["gate"]))
+
+    def wait(self) -> None:
+        """Wait until the client lets the model through; once its gate is gone, no more."""
+        if self.gate is None:
+            return
+        try:
+            passed = self.gate.send(b".") and self.gate.recv(1)
+        except ConnectionError:
+            passed = b""
+        if not passed:
+            self.close()
+
+    def close(self) -> None:
+        """Wait no more."""
+        if self.gate is not None:
+            self.gate.close()
+            self.gate = None
 
 
 class Scripted(ls.LitAPI):
@@ -36,16 +64,19 @@ class Scripted(ls.LitAPI):
 
     def predict(self, requests: list[dict[str, Any]]) -> Iterator[list[str | None]]:
         """Yield the name of each request again and again; the end is None, or an empty text."""
-        for number in range(max(request["outputs"] for request in requests)):
-            time.sleep(PACE)
-            self.steps += 1
-            if any(request.get("fails_at") == number for request in requests):
-                raise OSError("device lost")
-            yield [
-                self.output(request, number)
-                for request in requests
-                if request.get("lacks") != number
-            ]
+        with contextlib.closing(Door()) as door:
+            for request in requests:
+                door.find(request)
+            for number in range(max(request["outputs"] for request in requests)):
+                door.wait()
+                self.steps += 1
+                if any(request.get("fails_at") == number for request in requests):
+                    raise OSError("device lost")
+                yield [
+                    self.output(request, number)
+                    for request in requests
+                    if request.get("lacks") != number
+                ]
 
     def output(self, request: dict[str, Any], number: int) -> str | None:
         """Return what a step has for a request."""
@@ -66,15 +97,17 @@ class Engine:
 
     def __init__(self, api: Scripted) -> None:
         self.api = api
+        self.door = Door()
         self.running: dict[int, tuple[dict[str, Any], Iterator[int]]] = {}
 
     def add(self, slot: int, request: dict[str, Any]) -> None:
         """Let a request join."""
+        self.door.find(request)
         self.running[slot] = request, itertools.count()
 
     def step(self) -> dict[int, str | None]:
         """Make an output for each."""
-        time.sleep(PACE)
+        self.door.wait()
         return {
             slot: self.api.output(request, next(numbers))
             for slot, (request, numbers) in self.running.items()

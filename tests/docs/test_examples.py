@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import show_examples
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = (
@@ -47,6 +48,28 @@ def run(tmp_path_factory):
 def test_every_example_is_tested():
     names = {path.name for path in EXAMPLES.glob("*.py")}
     assert names == {*NAMES, *OF_LITSERVE, *OF_SERVING}
+
+
+PAGE = (EXAMPLES.parent / "docs" / "examples.md").read_text()
+
+
+def test_the_page_of_examples_has_each_and_its_text_where_the_documentation_is_built():
+    names = re.findall(r"^## (.+)$", PAGE, re.MULTILINE)
+    assert set(names) == {*NAMES, *OF_LITSERVE, *OF_SERVING}
+    assert len(names) == len(set(names))
+    sections = re.split(r"^## .+\n", show_examples.with_programs(PAGE), flags=re.MULTILINE)[1:]
+    for name, section in zip(names, sections, strict=True):
+        assert f"[`examples/{name}`](../examples/{name})" in section
+        assert re.findall(r"^```{literalinclude} (.+)$", section, re.MULTILINE) == [
+            f"../examples/{name}"
+        ]
+
+
+def test_a_link_to_an_example_leads_to_its_text_where_the_documentation_is_built():
+    line = "[a](../examples/threads.py) and [b](../examples/custom_server.py), [c](tutorial.md#x)"
+    assert show_examples.with_links(line) == (
+        "[a](examples.md#threadspy) and [b](examples.md#custom_serverpy), [c](tutorial.md#x)"
+    )
 
 
 @pytest.mark.parametrize("name", [*NAMES, *OF_LITSERVE, *OF_SERVING])

@@ -5,6 +5,7 @@ The top-level conftest.py runs the same blocks as they stand; here their servers
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import inspect
@@ -12,6 +13,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,9 @@ from types import SimpleNamespace
 import grpc.aio
 import httpx
 import pytest
+from django.conf import settings
+from django.http import StreamingHttpResponse
+from flask import Response
 from hypothesis import given
 from hypothesis import strategies as st
 from litserve import LitAPI
@@ -104,21 +109,38 @@ def test_a_line_of_the_page_works(line):
                 "text": "so",
                 "step": ["a"],
                 "stream": batcher.astream("so"),
-                **dict.fromkeys(["Response", "StreamingHttpResponse"], id),
+                "Response": Response,
+                "StreamingHttpResponse": StreamingHttpResponse,
             }
             if line.startswith("for "):  # it waits, so it has a thread of its own
                 await asyncio.to_thread(exec, f"{line} pass", names)
                 return
             block = f"{line} pass" if line.endswith(":") else line
+            if is_expression(line):
+                block = f"return {line}"
             exec(f"async def function():\n    {block}\n", names)  # noqa: S102
             called = names["function"]()
             if inspect.isasyncgen(called):
                 await anext(called)
                 await called.aclose()
-            else:
-                await called
+                return
+            value = await called
+            if isinstance(value, StreamingHttpResponse):
+                assert [part async for part in value] == [b"s", b"o"]
+            elif isinstance(value, Response):
+                assert await asyncio.to_thread(value.get_data) == b"so"
 
+    if not settings.configured:
+        settings.configure()
     asyncio.run(main())
+
+
+def is_expression(line):
+    try:
+        compile(line, line, "eval", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    except SyntaxError:
+        return False
+    return True
 
 
 BY_HAND = {"stop_at": "Stop strings"}
@@ -151,6 +173,16 @@ def test_the_loop_of_pytorch_streams_through_fastapi(tmp_path):
     with serving("PyTorch loop and FastAPI", tmp_path) as client:
         assert client.get("/generate", params={"token": 1}).text == "it\ngoes\non\n"
         assert client.get("/generate", params={"token": 3}).text == "on\n"
+
+
+def test_a_model_stops_when_its_client_leaves(tmp_path):
+    log = tmp_path / "log"
+    with serving("A client that leaves", tmp_path) as client:
+        with client.stream("GET", "/count", params={"to": 1_000_000}) as response:
+            assert next(response.iter_lines()) == "1"
+            assert "stopped" not in log.read_text()
+        while "stopped" not in log.read_text():  # only the log says so
+            time.sleep(0.01)
 
 
 def test_the_loop_runs_on_tensors():
@@ -403,6 +435,30 @@ def test_the_class_of_ray_serve_streams_and_frees_its_slot():
             await replies.aclose()  # as Ray does when its client leaves
 
     asyncio.run(main())
+
+
+# ---- continuous batching
+
+
+def test_a_request_joins_and_ends_while_another_one_goes_on():
+    recipe = run("Continuous batching")
+    steps = threading.Semaphore(0)
+
+    class Counted(recipe["Speller"]):
+        def step(self):
+            assert steps.acquire(timeout=SECONDS)
+            return super().step()
+
+    with recipe["ContinuousBatcher"](Counted, max_batch_size=2) as batcher:
+        long = batcher.stream("goes on")
+        steps.release()
+        assert next(long) == "g"
+        short = batcher.stream("so")  # joins one step later: the engine waits in one already
+        steps.release(4)
+        assert "".join(short) == "so"
+        assert long.finish_reason is None
+        steps.release(3)
+        assert "".join(long) == "oes on"
 
 
 # ---- by hand

@@ -23,7 +23,7 @@ from batchstream.integrations.litserve import (
 class EchoRequest(ChatCompletionRequest):
     top_k: int = Field(50, ge=1)
     repetition_penalty: float = Field(1.0, ge=1)
-    mood: str = "calm"
+    mood: str = Field("calm", max_length=8)
 
     @field_validator("mood")
     @classmethod

@@ -564,9 +564,11 @@ def test_without_a_stream_an_error_in_the_step_of_an_output_is_the_answer(servic
 def test_a_number_of_choices_that_cannot_be_is_a_bad_request(service, n, stream):
     with pytest.raises(openai.BadRequestError) as raised:
         service.create(ONE, n=n, stream=stream)
-    rule = "greater than or equal to 1" if n < 1 else "less than or equal to 128"
+    side, bound = ("below minimum", ">= 1") if n < 1 else ("above maximum", "<= 128")
     error = raised.value.body
-    assert error["message"] == f"Invalid 'n': Input should be {rule}, got {n}"
+    assert error["message"] == (
+        f"Invalid 'n': integer {side} value. Expected a value {bound}, but got {n} instead."
+    )
     assert (error["type"], error["param"]) == (INVALID, "n")
 
 

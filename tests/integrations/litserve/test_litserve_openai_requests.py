@@ -1,13 +1,17 @@
 """What OpenAI's own client may ask, and what it shows; see `litserve_openai_echo.py`."""
 
+import datetime as dt
 import json
 from pathlib import Path
 
 import openai
 import pydantic
 import pytest
+from pydantic import Field
+from pydantic_core import PydanticCustomError
 
 from batchstream.integrations.litserve import ChatCompletionRequest, OpenAISpec
+from batchstream.integrations.litserve._openai.faults import fault_of
 from support import serving
 from support.openai_client import asking, outs, serving_openai
 
@@ -125,6 +129,15 @@ def test_the_documentation_shows_the_request_class(service):
 
 # ---- what is refused
 
+NO_NUMBERS = {
+    "n": ["1", True, 1.0],
+    "max_tokens": ["7", True, 7.5],
+    "max_completion_tokens": ["7", True],
+    "temperature": ["1", True],
+    "top_p": ["1", True],
+    "presence_penalty": ["1", True],
+    "frequency_penalty": ["1", True],
+}
 REFUSED = {
     "max_tokens of 0": ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
     "max_tokens of -1": ({"max_tokens": -1}, "max_tokens", "integer_below_min_value"),
@@ -133,7 +146,49 @@ REFUSED = {
         "max_completion_tokens",
         "integer_below_min_value",
     ),
-    "two limits": ({"max_tokens": 1, "max_completion_tokens": 2}, None, "invalid_value"),
+    **{
+        f"two limits, {new}": (
+            {"max_tokens": 1, "max_completion_tokens": new},
+            "max_tokens",
+            "invalid_parameter_combination",
+        )
+        for new in (1, 2)
+    },
+    "top_logprobs without logprobs": ({"top_logprobs": 0}, "top_logprobs", None),
+    "a choice without tools": ({"tool_choice": "auto"}, "tool_choice", None),
+    **{
+        f"{name} of {wrong!r}": ({name: wrong}, name, "invalid_type")
+        for name, wrongs in NO_NUMBERS.items()
+        for wrong in wrongs
+    },
+    "a schema that is a little strict": (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "strict": "no"}}},
+        "response_format.json_schema.strict",
+        "invalid_type",
+    ),
+    "a format": ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
+    "a format without a type": (
+        {"response_format": {}},
+        "response_format.type",
+        "missing_required_parameter",
+    ),
+    "a role": (
+        {"messages": [{"role": "narrator", "content": "a"}]},
+        "messages[0].role",
+        "invalid_value",
+    ),
+    "the number of a tool call": (
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"index": "0", "function": {"name": "a", "arguments": "{}"}}],
+                }
+            ]
+        },
+        "messages[0].tool_calls[0].index",
+        "invalid_type",
+    ),
     "a limit that is no number": ({"max_tokens": "many"}, "max_tokens", "invalid_type"),
     "n": ({"n": 129}, "n", "integer_above_max_value"),
     "temperature": ({"temperature": 2.5}, "temperature", "decimal_above_max_value"),
@@ -153,14 +208,30 @@ REFUSED = {
     ),
     "a part without a text": (
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "messages[0].content[0].text",
+        "missing_required_parameter",
+    ),
+    "a content that is a number": (
+        {"messages": [{"role": "user", "content": 5}]},
         "messages[0].content",
         "invalid_type",
     ),
     "an effort": ({"reasoning_effort": "hard"}, "reasoning_effort", "invalid_value"),
     "a choice": ({"tool_choice": "perhaps"}, "tool_choice", "invalid_value"),
+    "a kind of tools": ({"tools": [{"type": "shell"}]}, "tools[0].type", "invalid_value"),
     "a tool without a name": (
         {"tools": [{"type": "function", "function": {}}]},
         "tools[0].function.name",
+        "missing_required_parameter",
+    ),
+    "a choice without a function": (
+        {"tool_choice": {"type": "function"}, "tools": [LOOK]},
+        "tool_choice.function",
+        "missing_required_parameter",
+    ),
+    "a choice without a name": (
+        {"tool_choice": {"type": "function", "function": {}}, "tools": [LOOK]},
+        "tool_choice.function.name",
         "missing_required_parameter",
     ),
     "stop": ({"stop": ["a"]}, "stop", "unsupported_parameter"),
@@ -191,36 +262,208 @@ def test_what_is_refused_is_a_bad_request_whose_error_the_client_shows(
     assert body["message"] in str(raised.value)
 
 
-def test_options_of_a_stream_are_refused_where_there_is_none(service):
+def complaint(service, **asked):
+    """Return the error that refuses a request, without its type."""
     with pytest.raises(openai.BadRequestError) as raised:
-        echoed(service, stream_options={"include_usage": True})
-    assert raised.value.body == {
-        "message": "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
-        "type": INVALID,
-        "param": "stream_options",
-        "code": None,
-    }
+        echoed(service, **asked)
+    error = dict(raised.value.body)
+    assert error.pop("type") == INVALID
+    return error
 
 
-def test_an_error_names_the_field_the_rule_and_the_value(service):
+NEEDS = {
+    "stream": ("stream_options", {"include_usage": True}),
+    "logprobs": ("top_logprobs", 2),
+}
+
+
+@pytest.mark.parametrize("needed", NEEDS)
+def test_what_makes_sense_with_another_parameter_alone_is_refused_without(service, needed):
+    name, value = NEEDS[needed]
+    message = f"The '{name}' parameter is only allowed when '{needed}' is enabled."
+    refused = {"message": message, "param": name, "code": None}
+    assert complaint(service, **{name: value}) == refused
+    if needed != "stream":  # which a client sends along with the options
+        assert complaint(service, **{name: value, needed: False}) == refused
+
+
+def test_what_is_true_or_false_is_no_text_and_no_number(service):
+    message = "Invalid type for '{}': expected a boolean, but got {} instead."
+    for name in ("logprobs", "stream"):
+        for wrong, word in (("true", "a string"), (1, "an integer")):
+            sent = {"model": "m", "messages": HELLO, name: wrong}
+            error = service.http.post("/echo/chat/completions", json=sent).json()["error"]
+            assert error["message"] == message.format(name, word)
+    usage = {"include_usage": "yes"}
     with pytest.raises(openai.BadRequestError) as raised:
-        echoed(service, max_tokens=0)
-    message = "Invalid 'max_tokens': Input should be greater than or equal to 1, got 0"
-    assert raised.value.body["message"] == message
+        echoed(service, stream=True, stream_options=usage)
+    wanted = message.format("stream_options.include_usage", "a string")
+    assert raised.value.body["message"] == wanted
 
 
-def test_a_rule_of_the_users_class_is_told(service):
-    with pytest.raises(openai.BadRequestError) as raised:
-        echoed(service, extra_body={"mood": "rude"})
-    assert raised.value.body["message"] == "Invalid 'mood': be polite, got 'rude'"
+USER = {"role": "user"}
+WORDED = {
+    "an integer": (
+        {"max_tokens": "many"},
+        "Invalid type for 'max_tokens': expected an integer, but got a string instead.",
+    ),
+    "no decimal": (
+        {"max_tokens": 7.0},
+        "Invalid type for 'max_tokens': expected an integer, but got a decimal number instead.",
+    ),
+    "below": (
+        {"max_tokens": 0},
+        (
+            "Invalid 'max_tokens': integer below minimum value. Expected a value >= 1, but got 0 "
+            "instead."
+        ),
+    ),
+    "above": (
+        {"n": 130},
+        "Invalid 'n': integer above maximum value. Expected a value <= 128, but got 130 instead.",
+    ),
+    "a decimal above": (
+        {"temperature": 2.5},
+        (
+            "Invalid 'temperature': decimal above maximum value. Expected a value <= 2, but got "
+            "2.5 instead."
+        ),
+    ),
+    "an empty array": (
+        {"messages": []},
+        (
+            "Invalid 'messages': empty array. Expected an array with minimum length 1, but got an "
+            "empty array instead."
+        ),
+    ),
+    "null": (
+        {"messages": None},
+        "Invalid type for 'messages': expected an array, but got null instead.",
+    ),
+    "one of two types": (
+        {"messages": [USER | {"content": {}}]},
+        (
+            "Invalid type for 'messages[0].content': expected one of a string or an array, but "
+            "got an object instead."
+        ),
+    ),
+    "a value": (
+        {"messages": [{"role": "narrator"}]},
+        (
+            "Invalid value: 'narrator'. Supported values are: 'developer', 'system', 'user', "
+            "'assistant', 'tool' and 'function'."
+        ),
+    ),
+    "a value of another type": (
+        {"tool_choice": 5, "tools": [LOOK]},
+        (
+            "Invalid type for 'tool_choice': expected one of a string or an object, but got an "
+            "integer instead."
+        ),
+    ),
+    "missing": (
+        {"messages": [USER | {"content": [{"type": "text"}]}]},
+        "Missing required parameter: 'messages[0].content[0].text'.",
+    ),
+    "a rule of the user's": (
+        {"extra_body": {"mood": "rude"}},
+        "Invalid 'mood': be polite, got 'rude'",
+    ),
+    "a text of the user's class that is too long": (
+        {"extra_body": {"mood": "melancholy"}},
+        (
+            "Invalid 'mood': string too long. Expected a string with maximum length 8, but got a "
+            "string with length 10 instead."
+        ),
+    ),
+    "two limits": (
+        {"max_tokens": 7, "max_completion_tokens": 7},
+        "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.",
+    ),
+}
 
 
-@pytest.mark.parametrize("body", ["{nonsense", "", "[]", "1", '{"messages": 1}', "{}"])
-def test_a_body_that_is_no_request_is_an_error_of_the_same_form(service, body):
+@pytest.mark.parametrize(("asked", "message"), WORDED.values(), ids=WORDED)
+def test_an_error_has_openais_words(service, asked, message):
+    assert complaint(service, **asked)["message"] == message
+
+
+class Odd(ChatCompletionRequest):
+    day: dt.date = Field(dt.date(2000, 1, 1), ge=dt.date(2000, 1, 1))
+    size: int | str = 1
+    share: float = Field(1, gt=0)
+    names: tuple[str, ...] = ()
+    parts: list[str] = Field([], max_length=1)
+
+    @pydantic.model_validator(mode="after")
+    def _agree(self):
+        if self.size == "none":
+            raise PydanticCustomError("odd", "say what size", {"param": "size"})
+        return self
+
+
+ODD = {
+    "a date": (
+        {"day": "1999-01-01"},
+        ("Invalid 'day': Input should be greater than or equal to 2000-01-01, got '1999-01-01'"),
+        "invalid_value",
+    ),
+    "a union": (
+        {"size": None},
+        "Invalid type for 'size': expected one of an integer or a string, but got null instead.",
+        "invalid_type",
+    ),
+    "an open bound": (
+        {"share": 0},
+        "Invalid 'share': decimal below minimum value. Expected a value > 0, but got 0 instead.",
+        "decimal_below_min_value",
+    ),
+    "a tuple": (
+        {"names": 1},
+        "Invalid 'names': Input should be a valid tuple, got 1",
+        "invalid_type",
+    ),
+    "too many": (
+        {"parts": ["a", "b"]},
+        (
+            "Invalid 'parts': array too long. Expected an array with maximum length 1, but got an "
+            "array with length 2 instead."
+        ),
+        "array_above_max_length",
+    ),
+    "an error of the user's own": ({"size": "none"}, "say what size", "invalid_value"),
+}
+
+
+@pytest.mark.parametrize(("fields", "message", "code"), ODD.values(), ids=ODD)
+def test_whatever_a_users_class_refuses_has_a_wording(fields, message, code):
+    body = {"messages": HELLO} | fields
+    with pytest.raises(pydantic.ValidationError) as raised:
+        Odd.model_validate(body)
+    errors = [error | {"loc": ("body", *error["loc"])} for error in raised.value.errors()]
+    fault = fault_of(errors, body)
+    assert (fault.message, fault.code) == (message, code)
+
+
+BODIES = {
+    "{nonsense": "the body of the request is not JSON: Expecting property name enclosed in double "
+    "quotes",
+    "": "the request has no body: send a JSON object",
+    "[]": "Invalid type for the body: expected an object, but got an array instead.",
+    "1": "Invalid type for the body: expected an object, but got an integer instead.",
+    '{"messages": 1}': "Invalid type for 'messages': expected an array, but got an integer "
+    "instead.",
+    "{}": "Missing required parameter: 'messages'.",
+}
+
+
+@pytest.mark.parametrize(("body", "message"), BODIES.items())
+def test_a_body_that_is_no_request_is_an_error_of_the_same_form(service, body, message):
     headers = {"content-type": "application/json"}
     response = service.http.post("/echo/chat/completions", content=body, headers=headers)
     assert response.status_code == 400
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert response.json()["error"]["message"] == message
 
 
 def test_a_client_that_may_not_ask_is_told_so(service):

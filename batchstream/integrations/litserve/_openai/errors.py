@@ -10,8 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from batchstream.integrations.litserve._openai.faults import fault_of
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from fastapi import FastAPI
     from starlette.requests import Request
@@ -19,17 +21,6 @@ if TYPE_CHECKING:
 _FIRST_STATUS_OF_SERVERS: Final = 500
 _WITHOUT_BODY: Final = (204, 304)
 _FIELDS: Final = ("message", "type", "param", "code")
-
-# OpenAI's codes, by pydantic's types of errors.
-_CODES: Final = {
-    "missing": "missing_required_parameter",
-    "greater_than_equal": "integer_below_min_value",
-    "less_than_equal": "integer_above_max_value",
-    "too_short": "empty_array",
-    "literal_error": "invalid_value",
-    "enum": "invalid_value",
-    "value_error": "invalid_value",
-}
 
 
 def error_of(error: HTTPException) -> dict[str, Any]:
@@ -63,38 +54,8 @@ def refusal(message: str, param: str | None, code: str | None) -> HTTPException:
 
 def invalid_request_response(error: RequestValidationError) -> Response:
     """Return the response to a body that is no request. Like OpenAI's it names one fault."""
-    fault = error.errors()[0]
-    kind, rule, got = fault["type"], fault["msg"].removeprefix("Value error, "), fault.get("input")
-    if kind == "json_invalid":
-        reason = fault.get("ctx", {}).get("error", rule)
-        return error_response(refusal(f"the body of the request is not JSON: {reason}", None, None))
-    param = _param_of(fault["loc"][1:], error.body, missing=kind == "missing")
-    code = _CODES.get(kind, "invalid_type")
-    bounds = fault.get("ctx", {})  # in the type of the field: pydantic has converted them
-    if isinstance(bounds.get("ge", bounds.get("le")), float):
-        code = code.replace("integer", "decimal")
-    if param is None:
-        text = rule
-    elif kind == "missing":
-        text = f"Missing required parameter: {param!r}."
-    else:
-        text = f"Invalid {param!r}: {rule}, got {got!r:.80}"
-    return error_response(refusal(text, param, code))
-
-
-def _param_of(location: Sequence[int | str], body: Any, *, missing: bool) -> str | None:
-    """Return the place of a fault in a body, as `messages[0].content`.
-
-    Pydantic names the members of a union on the way, too: what is not in the body is left out.
-    """
-    path = ""
-    for position, name in enumerate(location, 1):
-        if isinstance(name, int):
-            if isinstance(body, list):
-                path, body = f"{path}[{name}]", body[name]
-        elif isinstance(body, dict) and (name in body or (missing and position == len(location))):
-            path, body = (f"{path}.{name}" if path else name), body.get(name)
-    return path or None
+    fault = fault_of(error.errors(), error.body)
+    return error_response(refusal(fault.message, fault.param, fault.code))
 
 
 def answer_errors_of(app: FastAPI, endpoints: Iterable[Callable[..., Any]]) -> None:

@@ -1,7 +1,8 @@
 """What a client asks for: LitServe's request, widened to everything that OpenAI's own server takes.
 
 Fields without a declaration are kept: they are attributes of their object, and those of the request
-are in the context as well.
+are in the context as well. A text is no number, and neither is a boolean: what OpenAI's server
+refuses must not become something else on the way.
 """
 
 from __future__ import annotations
@@ -10,13 +11,27 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 import litserve.specs.openai as stock
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from batchstream.integrations.litserve._openai.faults import COMBINATION
 
 _LARGEST_N: Final = 128  # as with OpenAI's own API
 _KEEP_ALL: Final = ConfigDict(extra="allow")
 
 ReasoningEffort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-TokenLimit: TypeAlias = Annotated[int, Field(ge=1)]
+TokenLimit: TypeAlias = Annotated[StrictInt, Field(ge=1)]
+Role: TypeAlias = Literal["developer", "system", "user", "assistant", "tool", "function"]
 
 
 class Named(BaseModel):
@@ -50,6 +65,12 @@ ContentPart: TypeAlias = Annotated[
 ]
 
 
+class ToolCall(stock.ToolCall):
+    """A call of a function in an earlier answer."""
+
+    index: StrictInt = 0
+
+
 class CustomToolCall(BaseModel):
     """A call of a custom tool in an earlier answer."""
 
@@ -62,8 +83,9 @@ class ChatMessage(stock.ChatMessage):
     """A message of the conversation."""
 
     model_config = _KEEP_ALL
+    role: Role
     content: str | list[ContentPart] | None = None  # type: ignore[assignment]  # wider
-    tool_calls: list[stock.ToolCall | CustomToolCall] | None = None  # type: ignore[assignment]
+    tool_calls: list[ToolCall | CustomToolCall] | None = None  # type: ignore[assignment]
 
 
 # ---- tools
@@ -134,6 +156,27 @@ NamedToolChoice: TypeAlias = Annotated[
 ]
 
 
+# ---- the form of the answer
+
+
+class JSONSchema(stock.JSONSchema):
+    """The schema that an answer keeps to."""
+
+    strict: StrictBool | None = False
+
+
+class ResponseFormatJSONSchema(stock.ResponseFormatJSONSchema):
+    """The answer is JSON that keeps to a schema."""
+
+    json_schema: JSONSchema
+
+
+ResponseFormat: TypeAlias = Annotated[
+    stock.ResponseFormatText | stock.ResponseFormatJSONObject | ResponseFormatJSONSchema,
+    Field(discriminator="type"),
+]
+
+
 # ---- the request
 
 
@@ -141,7 +184,7 @@ class StreamOptions(BaseModel):
     """What a client may ask of a stream."""
 
     model_config = _KEEP_ALL
-    include_usage: bool | None = False
+    include_usage: StrictBool | None = False
 
 
 class ChatCompletionRequest(stock.ChatCompletionRequest):
@@ -156,34 +199,62 @@ class ChatCompletionRequest(stock.ChatCompletionRequest):
 
         spec = OpenAISpec(request_type=Request)
 
-    A request that does not fit is answered with status 400. `max_tokens` and its newer name,
-    `max_completion_tokens`, have the same value, whichever the client has sent.
+    A request that does not fit is answered with status 400, in OpenAI's words. `max_tokens` and its
+    newer name, `max_completion_tokens`, have the same value, whichever the client has sent; a
+    request with both is refused.
     """
 
     model_config = _KEEP_ALL
 
     messages: list[ChatMessage] = Field(min_length=1)  # type: ignore[assignment]  # wider
-    n: int | None = Field(1, ge=1, le=_LARGEST_N)
-    temperature: float | None = Field(0.7, ge=0, le=2)
-    top_p: float | None = Field(1.0, ge=0, le=1)
-    presence_penalty: float | None = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
+    n: StrictInt | None = Field(1, ge=1, le=_LARGEST_N)
+    temperature: StrictFloat | None = Field(0.7, ge=0, le=2)
+    top_p: StrictFloat | None = Field(1.0, ge=0, le=1)
+    presence_penalty: StrictFloat | None = Field(0.0, ge=-2, le=2)
+    frequency_penalty: StrictFloat | None = Field(0.0, ge=-2, le=2)
     max_tokens: TokenLimit | None = None
     max_completion_tokens: TokenLimit | None = None
     tools: list[Annotated[Tool | CustomTool, Field(discriminator="type")]] | None = None  # type: ignore[assignment]
     tool_choice: ToolChoice | NamedToolChoice | None = ToolChoice.auto  # type: ignore[assignment]
+    response_format: ResponseFormat | None = None
     reasoning_effort: ReasoningEffort | None = None  # type: ignore[assignment]
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: StrictBool | None = None
+    top_logprobs: StrictInt | None = Field(None, ge=0, le=20)
+    stream: StrictBool | None = False
     stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        for name, needed in _ONLY_WITH.items():
+            if getattr(self, name) is not None and not getattr(self, needed):
+                raise _refused(
+                    f"The '{name}' parameter is only allowed when '{needed}' is enabled.", name
+                )
+        if "tool_choice" in self.model_fields_set and self.tool_choice and self.tools is None:
+            raise _refused(
+                "Invalid value for 'tool_choice': 'tool_choice' is only allowed when 'tools' are "
+                "specified.",
+                "tool_choice",
+            )
+        return self
 
     @model_validator(mode="after")
     def _give_both_limits_one_value(self) -> Self:
         old, new = self.max_tokens, self.max_completion_tokens
-        if old is not None and new is not None and old != new:
-            raise ValueError(
-                f"max_tokens and max_completion_tokens are two names of one limit: send one of "
-                f"them, got {old} and {new}"
+        if old is not None and new is not None:
+            raise _refused(
+                "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not "
+                "supported.",
+                "max_tokens",
+                "invalid_parameter_combination",
             )
         self.max_tokens = self.max_completion_tokens = new if old is None else old
         return self
+
+
+_ONLY_WITH: Final = {"top_logprobs": "logprobs", "stream_options": "stream"}
+
+
+def _refused(message: Any, param: str, code: str | None = None) -> PydanticCustomError:
+    """Return the error for a request whose parameters do not go together."""
+    return PydanticCustomError(COMBINATION, message, {"param": param, "code": code})

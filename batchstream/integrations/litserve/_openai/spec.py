@@ -199,12 +199,6 @@ class OpenAISpec(stock.OpenAISpec):
                 "stop",
                 "unsupported_parameter",
             )
-        if request.stream_options is not None and not request.stream:
-            raise refusal(
-                "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
-                "stream_options",
-                None,
-            )
         choices = [request.model_copy(update={"n": 1}) for _ in range(request.n or 1)]
         responses = submit(self.link, self, choices)
         model = request.model or ""

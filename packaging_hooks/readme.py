@@ -10,21 +10,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hatchling.metadata.plugin.interface import MetadataHookInterface
-
 WHERE = "The files that this page names are in the source distribution.\n"
 
 FENCED = re.compile(r"^(```.*?^```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?P<path>(?![a-z]+:|#)[^)#\s]+)[^)\s]*\)")
-
-
-class Readme(MetadataHookInterface):
-    """Gives the package its description."""
-
-    def update(self, metadata: dict[str, Any]) -> None:
-        """Add the description."""
-        text = Path(self.root, "README.md").read_text(encoding="utf-8")
-        metadata["readme"] = {"content-type": "text/markdown", "text": description(text)}
 
 
 def description(readme: str) -> str:
@@ -40,3 +29,20 @@ def name_instead(link: re.Match[str]) -> str:
     if link["picture"]:
         return f"*{text}.*"
     return f"`{path}`" if text.strip("`") == path else f"{text} (`{path}`)"
+
+
+def get_metadata_hook() -> type:
+    """Return the class by which hatchling gives the package its description."""
+    from hatchling.metadata.plugin.interface import (  # noqa: PLC0415 - only a build has it
+        MetadataHookInterface,
+    )
+
+    class Readme(MetadataHookInterface):
+        """Adds the description to what the wheel says of itself."""
+
+        def update(self, metadata: dict[str, Any]) -> None:
+            """Add the description."""
+            text = Path(self.root, "README.md").read_text(encoding="utf-8")
+            metadata["readme"] = {"content-type": "text/markdown", "text": description(text)}
+
+    return Readme
