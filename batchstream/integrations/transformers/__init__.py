@@ -1,0 +1,16 @@
+"""Hugging Face transformers: a call of `generate` as streams, one for each sequence.
+
+Theory of operation
+-------------------
+
+`stream_generate` (`_generate.py`) makes a call of `model.generate` a source, which batches and
+batchers take. `generate` prepares the batch; the steps are made by a loop of ours (`_decoding.py`),
+one whenever the source is moved, and rows that have ended are dropped (`_rows.py`). Where only
+`generate` itself can decode, it runs in a thread in step with the source (`_lockstep.py`).
+
+`_settings.py` knows what a call asks for, `_surroundings.py` what torch knows of a thread.
+"""
+
+from batchstream.integrations.transformers._generate import stream_generate as stream_generate
+
+__all__ = ["stream_generate"]
