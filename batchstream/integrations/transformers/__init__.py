@@ -18,6 +18,13 @@ with the parameters of each (`_sampling.py`). `_model.py` knows which models can
 from batchstream.integrations.transformers._engine import TransformersEngine as TransformersEngine
 from batchstream.integrations.transformers._generate import stream_generate as stream_generate
 from batchstream.integrations.transformers._generation import Generation as Generation
+from batchstream.integrations.transformers._generation import GenerationError as GenerationError
 from batchstream.integrations.transformers._generation import Token as Token
 
-__all__ = ["Generation", "Token", "TransformersEngine", "stream_generate"]
+__all__ = [
+    "Generation",
+    "GenerationError",
+    "Token",
+    "TransformersEngine",
+    "stream_generate",
+]

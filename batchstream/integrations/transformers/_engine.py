@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
+from batchstream import End, Fail, FinishReason, Last, NotNow
 from batchstream._core.arguments import check_count
-from batchstream._core.markers import End, Fail, Last
-from batchstream._core.records import FinishReason
-from batchstream.integrations.transformers._generation import Generation, Token
+from batchstream.integrations.transformers._generation import Generation, GenerationError, Token
+from batchstream.integrations.transformers._ids import ids_of
+from batchstream.integrations.transformers._joined import Prefill, Rows
 from batchstream.integrations.transformers._model import (
     Forward,
     check_cache,
@@ -19,8 +19,8 @@ from batchstream.integrations.transformers._model import (
     length_of,
     vocabulary_of,
 )
-from batchstream.integrations.transformers._joined import Prefill, Rows
 from batchstream.integrations.transformers._sampling import Sampler, sample
+from batchstream.integrations.transformers._surroundings import let_go
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +33,8 @@ class TransformersEngine:
     last token of each running request through the model, in one call, and then the prompts that
     join, each in calls of its own; a prompt's last call gives the request's first token. The engine
     ends a stream itself: with `eos` at an end id, which is not delivered, and with `length`
-    together with the last token of `max_new_tokens`.
+    together with the last token of `max_new_tokens`. The end's `info` has `prompt_tokens`,
+    `completion_tokens`, and `stop` if one of the request's own stop ids has ended it.
 
     The cache of all rows is one rectangle, as long as the longest of the running requests. Layers
     with an attention window keep whole rows, too.
@@ -82,7 +83,7 @@ class TransformersEngine:
         cache_tokens: int | None = None,
     ) -> None:
         self._model = check_model(model)
-        self._end_ids = _end_ids(model, eos_token_id)
+        self._end_ids = end_ids_of(model) if eos_token_id is None else ids_of(eos_token_id)
         self._chunk = _count("prefill_chunk", prefill_chunk)
         self._max_prefills = _count("max_prefills", max_prefills)
         self._cache_tokens = _count("cache_tokens", cache_tokens)
@@ -97,9 +98,13 @@ class TransformersEngine:
         """Let a request join with the next step.
 
         Raises:
+            GenerationError: A token id is none of the model's, or the request is too long for the
+                model or for `cache_tokens`.
+            NotNow: It would fit into the cache if others had left.
             TypeError: The request is no `Generation`.
         """
         self._check(request)
+        self._check_room(request)
         self._requests[slot] = _Running(request, self._end_ids)
         self._prefills[slot] = Prefill(request.ids, self._chunk)
 
@@ -109,11 +114,11 @@ class TransformersEngine:
         An error in a prompt's own call fails its request alone.
         """
         try:
-            with self._forward.modes():
+            with self._forward.surroundings():
                 return self._step()
         except BaseException as error:
             self.close()  # the rows are at odds with their cache
-            _clear_frames(error)
+            let_go(error)
             raise
 
     def remove(self, slot: int) -> None:
@@ -154,9 +159,9 @@ class TransformersEngine:
             check_cache(self._model, prefill.cache, prefill.length)
             self._emit(step, [slot], logits)
         except Exception as error:  # noqa: BLE001 - fails this request alone
-            _clear_frames(error)
             step[slot] = Fail(error)
-            del self._prefills[slot]
+            del self._prefills[slot], prefill  # the error's traceback keeps this frame
+            let_go(error)
             return False
         return True
 
@@ -164,13 +169,12 @@ class TransformersEngine:
         """Put the next token of each of these requests into the step."""
         running = [self._requests[slot] for slot in slots]
         tokens = sample(logits, [each.sampler for each in running])
-        logprobs: Sequence[float | None] = [None] * len(slots)
+        logprobs: Sequence[float] | None = None
         if any(each.request.logprobs for each in running):
             logprobs = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].tolist()
-        for slot, each, token, logprob in zip(
-            slots, running, tokens.tolist(), logprobs, strict=True
-        ):
-            step[slot] = each.take(token, logprob)
+        for row, token in enumerate(tokens.tolist()):
+            asked = logprobs is not None and running[row].request.logprobs
+            step[slots[row]] = running[row].take(token, logprobs[row] if asked else None)
 
     def _check(self, request: Generation) -> None:
         if not isinstance(request, Generation):
@@ -180,10 +184,29 @@ class TransformersEngine:
             )
         largest = max(request.ids)
         if largest >= self._vocabulary:
-            raise ValueError(
+            raise GenerationError(
                 f"ids must be below {self._vocabulary}, the size of the model's vocabulary, "
                 f"got {largest}"
             )
+        if self._max_length is not None and _length(request) > self._max_length:
+            raise GenerationError(
+                f"the prompt and max_new_tokens must be at most {self._max_length} tokens together, "
+                f"which is as far as the model counts positions, got {len(request.ids)} and "
+                f"{request.max_new_tokens}"
+            )
+
+    def _check_room(self, request: Generation) -> None:
+        room, length = self._cache_tokens, _length(request)
+        if room is None:
+            return
+        if length > room:
+            raise GenerationError(
+                f"the prompt and max_new_tokens must be at most {room} tokens together, which is "
+                f"what the cache has room for, got {len(request.ids)} and {request.max_new_tokens}"
+            )
+        lengths = [length, *(_length(each.request) for each in self._requests.values())]
+        if max(lengths) * len(lengths) > room:
+            raise NotNow
 
 
 class _Running:
@@ -207,34 +230,28 @@ class _Running:
     def take(self, token: int, logprob: float | None) -> Any:
         """Return what stands in the step for the next token."""
         self.token = token
-        self._outputs += 1
         if token in self._end_ids:
             self.ended = True
-            return End(FinishReason.EOS)
-        output = Token(token, logprob or 0.0) if self.request.logprobs else token
+            return End(FinishReason.EOS, self._info(token))
+        self._outputs += 1
+        output = token if logprob is None else Token(token, logprob)
         if self._outputs == self.request.max_new_tokens:
             self.ended = True
-            return Last(output, FinishReason.LENGTH)
+            return Last(output, FinishReason.LENGTH, self._info())
         return output
 
+    def _info(self, token: int | None = None) -> dict[str, Any]:
+        info: dict[str, Any] = {
+            "prompt_tokens": len(self.request.ids),
+            "completion_tokens": self._outputs,
+        }
+        return info | {"stop": token} if token in self.request.stop_ids else info
 
-def _end_ids(model: PreTrainedModel, given: int | Sequence[int] | None) -> frozenset[int]:
-    if given is None:
-        return frozenset(end_ids_of(model))
-    if isinstance(given, int):
-        given = (given,)
-    return frozenset(check_count("eos_token_id", each, at_least=0) for each in given)
+
+def _length(request: Generation) -> int:
+    """Return how many tokens a request has in the end, at most."""
+    return len(request.ids) + request.max_new_tokens
 
 
 def _count(name: str, value: int | None) -> int | None:
     return None if value is None else check_count(name, value, at_least=1)
-
-
-def _clear_frames(error: BaseException) -> None:
-    """Let go of what the error's frames hold: the model's tensors, and with them the cache."""
-    link: BaseException | None = error
-    seen: set[int] = set()
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        clear_frames(link.__traceback__)
-        link = link.__cause__ or link.__context__

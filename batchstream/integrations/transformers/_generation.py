@@ -7,7 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
+from batchstream import RequestError
 from batchstream._core.arguments import check_count, check_number
+
+
+class GenerationError(RequestError, ValueError):
+    """A `Generation` cannot be served: a value in it is out of range, or too large for the model.
+
+    The fault is that of the client who sent the value; the web integrations answer it with 422.
+    """
 
 
 class Token(NamedTuple):
@@ -45,7 +53,8 @@ class Generation:
         logprobs: Let each output be a `Token`, with its log-probability, in place of an id.
 
     Raises:
-        TypeError, ValueError: An argument is of the wrong kind, or cannot work.
+        GenerationError: A value is out of range, which may be a client's.
+        TypeError: An argument is of the wrong kind.
 
     Threads: any; it does not change.
 
@@ -67,31 +76,25 @@ class Generation:
     logprobs: bool = False
 
     def __post_init__(self) -> None:
-        self._set("ids", _checked_ids(self.ids))
-        self._set(
-            "max_new_tokens", check_count("max_new_tokens", self.max_new_tokens, at_least=1)
-        )
-        temperature = check_number("temperature", self.temperature)
-        if math.isinf(temperature):
-            raise ValueError(f"temperature must be finite, got {self.temperature!r}")
-        self._set("temperature", temperature)
-        if self.top_k is not None:
-            self._set("top_k", check_count("top_k", self.top_k, at_least=1))
-        top_p = check_number("top_p", self.top_p)
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p!r}")
-        self._set("top_p", top_p)
-        if self.seed is not None:
-            self._set("seed", check_count("seed", self.seed, at_least=0))
-        self._set("stop", _checked_stop(self.stop))
+        try:
+            checked = {
+                "ids": _checked_ids(self.ids),
+                "max_new_tokens": check_count("max_new_tokens", self.max_new_tokens, at_least=1),
+                "temperature": _checked_temperature(self.temperature),
+                "top_k": _checked_or_none("top_k", self.top_k, at_least=1),
+                "top_p": _checked_top_p(self.top_p),
+                "seed": _checked_or_none("seed", self.seed, at_least=0),
+                "stop": _checked_stop(self.stop),
+            }
+        except ValueError as error:
+            raise GenerationError(str(error)) from None
         if not isinstance(self.logprobs, bool):
             raise TypeError(
                 f"logprobs must be True or False, got {self.logprobs!r}: "
-                f"the log-probability is that of the token itself"
+                f"an output has the log-probability of its own token"
             )
-
-    def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -102,6 +105,24 @@ class Generation:
     def stop_strings(self) -> tuple[str, ...]:
         """The strings among `stop`."""
         return tuple(stop for stop in _several(self.stop) if isinstance(stop, str))
+
+
+def _checked_or_none(name: str, value: Any, *, at_least: int) -> int | None:
+    return None if value is None else check_count(name, value, at_least=at_least)
+
+
+def _checked_temperature(temperature: Any) -> float:
+    number = check_number("temperature", temperature)
+    if math.isinf(number):
+        raise ValueError(f"temperature must be finite, got {temperature!r}")
+    return number
+
+
+def _checked_top_p(top_p: Any) -> float:
+    number = check_number("top_p", top_p)
+    if not 0 < number <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p!r}")
+    return number
 
 
 def _checked_ids(ids: Any) -> tuple[int, ...]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
-import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from batchstream.integrations.transformers._ids import ids_of
+from batchstream.integrations.transformers._surroundings import Surroundings
 
 _LAYERS: Final = frozenset({DynamicLayer, DynamicSlidingWindowLayer})
 _LAYER_TYPES: Final = frozenset({"full_attention", "sliding_attention"})
@@ -108,13 +110,9 @@ def length_of(model: PreTrainedModel) -> int | None:
     return min((limit for limit in limits if limit), default=None)
 
 
-def end_ids_of(model: PreTrainedModel) -> tuple[int, ...]:
+def end_ids_of(model: PreTrainedModel) -> frozenset[int]:
     """Return the token ids that end a text, as the model's generation config has them."""
-    config = getattr(model, "generation_config", None)
-    ids = getattr(config, "eos_token_id", None)
-    if ids is None:
-        return ()
-    return (ids,) if isinstance(ids, int) else tuple(ids)
+    return ids_of(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
 
 
 class Forward:
@@ -126,6 +124,7 @@ class Forward:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
+        self._surroundings = Surroundings(model.device)
         inputs = inspect.signature(model.forward).parameters
         self._cache = next(each for each in _CACHES if each in inputs)
         # Spares the model the logits of all tokens but the last.
@@ -136,15 +135,9 @@ class Forward:
         """Where the model takes its inputs."""
         return self._model.device
 
-    @contextmanager
-    def modes(self) -> Iterator[None]:
-        """Set what torch keeps for each thread by itself."""
-        with torch.inference_mode():
-            if self.device.type != "cuda":
-                yield
-                return
-            with torch.cuda.device(self.device):
-                yield
+    def surroundings(self) -> AbstractContextManager[None]:
+        """Set what torch keeps for each thread by itself, for the length of a block."""
+        return self._surroundings()
 
     def __call__(self, ids: Any, mask: Any, positions: Any, cache: Any) -> Any:
         """Return the logits of each row's next token, float32 of shape (rows, vocabulary).
