@@ -2,6 +2,8 @@
 
 from batchstream._text.decoder import Decoder, TextDecoder
 from batchstream._text.detokenizer import Detokenizer
+from batchstream._text.engine import DecodingEngine
+from batchstream._text.pieces import Piece, PieceDecoder
 from batchstream._text.steps import AsyncDecodedSteps, DecodedSteps, decode_steps
 from batchstream._text.stop_strings import StopStrings
 
@@ -9,7 +11,10 @@ __all__ = [
     "AsyncDecodedSteps",
     "DecodedSteps",
     "Decoder",
+    "DecodingEngine",
     "Detokenizer",
+    "Piece",
+    "PieceDecoder",
     "StopStrings",
     "TextDecoder",
     "decode_steps",

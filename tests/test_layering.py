@@ -11,7 +11,16 @@ import pytest
 import batchstream
 
 PACKAGE = Path(batchstream.__file__).parent
-FOLDERS = ("_native", "_core", "_eventloops", "_handoff", "_pumps", "_streams", "_text", "_batching")
+FOLDERS = (
+    "_native",
+    "_core",
+    "_eventloops",
+    "_handoff",
+    "_pumps",
+    "_streams",
+    "_text",
+    "_batching",
+)
 
 BELOW = {
     "_native": set(),

@@ -21,6 +21,19 @@ _COMPLETE: Final = (FinishReason.EOS, FinishReason.LENGTH, FinishReason.EXHAUSTE
 """The sequence is as the model meant it, or as far as it got: what is held back belongs to it."""
 
 
+def decoding(
+    core: Demultiplexer[Any], decoders: Sequence[Decoder[Any, Any] | None] = ()
+) -> Demultiplexer[Any]:
+    """Return a core that passes what another one gives each slot through the slot's decoder.
+
+    Args:
+        core: Reads the steps.
+        decoders: One for each slot; None for a slot whose outputs stay as they are.
+    """
+    made: Any = DecodingCore(core, decoders)
+    return made  # type: ignore[no-any-return] # it has the methods, and not the class
+
+
 class DecodingCore:
     """Decides what each slot is given of a step, after its decoder.
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from typing_extensions import TypeVar
 
+from batchstream._core.arguments import is_kind
 from batchstream._text.detokenizer import decode_of, ids_of, stream_of
 from batchstream._text.stop_strings import StopStrings
 
 _In_contra = TypeVar("_In_contra", contravariant=True)
 _Out_co = TypeVar("_Out_co", covariant=True)
+
+_METHODS: Final = ("feed", "finish", "matched", "info")
 
 
 class Decoder(Protocol[_In_contra, _Out_co]):
@@ -59,6 +63,7 @@ class TextDecoder:
         skip_special_tokens: Whether special tokens give no text.
 
     Attributes:
+        stops: The stop strings; None if an object of your own finds them, and does not say.
         matched: The stop string that ended the text; None before.
         completion_tokens: How many tokens it has taken; none behind a stop string.
         prompt_tokens: How many ids the prompt has; 0 if they were not passed.
@@ -86,6 +91,7 @@ class TextDecoder:
         "completion_tokens",
         "matched",
         "prompt_tokens",
+        "stops",
     )
 
     def __init__(
@@ -101,10 +107,13 @@ class TextDecoder:
         self._include_stop = include_stop
         self._stops: Any = None
         self._stop_ids: dict[int, str] = {}
+        self.stops: tuple[str, ...] | None = ()
         if hasattr(stop, "feed"):
             self._stops = stop
+            self.stops = getattr(stop, "stops", None)
         elif stops := _listed(stop):
             self._stops = StopStrings(*stops, include=include_stop)
+            self.stops = self._stops.stops
             if skip_special_tokens:
                 self._stop_ids = _special_ids(tokenizer, stops)
         self.matched: str | None = None
@@ -207,3 +216,47 @@ def _no_token(output: object) -> TypeError:
     elif isinstance(output, str):
         instead = "text needs no tokenizer: pass StopStrings(...) as its decoder"
     return TypeError(f"a TextDecoder takes token ids, got an output of type {kind}: {instead}")
+
+
+# ---- checks
+
+
+def check_decode(decode: object, argument: str) -> None:
+    """Check what is to make a decoder for each stream.
+
+    Args:
+        decode: The function.
+        argument: What it is given, for the message.
+
+    Raises:
+        TypeError: It is no function that answers at once, or it is a decoder.
+    """
+    if not callable(decode):
+        instead = ""
+        if all(hasattr(decode, name) for name in _METHODS):
+            instead = ": a decoder is for one stream, so pass lambda request: TextDecoder(...)"
+        raise TypeError(
+            f"decode takes a function of {argument} that returns a decoder, got {decode!r}{instead}"
+        )
+    if is_kind(inspect.iscoroutinefunction, decode):
+        raise TypeError(
+            f"decode takes a function that answers at once, got the coroutine function {decode!r}: "
+            f"write it with def"
+        )
+
+
+def check_decoder(decoder: object, name: str) -> None:
+    """Check what is to be the decoder of a stream; None is for one whose outputs do not change.
+
+    Raises:
+        TypeError: It has not the methods of a decoder.
+    """
+    if decoder is None:
+        return
+    missing = [it for it in _METHODS if not hasattr(decoder, it)]
+    if missing or isinstance(decoder, type):
+        without = f" without {', '.join(missing)}" if missing else ", a class: call it"
+        raise TypeError(
+            f"{name} must have the methods feed and finish and the attributes matched and info, as "
+            f"a TextDecoder has, got {decoder!r}{without}"
+        )

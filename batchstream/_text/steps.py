@@ -11,6 +11,7 @@ from batchstream._core.markers import SKIP, End, Fail, Last, Many
 from batchstream._core.rules import EndRules
 from batchstream._pumps.source import AsyncSource, Source
 from batchstream._text.core import DecodingCore
+from batchstream._text.decoder import check_decoder
 
 if TYPE_CHECKING:
     from batchstream._core.records import Delivery
@@ -230,23 +231,3 @@ def marked(delivery: Delivery[Any]) -> dict[int, Any]:
             last = Last(element, end.reason, end.info)
             elements[slot] = Many((*earlier, last)) if earlier else last
     return elements
-
-
-_METHODS = ("feed", "finish")
-
-
-def check_decoder(decoder: object, name: str) -> None:
-    """Check what is to be the decoder of a stream; None is one that changes nothing.
-
-    Raises:
-        TypeError: It has not the methods of a decoder.
-    """
-    if decoder is None:
-        return
-    if isinstance(decoder, type) or not all(
-        callable(getattr(decoder, it, None)) for it in _METHODS
-    ):
-        raise TypeError(
-            f"{name} must have the methods feed and finish and the attributes matched and info, as "
-            f"a TextDecoder has, got {decoder!r}"
-        )

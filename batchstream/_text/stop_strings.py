@@ -34,6 +34,7 @@ class StopStrings:
         include: Whether the stop string itself is let through.
 
     Attributes:
+        stops: The stop strings, each once.
         matched: The stop string that was found; None before.
 
     Raises:
@@ -51,16 +52,17 @@ class StopStrings:
         'STOP'
     """
 
-    __slots__ = ("_held", "_include", "_searches", "matched")
+    __slots__ = ("_held", "_include", "_searches", "matched", "stops")
 
     def __init__(self, *stops: str, include: bool = False) -> None:
-        self._searches = [_Search(stop) for stop in dict.fromkeys(map(_checked, stops))]
+        self.stops = tuple(dict.fromkeys(map(_checked, stops)))
+        self._searches = list(map(_Search, self.stops))
         self._include = include
         self._held = ""
         self.matched: str | None = None
 
     def __repr__(self) -> str:
-        stops = ", ".join(repr(search.stop) for search in self._searches)
+        stops = ", ".join(map(repr, self.stops))
         return f"StopStrings({stops}{', include=True' if self._include else ''})"
 
     @property
