@@ -6,10 +6,9 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from batchstream import End, Fail, FinishReason, Last, NotNow
+from batchstream import End, Fail, FinishReason, Last, NotNow, token_ids
 from batchstream._core.arguments import check_count
 from batchstream.integrations.transformers._generation import Generation, GenerationError, Token
-from batchstream.integrations.transformers._ids import ids_of
 from batchstream.integrations.transformers._joined import Prefill, Rows
 from batchstream.integrations.transformers._model import (
     Forward,
@@ -83,7 +82,10 @@ class TransformersEngine:
         cache_tokens: int | None = None,
     ) -> None:
         self._model = check_model(model)
-        self._end_ids = end_ids_of(model) if eos_token_id is None else ids_of(eos_token_id)
+        if eos_token_id is None:
+            self._end_ids = end_ids_of(model)
+        else:
+            self._end_ids = token_ids(None, eos_token_id).ids  # () is none, too
         self._chunk = _count("prefill_chunk", prefill_chunk)
         self._max_prefills = _count("max_prefills", max_prefills)
         self._cache_tokens = _count("cache_tokens", cache_tokens)
@@ -224,7 +226,10 @@ class _Running:
         self.sampler = Sampler(request)
         self.token = -1
         self.ended = False
-        self._end_ids = end_ids.union(request.stop_ids)
+        if eos_token_id is None:
+            self._end_ids = end_ids_of(model)
+        else:
+            self._end_ids = token_ids(None, eos_token_id).ids  # () is none, too
         self._outputs = 0
 
     def take(self, token: int, logprob: float | None) -> Any:

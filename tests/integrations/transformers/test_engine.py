@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.driving import Visit, drive
 from support.tiny_models import EOS, JOINABLE, VOCABULARY, alone, model
@@ -79,6 +79,7 @@ visiting = st.builds(
 )
 
 
+@settings(max_examples=settings.default.max_examples // 4)  # a forward takes a millisecond
 @given(
     name=st.sampled_from(("Llama", "Mistral")),
     visits=st.lists(visiting, min_size=1, max_size=10),
