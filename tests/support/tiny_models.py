@@ -55,9 +55,7 @@ _MODELS = {
     "Mamba": lambda: tf.MambaForCausalLM(
         tf.MambaConfig(**_IDS, hidden_size=16, num_hidden_layers=2, state_size=4)
     ),
-    "Qwen3-Next": lambda: tf.Qwen3NextForCausalLM(
-        tf.Qwen3NextConfig(**_IDS, **_SIZES, **_LINEAR)
-    ),
+    "Qwen3-Next": lambda: tf.Qwen3NextForCausalLM(tf.Qwen3NextConfig(**_IDS, **_SIZES, **_LINEAR)),
     "LFM2": lambda: tf.Lfm2ForCausalLM(
         tf.Lfm2Config(
             **_IDS,

@@ -63,8 +63,13 @@ class TransformersEngine:
         >>> import batchstream
         >>> from batchstream.integrations.transformers import Generation, TransformersEngine
         >>> _ = torch.manual_seed(0)
-        >>> config = LlamaConfig(vocab_size=64, hidden_size=8, intermediate_size=8,
-        ...                      num_hidden_layers=1, num_attention_heads=1)
+        >>> config = LlamaConfig(
+        ...     vocab_size=64,
+        ...     hidden_size=8,
+        ...     intermediate_size=8,
+        ...     num_hidden_layers=1,
+        ...     num_attention_heads=1,
+        ... )
         >>> engine = TransformersEngine(LlamaForCausalLM(config).eval(), eos_token_id=())
         >>> with batchstream.ContinuousBatcher(engine, max_batch_size=8) as batcher:
         ...     streams = [batcher.stream(Generation([1, 5, 9], n)) for n in (2, 4)]

@@ -88,9 +88,7 @@ visiting = st.builds(
     prefills=st.none() | st.integers(1, 3),
     room=st.none() | st.integers(40, 120),
 )
-def test_no_order_of_joins_and_leaves_changes_an_output(
-    name, visits, slots, chunk, prefills, room
-):
+def test_no_order_of_joins_and_leaves_changes_an_output(name, visits, slots, chunk, prefills, room):
     engine = TransformersEngine(
         model(name), prefill_chunk=chunk, max_prefills=prefills, cache_tokens=room
     )

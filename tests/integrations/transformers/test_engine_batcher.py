@@ -98,7 +98,11 @@ def test_a_stop_id_of_a_request_ends_it_alone():
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        (Generation([3, VOCABULARY], 5), RequestError, f"ids must be below {VOCABULARY}, .* got 120"),
+        (
+            Generation([3, VOCABULARY], 5),
+            RequestError,
+            f"ids must be below {VOCABULARY}, .* got 120",
+        ),
         (Generation([3], 1_000), RequestError, "must be at most 128 tokens together"),
         (Generation([3] * 60, 41), RequestError, "must be at most 100 tokens together"),
         ([3, 4], TypeError, r"must be a Generation, got \[3, 4\]: pass Generation"),
@@ -107,7 +111,9 @@ def test_a_stop_id_of_a_request_ends_it_alone():
 def test_a_bad_request_fails_alone(bad, error, message):
     engine = TransformersEngine(model("Llama"), eos_token_id=(), cache_tokens=100)
     with ContinuousBatcher(engine, max_batch_size=4) as batcher:
-        streams = [batcher.stream(each) for each in (Generation([5, 6], 5), bad, Generation([7], 5))]
+        streams = [
+            batcher.stream(each) for each in (Generation([5, 6], 5), bad, Generation([7], 5))
+        ]
         assert list(streams[0]) == greedy([5, 6], 5)
         with pytest.raises(error, match=message):
             list(streams[1])
@@ -174,9 +180,7 @@ def test_no_forward_follows_once_all_have_left(llama):
         # Of a request that comes later, all the rows are its own.
         forwards = len(watch.forwards)
         list(batcher.stream(Generation([5, 6, 8], 3)))
-    begun = next(
-        number for number, (_, _, tokens) in enumerate(watch.forwards) if tokens == 3
-    )
+    begun = next(number for number, (_, _, tokens) in enumerate(watch.forwards) if tokens == 3)
     assert begun <= forwards + 1  # a step may have been under way
     assert [rows for rows, _, _ in watch.forwards[begun:]] == [1, 1, 1]
 
@@ -214,7 +218,10 @@ def test_a_batcher_closes_the_engine_that_it_made(llama):
 def test_requests_wait_while_the_cache_has_no_room(llama):
     room = 60
     watch = Watch(llama)
-    requests = [Generation([5 + number] * (1 + 7 * number % 20), 1 + 5 * number % 17) for number in range(12)]
+    requests = [
+        Generation([5 + number] * (1 + 7 * number % 20), 1 + 5 * number % 17)
+        for number in range(12)
+    ]
     engine = TransformersEngine(llama, eos_token_id=(), cache_tokens=room)
     with ContinuousBatcher(engine, max_batch_size=8) as batcher:
         streams = [batcher.stream(request) for request in requests]
