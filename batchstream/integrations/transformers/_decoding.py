@@ -33,7 +33,9 @@ from batchstream import EOS, FinishReason, Last
 from batchstream.integrations.transformers import _rows
 from batchstream.integrations.transformers._limits import limits_of
 
+# Not documented, but there in the releases that were tried. Without them generate runs in a thread.
 _NEEDED: Final = ("_prefill", "_update_model_kwargs_for_generation", "_sample")
+_PREPARED: Final = ("_eos_token_tensor", "_pad_token_tensor")
 # Of a model's inputs, the loop says how many are new where prepare_inputs_for_generation asks.
 _SAYS_LENGTH: Final = (
     "next_sequence_length"
@@ -52,7 +54,7 @@ def has_own_loop(model: Any) -> bool:
     beside the documented ones need to exist: they are of one release of transformers.
     """
     # A wrapper, such as a compiled model, has the generate of the model inside.
-    generate = getattr(model, "generate", None)
+    generate: Any = getattr(model, "generate", None)
     if getattr(generate, "__func__", None) is not GenerationMixin.generate:
         return False
     owner = type(generate.__self__)
@@ -93,7 +95,7 @@ class Decoding:
         max_new_tokens: int | Sequence[int],
         drop_rows: bool | Literal["auto"],
     ) -> None:
-        if not (hasattr(config, "_eos_token_tensor") and hasattr(config, "_pad_token_tensor")):
+        if not all(hasattr(config, name) for name in _PREPARED):
             raise ForeignLoop
         mode = config.get_generation_mode()
         if mode not in {GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE}:
@@ -250,7 +252,7 @@ class Decoding:
 
 
 def stopped_by(criterion: Any, token: int) -> Last[int]:
-    """Return the last output of a slot that a stopping criterion ends, with the criterion's name."""
+    """Return the last output of a slot that a stopping criterion ends, with its name."""
     reason = FinishReason.LENGTH if type(criterion) is MaxTimeCriteria else FinishReason.EOS
     return Last(token, reason, {"stopping_criterion": type(criterion).__name__})
 

@@ -1,14 +1,14 @@
-"""A `generate` of the model's own, in a thread that makes a step when the source is asked for one.
+"""A call of `generate` in a thread, which makes a step when the source is asked for one.
 
-For decoding that has no loop of ours: assisted decoding, prompt lookup, a model with a `generate` or
-a loop of its own. `generate` calls a streamer with each step; the streamer hands it to the source
-and waits until that is asked for the next one. So the thread never runs ahead.
+For decoding that has no loop of ours: assisted decoding, prompt lookup, a model with a `generate`
+or a loop of its own. `generate` calls a streamer with each step; the streamer hands it to the
+source and waits until that is asked for the next one. So the thread never runs ahead.
 """
 
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -98,7 +98,7 @@ def in_lockstep(
     max_new_tokens: int | Sequence[int],
     eos: frozenset[int],
     surroundings: Surroundings,
-) -> Generator[dict[int, Any], Sequence[int] | None, None]:
+) -> Generator[list[int] | dict[int, Any], Collection[int] | None, None]:
     """Return the steps of a call of `generate`, which runs in a thread of its own.
 
     Args:
@@ -162,7 +162,7 @@ class _Marks:
         self._given = [0] * len(limits)
         self.live = set(range(len(limits)))
 
-    def keep(self, live: Sequence[int] | None) -> None:
+    def keep(self, live: Collection[int] | None) -> None:
         """Go on with these slots alone; None says nothing of them."""
         if live is not None:
             self._end(self.live.difference(live))

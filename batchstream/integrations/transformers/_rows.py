@@ -28,6 +28,8 @@ _BY_ROW: Final = frozenset(
 )
 """What `generate` keeps between steps with a row for each sequence."""
 
+_DIMENSIONS: Final = {"position_ids": 2}
+
 _FOR_ALL: Final = frozenset({"cache_position"})
 """What it keeps with nothing that belongs to a row."""
 
@@ -127,21 +129,18 @@ def _not_selectable(name: str, value: Any) -> str | None:
         unknown = {type(layer).__name__ for layer in value.layers if type(layer) not in _LAYERS}
         return f"a {unknown.pop()} of its cache cannot select rows" if unknown else None
     if name == "encoder_outputs":
-        if any(isinstance(it, tuple | list) for it in value.values()):
-            return "the encoder's outputs hold more than its last state"
-        return None
-    if isinstance(value, torch.Tensor):
-        if name in _FOR_ALL or (name in _BY_ROW and (name != "position_ids" or value.dim() == 2)):
-            return None
-        return f"it is not known which part of {name!r} belongs to which row"
-    if value is None or isinstance(value, bool | int | float | str):
-        return None
-    return f"it is not known which part of {name!r} belongs to which row"
+        known = all(isinstance(part, torch.Tensor) for part in value.values())
+    elif isinstance(value, torch.Tensor):
+        # Positions of three dimensions are those of pictures, which the model keeps besides.
+        known = name in _FOR_ALL or (name in _BY_ROW and value.dim() <= _DIMENSIONS.get(name, 3))
+    else:
+        known = value is None or isinstance(value, bool | int | float | str)
+    return None if known else f"it is not known which part of {name!r} belongs to which row"
 
 
 def select(kept: dict[str, Any], rows: list[int]) -> None:
     """Keep these rows of what `generate` keeps, in place."""
-    # On the CPU: the layers of one cache may lie on several devices, and each accepts such an index.
+    # On the CPU: the layers of a cache may lie on several devices, and all accept such an index.
     index = torch.tensor(rows)
     for name, value in kept.items():
         if isinstance(value, cache_utils.Cache):
