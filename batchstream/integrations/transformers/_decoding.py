@@ -76,6 +76,7 @@ class Decoding:
         config: The configuration of this call.
         kept: What the model wants besides its ids, from step to step.
         max_new_tokens: A limit for all slots, or one for each.
+        has_own_cache: Whether the cache is the caller's.
         drop_rows: Whether rows that have ended are dropped; "auto" where that is known to be right.
 
     Raises:
@@ -93,6 +94,7 @@ class Decoding:
         kept: dict[str, Any],
         *,
         max_new_tokens: int | Sequence[int],
+        has_own_cache: bool,
         drop_rows: bool | Literal["auto"],
     ) -> None:
         if not all(hasattr(config, name) for name in _PREPARED):
@@ -112,6 +114,7 @@ class Decoding:
         ]
         self._config = config
         self._kept = kept
+        self._has_own_cache = has_own_cache
         self._drop_rows = drop_rows
         self._can_drop: bool | None = None  # not known before the cache is there
 
@@ -231,7 +234,7 @@ class Decoding:
                 _rows.obstacle(self._model, self._kept, self._processors)
                 or (
                     self._drop_rows == "auto"
-                    and _rows.doubt(self._kept, self._processors, self._criteria)
+                    and (self._has_own_cache or _rows.doubt(self._processors, self._criteria))
                 )
             )
         return self._can_drop
@@ -246,12 +249,17 @@ class Decoding:
     def _drop(self) -> None:
         rows = [row for row, ended in enumerate(self._ended) if not ended]
         self._ids = self._ids[rows]
-        _rows.select(self._kept, rows)
+        _rows.select(self._kept, self._processors, rows)
         self._slots = [self._slots[row] for row in rows]
         self._ended = [False] * len(rows)
 
+    def let_go(self) -> None:
+        """Free the cache, unless it is the caller's: an error may keep what refers to it."""
+        if not self._has_own_cache:
+            _rows.let_go(self._kept)
 
-def stopped_by(criterion: Any, token: int) -> Last[int]:
+
+def stopped_by(criterion: Any, token: int | None) -> Last[int | None]:
     """Return the last output of a slot that a stopping criterion ends, with its name."""
     reason = FinishReason.LENGTH if type(criterion) is MaxTimeCriteria else FinishReason.EOS
     return Last(token, reason, {"stopping_criterion": type(criterion).__name__})

@@ -6,6 +6,8 @@ from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from transformers import Cache
+
 from batchstream.integrations.transformers._decoding import Decoding, ForeignLoop, has_own_loop
 from batchstream.integrations.transformers._limits import checked_limits, highest, limits_of
 from batchstream.integrations.transformers._lockstep import in_lockstep
@@ -132,6 +134,7 @@ def _in_own_loop(call: _Call, eos: frozenset[int], surroundings: Surroundings) -
             generation_config,
             kept,
             max_new_tokens=call.max_new_tokens,
+            has_own_cache=any(isinstance(value, Cache) for value in call.arguments.values()),
             drop_rows=call.drop_rows,
         )
 
@@ -145,12 +148,16 @@ def _in_own_loop(call: _Call, eos: frozenset[int], surroundings: Surroundings) -
     except ForeignLoop:
         yield from _in_lockstep(call, eos, surroundings)
         return
-    while decoding.goes_on:
-        with surroundings():
-            step = decoding.step()
-        live = yield step
-        with surroundings():
-            decoding.keep(live)
+    try:
+        while decoding.goes_on:
+            with surroundings():
+                step = decoding.step()
+            live = yield step
+            with surroundings():
+                decoding.keep(live)
+    except BaseException:
+        decoding.let_go()
+        raise
 
 
 def _in_lockstep(call: _Call, eos: frozenset[int], surroundings: Surroundings) -> Steps:

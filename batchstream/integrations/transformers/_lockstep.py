@@ -146,6 +146,8 @@ def in_lockstep(
             if not marks.live:
                 return
             handoff.ask(go_on=True)
+        if last := marks.stopped():
+            yield last
     finally:
         handoff.ask(go_on=False)  # which it reads once it has a step
         thread.join()
@@ -184,12 +186,17 @@ class _Marks:
         self._end(ended)
         return found
 
+    def stopped(self) -> dict[int, Any]:
+        """Return the ends of slots that a criterion has ended behind the last step."""
+        stopped = self._rows.stopped
+        return {slot: _end(stopped[slot][0]) for slot in self.live if slot in stopped}
+
     def _element(self, slot: int, tokens: list[int]) -> tuple[Any, bool]:
         criterion, length = self._rows.stopped.get(slot, (None, 0))
         given: list[Any] = []
         if criterion is not None and length < self._length:
             # generate looked at its criteria behind the last step: what it has now is padding.
-            return End(FinishReason.EOS, {"stopping_criterion": type(criterion).__name__}), True
+            return _end(criterion), True
         for token in tokens:
             if token in self._eos:
                 given.append(EOS)
@@ -216,6 +223,11 @@ def _criteria(call: dict[str, Any]) -> list[Any]:
     if (stops := call.pop("stop_strings", None)) is not None:
         criteria.append(StopStringCriteria(call.get("tokenizer"), stops))
     return criteria
+
+
+def _end(criterion: Any) -> End:
+    last = stopped_by(criterion, None)
+    return End(last.reason, last.info)
 
 
 def _one(given: list[Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from typing import Any, Final
 
 import torch
@@ -103,19 +104,14 @@ def obstacle(model: Any, kept: Mapping[str, Any], processors: Iterable[Any]) -> 
     return None
 
 
-def doubt(
-    kept: Mapping[str, Any], processors: Iterable[Any], criteria: Iterable[Any]
-) -> str | None:
-    """Return what might need all rows, as far as anyone can tell; the user may know better."""
+def doubt(processors: Iterable[Any], criteria: Iterable[Any]) -> str | None:
+    """Return what may need all rows, None if nothing does; the caller may know better."""
     for each in processors:
         if type(each) not in _PROCESSORS:
             return f"{type(each).__name__} may count rows"
     for each in criteria:
         if type(each) not in _CRITERIA:
             return f"{type(each).__name__} may count rows"
-    for value in kept.values():
-        if getattr(value, "_is_user_defined", False):
-            return "the cache is the caller's"
     return None
 
 
@@ -138,8 +134,8 @@ def _not_selectable(name: str, value: Any) -> str | None:
     return None if known else f"it is not known which part of {name!r} belongs to which row"
 
 
-def select(kept: dict[str, Any], rows: list[int]) -> None:
-    """Keep these rows of what `generate` keeps, in place."""
+def select(kept: dict[str, Any], processors: list[Any], rows: list[int]) -> None:
+    """Keep these rows of what `generate` keeps and of what its processors do, in place."""
     # On the CPU: the layers of a cache may lie on several devices, and all accept such an index.
     index = torch.tensor(rows)
     for name, value in kept.items():
@@ -149,3 +145,18 @@ def select(kept: dict[str, Any], rows: list[int]) -> None:
             kept[name] = type(value)(**{key: part[index] for key, part in value.items()})
         elif name in _BY_ROW and isinstance(value, torch.Tensor):
             kept[name] = value[index]
+    for place, processor in enumerate(processors):
+        # In later releases that of a repetition penalty has a length for each row.
+        lengths = getattr(processor, "prompt_ignore_length", None)
+        if isinstance(lengths, torch.Tensor):
+            processors[place] = changed = copy(processor)  # it may be the caller's
+            changed.prompt_ignore_length = lengths[index]
+
+
+def let_go(kept: dict[str, Any]) -> None:
+    """Empty the caches that `generate` has made, whatever still refers to them."""
+    for value in kept.values():
+        if isinstance(value, cache_utils.EncoderDecoderCache):
+            let_go({"self": value.self_attention_cache, "cross": value.cross_attention_cache})
+        elif isinstance(value, cache_utils.Cache):
+            value.layers.clear()
