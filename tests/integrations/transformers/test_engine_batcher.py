@@ -6,11 +6,10 @@ import weakref
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
 from support.driving import Visit, drive
-from support.tiny_models import EOS, VOCABULARY, alone, model, new_model
+import torch
+from support.engine_models import alone, new
+from support.tiny_models import EOS, VOCABULARY, tiny
 
 from batchstream import ContinuousBatcher, FinishReason, RequestError
 from batchstream.integrations.transformers import Generation, TransformersEngine
@@ -59,13 +58,13 @@ def greedy(ids, max_new_tokens):
 
 @pytest.fixture
 def llama():
-    return new_model("Llama")
+    return new_tiny()
 
 
 def test_streams_end_with_eos_or_length_and_say_how_many_tokens_they_had():
-    ends = tuple(range(3, 20))
+    ends = tuple(range(3, 10))
     requests = [Generation([30 + number, 40], 20) for number in range(12)]
-    engine = TransformersEngine(model("Llama"), eos_token_id=ends)
+    engine = TransformersEngine(tiny(), eos_token_id=ends)
     with ContinuousBatcher(engine, max_batch_size=3) as batcher:
         streams = [batcher.stream(request) for request in requests]
         outputs = [list(stream) for stream in streams]
@@ -85,7 +84,7 @@ def test_a_stop_id_of_a_request_ends_it_alone():
     expected = greedy((7, 8), 12)
     stop = expected[5]
     at = expected.index(stop)
-    engine = TransformersEngine(model("Llama"), eos_token_id=())
+    engine = TransformersEngine(tiny(), eos_token_id=())
     with ContinuousBatcher(engine, max_batch_size=2) as batcher:
         stopped = batcher.stream(Generation([7, 8], 12, stop=[stop]))
         whole = batcher.stream(Generation([7, 8], 12))
@@ -101,15 +100,15 @@ def test_a_stop_id_of_a_request_ends_it_alone():
         (
             Generation([3, VOCABULARY], 5),
             RequestError,
-            f"ids must be below {VOCABULARY}, .* got 120",
+            f"ids must be below {VOCABULARY}, .* got 64",
         ),
-        (Generation([3], 1_000), RequestError, "must be at most 128 tokens together"),
+        (Generation([3], 1_000), RequestError, "must be at most 512 tokens together"),
         (Generation([3] * 60, 41), RequestError, "must be at most 100 tokens together"),
         ([3, 4], TypeError, r"must be a Generation, got \[3, 4\]: pass Generation"),
     ],
 )
 def test_a_bad_request_fails_alone(bad, error, message):
-    engine = TransformersEngine(model("Llama"), eos_token_id=(), cache_tokens=100)
+    engine = TransformersEngine(tiny(), eos_token_id=(), cache_tokens=100)
     with ContinuousBatcher(engine, max_batch_size=4) as batcher:
         streams = [
             batcher.stream(each) for each in (Generation([5, 6], 5), bad, Generation([7], 5))
@@ -121,11 +120,11 @@ def test_a_bad_request_fails_alone(bad, error, message):
 
 
 def test_a_prompt_that_raises_in_the_model_fails_alone_and_keeps_no_cache(llama):
-    watch = Watch(llama, fails=lambda ids: 66 in ids[0])
+    watch = Watch(llama, fails=lambda ids: 60 in ids[0])
     engine = TransformersEngine(llama, eos_token_id=(), prefill_chunk=2)
     with ContinuousBatcher(engine, max_batch_size=4) as batcher:
         good = batcher.stream(Generation([5, 6, 7], 8))
-        bad = batcher.stream(Generation([5, 6, 66, 7], 8))
+        bad = batcher.stream(Generation([5, 6, 60, 7], 8))
         with pytest.raises(torch.OutOfMemoryError) as caught:
             list(bad)
         assert list(good) == greedy([5, 6, 7], 8)
@@ -255,7 +254,7 @@ def test_a_step_computes_no_more_prompts_than_allowed(llama):
 
 
 def test_a_slot_is_taken_again_before_its_row_has_left():
-    engine = TransformersEngine(model("Llama"), eos_token_id=())
+    engine = TransformersEngine(tiny(), eos_token_id=())
     for slot in range(2):
         engine.add(slot, Generation([5, 6 + slot], 20))
     engine.step()
@@ -276,7 +275,7 @@ def test_the_model_runs_without_gradients_and_the_thread_keeps_its_mode(llama):
 
 def test_engines_of_one_model_run_beside_each_other():
     requests = [Generation([5, 6 + number], 10) for number in range(8)]
-    engines = [TransformersEngine(model("Llama"), eos_token_id=()) for _ in range(2)]
+    engines = [TransformersEngine(tiny(), eos_token_id=()) for _ in range(2)]
     batchers = [ContinuousBatcher(engine, max_batch_size=3) for engine in engines]
     streams = [[batcher.stream(request) for request in requests] for batcher in batchers]
     for each in streams:
