@@ -564,7 +564,8 @@ MUTANTS = [
     ),
     Mutant(
         "a request that is put back as the batcher closes is left there",
-        "            if not closed:  # or else they would be left there: `request_close` has looked\n",
+        "            if not closed:  # or else they would be left there: `request_close` has "
+        "looked\n",
         "            closed = False\n            if True:\n",
         ENGINES,
     ),
@@ -805,8 +806,8 @@ MUTANTS = [
     ),
     Mutant(
         "threads are not ended when the batcher has ended",
-        "        if self.ended:\n            _end_all(self._threads)\n",
-        "",
+        "            _end_all(self._threads)\n        super()._check_ended()\n",
+        "        super()._check_ended()\n",
         BATCHERS_IN_THREADS,
     ),
     Mutant(

@@ -260,7 +260,7 @@ def test_an_engine_may_close_its_batcher_as_it_is_closed():
     engines.check()
 
 
-@pytest.mark.rule(31)
+@pytest.mark.rule(9)
 def test_after_an_interrupt_anywhere_in_closing_the_engine_is_closed_once():
     line, where = 0, "somewhere"
     while where:
