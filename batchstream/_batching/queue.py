@@ -158,6 +158,18 @@ class WaitingQueue(Generic[RequestT]):
                 heappush(self._due, (due, next(self._numbers), group))
         group[request] = None
 
+    def put_back(self, request: RequestT) -> None:
+        """Add a request again that was taken, in front of all others, whether there is room or not.
+
+        Of several that were taken, the last is put back first.
+        """
+        self.append(request, room=self.__len__)
+        group = self._groups[request.group]
+        if self._batch_timeout:
+            heappush(self._due, (request.arrived, next(self._numbers), group))
+        self._all.move_to_end(request, last=False)
+        group.move_to_end(request, last=False)
+
     def has_group(self, group: object) -> bool:
         """Whether requests of this group wait."""
         return group in self._groups

@@ -35,7 +35,9 @@ from batchstream import (
     Last,
     Many,
     Metrics,
+    NotNow,
     Replies,
+    RequestError,
     Statistics,
     StepEngine,
     Stream,
@@ -444,6 +446,25 @@ class Engine:
 engine: StepEngine[bytes, int] = Engine()
 
 
+class TooLongError(RequestError):
+    """A user's own."""
+
+
+class ClosedEngine(Engine):
+    def add(self, slot: int, request: bytes) -> None:
+        if len(request) > 9:
+            raise TooLongError("too long")
+        raise NotNow
+
+    def close(self) -> None: ...
+
+
+closed_engine: StepEngine[bytes, int] = ClosedEngine()
+ContinuousBatcher[bytes, int](ClosedEngine, max_batch_size=4)
+rejection: batchstream.BatchStreamError = TooLongError("too long")
+failed: Fail = Fail(RequestError("too long"))
+
+
 # ---- one result for each request
 
 
@@ -523,7 +544,7 @@ async def continuous() -> None:
         async with aclosing(joined.amap([b"a"])) as replies:
             assert_type(await anext(replies), list[int])
     ContinuousBatcher[bytes, int](Engine, max_batch_size=4)
-    ContinuousBatcher(object(), max_batch_size=4)  # type: ignore[arg-type]
+    ContinuousBatcher(object(), max_batch_size=4)  # type: ignore[call-overload]
     try:
         joined.astream(b"a")
     except batchstream.OverloadedError as error:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from starlette.exceptions import HTTPException
 
+from batchstream import RequestError
+
 if TYPE_CHECKING:
     from batchstream import StreamEnd
 
@@ -27,6 +29,8 @@ _DASHES_OF_UUID: Final = 4
 
 _FINAL_STATUS: Final = range(200, 600)
 
+_UNPROCESSABLE: Final = 422
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -36,15 +40,19 @@ class Failure:
         status_code: The HTTP status.
         detail: Goes into the body as JSON.
         headers: Sent along.
+        rejects: Whether the request itself is at fault, by a `RequestError`.
     """
 
     status_code: int
     detail: Any
     headers: dict[str, str] | None
+    rejects: bool = False
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Return what an `HTTPException` says, and `UNKNOWN` for any other error."""
+        """Return what an `HTTPException` or a `RequestError` says; `UNKNOWN` for other errors."""
+        if isinstance(error, RequestError):
+            return cls(_UNPROCESSABLE, text_of(error), None, rejects=True)
         if isinstance(error, HTTPException):
             try:
                 status = int(error.status_code)
