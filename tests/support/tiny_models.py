@@ -114,8 +114,10 @@ def tiny_text(seed=0):
     bare.decoder = decoders.ByteLevel()
     bare.add_special_tokens(specials)
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bare, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+        tokenizer_object=bare, model_input_names=["input_ids", "attention_mask"]
     )
+    for part, name in zip(("pad", "bos", "eos"), specials, strict=False):
+        setattr(tokenizer, f"{part}_token", name)
     tokenizer.chat_template = (
         "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"

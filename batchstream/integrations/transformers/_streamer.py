@@ -17,8 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Self
 
-import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 from typing_extensions import TypeVar
 
@@ -29,9 +28,15 @@ from batchstream import (
     Many,
     SourceError,
     Stream,
-    token_ids,
 )
 from batchstream.integrations.transformers._ids import ids_of
+from batchstream.integrations.transformers._limits import limits_of_slots
+from batchstream.integrations.transformers._marks import (
+    Marks,
+    RowCriteria,
+    listed,
+    taken_criteria,
+)
 from batchstream.integrations.transformers._settings import Settings
 from batchstream.text import TextDecoder, decode_steps
 
@@ -59,12 +64,11 @@ class BatchStreamer(BaseStreamer, Generic[T]):
     iterated over like that: `BatchStreamer` takes its place. With more, `streams` or `astreams`
     hands out the streams. Use one for each call.
 
-    Call `generate` by `run`: it passes the streamer and its stopping criteria on, and hands an
-    error to the streams. Where it is called otherwise, pass `stopping_criteria` too, as else it
-    computes sequences that have ended or left to the end of the batch.
-
-    `generate` shows that a stopping criterion has ended a sequence by nothing but the padding that
-    follows; so the padding id is taken for an end as well.
+    Call `generate` by `run`: it hands an error to the streams, knows what ends a sequence, and
+    stops `generate` when no stream is live. Where it is called otherwise, pass `stopping_criteria`
+    too: `generate` goes on as long as one of its sequences does. There, that a stopping criterion
+    has ended a sequence shows in nothing but the padding that follows; so the padding id is taken
+    for an end as well, and must be no id that the model gives.
 
     Args:
         tokenizer: A tokenizer of transformers, for streams of text; None for token ids.
@@ -74,7 +78,7 @@ class BatchStreamer(BaseStreamer, Generic[T]):
         size: How many sequences there are: prompts times `num_return_sequences`.
         eos_token_id: The id or the ids that end a sequence. None for the tokenizer's, and with
             `run` those of the model.
-        pad_token_id: The id of padding. None for the tokenizer's, and with `run` the model's.
+        pad_token_id: The id of padding. None for the tokenizer's. With `run` it ends nothing.
         max_new_tokens: How many tokens a stream may have: one number for all, or one for each.
         stop: Stop strings, see `TextDecoder`; they need a tokenizer.
         max_buffered: How many outputs a stream may hold unread; 1024 if it is None.
@@ -126,21 +130,23 @@ class BatchStreamer(BaseStreamer, Generic[T]):
         self._has_eos = eos_token_id is not None
         if tokenizer is not None:
             self._eos = self._eos or ids_of(getattr(tokenizer, "eos_token_id", None))
-            self._pad = tokenizer.pad_token_id if pad_token_id is None else pad_token_id
-        self._max_new_tokens = max_new_tokens
+            if pad_token_id is None:
+                self._pad = getattr(tokenizer, "pad_token_id", None)
         self._stop = stop
         self._stream: Stream[Any] | None = None
         self._astream: AsyncStream[Any] | None = None
 
         self._pushed = _Pushed()
-        self._steps: Any = None  # what decodes; from the prompts on
+        self._rows = RowCriteria(live=lambda: self._channel.live)
+        self._marks: Marks | None = None  # from the prompts on
+        self._steps: Any = None  # what decodes
         self._made = 0  # steps
         self._limit: int | None = None  # of generate, as far as `run` knows it
-        self._padded: set[int] = set()  # the slots that generate itself has ended
         self._runs = False  # by `run`, which catches `_Left`
-        self._asks = False  # generate asks our criteria whether to go on
+        self._over = False
         self._thread = threading.local()
-        self._decoded([()] * size)  # what it refuses, it refuses now
+        self._limits = limits_of_slots(max_new_tokens, size)
+        self._decoder(())  # what it refuses, it refuses now
 
     # ---- the streams
 
@@ -196,7 +202,7 @@ class BatchStreamer(BaseStreamer, Generic[T]):
     @property
     def stopping_criteria(self) -> StoppingCriteriaList:
         """The argument of `generate` that ends sequences whose stream has ended, or has left."""
-        return StoppingCriteriaList([_Live(self)])
+        return listed(self._rows)
 
     def run(self, generate: Callable[..., Returned], /, **kwargs: Any) -> Returned | None:
         """Call `generate` with this streamer, and hand its error to the streams.
@@ -215,12 +221,12 @@ class BatchStreamer(BaseStreamer, Generic[T]):
 
         Blocking: until `generate` has returned.
         """
+        self._check_new()
         self._learn(getattr(generate, "__self__", None), kwargs)
-        criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or ())
-        criteria += self.stopping_criteria
+        self._rows = RowCriteria(taken_criteria(kwargs), live=lambda: self._channel.live)
         self._runs = True
         try:
-            return generate(**kwargs, streamer=self, stopping_criteria=criteria)
+            return generate(**kwargs, streamer=self, stopping_criteria=self.stopping_criteria)
         except _Left:
             self._close()
             return None
@@ -231,16 +237,16 @@ class BatchStreamer(BaseStreamer, Generic[T]):
                 return None
             raise
 
+    def _check_new(self) -> None:
+        if self._over or self._marks is not None:
+            raise ClosedError("a BatchStreamer is for one call of generate: make another one")
+
     def _learn(self, model: Any, kwargs: Mapping[str, Any]) -> None:
         """Take the ends from the settings of a call, where the program did not say them."""
-        settings = Settings(model, kwargs)
         if not self._has_eos:
-            self._eos |= settings.eos
-        if self._pad is None:
-            self._pad = settings.pad
+            self._eos |= Settings(model, kwargs).eos
         self._limit = kwargs.get("max_new_tokens")
-        if self._max_new_tokens is None:
-            self._max_new_tokens = self._limit
+        self._limits = [self._limit if limit is None else limit for limit in self._limits]
 
     # ---- what generate calls
 
@@ -253,13 +259,13 @@ class BatchStreamer(BaseStreamer, Generic[T]):
 
         Blocking: with `on_overflow="wait"`, while a live stream has no room.
         """
-        if self._steps is None:
+        if self._marks is None or self._over:
             self._begin(value.tolist())
         elif self._channel.live:
-            self._step(value.tolist())
+            self._step(self._marks, value)
         elif self._runs:
             raise _Left
-        elif not self._asks:
+        elif not self._rows.asked:
             raise ClosedError(
                 "no stream is live, so generate ends here: pass "
                 "stopping_criteria=streamer.stopping_criteria, or call streamer.run(model.generate,"
@@ -268,12 +274,14 @@ class BatchStreamer(BaseStreamer, Generic[T]):
 
     def end(self) -> None:
         """Deliver what is held back, and end the streams that are live."""
-        if self._steps is not None and self._channel.live:
-            self._pushed.step = None
-            self._hand_out()
+        if self._marks is not None and self._channel.live:
+            if stopped := self._marks.stopped():
+                self._hand_out(stopped)
+            self._hand_out(None)
         self._close()
 
     def _begin(self, prompts: list[list[int]]) -> None:
+        self._check_new()
         size = len(self._channel)
         if len(prompts) != size:
             error = ValueError(
@@ -284,21 +292,14 @@ class BatchStreamer(BaseStreamer, Generic[T]):
             raise error
         self._thread.guard = _Guard(self._channel)
         ids = [_without_padding(prompt, self._pad) for prompt in prompts]
-        self._steps = self._decoded(ids)
+        ends = self._eos if self._runs or self._pad is None else self._eos | {self._pad}
+        self._marks = Marks(self._rows, len(prompts[0]), self._limits, ends)
+        self._steps = decode_steps(self._pushed, [self._decoder(prompt) for prompt in ids])
         if not self._skip_prompt:
             decode = self._tokenizer and self._tokenizer.decode
             self._channel.put(
                 [decode(it, **self._decode_kwargs) if decode else Many(it) for it in ids]
             )
-
-    def _decoded(self, prompts: Sequence[Sequence[int]]) -> Any:
-        self._ends = self._eos if self._pad is None else self._eos | {self._pad}
-        return decode_steps(
-            self._pushed,
-            [self._decoder(prompt) for prompt in prompts],
-            is_eos=token_ids(self._ends) if self._ends else None,
-            max_outputs=self._max_new_tokens,
-        )
 
     def _decoder(self, prompt: Sequence[int]) -> TextDecoder | None:
         if self._tokenizer is None:
@@ -312,29 +313,33 @@ class BatchStreamer(BaseStreamer, Generic[T]):
             skip_special_tokens=skips,
         )
 
-    def _step(self, ids: list[Any]) -> None:
-        rows = [row if isinstance(row, list) else [row] for row in ids]
-        self._padded |= {slot for slot, row in enumerate(rows) if self._ends.intersection(row)}
+    def _step(self, marks: Marks, value: Any) -> None:
         self._made += 1
-        self._pushed.step = [Many(row) for row in rows]
-        self._hand_out()
+        marks.keep(self._channel.live)
+        self._hand_out(marks.elements(value))
+        if not self._runs or self._channel.live:
+            return
         # If generate ends now by itself, it returns what it has made.
-        at_end = len(self._padded) == len(rows) or self._made == self._limit
-        if self._runs and not self._channel.live and not at_end:
+        known = marks.over | self._rows.known
+        if len(known) < len(self._channel) and self._made != self._limit:
             raise _Left
 
-    def _hand_out(self) -> None:
+    def _hand_out(self, step: dict[int, Any] | None) -> None:
+        """Let what decodes read a step, and put what it makes of it; None is the end."""
+        self._pushed.step = step
         try:
-            step = self._steps.send(self._channel.live)
+            decoded = self._steps.send(self._channel.live)
         except StopIteration:
             return
-        self._channel.put(step)
+        self._channel.put(decoded)
 
     def _close(self) -> None:
+        self._over = True
         self._channel.close()
         vars(self._thread).clear()  # behind the end, the guard does nothing
 
     def _fail(self, error: BaseException) -> None:
+        self._over = True
         self._channel.fail(error)
         vars(self._thread).clear()
 
@@ -343,31 +348,15 @@ class _Pushed:
     """The source of the steps that were put: the one that is there."""
 
     def __init__(self) -> None:
-        self.step: list[Any] | None = None
+        self.step: dict[int, Any] | None = None
 
-    def __iter__(self) -> Iterator[list[Any]]:
+    def __iter__(self) -> Iterator[dict[int, Any]]:
         return self
 
-    def __next__(self) -> list[Any]:
+    def __next__(self) -> dict[int, Any]:
         if self.step is None:
             raise StopIteration
         return self.step
-
-
-class _Live(StoppingCriteria):
-    """Ends the rows whose streams are not live."""
-
-    def __init__(self, streamer: BatchStreamer) -> None:
-        self._streamer = streamer
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        """Return which rows end, as a tensor of shape (rows,)."""
-        del scores, kwargs
-        self._streamer._asks = True  # noqa: SLF001 - it is a part of the streamer
-        live = self._streamer._channel.live  # noqa: SLF001
-        over = torch.ones(input_ids.shape[0], dtype=torch.bool)
-        over[list(live)] = False
-        return over.to(input_ids.device)
 
 
 class _Guard:

@@ -134,20 +134,27 @@ def test_a_streamer_of_several_sequences_is_not_one_stream():
 # ---- batches
 
 
+def without_padding(model):
+    """Return settings under which the model never gives the padding id itself."""
+    assert model.generation_config.pad_token_id == 0
+    return {**SETTINGS, "suppress_tokens": [0, *FEW]}
+
+
 @pytest.mark.parametrize("by", ["run", "generate", "generate with criteria"])
 def test_each_stream_is_given_what_generate_returns_for_its_row(model, by):
     inputs = prompts(3, 7, 1, 5, 2)
-    expected = generated(model, inputs, **SETTINGS)
-    out = model.generate(**inputs, **SETTINGS)
-    streamer = BatchStreamer(size=5, eos_token_id=EOS, skip_prompt=True)
+    settings = SETTINGS if by == "run" else without_padding(model)
+    expected = generated(model, inputs, **settings)
+    out = model.generate(**inputs, **settings)
+    streamer = BatchStreamer(size=5, eos_token_id=EOS, pad_token_id=0, skip_prompt=True)
     streams = streamer.streams()
     if by == "run":
-        running = Running(streamer.run, model.generate, **inputs, **SETTINGS)
+        running = Running(streamer.run, model.generate, **inputs, **settings)
     else:
         more = {}
         if by == "generate with criteria":
             more["stopping_criteria"] = streamer.stopping_criteria
-        running = Running(model.generate, streamer=streamer, **inputs, **SETTINGS, **more)
+        running = Running(model.generate, streamer=streamer, **inputs, **settings, **more)
     assert read(streams) == expected
     assert torch.equal(running.result(), out)
     if by == "run":  # which knows the limit of the call
@@ -158,11 +165,12 @@ def test_each_stream_is_given_what_generate_returns_for_its_row(model, by):
 def test_prompts_come_first_without_their_padding(model):
     inputs = prompts(2, 4)
     expected = generated(model, inputs, **SETTINGS)
-    streamer = BatchStreamer(size=2)
+    streamer = BatchStreamer(size=2, pad_token_id=0)
     running = Running(streamer.run, model.generate, **inputs, **SETTINGS)
     got = read(streamer.streams())
     running.result()
     ids = inputs["input_ids"].tolist()
+    assert ids[0][:2] == [0, 0]
     assert got == [ids[0][2:] + expected[0], ids[1] + expected[1]]
 
 
@@ -173,7 +181,7 @@ def test_run_learns_the_ends_of_the_model(model):
     running = Running(streamer.run, model.generate, **inputs, **settings)
     got = read(streamer.streams())
     out = running.result()[:, 7:].tolist()
-    ends = [next((at for at, it in enumerate(ids) if it in {5, 7, 9}), MOST) for ids in out]
+    ends = [next((at for at, it in enumerate(ids) if it in {5, 7}), MOST) for ids in out]
     assert got == [ids[:end] for ids, end in zip(out, ends, strict=True)]
 
 
@@ -213,20 +221,32 @@ class EndsFirstRow(StoppingCriteria):
         return torch.tensor([input_ids.shape[1] >= 6] + [False] * (len(input_ids) - 1))
 
 
-def test_padding_ends_a_row_that_a_criterion_has_stopped():
+@pytest.mark.parametrize("by", ["run", "generate"])
+def test_a_row_that_a_criterion_has_stopped_ends(by):
     model, inputs = tiny(), prompts(4, 4)
-    script = LogitsProcessorList([Script([[7] * 9, [8] * 9], 4)])
+    call = {**inputs, "max_new_tokens": 30, "stopping_criteria": [EndsFirstRow()]}
+    call["stopping_criteria"] = StoppingCriteriaList(call["stopping_criteria"])
+    call["logits_processor"] = LogitsProcessorList([Script([[7] * 9, [8] * 9], 4)])
+    streamer = BatchStreamer(size=2, skip_prompt=True, eos_token_id=EOS, pad_token_id=0)
+    streams = streamer.streams()
+    if by == "run":
+        running = Running(streamer.run, model.generate, **call)
+    else:
+        running = Running(model.generate, streamer=streamer, **call)
+    assert read(streams) == [[7, 7], [8] * 9]
+    running.result()
+    told = {"stopping_criterion": "EndsFirstRow"} if by == "run" else None
+    assert streams[0].end.info == told
+
+
+def test_run_knows_the_padding_id_as_a_token():
+    model, inputs = tiny(), prompts(4, 4)
+    script = LogitsProcessorList([Script([[0, 7, 0], [8] * 5], 4)])
     streamer = BatchStreamer(size=2, skip_prompt=True)
     streams = streamer.streams()
-    running = Running(
-        streamer.run,
-        model.generate,
-        **inputs,
-        max_new_tokens=30,
-        logits_processor=script,
-        stopping_criteria=StoppingCriteriaList([EndsFirstRow()]),
-    )
-    assert read(streams) == [[7, 7], [8] * 9]
+    call = {**inputs, "max_new_tokens": 30, "logits_processor": script}
+    running = Running(streamer.run, model.generate, **call)
+    assert read(streams) == [[0, 7, 0], [8] * 5]
     running.result()
 
 
@@ -398,7 +418,7 @@ def test_a_streamer_is_for_one_call():
         ([], {"stop": ["x"]}, "has no tokenizer, so that stop= has no meaning"),
         ([], {"skip_special_tokens": True}, "so that skip_special_tokens= has no meaning"),
         ([object()], {}, "a method decode"),
-        ([], {"eos_token_id": "</s>"}, "token_ids takes whole numbers"),
+        ([], {"eos_token_id": "</s>"}, "takes whole numbers"),
     ],
 )
 def test_what_is_of_the_wrong_kind_is_refused(arguments, more, message):
@@ -409,5 +429,5 @@ def test_what_is_of_the_wrong_kind_is_refused(arguments, more, message):
 def test_what_cannot_work_is_refused():
     with pytest.raises(ValueError, match="size"):
         BatchStreamer(size=-1)
-    with pytest.raises(ValueError, match="max_outputs"):
+    with pytest.raises(ValueError, match="max_new_tokens has 1 limits, expected 2"):
         BatchStreamer(size=2, max_new_tokens=[1])
