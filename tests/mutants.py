@@ -577,8 +577,8 @@ MUTANTS = [
     ),
     Mutant(
         "an engine that a user gave is discarded",
-        "        if self._factory is None:\n            return\n        engine, is_open",
-        "        engine, is_open",
+        "        if self._factory is None:\n            return\n        engine = self._engine\n",
+        "        engine = self._engine\n",
         ENGINES,
     ),
     Mutant(
