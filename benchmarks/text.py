@@ -102,9 +102,8 @@ def decoders_alone(ids: list[int]) -> dict[str, Callable[[], str]]:
         torch = importlib.import_module("torch")
     except ImportError:
         return runs
-    return runs | {
-        "TextStreamer, transformers": partial(by_text_streamer, transformers, torch, ids)
-    }
+    runs["TextStreamer, transformers"] = partial(by_text_streamer, transformers, torch, ids)
+    return runs
 
 
 class Engine:
