@@ -4,6 +4,7 @@ from batchstream._batching.continuous import ContinuousBatcher as ContinuousBatc
 from batchstream._batching.continuous import StepEngine as StepEngine
 from batchstream._batching.decorator import batched as batched
 from batchstream._batching.dynamic import DynamicBatcher as DynamicBatcher
+from batchstream._batching.engine import NotNow as NotNow
 from batchstream._batching.metrics import Metrics as Metrics
 from batchstream._batching.replies import AsyncReplies as AsyncReplies
 from batchstream._batching.replies import Replies as Replies
@@ -16,6 +17,7 @@ from batchstream._core.errors import DeadlineError as DeadlineError
 from batchstream._core.errors import ForkedError as ForkedError
 from batchstream._core.errors import MissingEOSError as MissingEOSError
 from batchstream._core.errors import OverloadedError as OverloadedError
+from batchstream._core.errors import RequestError as RequestError
 from batchstream._core.errors import SlowConsumerError as SlowConsumerError
 from batchstream._core.errors import SourceError as SourceError
 from batchstream._core.errors import StepError as StepError
@@ -68,8 +70,10 @@ __all__ = [
     "Many",
     "Metrics",
     "MissingEOSError",
+    "NotNow",
     "OverloadedError",
     "Replies",
+    "RequestError",
     "SlowConsumerError",
     "SourceError",
     "Statistics",

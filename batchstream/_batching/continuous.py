@@ -170,4 +170,4 @@ class ContinuousBatcher(Batcher[RequestT, T]):
                 raise
             return pump, batch
 
-        self._dispatcher = ThreadDispatcher(options, open_in_thread, engine_.begin_anew)
+        self._dispatcher = ThreadDispatcher(options, open_in_thread, engine_)

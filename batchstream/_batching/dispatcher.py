@@ -52,7 +52,6 @@ from batchstream._pumps.process import forkable_batchers
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from batchstream._batching.metrics import MetricsCaller
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request_batch import RequestBatch
     from batchstream._batching.scheduler import Decision, Reaped, Worker
@@ -80,13 +79,33 @@ class AnyFlight(LoopBound, Protocol[T]):
         """Take note that the queue has room again, and wake the consumer."""
 
 
+class Model(Protocol):
+    """What all batches of a dispatcher share: an engine.
+
+    Attributes:
+        is_open: Whether there is one to be closed. It is until `discard` has returned.
+    """
+
+    @property
+    def is_open(self) -> bool: ...
+    def discard(self) -> None:
+        """Close it; where that is not this object's to do, do nothing.
+
+        Raises:
+            BaseException: One of `INTERRUPTS`.
+        """
+
+    def begin_anew(self) -> bool:
+        """Get ready for a forked child, in which no request is open; False if that cannot be."""
+
+
 class Dispatcher(ABC, Generic[T]):
     """The requests of one batcher, and its workers.
 
     Args:
         options: What the batcher was made with.
-        can_begin_anew: Returns whether the model can be used in a forked child, where no request
-            was open at the fork; None if it always can.
+        model: What all batches share, if they share anything: an engine. Its batches may put
+            requests back that were taken for them.
 
     Attributes:
         options: The same.
@@ -106,16 +125,16 @@ class Dispatcher(ABC, Generic[T]):
     def __init__(
         self,
         options: BatcherOptions[Any, T],
-        can_begin_anew: Callable[[], bool] | None = None,
+        model: Model | None = None,
     ) -> None:
         self.options = options
-        self._can_begin_anew = can_begin_anew
+        self._model = model
         self.context = copy_context()
         self.parking = ParkingLot()
         self.forked = False
         self.consumers: dict[Request[T], int] = {}
         self.held_back: set[AnyFlight[T]] = set()
-        self.scheduler: Scheduler[T] = Scheduler(options, reuses_workers=self._reuses_workers)
+        self.scheduler = self._new_scheduler()
         # Re-entrant for the sake of `statistics`, which a signal's handler may call.
         self._lock = RLock()
         self._ended = Event(self.parking)  # closed, and no worker is at work
@@ -123,6 +142,13 @@ class Dispatcher(ABC, Generic[T]):
         self._has_warned = False  # see `_warn_if_a_loop_stops`
         self._keys = KeyInterner()
         forkable_batchers.add(self)
+
+    def _new_scheduler(self) -> Scheduler[T]:
+        return Scheduler(
+            self.options,
+            reuses_workers=self._reuses_workers,
+            may_put_back=self._model is not None,
+        )
 
     @property
     def ended(self) -> bool:
@@ -328,8 +354,9 @@ class Dispatcher(ABC, Generic[T]):
                 if decision.requests:
                     if self.held_back:
                         self._tell_of_room()
-                    if self.options.metrics is not None:
-                        _report_joined(self.options.metrics, decision.requests, now)
+                    if self._model is None and self.options.metrics is not None:
+                        waited = [now - request.arrived for request in decision.requests]
+                        self.options.metrics("joined", waited)
                     self._wake_another()
                 elif decision.wait is None:
                     self._check_ended()
@@ -346,17 +373,31 @@ class Dispatcher(ABC, Generic[T]):
         with self._lock:
             now = clock.monotonic()
             reaped = self.scheduler.reap(now)
-            joining = self.scheduler.join(now, slots=slots, spent=spent)
+            taken = self.scheduler.take(now, slots=slots, spent=spent)
         try:
             self._follow_up(reaped, now)
-            if self.held_back and joining:
+            if self.held_back and taken:
                 self._tell_of_room()
-            if self.options.metrics is not None:
-                _report_joined(self.options.metrics, joining, now)
         except BaseException as error:
-            self.fail_all(joining, error)
+            self.fail_all(taken, error)
             raise
-        return joining
+        return taken
+
+    def count_joined(self, requests: Sequence[Request[T]], now: float) -> None:
+        """Count requests that have joined a running batch together."""
+        with self._lock:
+            waited = self.scheduler.join(requests, now)
+        if waited and self.options.metrics is not None:
+            self.options.metrics("joined", waited)
+
+    def put_back(self, requests: Sequence[Request[T]]) -> None:
+        """Let requests wait again that were taken, in their order and in front of all others."""
+        with self._lock:
+            closed = self.scheduler.closed
+            if not closed:  # or else they would be left there: `request_close` has looked
+                self.scheduler.put_back(requests)
+        if closed:
+            self.fail_all(requests, closed_error(self.scheduler.closing))
 
     def _rest(self, worker: Worker) -> None:
         """Take a worker from work that has ended without asking for another batch."""
@@ -664,7 +705,7 @@ class Dispatcher(ABC, Generic[T]):
         if self.options.metrics is not None:
             self.options.metrics.after_fork()
         in_use = any(not request.ends for request in self.scheduler.totals.open)
-        if not in_use and (self._can_begin_anew is None or self._can_begin_anew()):
+        if not in_use and (self._model is None or self._model.begin_anew()):
             self._begin_anew()
             return
         self.forked = True
@@ -677,7 +718,7 @@ class Dispatcher(ABC, Generic[T]):
     def _begin_anew(self) -> None:
         """Forget the workers, the batches that were being closed, and what another thread held."""
         before = self.scheduler
-        self.scheduler = Scheduler(self.options, reuses_workers=self._reuses_workers)
+        self.scheduler = self._new_scheduler()
         self.scheduler.closed, self.scheduler.closing = before.closed, before.closing
         # The figures go on, as the metrics do that were copied along; and so do the requests that
         # are still to be counted as ended.
@@ -694,8 +735,3 @@ def _forked_error() -> ForkedError:
         "this batcher had requests when its process was forked, and cannot be used in the fork: "
         "fork before the first request, or when all have ended; or make a batcher in each process"
     )
-
-
-def _report_joined(metrics: MetricsCaller, joining: Sequence[Request[Any]], now: float) -> None:
-    if joining:
-        metrics("joined", [now - request.arrived for request in joining])

@@ -6,14 +6,21 @@ import inspect
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from typing_extensions import TypeVar
 
+from batchstream._batching import clock
 from batchstream._batching.request import closed_error
 from batchstream._batching.request_batch import RequestBatch
 from batchstream._core.arguments import call_text, takes
-from batchstream._core.errors import SourceError, report_unraisable
+from batchstream._core.errors import (
+    RequestError,
+    SourceError,
+    call_quietly,
+    report_unraisable,
+)
 from batchstream._core.records import FinishReason, StreamEnd
 from batchstream._handoff.buffer import Buffer
 from batchstream._pumps.process import forkable
@@ -36,6 +43,15 @@ _drivers: Final[dict[int, weakref.ref[Engine]]] = {}
 """What drives a user's engine at the moment, by the `id` of that engine, which it keeps alive."""
 
 
+class NotNow(Exception):  # noqa: N818 - it is no error, and reaches no client
+    """Raised by `add` of a `StepEngine` that has no room for a request at the moment.
+
+    The request waits on, in front of all others, and none overtakes it. It is added again after a
+    request has left the engine. If there is no other in the engine it would wait for ever, and so
+    it fails with `RequestError`.
+    """
+
+
 class Engine:
     """The engine that a user gave, or the present one of those that the user's function makes.
 
@@ -43,6 +59,11 @@ class Engine:
 
     Args:
         engine: A `StepEngine`, or a function without arguments that makes one.
+
+    Attributes:
+        is_full: Whether a request was told `NotNow`, and none has left since.
+        is_open: Whether there is an engine to be closed: it was made here, and has a `close`. It is
+            until that has returned.
 
     Raises:
         TypeError: It is neither; or its `step` is no plain function, or it needs arguments.
@@ -56,6 +77,8 @@ class Engine:
         else:
             self._engine = _checked(engine, "engine")
         self._occupied: set[int] = set()
+        self.is_full = False
+        self.is_open = False
         self._driving: int | None = None  # the key in `_drivers`
         self._in_call = False
         self._context: Context
@@ -66,7 +89,9 @@ class Engine:
         self._context = context
         if self._engine is None:
             assert self._factory is not None  # noqa: S101 - there is one of the two
-            self._engine = _checked(context.run(self._factory), "what the engine's factory returns")
+            made = _checked(context.run(self._factory), "what the engine's factory returns")
+            self.is_open = _has_close(made)
+            self._engine = made
         return self
 
     def drive(self, context: Context) -> None:
@@ -81,8 +106,11 @@ class Engine:
         if driver is None:  # it was dropped, and had another engine
             _drivers[key] = own
         elif driver is not self:
+            engine = self._engine
+            if self._factory is not None:
+                self._forget()  # and do not close it: it is the other's
             raise RuntimeError(
-                f"the engine {self._engine!r} is driven by another ContinuousBatcher, whose "
+                f"the engine {engine!r} is driven by another ContinuousBatcher, whose "
                 f"requests are in the same slots: make an engine for each, or give both a function "
                 f"that makes one"
             )
@@ -93,14 +121,28 @@ class Engine:
             self.stop_driving()
             raise
 
-    def add(self, slot: int, content: Any) -> None:
-        """Add a request."""
+    def add(self, slot: int, content: Any) -> bool:
+        """Add a request; False if it has to wait until another has left.
+
+        Raises:
+            RequestError: There is no other, and it would wait for ever.
+            BaseException: What the engine raises.
+        """
         self._in_call = True
         try:
             self._context.run(self._engine.add, slot, content)
+        except NotNow as refusal:
+            if not self._occupied:
+                raise RequestError(
+                    "the request can never be served: the engine has no room for it, although no "
+                    "other request is in the engine"
+                ) from refusal
+            self.is_full = True
+            return False
         finally:
             self._in_call = False
         self._occupied.add(slot)
+        return True
 
     def advance(self, _: tuple[int, ...]) -> object:
         """Make a step."""
@@ -116,6 +158,8 @@ class Engine:
         """Remove all requests but those in these slots, and return the slots that became free."""
         interrupt: KeyboardInterrupt | None = None
         free = sorted(self._occupied.difference(slots))
+        if free:
+            self.is_full = False
         for slot in free:
             self._occupied.discard(slot)
             self._in_call = True
@@ -132,11 +176,27 @@ class Engine:
         return free
 
     def discard(self) -> None:
-        """Do not use an engine again that has failed, if another can be made."""
-        if self._factory is not None:
-            self.stop_driving()  # first: while the engine is there, no other has its `id`
-            self._engine = None
-            self._occupied.clear()
+        """Close an engine that was made here, and do not use it again: if need be another is made.
+
+        Raises:
+            BaseException: One of `INTERRUPTS`, from its `close`; other errors are reported.
+        """
+        if self._factory is None:
+            return
+        engine, is_open = self._engine, self.is_open
+        self._forget()
+        if engine is not None and is_open:
+            self.is_open = self._in_call = True
+            try:
+                call_quietly(partial(self._context.run, engine.close))
+            finally:
+                self.is_open = self._in_call = False
+
+    def _forget(self) -> None:
+        self.stop_driving()  # first: while the engine is there, no other has its `id`
+        self._engine = None
+        self._occupied.clear()
+        self.is_full = self.is_open = False
 
     def close(self) -> None:
         """Remove all requests; the engine stays."""
@@ -159,12 +219,14 @@ class Engine:
         """Get ready for a forked child, in which no request is open; False if that cannot be.
 
         What the engine has still to remove is removed with its next use. An engine that was in the
-        midst of a call at the fork never ends that call here, and is replaced.
+        midst of a call at the fork never ends that call here, and is replaced. So is one that has a
+        `close`: what it closes, threads for example, is the parent's, and is not closed here.
         """
-        if self._in_call:
-            self._in_call = False
-            self.discard()
-            return self._factory is not None
+        in_call, self._in_call = self._in_call, False
+        if in_call or self.is_open:
+            if self._factory is None:
+                return False
+            self._forget()
         return True
 
 
@@ -186,11 +248,18 @@ class EngineBatch(RequestBatch[T]):
         self._free = list(reversed(range(owner.options.max_batch_size)))
         self._costs: dict[int, float] = {}  # of the requests in the engine, by slot
         self._joining = deque(requests)
+        self._first: Request[T] | None = None  # of the queue, if the engine has no room for it
 
     @property
     def free_slots(self) -> int:
         """How many requests may join before the next step."""
-        return len(self._free)
+        return 0 if self._is_held_up else len(self._free)
+
+    @property
+    def _is_held_up(self) -> bool:
+        """Whether the first request of the queue waits until another has left the engine."""
+        first = self._first
+        return self._engine.is_full and first is not None and not first.ends
 
     def refill(self) -> tuple[int, ...]:
         """Remove the requests that have ended, add those that join, and return the live slots."""
@@ -206,27 +275,49 @@ class EngineBatch(RequestBatch[T]):
                 for slot in self._engine.keep(live):
                     self._free.append(slot)
                     del self._costs[slot]
-        if self._free and not self._joining:
+        if not self._is_held_up:
+            self._first = None  # it may have ended, and is kept no longer
+        if self._free and not self._joining and self._first is None:
             self._joining.extend(owner.take_joining(len(self._free), sum(self._costs.values())))
-        while self._joining:
-            self._add(self._joining.popleft())
+        if self._joining:
+            self._add_joining()
         return core.live
 
-    def _add(self, request: Request[T]) -> None:
+    def _add_joining(self) -> None:
+        """Add the requests that were taken, up to one for which the engine has no room."""
+        owner, joining, now = self._owner, self._joining, clock.monotonic()
+        joined: list[Request[T]] = []
+        while joining:
+            request = joining.popleft()
+            if self._add(request):
+                joined.append(request)
+            elif not request.ends:
+                self._first = request
+                joining.appendleft(request)
+                owner.put_back(joining)
+                joining.clear()
+        if joined:
+            owner.count_joined(joined, now)
+
+    def _add(self, request: Request[T]) -> bool:
+        """Add a request, and return whether it has joined; if not, it has failed or has to wait."""
         if request.ends or self._owner.scheduler.closed:  # the engine need not see it
             self._owner.fail_all([request], closed_error(self._owner.scheduler.closing))
-            return
+            return False
         slot, submission = self._free.pop(), request.submission
         try:
-            self._engine.add(slot, submission.content)
+            if not self._engine.add(slot, submission.content):
+                self._free.append(slot)
+                return False
         except BaseException as error:  # noqa: BLE001 - fails this request alone
             self._free.append(slot)
             self._owner.fail_all([request], error)
-            return
+            return False
         self._costs[slot] = submission.cost
         request.slot = slot  # before it is one of the pump's buffers, which others may end by slot
         self.pump.fanout.occupy(slot, request, submission.max_outputs, submission.is_eos)
         self._seat(slot, request)
+        return True
 
     def failed(self) -> None:
         """Discard an engine that has failed in a step."""
@@ -264,6 +355,27 @@ def check_factory(
             f"which {call_text(factory)} does not take: {instead}"
         )
     return factory
+
+
+def _has_close(engine: Any) -> bool:
+    """Whether an engine that was made has a `close` to be called.
+
+    Raises:
+        TypeError: It is a coroutine function, or needs arguments.
+    """
+    close = getattr(engine, "close", None)
+    if not callable(close):
+        return False
+    wrong = None if takes(close, 0) else call_text(close)
+    if inspect.iscoroutinefunction(close):
+        wrong = "a coroutine function"
+    if wrong is not None:
+        raise TypeError(
+            f"close of an engine is called without arguments in the worker's thread, got "
+            f"{engine!r} whose close is {wrong}: let it be a plain function without arguments, or "
+            f"give it another name"
+        )
+    return True
 
 
 def _is_engine(engine: Any) -> bool:

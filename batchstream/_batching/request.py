@@ -21,19 +21,25 @@ T = TypeVar("T")
 
 NO_SLOT: Final = -1
 
-RequestState: TypeAlias = Literal["new", "waiting", "refused", "joined", "withdrawn", "finished"]
-RequestEvent: TypeAlias = Literal["submit", "refuse", "join", "end"]
+RequestState: TypeAlias = Literal[
+    "new", "waiting", "refused", "taken", "joined", "withdrawn", "finished"
+]
+RequestEvent: TypeAlias = Literal["submit", "refuse", "take", "put back", "join", "end"]
 
 REQUEST_LIFE: Final[dict[tuple[RequestState, RequestEvent], RequestState]] = {
     ("new", "submit"): "waiting",
     ("waiting", "refuse"): "refused",
-    ("waiting", "join"): "joined",
+    ("waiting", "take"): "taken",
     ("waiting", "end"): "withdrawn",
+    ("taken", "put back"): "waiting",
+    ("taken", "join"): "joined",
+    ("taken", "end"): "withdrawn",
     ("joined", "end"): "finished",
 }
-"""What the scheduler knows of a request: one that ended before it joined a batch is withdrawn. Its
-stream may have ended a moment before: then it is queued in `Scheduler.ended_requests`, and counted
-as ended when the scheduler reaps it."""
+"""What the scheduler knows of a request. A worker takes it from the queue, and lets it join a batch
+or puts it back; one that ended before it joined a batch is withdrawn. Its stream may have ended a
+moment before: then it is queued in `Scheduler.ended_requests`, and counted as ended when the
+scheduler reaps it."""
 
 
 def closed_error(closing: str = "") -> ClosedError:

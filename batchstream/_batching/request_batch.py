@@ -54,7 +54,13 @@ class BatchOwner(Protocol[T]):
         """Count the requests that have ended since the last time."""
 
     def take_joining(self, slots: int, spent: float) -> Sequence[Request[T]]:
-        """Take the requests that join a batch with so many free slots, which costs so much."""
+        """Take requests for a running batch with so many free slots, which costs so much."""
+
+    def count_joined(self, requests: Sequence[Request[T]], now: float) -> None:
+        """Count requests that have joined the batch together."""
+
+    def put_back(self, requests: Sequence[Request[T]]) -> None:
+        """Let requests wait again that were taken, in their order and in front of all others."""
 
     def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
         """Fail requests that have not joined a batch."""

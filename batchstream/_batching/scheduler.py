@@ -120,6 +120,8 @@ class Scheduler(Generic[T]):
     Args:
         options: What the batcher was made with.
         reuses_workers: Whether a worker that is idle can be started again.
+        may_put_back: Whether requests that were taken for a batch may be put back. They have joined
+            it only when `join` is called.
 
     Attributes:
         ended_requests: Requests that have ended and were not reaped.
@@ -131,7 +133,9 @@ class Scheduler(Generic[T]):
         closing: By what and when it was closed, for the text of the error.
     """
 
-    def __init__(self, options: BatcherOptions[Any, T], *, reuses_workers: bool) -> None:
+    def __init__(
+        self, options: BatcherOptions[Any, T], *, reuses_workers: bool, may_put_back: bool = False
+    ) -> None:
         self.ended_requests: deque[Request[T]] = deque()
         self.wakeups: deque[WakeUp] = deque()
         self.queue: WaitingQueue[Request[T]] = WaitingQueue(
@@ -147,6 +151,7 @@ class Scheduler(Generic[T]):
         self._max_batch_size = options.max_batch_size
         self._max_workers = options.workers
         self._reuses_workers = reuses_workers
+        self._may_put_back = may_put_back
         self._at_work: set[Worker] = set()
         self._waiting: dict[Worker, tuple[float, Any]] = {}
         self._idle: list[Worker] = []
@@ -189,21 +194,43 @@ class Scheduler(Generic[T]):
         free_slots = sum(batch.free_slots for batch in self.batches)
         return free_workers * self._max_batch_size + free_slots
 
-    def join(self, now: float, *, slots: int, spent: float = 0.0) -> list[Request[T]]:
-        """Take the requests that join a batch with so many free slots, which costs so much."""
-        joining: list[Request[T]] = []
-        if self.closed:
-            return joining
-        waited: list[float] = []
-        while not joining and (taken := self.queue.take(now, slots=slots, spent=spent)):
-            for request in taken:
+    def take(self, now: float, *, slots: int, spent: float = 0.0) -> list[Request[T]]:
+        """Take requests for a batch with so many free slots, which costs so much.
+
+        Those that join it are handed to `join`, others to `put_back` unless they have ended.
+        """
+        taken: list[Request[T]] = []
+        while not (taken or self.closed):
+            if not (requests := self.queue.take(now, slots=slots, spent=spent)):
+                break
+            for request in requests:
                 if not request.ends:
-                    request.state = REQUEST_LIFE[request.state, "join"]
-                    joining.append(request)
-                    waited.append(now - request.arrived)
-        if joining:
+                    request.state = REQUEST_LIFE[request.state, "take"]
+                    taken.append(request)
+        return taken
+
+    def join(self, requests: Sequence[Request[T]], now: float) -> list[float]:
+        """Count requests that have joined a batch together; return how long each had waited.
+
+        Args:
+            requests: The requests; one that was reaped meanwhile is left out.
+            now: When they joined it.
+        """
+        waited: list[float] = []
+        for request in requests:
+            if request.state == "taken":
+                request.state = REQUEST_LIFE[request.state, "join"]
+                waited.append(now - request.arrived)
+        if waited:
             self.totals.count_joined(waited)
-        return joining
+        return waited
+
+    def put_back(self, requests: Sequence[Request[T]]) -> None:
+        """Let requests wait again that were taken, in their order and in front of all others."""
+        for request in reversed(requests):
+            if request.state == "taken":  # one that has ended may have been reaped meanwhile
+                self.queue.put_back(request)
+                request.state = REQUEST_LIFE[request.state, "put back"]
 
     def lost_requests(self) -> list[Request[T]]:
         """Return the requests that a worker has taken, and that have joined no batch.
@@ -299,11 +326,13 @@ class Scheduler(Generic[T]):
             return None
         worker.busy = False
         self._waiting.pop(worker, None)
-        joining = self.join(now, slots=self._max_batch_size)
-        if joining:
+        taken = self.take(now, slots=self._max_batch_size)
+        if taken:
+            if not self._may_put_back:
+                self.join(taken, now)
             worker.busy = True
             self.wake_worker()  # for the requests that still wait
-            return Decision(joining)
+            return Decision(taken)
         at = None if self.closed else self.queue.ready_at()
         if at is not None and all(until > at for until, _ in self._waiting.values()):
             self._waiting[worker] = at, waiter

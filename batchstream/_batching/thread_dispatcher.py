@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-import weakref
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,14 @@ from typing_extensions import TypeVar
 
 from batchstream._batching.dispatcher import Dispatcher
 from batchstream._core.errors import report_unraisable
-from batchstream._pumps.process import running
+from batchstream._pumps.process import running, with_models
 from batchstream._pumps.thread import ThreadPump
-from batchstream._pumps.worker_thread import WorkerThread
+from batchstream._pumps.worker_thread import LastJob, WorkerThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from batchstream._batching.dispatcher import Model
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request
     from batchstream._batching.request_batch import RequestBatch
@@ -35,7 +36,7 @@ class ThreadDispatcher(Dispatcher[T]):
         options: What the batcher was made with.
         open_batch: Makes the pump and the hooks of a batch: called with this dispatcher, the
             requests of the batch and the worker's thread.
-        can_begin_anew: See `Dispatcher`.
+        model: See `Dispatcher`. Its dispatcher has one worker.
     """
 
     def __init__(
@@ -45,13 +46,26 @@ class ThreadDispatcher(Dispatcher[T]):
             [ThreadDispatcher[T], list[Request[T]], WorkerThread],
             tuple[ThreadPump[T], RequestBatch[T]],
         ],
-        can_begin_anew: Callable[[], bool] | None = None,
+        model: Model | None = None,
     ) -> None:
-        super().__init__(options, can_begin_anew)
-        self._open_batch = open_batch
-        self._threads: list[WorkerThread] = []
         # An idle thread refers to no dispatcher, so that a dropped dispatcher is freed.
-        weakref.finalize(self, _end_all, self._threads).atexit = False
+        self._threads: list[WorkerThread] = []
+        self._thread_of_model: WorkerThread | None = None  # in which batches were run, and are
+        super().__init__(options, model)
+        self._open_batch = open_batch
+
+    @property
+    def has_open_model(self) -> bool:
+        """Whether the thread has still to close the model."""
+        return not self.forked and self._model is not None and self._model.is_open
+
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if _is_finalizing() or self.forked:
+            return
+        model, thread = self._model, self._thread_of_model
+        if self.has_open_model and model is not None and thread is not None:
+            LastJob(model.discard).do_in(thread)
+        _end_all(self._threads)
 
     def _start(self, worker: Worker) -> None:
         running.add(self)
@@ -98,6 +112,9 @@ class ThreadDispatcher(Dispatcher[T]):
             self._rest(worker)
 
     def _run_batch(self, requests: list[Request[T]], thread: WorkerThread) -> None:
+        if self._model is not None:
+            self._thread_of_model = thread
+            with_models.add(self)
         try:
             pump, batch = self._open_batch(self, requests, thread)
             self.add_batch(batch)
@@ -113,13 +130,31 @@ class ThreadDispatcher(Dispatcher[T]):
     # ---- the end
 
     def _check_ended(self) -> None:
-        if not self.scheduler.at_work:
+        if not self._is_at_work:
             running.discard(self)
-            if self.scheduler.at_work:  # another thread has started a worker in between
+            if self._is_at_work:  # another thread has started a worker in between
                 running.add(self)
         if self.ended:
+            if self.has_open_model and (thread := self._thread_of_model) is not None:
+                # Only then has it ended: a caller in an event loop must not wait for the thread.
+                # Where two threads come here, the second job finds nothing to do.
+                thread.do(self._close_model)
+                return
             _end_all(self._threads)
         super()._check_ended()
+
+    @property
+    def _is_at_work(self) -> bool:
+        return bool(self.scheduler.at_work) or (self.scheduler.closed and self.has_open_model)
+
+    def _close_model(self) -> None:
+        model = self._model
+        assert model is not None  # noqa: S101 - for the type checker
+        try:
+            model.discard()
+        except BaseException as error:  # noqa: BLE001 - the thread has no caller
+            report_unraisable(error)
+        self._check_ended()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the threads have ended, of a dispatcher that was closed."""
@@ -130,6 +165,7 @@ class ThreadDispatcher(Dispatcher[T]):
     def _begin_anew(self) -> None:
         running.discard(self)
         self._threads.clear()
+        self._thread_of_model = None
         super()._begin_anew()
 
 

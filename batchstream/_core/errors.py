@@ -152,6 +152,16 @@ class OverloadedError(BatchStreamError):
         self.max_pending = max_pending
 
 
+class RequestError(BatchStreamError):
+    """The request cannot be served as it is, and the fault is the client's.
+
+    Raise it, or a subclass, where a request is looked at: in `add` of an engine, in `cost`, `key`
+    or `max_outputs`, or in `Fail` by a function of many requests. The web integrations answer it
+    with 422, and its text goes to the client; any other error of the model is answered with 500,
+    and its text stays on the server.
+    """
+
+
 class DeadlineError(BatchStreamError):
     """The request did not finish, or did not join a batch, in the time that it was given.
 

@@ -49,6 +49,18 @@ class Running(Protocol):
         """Wait until the threads have ended."""
 
 
+class RunningWithModel(Running, Protocol):
+    """What has threads, one of which may have to close a model, such as an engine.
+
+    Attributes:
+        forked: See `Running`.
+    """
+
+    @property
+    def has_open_model(self) -> bool:
+        """Whether one has."""
+
+
 def forked_batch_error() -> ForkedError:
     """Return the error of every use of a batch in a forked child."""
     return ForkedError(
@@ -66,6 +78,9 @@ forkable_batchers: Final[weakref.WeakSet[Forkable]] = weakref.WeakSet()
 running: Final[set[Running]] = set()
 """All pumps and dispatchers with threads at work; this set keeps them alive."""
 
+with_models: Final[weakref.WeakSet[RunningWithModel]] = weakref.WeakSet()
+"""All dispatchers whose threads may have a model to close, though they are not at work."""
+
 
 def _after_fork() -> None:
     # Batchers first: each asks whether a request is open, and the pumps end those that are.
@@ -80,7 +95,7 @@ if hasattr(os, "register_at_fork"):
 
 @atexit.register
 def _close_all() -> None:
-    abandoned = list(running)
+    abandoned = {*running, *(each for each in with_models if each.has_open_model)}
     for each in abandoned:
         if not (each.forked or each.ended):
             call_quietly(each.request_exit)

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import TypeVar
 
+from batchstream._core.errors import report_unraisable
+from batchstream._pumps.process import running
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -75,6 +78,48 @@ class WorkerThread:
     def join(self, timeout: float | None = None) -> None:
         """Wait until the thread has ended."""
         self._thread.join(timeout)
+
+
+class LastJob:
+    """What a thread does last, for an object that was dropped: the end of the program waits for it.
+
+    Args:
+        job: The job. What it raises goes to `sys.unraisablehook`.
+
+    Attributes:
+        ended: Whether it is done.
+        forked: False: in a forked child the thread has ended.
+    """
+
+    forked = False
+
+    def __init__(self, job: Callable[[], object]) -> None:
+        self._job = job
+        self._thread: WorkerThread | None = None
+        self.ended = False
+
+    def do_in(self, thread: WorkerThread) -> None:
+        """Let a thread do it, and then end."""
+        self._thread = thread
+        running.add(self)
+        thread.end_after(self._do)
+
+    def _do(self) -> None:
+        try:
+            self._job()
+        except BaseException as error:  # noqa: BLE001 - the thread has no caller
+            report_unraisable(error)
+        finally:
+            self.ended = True
+            running.discard(self)
+
+    def request_exit(self) -> None:
+        """Do nothing: it is the last job."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the thread has ended."""
+        if self._thread is not None:
+            self._thread.join(timeout)
 
 
 def _do_nothing() -> None:

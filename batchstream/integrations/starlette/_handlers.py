@@ -11,7 +11,9 @@ from batchstream._core.errors import (
     ClosedError,
     DeadlineError,
     OverloadedError,
+    RequestError,
     SlowConsumerError,
+    error_text,
 )
 from batchstream.integrations._http import SendTimeoutError
 
@@ -34,16 +36,22 @@ async def _too_late(_request: Request, error: Exception) -> Response:
     return JSONResponse(detail_of(error), 504)
 
 
+async def _unprocessable(_request: Request, error: Exception) -> Response:
+    return JSONResponse(detail_of(error), 422)
+
+
 # The keys have the type that FastAPI declares, in which a status can be a key too.
 exception_handlers: Final[dict[int | type[Exception], Handler]] = {
     OverloadedError: _unavailable,
     ClosedError: _unavailable,
     DeadlineError: _too_late,
+    RequestError: _unprocessable,
 }
 """Responses to the errors of batchers: `FastAPI(exception_handlers=exception_handlers)`.
 
 `OverloadedError` and `ClosedError` get status 503 and `Retry-After`, `DeadlineError` gets 504, each
-with a `{"detail": ...}` that says nothing about the server. An endpoint that calls `astream`, or
+with a `{"detail": ...}` that says nothing about the server. `RequestError` and its subclasses get
+422, and the text of the error is the detail. An endpoint that calls `astream`, or
 reads a stream itself, raises these errors, and the handlers respond. The responses of this module
 send the same by themselves, unless the application has a handler of its own for the error: then
 they raise it. A `ForkedError` has no handler: no later try will succeed, and the server has to log
@@ -54,6 +62,7 @@ _EXPECTED: Final = (
     OverloadedError,
     ClosedError,
     DeadlineError,
+    RequestError,
     SlowConsumerError,
     SendTimeoutError,
 )
@@ -76,8 +85,9 @@ def handler_of(error: Exception, scope: Scope) -> Handler | None:
 def is_expected(error: Exception, scope: Scope) -> bool:
     """Whether an error in mid-stream is no fault of the server's.
 
-    A deadline has passed, the batcher was closed, the client has not read; or the application has
-    a handler for the error, which Starlette would not call any more, and report at length.
+    A deadline has passed, the batcher was closed, the client has not read, or its request cannot be
+    served; or the application has a handler for the error, which Starlette would not call any
+    more, and report at length.
     """
     if isinstance(error, _EXPECTED):
         return True
@@ -87,9 +97,11 @@ def is_expected(error: Exception, scope: Scope) -> bool:
 
 
 def detail_of(error: Exception) -> dict[str, str]:
-    """Return what a client may know of an error: nothing about the server."""
+    """Return what a client may know of an error: nothing about the server, but its own fault."""
     if isinstance(error, HTTPException):
         return {"detail": error.detail}
+    if isinstance(error, RequestError):
+        return {"detail": error_text(error)}
     if isinstance(error, DeadlineError):
         return {"detail": "Gateway Timeout"}
     if isinstance(error, (ClosedError, OverloadedError)):

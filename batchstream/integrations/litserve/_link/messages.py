@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from starlette.exceptions import HTTPException
 
+from batchstream import RequestError
+
 if TYPE_CHECKING:
     from batchstream import StreamEnd
 
@@ -26,6 +28,8 @@ MessageBatch: TypeAlias = "tuple[int | None, int, list[Message]]"
 _DASHES_OF_UUID: Final = 4
 
 _FINAL_STATUS: Final = range(200, 600)
+
+_UNPROCESSABLE: Final = 422
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,9 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Return what an `HTTPException` says, and `UNKNOWN` for any other error."""
+        """Return what an `HTTPException` or a `RequestError` says; `UNKNOWN` for other errors."""
+        if isinstance(error, RequestError):
+            return cls(_UNPROCESSABLE, text_of(error), None)
         if isinstance(error, HTTPException):
             try:
                 status = int(error.status_code)

@@ -48,6 +48,8 @@ class ContinuousBatch:
         self._engine = Engine(partial(make_engine, context.lit_api)).use(self._variables)
         self._start_over()
         self._joining: deque[tuple[int, object, float, Any]] = deque()
+        # For which the engine has no room, ready to be added, with the time of its submission.
+        self._first: tuple[ServedRequest, float] | None = None
         self._prefetcher = RequestPrefetcher(request_queue, self._size, context.claim)
 
     def serve(self) -> None:
@@ -64,11 +66,16 @@ class ContinuousBatch:
             waiting = [*self._joining, *self._prefetcher.close()]
             with suppress(Exception):  # the transport may be gone if the worker is being stopped
                 requests = [ServedRequest(context, server, uid) for server, uid, *_ in waiting]
+                if self._first is not None:
+                    requests.append(self._first[0])
                 self._serving.fail(requests, error)
                 context.outbox.flush(everything=True)
             raise
         finally:
-            self._engine.close()
+            try:
+                self._engine.close()
+            finally:
+                self._engine.discard()
 
     def step(self) -> Delivery[Any] | None:
         """Refill the free slots and make a step; None once the loop is over and no slot is live."""
@@ -77,8 +84,11 @@ class ContinuousBatch:
             if not live:  # the next request may be a long time away
                 self._context.outbox.flush(everything=True)
             self._free += self._engine.keep(live)
+            if self._first is not None:
+                self._retry(*self._first)
+                live = self._core.live
             self._joining.extend(self._prefetcher.take(block=not live))
-            while self._joining:
+            while self._joining and self._first is None:
                 # Removed last: what interrupts this finds the request, and fails it.
                 if not self._let_join(*self._joining[0]):
                     self._prefetcher.release_slot()
@@ -102,24 +112,50 @@ class ContinuousBatch:
         context = self._context
         request = ServedRequest(context, server, uid, content)
         context.acknowledge(server, uid)
-        if uid in context.disconnects:
+        if self._has_given_up(request, submitted):
             return False
-        if context.is_late(submitted):
-            request.time_out()
+        if not request.attempt(self._prepare):
             return False
-        return request.attempt(self._join)
+        return self._add(request, submitted)
 
-    def _join(self, request: ServedRequest) -> None:
+    def _has_given_up(self, request: ServedRequest, submitted: float) -> bool:
+        """Whether a request that waits needs no answer of the engine's any more."""
+        if request.uid in self._context.disconnects:
+            return True
+        if self._context.is_late(submitted):
+            request.time_out()
+            return True
+        return False
+
+    def _retry(self, request: ServedRequest, submitted: float) -> None:
+        """Add the request for which the engine had no room, if it may have some now."""
+        if self._has_given_up(request, submitted):
+            request.release()
+        elif self._engine.is_full or self._add(request, submitted):
+            return
+        self._first = None
+        self._prefetcher.release_slot()
+
+    def _add(self, request: ServedRequest, submitted: float) -> bool:
+        """Add a request that is ready, or let it wait for room; False if it has failed."""
+        return request.attempt(partial(self._seat, submitted=submitted))
+
+    def _seat(self, request: ServedRequest, *, submitted: float) -> None:
+        slot = self._free[-1]  # taken last: if the engine refuses the request, the slot stays free
+        if not self._engine.use(self._variables).add(slot, request.content):
+            self._first = request, submitted
+            return
+        self._core.open(slot, max_outputs=request.limit, is_eos=request.is_eos)
+        self._serving.seat(self._free.pop(), request)
+        self._first = None  # last: what interrupts this finds the request, and fails it
+
+    def _prepare(self, request: ServedRequest) -> None:
         context = self._context
         request.populate()
         context.trigger(EventTypes.BEFORE_DECODE_REQUEST.value)
         request.decode()
         context.trigger(EventTypes.AFTER_DECODE_REQUEST.value)
         request.begin_encoding(self._serving.look_ahead)
-        slot = self._free[-1]  # taken last: if the engine refuses the request, the slot stays free
-        self._engine.use(self._variables).add(slot, request.content)
-        self._core.open(slot, max_outputs=request.limit, is_eos=request.is_eos)
-        self._serving.seat(self._free.pop(), request)
 
     def _make_step(self) -> Delivery[Any]:
         self._context.trigger(EventTypes.BEFORE_PREDICT.value)

@@ -10,6 +10,7 @@ from litserve.loops.base import _inject_context
 from litserve.utils import LitAPIStatus, PickleableHTTPException
 from starlette.exceptions import HTTPException
 
+from batchstream import RequestError
 from batchstream._core.errors import INTERRUPTS
 from batchstream.integrations.litserve._link.messages import EndMessage, Failure, text_of
 from batchstream.integrations.litserve._log import logger
@@ -192,7 +193,7 @@ def fail_all(requests: Iterable[ServedRequest], error: BaseException) -> None:
 
 def _log(error: BaseException, requests: list[ServedRequest]) -> None:
     uids = ", ".join(str(request.uid) for request in requests)
-    if not isinstance(error, HTTPException | KeyboardInterrupt):
+    if not isinstance(error, HTTPException | KeyboardInterrupt | RequestError):
         logger.error("an error has failed these requests: %s", uids, exc_info=error)
     elif any(request.begun for request in requests):
         # Before the first output it is an answer like any other; now its client cannot see it.
