@@ -37,6 +37,8 @@ def open_channel(
         eos: The id of the token that ends a reply.
         max_new_tokens: How long each reply may be.
     """
+    if not all(prompts):
+        raise ValueError("each prompt needs a token, such as <s>, for the model to begin with")
     # The prompts are read together up to the length of the shortest. What the others have beyond it
     # is forced in the following steps, and comes as if it had been generated.
     shortest = min(map(len, prompts))
