@@ -68,8 +68,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = tiny_models.for_ctranslate2(Path(folder))
         generator = ctranslate2.Generator(str(path), intra_threads=1)
-    prompts = [[tiny_models.TOKENS[5 + n]] * (1 + n) for n in range(4)]
-    limits = [400, 7, 10, 13]
+    prompts = [[tiny_models.TOKENS[4 + n]] * (1 + n) for n in range(4)]
+    limits = [100_000, 7, 10, 13]
     channel = open_channel(generator, prompts, eos=tiny_models.EOS, max_new_tokens=limits)
     streams = channel.streams()
     next(streams[0])

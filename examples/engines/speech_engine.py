@@ -97,12 +97,13 @@ def as_pcm(chunk: Chunk) -> bytes:
 
 def main() -> None:
     """Speak four texts in two slots; one of the listeners leaves."""
-    speeches = [Speech("on and " * 99), Speech("hello"), Speech("good morning", 180), Speech("bye", 90)]
+    speeches = [Speech("hello"), Speech("good morning", pitch=180), Speech("bye", pitch=90)]
     with ContinuousBatcher[Speech, Chunk](lambda: SpeechEngine(2), max_batch_size=2) as batcher:
-        leaving, *streams = [batcher.stream(speech) for speech in speeches]
+        leaving = batcher.stream(Speech("and on " * 99))
+        streams = [batcher.stream(speech) for speech in speeches]
         next(leaving)
         leaving.cancel()  # its listener has left
-        for speech, stream in zip(speeches[1:], streams, strict=True):
+        for speech, stream in zip(speeches, streams, strict=True):
             chunks = list(stream)
             seconds = sum(map(len, chunks)) / RATE
             print(

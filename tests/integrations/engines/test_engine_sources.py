@@ -70,30 +70,30 @@ def test_rows_of_ctranslate2_get_what_they_get_alone(ctranslate2, translator):
 
 
 def test_a_row_of_ctranslate2_that_was_left_is_computed_no_more(ctranslate2, translator):
-    asked = []
+    asked, has_left = [], threading.Event()
 
     class Generator:
-        """The generator, whose callback is asked beside us."""
+        """The generator, which waits in its third step until a row was left."""
 
         def generate_batch(self, *args, callback, **options):
             def on_token(result):
+                if result.step == 2:
+                    assert has_left.wait(TIMEOUT)
                 asked.append((result.batch_id, stops := callback(result)))
                 return stops
 
             return translator.generate_batch(*args, callback=on_token, **options)
 
-    forever = [([5, 6], 400), PROMPTS[7], ([4, 4, 4], 400)]
-    channel = pushed(ctranslate2, Generator(), forever)
-    left, stream, other = channel.streams()
+    channel = pushed(ctranslate2, Generator(), [([4], 400), PROMPTS[0], PROMPTS[7]])
+    left, short, stream = channel.streams()
     next(left)
     left.cancel()
+    has_left.set()
+    assert (list(short), short.finish_reason) == EXPECTED[0]
     assert (list(stream), stream.finish_reason) == EXPECTED[7]
-    other.cancel()
     wait_for_thread("ctranslate2")
-    for row in range(3):
-        answers = [stops for number, stops in asked if number == row]
-        assert answers == [False] * (len(answers) - 1) + [True]
-    assert len([row for row, _ in asked if row == 0]) < 400
+    for row, steps in enumerate([3, len(EXPECTED[0][0]), len(EXPECTED[7][0])]):
+        assert [stops for number, stops in asked if number == row] == [False] * (steps - 1) + [True]
 
 
 def test_what_ctranslate2_raises_is_raised_by_every_stream(ctranslate2, translator):
@@ -223,10 +223,10 @@ def test_the_speech_program_prints_how_each_stream_ended(speech):
 
 def test_the_program_of_ctranslate2_prints_how_each_stream_ended(ctranslate2, capsys):
     ctranslate2.main()
-    lines = ["<5>: [] (cancelled)"]
+    lines = ["<4>: [] (cancelled)"]
     for n, most in enumerate([7, 10, 13], 1):
-        tokens, reason = reply((5 + n,) * (1 + n), most)
-        lines.append(f"{' '.join(words([5 + n] * (1 + n)))}: {tokens} ({reason})")
+        tokens, reason = reply((4 + n,) * (1 + n), most)
+        lines.append(f"{' '.join(words([4 + n] * (1 + n)))}: {tokens} ({reason})")
     assert capsys.readouterr().out.splitlines() == lines
 
 
