@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 import subprocess
@@ -21,6 +22,16 @@ NAMES = (
 # These are tested in tests/integrations.
 OF_LITSERVE = ("batched_streaming_with_eos.py", "demo.py")
 OF_SERVING = ("batched_function.py", "custom_server.py", "threaded_server.py")
+OF_ENGINES = (
+    "engines/ctranslate2_channel.py",
+    "engines/llama_cpp_engine.py",
+    "engines/mlx_engine.py",
+    "engines/onnxruntime_engine.py",
+    "engines/openvino_engine.py",
+    "engines/speech_engine.py",
+    "engines/tiny_models.py",
+)
+ALL = (*NAMES, *OF_LITSERVE, *OF_SERVING, *OF_ENGINES)
 SECONDS = 60.0
 
 
@@ -45,18 +56,29 @@ def run(tmp_path_factory):
 
 
 def test_every_example_is_tested():
-    names = {path.name for path in EXAMPLES.glob("*.py")}
-    assert names == {*NAMES, *OF_LITSERVE, *OF_SERVING}
+    names = {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py")}
+    assert {name for name in names if not name.startswith("comparison/")} == set(ALL)
 
 
-@pytest.mark.parametrize("name", [*NAMES, *OF_LITSERVE, *OF_SERVING])
+def imported_by(name):
+    """Return the packages that an example imports at its top, but for what lies beside it."""
+    nodes = ast.parse((EXAMPLES / name).read_text()).body
+    modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    modules.update(a.name for node in nodes if isinstance(node, ast.Import) for a in node.names)
+    beside = {path.stem for path in (EXAMPLES / name).parent.glob("*.py")}
+    return {module.partition(".")[0] for module in modules} - beside
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_an_example_says_what_it_shows_and_how_to_run_it(name):
     text = ast.get_docstring(ast.parse((EXAMPLES / name).read_text()))
     assert f"python examples/{name}" in text
 
 
-@pytest.mark.parametrize("name", [*NAMES, *OF_LITSERVE, *OF_SERVING])
+@pytest.mark.parametrize("name", ALL)
 def test_an_example_that_is_asked_for_help_prints_what_it_shows(name, tmp_path):
+    if missing := [it for it in imported_by(name) if importlib.util.find_spec(it) is None]:
+        pytest.skip(f"{', '.join(missing)} is not installed")
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-W", "error", EXAMPLES / name, "--help"],
         cwd=tmp_path,

@@ -98,13 +98,14 @@ def test_a_line_of_the_page_works(line):
                 "batcher": batcher,
                 "self": SimpleNamespace(batcher=batcher),
                 "engine": SimpleNamespace(add=id, step=dict, remove=id),
+                "Adapter": lambda: SimpleNamespace(add=id, step=dict, remove=id),
                 "Chat": Chat,
                 "prompt": "so",
                 "prompts": ["so", "it"],
                 "text": "so",
                 "step": ["a"],
                 "stream": batcher.astream("so"),
-                **dict.fromkeys(["Response", "StreamingHttpResponse"], id),
+                **dict.fromkeys(["Response", "StreamingHttpResponse", "StreamingResponse"], id),
             }
             if line.startswith("for "):  # it waits, so it has a thread of its own
                 await asyncio.to_thread(exec, f"{line} pass", names)
