@@ -82,6 +82,7 @@ BATCHERS_IN_THREADS = ("test_races_batchers_threads.py",)
 SCHEDULER = ("test_scheduler_stateful.py",)
 MIXTURES = ("test_mixtures.py",)
 PER_REQUEST = ("test_per_request.py",)
+ENGINES = ("test_engines.py",)
 
 UNBROKEN = Mutant("nothing is broken", "class _Draft(", "class _Draft(")
 
@@ -538,6 +539,61 @@ MUTANTS = [
         ("test_batchers_arguments.py",),
     ),
     Mutant(
+        "a request that was told not now goes behind the others",
+        "        self._all.move_to_end(request, last=False)\n",
+        "",
+        ENGINES,
+    ),
+    Mutant(
+        "a request that was told not now is asked again at each step",
+        "        return self._engine.is_full and first is not None and not first.ends\n",
+        "        return False\n",
+        ENGINES,
+    ),
+    Mutant(
+        "a cancelled request holds up those behind it",
+        "        return self._engine.is_full and first is not None and not first.ends\n",
+        "        return self._engine.is_full\n",
+        ENGINES,
+    ),
+    Mutant(
+        "a request is counted as joined before the engine has it",
+        "            if not self._may_put_back:\n                self.join(taken, now)\n",
+        "            self.join(taken, now)\n",
+        ENGINES,
+    ),
+    Mutant(
+        "a request that is put back as the batcher closes is left there",
+        "            if not closed:  # or else they would be left there: `request_close` has "
+        "looked\n",
+        "            closed = False\n            if True:\n",
+        ENGINES,
+    ),
+    Mutant(
+        "an engine that a user gave is discarded",
+        "        if self._factory is None:\n            return\n        engine, is_open",
+        "        engine, is_open",
+        ENGINES,
+    ),
+    Mutant(
+        "a batcher has ended before its engine is closed",
+        "                thread.do(self._close_model)\n                return\n",
+        "                thread.do(self._close_model)\n",
+        ENGINES,
+    ),
+    Mutant(
+        "a forked child closes the engine of its parent",
+        "        if in_call or self.is_open:\n",
+        "        if in_call:\n",
+        ENGINES,
+    ),
+    Mutant(
+        "a dropped batcher leaves its engine open",
+        "            LastJob(model.discard).do_in(thread)\n",
+        "            pass\n",
+        ENGINES,
+    ),
+    Mutant(
         "what is true of every output is an answer",
         "    if true and (callable(answer)",
         "    if False and (callable(answer)",
@@ -750,8 +806,8 @@ MUTANTS = [
     ),
     Mutant(
         "threads are not ended when the batcher has ended",
-        "        if self.ended:\n            _end_all(self._threads)\n",
-        "",
+        "            _end_all(self._threads)\n        super()._check_ended()\n",
+        "        super()._check_ended()\n",
         BATCHERS_IN_THREADS,
     ),
     Mutant(

@@ -225,8 +225,8 @@ class Batcher(Generic[RequestT, T]):
 
         A stream gives what it holds before it raises. Repeated calls do nothing more.
 
-        Blocking: while the model is in a step. Called in the event loop that an asynchronous
-            function runs in, or by the model itself, it does not wait.
+        Blocking: while the model is in a step, or an engine is closed. Called in the event loop
+            that an asynchronous function runs in, or by the model itself, it does not wait.
         Cancellation: an exception from a signal leaves the batcher closed; call it again to wait.
         Threads: any.
         """
@@ -235,7 +235,7 @@ class Batcher(Generic[RequestT, T]):
     async def aclose(self) -> None:
         """Do the same, and wait in an event loop until the workers have ended.
 
-        Blocking: never; it waits while the model is in a step.
+        Blocking: never; it waits while the model is in a step, or an engine is closed.
         Cancellation: the batcher is closed all the same.
         Threads: any event loop.
         """

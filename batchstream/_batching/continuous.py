@@ -35,12 +35,27 @@ class StepEngine(Protocol[_RequestT_contra, _T_co]):
 
     All methods are called in one thread at a time, in this order: `remove` for requests that have
     ended, `add` for requests that join, and then `step`, as long as there is a request.
+
+    An engine that holds threads or memory of its own may have a fourth method, `close()`, a plain
+    function. An engine that the batcher has made, with a class or function, is closed once, in the
+    same thread: after it has raised in a step, or when the batcher is closed or dropped, or the
+    program exits. One that fails is closed without a `remove` before. An idle batcher keeps its
+    engine. What `close` raises goes to `sys.unraisablehook`. An engine that you pass as an object
+    is yours to close. In a forked child the engine of the parent is not closed: an idle batcher
+    makes another there.
     """
 
     def add(self, slot: int, request: _RequestT_contra) -> None:
         """Let a request join, in a slot that is free.
 
         One that raises has added nothing, and fails this request alone.
+
+        Raises:
+            NotNow: There is no room at the moment: the request waits on, in front of all others.
+                It is added again before the first step after another has left the engine. If
+                there is no other in it, the request fails with `RequestError`.
+            RequestError: The client is at fault, and its server answers with 422.
+            Exception: Any other error is one of the server's.
         """
 
     def step(self) -> Mapping[int, _T_co | Last[_T_co] | Many[_T_co] | End | Fail | Signal | None]:
@@ -69,7 +84,8 @@ class ContinuousBatcher(Batcher[RequestT, T]):
     Args:
         engine: The model; or a function without arguments that makes one, such as its class. It is
             called in the worker's thread when the first request joins, and again for the next
-            request after an engine has raised in a step. An engine serves one batcher at a time.
+            request after an engine has raised in a step. What it makes is closed, if it has a
+            `close`, so let it make a new one each time. An engine serves one batcher at a time.
         max_batch_size: How many slots the engine has.
         max_pending: How many requests may wait while none is free; others are refused with
             `OverloadedError`.

@@ -141,8 +141,14 @@ class WaitingQueue(Generic[RequestT]):
                 pending=pending,
                 max_pending=self._max_pending,
             )
-        wait_until = request.wait_until
-        group = self._enter(request)
+        number, wait_until = None, request.wait_until
+        if wait_until is not None:
+            number = next(self._numbers)
+        self._all[request] = number  # first, so that one that an exception breaks off is removed
+        if number is not None and wait_until is not None:
+            self._expiring[number] = request
+            heappush(self.expiries, (wait_until, number))
+        group = self._groups.setdefault(request.group, OrderedDict())
         if self._batch_timeout:
             waiting = len(group) + 1
             if waiting >= self._max_batch_size or self._max_batch_cost is not None:
@@ -157,23 +163,12 @@ class WaitingQueue(Generic[RequestT]):
 
         Of several that were taken, the last is put back first.
         """
-        group = self._enter(request)
-        self._all.move_to_end(request, last=False)
+        self.append(request, room=self.__len__)
+        group = self._groups[request.group]
         if self._batch_timeout:
             heappush(self._due, (request.arrived, next(self._numbers), group))
-        group[request] = None
+        self._all.move_to_end(request, last=False)
         group.move_to_end(request, last=False)
-
-    def _enter(self, request: RequestT) -> OrderedDict[RequestT, None]:
-        """Let a request wait, and expire, and return the group to which it is to be added."""
-        number, wait_until = None, request.wait_until
-        if wait_until is not None:
-            number = next(self._numbers)
-        self._all[request] = number  # first, so that one that an exception breaks off is removed
-        if number is not None and wait_until is not None:
-            self._expiring[number] = request
-            heappush(self.expiries, (wait_until, number))
-        return self._groups.setdefault(request.group, OrderedDict())
 
     def has_group(self, group: object) -> bool:
         """Whether requests of this group wait."""

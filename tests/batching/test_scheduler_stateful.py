@@ -172,6 +172,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.start_failed = False
         self.interrupted = set()  # what was to be woken when an exception struck
         self.half_refused = set()  # requests that were being refused when an exception struck
+        self.taken = set()  # requests that ended while a worker had them, and no batch
         self.retired = set()  # workers whose tasks have ended
         # Of the requests that were accepted, each is in one of these lists. Those that were taken
         # out of the queue without joining a batch are about to end.
@@ -254,7 +255,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.finished.append(request)
         if request not in self.half_refused:
             assert request.state == ("finished" if has_joined else "withdrawn")
-            assert has_joined or request.submission is FREED
+            assert has_joined or request in self.taken or request.submission is FREED
 
     def take_out(self, request):
         """Take out a request that ends next: it has neither joined a batch nor was it reaped."""
@@ -552,6 +553,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         taken = [request for request in self.waiting if request not in self.scheduler.queue]
         for request in taken:
             self.take_out(request)
+            self.taken.add(request)
             if request.state == "joined":
                 self.taken_out.remove(request)
                 self.joined.append(request)
@@ -586,12 +588,24 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running() and not self.joining.batch_timeout)
     @rule(data=st.data())
     def join_running_batch(self, data):
-        """In continuous batching requests join between two steps."""
+        """In continuous batching requests join between two steps, or are put back."""
         batch = data.draw(st.sampled_from(self.running())).batch
         spent = sum(request.cost for request in batch.requests)
         self.reap()
-        joining = self.scheduler.join(self.now, slots=batch.free_slots, spent=spent)
-        assert joining == self.next_requests(batch.free_slots, spent)
+        taken = self.scheduler.take(self.now, slots=batch.free_slots, spent=spent)
+        assert taken == self.next_requests(batch.free_slots, spent)
+        joining = taken
+        if len({request.group for request in self.waiting}) == 1:
+            joining = taken[: data.draw(st.integers(0, len(taken)))]
+        put_back = taken[len(joining) :]
+        for request in put_back:
+            if data.draw(st.booleans()):
+                self.end(request)
+        self.scheduler.put_back(put_back)
+        assert all(request in self.scheduler.queue for request in put_back)
+        waited = self.scheduler.join(joining, self.now)
+        assert waited == [self.now - request.arrived for request in joining]
+        self.reap()
         if joining:
             self.count_join(joining)
             batch.requests += joining

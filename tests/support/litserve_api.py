@@ -22,7 +22,7 @@ from fastapi import HTTPException
 from litserve.transport import zmq_queue
 from starlette.middleware.base import BaseHTTPMiddleware
 
-from batchstream import SKIP, End, Fail, Last, Many
+from batchstream import SKIP, End, Fail, Last, Many, RequestError
 from batchstream.integrations.litserve import BatchedStreamLoop
 
 # LitServe 0.2.19 begins with a message that its own consumer cannot read, and ends with. Mostly it
@@ -59,6 +59,7 @@ def error(kind, text):
         "unpicklable": lambda: UnpicklableError(text),
         "unrepeatable": lambda: UnrepeatableError(text, 1),
         "unshowable": lambda: UnshowableError(text),
+        "rejecting": lambda: RequestError(text),
         "stop iteration": lambda: StopIteration(text),
     }[kind]()
 

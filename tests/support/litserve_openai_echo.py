@@ -12,7 +12,7 @@ from fastapi import HTTPException, Request
 from litserve_openai_api import EncodedBySpec
 from pydantic import Field, field_validator
 
-from batchstream import Last
+from batchstream import Last, RequestError
 from batchstream.integrations.litserve import (
     BatchedStreamLoop,
     ChatCompletionRequest,
@@ -45,6 +45,8 @@ class Echo(ls.LitAPI):
         if context.get("too_long"):
             detail = {"message": "too long", "code": "context_length_exceeded", "param": "messages"}
             raise HTTPException(400, detail)
+        if context.get("rejected"):
+            raise RequestError("no poems")
         messages = [message.model_dump(exclude_unset=True) for message in request.messages]
         return json.dumps({"context": dict(context), "messages": messages})
 

@@ -35,7 +35,9 @@ from batchstream import (
     Last,
     Many,
     Metrics,
+    NotNow,
     Replies,
+    RequestError,
     Statistics,
     StepEngine,
     Stream,
@@ -442,6 +444,25 @@ class Engine:
 
 
 engine: StepEngine[bytes, int] = Engine()
+
+
+class TooLongError(RequestError):
+    """A user's own."""
+
+
+class ClosedEngine(Engine):
+    def add(self, slot: int, request: bytes) -> None:
+        if len(request) > 9:
+            raise TooLongError("too long")
+        raise NotNow
+
+    def close(self) -> None: ...
+
+
+closed_engine: StepEngine[bytes, int] = ClosedEngine()
+ContinuousBatcher[bytes, int](ClosedEngine, max_batch_size=4)
+rejection: batchstream.BatchStreamError = TooLongError("too long")
+failed: Fail = Fail(RequestError("too long"))
 
 
 # ---- one result for each request

@@ -317,8 +317,9 @@ class ContinuousBatchLoop(_AnyLoop):
     the context of its request.
 
     Errors fail requests, and clients see that, as with `BatchedStreamLoop`. An error in the
-    engine's `add` fails the request that was to be added. An error in `step` fails all requests in
-    the engine, and the next request gets a new engine.
+    engine's `add` fails the request that was to be added, but for `NotNow`, at which it waits until
+    another has left the engine. An error in `step` fails all requests in the engine, and the next
+    request gets a new engine. An engine that has a `close` is closed then, or as the worker ends.
 
     Args:
         engine_factory: A function of the API that makes a `StepEngine`, or its class. It is called

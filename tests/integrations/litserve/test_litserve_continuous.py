@@ -190,11 +190,10 @@ def test_a_request_that_has_waited_too_long_gets_504_and_the_others_go_on(one):
 @pytest.mark.rule(15)
 @pytest.mark.parametrize("where", ["decode", "add", "encode"])
 @pytest.mark.parametrize(
-    ("kind", "answer"),
-    [("http", (429, None)), ("plain", UNKNOWN), ("unpicklable", UNKNOWN)],
-    ids=["http", "plain", "unpicklable"],
+    ("kind", "status"),
+    [("http", 429), ("rejecting", 422), ("plain", None), ("unpicklable", None)],
 )
-def test_an_error_of_one_request_fails_it_alone(one, where, kind, answer):
+def test_an_error_of_one_request_fails_it_alone(one, where, kind, status):
     other = one.send(PATH, "other", MANY)
     door = one.street.door()
     door.make_steps_until_it_serves("other")
@@ -202,7 +201,7 @@ def test_an_error_of_one_request_fails_it_alone(one, where, kind, answer):
     while not bad.has_answer():
         door.go()
         door.make_steps_until(lambda tags: "other" in tags)
-    assert bad.answer() == (answer if answer is UNKNOWN else (429, {"detail": where}))
+    assert bad.answer() == (UNKNOWN if status is None else (status, {"detail": where}))
     door.go()
     door.make_steps_until_it_serves("other")
     door.close()

@@ -245,6 +245,13 @@ def test_a_detail_of_the_users_own_may_be_a_whole_error(service):
     }
 
 
+def test_a_request_that_the_model_rejects_is_invalid_as_any_other(service):
+    with pytest.raises(openai.BadRequestError) as raised:
+        echoed(service, extra_body={"rejected": True})
+    expected = {"message": "no poems", "type": INVALID, "param": None, "code": None}
+    assert raised.value.body == expected
+
+
 def test_stop_reaches_an_api_that_handles_it(service):
     assert echoed(service, "/stops", stop=["a", "b"])["context"]["stop"] == ["a", "b"]
 

@@ -46,6 +46,7 @@ from batchstream import (
     Last,
     Many,
     OverloadedError,
+    RequestError,
     SlowConsumerError,
     demux,
 )
@@ -658,6 +659,17 @@ def test_a_deadline_missed_before_the_first_output_is_504(server, response_class
     assert exchange.error is None
 
 
+class TooLongError(RequestError):
+    """A user's own."""
+
+
+def test_a_request_that_is_rejected_before_the_first_output_is_422(server, response_class):
+    response, exchange = answer(server, Fail(TooLongError("no more than 3 words")), response_class)
+    assert response.status_code == 422
+    assert response.json() == {"detail": "no more than 3 words"}
+    assert exchange.error is None
+
+
 def test_a_batch_closed_before_the_first_output_is_503(server, response_class):
     response, exchange = answer(server, Fail(ClosedError("closed")), response_class)
     assert response.status_code == 503
@@ -840,7 +852,9 @@ def test_an_error_that_has_a_handler_still_cuts_the_connection_in_mid_stream():
     assert isinstance(call.error, httpx.RemoteProtocolError)
 
 
-@pytest.mark.parametrize("error", [DeadlineError("late", timeout=1.0), ClosedError("closed")])
+@pytest.mark.parametrize(
+    "error", [DeadlineError("late", timeout=1.0), ClosedError("closed"), RequestError("no")]
+)
 @pytest.mark.parametrize("middleware", [[], [MIDDLEWARE], [MIDDLEWARE, COMPRESSION]])
 def test_a_cut_that_the_server_cannot_help_is_one_line_in_the_log(
     response_class, error, middleware, caplog
@@ -1021,6 +1035,7 @@ def test_an_error_may_have_no_word(server, response_class, word):
         (DeadlineError("secret", timeout=1.0), "Gateway Timeout"),
         (ClosedError("secret"), "Service Unavailable"),
         (HTTPException(418, "a teapot"), "a teapot"),
+        (RequestError("no such word"), "no such word"),
     ],
 )
 def test_events_with_a_word_for_the_end_have_one_for_an_error(server, error, detail):
@@ -1626,6 +1641,7 @@ def test_a_background_task_does_not_run_after_an_error(server, response_class):
         (OverloadedError("full", pending=3, max_pending=3), 503),
         (ClosedError("closed"), 503),
         (DeadlineError("too late", timeout=1.0), 504),
+        (TooLongError("too long"), 422),
     ],
 )
 def test_what_a_batcher_raises_in_an_endpoint_has_a_status(error, status):

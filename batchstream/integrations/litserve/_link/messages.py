@@ -40,17 +40,19 @@ class Failure:
         status_code: The HTTP status.
         detail: Goes into the body as JSON.
         headers: Sent along.
+        rejects: Whether the request itself is at fault, by a `RequestError`.
     """
 
     status_code: int
     detail: Any
     headers: dict[str, str] | None
+    rejects: bool = False
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         """Return what an `HTTPException` or a `RequestError` says; `UNKNOWN` for other errors."""
         if isinstance(error, RequestError):
-            return cls(_UNPROCESSABLE, text_of(error), None)
+            return cls(_UNPROCESSABLE, text_of(error), None, rejects=True)
         if isinstance(error, HTTPException):
             try:
                 status = int(error.status_code)

@@ -248,7 +248,12 @@ class ResponseQueue:
 
 
 class FailedError(HTTPException):
-    """A request has failed in its worker."""
+    """A request has failed in its worker.
+
+    Attributes:
+        rejects: See `Failure`.
+    """
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.status_code, failure.detail, failure.headers)
+        self.rejects = failure.rejects
