@@ -11,7 +11,16 @@ import pytest
 import batchstream
 
 PACKAGE = Path(batchstream.__file__).parent
-FOLDERS = ("_native", "_core", "_eventloops", "_handoff", "_pumps", "_streams", "_batching")
+FOLDERS = (
+    "_native",
+    "_core",
+    "_eventloops",
+    "_handoff",
+    "_pumps",
+    "_streams",
+    "_text",
+    "_batching",
+)
 
 BELOW = {
     "_native": set(),
@@ -20,8 +29,10 @@ BELOW = {
     "_handoff": {"_native", "_core", "_eventloops"},
     "_pumps": {"_native", "_core", "_eventloops", "_handoff"},
     "_streams": {"_native", "_core", "_eventloops", "_handoff", "_pumps"},
-    "_batching": {"_core", "_eventloops", "_handoff", "_pumps", "_streams"},
-    "__init__": set(FOLDERS),
+    "_text": {"_core", "_pumps"},
+    "_batching": {"_core", "_eventloops", "_handoff", "_pumps", "_streams", "_text"},
+    "text": {"_text"},
+    "__init__": set(FOLDERS) - {"_text"},
 }
 MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").as_posix()

@@ -66,8 +66,8 @@ class Batcher(Generic[RequestT, T]):
             ClosedError: The batcher was closed.
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: The model is an asynchronous function, and no event loop is known.
-            Exception: What `key`, `cost`, `max_outputs` or the function of `per_request` raise for
-                this request.
+            Exception: What `key`, `cost`, `max_outputs`, `decode` or the function of `per_request`
+                raise for this request.
 
         Blocking: never; receiving from the stream does.
         Cancellation: a request that was not accepted entirely is cancelled.
@@ -97,8 +97,8 @@ class Batcher(Generic[RequestT, T]):
             ClosedError: The batcher was closed.
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: The model is an asynchronous function, and no event loop is known.
-            Exception: What `key`, `cost`, `max_outputs` or the function of `per_request` raise for
-                this request.
+            Exception: What `key`, `cost`, `max_outputs`, `decode` or the function of `per_request`
+                raise for this request.
 
         Blocking: never.
         Cancellation: nothing to cancel.

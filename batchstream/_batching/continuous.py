@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from typing_extensions import TypeVar
 
@@ -15,14 +15,17 @@ from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDIN
 from batchstream._core.cores import core_of
 from batchstream._core.rules import EndRules
 from batchstream._pumps.thread import ThreadPump
+from batchstream._text.core import decoding
 
 if TYPE_CHECKING:
     from batchstream._batching.metrics import MetricsOrFactory
     from batchstream._batching.request import Request
     from batchstream._core.arguments import OnOverflow
+    from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._core.markers import End, Fail, Last, Many, Signal
     from batchstream._core.per_request import per_request
     from batchstream._pumps.worker_thread import WorkerThread
+    from batchstream._text.decoder import Decoder
 
 T = TypeVar("T", default=Any)
 RequestT = TypeVar("RequestT", default=Any)
@@ -98,6 +101,12 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         include_eos: Deliver the output that `is_eos` recognised, before the end.
         max_outputs: Finish a stream with `length` once it has been given so many outputs; a
             number, or a function of a request that returns one or None.
+        decode: A function of a request that returns its decoder, such as a `TextDecoder` of
+            `batchstream.text`, or None for a request whose outputs stay as they are; it is called
+            when the request is submitted. `eos`, `is_eos` and `max_outputs` are about the outputs
+            of the model, such as token ids, and so are the counts in statistics and ends; the
+            stream has what the decoder makes of them. A stop string ends the stream in the step
+            that completes it.
         max_buffered: How many outputs a live stream may hold unread.
         on_overflow: `"cancel"` ends a stream that holds more, with `SlowConsumerError` after what
             it holds: requests that share a batch have nothing to do with each other. `"wait"` lets
@@ -136,6 +145,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
 
     __slots__ = ("__weakref__",)
 
+    @overload
     def __init__(
         self,
         engine: StepEngine[RequestT, T] | Callable[[], StepEngine[RequestT, T]],
@@ -148,6 +158,42 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         include_eos: bool = False,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
+        decode: None = None,
+        max_buffered: int = DEFAULT_MAX_BUFFERED,
+        on_overflow: OnOverflow = "cancel",
+        metrics: MetricsOrFactory | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        engine: StepEngine[RequestT, Any] | Callable[[], StepEngine[RequestT, Any]],
+        *,
+        max_batch_size: int,
+        max_pending: int = DEFAULT_MAX_PENDING,
+        cost: Callable[[RequestT], float] | None = None,
+        max_batch_cost: float | None = None,
+        eos: object = None,
+        is_eos: Callable[[Any], object] | per_request[RequestT, Any] | None = None,
+        include_eos: bool = False,
+        max_outputs: int | Callable[[RequestT], int | None] | None = None,
+        decode: Callable[[RequestT], Decoder[Any, T] | None],
+        max_buffered: int = DEFAULT_MAX_BUFFERED,
+        on_overflow: OnOverflow = "cancel",
+        metrics: MetricsOrFactory | None = None,
+    ) -> None: ...
+    def __init__(
+        self,
+        engine: StepEngine[RequestT, Any] | Callable[[], StepEngine[RequestT, Any]],
+        *,
+        max_batch_size: int,
+        max_pending: int = DEFAULT_MAX_PENDING,
+        cost: Callable[[RequestT], float] | None = None,
+        max_batch_cost: float | None = None,
+        eos: object = None,
+        is_eos: Callable[[Any], object] | per_request[RequestT, Any] | None = None,
+        include_eos: bool = False,
+        max_outputs: int | Callable[[RequestT], int | None] | None = None,
+        decode: Callable[[RequestT], Decoder[Any, T] | None] | None = None,
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
@@ -159,6 +205,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             cost=cost,
             max_batch_cost=max_batch_cost,
             max_outputs=max_outputs,
+            decode=decode,
             max_buffered=max_buffered,
             on_overflow=on_overflow,
             metrics=metrics,
@@ -171,9 +218,12 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             engine_.drive(dispatcher.context)
             try:
                 batch: EngineBatch[T] = EngineBatch(dispatcher, engine_, requests)
+                core: Demultiplexer[T] = core_of(options.rules, options.max_batch_size, vacant=True)
+                if options.decode is not None:
+                    core = decoding(core)
                 pump: ThreadPump[T] = ThreadPump(
                     engine_,
-                    core_of(options.rules, options.max_batch_size, vacant=True),
+                    core,
                     options.bound,
                     thread=thread,
                     hooks=batch,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.elements import Step, StepWithNone
     from batchstream._core.per_request import per_request
+    from batchstream._text.decoder import Decoder
 
 T = TypeVar("T", default=Any)
 RequestT = TypeVar("RequestT", default=Any)
@@ -131,6 +132,19 @@ class _SingleDecorator(Protocol):
     ) -> _Method[RequestT, T]: ...
 
 
+class _DecodingDecorator(Protocol[T]):
+    """What `batched` returns where decoders make the batcher's outputs."""
+
+    @overload
+    def __call__(
+        self, fn: Callable[[list[RequestT]], _AnySteps], /
+    ) -> DynamicBatcher[RequestT, T]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[[Any, list[RequestT]], _AnySteps], /
+    ) -> _Method[RequestT, T]: ...
+
+
 @overload
 def batched(
     *,
@@ -139,6 +153,16 @@ def batched(
     batch_timeout: float = 0.01,
     **options: Unpack[SingleArguments],
 ) -> _SingleDecorator: ...
+@overload
+def batched(
+    *,
+    single: Literal[False] = False,
+    max_batch_size: int = 8,
+    batch_timeout: float = 0.01,
+    eos: object = None,
+    decode: Callable[[Any], Decoder[Any, T] | None],
+    **options: Unpack[BatchedArguments],
+) -> _DecodingDecorator[T]: ...
 @overload
 def batched(
     *,

@@ -191,9 +191,10 @@ class Dispatcher(ABC, Generic[T]):
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: No worker could run it.
             TypeError, ValueError: A timeout, or what the request costs or is limited to, is not a
-                number that it can be; or what `per_request` returned is no predicate.
-            Exception: What `key`, `cost`, `max_outputs`, the function of `per_request` or the
-                factory of the metrics raise.
+                number that it can be; or what `per_request` or `decode` returned is no predicate or
+                no decoder.
+            Exception: What `key`, `cost`, `max_outputs`, `decode`, the function of `per_request` or
+                the factory of the metrics raise.
         """
         if self.forked:
             raise _forked_error()
@@ -213,6 +214,7 @@ class Dispatcher(ABC, Generic[T]):
             1.0 if options.cost is None else options.cost_of(content),
             None if options.max_outputs is None else options.limit_of(content),
             None if options.rules.per_request is None else options.rules.is_eos_of(content),
+            None if options.decode is None else options.decoder_of(content),
         )
         key = None if options.key is None else options.key(content)
         number, ended = next(self._numbers), scheduler.ended_requests

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from batchstream._core.elements import Step, StepWithNone
     from batchstream._core.per_request import per_request
     from batchstream._pumps.worker_thread import WorkerThread
+    from batchstream._text.decoder import Decoder
 
 T = TypeVar("T", default=Any)
 S = TypeVar("S")
@@ -94,6 +95,12 @@ class DynamicBatcher(Batcher[RequestT, T]):
         include_eos: Deliver the output that `is_eos` recognised, before the end.
         max_outputs: Finish a stream with `length` once it has been given so many outputs; a
             number, or a function of a request that returns one or None.
+        decode: A function of a request that returns its decoder, such as a `TextDecoder` of
+            `batchstream.text`, or None for a request whose outputs stay as they are; it is called
+            when the request is submitted. `eos`, `is_eos` and `max_outputs` are about the outputs
+            of the model, such as token ids, and so are the counts in statistics and ends; the
+            stream has what the decoder makes of them. A stop string ends the stream in the step
+            that completes it.
         require_eos: Streams that are live when the source ends raise `MissingEOSError`.
         max_buffered: How many outputs a live stream may hold unread.
         on_overflow: `"cancel"` ends a stream that holds more, with `SlowConsumerError` after what
@@ -173,6 +180,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         eos: None = None,
         is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
+        decode: None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     @overload
@@ -187,6 +195,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         eos: object,
         is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
+        decode: None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     @overload
@@ -201,6 +210,22 @@ class DynamicBatcher(Batcher[RequestT, T]):
         eos: object = None,
         is_eos: Callable[[Any], object] | per_request[RequestT, Any] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
+        decode: None = None,
+        **options: Unpack[_Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        fn: Callable[[list[RequestT]], Iterable[Any] | AsyncIterable[Any]],
+        *,
+        single: Literal[False] = False,
+        max_batch_size: int,
+        key: Callable[[RequestT], Hashable] | None = None,
+        cost: Callable[[RequestT], float] | None = None,
+        eos: object = None,
+        is_eos: Callable[[Any], object] | per_request[RequestT, Any] | None = None,
+        max_outputs: int | Callable[[RequestT], int | None] | None = None,
+        decode: Callable[[RequestT], Decoder[Any, T] | None],
         **options: Unpack[_Options],
     ) -> None: ...
     def __init__(
@@ -219,6 +244,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         include_eos: bool = False,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
+        decode: Callable[[RequestT], Decoder[Any, T] | None] | None = None,
         require_eos: bool = False,
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
@@ -239,6 +265,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
                 "is_eos": is_eos is not None,
                 "include_eos": include_eos,
                 "max_outputs": max_outputs is not None,
+                "decode": decode is not None,
                 "require_eos": require_eos,
                 "max_buffered": max_buffered != DEFAULT_MAX_BUFFERED,
                 "on_overflow": on_overflow != "cancel",
@@ -273,6 +300,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
             cost=cost,
             max_batch_cost=max_batch_cost,
             max_outputs=max_outputs,
+            decode=decode,
             max_buffered=max_buffered,
             on_overflow=on_overflow,
             metrics=metrics,

@@ -315,7 +315,9 @@ class EngineBatch(RequestBatch[T]):
             return False
         self._costs[slot] = submission.cost
         request.slot = slot  # before it is one of the pump's buffers, which others may end by slot
-        self.pump.fanout.occupy(slot, request, submission.max_outputs, submission.is_eos)
+        self.pump.fanout.occupy(
+            slot, request, submission.max_outputs, submission.is_eos, submission.decoder
+        )
         self._seat(slot, request)
         return True
 

@@ -18,6 +18,8 @@ from batchstream._core.arguments import (
 )
 from batchstream._core.cores import core_of
 from batchstream._core.rules import EndRules
+from batchstream._text.core import decoding
+from batchstream._text.decoder import check_decode, check_decoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from batchstream._batching.metrics import MetricsOrFactory
     from batchstream._batching.request import Submission
     from batchstream._core.demultiplexer import Demultiplexer
+    from batchstream._text.decoder import Decoder
 
 T = TypeVar("T")
 RequestT = TypeVar("RequestT")
@@ -51,9 +54,13 @@ class BatcherOptions(Generic[RequestT, T]):
         batch_timeout: float = 0.0,
         workers: int = 1,
         key: Callable[[RequestT], Hashable] | None = None,
+        decode: Callable[[RequestT], Decoder[Any, T] | None] | None = None,
         metrics: MetricsOrFactory | None = None,
     ) -> None:
         self.rules = rules
+        self.decode = decode
+        if decode is not None:
+            check_decode(decode, "one request")
         self.max_batch_size = check_count("max_batch_size", max_batch_size, at_least=1)
         self.workers = check_count("workers", workers, at_least=1)
         self.bound = Bound.checked(max_buffered, on_overflow)
@@ -82,7 +89,19 @@ class BatcherOptions(Generic[RequestT, T]):
         limits = [each.max_outputs for each in submissions]
         limited = any(limit is not None for limit in limits)
         own = None if self.rules.per_request is None else [each.is_eos for each in submissions]
-        return core_of(self.rules, len(limits), limits if limited else None, predicates=own)
+        core: Demultiplexer[T] = core_of(
+            self.rules, len(limits), limits if limited else None, predicates=own
+        )
+        if self.decode is None:
+            return core
+        return decoding(core, [each.decoder for each in submissions])
+
+    def decoder_of(self, content: RequestT) -> Decoder[Any, T] | None:
+        """Return what decodes a request's outputs, None if they stay as they are."""
+        decode: Any = self.decode
+        decoder: Decoder[Any, T] | None = decode(content)
+        check_decoder(decoder, "what decode returns")
+        return decoder
 
     def cost_of(self, content: RequestT) -> float:
         """Return what a request costs; for batchers with a `cost`."""

@@ -306,8 +306,8 @@ class Replies(_AnyReplies[ReplyT], Iterator[ReplyT]):
         DeadlineError: A request was not finished in time.
         ConcurrentConsumerError: Another thread waits for a reply.
         RuntimeError: The model of the batcher waits for its own requests.
-        Exception: What the model, `key`, `cost`, `max_outputs`, the function of `per_request` or
-            the iterable of requests raise.
+        Exception: What the model, `key`, `cost`, `max_outputs`, `decode`, the function of
+            `per_request` or the iterable of requests raise.
 
     Blocking: until there is a reply, and while the iterable of requests blocks.
     Cancellation: an exception from a signal leaves what is in flight, and the next receive goes on;
@@ -387,8 +387,8 @@ class AsyncReplies(_AnyReplies[ReplyT], AsyncIterator[ReplyT]):
         ForkedError: The batcher had requests when this process was forked.
         DeadlineError: A request was not finished in time.
         ConcurrentConsumerError: Another task waits for a reply.
-        Exception: What the model, `key`, `cost`, `max_outputs`, the function of `per_request` or
-            the iterable of requests raise.
+        Exception: What the model, `key`, `cost`, `max_outputs`, `decode`, the function of
+            `per_request` or the iterable of requests raise.
 
     Blocking: never, unless the iterable of requests does; it waits until there is a reply.
     Cancellation: a receive that is cancelled as it waits for a reply takes nothing, and the next

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from batchstream._core.records import StreamEnd
     from batchstream._pumps.background import BackgroundPump
+    from batchstream._text.decoder import Decoder
 
 T = TypeVar("T")
 
@@ -61,12 +62,14 @@ class Submission(NamedTuple):
         cost: What it takes of `max_batch_cost`.
         max_outputs: How many outputs it gets at most.
         is_eos: Its own predicate on outputs.
+        decoder: What its outputs go through.
     """
 
     content: Any
     cost: float = 1.0
     max_outputs: int | None = None
     is_eos: Callable[[Any], object] | None = None
+    decoder: Decoder[Any, Any] | None = None
 
 
 FREED: Final = Submission(None)

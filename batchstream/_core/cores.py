@@ -86,6 +86,7 @@ if native is not None and not TYPE_CHECKING:
         # On `_live_slots`, `given`, `_reopen` and `_finish`, as in the reference.
         __repr__ = Demultiplexer.__repr__
         _advance = Demultiplexer._advance  # noqa: SLF001 - this is its twin
+        _end_slot = Demultiplexer._end_slot  # noqa: SLF001 - likewise
         cancel = Demultiplexer.cancel
         fail = Demultiplexer.fail
         finish = Demultiplexer.finish

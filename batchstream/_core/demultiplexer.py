@@ -349,6 +349,19 @@ class Demultiplexer(Generic[T]):
             self._finish(draft, slot, FinishReason.CANCELLED)
         return draft.delivery()
 
+    def _end_slot(
+        self,
+        slot: int,
+        reason: FinishReason,
+        *,
+        info: Mapping[str, Any] | None = None,
+        error: BaseException | None = None,
+    ) -> StreamEnd:
+        """End a live slot by what was made of its outputs, a stop string for example."""
+        draft: _Draft[T] = _Draft()
+        self._finish(draft, slot, reason, info=info, error=error)
+        return draft.ends[0][1]
+
     def open(
         self,
         slot: int,

@@ -97,6 +97,7 @@ class Fanout(Generic[T]):
         # Ends for the next delivery: of streams that were cancelled.
         self._unreported: list[tuple[int, StreamEnd]] = []
         self._cut_short = False  # whether the batch was closed while streams were live
+        self._takes_natively = native is not None and hasattr(core, "take")  # not if it decodes
 
     # ---- from any thread, never waiting
 
@@ -213,9 +214,17 @@ class Fanout(Generic[T]):
         buffer: Buffer[T],
         max_outputs: int | None,
         is_eos: Callable[[T], object] | None,
+        decoder: object = None,
     ) -> None:
-        """Give a slot, whose last occupant has finished, to the stream of a buffer."""
-        self.core.open(slot, max_outputs=max_outputs, is_eos=is_eos)
+        """Give a slot, whose last occupant has finished, to the stream of a buffer.
+
+        With a decoder for its outputs only where the core takes one.
+        """
+        if decoder is None:
+            self.core.open(slot, max_outputs=max_outputs, is_eos=is_eos)
+        else:
+            core: Any = self.core
+            core.open(slot, max_outputs=max_outputs, is_eos=is_eos, decoder=decoder)
         self.buffers[slot] = buffer
         self.live_buffers.add(buffer)
 
@@ -233,7 +242,7 @@ class Fanout(Generic[T]):
 
     def take(self, step: object, live: tuple[int, ...]) -> Sequence[object]:
         """Hand out a step, and return the buffers that got something or ended."""
-        if native is not None:
+        if self._takes_natively:
             return self._take_natively(step)
         values = self.core.feed_plain(step)
         if values is None:

@@ -544,7 +544,7 @@ async def continuous() -> None:
         async with aclosing(joined.amap([b"a"])) as replies:
             assert_type(await anext(replies), list[int])
     ContinuousBatcher[bytes, int](Engine, max_batch_size=4)
-    ContinuousBatcher(object(), max_batch_size=4)  # type: ignore[arg-type]
+    ContinuousBatcher(object(), max_batch_size=4)  # type: ignore[call-overload]
     try:
         joined.astream(b"a")
     except batchstream.OverloadedError as error:

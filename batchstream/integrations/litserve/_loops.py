@@ -14,7 +14,13 @@ from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDIN
 from batchstream._core.rules import EndRules
 from batchstream.integrations.litserve._link.link import DEFAULT_GRACE_PERIOD, Link
 from batchstream.integrations.litserve._openai.spec import OpenAISpec, is_stock
-from batchstream.integrations.litserve._options import Hook, Limit, LoopOptions, check_pickles
+from batchstream.integrations.litserve._options import (
+    Decode,
+    Hook,
+    Limit,
+    LoopOptions,
+    check_pickles,
+)
 from batchstream.integrations.litserve._server.cuts import keep_cuts_out_of_the_log
 from batchstream.integrations.litserve._server.endpoint import StreamingEndpoint
 from batchstream.integrations.litserve._worker.batch import Batch
@@ -84,7 +90,7 @@ class _AnyLoop(LitLoop):
         elif is_stock(spec):
             lit_api.spec = OpenAISpec.instead_of(spec, lit_api)
         if isinstance(lit_api.spec, OpenAISpec):
-            lit_api.spec.link = make_link(sends_ends=True)
+            lit_api.spec.link = make_link(sends_ends=True, decodes=options.decode is not None)
 
     def __call__(  # noqa: PLR0917 - LitServe's signature
         self,
@@ -179,6 +185,12 @@ class BatchedStreamLoop(_AnyLoop):
         max_outputs: How many outputs a request gets at most: a number, or a function of the
             request's context that returns one or None. `populate_context` of a spec has filled the
             context by then, and `decode_request` may have.
+        decode: A function of the API and of the request's context, such as a method of the API's
+            class, that returns the decoder of the request's outputs: a `TextDecoder` of
+            `batchstream.text`, or None for a request whose outputs stay as they are. It needs
+            `eos_in="predict"`: `encode_response` gets text. `eos`,
+            `is_eos` and `max_outputs` are about the outputs before, such as token ids. It has to
+            pickle.
         require_eos: Fail the requests that are live when `predict` ends, instead of ending them.
         max_pending: How many requests may wait for a worker; the next is answered with 503. None
             for any number, as in LitServe's own loops.
@@ -217,6 +229,7 @@ class BatchedStreamLoop(_AnyLoop):
         is_eos: Callable[[Any], object] | per_request[Any, Any] | None = None,
         include_eos: bool = False,
         max_outputs: Limit = None,
+        decode: Decode = None,
         require_eos: bool = False,
         max_pending: int | None = None,
         max_buffered: int | None = DEFAULT_MAX_BUFFERED,
@@ -225,6 +238,11 @@ class BatchedStreamLoop(_AnyLoop):
         if eos_in not in get_args(Hook):
             hooks = " or ".join(map(repr, get_args(Hook)))
             raise ValueError(f"eos_in must be {hooks}, got {eos_in!r}")
+        if decode is not None and eos_in != "predict":
+            raise ValueError(
+                f"decode takes what predict yields, and eos_in={eos_in!r} reads the steps behind "
+                f"encode_response: pass eos_in='predict'"
+            )
         rules: EndRules[Any] = EndRules(
             eos=eos,
             is_eos=is_eos,
@@ -232,7 +250,9 @@ class BatchedStreamLoop(_AnyLoop):
             require_eos=require_eos,
             has_requests=True,
         )
-        super().__init__(LoopOptions(rules, max_outputs, max_pending, max_buffered, grace_period))
+        super().__init__(
+            LoopOptions(rules, max_outputs, max_pending, max_buffered, grace_period, decode)
+        )
         self._eos_in = eos_in
 
     def run_batched_streaming_loop(
@@ -329,6 +349,7 @@ class ContinuousBatchLoop(_AnyLoop):
         is_eos: The same.
         include_eos: Deliver the output that `is_eos` recognised, before the end.
         max_outputs: How many outputs a request gets at most; see `BatchedStreamLoop`.
+        decode: Returns the decoder of a request's outputs; see `BatchedStreamLoop`.
         max_pending: How many requests may wait for a slot; the next is answered with 503. None
             for any number.
         max_buffered: How many outputs may wait for their client; see `BatchedStreamLoop`.
@@ -376,6 +397,7 @@ class ContinuousBatchLoop(_AnyLoop):
         is_eos: Callable[[Any], object] | per_request[Any, Any] | None = None,
         include_eos: bool = False,
         max_outputs: Limit = None,
+        decode: Decode = None,
         max_pending: int | None = DEFAULT_MAX_PENDING,
         max_buffered: int | None = DEFAULT_MAX_BUFFERED,
         grace_period: float = DEFAULT_GRACE_PERIOD,
@@ -390,7 +412,9 @@ class ContinuousBatchLoop(_AnyLoop):
         rules: EndRules[Any] = EndRules(
             eos=eos, is_eos=is_eos, include_eos=include_eos, has_requests=True
         )
-        super().__init__(LoopOptions(rules, max_outputs, max_pending, max_buffered, grace_period))
+        super().__init__(
+            LoopOptions(rules, max_outputs, max_pending, max_buffered, grace_period, decode)
+        )
         self._engine_factory = engine_factory
 
     def _serve(self, context: WorkerContext, request_queue: Queue[Any]) -> None:

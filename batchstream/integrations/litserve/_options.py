@@ -7,17 +7,23 @@ from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from batchstream._core.arguments import check_count, check_limit, check_seconds
+from batchstream._core.arguments import call_text, check_count, check_limit, check_seconds, takes
 from batchstream._core.rules import EndRules
+from batchstream._text.decoder import check_decode, check_decoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from batchstream.text import Decoder
 
 Hook: TypeAlias = Literal["encode_response", "predict"]
 """The hooks whose steps can hold the ends."""
 
 Limit: TypeAlias = "int | Callable[[Mapping[str, Any]], int | None] | None"
 """How many outputs a request gets at most: a number, or a function of the request's context."""
+
+Decode: TypeAlias = "Callable[[Any, dict[str, Any]], Decoder[Any, Any] | None] | None"
+"""A function of the API and of the request's context that returns the decoder of its outputs."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class LoopOptions:
         max_pending: How many requests may wait; None for any number.
         max_buffered: How many messages may wait for a client; None for any number.
         grace_period: How many seconds open responses may take when the server is told to end.
+        decode: Returns the decoder of each request.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -40,6 +47,7 @@ class LoopOptions:
     max_pending: int | None
     max_buffered: int | None
     grace_period: float
+    decode: Decode = None
 
     def __post_init__(self) -> None:
         eos = self.rules.eos
@@ -58,6 +66,14 @@ class LoopOptions:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), at_least=1)
         check_seconds("grace_period", self.grace_period)
+        if self.decode is not None:
+            check_decode(self.decode, "the API and of the context of a request")
+            if not takes(self.decode, 2):
+                raise TypeError(
+                    f"decode is called with the API and the context of a request, which "
+                    f"{call_text(self.decode)} does not take: let it take both"
+                )
+            check_pickles("decode", self.decode)
 
     def limit_of(self, context: Mapping[str, Any]) -> int | None:
         """Return how many outputs a request gets at most.
@@ -68,6 +84,17 @@ class LoopOptions:
         """
         limit = self.max_outputs
         return check_limit(limit(context) if callable(limit) else limit)
+
+    def decoder_of(self, lit_api: object, context: dict[str, Any]) -> Decoder[Any, Any] | None:
+        """Return what decodes a request's outputs, None if they stay as they are.
+
+        Raises:
+            TypeError: The function returned something else.
+            Exception: What the function raises.
+        """
+        decoder = None if self.decode is None else self.decode(lit_api, context)
+        check_decoder(decoder, "what decode returns")
+        return decoder
 
 
 def check_pickles(name: str, value: object) -> None:

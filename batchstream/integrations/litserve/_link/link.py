@@ -28,6 +28,7 @@ class Link:
         max_buffered: How many messages may wait for a client; None for any number.
         sends_ends: Whether a worker sends how each request ended, as an `EndMessage`.
         grace_period: How many seconds open responses may take when the server is told to end.
+        decodes: Whether the workers look for the stop strings that a client asks for.
 
     Attributes:
         usable: Whether the endpoint understands the messages of this package.
@@ -45,11 +46,13 @@ class Link:
         *,
         sends_ends: bool = False,
         grace_period: float = DEFAULT_GRACE_PERIOD,
+        decodes: bool = False,
     ) -> None:
         self.max_pending = max_pending
         self.max_buffered = max_buffered
         self.sends_ends = sends_ends
         self.grace_period = grace_period
+        self.decodes = decodes
         self.usable = True
         self.router_uid: str | None = None
         self.pipes: WorkerPipes | None = None

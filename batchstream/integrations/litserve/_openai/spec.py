@@ -60,7 +60,8 @@ class OpenAISpec(stock.OpenAISpec):
     An error before the first output is answered with its status; a later error is an event. Either
     way it has the form that OpenAI's clients raise. The workers give up the other choices. The
     detail of an `HTTPException` may be a dict with a `message`, and with `type`, `param` or `code`.
-    A request that is invalid, or asks for `stop`, is answered with 400.
+    A request that is invalid is answered with 400, and so is one that asks for `stop`, unless the
+    loop has `decode`: its decoders find the stop strings, which are in the context.
 
     Args:
         request_type: The class of requests.
@@ -70,7 +71,7 @@ class OpenAISpec(stock.OpenAISpec):
             first event: so that a proxy in front does not give up during a long prompt. The status
             is 200 then, and a later error an event. None for never.
         handles_stop: Whether the API itself ends a request at the texts of its `stop`, which are in
-            the context.
+            the context. A loop with `decode` does without.
 
     Attributes:
         link: To the workers; a loop of this package sets it. With another loop the answers of this
@@ -193,7 +194,7 @@ class OpenAISpec(stock.OpenAISpec):
         """Answer a client that asks for a completion."""
         if self.link is None or not self.link.usable:
             return await super().chat_completion(request, background_tasks)  # type: ignore[no-any-return]
-        if request.stop and not self._handles_stop:
+        if request.stop and not (self._handles_stop or self.link.decodes):
             raise refusal(
                 "Unsupported parameter: 'stop' is not supported by this server. Leave it out.",
                 "stop",

@@ -12,6 +12,7 @@ from litserve.callbacks import EventTypes
 from batchstream._core.cores import core_of
 from batchstream._core.errors import INTERRUPTS, StepError, call_quietly
 from batchstream._pumps.source import Source
+from batchstream._text.core import decoding
 from batchstream.integrations.litserve._worker.hooks import hooks_for
 from batchstream.integrations.litserve._worker.request import ServedRequest
 from batchstream.integrations.litserve._worker.serving import Serving, make_step
@@ -97,6 +98,8 @@ class Batch:
         own = None if rules.per_request is None else [request.is_eos for request in requests]
         reads = "predict" if self._splits_at_predict else "encode_response"
         core = core_of(rules, len(requests), limits, predicates=own)
+        if self._context.options.decode is not None:
+            core = decoding(core, [request.decoder for request in requests])
         self._stepper.begin(steps, core, note=_NOTES[reads])
         for slot, request in enumerate(requests):
             serving.seat(slot, request)

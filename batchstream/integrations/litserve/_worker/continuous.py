@@ -12,6 +12,7 @@ from litserve.callbacks import EventTypes
 
 from batchstream._batching.engine import Engine
 from batchstream._core.cores import core_of
+from batchstream._text.core import decoding
 from batchstream.integrations.litserve._worker.queue import RequestPrefetcher
 from batchstream.integrations.litserve._worker.request import ServedRequest
 from batchstream.integrations.litserve._worker.serving import Serving, make_step
@@ -104,7 +105,10 @@ class ContinuousBatch:
             self._prefetcher.release_slot()
 
     def _start_over(self) -> None:
-        self._core = core_of(self._context.options.rules, self._size, vacant=True)
+        options = self._context.options
+        self._core: Any = core_of(options.rules, self._size, vacant=True)
+        if options.decode is not None:
+            self._core = decoding(self._core)
         self._free = list(reversed(range(self._size)))  # the lowest comes last, and is taken first
 
     def _let_join(self, server: int, uid: object, submitted: float, content: object) -> bool:
@@ -145,7 +149,8 @@ class ContinuousBatch:
         if not self._engine.use(self._variables).add(slot, request.content):
             self._first = request, submitted
             return
-        self._core.open(slot, max_outputs=request.limit, is_eos=request.is_eos)
+        decoder = {} if request.decoder is None else {"decoder": request.decoder}
+        self._core.open(slot, max_outputs=request.limit, is_eos=request.is_eos, **decoder)
         self._serving.seat(self._free.pop(), request)
         self._first = None  # last: what interrupts this finds the request, and fails it
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from batchstream import StreamEnd
     from batchstream.integrations.litserve._worker.context import WorkerContext
+    from batchstream.text import Decoder
 
 
 class Context(dict[str, Any]):
@@ -52,6 +53,7 @@ class ServedRequest:
         context: Its context for the hooks.
         limit: How many outputs it gets at most.
         is_eos: Its own predicate on outputs, if it has one.
+        decoder: What its outputs go through, if anything.
         encoder: Its own `encode_response`, if it has one.
         begun: Whether an output has been sent.
         ended: Whether an end has been sent, or nothing more is to be.
@@ -67,6 +69,7 @@ class ServedRequest:
         self.context = Context()
         self.limit: int | None = None
         self.is_eos: Callable[[Any], object] | None = None
+        self.decoder: Decoder[Any, Any] | None = None
         self.encoder: RequestEncoder | None = None
         self.begun = False
         self.ended = False
@@ -105,12 +108,15 @@ class ServedRequest:
             copy_context().run(populate, self.context, self.content)
 
     def decode(self) -> None:
-        """Call `decode_request`, and ask for the limit and the predicate."""
+        """Call `decode_request`, and ask for the limit, the predicate and the decoder."""
         decode = self._worker.lit_api.decode_request
         self.content = copy_context().run(_inject_context, self.context, decode, self.content)
         options = self._worker.options
         self.limit = options.limit_of(self.context)
         self.is_eos = options.rules.is_eos_of(self.context)
+        self.decoder = options.decoder_of(self._worker.lit_api, self.context)
+        if self.decoder is not None and (link := self._worker.link) is not None and link.decodes:
+            _check_stop(self.decoder, self.context)
 
     def begin_encoding(self, look_ahead: Callable[[ServedRequest], bool]) -> None:
         """Call `encode_response` for this request, unless it would only pass outputs on."""
@@ -170,6 +176,20 @@ class ServedRequest:
         # cannot be sent either, the transport's error stops the worker, as in LitServe's loop.
         self._worker.outbox.put(self._server, self.uid, data, status)
         self.ended = True
+
+
+def _check_stop(decoder: Any, context: Context) -> None:
+    """Refuse a decoder that would pass over the stop strings that a client asks for.
+
+    Raises:
+        TypeError: It has none.
+    """
+    stop = context.get("stop")
+    if stop and getattr(decoder, "stops", None) == ():
+        raise TypeError(
+            f"a client asks for stop={stop!r}, and the decoder that decode returns has no stop "
+            f"strings: let it return TextDecoder(..., stop=context['stop'])"
+        )
 
 
 def fail_all(requests: Iterable[ServedRequest], error: BaseException) -> None:

@@ -1,0 +1,1 @@
+"""From tokens to text: characters, stop strings, and steps of text made of steps of tokens."""

@@ -1,0 +1,163 @@
+"""`stream_generate`: a call of `model.generate` as a source of token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Sequence
+from typing import Any, Literal, TypeAlias
+
+from batchstream.integrations.transformers._decoding import Decoding, ForeignLoop, has_own_loop
+from batchstream.integrations.transformers._limits import checked_limits, highest, limits_of
+from batchstream.integrations.transformers._lockstep import in_lockstep
+from batchstream.integrations.transformers._settings import Settings, as_arguments
+from batchstream.integrations.transformers._surroundings import Surroundings, let_go
+
+Step: TypeAlias = "list[int] | dict[int, Any]"
+Steps: TypeAlias = Generator[Step, Collection[int] | None, None]
+
+
+def stream_generate(
+    model: Any,
+    inputs: Any,
+    *,
+    max_new_tokens: int | Sequence[int],
+    drop_rows: bool | Literal["auto"] = "auto",
+    **generate_kwargs: Any,
+) -> Steps:
+    """Return a source of the token ids that `model.generate` would return, step by step.
+
+    Pass it to `BatchedStream`, `demux` or their asynchronous twins, or return it from the function
+    of a batcher. Each slot ends in the step in which its sequence does: with `eos` at an
+    end-of-sequence id, which is not delivered; with `length` at its limit; and at a stopping
+    criterion with the criterion's name in `StreamEnd.info`. When every stream has ended or was
+    cancelled, the model makes no further step.
+
+    Rows that have ended are dropped from the model's batch, so that they cost no more, where that
+    is known to be right: all layers of the cache can select rows, the model is of text alone, and
+    nothing counts rows. The model may then sample other tokens for the other rows than it would
+    have for the whole batch; greedy search stays as it is.
+
+    The model runs in the thread that moves the source, with greedy search and sampling. Assisted
+    decoding and prompt lookup, and models with a loop of their own, run in a thread of the
+    source's, in step with it. Beams and contrastive search are refused.
+
+    Args:
+        model: A model of transformers with `generate`.
+        inputs: What the tokenizer returned, a mapping with tensors; or the ids alone, a tensor of
+            shape `(prompts, length)`. Prompts of several lengths are padded on the left.
+        max_new_tokens: How many tokens a sequence may have at most: one number for all, or one for
+            each slot.
+        drop_rows: True drops rows that have ended also beside logits processors, stopping criteria
+            and a cache of your own: you know that they do not count rows. False never drops one.
+        **generate_kwargs: Anything else that `model.generate` takes: `do_sample`, `temperature`,
+            `generation_config`, `logits_processor`, `stopping_criteria`, `num_return_sequences`,
+            which gives each prompt as many slots, and so on.
+
+    Returns:
+        A generator of steps. It has done nothing yet: the prompts are read with the first step.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, or cannot work. From the first step
+            also what `generate` raises of its arguments; and with `drop_rows=True` that rows cannot
+            be dropped.
+
+    Blocking: a step takes as long as the model does.
+    Cancellation: closing the source ends the model's work, at the latest behind its step.
+    Threads: any thread may move it, one at a time. Grad mode, autocast and the CUDA device are set
+        for each step and given back: autocast is that of the call.
+
+    Example:
+        >>> import batchstream
+        >>> from batchstream.integrations.transformers import stream_generate
+        >>> @batchstream.batched(max_batch_size=8)
+        ... def replies(prompts):
+        ...     inputs = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
+        ...     return stream_generate(model, inputs, max_new_tokens=100)
+    """
+    if not callable(getattr(model, "generate", None)):
+        raise TypeError(
+            f"stream_generate takes a model with a method generate, got {type(model).__name__}"
+        )
+    if drop_rows not in {True, False, "auto"}:
+        raise ValueError(f"drop_rows must be 'auto', True or False, got {drop_rows!r}")
+    limits = checked_limits(max_new_tokens)
+    arguments = as_arguments(inputs) | generate_kwargs
+    settings = Settings(model, arguments)
+    settings.check()
+    if (prompts := settings.prompts) is not None:
+        limits_of(limits, prompts * settings.sequences)
+    own_loop = has_own_loop(model) and not settings.assisted
+    surroundings = Surroundings(getattr(model, "device", None))
+    return _let_go_of_errors(
+        _in_own_loop(model, arguments, limits, drop_rows, settings.eos, surroundings)
+        if own_loop
+        else _in_lockstep(model, arguments, limits, settings.eos, surroundings)
+    )
+
+
+def _let_go_of_errors(steps: Steps) -> Steps:
+    try:
+        yield from steps
+    except BaseException as error:
+        del steps
+        let_go(error)
+        raise
+
+
+def _in_own_loop(
+    model: Any,
+    arguments: dict[str, Any],
+    max_new_tokens: int | tuple[int, ...],
+    drop_rows: bool | Literal["auto"],
+    eos: frozenset[int],
+    surroundings: Surroundings,
+) -> Steps:
+    def start(  # noqa: PLR0917 - generate gives these by position
+        model: Any,
+        input_ids: Any,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        tokenizer: Any = None,  # noqa: ARG001 - generate looks for the name, and makes stop strings of it
+        **kept: Any,
+    ) -> Decoding:
+        return Decoding(
+            model,
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            kept,
+            max_new_tokens=max_new_tokens,
+            drop_rows=drop_rows,
+        )
+
+    try:
+        with surroundings():
+            decoding = model.generate(
+                **arguments, max_new_tokens=highest(max_new_tokens), custom_generate=start
+            )
+    except ForeignLoop:
+        yield from _in_lockstep(model, arguments, max_new_tokens, eos, surroundings)
+        return
+    while decoding.goes_on:
+        with surroundings():
+            step = decoding.step()
+        live = yield step
+        with surroundings():
+            decoding.keep(live)
+
+
+def _in_lockstep(
+    model: Any,
+    arguments: dict[str, Any],
+    max_new_tokens: int | tuple[int, ...],
+    eos: frozenset[int],
+    surroundings: Surroundings,
+) -> Steps:
+    return in_lockstep(
+        model.generate,
+        arguments,
+        max_new_tokens=max_new_tokens,
+        eos=eos,
+        surroundings=surroundings,
+    )

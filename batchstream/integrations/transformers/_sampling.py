@@ -1,0 +1,96 @@
+"""The next token of each row, drawn with that row's own parameters and random numbers.
+
+A row gets what it would get alone. So no row's way may depend on another's parameters: the order in
+which the tokens stand on the line from which one is drawn is that of their probability if the row
+itself has `top_k` or `top_p`, else that of their ids.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from batchstream.integrations.transformers._generation import Generation
+
+_BITS = 24  # those of a float32: a draw times a sum of probabilities then stays below the sum
+
+
+class Sampler:
+    """Draws the tokens of one request, one after another.
+
+    Args:
+        request: Its `temperature`, `top_k`, `top_p` and `seed` count.
+    """
+
+    __slots__ = ("_random", "greedy", "request", "sorts")
+
+    def __init__(self, request: Generation) -> None:
+        self.request = request
+        self.greedy = request.temperature == 0
+        self.sorts = request.top_k is not None or request.top_p < 1
+        # Python's: the same on each device, and a draw is one number, not one for each token.
+        self._random = random.Random(request.seed)  # noqa: S311 - tokens are no secrets
+
+    def draw(self) -> float:
+        """Return the next random number, at least 0 and below 1."""
+        return self._random.getrandbits(_BITS) / (1 << _BITS)
+
+
+def sample(logits: Any, samplers: Sequence[Sampler]) -> Any:
+    """Return the next token of each row.
+
+    Args:
+        logits: A float32 tensor of shape (rows, vocabulary).
+        samplers: That of each row.
+
+    Returns:
+        A tensor of ids, of shape (rows,).
+    """
+    tokens = logits.argmax(-1)
+    for sorts, draw in ((False, _draw), (True, _draw_sorted)):
+        rows = [
+            row
+            for row, sampler in enumerate(samplers)
+            if not sampler.greedy and sampler.sorts is sorts
+        ]
+        if rows:
+            index = torch.tensor(rows, device=logits.device)
+            tokens[index] = draw(logits[index], [samplers[row] for row in rows])
+    return tokens
+
+
+def _draw(logits: Any, samplers: Sequence[Sampler]) -> Any:
+    return _place(_probabilities(logits, samplers), samplers)
+
+
+def _draw_sorted(logits: Any, samplers: Sequence[Sampler]) -> Any:
+    """Draw among the most probable tokens: first `top_k`, then `top_p` of what is left."""
+    vocabulary = logits.shape[-1]
+    probabilities, order = _probabilities(logits, samplers).sort(dim=-1, descending=True, stable=True)
+    top_k = _column(logits, samplers, lambda request: request.top_k or vocabulary)
+    probabilities = probabilities.where(torch.arange(vocabulary, device=logits.device) < top_k, 0)
+    sums = probabilities.cumsum(-1)
+    top_p = _column(logits, samplers, lambda request: request.top_p)
+    # A token stays if those before it fall short: the first one always does.
+    probabilities = probabilities.where(sums - probabilities < top_p * sums[:, -1:], 0)
+    return order.gather(-1, _place(probabilities, samplers)[:, None])[:, 0]
+
+
+def _probabilities(logits: Any, samplers: Sequence[Sampler]) -> Any:
+    return (logits / _column(logits, samplers, lambda request: request.temperature)).softmax(-1)
+
+
+def _place(probabilities: Any, samplers: Sequence[Sampler]) -> Any:
+    """Return for each row the place at which its draw falls, on a line made of probabilities."""
+    sums = probabilities.cumsum(-1)
+    draws = torch.tensor([[sampler.draw()] for sampler in samplers], device=sums.device)
+    return torch.searchsorted(sums, draws * sums[:, -1:], right=True)[:, 0]
+
+
+def _column(logits: Any, samplers: Sequence[Sampler], value: Callable[[Generation], float]) -> Any:
+    """Return one value of each request, for arithmetic with a row for each."""
+    return torch.tensor([[value(sampler.request)] for sampler in samplers], device=logits.device)

@@ -1,0 +1,144 @@
+"""What a call of `generate` asks for, as far as a source has to know before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+
+from batchstream.integrations.transformers._ids import ids_of
+
+_TOKENS_ALONE: Final = "a source hands out token ids alone"
+_NOT_TAKEN: Final = {
+    "custom_generate": "the decoding loop is its own",
+    "max_length": "pass max_new_tokens, which counts without the prompt",
+    "output_attentions": _TOKENS_ALONE,
+    "output_hidden_states": _TOKENS_ALONE,
+    "output_logits": _TOKENS_ALONE,
+    "output_scores": _TOKENS_ALONE,
+    "return_dict_in_generate": _TOKENS_ALONE,
+    "streamer": "the source takes its place; for a generate call of your own use BatchStreamer",
+    "synced_gpus": "processes that step together cannot end together with a stream",
+}
+_GREEDY: Final = "pass num_beams=1 for greedy search, or do_sample=True"
+
+
+class Settings:
+    """The settings of one call.
+
+    Args:
+        model: The model, whose own settings hold where the call has none.
+        arguments: Those of the call.
+    """
+
+    def __init__(self, model: Any, arguments: Mapping[str, Any]) -> None:
+        self._model = model
+        self._arguments = arguments
+        # In this order, as in generate.
+        self._configs = [
+            config
+            for config in (
+                arguments.get("generation_config"),
+                getattr(model, "generation_config", None),
+            )
+            if config is not None
+        ]
+
+    def _of(self, name: str) -> Any:
+        if (value := self._arguments.get(name)) is not None:
+            return value
+        found = (getattr(config, name, None) for config in self._configs)
+        return next((value for value in found if value is not None), None)
+
+    def check(self) -> None:
+        """Refuse what cannot be streamed.
+
+        Raises:
+            ValueError: The name of the setting, and what to do instead.
+        """
+        for name, why in _NOT_TAKEN.items():
+            if self._arguments.get(name) not in (None, False):
+                raise ValueError(f"stream_generate takes no {name}: {why}")
+        for name in ("num_beams", "num_beam_groups"):
+            if (number := self._of(name) or 1) > 1:
+                raise ValueError(
+                    f"stream_generate cannot stream beam search, got {name}={number}: its tokens "
+                    f"may still change until the last step; {_GREEDY}"
+                )
+        for name in ("constraints", "force_words_ids"):
+            if self._of(name) is not None:
+                raise ValueError(
+                    f"stream_generate cannot stream constrained beam search, got {name}; "
+                    "for what may follow, pass prefix_allowed_tokens_fn"
+                )
+        if self._of("penalty_alpha") and (self._of("top_k") or 0) > 1 and not self._of("do_sample"):
+            raise ValueError(
+                "stream_generate cannot stream contrastive search, got penalty_alpha="
+                f"{self._of('penalty_alpha')}: its loop is not part of transformers; leave it out, "
+                "or pass do_sample=True"
+            )
+        if self._of("dola_layers") is not None:
+            raise ValueError(
+                f"stream_generate cannot stream DoLa, got dola_layers={self._of('dola_layers')!r}: "
+                "its loop is not part of transformers; leave it out"
+            )
+        if self._arguments.get("cache_implementation") == "paged":
+            raise ValueError(
+                "stream_generate takes no cache_implementation='paged': that is continuous "
+                "batching; use TransformersEngine with a ContinuousBatcher"
+            )
+
+    @property
+    def assisted(self) -> bool:
+        """Whether drafts of tokens are verified, several in a step."""
+        return any(
+            self._of(name) not in (None, False)
+            for name in (
+                "assistant_model",
+                "assistant_early_exit",
+                "prompt_lookup_num_tokens",
+                "use_mtp",
+            )
+        )
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences each prompt has."""
+        return self._of("num_return_sequences") or 1
+
+    @property
+    def prompts(self) -> int | None:
+        """How many prompts there are; None if that is for `generate` to find out."""
+        names = (
+            "inputs",
+            getattr(self._model, "main_input_name", ""),
+            "input_ids",
+            "inputs_embeds",
+        )
+        for name in names:
+            if isinstance(value := self._arguments.get(name), torch.Tensor):
+                return value.shape[0]
+        return None
+
+    @property
+    def eos(self) -> frozenset[int]:
+        """The token ids that end a sequence."""
+        return ids_of(self._of("eos_token_id"))
+
+
+def as_arguments(inputs: Any) -> dict[str, Any]:
+    """Return the inputs of a model as arguments of `generate`.
+
+    Raises:
+        TypeError: They are neither a mapping nor a tensor.
+    """
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    if isinstance(inputs, torch.Tensor):
+        return {"inputs": inputs}
+    raise TypeError(
+        "stream_generate takes the tokenizer's mapping or a tensor of shape (prompts, length), got "
+        f"{type(inputs).__name__}: call the tokenizer with return_tensors='pt', padding=True and "
+        "padding_side='left'"
+    )

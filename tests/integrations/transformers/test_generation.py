@@ -1,0 +1,176 @@
+"""What a request may ask, and how its tokens are drawn."""
+
+import pickle
+from collections import Counter
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from support.driving import Visit, drive
+from support.tiny_models import alone, model
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from batchstream import RequestError
+from batchstream.integrations.transformers import Generation, GenerationError, TransformersEngine
+from batchstream.integrations.transformers._sampling import Sampler, sample
+
+
+@pytest.mark.parametrize(
+    "ids", [[3, 4], (3, 4), range(3, 5), np.array([3, 4]), torch.tensor([3, 4])], ids=type
+)
+def test_a_prompt_is_any_sequence_of_ids(ids):
+    assert Generation(ids, 1) == Generation((3, 4), 1)
+
+
+def test_stops_are_ids_for_the_engine_and_strings_for_the_text():
+    request = Generation([3], 1, stop=["a", 7, "bc"])
+    assert request.stop_ids == (7,)
+    assert request.stop_strings == ("a", "bc")
+    assert Generation([3], 1, stop="ab").stop_strings == ("ab",)
+    assert Generation([3], 1, stop=7).stop_ids == (7,)
+    assert Generation([3], 1, stop=None).stop == ()
+
+
+def test_a_request_can_be_pickled_and_be_a_key():
+    request = Generation([3, 4], 5, temperature=0.5, top_k=3, seed=1, stop=["a"])
+    assert pickle.loads(pickle.dumps(request)) == request  # noqa: S301 - its own
+    assert {request: 1}[Generation((3, 4), 5, temperature=0.5, top_k=3, seed=1, stop=["a"])]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ids": []}, "ids must hold at least one token, got none"),
+        ({"ids": [3, -1]}, "ids must be at least 0, got -1"),
+        ({"ids": torch.ones(1, 3, dtype=torch.long)}, r"got an array of shape \(1, 3\)"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"temperature": -1}, "temperature must be at least 0, got -1"),
+        ({"temperature": float("nan")}, "temperature must be at least 0, got nan"),
+        ({"temperature": float("inf")}, "temperature must be finite, got inf"),
+        ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"top_p": 0}, "top_p must be above 0 and at most 1, got 0"),
+        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"stop": ["a", ""]}, "stop must hold no empty string"),
+        ({"stop": [-2]}, "stop must be at least 0, got -2"),
+    ],
+    ids=str,
+)
+def test_a_value_out_of_range_is_the_clients_fault(arguments, message):
+    with pytest.raises(GenerationError, match=message) as caught:
+        Generation(**{"ids": [3], "max_new_tokens": 1, **arguments})
+    assert isinstance(caught.value, RequestError)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ids": "Hello"}, r"got the text 'Hello': pass tokenizer\.encode"),
+        ({"ids": {"input_ids": [3]}}, r"got a dict: pass its \['input_ids'\]"),
+        ({"ids": [3.5]}, "ids takes a whole number, got 3.5"),
+        ({"ids": 3}, "ids takes the token ids of one prompt, got 3"),
+        ({"max_new_tokens": None}, "max_new_tokens takes a whole number, got None"),
+        ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+        ({"top_k": 1.5}, "top_k takes a whole number, got 1.5"),
+        ({"stop": 1.5}, "stop takes token ids and strings, got 1.5"),
+        ({"stop": [None]}, "stop takes a whole number, got None"),
+        ({"logprobs": 5}, "logprobs must be True or False, got 5"),
+    ],
+    ids=str,
+)
+def test_what_is_of_the_wrong_kind_is_a_type_error(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        Generation(**{"ids": [3], "max_new_tokens": 1, **arguments})
+
+
+def samplers(count, **how):
+    """Return samplers that differ in their random numbers alone."""
+    return [Sampler(Generation([3], 1, seed=seed, **how)) for seed in range(count)]
+
+
+HOW = [
+    {"temperature": 1.0},
+    {"temperature": 0.5},
+    {"temperature": 2.0, "top_k": 4},
+    {"temperature": 1.0, "top_p": 0.7},
+    {"temperature": 1.5, "top_k": 6, "top_p": 0.8},
+]
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
+def test_tokens_are_drawn_with_the_probabilities_of_transformers(how):
+    torch.manual_seed(4)
+    logits = torch.randn(1, 12) * 2
+    warped = TemperatureLogitsWarper(how["temperature"])(None, logits)
+    if "top_k" in how:
+        warped = TopKLogitsWarper(how["top_k"])(None, warped)
+    if "top_p" in how:
+        warped = TopPLogitsWarper(how["top_p"])(None, warped)
+    expected = warped.softmax(-1)[0]
+    count = 20_000
+    drawn = Counter(sample(logits.expand(count, -1), samplers(count, **how)).tolist())
+    assert set(drawn) <= set(expected.nonzero()[:, 0].tolist())
+    for token, probability in enumerate(expected.tolist()):
+        deviation = (count * probability * (1 - probability)) ** 0.5
+        assert drawn[token] == pytest.approx(count * probability, abs=5 * deviation + 1)
+
+
+@given(st.lists(st.sampled_from([{}, {"top_p": 0.5}, *HOW]), min_size=1, max_size=6))
+def test_no_draw_depends_on_the_rows_beside_it(hows):
+    logits = torch.randn(len(hows), 30, generator=torch.Generator().manual_seed(len(hows)))
+    requests = [Generation([3], 1, seed=seed, **how) for seed, how in enumerate(hows)]
+    together = sample(logits, [Sampler(request) for request in requests]).tolist()
+    for row, request in enumerate(requests):
+        assert sample(logits[row : row + 1], [Sampler(request)]).tolist() == [together[row]]
+        if request.temperature == 0:
+            assert together[row] == logits[row].argmax()
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
+@pytest.mark.parametrize(("bits", "at"), [(0, 0), (2**24 - 1, -1)])
+def test_the_outermost_draws_are_tokens_that_are_possible(how, bits, at):
+    class Outermost:
+        def getrandbits(self, _):
+            return bits
+
+    logits = torch.full((1, 50_000), -float("inf"))
+    logits[0, [7, 11, 40_000]] = torch.tensor([0.0, 0.1, 0.2])
+    [sampler] = samplers(1, **how)
+    sampler._random = Outermost()
+    possible = [40_000, 11, 7] if sampler.sorts else [7, 11, 40_000]
+    possible = possible[:2] if how.get("top_p") == 0.5 else possible
+    assert sample(logits, [sampler]).item() == possible[at]
+
+
+def test_a_request_gets_its_own_tokens_whatever_runs_beside_it():
+    requests = [
+        Generation([5, 6, 7 + seed], 12, temperature=1.0, top_p=top_p, seed=seed)
+        for seed in range(5)
+        for top_p in (1.0, 0.9)
+    ]
+    engine = TransformersEngine(model("Llama"), eos_token_id=())
+
+    def served(slots):
+        return [visit.outputs for visit in drive(engine, list(map(Visit, requests)), slots)]
+
+    one_by_one = served(1)
+    assert served(4) == one_by_one
+    assert len(set(map(tuple, one_by_one))) == len(requests)  # or they would not be drawn
+
+
+def test_a_request_without_a_seed_draws_anew_each_time():
+    engine = TransformersEngine(model("Llama"), eos_token_id=())
+    visits = [Visit(Generation([5, 6, 7], 20, temperature=2.0)) for _ in range(3)]
+    assert len({tuple(visit.outputs) for visit in drive(engine, visits)}) == 3
+
+
+def test_temperature_0_is_greedy_whatever_else_is_asked():
+    request = Generation([5, 6, 7], 8, top_k=3, top_p=0.1, seed=1)
+    [visit] = drive(TransformersEngine(model("Llama"), eos_token_id=()), [Visit(request)])
+    assert visit.outputs == [token for token, _ in alone("Llama", (5, 6, 7), 8, eos=None)]
