@@ -33,7 +33,9 @@ from batchstream import EOS, FinishReason, Last
 from batchstream.integrations.transformers import _rows
 from batchstream.integrations.transformers._limits import limits_of
 
+# Not documented, but there in the releases that were tried. Without them generate runs in a thread.
 _NEEDED: Final = ("_prefill", "_update_model_kwargs_for_generation", "_sample")
+_PREPARED: Final = ("_eos_token_tensor", "_pad_token_tensor")
 # Of a model's inputs, the loop says how many are new where prepare_inputs_for_generation asks.
 _SAYS_LENGTH: Final = (
     "next_sequence_length"
@@ -52,7 +54,7 @@ def has_own_loop(model: Any) -> bool:
     beside the documented ones need to exist: they are of one release of transformers.
     """
     # A wrapper, such as a compiled model, has the generate of the model inside.
-    generate = getattr(model, "generate", None)
+    generate: Any = getattr(model, "generate", None)
     if getattr(generate, "__func__", None) is not GenerationMixin.generate:
         return False
     owner = type(generate.__self__)
@@ -74,6 +76,7 @@ class Decoding:
         config: The configuration of this call.
         kept: What the model wants besides its ids, from step to step.
         max_new_tokens: A limit for all slots, or one for each.
+        has_own_cache: Whether the cache is the caller's.
         drop_rows: Whether rows that have ended are dropped; "auto" where that is known to be right.
 
     Raises:
@@ -91,9 +94,10 @@ class Decoding:
         kept: dict[str, Any],
         *,
         max_new_tokens: int | Sequence[int],
+        has_own_cache: bool,
         drop_rows: bool | Literal["auto"],
     ) -> None:
-        if not (hasattr(config, "_eos_token_tensor") and hasattr(config, "_pad_token_tensor")):
+        if not all(hasattr(config, name) for name in _PREPARED):
             raise ForeignLoop
         mode = config.get_generation_mode()
         if mode not in {GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE}:
@@ -110,6 +114,7 @@ class Decoding:
         ]
         self._config = config
         self._kept = kept
+        self._has_own_cache = has_own_cache
         self._drop_rows = drop_rows
         self._can_drop: bool | None = None  # not known before the cache is there
 
@@ -229,7 +234,7 @@ class Decoding:
                 _rows.obstacle(self._model, self._kept, self._processors)
                 or (
                     self._drop_rows == "auto"
-                    and _rows.doubt(self._kept, self._processors, self._criteria)
+                    and (self._has_own_cache or _rows.doubt(self._processors, self._criteria))
                 )
             )
         return self._can_drop
@@ -244,13 +249,18 @@ class Decoding:
     def _drop(self) -> None:
         rows = [row for row, ended in enumerate(self._ended) if not ended]
         self._ids = self._ids[rows]
-        _rows.select(self._kept, rows)
+        _rows.select(self._kept, self._processors, rows)
         self._slots = [self._slots[row] for row in rows]
         self._ended = [False] * len(rows)
 
+    def let_go(self) -> None:
+        """Free the cache, unless it is the caller's: an error may keep what refers to it."""
+        if not self._has_own_cache:
+            _rows.let_go(self._kept)
 
-def stopped_by(criterion: Any, token: int) -> Last[int]:
-    """Return the last output of a slot that a stopping criterion ends, with the criterion's name."""
+
+def stopped_by(criterion: Any, token: int | None) -> Last[int | None]:
+    """Return the last output of a slot that a stopping criterion ends, with its name."""
     reason = FinishReason.LENGTH if type(criterion) is MaxTimeCriteria else FinishReason.EOS
     return Last(token, reason, {"stopping_criterion": type(criterion).__name__})
 

@@ -63,8 +63,13 @@ class TransformersEngine:
         >>> import batchstream
         >>> from batchstream.integrations.transformers import Generation, TransformersEngine
         >>> _ = torch.manual_seed(0)
-        >>> config = LlamaConfig(vocab_size=64, hidden_size=8, intermediate_size=8,
-        ...                      num_hidden_layers=1, num_attention_heads=1)
+        >>> config = LlamaConfig(
+        ...     vocab_size=64,
+        ...     hidden_size=8,
+        ...     intermediate_size=8,
+        ...     num_hidden_layers=1,
+        ...     num_attention_heads=1,
+        ... )
         >>> engine = TransformersEngine(LlamaForCausalLM(config).eval(), eos_token_id=())
         >>> with batchstream.ContinuousBatcher(engine, max_batch_size=8) as batcher:
         ...     streams = [batcher.stream(Generation([1, 5, 9], n)) for n in (2, 4)]
@@ -126,13 +131,15 @@ class TransformersEngine:
     def remove(self, slot: int) -> None:
         """Free what the request has in the cache; that of a running batch with the next step."""
         self._requests.pop(slot, None)
-        self._prefills.pop(slot, None)
+        if slot in self._prefills:
+            self._prefills.pop(slot).drop()
         self._rows.leave(slot)
 
     def close(self) -> None:
         """Free the cache. Requests that are still in the engine are not computed any more."""
         self._rows.clear()
-        self._prefills.clear()
+        while self._prefills:
+            self._prefills.popitem()[1].drop()
 
     def _step(self) -> dict[int, Any]:
         step: dict[int, Any] = {}
@@ -144,9 +151,9 @@ class TransformersEngine:
         joining: dict[int, Prefill] = {}
         for slot in list(itertools.islice(self._prefills, self._max_prefills)):
             if self._prefill(step, slot):
-                prefill = self._prefills.pop(slot)
-                if not self._requests[slot].ended:
-                    joining[slot] = prefill
+                joining[slot] = self._prefills.pop(slot)
+                if self._requests[slot].ended:  # with its first token
+                    joining.pop(slot).drop()
         if joining:
             self._rows.join(joining)
         return step
@@ -162,7 +169,7 @@ class TransformersEngine:
             self._emit(step, [slot], logits)
         except Exception as error:  # noqa: BLE001 - fails this request alone
             step[slot] = Fail(error)
-            del self._prefills[slot], prefill  # the error's traceback keeps this frame
+            self._prefills.pop(slot).drop()
             let_go(error)
             return False
         return True
@@ -226,10 +233,7 @@ class _Running:
         self.sampler = Sampler(request)
         self.token = -1
         self.ended = False
-        if eos_token_id is None:
-            self._end_ids = end_ids_of(model)
-        else:
-            self._end_ids = token_ids(None, eos_token_id).ids  # () is none, too
+        self._end_ids = end_ids.union(request.stop_ids)
         self._outputs = 0
 
     def take(self, token: int, logprob: float | None) -> Any:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
+
+from transformers import Cache
 
 from batchstream.integrations.transformers._decoding import Decoding, ForeignLoop, has_own_loop
 from batchstream.integrations.transformers._limits import checked_limits, highest, limits_of
@@ -11,8 +14,7 @@ from batchstream.integrations.transformers._lockstep import in_lockstep
 from batchstream.integrations.transformers._settings import Settings, as_arguments
 from batchstream.integrations.transformers._surroundings import Surroundings, let_go
 
-Step: TypeAlias = "list[int] | dict[int, Any]"
-Steps: TypeAlias = Generator[Step, Collection[int] | None, None]
+Steps: TypeAlias = Generator[list[int] | dict[int, Any], Collection[int] | None, None]
 
 
 def stream_generate(
@@ -79,19 +81,30 @@ def stream_generate(
         )
     if drop_rows not in {True, False, "auto"}:
         raise ValueError(f"drop_rows must be 'auto', True or False, got {drop_rows!r}")
-    limits = checked_limits(max_new_tokens)
-    arguments = as_arguments(inputs) | generate_kwargs
-    settings = Settings(model, arguments)
+    call = _Call(
+        model=model,
+        arguments=as_arguments(inputs) | generate_kwargs,
+        max_new_tokens=checked_limits(max_new_tokens),
+        drop_rows=drop_rows,
+    )
+    settings = Settings(model, call.arguments)
     settings.check()
     if (prompts := settings.prompts) is not None:
-        limits_of(limits, prompts * settings.sequences)
+        limits_of(call.max_new_tokens, prompts * settings.sequences)
     own_loop = has_own_loop(model) and not settings.assisted
     surroundings = Surroundings(getattr(model, "device", None))
-    return _let_go_of_errors(
-        _in_own_loop(model, arguments, limits, drop_rows, settings.eos, surroundings)
-        if own_loop
-        else _in_lockstep(model, arguments, limits, settings.eos, surroundings)
-    )
+    steps = (_in_own_loop if own_loop else _in_lockstep)(call, settings.eos, surroundings)
+    return _let_go_of_errors(steps)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call of `generate`: the model, what it is given, and what its rows may do."""
+
+    model: Any
+    arguments: dict[str, Any]
+    max_new_tokens: int | tuple[int, ...]
+    drop_rows: bool | Literal["auto"]
 
 
 def _let_go_of_errors(steps: Steps) -> Steps:
@@ -103,21 +116,14 @@ def _let_go_of_errors(steps: Steps) -> Steps:
         raise
 
 
-def _in_own_loop(
-    model: Any,
-    arguments: dict[str, Any],
-    max_new_tokens: int | tuple[int, ...],
-    drop_rows: bool | Literal["auto"],
-    eos: frozenset[int],
-    surroundings: Surroundings,
-) -> Steps:
+def _in_own_loop(call: _Call, eos: frozenset[int], surroundings: Surroundings) -> Steps:
     def start(  # noqa: PLR0917 - generate gives these by position
         model: Any,
         input_ids: Any,
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,
-        tokenizer: Any = None,  # noqa: ARG001 - generate looks for the name, and makes stop strings of it
+        tokenizer: Any = None,  # noqa: ARG001 - for stop_strings, generate looks for this name
         **kept: Any,
     ) -> Decoding:
         return Decoding(
@@ -127,37 +133,38 @@ def _in_own_loop(
             stopping_criteria,
             generation_config,
             kept,
-            max_new_tokens=max_new_tokens,
-            drop_rows=drop_rows,
+            max_new_tokens=call.max_new_tokens,
+            has_own_cache=any(isinstance(value, Cache) for value in call.arguments.values()),
+            drop_rows=call.drop_rows,
         )
 
     try:
         with surroundings():
-            decoding = model.generate(
-                **arguments, max_new_tokens=highest(max_new_tokens), custom_generate=start
+            decoding = call.model.generate(
+                **call.arguments,
+                max_new_tokens=highest(call.max_new_tokens),
+                custom_generate=start,
             )
     except ForeignLoop:
-        yield from _in_lockstep(model, arguments, max_new_tokens, eos, surroundings)
+        yield from _in_lockstep(call, eos, surroundings)
         return
-    while decoding.goes_on:
-        with surroundings():
-            step = decoding.step()
-        live = yield step
-        with surroundings():
-            decoding.keep(live)
+    try:
+        while decoding.goes_on:
+            with surroundings():
+                step = decoding.step()
+            live = yield step
+            with surroundings():
+                decoding.keep(live)
+    except BaseException:
+        decoding.let_go()
+        raise
 
 
-def _in_lockstep(
-    model: Any,
-    arguments: dict[str, Any],
-    max_new_tokens: int | tuple[int, ...],
-    eos: frozenset[int],
-    surroundings: Surroundings,
-) -> Steps:
+def _in_lockstep(call: _Call, eos: frozenset[int], surroundings: Surroundings) -> Steps:
     return in_lockstep(
-        model.generate,
-        arguments,
-        max_new_tokens=max_new_tokens,
+        call.model.generate,
+        call.arguments,
+        max_new_tokens=call.max_new_tokens,
         eos=eos,
         surroundings=surroundings,
     )

@@ -49,6 +49,10 @@ class Prefill:
         )
         return logits if self.length == len(self._ids) else None
 
+    def drop(self) -> None:
+        """Free what is in the cache."""
+        _drop(self.cache)
+
 
 class Rows:
     """The running batch: which slot each row is of, its length, and the common cache."""
@@ -61,10 +65,13 @@ class Rows:
     _cache: Any
 
     def __init__(self) -> None:
+        self._cache = None
         self.clear()
 
     def clear(self) -> None:
         """Let all rows leave at once."""
+        if self._cache is not None:
+            _drop(self._cache)
         self.slots, self._lengths, self._leaving, self._cache = [], [], set(), None
 
     def decode(self, forward: Forward, tokens: Sequence[int]) -> Any:
@@ -110,6 +117,8 @@ class Rows:
         for layers in zip(*map(_filled, caches), strict=True):
             layers[0].keys = _stacked([layer.keys for layer in layers], width)
             layers[0].values = _stacked([layer.values for layer in layers], width)
+            for joined in layers[1:]:
+                joined.keys = joined.values = None
         self._cache = caches[0]
 
 
@@ -121,3 +130,9 @@ def _stacked(tensors: Sequence[Any], width: int) -> Any:
 def _filled(cache: Any) -> list[Any]:
     """Return the layers that hold something: one that shares another's holds nothing."""
     return [layer for layer in cache.layers if layer.is_initialized]
+
+
+def _drop(cache: Any) -> None:
+    """Free the tensors of a cache, also where the frames of an error keep the cache itself."""
+    for layer in cache.layers:
+        layer.keys = layer.values = None

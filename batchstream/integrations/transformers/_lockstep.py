@@ -1,14 +1,14 @@
-"""A `generate` of the model's own, in a thread that makes a step when the source is asked for one.
+"""A call of `generate` in a thread, which makes a step when the source is asked for one.
 
-For decoding that has no loop of ours: assisted decoding, prompt lookup, a model with a `generate` or
-a loop of its own. `generate` calls a streamer with each step; the streamer hands it to the source
-and waits until that is asked for the next one. So the thread never runs ahead.
+For decoding that has no loop of ours: assisted decoding, prompt lookup, a model with a `generate`
+or a loop of its own. `generate` calls a streamer with each step; the streamer hands it to the
+source and waits until that is asked for the next one. So the thread never runs ahead.
 """
 
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -98,7 +98,7 @@ def in_lockstep(
     max_new_tokens: int | Sequence[int],
     eos: frozenset[int],
     surroundings: Surroundings,
-) -> Generator[dict[int, Any], Sequence[int] | None, None]:
+) -> Generator[list[int] | dict[int, Any], Collection[int] | None, None]:
     """Return the steps of a call of `generate`, which runs in a thread of its own.
 
     Args:
@@ -146,6 +146,8 @@ def in_lockstep(
             if not marks.live:
                 return
             handoff.ask(go_on=True)
+        if last := marks.stopped():
+            yield last
     finally:
         handoff.ask(go_on=False)  # which it reads once it has a step
         thread.join()
@@ -162,7 +164,7 @@ class _Marks:
         self._given = [0] * len(limits)
         self.live = set(range(len(limits)))
 
-    def keep(self, live: Sequence[int] | None) -> None:
+    def keep(self, live: Collection[int] | None) -> None:
         """Go on with these slots alone; None says nothing of them."""
         if live is not None:
             self._end(self.live.difference(live))
@@ -184,12 +186,17 @@ class _Marks:
         self._end(ended)
         return found
 
+    def stopped(self) -> dict[int, Any]:
+        """Return the ends of slots that a criterion has ended behind the last step."""
+        stopped = self._rows.stopped
+        return {slot: _end(stopped[slot][0]) for slot in self.live if slot in stopped}
+
     def _element(self, slot: int, tokens: list[int]) -> tuple[Any, bool]:
         criterion, length = self._rows.stopped.get(slot, (None, 0))
         given: list[Any] = []
         if criterion is not None and length < self._length:
             # generate looked at its criteria behind the last step: what it has now is padding.
-            return End(FinishReason.EOS, {"stopping_criterion": type(criterion).__name__}), True
+            return _end(criterion), True
         for token in tokens:
             if token in self._eos:
                 given.append(EOS)
@@ -216,6 +223,11 @@ def _criteria(call: dict[str, Any]) -> list[Any]:
     if (stops := call.pop("stop_strings", None)) is not None:
         criteria.append(StopStringCriteria(call.get("tokenizer"), stops))
     return criteria
+
+
+def _end(criterion: Any) -> End:
+    last = stopped_by(criterion, None)
+    return End(last.reason, last.info)
 
 
 def _one(given: list[Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from typing import Any, Final
 
 import torch
@@ -27,6 +28,8 @@ _BY_ROW: Final = frozenset(
     }
 )
 """What `generate` keeps between steps with a row for each sequence."""
+
+_DIMENSIONS: Final = {"position_ids": 2}
 
 _FOR_ALL: Final = frozenset({"cache_position"})
 """What it keeps with nothing that belongs to a row."""
@@ -101,19 +104,14 @@ def obstacle(model: Any, kept: Mapping[str, Any], processors: Iterable[Any]) -> 
     return None
 
 
-def doubt(
-    kept: Mapping[str, Any], processors: Iterable[Any], criteria: Iterable[Any]
-) -> str | None:
-    """Return what might need all rows, as far as anyone can tell; the user may know better."""
+def doubt(processors: Iterable[Any], criteria: Iterable[Any]) -> str | None:
+    """Return what may need all rows, None if nothing does; the caller may know better."""
     for each in processors:
         if type(each) not in _PROCESSORS:
             return f"{type(each).__name__} may count rows"
     for each in criteria:
         if type(each) not in _CRITERIA:
             return f"{type(each).__name__} may count rows"
-    for value in kept.values():
-        if getattr(value, "_is_user_defined", False):
-            return "the cache is the caller's"
     return None
 
 
@@ -127,21 +125,18 @@ def _not_selectable(name: str, value: Any) -> str | None:
         unknown = {type(layer).__name__ for layer in value.layers if type(layer) not in _LAYERS}
         return f"a {unknown.pop()} of its cache cannot select rows" if unknown else None
     if name == "encoder_outputs":
-        if any(isinstance(it, tuple | list) for it in value.values()):
-            return "the encoder's outputs hold more than its last state"
-        return None
-    if isinstance(value, torch.Tensor):
-        if name in _FOR_ALL or (name in _BY_ROW and (name != "position_ids" or value.dim() == 2)):
-            return None
-        return f"it is not known which part of {name!r} belongs to which row"
-    if value is None or isinstance(value, bool | int | float | str):
-        return None
-    return f"it is not known which part of {name!r} belongs to which row"
+        known = all(isinstance(part, torch.Tensor) for part in value.values())
+    elif isinstance(value, torch.Tensor):
+        # Positions of three dimensions are those of pictures, which the model keeps besides.
+        known = name in _FOR_ALL or (name in _BY_ROW and value.dim() <= _DIMENSIONS.get(name, 3))
+    else:
+        known = value is None or isinstance(value, bool | int | float | str)
+    return None if known else f"it is not known which part of {name!r} belongs to which row"
 
 
-def select(kept: dict[str, Any], rows: list[int]) -> None:
-    """Keep these rows of what `generate` keeps, in place."""
-    # On the CPU: the layers of one cache may lie on several devices, and each accepts such an index.
+def select(kept: dict[str, Any], processors: list[Any], rows: list[int]) -> None:
+    """Keep these rows of what `generate` keeps and of what its processors do, in place."""
+    # On the CPU: the layers of a cache may lie on several devices, and all accept such an index.
     index = torch.tensor(rows)
     for name, value in kept.items():
         if isinstance(value, cache_utils.Cache):
@@ -150,3 +145,18 @@ def select(kept: dict[str, Any], rows: list[int]) -> None:
             kept[name] = type(value)(**{key: part[index] for key, part in value.items()})
         elif name in _BY_ROW and isinstance(value, torch.Tensor):
             kept[name] = value[index]
+    for place, processor in enumerate(processors):
+        # In later releases that of a repetition penalty has a length for each row.
+        lengths = getattr(processor, "prompt_ignore_length", None)
+        if isinstance(lengths, torch.Tensor):
+            processors[place] = changed = copy(processor)  # it may be the caller's
+            changed.prompt_ignore_length = lengths[index]
+
+
+def let_go(kept: dict[str, Any]) -> None:
+    """Empty the caches that `generate` has made, whatever still refers to them."""
+    for value in kept.values():
+        if isinstance(value, cache_utils.EncoderDecoderCache):
+            let_go({"self": value.self_attention_cache, "cross": value.cross_attention_cache})
+        elif isinstance(value, cache_utils.Cache):
+            value.layers.clear()

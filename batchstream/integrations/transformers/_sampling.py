@@ -70,7 +70,9 @@ def _draw(logits: Any, samplers: Sequence[Sampler]) -> Any:
 def _draw_sorted(logits: Any, samplers: Sequence[Sampler]) -> Any:
     """Draw among the most probable tokens: first `top_k`, then `top_p` of what is left."""
     vocabulary = logits.shape[-1]
-    probabilities, order = _probabilities(logits, samplers).sort(dim=-1, descending=True, stable=True)
+    probabilities, order = _probabilities(logits, samplers).sort(
+        dim=-1, descending=True, stable=True
+    )
     top_k = _column(logits, samplers, lambda request: request.top_k or vocabulary)
     probabilities = probabilities.where(torch.arange(vocabulary, device=logits.device) < top_k, 0)
     sums = probabilities.cumsum(-1)

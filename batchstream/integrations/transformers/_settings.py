@@ -118,7 +118,7 @@ class Settings:
         )
         for name in names:
             if isinstance(value := self._arguments.get(name), torch.Tensor):
-                return value.shape[0]
+                return int(value.shape[0])
         return None
 
     @property

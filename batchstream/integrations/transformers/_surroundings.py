@@ -1,4 +1,4 @@
-"""What torch knows of the thread that runs a model, and what an error keeps of the model's tensors."""
+"""What torch knows of the thread that runs a model, and what an error keeps of its tensors."""
 
 from __future__ import annotations
 

@@ -4,13 +4,11 @@ import random
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.driving import Visit, drive
-from support.tiny_models import EOS, JOINABLE, VOCABULARY, alone, model
+from support.engine_models import JOINABLE, alone
+from support.tiny_models import EOS, VOCABULARY, tiny
 
 from batchstream import End, FinishReason, Last
 from batchstream.integrations.transformers import Generation, Token, TransformersEngine
@@ -60,7 +58,7 @@ def test_a_request_gets_the_same_whatever_joins_and_leaves_at_each_step(name, ch
         )
         for number in range(16)
     ]
-    for visit in drive(TransformersEngine(model(name), prefill_chunk=chunk), visits, slots=6):
+    for visit in drive(TransformersEngine(tiny(name), prefill_chunk=chunk), visits, slots=6):
         assert_as_alone(name, visit)
 
 
@@ -88,11 +86,9 @@ visiting = st.builds(
     prefills=st.none() | st.integers(1, 3),
     room=st.none() | st.integers(40, 120),
 )
-def test_no_order_of_joins_and_leaves_changes_an_output(
-    name, visits, slots, chunk, prefills, room
-):
+def test_no_order_of_joins_and_leaves_changes_an_output(name, visits, slots, chunk, prefills, room):
     engine = TransformersEngine(
-        model(name), prefill_chunk=chunk, max_prefills=prefills, cache_tokens=room
+        tiny(name), prefill_chunk=chunk, max_prefills=prefills, cache_tokens=room
     )
     for visit in drive(engine, visits, slots):
         assert_as_alone(name, visit)
