@@ -12,14 +12,13 @@ that reaches a stop string, or whose client disconnects, is out of the batch bef
 
 import argparse
 import contextlib
-import os
 import time
 import uuid
 from collections.abc import AsyncIterator
 
 import llama_model
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
 from sse_starlette import ServerSentEvent
 
@@ -28,7 +27,6 @@ from batchstream.integrations.starlette import EventsResponse, TextResponse, exc
 from batchstream.integrations.transformers import Generation, TransformersEngine
 from batchstream.text import TextDecoder
 
-SLOTS = int(os.environ.get("SLOTS", "8"))  # how many requests run at a time
 model, tokenizer = llama_model.load()
 
 
@@ -77,40 +75,38 @@ def make_decoder(generation: Generation) -> TextDecoder:
     return TextDecoder(tokenizer, stop=generation.stop_strings, prompt_ids=generation.ids)
 
 
-batcher = ContinuousBatcher(
-    lambda: TransformersEngine(model), max_batch_size=SLOTS, decode=make_decoder
-)
-
-
 @contextlib.asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    """Close the batcher with the server."""
-    async with batcher:
-        yield
+async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
+    """Keep a batcher for as long as the server runs."""
+    async with ContinuousBatcher(
+        lambda: TransformersEngine(model), max_batch_size=app.state.slots, decode=make_decoder
+    ) as batcher:
+        yield {"batcher": batcher}
 
 
 app = FastAPI(lifespan=lifespan, exception_handlers=exception_handlers)
+app.state.slots = 8
 
 
 @app.get("/health")
-async def health() -> dict[str, int]:
+async def health(request: Request) -> dict[str, int]:
     """Tell that the server is there, and how busy it is."""
-    figures = batcher.statistics()
+    figures = request.state.batcher.statistics()
     return {"live": figures.live, "waiting": figures.waiting}
 
 
 @app.post("/complete")
-async def complete(asked: Completion) -> Response:
+async def complete(asked: Completion, request: Request) -> Response:
     """Stream how the prompt goes on."""
-    return TextResponse(batcher.astream(asked.generation(asked.prompt)))
+    return TextResponse(request.state.batcher.astream(asked.generation(asked.prompt)))
 
 
 @app.post("/v1/chat/completions", response_model=None)
-async def chat(asked: ChatCompletion) -> Response | dict[str, object]:
+async def chat(asked: ChatCompletion, request: Request) -> Response | dict[str, object]:
     """Answer as OpenAI's server does, with one choice."""
     messages = [message.model_dump() for message in asked.messages]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    stream = batcher.astream(asked.generation(prompt))
+    stream = request.state.batcher.astream(asked.generation(prompt))
     answer = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time())}
     answer["model"] = asked.model
     if asked.stream:
@@ -152,6 +148,8 @@ if __name__ == "__main__":
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--slots", type=int, default=8, help="how many requests run at a time")
     args = parser.parse_args()
+    app.state.slots = args.slots
     print(f"starting a server at http://127.0.0.1:{args.port}/v1/chat/completions", flush=True)
     uvicorn.run(app, host="127.0.0.1", port=args.port, timeout_graceful_shutdown=5)

@@ -42,7 +42,7 @@ class Chat(ls.LitAPI):
             ids,
             context["max_completion_tokens"] or context["max_tokens"] or MOST_TOKENS,
             temperature=context["temperature"] or 0,
-            seed=context["seed"],
+            seed=context.get("seed"),
         )
 
     def make_engine(self) -> TransformersEngine:
