@@ -19,6 +19,11 @@ import tiny_models
 
 from batchstream import EOS, ContinuousBatcher, Fail, NotNow, RequestError
 
+# A cache in single precision, not half. One thread: more of them spin while they wait for each
+# other, which for so small a model, or on a busy machine, takes far longer than the work.
+TINY = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
+TINY |= {"n_threads": 1, "n_threads_batch": 1}
+
 
 class Request(NamedTuple):
     """What a client asks for."""
@@ -35,9 +40,12 @@ class LlamaCppEngine:
         slots: How many requests may be in it: the batcher's `max_batch_size`.
         cells: How many tokens the cache holds, for all of them together.
         batch: How many tokens a step computes at most; a longer prompt takes several.
+        others: Parameters of a context of llama.cpp, such as the types of the cache.
     """
 
-    def __init__(self, path: Path, *, slots: int, cells: int = 4096, batch: int = 512) -> None:
+    def __init__(
+        self, path: Path, *, slots: int, cells: int = 4096, batch: int = 512, **others: Any
+    ) -> None:
         self.model = llama_cpp.llama_model_load_from_file(
             str(path).encode(), llama_cpp.llama_model_default_params()
         )
@@ -48,6 +56,8 @@ class LlamaCppEngine:
             slots,
             True,
         )
+        for name, value in others.items():
+            setattr(params, name, value)
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         self.cells = llama_cpp.llama_n_ctx(self.context)  # it may round up
         self.vocabulary = llama_cpp.llama_model_get_vocab(self.model)
@@ -114,12 +124,18 @@ class LlamaCppEngine:
         llama_cpp.llama_model_free(self.model)
 
 
+@llama_cpp.llama_log_callback
+def ignore(_level: int, _text: bytes, _user_data: object) -> None:
+    """Take a line of llama.cpp's log."""
+
+
 def main() -> None:
     """Let six requests share three slots; one of them leaves."""
+    llama_cpp.llama_log_set(ignore, None)
     with tempfile.TemporaryDirectory() as folder:
         path = tiny_models.as_gguf(Path(folder) / "tiny.gguf")
         with ContinuousBatcher[Request, int](
-            lambda: LlamaCppEngine(path, slots=3),
+            lambda: LlamaCppEngine(path, slots=3, **TINY),
             max_batch_size=3,
             max_outputs=lambda request: request.max_new_tokens,
         ) as batcher:

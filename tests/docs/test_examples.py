@@ -31,7 +31,8 @@ OF_ENGINES = (
     "engines/speech_engine.py",
     "engines/tiny_models.py",
 )
-ALL = (*NAMES, *OF_LITSERVE, *OF_SERVING, *OF_ENGINES)
+OF_TRANSFORMERS = ("llama_fastapi.py", "llama_litserve.py", "llama_model.py")
+ALL = (*NAMES, *OF_LITSERVE, *OF_SERVING, *OF_ENGINES, *OF_TRANSFORMERS)
 SECONDS = 60.0
 
 
@@ -60,13 +61,22 @@ def test_every_example_is_tested():
     assert {name for name in names if not name.startswith("comparison/")} == set(ALL)
 
 
-def imported_by(name):
-    """Return the packages that an example imports at its top, but for what lies beside it."""
-    nodes = ast.parse((EXAMPLES / name).read_text()).body
-    modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-    modules.update(a.name for node in nodes if isinstance(node, ast.Import) for a in node.names)
-    beside = {path.stem for path in (EXAMPLES / name).parent.glob("*.py")}
-    return {module.partition(".")[0] for module in modules} - beside
+def imported_by(path):
+    """Return the packages that an example, or one beside it that it needs, imports at its top."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            found.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Import):
+            found.update(alias.name.partition(".")[0] for alias in node.names)
+    beside = {name for name in found if path.with_name(f"{name}.py").exists()}
+    return (found - beside).union(*(imported_by(path.with_name(f"{it}.py")) for it in beside))
+
+
+def skip_if_one_is_missing(name):
+    missing = [it for it in imported_by(EXAMPLES / name) if importlib.util.find_spec(it) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} is not installed")
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -77,8 +87,7 @@ def test_an_example_says_what_it_shows_and_how_to_run_it(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_an_example_that_is_asked_for_help_prints_what_it_shows(name, tmp_path):
-    if missing := [it for it in imported_by(name) if importlib.util.find_spec(it) is None]:
-        pytest.skip(f"{', '.join(missing)} is not installed")
+    skip_if_one_is_missing(name)
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-W", "error", EXAMPLES / name, "--help"],
         cwd=tmp_path,
@@ -97,6 +106,8 @@ LONG = {
     "batched_streaming_with_eos.py": "litserve.LitServer.run",
     "custom_server.py": "uvicorn.run",
     "demo.py": "tempfile.TemporaryFile",
+    "llama_fastapi.py": "uvicorn.run",
+    "llama_litserve.py": "litserve.LitServer.run",
     "threaded_server.py": "http.server.ThreadingHTTPServer.serve_forever",
 }
 EXIT_THERE = """
@@ -124,6 +135,7 @@ def printed_before(target, *command):
 
 @pytest.mark.parametrize("name", LONG)
 def test_an_example_says_what_it_does_before_it_takes_its_time(name):
+    skip_if_one_is_missing(name)
     port = [] if name == "demo.py" else ["--port", "0"]
     [line] = printed_before(LONG[name], EXAMPLES / name, *port)
     assert line.startswith("starting a ")

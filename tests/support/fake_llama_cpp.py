@@ -13,8 +13,15 @@ import numpy as np
 
 from support import tiny_llama
 
-freed = []
-"""What was freed, by kind; a test clears it."""
+GGML_TYPE_F32 = 0
+
+
+def llama_log_callback(function):
+    return function
+
+
+def llama_log_set(callback, user_data):
+    pass
 
 
 def llama_model_default_params():
@@ -23,7 +30,7 @@ def llama_model_default_params():
 
 def llama_model_load_from_file(path, params):
     assert isinstance(path, bytes)
-    return SimpleNamespace(kind="model")
+    return SimpleNamespace()
 
 
 def llama_context_default_params():
@@ -32,7 +39,7 @@ def llama_context_default_params():
 
 def llama_init_from_model(model, params):
     assert params.kv_unified, "each sequence would have its own part of the cells"
-    return SimpleNamespace(kind="context", params=params, sequences={}, logits={})
+    return SimpleNamespace(params=params, sequences={}, logits={})
 
 
 def llama_n_ctx(context):
@@ -64,7 +71,7 @@ def llama_memory_seq_rm(memory, sequence, first, last):
 def llama_batch_init(n_tokens, embd, n_seq_max):
     arrays = {name: [None] * n_tokens for name in ("token", "pos", "n_seq_id", "logits")}
     return SimpleNamespace(
-        kind="batch", n_tokens=0, seq_id=[[None] * n_seq_max for _ in range(n_tokens)], **arrays
+        n_tokens=0, seq_id=[[None] * n_seq_max for _ in range(n_tokens)], **arrays
     )
 
 
@@ -97,9 +104,13 @@ def llama_get_logits_ith(context, row):
     return context.logits[row].ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
 
-def _free(thing):
-    assert thing.kind not in freed, "freed twice"
-    freed.append(thing.kind)
+def llama_batch_free(batch):
+    batch.token = None  # whatever is done with it now raises
 
 
-llama_batch_free = llama_free = llama_model_free = _free
+def llama_free(context):
+    context.params = None
+
+
+def llama_model_free(model):
+    pass

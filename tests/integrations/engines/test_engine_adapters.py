@@ -10,6 +10,7 @@ import importlib
 import itertools
 import sys
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -131,12 +132,28 @@ class LlamaCpp:
     def __init__(self, monkeypatch, folder):
         self.example = example(monkeypatch, "llama_cpp_engine")
         self.path = tiny.as_gguf(folder / "tiny.gguf")
+        self.example.llama_cpp.llama_log_set(self.example.ignore, None)
+        self.watch(monkeypatch)
+
+    def watch(self, monkeypatch):
+        """Note what is freed."""
+        self.freed = []
+        for name in ("llama_batch_free", "llama_free", "llama_model_free"):
+            free = getattr(self.example.llama_cpp, name)
+            note = partial(self.note, name, free)
+            monkeypatch.setattr(self.example.llama_cpp, name, note)
+
+    def note(self, name, free, thing):
+        self.freed.append(name)
+        free(thing)
 
     def make(self, **sizes):
-        return self.example.LlamaCppEngine(self.path, slots=4, **{"batch": 5, **sizes})
+        return self.example.LlamaCppEngine(
+            self.path, slots=4, **{"batch": 5, **self.example.TINY, **sizes}
+        )
 
     def alone(self, ids, most):
-        llama = self.example.llama_cpp.Llama(str(self.path), verbose=False)
+        llama = self.example.llama_cpp.Llama(str(self.path), verbose=False, **self.example.TINY)
         tokens = llama.generate(ids, temp=0.0, top_k=1, repeat_penalty=1.0)
         return list(itertools.islice(tokens, most))
 
@@ -146,24 +163,21 @@ class LlamaCpp:
         return max(at) >= 0
 
     def is_closed(self, engine):
-        return engine.is_closed
+        return self.freed == ["llama_batch_free", "llama_free", "llama_model_free"]
 
 
 class FakeLlamaCpp(LlamaCpp):
     modules = ()
 
     def __init__(self, monkeypatch, folder):
-        fake_llama_cpp.freed.clear()
         self.example = example(monkeypatch, "llama_cpp_engine", llama_cpp=fake_llama_cpp)
         self.path = folder / "none.gguf"
+        self.watch(monkeypatch)
 
     alone = None
 
     def left_in(self, engine):
         return engine.context.sequences
-
-    def is_closed(self, engine):
-        return sorted(fake_llama_cpp.freed) == ["batch", "context", "model"]
 
 
 KINDS = {
