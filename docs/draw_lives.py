@@ -97,15 +97,20 @@ class Picture:
         top, bottom = min(ys) - 6, max(ys) + HEIGHT + 6
         bottom = max(bottom, HEIGHT / 2 + LINE * (most // 2) + 12)
         for (state, after), events in self._events.items():
-            (_, y), (_, to_y) = self._at[state], self._at[after]
             if state == after:
+                _, y = self._at[state]
                 top = min(top, y - LINE * len(events) - 28)
-            elif (lane := self._lanes.get((state, after))) is not None:
-                far = self._first_lane + LANE * lane + 18
-                over = self._rank[after] > self._rank[state]
-                top = min(top, min(y, to_y) - far) if over else top
-                bottom = bottom if over else max(bottom, max(y, to_y) + HEIGHT + far - 12)
+            elif (state, after) in self._lanes:
+                turn = self._turn(state, after)
+                top, bottom = min(top, turn - 18), max(bottom, turn + 6)
         return top, bottom
+
+    def _turn(self, state: str, after: str) -> float:
+        """Return at which height an arrow goes that has a lane: beyond all states on its way."""
+        far = self._first_lane + LANE * self._lanes[state, after]
+        first, last = sorted((self._rank[state], self._rank[after]))
+        ys = [y for other, (_, y) in self._at.items() if first <= self._rank[other] <= last]
+        return min(ys) - far if self._rank[after] > self._rank[state] else max(ys) + HEIGHT + far
 
     def draw(self, name: str) -> str:
         """Return the picture, called by a name that no other on its page has."""
@@ -163,13 +168,10 @@ class Picture:
             return [arrow(path, tip), self._words(beside, top, events)]
         # Over others, or back: along a lane of its own above or below all of them.
         lane = self._lanes[state, after]
-        far = self._first_lane + LANE * lane
         if step > 1:
             edge = (y, to_y)
-            turn = min(edge) - far
         elif step < 0:
             edge = (y + HEIGHT, to_y + HEIGHT)
-            turn = max(edge) + far
         else:  # one above the other
             down = to_y > y
             start, end = (y + HEIGHT, to_y) if down else (y, to_y + HEIGHT)
@@ -184,6 +186,7 @@ class Picture:
         outside = self._width * (0.3 + 0.12 * lane)  # wide ways end outside of short ones
         inside = self._width - outside
         start, end = (x + inside, to_x + outside) if step > 0 else (x + outside, to_x + inside)
+        turn = self._turn(state, after)
         path = (
             f"M{start:g},{edge[0]:g} C{start:g},{turn:g} {start:g},{turn:g} "
             f"{(start + end) / 2:g},{turn:g} S{end:g},{turn:g} {end:g},{edge[1]:g}"

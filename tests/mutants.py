@@ -540,9 +540,15 @@ MUTANTS = [
     ),
     Mutant(
         "a request that was told not now goes behind the others",
-        "        self._all.move_to_end(request, last=False)\n",
+        "        group.move_to_end(request, last=False)\n",
         "",
         ENGINES,
+    ),
+    Mutant(
+        "a request that was told not now goes behind those of other groups",
+        "        self._all.move_to_end(request, last=False)\n",
+        "",
+        ("test_queue.py",),
     ),
     Mutant(
         "a request that was told not now is asked again at each step",
@@ -571,8 +577,8 @@ MUTANTS = [
     ),
     Mutant(
         "an engine that a user gave is discarded",
-        "        if self._factory is None:\n            return\n        engine, is_open",
-        "        engine, is_open",
+        "        if self._factory is None:\n            return\n        engine = self._engine\n",
+        "        engine = self._engine\n",
         ENGINES,
     ),
     Mutant(

@@ -108,7 +108,8 @@ class Engine:
         elif driver is not self:
             engine = self._engine
             if self._factory is not None:
-                self._forget()  # and do not close it: it is the other's
+                self._forget()
+                self.is_open = False  # it is the other's to close
             raise RuntimeError(
                 f"the engine {engine!r} is driven by another ContinuousBatcher, whose "
                 f"requests are in the same slots: make an engine for each, or give both a function "
@@ -183,20 +184,21 @@ class Engine:
         """
         if self._factory is None:
             return
-        engine, is_open = self._engine, self.is_open
+        engine = self._engine
         self._forget()
-        if engine is not None and is_open:
-            self.is_open = self._in_call = True
+        if engine is not None and self.is_open:
+            self._in_call = True
             try:
                 call_quietly(partial(self._context.run, engine.close))
             finally:
+                # Only now: a thread that closes the batcher must not find it ended before.
                 self.is_open = self._in_call = False
 
     def _forget(self) -> None:
         self.stop_driving()  # first: while the engine is there, no other has its `id`
         self._engine = None
         self._occupied.clear()
-        self.is_full = self.is_open = False
+        self.is_full = False
 
     def close(self) -> None:
         """Remove all requests; the engine stays."""
@@ -227,6 +229,7 @@ class Engine:
             if self._factory is None:
                 return False
             self._forget()
+            self.is_open = False
         return True
 
 

@@ -60,8 +60,8 @@ class ThreadDispatcher(Dispatcher[T]):
         return not self.forked and self._model is not None and self._model.is_open
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if _is_finalizing() or self.forked:
-            return
+        if not hasattr(self, "_open_batch") or _is_finalizing() or self.forked:
+            return  # half made, or without threads in this process
         model, thread = self._model, self._thread_of_model
         if self.has_open_model and model is not None and thread is not None:
             LastJob(model.discard).do_in(thread)

@@ -179,6 +179,46 @@ def test_more_than_may_wait_are_refused_and_counted_right():
     assert len(made) == 2
 
 
+@pytest.mark.rule(29)
+def test_requests_that_are_put_back_are_in_front_of_all_others_in_their_order():
+    made, waiting = queue_of(["a1", "b1", "a2", "a3"])
+    taken = made.take(10.0, slots=3)
+    assert names(taken) == ["a1", "a2", "a3"]
+    for ticket in reversed(taken[1:]):
+        made.put_back(ticket)
+    assert names(made.requests()) == ["b1", "a2", "a3"]
+    assert made.can_give(waiting[2])
+    assert names(made.take(11.0, slots=3)) == ["a2", "a3"]
+    assert names(made.take(11.0, slots=3)) == ["b1"]
+    assert len(made) == 0
+
+
+@pytest.mark.rule(29)
+def test_a_request_that_is_put_back_makes_its_group_ready_as_early_as_before():
+    made, [first] = queue_of([Ticket("first", arrived=2.0)], batch_timeout=10.0)
+    assert made.take(12.0, slots=1) == [first]
+    made.append(Ticket("second", arrived=12.0), no_room)
+    assert made.ready_at() == 22.0
+    made.put_back(first)
+    assert made.ready_at() == 12.0
+    assert names(made.take(12.0, slots=3)) == ["first", "second"]
+
+
+@pytest.mark.rule(29)
+def test_a_request_that_is_put_back_may_wait_as_long_as_before_and_counts():
+    made, [first] = queue_of([Ticket("first", wait_until=5.0)], max_pending=1)
+    assert made.take(1.0, slots=1) == [first]
+    made.append(Ticket("second"), no_room)
+    made.put_back(first)  # one more than may wait: it had its place
+    assert len(made) == 2
+    with pytest.raises(OverloadedError):
+        made.append(Ticket("third"), no_room)
+    assert made.ready_at() == 0.0
+    assert expire(made, 4.0) == []
+    assert expire(made, 5.0) == [first]
+    assert names(made.take(6.0, slots=3)) == ["second"]
+
+
 def test_groups_are_distinguished_by_identity():
     class Key:
         def __eq__(self, other):

@@ -19,6 +19,7 @@ from batchstream import (
     DeadlineError,
     DynamicBatcher,
     FinishReason,
+    NotNow,
     OverloadedError,
     SlowConsumerError,
 )
@@ -390,6 +391,87 @@ def test_a_stream_that_is_cancelled_as_it_overflows_has_one_end_and_blocks_no_ot
         end(batcher, model, clients, SlowConsumerError)
 
     explore(scenario)
+
+
+# ---- engines without room, and engines that are closed
+
+
+class Narrow(Engine):
+    """Has room for one request, whatever slots there are; once closed it is left alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.makings = self.closings = 0
+
+    def make(self):
+        self.makings += 1
+        return self
+
+    def add(self, slot, request):
+        assert not self.closings
+        if self.seats:
+            raise NotNow
+        super().add(slot, request)
+
+    def step(self):
+        assert not self.closings
+        return super().step()
+
+    def close(self):
+        assert not self.seats
+        self.closings += 1
+
+
+def narrow(**options):
+    """Return a batcher that makes such an engine, which is returned as well."""
+    engine = Narrow()
+    return continuous(engine.make, **options)[0], engine
+
+
+@pytest.mark.rule(29)
+def test_a_request_that_is_told_not_now_as_others_come_and_leave_is_served_once():
+    def scenario():
+        batcher, engine = narrow(max_batch_size=3)
+        first, second, third = clients = clients_of(batcher, f"a{ENDLESS}", "b1", "c1")
+        first.submit()
+        run_together(first.give_up, second.ask, third.ask)
+        assert second.served
+        assert third.served
+        assert max(engine.added.values()) == 1
+        end(batcher, engine, clients)
+        assert engine.closings == 1
+
+    explore(scenario)
+
+
+@pytest.mark.rule(29)
+def test_a_request_that_is_cancelled_as_it_is_told_not_now_holds_up_no_other():
+    def scenario():
+        batcher, engine = narrow(on_overflow="wait", max_buffered=1)
+        first, second, third = clients = clients_of(batcher, "a2", "b1", "c1")
+        first.submit()
+        second.submit()
+        run_together(first.read, second.give_up, third.ask)
+        assert first.served
+        assert third.served
+        end(batcher, engine, clients)
+        assert engine.closings == 1
+
+    explore(scenario)
+
+
+@pytest.mark.rule(10, 29)
+def test_a_batcher_that_closes_as_a_request_is_told_not_now_fails_it_and_closes_its_engine_once():
+    def scenario():
+        batcher, engine = narrow()
+        first, second = clients = clients_of(batcher, "a2", "b1")
+        first.submit()
+        run_together(batcher.close, second.ask, batcher.close)
+        first.read()
+        end(batcher, engine, clients, ClosedError)
+        assert engine.closings == engine.makings <= 1
+
+    explore(scenario, SCHEDULES | MANY_SCHEDULES)
 
 
 # ---- times run out
