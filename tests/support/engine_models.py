@@ -1,4 +1,4 @@
-"""Models for `TransformersEngine`, those that it refuses too, and what each says to a prompt alone."""
+"""Models for `TransformersEngine` and models that it refuses; what each says to a prompt alone."""
 
 import copy
 import functools

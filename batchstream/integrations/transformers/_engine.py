@@ -178,12 +178,13 @@ class TransformersEngine:
         """Put the next token of each of these requests into the step."""
         running = [self._requests[slot] for slot in slots]
         tokens = sample(logits, [each.sampler for each in running])
-        logprobs: Sequence[float] | None = None
+        logprobs: Sequence[float] = ()
         if any(each.request.logprobs for each in running):
             logprobs = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].tolist()
-        for row, token in enumerate(tokens.tolist()):
-            asked = logprobs is not None and running[row].request.logprobs
-            step[slots[row]] = running[row].take(token, logprobs[row] if asked else None)
+        for row, (slot, each, token) in enumerate(
+            zip(slots, running, tokens.tolist(), strict=True)
+        ):
+            step[slot] = each.take(token, logprobs[row] if each.request.logprobs else None)
 
     def _check(self, request: Generation) -> None:
         if not isinstance(request, Generation):
@@ -199,9 +200,9 @@ class TransformersEngine:
             )
         if self._max_length is not None and _length(request) > self._max_length:
             raise GenerationError(
-                f"the prompt and max_new_tokens must be at most {self._max_length} tokens together, "
-                f"which is as far as the model counts positions, got {len(request.ids)} and "
-                f"{request.max_new_tokens}"
+                f"the prompt and max_new_tokens must be at most {self._max_length} tokens "
+                f"together, which is as far as the model counts positions, "
+                f"got {len(request.ids)} and {request.max_new_tokens}"
             )
 
     def _check_room(self, request: Generation) -> None:

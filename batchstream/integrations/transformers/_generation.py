@@ -60,9 +60,9 @@ class Generation:
 
     Example:
         >>> from batchstream.integrations.transformers import Generation
-        >>> request = Generation([5, 17, 4], 20, temperature=0.7, seed=1, stop=["\\n", 9])
+        >>> request = Generation([5, 17, 4], 20, temperature=0.7, seed=1, stop=["###", 9])
         >>> request.stop_ids, request.stop_strings
-        ((9,), ('\\n',))
+        ((9,), ('###',))
     """
 
     ids: Sequence[int]
@@ -151,7 +151,7 @@ def _checked_ids(ids: Any) -> tuple[int, ...]:
 def _checked_stop(stop: Any) -> tuple[str | int, ...]:
     if stop is None:
         return ()
-    if not isinstance(stop, Iterable | int):
+    if not isinstance(stop, Sequence | int):
         raise TypeError(f"stop takes token ids and strings, got {stop!r}")
     checked: list[str | int] = []
     for each in _several(stop):

@@ -101,12 +101,9 @@ def length_of(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config(decoder=True)
     limits = [getattr(config, "max_position_embeddings", None)]
     rope = getattr(config, "rope_parameters", None) or {}
-    for each in (rope, *rope.values()):
-        if isinstance(each, dict) and each.get("rope_type") == "longrope":
-            limits.append(
-                each.get("original_max_position_embeddings")
-                or getattr(config, "original_max_position_embeddings", None)
-            )
+    kinds = [each for each in (rope, *rope.values()) if isinstance(each, dict)]
+    if any(each.get("rope_type") == "longrope" for each in kinds):
+        limits += [each.get("original_max_position_embeddings") for each in (*kinds, vars(config))]
     return min((limit for limit in limits if limit), default=None)
 
 

@@ -3,18 +3,19 @@
 import pickle
 from collections import Counter
 
-import pytest
-
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.driving import Visit, drive
-from support.tiny_models import alone, model
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from batchstream import RequestError
 from batchstream.integrations.transformers import Generation, GenerationError, TransformersEngine
 from batchstream.integrations.transformers._sampling import Sampler, sample
+from support.driving import Visit, drive
+from support.engine_models import alone
+from support.tiny_models import tiny
 
 
 @pytest.mark.parametrize(
