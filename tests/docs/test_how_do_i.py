@@ -99,6 +99,7 @@ def test_a_line_of_the_page_works(line):
                 "self": SimpleNamespace(batcher=batcher),
                 "engine": SimpleNamespace(add=id, step=dict, remove=id),
                 "Adapter": lambda: SimpleNamespace(add=id, step=dict, remove=id),
+                "TransformersEngine": lambda _: None,  # not made before a request comes
                 "Chat": Chat,
                 "prompt": "so",
                 "prompts": ["so", "it"],
