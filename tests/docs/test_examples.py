@@ -117,6 +117,7 @@ owner, _, name = sys.argv.pop(1).rpartition(".")
 exit_at_once = lambda *_, **__: os._exit(0)  # what was printed and not flushed is lost
 setattr(pkgutil.resolve_name(owner), name, exit_at_once)
 del sys.argv[0]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

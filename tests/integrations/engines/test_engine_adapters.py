@@ -57,6 +57,9 @@ class OpenVINO:
         [result] = pipeline.generate([tensor], [config])
         return list(result.m_generation_ids[0])
 
+    def held_by(self, engine):
+        return list(engine.handles.values())
+
     def left_in(self, engine):
         engine.pipeline.step()  # it forgets what was cancelled
         return engine.pipeline.has_non_finished_requests()
@@ -78,6 +81,9 @@ class OnnxRuntime:
     def alone(self, ids, most):
         steps = list(self.example.generate(self.model, [ids], max_new_tokens=most))
         return [token for [token] in steps]
+
+    def held_by(self, engine):
+        return list(engine.turns.values())
 
     def left_in(self, engine):
         engine.engine.run(engine.buffer)
@@ -102,6 +108,9 @@ class MLX:
 
         steps = generate_step(mx.array(ids), tiny.for_mlx(), max_tokens=most)
         return [int(token) for token, _ in steps]
+
+    def held_by(self, engine):
+        return None  # numbers alone
 
     def left_in(self, engine):
         return any(engine.generator.next())
@@ -156,6 +165,9 @@ class LlamaCpp:
         llama = self.example.llama_cpp.Llama(str(self.path), verbose=False, **self.example.TINY)
         tokens = llama.generate(ids, temp=0.0, top_k=1, repeat_penalty=1.0)
         return list(itertools.islice(tokens, most))
+
+    def held_by(self, engine):
+        return None  # numbers alone
 
     def left_in(self, engine):
         memory = self.example.llama_cpp.llama_get_memory(engine.context)
@@ -289,6 +301,7 @@ def test_a_request_that_joins_and_leaves_changes_no_other_and_frees_its_place(ki
         for _ in range(leave):
             driven.step()
         assert 1 in driven.wanted
+        held = kind.held_by(driven.engine)  # so that no finalizer frees what `remove` should
         driven.remove(1)
         driven.run()
         assert (driven.tokens[0], driven.reasons[0]) == EXPECTED[6]
@@ -296,6 +309,7 @@ def test_a_request_that_joins_and_leaves_changes_no_other_and_frees_its_place(ki
         said, _ = reply((9, 8, 7, 6, 5, 4), 300)
         assert driven.tokens[1] == said[: len(driven.tokens[1])]
         assert not kind.left_in(driven.engine)
+        del held
 
 
 @pytest.mark.parametrize("ids", [[], [tiny.VOCABULARY], [5, -1]], ids=["none", "above", "below"])
@@ -343,14 +357,15 @@ def test_openvino_lets_requests_wait_for_its_blocks(openvino):
         assert (driven.tokens[slot], driven.reasons[slot]) == reply(tuple(ids), most)
 
 
+def is_fail(element):
+    return isinstance(element, Fail)
+
+
 def test_openvino_fails_a_request_that_never_fits_alone(openvino):
     engine = openvino.make(num_kv_blocks=2)
     engine.add(0, openvino.example.Request([5] * 100, 10))
-    step = engine.step()
-    while not isinstance(step[0], Fail):
-        assert step[0].outputs == ()
-        step = engine.step()
-    assert isinstance(step[0].error, RequestError)
+    [fail] = itertools.islice(filter(is_fail, (engine.step()[0] for _ in range(50))), 1)
+    assert isinstance(fail.error, RequestError)
     engine.remove(0)
     driven = Driven(openvino, engine)
     driven.add(0, *PROMPTS[1])
