@@ -88,6 +88,8 @@ class Detokenizer:
             TypeError, OverflowError: A token is no token id.
             Exception: What the tokenizer raises.
         """
+        if len(tokens) == 1:
+            return self._stream.feed(operator.index(tokens[0]))
         return "".join(map(self._stream.feed, map(operator.index, tokens)))
 
     def finish(self) -> str:

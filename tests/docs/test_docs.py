@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import operator
 import re
 import shlex
 import tomllib
@@ -16,6 +17,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 import batchstream
+import batchstream.text
 from batchstream.integrations import litserve, prometheus, starlette
 from support import knobs
 
@@ -192,7 +194,7 @@ def test_the_reference_has_every_public_name_and_no_other():
     assert sorted(ours) == sorted(["__native__", "__version__", *batchstream.__all__])
     assert sorted(name for name in named if "." in name) == sorted(
         f"{module.__name__}.{name}"
-        for module in (litserve, prometheus, starlette)
+        for module in (litserve, prometheus, starlette, batchstream.text)
         for name in public_names(module)
     )
 
@@ -210,9 +212,9 @@ def public_names(module):
 def test_the_reference_lists_all_that_a_class_offers():
     """`:members:` with names is for the order and for what is inherited, not for hiding."""
     text = (ROOT / "docs" / "reference.md").read_text()
-    for name, members in re.findall(r"autoclass:: (\w+)\S*\n   :members: (.+)", text):
-        cls = getattr(batchstream, name)
+    for name, members in re.findall(r"autoclass:: ([\w.]+).*\n   :members: (.+)", text):
+        cls = operator.attrgetter(name.removeprefix("batchstream."))(batchstream)
         ours = [base for base in cls.__mro__ if base.__module__.startswith("batchstream.")]
         public = {member for base in ours for member in vars(base) if member[0] != "_"}
-        fields = set(vars(cls).get("_fields", ()))  # under Attributes
+        fields = {*vars(cls).get("_fields", ()), *vars(cls).get("__slots__", ())}  # Attributes
         assert set(members.split(", ")) == public - fields - {"from_iterable"}, name

@@ -13,7 +13,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 import transformers
-from transformers import LogitsProcessor
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LogitsProcessor, LogitsProcessorList
 
 torch.set_num_threads(1)
 
@@ -101,6 +102,37 @@ def tiny(architecture="Llama", seed=0):
     settings = model.generation_config
     settings.pad_token_id, settings.bos_token_id, settings.eos_token_id = PAD, BOS, EOS
     return model
+
+
+@functools.cache
+def tiny_text(seed=0):
+    """Return a Llama and its tokenizer: bytes, and five special tokens."""
+    specials = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"]
+    names = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    bare = Tokenizer(models.BPE({name: at for at, name in enumerate(names)}, []))
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bare.decoder = decoders.ByteLevel()
+    bare.add_special_tokens(specials)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bare, model_input_names=["input_ids", "attention_mask"]
+    )
+    for part, name in zip(("pad", "bos", "eos"), specials, strict=False):
+        setattr(tokenizer, f"{part}_token", name)
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    settings = _SMALL | {"vocab_size": len(names)}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings)).eval()
+    return model, tokenizer
+
+
+def says(tokenizer, lines, prompt):
+    """Return processors that let each row say a text, and then the end."""
+    ids = [tokenizer(line)["input_ids"] for line in lines]
+    return LogitsProcessorList([Script(ids, prompt)])
 
 
 def prompts(*lengths, seed=0):

@@ -161,6 +161,24 @@ def test_a_character_that_was_cut_off_comes_at_the_end_as_the_tokenizer_shows_it
     assert decoded(BYTES, "a👍".encode()[:-1]) == ("a\ufffd", ["a", "", "", ""])
 
 
+class Fallback:
+    """Shows a run of bytes as UTF-8 if it is that as a whole; what is no byte is a word."""
+
+    def decode(self, ids):
+        text, run = "", b""
+        for token in [*ids, None]:
+            if token is not None and token < 256:
+                run += bytes([token])
+            else:
+                text, run = text + bytes_shown(run) + (" word" if token else ""), b""
+        return text
+
+
+def test_a_character_stays_that_a_byte_behind_it_would_take_back():
+    ids = [*"é".encode(), 0xA9, 256, *"é".encode()]
+    assert decoded(Fallback(), ids) == ("é\ufffd wordé", ["", "é", "", "\ufffd word", "", "é"])
+
+
 @needs_tokenizers
 @both_ways
 def test_a_byte_that_spoils_a_character_before_does_not_silence_the_stream(way):

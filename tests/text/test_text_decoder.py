@@ -39,7 +39,7 @@ def test_any_ids_cut_anywhere_give_the_text_up_to_the_stop_string(include, data)
 
 
 def test_the_end_says_what_stopped_it_and_how_many_tokens_that_took():
-    decoder = TextDecoder(BYTES, stop=["STOP", "\n"], prompt_ids=b"abc")
+    decoder = TextDecoder(BYTES, stop=["STOP", "\n"], prompt_ids=list(b"abc"))
     assert read(decoder, b"so STOP and on") == "so "
     assert decoder.matched == "STOP"
     assert decoder.info == {"stop": "STOP", "completion_tokens": 7, "prompt_tokens": 3}

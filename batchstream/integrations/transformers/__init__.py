@@ -8,6 +8,9 @@ batchers take. `generate` prepares the batch; the steps are made by a loop of ou
 one whenever the source is moved, and rows that have ended are dropped (`_rows.py`). Where only
 `generate` itself can decode, it runs in a thread in step with the source (`_lockstep.py`).
 
+`stream_text` (`_text.py`) pads prompts (`_prompts.py`) and decodes the ids. `BatchStreamer`
+(`_streamer.py`) is for a call of `generate` that is not ours.
+
 `_settings.py` knows what a call asks for, `_surroundings.py` what torch knows of a thread.
 
 `TransformersEngine` (`_engine.py`) needs no `generate`: each request (`_generation.py`) joins the
@@ -20,11 +23,15 @@ from batchstream.integrations.transformers._generate import stream_generate as s
 from batchstream.integrations.transformers._generation import Generation as Generation
 from batchstream.integrations.transformers._generation import GenerationError as GenerationError
 from batchstream.integrations.transformers._generation import Token as Token
+from batchstream.integrations.transformers._streamer import BatchStreamer as BatchStreamer
+from batchstream.integrations.transformers._text import stream_text as stream_text
 
 __all__ = [
+    "BatchStreamer",
     "Generation",
     "GenerationError",
     "Token",
     "TransformersEngine",
     "stream_generate",
+    "stream_text",
 ]

@@ -126,6 +126,7 @@ class Decoding:
         self._made = 0
         self._slots = list(range(size))  # the slot of each row
         self._ended = [False] * size  # by row
+        self._arranged = 0  # how many of these are dropped or padded
         self._unfinished: Any = None  # the same for the device; None while no row has ended
         self._live: object = None  # the live slots that were last heard of
 
@@ -215,18 +216,26 @@ class Decoding:
 
     # ---- between steps
 
-    def keep(self, live: Collection[int] | None) -> None:
-        """Go on with the rows of these slots alone; None says nothing of them."""
+    def keep(self, live: Collection[int] | None) -> bool:
+        """Go on with the rows of these slots alone; None says nothing of them.
+
+        Returns:
+            Whether `arrange` has to be called before the next step.
+        """
         if live is not None and not (live is self._live and isinstance(live, tuple)):
             self._live = live
             for row, slot in enumerate(self._slots):
                 self._ended[row] |= slot not in live
-        if any(self._ended) and self.goes_on:
-            if self._may_drop():
-                self._drop()
-            else:
-                rows = [int(not ended) for ended in self._ended]
-                self._unfinished = torch.tensor(rows, device=self._ids.device)
+        return sum(self._ended) != self._arranged and self.goes_on
+
+    def arrange(self) -> None:
+        """Drop the rows that have ended since the last time, or let them be padded."""
+        if self._may_drop():
+            self._drop()
+        else:
+            rows = [int(not ended) for ended in self._ended]
+            self._unfinished = torch.tensor(rows, device=self._ids.device)
+        self._arranged = sum(self._ended)
 
     def _may_drop(self) -> bool:
         if self._can_drop is None:

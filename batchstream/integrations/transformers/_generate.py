@@ -153,8 +153,9 @@ def _in_own_loop(call: _Call, eos: frozenset[int], surroundings: Surroundings) -
             with surroundings():
                 step = decoding.step()
             live = yield step
-            with surroundings():
-                decoding.keep(live)
+            if decoding.keep(live):
+                with surroundings():
+                    decoding.arrange()
     except BaseException:
         decoding.let_go()
         raise

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def limits_of(max_new_tokens: int | Sequence[int], size: int) -> list[int]:
+def limits_of(max_new_tokens: Any, size: int) -> list[Any]:
     """Return the limit of each slot.
 
     Raises:
@@ -26,6 +26,20 @@ def limits_of(max_new_tokens: int | Sequence[int], size: int) -> list[int]:
 def highest(max_new_tokens: int | Sequence[int]) -> int:
     """Return the limit of the slot that may go on for longest."""
     return max_new_tokens if isinstance(max_new_tokens, int) else max(max_new_tokens)
+
+
+def limits_of_slots(max_new_tokens: Any, size: int) -> list[int | None]:
+    """Return the limit of each slot, None where it has none.
+
+    Raises:
+        TypeError, ValueError: See `checked_limits` and `limits_of`.
+    """
+    if max_new_tokens is None:
+        return [None] * size
+    if not isinstance(max_new_tokens, list | tuple):
+        return [_checked(max_new_tokens)] * size
+    limits = [None if limit is None else _checked(limit) for limit in max_new_tokens]
+    return limits_of(limits, size)
 
 
 def checked_limits(max_new_tokens: Any) -> int | tuple[int, ...]:

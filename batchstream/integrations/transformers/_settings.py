@@ -126,6 +126,12 @@ class Settings:
         """The token ids that end a sequence."""
         return ids_of(self._of("eos_token_id"))
 
+    @property
+    def pad(self) -> int | None:
+        """The token id that fills rows up."""
+        value: int | None = self._of("pad_token_id")
+        return value
+
 
 def as_arguments(inputs: Any) -> dict[str, Any]:
     """Return the inputs of a model as arguments of `generate`.

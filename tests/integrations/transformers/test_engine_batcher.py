@@ -122,12 +122,12 @@ def test_a_prompt_that_raises_in_the_model_fails_alone_and_keeps_no_cache(llama)
     watch = Watch(llama, fails=lambda ids: ids[0] == [60, 7])
     engine = TransformersEngine(llama, eos_token_id=(), prefill_chunk=2)
     with ContinuousBatcher(engine, max_batch_size=4) as batcher:
-        good = batcher.stream(Generation([5, 6, 7], 8))
+        good, joining = (batcher.stream(Generation(ids, 8)) for ids in ([5, 6, 7], [8, 9, 10]))
         bad = batcher.stream(Generation([5, 6, 60, 7], 8))
         with pytest.raises(torch.OutOfMemoryError) as caught:
             list(bad)
         assert list(good) == greedy([5, 6, 7], 8)
-    del good
+        assert list(joining) == greedy([8, 9, 10], 8)  # it was through in the step of the error
     assert watch.held == 0
     assert caught.value is not None  # it is held, and so is the stream's own
 

@@ -1,0 +1,400 @@
+"""`BatchStreamer`: what `generate` is given as its streamer, for a call that is not ours.
+
+Theory of operation
+-------------------
+
+`generate` puts each step into a streamer, here into a `Channel`, on whose other side the streams
+are. The ids pass `decode_steps` on their way, which knows the ends of slots and decodes text. It
+takes its steps from a source: what was put last.
+
+`generate` says nothing of a failure. `run` calls it, and hands its error on. Where a program calls
+it, the end of its thread is noticed: what a thread keeps for itself is dropped then.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Self
+
+from transformers import StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+from typing_extensions import TypeVar
+
+from batchstream import (
+    AsyncStream,
+    Channel,
+    ClosedError,
+    Many,
+    SourceError,
+    Stream,
+)
+from batchstream.integrations.transformers._ids import ids_of
+from batchstream.integrations.transformers._limits import limits_of_slots
+from batchstream.integrations.transformers._marks import (
+    Marks,
+    RowCriteria,
+    listed,
+    taken_criteria,
+)
+from batchstream.integrations.transformers._settings import Settings
+from batchstream.text import TextDecoder, decode_steps
+
+if TYPE_CHECKING:
+    from batchstream._core.arguments import OnOverflow
+
+T = TypeVar("T", default=Any)
+Returned = TypeVar("Returned")
+
+_DEAD = (
+    "the thread in which generate ran ended before the streams, perhaps with an error, which was "
+    "shown there: call streamer.run(model.generate, ...), and the streams raise it"
+)
+
+
+class _Left(BaseException):
+    """Raised in `put` to leave a `generate` that `run` has called."""
+
+
+class BatchStreamer(BaseStreamer, Generic[T]):
+    """A streamer for batches: a stream for each sequence, of text or of token ids.
+
+    For a call of `generate` that is not yours to change into `stream_generate`. The first three
+    arguments, and those for decoding, are `TextIteratorStreamer`'s, and with one sequence it is
+    iterated over like that: `BatchStreamer` takes its place. With more, `streams` or `astreams`
+    hands out the streams. Use one for each call.
+
+    Call `generate` by `run`: it hands an error to the streams, knows what ends a sequence, and
+    stops `generate` when no stream is live. Where it is called otherwise, pass `stopping_criteria`
+    too: `generate` goes on as long as one of its sequences does. There, that a stopping criterion
+    has ended a sequence shows in nothing but the padding that follows; so the padding id is taken
+    for an end as well, and must be no id that the model gives.
+
+    Args:
+        tokenizer: A tokenizer of transformers, for streams of text; None for token ids.
+        skip_prompt: Whether a stream leaves out its prompt; `stream_generate` always does.
+        timeout: For how many seconds to wait for the next output when the streamer is iterated over
+            itself, until it raises `TimeoutError`. None for ever: an error never needs it.
+        size: How many sequences there are: prompts times `num_return_sequences`.
+        eos_token_id: The id or the ids that end a sequence. None for the tokenizer's, and with
+            `run` those of the model.
+        pad_token_id: The id of padding. None for the tokenizer's. With `run` it ends nothing.
+        max_new_tokens: How many tokens a stream may have: one number for all, or one for each.
+        stop: Stop strings, see `TextDecoder`; they need a tokenizer.
+        max_buffered: How many outputs a stream may hold unread; 1024 if it is None.
+        on_overflow: What happens to more; see `Channel`. With `"wait"`, `generate` does, and so
+            must not run in the thread that reads the streams.
+        **decode_kwargs: Passed to the tokenizer's `decode`. As there, special tokens are text
+            unless `skip_special_tokens` is true; but the id that ends a stream never is.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, or cannot work.
+
+    Threads: `generate` runs in one, streams are read in others; each stream in one at a time.
+
+    Example:
+        >>> from threading import Thread
+        >>> from batchstream.integrations.transformers import BatchStreamer
+        >>> def replies(prompts):
+        ...     inputs = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
+        ...     streamer = BatchStreamer(tokenizer, skip_prompt=True, size=len(prompts))
+        ...     call = dict(inputs, max_new_tokens=100)
+        ...     Thread(target=streamer.run, args=[model.generate], kwargs=call).start()
+        ...     return streamer.streams()
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        skip_prompt: bool = False,  # noqa: FBT001, FBT002 - as TextIteratorStreamer
+        timeout: float | None = None,
+        *,
+        size: int = 1,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
+        max_new_tokens: int | Sequence[int | None] | None = None,
+        stop: str | Sequence[str] | None = (),
+        max_buffered: int | None = None,
+        on_overflow: OnOverflow = "wait",
+        **decode_kwargs: Any,
+    ) -> None:
+        self._channel: Channel[Any] = Channel(
+            size, max_buffered=max_buffered, on_overflow=on_overflow
+        )
+        self._tokenizer = _checked_tokenizer(tokenizer, stop, decode_kwargs)
+        self._decode_kwargs = decode_kwargs
+        self._skip_prompt = skip_prompt
+        self._timeout = timeout
+        self._eos = ids_of(eos_token_id)
+        self._pad = pad_token_id
+        self._has_eos = eos_token_id is not None
+        if tokenizer is not None:
+            self._eos = self._eos or ids_of(getattr(tokenizer, "eos_token_id", None))
+            if pad_token_id is None:
+                self._pad = getattr(tokenizer, "pad_token_id", None)
+        self._stop = stop
+        self._stream: Stream[Any] | None = None
+        self._astream: AsyncStream[Any] | None = None
+
+        self._pushed = _Pushed()
+        self._rows = RowCriteria(live=lambda: self._channel.live)
+        self._marks: Marks | None = None  # from the prompts on
+        self._steps: Any = None  # what decodes
+        self._made = 0  # steps
+        self._limit: int | None = None  # of generate, as far as `run` knows it
+        self._runs = False  # by `run`, which catches `_Left`
+        self._over = False
+        self._thread = threading.local()
+        self._limits = limits_of_slots(max_new_tokens, size)
+        self._decoder(())  # what it refuses, it refuses now
+
+    # ---- the streams
+
+    def streams(self) -> tuple[Stream[T], ...]:
+        """Hand out the streams for consumers in threads, one for each sequence; see `Channel`."""
+        return self._channel.streams()
+
+    def astreams(self) -> tuple[AsyncStream[T], ...]:
+        """Hand out the streams for consumers in event loops, one for each sequence."""
+        return self._channel.astreams()
+
+    def __iter__(self) -> Self:
+        """Iterate over the only stream, as over a `TextIteratorStreamer`.
+
+        Raises:
+            TypeError: There are several streams.
+        """
+        self._single()
+        return self
+
+    def _single(self) -> Stream[T]:
+        if self._stream is None:
+            self._check_single("streams")
+            (self._stream,) = self.streams()
+        return self._stream
+
+    def __next__(self) -> T:
+        """Return the next output of the only stream.
+
+        Raises:
+            StopIteration: It has ended.
+            TimeoutError: There was none for `timeout` seconds.
+            Exception: What `generate` raised in `run`.
+        """
+        return self._single().receive(self._timeout)
+
+    def __aiter__(self) -> AsyncStream[T]:
+        """Return the only stream, for `async for`."""
+        if self._astream is None:
+            self._check_single("astreams")
+            (self._astream,) = self.astreams()
+        return self._astream
+
+    def _check_single(self, method: str) -> None:
+        if len(self._channel) != 1:
+            raise TypeError(
+                f"a streamer of {len(self._channel)} sequences has as many streams: iterate over "
+                f"those that streamer.{method}() returns"
+            )
+
+    # ---- for the call of generate
+
+    @property
+    def stopping_criteria(self) -> StoppingCriteriaList:
+        """The argument of `generate` that ends sequences whose stream has ended, or has left."""
+        return listed(self._rows)
+
+    def run(self, generate: Callable[..., Returned], /, **kwargs: Any) -> Returned | None:
+        """Call `generate` with this streamer, and hand its error to the streams.
+
+        Args:
+            generate: The method of a model.
+            **kwargs: Its arguments. Stopping criteria among them are kept.
+
+        Returns:
+            What `generate` returns. None if it failed, and a stream raises why; or if it was left,
+            as all streams were cancelled or have ended at stop strings.
+
+        Raises:
+            Exception: It failed, and no stream is live that could raise it.
+            BaseException: An interrupt, for example. The streams have failed with it.
+
+        Blocking: until `generate` has returned.
+        """
+        self._check_new()
+        self._learn(getattr(generate, "__self__", None), kwargs)
+        self._rows = RowCriteria(taken_criteria(kwargs), live=lambda: self._channel.live)
+        self._runs = True
+        try:
+            return generate(**kwargs, streamer=self, stopping_criteria=self.stopping_criteria)
+        except _Left:
+            self._close()
+            return None
+        except BaseException as error:
+            is_told = bool(self._channel.live) and isinstance(error, Exception)
+            self._fail(error)
+            if is_told:
+                return None
+            raise
+
+    def _check_new(self) -> None:
+        if self._over or self._marks is not None:
+            raise ClosedError("a BatchStreamer is for one call of generate: make another one")
+
+    def _learn(self, model: Any, kwargs: Mapping[str, Any]) -> None:
+        """Take the ends from the settings of a call, where the program did not say them."""
+        if not self._has_eos:
+            self._eos |= Settings(model, kwargs).eos
+        self._limit = kwargs.get("max_new_tokens")
+        self._limits = [self._limit if limit is None else limit for limit in self._limits]
+
+    # ---- what generate calls
+
+    def put(self, value: Any) -> None:
+        """Take the prompts, or a step: ids of shape (rows,) or, for one row, (1, ids).
+
+        Raises:
+            ValueError: There are not as many rows as `size` says; the streams fail with it too.
+            ClosedError: No stream is live, and nothing else ends `generate`.
+
+        Blocking: with `on_overflow="wait"`, while a live stream has no room.
+        """
+        if self._marks is None or self._over:
+            self._begin(value.tolist())
+        elif self._channel.live:
+            self._step(self._marks, value)
+        elif self._runs:
+            raise _Left
+        elif not self._rows.asked:
+            raise ClosedError(
+                "no stream is live, so generate ends here: pass "
+                "stopping_criteria=streamer.stopping_criteria, or call streamer.run(model.generate,"
+                " ...), and it ends without an error"
+            )
+
+    def end(self) -> None:
+        """Deliver what is held back, and end the streams that are live."""
+        if self._marks is not None and self._channel.live:
+            if stopped := self._marks.stopped():
+                self._hand_out(stopped)
+            self._hand_out(None)
+        self._close()
+
+    def _begin(self, prompts: list[list[int]]) -> None:
+        self._check_new()
+        size = len(self._channel)
+        if len(prompts) != size:
+            error = ValueError(
+                f"generate has a batch of {len(prompts)} sequences, expected {size}: pass size="
+                f"{len(prompts)} to the BatchStreamer (prompts times num_return_sequences)"
+            )
+            self._fail(error)
+            raise error
+        self._thread.guard = _Guard(self._channel)
+        ids = [_without_padding(prompt, self._pad) for prompt in prompts]
+        ends = self._eos if self._runs or self._pad is None else self._eos | {self._pad}
+        self._marks = Marks(self._rows, len(prompts[0]), self._limits, ends)
+        self._steps = decode_steps(self._pushed, [self._decoder(prompt) for prompt in ids])
+        if not self._skip_prompt:
+            decode = self._tokenizer and self._tokenizer.decode
+            self._channel.put(
+                [decode(it, **self._decode_kwargs) if decode else Many(it) for it in ids]
+            )
+
+    def _decoder(self, prompt: Sequence[int]) -> TextDecoder | None:
+        if self._tokenizer is None:
+            return None
+        kwargs = dict(self._decode_kwargs)
+        skips = kwargs.pop("skip_special_tokens", False)
+        return TextDecoder(
+            _Decodes(self._tokenizer, self._decode_kwargs) if kwargs else self._tokenizer,
+            stop=self._stop,
+            prompt_ids=prompt,
+            skip_special_tokens=skips,
+        )
+
+    def _step(self, marks: Marks, value: Any) -> None:
+        self._made += 1
+        marks.keep(self._channel.live)
+        self._hand_out(marks.elements(value))
+        if not self._runs or self._channel.live:
+            return
+        # If generate ends now by itself, it returns what it has made.
+        known = marks.over | self._rows.known
+        if len(known) < len(self._channel) and self._made != self._limit:
+            raise _Left
+
+    def _hand_out(self, step: dict[int, Any] | None) -> None:
+        """Let what decodes read a step, and put what it makes of it; None is the end."""
+        self._pushed.step = step
+        try:
+            decoded = self._steps.send(self._channel.live)
+        except StopIteration:
+            return
+        self._channel.put(decoded)
+
+    def _close(self) -> None:
+        self._over = True
+        self._channel.close()
+        vars(self._thread).clear()  # behind the end, the guard does nothing
+
+    def _fail(self, error: BaseException) -> None:
+        self._over = True
+        self._channel.fail(error)
+        vars(self._thread).clear()
+
+
+class _Pushed:
+    """The source of the steps that were put: the one that is there."""
+
+    def __init__(self) -> None:
+        self.step: dict[int, Any] | None = None
+
+    def __iter__(self) -> Iterator[dict[int, Any]]:
+        return self
+
+    def __next__(self) -> dict[int, Any]:
+        if self.step is None:
+            raise StopIteration
+        return self.step
+
+
+class _Guard:
+    """Lies in the thread that puts, and fails the streams if that ends before them."""
+
+    def __init__(self, channel: Channel[Any]) -> None:
+        self._channel = channel
+
+    def __del__(self) -> None:
+        self._channel.fail(SourceError(_DEAD))  # which does nothing behind the end
+
+
+class _Decodes:
+    """A tokenizer with arguments of its own for `decode`."""
+
+    def __init__(self, tokenizer: Any, kwargs: Mapping[str, Any]) -> None:
+        self._tokenizer = tokenizer
+        self._kwargs = kwargs
+
+    def decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, **self._kwargs)
+        return text
+
+
+def _without_padding(prompt: list[int], pad: int | None) -> list[int]:
+    begin = next((at for at, token in enumerate(prompt) if token != pad), len(prompt) - 1)
+    return prompt[begin:]
+
+
+def _checked_tokenizer(tokenizer: Any, stop: Any, decode_kwargs: Mapping[str, Any]) -> Any:
+    if isinstance(tokenizer, int):
+        raise TypeError(
+            f"BatchStreamer takes a tokenizer, or nothing for token ids, got {tokenizer!r}: pass "
+            f"size={tokenizer!r}"
+        )
+    if tokenizer is None and (stop or decode_kwargs):
+        named = "stop" if stop else next(iter(decode_kwargs))
+        raise TypeError(
+            f"BatchStreamer has no tokenizer, so that {named}= has no meaning: pass one"
+        )
+    return tokenizer

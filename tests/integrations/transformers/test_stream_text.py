@@ -1,0 +1,234 @@
+"""Prompts in, the text of their replies out, up to a stop string."""
+
+import threading
+
+import pytest
+import torch
+
+from batchstream import batched, demux
+from batchstream.integrations.transformers import stream_text
+from support.tiny_models import Forwards, says, tiny, tiny_text
+
+LINES = ["so it is. STOP and on", "日本語 👍", "no", "one\n\ntwo"]
+PROMPTS = ["a prompt", "b", "the third of them", "d?"]
+LONGEST = 17
+
+
+def text(lines=LINES, prompts=PROMPTS, **kwargs):
+    model, tokenizer = tiny_text()
+    settings = {"max_new_tokens": 60, **kwargs}
+    settings.setdefault("logits_processor", says(tokenizer, lines, max(map(len, prompts))))
+    streams = demux(stream_text(model, tokenizer, prompts, **settings), len(lines))
+    return ["".join(stream) for stream in streams], streams
+
+
+def test_each_slot_is_given_whole_characters_up_to_its_end():
+    got, streams = text()
+    assert got == LINES
+    ends = [stream.end for stream in streams]
+    assert {end.reason for end in ends} == {"eos"}
+    assert ends[1].info == {
+        "stop": None,
+        "completion_tokens": len(LINES[1].encode()),
+        "prompt_tokens": 1,
+    }
+
+
+def test_prompts_without_a_common_length_are_given_what_each_is_given_alone():
+    model, tokenizer = tiny_text(3)
+    settings = {"max_new_tokens": 24, "skip_special_tokens": False}
+
+    def replies(*prompts):
+        source = stream_text(model, tokenizer, list(prompts), **settings)
+        return ["".join(stream) for stream in demux(source, len(prompts))]
+
+    alone = [replies(prompt)[0] for prompt in PROMPTS]
+    assert replies(*PROMPTS) == alone
+    assert len(set(alone)) > 1
+    ids = tokenizer(PROMPTS[0], return_tensors="pt")
+    out = model.generate(**ids, max_new_tokens=24, pad_token_id=0)[0, ids["input_ids"].shape[1] :]
+    assert alone[0] == tokenizer.decode(out).removesuffix("</s>")
+
+
+def test_a_stop_string_ends_its_slot_and_its_row():
+    model, _ = tiny_text()
+    with Forwards(model) as forwards:
+        got, streams = text(stop=["STOP", "\n\n"], drop_rows=True, logits_processor=None)
+        assert got[0] is not None
+    del forwards
+    got, streams = text(stop=["STOP", "\n\n"])
+    assert got == ["so it is. ", LINES[1], "no", "one"]
+    assert [stream.end.info["stop"] for stream in streams] == ["STOP", None, None, "\n\n"]
+    assert streams[0].end.info["completion_tokens"] == len("so it is. STOP")
+
+
+def test_the_model_makes_no_step_behind_the_last_stop():
+    model, _ = tiny_text()
+    with Forwards(model) as forwards:
+        assert text(["so STOP and on"], ["p"], stop="STOP")[0] == ["so "]
+    assert len(forwards) == len("so STOP")
+
+
+def test_each_slot_has_stop_strings_and_a_limit_of_its_own():
+    stops = [["is"], None, ["STOP"], ("e", "\n")]
+    got, streams = text(stop=stops, max_new_tokens=[60, 3, 60, 60])
+    assert got == ["so it ", "日", "no", "on"]
+    assert [stream.end.reason for stream in streams] == ["eos", "length", "eos", "eos"]
+    assert [stream.end.info["stop"] for stream in streams] == ["is", None, None, "e"]
+
+
+def test_a_stop_string_may_be_included_and_special_tokens_shown():
+    got, _ = text(["a<|user|>b STOP c"], ["p"], stop="STOP", include_stop=True)
+    assert got == ["ab STOP"]
+    got, _ = text(["a<|user|>b STOP c"], ["p"], skip_special_tokens=False)
+    assert got == ["a<|user|>b STOP c"]
+
+
+def test_a_stop_string_may_be_a_special_token():
+    got, (stream,) = text(["a<|user|>b"], ["p"], stop=["<|user|>"])
+    assert got == ["a"]
+    assert stream.end.info["stop"] == "<|user|>"
+
+
+def test_a_prompt_may_be_a_chat_or_ids():
+    model, tokenizer = tiny_text(3)
+    chat = [{"role": "user", "content": "hello"}]
+    ids = tokenizer("<|user|>hello<|assistant|>")["input_ids"]
+    source = stream_text(model, tokenizer, [chat, ids, "hello"], max_new_tokens=12)
+    first, second, third = ("".join(stream) for stream in demux(source, 3))
+    assert first == second != third
+
+
+def test_a_prompt_may_have_several_sequences():
+    model, tokenizer = tiny_text(3)
+    torch.manual_seed(0)
+    source = stream_text(
+        model,
+        tokenizer,
+        ["a", "bcd"],
+        max_new_tokens=9,
+        do_sample=True,
+        num_return_sequences=2,
+        stop=[["x"], None, ["y"], None],
+    )
+    streams = demux(source, 4)
+    assert len({"".join(stream) for stream in streams}) > 1
+    assert [stream.end.info["prompt_tokens"] for stream in streams] == [1, 1, 3, 3]
+
+
+def test_the_tokenizer_is_not_changed():
+    model, tokenizer = tiny_text()
+    before = (tokenizer.padding_side, tokenizer.pad_token_id, tokenizer.backend_tokenizer.to_str())
+    text()
+    after = (tokenizer.padding_side, tokenizer.pad_token_id, tokenizer.backend_tokenizer.to_str())
+    assert after == before
+    assert tokenizer.padding_side == "right"
+    assert model.generation_config.pad_token_id in {0, None}
+
+
+def test_sources_of_several_threads_share_a_tokenizer():
+    model, tokenizer = tiny_text(3)
+    prompts = [["a" * n, "b" * (2 * n)] for n in range(1, 7)]
+
+    def replies(of):
+        source = stream_text(model, tokenizer, of, max_new_tokens=6)
+        return ["".join(stream) for stream in demux(source, 2)]
+
+    expected = list(map(replies, prompts))
+    got = [None] * len(prompts)
+    go = threading.Barrier(len(prompts))
+
+    def work(at):
+        go.wait(20)
+        got[at] = replies(prompts[at])
+
+    threads = [threading.Thread(target=work, args=[at]) for at in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert got == expected
+
+
+def test_it_is_the_function_of_a_batcher():
+    model, tokenizer = tiny_text(3)
+
+    @batched(max_batch_size=4, batch_timeout=20)
+    def replies(prompts):
+        return stream_text(model, tokenizer, prompts, max_new_tokens=8)
+
+    try:
+        streams = [replies.stream(prompt) for prompt in PROMPTS]
+        got = ["".join(stream) for stream in streams]
+    finally:
+        replies.close()
+    source = stream_text(model, tokenizer, PROMPTS, max_new_tokens=8)
+    assert got == ["".join(stream) for stream in demux(source, 4)]
+
+
+class NoSides:
+    """The tokenizer of a model whose vocabulary is smaller: what is said are its ids."""
+
+    pad_token_id = None
+    eos_token_id = 2
+
+    def __call__(self, prompt, **_):
+        return {"input_ids": [3 + ord(letter) % 9 for letter in prompt]}
+
+    def decode(self, ids, skip_special_tokens=False):
+        return "".join(chr(97 + token) for token in ids if not (skip_special_tokens and token < 3))
+
+
+def test_an_encoder_has_its_padding_on_the_right():
+    model = tiny("T5", 1)
+    seen = []
+    hook = model.encoder.register_forward_hook(
+        lambda _model, _args, kwargs, _out: seen.append(kwargs["attention_mask"].tolist()),
+        with_kwargs=True,
+    )
+    try:
+        source = stream_text(model, NoSides(), ["ab", "c"], max_new_tokens=3)
+        first, second = demux(source, 2)
+        assert list(first) is not None
+        list(second)
+    finally:
+        hook.remove()
+    assert seen == [[[1, 1], [1, 0]]]
+    assert "prompt_tokens" not in first.end.info
+
+
+def test_what_ends_a_sequence_is_the_tokenizers_if_the_model_does_not_know():
+    model, tokenizer = tiny(seed=1), NoSides()
+    settings = model.generation_config
+    known = settings.eos_token_id, settings.pad_token_id
+    source = {"max_new_tokens": 16, "suppress_tokens": list(range(12, 64))}
+    expected = [
+        "".join(it) for it in demux(stream_text(model, tokenizer, ["ab", "c"], **source), 2)
+    ]
+    settings.eos_token_id = settings.pad_token_id = None
+    try:
+        streams = demux(stream_text(model, tokenizer, ["ab", "c"], **source), 2)
+        assert ["".join(stream) for stream in streams] == expected
+    finally:
+        settings.eos_token_id, settings.pad_token_id = known
+    assert "eos" in {stream.end.reason for stream in streams}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "more", "kind", "message"),
+    [
+        ("hello", {}, TypeError, r"prompts takes a list, got str: pass \[prompt\] for one"),
+        ([], {}, ValueError, "prompts is empty"),
+        (["a", ""], {}, ValueError, "prompt 1 has no tokens"),
+        ([3.5], {}, TypeError, "a prompt is a text, a list of messages"),
+        (["a"], {"stop": ["x", ["y"]]}, TypeError, r"got both: 'x' is a text, write \['x'\]"),
+        (["a"], {"stop": [["x"], ["y"]]}, ValueError, "stop has 2 lists .*, expected 1"),
+        (["a"], {"stop": ""}, ValueError, "stop"),
+        (["a"], {"stop_strings": "x"}, ValueError, "takes no stop_strings: pass stop"),
+        (["a"], {"num_beams": 2}, ValueError, "beam search"),
+    ],
+)
+def test_what_cannot_work_is_refused(prompts, more, kind, message):
+    model, tokenizer = tiny_text()
+    with pytest.raises(kind, match=message):
+        stream_text(model, tokenizer, prompts, max_new_tokens=4, **more)
