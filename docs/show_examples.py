@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-HEADING = re.compile(r"^## (?P<name>\w+\.py)$", re.MULTILINE)
-LINK = re.compile(r"\]\(\.\./examples/(?P<name>\w+\.py)\)")
+HEADING = re.compile(r"^## (?P<name>[\w/]+\.py)$", re.MULTILINE)
+LINK = re.compile(r"\]\(\.\./examples/(?P<name>[\w/]+\.py)\)")
 
 
 def with_programs(page: str) -> str:
@@ -24,4 +24,4 @@ def with_programs(page: str) -> str:
 
 def with_links(page: str) -> str:
     """Return a page whose links to programs lead to the page of examples."""
-    return LINK.sub(lambda link: f"](examples.md#{link['name'].replace('.', '')})", page)
+    return LINK.sub(lambda link: f"](examples.md#{re.sub('[./]', '', link['name'])})", page)

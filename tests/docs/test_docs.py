@@ -122,7 +122,10 @@ def test_the_figure_is_in_the_sdist():
 
 # ---- every page: names of examples, and the theme
 
-EXAMPLES = "|".join(re.escape(each.name) for each in sorted((ROOT / "examples").glob("*.py")))
+NAMES_OF_EXAMPLES = sorted(
+    path.name for folder in ("", "engines") for path in (ROOT / "examples" / folder).glob("*.py")
+)
+EXAMPLES = "|".join(map(re.escape, NAMES_OF_EXAMPLES))
 
 
 @every_page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 import subprocess
@@ -22,6 +23,17 @@ NAMES = (
 # These are tested in tests/integrations.
 OF_LITSERVE = ("batched_streaming_with_eos.py", "demo.py")
 OF_SERVING = ("batched_function.py", "custom_server.py", "threaded_server.py")
+OF_ENGINES = (
+    "engines/ctranslate2_channel.py",
+    "engines/llama_cpp_engine.py",
+    "engines/mlx_engine.py",
+    "engines/onnxruntime_engine.py",
+    "engines/openvino_engine.py",
+    "engines/speech_engine.py",
+    "engines/tiny_models.py",
+)
+OF_TRANSFORMERS = ("llama_fastapi.py", "llama_litserve.py", "llama_model.py")
+ALL = (*NAMES, *OF_LITSERVE, *OF_SERVING, *OF_ENGINES, *OF_TRANSFORMERS)
 SECONDS = 60.0
 
 
@@ -46,8 +58,8 @@ def run(tmp_path_factory):
 
 
 def test_every_example_is_tested():
-    names = {path.name for path in EXAMPLES.glob("*.py")}
-    assert names == {*NAMES, *OF_LITSERVE, *OF_SERVING}
+    names = {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py")}
+    assert {name for name in names if not name.startswith("comparison/")} == set(ALL)
 
 
 PAGE = (EXAMPLES.parent / "docs" / "examples.md").read_text()
@@ -55,7 +67,7 @@ PAGE = (EXAMPLES.parent / "docs" / "examples.md").read_text()
 
 def test_the_page_of_examples_has_each_and_its_text_where_the_documentation_is_built():
     names = re.findall(r"^## (.+)$", PAGE, re.MULTILINE)
-    assert set(names) == {*NAMES, *OF_LITSERVE, *OF_SERVING}
+    assert set(names) == set(ALL)
     assert len(names) == len(set(names))
     sections = re.split(r"^## .+\n", show_examples.with_programs(PAGE), flags=re.MULTILINE)[1:]
     for name, section in zip(names, sections, strict=True):
@@ -72,14 +84,33 @@ def test_a_link_to_an_example_leads_to_its_text_where_the_documentation_is_built
     )
 
 
-@pytest.mark.parametrize("name", [*NAMES, *OF_LITSERVE, *OF_SERVING])
+def imported_by(path):
+    """Return the packages that an example, or one beside it that it needs, imports at its top."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            found.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Import):
+            found.update(alias.name.partition(".")[0] for alias in node.names)
+    beside = {name for name in found if path.with_name(f"{name}.py").exists()}
+    return (found - beside).union(*(imported_by(path.with_name(f"{it}.py")) for it in beside))
+
+
+def skip_if_one_is_missing(name):
+    missing = [it for it in imported_by(EXAMPLES / name) if importlib.util.find_spec(it) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} is not installed")
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_an_example_says_what_it_shows_and_how_to_run_it(name):
     text = ast.get_docstring(ast.parse((EXAMPLES / name).read_text()))
     assert f"python examples/{name}" in text
 
 
-@pytest.mark.parametrize("name", [*NAMES, *OF_LITSERVE, *OF_SERVING])
+@pytest.mark.parametrize("name", ALL)
 def test_an_example_that_is_asked_for_help_prints_what_it_shows(name, tmp_path):
+    skip_if_one_is_missing(name)
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-W", "error", EXAMPLES / name, "--help"],
         cwd=tmp_path,
@@ -98,6 +129,8 @@ LONG = {
     "batched_streaming_with_eos.py": "litserve.LitServer.run",
     "custom_server.py": "uvicorn.run",
     "demo.py": "tempfile.TemporaryFile",
+    "llama_fastapi.py": "uvicorn.run",
+    "llama_litserve.py": "litserve.LitServer.run",
     "threaded_server.py": "http.server.ThreadingHTTPServer.serve_forever",
 }
 EXIT_THERE = """
@@ -107,6 +140,7 @@ owner, _, name = sys.argv.pop(1).rpartition(".")
 exit_at_once = lambda *_, **__: os._exit(0)  # what was printed and not flushed is lost
 setattr(pkgutil.resolve_name(owner), name, exit_at_once)
 del sys.argv[0]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -125,6 +159,7 @@ def printed_before(target, *command):
 
 @pytest.mark.parametrize("name", LONG)
 def test_an_example_says_what_it_does_before_it_takes_its_time(name):
+    skip_if_one_is_missing(name)
     port = [] if name == "demo.py" else ["--port", "0"]
     [line] = printed_before(LONG[name], EXAMPLES / name, *port)
     assert line.startswith("starting a ")

@@ -104,6 +104,8 @@ def test_a_line_of_the_page_works(line):
                 "batcher": batcher,
                 "self": SimpleNamespace(batcher=batcher),
                 "engine": SimpleNamespace(add=id, step=dict, remove=id),
+                "Adapter": lambda: SimpleNamespace(add=id, step=dict, remove=id),
+                "TransformersEngine": lambda _: None,  # not made before a request comes
                 "Chat": Chat,
                 "prompt": "so",
                 "prompts": ["so", "it"],
@@ -112,6 +114,7 @@ def test_a_line_of_the_page_works(line):
                 "stream": batcher.astream("so"),
                 "Response": Response,
                 "StreamingHttpResponse": StreamingHttpResponse,
+                "StreamingResponse": StreamingResponse,
             }
             if line.startswith("for "):  # it waits, so it has a thread of its own
                 await asyncio.to_thread(exec, f"{line} pass", names)

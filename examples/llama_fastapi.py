@@ -1,0 +1,155 @@
+"""A FastAPI server with a transformers model: OpenAI's endpoint, text, stop strings.
+
+    python examples/llama_fastapi.py
+
+    curl -N http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" \
+         -d '{"messages": [{"role": "user", "content": "The miller"}], "stream": true, "stop": "."}'
+
+Any client of OpenAI's can talk to it, with `base_url="http://127.0.0.1:8000/v1"`. `/complete` takes
+a prompt and streams plain text. Requests join the running batch and leave it between two steps. One
+that reaches a stop string, or whose client disconnects, is out of the batch before the next one.
+"""
+
+import argparse
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator
+
+import llama_model
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel, Field
+from sse_starlette import ServerSentEvent
+
+from batchstream import AsyncStream, ContinuousBatcher, StreamEnd
+from batchstream.integrations.starlette import EventsResponse, TextResponse, exception_handlers
+from batchstream.integrations.transformers import Generation, TransformersEngine
+from batchstream.text import TextDecoder
+
+model, tokenizer = llama_model.load()
+
+
+class Settings(BaseModel):
+    """How a text goes on."""
+
+    max_tokens: int = Field(200, ge=1)
+    temperature: float = Field(0, ge=0, le=2)
+    seed: int | None = Field(None, ge=0)
+    stop: str | list[str] | None = None
+
+    def generation(self, prompt: str) -> Generation:
+        """Return what the engine is to do."""
+        return Generation(
+            tokenizer.encode(prompt),
+            self.max_tokens,
+            temperature=self.temperature,
+            seed=self.seed,
+            stop=self.stop,
+        )
+
+
+class Completion(Settings):
+    """A prompt that is to go on."""
+
+    prompt: str = Field(min_length=1)
+
+
+class Message(BaseModel):
+    """One of a conversation."""
+
+    role: str
+    content: str
+
+
+class ChatCompletion(Settings):
+    """A conversation that is to go on, as OpenAI's clients send it."""
+
+    messages: list[Message] = Field(min_length=1)
+    model: str = "llama"
+    stream: bool = False
+
+
+def make_decoder(generation: Generation) -> TextDecoder:
+    """Return what turns the tokens of one request into text."""
+    return TextDecoder(tokenizer, stop=generation.stop_strings, prompt_ids=generation.ids)
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
+    """Keep a batcher for as long as the server runs."""
+    async with ContinuousBatcher(
+        lambda: TransformersEngine(model), max_batch_size=app.state.slots, decode=make_decoder
+    ) as batcher:
+        yield {"batcher": batcher}
+
+
+app = FastAPI(lifespan=lifespan, exception_handlers=exception_handlers)
+app.state.slots = 8
+
+
+@app.get("/health")
+async def health(request: Request) -> dict[str, int]:
+    """Tell that the server is there, and how busy it is."""
+    figures = request.state.batcher.statistics()
+    return {"live": figures.live, "waiting": figures.waiting}
+
+
+@app.post("/complete")
+async def complete(asked: Completion, request: Request) -> Response:
+    """Stream how the prompt goes on."""
+    return TextResponse(request.state.batcher.astream(asked.generation(asked.prompt)))
+
+
+@app.post("/v1/chat/completions", response_model=None)
+async def chat(asked: ChatCompletion, request: Request) -> Response | dict[str, object]:
+    """Answer as OpenAI's server does, with one choice."""
+    messages = [message.model_dump() for message in asked.messages]
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    stream = request.state.batcher.astream(asked.generation(prompt))
+    answer = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time())}
+    answer["model"] = asked.model
+    if asked.stream:
+        return EventsResponse(events(stream, answer | {"object": "chat.completion.chunk"}))
+    async with stream:
+        text = "".join([piece async for piece in stream])
+    choice = {"index": 0, "finish_reason": reason_of(stream.end)}
+    choice |= {"message": {"role": "assistant", "content": text, "refusal": None}, "logprobs": None}
+    answer["object"] = "chat.completion"
+    return answer | {"choices": [choice], "usage": usage_of(stream.end)}
+
+
+async def events(stream: AsyncStream[str], answer: dict[str, object]) -> AsyncIterator[object]:
+    """Yield the chunks of an answer, and the word that ends it."""
+    delta = {"role": "assistant", "content": ""}
+    async with stream:  # a client that disconnects frees its slot
+        async for piece in stream:
+            delta |= {"content": piece}
+            yield answer | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+            delta = {}
+    last = {"index": 0, "delta": {}, "finish_reason": reason_of(stream.end)}
+    yield answer | {"choices": [last]}
+    yield ServerSentEvent("[DONE]")
+
+
+def reason_of(end: StreamEnd) -> str:
+    """Return OpenAI's word for the reason."""
+    return "length" if end.reason == "length" else "stop"
+
+
+def usage_of(end: StreamEnd) -> dict[str, int]:
+    """Return the numbers of tokens."""
+    prompt, completion = end.info["prompt_tokens"], end.info["completion_tokens"]
+    total = prompt + completion
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total}
+
+
+if __name__ == "__main__":
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--slots", type=int, default=8, help="how many requests run at a time")
+    args = parser.parse_args()
+    app.state.slots = args.slots
+    print(f"starting a server at http://127.0.0.1:{args.port}/v1/chat/completions", flush=True)
+    uvicorn.run(app, host="127.0.0.1", port=args.port, timeout_graceful_shutdown=5)
