@@ -25,6 +25,7 @@ from django.conf import settings
 from django.http import StreamingHttpResponse
 from flask import Response
 from litserve import LitAPI
+from starlette.responses import StreamingResponse
 from websockets.sync.client import connect
 
 import batchstream.integrations.litserve
