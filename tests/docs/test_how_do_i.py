@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import grpc.aio
 import httpx
 import pytest
-from django.conf import settings
+from django.conf import UserSettingsHolder, global_settings, settings
 from django.http import StreamingHttpResponse
 from flask import Response
 from litserve import LitAPI
@@ -83,7 +83,7 @@ def test_every_task_of_the_page_has_a_line_that_is_run():
 
 
 @pytest.mark.parametrize("line", dict.fromkeys(LINES))
-def test_a_line_of_the_page_works(line):
+def test_a_line_of_the_page_works(line, monkeypatch):
     """With the names that the page gives it, in a function of an event loop."""
 
     def model(requests):
@@ -135,8 +135,8 @@ def test_a_line_of_the_page_works(line):
             elif isinstance(value, Response):
                 assert await asyncio.to_thread(value.get_data) == b"so"
 
-    if not settings.configured:
-        settings.configure()
+    # Until the end of the test: what a page's program says is for its own process, and comes once.
+    monkeypatch.setattr(settings, "_wrapped", UserSettingsHolder(global_settings))
     asyncio.run(main())
 
 
