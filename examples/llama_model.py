@@ -35,7 +35,10 @@ def load() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     )
     torch.manual_seed(0)
     torch.set_num_threads(1)  # more would wait for each other, so small are its matrices
-    return LlamaForCausalLM(config).eval(), tokenizer
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():  # let no text end by chance: a client's limit or stop string ends it
+        model.lm_head.weight[tokenizer.eos_token_id] = 0
+    return model, tokenizer
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:

@@ -70,7 +70,7 @@ def test_rows_of_ctranslate2_get_what_they_get_alone(ctranslate2, translator):
 
 
 def test_a_row_of_ctranslate2_that_was_left_is_computed_no_more(ctranslate2, translator):
-    asked, has_left = [], threading.Event()
+    asked, is_there, has_left = [], threading.Event(), threading.Event()
 
     class Generator:
         """The generator, which waits in its third step until a row was left."""
@@ -78,6 +78,7 @@ def test_a_row_of_ctranslate2_that_was_left_is_computed_no_more(ctranslate2, tra
         def generate_batch(self, *args, callback, **options):
             def on_token(result):
                 if result.step == 2:
+                    is_there.set()
                     assert has_left.wait(TIMEOUT)
                 asked.append((result.batch_id, stops := callback(result)))
                 return stops
@@ -86,7 +87,7 @@ def test_a_row_of_ctranslate2_that_was_left_is_computed_no_more(ctranslate2, tra
 
     channel = pushed(ctranslate2, Generator(), [([4], 400), PROMPTS[0], PROMPTS[7]])
     left, short, stream = channel.streams()
-    next(left)
+    assert is_there.wait(TIMEOUT)
     left.cancel()
     has_left.set()
     assert (list(short), short.finish_reason) == EXPECTED[0]

@@ -1,5 +1,6 @@
 """The two servers with a Llama, each run as a process, and clients that talk to it."""
 
+import ast
 import importlib.util
 import runpy
 import sys
@@ -92,7 +93,9 @@ def server(request, tmp_path_factory):
         patch.setenv("HF_HUB_OFFLINE", "1")
         with running(command, url, folder / "log"):
             yield Server(request.param, url, client)
-    assert "Traceback" not in (folder / "log").read_text()
+    log = (folder / "log").read_text()
+    assert log.startswith(f"starting a server at {url}/v1/chat/completions\n")
+    assert "Traceback" not in log
 
 
 def test_a_text_is_what_transformers_says(server):
@@ -156,6 +159,15 @@ def test_plain_text_is_streamed_too(server):
         while client.get("/health").json()["live"]:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+@pytest.mark.parametrize("name", ["llama_fastapi.py", "llama_litserve.py", "llama_model.py"])
+def test_a_program_that_is_asked_for_help_prints_what_it_shows(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.syspath_prepend(EXAMPLES)
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    assert ast.get_docstring(ast.parse((EXAMPLES / name).read_text())) in capsys.readouterr().out
 
 
 def test_the_program_of_the_model_says_how_large_it_is(monkeypatch, capsys):
