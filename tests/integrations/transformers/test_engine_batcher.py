@@ -152,6 +152,21 @@ def test_an_error_in_a_step_reaches_each_after_its_outputs_and_keeps_no_cache(ll
         assert list(batcher.stream(Generation([5, 6], 9))) == greedy([5, 6], 9)
 
 
+def test_a_step_that_raises_frees_the_cache_at_once(llama):
+    watch = Watch(llama)
+    engine = TransformersEngine(llama, eos_token_id=(), prefill_chunk=2)
+    for slot, ids in enumerate([[5, 6], [7], [8] * 9]):
+        engine.add(slot, Generation(ids, 9))
+    engine.step()
+    assert watch.held == 2  # the running batch, and the prompt that is not through
+    watch.fails = lambda ids: len(ids) == 2
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        engine.step()
+    assert watch.held == 0
+    assert engine.step() == {}
+    assert caught.value is not None  # it is held all the time
+
+
 def test_the_rows_of_a_stream_that_leaves_are_computed_no_more(llama):
     watch = Watch(llama)
     visits = [Visit(Generation([5, 6], 12), leaves=leaves) for leaves in (None, 4, 8)]
@@ -186,6 +201,14 @@ def test_the_cache_is_freed_as_the_last_one_leaves(llama):
     watch = Watch(llama)
     engine = TransformersEngine(llama)
     drive(engine, [Visit(Generation([5, 6], 4)), Visit(Generation([7], 6))])
+    assert watch.held == 0
+
+
+def test_a_request_that_ends_with_its_first_token_joins_no_batch(llama):
+    watch = Watch(llama)
+    engine = TransformersEngine(llama, eos_token_id=())
+    engine.add(0, Generation([5, 6], 1))
+    assert engine.step()[0].output == greedy([5, 6], 1)[0]
     assert watch.held == 0
 
 
