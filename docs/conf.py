@@ -2,7 +2,6 @@
 
 import re
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar, get_args, get_origin
 
@@ -41,8 +40,6 @@ html_title = f"batchstream {release}"
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
-# Read for their docstrings, also where models do not run.
-autodoc_mock_imports = [name for name in ("torch", "transformers") if find_spec(name) is None]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_numpy_docstring = False
