@@ -53,6 +53,7 @@ from batchstream.integrations.litserve import (
     ContinuousBatchLoop,
     OpenAISpec,
 )
+from batchstream.integrations.transformers import Generation, Token, TransformersEngine
 from batchstream.text import (
     AsyncDecodedSteps,
     DecodedSteps,
@@ -714,3 +715,14 @@ def text() -> None:
     DynamicBatcher(token_steps, max_batch_size=2, decode=decoder)  # type: ignore[call-overload]
     BatchedStreamLoop(eos_in="predict", decode=decoder_of)
     ContinuousBatchLoop(make_engine, decode=decoder_of)
+
+
+def continuous_batching(model: Any) -> None:
+    engine = TransformersEngine(model, prefill_chunk=512, cache_tokens=100_000)
+    with ContinuousBatcher(engine, max_batch_size=8) as batcher:
+        request = Generation([1, 2], 20, temperature=0.7, stop=["###", 5], logprobs=True)
+        assert_type(batcher.stream(request), Stream[Any])  # an id, or a Token
+        batcher.stream([1, 2])  # type: ignore[arg-type]
+    assert_type(request.stop_strings, tuple[str, ...])
+    assert_type(Token(5, -0.1).logprob, float)
+    ContinuousBatcher(lambda: TransformersEngine(model), max_batch_size=8)

@@ -132,6 +132,30 @@ def test_a_prompt_that_raises_in_the_model_fails_alone_and_keeps_no_cache(llama)
     assert caught.value is not None  # it is held, and so is the stream's own
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_without_probabilities_fails_alone(llama, value):
+    def spoil(_model, _args, kwargs, output):
+        output.logits[kwargs["input_ids"][:, -1] == 60, :, 5] = value
+
+    llama.register_forward_hook(spoil, with_kwargs=True)
+    outputs = greedy([5, 6], 8)
+    assert 60 in outputs[:-1]
+    requests = [
+        Generation([5, 6], 8, logprobs=True),
+        Generation([5, 6], 8, temperature=1e-3, top_p=0.5),
+        Generation([60], 8, temperature=1.0),
+        Generation([8, 9, 10], 4),
+    ]
+    visits = drive(TransformersEngine(llama, eos_token_id=()), list(map(Visit, requests)))
+    for visit in visits[:3]:
+        with pytest.raises(
+            ArithmeticError, match=f"token {len(visit.outputs)} of the request, but"
+        ):
+            raise visit.error
+    assert [token.id for token in visits[0].outputs] == outputs[: outputs.index(60) + 1]
+    assert visits[3].outputs == greedy([8, 9, 10], 4)
+
+
 def test_an_error_in_a_step_reaches_each_after_its_outputs_and_keeps_no_cache(llama):
     watch = Watch(llama)
     watch.fails = lambda ids: len(watch.decoded) == 4
