@@ -46,6 +46,8 @@ KEYS = "10,000 keys: against one key"
 KEYS_LATER = "10,000 keys, with the default batch_timeout: against one key"
 CHURN = "ContinuousBatcher, 256 slots, joins and leaves: against none"
 IMPORT = "import: against its standard-library modules"
+TEXT = "text of a token with a stop string: against DecodeStream"
+TEXT_TIME = "text of a token with a stop string, µs"
 
 ASKED: Asked = {}
 for made in (MADE_WHEN_ASKED, MADE_BEFOREHAND):
@@ -73,6 +75,8 @@ ASKED |= {
     KEYS_LATER: (AT_MOST, 2, 2),
     CHURN: (AT_MOST, 3, 2),
     IMPORT: (AT_MOST, 1.3, 1.3),
+    TEXT: (AT_MOST, 3, 3),
+    TEXT_TIME: (AT_MOST, 2, 2),
 }
 
 _measured: dict[tuple[str, str], Sequence[float]] = {}

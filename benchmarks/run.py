@@ -13,6 +13,7 @@ import seam
 
 import batching
 import streams
+import text
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
@@ -22,6 +23,7 @@ if __name__ == "__main__":
         (
             streams,
             ends,
+            text,
             handoff,
             seam,
             batching,

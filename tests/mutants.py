@@ -82,6 +82,9 @@ BATCHERS_IN_THREADS = ("test_races_batchers_threads.py",)
 SCHEDULER = ("test_scheduler_stateful.py",)
 MIXTURES = ("test_mixtures.py",)
 PER_REQUEST = ("test_per_request.py",)
+STOP_STRINGS = ("test_stop_strings.py",)
+TEXT = ("test_text_decoder.py", "test_detokenizer.py")
+TEXT_STEPS = ("test_decode_steps.py", "test_stop_faults.py")
 
 UNBROKEN = Mutant("nothing is broken", "class _Draft(", "class _Draft(")
 
@@ -868,6 +871,96 @@ MUTANTS = [
         "an error of ours is unpickled without its data",
         "        return _restored, (type(self), self.args), vars(self)\n",
         "        return _restored, (type(self), self.args)\n",
+    ),
+    Mutant(
+        "of two stop strings the first of the list counts",
+        'elif not first_end or (end, -len(search.stop)) < (first_end, -len(self.matched or "")):',
+        "elif not first_end:",
+        STOP_STRINGS,
+    ),
+    Mutant(
+        "of stop strings that end together the shortest counts",
+        '(end, -len(search.stop)) < (first_end, -len(self.matched or ""))',
+        "end < first_end",
+        STOP_STRINGS,
+    ),
+    Mutant(
+        "a stop string that begins anew within itself is missed",
+        "                state = self._fallback(state)\n                continue",
+        "                state = 0\n                continue",
+        STOP_STRINGS,
+    ),
+    Mutant(
+        "as much is held back as the first stop string needs",
+        "                if search.state > state:  #",
+        "                if not state:  #",
+        STOP_STRINGS,
+    ),
+    Mutant(
+        "what was held back is given again",
+        '        held, self._held = self._held, ""\n        for search',
+        "        held = self._held\n        for search",
+        STOP_STRINGS,
+    ),
+    Mutant(
+        "a byte that spoils a character before makes the text begin anew",
+        "            del self._ids[: self._context]\n            self._context, self._shown",
+        "            self._context, self._shown",
+        TEXT,
+    ),
+    Mutant(
+        "half a character is text",
+        "        if text.endswith(_INCOMPLETE) or len(text) == len(self._shown):",
+        "        if len(text) == len(self._shown):",
+        TEXT,
+    ),
+    Mutant(
+        "bytes that are no character pile up",
+        "            many = len(self._ids) - self._context >= _MOST_PENDING",
+        "            many = False",
+        TEXT,
+    ),
+    Mutant(
+        "a special token that is a stop string is skipped",
+        "                self._stop_ids = _special_ids(tokenizer, stops)",
+        "                self._stop_ids = {}",
+        TEXT,
+    ),
+    Mutant(
+        "tokens behind a stop string are counted",
+        "                if self.matched is not None:\n                    return text + new\n",
+        "",
+        TEXT,
+    ),
+    Mutant(
+        "a stop string ends its slot one step late",
+        "decoder.feed(*outputs)\n                if decoder.matched is not None:",
+        "decoder.feed(*outputs)\n                if False:",
+        TEXT_STEPS,
+    ),
+    Mutant(
+        "what is held back is flushed for a stream that the source cancels",
+        "            if decoder is None or slot in draft.ended or end.reason not in _COMPLETE:",
+        "            if decoder is None or slot in draft.ended:",
+        TEXT_STEPS,
+    ),
+    Mutant(
+        "an empty text is an output",
+        "                if piece:\n                    slots.append(slot)",
+        "                if True:\n                    slots.append(slot)",
+        TEXT_STEPS,
+    ),
+    Mutant(
+        "a source of tokens is not told of streams that have left",
+        "        for slot in set(core.live).difference(live):\n            core.cancel(slot)",
+        "        pass",
+        TEXT_STEPS,
+    ),
+    Mutant(
+        "a source of tokens is left open",
+        '        """Close the source."""\n        self._source.close()',
+        '        """Close the source."""',
+        TEXT_STEPS,
     ),
 ]
 

@@ -10,9 +10,10 @@ ends with U+FFFD is most likely a character that is not complete: its tokens are
 others complete it or `finish` gives them as they are.
 
 `tokenizers` has this in Rust, as `DecodeStream`, and so it is done there if the tokenizer is one of
-its own (`_FastStream`). What it lacks is added: it has no end, it takes in a prompt that stops in
-the middle of a character again, and it raises at each token for ever once a byte token spoils a
-character that was given before. Any other tokenizer needs no more than `decode` (`_PlainStream`).
+its own (`_FastStream`). What it lacks is added: it has no end, and it raises at each token for ever
+once a byte token spoils a character that was given before. Any other tokenizer needs no more than
+`decode` (`_PlainStream`). So does a context that ends in the middle of a character, as a prompt may
+that was cut: `DecodeStream` would give its text once more.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from typing import Any, Final
 
 _INCOMPLETE: Final = "\ufffd"
 _CONTEXT: Final = 6
-"""How many tokens of a prompt are context. The longest characters of tokenizers take four, and a
-word before them is enough for a decoder to see that it is not at the start."""
+"""How many tokens of a prompt are context: enough for a decoder to see that it is not at the start.
+A few more if these begin in the middle of a character, which has four tokens at most."""
 _MOST_PENDING: Final = 64
 """How many tokens may be pending. A model may repeat a byte that is no character, or a special
 token that is skipped, for ever: then each token would take longer than the one before."""
@@ -87,6 +88,8 @@ class Detokenizer:
             TypeError, OverflowError: A token is no token id.
             Exception: What the tokenizer raises.
         """
+        if len(tokens) == 1:
+            return self._stream.feed(operator.index(tokens[0]))
         return "".join(map(self._stream.feed, map(operator.index, tokens)))
 
     def finish(self) -> str:
@@ -98,11 +101,23 @@ def stream_of(
     tokenizer: Any, prompt_ids: Sequence[int], *, skip_special_tokens: bool
 ) -> _FastStream | _PlainStream:
     """Return what decodes the ids of one stream; see `Detokenizer` for the arguments."""
-    context = _last_ids(prompt_ids)
     fast = _fast_tokenizer(tokenizer)
-    if fast is not None:
-        return _FastStream(*fast, context, skip_special_tokens=skip_special_tokens)
-    return _PlainStream(decode_of(tokenizer, skip_special_tokens=skip_special_tokens), context)
+    found, new_stream = fast or (tokenizer, None)
+    decode = decode_of(found, skip_special_tokens=skip_special_tokens)
+    context = _context_of(prompt_ids, decode)
+    if new_stream is None or (context and decode(context).endswith(_INCOMPLETE)):
+        return _PlainStream(decode, context)
+    return _FastStream(found, new_stream, decode, context, skip_special_tokens=skip_special_tokens)
+
+
+def _context_of(prompt_ids: Any, decode: Decode) -> list[int]:
+    """Return the last ids of a prompt, so many that they have a text of whole characters."""
+    ids = [operator.index(token) for token in ids_of(prompt_ids)[-_CONTEXT - 3 :]]
+    for length in range(_CONTEXT, len(ids)):
+        text = decode(ids[-length:])
+        if text and not text.endswith(_INCOMPLETE):
+            return ids[-length:]
+    return ids
 
 
 class _FastStream:
@@ -114,12 +129,13 @@ class _FastStream:
         self,
         tokenizer: Any,
         new_stream: Callable[..., Any],
+        decode: Decode,
         context: list[int],
         *,
         skip_special_tokens: bool,
     ) -> None:
         self._tokenizer = tokenizer
-        self._decode: Decode = partial(tokenizer.decode, skip_special_tokens=skip_special_tokens)
+        self._decode = decode
         self._new_stream = new_stream
         self._skips = skip_special_tokens
         self._pending: list[int] = []
@@ -146,10 +162,8 @@ class _FastStream:
         return text
 
     def _begin(self, context: Sequence[int]) -> None:
-        # A stream that begins in the middle of a character would give its text once more.
-        cut = bool(context) and self._decode(context).endswith(_INCOMPLETE)
-        self._context = () if cut else context
-        self._step = self._new_stream(list(self._context), self._skips).step
+        self._context = context
+        self._step = self._new_stream(list(context), self._skips).step
 
     def _begin_anew(self, token: int) -> str | None:
         """Take a token that changed what text before it stands for, which was given already."""
@@ -186,8 +200,6 @@ class _PlainStream:
         self._ids = context  # the context, and the pending tokens
         self._context = len(context)  # how many of these are the context
         self._shown = decode(context) if context else ""  # its text
-        if self._shown.endswith(_INCOMPLETE):
-            self._ids, self._context, self._shown = [], 0, ""
 
     def feed(self, token: int) -> str:
         """Take a token, and return the text that is complete with it."""
@@ -284,7 +296,3 @@ def ids_of(prompt_ids: Any) -> Sequence[int]:
             f"whole numbers, such as tokenizer(prompt)['input_ids']"
         )
     return prompt_ids  # type: ignore[no-any-return]
-
-
-def _last_ids(prompt_ids: Any) -> list[int]:
-    return [operator.index(token) for token in ids_of(prompt_ids)[-_CONTEXT:]]

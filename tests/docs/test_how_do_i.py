@@ -20,15 +20,15 @@ from types import SimpleNamespace
 import grpc.aio
 import httpx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from litserve import LitAPI
 from websockets.sync.client import connect
 
 import batchstream.integrations.litserve
 import batchstream.integrations.starlette
-from batchstream import DynamicBatcher, demux
+import batchstream.text
+from batchstream import DynamicBatcher
 from support.serving import SECONDS, free_port, is_open, running
+from support.texts import BYTES
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-do-i.md"
@@ -105,7 +105,8 @@ def test_a_line_of_the_page_works(line):
                 **vars(batchstream),
                 **vars(batchstream.integrations.starlette),
                 "BatchedStreamLoop": batchstream.integrations.litserve.BatchedStreamLoop,
-                **{name: run(of)[name] for name, of in BY_HAND.items()},
+                "TextDecoder": batchstream.text.TextDecoder,
+                "tokenizer": BYTES,
                 "model": model,
                 "channel": batchstream.Channel(1),
                 "library": lambda callback: callback(["a"]),
@@ -134,9 +135,6 @@ def test_a_line_of_the_page_works(line):
                 await called
 
     asyncio.run(main())
-
-
-BY_HAND = {"stop_at": "Stop strings"}
 
 
 @pytest.mark.parametrize("page", [PAGE, RECIPES], ids=lambda page: page.name)
@@ -418,40 +416,3 @@ def test_the_class_of_ray_serve_streams_and_frees_its_slot():
             await replies.aclose()  # as Ray does when its client leaves
 
     asyncio.run(main())
-
-
-# ---- by hand
-
-
-STOPS = run("Stop strings")
-ALPHABET = "ab<"
-
-
-def cut_by_characters(text, stops):
-    """Return the text up to the stop string that is complete first, and the longest of these."""
-    for end in range(1, len(text) + 1):
-        matches = [stop for stop in stops if text[:end].endswith(stop)]
-        if matches:
-            stop = max(matches, key=len)
-            return text[: end - len(stop)], stop
-    return text, None
-
-
-@given(
-    replies=st.lists(
-        st.lists(st.text(ALPHABET, min_size=1, max_size=4), max_size=6), min_size=1, max_size=3
-    ),
-    stops=st.lists(st.text(ALPHABET, min_size=1, max_size=3), min_size=1, max_size=3),
-    marks=st.booleans(),
-)
-def test_a_stop_string_ends_a_stream_however_the_text_is_cut(replies, stops, marks):
-    def model():
-        longest = max(map(len, replies))
-        for n in range(longest + marks):
-            yield [pieces[n] if n < len(pieces) else None for pieces in replies]
-
-    streams = demux(STOPS["stop_at"](model(), stops), size=len(replies))
-    for stream, pieces in zip(streams, replies, strict=True):
-        text, stop = cut_by_characters("".join(pieces), stops)
-        assert "".join(stream) == text
-        assert stream.end.info == (stop and {"stop": stop})

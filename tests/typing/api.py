@@ -52,6 +52,17 @@ from batchstream.integrations.litserve import (
     OpenAISpec,
 )
 from batchstream.integrations.transformers import BatchStreamer, stream_generate, stream_text
+from batchstream.text import (
+    AsyncDecodedSteps,
+    DecodedSteps,
+    DecodingEngine,
+    Detokenizer,
+    Piece,
+    PieceDecoder,
+    StopStrings,
+    TextDecoder,
+    decode_steps,
+)
 
 
 def words() -> Iterator[list[str | None]]:
@@ -635,3 +646,78 @@ def streamer_of_transformers(tokenizer: Any, generate: Callable[..., list[int]])
     ids: BatchStreamer[int] = BatchStreamer(eos_token_id=[2, 3], max_new_tokens=[5], timeout=1.5)
     for token in ids:
         assert_type(token, int)
+
+
+# ---- text
+
+
+class Tokenizer:
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
+
+class Tokens:
+    def add(self, slot: int, request: str) -> None: ...
+
+    def step(self) -> dict[int, int]:
+        return {}
+
+    def remove(self, slot: int) -> None: ...
+
+
+class Frames:
+    """A decoder of a program's own."""
+
+    matched: object = None
+    info: Mapping[str, Any]
+
+    def feed(self, *samples: int) -> bytes | None: ...
+
+    def finish(self) -> bytes | None: ...
+
+
+def text_of(request: str) -> TextDecoder:
+    return TextDecoder(Tokenizer(), stop=["STOP"], include_stop=True, prompt_ids=[1, 2])
+
+
+def frames_of(request: str) -> Frames | None:
+    return Frames()
+
+
+def decoder_of(api: Service, context: dict[str, Any]) -> TextDecoder:
+    return TextDecoder(Tokenizer(), stop=context["stop"])
+
+
+def token_steps(requests: list[str]) -> Iterator[list[int]]:
+    yield [1 for _ in requests]
+
+
+async def some_token_steps() -> AsyncIterator[list[int]]:
+    yield [1]
+
+
+def text() -> None:
+    stops = StopStrings("STOP", "\n", include=True)
+    assert_type(stops.feed("a", "b"), str)
+    assert_type(stops.matched, str | None)
+    assert_type(Detokenizer(Tokenizer()).feed(1, 2), str)
+    decoder = TextDecoder(Tokenizer(), stop=None, skip_special_tokens=False)
+    assert_type(decoder.feed(1), str)
+    assert_type(decoder.info["completion_tokens"], Any)
+    pieces: PieceDecoder[tuple[int, float]] = PieceDecoder(decoder, key=0)
+    assert_type(pieces.feed((1, -0.5)), Piece[tuple[int, float]] | None)
+    assert_type(decode_steps(token_steps(["a"]), [decoder, None], max_outputs=3), DecodedSteps)
+    assert_type(decode_steps(some_token_steps(), [stops, pieces]), AsyncDecodedSteps)
+    engine = DecodingEngine(Tokens(), text_of, slots=2, is_eos=token_ids(2), max_outputs=8)
+    assert_type(ContinuousBatcher(engine, max_batch_size=2).stream("a"), Stream[Any])
+    joined = ContinuousBatcher(Tokens(), max_batch_size=2, decode=text_of, is_eos=token_ids(2))
+    assert_type(joined.stream("a"), Stream[str])
+    played = ContinuousBatcher(Tokens, max_batch_size=2, decode=frames_of)
+    assert_type(played.stream("a"), Stream[bytes])
+    gathered = DynamicBatcher(token_steps, max_batch_size=2, decode=text_of, max_outputs=3)
+    assert_type(gathered.astream("a"), AsyncStream[str])
+    decorated = batched(decode=text_of)(token_steps)
+    assert_type(decorated.stream("a"), Stream[str])
+    DynamicBatcher(token_steps, max_batch_size=2, decode=decoder)  # type: ignore[call-overload]
+    BatchedStreamLoop(eos_in="predict", decode=decoder_of)
+    ContinuousBatchLoop(make_engine, decode=decoder_of)

@@ -1,0 +1,75 @@
+"""Text together with the outputs that it was made of."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchstream import demux
+from batchstream.text import Piece, PieceDecoder, TextDecoder, decode_steps
+from support.texts import BYTES, END
+
+
+def pairs(data):
+    return [(token, -position / 10) for position, token in enumerate(data)]
+
+
+def test_each_output_comes_with_the_first_text_that_follows_it():
+    decoder = PieceDecoder(TextDecoder(BYTES, stop="XY"))
+    given = pairs("aéXb".encode())
+    pieces = [decoder.feed(output) for output in given]
+    assert pieces == [
+        Piece("a", tuple(given[:1])),
+        None,
+        Piece("é", tuple(given[1:3])),
+        None,
+        Piece("Xb", tuple(given[3:])),
+    ]
+
+
+def test_outputs_of_the_stop_string_and_behind_it_are_dropped():
+    decoder = PieceDecoder(TextDecoder(BYTES, stop="XY"))
+    given = pairs(b"aXYb")
+    assert decoder.feed(*given) == Piece("a", tuple(given[:1]))
+    assert (decoder.matched, decoder.feed((99, 0.0)), decoder.finish()) == ("XY", None, None)
+    assert decoder.info == {"stop": "XY", "completion_tokens": 3}
+
+
+def test_with_the_stop_string_in_the_text_its_outputs_are_there_too():
+    decoder = PieceDecoder(TextDecoder(BYTES, stop="XY", include_stop=True))
+    given = pairs(b"aXYb")
+    assert decoder.feed(*given) == Piece("aXY", tuple(given[:3]))
+
+
+def test_the_end_brings_what_is_held_back_and_outputs_without_text():
+    decoder = PieceDecoder(TextDecoder(BYTES, stop="XY"))
+    given = pairs(b"X")
+    assert (decoder.feed(*given), decoder.finish()) == (None, Piece("X", tuple(given)))
+    decoder = PieceDecoder(TextDecoder(BYTES))
+    assert (decoder.feed((END, -0.5)), decoder.finish()) == (None, Piece("", ((END, -0.5),)))
+    assert PieceDecoder(TextDecoder(BYTES)).finish() is None
+
+
+@pytest.mark.parametrize(
+    ("key", "output"), [(1, (0, 97)), ("id", {"id": 97}), (lambda it: it[0][0], [[97]])]
+)
+def test_the_key_says_where_the_token_is(key, output):
+    assert PieceDecoder(TextDecoder(BYTES), key=key).feed(output) == Piece("a", (output,))
+
+
+@pytest.mark.parametrize("output", [97, (), None])
+def test_an_output_without_the_key_is_refused_with_what_to_do(output):
+    with pytest.raises(TypeError, match=r"finds no token id in an output of type .* with key=0"):
+        PieceDecoder(TextDecoder(BYTES)).feed(output)
+
+
+def test_what_is_no_decoder_is_refused():
+    with pytest.raises(TypeError, match="decoder must have the methods feed and finish"):
+        PieceDecoder(BYTES)
+
+
+def test_a_stream_of_pieces_joins_the_outputs_of_one_step():
+    steps = [[(97, -0.1)], [(0xC3, -0.2)], [(0xA9, -0.3)], [(0xC3, -0.4)]]
+    [stream] = demux(decode_steps(steps, [PieceDecoder(TextDecoder(BYTES))]))
+    pieces = list(stream)
+    assert "".join(piece.text for piece in pieces) == "aé\ufffd"
+    assert [output for piece in pieces for output in piece.outputs] == [step[0] for step in steps]
