@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,9 +77,22 @@ def test_every_task_of_the_page_has_a_line_that_is_run():
     assert all(re.search("`[^`]+`", row) for row in ROWS)
 
 
+def of_transformers():
+    """Return the names that lines on transformers use, if it is there."""
+    if not (find_spec("torch") and find_spec("transformers")):
+        return {}
+    from batchstream.integrations import transformers  # noqa: PLC0415 - both are large
+    from support.tiny_models import tiny_text  # noqa: PLC0415
+
+    return {**vars(transformers), **dict(zip(("network", "tokenizer"), tiny_text(), strict=True))}
+
+
 @pytest.mark.parametrize("line", dict.fromkeys(LINES))
 def test_a_line_of_the_page_works(line):
     """With the names that the page gives it, in a function of an event loop."""
+    needed = {"stream_text", "BatchStreamer"}.intersection(re.findall(r"\w+", line))
+    if not needed <= set(of_transformers()):
+        pytest.skip("torch and transformers are not installed")
 
     def model(requests):
         for n in range(max(map(len, requests)) + 1):
@@ -87,6 +101,7 @@ def test_a_line_of_the_page_works(line):
     async def main():
         async with DynamicBatcher(model, max_batch_size=8) as batcher:
             names = {
+                **of_transformers(),
                 **vars(batchstream),
                 **vars(batchstream.integrations.starlette),
                 "BatchedStreamLoop": batchstream.integrations.litserve.BatchedStreamLoop,

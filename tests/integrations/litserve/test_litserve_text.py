@@ -69,10 +69,10 @@ def test_choices_of_one_request_stop_each_on_its_own(service):
     assert answer.usage.completion_tokens == 6
 
 
-def test_a_stop_string_that_is_none_is_answered_with_an_error(service):
-    with pytest.raises(openai.APIStatusError):
-        ask(service, "/batched", "abc", stop=[""])
-    assert "a stop string must not be empty" in service.log()
+@pytest.mark.parametrize("stop", ["", ["STOP", ""]])
+def test_a_stop_string_that_is_empty_is_the_clients_mistake(service, stop):
+    with pytest.raises(openai.BadRequestError, match="a stop sequence must not be empty"):
+        ask(service, "/batched", "abc", stop=stop)
 
 
 def test_a_decoder_that_would_pass_over_the_clients_stop_fails_and_says_so(service):

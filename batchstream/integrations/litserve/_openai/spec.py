@@ -200,6 +200,8 @@ class OpenAISpec(stock.OpenAISpec):
                 "stop",
                 "unsupported_parameter",
             )
+        if self.link.decodes and _has_empty(request.stop):
+            raise refusal("Invalid 'stop': a stop sequence must not be empty.", "stop", None)
         if request.stream_options is not None and not request.stream:
             raise refusal(
                 "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
@@ -232,6 +234,10 @@ class OpenAISpec(stock.OpenAISpec):
 
     def _model(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._created, "owned_by": "system"}
+
+
+def _has_empty(stop: str | list[str] | None) -> bool:
+    return stop is not None and (not stop if isinstance(stop, str) else "" in stop)
 
 
 class _Predicting:
