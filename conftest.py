@@ -8,6 +8,7 @@ It also says which tests `make test` may run at the same time, see `pytest_xdist
 
 import sys
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -50,16 +51,22 @@ class Docstrings(PythonDocStringDocument):
             Program(self.namespace)
 
 
+NEED_MODELS = ["docs/transformers.md", "integrations/transformers/*.py"]
+"""What needs torch and transformers, which the group `models` installs."""
+
+without_models = [] if find_spec("torch") and find_spec("transformers") else NEED_MODELS
 pages = Sybil(
     parsers=[PythonCodeBlockParser(), parse_pycon_blocks],
     filenames=["README.md"],
     pattern="docs/*.md",
+    excludes=without_models,
     setup=Program,
 )
 docstrings = Sybil(
     parsers=[DocTestParser()],
     path="batchstream",
     pattern="*.py",
+    excludes=without_models,
     document_types={".py": Docstrings},
 )
 pytest_collect_file = (pages + docstrings).pytest()

@@ -45,6 +45,7 @@ REQUESTS, MEAN = 48, 31
 SIZES = {"tiny": (16, 2, 100), "middle": (512, 6, 24)}  # width, layers, tokens
 QUICK_TOKENS = 20
 BARE = "`generate`"
+AGAIN = "the same again: the noise"
 TEXT = "`stream_text`, a task each"
 TODAY = "`TextIteratorStreamer`, a thread each"
 PROMPT = "the quick brown fox"
@@ -135,7 +136,8 @@ class Equal:
         """Return what takes part."""
         return {
             BARE: self.bare,
-            "the same, with a streamer that does nothing": partial(self.bare, Ignored()),
+            AGAIN: self.bare,
+            "`generate` with a streamer that does nothing": partial(self.bare, Ignored()),
             "`stream_generate`, read by step": self.by_step,
             "`stream_generate`, a task each": self.by_task,
             TEXT: self.text_by_task,
@@ -305,7 +307,7 @@ def compare_unequal(name: str, model: LlamaForCausalLM, rounds: int) -> None:
 def main(*, quick: bool = False) -> None:
     """Print the tables."""
     torch.set_num_threads(1)
-    rounds = 1 if quick else 5
+    rounds = 1 if quick else 9
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"{machine(rounds)}, {versions}, one thread of torch; median (min-max)")
     for name, (width, layers, tokens) in SIZES.items():

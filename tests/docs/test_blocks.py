@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,8 @@ from support.serving import free_port, is_open, running
 
 ROOT = Path(__file__).parents[2]
 PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+if find_spec("torch") is None or find_spec("transformers") is None:
+    PATHS.remove(ROOT / "docs" / "transformers.md")
 PAGES = [page for page in map(Page, PATHS) if page.blocks]
 NOTEBOOKS = [page for page in PAGES if page.is_notebook]
 SECONDS = 60.0

@@ -15,14 +15,16 @@ import sys
 import threading
 import time
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import grpc.aio
 import httpx
 import pytest
-from django.conf import UserSettingsHolder, global_settings, settings
+from django.conf import settings
 from django.http import StreamingHttpResponse
+from django.utils.functional import empty
 from flask import Response
 from litserve import LitAPI
 from starlette.responses import StreamingResponse
@@ -82,9 +84,34 @@ def test_every_task_of_the_page_has_a_line_that_is_run():
     assert all(re.search("`[^`]+`", row) for row in ROWS)
 
 
+def of_transformers():
+    """Return the names that lines on transformers use, if it is there."""
+    if not (find_spec("torch") and find_spec("transformers")):
+        return {}
+    from batchstream.integrations import transformers  # noqa: PLC0415 - both are large
+    from support.tiny_models import tiny_text  # noqa: PLC0415
+
+    return {**vars(transformers), **dict(zip(("network", "tokenizer"), tiny_text(), strict=True))}
+
+
+@pytest.fixture
+def django_settings():
+    """Settings of Django that end with the test: a page's program may have its own after it."""
+    if settings.configured:
+        yield
+    else:
+        settings.configure()
+        yield
+        settings._wrapped = empty
+
+
+@pytest.mark.usefixtures("django_settings")
 @pytest.mark.parametrize("line", dict.fromkeys(LINES))
-def test_a_line_of_the_page_works(line, monkeypatch):
+def test_a_line_of_the_page_works(line):
     """With the names that the page gives it, in a function of an event loop."""
+    needed = {"stream_text", "BatchStreamer"}.intersection(re.findall(r"\w+", line))
+    if not needed <= set(of_transformers()):
+        pytest.skip("torch and transformers are not installed")
 
     def model(requests):
         for n in range(max(map(len, requests)) + 1):
@@ -93,6 +120,7 @@ def test_a_line_of_the_page_works(line, monkeypatch):
     async def main():
         async with DynamicBatcher(model, max_batch_size=8) as batcher:
             names = {
+                **of_transformers(),
                 **vars(batchstream),
                 **vars(batchstream.integrations.starlette),
                 "BatchedStreamLoop": batchstream.integrations.litserve.BatchedStreamLoop,
@@ -135,8 +163,6 @@ def test_a_line_of_the_page_works(line, monkeypatch):
             elif isinstance(value, Response):
                 assert await asyncio.to_thread(value.get_data) == b"so"
 
-    # Until the end of the test: what a page's program says is for its own process, and comes once.
-    monkeypatch.setattr(settings, "_wrapped", UserSettingsHolder(global_settings))
     asyncio.run(main())
 
 

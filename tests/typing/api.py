@@ -53,6 +53,8 @@ from batchstream.integrations.litserve import (
     ContinuousBatchLoop,
     OpenAISpec,
 )
+from batchstream.integrations.transformers import Generation, Token, TransformersEngine
+from batchstream.integrations.transformers import BatchStreamer, stream_generate, stream_text
 from batchstream.text import (
     AsyncDecodedSteps,
     DecodedSteps,
@@ -641,6 +643,33 @@ async def pushed(step: list[str | None]) -> None:
     any_output.close()
 
 
+def sources_of_transformers(model: Any, tokenizer: Any, inputs: dict[str, Any]) -> None:
+    ids = stream_generate(model, inputs, max_new_tokens=[5, 9], do_sample=True, drop_rows=False)
+    for step in ids:
+        assert_type(step, list[int] | dict[int, Any])
+    chat = [{"role": "user", "content": "hello"}]
+    text = stream_text(
+        model, tokenizer, ["hello", chat, [5, 6]], max_new_tokens=9, stop=[["a"], None, ["b", "c"]]
+    )
+    with BatchedStream(text, 3) as batch:
+        assert_type(batch[0].cancel(), None)
+
+    @batched(max_batch_size=8)
+    def replies(prompts: list[str]) -> Iterator[list[Any]]:
+        return stream_text(model, tokenizer, prompts, max_new_tokens=9, stop="so")
+
+    assert_type(replies.stream("hello"), Stream[Any])
+
+
+def streamer_of_transformers(tokenizer: Any, generate: Callable[..., list[int]]) -> None:
+    streamer: BatchStreamer[str] = BatchStreamer(tokenizer, skip_prompt=True, size=2, stop=["a"])
+    assert_type(streamer.streams(), tuple[Stream[str], ...])
+    assert_type(streamer.run(generate, max_new_tokens=9), list[int] | None)
+    ids: BatchStreamer[int] = BatchStreamer(eos_token_id=[2, 3], max_new_tokens=[5], timeout=1.5)
+    for token in ids:
+        assert_type(token, int)
+
+
 # ---- text
 
 
@@ -714,3 +743,14 @@ def text() -> None:
     DynamicBatcher(token_steps, max_batch_size=2, decode=decoder)  # type: ignore[call-overload]
     BatchedStreamLoop(eos_in="predict", decode=decoder_of)
     ContinuousBatchLoop(make_engine, decode=decoder_of)
+
+
+def continuous_batching(model: Any) -> None:
+    engine = TransformersEngine(model, prefill_chunk=512, cache_tokens=100_000)
+    with ContinuousBatcher(engine, max_batch_size=8) as batcher:
+        request = Generation([1, 2], 20, temperature=0.7, stop=["###", 5], logprobs=True)
+        assert_type(batcher.stream(request), Stream[Any])  # an id, or a Token
+        batcher.stream([1, 2])  # type: ignore[arg-type]
+    assert_type(request.stop_strings, tuple[str, ...])
+    assert_type(Token(5, -0.1).logprob, float)
+    ContinuousBatcher(lambda: TransformersEngine(model), max_batch_size=8)

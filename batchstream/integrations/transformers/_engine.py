@@ -180,7 +180,9 @@ class TransformersEngine:
         tokens = sample(logits, [each.sampler for each in running])
         logprobs: Sequence[float] = ()
         if any(each.request.logprobs for each in running):
-            logprobs = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].tolist()
+            logprobs = (
+                logits.log_softmax(-1).gather(-1, tokens.clamp_min(0)[:, None])[:, 0].tolist()
+            )
         for row, (slot, each, token) in enumerate(
             zip(slots, running, tokens.tolist(), strict=True)
         ):
@@ -240,6 +242,14 @@ class _Running:
     def take(self, token: int, logprob: float | None) -> Any:
         """Return what stands in the step for the next token."""
         self.token = token
+        if token < 0:
+            self.ended = True
+            return Fail(
+                ArithmeticError(
+                    f"the model gives no probabilities for token {self._outputs} of the request, "
+                    f"but NaN or infinity: load it with another dtype, such as bfloat16"
+                )
+            )
         if token in self._end_ids:
             self.ended = True
             return End(FinishReason.EOS, self._info(token))

@@ -135,7 +135,7 @@ def _checked_ids(ids: Any) -> tuple[int, ...]:
         )
     shape = getattr(ids, "shape", None)
     if shape is not None and len(shape) != 1:
-        raise ValueError(
+        raise TypeError(
             f"ids takes the token ids of one prompt, got an array of shape {tuple(shape)}: "
             f"make a Generation of each row, without its padding"
         )

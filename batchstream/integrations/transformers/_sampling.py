@@ -48,7 +48,7 @@ def sample(logits: Any, samplers: Sequence[Sampler]) -> Any:
         samplers: That of each row.
 
     Returns:
-        A tensor of ids, of shape (rows,).
+        A tensor of ids, of shape (rows,); -1 where the logits are NaN or infinite.
     """
     tokens = logits.argmax(-1)
     for sorts, draw in ((False, _draw), (True, _draw_sorted)):
@@ -60,7 +60,7 @@ def sample(logits: Any, samplers: Sequence[Sampler]) -> Any:
         if rows:
             index = torch.tensor(rows, device=logits.device)
             tokens[index] = draw(logits[index], [samplers[row] for row in rows])
-    return tokens
+    return tokens.where(logits.amax(-1).isfinite(), -1)
 
 
 def _draw(logits: Any, samplers: Sequence[Sampler]) -> Any:
@@ -90,7 +90,8 @@ def _place(probabilities: Any, samplers: Sequence[Sampler]) -> Any:
     """Return for each row the place at which its draw falls, on a line made of probabilities."""
     sums = probabilities.cumsum(-1)
     draws = torch.tensor([[sampler.draw()] for sampler in samplers], device=sums.device)
-    return torch.searchsorted(sums, draws * sums[:, -1:], right=True)[:, 0]
+    places = torch.searchsorted(sums, draws * sums[:, -1:], right=True)[:, 0]
+    return places.clamp_max(sums.shape[-1] - 1)  # past the end if the sum is NaN
 
 
 def _column(logits: Any, samplers: Sequence[Sampler], value: Callable[[Generation], float]) -> Any:

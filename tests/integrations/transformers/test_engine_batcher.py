@@ -132,6 +132,30 @@ def test_a_prompt_that_raises_in_the_model_fails_alone_and_keeps_no_cache(llama)
     assert caught.value is not None  # it is held, and so is the stream's own
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_without_probabilities_fails_alone(llama, value):
+    def spoil(_model, _args, kwargs, output):
+        output.logits[kwargs["input_ids"][:, -1] == 60, :, 5] = value
+
+    llama.register_forward_hook(spoil, with_kwargs=True)
+    outputs = greedy([5, 6], 8)
+    assert 60 in outputs[:-1]
+    requests = [
+        Generation([5, 6], 8, logprobs=True),
+        Generation([5, 6], 8, temperature=1e-3, top_p=0.5),
+        Generation([60], 8, temperature=1.0),
+        Generation([8, 9, 10], 4),
+    ]
+    visits = drive(TransformersEngine(llama, eos_token_id=()), list(map(Visit, requests)))
+    for visit in visits[:3]:
+        with pytest.raises(
+            ArithmeticError, match=f"token {len(visit.outputs)} of the request, but"
+        ):
+            raise visit.error
+    assert [token.id for token in visits[0].outputs] == outputs[: outputs.index(60) + 1]
+    assert visits[3].outputs == greedy([8, 9, 10], 4)
+
+
 def test_an_error_in_a_step_reaches_each_after_its_outputs_and_keeps_no_cache(llama):
     watch = Watch(llama)
     watch.fails = lambda ids: len(watch.decoded) == 4
@@ -150,6 +174,21 @@ def test_an_error_in_a_step_reaches_each_after_its_outputs_and_keeps_no_cache(ll
         assert watch.held == 0
         watch.fails = lambda ids: False
         assert list(batcher.stream(Generation([5, 6], 9))) == greedy([5, 6], 9)
+
+
+def test_a_step_that_raises_frees_the_cache_at_once(llama):
+    watch = Watch(llama)
+    engine = TransformersEngine(llama, eos_token_id=(), prefill_chunk=2)
+    for slot, ids in enumerate([[5, 6], [7], [8] * 9]):
+        engine.add(slot, Generation(ids, 9))
+    engine.step()
+    assert watch.held == 2  # the running batch, and the prompt that is not through
+    watch.fails = lambda ids: len(ids) == 2
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        engine.step()
+    assert watch.held == 0
+    assert engine.step() == {}
+    assert caught.value is not None  # it is held all the time
 
 
 def test_the_rows_of_a_stream_that_leaves_are_computed_no_more(llama):
@@ -186,6 +225,14 @@ def test_the_cache_is_freed_as_the_last_one_leaves(llama):
     watch = Watch(llama)
     engine = TransformersEngine(llama)
     drive(engine, [Visit(Generation([5, 6], 4)), Visit(Generation([7], 6))])
+    assert watch.held == 0
+
+
+def test_a_request_that_ends_with_its_first_token_joins_no_batch(llama):
+    watch = Watch(llama)
+    engine = TransformersEngine(llama, eos_token_id=())
+    engine.add(0, Generation([5, 6], 1))
+    assert engine.step()[0].output == greedy([5, 6], 1)[0]
     assert watch.held == 0
 
 

@@ -45,7 +45,6 @@ def test_a_request_can_be_pickled_and_be_a_key():
     [
         ({"ids": []}, "ids must hold at least one token, got none"),
         ({"ids": [3, -1]}, "ids must be at least 0, got -1"),
-        ({"ids": torch.ones(1, 3, dtype=torch.long)}, r"got an array of shape \(1, 3\)"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"temperature": -1}, "temperature must be at least 0, got -1"),
         ({"temperature": float("nan")}, "temperature must be at least 0, got nan"),
@@ -71,6 +70,7 @@ def test_a_value_out_of_range_is_the_clients_fault(arguments, message):
     [
         ({"ids": "Hello"}, r"got the text 'Hello': pass tokenizer\.encode"),
         ({"ids": {"input_ids": [3]}}, r"got a dict: pass its \['input_ids'\]"),
+        ({"ids": torch.ones(1, 3, dtype=torch.long)}, r"got an array of shape \(1, 3\)"),
         ({"ids": [3.5]}, "ids takes a whole number, got 3.5"),
         ({"ids": 3}, "ids takes the token ids of one prompt, got 3"),
         ({"max_new_tokens": None}, "max_new_tokens takes a whole number, got None"),
