@@ -27,6 +27,11 @@ test: environment  ## run all tests and snippets: make test ARGS='-x -k demux'
 test-pythons: environment  ## run the core's tests on the other Pythons of this machine
 	@.ci/test-pythons $(PY) $(CORE) $(ARGS)
 
+.PHONY: test-lowest
+test-lowest: environment  ## run the tests of transformers with the oldest release that the extra takes
+	@.ci/environment .venv-lowest -e . --group lowest
+	.venv-lowest/bin/python -m pytest --confcutdir=tests tests/integrations/transformers $(ARGS)
+
 .PHONY: wheel-test
 wheel-test: environment  ## run the core's tests but races against the installed wheel
 	@.ci/wheel-test $(PY) --ignore-glob='*/test_races_*' $(CORE) $(ARGS)
