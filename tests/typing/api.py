@@ -53,8 +53,14 @@ from batchstream.integrations.litserve import (
     ContinuousBatchLoop,
     OpenAISpec,
 )
-from batchstream.integrations.transformers import Generation, Token, TransformersEngine
-from batchstream.integrations.transformers import BatchStreamer, stream_generate, stream_text
+from batchstream.integrations.transformers import (
+    BatchStreamer,
+    Generation,
+    Token,
+    TransformersEngine,
+    stream_generate,
+    stream_text,
+)
 from batchstream.text import (
     AsyncDecodedSteps,
     DecodedSteps,
