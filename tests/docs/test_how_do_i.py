@@ -101,7 +101,6 @@ def test_a_line_of_the_page_works(line):
     async def main():
         async with DynamicBatcher(model, max_batch_size=8) as batcher:
             names = {
-                **of_transformers(),
                 **vars(batchstream),
                 **vars(batchstream.integrations.starlette),
                 "BatchedStreamLoop": batchstream.integrations.litserve.BatchedStreamLoop,
@@ -122,6 +121,8 @@ def test_a_line_of_the_page_works(line):
                 "stream": batcher.astream("so"),
                 **dict.fromkeys(["Response", "StreamingHttpResponse"], id),
             }
+            if needed:
+                names |= of_transformers()
             if line.startswith("for "):  # it waits, so it has a thread of its own
                 await asyncio.to_thread(exec, f"{line} pass", names)
                 return

@@ -55,7 +55,7 @@ def stream_generate(
             which gives each prompt as many slots, and so on.
 
     Returns:
-        A generator of steps. It has done nothing yet: the prompts are read with the first step.
+        A generator of steps. It reads the prompts with the first of them, and nothing before.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work. From the first step

@@ -327,8 +327,13 @@ def test_torch_keeps_the_state_of_the_thread_that_moves_the_source():
 @pytest.mark.parametrize("way", [{}, {"prompt_lookup_num_tokens": 2}])
 def test_autocast_is_that_of_the_call(way):
     model, inputs = tiny(), prompts(5)
-    dtypes = []
-    hook = model.lm_head.register_forward_hook(lambda *given: dtypes.append(given[2].dtype))
+    dtypes, grads = [], []
+
+    def note(_model, _inputs, output):
+        dtypes.append(output.dtype)
+        grads.append(torch.is_grad_enabled())
+
+    hook = model.lm_head.register_forward_hook(note)
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             steps = stream_generate(model, inputs, max_new_tokens=3, **way)
@@ -337,6 +342,7 @@ def test_autocast_is_that_of_the_call(way):
     finally:
         hook.remove()
     assert set(dtypes) == {torch.bfloat16}
+    assert not any(grads)
 
 
 # ---- where it is used
