@@ -207,27 +207,18 @@ def elements_of(delivery: Delivery[Any], size: int) -> list[Any]:
 
 def marked(delivery: Delivery[Any]) -> dict[int, Any]:
     """Return what was delivered as the elements of a step, by slot."""
-    elements: dict[int, Any] = {}
-    for slot, value in zip(delivery.slots, delivery.values, strict=True):
-        if slot not in elements:
-            elements[slot] = value
-        elif type(elements[slot]) is Many:
-            elements[slot] = Many((*elements[slot].outputs, value))
-        else:
-            elements[slot] = Many((elements[slot], value))
-    for slot, end in delivery.ends:
-        has_output = slot in elements
-        element = elements.get(slot)
-        earlier: tuple[Any, ...] = ()
-        if type(element) is Many:
-            *earlier_, element = element.outputs
-            earlier = tuple(earlier_)
+    slots, values, ends = delivery
+    if not ends and len(set(slots)) == len(slots):
+        return dict(zip(slots, values, strict=True))
+    elements: dict[int, list[Any]] = {}
+    for slot, value in zip(slots, values, strict=True):
+        elements.setdefault(slot, []).append(value)
+    for slot, end in ends:
+        own = elements.setdefault(slot, [])
         if end.error is not None:
-            outputs = (*earlier, element) if has_output else ()
-            elements[slot] = Many((*outputs, Fail(end.error))) if outputs else Fail(end.error)
-        elif not has_output:
-            elements[slot] = End(end.reason, end.info)
+            own.append(Fail(end.error))
+        elif own:
+            own.append(Last(own.pop(), end.reason, end.info))
         else:
-            last = Last(element, end.reason, end.info)
-            elements[slot] = Many((*earlier, last)) if earlier else last
-    return elements
+            own.append(End(end.reason, end.info))
+    return {slot: own[0] if len(own) == 1 else Many(own) for slot, own in elements.items()}

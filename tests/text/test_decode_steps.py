@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from batchstream import (
@@ -264,6 +266,32 @@ def test_it_ends_with_its_last_slot_and_closes_the_source_then():
     steps = decode_steps(source(), decoders("X"))
     assert [type(element) for [element] in steps] == [End]
     assert closed == [True]
+
+
+def test_an_asynchronous_one_does_as_well():
+    closed = []
+
+    async def source():
+        try:
+            while True:
+                yield [88]
+        finally:
+            closed.append(True)
+
+    async def main():
+        steps = decode_steps(source(), decoders("X"))
+        assert [type(element) async for [element] in steps] == [End]
+        assert closed == [True]
+
+    asyncio.run(main())
+
+
+@every_form
+async def test_the_outputs_of_a_slot_without_a_decoder_may_be_many_up_to_its_end(form):
+    source = form.script([[Many([97, 98, Last(99)])], [Many([97])]])
+    [stream] = form.open(decode_steps(source, [None]), 1)
+    assert await form.rest(stream) == [97, 98, 99]
+    assert stream.finish_reason is FinishReason.EOS
 
 
 def test_a_source_that_was_never_read_is_closed_as_well():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from batchstream import demux
+from batchstream import Last, Many, demux
 from batchstream.text import Piece, PieceDecoder, TextDecoder, decode_steps
 from support.texts import BYTES, END
 
@@ -32,6 +32,7 @@ def test_outputs_of_the_stop_string_and_behind_it_are_dropped():
     assert decoder.feed(*given) == Piece("a", tuple(given[:1]))
     assert (decoder.matched, decoder.feed((99, 0.0)), decoder.finish()) == ("XY", None, None)
     assert decoder.info == {"stop": "XY", "completion_tokens": 3}
+    assert decoder.stops == ("XY",)
 
 
 def test_with_the_stop_string_in_the_text_its_outputs_are_there_too():
@@ -60,6 +61,15 @@ def test_the_key_says_where_the_token_is(key, output):
 def test_an_output_without_the_key_is_refused_with_what_to_do(output):
     with pytest.raises(TypeError, match=r"finds no token id in an output of type .* with key=0"):
         PieceDecoder(TextDecoder(BYTES)).feed(output)
+
+
+def test_the_last_output_of_a_stream_and_what_it_holds_back_are_two_pieces():
+    decoder = PieceDecoder(TextDecoder(BYTES, stop="bc"))
+    steps = [[(97, -0.1)], [Many([(97, -0.2), Last((98, -0.3))])]]
+    [stream] = demux(decode_steps(steps, [decoder]))
+    assert [piece.text for piece in stream] == ["a", "a", "b"]
+    assert stream.finish_reason == "eos"
+    assert stream.end.info == {"stop": None, "completion_tokens": 3}
 
 
 def test_what_is_no_decoder_is_refused():
