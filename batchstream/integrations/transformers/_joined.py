@@ -101,8 +101,10 @@ class Rows:
         self._lengths = [self._lengths[row] for row in rows]
         self._leaving.clear()
         empty = width - max(self._lengths)
+        index = torch.tensor(
+            rows
+        )  # on the CPU: layers may lie on several devices, which all take it
         for layer in _filled(self._cache):
-            index = torch.tensor(rows, device=layer.keys.device)
             layer.keys = layer.keys[index, :, empty:]  # a copy, so that what has left is freed
             layer.values = layer.values[index, :, empty:]
 
