@@ -15,9 +15,10 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers.cache_utils import DynamicLayer
 
 from batchstream import AsyncBatchedStream, BatchedStream, FinishReason, batched, demux
-from batchstream.integrations.transformers import stream_generate
+from batchstream.integrations.transformers import _rows, stream_generate
 from support.tiny_models import EOS, FEW, Forwards, Script, generated, prompts, tiny
 
 LINES = [[10, 11, 12], [20], [30, 31, 32, 33, 34, 35], [40, 41]]
@@ -439,3 +440,33 @@ def test_what_generate_refuses_is_raised_with_the_first_step():
     steps = stream_generate(tiny(), prompts(4), max_new_tokens=3, no_such_setting=1)
     with pytest.raises(ValueError, match="no_such_setting"):
         next(steps)
+
+
+# ---- caches
+
+
+class HoldsMore(DynamicLayer):
+    """A layer that holds more than keys and values, as those with linear attention do."""
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"), [(DynamicLayer, None), (HoldsMore, "a HoldsMore of its cache cannot select")]
+)
+def test_a_layer_that_is_not_known_keeps_all_rows(layer, why):
+    cache = DynamicCache()
+    cache.layers.append(layer())
+    told = _rows.obstacle(tiny(), {CACHE: cache, "use_cache": True}, [])
+    assert told is None if why is None else told.startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("kept", "name"),
+    [
+        ({"pixel_values": torch.zeros(2, 3)}, "pixel_values"),
+        ({"position_ids": torch.zeros(3, 2, 4)}, "position_ids"),
+        ({"states": [torch.zeros(2)]}, "states"),
+    ],
+)
+def test_what_is_kept_and_not_known_keeps_all_rows(kept, name):
+    why = f"it is not known which part of {name!r} belongs to which row"
+    assert _rows.obstacle(tiny(), kept, []) == why
