@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,14 +83,11 @@ def test_every_task_of_the_page_has_a_line_that_is_run():
     assert all(re.search("`[^`]+`", row) for row in ROWS)
 
 
-def of_transformers():
-    """Return the names that lines on transformers use, if it is there."""
-    if not (find_spec("torch") and find_spec("transformers")):
-        return {}
-    from batchstream.integrations import transformers  # noqa: PLC0415 - both are large
-    from support.tiny_models import tiny_text  # noqa: PLC0415
-
-    return {**vars(transformers), **dict(zip(("network", "tokenizer"), tiny_text(), strict=True))}
+def names_of_transformers():
+    """Return the names that lines on transformers use; skip the test if it is not there."""
+    transformers = pytest.importorskip("batchstream.integrations.transformers")
+    network, tokenizer = pytest.importorskip("support.tiny_models").tiny_text()
+    return {**vars(transformers), "network": network, "tokenizer": tokenizer}
 
 
 @pytest.fixture
@@ -105,66 +101,74 @@ def django_settings():
         settings._wrapped = empty
 
 
+def model_of_words(requests):
+    for n in range(max(map(len, requests)) + 1):
+        yield [request[n] if n < len(request) else None for request in requests]
+
+
+def names_of_the_page(batcher):
+    """Return the names that the lines use, each with a thing that does what its name says."""
+    return {
+        **vars(batchstream),
+        **vars(batchstream.integrations.starlette),
+        "BatchedStreamLoop": batchstream.integrations.litserve.BatchedStreamLoop,
+        "TextDecoder": batchstream.text.TextDecoder,
+        "tokenizer": BYTES,
+        "model": model_of_words,
+        "channel": batchstream.Channel(1),
+        "library": lambda callback: callback(["a"]),
+        "embed": lambda texts: [1] * len(texts),
+        "batcher": batcher,
+        "self": SimpleNamespace(batcher=batcher),
+        "engine": SimpleNamespace(add=id, step=dict, remove=id),
+        "Adapter": lambda: SimpleNamespace(add=id, step=dict, remove=id),
+        "TransformersEngine": lambda _: None,  # not made before a request comes
+        "Chat": Chat,
+        "prompt": "so",
+        "prompts": ["so", "it"],
+        "text": "so",
+        "step": ["a"],
+        "stream": batcher.astream("so"),
+        "Response": Response,
+        "StreamingHttpResponse": StreamingHttpResponse,
+        "StreamingResponse": StreamingResponse,
+    }
+
+
 @pytest.mark.usefixtures("django_settings")
 @pytest.mark.parametrize("line", dict.fromkeys(LINES))
 def test_a_line_of_the_page_works(line):
     """With the names that the page gives it, in a function of an event loop."""
-    needed = {"stream_text", "BatchStreamer"}.intersection(re.findall(r"\w+", line))
-    if not needed <= set(of_transformers()):
-        pytest.skip("torch and transformers are not installed")
-
-    def model(requests):
-        for n in range(max(map(len, requests)) + 1):
-            yield [request[n] if n < len(request) else None for request in requests]
+    of_transformers = {"stream_text", "BatchStreamer"}.intersection(re.findall(r"\w+", line))
+    more = names_of_transformers() if of_transformers else {}
 
     async def main():
-        async with DynamicBatcher(model, max_batch_size=8) as batcher:
-            names = {
-                **vars(batchstream),
-                **vars(batchstream.integrations.starlette),
-                "BatchedStreamLoop": batchstream.integrations.litserve.BatchedStreamLoop,
-                "TextDecoder": batchstream.text.TextDecoder,
-                "tokenizer": BYTES,
-                "model": model,
-                "channel": batchstream.Channel(1),
-                "library": lambda callback: callback(["a"]),
-                "embed": lambda texts: [1] * len(texts),
-                "batcher": batcher,
-                "self": SimpleNamespace(batcher=batcher),
-                "engine": SimpleNamespace(add=id, step=dict, remove=id),
-                "Adapter": lambda: SimpleNamespace(add=id, step=dict, remove=id),
-                "TransformersEngine": lambda _: None,  # not made before a request comes
-                "Chat": Chat,
-                "prompt": "so",
-                "prompts": ["so", "it"],
-                "text": "so",
-                "step": ["a"],
-                "stream": batcher.astream("so"),
-                "Response": Response,
-                "StreamingHttpResponse": StreamingHttpResponse,
-                "StreamingResponse": StreamingResponse,
-            }
-            if needed:
-                names |= of_transformers()
+        async with DynamicBatcher(model_of_words, max_batch_size=8) as batcher:
+            names = {**names_of_the_page(batcher), **more}
             if line.startswith("for "):  # it waits, so it has a thread of its own
                 await asyncio.to_thread(exec, f"{line} pass", names)
-                return
-            block = f"{line} pass" if line.endswith(":") else line
-            if is_expression(line):
-                block = f"return {line}"
-            exec(f"async def function():\n    {block}\n", names)  # noqa: S102
-            called = names["function"]()
-            if inspect.isasyncgen(called):
-                await anext(called)
-                await called.aclose()
-                return
-            value = await called
-            if isinstance(value, StreamingHttpResponse):
-                assert [part async for part in value] == [b"s", b"o"]
-            elif isinstance(value, Response):
-                assert await asyncio.to_thread(value.get_data) == b"so"
+            else:
+                await run_line(line, names)
 
     asyncio.run(main())
+
+
+async def run_line(line, names):
+    """Run a line in a function, as far as its first step if it yields."""
+    block = f"{line} pass" if line.endswith(":") else line
+    if is_expression(line):
+        block = f"return {line}"
+    exec(f"async def function():\n    {block}\n", names)  # noqa: S102
+    called = names["function"]()
+    if inspect.isasyncgen(called):
+        await anext(called)
+        await called.aclose()
+        return
+    value = await called
+    if isinstance(value, StreamingHttpResponse):
+        assert [part async for part in value] == [b"s", b"o"]
+    elif isinstance(value, Response):
+        assert await asyncio.to_thread(value.get_data) == b"so"
 
 
 def is_expression(line):
