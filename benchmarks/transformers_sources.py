@@ -1,9 +1,9 @@
 """What the sources for transformers cost, beside `generate` alone and its own streamers.
 
 The models are Llamas with random weights, made here; no hub is asked. Contestants take turns.
-Ratios are of the least processor time of all rounds, which others on the machine disturb least, and
-of one round, with their spread; a second `generate` shows the noise. Batches of equal length show what a step costs; requests of unequal length
-show what dropping rows saves.
+Ratios are of the least processor time of all rounds, which other work on the machine disturbs
+least, and of one round, with their spread; a second `generate` shows the noise. Batches of equal
+length show what a step costs; requests of unequal length show what dropping rows saves.
 
     python benchmarks/transformers_sources.py [--quick]
 """
