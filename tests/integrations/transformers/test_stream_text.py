@@ -50,12 +50,7 @@ def test_prompts_without_a_common_length_are_given_what_each_is_given_alone():
     assert alone[0] == tokenizer.decode(out).removesuffix("</s>")
 
 
-def test_a_stop_string_ends_its_slot_and_its_row():
-    model, _ = tiny_text()
-    with Forwards(model) as forwards:
-        got, streams = text(stop=["STOP", "\n\n"], drop_rows=True, logits_processor=None)
-        assert got[0] is not None
-    del forwards
+def test_a_stop_string_ends_its_slot():
     got, streams = text(stop=["STOP", "\n\n"])
     assert got == ["so it is. ", LINES[1], "no", "one"]
     assert [stream.end.info["stop"] for stream in streams] == ["STOP", None, None, "\n\n"]
@@ -67,6 +62,18 @@ def test_the_model_makes_no_step_behind_the_last_stop():
     with Forwards(model) as forwards:
         assert text(["so STOP and on"], ["p"], stop="STOP")[0] == ["so "]
     assert len(forwards) == len("so STOP")
+
+
+def test_a_stop_string_drops_its_row():
+    model, tokenizer = tiny_text(3)
+    only = {"suppress_tokens": [it for it in range(len(tokenizer)) if it != 70]}  # one letter
+    letter = tokenizer.decode([70])
+    source = stream_text(
+        model, tokenizer, ["a", "bcd"], max_new_tokens=6, stop=[[letter * 2], None], **only
+    )
+    with Forwards(model) as forwards:
+        assert ["".join(stream) for stream in demux(source, 2)] == ["", letter * 6]
+    assert forwards.rows == [2, 2, 1, 1, 1, 1]
 
 
 def test_each_slot_has_stop_strings_and_a_limit_of_its_own():
