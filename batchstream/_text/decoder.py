@@ -23,7 +23,7 @@ class Decoder(Protocol[_In_contra, _Out_co]):
     """What the steps of one stream go through, such as a `TextDecoder` or `StopStrings`.
 
     One is made for each stream. An error that it raises fails its stream, and no other. What `feed`
-    had made of earlier outputs of the same call is then lost; of earlier calls nothing is.
+    has made of the outputs before in the same call is lost with it.
     """
 
     @property
