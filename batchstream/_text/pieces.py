@@ -19,8 +19,8 @@ class Piece(NamedTuple, Generic[T]):
 
     Attributes:
         text: The text.
-        outputs: What the model gave for it, such as pairs `(token, logprob)`. There may be none: the
-            text is then the rest of an output's that came with a piece before.
+        outputs: What the model gave for it, such as pairs `(token, logprob)`. There may be none:
+            the text is then the rest of an output's that came before.
     """
 
     text: str
