@@ -36,6 +36,7 @@ from batchstream._batching.scheduler import NOTHING_REAPED, Scheduler
 from batchstream._core.arguments import check_seconds
 from batchstream._core.errors import (
     ClosedError,
+    CostError,
     ForkedError,
     OverloadedError,
     begin_in_source,
@@ -187,6 +188,7 @@ class Dispatcher(ABC, Generic[T]):
 
         Raises:
             OverloadedError: As many requests wait as may.
+            RequestError: The request costs more than a batch may. It is a `ValueError`, too.
             ClosedError: The batcher was closed.
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: No worker could run it.
@@ -258,7 +260,7 @@ class Dispatcher(ABC, Generic[T]):
                 reaped = scheduler.reap(now)
                 try:
                     scheduler.submit(request, now)
-                except (ClosedError, OverloadedError, ValueError) as error:
+                except (ClosedError, OverloadedError, CostError) as error:
                     refusals.append(error)
             break
         if reaped is not NOTHING_REAPED:

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Final, Generic, Protocol
 
 from typing_extensions import TypeVar
 
-from batchstream._core.errors import OverloadedError
+from batchstream._core.errors import CostError, OverloadedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -126,10 +126,10 @@ class WaitingQueue(Generic[RequestT]):
 
         Raises:
             OverloadedError: As many requests wait as may.
-            ValueError: It costs more than a batch may, and would wait for ever.
+            CostError: It costs more than a batch may, and would wait for ever.
         """
         if self._max_batch_cost is not None and request.cost > self._max_batch_cost:
-            raise ValueError(
+            raise CostError(
                 f"the request costs {request.cost!r}, more than a batch may cost: "
                 f"{self._max_batch_cost!r} (max_batch_cost)"
             )

@@ -169,7 +169,7 @@ class Scheduler(Generic[T]):
         Raises:
             ClosedError: The batcher was closed.
             OverloadedError: As many requests wait as may.
-            ValueError: The request costs more than a batch may.
+            CostError: The request costs more than a batch may.
         """
         if self.closed:
             raise closed_error(self.closing)
@@ -197,7 +197,7 @@ class Scheduler(Generic[T]):
     def take(self, now: float, *, slots: int, spent: float = 0.0) -> list[Request[T]]:
         """Take requests for a batch with so many free slots, which costs so much.
 
-        Those that join it are handed to `join`, others to `put_back` unless they have ended.
+        Requests that join it are handed to `join`, others to `put_back` unless they have ended.
         """
         taken: list[Request[T]] = []
         while not (taken or self.closed):
@@ -213,7 +213,7 @@ class Scheduler(Generic[T]):
         """Count requests that have joined a batch together; return how long each had waited.
 
         Args:
-            requests: The requests; one that was reaped meanwhile is left out.
+            requests: The requests; a request that has ended meanwhile, and was reaped, is left out.
             now: When they joined it.
         """
         waited: list[float] = []
@@ -244,7 +244,7 @@ class Scheduler(Generic[T]):
         ]
 
     def reap(self, now: float) -> Reaped:
-        """Count the requests that have ended, and take out those that have waited too long."""
+        """Count the requests that have ended, and take out the requests that waited too long."""
         expiries = self.queue.expiries
         has_expired = bool(expiries) and expiries[0][0] <= now
         if not (has_expired or self.ended_requests):

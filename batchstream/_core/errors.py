@@ -154,11 +154,17 @@ class OverloadedError(BatchStreamError):
 class RequestError(BatchStreamError):
     """The request cannot be served as it is, and the fault is the client's.
 
-    Raise it, or a subclass, where a request is looked at: in `add` of an engine, in `cost`, `key`
-    or `max_outputs`, or in `Fail` by a function of many requests. The web integrations answer it
-    with 422, and its text goes to the client; any other error of the model is answered with 500,
-    and its text stays on the server.
+    Raise it, or a subclass, where a request is looked at: in `add` of an engine, in `cost`, `key`,
+    `max_outputs` or `decode`, or in `Fail` by a function of many requests. The web integrations
+    answer it with 422, and its text goes to the client; any other error of the model is answered
+    with 500, and its text stays on the server.
+
+    A request that costs more than `max_batch_cost` raises a subclass that is a `ValueError` too.
     """
+
+
+class CostError(RequestError, ValueError):
+    """The request costs more than a batch may: it would wait for ever."""
 
 
 class DeadlineError(BatchStreamError):

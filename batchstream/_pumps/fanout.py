@@ -97,7 +97,7 @@ class Fanout(Generic[T]):
         # Ends for the next delivery: of streams that were cancelled.
         self._unreported: list[tuple[int, StreamEnd]] = []
         self._cut_short = False  # whether the batch was closed while streams were live
-        self._takes_natively = native is not None and hasattr(core, "take")  # not if it decodes
+        self._takes_natively = native is not None and isinstance(core, native.Core)
 
     # ---- from any thread, never waiting
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from batchstream._core.errors import SourceError
+from batchstream._core.markers import End, Fail, Last, Many
 from batchstream._core.records import Delivery, FinishReason, StreamEnd
 
 if TYPE_CHECKING:
@@ -67,6 +69,11 @@ class DecodingCore:
     def running(self) -> bool:
         """Whether the batch can be fed."""
         return self._core.running
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What the batch has failed with, if it has."""
+        return self._core._error  # noqa: SLF001 - made for this
 
     @property
     def has_live(self) -> bool:
@@ -134,7 +141,7 @@ class DecodingCore:
                 if decoder.matched is not None:
                     draft.ended[slot] = None
             except Exception as error:  # noqa: BLE001 - fails this slot alone
-                draft.ended[slot] = error
+                draft.ended[slot] = _error_of(decoder, error)
                 continue
             if type(piece) is str:  # most are
                 if piece:
@@ -148,7 +155,7 @@ class DecodingCore:
         return Delivery(slots, values, draft.ends)
 
     def _end_slots(self, draft: _Draft, ends: dict[int, StreamEnd]) -> None:
-        """End the slots that the source has ended, and those that their decoders have."""
+        """End the slots that the source has ended, and the slots that their decoders have."""
         for slot, end in ends.items():
             decoder = self._decoders[slot]
             if decoder is None or slot in draft.ended or end.reason not in _COMPLETE:
@@ -158,7 +165,7 @@ class DecodingCore:
                 if decoder.matched is not None:
                     draft.ended[slot] = None
             except Exception as error:  # noqa: BLE001 - likewise
-                draft.ended[slot] = error
+                draft.ended[slot] = _error_of(decoder, error)
         for slot, failure in draft.ended.items():
             if slot not in ends:  # it is live
                 reason = FinishReason.EOS if failure is None else FinishReason.ERROR
@@ -182,7 +189,8 @@ class DecodingCore:
             # What the source says comes last: it may know better.
             return StreamEnd(reason, end.outputs, {**decoder.info, **(end.info or {})})
         except Exception as raised:  # noqa: BLE001 - likewise
-            return StreamEnd(FinishReason.ERROR, end.outputs, end.info, raised)
+            error = _error_of(decoder, raised)
+            return StreamEnd(FinishReason.ERROR, end.outputs, end.info, error)
 
 
 class _Draft:
@@ -225,3 +233,55 @@ def _by_slot(delivery: Delivery[Any]) -> Iterable[tuple[int, tuple[Any, ...]]]:
     for slot, output in zip(slots, delivery.values, strict=True):
         outputs[slot] = (*outputs.get(slot, ()), output)
     return outputs.items()
+
+
+def _error_of(decoder: Decoder[Any, Any], raised: Exception) -> Exception:
+    """Return the error of a stream whose decoder has raised."""
+    if not isinstance(raised, StopIteration | StopAsyncIteration):
+        return raised
+    # A consumer would take it for the end, and what stands in for it speaks of the source.
+    name = type(raised).__name__
+    error = SourceError(f"the decoder {decoder!r} raised {name}: {raised}")
+    error.__cause__ = raised
+    return error
+
+
+# ---- for what reads steps itself
+
+
+def keep(core: DecodingCore, live: Iterable[int] | None) -> None:
+    """Cancel the slots that are not live in the batch of text around; None if it does not say."""
+    if live is not None and live is not core.live:
+        for slot in set(core.live).difference(live):
+            core.cancel(slot)
+
+
+def fed(core: DecodingCore, step: object) -> Delivery[Any]:
+    """Return what a core makes of a step.
+
+    Raises:
+        StepError: The step cannot be read, and the batch has failed with that.
+    """
+    delivery = core.feed(step)
+    if core.failure is not None:
+        raise core.failure
+    return delivery
+
+
+def marked(delivery: Delivery[Any]) -> dict[int, Any]:
+    """Return what was delivered as the elements of a step, by slot."""
+    slots, values, ends = delivery
+    if not ends and len(set(slots)) == len(slots):
+        return dict(zip(slots, values, strict=True))
+    elements: dict[int, list[Any]] = {}
+    for slot, value in zip(slots, values, strict=True):
+        elements.setdefault(slot, []).append(value)
+    for slot, end in ends:
+        own = elements.setdefault(slot, [])
+        if end.error is not None:
+            own.append(Fail(end.error))
+        elif own:
+            own.append(Last(own.pop(), end.reason, end.info))
+        else:
+            own.append(End(end.reason, end.info))
+    return {slot: own[0] if len(own) == 1 else Many(own) for slot, own in elements.items()}

@@ -22,7 +22,8 @@ _METHODS: Final = ("feed", "finish", "matched", "info")
 class Decoder(Protocol[_In_contra, _Out_co]):
     """What the steps of one stream go through, such as a `TextDecoder` or `StopStrings`.
 
-    One is made for each stream. An error that it raises fails its stream, and no other.
+    One is made for each stream. An error that it raises fails its stream, and no other. What `feed`
+    has made of the outputs before in the same call is lost with it.
     """
 
     @property
@@ -57,19 +58,22 @@ class TextDecoder:
         tokenizer: A tokenizer of transformers, a `tokenizers.Tokenizer`, or any object whose method
             `decode` takes a list of ids and returns text.
         stop: The stop strings: a text or several. None for no stop string, as clients of OpenAI's
-            interface say. Or an object of your own with the methods of `StopStrings`.
+            interface say. `StopStrings` stand for their stop strings, and do not change. Or an
+            object of your own with the methods of `StopStrings`, one for each stream.
         include_stop: Whether the text includes the stop string that ends it.
         prompt_ids: The ids of the prompt without padding; see `Detokenizer`.
         skip_special_tokens: Whether special tokens give no text.
 
     Attributes:
+        characters: How many characters the tokens have given, with what is held back or dropped.
         stops: The stop strings; None if an object of your own finds them, and does not say.
         matched: The stop string that ended the text; None before.
         completion_tokens: How many tokens it has taken; none behind a stop string.
         prompt_tokens: How many ids the prompt has; 0 if they were not passed.
 
     Raises:
-        TypeError, ValueError: An argument is of the wrong kind, or a stop string is empty.
+        TypeError, ValueError: An argument is of the wrong kind, or a stop string is empty, or
+            `stop` is an object that has ended a text before.
 
     Threads: any thread, one call at a time.
 
@@ -88,6 +92,7 @@ class TextDecoder:
         "_stop_ids",
         "_stops",
         "_stream",
+        "characters",
         "completion_tokens",
         "matched",
         "prompt_tokens",
@@ -104,11 +109,15 @@ class TextDecoder:
         skip_special_tokens: bool = True,
     ) -> None:
         self._stream = stream_of(tokenizer, prompt_ids, skip_special_tokens=skip_special_tokens)
+        if type(stop) is StopStrings:  # of the program, perhaps: their state is another stream's
+            include_stop = include_stop or stop.include
+            stop = stop.stops
         self._include_stop = include_stop
         self._stops: Any = None
         self._stop_ids: dict[int, str] = {}
         self.stops: tuple[str, ...] | None = ()
         if hasattr(stop, "feed"):
+            _check_unused(stop, "stop")
             self._stops = stop
             self.stops = getattr(stop, "stops", None)
         elif stops := _listed(stop):
@@ -117,6 +126,7 @@ class TextDecoder:
             if skip_special_tokens:
                 self._stop_ids = _special_ids(tokenizer, stops)
         self.matched: str | None = None
+        self.characters = 0
         self.completion_tokens = 0
         self.prompt_tokens = len(ids_of(prompt_ids))
 
@@ -151,6 +161,7 @@ class TextDecoder:
                 text += self._stop_at(token)
                 break
             new: str = self._stream.feed(token)
+            self.characters += len(new)
             if new and self._stops is not None:
                 new = self._stops.feed(new)
                 self.matched = self._stops.matched
@@ -171,6 +182,7 @@ class TextDecoder:
         if self.matched is not None:
             return ""
         text: str = self._stream.finish()
+        self.characters += len(text)
         if self._stops is not None:
             text = self._stops.feed(text)
             self.matched = self._stops.matched
@@ -250,6 +262,7 @@ def check_decoder(decoder: object, name: str) -> None:
 
     Raises:
         TypeError: It has not the methods of a decoder.
+        ValueError: It has ended a stream before.
     """
     if decoder is None:
         return
@@ -259,4 +272,20 @@ def check_decoder(decoder: object, name: str) -> None:
         raise TypeError(
             f"{name} must have the methods feed and finish and the attributes matched and info, as "
             f"a TextDecoder has, got {decoder!r}{without}"
+        )
+    _check_unused(decoder, name)
+
+
+def _check_unused(decoder: Any, name: str) -> None:
+    """Check that a decoder has not ended a stream: another one would be empty, in silence.
+
+    Raises:
+        ValueError: It has.
+    """
+    matched = getattr(decoder, "matched", None)
+    if matched is not None:
+        raise ValueError(
+            f"{name} must be new for each stream, got {decoder!r}, which has ended one at "
+            f"{matched!r}: make it where the stream begins, as lambda request: TextDecoder(...) "
+            f"does"
         )

@@ -228,7 +228,7 @@ class _PlainStream:
         return new
 
     def _go_on_behind(self, given: int) -> None:
-        """Make the tokens that have just become text the context of those to come."""
+        """Make the tokens that have just become text the context of the next ones."""
         del self._ids[: self._context]
         self._context = given - self._context
         self._shown = self._decode(self._ids)

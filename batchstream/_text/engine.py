@@ -11,9 +11,8 @@ from batchstream._core.arguments import check_count, check_limit
 from batchstream._core.cores import core_of
 from batchstream._core.per_request import per_request
 from batchstream._core.rules import EndRules
-from batchstream._text.core import DecodingCore
+from batchstream._text.core import DecodingCore, fed, marked
 from batchstream._text.decoder import Decoder, check_decode, check_decoder
-from batchstream._text.steps import fed, marked
 
 T = TypeVar("T", default=Any)
 RequestT = TypeVar("RequestT", default=Any)
@@ -95,14 +94,19 @@ class DecodingEngine(Generic[RequestT, T]):
         self._decode = decode
         self._rules: EndRules[Any] = EndRules(eos=eos, is_eos=is_eos, has_requests=True)
         self._max_outputs = max_outputs if callable(max_outputs) else check_limit(max_outputs)
-        size = check_count("slots", slots, at_least=1)
-        self._core = DecodingCore(core_of(self._rules, size, vacant=True))
+        self._size = check_count("slots", slots, at_least=1)
+        self._core = self._vacant_core()
+
+    def _vacant_core(self) -> DecodingCore:
+        return DecodingCore(core_of(self._rules, self._size, vacant=True))
 
     def add(self, slot: int, request: RequestT) -> None:
         """Let a request join, in a slot that is free.
 
         Raises:
             TypeError, ValueError: The decoder, the limit or the predicate of the request is none.
+            IndexError: There is no such slot: `slots` is less than what drives the engine has.
+            ValueError: The slot is not free.
             Exception: What the engine or a function of the request raises; nothing was added.
         """
         limit = self._max_outputs
@@ -110,17 +114,32 @@ class DecodingEngine(Generic[RequestT, T]):
         is_eos = self._rules.is_eos_of(request)
         decoder = self._decode(request)
         check_decoder(decoder, "what decode returns")
-        self._engine.add(slot, request)
+        if not 0 <= slot < self._size:
+            raise IndexError(
+                f"no slot {slot!r}, the DecodingEngine has slots={self._size}: make it with as "
+                f"many as the max_batch_size of what drives it"
+            )
+        # First, as it may refuse; what the engine has taken would have to be removed again.
         self._core.open(slot, max_outputs=max_outputs, is_eos=is_eos, decoder=decoder)
+        try:
+            self._engine.add(slot, request)
+        except BaseException:
+            self._core.cancel(slot)
+            raise
 
     def step(self) -> dict[int, Any]:
         """Make one step, and return what the decoders make of it.
 
         Raises:
-            StepError: The engine's step cannot be read.
+            StepError: The engine's step cannot be read. All requests have failed: remove them, and
+                others can be added.
             Exception: What the engine raises.
         """
-        return marked(fed(self._core, self._engine.step()))
+        try:
+            return marked(fed(self._core, self._engine.step()))
+        finally:
+            if not self._core.running:
+                self._core = self._vacant_core()
 
     def remove(self, slot: int) -> None:
         """Free what the slot's request needed."""

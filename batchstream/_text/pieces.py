@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, NamedTuple
 
@@ -18,7 +19,8 @@ class Piece(NamedTuple, Generic[T]):
 
     Attributes:
         text: The text.
-        outputs: What the model gave for it, such as pairs `(token, logprob)`.
+        outputs: What the model gave for it, such as pairs `(token, logprob)`. There may be none:
+            the text is then the rest of an output's that came before.
     """
 
     text: str
@@ -28,12 +30,14 @@ class Piece(NamedTuple, Generic[T]):
 class PieceDecoder(Generic[T]):
     """Decodes outputs that hold a token id, and keeps them with their text.
 
-    Every output comes with the first text that follows it: one that completes no character, or
-    that may be the beginning of a stop string, waits for the next text as the text itself does. One
-    that turns out to be part of the stop string alone is dropped, as are the outputs behind it.
+    Every output comes with the piece in which its text begins, and one without text with the next
+    piece. So an output that completes no character, or whose text may be the beginning of a stop
+    string, waits as the text itself does. One whose text would begin in the stop string is dropped,
+    as are the outputs behind it.
 
     Args:
-        decoder: Decodes the token ids: a `TextDecoder`.
+        decoder: Decodes the token ids: a `TextDecoder`. Of another decoder each output comes with
+            the first text that follows it, unless it counts the `characters` as well.
         key: Where an output holds its token id, as in `token_ids`: a position in a tuple, a key in
             a dict, or a function of an output.
 
@@ -52,7 +56,7 @@ class PieceDecoder(Generic[T]):
         [None, Piece(text='é', outputs=((195, -0.5), (169, -0.5)))]
     """
 
-    __slots__ = ("_decoder", "_pending", "_token_of")
+    __slots__ = ("_decoder", "_given", "_pending", "_token_of")
 
     def __init__(
         self,
@@ -63,7 +67,9 @@ class PieceDecoder(Generic[T]):
         check_decoder(decoder, "decoder")
         self._decoder = decoder
         self._token_of: Callable[[Any], Any] = key if callable(key) else _Found(key)
-        self._pending: list[T] = []
+        self._given = 0  # how many characters
+        # With the position at which the text of each begins; nothing is known to begin at -1.
+        self._pending: deque[tuple[int, T]] = deque()
 
     @property
     def stops(self) -> object:
@@ -87,25 +93,34 @@ class PieceDecoder(Generic[T]):
             TypeError: An output holds no token id under the key.
             Exception: What the decoder raises.
         """
-        text, given = "", []
+        decoder, text = self._decoder, ""
+        given: list[T] = []
         for output in outputs:
-            if self._decoder.matched is not None:
+            if decoder.matched is not None:
                 break
-            self._pending.append(output)
-            new = self._decoder.feed(self._token_of(output))
+            self._pending.append((getattr(decoder, "characters", -1), output))
+            new = decoder.feed(self._token_of(output))
             if new:
                 text += new
-                given += self._pending
-                self._pending.clear()
+                given += self._take(new)
         return Piece(text, tuple(given)) if text else None
 
     def finish(self) -> Piece[T] | None:
         """Return the text that is held back, and the outputs without text."""
         text = self._decoder.finish() or ""
-        pending, self._pending = self._pending, []
-        if self._decoder.matched is not None and not text:
-            return None
-        return Piece(text, tuple(pending)) if text or pending else None
+        given = self._take(text)
+        if self._decoder.matched is None:
+            given += [output for _, output in self._pending]
+        self._pending.clear()
+        return Piece(text, tuple(given)) if text or given else None
+
+    def _take(self, text: str) -> list[T]:
+        """Take the outputs whose text begins in a text that is given, or before it."""
+        self._given += len(text)
+        taken: list[T] = []
+        while self._pending and self._pending[0][0] < self._given:
+            taken.append(self._pending.popleft()[1])
+        return taken
 
 
 class _Found:

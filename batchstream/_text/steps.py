@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, overload
 
 from batchstream._core.cores import core_of
 from batchstream._core.errors import type_name
-from batchstream._core.markers import SKIP, End, Fail, Last, Many
+from batchstream._core.markers import SKIP
 from batchstream._core.rules import EndRules
 from batchstream._pumps.source import AsyncSource, Source
-from batchstream._text.core import DecodingCore
+from batchstream._text.core import DecodingCore, fed, keep, marked
 from batchstream._text.decoder import check_decoder
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class DecodedSteps(Iterator[list[Any]]):
         """Advance the source, and return its step after the decoders.
 
         Raises:
-            StopIteration: The source has ended, or no slot is live.
+            StopIteration: The source has ended or raised before, or no slot is live.
             BaseException: What the source raises; `StepError` if a step cannot be read.
         """
         core = self._core
@@ -129,6 +129,9 @@ class DecodedSteps(Iterator[list[Any]]):
             step = self._source.advance(core.live)
         except StopIteration:
             return elements_of(core.finish(), core.size)
+        except BaseException as error:
+            core.fail(error)  # it is over: what is held back must not come as if it were whole
+            raise
         return elements_of(fed(core, step), core.size)
 
     def send(self, live: Iterable[int] | None) -> list[Any]:
@@ -155,7 +158,7 @@ class AsyncDecodedSteps(AsyncIterator[list[Any]]):
         """Advance the source, and return its step after the decoders.
 
         Raises:
-            StopAsyncIteration: The source has ended, or no slot is live.
+            StopAsyncIteration: The source has ended or raised before, or no slot is live.
             BaseException: What the source raises; `StepError` if a step cannot be read.
         """
         core = self._core
@@ -166,6 +169,9 @@ class AsyncDecodedSteps(AsyncIterator[list[Any]]):
             step = await self._source.advance(core.live)
         except StopAsyncIteration:
             return elements_of(core.finish(), core.size)
+        except BaseException as error:
+            core.fail(error)  # it is over: what is held back must not come as if it were whole
+            raise
         return elements_of(fed(core, step), core.size)
 
     async def asend(self, live: Iterable[int] | None) -> list[Any]:
@@ -178,47 +184,9 @@ class AsyncDecodedSteps(AsyncIterator[list[Any]]):
         await self._source.aclose()
 
 
-def keep(core: DecodingCore, live: Iterable[int] | None) -> None:
-    """Cancel the slots that are not live in the batch of text around; None if it does not say."""
-    if live is not None and live is not core.live:
-        for slot in set(core.live).difference(live):
-            core.cancel(slot)
-
-
-def fed(core: DecodingCore, step: object) -> Delivery[Any]:
-    """Return what a core makes of a step.
-
-    Raises:
-        StepError: The step cannot be read, and the batch has failed with that.
-    """
-    delivery = core.feed(step)
-    if not core.running and delivery.ends[0][1].error is not None:
-        raise delivery.ends[0][1].error
-    return delivery
-
-
 def elements_of(delivery: Delivery[Any], size: int) -> list[Any]:
     """Return what was delivered as a step with an element for each of so many slots."""
     step = [SKIP] * size
     for slot, element in marked(delivery).items():
         step[slot] = element
     return step
-
-
-def marked(delivery: Delivery[Any]) -> dict[int, Any]:
-    """Return what was delivered as the elements of a step, by slot."""
-    slots, values, ends = delivery
-    if not ends and len(set(slots)) == len(slots):
-        return dict(zip(slots, values, strict=True))
-    elements: dict[int, list[Any]] = {}
-    for slot, value in zip(slots, values, strict=True):
-        elements.setdefault(slot, []).append(value)
-    for slot, end in ends:
-        own = elements.setdefault(slot, [])
-        if end.error is not None:
-            own.append(Fail(end.error))
-        elif own:
-            own.append(Last(own.pop(), end.reason, end.info))
-        else:
-            own.append(End(end.reason, end.info))
-    return {slot: own[0] if len(own) == 1 else Many(own) for slot, own in elements.items()}

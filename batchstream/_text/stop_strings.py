@@ -35,6 +35,7 @@ class StopStrings:
 
     Attributes:
         stops: The stop strings, each once.
+        include: Whether the stop string itself is let through.
         matched: The stop string that was found; None before.
 
     Raises:
@@ -52,18 +53,18 @@ class StopStrings:
         'STOP'
     """
 
-    __slots__ = ("_held", "_include", "_searches", "matched", "stops")
+    __slots__ = ("_held", "_searches", "include", "matched", "stops")
 
     def __init__(self, *stops: str, include: bool = False) -> None:
         self.stops = tuple(dict.fromkeys(map(_checked, stops)))
         self._searches = list(map(_Search, self.stops))
-        self._include = include
+        self.include = include
         self._held = ""
         self.matched: str | None = None
 
     def __repr__(self) -> str:
         stops = ", ".join(map(repr, self.stops))
-        return f"StopStrings({stops}{', include=True' if self._include else ''})"
+        return f"StopStrings({stops}{', include=True' if self.include else ''})"
 
     @property
     def info(self) -> dict[str, Any]:
@@ -92,7 +93,7 @@ class StopStrings:
         if self.matched is not None:
             self._held = ""
             end = len(held) + first_end
-            return (held + text)[: end if self._include else end - len(self.matched)]
+            return (held + text)[: end if self.include else end - len(self.matched)]
         if not state:
             if not held:
                 return text

@@ -127,6 +127,16 @@ async def test_what_makes_no_decoder_refuses_its_request_when_that_is_submitted(
     assert await form.rest(form.submit(batcher, Ask("ab"))) == ["a", "b"]
 
 
+@pytest.mark.rule(32)
+@every_batcher
+async def test_a_decoder_that_has_ended_a_request_is_refused_for_the_next(form):
+    shared = TextDecoder(BYTES, stop="X")
+    batcher = form.batcher(decode=lambda ask: shared)
+    assert await form.rest(form.submit(batcher, Ask("aX"))) == ["a"]
+    with pytest.raises(ValueError, match="what decode returns must be new for each stream"):
+        form.submit(batcher, Ask("aX"))
+
+
 @every_batcher
 async def test_logprobs_stay_with_the_text_of_their_tokens(form):
     ask = Ask([(97, -0.1), (0xC3, -0.2), (0xA9, -0.3)])

@@ -28,6 +28,7 @@ from batchstream import (
     demux,
 )
 from batchstream._core.errors import (
+    CostError,
     StepError,
     begin_in_source,
     consumer_error,
@@ -331,6 +332,7 @@ OURS = [
     SourceError("text"),
     StepError("text", step=3),
     RequestError("text"),
+    CostError("text"),
     NotNow("text"),
     MissingEOSError("text", slot=1, outputs=2),
     BufferOverflowError("text", slots=(1, 2), max_buffered=3),
@@ -346,7 +348,7 @@ OURS = [
 def test_all_errors_are_among_those_that_are_pickled_here():
     public = {getattr(batchstream, name) for name in batchstream.__all__}
     errors = {each for each in public if isinstance(each, type) and issubclass(each, Exception)}
-    assert errors == {type(error) for error in OURS}
+    assert errors | {CostError} == {type(error) for error in OURS}
 
 
 @pytest.mark.rule(18)

@@ -16,6 +16,7 @@ from batchstream import (
     Last,
     Many,
     MissingEOSError,
+    SourceError,
     StepError,
     demux,
     token_ids,
@@ -224,6 +225,20 @@ async def test_an_error_of_a_decoder_fails_its_stream_alone(form, method):
     assert await form.rest(batch[1]) == ["a", "b", "c"]
 
 
+@pytest.mark.rule(17)
+@pytest.mark.parametrize("raised", [StopIteration("x"), StopAsyncIteration("x")])
+@every_form
+async def test_a_decoder_that_raises_what_ends_a_loop_is_named(form, raised):
+    class Stopping(StopStrings):
+        def feed(self, *texts):
+            raise raised
+
+    [stream] = form.open(decode_steps(form.script([["a"]]), [Stopping("b")]), 1)
+    _, [error] = await form.read(stream)
+    says = f"the decoder StopStrings('b') raised {type(raised).__name__}: x"
+    assert (type(error), str(error)) == (SourceError, says)
+
+
 @every_form
 async def test_a_slot_without_a_decoder_has_its_outputs_as_they_are(form):
     source = form.script([[97, 97], [Many([98, 99]), 98], [None, None]])
@@ -311,6 +326,51 @@ def test_a_source_that_was_never_read_is_closed_as_well():
     with BatchedStream(decode_steps(source, decoders(())), 1):
         pass
     assert source.closed == 1
+
+
+class Broken:
+    """A source of which a step raises, and that would go on behind it."""
+
+    def __init__(self):
+        self._steps = iter([[88], ArithmeticError("broken"), [89]])
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if isinstance(step := next(self._steps), Exception):
+            raise step
+        return step
+
+
+def broken():
+    yield from Broken()
+
+
+async def asynchronously_broken():
+    for step in Broken():
+        yield step
+
+
+@pytest.mark.rule(14, 32)
+@pytest.mark.parametrize("source", [Broken, broken])
+def test_what_was_held_back_when_the_source_raised_is_no_normal_end_later(source):
+    steps = decode_steps(source(), decoders("XYZ"))
+    assert next(steps) == [SKIP]
+    with pytest.raises(ArithmeticError, match="broken"):
+        next(steps)
+    assert list(steps) == []
+
+
+def test_nor_is_that_of_an_asynchronous_source():
+    async def main():
+        steps = decode_steps(asynchronously_broken(), decoders("XYZ"))
+        assert await anext(steps) == [SKIP]
+        with pytest.raises(ArithmeticError, match="broken"):
+            await anext(steps)
+        assert [step async for step in steps] == []
+
+    asyncio.run(main())
 
 
 def test_a_batch_may_be_decoded_in_a_loop_of_ones_own():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from batchstream import FinishReason, StepError, per_request, token_ids
-from batchstream.text import DecodingEngine, TextDecoder
+from batchstream import FinishReason, NotNow, StepError, per_request, token_ids
+from batchstream.text import DecodingEngine, StopStrings, TextDecoder
 from support.engines import continuous_batchers
 from support.texts import BYTES
 
@@ -123,6 +123,76 @@ def test_a_step_that_cannot_be_read_raises():
     engine.add(0, Ask(""))
     with pytest.raises(StepError, match="step 0 has 3 outputs, expected 2"):
         engine.step()
+
+
+class Careless:
+    """An engine that gives each request its letters, but for the steps listed in `bad`."""
+
+    def __init__(self):
+        self.requests = {}
+        self.bad = []
+        self.refusal = None
+
+    def add(self, slot, request):
+        if self.refusal is not None:
+            raise self.refusal
+        self.requests[slot] = iter(request)
+
+    def step(self):
+        if self.bad:
+            return self.bad.pop(0)
+        return {slot: next(letters, None) for slot, letters in self.requests.items()}
+
+    def remove(self, slot):
+        del self.requests[slot]
+
+
+@pytest.mark.rule(8)
+@continuous_batchers
+async def test_an_engine_goes_on_after_a_step_that_cannot_be_read(form):
+    model = Careless()
+    engine = DecodingEngine(model, lambda request: StopStrings("X"), slots=2)
+    batcher = form.batcher(engine, max_batch_size=2)
+    model.bad = [5]
+    _, [error] = await form.read(form.submit(batcher, "ab"))
+    assert isinstance(error, StepError)
+    assert await form.rest(form.submit(batcher, "abXc")) == ["a", "b"]
+    await form.close(batcher)
+    assert model.requests == {}
+
+
+def test_a_step_that_cannot_be_read_raises_in_an_engine_without_requests():
+    model = Careless()
+    model.bad = [5, [1, 2]]
+    engine = DecodingEngine(model, lambda request: None, slots=1)
+    for says in ("per slot, got int", "step 0 has 2 outputs, expected 1"):
+        with pytest.raises(StepError, match=says):
+            engine.step()
+    engine.add(0, "a")
+    assert engine.step() == {0: "a"}
+
+
+def test_nothing_is_added_to_an_engine_in_a_slot_that_is_not_free():
+    model = Careless()
+    engine = DecodingEngine(model, lambda request: None, slots=1)
+    with pytest.raises(IndexError, match="no slot 1, the DecodingEngine has slots=1: make it with"):
+        engine.add(1, "a")
+    assert model.requests == {}
+    engine.add(0, "ab")
+    with pytest.raises(ValueError, match="slot 0 is live"):
+        engine.add(0, "c")
+    assert (engine.step(), engine.step()) == ({0: "a"}, {0: "b"})
+
+
+def test_a_slot_is_free_again_when_the_engine_refuses_its_request():
+    model = Careless()
+    engine = DecodingEngine(model, lambda request: None, slots=1)
+    model.refusal = NotNow()
+    with pytest.raises(NotNow):
+        engine.add(0, "a")
+    model.refusal = None
+    engine.add(0, "b")
+    assert engine.step() == {0: "b"}
 
 
 def test_a_request_whose_decoder_cannot_be_made_is_not_added():

@@ -35,6 +35,66 @@ def test_outputs_of_the_stop_string_and_behind_it_are_dropped():
     assert decoder.stops == ("XY",)
 
 
+@pytest.mark.parametrize(
+    ("stops", "data", "pieces"),
+    [
+        (["ab!", "bc"], b"abc", [(None), None, ("a", 1)]),
+        ("aab", b"aaab", [None, None, ("a", 1), None]),
+        ("aab", b"aac", [None, None, ("aac", 3)]),
+        ("bc", [97, END, 98, END, 99], [("a", 1), None, None, None, None]),
+        ("bc", [97, END, 98, 97], [("a", 1), None, None, ("ba", 3)]),
+        ("\ufffd", [97, 0xC3, 0xC3], [("a", 1), None, None]),
+        ("<|end|>", [97, END], [("a", 1), None]),
+        (["ab", "<|end|>"], [97, END], [None, ("a", 1)]),
+    ],
+)
+def test_an_output_comes_only_with_text_that_begins_before_the_stop_string(stops, data, pieces):
+    decoder = PieceDecoder(TextDecoder(BYTES, stop=stops))
+    given = pairs(data)
+    position = 0
+    for output, piece in zip(given, pieces, strict=True):
+        text, count = piece or (None, 0)
+        expected = Piece(text, tuple(given[position : position + count])) if piece else None
+        assert decoder.feed(output) == expected
+        position += count
+    assert decoder.matched is None or decoder.finish() is None
+
+
+def test_text_that_belongs_to_an_output_before_has_none_of_its_own():
+    class Words:
+        def decode(self, ids):
+            return "".join(["ab S", "T", "UV"][token] for token in ids)
+
+    decoder = PieceDecoder(TextDecoder(Words(), stop=["STOP", "TUX"]))
+    given = [(0,), (1,), (2,)]
+    assert [decoder.feed(output) for output in given] == [
+        Piece("ab ", ((0,),)),
+        None,
+        Piece("STUV", ((1,), (2,))),
+    ]
+    decoder = PieceDecoder(TextDecoder(Words(), stop=["STX", "TUV"]))
+    assert decoder.feed(*given) == Piece("ab S", ((0,),))
+    decoder = PieceDecoder(TextDecoder(Words(), stop=["STX", "TUV"]))
+    assert [decoder.feed(output) for output in given][-1] == Piece("S", ())
+
+
+def test_of_a_decoder_that_counts_no_characters_outputs_come_with_the_text_that_follows():
+    class Upper:
+        matched = None
+        info = {}  # noqa: RUF012 - one object
+
+        def feed(self, token):
+            return chr(token).upper() if token != 46 else ""
+
+        def finish(self):
+            return "!"
+
+    decoder = PieceDecoder(Upper())
+    given = pairs(b".a.")
+    assert [decoder.feed(output) for output in given] == [None, Piece("A", tuple(given[:2])), None]
+    assert decoder.finish() == Piece("!", (given[2],))
+
+
 def test_with_the_stop_string_in_the_text_its_outputs_are_there_too():
     decoder = PieceDecoder(TextDecoder(BYTES, stop="XY", include_stop=True))
     given = pairs(b"aXYb")

@@ -101,12 +101,38 @@ def test_an_object_of_the_callers_own_may_find_the_stop():
     assert (read(decoder, b"ab7c"), decoder.matched, decoder.stops) == ("ab", "7", None)
 
 
+@pytest.mark.rule(32)
+@pytest.mark.parametrize("include", [False, True])
+def test_stop_strings_of_the_program_serve_any_number_of_streams(include):
+    shared = StopStrings("b", include=include)
+    for data in (b"ab", b"cbd"):
+        decoder = TextDecoder(BYTES, stop=shared)
+        whole = data.decode()
+        assert read(decoder, data) == whole[: whole.index("b") + include]
+        assert decoder.matched == "b"
+    assert shared.matched is None
+    assert read(TextDecoder(BYTES, stop=shared, include_stop=True), b"ab") == "ab"
+
+
+@pytest.mark.rule(32)
+def test_an_object_that_has_ended_a_text_is_refused_for_another():
+    class Own(StopStrings):
+        pass
+
+    own = Own("b")
+    assert read(TextDecoder(BYTES, stop=own), b"ab") == "a"
+    says = r"stop must be new for each stream, got StopStrings\('b'\), which has ended one at 'b'"
+    with pytest.raises(ValueError, match=says):
+        TextDecoder(BYTES, stop=own)
+
+
 # ---- special tokens
 
 
+@pytest.mark.parametrize("several", [list, lambda stops: StopStrings(*stops)])
 @pytest.mark.parametrize(("include", "text"), [(False, "hello"), (True, "hello<|end|>")])
-def test_a_stop_string_that_is_a_special_token_is_found_by_its_id(include, text):
-    decoder = TextDecoder(BYTES, stop="<|end|>", include_stop=include)
+def test_a_stop_string_that_is_a_special_token_is_found_by_its_id(include, text, several):
+    decoder = TextDecoder(BYTES, stop=several(["<|end|>"]), include_stop=include)
     assert read(decoder, [*b"hello", END, *b" and on"]) == text
     assert decoder.info == {"stop": "<|end|>", "completion_tokens": 6}
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import openai
 import pytest
 
 from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop
+from batchstream.integrations.litserve._link.link import Link
+from batchstream.integrations.litserve._worker.request import ServedRequest
 from batchstream.text import TextDecoder
 from support import serving
 from support.openai_client import check_schema, serving_openai
@@ -81,6 +84,37 @@ def test_a_decoder_that_would_pass_over_the_clients_stop_fails_and_says_so(servi
     assert "let it return TextDecoder(..., stop=context['stop'])" in service.log()
     answer = ask(service, "/one", "ab", user="forgotten")
     assert answer.choices[0].message.content == "ab"
+
+
+class Asked:
+    """A request with `stop`, in a worker whose `decode` returns this decoder for it."""
+
+    def __init__(self, decoder, *, handles_stop):
+        spec = SimpleNamespace(handles_stop=handles_stop)
+        options = SimpleNamespace(
+            rules=SimpleNamespace(is_eos_of=lambda context: None),
+            limit_of=lambda context: None,
+            decoder_of=lambda api, context: decoder,
+        )
+        worker = SimpleNamespace(
+            lit_api=SimpleNamespace(spec=spec, decode_request=lambda request: request),
+            options=options,
+            link=Link(None, None, decodes=True),
+        )
+        self.request = ServedRequest(worker, 0, "uid", "content")
+        self.request.context["stop"] = ["STOP"]
+
+
+@pytest.mark.parametrize(
+    ("decoder", "returned"),
+    [(None, "None"), (TextDecoder(BYTES), "a decoder without stop strings")],
+)
+def test_a_stop_that_nothing_looks_for_is_refused_unless_the_api_does(decoder, returned):
+    says = rf"a client asks for stop=\['STOP'\], and decode returns {returned}: let it return"
+    with pytest.raises(TypeError, match=says):
+        Asked(decoder, handles_stop=False).request.decode()
+    Asked(decoder, handles_stop=True).request.decode()
+    Asked(TextDecoder(BYTES, stop="STOP"), handles_stop=False).request.decode()
 
 
 def test_without_a_spec_a_response_is_the_text(service):

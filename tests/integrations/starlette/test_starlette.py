@@ -39,6 +39,7 @@ from batchstream import (
     ClosedError,
     ContinuousBatcher,
     DeadlineError,
+    DynamicBatcher,
     End,
     Fail,
     FinishReason,
@@ -1657,6 +1658,24 @@ def test_what_a_batcher_raises_in_an_endpoint_has_a_status(error, status):
     assert response.status_code == status
     assert response.headers.get("retry-after") == ("1" if status == 503 else None)
     assert "full" not in response.text
+
+
+def test_a_request_that_costs_more_than_a_batch_may_is_422():
+    def model(requests):
+        yield requests
+
+    batcher = DynamicBatcher(model, max_batch_size=2, cost=len, max_batch_cost=3)
+
+    async def endpoint(request):
+        return TextResponse(batcher.astream(request.query_params["text"]))
+
+    app = Starlette(routes=[Route("/0", endpoint)], exception_handlers=exception_handlers)
+    with batcher, Server(make_app=lambda **_: app) as server:
+        server.respond(None)
+        short, long = (server.client.get("/0", params={"text": it}) for it in ("abc", "abcd"))
+    assert (short.status_code, short.text) == (200, "abc")
+    says = "the request costs 4.0, more than a batch may cost: 3 (max_batch_cost)"
+    assert (long.status_code, long.json()) == (422, {"detail": says})
 
 
 @pytest.mark.rule(27)

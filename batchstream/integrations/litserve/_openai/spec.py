@@ -76,6 +76,7 @@ class OpenAISpec(stock.OpenAISpec):
     Attributes:
         link: To the workers; a loop of this package sets it. With another loop the answers of this
             spec are no more than LitServe's own.
+        handles_stop: As given.
 
     Raises:
         TypeError: `request_type` is not derived from `ChatCompletionRequest`, or workers could not
@@ -106,7 +107,7 @@ class OpenAISpec(stock.OpenAISpec):
         self._request_type = request_type
         self._models = None if models is None else list(models)
         self._ping = ping
-        self._handles_stop = handles_stop
+        self.handles_stop = handles_stop
         self._created = int(time.time())
 
     @classmethod
@@ -194,7 +195,7 @@ class OpenAISpec(stock.OpenAISpec):
         """Answer a client that asks for a completion."""
         if self.link is None or not self.link.usable:
             return await super().chat_completion(request, background_tasks)  # type: ignore[no-any-return]
-        if request.stop and not (self._handles_stop or self.link.decodes):
+        if request.stop and not (self.handles_stop or self.link.decodes):
             raise refusal(
                 "Unsupported parameter: 'stop' is not supported by this server. Leave it out.",
                 "stop",

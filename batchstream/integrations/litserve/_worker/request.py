@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from litserve.loops.base import _inject_context
 from litserve.utils import LitAPIStatus, PickleableHTTPException
@@ -115,7 +115,8 @@ class ServedRequest:
         self.limit = options.limit_of(self.context)
         self.is_eos = options.rules.is_eos_of(self.context)
         self.decoder = options.decoder_of(self._worker.lit_api, self.context)
-        if self.decoder is not None and (link := self._worker.link) is not None and link.decodes:
+        link, spec = self._worker.link, cast("Any", self._worker.lit_api.spec)
+        if link is not None and link.decodes and not spec.handles_stop:
             _check_stop(self.decoder, self.context)
 
     def begin_encoding(self, look_ahead: Callable[[ServedRequest], bool]) -> None:
@@ -179,16 +180,18 @@ class ServedRequest:
 
 
 def _check_stop(decoder: Any, context: Context) -> None:
-    """Refuse a decoder that would pass over the stop strings that a client asks for.
+    """Refuse a decoder, or None, that would pass over the stop strings that a client asks for.
 
     Raises:
         TypeError: It has none.
     """
     stop = context.get("stop")
-    if stop and getattr(decoder, "stops", None) == ():
+    if stop and (decoder is None or getattr(decoder, "stops", None) == ()):
+        returned = "None" if decoder is None else "a decoder without stop strings"
         raise TypeError(
-            f"a client asks for stop={stop!r}, and the decoder that decode returns has no stop "
-            f"strings: let it return TextDecoder(..., stop=context['stop'])"
+            f"a client asks for stop={stop!r}, and decode returns {returned}: let it return "
+            f"TextDecoder(..., stop=context['stop']), or pass OpenAISpec(handles_stop=True) if the "
+            f"API itself ends the request there"
         )
 
 
