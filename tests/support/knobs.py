@@ -372,6 +372,13 @@ _MODULES_OF_CANCEL = (
     "_pumps.worker_thread",
 )
 
+
+def files_of_pushes():
+    """Return the files of the modules that the calls of a channel's producer pass through."""
+    names = ("_pumps.background", "_pumps.fanout", "_pumps.push", "_pumps.room", "_streams.channel")
+    return {sys.modules[f"batchstream.{name}"].__file__ for name in names}
+
+
 CODES_OF_CANCEL = {"pulled": PullPump.cancel.__code__, "background": ThreadPump.cancel.__code__}
 """What cancels a stream of a batch."""
 
