@@ -229,7 +229,8 @@ class PushPump(BackgroundPump[T]):
     def _resume_puts(self) -> None:
         """Let all puts that wait try again; from any thread."""
         for put in list(self._puts):
-            put.resume()
+            if not put.resume():
+                self._puts.pop(put, None)  # it holds the channel, which may be dropped now
 
     # ---- with the turn
 

@@ -42,9 +42,10 @@ class PutInThread:
         seconds = -1 if self.seconds is None else min(self.seconds, TIMEOUT_MAX)
         self._waiter.acquire(True, seconds)  # noqa: FBT003 - quicker than by keyword
 
-    def resume(self) -> None:
-        """Let it try again; from any thread."""
+    def resume(self) -> bool:
+        """Let it try again, and return whether it can; from any thread."""
         release(self._waiter)
+        return True
 
 
 class PutInLoop:
@@ -71,12 +72,13 @@ class PutInLoop:
         """Wait until it is resumed."""
         await self._loop.wait(self._waiter, self.seconds)
 
-    def resume(self) -> None:
-        """Let it try again; from any thread. One whose loop was closed never will."""
+    def resume(self) -> bool:
+        """Let it try again, and return whether it can: not if its loop was closed."""
         try:
             self._loop.resume([self._waiter])
         except LoopClosedError:
-            return
+            return False
+        return True
 
 
 Put: TypeAlias = PutInThread | PutInLoop

@@ -29,6 +29,7 @@ from batchstream._pumps.background import BackgroundPump
 from batchstream._pumps.fanout import Fanout
 from batchstream._pumps.life import Life
 from batchstream._pumps.pull import PullPump
+from batchstream._pumps.puts import PutInThread
 from batchstream._pumps.thread import ThreadPump
 from batchstream._pumps.worker_thread import WorkerThread
 from batchstream._streams.async_stream import AsyncStreamReader
@@ -240,6 +241,17 @@ def is_waited_for(batch):
 def is_paused(batch):
     """Whether the pump of the batch, which runs by itself, waits for room."""
     return pump_of(batch)._room._resume is not None
+
+
+def as_put_waits(monkeypatch, then):
+    """Call this whenever a put in a thread is about to wait for room."""
+    wait = PutInThread.wait
+
+    def wait_after(put):
+        then()
+        wait(put)
+
+    monkeypatch.setattr(PutInThread, "wait", wait_after)
 
 
 def fail_from_outside(stream, error):
