@@ -342,13 +342,13 @@ MUTANTS = [
     ),
     Mutant(
         "all consumers are raised the same exception",
-        "    own = None\n    if isinstance(error, Exception) and not",
-        "    return error\n    own = None\n    if isinstance(error, Exception) and not",
+        "    own = _copy(error)\n    return _copy_as_its_class_does(error) if own is None else own\n",
+        "    return error\n",
     ),
     Mutant(
         "StopIteration out of user code ends a stream silently",
-        " and not isinstance(error, StopIteration | StopAsyncIteration):",
-        ":",
+        " or isinstance(error, StopIteration | StopAsyncIteration):\n        return None",
+        ":\n        return None",
     ),
     Mutant(
         "a copied error is made by its own __init__",
@@ -753,8 +753,7 @@ MUTANTS = [
     ),
     Mutant(
         "what another thread has left to an order that is broken off is done by no call",
-        """            self._carry_out()  # what another thread has left to this call, if not its own
-""",
+        "            self._carry_out()  # what another thread has left to this call\n",
         "",
         INTERRUPTS_OF_CHANNELS,
         "another_thread_orders",
@@ -781,7 +780,7 @@ MUTANTS = [
     ),
     Mutant(
         "a put in a loop that was closed is kept, and the channel with it",
-        "                self._puts.pop(put, None)  # it holds the channel, which may be dropped now\n",
+        "                self._puts.pop(put, None)  # it holds the channel\n",
         "                pass\n",
         CHANNELS,
     ),

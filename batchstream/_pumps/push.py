@@ -217,7 +217,7 @@ class PushPump(BackgroundPump[T]):
         try:
             self._carry_out()
         except BaseException:
-            self._carry_out()  # what another thread has left to this call, if not its own
+            self._carry_out()  # what another thread has left to this call
             raise
 
     def _carry_out(self) -> None:
@@ -230,7 +230,7 @@ class PushPump(BackgroundPump[T]):
         """Let all puts that wait try again; from any thread."""
         for put in list(self._puts):
             if not put.resume():
-                self._puts.pop(put, None)  # it holds the channel, which may be dropped now
+                self._puts.pop(put, None)  # it holds the channel
 
     # ---- with the turn
 
