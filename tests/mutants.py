@@ -342,7 +342,8 @@ MUTANTS = [
     ),
     Mutant(
         "all consumers are raised the same exception",
-        "    own = _copy(error)\n    return _copy_as_its_class_does(error) if own is None else own\n",
+        "    own = _copy(error)\n"
+        "    return _copy_as_its_class_does(error) if own is None else own\n",
         "    return error\n",
     ),
     Mutant(
@@ -747,7 +748,7 @@ MUTANTS = [
     Mutant(
         "a put that is broken off loses the turn",
         "taken.extend(filter(None, map(self._turn.acquire, (wait,))))",
-        "self._turn.acquire(wait) and taken.append(True)",
+        "if self._turn.acquire(wait):\n                taken.append(True)",
         INTERRUPTS_OF_CHANNELS,
         "channel or another_thread_orders",
     ),

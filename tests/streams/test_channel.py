@@ -339,6 +339,22 @@ def test_a_put_that_waits_for_room_is_resumed(monkeypatch, way):
     assert returned == [()]
 
 
+def test_a_put_goes_on_when_the_stream_without_room_is_ended_and_another_is_live(monkeypatch):
+    monkeypatch.setattr(stall, "STALL_SECONDS", threading.TIMEOUT_MAX)  # else it looks by itself
+    channel = Channel(2, max_buffered=1)
+    first, second = channel.streams()
+    channel.put([1, 1])
+    assert next(second) == 1
+    returned = []
+    thread = started(lambda: returned.append(channel.put([2, 2])))
+    while not first._upstream.waits_for(first._buffer):  # it will: nothing else can happen
+        pass
+    channel.end(0)
+    joined(thread)
+    assert returned == [(1,)]
+    assert (list(first), second.drain()) == ([1], [2])
+
+
 def test_puts_of_several_threads_take_turns_and_lose_nothing():
     channel = Channel(1, max_buffered=3)
     [stream] = channel.streams()
