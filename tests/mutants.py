@@ -76,6 +76,7 @@ class Mutant:
 LOOP = ("test_races_asyncio.py",)
 THREADS = ("test_races_threads.py",)
 CHANNELS = ("test_channel.py",)
+INTERRUPTS_OF_CHANNELS = ("test_interrupts.py",)
 CHANNELS_IN_THREADS = ("test_races_channel.py",)
 BATCHERS_IN_LOOP = ("test_races_batchers_asyncio.py",)
 BATCHERS_IN_THREADS = ("test_races_batchers_threads.py",)
@@ -341,13 +342,14 @@ MUTANTS = [
     ),
     Mutant(
         "all consumers are raised the same exception",
-        "    own = None\n    if isinstance(error, Exception) and not",
-        "    return error\n    own = None\n    if isinstance(error, Exception) and not",
+        "    own = _copy(error)\n"
+        "    return _copy_as_its_class_does(error) if own is None else own\n",
+        "    return error\n",
     ),
     Mutant(
         "StopIteration out of user code ends a stream silently",
-        " and not isinstance(error, StopIteration | StopAsyncIteration):",
-        ":",
+        " or isinstance(error, StopIteration | StopAsyncIteration):\n        return None",
+        ":\n        return None",
     ),
     Mutant(
         "a copied error is made by its own __init__",
@@ -733,14 +735,54 @@ MUTANTS = [
     # ---- channels
     Mutant(
         "what is ordered behind the last look of a put is carried out by no call",
-        "        self._carry_out()  # what was ordered behind the last look\n",
-        "",
+        "        if self._orders:  # what was ordered behind the last look\n",
+        "        if False:\n",
         CHANNELS_IN_THREADS,
     ),
     Mutant(
         "an order resumes no put that waits for room",
-        "        self._orders.append(order)\n        self._room.resume_pump()\n",
-        "        self._orders.append(order)\n",
+        "            self._resume_puts()  # first: they try again behind this, however it ends\n",
+        "            pass\n",
+        CHANNELS,
+    ),
+    Mutant(
+        "a put that is broken off loses the turn",
+        "taken.extend(filter(None, map(self._turn.acquire, (wait,))))",
+        "if self._turn.acquire(wait):\n                taken.append(True)",
+        INTERRUPTS_OF_CHANNELS,
+        "channel or another_thread_orders",
+    ),
+    Mutant(
+        "what another thread has left to an order that is broken off is done by no call",
+        "            self._carry_out()  # what another thread has left to this call\n",
+        "",
+        INTERRUPTS_OF_CHANNELS,
+        "another_thread_orders",
+    ),
+    Mutant(
+        "a put that is broken off leaves undone what it has begun",
+        """            self._order(_look)  # what broke it off may have left something undone
+""",
+        "",
+        INTERRUPTS_OF_CHANNELS,
+        "channel or another_thread_orders",
+    ),
+    Mutant(
+        "a put has the questions for room forgotten and resumes no other that waits",
+        "        self._resume_puts()  # they ask anew\n",
+        "",
+        CHANNELS_IN_THREADS,
+    ),
+    Mutant(
+        "a task that puts leaves the others of its loop no turn",
+        "            await self._leave_others_their_turn(loop)\n",
+        "",
+        CHANNELS,
+    ),
+    Mutant(
+        "a put in a loop that was closed is kept, and the channel with it",
+        "                self._puts.pop(put, None)  # it holds the channel\n",
+        "                pass\n",
         CHANNELS,
     ),
     Mutant(

@@ -55,7 +55,8 @@ class Channel(Generic[T]):
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
 
     Blocking: never.
-    Threads: any thread may put, end, fail and close. Puts of several threads take turns.
+    Threads: any thread may put, end, fail and close. Puts of several threads, and of a task beside
+        them, take turns.
 
     Example:
         >>> import threading
@@ -170,21 +171,25 @@ class Channel(Generic[T]):
             StepError: It is no step; every stream has failed with the same error.
             ClosedError: The channel was closed or failed before.
             ForkedError: The process was forked from the one that opened the channel.
-            RuntimeError: It is called by a `put` in this thread: by `is_eos`, for example.
+            RuntimeError: It is called by a `put` in this thread: by `is_eos`, for example. Or an
+                `aput` is under way in an event loop of this thread, which a wait would stop.
 
         Blocking: with `on_overflow="wait"`, while a live stream has no room; and while another
             thread puts. In an event loop use `aput`.
         Cancellation: an exception from a signal while it waits leaves the step out, and the
             channel as it was: put it again.
-        Threads: any; puts take turns, in the order in which they came to the turn.
+        Threads: any; puts take turns. Of two threads that wait for room either may be the next.
         """
         return self._pump.put(step)
 
     async def aput(self, step: StepWithNone[T] | Step[T]) -> Sequence[int]:
         """Do the same in asyncio or trio.
 
+        Where it need not wait it lets the other tasks of the loop run, if none has had a turn since
+        the last `aput`.
+
         Raises:
-            RuntimeError: Another put is under way, or no event loop runs here.
+            RuntimeError: Another `aput` is under way in this loop, or no event loop runs here.
             Exception: See `put`.
 
         Cancellation: while it waits it leaves the step out, and the channel as it was.

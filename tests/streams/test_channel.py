@@ -22,6 +22,8 @@ from batchstream import (
     StepError,
 )
 from batchstream._pumps import stall
+from support import knobs
+from support.reading import read_blocking
 from support.sources import TIMEOUT, in_forked_child, needs_fork, run_in_threads
 
 
@@ -143,6 +145,19 @@ def test_a_slot_is_ended_behind_what_it_was_given():
     assert channel.put({}) == ()
 
 
+def test_an_end_is_no_step_and_silences_the_warning_of_a_predicate_that_was_never_true():
+    channel = Channel(2, is_eos=lambda output: output == 9)
+    first, second = channel.streams()
+    channel.put([1, 1])
+    channel.end(0, "length")
+    statistics = channel.statistics()
+    assert (statistics.steps, statistics.live, statistics.outputs) == (1, 1, 2)
+    assert {str(reason): n for reason, n in statistics.finished.items()} == {"length": 1}
+    channel.close()  # with a filter that makes errors of warnings
+    assert (list(first), list(second)) == ([1], [1])
+    assert channel.statistics().steps == 1
+
+
 @pytest.mark.parametrize(("slot", "error"), [(2, IndexError), (-1, IndexError), ("a", TypeError)])
 def test_only_slots_can_be_ended(slot, error):
     with pytest.raises(error, match="slot"):
@@ -162,6 +177,45 @@ def test_an_error_comes_behind_what_was_put_once_for_each_stream():
         assert list(stream) == []
     with pytest.raises(ClosedError, match="its producer has closed or failed"):
         channel.put([2, 2])
+
+
+class _UncopyableError(Exception):
+    def __new__(cls, *args, key):
+        return super().__new__(cls, *args)
+
+    def __init__(self, *args, key):
+        super().__init__(*args)
+
+    def __reduce__(self):
+        raise TypeError("it cannot be copied")
+
+
+@pytest.mark.rule(9)
+@pytest.mark.parametrize(
+    "error",
+    [
+        StopIteration("z"),
+        StopAsyncIteration("z"),
+        KeyboardInterrupt("z"),
+        _UncopyableError("z", key=1),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("leave", [False, True], ids=["fail", "block"])
+def test_an_error_that_no_consumer_can_be_raised_names_the_producer(error, leave):
+    channel = Channel(1)
+    [stream] = channel.streams()
+    channel.put([1])
+    if leave:
+        with pytest.raises(type(error)), channel:
+            raise error
+    else:
+        channel.fail(error)
+    assert next(stream) == 1
+    name = type(error).__name__
+    with pytest.raises(SourceError, match=f"the producer failed with {name}: z") as caught:
+        next(stream)
+    assert caught.value.__cause__ is error
 
 
 def test_only_an_error_can_be_what_a_channel_fails_with():
@@ -285,6 +339,22 @@ def test_a_put_that_waits_for_room_is_resumed(monkeypatch, way):
     assert returned == [()]
 
 
+def test_a_put_goes_on_when_the_stream_without_room_is_ended_and_another_is_live(monkeypatch):
+    monkeypatch.setattr(stall, "STALL_SECONDS", threading.TIMEOUT_MAX)  # else it looks by itself
+    channel = Channel(2, max_buffered=1)
+    first, second = channel.streams()
+    channel.put([1, 1])
+    assert next(second) == 1
+    returned = []
+    thread = started(lambda: returned.append(channel.put([2, 2])))
+    while not first._upstream.waits_for(first._buffer):  # it will: nothing else can happen
+        pass
+    channel.end(0)
+    joined(thread)
+    assert returned == [(1,)]
+    assert (list(first), second.drain()) == ([1], [2])
+
+
 def test_puts_of_several_threads_take_turns_and_lose_nothing():
     channel = Channel(1, max_buffered=3)
     [stream] = channel.streams()
@@ -356,6 +426,179 @@ def test_a_task_that_puts_waits_for_room_without_stopping_its_loop():
     puts, first, second = asyncio.run(main())
     assert puts == [(0, 1)] * 5
     assert first == second == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.rule(19)
+@pytest.mark.parametrize("policy", ["wait", "cancel"])
+def test_a_task_that_puts_leaves_the_consumers_of_its_loop_their_turn(policy):
+    """The buffers have room for all: the task would never wait."""
+
+    async def main():
+        channel = Channel(1, max_buffered=8, on_overflow=policy)
+        [stream] = channel.astreams()
+        consumer = asyncio.ensure_future(_outputs_of(stream))
+        for n in range(100):
+            assert await channel.aput([n]) == (0,)
+        channel.close()
+        return await consumer
+
+    assert asyncio.run(main()) == list(range(100))
+
+
+def test_a_task_that_puts_lets_the_others_run_as_often_as_a_source_does():
+    async def main():
+        channel = Channel(1)
+        kept = channel.astreams()
+        turns = []
+
+        async def count():
+            while len(turns) < 1000:
+                turns.append(None)
+                await asyncio.sleep(0)
+
+        counting = asyncio.ensure_future(count())
+        for n in range(100):
+            await channel.aput([n])
+        counting.cancel()
+        return len(turns), len(kept)
+
+    turns, _ = asyncio.run(main())
+    assert 49 <= turns <= 51
+
+
+async def _outputs_of(stream):
+    return [output async for output in stream]
+
+
+@pytest.mark.parametrize("name", ["asyncio", "trio"])
+def test_a_cancel_reaches_a_task_that_puts_where_there_is_room(name):
+    """It leaves the step out, and the channel as it was."""
+    put = []
+
+    async def produce(channel):
+        for n in range(10):
+            await channel.aput([n])
+            put.append(n)
+
+    async def in_asyncio():
+        channel = Channel(1)
+        [stream] = channel.astreams()
+        task = asyncio.ensure_future(produce(channel))
+        await asyncio.sleep(0)  # it has begun its second put
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return await followed(channel, stream)
+
+    async def in_trio():
+        channel = Channel(1)
+        [stream] = channel.astreams()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await produce(channel)
+        return await followed(channel, stream)
+
+    async def followed(channel, stream):
+        assert await channel.aput(["behind"]) == (0,)
+        channel.close()
+        return await _outputs_of(stream)
+
+    if name == "trio":
+        trio = pytest.importorskip("trio")
+        outputs = trio.run(in_trio)
+    else:
+        outputs = asyncio.run(in_asyncio())
+    assert outputs == [*put, "behind"]
+    assert len(put) < 3
+
+
+@pytest.mark.rule(9)
+@pytest.mark.parametrize("way", ["close", "fail", "end", "drop", "put"])
+def test_a_put_that_waits_in_a_loop_that_has_ended_keeps_nothing_from_threads(way):
+    channel = Channel(1, max_buffered=1)
+    [stream] = channel.streams()
+    loop = asyncio.new_event_loop()
+
+    async def leave_a_put_behind(channel):
+        await channel.aput([1])
+        task = loop.create_task(channel.aput([2]))
+        task._log_destroy_pending = False
+        while not knobs.is_paused(stream):  # noqa: ASYNC110 - no event tells it
+            await asyncio.sleep(0)
+        return task
+
+    left = loop.run_until_complete(leave_a_put_behind(channel))
+    loop.close()
+    assert next(stream) == 1
+    arguments = {"fail": [SourceError("failed")], "end": [0], "put": [[None]]}
+    if way != "drop":
+        getattr(channel, way)(*arguments.get(way, ()))
+    del left, channel  # the task holds the channel as well
+    gc.collect()
+    assert stream.end is not None
+    assert read_blocking(stream) == ([], SourceError if way in {"fail", "drop"} else None)
+
+
+def test_a_put_that_would_stop_the_loop_of_another_is_refused():
+    async def main():
+        channel = Channel(1, max_buffered=1)
+        [stream] = channel.astreams()
+        await channel.aput([1])
+        waiting = asyncio.ensure_future(channel.aput([2]))
+        while not knobs.is_paused(stream):  # noqa: ASYNC110 - no event tells it
+            await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="in an event loop await aput"):
+            channel.put([3])
+        assert await anext(stream) == 1
+        assert await waiting == (0,)
+        channel.close()
+        return await _outputs_of(stream)
+
+    assert asyncio.run(main()) == [2]
+
+
+def test_a_put_that_a_put_of_its_own_thread_has_to_wait_for_is_refused(monkeypatch):
+    """That of a signal's handler, for example, while the other waits for room."""
+    channel = Channel(1, max_buffered=1)
+    [stream] = channel.streams()
+    channel.put([1])
+    refused = []
+
+    def put_again():
+        with pytest.raises(RuntimeError, match="another put of this thread is under way"):
+            channel.put([3])
+        refused.append(next(stream))
+
+    knobs.as_put_waits(monkeypatch, put_again)
+    assert channel.put([2]) == (0,)
+    channel.close()
+    assert (refused, list(stream)) == ([1], [2])
+
+
+@pytest.mark.rule(2)
+def test_a_task_and_a_thread_that_put_take_turns():
+    async def main():
+        channel = Channel(1, max_buffered=2)
+        [stream] = channel.astreams()
+
+        def produce():
+            for n in range(50):
+                channel.put([("thread", n)])
+
+        async def consume():
+            return [await anext(stream) for _ in range(100)]
+
+        consumer = asyncio.ensure_future(consume())
+        thread = started(produce)
+        for n in range(50):
+            assert await channel.aput([("task", n)]) == (0,)
+        outputs = await consumer
+        joined(thread)
+        return outputs
+
+    outputs = asyncio.run(main())
+    for name in ("thread", "task"):
+        assert [n for producer, n in outputs if producer == name] == list(range(50))
 
 
 def test_a_thread_puts_and_tasks_consume():

@@ -17,6 +17,7 @@ import trio
 from batchstream import (
     AsyncBatchedStream,
     BatchedStream,
+    Channel,
     ClosedError,
     FinishReason,
     Last,
@@ -515,3 +516,101 @@ def test_an_interrupt_of_a_waiting_consumer_loses_no_output():
         interrupter.join(TIMEOUT)
         gate.opened.set()
         assert list(stream) == ["b"]
+
+
+# ---- where a producer pushes
+
+
+PUSHED = {
+    "put": lambda channel: channel.put([2, 2]),
+    "put that ends": lambda channel: channel.put([None, None]),
+    "end": lambda channel: channel.end(0),
+    "fail": lambda channel: channel.fail(ValueError("of the producer")),
+    "close": lambda channel: channel.close(),
+}
+"""What a producer does that may be broken off."""
+
+
+@pytest.mark.rule(9, 31)
+@pytest.mark.parametrize("name", PUSHED)
+@pytest.mark.parametrize("again", ["the same", "close", "drop"])
+def test_a_channel_ends_whatever_line_a_call_of_its_producer_is_broken_off_at(name, again, unheard):
+    """And each stream gets a prefix of what was put."""
+    for line in itertools.count(1):
+        channel = Channel(2)
+        streams = channel.streams()
+        closed = knobs.closed_of(channel)
+        channel.put([1, 1])
+        where = at_line(line, partial(PUSHED[name], channel), files=knobs.files_of_pushes())
+        if again == "the same":
+            with suppress(ClosedError):
+                PUSHED[name](channel)
+        if again == "close" or name in {"put", "end"}:
+            channel.close()
+        del channel
+        assert closed.is_set, where
+        for stream in streams:
+            outputs, _ = read_blocking(stream)
+            assert outputs in ([1], [1, 2], [1, 2, 2]), where
+        if where is None:
+            break
+    assert line > 10
+    assert {type(error) for error in unheard} <= {KeyboardInterrupt}
+
+
+@pytest.mark.rule(9, 31)
+@pytest.mark.parametrize("name", ["put", "end"])
+def test_what_another_thread_orders_meanwhile_is_done_whatever_line_a_call_is_broken_off_at(
+    name, unheard
+):
+    """It finds the turn taken, does not wait, and makes no other call."""
+    for line in itertools.count(1):
+        channel = Channel(2)
+        streams = channel.streams()
+
+        def close_and_interrupt(channel=channel):
+            other = threading.Thread(target=channel.close, daemon=True)
+            other.start()
+            other.join(TIMEOUT)
+            assert not other.is_alive()
+            raise KeyboardInterrupt
+
+        call = partial(PUSHED[name], channel)
+        where = at_line(line, call, close_and_interrupt, files=knobs.files_of_pushes())
+        if where is None:
+            break
+        assert knobs.closed_of(channel).is_set, where
+        assert [stream.end is None for stream in streams] == [False, False], where
+    assert line > 10
+    assert {type(error) for error in unheard} <= {KeyboardInterrupt}
+
+
+@pytest.mark.rule(31)
+@needs_signals
+def test_a_put_that_is_broken_off_as_it_waits_for_room_leaves_its_step_out(on_signal):
+    class BrokenOffError(Exception):
+        pass
+
+    def break_off(_):
+        if knobs.is_paused(channel) and not broken_off:
+            broken_off.append(True)
+            raise BrokenOffError
+
+    def send_until_it_strikes():
+        while not broken_off:
+            send()
+
+    broken_off = []
+    channel = Channel(1, max_buffered=1)
+    [stream] = channel.streams()
+    channel.put([1])
+    send = on_signal(break_off)
+    sender = threading.Thread(target=send_until_it_strikes, daemon=True)
+    sender.start()
+    with pytest.raises(BrokenOffError):
+        channel.put([2])
+    sender.join(TIMEOUT)
+    assert next(stream) == 1
+    assert channel.put([3]) == (0,)
+    channel.close()
+    assert list(stream) == [3]

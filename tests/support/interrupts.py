@@ -30,7 +30,7 @@ def can_strike(text, before):
     text, before = text.strip(), before.strip()
     if text in {"try:", "pass"} or text.startswith("except"):
         return False
-    if text in {"with self._lock:", "with self.role.lock:"}:
+    if text in {"with self._lock:", "with self.role.lock:"} or before == "if taken:":
         return False
     return before != "finally:" or "(" in text
 

@@ -29,6 +29,7 @@ from batchstream._pumps.background import BackgroundPump
 from batchstream._pumps.fanout import Fanout
 from batchstream._pumps.life import Life
 from batchstream._pumps.pull import PullPump
+from batchstream._pumps.puts import PutInThread
 from batchstream._pumps.thread import ThreadPump
 from batchstream._pumps.worker_thread import WorkerThread
 from batchstream._streams.async_stream import AsyncStreamReader
@@ -242,6 +243,17 @@ def is_paused(batch):
     return pump_of(batch)._room._resume is not None
 
 
+def as_put_waits(monkeypatch, then):
+    """Call this whenever a put in a thread is about to wait for room."""
+    wait = PutInThread.wait
+
+    def wait_after(put):
+        then()
+        wait(put)
+
+    monkeypatch.setattr(PutInThread, "wait", wait_after)
+
+
 def fail_from_outside(stream, error):
     """Do what a deadline does that passes while the model is in a step."""
     stream._upstream.fail_stream(stream._buffer, error)
@@ -371,6 +383,13 @@ _MODULES_OF_CANCEL = (
     "_pumps.thread",
     "_pumps.worker_thread",
 )
+
+
+def files_of_pushes():
+    """Return the files of the modules that the calls of a channel's producer pass through."""
+    names = ("_pumps.background", "_pumps.fanout", "_pumps.push", "_pumps.room", "_streams.channel")
+    return {sys.modules[f"batchstream.{name}"].__file__ for name in names}
+
 
 CODES_OF_CANCEL = {"pulled": PullPump.cancel.__code__, "background": ThreadPump.cancel.__code__}
 """What cancels a stream of a batch."""
