@@ -36,6 +36,9 @@ from batchstream.integrations.transformers._limits import limits_of
 # Not documented, but there in the releases that were tried. Without them generate runs in a thread.
 _NEEDED: Final = ("_prefill", "_update_model_kwargs_for_generation", "_sample")
 _PREPARED: Final = ("_eos_token_tensor", "_pad_token_tensor")
+# The criteria that generate makes of its settings, and that are asked here by slot.
+_BY_SLOT: Final = frozenset({EosTokenCriteria, MaxLengthCriteria})
+_OF_LENGTH: Final = frozenset({MaxLengthCriteria, MaxTimeCriteria})
 # Of a model's inputs, the loop says how many are new where prepare_inputs_for_generation asks.
 _SAYS_LENGTH: Final = (
     "next_sequence_length"
@@ -76,6 +79,7 @@ class Decoding:
         config: The configuration of this call.
         kept: What the model wants besides its ids, from step to step.
         max_new_tokens: A limit for all slots, or one for each.
+        callers_criteria: Those of `criteria` that the caller has passed.
         has_own_cache: Whether the cache is the caller's.
         drop_rows: Whether rows that have ended are dropped; "auto" where that is known to be right.
 
@@ -94,6 +98,7 @@ class Decoding:
         kept: dict[str, Any],
         *,
         max_new_tokens: int | Sequence[int],
+        callers_criteria: Collection[Any],
         has_own_cache: bool,
         drop_rows: bool | Literal["auto"],
     ) -> None:
@@ -108,9 +113,9 @@ class Decoding:
         self._model = model
         self._ids = input_ids
         self._processors = processors
-        # Those of generate itself are asked here, by slot; the rest may be anyone's.
+        callers = set(map(id, callers_criteria))
         self._criteria = [
-            each for each in criteria if type(each) not in {EosTokenCriteria, MaxLengthCriteria}
+            each for each in criteria if type(each) not in _BY_SLOT or id(each) in callers
         ]
         self._config = config
         self._kept = kept
@@ -118,8 +123,11 @@ class Decoding:
         self._drop_rows = drop_rows
         self._can_drop: bool | None = None  # not known before the cache is there
 
-        self._eos = frozenset(_listed(config._eos_token_tensor))  # noqa: SLF001
-        self._pad = config._pad_token_tensor if self._eos else None  # noqa: SLF001
+        eos = frozenset(_listed(config._eos_token_tensor))  # noqa: SLF001
+        # generate lets a criterion of the caller's take the place of its own of the same type.
+        replaced = any(type(each) is EosTokenCriteria for each in self._criteria)
+        self._eos = frozenset() if replaced else eos
+        self._pad = config._pad_token_tensor if eos or replaced else None  # noqa: SLF001
         size = input_ids.shape[0]
         self._limits = limits_of(max_new_tokens, size)
         self._size = size
@@ -270,7 +278,7 @@ class Decoding:
 
 def stopped_by(criterion: Any, token: int | None) -> Last[int | None]:
     """Return the last output of a slot that a stopping criterion ends, with its name."""
-    reason = FinishReason.LENGTH if type(criterion) is MaxTimeCriteria else FinishReason.EOS
+    reason = FinishReason.LENGTH if type(criterion) in _OF_LENGTH else FinishReason.EOS
     return Last(token, reason, {"stopping_criterion": type(criterion).__name__})
 
 

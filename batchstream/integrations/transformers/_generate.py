@@ -134,6 +134,7 @@ def _in_own_loop(call: _Call, eos: frozenset[int], surroundings: Surroundings) -
             generation_config,
             kept,
             max_new_tokens=call.max_new_tokens,
+            callers_criteria=call.arguments.get("stopping_criteria") or (),
             has_own_cache=any(isinstance(value, Cache) for value in call.arguments.values()),
             drop_rows=call.drop_rows,
         )

@@ -64,7 +64,12 @@ _PROCESSORS: Final = frozenset(
 """Processors that look at each row for itself. Others may count rows, or keep something by row."""
 
 _CRITERIA: Final = frozenset(
-    {stopping_criteria.MaxTimeCriteria, stopping_criteria.StopStringCriteria}
+    {
+        stopping_criteria.EosTokenCriteria,
+        stopping_criteria.MaxLengthCriteria,
+        stopping_criteria.MaxTimeCriteria,
+        stopping_criteria.StopStringCriteria,
+    }
 )
 
 _NEVER: Final = frozenset(
