@@ -130,6 +130,7 @@ class Decoding:
         self._pad = config._pad_token_tensor if eos or replaced else None  # noqa: SLF001
         size = input_ids.shape[0]
         self._limits = limits_of(max_new_tokens, size)
+        self._lowest = min(self._limits)
         self._size = size
         self._made = 0
         self._slots = list(range(size))  # the slot of each row
@@ -145,7 +146,7 @@ class Decoding:
 
     # ---- a step
 
-    def step(self) -> list[int] | dict[int, Any]:
+    def step(self) -> list[Any] | dict[int, Any]:
         """Let the model make a step; return what it gives each slot whose row goes on."""
         model = self._model
         outputs = self._forward()
@@ -187,14 +188,14 @@ class Decoding:
             return model.get_compiled_call(self._config.compile_config)
         return model
 
-    def _elements(self, ids: list[int]) -> list[int] | dict[int, Any]:
+    def _elements(self, ids: list[int]) -> list[Any] | dict[int, Any]:
         """Return what a step gives each slot, and note the rows that end with it."""
         stopped = self._stopped() if self._criteria else {}
         slots, ended = self._slots, self._ended
-        limited = self._made >= min(self._limits[slot] for slot in slots)
-        plain = not (stopped or limited) and self._eos.isdisjoint(ids)
-        if plain and len(slots) == self._size and not any(ended):
-            return ids
+        if len(slots) == self._size and not any(ended):
+            ends = stopped or self._made >= self._lowest or not self._eos.isdisjoint(ids)
+            if not ends:
+                return ids
         step: dict[int, Any] = {}
         for row, slot in enumerate(slots):
             if ended[row]:
@@ -202,7 +203,8 @@ class Decoding:
             token = ids[row]
             step[slot] = element = self._element(slot, token, stopped.get(row))
             ended[row] = element is not token
-        return step
+        # As the first step is: it says how many slots there are.
+        return list(step.values()) if len(step) == self._size else step
 
     def _element(self, slot: int, token: int, criterion: Any) -> Any:
         if token in self._eos:

@@ -14,7 +14,7 @@ from batchstream.integrations.transformers._lockstep import in_lockstep
 from batchstream.integrations.transformers._settings import Settings, as_arguments
 from batchstream.integrations.transformers._surroundings import Surroundings, let_go
 
-Steps: TypeAlias = Generator[list[int] | dict[int, Any], Collection[int] | None, None]
+Steps: TypeAlias = Generator[list[Any] | dict[int, Any], Collection[int] | None, None]
 
 
 def stream_generate(
