@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from transformers import Cache
+from transformers import Cache, StoppingCriteriaList
+from transformers.generation.stopping_criteria import StopStringCriteria
 
 from batchstream.integrations.transformers._decoding import Decoding, ForeignLoop, has_own_loop
 from batchstream.integrations.transformers._limits import checked_limits, highest, limits_of
@@ -93,7 +94,7 @@ def stream_generate(
         limits_of(call.max_new_tokens, prompts * settings.sequences)
     own_loop = has_own_loop(model) and not settings.assisted
     surroundings = Surroundings(getattr(model, "device", None))
-    steps = (_in_own_loop if own_loop else _in_lockstep)(call, settings.eos, surroundings)
+    steps = (_in_own_loop if own_loop else _in_lockstep)(call, settings, surroundings)
     return _let_go_of_errors(steps)
 
 
@@ -116,14 +117,16 @@ def _let_go_of_errors(steps: Steps) -> Steps:
         raise
 
 
-def _in_own_loop(call: _Call, eos: frozenset[int], surroundings: Surroundings) -> Steps:
+def _in_own_loop(call: _Call, settings: Settings, surroundings: Surroundings) -> Steps:
+    criteria = _criteria(call.arguments, settings.stop_strings)
+
     def start(  # noqa: PLR0917 - generate gives these by position
         model: Any,
         input_ids: Any,
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,
-        tokenizer: Any = None,  # noqa: ARG001 - for stop_strings, generate looks for this name
+        tokenizer: Any = None,  # noqa: ARG001 - or generate would take it for the model's
         **kept: Any,
     ) -> Decoding:
         return Decoding(
@@ -134,7 +137,7 @@ def _in_own_loop(call: _Call, eos: frozenset[int], surroundings: Surroundings) -
             generation_config,
             kept,
             max_new_tokens=call.max_new_tokens,
-            callers_criteria=call.arguments.get("stopping_criteria") or (),
+            callers_criteria=criteria,
             has_own_cache=any(isinstance(value, Cache) for value in call.arguments.values()),
             drop_rows=call.drop_rows,
         )
@@ -142,12 +145,12 @@ def _in_own_loop(call: _Call, eos: frozenset[int], surroundings: Surroundings) -
     try:
         with surroundings():
             decoding = call.model.generate(
-                **call.arguments,
+                **call.arguments | {"stopping_criteria": criteria, "stop_strings": None},
                 max_new_tokens=highest(call.max_new_tokens),
                 custom_generate=start,
             )
     except ForeignLoop:
-        yield from _in_lockstep(call, eos, surroundings)
+        yield from _in_lockstep(call, settings, surroundings)
         return
     try:
         while decoding.goes_on:
@@ -162,11 +165,23 @@ def _in_own_loop(call: _Call, eos: frozenset[int], surroundings: Surroundings) -
         raise
 
 
-def _in_lockstep(call: _Call, eos: frozenset[int], surroundings: Surroundings) -> Steps:
+def _criteria(arguments: Mapping[str, Any], stop_strings: Any) -> StoppingCriteriaList:
+    """Return the stopping criteria of a call, and that of its stop strings.
+
+    generate would make the latter itself, but has no tokenizer where the loop is another one. As
+    there, one of the caller's takes its place.
+    """
+    criteria = StoppingCriteriaList(arguments.get("stopping_criteria") or ())
+    if stop_strings is not None and StopStringCriteria not in map(type, criteria):
+        criteria.append(StopStringCriteria(arguments["tokenizer"], stop_strings))
+    return criteria
+
+
+def _in_lockstep(call: _Call, settings: Settings, surroundings: Surroundings) -> Steps:
     return in_lockstep(
         call.model.generate,
         call.arguments,
         max_new_tokens=call.max_new_tokens,
-        eos=eos,
+        eos=settings.eos,
         surroundings=surroundings,
     )

@@ -46,8 +46,11 @@ class Settings:
         ]
 
     def _of(self, name: str) -> Any:
-        if (value := self._arguments.get(name)) is not None:
-            return value
+        if name in self._arguments:  # None too, as with generate: it takes a setting back
+            return self._arguments[name]
+        return self._configured(name)
+
+    def _configured(self, name: str) -> Any:
         found = (getattr(config, name, None) for config in self._configs)
         return next((value for value in found if value is not None), None)
 
@@ -60,6 +63,25 @@ class Settings:
         for name, why in _NOT_TAKEN.items():
             if self._arguments.get(name) not in (None, False):
                 raise ValueError(f"stream_generate takes no {name}: {why}")
+        self._check_search()
+        if self._of("token_healing"):
+            raise ValueError(
+                "stream_generate takes no token_healing, which changes the prompts before they are "
+                "read: pass what model.heal_tokens(ids, tokenizer) returns"
+            )
+        if self.stop_strings is not None and self._arguments.get("tokenizer") is None:
+            raise ValueError(
+                f"stop_strings need the tokenizer: pass tokenizer= for {self.stop_strings!r}, or "
+                "stop_strings=None to do without them"
+            )
+        if self._arguments.get("cache_implementation") == "paged":
+            raise ValueError(
+                "stream_generate takes no cache_implementation='paged': that is continuous "
+                "batching; use TransformersEngine with a ContinuousBatcher"
+            )
+
+    def _check_search(self) -> None:
+        """Refuse beams and whatever else has tokens that are not final when they are made."""
         for name in ("num_beams", "num_beam_groups"):
             if (number := self._of(name) or 1) > 1:
                 raise ValueError(
@@ -82,11 +104,6 @@ class Settings:
             raise ValueError(
                 f"stream_generate cannot stream DoLa, got dola_layers={self._of('dola_layers')!r}: "
                 "its loop is not part of transformers; leave it out"
-            )
-        if self._arguments.get("cache_implementation") == "paged":
-            raise ValueError(
-                "stream_generate takes no cache_implementation='paged': that is continuous "
-                "batching; use TransformersEngine with a ContinuousBatcher"
             )
 
     @property
@@ -125,6 +142,11 @@ class Settings:
     def eos(self) -> frozenset[int]:
         """The token ids that end a sequence."""
         return ids_of(self._of("eos_token_id"))
+
+    @property
+    def stop_strings(self) -> Any:
+        """The text that ends a sequence, as `generate` takes it; None for none."""
+        return self._of("stop_strings")
 
     @property
     def pad(self) -> int | None:

@@ -1,17 +1,16 @@
 """Stopping criteria and stop strings of the caller's, as `generate` takes them."""
 
 import pytest
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.stopping_criteria import (
     EosTokenCriteria,
     MaxLengthCriteria,
-    MaxTimeCriteria,
     StopStringCriteria,
 )
 
 from batchstream import demux
 from batchstream.integrations.transformers import stream_generate
-from support.tiny_models import EOS, Forwards, prompts, tiny, tiny_text
+from support.tiny_models import EOS, Forwards, Script, prompts, tiny, tiny_text
 
 PROMPT = 6
 MOST = 12
@@ -72,3 +71,90 @@ def test_end_ids_of_a_criterion_of_the_callers_take_the_place_of_the_others(drop
 
 def _to(end, ids):
     return ids[: ids.index(end) + 1] if end in ids else ids
+
+
+# ---- stop strings
+
+
+STOPPED = [[70, 71, 72, 73, 74], [75, 70, 71, 76, 77], [78, 79, 80]]
+
+
+def stopping(tokenizer, lines=STOPPED):
+    """Return the arguments of a call whose rows say these ids, with a stop string in two of them."""
+    script = LogitsProcessorList([Script(lines, PROMPT)])
+    return {"logits_processor": script}, tokenizer.decode([71])
+
+
+def stopped_at_71(got, ends):
+    assert got == [[70, 71], [75, 70, 71], [78, 79, 80]]
+    assert [end.reason for end in ends] == ["eos"] * 3
+    assert ends[0].info == {"stopping_criterion": "StopStringCriteria"}
+    assert ends[2].info is None
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_stop_strings_end_a_slot(several):
+    model, tokenizer = tiny_text()
+    script, stop = stopping(tokenizer)
+    with Forwards(model) as forwards:
+        got, ends = streamed(
+            model,
+            prompts(PROMPT, 4, 2),
+            stop_strings=["no such", stop] if several else stop,
+            tokenizer=tokenizer,
+            drop_rows=False,
+            **script,
+        )
+    stopped_at_71(got, ends)
+    assert len(forwards) == 4
+
+
+@pytest.mark.parametrize("place", ["call", "model"])
+def test_stop_strings_of_a_config_end_a_slot(place, monkeypatch):
+    model, tokenizer = tiny_text()
+    script, stop = stopping(tokenizer)
+    config = GenerationConfig(eos_token_id=EOS, pad_token_id=0, stop_strings=[stop])
+    if place == "model":
+        monkeypatch.setattr(model, "generation_config", config)
+    else:
+        script["generation_config"] = config
+    stopped_at_71(*streamed(model, prompts(PROMPT, 4, 2), tokenizer=tokenizer, **script))
+    assert config.stop_strings == [stop]
+
+
+def test_no_stop_strings_in_a_call_are_none():
+    model, tokenizer = tiny_text()
+    script, stop = stopping(tokenizer)
+    config = GenerationConfig(eos_token_id=EOS, pad_token_id=0, stop_strings=[stop])
+    got, _ = streamed(
+        model, prompts(PROMPT, 4, 2), generation_config=config, stop_strings=None, **script
+    )
+    assert got == STOPPED
+
+
+def test_stop_strings_of_a_criterion_take_the_place_of_the_others():
+    model, tokenizer = tiny_text()
+    script, stop = stopping(tokenizer)
+    got, _ = streamed(
+        model,
+        prompts(PROMPT, 4, 2),
+        stop_strings=tokenizer.decode([70]),
+        stopping_criteria=StoppingCriteriaList([StopStringCriteria(tokenizer, [stop])]),
+        tokenizer=tokenizer,
+        **script,
+    )
+    assert got == [[70, 71], [75, 70, 71], [78, 79, 80]]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"stop_strings": ["x"]}, "stop_strings need the tokenizer: pass tokenizer="),
+        ({"token_healing": True}, r"takes no token_healing.*pass what model\.heal_tokens"),
+    ],
+)
+@pytest.mark.parametrize("place", ["argument", "config"])
+def test_what_needs_a_tokenizer_that_is_not_there_is_refused(place, config, message):
+    more = config if place == "argument" else {"generation_config": GenerationConfig(**config)}
+    with pytest.raises(ValueError, match=message):
+        stream_generate(tiny(), prompts(4), max_new_tokens=3, **more)
