@@ -253,7 +253,10 @@ class Decoding:
                 _rows.obstacle(self._model, self._kept, self._processors)
                 or (
                     self._drop_rows == "auto"
-                    and (self._has_own_cache or _rows.doubt(self._processors, self._criteria))
+                    and (
+                        self._has_own_cache
+                        or _rows.doubt(self._model, self._processors, self._criteria)
+                    )
                 )
             )
         return self._can_drop

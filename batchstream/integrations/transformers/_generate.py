@@ -36,7 +36,8 @@ def stream_generate(
 
     Rows that have ended are dropped from the model's batch, so that they cost no more, where that
     is known to be right: all layers of the cache can select rows, the model is of text alone, and
-    nothing counts rows. The model may then sample other tokens for the other rows than it would
+    nothing counts rows, nor do the angles of rotary positions depend on the longest row. The model
+    may then sample other tokens for the other rows than it would
     have for the whole batch; greedy search stays as it is.
 
     The model runs in the thread that moves the source, with greedy search and sampling. Assisted
@@ -48,9 +49,11 @@ def stream_generate(
         inputs: What the tokenizer returned, a mapping with tensors; or the ids alone, a tensor of
             shape `(prompts, length)`. Prompts of several lengths are padded on the left.
         max_new_tokens: How many tokens a sequence may have at most: one number for all, or one for
-            each slot.
+            each slot. A `MaxLengthCriteria` of your own may end them before.
         drop_rows: True drops rows that have ended also beside logits processors, stopping criteria
-            and a cache of your own: you know that they do not count rows. False never drops one.
+            and a cache of your own: you know that they do not count rows. And where rotary
+            positions are `dynamic` or `longrope`, which may change what the others get. False never
+            drops one.
         **generate_kwargs: Anything else that `model.generate` takes: `do_sample`, `temperature`,
             `generation_config`, `logits_processor`, `stopping_criteria`, `num_return_sequences`,
             which gives each prompt as many slots, and so on.
@@ -80,7 +83,7 @@ def stream_generate(
         raise TypeError(
             f"stream_generate takes a model with a method generate, got {type(model).__name__}"
         )
-    if drop_rows not in {True, False, "auto"}:
+    if not isinstance(drop_rows, bool) and not (isinstance(drop_rows, str) and drop_rows == "auto"):
         raise ValueError(f"drop_rows must be 'auto', True or False, got {drop_rows!r}")
     call = _Call(
         model=model,

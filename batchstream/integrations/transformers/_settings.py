@@ -21,6 +21,10 @@ _NOT_TAKEN: Final = {
     "streamer": "the source takes its place; for a generate call of your own use BatchStreamer",
     "synced_gpus": "processes that step together cannot end together with a stream",
 }
+_TENSORS: Final = ("inputs", "input_ids", "inputs_embeds", "attention_mask")
+_TOKENIZE: Final = (
+    "call the tokenizer with return_tensors='pt', padding=True and padding_side='left'"
+)
 _GREEDY: Final = "pass num_beams=1 for greedy search, or do_sample=True"
 
 
@@ -58,8 +62,13 @@ class Settings:
         """Refuse what cannot be streamed.
 
         Raises:
+            TypeError: An input is no tensor.
             ValueError: The name of the setting, and what to do instead.
         """
+        for name in (*_TENSORS, getattr(self._model, "main_input_name", "")):
+            value = self._arguments.get(name)
+            if value is not None and not isinstance(value, torch.Tensor):
+                raise TypeError(f"{name} takes a tensor, got {type(value).__name__}: {_TOKENIZE}")
         for name, why in _NOT_TAKEN.items():
             if self._arguments.get(name) not in (None, False):
                 raise ValueError(f"stream_generate takes no {name}: {why}")
@@ -167,6 +176,5 @@ def as_arguments(inputs: Any) -> dict[str, Any]:
         return {"inputs": inputs}
     raise TypeError(
         "stream_generate takes the tokenizer's mapping or a tensor of shape (prompts, length), got "
-        f"{type(inputs).__name__}: call the tokenizer with return_tensors='pt', padding=True and "
-        "padding_side='left'"
+        f"{type(inputs).__name__}: {_TOKENIZE}"
     )

@@ -79,9 +79,9 @@ def _to(end, ids):
 STOPPED = [[70, 71, 72, 73, 74], [75, 70, 71, 76, 77], [78, 79, 80]]
 
 
-def stopping(tokenizer, lines=STOPPED):
-    """Return the arguments of a call whose rows say these ids, with a stop string in two of them."""
-    script = LogitsProcessorList([Script(lines, PROMPT)])
+def stopping(tokenizer):
+    """Return what lets the rows say these ids, and a stop string that two of them have."""
+    script = LogitsProcessorList([Script(STOPPED, PROMPT)])
     return {"logits_processor": script}, tokenizer.decode([71])
 
 
