@@ -31,7 +31,9 @@ def stream_generate(
     Pass it to `BatchedStream`, `demux` or their asynchronous twins, or return it from the function
     of a batcher. Each slot ends in the step in which its sequence does: with `eos` at an
     end-of-sequence id, which is not delivered; with `length` at its limit; and at a stopping
-    criterion with the criterion's name in `StreamEnd.info`. When every stream has ended or was
+    criterion with the criterion's name in `StreamEnd.info`. Stop strings, which need `tokenizer=`,
+    are such a criterion. An `EosTokenCriteria` of your own takes the place of the config's end ids,
+    as in `generate`. When every stream has ended or was
     cancelled, the model makes no further step.
 
     Rows that have ended are dropped from the model's batch, so that they cost no more, where that
@@ -83,7 +85,7 @@ def stream_generate(
         raise TypeError(
             f"stream_generate takes a model with a method generate, got {type(model).__name__}"
         )
-    if not isinstance(drop_rows, bool) and not (isinstance(drop_rows, str) and drop_rows == "auto"):
+    if type(drop_rows) is not bool and drop_rows != "auto":
         raise ValueError(f"drop_rows must be 'auto', True or False, got {drop_rows!r}")
     call = _Call(
         model=model,
