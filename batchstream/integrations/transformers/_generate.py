@@ -33,14 +33,13 @@ def stream_generate(
     end-of-sequence id, which is not delivered; with `length` at its limit; and at a stopping
     criterion with the criterion's name in `StreamEnd.info`. Stop strings, which need `tokenizer=`,
     are such a criterion. An `EosTokenCriteria` of your own takes the place of the config's end ids,
-    as in `generate`. When every stream has ended or was
-    cancelled, the model makes no further step.
+    as in `generate`. When every stream has ended or was cancelled, the model makes no further step.
 
     Rows that have ended are dropped from the model's batch, so that they cost no more, where that
-    is known to be right: all layers of the cache can select rows, the model is of text alone, and
-    nothing counts rows, nor do the angles of rotary positions depend on the longest row. The model
-    may then sample other tokens for the other rows than it would
-    have for the whole batch; greedy search stays as it is.
+    is known to be right: all layers of the cache can select rows, the model is of text alone, its
+    rotary positions do not depend on the longest row, and nothing counts rows. The model may then
+    sample other tokens for the other rows than it would have for the whole batch; greedy search
+    stays as it is.
 
     The model runs in the thread that moves the source, with greedy search and sampling. Assisted
     decoding and prompt lookup, and models with a loop of their own, run in a thread of the
