@@ -36,6 +36,9 @@ from batchstream.integrations.transformers._limits import limits_of
 # Not documented, but there in the releases that were tried. Without them generate runs in a thread.
 _NEEDED: Final = ("_prefill", "_update_model_kwargs_for_generation", "_sample")
 _PREPARED: Final = ("_eos_token_tensor", "_pad_token_tensor")
+# The criteria that generate makes of its settings, and that are asked here by slot.
+_BY_SLOT: Final = frozenset({EosTokenCriteria, MaxLengthCriteria})
+_OF_LENGTH: Final = frozenset({MaxLengthCriteria, MaxTimeCriteria})
 # Of a model's inputs, the loop says how many are new where prepare_inputs_for_generation asks.
 _SAYS_LENGTH: Final = (
     "next_sequence_length"
@@ -76,6 +79,7 @@ class Decoding:
         config: The configuration of this call.
         kept: What the model wants besides its ids, from step to step.
         max_new_tokens: A limit for all slots, or one for each.
+        callers_criteria: Those of `criteria` that the caller has passed.
         has_own_cache: Whether the cache is the caller's.
         drop_rows: Whether rows that have ended are dropped; "auto" where that is known to be right.
 
@@ -94,6 +98,7 @@ class Decoding:
         kept: dict[str, Any],
         *,
         max_new_tokens: int | Sequence[int],
+        callers_criteria: Collection[Any],
         has_own_cache: bool,
         drop_rows: bool | Literal["auto"],
     ) -> None:
@@ -108,9 +113,9 @@ class Decoding:
         self._model = model
         self._ids = input_ids
         self._processors = processors
-        # Those of generate itself are asked here, by slot; the rest may be anyone's.
+        callers = set(map(id, callers_criteria))
         self._criteria = [
-            each for each in criteria if type(each) not in {EosTokenCriteria, MaxLengthCriteria}
+            each for each in criteria if type(each) not in _BY_SLOT or id(each) in callers
         ]
         self._config = config
         self._kept = kept
@@ -118,10 +123,14 @@ class Decoding:
         self._drop_rows = drop_rows
         self._can_drop: bool | None = None  # not known before the cache is there
 
-        self._eos = frozenset(_listed(config._eos_token_tensor))  # noqa: SLF001
-        self._pad = config._pad_token_tensor if self._eos else None  # noqa: SLF001
+        eos = frozenset(_listed(config._eos_token_tensor))  # noqa: SLF001
+        # generate lets a criterion of the caller's take the place of its own of the same type.
+        replaced = any(type(each) is EosTokenCriteria for each in self._criteria)
+        self._eos = frozenset() if replaced else eos
+        self._pad = config._pad_token_tensor if eos or replaced else None  # noqa: SLF001
         size = input_ids.shape[0]
         self._limits = limits_of(max_new_tokens, size)
+        self._lowest = min(self._limits)
         self._size = size
         self._made = 0
         self._slots = list(range(size))  # the slot of each row
@@ -137,7 +146,7 @@ class Decoding:
 
     # ---- a step
 
-    def step(self) -> list[int] | dict[int, Any]:
+    def step(self) -> list[Any] | dict[int, Any]:
         """Let the model make a step; return what it gives each slot whose row goes on."""
         model = self._model
         outputs = self._forward()
@@ -179,14 +188,14 @@ class Decoding:
             return model.get_compiled_call(self._config.compile_config)
         return model
 
-    def _elements(self, ids: list[int]) -> list[int] | dict[int, Any]:
+    def _elements(self, ids: list[int]) -> list[Any] | dict[int, Any]:
         """Return what a step gives each slot, and note the rows that end with it."""
         stopped = self._stopped() if self._criteria else {}
         slots, ended = self._slots, self._ended
-        limited = self._made >= min(self._limits[slot] for slot in slots)
-        plain = not (stopped or limited) and self._eos.isdisjoint(ids)
-        if plain and len(slots) == self._size and not any(ended):
-            return ids
+        if len(slots) == self._size and not any(ended):
+            ends = stopped or self._made >= self._lowest or not self._eos.isdisjoint(ids)
+            if not ends:
+                return ids
         step: dict[int, Any] = {}
         for row, slot in enumerate(slots):
             if ended[row]:
@@ -194,7 +203,8 @@ class Decoding:
             token = ids[row]
             step[slot] = element = self._element(slot, token, stopped.get(row))
             ended[row] = element is not token
-        return step
+        # As the first step is: it says how many slots there are.
+        return list(step.values()) if len(step) == self._size else step
 
     def _element(self, slot: int, token: int, criterion: Any) -> Any:
         if token in self._eos:
@@ -243,7 +253,10 @@ class Decoding:
                 _rows.obstacle(self._model, self._kept, self._processors)
                 or (
                     self._drop_rows == "auto"
-                    and (self._has_own_cache or _rows.doubt(self._processors, self._criteria))
+                    and (
+                        self._has_own_cache
+                        or _rows.doubt(self._model, self._processors, self._criteria)
+                    )
                 )
             )
         return self._can_drop
@@ -270,7 +283,7 @@ class Decoding:
 
 def stopped_by(criterion: Any, token: int | None) -> Last[int | None]:
     """Return the last output of a slot that a stopping criterion ends, with its name."""
-    reason = FinishReason.LENGTH if type(criterion) is MaxTimeCriteria else FinishReason.EOS
+    reason = FinishReason.LENGTH if type(criterion) in _OF_LENGTH else FinishReason.EOS
     return Last(token, reason, {"stopping_criterion": type(criterion).__name__})
 
 

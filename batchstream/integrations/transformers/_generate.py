@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from transformers import Cache
+from transformers import Cache, StoppingCriteriaList
+from transformers.generation.stopping_criteria import StopStringCriteria
 
 from batchstream.integrations.transformers._decoding import Decoding, ForeignLoop, has_own_loop
 from batchstream.integrations.transformers._limits import checked_limits, highest, limits_of
@@ -14,7 +15,7 @@ from batchstream.integrations.transformers._lockstep import in_lockstep
 from batchstream.integrations.transformers._settings import Settings, as_arguments
 from batchstream.integrations.transformers._surroundings import Surroundings, let_go
 
-Steps: TypeAlias = Generator[list[int] | dict[int, Any], Collection[int] | None, None]
+Steps: TypeAlias = Generator[list[Any] | dict[int, Any], Collection[int] | None, None]
 
 
 def stream_generate(
@@ -30,13 +31,15 @@ def stream_generate(
     Pass it to `BatchedStream`, `demux` or their asynchronous twins, or return it from the function
     of a batcher. Each slot ends in the step in which its sequence does: with `eos` at an
     end-of-sequence id, which is not delivered; with `length` at its limit; and at a stopping
-    criterion with the criterion's name in `StreamEnd.info`. When every stream has ended or was
-    cancelled, the model makes no further step.
+    criterion with the criterion's name in `StreamEnd.info`. Stop strings, which need `tokenizer=`,
+    are such a criterion. An `EosTokenCriteria` of your own takes the place of the config's end ids,
+    as in `generate`. When every stream has ended or was cancelled, the model makes no further step.
 
     Rows that have ended are dropped from the model's batch, so that they cost no more, where that
-    is known to be right: all layers of the cache can select rows, the model is of text alone, and
-    nothing counts rows. The model may then sample other tokens for the other rows than it would
-    have for the whole batch; greedy search stays as it is.
+    is known to be right: all layers of the cache can select rows, the model is of text alone, its
+    rotary positions do not depend on the longest row, and nothing counts rows. The model may then
+    sample other tokens for the other rows than it would have for the whole batch; greedy search
+    stays as it is.
 
     The model runs in the thread that moves the source, with greedy search and sampling. Assisted
     decoding and prompt lookup, and models with a loop of their own, run in a thread of the
@@ -47,9 +50,11 @@ def stream_generate(
         inputs: What the tokenizer returned, a mapping with tensors; or the ids alone, a tensor of
             shape `(prompts, length)`. Prompts of several lengths are padded on the left.
         max_new_tokens: How many tokens a sequence may have at most: one number for all, or one for
-            each slot.
+            each slot. A `MaxLengthCriteria` of your own may end them before.
         drop_rows: True drops rows that have ended also beside logits processors, stopping criteria
-            and a cache of your own: you know that they do not count rows. False never drops one.
+            and a cache of your own: you know that they do not count rows. And where rotary
+            positions are `dynamic` or `longrope`, which may change what the others get. False never
+            drops one.
         **generate_kwargs: Anything else that `model.generate` takes: `do_sample`, `temperature`,
             `generation_config`, `logits_processor`, `stopping_criteria`, `num_return_sequences`,
             which gives each prompt as many slots, and so on.
@@ -79,7 +84,7 @@ def stream_generate(
         raise TypeError(
             f"stream_generate takes a model with a method generate, got {type(model).__name__}"
         )
-    if drop_rows not in {True, False, "auto"}:
+    if type(drop_rows) is not bool and drop_rows != "auto":
         raise ValueError(f"drop_rows must be 'auto', True or False, got {drop_rows!r}")
     call = _Call(
         model=model,
@@ -93,7 +98,7 @@ def stream_generate(
         limits_of(call.max_new_tokens, prompts * settings.sequences)
     own_loop = has_own_loop(model) and not settings.assisted
     surroundings = Surroundings(getattr(model, "device", None))
-    steps = (_in_own_loop if own_loop else _in_lockstep)(call, settings.eos, surroundings)
+    steps = (_in_own_loop if own_loop else _in_lockstep)(call, settings, surroundings)
     return _let_go_of_errors(steps)
 
 
@@ -116,14 +121,16 @@ def _let_go_of_errors(steps: Steps) -> Steps:
         raise
 
 
-def _in_own_loop(call: _Call, eos: frozenset[int], surroundings: Surroundings) -> Steps:
+def _in_own_loop(call: _Call, settings: Settings, surroundings: Surroundings) -> Steps:
+    criteria = _criteria(call.arguments, settings.stop_strings)
+
     def start(  # noqa: PLR0917 - generate gives these by position
         model: Any,
         input_ids: Any,
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,
-        tokenizer: Any = None,  # noqa: ARG001 - for stop_strings, generate looks for this name
+        tokenizer: Any = None,  # noqa: ARG001 - or generate would take it for the model's
         **kept: Any,
     ) -> Decoding:
         return Decoding(
@@ -134,6 +141,7 @@ def _in_own_loop(call: _Call, eos: frozenset[int], surroundings: Surroundings) -
             generation_config,
             kept,
             max_new_tokens=call.max_new_tokens,
+            callers_criteria=criteria,
             has_own_cache=any(isinstance(value, Cache) for value in call.arguments.values()),
             drop_rows=call.drop_rows,
         )
@@ -141,12 +149,12 @@ def _in_own_loop(call: _Call, eos: frozenset[int], surroundings: Surroundings) -
     try:
         with surroundings():
             decoding = call.model.generate(
-                **call.arguments,
+                **call.arguments | {"stopping_criteria": criteria, "stop_strings": None},
                 max_new_tokens=highest(call.max_new_tokens),
                 custom_generate=start,
             )
     except ForeignLoop:
-        yield from _in_lockstep(call, eos, surroundings)
+        yield from _in_lockstep(call, settings, surroundings)
         return
     try:
         while decoding.goes_on:
@@ -161,11 +169,23 @@ def _in_own_loop(call: _Call, eos: frozenset[int], surroundings: Surroundings) -
         raise
 
 
-def _in_lockstep(call: _Call, eos: frozenset[int], surroundings: Surroundings) -> Steps:
+def _criteria(arguments: Mapping[str, Any], stop_strings: Any) -> StoppingCriteriaList:
+    """Return the stopping criteria of a call, and that of its stop strings.
+
+    generate would make the latter itself, but has no tokenizer where the loop is another one. As
+    there, one of the caller's takes its place.
+    """
+    criteria = StoppingCriteriaList(arguments.get("stopping_criteria") or ())
+    if stop_strings is not None and StopStringCriteria not in map(type, criteria):
+        criteria.append(StopStringCriteria(arguments["tokenizer"], stop_strings))
+    return criteria
+
+
+def _in_lockstep(call: _Call, settings: Settings, surroundings: Surroundings) -> Steps:
     return in_lockstep(
         call.model.generate,
         call.arguments,
         max_new_tokens=call.max_new_tokens,
-        eos=eos,
+        eos=settings.eos,
         surroundings=surroundings,
     )

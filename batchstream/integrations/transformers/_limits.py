@@ -36,14 +36,11 @@ def limits_of_slots(max_new_tokens: Any, size: int) -> list[int | None]:
     """
     if max_new_tokens is None:
         return [None] * size
-    if not isinstance(max_new_tokens, list | tuple):
-        return [_checked(max_new_tokens)] * size
-    limits = [None if limit is None else _checked(limit) for limit in max_new_tokens]
-    return limits_of(limits, size)
+    return limits_of(checked_limits(max_new_tokens, or_none=True), size)
 
 
-def checked_limits(max_new_tokens: Any) -> int | tuple[int, ...]:
-    """Return the limits as whole numbers.
+def checked_limits(max_new_tokens: Any, *, or_none: bool = False) -> int | tuple[Any, ...]:
+    """Return the limits as whole numbers; with `or_none`, slots may have None for no limit.
 
     Raises:
         TypeError: They are not whole numbers.
@@ -55,7 +52,7 @@ def checked_limits(max_new_tokens: Any) -> int | tuple[int, ...]:
         return _checked(max_new_tokens)
     if not max_new_tokens:
         raise ValueError("max_new_tokens is empty: pass a number for all slots or one for each")
-    return tuple(map(_checked, max_new_tokens))
+    return tuple(None if or_none and limit is None else _checked(limit) for limit in max_new_tokens)
 
 
 def _checked(limit: Any) -> int:

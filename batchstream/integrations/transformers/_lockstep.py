@@ -79,7 +79,7 @@ def in_lockstep(
     max_new_tokens: int | Sequence[int],
     eos: frozenset[int],
     surroundings: Surroundings,
-) -> Generator[list[int] | dict[int, Any], Collection[int] | None, None]:
+) -> Generator[list[Any] | dict[int, Any], Collection[int] | None, None]:
     """Return the steps of a call of `generate`, which runs in a thread of its own.
 
     Args:

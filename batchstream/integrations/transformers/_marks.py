@@ -106,8 +106,10 @@ class Marks:
         self.live -= slots
         self._rows.ended |= slots
 
-    def elements(self, step: Any) -> dict[int, Any]:
-        """Return what a step gives each live slot.
+    def elements(self, step: Any) -> list[Any] | dict[int, Any]:
+        """Return what a step gives each live slot: a list if that is each of all.
+
+        So the first step says how many slots there are.
 
         Args:
             step: A tensor of shape (rows,), or (rows, ids).
@@ -121,7 +123,7 @@ class Marks:
             if ends:
                 ended.add(slot)
         self._end(ended)
-        return found
+        return list(found.values()) if len(found) == len(self._limits) else found
 
     def stopped(self) -> dict[int, Any]:
         """Return the ends of slots that a criterion has ended behind the last step."""

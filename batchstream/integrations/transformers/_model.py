@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from batchstream.integrations.transformers._ids import ids_of
+from batchstream.integrations.transformers._rope import is_longrope, scalings
 from batchstream.integrations.transformers._surroundings import Surroundings
 
 _LAYERS: Final = frozenset({DynamicLayer, DynamicSlidingWindowLayer})
@@ -100,9 +101,8 @@ def length_of(model: PreTrainedModel) -> int | None:
     """
     config = model.config.get_text_config(decoder=True)
     limits = [getattr(config, "max_position_embeddings", None)]
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [each for each in (rope, *rope.values()) if isinstance(each, dict)]
-    if any(each.get("rope_type") == "longrope" for each in kinds):
+    kinds = scalings(config)
+    if any(map(is_longrope, kinds)):
         limits += [each.get("original_max_position_embeddings") for each in (*kinds, vars(config))]
     return min((limit for limit in limits if limit), default=None)
 

@@ -10,6 +10,8 @@ import torch
 from transformers import cache_utils
 from transformers.generation import logits_process, stopping_criteria
 
+from batchstream.integrations.transformers._rope import depends_on_length
+
 _LAYERS: Final = frozenset(
     getattr(cache_utils, name)
     for name in ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")
@@ -64,7 +66,12 @@ _PROCESSORS: Final = frozenset(
 """Processors that look at each row for itself. Others may count rows, or keep something by row."""
 
 _CRITERIA: Final = frozenset(
-    {stopping_criteria.MaxTimeCriteria, stopping_criteria.StopStringCriteria}
+    {
+        stopping_criteria.EosTokenCriteria,
+        stopping_criteria.MaxLengthCriteria,
+        stopping_criteria.MaxTimeCriteria,
+        stopping_criteria.StopStringCriteria,
+    }
 )
 
 _NEVER: Final = frozenset(
@@ -104,8 +111,10 @@ def obstacle(model: Any, kept: Mapping[str, Any], processors: Iterable[Any]) -> 
     return None
 
 
-def doubt(processors: Iterable[Any], criteria: Iterable[Any]) -> str | None:
+def doubt(model: Any, processors: Iterable[Any], criteria: Iterable[Any]) -> str | None:
     """Return what may need all rows, None if nothing does; the caller may know better."""
+    if depends_on_length(model.config.get_text_config(decoder=True)):
+        return f"the angles of {type(model).__name__} depend on the longest row"
     for each in processors:
         if type(each) not in _PROCESSORS:
             return f"{type(each).__name__} may count rows"

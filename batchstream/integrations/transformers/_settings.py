@@ -21,6 +21,10 @@ _NOT_TAKEN: Final = {
     "streamer": "the source takes its place; for a generate call of your own use BatchStreamer",
     "synced_gpus": "processes that step together cannot end together with a stream",
 }
+_TENSORS: Final = ("inputs", "input_ids", "inputs_embeds", "attention_mask")
+_TOKENIZE: Final = (
+    "call the tokenizer with return_tensors='pt', padding=True and padding_side='left'"
+)
 _GREEDY: Final = "pass num_beams=1 for greedy search, or do_sample=True"
 
 
@@ -46,8 +50,11 @@ class Settings:
         ]
 
     def _of(self, name: str) -> Any:
-        if (value := self._arguments.get(name)) is not None:
-            return value
+        if name in self._arguments:  # None too, as with generate: it takes a setting back
+            return self._arguments[name]
+        return self._configured(name)
+
+    def _configured(self, name: str) -> Any:
         found = (getattr(config, name, None) for config in self._configs)
         return next((value for value in found if value is not None), None)
 
@@ -55,11 +62,35 @@ class Settings:
         """Refuse what cannot be streamed.
 
         Raises:
+            TypeError: An input is no tensor.
             ValueError: The name of the setting, and what to do instead.
         """
+        for name in (*_TENSORS, getattr(self._model, "main_input_name", "")):
+            value = self._arguments.get(name)
+            if value is not None and not isinstance(value, torch.Tensor):
+                raise TypeError(f"{name} takes a tensor, got {type(value).__name__}: {_TOKENIZE}")
         for name, why in _NOT_TAKEN.items():
             if self._arguments.get(name) not in (None, False):
                 raise ValueError(f"stream_generate takes no {name}: {why}")
+        self._check_search()
+        if self._of("token_healing"):
+            raise ValueError(
+                "stream_generate takes no token_healing, which changes the prompts before they are "
+                "read: pass what model.heal_tokens(ids, tokenizer) returns"
+            )
+        if self.stop_strings is not None and self._arguments.get("tokenizer") is None:
+            raise ValueError(
+                f"stop_strings need the tokenizer: pass tokenizer= for {self.stop_strings!r}, or "
+                "stop_strings=None to do without them"
+            )
+        if self._arguments.get("cache_implementation") == "paged":
+            raise ValueError(
+                "stream_generate takes no cache_implementation='paged': that is continuous "
+                "batching; use TransformersEngine with a ContinuousBatcher"
+            )
+
+    def _check_search(self) -> None:
+        """Refuse beams and whatever else has tokens that are not final when they are made."""
         for name in ("num_beams", "num_beam_groups"):
             if (number := self._of(name) or 1) > 1:
                 raise ValueError(
@@ -82,11 +113,6 @@ class Settings:
             raise ValueError(
                 f"stream_generate cannot stream DoLa, got dola_layers={self._of('dola_layers')!r}: "
                 "its loop is not part of transformers; leave it out"
-            )
-        if self._arguments.get("cache_implementation") == "paged":
-            raise ValueError(
-                "stream_generate takes no cache_implementation='paged': that is continuous "
-                "batching; use TransformersEngine with a ContinuousBatcher"
             )
 
     @property
@@ -127,6 +153,11 @@ class Settings:
         return ids_of(self._of("eos_token_id"))
 
     @property
+    def stop_strings(self) -> Any:
+        """The text that ends a sequence, as `generate` takes it; None for none."""
+        return self._of("stop_strings")
+
+    @property
     def pad(self) -> int | None:
         """The token id that fills rows up."""
         value: int | None = self._of("pad_token_id")
@@ -145,6 +176,5 @@ def as_arguments(inputs: Any) -> dict[str, Any]:
         return {"inputs": inputs}
     raise TypeError(
         "stream_generate takes the tokenizer's mapping or a tensor of shape (prompts, length), got "
-        f"{type(inputs).__name__}: call the tokenizer with return_tensors='pt', padding=True and "
-        "padding_side='left'"
+        f"{type(inputs).__name__}: {_TOKENIZE}"
     )

@@ -324,7 +324,7 @@ class BatchStreamer(BaseStreamer, Generic[T]):
         if len(known) < len(self._channel) and self._made != self._limit:
             raise _Left
 
-    def _hand_out(self, step: dict[int, Any] | None) -> None:
+    def _hand_out(self, step: list[Any] | dict[int, Any] | None) -> None:
         """Let what decodes read a step, and put what it makes of it; None is the end."""
         self._pushed.step = step
         try:
@@ -348,12 +348,12 @@ class _Pushed:
     """The source of the steps that were put: the one that is there."""
 
     def __init__(self) -> None:
-        self.step: dict[int, Any] | None = None
+        self.step: list[Any] | dict[int, Any] | None = None
 
-    def __iter__(self) -> Iterator[dict[int, Any]]:
+    def __iter__(self) -> Iterator[list[Any] | dict[int, Any]]:
         return self
 
-    def __next__(self) -> dict[int, Any]:
+    def __next__(self) -> list[Any] | dict[int, Any]:
         if self.step is None:
             raise StopIteration
         return self.step

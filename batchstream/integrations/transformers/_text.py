@@ -42,6 +42,7 @@ def stream_text(
         max_new_tokens: How many tokens a reply may have at most: one number for all, or one for
             each slot.
         stop: Stop strings: a text or several for all slots, or a list with a list or None for each.
+            Those of the generation config hold besides, for all slots.
         include_stop: Whether the text includes the stop string that ends it.
         skip_special_tokens: Whether special tokens give no text.
         **generate_kwargs: What `stream_generate` takes besides.
@@ -73,14 +74,19 @@ def stream_text(
     ids = encoded(tokenizer, prompts)
     settings = Settings(model, generate_kwargs)
     is_decoder = not model.config.is_encoder_decoder
-    if not settings.eos and tokenizer.eos_token_id is not None:
+    if (
+        not settings.eos
+        and "eos_token_id" not in generate_kwargs
+        and tokenizer.eos_token_id is not None
+    ):
         generate_kwargs["eos_token_id"] = tokenizer.eos_token_id
     pads = (settings.pad, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     pad = next(it for it in pads if it is not None)
     if settings.pad is None:
         generate_kwargs["pad_token_id"] = pad
     each = settings.sequences
-    stops = _stops(stop, len(ids) * each)
+    stops = _stops(stop, settings.stop_strings, len(ids) * each)
+    generate_kwargs["stop_strings"] = None  # here they are held back, and `stop` has them
     decoders = [
         TextDecoder(
             tokenizer,
@@ -91,6 +97,8 @@ def stream_text(
         )
         for slot in range(len(ids) * each)
     ]
+    for slot, decoder in enumerate(decoders):
+        decoder.prompt_tokens = len(ids[slot // each])  # also where no text goes on from them
     steps = stream_generate(
         model,
         padded(ids, pad, "left" if is_decoder else "right", model.device),
@@ -100,17 +108,18 @@ def stream_text(
     return decode_steps(steps, decoders)
 
 
-def _stops(stop: Any, size: int) -> list[Any]:
-    """Return the stop strings of each slot.
+def _stops(stop: Any, configured: Any, size: int) -> list[list[Any]]:
+    """Return the stop strings of each slot: its own, and those of the config.
 
     Raises:
         TypeError: Some are for all slots, and others for one.
         ValueError: There is not one element for each slot.
     """
-    given = [stop] if isinstance(stop, str) else list(stop or ())
+    common = _listed(configured)
+    given = _listed(stop)
     texts = [isinstance(each, str) for each in given]
     if all(texts):
-        return [given] * size
+        return [given + common] * size
     if any(texts):
         at = texts.index(True)
         raise TypeError(
@@ -121,4 +130,8 @@ def _stops(stop: Any, size: int) -> list[Any]:
         raise ValueError(
             f"stop has {len(given)} lists of stop strings, expected {size}, one per slot"
         )
-    return given
+    return [_listed(each) + common for each in given] if common else given
+
+
+def _listed(stop: Any) -> list[Any]:
+    return [stop] if isinstance(stop, str) else list(stop or ())

@@ -409,6 +409,8 @@ def test_it_takes_ids_alone_and_a_config():
         ({"max_length": 9}, "takes no max_length: pass max_new_tokens"),
         ({"output_scores": True}, "takes no output_scores: a source hands out token ids alone"),
         ({"return_dict_in_generate": True}, "takes no return_dict_in_generate"),
+        ({"drop_rows": [1]}, r"drop_rows must be 'auto', True or False, got \[1\]"),
+        ({"drop_rows": 1}, "drop_rows must be 'auto', True or False, got 1"),
         ({"drop_rows": "yes"}, "drop_rows must be 'auto', True or False, got 'yes'"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"max_new_tokens": [3, -1]}, "max_new_tokens must be at least 1, got -1"),
@@ -427,6 +429,8 @@ def test_what_cannot_be_streamed_is_refused_by_name(more, message):
     [
         (object(), prompts(4), 3, "a model with a method generate, got object"),
         (tiny(), [[5, 6]], 3, "return_tensors='pt'"),
+        (tiny(), {"input_ids": [[5, 6]]}, 3, "input_ids takes a tensor, got list: call the tok"),
+        (tiny(), prompts(4) | {"attention_mask": [[1] * 4]}, 3, "attention_mask takes a tensor"),
         (tiny(), prompts(4), 1.5, "max_new_tokens takes whole numbers, got 1.5"),
         (tiny(), prompts(4), True, "max_new_tokens takes whole numbers, got True"),
     ],

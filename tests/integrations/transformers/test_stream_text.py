@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from batchstream import batched, demux
 from batchstream.integrations.transformers import stream_text
@@ -55,6 +56,22 @@ def test_a_stop_string_ends_its_slot():
     assert got == ["so it is. ", LINES[1], "no", "one"]
     assert [stream.end.info["stop"] for stream in streams] == ["STOP", None, None, "\n\n"]
     assert streams[0].end.info["completion_tokens"] == len("so it is. STOP")
+
+
+@pytest.mark.parametrize("place", ["call", "model"])
+def test_stop_strings_of_a_config_hold_for_all_slots(place, monkeypatch):
+    model, _ = tiny_text()
+    config = GenerationConfig(eos_token_id=2, pad_token_id=0, stop_strings=["STOP", "\n\n"])
+    more = {"generation_config": config}
+    if place == "model":
+        monkeypatch.setattr(model, "generation_config", config)
+        more = {}
+    got, streams = text(stop=[["is"], None, None, ["o"]], **more)
+    assert got == ["so it ", LINES[1], "no", ""]
+    assert [stream.end.info["stop"] for stream in streams] == ["is", None, None, "o"]
+    got, streams = text(**more)
+    assert got == ["so it is. ", LINES[1], "no", "one"]
+    assert [stream.end.info["stop"] for stream in streams] == ["STOP", None, None, "\n\n"]
 
 
 def test_the_model_makes_no_step_behind_the_last_stop():
@@ -201,7 +218,7 @@ def test_an_encoder_has_its_padding_on_the_right():
     finally:
         hook.remove()
     assert seen == [[[1, 1], [1, 0]]]
-    assert "prompt_tokens" not in first.end.info
+    assert [stream.end.info["prompt_tokens"] for stream in (first, second)] == [2, 1]
 
 
 def test_what_ends_a_sequence_is_the_tokenizers_if_the_model_does_not_know():
