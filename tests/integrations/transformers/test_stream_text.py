@@ -251,6 +251,14 @@ def test_what_cannot_work_is_refused(prompts, more, kind, message):
 # ---- a request that cannot work
 
 
+class Message(dict):
+    """One at which the tokenizer's template raises."""
+
+    @property
+    def role(self):
+        return 1 / 0
+
+
 BAD = {
     "no tokens": ("", 6, None, RequestError, "the prompt has no tokens"),
     "a stop string": ("c", 6, ["x", ""], RequestError, "stop"),
@@ -260,7 +268,7 @@ BAD = {
     "another kind": (3.5, 6, None, TypeError, "a prompt is a text, a list of messages"),
     "an id": ([5, 9999], 6, None, RequestError, "from 0 to 260, .*, got 9999"),
     "below 0": ([5, -1], 6, None, RequestError, "got -1"),
-    "no UTF-8": ("\ud800", 6, None, Exception, ""),  # what the tokenizer raises
+    "a chat": ([Message()], 6, None, ZeroDivisionError, "by zero"),
 }
 GOOD = [("a", 6, None), ("bcd", 4, ["x"])]
 
