@@ -101,6 +101,17 @@ def django_settings():
         settings._wrapped = empty
 
 
+class Library:
+    """One that calls back with each output, for all requests or for one."""
+
+    def __call__(self, callback):
+        callback(["a"])
+
+    def submit(self, _, on_token, on_done):
+        assert on_token("a") is True
+        on_done()
+
+
 def model_of_words(requests):
     for n in range(max(map(len, requests)) + 1):
         yield [request[n] if n < len(request) else None for request in requests]
@@ -116,7 +127,7 @@ def names_of_the_page(batcher):
         "tokenizer": BYTES,
         "model": model_of_words,
         "channel": batchstream.Channel(1),
-        "library": lambda callback: callback(["a"]),
+        "library": Library(),
         "embed": lambda texts: [1] * len(texts),
         "batcher": batcher,
         "self": SimpleNamespace(batcher=batcher),
@@ -314,6 +325,61 @@ class Keeping(DynamicBatcher):
         stream = super().astream(*args, **kwargs)
         self.kept = (*self.kept, stream)
         return stream
+
+
+# ---- a library that calls back
+
+
+class Calls:
+    """The library's side: the callbacks of a request, which the test calls."""
+
+    def submit(self, _, on_token, on_done):
+        self.on_token, self.on_done = on_token, on_done
+
+    def decode(self, ids):
+        return bytes(ids).decode(errors="replace")
+
+
+async def read(stream):
+    return "".join([text async for text in stream])
+
+
+def test_a_callback_engine_is_served(tmp_path):
+    with serving("A callback engine behind a server", tmp_path) as client:
+        for prompt, reply in (("so it goes STOP and on", "so it goes "), ("日本 ST", "日本 ST")):
+            assert client.get("/generate", params={"prompt": prompt}).text == reply
+
+
+def test_a_callback_engine_is_told_to_stop():
+    recipe = run("A callback engine behind a server")
+
+    async def main():
+        recipe["library"] = calls = Calls()
+        stream = recipe["generate"]("", stop=["!"])
+        assert [calls.on_token(token) for token in b"a!"] == [True, False]
+        calls.on_done()
+        assert await read(stream) == "a"
+        stream = recipe["generate"]("")
+        assert calls.on_token(97)
+        stream.cancel()
+        assert not calls.on_token(97)
+        calls.on_done()
+
+    asyncio.run(main())
+
+
+def test_a_callback_engine_does_not_wait_for_a_slow_client():
+    recipe = run("A callback engine behind a server")
+
+    async def main():
+        recipe["library"] = calls = Calls()
+        stream = recipe["generate"]("")
+        assert sum(calls.on_token(97) for _ in range(2000)) == 1000
+        calls.on_done()
+        with pytest.raises(batchstream.SlowConsumerError):
+            await read(stream)
+
+    asyncio.run(main())
 
 
 @contextlib.contextmanager

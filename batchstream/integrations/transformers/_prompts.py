@@ -1,4 +1,4 @@
-"""Prompts as a batch: texts, chats and ids become padded tensors, and no tokenizer is changed."""
+"""Prompts: texts, chats and ids become padded tensors, and no tokenizer is changed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from typing import Any
 
 import torch
 
+from batchstream import RequestError
+from batchstream.integrations.transformers._model import vocabulary_of
 
-def encoded(tokenizer: Any, prompts: Any) -> list[list[int]]:
-    """Return the ids of each prompt, without padding.
 
-    Args:
-        tokenizer: A tokenizer of transformers.
-        prompts: A list; each prompt is a text, a chat, which is a list of messages, or a list of
-            ids.
+def check_prompts(prompts: Any) -> None:
+    """Check that there are prompts.
 
     Raises:
-        TypeError: They are no list, or a prompt is of another kind.
-        ValueError: There is none, or one has no tokens.
+        TypeError: They are no list.
+        ValueError: There is none.
     """
     if isinstance(prompts, str | Mapping) or not isinstance(prompts, Sequence):
         raise TypeError(
@@ -26,10 +24,65 @@ def encoded(tokenizer: Any, prompts: Any) -> list[list[int]]:
         )
     if not prompts:
         raise ValueError("prompts is empty: there is nothing to stream")
-    found = [_ids(tokenizer, prompt) for prompt in prompts]
-    if [] in found:
-        raise ValueError(f"prompt {found.index([])} has no tokens: a model needs at least one")
-    return found
+
+
+def encoded(tokenizer: Any, prompt: Any) -> list[int]:
+    """Return the ids of a prompt, without padding.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        prompt: A text, a chat, which is a list of messages, or a list of ids.
+
+    Raises:
+        TypeError: The prompt is of another kind.
+        RequestError: It has no tokens.
+        Exception: What the tokenizer raises.
+    """
+    ids = _ids(tokenizer, prompt)
+    if not ids:
+        raise RequestError("the prompt has no tokens: a model needs at least one")
+    return ids
+
+
+class Room:
+    """What a request may ask of a model.
+
+    A model whose positions are rotated goes on beyond those that it was trained for, as in
+    `generate`. One with a table of positions fails there, with all of its batch.
+    """
+
+    def __init__(self, model: Any) -> None:
+        config = model.config.get_text_config(decoder=True)
+        rotated = getattr(config, "rope_parameters", None)
+        self._positions = None if rotated else getattr(config, "max_position_embeddings", None)
+        self._vocabulary = vocabulary_of(model)
+        self._is_decoder = not model.config.is_encoder_decoder
+
+    def check(self, ids: Sequence[int], max_new_tokens: int) -> None:
+        """Check a request.
+
+        Raises:
+            RequestError: An id is none of the model's, or it needs more positions than there are.
+        """
+        size, positions = self._vocabulary, self._positions
+        for token in (min(ids), max(ids)):
+            if not 0 <= token < size:
+                raise RequestError(
+                    f"the ids of a prompt must be from 0 to {size - 1}, which are those of the "
+                    f"model, got {token}"
+                )
+        if positions is None:
+            return
+        if self._is_decoder and len(ids) + max_new_tokens > positions:
+            raise RequestError(
+                f"the prompt and max_new_tokens must be at most {positions} tokens together, as "
+                f"the model has no more positions, got {len(ids)} and {max_new_tokens}"
+            )
+        if max(len(ids), max_new_tokens) > positions:
+            raise RequestError(
+                f"the prompt and the reply must be at most {positions} tokens each, as the model "
+                f"has no more positions, got {len(ids)} and max_new_tokens={max_new_tokens}"
+            )
 
 
 def _ids(tokenizer: Any, prompt: Any) -> list[int]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from batchstream.integrations.transformers._generate import stream_generate
-from batchstream.integrations.transformers._prompts import encoded, padded
+from batchstream import Fail, RequestError
+from batchstream.integrations.transformers._generate import Steps, stream_generate
+from batchstream.integrations.transformers._limits import checked_limits, limits_of
+from batchstream.integrations.transformers._prompts import Room, check_prompts, encoded, padded
 from batchstream.integrations.transformers._settings import Settings
-from batchstream.text import DecodedSteps, TextDecoder, decode_steps
+from batchstream.text import DecodedSteps, StopStrings, TextDecoder, decode_steps
 
 Prompt: TypeAlias = "str | Sequence[Mapping[str, Any]] | Sequence[int]"
 Stop: TypeAlias = "str | Sequence[str] | None"
@@ -34,6 +36,11 @@ def stream_text(
     Prompts are padded as the model needs it, and the tokenizer stays as it is. Where neither the
     call nor the model says which id ends a sequence, it is the tokenizer's.
 
+    A request that cannot work fails alone, in the first step: with a `RequestError` if its prompt
+    has no tokens or ids that the model has not, if one of its own stop strings is empty, if its own
+    limit is below 1, and if it needs more positions than the model has in a table; and with what
+    the tokenizer raises of it, or a `TypeError`. If all fail the model does not run.
+
     Args:
         model: A model of transformers with `generate`.
         tokenizer: Its tokenizer.
@@ -51,9 +58,8 @@ def stream_text(
         A source for `demux`, `BatchedStream`, or to return from the function of a batcher.
 
     Raises:
-        TypeError, ValueError: An argument is of the wrong kind, or cannot work; see
-            `stream_generate`.
-        Exception: What the tokenizer raises.
+        TypeError, ValueError: An argument that is for all prompts is of the wrong kind, or cannot
+            work; see `stream_generate`.
 
     Blocking: the call tokenizes; a step takes as long as the model does.
     Cancellation: closing the source ends the model's work, at the latest behind its step.
@@ -71,7 +77,7 @@ def stream_text(
             "stream_text takes no stop_strings: pass stop, which holds back what may become a stop "
             "string"
         )
-    ids = encoded(tokenizer, prompts)
+    check_prompts(prompts)
     settings = Settings(model, generate_kwargs)
     is_decoder = not model.config.is_encoder_decoder
     if (
@@ -85,27 +91,101 @@ def stream_text(
     if settings.pad is None:
         generate_kwargs["pad_token_id"] = pad
     each = settings.sequences
-    stops = _stops(stop, settings.stop_strings, len(ids) * each)
+    size = len(prompts) * each
+    stops = _stops(stop, settings.stop_strings, size)
     generate_kwargs["stop_strings"] = None  # here they are held back, and `stop` has them
-    decoders = [
-        TextDecoder(
-            tokenizer,
-            stop=stops[slot],
-            include_stop=include_stop,
-            prompt_ids=ids[slot // each] if is_decoder else (),
-            skip_special_tokens=skip_special_tokens,
-        )
-        for slot in range(len(ids) * each)
-    ]
-    for slot, decoder in enumerate(decoders):
-        decoder.prompt_tokens = len(ids[slot // each])  # also where no text goes on from them
+    limits = _limits(max_new_tokens, size)
+    room = Room(model)
+    ids: list[Any] = []  # of each prompt
+    decoders: list[Any] = []  # of each slot
+    failed: dict[int, Fail] = {}
+    for number, prompt in enumerate(prompts):
+        slots = range(number * each, (number + 1) * each)
+        try:
+            own = encoded(tokenizer, prompt)
+            for slot in slots:
+                room.check(own, _limit(limits[slot]))
+            made = [
+                _decoder(
+                    tokenizer,
+                    stop=stops[slot],
+                    include_stop=include_stop,
+                    prompt_ids=own if is_decoder else (),
+                    skip_special_tokens=skip_special_tokens,
+                )
+                for slot in slots
+            ]
+        except Exception as error:  # noqa: BLE001 - its streams raise it
+            ids.append(None)
+            decoders += [None] * each
+            failed |= dict.fromkeys(slots, Fail(error))
+        else:
+            ids.append(own)
+            for decoder in made:
+                decoder.prompt_tokens = len(own)  # also where no text goes on from them
+            decoders += made
+    if len(failed) == size:
+        return decode_steps([failed], decoders)
+    # What counts rows, as a logits processor may, finds each request in its place: the row of one
+    # that has failed holds the shortest prompt of the others, for a step at most.
+    spare = min((own for own in ids if own is not None), key=len)
     steps = stream_generate(
         model,
-        padded(ids, pad, "left" if is_decoder else "right", model.device),
-        max_new_tokens=max_new_tokens,
+        padded(
+            [spare if own is None else own for own in ids],
+            pad,
+            "left" if is_decoder else "right",
+            model.device,
+        ),
+        max_new_tokens=[1 if slot in failed else limits[slot] for slot in range(size)],
         **generate_kwargs,
     )
-    return decode_steps(steps, decoders)
+    return decode_steps(_after(failed, steps) if failed else steps, decoders)
+
+
+def _after(failed: dict[int, Fail], steps: Steps) -> Steps:
+    """Let some slots fail, and go on with the others."""
+    yield failed
+    yield from steps
+
+
+def _limits(max_new_tokens: Any, size: int) -> Sequence[Any]:
+    """Return the limit of each slot; those that were given one by one are not checked.
+
+    Raises:
+        TypeError, ValueError: It is a limit for all, and cannot work; or there is not one for each.
+    """
+    if hasattr(type(max_new_tokens), "tolist"):
+        max_new_tokens = max_new_tokens.tolist()
+    if not isinstance(max_new_tokens, list | tuple) or not max_new_tokens:
+        max_new_tokens = checked_limits(max_new_tokens)
+    return limits_of(max_new_tokens, size)
+
+
+def _limit(limit: Any) -> Any:
+    """Return the limit of a slot.
+
+    Raises:
+        TypeError: It is no whole number.
+        RequestError: It is below 1.
+    """
+    try:
+        return checked_limits(limit)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+
+
+def _decoder(tokenizer: Any, **options: Any) -> TextDecoder:
+    """Return the decoder of a slot.
+
+    Raises:
+        TypeError: A stop string is no text.
+        RequestError: One is empty.
+    """
+    try:
+        return TextDecoder(tokenizer, **options)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
 
 
 def _stops(stop: Any, configured: Any, size: int) -> list[list[Any]]:
@@ -113,12 +193,13 @@ def _stops(stop: Any, configured: Any, size: int) -> list[list[Any]]:
 
     Raises:
         TypeError: Some are for all slots, and others for one.
-        ValueError: There is not one element for each slot.
+        ValueError: There is not one element for each slot, or one for all is empty.
     """
     common = _listed(configured)
     given = _listed(stop)
     texts = [isinstance(each, str) for each in given]
     if all(texts):
+        StopStrings(*given)  # refuses what is wrong for all
         return [given + common] * size
     if any(texts):
         at = texts.index(True)

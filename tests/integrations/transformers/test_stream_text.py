@@ -4,9 +4,15 @@ import threading
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
-from batchstream import batched, demux
+from batchstream import RequestError, batched, demux
 from batchstream.integrations.transformers import stream_text
 from support.tiny_models import Forwards, says, tiny, tiny_text
 
@@ -243,8 +249,9 @@ def test_what_ends_a_sequence_is_the_tokenizers_if_the_model_does_not_know():
     [
         ("hello", {}, TypeError, r"prompts takes a list, got str: pass \[prompt\] for one"),
         ([], {}, ValueError, "prompts is empty"),
-        (["a", ""], {}, ValueError, "prompt 1 has no tokens"),
-        ([3.5], {}, TypeError, "a prompt is a text, a list of messages"),
+        (["a"], {"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1, got 0"),
+        (["a"], {"max_new_tokens": []}, ValueError, "max_new_tokens is empty"),
+        (["a"], {"max_new_tokens": [1, 2]}, ValueError, "max_new_tokens has 2 limits, expected 1"),
         (["a"], {"stop": ["x", ["y"]]}, TypeError, r"got both: 'x' is a text, write \['x'\]"),
         (["a"], {"stop": [["x"], ["y"]]}, ValueError, "stop has 2 lists .*, expected 1"),
         (["a"], {"stop": ""}, ValueError, "stop"),
@@ -255,4 +262,149 @@ def test_what_ends_a_sequence_is_the_tokenizers_if_the_model_does_not_know():
 def test_what_cannot_work_is_refused(prompts, more, kind, message):
     model, tokenizer = tiny_text()
     with pytest.raises(kind, match=message):
-        stream_text(model, tokenizer, prompts, max_new_tokens=4, **more)
+        stream_text(model, tokenizer, prompts, **{"max_new_tokens": 4, **more})
+
+
+# ---- a request that cannot work
+
+
+class Message(dict):
+    """One at which the tokenizer's template raises."""
+
+    @property
+    def role(self):
+        return 1 / 0
+
+
+BAD = {
+    "no tokens": ("", 6, None, RequestError, "the prompt has no tokens"),
+    "a stop string": ("c", 6, ["x", ""], RequestError, "stop"),
+    "no text": ("c", 6, [3], TypeError, "stop"),
+    "a limit": ("c", 0, None, RequestError, "max_new_tokens must be at least 1, got 0"),
+    "no number": ("c", 2.5, None, TypeError, "max_new_tokens takes whole numbers, got 2.5"),
+    "another kind": (3.5, 6, None, TypeError, "a prompt is a text, a list of messages"),
+    "an id": ([5, 9999], 6, None, RequestError, "from 0 to 260, .*, got 9999"),
+    "below 0": ([5, -1], 6, None, RequestError, "got -1"),
+    "a chat": ([Message()], 6, None, ZeroDivisionError, "by zero"),
+}
+GOOD = [("a", 6, None), ("bcd", 4, ["x"])]
+
+
+def replies(requests, more=(), model=None):
+    own, tokenizer = tiny_text(3)
+    prompts, limits, stops = zip(*requests, strict=True)
+    source = stream_text(
+        model or own,
+        tokenizer,
+        list(prompts),
+        max_new_tokens=list(limits),
+        stop=list(stops),
+        **dict(more),
+    )
+    return list(demux(source, len(requests)))
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("bad", BAD)
+def test_a_request_that_cannot_work_fails_alone(bad, at):
+    *request, kind, message = BAD[bad]
+    requests = list(GOOD)
+    requests.insert(at, tuple(request))
+    streams = replies(requests)
+    with pytest.raises(kind, match=message):
+        list(streams.pop(at))
+    assert [list(stream) for stream in streams] == [list(stream) for stream in replies(GOOD)]
+    assert [stream.end.info["prompt_tokens"] for stream in streams] == [1, 3]
+
+
+def test_a_request_that_cannot_work_is_told_before_the_model_runs():
+    model, _ = tiny_text(3)
+    with Forwards(model) as forwards:
+        good, bad = replies([GOOD[0], ("", 6, None)])
+        with pytest.raises(RequestError):
+            next(bad)
+        assert not forwards
+        list(good)
+    assert forwards.rows == [2, 1, 1, 1, 1, 1]
+
+
+def test_the_model_does_not_run_if_no_request_can_work():
+    model, _ = tiny_text(3)
+    with Forwards(model) as forwards:
+        for stream in replies([("", 6, None), ("c", 0, None)]):
+            with pytest.raises(RequestError):
+                next(stream)
+    assert not forwards
+
+
+def test_what_counts_rows_finds_each_request_in_its_place():
+    model, tokenizer = tiny_text(3)
+    lines = says(tokenizer, ["so", "", "it"], 1)
+    source = stream_text(model, tokenizer, ["a", "", "b"], max_new_tokens=9, logits_processor=lines)
+    first, _, third = demux(source, 3)
+    assert ("".join(first), "".join(third)) == ("so", "it")
+
+
+def test_all_sequences_of_a_prompt_fail_with_it():
+    model, tokenizer = tiny_text(3)
+    source = stream_text(
+        model,
+        tokenizer,
+        ["a", "b"],
+        max_new_tokens=3,
+        num_return_sequences=2,
+        do_sample=True,
+        stop=[None, None, None, [""]],
+    )
+    first, second, *others = demux(source, 4)
+    for stream in others:
+        with pytest.raises(RequestError):
+            list(stream)
+    list(first), list(second)
+    assert {stream.end.info["prompt_tokens"] for stream in (first, second)} == {1}
+
+
+@pytest.mark.parametrize("bad", [("x" * 61, 4), ("x" * 65, 1), ("x", 64)])
+def test_a_request_beyond_the_models_positions_fails_alone(bad):
+    model = gpt2()
+    requests = [("x" * 60, 4, None), (*bad, None), ("y", 5, None)]
+    first, second, third = replies(requests, {"eos_token_id": 2}, model)
+    with pytest.raises(RequestError, match=r"at most 64 tokens together, .*, got"):
+        list(second)
+    list(first), list(third)
+    assert first.end.info["prompt_tokens"] == 60
+
+
+def gpt2():
+    config = GPT2Config(vocab_size=261, n_positions=64, n_embd=8, n_layer=1, n_head=2)
+    return GPT2LMHeadModel(config).eval()
+
+
+def test_positions_that_are_rotated_have_no_end():
+    model, _ = tiny_text(3)
+    longest = model.config.max_position_embeddings
+    [stream] = replies([("x" * (longest + 1), 2, None)])
+    list(stream)
+    assert stream.end.info["completion_tokens"] <= 2
+
+
+def test_an_encoder_counts_positions_of_its_own():
+    model, positions = bart(), 64
+    limits = [1, 1, positions + 1]
+    prompts = ["a", "b" * (positions + 1), "c"]
+    first, *others = demux(stream_text(model, NoSides(), prompts, max_new_tokens=limits), 3)
+    for stream in others:
+        with pytest.raises(RequestError, match=f"at most {positions} tokens each"):
+            list(stream)
+    list(first)
+    assert first.end.info["completion_tokens"] <= 1
+
+
+def bart():
+    parts = {
+        f"{part}_{name}": number
+        for part in ("encoder", "decoder")
+        for name, number in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 8))
+    }
+    config = BartConfig(vocab_size=64, max_position_embeddings=64, d_model=8, **parts)
+    return BartForConditionalGeneration(config).eval()
