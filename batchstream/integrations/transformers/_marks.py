@@ -93,9 +93,10 @@ def taken_criteria(settings: Settings) -> tuple[list[Any], dict[str, Any]]:
     """
     call = settings.without("stopping_criteria", "max_time", "stop_strings")
     criteria = list(settings.stopping_criteria or ())
-    if (seconds := settings.max_time) is not None:
+    given = set(map(type, criteria))  # which take the place of those below, as in generate
+    if (seconds := settings.max_time) is not None and MaxTimeCriteria not in given:
         criteria.append(MaxTimeCriteria(seconds))
-    if (stops := settings.stop_strings) is not None:
+    if (stops := settings.stop_strings) is not None and StopStringCriteria not in given:
         if (tokenizer := call.get("tokenizer")) is None:
             raise ValueError(
                 f"generate has stop_strings={stops!r} and no tokenizer: pass tokenizer= to it too"

@@ -320,8 +320,8 @@ def test_run_returns_what_generate_does_where_it_asks_of_drafts(seed, token):
 
 def test_a_prompt_may_begin_with_the_id_of_padding():
     ids = torch.tensor([[EOS, 5, 6]])  # as GPT-2's do, whose padding is the end of a text
-    streamer = BatchStreamer(pad_token_id=EOS)
-    running = Running(streamer.run, tiny().generate, ids, max_new_tokens=2)
+    streamer = BatchStreamer(timeout=SECONDS, pad_token_id=EOS)
+    running = Running(streamer.run, tiny().generate, input_ids=ids, max_new_tokens=2)
     assert list(streamer)[:3] == [EOS, 5, 6]
     running.result()
 
@@ -332,8 +332,13 @@ def test_the_attention_mask_says_what_of_prompts_is_padding(returned):
     mask = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
     size = 2 * returned
     streamer = BatchStreamer(size=size, pad_token_id=9)
-    call = {"attention_mask": mask, "num_return_sequences": returned, "do_sample": True}
-    running = Running(streamer.run, tiny().generate, ids, **call, max_new_tokens=1)
+    call = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "num_return_sequences": returned,
+        "do_sample": True,
+    }
+    running = Running(streamer.run, tiny().generate, **call, max_new_tokens=1)
     got = [prompt[:3] for prompt in read(streamer.streams())]
     running.result()
     first = [[9, 5], [9, 5]][:returned]
@@ -511,13 +516,12 @@ def test_a_batch_of_another_size_is_refused(rows):
     [
         ({"stop_strings": ["x"]}, ValueError, "no tokenizer: pass tokenizer="),
         ({"eos_token_id": "x"}, TypeError, "takes whole numbers, got 'x'"),
-        ({"inputs": None}, TypeError, "multiple values for argument 'inputs'"),
     ],
 )
 def test_what_cannot_be_prepared_reaches_the_streams(more, kind, message):
     streamer = BatchStreamer(skip_prompt=True, size=2)
     streams = streamer.streams()
-    running = Running(streamer.run, tiny().generate, prompts(4, 4)["input_ids"], **more)
+    running = Running(streamer.run, tiny().generate, **prompts(4, 4), **more)
     running.result()
     assert running.raised is None
     for stream in streams:
@@ -560,6 +564,14 @@ def test_run_takes_arguments_by_position(by_name):
     assert list(stream) == [7] * 3
     assert out[0, 4:].tolist() == [7] * 3
     assert stream.end.reason == ("length" if by_name else "exhausted")
+
+
+def test_an_argument_that_is_there_twice_reaches_the_stream():
+    ids = prompts(4)["input_ids"]
+    streamer = BatchStreamer(skip_prompt=True)
+    streamer.run(tiny().generate, ids, inputs=ids)
+    with pytest.raises(TypeError, match="multiple values for argument 'inputs'"):
+        next(streamer)
 
 
 def test_a_call_within_a_call_is_refused_and_does_not_end_it():
