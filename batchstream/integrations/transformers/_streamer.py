@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import compress
 from typing import TYPE_CHECKING, Any, Generic, Self
 
 from transformers import StoppingCriteriaList
@@ -41,7 +40,9 @@ from batchstream.integrations.transformers._marks import (
     listed,
     taken_criteria,
 )
+from batchstream.integrations.transformers._prompts import unpadded
 from batchstream.integrations.transformers._settings import Settings, named
+from batchstream.integrations.transformers._tokenizers import Decodes, checked_tokenizer
 from batchstream.text import TextDecoder, decode_steps
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class BatchStreamer(BaseStreamer, Generic[T]):
         self._channel: Channel[Any] = Channel(
             size, max_buffered=max_buffered, on_overflow=on_overflow
         )
-        self._tokenizer = _checked_tokenizer(tokenizer, stop, decode_kwargs)
+        self._tokenizer = checked_tokenizer(tokenizer, stop, decode_kwargs)
         self._decode_kwargs = decode_kwargs
         self._skip_prompt = skip_prompt
         self._timeout = timeout
@@ -327,7 +328,7 @@ class BatchStreamer(BaseStreamer, Generic[T]):
                 self._fail(error)
             raise error
         self._thread.guard = _Guard(self._channel)
-        ids = self._without_padding(prompts)
+        ids = unpadded(prompts, self._mask, self._pad)
         ends = self._eos if self._runs or self._pad is None else self._eos | {self._pad}
         self._marks = Marks(self._rows, len(prompts[0]), self._limits, ends)
         self._steps = decode_steps(self._pushed, [self._decoder(prompt) for prompt in ids])
@@ -337,22 +338,13 @@ class BatchStreamer(BaseStreamer, Generic[T]):
                 [decode(it, **self._decode_kwargs) if decode else Many(it) for it in ids]
             )
 
-    def _without_padding(self, prompts: list[list[int]]) -> list[list[int]]:
-        if len(prompts) == 1:  # the id of padding may begin a prompt, as that of GPT-2 does
-            return prompts
-        if self._mask is None or self._mask.shape[1:] != (len(prompts[0]),):
-            return [_after(prompt, self._pad) for prompt in prompts]
-        each = len(prompts) // len(self._mask)
-        kept = self._mask.repeat_interleave(each, 0).tolist()
-        return [list(compress(*both)) for both in zip(prompts, kept, strict=True)]
-
     def _decoder(self, prompt: Sequence[int]) -> TextDecoder | None:
         if self._tokenizer is None:
             return None
         kwargs = dict(self._decode_kwargs)
         skips = kwargs.pop("skip_special_tokens", False)
         return TextDecoder(
-            _Decodes(self._tokenizer, self._decode_kwargs) if kwargs else self._tokenizer,
+            Decodes(self._tokenizer, self._decode_kwargs) if kwargs else self._tokenizer,
             stop=self._stop,
             prompt_ids=prompt,
             skip_special_tokens=skips,
@@ -412,34 +404,3 @@ class _Guard:
 
     def __del__(self) -> None:
         self._channel.fail(SourceError(_DEAD))  # which does nothing behind the end
-
-
-class _Decodes:
-    """A tokenizer with arguments of its own for `decode`."""
-
-    def __init__(self, tokenizer: Any, kwargs: Mapping[str, Any]) -> None:
-        self._tokenizer = tokenizer
-        self._kwargs = kwargs
-
-    def decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, **self._kwargs)
-        return text
-
-
-def _after(prompt: list[int], pad: int | None) -> list[int]:
-    begin = next((at for at, token in enumerate(prompt) if token != pad), len(prompt) - 1)
-    return prompt[begin:]
-
-
-def _checked_tokenizer(tokenizer: Any, stop: Any, decode_kwargs: Mapping[str, Any]) -> Any:
-    if isinstance(tokenizer, int):
-        raise TypeError(
-            f"BatchStreamer takes a tokenizer, or nothing for token ids, got {tokenizer!r}: pass "
-            f"size={tokenizer!r}"
-        )
-    if tokenizer is None and (stop or decode_kwargs):
-        named = "stop" if stop else next(iter(decode_kwargs))
-        raise TypeError(
-            f"BatchStreamer has no tokenizer, so that {named}= has no meaning: pass one"
-        )
-    return tokenizer

@@ -1,10 +1,11 @@
 """What a criterion says of ids that are not put yet, and of a step without tokens."""
 
 import torch
-from transformers import StoppingCriteria
+from transformers import MaxTimeCriteria, StoppingCriteria
 
 from batchstream import End, Last
-from batchstream.integrations.transformers._marks import Marks, RowCriteria
+from batchstream.integrations.transformers._marks import Marks, RowCriteria, taken_criteria
+from batchstream.integrations.transformers._settings import Settings
 
 
 class EndsAt(StoppingCriteria):
@@ -64,6 +65,12 @@ def test_a_verdict_on_what_was_put_stands_whatever_is_put_behind_it():
     found = put(rows, marks, 0, 5)
     assert type(found[0]) is End
     assert found[1] == 5
+
+
+def test_criteria_of_the_caller_take_the_place_of_a_setting_of_their_type():
+    own = MaxTimeCriteria(9)
+    call = {"stopping_criteria": [own], "max_time": 1, "max_new_tokens": 3}
+    assert taken_criteria(Settings(None, call)) == ([own], {"max_new_tokens": 3})
 
 
 def test_a_step_may_have_no_token():
