@@ -17,22 +17,21 @@ from transformers.generation.streamers import BaseStreamer
 
 from batchstream.integrations.transformers._limits import highest, limits_of
 from batchstream.integrations.transformers._marks import (
+    Left,
     Marks,
     RowCriteria,
     listed,
     taken_criteria,
 )
+from batchstream.integrations.transformers._settings import Settings
 from batchstream.integrations.transformers._surroundings import Surroundings, let_go
-
-
-class _Left(BaseException):
-    """Raised in `put` to leave `generate`, as every stream has ended."""
 
 
 class _Handoff(BaseStreamer):
     """What `generate` calls with each step, and the source asks for one."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: RowCriteria) -> None:
+        self._rows = rows
         self._steps: SimpleQueue[Any] = SimpleQueue()
         self._asked: SimpleQueue[bool] = SimpleQueue()
         self._has_prompt = False
@@ -41,11 +40,12 @@ class _Handoff(BaseStreamer):
 
     def put(self, value: Any) -> None:
         """Hand a step over, and wait until the next one is wanted; the prompt waits for nothing."""
+        self._rows.put(value)
         self._steps.put(value)
         if not self._has_prompt:
             self._has_prompt = True
         elif not self._asked.get():
-            raise _Left
+            raise Left
 
     def end(self) -> None:
         """Do nothing: the thread says how it ended."""
@@ -89,9 +89,10 @@ def in_lockstep(
         eos: The token ids that end a sequence.
         surroundings: Torch's state for the thread.
     """
-    handoff = _Handoff()
-    call = dict(arguments)
-    rows = RowCriteria(taken_criteria(call))
+    settings = Settings(getattr(generate, "__self__", None), arguments)
+    criteria, call = taken_criteria(settings)
+    rows = RowCriteria(criteria)
+    handoff = _Handoff(rows)
     call |= {
         "max_new_tokens": highest(max_new_tokens),
         "stopping_criteria": listed(rows),
@@ -104,7 +105,7 @@ def in_lockstep(
         try:
             with surroundings():
                 generate(**given)
-        except _Left:
+        except Left:
             handoff.over(None)
         except BaseException as error:  # noqa: BLE001 - it goes to the streams
             del given

@@ -15,6 +15,11 @@ from transformers.generation.stopping_criteria import (
 
 from batchstream import EOS, End, FinishReason, Last, Many
 from batchstream.integrations.transformers._decoding import stopped_by
+from batchstream.integrations.transformers._settings import Settings
+
+
+class Left(BaseException):
+    """Raised in `put` to leave `generate`, as no stream is live."""
 
 
 class RowCriteria(StoppingCriteria):
@@ -22,6 +27,9 @@ class RowCriteria(StoppingCriteria):
 
     A row that `generate` stops by a criterion of its own shows in nothing but its padding. So it
     has no other than this one.
+
+    `generate` may ask of ids that it has not put yet. Where these are drafts, other ids may follow
+    instead: a verdict on them is answered, but stands only if what is put next are these ids.
 
     Args:
         criteria: Those of the call.
@@ -37,30 +45,64 @@ class RowCriteria(StoppingCriteria):
         self.ended: set[int] = set()
         self.known: set[int] = set()  # the rows of which generate knows that they have ended
         self.asked = False
+        self._length = 0  # of what was put
+        self._drafts: Any = None  # ids beyond that, of which generate has asked last
+        self._of_drafts: dict[int, Any] = {}  # by row: the criterion that stops these
+
+    def put(self, value: Any) -> None:
+        """Note what `generate` puts: the prompts, or a step. In its thread, before it asks again.
+
+        Args:
+            value: A tensor of shape (rows,), or (rows, ids).
+        """
+        ids = value if value.dim() > 1 else value[:, None]
+        before, self._length = self._length, self._length + ids.shape[1]
+        found, self._of_drafts = self._of_drafts, {}
+        drafts, self._drafts = self._drafts, None
+        for row, criterion in found.items():
+            if drafts[row, before:].tolist() == ids[row].tolist():
+                self.stopped.setdefault(row, (criterion, self._length))
+                self.known.add(row)
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         """Return which rows end, as a tensor of shape (rows,)."""
         self.asked = True
         rows, length = input_ids.shape
+        found: dict[int, Any] = {}
         for criterion in self._criteria:
             mask = torch.as_tensor(criterion(input_ids, scores, **kwargs)).expand(rows).tolist()
             for row, ends in enumerate(mask):
                 if ends:
-                    self.stopped.setdefault(row, (criterion, length))
+                    found.setdefault(row, criterion)
         if self._live is not None:
             self.ended.update(set(range(rows)).difference(self._live()))
+        if length > self._length:
+            self._drafts, self._of_drafts = input_ids.clone(), found
+        else:
+            self.stopped = {row: (it, length) for row, it in found.items()} | self.stopped
         self.known = self.ended | self.stopped.keys()
-        return torch.tensor([row in self.known for row in range(rows)], device=input_ids.device)
+        ends = self.known | found.keys()
+        return torch.tensor([row in ends for row in range(rows)], device=input_ids.device)
 
 
-def taken_criteria(call: dict[str, Any]) -> list[Any]:
-    """Take the stopping criteria out of the arguments of a call of `generate`."""
-    criteria = list(call.pop("stopping_criteria", None) or ())
-    if (seconds := call.pop("max_time", None)) is not None:
+def taken_criteria(settings: Settings) -> tuple[list[Any], dict[str, Any]]:
+    """Return the stopping criteria of a call of `generate`, and its arguments without them.
+
+    Raises:
+        ValueError: There are stop strings, and no tokenizer.
+    """
+    call = settings.without("stopping_criteria", "max_time", "stop_strings")
+    criteria = list(settings.stopping_criteria or ())
+    given = set(map(type, criteria))  # which take the place of those below, as in generate
+    if (seconds := settings.max_time) is not None and MaxTimeCriteria not in given:
         criteria.append(MaxTimeCriteria(seconds))
-    if (stops := call.pop("stop_strings", None)) is not None:
-        criteria.append(StopStringCriteria(call.get("tokenizer"), stops))
-    return criteria
+    if (stops := settings.stop_strings) is not None and StopStringCriteria not in given:
+        if (tokenizer := call.get("tokenizer")) is None:
+            raise ValueError(
+                f"generate has stop_strings={stops!r} and no tokenizer: pass tokenizer= to it too"
+            )
+        criteria.append(StopStringCriteria(tokenizer, stops))
+    return criteria, call
 
 
 def listed(criteria: RowCriteria) -> StoppingCriteriaList:
@@ -146,6 +188,8 @@ class Marks:
                 return _one([*given, Last(token, FinishReason.LENGTH)]), True
             given.append(token)
         if criterion is not None:
+            if not given:  # a step may have no token
+                return _end(criterion), True
             given[-1] = stopped_by(criterion, given[-1])
         return _one(given), criterion is not None
 

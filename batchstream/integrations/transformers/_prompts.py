@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import compress, dropwhile
 from typing import Any
 
 import torch
@@ -116,3 +117,21 @@ def padded(ids: Sequence[Sequence[int]], pad: int, side: str, device: Any) -> di
         tokens[row, place] = torch.tensor(prompt)
         mask[row, place] = 1
     return {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
+
+
+def unpadded(prompts: list[list[int]], mask: Any, pad: int | None) -> list[list[int]]:
+    """Return the prompts of a call without their padding.
+
+    Args:
+        prompts: As long as each other.
+        mask: The attention mask, with a row for one prompt or several; None if it is not known.
+        pad: The id of padding, which is all that tells where there is no mask of this length.
+    """
+    if len(prompts) == 1:  # the id of padding may begin a prompt, as that of GPT-2 does
+        return prompts
+    if mask is None or mask.shape[1:] != (len(prompts[0]),):
+        return [
+            list(dropwhile(lambda token: token == pad, prompt)) or prompt[-1:] for prompt in prompts
+        ]
+    kept = mask.repeat_interleave(len(prompts) // len(mask), 0).tolist()
+    return [list(compress(*both)) for both in zip(prompts, kept, strict=True)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -53,6 +54,10 @@ class Settings:
         if name in self._arguments:  # None too, as with generate: it takes a setting back
             return self._arguments[name]
         return self._configured(name)
+
+    def has(self, name: str) -> bool:
+        """Return whether the call itself makes this setting."""
+        return name in self._arguments
 
     def _configured(self, name: str) -> Any:
         found = (getattr(config, name, None) for config in self._configs)
@@ -153,9 +158,39 @@ class Settings:
         return ids_of(self._of("eos_token_id"))
 
     @property
+    def prompt_mask(self) -> Any:
+        """The attention mask of the ids that are continued, as the call has it; None for none."""
+        config = getattr(self._model, "config", None)
+        is_decoder = not getattr(config, "is_encoder_decoder", False)
+        return self._arguments.get("attention_mask" if is_decoder else "decoder_attention_mask")
+
+    @property
+    def max_new_tokens(self) -> Any:
+        """How many tokens a sequence may have; None if something else limits it."""
+        return self._of("max_new_tokens")
+
+    @property
+    def stopping_criteria(self) -> Any:
+        """The stopping criteria; None for none."""
+        return self._arguments.get("stopping_criteria")
+
+    @property
+    def max_time(self) -> Any:
+        """For how many seconds to decode; None for no limit."""
+        return self._of("max_time")
+
+    @property
     def stop_strings(self) -> Any:
         """The text that ends a sequence, as `generate` takes it; None for none."""
         return self._of("stop_strings")
+
+    def without(self, *names: str) -> dict[str, Any]:
+        """Return the arguments of the call, such that these settings are not made.
+
+        A setting that a config makes is taken back by an argument that is None.
+        """
+        kept = {name: value for name, value in self._arguments.items() if name not in names}
+        return kept | {name: None for name in names if self._configured(name) is not None}
 
     @property
     def pad(self) -> int | None:
@@ -178,3 +213,22 @@ def as_arguments(inputs: Any) -> dict[str, Any]:
         "stream_generate takes the tokenizer's mapping or a tensor of shape (prompts, length), got "
         f"{type(inputs).__name__}: {_TOKENIZE}"
     )
+
+
+def named(
+    generate: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Sequence[Any], dict[str, Any]]:
+    """Return the arguments of a call by name, behind those that have none.
+
+    Raises:
+        TypeError: An argument is there twice, or one too many.
+    """
+    if not args:
+        return (), dict(kwargs)
+    signature = inspect.signature(generate)
+    signature.bind_partial(*args, **kwargs)
+    names = signature.bind_partial(*args).arguments
+    kinds = {signature.parameters[name].kind for name in names}
+    if kinds != {inspect.Parameter.POSITIONAL_OR_KEYWORD}:
+        return args, dict(kwargs)
+    return (), {**names, **kwargs}

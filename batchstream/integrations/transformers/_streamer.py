@@ -8,7 +8,9 @@ are. The ids pass `decode_steps` on their way, which knows the ends of slots and
 takes its steps from a source: what was put last.
 
 `generate` says nothing of a failure. `run` calls it, and hands its error on. Where a program calls
-it, the end of its thread is noticed: what a thread keeps for itself is dropped then.
+it, the end of its thread is noticed: what a thread keeps for itself is dropped then. The guard lies
+there from the first `put` on. Before, nothing has told in which thread `generate` runs: it fails
+unnoticed then, as long as something keeps the streamer.
 """
 
 from __future__ import annotations
@@ -32,12 +34,15 @@ from batchstream import (
 from batchstream.integrations.transformers._ids import ids_of
 from batchstream.integrations.transformers._limits import limits_of_slots
 from batchstream.integrations.transformers._marks import (
+    Left,
     Marks,
     RowCriteria,
     listed,
     taken_criteria,
 )
-from batchstream.integrations.transformers._settings import Settings
+from batchstream.integrations.transformers._prompts import unpadded
+from batchstream.integrations.transformers._settings import Settings, named
+from batchstream.integrations.transformers._tokenizers import Decodes, checked_tokenizer
 from batchstream.text import TextDecoder, decode_steps
 
 if TYPE_CHECKING:
@@ -51,9 +56,11 @@ _DEAD = (
     "shown there: call streamer.run(model.generate, ...), and the streams raise it"
 )
 
-
-class _Left(BaseException):
-    """Raised in `put` to leave a `generate` that `run` has called."""
+_NOT_PUT = (
+    "generate has returned and put nothing into its streamer: pass the method generate of a model "
+    "of transformers to streamer.run"
+)
+_ONE_CALL = "a BatchStreamer is for one call of generate: make another one"
 
 
 class BatchStreamer(BaseStreamer, Generic[T]):
@@ -77,9 +84,11 @@ class BatchStreamer(BaseStreamer, Generic[T]):
             itself, until it raises `TimeoutError`. None for ever: an error never needs it.
         size: How many sequences there are: prompts times `num_return_sequences`.
         eos_token_id: The id or the ids that end a sequence. None for the tokenizer's, and with
-            `run` those of the model.
-        pad_token_id: The id of padding. None for the tokenizer's. With `run` it ends nothing.
+            `run` those of the model; but those of the call alone if it has this argument.
+        pad_token_id: The id of padding. None for the tokenizer's. With `run` it ends nothing, and
+            prompts are without padding by their attention mask, if the call has one.
         max_new_tokens: How many tokens a stream may have: one number for all, or one for each.
+            With `run`, no more than `generate` may have.
         stop: Stop strings, see `TextDecoder`; they need a tokenizer.
         max_buffered: How many outputs a stream may hold unread; 1024 if it is None.
         on_overflow: What happens to more; see `Channel`. With `"wait"`, `generate` does, and so
@@ -121,7 +130,7 @@ class BatchStreamer(BaseStreamer, Generic[T]):
         self._channel: Channel[Any] = Channel(
             size, max_buffered=max_buffered, on_overflow=on_overflow
         )
-        self._tokenizer = _checked_tokenizer(tokenizer, stop, decode_kwargs)
+        self._tokenizer = checked_tokenizer(tokenizer, stop, decode_kwargs)
         self._decode_kwargs = decode_kwargs
         self._skip_prompt = skip_prompt
         self._timeout = timeout
@@ -140,9 +149,10 @@ class BatchStreamer(BaseStreamer, Generic[T]):
         self._rows = RowCriteria(live=lambda: self._channel.live)
         self._marks: Marks | None = None  # from the prompts on
         self._steps: Any = None  # what decodes
-        self._made = 0  # steps
+        self._made = 0  # tokens of each row
         self._limit: int | None = None  # of generate, as far as `run` knows it
-        self._runs = False  # by `run`, which catches `_Left`
+        self._mask: Any = None  # of the prompts, as far as `run` knows it
+        self._runs = False  # by `run`, which catches `Left`
         self._over = False
         self._thread = threading.local()
         self._limits = limits_of_slots(max_new_tokens, size)
@@ -204,30 +214,40 @@ class BatchStreamer(BaseStreamer, Generic[T]):
         """The argument of `generate` that ends sequences whose stream has ended, or has left."""
         return listed(self._rows)
 
-    def run(self, generate: Callable[..., Returned], /, **kwargs: Any) -> Returned | None:
+    def run(
+        self, generate: Callable[..., Returned], /, *args: Any, **kwargs: Any
+    ) -> Returned | None:
         """Call `generate` with this streamer, and hand its error to the streams.
 
         Args:
             generate: The method of a model.
-            **kwargs: Its arguments. Stopping criteria among them are kept.
+            *args: Its arguments.
+            **kwargs: More of them. Stopping criteria among them are kept.
 
         Returns:
-            What `generate` returns. None if it failed, and a stream raises why; or if it was left,
-            as all streams were cancelled or have ended at stop strings.
+            What `generate` returns. None if it failed, and a stream raises why. None too if it was
+            left, as no stream was live any more: each was cancelled, or has ended at a stop string
+            or at a limit of this streamer before `generate` ended by itself.
 
         Raises:
+            ClosedError: The streamer has had its call. Its streams go on.
             Exception: It failed, and no stream is live that could raise it.
             BaseException: An interrupt, for example. The streams have failed with it.
 
         Blocking: until `generate` has returned.
         """
+        if self._runs:
+            raise ClosedError(_ONE_CALL)
         self._check_new()
-        self._learn(getattr(generate, "__self__", None), kwargs)
-        self._rows = RowCriteria(taken_criteria(kwargs), live=lambda: self._channel.live)
         self._runs = True
         try:
-            return generate(**kwargs, streamer=self, stopping_criteria=self.stopping_criteria)
-        except _Left:
+            unnamed, call = named(generate, args, kwargs)
+            call = self._learn(Settings(getattr(generate, "__self__", None), call))
+            returned = generate(
+                *unnamed, **call, streamer=self, stopping_criteria=self.stopping_criteria
+            )
+            self._settle()
+        except Left:
             self._close()
             return None
         except BaseException as error:
@@ -236,17 +256,32 @@ class BatchStreamer(BaseStreamer, Generic[T]):
             if is_told:
                 return None
             raise
+        return returned
 
     def _check_new(self) -> None:
         if self._over or self._marks is not None:
-            raise ClosedError("a BatchStreamer is for one call of generate: make another one")
+            raise ClosedError(_ONE_CALL)
 
-    def _learn(self, model: Any, kwargs: Mapping[str, Any]) -> None:
-        """Take the ends from the settings of a call, where the program did not say them."""
+    def _learn(self, settings: Settings) -> dict[str, Any]:
+        """Take from a call what the program did not say here, and return its arguments."""
         if not self._has_eos:
-            self._eos |= Settings(model, kwargs).eos
-        self._limit = kwargs.get("max_new_tokens")
-        self._limits = [self._limit if limit is None else limit for limit in self._limits]
+            known = frozenset() if settings.has("eos_token_id") else self._eos
+            self._eos = known | settings.eos
+        self._limit = most = settings.max_new_tokens
+        if most is not None:
+            self._limits = [most if it is None else min(it, most) for it in self._limits]
+        self._mask = settings.prompt_mask
+        criteria, call = taken_criteria(settings)
+        self._rows = RowCriteria(criteria, live=lambda: self._channel.live)
+        return call
+
+    def _settle(self) -> None:
+        """Let the streams end where `generate` has returned and did not call `end`."""
+        if self._over:
+            return
+        if self._marks is None:
+            raise SourceError(_NOT_PUT)
+        self.end()
 
     # ---- what generate calls
 
@@ -259,12 +294,13 @@ class BatchStreamer(BaseStreamer, Generic[T]):
 
         Blocking: with `on_overflow="wait"`, while a live stream has no room.
         """
+        self._rows.put(value)
         if self._marks is None or self._over:
             self._begin(value.tolist())
         elif self._channel.live:
             self._step(self._marks, value)
         elif self._runs:
-            raise _Left
+            raise Left
         elif not self._rows.asked:
             raise ClosedError(
                 "no stream is live, so generate ends here: pass "
@@ -288,10 +324,11 @@ class BatchStreamer(BaseStreamer, Generic[T]):
                 f"generate has a batch of {len(prompts)} sequences, expected {size}: pass size="
                 f"{len(prompts)} to the BatchStreamer (prompts times num_return_sequences)"
             )
-            self._fail(error)
+            if not self._runs:  # which does it
+                self._fail(error)
             raise error
         self._thread.guard = _Guard(self._channel)
-        ids = [_without_padding(prompt, self._pad) for prompt in prompts]
+        ids = unpadded(prompts, self._mask, self._pad)
         ends = self._eos if self._runs or self._pad is None else self._eos | {self._pad}
         self._marks = Marks(self._rows, len(prompts[0]), self._limits, ends)
         self._steps = decode_steps(self._pushed, [self._decoder(prompt) for prompt in ids])
@@ -307,22 +344,22 @@ class BatchStreamer(BaseStreamer, Generic[T]):
         kwargs = dict(self._decode_kwargs)
         skips = kwargs.pop("skip_special_tokens", False)
         return TextDecoder(
-            _Decodes(self._tokenizer, self._decode_kwargs) if kwargs else self._tokenizer,
+            Decodes(self._tokenizer, self._decode_kwargs) if kwargs else self._tokenizer,
             stop=self._stop,
             prompt_ids=prompt,
             skip_special_tokens=skips,
         )
 
     def _step(self, marks: Marks, value: Any) -> None:
-        self._made += 1
+        self._made += value.shape[1] if value.dim() > 1 else 1
         marks.keep(self._channel.live)
         self._hand_out(marks.elements(value))
         if not self._runs or self._channel.live:
             return
         # If generate ends now by itself, it returns what it has made.
         known = marks.over | self._rows.known
-        if len(known) < len(self._channel) and self._made != self._limit:
-            raise _Left
+        if len(known) < len(self._channel) and (self._limit is None or self._made < self._limit):
+            raise Left
 
     def _hand_out(self, step: list[Any] | dict[int, Any] | None) -> None:
         """Let what decodes read a step, and put what it makes of it; None is the end."""
@@ -367,34 +404,3 @@ class _Guard:
 
     def __del__(self) -> None:
         self._channel.fail(SourceError(_DEAD))  # which does nothing behind the end
-
-
-class _Decodes:
-    """A tokenizer with arguments of its own for `decode`."""
-
-    def __init__(self, tokenizer: Any, kwargs: Mapping[str, Any]) -> None:
-        self._tokenizer = tokenizer
-        self._kwargs = kwargs
-
-    def decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, **self._kwargs)
-        return text
-
-
-def _without_padding(prompt: list[int], pad: int | None) -> list[int]:
-    begin = next((at for at, token in enumerate(prompt) if token != pad), len(prompt) - 1)
-    return prompt[begin:]
-
-
-def _checked_tokenizer(tokenizer: Any, stop: Any, decode_kwargs: Mapping[str, Any]) -> Any:
-    if isinstance(tokenizer, int):
-        raise TypeError(
-            f"BatchStreamer takes a tokenizer, or nothing for token ids, got {tokenizer!r}: pass "
-            f"size={tokenizer!r}"
-        )
-    if tokenizer is None and (stop or decode_kwargs):
-        named = "stop" if stop else next(iter(decode_kwargs))
-        raise TypeError(
-            f"BatchStreamer has no tokenizer, so that {named}= has no meaning: pass one"
-        )
-    return tokenizer

@@ -1,6 +1,7 @@
 """The streamer of a `generate` call that is the program's own."""
 
 import asyncio
+import copy
 import gc
 import threading
 
@@ -239,6 +240,112 @@ def test_a_row_that_a_criterion_has_stopped_ends(by):
     assert streams[0].end.info == told
 
 
+@pytest.mark.parametrize("setting", [{"stop_strings": ["it"]}, {"max_time": 0.0}])
+def test_what_a_config_stops_ends_without_padding(setting):
+    model, tokenizer = tiny_text()
+    config = copy.deepcopy(model.generation_config)
+    config.update(**setting, max_new_tokens=60)
+    script = says(tokenizer, ["so it is", "no"], 4)
+    streamer = BatchStreamer(size=2, skip_prompt=True)
+    streams = streamer.streams()
+    call = {**prompts(4, 4), "generation_config": config, "logits_processor": script}
+    running = Running(streamer.run, model.generate, **call, tokenizer=tokenizer)
+    got = [tokenizer.decode(ids) for ids in read(streams)]
+    running.result()
+    assert got == (["so it", "no"] if "stop_strings" in setting else ["s", "n"])
+
+
+@pytest.mark.parametrize("limit", [None, 2, 9])
+def test_a_limit_of_a_config_ends_with_length(limit):
+    model = tiny()
+    config = copy.deepcopy(model.generation_config)
+    config.update(max_new_tokens=4)
+    streamer = BatchStreamer(skip_prompt=True, max_new_tokens=limit)
+    (stream,) = streamer.streams()
+    call = endless(1, generation_config=config)
+    del call["max_new_tokens"]
+    running = Running(streamer.run, model.generate, **call)
+    assert list(stream) == [7] * min(limit or 4, 4)
+    assert stream.end.reason == "length"
+    assert (running.result() is None) == (limit == 2)  # its own, before generate ended by itself
+
+
+def test_of_a_call_with_eos_token_id_those_ids_alone_end_a_stream():
+    model, tokenizer = tiny_text()
+    assert tokenizer.eos_token_id == EOS
+    for eos, expected in ((None, "no</s>no"), (tokenizer.encode("b"), "no</s>no")):
+        streamer = BatchStreamer(tokenizer, skip_prompt=True)
+        script = LogitsProcessorList([Script([tokenizer.encode("no</s>no")], 4)])
+        call = {**prompts(4), "max_new_tokens": 5, "logits_processor": script}
+        running = Running(streamer.run, model.generate, **call, eos_token_id=eos)
+        assert "".join(streamer) == expected
+        assert len(running.result()[0]) == 4 + 5
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_run_returns_what_a_limit_has_ended_in_a_step_of_several_tokens(seed):
+    inputs = prompts(6, seed=seed)
+    inputs = {name: tensor.repeat(1, 4) for name, tensor in inputs.items()}
+    script = Script([inputs["input_ids"][0, :6].tolist() * 6], 24)
+    call = {**inputs, "logits_processor": LogitsProcessorList([script])}
+    call |= {"prompt_lookup_num_tokens": 3, "max_new_tokens": 13}
+    expected = tiny().generate(**call)
+    streamer = BatchStreamer(skip_prompt=True)
+    (stream,) = streamer.streams()
+    running = Running(streamer.run, tiny().generate, **call)
+    assert list(stream) == expected[0, 24:][:13].tolist()
+    assert torch.equal(running.result(), expected)
+
+
+class EndsAt(StoppingCriteria):
+    def __init__(self, token):
+        self.token = token
+
+    def __call__(self, input_ids, _scores, **_):
+        return input_ids[:, -1] == self.token
+
+
+@pytest.mark.parametrize(("seed", "token"), [(3, 3), (4, 3), (7, 5), (10, 7)])  # as in lockstep
+def test_run_returns_what_generate_does_where_it_asks_of_drafts(seed, token):
+    criteria = StoppingCriteriaList([EndsAt(token)])
+    call = {**prompts(12, seed=seed), **SETTINGS, "prompt_lookup_num_tokens": 3}
+    expected = tiny().generate(**call, stopping_criteria=criteria)
+    streamer = BatchStreamer(skip_prompt=True)
+    (stream,) = streamer.streams()
+    running = Running(streamer.run, tiny().generate, **call, stopping_criteria=criteria)
+    ids = expected[0, 12:][:MOST].tolist()
+    assert list(stream) == (ids[: ids.index(EOS)] if EOS in ids else ids)
+    assert torch.equal(running.result(), expected)
+
+
+def test_a_prompt_may_begin_with_the_id_of_padding():
+    ids = torch.tensor([[EOS, 5, 6]])  # as GPT-2's do, whose padding is the end of a text
+    streamer = BatchStreamer(timeout=SECONDS, pad_token_id=EOS)
+    running = Running(streamer.run, tiny().generate, input_ids=ids, max_new_tokens=2)
+    assert list(streamer)[:3] == [EOS, 5, 6]
+    running.result()
+
+
+@pytest.mark.parametrize("returned", [1, 2])
+def test_the_attention_mask_says_what_of_prompts_is_padding(returned):
+    ids = torch.tensor([[9, 9, 9, 5], [9, 6, 6, 9]])
+    mask = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
+    size = 2 * returned
+    streamer = BatchStreamer(size=size, pad_token_id=9)
+    call = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "num_return_sequences": returned,
+        "do_sample": True,
+    }
+    running = Running(streamer.run, tiny().generate, **call, max_new_tokens=1)
+    got = [prompt[:3] for prompt in read(streamer.streams())]
+    running.result()
+    first = [[9, 5], [9, 5]][:returned]
+    assert [prompt[:2] for prompt in got[:returned]] == first
+    assert got[returned:] == [[6, 6, 9]] * returned
+
+
 def test_run_knows_the_padding_id_as_a_token():
     model, inputs = tiny(), prompts(4, 4)
     script = LogitsProcessorList([Script([[0, 7, 0], [8] * 5], 4)])
@@ -401,6 +508,85 @@ def test_a_batch_of_another_size_is_refused(rows):
         with pytest.raises(ValueError, match=message):
             next(stream)
     running.result()
+    assert running.raised is None
+
+
+@pytest.mark.parametrize(
+    ("more", "kind", "message"),
+    [
+        ({"stop_strings": ["x"]}, ValueError, "no tokenizer: pass tokenizer="),
+        ({"eos_token_id": "x"}, TypeError, "takes whole numbers, got 'x'"),
+    ],
+)
+def test_what_cannot_be_prepared_reaches_the_streams(more, kind, message):
+    streamer = BatchStreamer(skip_prompt=True, size=2)
+    streams = streamer.streams()
+    running = Running(streamer.run, tiny().generate, **prompts(4, 4), **more)
+    running.result()
+    assert running.raised is None
+    for stream in streams:
+        with pytest.raises(kind, match=message):
+            next(stream)
+
+
+@pytest.mark.parametrize("puts", [False, True])
+def test_the_streams_end_when_generate_returns_and_calls_no_end(puts):
+    def generate(streamer, **_):
+        if puts:
+            streamer.put(torch.tensor([[5]]))
+            streamer.put(torch.tensor([6]))
+        return 1
+
+    streamer = BatchStreamer(skip_prompt=True)
+    (stream,) = streamer.streams()
+    if puts:
+        assert streamer.run(generate) == 1
+        assert list(stream) == [6]
+    else:
+        assert streamer.run(generate) is None
+        with pytest.raises(SourceError, match="put nothing into its streamer"):
+            next(stream)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_run_takes_arguments_by_position(by_name):
+    model, config = tiny(), copy.deepcopy(tiny().generation_config)
+    config.update(max_new_tokens=3)
+    script = LogitsProcessorList([Script([[7] * 9], 4)])
+
+    def without_names(*args, **kwargs):
+        return model.generate(*args, **kwargs)
+
+    generate = model.generate if by_name else without_names
+    streamer = BatchStreamer(skip_prompt=True)
+    (stream,) = streamer.streams()
+    out = streamer.run(generate, prompts(4)["input_ids"], config, script)
+    assert list(stream) == [7] * 3
+    assert out[0, 4:].tolist() == [7] * 3
+    assert stream.end.reason == ("length" if by_name else "exhausted")
+
+
+def test_an_argument_that_is_there_twice_reaches_the_stream():
+    ids = prompts(4)["input_ids"]
+    streamer = BatchStreamer(skip_prompt=True)
+    streamer.run(tiny().generate, ids, inputs=ids)
+    with pytest.raises(TypeError, match="multiple values for argument 'inputs'"):
+        next(streamer)
+
+
+def test_a_call_within_a_call_is_refused_and_does_not_end_it():
+    streamer = BatchStreamer(skip_prompt=True)
+    (stream,) = streamer.streams()
+
+    def generate(streamer, **_):
+        with pytest.raises(ClosedError, match="for one call of generate"):
+            streamer.run(generate)
+        streamer.put(torch.tensor([[5]]))
+        streamer.put(torch.tensor([6]))
+        streamer.end()
+
+    streamer.run(generate)
+    assert list(stream) == [6]
 
 
 def test_a_streamer_is_for_one_call():

@@ -1,5 +1,6 @@
 """Where only `generate` itself can decode, it runs in a thread, in step with the source."""
 
+import copy
 import threading
 
 import pytest
@@ -14,7 +15,18 @@ from transformers import (
 
 from batchstream import demux
 from batchstream.integrations.transformers import _decoding, _generate, stream_generate
-from support.tiny_models import ARCHITECTURES, EOS, FEW, Forwards, Script, generated, prompts, tiny
+from support.tiny_models import (
+    ARCHITECTURES,
+    EOS,
+    FEW,
+    Forwards,
+    Script,
+    generated,
+    prompts,
+    says,
+    tiny,
+    tiny_text,
+)
 
 MOST = 16
 LOOKUP = {"max_new_tokens": MOST, "do_sample": False, "prompt_lookup_num_tokens": 3}
@@ -125,6 +137,62 @@ def test_a_criterion_of_the_callers_ends_a_slot_in_a_thread():
     assert got == [[7] * 3, [8] * 9]
     assert streams[0].end.info == {"stopping_criterion": "AtLength"}
     assert streams[1].end.info is None
+
+
+class EndsAt(StoppingCriteria):
+    """Says yes of ids, and no of more of them."""
+
+    def __init__(self, token):
+        self.token = token
+
+    def __call__(self, input_ids, _scores, **_):
+        return input_ids[:, -1] == self.token
+
+
+# On 5.0 generate asks the criteria of drafts too, and here it took these other tokens: none in the
+# first of these, where the prompt ends at the id.
+@pytest.mark.parametrize(("seed", "token"), [(3, 3), (4, 3), (7, 5), (10, 7)])
+def test_a_criterion_that_is_asked_of_drafts_ends_no_slot(seed, token):
+    model, inputs = tiny(), prompts(12, seed=seed)
+    settings = LOOKUP | {"stopping_criteria": StoppingCriteriaList([EndsAt(token)])}
+    expected = generated(model, inputs, **settings)
+    assert streamed(model, inputs, **settings)[0] == [ids[:MOST] for ids in expected]
+
+
+@pytest.mark.usefixtures("in_thread")
+@pytest.mark.parametrize("config", ["of the call", "of the model"])
+def test_stop_strings_and_time_of_a_config_end_slots_in_a_thread(config):
+    model, tokenizer = tiny_text()
+    inputs = prompts(4, 4)
+    call = {"tokenizer": tokenizer, "logits_processor": says(tokenizer, ["so it is", "no"], 4)}
+    for setting in ({"stop_strings": ["it"]}, {"max_time": 0.0}):
+        made = copy.deepcopy(model.generation_config)
+        made.update(**setting)
+        if config == "of the call":
+            call["generation_config"] = made
+        else:
+            model.generation_config = made
+        got, streams = streamed(model, inputs, size=2, max_new_tokens=60, **call)
+        if "max_time" in setting:
+            assert [len(ids) for ids in got] == [1, 1]
+            assert streams[1].end.info == {"stopping_criterion": "MaxTimeCriteria"}
+        else:
+            assert [tokenizer.decode(ids) for ids in got] == ["so it", "no"]
+            assert streams[0].end.info == {"stopping_criterion": "StopStringCriteria"}
+
+
+@pytest.mark.usefixtures("in_thread")
+def test_stop_strings_need_a_tokenizer_in_a_thread():
+    steps = stream_generate(tiny(), prompts(4), max_new_tokens=3, stop_strings="x")
+    with pytest.raises(ValueError, match=r"stop_strings='x' and no tokenizer: pass tokenizer="):
+        next(steps)
+
+
+@pytest.mark.usefixtures("in_thread")
+def test_no_id_ends_a_slot_if_eos_token_id_is_none():
+    script = LogitsProcessorList([Script([[7, EOS, 8]], 4)])
+    call = {"max_new_tokens": 3, "logits_processor": script, "eos_token_id": None}
+    assert streamed(tiny(), prompts(4), **call)[0] == [[7, EOS, 8]]
 
 
 @pytest.mark.usefixtures("in_thread")
