@@ -5,9 +5,11 @@
     curl -N http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" \
          -d '{"messages": [{"role": "user", "content": "The miller"}], "stream": true, "stop": "."}'
 
-Any client of OpenAI's can talk to it, with `base_url="http://127.0.0.1:8000/v1"`. `/complete` takes
-a prompt and streams plain text. Requests join the running batch and leave it between two steps. One
-that reaches a stop string, or whose client disconnects, is out of the batch before the next one.
+Any client of OpenAI's can talk to it, with `base_url="http://127.0.0.1:8000/v1"`. An answer has one
+choice; fields that `ChatCompletion` has not are left out of account, such as `tools`. `/complete`
+takes a prompt and streams plain text. Requests join the running batch and leave it between two
+steps. One that reaches a stop string, or whose client disconnects, is out of the batch before the
+next one, whether or not its answer is streamed.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any, Literal
 
 import llama_model
 import uvicorn
@@ -23,18 +26,28 @@ from pydantic import BaseModel, Field
 from sse_starlette import ServerSentEvent
 
 from batchstream import AsyncStream, ContinuousBatcher, StreamEnd
-from batchstream.integrations.starlette import EventsResponse, TextResponse, exception_handlers
+from batchstream.integrations.starlette import (
+    EventsResponse,
+    NDJSONResponse,
+    TextResponse,
+    exception_handlers,
+)
 from batchstream.integrations.transformers import Generation, TransformersEngine
 from batchstream.text import TextDecoder
+
+MOST_TOKENS = 200  # where a client does not say
+STARTED = int(time.time())
 
 model, tokenizer = llama_model.load()
 
 
 class Settings(BaseModel):
-    """How a text goes on."""
+    """How a text goes on; OpenAI's clients may send null for what they leave open."""
 
-    max_tokens: int = Field(200, ge=1)
-    temperature: float = Field(0, ge=0, le=2)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1)  # its name until 2024
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=0)
     stop: str | list[str] | None = None
 
@@ -42,8 +55,9 @@ class Settings(BaseModel):
         """Return what the engine is to do."""
         return Generation(
             tokenizer.encode(prompt),
-            self.max_tokens,
-            temperature=self.temperature,
+            self.max_completion_tokens or self.max_tokens or MOST_TOKENS,
+            temperature=self.temperature or 0,
+            top_p=self.top_p or 1,
             seed=self.seed,
             stop=self.stop,
         )
@@ -59,7 +73,13 @@ class Message(BaseModel):
     """One of a conversation."""
 
     role: str
-    content: str
+    content: str | list[dict[str, Any]] | None = None
+
+
+class StreamOptions(BaseModel):
+    """What a streamed answer has besides."""
+
+    include_usage: bool | None = None
 
 
 class ChatCompletion(Settings):
@@ -67,7 +87,9 @@ class ChatCompletion(Settings):
 
     messages: list[Message] = Field(min_length=1)
     model: str = "llama"
-    stream: bool = False
+    n: Literal[1] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
 
 
 def make_decoder(generation: Generation) -> TextDecoder:
@@ -95,32 +117,49 @@ async def health(request: Request) -> dict[str, int]:
     return {"live": figures.live, "waiting": figures.waiting}
 
 
+@app.get("/v1/models")
+async def models() -> dict[str, object]:
+    """List the only model, as OpenAI's server does; a request may name any."""
+    only = {"id": "llama", "object": "model", "created": STARTED, "owned_by": "batchstream"}
+    return {"object": "list", "data": [only]}
+
+
 @app.post("/complete")
 async def complete(asked: Completion, request: Request) -> Response:
     """Stream how the prompt goes on."""
     return TextResponse(request.state.batcher.astream(asked.generation(asked.prompt)))
 
 
-@app.post("/v1/chat/completions", response_model=None)
-async def chat(asked: ChatCompletion, request: Request) -> Response | dict[str, object]:
+@app.post("/v1/chat/completions")
+async def chat(asked: ChatCompletion, request: Request) -> Response:
     """Answer as OpenAI's server does, with one choice."""
-    messages = [message.model_dump() for message in asked.messages]
-    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    prompt = llama_model.prompt_of(tokenizer, [it.model_dump() for it in asked.messages])
     stream = request.state.batcher.astream(asked.generation(prompt))
     answer = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time())}
     answer["model"] = asked.model
-    if asked.stream:
-        return EventsResponse(events(stream, answer | {"object": "chat.completion.chunk"}))
-    async with stream:
+    if not asked.stream:
+        # A single line of JSON. An endpoint that returned it would not notice that its client left.
+        headers = {"content-type": "application/json"}
+        return NDJSONResponse(whole(stream, answer), headers=headers)
+    asks_usage = asked.stream_options is not None and asked.stream_options.include_usage
+    return EventsResponse(events(stream, answer, include_usage=bool(asks_usage)))
+
+
+async def whole(stream: AsyncStream[str], answer: dict[str, object]) -> AsyncIterator[object]:
+    """Yield an answer that is not streamed, once it is complete."""
+    async with stream:  # a client that disconnects frees its slot
         text = "".join([piece async for piece in stream])
-    choice = {"index": 0, "finish_reason": reason_of(stream.end)}
-    choice |= {"message": {"role": "assistant", "content": text, "refusal": None}, "logprobs": None}
+    choice = {"index": 0, "finish_reason": reason_of(stream.end), "logprobs": None}
+    choice["message"] = {"role": "assistant", "content": text, "refusal": None}
     answer["object"] = "chat.completion"
-    return answer | {"choices": [choice], "usage": usage_of(stream.end)}
+    yield answer | {"choices": [choice], "usage": usage_of(stream.end)}
 
 
-async def events(stream: AsyncStream[str], answer: dict[str, object]) -> AsyncIterator[object]:
+async def events(
+    stream: AsyncStream[str], answer: dict[str, object], *, include_usage: bool
+) -> AsyncIterator[object]:
     """Yield the chunks of an answer, and the word that ends it."""
+    answer["object"] = "chat.completion.chunk"
     delta = {"role": "assistant", "content": ""}
     async with stream:  # a client that disconnects frees its slot
         async for piece in stream:
@@ -129,6 +168,8 @@ async def events(stream: AsyncStream[str], answer: dict[str, object]) -> AsyncIt
             delta = {}
     last = {"index": 0, "delta": {}, "finish_reason": reason_of(stream.end)}
     yield answer | {"choices": [last]}
+    if include_usage:
+        yield answer | {"choices": [], "usage": usage_of(stream.end)}
     yield ServerSentEvent("[DONE]")
 
 

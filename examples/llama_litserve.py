@@ -34,15 +34,16 @@ class Chat(ls.LitAPI):
     def decode_request(self, request: Any, context: dict[str, Any]) -> Generation:
         """Return what the engine is to do; the context has all that the client asks for."""
         messages = [message.model_dump(exclude_none=True) for message in request.messages]
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
+        text = llama_model.prompt_of(self.tokenizer, messages)
         context["prompt_ids"] = ids = self.tokenizer.encode(text)
+        seed = context.get("seed")
         return Generation(
             ids,
-            context["max_completion_tokens"] or context["max_tokens"] or MOST_TOKENS,
+            context["max_tokens"] or MOST_TOKENS,  # or max_completion_tokens: they are the same
             temperature=context["temperature"] or 0,
-            seed=context.get("seed"),
+            top_p=1 if context["top_p"] is None else context["top_p"],
+            # With one seed for all, all choices would be equal.
+            seed=None if seed is None else seed + context["choice_index"],
         )
 
     def make_engine(self) -> TransformersEngine:

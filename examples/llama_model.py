@@ -7,11 +7,15 @@ what `AutoModelForCausalLM.from_pretrained(name)` and `AutoTokenizer.from_pretra
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from batchstream import RequestError
 
 TEXT = Path(__file__).with_name("custom_server.txt")
 TEMPLATE = """{% for message in messages %}{{ message.role }}: {{ message.content }}
@@ -60,6 +64,22 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="</s>",  # noqa: S106
         chat_template=TEMPLATE,
     )
+
+
+def prompt_of(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return the text of a conversation that OpenAI's clients send, for the model to go on."""
+    texts = [{"role": it["role"], "content": text_of(it.get("content"))} for it in messages]
+    return tokenizer.apply_chat_template(texts, tokenize=False, add_generation_prompt=True)
+
+
+def text_of(content: str | Sequence[Mapping[str, Any]] | None) -> str:
+    """Return what a message says, which may come in parts."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    for part in content:
+        if part.get("type") != "text":
+            raise RequestError(f"the model reads text, got a part of type {part.get('type')!r}")
+    return "".join(part["text"] for part in content)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from batchstream.integrations.transformers._model import (
     vocabulary_of,
 )
 from batchstream.integrations.transformers._sampling import Sampler, sample
-from batchstream.integrations.transformers._surroundings import let_go
+from batchstream.integrations.transformers._surroundings import clear_error_frames
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -125,7 +125,7 @@ class TransformersEngine:
                 return self._step()
         except BaseException as error:
             self.close()  # the rows are at odds with their cache
-            let_go(error)
+            clear_error_frames(error)
             raise
 
     def remove(self, slot: int) -> None:
@@ -170,7 +170,7 @@ class TransformersEngine:
         except Exception as error:  # noqa: BLE001 - fails this request alone
             step[slot] = Fail(error)
             self._prefills.pop(slot).drop()
-            let_go(error)
+            clear_error_frames(error)
             return False
         return True
 

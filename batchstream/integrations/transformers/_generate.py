@@ -13,7 +13,7 @@ from batchstream.integrations.transformers._decoding import Decoding, ForeignLoo
 from batchstream.integrations.transformers._limits import checked_limits, highest, limits_of
 from batchstream.integrations.transformers._lockstep import in_lockstep
 from batchstream.integrations.transformers._settings import Settings, as_arguments
-from batchstream.integrations.transformers._surroundings import Surroundings, let_go
+from batchstream.integrations.transformers._surroundings import Surroundings, clear_error_frames
 
 Steps: TypeAlias = Generator[list[Any] | dict[int, Any], Collection[int] | None, None]
 
@@ -99,7 +99,7 @@ def stream_generate(
     own_loop = has_own_loop(model) and not settings.assisted
     surroundings = Surroundings(getattr(model, "device", None))
     steps = (_in_own_loop if own_loop else _in_lockstep)(call, settings, surroundings)
-    return _let_go_of_errors(steps)
+    return _clearing_error_frames(steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +112,12 @@ class _Call:
     drop_rows: bool | Literal["auto"]
 
 
-def _let_go_of_errors(steps: Steps) -> Steps:
+def _clearing_error_frames(steps: Steps) -> Steps:
     try:
         yield from steps
     except BaseException as error:
         del steps
-        let_go(error)
+        clear_error_frames(error)
         raise
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from batchstream import RequestError
 from batchstream._core.arguments import check_count, check_number
+
+_BYTES: Final = (bytes, bytearray, memoryview)  # which are sequences of numbers, too
 
 
 class GenerationError(RequestError, ValueError):
@@ -126,8 +128,9 @@ def _checked_top_p(top_p: Any) -> float:
 
 
 def _checked_ids(ids: Any) -> tuple[int, ...]:
-    if isinstance(ids, str):
-        raise TypeError(f"ids takes token ids, got the text {ids!r}: pass tokenizer.encode(text)")
+    if isinstance(ids, (str, *_BYTES)):
+        what = "the text" if isinstance(ids, str) else "the bytes"
+        raise TypeError(f"ids takes token ids, got {what} {ids!r}: pass tokenizer.encode(text)")
     if isinstance(ids, Mapping) or hasattr(ids, "input_ids"):
         raise TypeError(
             f"ids takes the token ids of one prompt, got a {type(ids).__name__}: "
@@ -135,26 +138,41 @@ def _checked_ids(ids: Any) -> tuple[int, ...]:
         )
     shape = getattr(ids, "shape", None)
     if shape is not None and len(shape) != 1:
-        raise TypeError(
-            f"ids takes the token ids of one prompt, got an array of shape {tuple(shape)}: "
-            f"make a Generation of each row, without its padding"
-        )
+        raise _not_one_prompt(f"an array of shape {tuple(shape)}")
     ids = ids.tolist() if hasattr(ids, "tolist") else ids
     if not isinstance(ids, Iterable):
         raise TypeError(f"ids takes the token ids of one prompt, got {ids!r}")
-    checked = tuple(check_count("ids", each, at_least=0) for each in ids)
+    checked = tuple(_checked_id(each) for each in ids)
     if not checked:
         raise ValueError("ids must hold at least one token, got none: begin with the bos token")
     return checked
 
 
+def _checked_id(each: Any) -> int:
+    try:
+        return check_count("ids", each, at_least=0)
+    except TypeError:
+        if isinstance(each, list | tuple) or getattr(each, "shape", ()):
+            raise _not_one_prompt(f"the row {each!r}") from None
+        raise
+
+
+def _not_one_prompt(what: str) -> TypeError:
+    return TypeError(
+        f"ids takes the token ids of one prompt, got {what}: "
+        f"make a Generation of each row, without its padding"
+    )
+
+
 def _checked_stop(stop: Any) -> tuple[str | int, ...]:
     if stop is None:
         return ()
-    if not isinstance(stop, Sequence | int):
+    if not isinstance(stop, Sequence | int) or isinstance(stop, _BYTES):
         raise TypeError(f"stop takes token ids and strings, got {stop!r}")
     checked: list[str | int] = []
     for each in _several(stop):
+        if isinstance(each, _BYTES):
+            raise TypeError(f"stop takes token ids and strings, got {each!r}")
         if each == "":
             raise ValueError("stop must hold no empty string, which stands at each place of a text")
         checked.append(each if isinstance(each, str) else check_count("stop", each, at_least=0))

@@ -101,11 +101,11 @@ class Rows:
         self._lengths = [self._lengths[row] for row in rows]
         self._leaving.clear()
         empty = width - max(self._lengths)
-        index = torch.tensor(
-            rows
-        )  # on the CPU: layers may lie on several devices, which all take it
+        # On the CPU: layers may lie on several devices, which all take it.
+        index = torch.tensor(rows)
         for layer in _filled(self._cache):
-            layer.keys = layer.keys[index, :, empty:]  # a copy, so that what has left is freed
+            # Copies, by the index: views would keep the memory of the rows that leave.
+            layer.keys = layer.keys[index, :, empty:]
             layer.values = layer.values[index, :, empty:]
 
     def join(self, prefills: dict[int, Prefill]) -> None:

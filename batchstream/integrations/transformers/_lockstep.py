@@ -24,7 +24,7 @@ from batchstream.integrations.transformers._marks import (
     taken_criteria,
 )
 from batchstream.integrations.transformers._settings import Settings
-from batchstream.integrations.transformers._surroundings import Surroundings, let_go
+from batchstream.integrations.transformers._surroundings import Surroundings, clear_error_frames
 
 
 class _Handoff(BaseStreamer):
@@ -109,7 +109,7 @@ def in_lockstep(
             handoff.over(None)
         except BaseException as error:  # noqa: BLE001 - it goes to the streams
             del given
-            let_go(error)
+            clear_error_frames(error)
             handoff.over(error)
         else:
             handoff.over(None)

@@ -1,7 +1,7 @@
 """What `TransformersEngine` needs of a model, checked before the model runs.
 
-A model that keeps anything but the keys and values of past tokens gives wrong outputs without a
-word once rows join and leave. So what is not known to be right is refused.
+A model that keeps anything but the keys and values of past tokens gives wrong outputs, and no
+error, once rows join and leave. So what is not known to be right is refused.
 """
 
 from __future__ import annotations

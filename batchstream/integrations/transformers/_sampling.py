@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from batchstream.integrations.transformers._generation import Generation
 
 _BITS = 24  # those of a float32: a draw times a sum of probabilities then stays below the sum
+_COLDEST = torch.finfo(torch.float32).tiny  # a float32 below it has no precision, or is 0
+_HOTTEST = torch.finfo(torch.float32).max
 
 
 class Sampler:
@@ -24,13 +26,18 @@ class Sampler:
 
     Args:
         request: Its `temperature`, `top_k`, `top_p` and `seed` count.
+
+    Attributes:
+        greedy: Whether each token is the most probable one: the temperature is 0, or so little
+            above it that no other token could be drawn.
+        sorts: Whether the tokens are sorted by their probability before one is drawn.
     """
 
     __slots__ = ("_random", "greedy", "request", "sorts")
 
     def __init__(self, request: Generation) -> None:
         self.request = request
-        self.greedy = request.temperature == 0
+        self.greedy = request.temperature < _COLDEST
         self.sorts = request.top_k is not None or request.top_p < 1
         # Python's: the same on each device, and a draw is one number, not one for each token.
         self._random = random.Random(request.seed)  # noqa: S311 - tokens are no secrets
@@ -73,17 +80,23 @@ def _draw_sorted(logits: Any, samplers: Sequence[Sampler]) -> Any:
     probabilities, order = _probabilities(logits, samplers).sort(
         dim=-1, descending=True, stable=True
     )
-    top_k = _column(logits, samplers, lambda request: request.top_k or vocabulary)
-    probabilities = probabilities.where(torch.arange(vocabulary, device=logits.device) < top_k, 0)
+    places = torch.arange(vocabulary, device=logits.device)
+    # Capped before the tensor is made, which takes no number above 64 bits.
+    top_k = _column(logits, samplers, lambda request: min(request.top_k or vocabulary, vocabulary))
+    probabilities = probabilities.where(places < top_k, 0)
     sums = probabilities.cumsum(-1)
     top_p = _column(logits, samplers, lambda request: request.top_p)
-    # A token stays if those before it fall short: the first one always does.
-    probabilities = probabilities.where(sums - probabilities < top_p * sums[:, -1:], 0)
+    # A token stays if those before it fall short, and the first one also if top_p is rounded to 0.
+    short = sums - probabilities < top_p * sums[:, -1:]
+    probabilities = probabilities.where(short | (places == 0), 0)
     return order.gather(-1, _place(probabilities, samplers)[:, None])[:, 0]
 
 
 def _probabilities(logits: Any, samplers: Sequence[Sampler]) -> Any:
-    return (logits / _column(logits, samplers, lambda request: request.temperature)).softmax(-1)
+    # As a float32 a higher temperature is infinite, and an impossible token's logit over it is NaN.
+    temperature = _column(logits, samplers, lambda request: min(request.temperature, _HOTTEST))
+    # Below the largest logit, so that the quotient of the most probable token is 0, not infinite.
+    return ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
 
 
 def _place(probabilities: Any, samplers: Sequence[Sampler]) -> Any:

@@ -50,7 +50,7 @@ class Surroundings:
             yield torch.autocast(**self._autocast)
 
 
-def let_go(error: BaseException) -> None:
+def clear_error_frames(error: BaseException) -> None:
     """Clear the frames that an error has left, so that it does not keep what they held.
 
     A stream keeps its error for as long as it is referenced, an error its traceback, the traceback

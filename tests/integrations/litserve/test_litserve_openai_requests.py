@@ -103,6 +103,14 @@ def test_messages_of_every_kind_reach_the_api_whole(service):
     assert echoed(service, messages=CONVERSATION)["messages"] == CONVERSATION
 
 
+def test_each_choice_knows_its_index_and_a_client_cannot_set_it(service):
+    options = {"n": 3, "extra_body": {"choice_index": 7, "_choice_index": 7}}
+    request = {"model": "m", "messages": HELLO} | options
+    answer = service.client("/echo").chat.completions.create(**request)
+    contexts = [json.loads(choice.message.content)["context"] for choice in answer.choices]
+    assert [(each["choice_index"], each["n"]) for each in contexts] == [(0, 1), (1, 1), (2, 1)]
+
+
 def test_fields_that_no_class_declares_reach_the_context(service):
     context = echoed(service, seed=7, extra_body={"guided": {"regex": "a+"}})["context"]
     assert (context["seed"], context["guided"]) == (7, {"regex": "a+"})

@@ -1,4 +1,4 @@
-"""Which models the engine takes. It refuses what would be wrong without a word."""
+"""Which models the engine takes. It refuses what would give wrong outputs and no error."""
 
 import pytest
 import torch

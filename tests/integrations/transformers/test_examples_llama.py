@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import runpy
+import socket
 import sys
 import time
 from functools import cache
@@ -131,11 +132,92 @@ def test_a_seed_fixes_what_is_drawn(server):
     assert server.complete(temperature=1, seed=4) != first
 
 
+def test_choices_of_one_seed_differ_and_are_the_same_each_time(server):
+    asked = {"n": 3, "temperature": 1, "seed": 3}
+    if server.name == "llama_fastapi.py":  # an answer has one choice, and says so
+        with pytest.raises(openai.APIStatusError) as caught:
+            server.create(**asked)
+        assert caught.value.status_code == 422
+        return
+    first, again = (
+        [choice.message.content for choice in server.create(**asked).choices] for _ in range(2)
+    )
+    assert first == again
+    assert len(set(first)) == 3
+
+
+@pytest.mark.parametrize(
+    "how", [{"temperature": 1e-46}, {"temperature": None}, {"temperature": 2, "top_p": 1e-46}]
+)
+def test_a_temperature_or_top_p_next_to_0_takes_the_most_probable_token(server, how):
+    """One that is left out is 0 here."""
+    assert server.complete(**how)[0] == expected(30)[0]
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_tokens": None, "max_completion_tokens": 7}, {"max_completion_tokens": 7}]
+)
+def test_the_limit_has_its_present_name_too(server, limits):
+    limits = {"max_tokens": openai.omit} | limits
+    assert server.complete(**limits)[:2] == (expected(7)[0], "length")
+
+
+def test_fields_may_be_null_and_a_message_come_in_parts(server):
+    parts = [{"type": "text", "text": "The "}, {"type": "text", "text": "miller"}]
+    nothing = dict.fromkeys(("max_completion_tokens", "top_p", "seed", "stop", "n", "stream"))
+    text, reason, _ = server.complete(messages=[{"role": "user", "content": parts}], **nothing)
+    assert (text, reason) == (expected(30)[0], "length")
+
+
+def test_a_part_that_is_no_text_is_the_clients_fault(server):
+    part = {"type": "image_url", "image_url": {"url": "data:,"}}
+    with pytest.raises(openai.APIStatusError) as caught:
+        server.create(messages=[{"role": "user", "content": [part]}])
+    assert caught.value.status_code in {400, 422}
+    assert "a part of type 'image_url'" in caught.value.response.text
+
+
+def test_a_stream_has_its_usage_where_the_client_asks(server):
+    with server.create(stream=True, stream_options={"include_usage": True}) as chunks:
+        *before, last = list(chunks)
+    assert all(chunk.usage is None for chunk in before)
+    assert (last.choices, last.usage.completion_tokens) == ([], 30)
+
+
+def test_the_model_is_listed(server):
+    assert [model.id for model in server.client.models.list()] == ["llama"]
+
+
 def test_a_client_that_leaves_frees_its_slot(server):
     """There is one slot, and nothing else could have been answered in time."""
     with server.create(stream=True, max_tokens=FOREVER) as chunks:
         next(iter(chunks))
     assert server.complete()[0] == expected(30)[0]
+
+
+def test_a_client_that_leaves_frees_its_slot_also_if_nothing_is_streamed(server):
+    if server.name != "llama_fastapi.py":
+        pytest.skip("LitServe's does not say which requests are running")
+    body = {"messages": ASKED, "max_tokens": FOREVER}
+    request = httpx.Request("POST", f"{server.url}/v1/chat/completions", json=body)
+    lines = [f"{name}: {value}".encode() for name, value in request.headers.items()]
+    head = b"\r\n".join([b"POST /v1/chat/completions HTTP/1.1", *lines, b"", b""])
+    with (
+        httpx.Client(base_url=server.url, timeout=SECONDS) as client,
+        socket.create_connection(("127.0.0.1", request.url.port)) as connection,
+    ):
+        connection.sendall(head + request.content)
+        wait_for_live(client, 1)
+        connection.close()
+        wait_for_live(client, 0)
+
+
+def wait_for_live(client, requests):
+    """Wait until so many requests are running."""
+    deadline = time.monotonic() + SECONDS
+    while client.get("/health").json()["live"] != requests:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_request_that_the_model_cannot_serve_is_the_clients_fault(server):
@@ -155,10 +237,7 @@ def test_plain_text_is_streamed_too(server):
         with client.stream("POST", "/complete", json=body | {"max_tokens": FOREVER}) as response:
             next(response.iter_raw())
             assert client.get("/health").json() == {"live": 1, "waiting": 0}
-        deadline = time.monotonic() + SECONDS
-        while client.get("/health").json()["live"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_live(client, 0)
 
 
 @pytest.mark.parametrize("name", ["llama_fastapi.py", "llama_litserve.py", "llama_model.py"])

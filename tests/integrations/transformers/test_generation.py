@@ -69,6 +69,9 @@ def test_a_value_out_of_range_is_the_clients_fault(arguments, message):
     ("arguments", "message"),
     [
         ({"ids": "Hello"}, r"got the text 'Hello': pass tokenizer\.encode"),
+        ({"ids": b"ab"}, r"ids takes token ids, got the bytes b'ab': pass tokenizer\.encode"),
+        ({"ids": [[1, 2]]}, r"one prompt, got the row \[1, 2\]: make a Generation of each row"),
+        ({"ids": [np.array([1, 2])]}, r"one prompt, got the row array\(\[1, 2\]\): make a Gen"),
         ({"ids": {"input_ids": [3]}}, r"got a dict: pass its \['input_ids'\]"),
         ({"ids": torch.ones(1, 3, dtype=torch.long)}, r"got an array of shape \(1, 3\)"),
         ({"ids": [3.5]}, "ids takes a whole number, got 3.5"),
@@ -77,6 +80,8 @@ def test_a_value_out_of_range_is_the_clients_fault(arguments, message):
         ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
         ({"top_k": 1.5}, "top_k takes a whole number, got 1.5"),
         ({"stop": 1.5}, "stop takes token ids and strings, got 1.5"),
+        ({"stop": b"ab"}, "stop takes token ids and strings, got b'ab'"),
+        ({"stop": [b"ab"]}, "stop takes token ids and strings, got b'ab'"),
         ({"stop": [None]}, "stop takes a whole number, got None"),
         ({"logprobs": 5}, "logprobs must be True or False, got 5"),
     ],
@@ -117,6 +122,39 @@ def test_tokens_are_drawn_with_the_probabilities_of_transformers(how):
     for token, probability in enumerate(expected.tolist()):
         deviation = (count * probability * (1 - probability)) ** 0.5
         assert drawn[token] == pytest.approx(count * probability, abs=5 * deviation + 1)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"temperature": 1e-46},
+        {"temperature": 1e-39},
+        {"temperature": 1e-38},
+        {"temperature": 1e-37, "top_k": 3},
+        {"temperature": 1.0, "top_p": 1e-46},
+        {"temperature": 1e-46, "top_p": 1e-46},
+    ],
+    ids=str,
+)
+def test_a_parameter_next_to_0_leaves_the_most_probable_token_alone(how):
+    """As a float32 it is 0, or so small that a logit over it is infinite."""
+    logits = torch.tensor([[3.0, 5.0, -float("inf"), 4.0]]).expand(20, -1)
+    assert sample(logits, samplers(20, **how)).tolist() == [1] * 20
+
+
+@pytest.mark.parametrize("temperature", [1e38, 1e300])
+def test_at_any_high_temperature_a_token_without_a_probability_is_not_drawn(temperature):
+    """As a float32 the higher one is infinite."""
+    logits = torch.tensor([[3.0, 5.0, -float("inf")]]).expand(50, -1)
+    assert set(sample(logits, samplers(50, temperature=temperature)).tolist()) == {0, 1}
+
+
+def test_top_k_may_be_any_number():
+    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)).expand(50, -1)
+    largest = samplers(50, temperature=1.0, top_k=2**70)
+    assert torch.equal(
+        sample(logits, largest), sample(logits, samplers(50, temperature=1.0, top_k=12))
+    )
 
 
 @given(st.lists(st.sampled_from([{}, {"top_p": 0.5}, *HOW]), min_size=1, max_size=6))

@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PrivateAttr,
     StrictBool,
     StrictFloat,
     StrictInt,
@@ -201,7 +202,8 @@ class ChatCompletionRequest(stock.ChatCompletionRequest):
 
     A request that does not fit is answered with status 400, in OpenAI's words. `max_tokens` and its
     newer name, `max_completion_tokens`, have the same value, whichever the client has sent; a
-    request with both is refused.
+    request with both is refused. Each of the `n` choices is a request of its own, with `n` of 1,
+    whose `choice_index` is in the context.
     """
 
     model_config = _KEEP_ALL
@@ -222,6 +224,7 @@ class ChatCompletionRequest(stock.ChatCompletionRequest):
     top_logprobs: StrictInt | None = Field(None, ge=0, le=20)
     stream: StrictBool | None = False
     stream_options: StreamOptions | None = None
+    _choice_index: int = PrivateAttr(0)
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
@@ -250,6 +253,19 @@ class ChatCompletionRequest(stock.ChatCompletionRequest):
             )
         self.max_tokens = self.max_completion_tokens = new if old is None else old
         return self
+
+
+def choices_of(request: ChatCompletionRequest) -> list[ChatCompletionRequest]:
+    """Return a request for each of the choices that are asked for."""
+    choices = [request.model_copy(update={"n": 1}) for _ in range(request.n or 1)]
+    for index, choice in enumerate(choices):
+        choice._choice_index = index  # noqa: SLF001 - no field: a client could set that
+    return choices
+
+
+def choice_index_of(request: ChatCompletionRequest) -> int:
+    """Return which of the choices a request is for."""
+    return request._choice_index  # noqa: SLF001
 
 
 _ONLY_WITH: Final = {"top_logprobs": "logprobs", "stream_options": "stream"}

@@ -19,7 +19,11 @@ from batchstream.integrations.litserve._openai.errors import (
     error_response,
     refusal,
 )
-from batchstream.integrations.litserve._openai.request import ChatCompletionRequest
+from batchstream.integrations.litserve._openai.request import (
+    ChatCompletionRequest,
+    choice_index_of,
+    choices_of,
+)
 from batchstream.integrations.litserve._options import check_pickles
 from batchstream.integrations.litserve._server.responses import submit
 from batchstream.integrations.litserve._server.setup import check_server, connect
@@ -175,8 +179,9 @@ class OpenAISpec(stock.OpenAISpec):
     # ---- in a worker
 
     def populate_context(self, context: dict[str, Any], request: Any) -> None:
-        """Put everything that the client asks for into the context, except the messages."""
+        """Put what the client asks for, except the messages, and the choice's index in it."""
         context.update(request.model_dump(exclude={"messages"}))
+        context["choice_index"] = choice_index_of(request)
 
     def _encode_response(self, output: Any) -> dict[str, Any]:
         # LitServe's own refuses a dict without content, and takes the usage out of the user's dict.
@@ -203,8 +208,7 @@ class OpenAISpec(stock.OpenAISpec):
             )
         if self.link.decodes and _has_empty(request.stop):
             raise refusal("Invalid 'stop': a stop sequence must not be empty.", "stop", None)
-        choices = [request.model_copy(update={"n": 1}) for _ in range(request.n or 1)]
-        responses = submit(self.link, self, choices)
+        responses = submit(self.link, self, choices_of(request))
         model = request.model or ""
         body: CompletionBody
         if request.stream:
