@@ -16,7 +16,7 @@ unnoticed then, as long as something keeps the streamer.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Self
 
 from transformers import StoppingCriteriaList
