@@ -9,7 +9,8 @@ one whenever the source is moved, and rows that have ended are dropped (`_rows.p
 `generate` itself can decode, it runs in a thread in step with the source (`_lockstep.py`).
 
 `stream_text` (`_text.py`) pads prompts (`_prompts.py`) and decodes the ids. `BatchStreamer`
-(`_streamer.py`) is for a call of `generate` that is not ours.
+(`_streamer.py`) is for a call of `generate` that is not ours, with a tokenizer
+(`_tokenizers.py`) or none.
 
 `_settings.py` knows what a call asks for, `_surroundings.py` what torch knows of a thread.
 
