@@ -268,14 +268,6 @@ def test_what_cannot_work_is_refused(prompts, more, kind, message):
 # ---- a request that cannot work
 
 
-class Message(dict):
-    """One at which the tokenizer's template raises."""
-
-    @property
-    def role(self):
-        return 1 / 0
-
-
 BAD = {
     "no tokens": ("", 6, None, RequestError, "the prompt has no tokens"),
     "a stop string": ("c", 6, ["x", ""], RequestError, "stop"),
@@ -285,7 +277,6 @@ BAD = {
     "another kind": (3.5, 6, None, TypeError, "a prompt is a text, a list of messages"),
     "an id": ([5, 9999], 6, None, RequestError, "from 0 to 260, .*, got 9999"),
     "below 0": ([5, -1], 6, None, RequestError, "got -1"),
-    "a chat": ([Message()], 6, None, ZeroDivisionError, "by zero"),
 }
 GOOD = [("a", 6, None), ("bcd", 4, ["x"])]
 
@@ -315,6 +306,22 @@ def test_a_request_that_cannot_work_fails_alone(bad, at):
         list(streams.pop(at))
     assert [list(stream) for stream in streams] == [list(stream) for stream in replies(GOOD)]
     assert [stream.end.info["prompt_tokens"] for stream in streams] == [1, 3]
+
+
+def test_what_the_tokenizer_raises_fails_its_prompt_alone():
+    model, tokenizer = tiny("Llama", 1), NoSides()
+
+    class Raising(NoSides):
+        def __call__(self, prompt, **options):
+            if prompt == "bad":
+                raise LookupError("no such word")
+            return super().__call__(prompt, **options)
+
+    first, second = demux(stream_text(model, Raising(), ["bad", "ab"], max_new_tokens=3), 2)
+    with pytest.raises(LookupError, match="no such word"):
+        list(first)
+    [alone] = demux(stream_text(model, tokenizer, ["ab"], max_new_tokens=3), 1)
+    assert list(second) == list(alone)
 
 
 def test_a_request_that_cannot_work_is_told_before_the_model_runs():
