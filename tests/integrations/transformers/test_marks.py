@@ -40,9 +40,9 @@ def test_a_verdict_on_drafts_that_are_not_accepted_is_forgotten():
     assert list(put(rows, marks, [5, 6])[0].outputs) == [5, 6]
     assert asked(rows, [3, 4, 5, 6]) == [False]
     assert marks.stopped() == {}
-    assert put(rows, marks, 8) == {0: 8}
+    assert put(rows, marks, 8) == [8]
     assert asked(rows, [3, 4, 5, 6, 8, 9, 7]) == [True]
-    assert put(rows, marks, [9]) == {0: 9}
+    assert put(rows, marks, [9]) == [9]
     assert asked(rows, [3, 4, 5, 6, 8, 9]) == [False]
     assert rows.known == set()
 
