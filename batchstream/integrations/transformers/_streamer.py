@@ -16,8 +16,9 @@ unnoticed then, as long as something keeps the streamer.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic
 
 from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
@@ -41,6 +42,7 @@ from batchstream.integrations.transformers._marks import (
     taken_criteria,
 )
 from batchstream.integrations.transformers._prompts import unpadded
+from batchstream.integrations.transformers._reader import Reader
 from batchstream.integrations.transformers._settings import Settings, named
 from batchstream.integrations.transformers._tokenizers import Decodes, checked_tokenizer
 from batchstream.text import TextDecoder, decode_steps
@@ -142,8 +144,8 @@ class BatchStreamer(BaseStreamer, Generic[T]):
             if pad_token_id is None:
                 self._pad = getattr(tokenizer, "pad_token_id", None)
         self._stop = stop
-        self._stream: Stream[Any] | None = None
-        self._astream: AsyncStream[Any] | None = None
+        self._lent: weakref.ref[Reader[T]] | None = None
+        self._kept: Reader[T] | None = None  # by `next`, between whose calls nothing else has it
 
         self._pushed = _Pushed()
         self._rows = RowCriteria(live=lambda: self._channel.live)
@@ -168,37 +170,44 @@ class BatchStreamer(BaseStreamer, Generic[T]):
         """Hand out the streams for consumers in event loops, one for each sequence."""
         return self._channel.astreams()
 
-    def __iter__(self) -> Self:
-        """Iterate over the only stream, as over a `TextIteratorStreamer`.
+    def __iter__(self) -> Iterator[T]:
+        """Return an iterator over the only stream, as a `TextIteratorStreamer` is one.
+
+        The iterator owns the stream: a loop that is left cancels it, and `run` stops `generate`.
 
         Raises:
             TypeError: There are several streams.
+            RuntimeError: The stream was handed out before.
         """
-        self._single()
-        return self
-
-    def _single(self) -> Stream[T]:
-        if self._stream is None:
-            self._check_single("streams")
-            (self._stream,) = self.streams()
-        return self._stream
+        reader, self._kept = self._reader(), None
+        return reader
 
     def __next__(self) -> T:
-        """Return the next output of the only stream.
+        """Return the next output of the only stream, which the streamer then keeps.
 
         Raises:
             StopIteration: It has ended.
             TimeoutError: There was none for `timeout` seconds.
             Exception: What `generate` raised in `run`.
         """
-        return self._single().receive(self._timeout)
+        self._kept = self._reader()
+        return next(self._kept)
+
+    def _reader(self) -> Reader[T]:
+        """Return the iterator over the only stream; the same one for as long as anything has it."""
+        reader = None if self._lent is None else self._lent()
+        if reader is None:
+            self._check_single("streams")
+            (stream,) = self.streams()
+            reader = Reader(stream, self._timeout)
+            self._lent = weakref.ref(reader)
+        return reader
 
     def __aiter__(self) -> AsyncStream[T]:
-        """Return the only stream, for `async for`."""
-        if self._astream is None:
-            self._check_single("astreams")
-            (self._astream,) = self.astreams()
-        return self._astream
+        """Return the only stream, for `async for`; a loop that is left cancels it likewise."""
+        self._check_single("astreams")
+        (stream,) = self.astreams()
+        return stream
 
     def _check_single(self, method: str) -> None:
         if len(self._channel) != 1:

@@ -366,6 +366,33 @@ def endless(size, **kwargs):
     return {**inputs, "max_new_tokens": 400, "logits_processor": script, **kwargs}
 
 
+def test_a_loop_that_is_left_stops_generate():
+    streamer = BatchStreamer(skip_prompt=True, max_buffered=1)
+    running = Running(streamer.run, tiny().generate, **endless(1))
+    for _ in streamer:
+        break
+    assert running.result() is None
+
+
+def test_a_loop_of_a_task_that_is_left_stops_generate():
+    async def main():
+        streamer = BatchStreamer(skip_prompt=True, max_buffered=1)
+        running = Running(streamer.run, tiny().generate, **endless(1))
+        async for _ in streamer:
+            break
+        return running
+
+    assert asyncio.run(main()).result() is None
+
+
+def test_what_next_has_read_of_a_streamer_a_loop_goes_on_with():
+    streamer = BatchStreamer()
+    streamer.put(torch.tensor([[5, 6, 7, 8]]))
+    assert next(streamer) == 5
+    reader = iter(streamer)
+    assert (next(reader), next(streamer), next(reader)) == (6, 7, 8)
+
+
 @pytest.mark.parametrize("by", ["run", "criteria", "neither"])
 def test_generate_ends_when_all_streams_have_left(by):
     model = tiny()
