@@ -152,7 +152,7 @@ def _checked_id(each: Any) -> int:
     try:
         return check_count("ids", each, at_least=0)
     except TypeError:
-        if isinstance(each, list | tuple) or getattr(each, "shape", ()):
+        if isinstance(each, list | tuple) or getattr(each, "shape", None):
             raise _not_one_prompt(f"the row {each!r}") from None
         raise
 
