@@ -235,7 +235,8 @@ def test_plain_text_is_streamed_too(server):
         body = {"prompt": "The miller", "max_tokens": 20}
         assert client.post("/complete", json=body).text == expected(20, "The miller")[0]
         with client.stream("POST", "/complete", json=body | {"max_tokens": FOREVER}) as response:
-            next(response.iter_raw())
+            chunks = response.iter_raw()  # which closes the connection when it is collected
+            next(chunks)
             assert client.get("/health").json() == {"live": 1, "waiting": 0}
         wait_for_live(client, 0)
 
