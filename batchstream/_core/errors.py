@@ -226,20 +226,6 @@ def consumer_error(error: BaseException) -> Exception:
     return own
 
 
-def producer_error(error: BaseException) -> BaseException:
-    """Return what the streams fail with where a producer has failed, and there is no source.
-
-    Returns:
-        The error itself, if consumers can have copies of it. Otherwise one that names the producer.
-    """
-    if _copy_for_consumer(error) is not None:
-        return error
-    begin_in_source(error)
-    own = SourceError(f"the producer failed with {type_name(error)}: {error_text(error)}")
-    own.__cause__ = error
-    return own
-
-
 def _copy_for_consumer(error: BaseException) -> Exception | None:
     """Return a copy to raise in a consumer, unless the error is none that can be raised there."""
     if not isinstance(error, Exception) or isinstance(error, StopIteration | StopAsyncIteration):

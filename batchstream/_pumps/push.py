@@ -31,7 +31,6 @@ from batchstream._core.errors import (
     ClosedError,
     StepError,
     consumer_error,
-    producer_error,
     report_unraisable,
 )
 from batchstream._core.records import FinishReason, StreamEnd
@@ -323,7 +322,7 @@ class PushPump(BackgroundPump[T]):
 
     def _fail_live(self, error: BaseException) -> None:
         if self.fanout.live_buffers:
-            self._wake(self.fanout.fail(producer_error(error)))
+            self._wake(self.fanout.fail(error))
 
     def _finish(self) -> None:
         fanout = self.fanout

@@ -202,7 +202,7 @@ class _UncopyableError(Exception):
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("leave", [False, True], ids=["fail", "block"])
-def test_an_error_that_no_consumer_can_be_raised_names_the_producer(error, leave):
+def test_an_error_that_no_consumer_can_be_raised_is_the_cause_of_one_of_ours(error, leave):
     channel = Channel(1)
     [stream] = channel.streams()
     channel.put([1])
@@ -213,7 +213,7 @@ def test_an_error_that_no_consumer_can_be_raised_names_the_producer(error, leave
         channel.fail(error)
     assert next(stream) == 1
     name = type(error).__name__
-    with pytest.raises(SourceError, match=f"the producer failed with {name}: z") as caught:
+    with pytest.raises(SourceError, match=f"the source raised {name}: z") as caught:
         next(stream)
     assert caught.value.__cause__ is error
 
