@@ -531,7 +531,7 @@ PUSHED = {
 """What a producer does that may be broken off."""
 
 
-@pytest.mark.rule(9, 31)
+@pytest.mark.rule(9)
 @pytest.mark.parametrize("name", PUSHED)
 @pytest.mark.parametrize("again", ["the same", "close", "drop"])
 def test_a_channel_ends_whatever_line_a_call_of_its_producer_is_broken_off_at(name, again, unheard):
@@ -558,7 +558,7 @@ def test_a_channel_ends_whatever_line_a_call_of_its_producer_is_broken_off_at(na
     assert {type(error) for error in unheard} <= {KeyboardInterrupt}
 
 
-@pytest.mark.rule(9, 31)
+@pytest.mark.rule(9)
 @pytest.mark.parametrize("name", ["put", "end"])
 def test_what_another_thread_orders_meanwhile_is_done_whatever_line_a_call_is_broken_off_at(
     name, unheard
@@ -585,7 +585,7 @@ def test_what_another_thread_orders_meanwhile_is_done_whatever_line_a_call_is_br
     assert {type(error) for error in unheard} <= {KeyboardInterrupt}
 
 
-@pytest.mark.rule(31)
+@pytest.mark.rule(9)
 @needs_signals
 def test_a_put_that_is_broken_off_as_it_waits_for_room_leaves_its_step_out(on_signal):
     class BrokenOffError(Exception):
