@@ -1,4 +1,4 @@
-"""Needs torch and transformers, which the group `models` installs; and the servers of the examples."""
+"""Needs torch and transformers, which the group `models` installs; the examples, their servers."""
 
 import importlib.util
 
