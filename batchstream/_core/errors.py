@@ -218,20 +218,16 @@ def consumer_error(error: BaseException) -> Exception:
     Copies share no traceback, context or list of notes: raising them in many consumers and threads
     neither makes one traceback grow nor shows one consumer what another was doing.
     """
-    own = _copy_for_consumer(error)
+    own = None
+    if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
+        own = _copy(error)
+        if own is None:
+            own = _copy_as_its_class_does(error)
     if own is None:
         own = SourceError(f"the source raised {type_name(error)}: {error_text(error)}")
     # An error of the library's own that no code of the source's has raised would be shown twice.
     _CAUSE.__set__(own, error.__cause__ if _was_made_here(error) else error)
     return own
-
-
-def _copy_for_consumer(error: BaseException) -> Exception | None:
-    """Return a copy to raise in a consumer, unless the error is none that can be raised there."""
-    if not isinstance(error, Exception) or isinstance(error, StopIteration | StopAsyncIteration):
-        return None
-    own = _copy(error)
-    return _copy_as_its_class_does(error) if own is None else own
 
 
 def _was_made_here(error: BaseException) -> bool:
