@@ -342,14 +342,13 @@ MUTANTS = [
     ),
     Mutant(
         "all consumers are raised the same exception",
-        "    own = _copy(error)\n"
-        "    return _copy_as_its_class_does(error) if own is None else own\n",
-        "    return error\n",
+        "    own = None\n    if isinstance(error, Exception) and not",
+        "    return error\n    own = None\n    if isinstance(error, Exception) and not",
     ),
     Mutant(
         "StopIteration out of user code ends a stream silently",
-        " or isinstance(error, StopIteration | StopAsyncIteration):\n        return None",
-        ":\n        return None",
+        " and not isinstance(error, StopIteration | StopAsyncIteration):",
+        ":",
     ),
     Mutant(
         "a copied error is made by its own __init__",

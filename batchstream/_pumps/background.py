@@ -15,20 +15,16 @@ with the last live stream.
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from functools import partial
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import ClosedError, SourceError, report_unraisable
-from batchstream._eventloops.base import LoopClosedError
 from batchstream._handoff.buffer import Buffer
 from batchstream._handoff.event import Event
-from batchstream._handoff.parking import LOOP_POLL_SECONDS, ParkingLot, earliest, release
+from batchstream._handoff.parking import ParkingLot, earliest
 from batchstream._pumps.fanout import Fanout, View
 from batchstream._pumps.life import Life
 from batchstream._pumps.process import forkable, forked_batch_error
@@ -40,7 +36,7 @@ if TYPE_CHECKING:
 
     from batchstream._core.arguments import Bound
     from batchstream._core.demultiplexer import Demultiplexer
-    from batchstream._eventloops.base import EventLoop, Waiter
+    from batchstream._eventloops.base import EventLoop
     from batchstream._handoff.parking import Lot
 
 T = TypeVar("T")
@@ -369,30 +365,6 @@ class BackgroundPump(ABC, Generic[T]):
             self._stall.begin(full)
         return bool(self._room.full)
 
-    def _pause_in_thread(self, full: Sequence[Buffer[Any]]) -> None:
-        """Wait until these buffers have room, or there is something else to do."""
-        waiter = Lock()
-        waiter.acquire()
-        try:
-            if self._has_to_wait(full, partial(release, waiter)):
-                seconds = self._pause_limit(LOOP_POLL_SECONDS if self._parking.loops else None)
-                capped = -1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)
-                waiter.acquire(True, capped)  # noqa: FBT003
-                self._look_around()
-        finally:
-            self._room.stop_asking(full)
-
-    async def _pause_in_loop(self, full: Sequence[Buffer[Any]], loop: EventLoop) -> None:
-        """Do the same in an event loop; from within the loop."""
-        waiter = loop.new_waiter()
-        try:
-            if self._has_to_wait(full, partial(_resume_in, loop, waiter)):
-                seconds = self._pause_limit(LOOP_POLL_SECONDS if self._parking.loops > 1 else None)
-                await loop.wait(waiter, seconds)
-                self._look_around()
-        finally:
-            self._room.stop_asking(full)
-
     def _pause_limit(self, seconds: float | None) -> float | None:
         """Return for how many seconds to wait for room, where nothing but this is a limit."""
         limit = None if self._hooks is None else self._hooks.pause_limit()
@@ -486,10 +458,3 @@ class BackgroundPump(ABC, Generic[T]):
         self.consumers = {}
         self.fanout.refuse_after_fork()
         self.fanout.end_after_fork(forked_batch_error())
-
-
-def _resume_in(loop: EventLoop, waiter: Waiter) -> None:
-    try:
-        loop.resume([waiter])
-    except LoopClosedError:
-        return  # and the pump with it

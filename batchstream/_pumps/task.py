@@ -14,11 +14,11 @@ from batchstream._handoff.parking import LOOP_POLL_SECONDS
 from batchstream._pumps.background import BackgroundPump
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from batchstream._core.arguments import Bound
     from batchstream._core.demultiplexer import Demultiplexer
-    from batchstream._eventloops.base import EventLoop, PumpTask
+    from batchstream._eventloops.base import EventLoop, PumpTask, Waiter
     from batchstream._handoff.buffer import Buffer
     from batchstream._handoff.parking import ParkingLot
     from batchstream._pumps.background import Hooks
@@ -150,7 +150,7 @@ class TaskPump(BackgroundPump[T]):
             if fanout.free_steps:  # for a plain step in every live stream, as is mostly known
                 fanout.free_steps -= 1
             elif full := self._without_room():
-                await self._pause_in_loop(full, loop)
+                await self._pause(full)
                 continue
             try:
                 step = await task.interruptible(self._source.advance, live)
@@ -176,6 +176,25 @@ class TaskPump(BackgroundPump[T]):
         self._fail(error)
         passes = task.may_raise and isinstance(error, KeyboardInterrupt | SystemExit)
         return error if passes else None
+
+    async def _pause(self, full: Sequence[Buffer[Any]]) -> None:
+        loop = self._loop
+        assert loop is not None  # noqa: S101 - for the type checker
+        waiter = loop.new_waiter()
+        try:
+            if self._has_to_wait(full, partial(self._resume, waiter)):
+                seconds = self._pause_limit(LOOP_POLL_SECONDS if self._parking.loops > 1 else None)
+                await loop.wait(waiter, seconds)
+                self._look_around()
+        finally:
+            self._room.stop_asking(full)
+
+    def _resume(self, waiter: Waiter) -> None:
+        assert self._loop is not None  # noqa: S101 - for the type checker
+        try:
+            self._loop.resume([waiter])
+        except LoopClosedError:
+            return  # and the task with it
 
     def _interrupt(self) -> None:
         task = self._task

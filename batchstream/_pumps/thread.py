@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
-from typing import TYPE_CHECKING, Generic
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Generic
 
 from typing_extensions import TypeVar
 
 from batchstream._core.errors import INTERRUPTS, report_or_raise, report_unraisable
 from batchstream._eventloops.current import result_of
+from batchstream._handoff.parking import LOOP_POLL_SECONDS, release
 from batchstream._pumps.background import BackgroundPump
 from batchstream._pumps.process import running
 from batchstream._pumps.worker_thread import WorkerThread
@@ -128,7 +131,7 @@ class ThreadPump(BackgroundPump[T]):
                 if fanout.free_steps:  # for a plain step in every live stream, as is mostly known
                     fanout.free_steps -= 1
                 elif full := self._without_room():
-                    self._pause_in_thread(full)
+                    self._pause(full)
                     continue
                 try:
                     step = self._source.advance(live)
@@ -142,6 +145,18 @@ class ThreadPump(BackgroundPump[T]):
             self._fail(error)
         finally:
             self._end()
+
+    def _pause(self, full: Sequence[Buffer[Any]]) -> None:
+        waiter = Lock()
+        waiter.acquire()
+        try:
+            if self._has_to_wait(full, partial(release, waiter)):
+                seconds = self._pause_limit(LOOP_POLL_SECONDS if self._parking.loops else None)
+                capped = -1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)
+                waiter.acquire(True, capped)  # noqa: FBT003
+                self._look_around()
+        finally:
+            self._room.stop_asking(full)
 
     def _interrupt(self) -> None:
         """Do nothing: a source that is in a step comes back by itself, or never."""
