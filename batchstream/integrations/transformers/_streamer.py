@@ -62,6 +62,9 @@ _NOT_PUT = (
     "generate has returned and put nothing into its streamer: pass the method generate of a model "
     "of transformers to streamer.run"
 )
+_NO_STREAMER = (
+    "run passes this streamer to generate: leave streamer= out, or call the run of the other one"
+)
 _ONE_CALL = "a BatchStreamer is for one call of generate: make another one"
 
 
@@ -107,7 +110,9 @@ class BatchStreamer(BaseStreamer, Generic[T]):
         >>> from threading import Thread
         >>> from batchstream.integrations.transformers import BatchStreamer
         >>> def replies(prompts):
-        ...     inputs = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
+        ...     inputs = tokenizer(
+        ...         prompts, return_tensors="pt", padding=True, padding_side="left"
+        ...     ).to(model.device)
         ...     streamer = BatchStreamer(tokenizer, skip_prompt=True, size=len(prompts))
         ...     call = dict(inputs, max_new_tokens=100)
         ...     Thread(target=streamer.run, args=[model.generate], kwargs=call).start()
@@ -250,6 +255,8 @@ class BatchStreamer(BaseStreamer, Generic[T]):
         self._check_new()
         self._runs = True
         try:
+            if kwargs.pop("streamer", self) is not self:
+                raise ValueError(_NO_STREAMER)
             unnamed, call = named(generate, args, kwargs)
             call = self._learn(Settings(getattr(generate, "__self__", None), call))
             returned = generate(
@@ -260,9 +267,9 @@ class BatchStreamer(BaseStreamer, Generic[T]):
             self._close()
             return None
         except BaseException as error:
-            is_told = bool(self._channel.live) and isinstance(error, Exception)
+            stream_raises_it = bool(self._channel.live) and isinstance(error, Exception)
             self._fail(error)
-            if is_told:
+            if stream_raises_it:
                 return None
             raise
         return returned
