@@ -120,8 +120,7 @@ async def refuse(_: Request, error: Exception) -> Response:
 
 app = FastAPI(
     lifespan=lifespan,
-    exception_handlers=exception_handlers
-    | {RequestError: refuse, RequestValidationError: refuse},
+    exception_handlers=exception_handlers | {RequestError: refuse, RequestValidationError: refuse},
 )
 app.state.slots = 8
 

@@ -90,8 +90,7 @@ class MissingEOSError(SourceError):
 def missing_eos_error(slot: int, given: int) -> MissingEOSError:
     """Return the error of a slot that is live when the source ends, with `require_eos`."""
     return MissingEOSError(
-        f"the batch ended after {given} outputs for slot {slot}, "
-        f"before its end mark (require_eos)",
+        f"the batch ended after {given} outputs for slot {slot}, before its end mark (require_eos)",
         slot=slot,
         outputs=given,
     )

@@ -7,6 +7,8 @@ import asyncio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from batchstream import (
     ContinuousBatcher,
@@ -184,6 +186,7 @@ def test_the_model_may_be_asynchronous():
     ("decode", "says"),
     [
         (TextDecoder(BYTES), "a decoder is for one stream, so pass lambda request"),
+        (Tokenizer(BPE()).decode, "of a tokenizer: pass lambda request: TextDecoder"),
         (3, "decode takes a function of one request that returns a decoder, got 3"),
     ],
 )

@@ -48,8 +48,8 @@ class Generation:
         top_k: Draw among so many of the most probable tokens; None for all.
         top_p: Draw among the most probable tokens that have this probability together; 0 leaves
             the most probable one alone.
-        seed: A whole number that fixes all draws: the same request gets the same tokens, whatever other
-            requests run beside it. None draws anew each time.
+        seed: A whole number that fixes all draws: the same request gets the same tokens, whatever
+            other requests run beside it. None draws anew each time.
         stop: What ends the text besides the model's end ids: token ids, which the engine itself
             looks for, and strings, which it leaves to `batchstream.text`; see `stop_ids` and
             `stop_strings`.

@@ -62,9 +62,6 @@ _NOT_PUT = (
     "generate has returned and put nothing into its streamer: pass the method generate of a model "
     "of transformers to streamer.run"
 )
-_NO_STREAMER = (
-    "run passes this streamer to generate: leave streamer= out, or call the run of the other one"
-)
 _ONE_CALL = "a BatchStreamer is for one call of generate: make another one"
 
 
@@ -254,9 +251,9 @@ class BatchStreamer(BaseStreamer, Generic[T]):
             raise ClosedError(_ONE_CALL)
         self._check_new()
         self._runs = True
+        if kwargs.get("streamer") is self:  # left over from a call of generate
+            del kwargs["streamer"]
         try:
-            if kwargs.pop("streamer", self) is not self:
-                raise ValueError(_NO_STREAMER)
             unnamed, call = named(generate, args, kwargs)
             call = self._learn(Settings(getattr(generate, "__self__", None), call))
             returned = generate(

@@ -236,5 +236,5 @@ def _listed(stop: Any) -> list[Any]:
     if isinstance(stop, str):
         return [stop]
     if stop is not None and (isinstance(stop, bytes) or not isinstance(stop, Iterable)):
-        raise TypeError(f"stop takes a text, or a list of texts, lists and None, got {stop!r}")
+        raise TypeError(f"stop takes a text or several, got {stop!r}")
     return list(stop or ())

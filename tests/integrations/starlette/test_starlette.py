@@ -1830,10 +1830,13 @@ def test_the_engine_drops_the_request_of_a_client_that_leaves(batching, engine, 
     assert batcher.statistics().finished == {FinishReason.CANCELLED: 1}
 
 
+_LINES = re.MULTILINE | re.DOTALL
+
+
 def in_one_piece():
     """Return the function that docs/serving.md shows under this name."""
     page = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
-    [block] = re.findall(r"^```python\n(async def in_one_piece.*?)^```$", page, re.M | re.S)
+    [block] = re.findall(r"^```python\n(async def in_one_piece.*?)^```$", page, _LINES)
     namespace = {}
     exec(block, namespace)  # noqa: S102
     return namespace["in_one_piece"]
