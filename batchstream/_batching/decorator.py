@@ -50,6 +50,7 @@ class SingleArguments(TypedDict, total=False):
     cost: Callable[[Any], float] | None
     max_batch_cost: float | None
     metrics: MetricsOrFactory | None
+    drain: float | None
 
 
 class BatchedArguments(SingleArguments, total=False):

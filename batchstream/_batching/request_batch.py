@@ -77,6 +77,7 @@ class RequestBatch(Generic[T]):
     Attributes:
         pump: The pump; set by `serve`.
         next_deadline: When the next deadline of a request that has joined passes, if any.
+        is_warm_up: Whether its requests are a warm-up's, and it counts in no figures.
     """
 
     pump: BackgroundPump[T]
@@ -84,6 +85,7 @@ class RequestBatch(Generic[T]):
     def __init__(self, owner: BatchOwner[T]) -> None:
         self._owner = owner
         self.next_deadline: float | None = None
+        self.is_warm_up = False
         self._live_slots = 0  # summed over the steps
 
     def serve(self, pump: BackgroundPump[T], requests: Sequence[Request[T]]) -> None:
@@ -98,6 +100,8 @@ class RequestBatch(Generic[T]):
         request.submission = FREED
         if request.deadlines is not None:
             self.next_deadline = earliest(self.next_deadline, request.deadlines.until)
+        if request.is_warm_up:
+            self.is_warm_up = True
         request.pump = self.pump
         # In this order: a thread that ended the request, or closed the batcher, a moment ago may
         # not have seen the pump.
@@ -154,7 +158,7 @@ class RequestBatch(Generic[T]):
         """Count a step that was made for these slots."""
         self._live_slots += len(live)
         options = self._owner.options
-        if options.metrics is not None:
+        if options.metrics is not None and not self.is_warm_up:
             options.metrics("stepped", len(live), options.max_batch_size)
 
     def pause_limit(self) -> float | None:

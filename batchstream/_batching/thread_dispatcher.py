@@ -81,7 +81,7 @@ class ThreadDispatcher(Dispatcher[T]):
                 thread.end()
             raise
 
-    def _runs_here(self) -> bool:
+    def runs_here(self) -> bool:
         return any(thread.is_current for thread in self._threads)
 
     def _resume(self, waiter: Any) -> None:

@@ -143,12 +143,18 @@ class OverloadedError(BatchStreamError):
     Attributes:
         pending: How many requests were waiting.
         max_pending: How many may wait.
+        retry_after: In how many seconds those that were waiting will have left the queue, at the
+            rate at which requests have left it of late while others waited; None as long as that is
+            unknown. It is what the web integrations send as `Retry-After`.
     """
 
-    def __init__(self, message: str, *, pending: int, max_pending: int) -> None:
+    def __init__(
+        self, message: str, *, pending: int, max_pending: int, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.pending = pending
         self.max_pending = max_pending
+        self.retry_after = retry_after
 
 
 class RequestError(BatchStreamError):
