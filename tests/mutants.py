@@ -838,7 +838,7 @@ MUTANTS = [
     ),
     Mutant(
         "a request that joins as the batcher is closed is forgotten",
-        "        elif self._owner.scheduler.closed:\n",
+        '        elif self._owner.scheduler.state == "closed":\n',
         "        elif False:\n",
         BATCHERS_IN_THREADS,
     ),

@@ -165,7 +165,7 @@ class Dispatcher(ABC, Generic[T]):
     @property
     def ended(self) -> bool:
         """Whether it was closed, and no worker is at work any more."""
-        return self.scheduler.closed and not self.scheduler.at_work
+        return self.scheduler.state == "closed" and not self.scheduler.at_work
 
     @property
     def summary(self) -> str:
@@ -244,7 +244,7 @@ class Dispatcher(ABC, Generic[T]):
             refusal = self._enqueue(request, key)
             if scheduler.wakeups:
                 self._wake_workers()
-            if refusal is None and scheduler.closed:  # meanwhile
+            if refusal is None and scheduler.state == "closed":  # meanwhile
                 self._fail(request, closed_error(scheduler.closing))
             if refusal is None:
                 return stream
@@ -350,7 +350,7 @@ class Dispatcher(ABC, Generic[T]):
             with self._lock:
                 if not self.scheduler.claim_start(worker, claim):
                     return
-            if self.scheduler.closed:
+            if self.scheduler.state == "closed":
                 raise closed_error(self.scheduler.closing)  # noqa: TRY301 - it ends as the others
             self._start(worker)
         except BaseException as error:
@@ -430,7 +430,7 @@ class Dispatcher(ABC, Generic[T]):
     def put_back(self, requests: Sequence[Request[T]]) -> None:
         """Let requests wait again that were taken, in their order and in front of all others."""
         with self._lock:
-            closed = self.scheduler.closed
+            closed = self.scheduler.state == "closed"
             if not closed:  # or else they would be left there: `request_close` has looked
                 self.scheduler.put_back(requests)
         if closed:
@@ -448,7 +448,9 @@ class Dispatcher(ABC, Generic[T]):
         """Count a batch among those that run."""
         with self._lock:
             self.scheduler.batches.add(batch)
-        if self.scheduler.closed:  # behind the adding: `request_close` may not have seen it
+        if (
+            self.scheduler.state == "closed"
+        ):  # behind the adding: `request_close` may not have seen it
             batch.close()
 
     def end_batch(self, batch: RequestBatch[T]) -> None:
@@ -708,7 +710,7 @@ class Dispatcher(ABC, Generic[T]):
             if self.scheduler.state == "draining":
                 closing += ", before its drain was over"
         with self._lock:
-            if not self.scheduler.closed:
+            if self.scheduler.state != "closed":
                 self.scheduler.closing = closing  # the first says it
             now = clock.monotonic()
             reaped = self.scheduler.reap(now)
@@ -730,7 +732,7 @@ class Dispatcher(ABC, Generic[T]):
             by: What asks for it, for the text of errors.
             seconds: For how long, from now on.
         """
-        if self.forked or self.scheduler.closed:
+        if self.forked or self.scheduler.state == "closed":
             return False
         closing = _said_of(by)
         with self._lock:
@@ -741,7 +743,7 @@ class Dispatcher(ABC, Generic[T]):
         self._wake_workers()
         self.tell_of_room()  # there is none, as it finds
         self._tell_closers()  # of a drain before this one, which may be over earlier now
-        return not self.scheduler.closed
+        return True
 
     def drain_state(self) -> tuple[BatcherState, float, bool]:
         """Return the state, until when a drain goes on, and whether no request is open."""

@@ -304,7 +304,7 @@ class EngineBatch(RequestBatch[T]):
 
     def _add(self, request: Request[T]) -> bool:
         """Add a request, and return whether it has joined; if not, it has failed or has to wait."""
-        if request.ends or self._owner.scheduler.closed:  # the engine need not see it
+        if request.ends or self._owner.scheduler.state == "closed":  # the engine need not see it
             self._owner.fail_all([request], closed_error(self._owner.scheduler.closing))
             return False
         slot, submission = self._free.pop(), request.submission

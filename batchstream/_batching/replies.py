@@ -210,7 +210,7 @@ class Flight(Generic[T]):
         return not self._held_back or self.submit(self._held_back.pop())
 
     def submit(self, content: Any) -> bool:
-        """Submit a request, or hold it back, and then return False."""
+        """Submit a request; False if it is held back, or fails and none is taken behind it."""
         self.room = False
         dispatcher = self.dispatcher
         for _ in range(2):
@@ -227,9 +227,10 @@ class Flight(Generic[T]):
                 dispatcher.room_waiters[self] = None
             except Exception as error:  # noqa: BLE001 - raised in the place of the reply
                 self.end_requests(error)
-                return True
+                return False
             else:
                 dispatcher.room_waiters.pop(self, None)
+                self.room = False  # of which it was told meanwhile, and now needs none
                 self._in_flight[request] = next(self._numbers)
                 if self.is_cancelled:  # by another thread, a moment ago
                     self.cancel()

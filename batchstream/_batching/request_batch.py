@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Iterable, Sequence
 
+    from batchstream._batching import life
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request
     from batchstream._handoff.buffer import Buffer
@@ -27,12 +28,12 @@ class BatcherState(Protocol[T]):
     """What a batch reads of the scheduler, without the lock.
 
     Attributes:
-        closed: Whether all requests are to fail.
+        state: Where the batcher is in its life; if that is closed, all requests are to fail.
         closing: By what and when it was closed.
         ended_requests: Requests that have ended and were not reaped.
     """
 
-    closed: bool
+    state: life.BatcherState
     closing: str
     ended_requests: deque[Request[T]]
 
@@ -107,7 +108,7 @@ class RequestBatch(Generic[T]):
         # not have seen the pump.
         if request.ends:
             self.pump.depart(request)
-        elif self._owner.scheduler.closed:
+        elif self._owner.scheduler.state == "closed":
             self.pump.fail_stream(request, closed_error(self._owner.scheduler.closing))
 
     # ---- from any thread

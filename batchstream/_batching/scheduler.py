@@ -137,8 +137,6 @@ class Scheduler(Generic[T]):
         batches: The batches that run.
         totals: The figures.
         state: Where it is in its life.
-        closed: Whether that is closed: no request is accepted any more, and all fail. An attribute
-            of its own, because it is asked for each request.
         closing: By what and when it was closed or its drain begun, for the text of the error.
         drains_until: When the drain is over, of one that is draining.
         departures: How fast requests leave the queue.
@@ -168,7 +166,6 @@ class Scheduler(Generic[T]):
         self.batches: set[RequestBatch[T]] = set()
         self.totals = Totals()
         self.state: BatcherState = "accepting"
-        self.closed = False
         self.closing = ""
         self.drains_until = math.inf
         self._max_batch_size = options.max_batch_size
@@ -219,7 +216,8 @@ class Scheduler(Generic[T]):
 
     def refusal(self) -> ClosedError:
         """Return what a request is refused with by a batcher that is closed or draining."""
-        return closed_error(self.closing) if self.closed else draining_error(self.closing)
+        is_closed = self.state == "closed"
+        return closed_error(self.closing) if is_closed else draining_error(self.closing)
 
     def has_room(self) -> bool:
         """Whether the queue has room for another request."""
@@ -259,7 +257,7 @@ class Scheduler(Generic[T]):
             if not begins:
                 return []
             queue = self.warm_up_queue
-        while not (taken or self.closed):
+        while not taken and self.state != "closed":
             if not (requests := queue.take(now, slots=slots, spent=spent)):
                 break
             for request in requests:
@@ -380,7 +378,7 @@ class Scheduler(Generic[T]):
             until: When the drain is over.
             closing: By what and when it was begun.
         """
-        if self.closed:
+        if self.state == "closed":
             return
         self.drains_until = min(self.drains_until, until)
         if self.state == "accepting":
@@ -398,7 +396,6 @@ class Scheduler(Generic[T]):
     def close(self) -> tuple[list[Request[T]], list[RequestBatch[T]]]:
         """Accept no request any more; return the waiting requests, and the batches that run."""
         # In this order: a worker that is woken finds the batcher closed, and is woken once.
-        self.closed = True
         self.state = BATCHER_LIFE.get((self.state, "close"), self.state)
         self.wakeups.extend(WakeUp(it, waiter) for it, (_, waiter) in self._waiting.items())
         self._waiting.clear()
@@ -450,7 +447,7 @@ class Scheduler(Generic[T]):
             self.wake_worker()  # for the requests that still wait
             return Decision(taken)
         queue = self.warm_up_queue if self.warming else self.queue
-        at = None if self.closed else queue.ready_at()
+        at = None if self.state == "closed" else queue.ready_at()
         if at is not None and all(until > at for until, _ in self._waiting.values()):
             self._waiting[worker] = at, waiter
             return Decision([], max(at - now, 0.0))

@@ -90,6 +90,7 @@ class Batch:
     requests: list[Request]
     free_slots: int
     buffered: int = 1
+    is_warm_up: bool = False
 
     def step_totals(self):
         return StepTotals(1, len(self.requests), 3, 2)
@@ -659,7 +660,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.reap()
         strike(self.scheduler.close, line)
         self.remember_interrupted()
-        self.closed = self.half_closed = self.scheduler.closed
+        self.closed = self.half_closed = self.scheduler.state == "closed"
 
     def teardown(self):
         """Let everything that was begun go on: all requests end, and all workers become idle."""
