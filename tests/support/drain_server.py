@@ -8,6 +8,7 @@ of a job is written to the file JOB.
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -56,6 +57,7 @@ tasks = set()
 async def lifespan(_):
     async with batcher:
         yield
+    await asyncio.gather(*tasks)  # which still have to take what their requests were given
 
 
 async def generate(request):
@@ -80,18 +82,23 @@ async def drain(_):
 
 
 async def job(request):
-    """Begin what no connection waits for."""
+    """Begin what no connection waits for: replies to one request, again and again."""
     return begin(run_job(await request.json()))
 
 
-async def run_job(requests):
-    replies = []
-    with Path(os.environ["JOB"]).open("w") as file:
-        try:
-            async for reply in batcher.amap(requests):
-                replies.append(reply)
-        except ClosedError as error:
-            file.write(f"{replies}\n{error}")
+async def run_job(content):
+    replies, last_words = 0, ""
+    try:
+        async for reply in batcher.amap(itertools.repeat(content)):
+            assert reply == list(range(content))
+            replies += 1
+    except ClosedError as error:
+        last_words = str(error)
+    write(f"{replies}\n{last_words}")
+
+
+def write(text):
+    Path(os.environ["JOB"]).write_text(text)
 
 
 async def statistics(_):
@@ -115,14 +122,14 @@ app = Starlette(
 def main(server, port, gate, job_file):
     os.environ.update(GATE=gate, JOB=job_file)
     if server == "uvicorn":
-        import uvicorn
+        import uvicorn  # noqa: PLC0415 - each server alone
 
         # Behind its own end, uvicorn raises the signal that it was sent anew.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         uvicorn.run(app, port=int(port))
     elif server == "hypercorn":
-        from hypercorn.config import Config
-        from hypercorn.run import run
+        from hypercorn.config import Config  # noqa: PLC0415
+        from hypercorn.run import run  # noqa: PLC0415
 
         config = Config()
         config.application_path = "drain_server:app"
@@ -130,7 +137,7 @@ def main(server, port, gate, job_file):
         config.graceful_timeout = SECONDS
         sys.exit(run(config))
     else:
-        from granian import Granian
+        from granian import Granian  # noqa: PLC0415
 
         Granian("drain_server:app", port=int(port), interface="asgi").serve()
 

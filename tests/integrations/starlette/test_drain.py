@@ -1,6 +1,5 @@
 """Servers that are told to stop: what ends in time ends as a whole, and nothing is left."""
 
-import json
 import signal
 import threading
 import time
@@ -101,14 +100,14 @@ def test_a_server_that_is_told_to_stop_lets_every_stream_end(serve, server):
 
 def test_what_no_connection_waits_for_ends_at_the_end_of_the_lifespan(serve):
     service = serve("uvicorn")
-    assert service.client.post("/job", json=[2] * 40).status_code == 202
-    service.gate.let_through(0)  # the job has as many requests in flight as it keeps there
+    assert service.client.post("/job", json=2).status_code == 202
+    service.wait_until_live(IN_FLIGHT)
     service.process.send_signal(signal.SIGTERM)
     service.wait_until(lambda: not is_open(service.port))
     service.let_all_through()
     assert service.process.wait(SECONDS) == 0
     replies, error = service.job().splitlines()
-    assert json.loads(replies) == [[0, 1]] * IN_FLIGHT, "what was submitted has its replies"
+    assert int(replies) >= IN_FLIGHT, "what was submitted has its replies"
     assert "the batcher is draining, as asked for by the end of its async with block" in error
 
 
@@ -144,10 +143,10 @@ def test_uvicorn_closes_websockets_at_once_when_it_is_told_to_stop(serve):
         service.gate.let_through(0)
         assert websocket.recv(SECONDS) == "0"
         service.process.send_signal(signal.SIGTERM)
+        service.wait_until(lambda: not is_open(service.port))
         service.let_all_through()
         with pytest.raises(ConnectionClosedError) as closed:
-            while True:
-                websocket.recv(SECONDS)
+            list(websocket)
     assert closed.value.rcvd.code == 1012  # service restart
     assert service.process.wait(SECONDS) == 0
 
