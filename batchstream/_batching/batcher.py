@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self, overloa
 
 from typing_extensions import TypeVar
 
-from batchstream._batching.drain import aclose, close, said_with
+from batchstream._batching.drain import aclose, block_end, close, said_with
 from batchstream._batching.life import BatcherState, check_drain
 from batchstream._batching.replies import AsyncReplies, Flight, Replies
 from batchstream._batching.room import wait_for_room, wait_for_room_in_loop
@@ -414,7 +414,7 @@ class Batcher(Generic[RequestT, T]):
         traceback: TracebackType | None,
     ) -> None:
         drain = self._dispatcher.options.drain if exc_type is None else None
-        close(self._dispatcher, "the end of its with block", drain)
+        close(self._dispatcher, block_end("with", drain), drain)
 
     async def __aenter__(self) -> Self:
         """Return the batcher, and let an asynchronous function of its run in this event loop.
@@ -433,7 +433,7 @@ class Batcher(Generic[RequestT, T]):
         traceback: TracebackType | None,
     ) -> None:
         drain = self._dispatcher.options.drain if exc_type is None else None
-        await aclose(self._dispatcher, "the end of its async with block", drain)
+        await aclose(self._dispatcher, block_end("async with", drain), drain)
 
     def _check_open(self) -> None:
         self._dispatcher.check_not_forked()

@@ -60,8 +60,13 @@ async def aclose(dispatcher: Dispatcher[Any], by: str, drain: float | None) -> N
 
 
 def said_with(drain: float | None) -> str:
-    """Return what a text has behind the name of what closes a batcher."""
+    """Return the arguments of a call that closes a batcher, for a text."""
     return "" if drain is None else f"drain={drain:g}"
+
+
+def block_end(kind: str, drain: float | None) -> str:
+    """Return what a text calls the end of a `with` or `async with` block."""
+    return f"the end of its {kind} block" + ("" if drain is None else f" ({said_with(drain)})")
 
 
 def _drain_in_thread(dispatcher: Dispatcher[Any]) -> None:
