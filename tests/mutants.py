@@ -704,19 +704,19 @@ MUTANTS = [
         "room is not passed on by a caller that leaves",
         "        self._dispatcher.tell_of_room()\n\n    def has_come",
         "\n    def has_come",
-        ("test_room.py",),
+        ("test_waiting_for_room.py",),
     ),
     Mutant(
         "a request that is cancelled as it waits makes no room",
         "        if self.room_waiters:  # with the lock they see that it waits no longer\n",
         "        if False:\n",
-        ("test_room.py",),
+        ("test_waiting_for_room.py",),
     ),
     Mutant(
         "the time in which no request waits counts for the rate",
         "        self.since = now if others_wait else None\n",
         "        self.since = now\n",
-        ("test_room.py",),
+        ("test_waiting_for_room.py",),
     ),
     Mutant(
         "a drain lets requests wait for others",
