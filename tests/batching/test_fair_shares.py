@@ -314,7 +314,7 @@ COSTS = st.one_of(st.sampled_from([1.0, 1.0, 7.0]), st.floats(0.01, 10.0))
     costs=st.lists(COSTS, min_size=3, max_size=30),
     slots=st.integers(1, 9),
 )
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_tenants_under_saturation_never_differ_by_more_than_a_request_of_each(shares, costs, slots):
     """Which is the fairness of the algorithm; and what is left of it in the long run."""
     made = queue_of(max_batch_size=9, max_batch_cost=1000.0)
@@ -373,7 +373,7 @@ ARRIVALS = st.lists(
 
 @pytest.mark.rule(29)
 @given(arrivals=ARRIVALS)
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_no_request_waits_for_more_than_the_bound(arrivals):
     """That is `W * C / w + L`; see the theory of operation of the order."""
     shares = {"a": 1.0, "b": 4.0, "c": 0.5}
@@ -603,4 +603,4 @@ class FairQueueMachine(RuleBasedStateMachine):
 
 
 TestFairQueue = FairQueueMachine.TestCase
-TestFairQueue.settings = settings(max_examples=150, stateful_step_count=40)
+TestFairQueue.settings = settings(max_examples=100, stateful_step_count=40)

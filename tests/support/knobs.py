@@ -674,3 +674,8 @@ def exit_with(clock, join):
 
 SATURATED_TAKES = int(os.environ.get("SATURATED_TAKES", "2000"))
 """How many batches tenants share, where their shares are held against their weights."""
+
+
+def tenants_of(batcher):
+    """Return how many tenants a batcher remembers, some of them twice perhaps."""
+    return sum(map(len, dispatcher_of(batcher)._tenants._generations))
