@@ -342,7 +342,7 @@ DynamicBatcher(
     metrics=printed,
 )
 DynamicBatcher(translate, max_batch_size=8, on_overflow="drop")  # type: ignore[call-overload]
-DynamicBatcher(translate, max_batch_size=8, priority=str)  # type: ignore[call-overload]
+DynamicBatcher(translate, max_batch_size=8, priority=str)  # type: ignore[arg-type]
 
 
 class Prompt:
@@ -570,7 +570,6 @@ async def continuous() -> None:
             assert_type(await anext(replies), list[int])
     ContinuousBatcher[bytes, int](Engine, max_batch_size=4)
     ContinuousBatcher(engine, max_batch_size=4, priority=len, tenant=bytes.decode, share=len)
-    ContinuousBatcher(engine, max_batch_size=4, tenant=str.encode)  # type: ignore[call-overload]
     ContinuousBatcher(object(), max_batch_size=4)  # type: ignore[call-overload]
     try:
         joined.astream(b"a")
