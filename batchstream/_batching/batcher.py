@@ -66,12 +66,13 @@ class Batcher(Generic[RequestT, T]):
                 short.
 
         Raises:
-            OverloadedError: `max_pending` requests are waiting. Nothing was submitted.
+            OverloadedError: `max_pending` requests are waiting, or more than another bound allows.
+                Nothing was submitted.
             ClosedError: The batcher was closed, or is draining.
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: The model is an asynchronous function, and no event loop is known.
-            Exception: What `key`, `cost`, `max_outputs`, `decode` or the function of `per_request`
-                raise for this request.
+            Exception: What `key`, `cost`, `max_outputs`, `decode`, `priority`, `tenant`, `share` or
+                the function of `per_request` raise for this request.
 
         Blocking: never; receiving from the stream does.
         Cancellation: a request that was not accepted entirely is cancelled.
@@ -97,12 +98,13 @@ class Batcher(Generic[RequestT, T]):
             wait_timeout: For how long it may wait until it joins a batch.
 
         Raises:
-            OverloadedError: `max_pending` requests are waiting. Nothing was submitted.
+            OverloadedError: `max_pending` requests are waiting, or more than another bound allows.
+                Nothing was submitted.
             ClosedError: The batcher was closed, or is draining.
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: The model is an asynchronous function, and no event loop is known.
-            Exception: What `key`, `cost`, `max_outputs`, `decode` or the function of `per_request`
-                raise for this request.
+            Exception: What `key`, `cost`, `max_outputs`, `decode`, `priority`, `tenant`, `share` or
+                the function of `per_request` raise for this request.
 
         Blocking: never.
         Cancellation: nothing to cancel.
@@ -224,15 +226,17 @@ class Batcher(Generic[RequestT, T]):
             return AsyncReplies(flight, aiter(requests))
         return AsyncReplies(flight, iter(_check_requests("amap", requests)))
 
-    def wait_for_room(self, timeout: float | None = None) -> None:
+    def wait_for_room(self, timeout: float | None = None, *, cost: float = 0.0) -> None:
         """Wait until a request would not be refused, for a caller that would rather wait.
 
         Callers that wait are woken in the order in which they came, one for each place. The place
         is not reserved: a request that another caller submits meanwhile may take it, so submit in a
-        loop.
+        loop. How many requests of one tenant may wait is not looked at.
 
         Args:
             timeout: For how long to wait, in seconds; None for any time.
+            cost: What the request will cost, with `max_pending_cost`. Without it there is room as
+                soon as any request would be accepted.
 
         Raises:
             TimeoutError: There was no room in this time.
@@ -261,16 +265,19 @@ class Batcher(Generic[RequestT, T]):
             [0, 2, 4, 6]
             >>> double.close()
         """
-        wait_for_room(self._dispatcher, timeout)
+        wait_for_room(self._dispatcher, timeout, cost)
 
     async def await_for_room(
         self,
         timeout: float | None = None,  # noqa: ASYNC109 - as `wait_for_room` has it
+        *,
+        cost: float = 0.0,
     ) -> None:
         """Do the same in an event loop.
 
         Args:
             timeout: For how long to wait, in seconds; None for any time.
+            cost: What the request will cost, with `max_pending_cost`.
 
         Raises:
             Exception: What `wait_for_room` raises.
@@ -279,7 +286,7 @@ class Batcher(Generic[RequestT, T]):
         Cancellation: nothing is lost; the next caller is woken instead.
         Threads: any event loop.
         """
-        await wait_for_room_in_loop(self._dispatcher, timeout)
+        await wait_for_room_in_loop(self._dispatcher, timeout, cost)
 
     def warm_up(self, requests: Iterable[RequestT], *, timeout: float | None = None) -> None:
         """Run requests through the model once, before all others, and wait until all have ended.

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol
 from typing_extensions import TypeVar
 
 from batchstream._batching import clock
+from batchstream._batching.keys import KeyInterner
 from batchstream._batching.life import Readiness, state_text
-from batchstream._batching.queue import KeyInterner
 from batchstream._batching.request import Deadlines, Request, Submission, closed_error
 from batchstream._batching.scheduler import NOTHING_REAPED, Scheduler
 from batchstream._core.arguments import check_seconds
@@ -153,6 +153,7 @@ class Dispatcher(ABC, Generic[T]):
         self._numbers = count()
         self._has_warned = False  # see `_warn_if_a_loop_stops`
         self._keys = KeyInterner()
+        self._tenants = KeyInterner("tenant")
         forkable_batchers.add(self)
 
     def _new_scheduler(self) -> Scheduler[T]:
@@ -200,16 +201,16 @@ class Dispatcher(ABC, Generic[T]):
             is_warm_up: Whether it waits for `begin_warm_up`, to be taken before all others.
 
         Raises:
-            OverloadedError: As many requests wait as may.
+            OverloadedError: As many requests wait as may, or they cost as much.
             RequestError: The request costs more than a batch may. It is a `ValueError`, too.
             ClosedError: The batcher was closed, or is draining.
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: No worker could run it.
-            TypeError, ValueError: A timeout, or what the request costs or is limited to, is not a
-                number that it can be; or what `per_request` or `decode` returned is no predicate or
-                no decoder.
-            Exception: What `key`, `cost`, `max_outputs`, `decode`, the function of `per_request` or
-                the factory of the metrics raise.
+            TypeError, ValueError: A timeout, or a number that a function has returned for the
+                request, is not one that it can be; or what `per_request` or `decode` returned is no
+                predicate or no decoder.
+            Exception: What `key`, `cost`, `max_outputs`, `decode`, `priority`, `tenant`, `share`,
+                the function of `per_request` or the factory of the metrics raise.
         """
         if self.forked:
             raise _forked_error()
@@ -233,9 +234,11 @@ class Dispatcher(ABC, Generic[T]):
         )
         key = None if options.key is None else options.key(content)
         number, ended = next(self._numbers), scheduler.ended_requests
+        place = None if options.places is None else options.places.place_of(content)
         request: Request[T] = Request(
             number, submission, deadlines, ended, on_end, is_warm_up=is_warm_up
         )
+        request.place = place
         if self._needs_loop:
             self.prepare()
         # Before the request waits: whatever breaks this off drops the stream, and so cancels it.
@@ -266,10 +269,10 @@ class Dispatcher(ABC, Generic[T]):
         refusals: list[Exception] = []
         while True:
             generations = None
-            if key is not None:
-                request.group, generations = self._keys.intern(key)
+            if key is not None or request.place is not None:
+                generations = self._intern(request, key)
             with self._lock:
-                if generations is not None and not self._keys.is_current(generations):
+                if generations is not None and not self._are_current(*generations):
                     continue
                 now = clock.monotonic()
                 reaped = scheduler.reap(now)
@@ -286,6 +289,21 @@ class Dispatcher(ABC, Generic[T]):
             elif isinstance(refusals[0], OverloadedError) and request.on_end is None:
                 metrics("refused")
         return refusals.pop() if refusals else None
+
+    def _intern(self, request: Request[T], key: Any) -> tuple[object, object]:
+        """Set what stands for a request's key and tenant; return what `_are_current` takes."""
+        keys = tenants = None
+        if key is not None:
+            request.group, keys = self._keys.intern(key)
+        if (place := request.place) is not None:
+            place.account, tenants = self._tenants.intern(place.tenant)
+        return keys, tenants
+
+    def _are_current(self, keys: object, tenants: object) -> bool:
+        """Whether what stands for a request's key and tenant may be used; with the lock."""
+        if keys is not None and not self._keys.is_current(keys):
+            return False
+        return tenants is None or self._tenants.is_current(tenants)
 
     def prepare(self) -> None:
         """Find the event loop for the workers, for a dispatcher that `_needs_loop`.
@@ -379,9 +397,7 @@ class Dispatcher(ABC, Generic[T]):
             now = clock.monotonic()
             reaped = self.scheduler.reap(now)
             decision = self.scheduler.next_batch(worker, waiter, now)
-            stale = None
-            if self.options.key is not None:
-                stale = self._keys.tidy(self.scheduler.queue.has_group)
+            stale = self._tidy_keys()
         del stale  # without the lock: the keys are the user's
         try:
             if reaped is not NOTHING_REAPED:
@@ -403,6 +419,13 @@ class Dispatcher(ABC, Generic[T]):
             raise
         return decision
 
+    def _tidy_keys(self) -> object:
+        """Drop keys and tenants of which no request waits; return what to free without the lock."""
+        options, queue = self.options, self.scheduler.queue
+        if options.key is None and options.places is None:
+            return None
+        return self._keys.tidy(queue.has_group), self._tenants.tidy(queue.has_tenant)
+
     def take_joining(self, slots: int, spent: float) -> list[Request[T]]:
         """Take the requests that join a running batch, which costs so much, in its free slots."""
         if not self.scheduler.queue:  # asked without the lock: a moment later there may be one
@@ -411,6 +434,8 @@ class Dispatcher(ABC, Generic[T]):
             now = clock.monotonic()
             reaped = self.scheduler.reap(now)
             taken = self.scheduler.take(now, slots=slots, spent=spent)
+            stale = self._tidy_keys()
+        del stale  # without the lock, as in `next_batch`
         try:
             self._follow_up(reaped, now)
             if self.room_waiters and taken:
@@ -503,8 +528,8 @@ class Dispatcher(ABC, Generic[T]):
         for closer in list(self.closers):
             closer.tell()
 
-    def has_room(self) -> bool:
-        """Whether a request would not be refused at the moment.
+    def has_room(self, cost: float) -> bool:
+        """Whether a request of this cost would not be refused at the moment.
 
         Raises:
             ClosedError: It would be, as the batcher was closed or is draining.
@@ -514,7 +539,7 @@ class Dispatcher(ABC, Generic[T]):
             reaped = self.scheduler.reap(now)
             accepts = self.scheduler.state == "accepting"
             refusal = None if accepts else self.scheduler.refusal()
-            has_room = self.scheduler.has_room()
+            has_room = self.scheduler.has_room(cost)
         self._follow_up(reaped, now)
         if refusal is not None:
             raise refusal
@@ -855,6 +880,7 @@ class Dispatcher(ABC, Generic[T]):
         self.parking = ParkingLot()
         self._ended = Event(self.parking)
         self._keys = KeyInterner()
+        self._tenants = KeyInterner("tenant")
         self.context = self.context.copy()  # an engine's call in the parent may never leave it
 
 

@@ -55,6 +55,8 @@ class _Options(TypedDict, total=False):
     on_overflow: OnOverflow
     metrics: MetricsOrFactory | None
     drain: float | None
+    max_pending_cost: float | None
+    max_pending_per_tenant: int | None
 
 
 class DynamicBatcher(Batcher[RequestT, T]):
@@ -113,6 +115,16 @@ class DynamicBatcher(Batcher[RequestT, T]):
         drain: For how many seconds the end of a `with` or `async with` block lets requests end
             before it closes the batcher, as `close(drain=...)` does. None closes it at once, and so
             does an error that leaves the block. For a server whose lifespan is such a block.
+        max_pending_cost: What the requests that wait may cost together; one that would be too much
+            is refused as well.
+        priority: A function of a request that returns a whole number, its band. While a request of
+            a lower number waits, none of a higher one joins a batch. 0 for all if it is None.
+        tenant: A function of a request that returns whose it is, such as an API key, hashable. The
+            tenants of a band share the batches by what their requests cost, or by their number
+            if there is no `cost`. Among those of one tenant the first to come is the first to be
+            served.
+        share: A function of a request that returns the weight of its tenant; 1 if it is None.
+        max_pending_per_tenant: How many requests of one tenant may wait.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -157,6 +169,11 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
         drain: float | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -173,6 +190,11 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
         drain: float | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -187,6 +209,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     @overload
@@ -202,6 +227,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     @overload
@@ -217,6 +245,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[Any], object] | per_request[RequestT, Any] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     @overload
@@ -232,6 +263,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[Any], object] | per_request[RequestT, Any] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: Callable[[RequestT], Decoder[Any, T] | None],
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     def __init__(
@@ -256,6 +290,11 @@ class DynamicBatcher(Batcher[RequestT, T]):
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
         drain: float | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None:
         if not callable(fn):
             raise TypeError(f"fn takes a function of a list of requests, got {fn!r}")
@@ -312,6 +351,11 @@ class DynamicBatcher(Batcher[RequestT, T]):
             on_overflow=on_overflow,
             metrics=metrics,
             drain=drain,
+            max_pending_cost=max_pending_cost,
+            priority=priority,
+            tenant=tenant,
+            share=share,
+            max_pending_per_tenant=max_pending_per_tenant,
         )
         self._single = single
         self._dispatcher = _dispatcher_for(fn, options, runs_in_task=runs_in_task)

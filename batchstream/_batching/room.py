@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from batchstream._batching import clock
 from batchstream._batching.notice import Notice
-from batchstream._core.arguments import check_seconds
+from batchstream._core.arguments import check_number, check_seconds
 from batchstream._eventloops.current import current_loop
 
 if TYPE_CHECKING:
@@ -30,17 +30,19 @@ class _Turn:
     Args:
         dispatcher: Whose queue has to have room.
         timeout: For how many seconds to wait; None for any time.
+        cost: For a request of which cost there has to be room.
 
     Attributes:
         until: Until when.
         notice: By what it is told.
     """
 
-    def __init__(self, dispatcher: Dispatcher[Any], timeout: float | None) -> None:
+    def __init__(self, dispatcher: Dispatcher[Any], timeout: float | None, cost: float) -> None:
         seconds = None if timeout is None else check_seconds("timeout", timeout)
         dispatcher.check_not_forked()
         self._dispatcher = dispatcher
         self._timeout = timeout
+        self._cost = check_number("cost", cost)
         self.until = None if seconds is None else clock.monotonic() + seconds
         self.notice = Notice(dispatcher.parking, passes_on=True)
 
@@ -60,7 +62,7 @@ class _Turn:
             TimeoutError: The time is over.
         """
         self.notice.ready = False
-        has_room = self._dispatcher.has_room()
+        has_room = self._dispatcher.has_room(self._cost)
         turns = (it for it in list(self._dispatcher.room_waiters) if it.passes_on)
         if has_room and next(turns) is self.notice:
             return True
@@ -72,9 +74,9 @@ class _Turn:
         return False
 
 
-def wait_for_room(dispatcher: Dispatcher[Any], timeout: float | None) -> None:
+def wait_for_room(dispatcher: Dispatcher[Any], timeout: float | None, cost: float) -> None:
     """Wait in a thread until a request would not be refused."""
-    with _Turn(dispatcher, timeout) as turn:
+    with _Turn(dispatcher, timeout, cost) as turn:
         while not turn.has_come():
             dispatcher.wait_for_any(turn.notice, turn.until)
 
@@ -82,10 +84,11 @@ def wait_for_room(dispatcher: Dispatcher[Any], timeout: float | None) -> None:
 async def wait_for_room_in_loop(
     dispatcher: Dispatcher[Any],
     timeout: float | None,  # noqa: ASYNC109 - as in a thread
+    cost: float,
 ) -> None:
     """Do the same in an event loop."""
     loop = current_loop()
     await loop.checkpoint()
-    with _Turn(dispatcher, timeout) as turn:
+    with _Turn(dispatcher, timeout, cost) as turn:
         while not turn.has_come():
             await dispatcher.wait_for_any_in_loop(turn.notice, loop, turn.until)

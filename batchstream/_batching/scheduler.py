@@ -150,11 +150,15 @@ class Scheduler(Generic[T]):
     ) -> None:
         self.ended_requests: deque[Request[T]] = deque()
         self.wakeups: deque[WakeUp] = deque()
+        places = options.places
         self.queue: WaitingQueue[Request[T]] = WaitingQueue(
             max_batch_size=options.max_batch_size,
             batch_timeout=options.batch_timeout,
             max_batch_cost=options.max_batch_cost,
             max_pending=options.max_pending,
+            max_pending_cost=options.max_pending_cost,
+            max_pending_per_tenant=None if places is None else places.max_pending_per_tenant,
+            has_places=places is not None,
         )
         self.warm_up_queue: WaitingQueue[Request[T]] = WaitingQueue(
             max_batch_size=options.max_batch_size,
@@ -188,7 +192,7 @@ class Scheduler(Generic[T]):
 
         Raises:
             ClosedError: The batcher was closed, or is draining.
-            OverloadedError: As many requests wait as may.
+            OverloadedError: As many requests wait as may, or they cost as much.
             CostError: The request costs more than a batch may.
         """
         if self.state != "accepting":
@@ -219,9 +223,9 @@ class Scheduler(Generic[T]):
         is_closed = self.state == "closed"
         return closed_error(self.closing) if is_closed else draining_error(self.closing)
 
-    def has_room(self) -> bool:
-        """Whether the queue has room for another request."""
-        return self.queue.has_room(self._room)
+    def has_room(self, cost: float) -> bool:
+        """Whether the queue has room for a request of this cost."""
+        return self.queue.has_room(cost, self._room)
 
     def _room(self) -> int:
         """Return how many requests could join at once."""
