@@ -208,3 +208,23 @@ def test_a_refusal_says_when_those_that_wait_will_have_left():
     with pytest.raises(OverloadedError) as refused:
         submit(3.0)
     assert refused.value.retry_after == pytest.approx(4.0)
+
+
+@every_batcher
+async def test_room_is_for_a_request_of_a_cost(form):
+    batcher, _, gate = form.held_batcher(
+        0, max_batch_size=1, max_pending_cost=4, cost=len, max_batch_cost=4
+    )
+    streams = await form.submit_behind(batcher, gate, "a", "bbb")
+    await wait_for_room(form, batcher)
+    for method in (batcher.await_for_room,) if isinstance(form, InLoop) else ():
+        await method(cost=1)
+        with pytest.raises(TimeoutError):
+            await method(0, cost=2)
+    if not isinstance(form, InLoop):
+        batcher.wait_for_room(cost=1)
+        with pytest.raises(TimeoutError):
+            batcher.wait_for_room(0, cost=2)
+    gate.open()
+    for stream in streams:
+        await form.rest(stream)

@@ -9,7 +9,7 @@ import pytest
 
 from batchstream import ClosedError, ContinuousBatcher, DeadlineError, DynamicBatcher
 from batchstream._core.records import BatcherStatistics
-from support.engines import Echo, InLoop, every_batcher
+from support.engines import Echo, InLoop, dynamic_batchers, every_batcher
 from support.sources import in_forked_child, needs_fork
 
 
@@ -91,6 +91,25 @@ async def test_a_warm_up_that_fails_raises_and_the_batcher_is_not_ready_until_on
     await warm_up(form, batcher, ["a"])
     assert batcher.ready
     assert batcher.statistics().opened == 1
+
+
+@dynamic_batchers
+async def test_others_go_on_at_once_when_a_warm_up_is_broken_off(form):
+    if not isinstance(form, InLoop):
+        return  # a thread's wait is broken off by signals alone
+    batcher, _, gate = form.held_batcher(0, max_batch_size=1, workers=2)
+    scope = form.scope()
+
+    async def break_off():
+        await gate.reached.wait()
+        stream = form.submit(batcher, "x")
+        scope.cancel()
+        assert await form.rest(stream) == ["x"]  # while the model is in the step of the warm-up
+        gate.open()
+
+    warming = partial(scope.run, partial(batcher.awarm_up, ["a"]))
+    await form.concurrently(warming, break_off)
+    assert not batcher.ready
 
 
 @every_batcher
