@@ -38,7 +38,7 @@ async def draining(form, batcher, then, drain=60):
 
 
 @every_batcher
-@pytest.mark.rule(29)
+@pytest.mark.rule(9)
 async def test_requests_that_run_and_wait_end_and_others_are_refused(form):
     batcher, _, gate = form.held_batcher(0, max_batch_size=1)
     streams = await form.submit_behind(batcher, gate, "abc", "d", "ef")

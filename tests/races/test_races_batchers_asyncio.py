@@ -704,7 +704,7 @@ def test_two_closings_at_any_time_end_every_request_and_wait_for_the_model():
     assert set(reasons) == {FinishReason.EOS, FinishReason.ERROR, None}
 
 
-@pytest.mark.rule(29)
+@pytest.mark.rule(9)
 @in_virtual_time
 def test_a_drain_at_any_time_lets_each_accepted_request_end_and_refuses_the_others():
     refused = set()
@@ -738,7 +738,7 @@ def test_a_drain_at_any_time_lets_each_accepted_request_end_and_refuses_the_othe
     assert len(refused) > 1
 
 
-@pytest.mark.rule(29)
+@pytest.mark.rule(9)
 @in_virtual_time
 def test_what_has_not_ended_when_a_drain_is_over_fails_and_all_else_is_whole():
     whole = set()

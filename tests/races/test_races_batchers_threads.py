@@ -561,7 +561,7 @@ def test_closing_as_requests_are_submitted_and_served_answers_or_refuses_each():
     explore(scenario, SCHEDULES | MANY_SCHEDULES)
 
 
-@pytest.mark.rule(29)
+@pytest.mark.rule(9)
 @pytest.mark.parametrize("kind", [dynamic, continuous])
 def test_draining_as_requests_are_submitted_and_served_serves_or_refuses_each(kind):
     def scenario():

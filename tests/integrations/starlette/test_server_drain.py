@@ -80,7 +80,7 @@ def serve(tmp_path, request):
         service.gate.close()
 
 
-@pytest.mark.rule(29)
+@pytest.mark.rule(9)
 @pytest.mark.parametrize("server", ["uvicorn", "hypercorn", "granian"])
 def test_a_server_that_is_told_to_stop_lets_every_stream_end(serve, server):
     service = serve(server)
