@@ -308,6 +308,15 @@ with DynamicBatcher[str, str](translate, max_batch_size=8) as batcher:
     assert_type(batcher.stream("a", timeout=1.5, wait_timeout=1), Stream[str])
     assert_type(batcher.statistics(), BatcherStatistics)
     batcher.stream(1)  # type: ignore[arg-type]
+    assert_type(batcher.state, Literal["accepting", "draining", "closed"])
+    assert_type(batcher.ready, bool)
+    batcher.state = "closed"  # type: ignore[misc]
+    batcher.warm_up(["a", "b"], timeout=60)
+    batcher.warm_up([1])  # type: ignore[list-item]
+    batcher.wait_for_room()
+    batcher.wait_for_room(1.5, cost=12)
+    batcher.close(drain=30)
+    batcher.close(30)  # type: ignore[call-arg]
     assert_type(batcher.map(["a", "b"], timeout=1.5, wait_timeout=1), Replies[list[str]])
     for reply in batcher.map(iter(["a", "b"])):
         assert_type(reply, list[str])
@@ -340,7 +349,9 @@ DynamicBatcher(
     max_buffered=8,
     on_overflow="wait",
     metrics=printed,
+    drain=30,
 )
+DynamicBatcher(translate, max_batch_size=8, drain="30")  # type: ignore[call-overload]
 DynamicBatcher(translate, max_batch_size=8, on_overflow="drop")  # type: ignore[call-overload]
 DynamicBatcher(translate, max_batch_size=8, priority=str)  # type: ignore[arg-type]
 
