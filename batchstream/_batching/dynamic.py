@@ -54,6 +54,8 @@ class _Options(TypedDict, total=False):
     max_buffered: int
     on_overflow: OnOverflow
     metrics: MetricsOrFactory | None
+    max_pending_cost: float | None
+    max_pending_per_tenant: int | None
 
 
 class DynamicBatcher(Batcher[RequestT, T]):
@@ -109,6 +111,16 @@ class DynamicBatcher(Batcher[RequestT, T]):
         metrics: Its methods are called as things happen; see `Metrics`. Or a function without
             arguments that returns such an object, such as its class: it is called once, in the
             process and by the call that submits the first request.
+        max_pending_cost: What the requests that wait may cost together; one that would be too much
+            is refused as well.
+        priority: A function of a request that returns a whole number, its band. While a request of
+            a lower number waits, none of a higher one joins a batch. 0 for all if it is None.
+        tenant: A function of a request that returns whose it is, such as an API key, hashable. The
+            tenants of a band share the batches by what their requests cost, or by their number
+            if there is no `cost`. Among those of one tenant the first to come is the first to be
+            served.
+        share: A function of a request that returns the weight of its tenant; 1 if it is None.
+        max_pending_per_tenant: How many requests of one tenant may wait.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -152,6 +164,11 @@ class DynamicBatcher(Batcher[RequestT, T]):
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -167,6 +184,11 @@ class DynamicBatcher(Batcher[RequestT, T]):
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -181,6 +203,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     @overload
@@ -196,6 +221,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     @overload
@@ -211,6 +239,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[Any], object] | per_request[RequestT, Any] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     @overload
@@ -226,6 +257,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[Any], object] | per_request[RequestT, Any] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: Callable[[RequestT], Decoder[Any, T] | None],
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     def __init__(
@@ -249,6 +283,11 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None:
         if not callable(fn):
             raise TypeError(f"fn takes a function of a list of requests, got {fn!r}")
@@ -304,6 +343,11 @@ class DynamicBatcher(Batcher[RequestT, T]):
             max_buffered=max_buffered,
             on_overflow=on_overflow,
             metrics=metrics,
+            max_pending_cost=max_pending_cost,
+            priority=priority,
+            tenant=tenant,
+            share=share,
+            max_pending_per_tenant=max_pending_per_tenant,
         )
         self._single = single
         self._dispatcher = _dispatcher_for(fn, options, runs_in_task=runs_in_task)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable
 
+    from batchstream._batching.places import Place
     from batchstream._core.records import StreamEnd
     from batchstream._pumps.background import BackgroundPump
     from batchstream._text.decoder import Decoder
@@ -118,6 +119,7 @@ class Request(Buffer[T]):
         submission: What the caller submitted, until it has joined a batch.
         deadlines: Its deadlines, if it has any.
         group: Stands for its key: requests with the same object may share a batch.
+        place: Its band and its tenant; None where the batcher has neither.
         arrived: When it came.
         pump: What runs the batch that it has joined.
         on_end: Called with the request when it has ended, behind its outputs, of a request that a
@@ -130,6 +132,7 @@ class Request(Buffer[T]):
         "deadlines",
         "group",
         "on_end",
+        "place",
         "pump",
         "state",
         "submission",
@@ -149,6 +152,7 @@ class Request(Buffer[T]):
         self.submission = submission
         self.deadlines = deadlines
         self.group: object = None
+        self.place: Place | None = None
         self.arrived = 0.0
         self.pump: BackgroundPump[T] | None = None
         self.on_end = on_end
