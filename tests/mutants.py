@@ -690,9 +690,81 @@ MUTANTS = [
     ),
     Mutant(
         "a flight is not told of room",
-        "            flight.note_room()\n",
+        "            waiter.note_room()\n",
         "            pass\n",
         ("test_map.py",),
+    ),
+    Mutant(
+        "a flight that got room is told for ever that there is some",
+        "                self.room = False  # of which it was told meanwhile, and now needs none\n",
+        "",
+        ("test_map.py",),
+    ),
+    Mutant(
+        "room is not passed on by a caller that leaves",
+        "        self._dispatcher.tell_of_room()\n\n    def has_come",
+        "\n    def has_come",
+        ("test_waiting_for_room.py",),
+    ),
+    Mutant(
+        "a request that is cancelled as it waits makes no room",
+        "        if self.room_waiters:  # with the lock they see that it waits no longer\n",
+        "        if False:\n",
+        ("test_waiting_for_room.py",),
+    ),
+    Mutant(
+        "the time in which no request waits counts for the rate",
+        "        self.since = now if others_wait else None\n",
+        "        self.since = now\n",
+        ("test_waiting_for_room.py",),
+    ),
+    Mutant(
+        "a drain lets requests wait for others",
+        "            self.queue.gather_no_more()  # before a worker is woken, which asks again\n",
+        "",
+        SCHEDULER,
+    ),
+    Mutant(
+        "a drain goes on when its last request is cancelled as it waits",
+        "        if self.closers:\n            self._tell_closers()\n        # Behind",
+        "        # Behind",
+        ("test_drain.py",),
+    ),
+    Mutant(
+        "a drain is over before its last request has ended",
+        "        return not (self.totals.open or self.warming)\n",
+        "        return not (self.queue or self.warming)\n",
+        ("test_drain.py",),
+    ),
+    Mutant(
+        "of two drains the one that is over last counts",
+        "        self.drains_until = min(self.drains_until, until)\n",
+        "        self.drains_until = until\n",
+        SCHEDULER,
+    ),
+    Mutant(
+        "a wait for the end of a drain that is broken off leaves the batcher open",
+        "        if exc is not None:\n            self._dispatcher.request_close(",
+        "        if False:\n            self._dispatcher.request_close(",
+        ("test_drain.py",),
+    ),
+    Mutant(
+        "requests join the batch of a warm-up",
+        "            if not begins:\n                return []\n            queue = self.warm",
+        "            queue = self.warm",
+        ("test_warm_up.py",),
+    ),
+    Mutant(
+        "the batches of a warm-up count",
+        "            if not batch.is_warm_up:\n                self.totals.count_batch",
+        "            if True:\n                self.totals.count_batch",
+        ("test_warm_up.py",),
+    ),
+    Mutant(
+        "requests that waited behind a warm-up are forgotten",
+        "        self.wake_worker()\n        return True\n",
+        "        return True\n",
+        ("test_warm_up.py",),
     ),
     Mutant(
         "the room is that of the emptiest stream",
@@ -838,7 +910,7 @@ MUTANTS = [
     ),
     Mutant(
         "a request that joins as the batcher is closed is forgotten",
-        "        elif self._owner.scheduler.closed:\n",
+        '        elif self._owner.scheduler.state == "closed":\n',
         "        elif False:\n",
         BATCHERS_IN_THREADS,
     ),
@@ -868,8 +940,8 @@ MUTANTS = [
     ),
     Mutant(
         "a request that was cancelled goes on waiting",
-        "if self.queue.remove(request) or request.state",
-        "if request.state",
+        "waited = self.queue.remove(request) or self.warm_up_queue",
+        "waited = self.warm_up_queue",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
@@ -942,7 +1014,7 @@ MUTANTS = [
     ),
     Mutant(
         "a batcher that is idle refuses in a forked child",
-        "        in_use = any(not request.ends for request in self.scheduler.totals.open)\n",
+        "        in_use = any(not request.ends for request in self.scheduler.open_requests())\n",
         "        in_use = self.scheduler.totals.opened\n",
         ("test_batchers_lifecycle.py",),
     ),

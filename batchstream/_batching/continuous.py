@@ -126,6 +126,9 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             served.
         share: A function of a request that returns the weight of its tenant; 1 if it is None.
         max_pending_per_tenant: How many requests of one tenant may wait.
+        drain: For how many seconds the end of a `with` or `async with` block lets requests end
+            before it closes the batcher, as `close(drain=...)` does. None closes it at once, and so
+            does an error that leaves the block. For a server whose lifespan is such a block.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -179,6 +182,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         tenant: Callable[[RequestT], Hashable] | None = None,
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -202,6 +206,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         tenant: Callable[[RequestT], Hashable] | None = None,
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None: ...
     def __init__(
         self,
@@ -224,6 +229,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         tenant: Callable[[RequestT], Hashable] | None = None,
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None:
         options: BatcherOptions[RequestT, T] = BatcherOptions(
             EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos, has_requests=True),
@@ -241,6 +247,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             tenant=tenant,
             share=share,
             max_pending_per_tenant=max_pending_per_tenant,
+            drain=drain,
         )
         engine_ = Engine(engine)
 

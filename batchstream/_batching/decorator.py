@@ -55,6 +55,7 @@ class SingleArguments(TypedDict, total=False):
     tenant: Callable[[Any], Hashable] | None
     share: Callable[[Any], float] | None
     max_pending_per_tenant: int | None
+    drain: float | None
 
 
 class BatchedArguments(SingleArguments, total=False):

@@ -56,6 +56,7 @@ class _Options(TypedDict, total=False):
     metrics: MetricsOrFactory | None
     max_pending_cost: float | None
     max_pending_per_tenant: int | None
+    drain: float | None
 
 
 class DynamicBatcher(Batcher[RequestT, T]):
@@ -121,6 +122,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
             served.
         share: A function of a request that returns the weight of its tenant; 1 if it is None.
         max_pending_per_tenant: How many requests of one tenant may wait.
+        drain: For how many seconds the end of a `with` or `async with` block lets requests end
+            before it closes the batcher, as `close(drain=...)` does. None closes it at once, and so
+            does an error that leaves the block. For a server whose lifespan is such a block.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -169,6 +173,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         tenant: Callable[[RequestT], Hashable] | None = None,
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -189,6 +194,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         tenant: Callable[[RequestT], Hashable] | None = None,
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -288,6 +294,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         tenant: Callable[[RequestT], Hashable] | None = None,
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None:
         if not callable(fn):
             raise TypeError(f"fn takes a function of a list of requests, got {fn!r}")
@@ -348,6 +355,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
             tenant=tenant,
             share=share,
             max_pending_per_tenant=max_pending_per_tenant,
+            drain=drain,
         )
         self._single = single
         self._dispatcher = _dispatcher_for(fn, options, runs_in_task=runs_in_task)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from typing_extensions import TypeVar
 
+from batchstream._batching.life import check_drain
 from batchstream._batching.metrics import MetricsCaller
 from batchstream._batching.places import PlaceRules
 from batchstream._core.arguments import (
@@ -62,6 +63,7 @@ class BatcherOptions(Generic[RequestT, T]):
         tenant: Callable[[RequestT], Hashable] | None = None,
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None:
         self.rules = rules
         self.decode = decode
@@ -71,6 +73,7 @@ class BatcherOptions(Generic[RequestT, T]):
         self.workers = check_count("workers", workers, at_least=1)
         self.bound = Bound.checked(max_buffered, on_overflow)
         self.metrics = None if metrics is None else MetricsCaller(metrics)
+        self.drain = check_drain(drain)
         self.batch_timeout = check_seconds("batch_timeout", batch_timeout)
         self.max_pending = check_count("max_pending", max_pending, at_least=1)
         if (cost is None) != (max_batch_cost is None):

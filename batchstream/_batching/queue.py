@@ -185,6 +185,15 @@ class WaitingQueue(Generic[RequestT]):
         self._all.move_to_end(request, last=False)
         group.move_to_end(request, last=False)
 
+    def has_room(self, room: Callable[[], int]) -> bool:
+        """Whether `append` would not refuse another request; `room` as there."""
+        waiting = len(self._all)
+        return waiting < self._max_pending or waiting - room() < self._max_pending
+
+    def gather_no_more(self) -> None:
+        """Let no request wait for others any more: from now on each that waits is ready."""
+        self._batch_timeout = 0.0
+
     def has_group(self, group: object) -> bool:
         """Whether requests of this group wait."""
         return group in self._groups

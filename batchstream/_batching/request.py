@@ -112,7 +112,8 @@ class Request(Buffer[T]):
         submission: What the caller submitted.
         deadlines: Its deadlines, if it has any.
         ended_requests: Where it queues itself when it has ended; twice if two threads end it.
-        on_end: What to call when it has ended, if it is a `map`'s.
+        on_end: What to call when it has ended, if it is a `map`'s or a warm-up's.
+        is_warm_up: Whether it goes before all others and counts in no figures.
 
     Attributes:
         state: Where it is in its life; changed under the batcher's lock.
@@ -124,6 +125,7 @@ class Request(Buffer[T]):
         pump: What runs the batch that it has joined.
         on_end: Called with the request when it has ended, behind its outputs, of a request that a
             `map` has submitted: it has no bound.
+        is_warm_up: Whether a warm-up has submitted it.
     """
 
     __slots__ = (
@@ -131,6 +133,7 @@ class Request(Buffer[T]):
         "arrived",
         "deadlines",
         "group",
+        "is_warm_up",
         "on_end",
         "place",
         "pump",
@@ -145,6 +148,8 @@ class Request(Buffer[T]):
         deadlines: Deadlines | None,
         ended_requests: deque[Request[T]],
         on_end: Callable[[Request[T]], object] | None = None,
+        *,
+        is_warm_up: bool = False,
     ) -> None:
         super().__init__(NO_SLOT, f"request {number}")
         self._ended_requests = ended_requests
@@ -156,6 +161,7 @@ class Request(Buffer[T]):
         self.arrived = 0.0
         self.pump: BackgroundPump[T] | None = None
         self.on_end = on_end
+        self.is_warm_up = is_warm_up
 
     @property
     def cost(self) -> float:

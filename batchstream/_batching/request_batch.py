@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Iterable, Sequence
 
+    from batchstream._batching import life
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request
     from batchstream._handoff.buffer import Buffer
@@ -27,12 +28,12 @@ class BatcherState(Protocol[T]):
     """What a batch reads of the scheduler, without the lock.
 
     Attributes:
-        closed: Whether all requests are to fail.
+        state: Where the batcher is in its life; if that is closed, all requests are to fail.
         closing: By what and when it was closed.
         ended_requests: Requests that have ended and were not reaped.
     """
 
-    closed: bool
+    state: life.BatcherState
     closing: str
     ended_requests: deque[Request[T]]
 
@@ -77,6 +78,7 @@ class RequestBatch(Generic[T]):
     Attributes:
         pump: The pump; set by `serve`.
         next_deadline: When the next deadline of a request that has joined passes, if any.
+        is_warm_up: Whether its requests are a warm-up's, and it counts in no figures.
     """
 
     pump: BackgroundPump[T]
@@ -84,6 +86,7 @@ class RequestBatch(Generic[T]):
     def __init__(self, owner: BatchOwner[T]) -> None:
         self._owner = owner
         self.next_deadline: float | None = None
+        self.is_warm_up = False
         self._live_slots = 0  # summed over the steps
 
     def serve(self, pump: BackgroundPump[T], requests: Sequence[Request[T]]) -> None:
@@ -98,12 +101,14 @@ class RequestBatch(Generic[T]):
         request.submission = FREED
         if request.deadlines is not None:
             self.next_deadline = earliest(self.next_deadline, request.deadlines.until)
+        if request.is_warm_up:
+            self.is_warm_up = True
         request.pump = self.pump
         # In this order: a thread that ended the request, or closed the batcher, a moment ago may
         # not have seen the pump.
         if request.ends:
             self.pump.depart(request)
-        elif self._owner.scheduler.closed:
+        elif self._owner.scheduler.state == "closed":
             self.pump.fail_stream(request, closed_error(self._owner.scheduler.closing))
 
     # ---- from any thread
@@ -154,7 +159,7 @@ class RequestBatch(Generic[T]):
         """Count a step that was made for these slots."""
         self._live_slots += len(live)
         options = self._owner.options
-        if options.metrics is not None:
+        if options.metrics is not None and not self.is_warm_up:
             options.metrics("stepped", len(live), options.max_batch_size)
 
     def pause_limit(self) -> float | None:

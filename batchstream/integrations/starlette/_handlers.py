@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 from starlette.exceptions import HTTPException
@@ -24,12 +25,15 @@ if TYPE_CHECKING:
 
     from batchstream.integrations._http import Handler
 
-_RETRY_AFTER: Final = "1"
-"""Seconds. A load balancer knows better than this server which other one is free meanwhile."""
+_RETRY_AFTER: Final = 1
+"""Seconds, at least, and where nothing was measured: another server may be free, or this one be
+back, at any time."""
 
 
 async def _unavailable(_request: Request, error: Exception) -> Response:
-    return JSONResponse(detail_of(error), 503, {"retry-after": _RETRY_AFTER})
+    seconds = error.retry_after if isinstance(error, OverloadedError) else None
+    retry_after = max(math.ceil(seconds or 0.0), _RETRY_AFTER)
+    return JSONResponse(detail_of(error), 503, {"retry-after": str(retry_after)})
 
 
 async def _too_late(_request: Request, error: Exception) -> Response:
@@ -49,7 +53,8 @@ exception_handlers: Final[dict[int | type[Exception], Handler]] = {
 }
 """Responses to the errors of batchers: `FastAPI(exception_handlers=exception_handlers)`.
 
-`OverloadedError` and `ClosedError` get status 503 and `Retry-After`, `DeadlineError` gets 504, each
+`OverloadedError` and `ClosedError` get status 503 and `Retry-After`, which is the error's
+`retry_after` if that was measured, rounded up, and else 1. `DeadlineError` gets 504. Each comes
 with a `{"detail": ...}` that says nothing about the server. `RequestError` and its subclasses get
 422, and the text of the error is the detail. An endpoint that calls `astream`, or
 reads a stream itself, raises these errors, and the handlers respond. The responses of this module
