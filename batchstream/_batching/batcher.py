@@ -47,7 +47,13 @@ class Batcher(Generic[RequestT, T]):
         raise TypeError(f"a {self._kind} cannot be pickled or copied: it has workers")
 
     def stream(
-        self, request: RequestT, *, timeout: float | None = None, wait_timeout: float | None = None
+        self,
+        request: RequestT,
+        *,
+        timeout: float | None = None,
+        wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> Stream[T]:
         """Submit a request, and return its stream for a consumer in a thread.
 
@@ -60,6 +66,11 @@ class Batcher(Generic[RequestT, T]):
                 raises `DeadlineError` after what it holds, and the slot is free with the next step.
             wait_timeout: The same for how long it may wait until it joins a batch; 0 is always too
                 short.
+            first_timeout: The same for how long it may be without its first output, from now on.
+            gap_timeout: The same for how long it may be without another output, from the first on;
+                more than 0. An output counts from the step of the model that has given it, be it
+                read or not. The time stands still while the batch waits for room in this very
+                stream (`on_overflow="wait"`), and begins anew when there is room.
 
         Raises:
             OverloadedError: `max_pending` requests are waiting. Nothing was submitted.
@@ -78,10 +89,18 @@ class Batcher(Generic[RequestT, T]):
             Stream._of,  # noqa: SLF001
             timeout=timeout,
             wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
         )
 
     def astream(
-        self, request: RequestT, *, timeout: float | None = None, wait_timeout: float | None = None
+        self,
+        request: RequestT,
+        *,
+        timeout: float | None = None,
+        wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> AsyncStream[T]:
         """Submit a request, and return its stream for a consumer in an event loop.
 
@@ -91,6 +110,8 @@ class Batcher(Generic[RequestT, T]):
             request: Whatever the model takes.
             timeout: For how long the stream may last from now on, in seconds.
             wait_timeout: For how long it may wait until it joins a batch.
+            first_timeout: For how long it may be without its first output, from now on.
+            gap_timeout: For how long it may be without another output, from the first on.
 
         Raises:
             OverloadedError: `max_pending` requests are waiting. Nothing was submitted.
@@ -109,6 +130,8 @@ class Batcher(Generic[RequestT, T]):
             AsyncStream._of,  # noqa: SLF001
             timeout=timeout,
             wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
         )
 
     @overload
@@ -119,6 +142,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: Literal[True] = True,
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> Replies[list[T]]: ...
     @overload
     def map(
@@ -128,6 +153,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: Literal[False],
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> Replies[tuple[int, list[T]]]: ...
     def map(
         self,
@@ -136,6 +163,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: bool = True,
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> Replies[Any]:
         """Return an iterator over the replies to many requests: for each, the list of its outputs.
 
@@ -155,6 +184,8 @@ class Batcher(Generic[RequestT, T]):
                 each as it finishes: the number of its request, counted from 0, and the reply.
             timeout: For how long each request may last from its submission on, in seconds.
             wait_timeout: For how long each may wait from then on until it joins a batch.
+            first_timeout: For how long each may be without its first output, from then on.
+            gap_timeout: For how long each may be without another output, from its first on.
 
         Raises:
             TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -164,7 +195,12 @@ class Batcher(Generic[RequestT, T]):
         Threads: any; the iterator is for one thread at a time.
         """
         flight = Flight(
-            self._dispatcher, ordered=ordered, timeout=timeout, wait_timeout=wait_timeout
+            self._dispatcher,
+            ordered=ordered,
+            timeout=timeout,
+            wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
         )
         return Replies(flight, iter(_check_requests("map", requests)))
 
@@ -176,6 +212,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: Literal[True] = True,
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> AsyncReplies[list[T]]: ...
     @overload
     def amap(
@@ -185,6 +223,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: Literal[False],
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> AsyncReplies[tuple[int, list[T]]]: ...
     def amap(
         self,
@@ -193,6 +233,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: bool = True,
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> AsyncReplies[Any]:
         """Return an asynchronous iterator over the replies to many requests, as `map` does.
 
@@ -205,6 +247,8 @@ class Batcher(Generic[RequestT, T]):
                 finishes, in a pair with the number of its request.
             timeout: For how long each request may last from its submission on, in seconds.
             wait_timeout: For how long each may wait from then on until it joins a batch.
+            first_timeout: For how long each may be without its first output, from then on.
+            gap_timeout: For how long each may be without another output, from its first on.
 
         Raises:
             TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -214,7 +258,12 @@ class Batcher(Generic[RequestT, T]):
         Threads: any; the iterator is for one task at a time.
         """
         flight = Flight(
-            self._dispatcher, ordered=ordered, timeout=timeout, wait_timeout=wait_timeout
+            self._dispatcher,
+            ordered=ordered,
+            timeout=timeout,
+            wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
         )
         if isinstance(requests, AsyncIterable):
             return AsyncReplies(flight, aiter(requests))

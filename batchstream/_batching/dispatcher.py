@@ -33,7 +33,6 @@ from batchstream._batching import clock
 from batchstream._batching.queue import KeyInterner
 from batchstream._batching.request import Deadlines, Request, Submission, closed_error
 from batchstream._batching.scheduler import NOTHING_REAPED, Scheduler
-from batchstream._core.arguments import check_seconds
 from batchstream._core.errors import (
     ClosedError,
     CostError,
@@ -175,6 +174,8 @@ class Dispatcher(ABC, Generic[T]):
         *,
         timeout: float | None,
         wait_timeout: float | None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
         on_end: Callable[[Request[T]], object] | None = None,
     ) -> StreamT:
         """Accept a request, and return its stream.
@@ -184,6 +185,8 @@ class Dispatcher(ABC, Generic[T]):
             make_stream: Makes a stream of the request's buffer and this dispatcher.
             timeout: For how long the request may last, in seconds.
             wait_timeout: For how long it may wait for a batch, in seconds.
+            first_timeout: For how long it may be without its first output, in seconds.
+            gap_timeout: For how long it may be without another, from the first on.
             on_end: See `Request`, for one that a `map` submits.
 
         Raises:
@@ -206,11 +209,9 @@ class Dispatcher(ABC, Generic[T]):
         if options.metrics is not None and options.metrics.unmade:
             options.metrics.make(self.context.copy())
         deadlines = None
-        if timeout is not None or wait_timeout is not None:
-            deadlines = Deadlines(
-                None if timeout is None else check_seconds("timeout", timeout),
-                None if wait_timeout is None else check_seconds("wait_timeout", wait_timeout),
-            )
+        has_one = timeout is not None or wait_timeout is not None
+        if has_one or first_timeout is not None or gap_timeout is not None:
+            deadlines = Deadlines.checked(timeout, wait_timeout, first_timeout, gap_timeout)
         submission = Submission(
             content,
             1.0 if options.cost is None else options.cost_of(content),
@@ -602,8 +603,9 @@ class Dispatcher(ABC, Generic[T]):
     def poll_after(self, request: Request[T] | None, loop: EventLoop | None) -> float | None:
         """Return after how many seconds a consumer that waits in this loop or a thread polls."""
         del loop
-        deadline = None if request is None else request.deadline  # once: it changes as it joins
-        return None if deadline is None else max(deadline - clock.monotonic(), 0.0)
+        if request is None or request.deadlines is None:
+            return None
+        return request.look_after(clock.monotonic())
 
     def poll(self, request: Request[T] | None = None) -> None:
         """Fail a request whose deadline has passed, even if its worker is in a long step."""

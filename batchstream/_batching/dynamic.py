@@ -309,7 +309,13 @@ class DynamicBatcher(Batcher[RequestT, T]):
         self._dispatcher = _dispatcher_for(fn, options, runs_in_task=runs_in_task)
 
     def call(
-        self, request: RequestT, *, timeout: float | None = None, wait_timeout: float | None = None
+        self,
+        request: RequestT,
+        *,
+        timeout: float | None = None,
+        wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> T:
         """Submit a request, wait for its one result and return it, with `single=True`.
 
@@ -317,6 +323,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
             request: Whatever the function takes.
             timeout: For how long to wait for the result, in seconds.
             wait_timeout: For how long the request may wait until it joins a batch.
+            first_timeout: For how long to wait for its first output: the same as `timeout`, as the
+                result is its only one.
+            gap_timeout: Without effect, as no other follows; see `stream`.
 
         Raises:
             TypeError: The batcher was made without `single=True`.
@@ -331,7 +340,13 @@ class DynamicBatcher(Batcher[RequestT, T]):
         Threads: any.
         """
         self._check_single("call", "stream")
-        stream = self.stream(request, timeout=timeout, wait_timeout=wait_timeout)
+        stream = self.stream(
+            request,
+            timeout=timeout,
+            wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
+        )
         try:
             return next(stream)  # the end came with it
         except StopIteration:
@@ -346,6 +361,8 @@ class DynamicBatcher(Batcher[RequestT, T]):
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - the request's, which its batch goes by
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> T:
         """Do the same in an event loop.
 
@@ -353,6 +370,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
             request: Whatever the function takes.
             timeout: For how long to wait for the result, in seconds.
             wait_timeout: For how long the request may wait until it joins a batch.
+            first_timeout: For how long to wait for its first output: the same as `timeout`, as the
+                result is its only one.
+            gap_timeout: Without effect, as no other follows; see `stream`.
 
         Raises:
             Exception: What `call` raises.
@@ -363,7 +383,13 @@ class DynamicBatcher(Batcher[RequestT, T]):
         Threads: any event loop.
         """
         self._check_single("acall", "astream")
-        stream = self.astream(request, timeout=timeout, wait_timeout=wait_timeout)
+        stream = self.astream(
+            request,
+            timeout=timeout,
+            wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
+        )
         try:
             return await anext(stream)
         except StopAsyncIteration:

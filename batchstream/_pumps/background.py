@@ -32,7 +32,7 @@ from batchstream._pumps.room import Room
 from batchstream._pumps.stall import StallWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
     from batchstream._core.arguments import Bound
     from batchstream._core.demultiplexer import Demultiplexer
@@ -153,6 +153,10 @@ class BackgroundPump(ABC, Generic[T]):
     def given(self, buffer: Buffer[Any]) -> int:
         """How many outputs a stream was given."""
         return self.fanout.given(buffer)
+
+    def resume_for_room_in(self, buffers: Container[Buffer[Any]]) -> None:
+        """Look around when one of these has room, though others have none: see `Room`."""
+        self._room.watched = buffers
 
     def depart(self, buffer: Buffer[Any]) -> None:
         """Queue a stream for the core that has ended otherwise than by a step."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from batchstream._core.errors import SlowConsumerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
 
     from batchstream._core.arguments import Bound
     from batchstream._handoff.buffer import Buffer
@@ -47,9 +47,11 @@ class Room:
             bound by the step that shows it.
         ends_slow: Whether a stream that is full is ended.
         full: The buffers that the pump waits for.
+        watched: The buffers of which each resumes the pump when it has room, though others have
+            none.
     """
 
-    __slots__ = ("_max_buffered", "_resume", "_unbounded", "ends_slow", "full", "limit")
+    __slots__ = ("_max_buffered", "_resume", "_unbounded", "ends_slow", "full", "limit", "watched")
 
     def __init__(self, bound: Bound, unbounded: str | None) -> None:
         self._unbounded = unbounded
@@ -57,6 +59,7 @@ class Room:
         self.limit = bound.max_buffered + self.ends_slow
         self._max_buffered = bound.max_buffered
         self.full: set[Buffer[Any]] = set()
+        self.watched: Container[Buffer[Any]] = ()
         self._resume: Callable[[], object] | None = None  # while the pump waits: it refers to it
 
     def ask(self, full: Sequence[Buffer[Any]], resume: Callable[[], object]) -> None:
@@ -74,12 +77,15 @@ class Room:
             self.made_in(buffer)
 
     def made_in(self, buffer: Buffer[Any]) -> None:
-        """Resume the pump if this buffer has room, and is the last of those it waits for."""
+        """Resume the pump if this buffer has room, and is the last of those it waits for.
+
+        One that is watched resumes it in any case.
+        """
         # Not reset here: the pump may have asked anew meanwhile. And what breaks this off leaves it
         # to the next receive, as it may be called again and again.
         if not buffer.is_full(self.limit):
             self.full.discard(buffer)
-            if not self.full:
+            if not self.full or buffer in self.watched:
                 self.resume_pump()
 
     def stop_asking(self, full: Sequence[Buffer[Any]]) -> None:

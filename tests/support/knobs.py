@@ -119,6 +119,9 @@ def expire_in(stream, seconds):
     deadlines.wait_until = time.monotonic() + seconds
     if deadlines.until is not None:
         deadlines.until = deadlines.wait_until
+    given, until = deadlines.next_output
+    if until is not None:
+        deadlines.next_output = given, deadlines.wait_until
 
 
 # ---- event loops
