@@ -47,6 +47,7 @@ from batchstream._eventloops.current import current_loop, loop_if_any
 from batchstream._handoff.buffer import Buffer
 from batchstream._handoff.event import Event
 from batchstream._handoff.parking import LoopBound, ParkingLot, earliest
+from batchstream._pumps.intake import sizes_of
 from batchstream._pumps.process import forkable_batchers
 
 if TYPE_CHECKING:
@@ -222,6 +223,8 @@ class Dispatcher(ABC, Generic[T]):
         key = None if options.key is None else options.key(content)
         number, ended = next(self._numbers), scheduler.ended_requests
         request: Request[T] = Request(number, submission, deadlines, ended, on_end)
+        if options.bound.max_buffered_bytes is not None and on_end is None:
+            request.sizes = sizes_of(options.bound)
         if self._needs_loop:
             self.prepare()
         # Before the request waits: whatever breaks this off drops the stream, and so cancels it.

@@ -53,6 +53,9 @@ class _Options(TypedDict, total=False):
     require_eos: bool
     max_buffered: int
     on_overflow: OnOverflow
+    merge: Callable[[Any, Any], Any] | None
+    max_buffered_bytes: int | None
+    size_of: Callable[[Any], int] | None
     metrics: MetricsOrFactory | None
 
 
@@ -105,7 +108,13 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_buffered: How many outputs a live stream may hold unread.
         on_overflow: `"cancel"` ends a stream that holds more, with `SlowConsumerError` after what
             it holds: requests that share a batch have nothing to do with each other. `"wait"` lets
-            the batch wait for it.
+            the batch wait for it. `"merge"` does neither and loses nothing: what comes is merged
+            with the last output that the stream holds.
+        merge: With `"merge"`: a function of two neighbouring outputs, the earlier one first, that
+            returns one and changes neither, such as `operator.add` for text and lists; see
+            `AsyncBatchedStream`.
+        max_buffered_bytes: How many bytes a live stream may hold unread; see `AsyncBatchedStream`.
+        size_of: A function of an output that returns its bytes; for text and bytes none is needed.
         metrics: Its methods are called as things happen; see `Metrics`. Or a function without
             arguments that returns such an object, such as its class: it is called once, in the
             process and by the call that submits the first request.
@@ -248,6 +257,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         require_eos: bool = False,
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
+        merge: Callable[[T, T], T] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[T], int] | None = None,
         metrics: MetricsOrFactory | None = None,
     ) -> None:
         if not callable(fn):
@@ -269,6 +281,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
                 "require_eos": require_eos,
                 "max_buffered": max_buffered != DEFAULT_MAX_BUFFERED,
                 "on_overflow": on_overflow != "cancel",
+                "merge": merge is not None,
+                "max_buffered_bytes": max_buffered_bytes is not None,
+                "size_of": size_of is not None,
             }
             if given := [name for name, is_given in for_streams.items() if is_given]:
                 raise TypeError(
@@ -303,6 +318,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
             decode=decode,
             max_buffered=max_buffered,
             on_overflow=on_overflow,
+            merge=merge,
+            max_buffered_bytes=max_buffered_bytes,
+            size_of=size_of,
             metrics=metrics,
         )
         self._single = single

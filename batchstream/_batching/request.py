@@ -327,5 +327,5 @@ class Request(Buffer[T]):
         self._ended_requests.append(self)
 
     def is_full(self, limit: int) -> bool:
-        """Whether so many outputs wait, of a request whose stream has a bound."""
+        """Whether so many outputs wait, or bytes, of a request whose stream has a bound."""
         return self.cancelled or (self.on_end is None and super().is_full(limit))

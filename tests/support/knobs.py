@@ -164,7 +164,7 @@ def buffered_deliveries(batch):
 
 def bound_of(batch):
     """Return how many outputs a stream of the batch may hold."""
-    return pump_of(batch)._room._max_buffered
+    return pump_of(batch)._room._bound.max_buffered
 
 
 def is_closing(batch):
