@@ -213,6 +213,7 @@ class Dispatcher(ABC, Generic[T]):
         has_one = timeout is not None or wait_timeout is not None
         if has_one or first_timeout is not None or gap_timeout is not None:
             deadlines = Deadlines.checked(timeout, wait_timeout, first_timeout, gap_timeout)
+        bytes_are_bounded = options.bound.max_buffered_bytes is not None and on_end is None
         submission = Submission(
             content,
             1.0 if options.cost is None else options.cost_of(content),
@@ -223,8 +224,7 @@ class Dispatcher(ABC, Generic[T]):
         key = None if options.key is None else options.key(content)
         number, ended = next(self._numbers), scheduler.ended_requests
         request: Request[T] = Request(number, submission, deadlines, ended, on_end)
-        if options.bound.max_buffered_bytes is not None and on_end is None:
-            request.sizes = sizes_of(options.bound)
+        request.sizes = sizes_of(options.bound) if bytes_are_bounded else None
         if self._needs_loop:
             self.prepare()
         # Before the request waits: whatever breaks this off drops the stream, and so cancels it.

@@ -24,7 +24,7 @@ T = TypeVar("T")
 NO_SLOT: Final = -1
 
 _SHORTEST_LOOK: Final = 0.01
-"""Seconds. A consumer that waits looks no more often than this for a deadline that may come to be."""
+"""Seconds. A consumer that waits looks no more often for a deadline that may come to be."""
 
 RequestState: TypeAlias = Literal[
     "new", "waiting", "refused", "taken", "joined", "withdrawn", "finished"
@@ -301,8 +301,8 @@ class Request(Buffer[T]):
         if given:
             assert deadlines.gap_timeout is not None  # noqa: S101 - for the type checker
             return DeadlineError(
-                f"{self.name} was given no output within {deadlines.gap_timeout} seconds of the one "
-                f"before, its number {given} (gap_timeout): submit it again, or with a longer "
+                f"{self.name} was given no output within {deadlines.gap_timeout} seconds of its "
+                f"last, number {given} (gap_timeout): submit it again, or with a longer "
                 f"gap_timeout if its model may take longer",
                 timeout=deadlines.gap_timeout,
             )

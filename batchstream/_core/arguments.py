@@ -273,7 +273,11 @@ def check_function(name: str, function: Any, of: str, *, arguments: int) -> None
         return
     if not callable(function):
         raise TypeError(f"{name} takes a function of {of}, got {function!r}")
-    for kind in (inspect.iscoroutinefunction, inspect.isgeneratorfunction):
+    for kind in (
+        inspect.iscoroutinefunction,
+        inspect.isgeneratorfunction,
+        inspect.isasyncgenfunction,
+    ):
         if is_kind(kind, function):
             raise TypeError(
                 f"{name} takes a function of {of} that returns at once, got {function!r}: write it "

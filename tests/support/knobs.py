@@ -124,6 +124,17 @@ def expire_in(stream, seconds):
         deadlines.next_output = given, deadlines.wait_until
 
 
+def next_output_deadline(stream):
+    """Return when a request has to have been given its next output; None if never, or not now."""
+    return request_of(stream).deadlines.next_output[1]
+
+
+def is_paused_for(stream):
+    """Whether the pump of a request's batch waits for room, in this stream or in another."""
+    pump = request_of(stream).pump
+    return pump is not None and pump._room._resume is not None
+
+
 # ---- event loops
 
 
