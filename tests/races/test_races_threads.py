@@ -62,7 +62,7 @@ def background(steps, size=2, **options):
     """Return a batch with room for one output in each stream, and its source."""
     source = BoundedSource(steps)
     batch = BatchedStream(source, size, background=True, **{"max_buffered": 1, **options})
-    if options.get("on_overflow") != "cancel":
+    if options.get("on_overflow", "wait") == "wait":
         source.batch = batch
     return batch, source
 
