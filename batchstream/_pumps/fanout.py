@@ -250,7 +250,7 @@ class Fanout(Generic[T]):
     def take(self, step: object, live: tuple[int, ...]) -> Sequence[object]:
         """Hand out a step, and return the buffers that got something or ended."""
         if self.careful and self.view != "by time":
-            return self._hand_out_carefully(self.core.feed(step))
+            return self.hand_out(self.core.feed(step))
         if self._takes_natively:
             return self._take_natively(step)
         values = self.core.feed_plain(step)
@@ -287,21 +287,22 @@ class Fanout(Generic[T]):
             self._add_delivery(delivery)
             return (self.deliveries,)
         given_to = [self.buffers[slot] for slot in slots]
-        for buffer, value in zip(given_to, values, strict=True):
-            buffer.outputs.append(value)
+        if self.careful:
+            self._give_carefully(given_to, values)
+        else:
+            for buffer, value in zip(given_to, values, strict=True):
+                buffer.outputs.append(value)
         if len(set(slots)) < len(slots):
             self.free_steps = 0  # a stream got more than one output: count anew
         # Behind the outputs: a consumer asks for the end before it finds no output.
         return given_to + self._finish_streams(ends)
 
-    def _hand_out_carefully(self, delivery: Delivery[T]) -> Sequence[object]:
-        """Do the same by slot, and fail a stream alone whose output is not merged or measured."""
-        slots, values, ends = delivery
+    def _give_carefully(self, buffers: Sequence[Buffer[T]], values: Sequence[T]) -> None:
+        """Merge and measure outputs; fail a stream alone whose output cannot be."""
         intake = self.intake
         assert intake is not None  # noqa: S101 - for the type checker
-        given_to = [self.buffers[slot] for slot in slots]
         failed: set[Buffer[T]] = set()
-        for buffer, value in zip(given_to, values, strict=True):
+        for buffer, value in zip(buffers, values, strict=True):
             if buffer in failed:  # of several outputs in one step
                 continue
             try:
@@ -311,7 +312,6 @@ class Fanout(Generic[T]):
                 begin_in_source(error)
                 self.end_stream(buffer, error)
                 self.core.cancel(buffer.slot)
-        return given_to + self._finish_streams(ends)
 
     def _finish_streams(self, ends: Sequence[tuple[int, StreamEnd]]) -> list[Buffer[T]]:
         finished = []

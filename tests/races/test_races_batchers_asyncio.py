@@ -625,7 +625,8 @@ def test_a_request_whose_output_is_late_by_an_instant_has_one_end():
     ends = Counter()
 
     async def scenario():
-        service = Service(max_batch_size=4, wait=lambda *_: asyncio.sleep(1))
+        options = {"max_batch_size": 4, "batch_timeout": 1.0}  # the batch is full at once
+        service = Service(wait=lambda *_: asyncio.sleep(1), **options)
         clients = [
             service.client("a1", first_timeout=1),
             service.client("b3", gap_timeout=1),
