@@ -205,10 +205,12 @@ async def test_the_source_learns_of_a_stream_that_a_merge_has_failed(form):
 
 @pytest.mark.rule(19)
 @forms_that_run_ahead
-async def test_collect_merges_nothing(form):
+@pytest.mark.parametrize("max_buffered_bytes", [None, 1])
+async def test_collect_merges_nothing_and_has_no_bound(form, max_buffered_bytes):
     merge = Spy()
     script = form.script([*letters("abcd"), [None, None]])
-    batch = form.open(script, 2, max_buffered=1, on_overflow="merge", merge=merge)
+    options = {"max_buffered": 1, "max_buffered_bytes": max_buffered_bytes}
+    batch = form.open(script, 2, on_overflow="merge", merge=merge, **options)
     collected = batch.collect()
     if hasattr(collected, "__await__"):
         collected = await collected
@@ -272,17 +274,16 @@ def test_what_was_merged_is_joined_what_the_model_gave_however_it_is_read(batch)
 @pytest.mark.parametrize("outputs", [["aaaa", b"aaaa"], ["éé", bytearray(4)]])
 async def test_the_source_waits_for_a_stream_that_holds_as_many_bytes_as_it_may(form, outputs):
     script = form.script([outputs] * 6 + [[None, None]])
-    batch = form.open(script, 2, max_buffered_bytes=10)
-    first, second = batch
-    assert [await form.receive(first) for _ in range(3)] == [outputs[0]] * 3
-    await form.broken_off(first)
-    assert knobs.buffered(second) == 3  # 8 bytes were not too many
-    assert batch.statistics().waiting_for == (1,)
-    assert await form.receive(second) == outputs[1]
-    assert await form.receive(first) == outputs[0]
-    await form.broken_off(first)
-    assert second.drain() == [outputs[1]] * 3
-    assert await form.receive(first) == outputs[0]
+    unread, read = form.open(script, 2, max_buffered_bytes=10)
+    assert [await form.receive(read) for _ in range(3)] == [outputs[1]] * 3
+    await form.broken_off(read)
+    assert knobs.buffered(unread) == 3  # 8 bytes were not too many
+    assert await form.receive(unread) == outputs[0]
+    assert await form.receive(read) == outputs[1]
+    await form.broken_off(read)
+    assert knobs.buffered(unread) == 3
+    assert unread.drain() == [outputs[0]] * 3
+    assert await form.receive(read) == outputs[1]
 
 
 @pytest.mark.rule(9, 19)
