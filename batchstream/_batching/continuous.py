@@ -112,7 +112,13 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered: How many outputs a live stream may hold unread.
         on_overflow: `"cancel"` ends a stream that holds more, with `SlowConsumerError` after what
             it holds: requests that share a batch have nothing to do with each other. `"wait"` lets
-            the batch wait for it.
+            the batch wait for it. `"merge"` does neither and loses nothing: what comes is merged
+            with the last output that the stream holds.
+        merge: With `"merge"`: a function of two neighbouring outputs, the earlier one first, that
+            returns one and changes neither, such as `operator.add` for text and lists; see
+            `AsyncBatchedStream`.
+        max_buffered_bytes: How many bytes a live stream may hold unread; see `AsyncBatchedStream`.
+        size_of: A function of an output that returns its bytes; for text and bytes none is needed.
         metrics: Its methods are called as things happen; see `Metrics`. Or a function without
             arguments that returns such an object, such as its class: it is called once, in the
             process and by the call that submits the first request.
@@ -176,6 +182,9 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         decode: None = None,
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
+        merge: Callable[[T, T], T] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[T], int] | None = None,
         metrics: MetricsOrFactory | None = None,
         max_pending_cost: float | None = None,
         priority: Callable[[RequestT], int] | None = None,
@@ -200,6 +209,9 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         decode: Callable[[RequestT], Decoder[Any, T] | None],
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
+        merge: Callable[[T, T], T] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[T], int] | None = None,
         metrics: MetricsOrFactory | None = None,
         max_pending_cost: float | None = None,
         priority: Callable[[RequestT], int] | None = None,
@@ -223,6 +235,9 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         decode: Callable[[RequestT], Decoder[Any, T] | None] | None = None,
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
+        merge: Callable[[T, T], T] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[T], int] | None = None,
         metrics: MetricsOrFactory | None = None,
         max_pending_cost: float | None = None,
         priority: Callable[[RequestT], int] | None = None,
@@ -241,6 +256,9 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             decode=decode,
             max_buffered=max_buffered,
             on_overflow=on_overflow,
+            merge=merge,
+            max_buffered_bytes=max_buffered_bytes,
+            size_of=size_of,
             metrics=metrics,
             max_pending_cost=max_pending_cost,
             priority=priority,

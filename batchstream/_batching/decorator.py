@@ -67,6 +67,9 @@ class BatchedArguments(SingleArguments, total=False):
     require_eos: bool
     max_buffered: int
     on_overflow: OnOverflow
+    merge: Callable[[Any, Any], Any] | None
+    max_buffered_bytes: int | None
+    size_of: Callable[[Any], int] | None
 
 
 class _Method(Protocol[RequestT, T]):
