@@ -85,6 +85,8 @@ MIXTURES = ("test_mixtures.py",)
 PER_REQUEST = ("test_per_request.py",)
 ENGINES = ("test_engines.py",)
 STOP_STRINGS = ("test_stop_strings.py",)
+OVERFLOW = ("test_overflow.py",)
+DEADLINES = ("test_deadlines.py",)
 TEXT = ("test_text_decoder.py", "test_detokenizer.py")
 TEXT_STEPS = ("test_decode_steps.py", "test_stop_faults.py")
 
@@ -1136,6 +1138,101 @@ MUTANTS = [
         '        """Close the source."""\n        self._source.close()',
         '        """Close the source."""',
         TEXT_STEPS,
+    ),
+    Mutant(
+        "an output is lost whose neighbour was taken as the two were merged",
+        "            outputs[-1] = merged  # one call: see the top of this module\n"
+        "        except IndexError:\n"
+        "            return False\n",
+        "            outputs[-1] = merged\n        except IndexError:\n            pass\n",
+        OVERFLOW,
+    ),
+    Mutant(
+        "an output is lost whose neighbour another thread takes as the two are merged",
+        "            outputs[-1] = merged  # one call: see the top of this module\n"
+        "        except IndexError:\n"
+        "            return False\n",
+        "            outputs[-1] = merged\n        except IndexError:\n            pass\n",
+        THREADS,
+        "merged_as_it_is_received",
+    ),
+    Mutant(
+        "an output is merged in front of the one before",
+        "merged = self._merge(last, output)",
+        "merged = self._merge(output, last)",
+        OVERFLOW,
+    ),
+    Mutant(
+        "the source goes on for a stream that a merge has failed",
+        "self.end_stream(buffer, error)\n                self.core.cancel(buffer.slot)\n",
+        "self.end_stream(buffer, error)\n",
+        OVERFLOW,
+    ),
+    Mutant(
+        "outputs are merged where all are collected",
+        "merges = self._merge is not None and not self._collectors",
+        "merges = self._merge is not None",
+        OVERFLOW,
+    ),
+    Mutant(
+        "a merged output is measured as the one that it was",
+        "            sizes.replace_last(size)\n",
+        "            pass\n",
+        OVERFLOW,
+    ),
+    Mutant(
+        "a step is free that may bring too many bytes",
+        "self.free_steps = 1 if self.measures else max(limit - most, 1)",
+        "self.free_steps = max(limit - most, 1)",
+        OVERFLOW,
+    ),
+    Mutant(
+        "bytes that were received count as held",
+        "return sums[-1] - sums[-1 - unread]",
+        "return sums[-1] - sums[0]",
+        OVERFLOW,
+    ),
+    Mutant(
+        "an output does not let the time for the next begin",
+        "                    deadlines.await_next(given, now)\n",
+        "                    deadlines.await_next(given, None)\n",
+        DEADLINES,
+    ),
+    Mutant(
+        "a request is late whose own consumer has left its stream full",
+        "elif self._waits and request.is_full(self.pump.fanout.limit):",
+        "elif self._waits and request.is_full(10**9):",
+        DEADLINES,
+    ),
+    Mutant(
+        "room in one stream goes unnoticed while another is full",
+        "if not self.full or buffer in self.watched:",
+        "if not self.full:",
+        DEADLINES,
+    ),
+    Mutant(
+        "a request is late though the step has given it an output a moment ago",
+        "if until is None or until > now or self._was_given_more(given):",
+        "if until is None or until > now:",
+        DEADLINES,
+    ),
+    Mutant(
+        "a consumer that waits for its first output does not look for a gap behind it",
+        "return earliest(left, max(deadlines.gap_timeout, _SHORTEST_LOOK))",
+        "return left",
+        DEADLINES,
+    ),
+    Mutant(
+        "a request waits beyond the time for its first output",
+        "return earliest(deadlines.wait_until, deadlines.next_output[1])",
+        "return deadlines.wait_until",
+        DEADLINES,
+    ),
+    Mutant(
+        "the longest of a client's times counts",
+        "return min(times, default=None)",
+        "return max(times, default=None)",
+        ("test_timeouts.py",),
     ),
 ]
 

@@ -51,7 +51,13 @@ class Batcher(Generic[RequestT, T]):
         raise TypeError(f"a {self._kind} cannot be pickled or copied: it has workers")
 
     def stream(
-        self, request: RequestT, *, timeout: float | None = None, wait_timeout: float | None = None
+        self,
+        request: RequestT,
+        *,
+        timeout: float | None = None,
+        wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> Stream[T]:
         """Submit a request, and return its stream for a consumer in a thread.
 
@@ -64,6 +70,11 @@ class Batcher(Generic[RequestT, T]):
                 raises `DeadlineError` after what it holds, and the slot is free with the next step.
             wait_timeout: The same for how long it may wait until it joins a batch; 0 is always too
                 short.
+            first_timeout: The same for how long it may be without its first output, from now on.
+            gap_timeout: The same for how long it may be without another output, from the first on;
+                more than 0. An output counts from the step of the model that has given it, be it
+                read or not. The time stands still while the batch waits for room in this very
+                stream (`on_overflow="wait"`), and begins anew when there is room.
 
         Raises:
             OverloadedError: `max_pending` requests are waiting, or more than another bound allows.
@@ -83,10 +94,18 @@ class Batcher(Generic[RequestT, T]):
             Stream._of,  # noqa: SLF001
             timeout=timeout,
             wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
         )
 
     def astream(
-        self, request: RequestT, *, timeout: float | None = None, wait_timeout: float | None = None
+        self,
+        request: RequestT,
+        *,
+        timeout: float | None = None,
+        wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> AsyncStream[T]:
         """Submit a request, and return its stream for a consumer in an event loop.
 
@@ -96,6 +115,8 @@ class Batcher(Generic[RequestT, T]):
             request: Whatever the model takes.
             timeout: For how long the stream may last from now on, in seconds.
             wait_timeout: For how long it may wait until it joins a batch.
+            first_timeout: For how long it may be without its first output, from now on.
+            gap_timeout: For how long it may be without another output, from the first on.
 
         Raises:
             OverloadedError: `max_pending` requests are waiting, or more than another bound allows.
@@ -115,6 +136,8 @@ class Batcher(Generic[RequestT, T]):
             AsyncStream._of,  # noqa: SLF001
             timeout=timeout,
             wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
         )
 
     @overload
@@ -125,6 +148,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: Literal[True] = True,
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> Replies[list[T]]: ...
     @overload
     def map(
@@ -134,6 +159,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: Literal[False],
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> Replies[tuple[int, list[T]]]: ...
     def map(
         self,
@@ -142,6 +169,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: bool = True,
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> Replies[Any]:
         """Return an iterator over the replies to many requests: for each, the list of its outputs.
 
@@ -161,6 +190,8 @@ class Batcher(Generic[RequestT, T]):
                 each as it finishes: the number of its request, counted from 0, and the reply.
             timeout: For how long each request may last from its submission on, in seconds.
             wait_timeout: For how long each may wait from then on until it joins a batch.
+            first_timeout: For how long each may be without its first output, from then on.
+            gap_timeout: For how long each may be without another output, from its first on.
 
         Raises:
             TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -170,7 +201,12 @@ class Batcher(Generic[RequestT, T]):
         Threads: any; the iterator is for one thread at a time.
         """
         flight = Flight(
-            self._dispatcher, ordered=ordered, timeout=timeout, wait_timeout=wait_timeout
+            self._dispatcher,
+            ordered=ordered,
+            timeout=timeout,
+            wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
         )
         return Replies(flight, iter(_check_requests("map", requests)))
 
@@ -182,6 +218,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: Literal[True] = True,
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> AsyncReplies[list[T]]: ...
     @overload
     def amap(
@@ -191,6 +229,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: Literal[False],
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> AsyncReplies[tuple[int, list[T]]]: ...
     def amap(
         self,
@@ -199,6 +239,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: bool = True,
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> AsyncReplies[Any]:
         """Return an asynchronous iterator over the replies to many requests, as `map` does.
 
@@ -211,6 +253,8 @@ class Batcher(Generic[RequestT, T]):
                 finishes, in a pair with the number of its request.
             timeout: For how long each request may last from its submission on, in seconds.
             wait_timeout: For how long each may wait from then on until it joins a batch.
+            first_timeout: For how long each may be without its first output, from then on.
+            gap_timeout: For how long each may be without another output, from its first on.
 
         Raises:
             TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -220,7 +264,12 @@ class Batcher(Generic[RequestT, T]):
         Threads: any; the iterator is for one task at a time.
         """
         flight = Flight(
-            self._dispatcher, ordered=ordered, timeout=timeout, wait_timeout=wait_timeout
+            self._dispatcher,
+            ordered=ordered,
+            timeout=timeout,
+            wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
         )
         if isinstance(requests, AsyncIterable):
             return AsyncReplies(flight, aiter(requests))

@@ -34,7 +34,6 @@ from batchstream._batching.keys import KeyInterner
 from batchstream._batching.life import Readiness, state_text
 from batchstream._batching.request import Deadlines, Request, Submission, closed_error
 from batchstream._batching.scheduler import NOTHING_REAPED, Scheduler
-from batchstream._core.arguments import check_seconds
 from batchstream._core.errors import (
     ClosedError,
     CostError,
@@ -49,6 +48,7 @@ from batchstream._eventloops.current import current_loop, loop_if_any
 from batchstream._handoff.buffer import Buffer
 from batchstream._handoff.event import Event
 from batchstream._handoff.parking import LoopBound, ParkingLot, earliest
+from batchstream._pumps.intake import sizes_of
 from batchstream._pumps.process import forkable_batchers
 
 if TYPE_CHECKING:
@@ -187,6 +187,8 @@ class Dispatcher(ABC, Generic[T]):
         *,
         timeout: float | None,
         wait_timeout: float | None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
         on_end: Callable[[Request[T]], object] | None = None,
         is_warm_up: bool = False,
     ) -> StreamT:
@@ -197,6 +199,8 @@ class Dispatcher(ABC, Generic[T]):
             make_stream: Makes a stream of the request's buffer and this dispatcher.
             timeout: For how long the request may last, in seconds.
             wait_timeout: For how long it may wait for a batch, in seconds.
+            first_timeout: For how long it may be without its first output, in seconds.
+            gap_timeout: For how long it may be without another, from the first on.
             on_end: See `Request`, for one that a `map` submits.
             is_warm_up: Whether it waits for `begin_warm_up`, to be taken before all others.
 
@@ -220,11 +224,10 @@ class Dispatcher(ABC, Generic[T]):
         if options.metrics is not None and options.metrics.unmade:
             options.metrics.make(self.context.copy())
         deadlines = None
-        if timeout is not None or wait_timeout is not None:
-            deadlines = Deadlines(
-                None if timeout is None else check_seconds("timeout", timeout),
-                None if wait_timeout is None else check_seconds("wait_timeout", wait_timeout),
-            )
+        has_one = timeout is not None or wait_timeout is not None
+        if has_one or first_timeout is not None or gap_timeout is not None:
+            deadlines = Deadlines.checked(timeout, wait_timeout, first_timeout, gap_timeout)
+        bytes_are_bounded = options.bound.max_buffered_bytes is not None and on_end is None
         submission = Submission(
             content,
             1.0 if options.cost is None else options.cost_of(content),
@@ -239,6 +242,7 @@ class Dispatcher(ABC, Generic[T]):
             number, submission, deadlines, ended, on_end, is_warm_up=is_warm_up
         )
         request.place = place
+        request.sizes = sizes_of(options.bound) if bytes_are_bounded else None
         if self._needs_loop:
             self.prepare()
         # Before the request waits: whatever breaks this off drops the stream, and so cancels it.
@@ -700,8 +704,9 @@ class Dispatcher(ABC, Generic[T]):
     def poll_after(self, request: Request[T] | None, loop: EventLoop | None) -> float | None:
         """Return after how many seconds a consumer that waits in this loop or a thread polls."""
         del loop
-        deadline = None if request is None else request.deadline  # once: it changes as it joins
-        return None if deadline is None else max(deadline - clock.monotonic(), 0.0)
+        if request is None or request.deadlines is None:
+            return None
+        return request.look_after(clock.monotonic())
 
     def poll(self, request: Request[T] | None = None) -> None:
         """Fail a request whose deadline has passed, even if its worker is in a long step."""

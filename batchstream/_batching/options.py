@@ -50,6 +50,9 @@ class BatcherOptions(Generic[RequestT, T]):
         max_pending: int,
         max_buffered: int,
         on_overflow: OnOverflow,
+        merge: Callable[[T, T], T] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[T], int] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
@@ -58,12 +61,12 @@ class BatcherOptions(Generic[RequestT, T]):
         key: Callable[[RequestT], Hashable] | None = None,
         decode: Callable[[RequestT], Decoder[Any, T] | None] | None = None,
         metrics: MetricsOrFactory | None = None,
-        drain: float | None = None,
         max_pending_cost: float | None = None,
         priority: Callable[[RequestT], int] | None = None,
         tenant: Callable[[RequestT], Hashable] | None = None,
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None:
         self.rules = rules
         self.decode = decode
@@ -71,7 +74,13 @@ class BatcherOptions(Generic[RequestT, T]):
             check_decode(decode, "one request")
         self.max_batch_size = check_count("max_batch_size", max_batch_size, at_least=1)
         self.workers = check_count("workers", workers, at_least=1)
-        self.bound = Bound.checked(max_buffered, on_overflow)
+        self.bound = Bound.checked(
+            max_buffered,
+            on_overflow,
+            merge=merge,
+            max_buffered_bytes=max_buffered_bytes,
+            size_of=size_of,
+        )
         self.metrics = None if metrics is None else MetricsCaller(metrics)
         self.drain = check_drain(drain)
         self.batch_timeout = check_seconds("batch_timeout", batch_timeout)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, cast, fin
 
 from typing_extensions import TypeVar
 
-from batchstream._core.arguments import check_seconds
+from batchstream._batching.request import Deadlines
 from batchstream._core.errors import ClosedError, OverloadedError, concurrent_error
 from batchstream._eventloops.current import current_loop
 from batchstream._pumps.process import forkable
@@ -58,6 +58,8 @@ class Flight(Generic[T]):
         ordered: Whether replies are taken in the order of the requests.
         timeout: For how long each may last.
         wait_timeout: For how long each may wait for a batch.
+        first_timeout: For how long each may be without its first output.
+        gap_timeout: For how long each may be without another, from the first on.
 
     Attributes:
         dispatcher: The same.
@@ -79,8 +81,7 @@ class Flight(Generic[T]):
         "_numbers",
         "_ordered",
         "_requests_over",
-        "_timeout",
-        "_wait_timeout",
+        "_timeouts",
         "_width",
         "dispatcher",
         "is_cancelled",
@@ -94,17 +95,16 @@ class Flight(Generic[T]):
         ordered: bool,
         timeout: float | None,
         wait_timeout: float | None,
+        first_timeout: float | None,
+        gap_timeout: float | None,
     ) -> None:
-        for name, seconds in {"timeout": timeout, "wait_timeout": wait_timeout}.items():
-            if seconds is not None:
-                check_seconds(name, seconds)
+        Deadlines.checked(timeout, wait_timeout, first_timeout, gap_timeout)
         self.dispatcher = dispatcher
         self.room = False
         self._claim = Lock()
         forkable.add(self)
         self._ordered = ordered
-        self._timeout = timeout
-        self._wait_timeout = wait_timeout
+        self._timeouts = timeout, wait_timeout, first_timeout, gap_timeout
         options = dispatcher.options
         size = options.max_batch_size
         # One batch more than run, so that a worker finds the next one as it ends the last.
@@ -215,11 +215,14 @@ class Flight(Generic[T]):
         dispatcher = self.dispatcher
         for _ in range(2):
             try:
+                timeout, wait_timeout, first_timeout, gap_timeout = self._timeouts
                 request = dispatcher.submit(
                     content,
                     _without_stream,
-                    timeout=self._timeout,
-                    wait_timeout=self._wait_timeout,
+                    timeout=timeout,
+                    wait_timeout=wait_timeout,
+                    first_timeout=first_timeout,
+                    gap_timeout=gap_timeout,
                     on_end=self.note_end,
                 )
             except OverloadedError:

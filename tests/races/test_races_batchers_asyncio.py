@@ -184,7 +184,8 @@ class Client:
             error = self.stream.end.error
             assert isinstance(error, failures), error
             if isinstance(error, DeadlineError) and self.stream.slot >= 0:
-                assert error.timeout == self._timeouts["timeout"], "it had not waited too long"
+                of_slot = [self._timeouts.get(f"{kind}timeout") for kind in ("", "first_", "gap_")]
+                assert error.timeout in of_slot, "it had not waited too long"
             if self.request not in self._service.model.given_up:
                 assert [type(each) for each in self.errors] == [type(error)] * self.ended
                 assert all(each is not error for each in self.errors)
@@ -616,6 +617,36 @@ def test_a_request_that_is_cancelled_as_its_time_is_over_has_one_end():
 
     explore_schedules(scenario)
     assert len(ends) == 4
+
+
+@pytest.mark.rule(5, 9)
+@in_virtual_time
+def test_a_request_whose_output_is_late_by_an_instant_has_one_end():
+    ends = Counter()
+
+    async def scenario():
+        options = {"max_batch_size": 4, "batch_timeout": 1.0}  # the batch is full at once
+        service = Service(wait=lambda *_: asyncio.sleep(1), **options)
+        clients = [
+            service.client("a1", first_timeout=1),
+            service.client("b3", gap_timeout=1),
+            service.client("c2", first_timeout=2, gap_timeout=0.5),
+            service.client("d2", first_timeout=1.5, gap_timeout=1.5, timeout=9),
+        ]
+        await together(*[client.ask() for client in clients])
+        a1, b3, c2, d2 = clients
+        assert a1.ended_at <= 1 or a1.reason is FinishReason.EOS
+        assert (c2.reason, c2.ended_at, c2.outputs) == (FinishReason.ERROR, 1.5, reply("c2")[:1])
+        assert d2.reason is FinishReason.EOS
+        assert b3.outputs or b3.reason is FinishReason.EOS
+        for client in clients:
+            ends[client.request, client.reason] += 1
+        await service.end(DeadlineError)
+
+    explore_schedules(scenario)
+    for request in ("a1", "b3"):
+        assert ends[request, FinishReason.ERROR]
+        assert ends[request, FinishReason.EOS]
 
 
 # ---- the model fails

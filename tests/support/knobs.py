@@ -120,6 +120,20 @@ def expire_in(stream, seconds):
     deadlines.wait_until = time.monotonic() + seconds
     if deadlines.until is not None:
         deadlines.until = deadlines.wait_until
+    given, until = deadlines.next_output
+    if until is not None:
+        deadlines.next_output = given, deadlines.wait_until
+
+
+def next_output_deadline(stream):
+    """Return when a request has to have been given its next output; None if never, or not now."""
+    return request_of(stream).deadlines.next_output[1]
+
+
+def is_paused_for(stream):
+    """Whether the pump of a request's batch waits for room, in this stream or in another."""
+    pump = request_of(stream).pump
+    return pump is not None and pump._room._resume is not None
 
 
 # ---- event loops
@@ -162,7 +176,7 @@ def buffered_deliveries(batch):
 
 def bound_of(batch):
     """Return how many outputs a stream of the batch may hold."""
-    return pump_of(batch)._room._max_buffered
+    return pump_of(batch)._room._bound.max_buffered
 
 
 def is_closing(batch):

@@ -15,10 +15,20 @@ raised, for the handlers of the application or Starlette's 500. Readiness probes
 `_probes.py`.
 """
 
+from batchstream.integrations._timeouts import HeaderError as HeaderError
+from batchstream.integrations._timeouts import timeout_of as timeout_of
 from batchstream.integrations.starlette._handlers import exception_handlers as exception_handlers
 from batchstream.integrations.starlette._probes import readiness as readiness
 from batchstream.integrations.starlette._responses import EventsResponse as EventsResponse
 from batchstream.integrations.starlette._responses import NDJSONResponse as NDJSONResponse
 from batchstream.integrations.starlette._responses import TextResponse as TextResponse
 
-__all__ = ["EventsResponse", "NDJSONResponse", "TextResponse", "exception_handlers", "readiness"]
+__all__ = [
+    "EventsResponse",
+    "HeaderError",
+    "NDJSONResponse",
+    "TextResponse",
+    "exception_handlers",
+    "readiness",
+    "timeout_of",
+]

@@ -17,6 +17,7 @@ from batchstream._core.errors import (
     error_text,
 )
 from batchstream.integrations._http import SendTimeoutError
+from batchstream.integrations._timeouts import HeaderError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -40,6 +41,10 @@ async def _too_late(_request: Request, error: Exception) -> Response:
     return JSONResponse(detail_of(error), 504)
 
 
+async def _bad_request(_request: Request, error: Exception) -> Response:
+    return JSONResponse(detail_of(error), 400)
+
+
 async def _unprocessable(_request: Request, error: Exception) -> Response:
     return JSONResponse(detail_of(error), 422)
 
@@ -50,14 +55,16 @@ exception_handlers: Final[dict[int | type[Exception], Handler]] = {
     ClosedError: _unavailable,
     DeadlineError: _too_late,
     RequestError: _unprocessable,
+    HeaderError: _bad_request,  # which is a RequestError: the nearest class counts
 }
 """Responses to the errors of batchers: `FastAPI(exception_handlers=exception_handlers)`.
 
 `OverloadedError` and `ClosedError` get status 503 and `Retry-After`, which is the error's
 `retry_after` if that was measured, rounded up, and else 1. `DeadlineError` gets 504. Each comes
 with a `{"detail": ...}` that says nothing about the server. `RequestError` and its subclasses get
-422, and the text of the error is the detail. An endpoint that calls `astream`, or
-reads a stream itself, raises these errors, and the handlers respond. The responses of this module
+422, and the text of the error is the detail; `HeaderError`, of `timeout_of`, gets 400. An endpoint
+that calls `astream`, or reads a stream itself, raises these errors, and the handlers respond. The
+responses of this module
 send the same by themselves, unless the application has a handler of its own for the error: then
 they raise it. A `ForkedError` has no handler: no later try will succeed, and the server has to log
 it.
