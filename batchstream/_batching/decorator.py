@@ -50,6 +50,12 @@ class SingleArguments(TypedDict, total=False):
     cost: Callable[[Any], float] | None
     max_batch_cost: float | None
     metrics: MetricsOrFactory | None
+    max_pending_cost: float | None
+    priority: Callable[[Any], int] | None
+    tenant: Callable[[Any], Hashable] | None
+    share: Callable[[Any], float] | None
+    max_pending_per_tenant: int | None
+    drain: float | None
 
 
 class BatchedArguments(SingleArguments, total=False):
@@ -61,6 +67,9 @@ class BatchedArguments(SingleArguments, total=False):
     require_eos: bool
     max_buffered: int
     on_overflow: OnOverflow
+    merge: Callable[[Any, Any], Any] | None
+    max_buffered_bytes: int | None
+    size_of: Callable[[Any], int] | None
 
 
 class _Method(Protocol[RequestT, T]):

@@ -53,7 +53,13 @@ class _Options(TypedDict, total=False):
     require_eos: bool
     max_buffered: int
     on_overflow: OnOverflow
+    merge: Callable[[Any, Any], Any] | None
+    max_buffered_bytes: int | None
+    size_of: Callable[[Any], int] | None
     metrics: MetricsOrFactory | None
+    max_pending_cost: float | None
+    max_pending_per_tenant: int | None
+    drain: float | None
 
 
 class DynamicBatcher(Batcher[RequestT, T]):
@@ -105,10 +111,29 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_buffered: How many outputs a live stream may hold unread.
         on_overflow: `"cancel"` ends a stream that holds more, with `SlowConsumerError` after what
             it holds: requests that share a batch have nothing to do with each other. `"wait"` lets
-            the batch wait for it.
+            the batch wait for it. `"merge"` does neither and loses nothing: what comes is merged
+            with the last output that the stream holds.
+        merge: With `"merge"`: a function of two neighbouring outputs, the earlier one first, that
+            returns one and changes neither, such as `operator.add` for text and lists; see
+            `AsyncBatchedStream`.
+        max_buffered_bytes: How many bytes a live stream may hold unread; see `AsyncBatchedStream`.
+        size_of: A function of an output that returns its bytes; for text and bytes none is needed.
         metrics: Its methods are called as things happen; see `Metrics`. Or a function without
             arguments that returns such an object, such as its class: it is called once, in the
             process and by the call that submits the first request.
+        max_pending_cost: What the requests that wait may cost together; one that would be too much
+            is refused as well.
+        priority: A function of a request that returns a whole number, its band. While a request of
+            a lower number waits, none of a higher one joins a batch. 0 for all if it is None.
+        tenant: A function of a request that returns whose it is, such as an API key, hashable. The
+            tenants of a band share the batches by what their requests cost, or by their number
+            if there is no `cost`. Among those of one tenant the first to come is the first to be
+            served.
+        share: A function of a request that returns the weight of its tenant; 1 if it is None.
+        max_pending_per_tenant: How many requests of one tenant may wait.
+        drain: For how many seconds the end of a `with` or `async with` block lets requests end
+            before it closes the batcher, as `close(drain=...)` does. None closes it at once, and so
+            does an error that leaves the block. For a server whose lifespan is such a block.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -152,6 +177,12 @@ class DynamicBatcher(Batcher[RequestT, T]):
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -167,6 +198,12 @@ class DynamicBatcher(Batcher[RequestT, T]):
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -181,6 +218,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     @overload
@@ -196,6 +236,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     @overload
@@ -211,6 +254,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[Any], object] | per_request[RequestT, Any] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     @overload
@@ -226,6 +272,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[Any], object] | per_request[RequestT, Any] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: Callable[[RequestT], Decoder[Any, T] | None],
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     def __init__(
@@ -248,7 +297,16 @@ class DynamicBatcher(Batcher[RequestT, T]):
         require_eos: bool = False,
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
+        merge: Callable[[T, T], T] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[T], int] | None = None,
         metrics: MetricsOrFactory | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None:
         if not callable(fn):
             raise TypeError(f"fn takes a function of a list of requests, got {fn!r}")
@@ -269,6 +327,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
                 "require_eos": require_eos,
                 "max_buffered": max_buffered != DEFAULT_MAX_BUFFERED,
                 "on_overflow": on_overflow != "cancel",
+                "merge": merge is not None,
+                "max_buffered_bytes": max_buffered_bytes is not None,
+                "size_of": size_of is not None,
             }
             if given := [name for name, is_given in for_streams.items() if is_given]:
                 raise TypeError(
@@ -303,13 +364,28 @@ class DynamicBatcher(Batcher[RequestT, T]):
             decode=decode,
             max_buffered=max_buffered,
             on_overflow=on_overflow,
+            merge=merge,
+            max_buffered_bytes=max_buffered_bytes,
+            size_of=size_of,
             metrics=metrics,
+            max_pending_cost=max_pending_cost,
+            priority=priority,
+            tenant=tenant,
+            share=share,
+            max_pending_per_tenant=max_pending_per_tenant,
+            drain=drain,
         )
         self._single = single
         self._dispatcher = _dispatcher_for(fn, options, runs_in_task=runs_in_task)
 
     def call(
-        self, request: RequestT, *, timeout: float | None = None, wait_timeout: float | None = None
+        self,
+        request: RequestT,
+        *,
+        timeout: float | None = None,
+        wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> T:
         """Submit a request, wait for its one result and return it, with `single=True`.
 
@@ -317,6 +393,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
             request: Whatever the function takes.
             timeout: For how long to wait for the result, in seconds.
             wait_timeout: For how long the request may wait until it joins a batch.
+            first_timeout: For how long to wait for its first output: the same as `timeout`, as the
+                result is its only one.
+            gap_timeout: Without effect, as no other follows; see `stream`.
 
         Raises:
             TypeError: The batcher was made without `single=True`.
@@ -331,7 +410,13 @@ class DynamicBatcher(Batcher[RequestT, T]):
         Threads: any.
         """
         self._check_single("call", "stream")
-        stream = self.stream(request, timeout=timeout, wait_timeout=wait_timeout)
+        stream = self.stream(
+            request,
+            timeout=timeout,
+            wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
+        )
         try:
             return next(stream)  # the end came with it
         except StopIteration:
@@ -346,6 +431,8 @@ class DynamicBatcher(Batcher[RequestT, T]):
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - the request's, which its batch goes by
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> T:
         """Do the same in an event loop.
 
@@ -353,6 +440,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
             request: Whatever the function takes.
             timeout: For how long to wait for the result, in seconds.
             wait_timeout: For how long the request may wait until it joins a batch.
+            first_timeout: For how long to wait for its first output: the same as `timeout`, as the
+                result is its only one.
+            gap_timeout: Without effect, as no other follows; see `stream`.
 
         Raises:
             Exception: What `call` raises.
@@ -363,7 +453,13 @@ class DynamicBatcher(Batcher[RequestT, T]):
         Threads: any event loop.
         """
         self._check_single("acall", "astream")
-        stream = self.astream(request, timeout=timeout, wait_timeout=wait_timeout)
+        stream = self.astream(
+            request,
+            timeout=timeout,
+            wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
+        )
         try:
             return await anext(stream)
         except StopAsyncIteration:

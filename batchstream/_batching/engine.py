@@ -256,7 +256,7 @@ class EngineBatch(RequestBatch[T]):
     @property
     def free_slots(self) -> int:
         """How many requests may join before the next step."""
-        return 0 if self._is_held_up else len(self._free)
+        return 0 if self._is_held_up or self.is_warm_up else len(self._free)
 
     @property
     def _is_held_up(self) -> bool:
@@ -280,7 +280,7 @@ class EngineBatch(RequestBatch[T]):
                     del self._costs[slot]
         if not self._is_held_up:
             self._first = None  # it may have ended, and is kept no longer
-        if self._free and not self._joining and self._first is None:
+        if self._free and not (self._joining or self.is_warm_up) and self._first is None:
             self._joining.extend(owner.take_joining(len(self._free), sum(self._costs.values())))
         if self._joining:
             self._add_joining()
@@ -304,7 +304,7 @@ class EngineBatch(RequestBatch[T]):
 
     def _add(self, request: Request[T]) -> bool:
         """Add a request, and return whether it has joined; if not, it has failed or has to wait."""
-        if request.ends or self._owner.scheduler.closed:  # the engine need not see it
+        if request.ends or self._owner.scheduler.state == "closed":  # the engine need not see it
             self._owner.fail_all([request], closed_error(self._owner.scheduler.closing))
             return False
         slot, submission = self._free.pop(), request.submission

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from typing_extensions import TypeVar
 
+from batchstream._batching.life import check_drain
 from batchstream._batching.metrics import MetricsCaller
+from batchstream._batching.places import PlaceRules
 from batchstream._core.arguments import (
     Bound,
     OnOverflow,
@@ -48,6 +50,9 @@ class BatcherOptions(Generic[RequestT, T]):
         max_pending: int,
         max_buffered: int,
         on_overflow: OnOverflow,
+        merge: Callable[[T, T], T] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[T], int] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
@@ -56,6 +61,12 @@ class BatcherOptions(Generic[RequestT, T]):
         key: Callable[[RequestT], Hashable] | None = None,
         decode: Callable[[RequestT], Decoder[Any, T] | None] | None = None,
         metrics: MetricsOrFactory | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None:
         self.rules = rules
         self.decode = decode
@@ -63,8 +74,15 @@ class BatcherOptions(Generic[RequestT, T]):
             check_decode(decode, "one request")
         self.max_batch_size = check_count("max_batch_size", max_batch_size, at_least=1)
         self.workers = check_count("workers", workers, at_least=1)
-        self.bound = Bound.checked(max_buffered, on_overflow)
+        self.bound = Bound.checked(
+            max_buffered,
+            on_overflow,
+            merge=merge,
+            max_buffered_bytes=max_buffered_bytes,
+            size_of=size_of,
+        )
         self.metrics = None if metrics is None else MetricsCaller(metrics)
+        self.drain = check_drain(drain)
         self.batch_timeout = check_seconds("batch_timeout", batch_timeout)
         self.max_pending = check_count("max_pending", max_pending, at_least=1)
         if (cost is None) != (max_batch_cost is None):
@@ -77,6 +95,13 @@ class BatcherOptions(Generic[RequestT, T]):
         self.max_batch_cost = max_batch_cost
         if max_batch_cost is not None:
             check_number("max_batch_cost", max_batch_cost)
+        self.max_pending_cost = max_pending_cost
+        if max_pending_cost is not None:
+            check_max_pending_cost(max_pending_cost, max_batch_cost)
+        self.places: PlaceRules | None = None
+        if any(it is not None for it in (priority, tenant, share, max_pending_per_tenant)):
+            self.places = PlaceRules(priority, tenant, share, max_pending_per_tenant)
+            self.places.check_max_batch_cost(max_batch_cost)
         if isinstance(max_outputs, Sequence):
             raise TypeError(
                 f"max_outputs takes a whole number, or a function of one request, "
@@ -112,3 +137,22 @@ class BatcherOptions(Generic[RequestT, T]):
         """Return how many outputs a request gets at most."""
         limit: Any = self.max_outputs
         return check_limit(limit(content)) if callable(limit) else limit
+
+
+def check_max_pending_cost(max_pending_cost: float, max_batch_cost: float | None) -> None:
+    """Check what the requests that wait may cost together.
+
+    Raises:
+        TypeError: It is no number, or requests have no cost.
+        ValueError: It is less than one request may cost.
+    """
+    if max_batch_cost is None:
+        raise TypeError(
+            "max_pending_cost needs cost and max_batch_cost, which say what a request costs: pass "
+            "both, or bound the number of requests with max_pending"
+        )
+    if check_number("max_pending_cost", max_pending_cost) < max_batch_cost:
+        raise ValueError(
+            f"max_pending_cost must be at least max_batch_cost, {max_batch_cost!r}, got "
+            f"{max_pending_cost!r}: a request that costs as much could never wait"
+        )

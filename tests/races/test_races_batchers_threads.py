@@ -563,6 +563,19 @@ def test_closing_as_requests_are_submitted_and_served_answers_or_refuses_each():
 
 @pytest.mark.rule(9)
 @pytest.mark.parametrize("kind", [dynamic, continuous])
+def test_draining_as_requests_are_submitted_and_served_serves_or_refuses_each(kind):
+    def scenario():
+        batcher, model = kind(max_batch_size=1)
+        clients = clients_of(batcher, "a1", "b1")
+        run_together(*[client.ask for client in clients], lambda: batcher.close(drain=3600.0))
+        assert all(client.served or client.refusal is not None for client in clients)
+        end(batcher, model, clients)
+
+    explore(scenario, SCHEDULES)
+
+
+@pytest.mark.rule(9)
+@pytest.mark.parametrize("kind", [dynamic, continuous])
 def test_closing_as_requests_join_a_batch_fails_them_though_no_consumer_reads(kind):
     def scenario():
         batcher, model = kind(on_overflow="wait", max_buffered=1)

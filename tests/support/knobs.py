@@ -5,6 +5,7 @@ A name that several modules of the package import is replaced in each of them, w
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -39,7 +40,7 @@ __all__ = ["DEFAULT_MAX_BUFFERED", "OUTPUTS_PER_TURN"]
 NATIVE = native is not None
 """Whether the native core runs, which has no lines of Python to strike in."""
 
-MANY_KEYS = batchstream._batching.queue._TIDY_ABOVE
+MANY_KEYS = batchstream._batching.keys.TIDY_ABOVE
 EXIT_SECONDS = batchstream._pumps.process.EXIT_SECONDS
 
 
@@ -76,7 +77,7 @@ class _NativeTurns:
 
 def set_many_keys(monkeypatch, keys):
     """Let batchers tidy up their keys when there are more than so many."""
-    monkeypatch.setattr(batchstream._batching.queue, "_TIDY_ABOVE", keys)
+    monkeypatch.setattr(batchstream._batching.keys, "TIDY_ABOVE", keys)
 
 
 # ---- time
@@ -119,6 +120,20 @@ def expire_in(stream, seconds):
     deadlines.wait_until = time.monotonic() + seconds
     if deadlines.until is not None:
         deadlines.until = deadlines.wait_until
+    given, until = deadlines.next_output
+    if until is not None:
+        deadlines.next_output = given, deadlines.wait_until
+
+
+def next_output_deadline(stream):
+    """Return when a request has to have been given its next output; None if never, or not now."""
+    return request_of(stream).deadlines.next_output[1]
+
+
+def is_paused_for(stream):
+    """Whether the pump of a request's batch waits for room, in this stream or in another."""
+    pump = request_of(stream).pump
+    return pump is not None and pump._room._resume is not None
 
 
 # ---- event loops
@@ -161,7 +176,7 @@ def buffered_deliveries(batch):
 
 def bound_of(batch):
     """Return how many outputs a stream of the batch may hold."""
-    return pump_of(batch)._room._max_buffered
+    return pump_of(batch)._room._bound.max_buffered
 
 
 def is_closing(batch):
@@ -548,6 +563,7 @@ CODE_OF_REAPING = Scheduler.reap.__code__
 def files_of_submission():
     """Return the files of the modules that a submission passes through."""
     names = ("batcher", "dispatcher", "queue", "scheduler", "thread_dispatcher")
+    names += ("fair_order", "keys", "pending", "places", "readiness")
     return {sys.modules[f"batchstream._batching.{name}"].__file__ for name in names}
 
 
@@ -666,3 +682,14 @@ def exit_with(clock, join):
             module.time = clock
     WorkerThread.join = join
     batchstream._pumps.process._close_all()
+
+
+# ---- shares
+
+SATURATED_TAKES = int(os.environ.get("SATURATED_TAKES", "2000"))
+"""How many batches tenants share, where their shares are held against their weights."""
+
+
+def tenants_of(batcher):
+    """Return how many tenants a batcher remembers, some of them twice perhaps."""
+    return sum(map(len, dispatcher_of(batcher)._tenants._generations))

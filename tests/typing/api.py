@@ -1,5 +1,6 @@
 """Uses the public names as a user does. Checked with mypy --strict, never run."""
 
+import operator
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -10,7 +11,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, closing
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 import numpy as np
 from litserve import LitAPI
@@ -185,6 +186,10 @@ with BatchedStream[str](
     assert_type(in_background[1].receive(), str)
 free: list[Stream[str]] = list(BatchedStream[str](words(), background=True))
 BatchedStream(words(), background=True, on_overflow="drop")  # type: ignore[call-overload]
+merged = BatchedStream(words(), background=True, on_overflow="merge", merge=operator.add)
+assert_type(merged[0], Stream[str])
+BatchedStream(words(), background=True, max_buffered_bytes=1000, size_of=len)
+BatchedStream(words(), background=True, max_buffered_bytes="1")  # type: ignore[call-overload]
 
 
 async def async_words() -> AsyncIterator[list[str | None]]:
@@ -306,8 +311,20 @@ printed: Metrics = Printed()
 
 with DynamicBatcher[str, str](translate, max_batch_size=8) as batcher:
     assert_type(batcher.stream("a", timeout=1.5, wait_timeout=1), Stream[str])
+    assert_type(batcher.astream("a", first_timeout=1, gap_timeout=0.5), AsyncStream[str])
+    assert_type(batcher.map(["a"], first_timeout=1, gap_timeout=0.5), Replies[list[str]])
+    batcher.stream("a", gap_timeout="1")  # type: ignore[arg-type]
     assert_type(batcher.statistics(), BatcherStatistics)
     batcher.stream(1)  # type: ignore[arg-type]
+    assert_type(batcher.state, Literal["accepting", "draining", "closed"])
+    assert_type(batcher.ready, bool)
+    batcher.state = "closed"  # type: ignore[misc]
+    batcher.warm_up(["a", "b"], timeout=60)
+    batcher.warm_up([1])  # type: ignore[list-item]
+    batcher.wait_for_room()
+    batcher.wait_for_room(1.5, cost=12)
+    batcher.close(drain=30)
+    batcher.close(30)  # type: ignore[call-arg]
     assert_type(batcher.map(["a", "b"], timeout=1.5, wait_timeout=1), Replies[list[str]])
     for reply in batcher.map(iter(["a", "b"])):
         assert_type(reply, list[str])
@@ -327,6 +344,11 @@ DynamicBatcher(
     key=len,
     cost=len,
     max_batch_cost=4096,
+    max_pending_cost=8192,
+    priority=len,
+    tenant=lambda text: text[:1],
+    share=lambda text: 2.0,
+    max_pending_per_tenant=10,
     eos=EOS,
     is_eos=token_ids(2),
     include_eos=True,
@@ -335,8 +357,14 @@ DynamicBatcher(
     max_buffered=8,
     on_overflow="wait",
     metrics=printed,
+    drain=30,
 )
+DynamicBatcher(translate, max_batch_size=8, drain="30")  # type: ignore[call-overload]
 DynamicBatcher(translate, max_batch_size=8, on_overflow="drop")  # type: ignore[call-overload]
+DynamicBatcher(translate, max_batch_size=8, priority=str)  # type: ignore[arg-type]
+joining = DynamicBatcher(translate, max_batch_size=8, on_overflow="merge", merge=operator.add)
+assert_type(joining.stream("a"), Stream[str])
+DynamicBatcher(translate, max_batch_size=8, max_buffered_bytes=1000, size_of=len)
 
 
 class Prompt:
@@ -397,7 +425,7 @@ core.open(0, is_eos=stops_of(Prompt()))
 core.open(1, is_eos=per_request(stops_of))  # type: ignore[arg-type]
 
 
-@batched(max_batch_size=4, workers=2, max_pending=16)
+@batched(max_batch_size=4, workers=2, max_pending=16, tenant=str, max_pending_per_tenant=4)
 def shout(texts: list[str]) -> Iterator[list[str]]:
     yield texts
 
@@ -498,6 +526,7 @@ async def embed_async(texts: list[str]) -> tuple[bytes, ...]:
 with DynamicBatcher(embed, single=True, max_batch_size=8, metrics=Printed) as embedder:
     assert_type(embedder, DynamicBatcher[str, bytes])
     assert_type(embedder.call("a", timeout=1.5, wait_timeout=1), bytes)
+    assert_type(embedder.call("a", first_timeout=1.5), bytes)
     assert_type(embedder.stream("a"), Stream[bytes])
     embedder.call(1)  # type: ignore[arg-type]
 
@@ -506,7 +535,7 @@ DynamicBatcher(translate, max_batch_size=8, metrics=lambda: printed)
 ContinuousBatcher(engine, max_batch_size=4, metrics=Printed)
 
 
-@batched(single=True, max_batch_size=4, max_pending=16)
+@batched(single=True, max_batch_size=4, max_pending=16, priority=len, tenant=str, share=len)
 def embed_many(texts: list[str]) -> list[bytes]:
     return embed(texts)
 
@@ -563,12 +592,15 @@ async def continuous() -> None:
         async with aclosing(joined.amap([b"a"])) as replies:
             assert_type(await anext(replies), list[int])
     ContinuousBatcher[bytes, int](Engine, max_batch_size=4)
+    ContinuousBatcher(engine, max_batch_size=4, priority=len, tenant=bytes.decode, share=len)
     ContinuousBatcher(object(), max_batch_size=4)  # type: ignore[call-overload]
     try:
         joined.astream(b"a")
     except batchstream.OverloadedError as error:
         assert_type(error.pending, int)
         assert_type(error.max_pending, int)
+        assert_type(error.reason, Literal["pending", "pending_cost", "tenant"])
+        assert_type(error.pending_cost, float | None)
     except batchstream.DeadlineError as error:
         assert_type(error.timeout, float)
 
@@ -633,6 +665,9 @@ def litserve_loops() -> None:
 
 async def pushed(step: list[str | None]) -> None:
     channel = Channel[str](2, eos=None, max_outputs=[None, 3], on_overflow="cancel")
+    Channel[str](2, on_overflow="merge", merge=lambda earlier, later: earlier + later)
+    Channel[str](2, max_buffered_bytes=1000, size_of=lambda output: len(output))
+    Channel[str](2, max_buffered_bytes=1000, size_of=lambda output: output)  # type: ignore[arg-type, return-value]
     assert_type(channel.streams(), tuple[Stream[str], ...])
     assert_type(channel.put(step), Sequence[int])
     assert_type(await channel.aput({0: "a"}), Sequence[int])
