@@ -1194,14 +1194,14 @@ MUTANTS = [
     ),
     Mutant(
         "an output does not let the time for the next begin",
-        "                    deadlines.await_next(given, now)\n",
-        "                    deadlines.await_next(given, None)\n",
+        "                deadlines.await_next(given, now)\n",
+        "                deadlines.await_next(given, None)\n",
         DEADLINES,
     ),
     Mutant(
         "a request is late whose own consumer has left its stream full",
-        "elif self._waits and request.is_full(self.pump.fanout.limit):",
-        "elif self._waits and request.is_full(10**9):",
+        "elif waits and request.is_full(fanout.limit):",
+        "elif waits and request.is_full(10**9):",
         DEADLINES,
     ),
     Mutant(

@@ -189,27 +189,33 @@ class RequestBatch(Generic[T]):
 
     def _time_outputs(self) -> None:
         """Let the time for the next output begin where the step has given one."""
-        now, core, over = clock.monotonic(), self.pump.fanout.core, set()
+        now, fanout, soonest = clock.monotonic(), self.pump.fanout, self.next_deadline
+        waits = self._owner.options.bound.on_overflow == "wait"
+        over: set[Request[T]] = set()
         for request in self._timed:
             deadlines = request.deadlines
             if request.ends or deadlines is None:
                 over.add(request)
-            elif (given := core.given(request.slot)) > deadlines.next_output[0]:
-                if deadlines.gap_timeout is None:
-                    deadlines.await_next(given, None)
-                    over.add(request)
-                elif self._waits and request.is_full(self.pump.fanout.limit):
-                    self._hold_up(request, given)
-                else:
-                    deadlines.await_next(given, now)
-                    self.next_deadline = earliest(self.next_deadline, request.deadline)
+                continue
+            given = fanout.core.given(request.slot)
+            if given == deadlines.next_output[0]:
+                continue
+            gap = deadlines.gap_timeout
+            if gap is None:
+                deadlines.await_next(given, None)
+                over.add(request)
+            elif waits and request.is_full(fanout.limit):
+                self._hold_up(request, given)
+            else:
+                deadlines.await_next(given, now)
+                # Mostly there is a deadline before, if only one that an output has moved since.
+                if soonest is None or now + gap < soonest:
+                    soonest = now + gap
+        self.next_deadline = soonest
+        if self._held_up:
+            self.next_deadline = earliest(soonest, math.inf)
         if over:
             self._timed = [request for request in self._timed if request not in over]
-
-    @property
-    def _waits(self) -> bool:
-        """Whether the batch waits for a stream without room."""
-        return self._owner.options.bound.on_overflow == "wait"
 
     def _hold_up(self, request: Request[T], given: int) -> None:
         """Let the time stand still for a request whose own consumer has left it no room."""
@@ -217,7 +223,6 @@ class RequestBatch(Generic[T]):
         request.deadlines.await_next(given, None)
         self._held_up.add(request)
         self.pump.resume_for_room_in(self._held_up)
-        self.next_deadline = earliest(self.next_deadline, math.inf)
 
     def pause_limit(self) -> float | None:
         """Return for how many seconds the pump may wait for room: until the next deadline."""

@@ -191,7 +191,9 @@ class CostError(RequestError, ValueError):
 
 
 class DeadlineError(BatchStreamError):
-    """The request did not finish, or did not join a batch, in the time that it was given.
+    """The request did not finish, join a batch or get an output in the time that it was given.
+
+    The text says which of its deadlines has passed.
 
     Attributes:
         timeout: How long that was, in seconds.

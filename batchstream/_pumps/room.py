@@ -71,7 +71,7 @@ class Room:
     def __init__(self, bound: Bound, unbounded: str | None) -> None:
         self._unbounded = unbounded
         self._bound = bound
-        self.ends_slow = bound.ends_streams
+        self.ends_slow = bound.on_overflow == "cancel" or bound.ends_streams
         self.merges = bound.on_overflow == "merge"
         self.limit = bound.max_buffered + (bound.on_overflow == "cancel")
         self.end_limit = UNLIMITED if self.merges else self.limit

@@ -81,7 +81,7 @@ class AsyncBatchedStream(Batch[AsyncStream[T], T]):
         max_buffered_bytes: How many bytes a live stream may hold unread, besides: with `"wait"`
             and `"cancel"` whichever bound comes first holds. With `"merge"` a stream that holds
             more is ended, as with `"cancel"`. A single output may exceed it, so let it be several
-            times as large as an output.
+            times as large as an output. A batch that is read by time has no bound in bytes.
         size_of: A function of an output, merged or not, that returns how many bytes it has; for
             text and bytes none is needed. It runs where `is_eos` does, once for each output.
 

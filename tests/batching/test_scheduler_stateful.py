@@ -126,6 +126,7 @@ SUBMISSIONS = {
     "cost": st.sampled_from([1.0, 1.0, 1.0, 0.0, 3.0, 6.0]),
     "timeout": st.sampled_from([None, None, None, 1.0, 8.0]),
     "wait_timeout": st.sampled_from([None, None, None, 0.0, 1.0, 3.0]),
+    "first_timeout": st.sampled_from([None, None, None, None, 2.0]),
 }
 
 
@@ -335,11 +336,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # ---- requests
 
-    def request_of(self, group, cost, timeout, wait_timeout):
+    def request_of(self, group, cost, timeout, wait_timeout, first_timeout=None):
         self.now += TICK
-        deadlines = None
-        if (timeout, wait_timeout) != (None, None):
-            deadlines = Deadlines(timeout, wait_timeout)
+        deadlines = Deadlines.checked(timeout, wait_timeout, first_timeout, None)
         submission = Submission("content", cost)
         request = Request(0, submission, deadlines, self.scheduler.ended_requests)
         request.group = group

@@ -186,6 +186,23 @@ async def test_a_merge_that_raises_fails_that_stream_alone_behind_what_it_holds(
     assert unread.finish_reason is FinishReason.ERROR
 
 
+@pytest.mark.rule(5, 15)
+@forms_that_run_ahead
+async def test_a_stream_whose_last_output_is_not_merged_ends_with_the_error_alone(form):
+    def merge(earlier, later):
+        raise ValueError(later)
+
+    steps = [["a", "A"], [None, Last("B")]]
+    first, second = form.open(
+        form.script(steps), 2, max_buffered=1, on_overflow="merge", merge=merge
+    )
+    assert await form.rest(first) == ["a"]
+    outputs, errors = await form.read(second)
+    assert outputs == ["A"]
+    assert [(type(error), str(error)) for error in errors] == [(ValueError, "B")]
+    assert second.finish_reason is FinishReason.ERROR
+
+
 @pytest.mark.rule(13)
 @forms_that_run_ahead
 async def test_the_source_learns_of_a_stream_that_a_merge_has_failed(form):

@@ -666,7 +666,7 @@ def litserve_loops() -> None:
 async def pushed(step: list[str | None]) -> None:
     channel = Channel[str](2, eos=None, max_outputs=[None, 3], on_overflow="cancel")
     Channel[str](2, on_overflow="merge", merge=lambda earlier, later: earlier + later)
-    Channel[str](2, max_buffered_bytes=1000, size_of=lambda output: len(output))
+    Channel[str](2, max_buffered_bytes=1000, size_of=len)
     Channel[str](2, max_buffered_bytes=1000, size_of=lambda output: output)  # type: ignore[arg-type, return-value]
     assert_type(channel.streams(), tuple[Stream[str], ...])
     assert_type(channel.put(step), Sequence[int])
