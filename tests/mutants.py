@@ -83,6 +83,7 @@ BATCHERS_IN_THREADS = ("test_races_batchers_threads.py",)
 SCHEDULER = ("test_scheduler_stateful.py",)
 MIXTURES = ("test_mixtures.py",)
 PER_REQUEST = ("test_per_request.py",)
+FAIR_SHARES = ("test_fair_shares.py",)
 ENGINES = ("test_engines.py",)
 STOP_STRINGS = ("test_stop_strings.py",)
 OVERFLOW = ("test_overflow.py",)
@@ -1001,6 +1002,90 @@ MUTANTS = [
         "context.run(BatchedMethod, self, instance, owner)",
         "BatchedMethod(self, instance, owner)",
         ("test_batched_definitions.py",),
+    ),
+    Mutant(
+        "a request that was told not now goes behind those of earlier bands",
+        "order.add(request, put_back=room is None)",
+        "order.add(request)",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "a request that was told not now is charged again",
+        "if band is None or line is None or request in line.put_back:",
+        "if band is None or line is None:",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "a band with a greater number goes first",
+        "return tenant.priority, self._tag(tenant, head), head.arrived",
+        "return -tenant.priority, self._tag(tenant, head), head.arrived",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "a tenant is charged for nothing",
+        "            tenant.served = self._tag(tenant, request)\n",
+        "",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "a tenant with a greater share gets less",
+        "self._charged_cost(request.cost) / place.share",
+        "self._charged_cost(request.cost) * place.share",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "what costs nothing is charged nothing",
+        "return 1.0 if math.isinf(self._least_cost) else self._least_cost",
+        "return 0.0",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "a tenant saves up what it did not use",
+        "_Tenant(place.priority, band.clock)",
+        "_Tenant(place.priority, 0.0)",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "a tenant is charged for what was cancelled",
+        "            if rank < self._rank(tenant, request):\n",
+        "            if False:\n",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "tenants of which nothing waits are kept",
+        "                band.tenants.pop(place.account, None)\n",
+        "                pass\n",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "a request that was broken off in the order passes for one that waits",
+        "        return self._order is None or self._order.has(request)\n",
+        "        return True\n",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "what waits costs too much after a change that was broken off",
+        "        if not self._waiting or self._announced:\n",
+        "        if not self._waiting:\n",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "a tenant's requests for which there is room count as waiting",
+        "                pending = min(pending, len(self._waiting) - room())\n",
+        "                pass\n",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "all keys are kept while requests with one of them wait",
+        "            if not kept or not waiting <= found:\n",
+        "            if not kept or waiting:\n",
+        ("test_queue.py",),
+    ),
+    Mutant(
+        "a tenant that was forgotten a moment ago is thought of as known",
+        "        return tenants is None or self._tenants.is_current(tenants)\n",
+        "        return True\n",
+        ("test_batchers_places.py",),
     ),
     Mutant(
         "what was unpickled runs in the context of a request",

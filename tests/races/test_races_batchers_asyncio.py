@@ -401,6 +401,32 @@ def test_requests_with_equal_keys_share_batches_however_they_arrive():
 
 @pytest.mark.rule(29)
 @in_virtual_time
+def test_requests_of_tenants_in_bands_are_answered_once_however_they_arrive():
+    async def scenario():
+        service = Service(
+            batch_timeout=1.0,
+            key=lambda request: request[-1] == "4",
+            priority=lambda request: int(request[0] == "b"),
+            tenant=lambda request: request[0],
+            share=lambda request: int(request[1:]),
+            cost=lambda request: int(request[1:]),
+            max_batch_cost=4,
+            max_pending_cost=40,
+        )
+        clients = service.new_clients("a1", "b4", "c2", "a3", "b1", "c4")
+        await together(
+            *[after(delay, client.ask()) for delay, client in enumerate(clients)],
+            turns(5, clients[1].give_up),
+            turns(9, clients[3].give_up),
+        )
+        assert_all_served(it for it in clients if it not in {clients[1], clients[3]})
+        await service.end()
+
+    explore_schedules(scenario)
+
+
+@pytest.mark.rule(29)
+@in_virtual_time
 def test_costs_never_exceed_the_limit_and_the_dearest_is_not_forgotten():
     async def scenario():
         service = Service(

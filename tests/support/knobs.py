@@ -633,6 +633,8 @@ def assert_nothing_is_left(batcher):
     assert not dispatcher.scheduler.batches
     assert not dispatcher.scheduler.ended_requests
     assert not dispatcher._ended._keys
+    order = dispatcher.scheduler.queue._order
+    assert order is None or not (order._bands or order._lines or order._by_account)
     assert not any(lot.waiting for lot in dispatcher.parking._all)
 
 
@@ -693,3 +695,20 @@ SATURATED_TAKES = int(os.environ.get("SATURATED_TAKES", "2000"))
 def tenants_of(batcher):
     """Return how many tenants a batcher remembers, some of them twice perhaps."""
     return sum(map(len, dispatcher_of(batcher)._tenants._generations))
+
+
+def forget_tenants_once(batcher, name):
+    """Let a batcher forget all tenants once, behind the look-up of this one; list those of it."""
+    interner, asked = dispatcher_of(batcher)._tenants, []
+    intern = interner.intern
+
+    def intern_and_forget(tenant):
+        found = intern(tenant)
+        if tenant == name:
+            asked.append(tenant)
+            if len(asked) == 1:
+                interner._generations = ({},)
+        return found
+
+    interner.intern = intern_and_forget
+    return asked
