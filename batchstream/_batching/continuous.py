@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 from typing_extensions import TypeVar
 
 from batchstream._batching.batcher import Batcher
-from batchstream._batching.engine import VACANCY, Engine, EngineBatch
+from batchstream._batching.engine import Engine
+from batchstream._batching.engine_batch import VACANCY, EngineBatch
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.thread_dispatcher import ThreadDispatcher
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
@@ -162,6 +163,8 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
+        step_cost: Callable[[RequestT], float] | None = None,
+        max_step_cost: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -180,6 +183,8 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
+        step_cost: Callable[[RequestT], float] | None = None,
+        max_step_cost: float | None = None,
     ) -> None: ...
     def __init__(
         self,
@@ -197,6 +202,8 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
+        step_cost: Callable[[RequestT], float] | None = None,
+        max_step_cost: float | None = None,
     ) -> None:
         options: BatcherOptions[RequestT, T] = BatcherOptions(
             EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos, has_requests=True),
@@ -209,6 +216,8 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             max_buffered=max_buffered,
             on_overflow=on_overflow,
             metrics=metrics,
+            step_cost=step_cost,
+            max_step_cost=max_step_cost,
         )
         engine_ = Engine(engine)
 
@@ -218,7 +227,9 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             engine_.drive(dispatcher.context)
             try:
                 batch: EngineBatch[T] = EngineBatch(dispatcher, engine_, requests)
-                core: Demultiplexer[T] = core_of(options.rules, options.max_batch_size, vacant=True)
+                core: Demultiplexer[T] = core_of(
+                    options.rules, options.max_batch_size, vacant=True, requeues=True
+                )
                 if options.decode is not None:
                     core = decoding(core)
                 pump: ThreadPump[T] = ThreadPump(

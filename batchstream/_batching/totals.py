@@ -36,12 +36,14 @@ class Totals:
         open: Requests that were accepted, and have not been counted as finished.
         refused: How many requests were refused, for want of room.
         finished: How many requests have finished, by reason.
+        requeued: How often an engine has given a slot back.
     """
 
     def __init__(self) -> None:
         self.open: set[Request[Any]] = set()
         self.refused = 0
         self.finished: Counter[FinishReason] = Counter()
+        self.requeued = 0
         self._past = StepTotals()  # of batches that have ended
         self._batch_sizes: Counter[int] = Counter()
         self._waited = 0.0
@@ -77,6 +79,7 @@ class Totals:
         ended: Collection[Request[Any]],
         waiting: int,
         buffered: int,
+        prefilling: int,
         max_batch_size: int,
     ) -> BatcherStatistics:
         """Return all figures.
@@ -86,6 +89,7 @@ class Totals:
             ended: Requests that have ended and are not counted as such yet.
             waiting: How many requests wait.
             buffered: How many outputs wait in live streams.
+            prefilling: How many requests in batches have had no output there.
             max_batch_size: How many slots each step had.
         """
         newly = [request for request in ended if request in self.open]
@@ -107,6 +111,8 @@ class Totals:
             buffered=buffered,
             waited=self._waited,
             longest_wait=self._longest_wait,
+            requeued=self.requeued,
+            prefilling=prefilling,
         )
 
 

@@ -98,11 +98,14 @@ class BatcherStatistics:
         opened: Requests that were accepted: always `live` plus all that have finished.
         refused: Requests that were refused with `OverloadedError`.
         live: Requests that have not finished, waiting ones included.
-        waiting: Requests that have not joined a batch.
+        waiting: Requests that wait to join a batch, for the first time or again.
         finished: Requests that have finished, by reason.
         buffered: Outputs that wait in live streams to be received.
         waited: How long the requests that have joined a batch waited for it, added up, in seconds.
         longest_wait: The longest of these waits, in seconds.
+        requeued: How often an engine has given a slot back with `Requeue`; the request counts as
+            opened once, and its first wait alone counts as such.
+        prefilling: Requests in a batch that have had no output since they have joined it.
     """
 
     batches: int
@@ -119,6 +122,8 @@ class BatcherStatistics:
     buffered: int
     waited: float
     longest_wait: float
+    requeued: int = 0
+    prefilling: int = 0
 
 
 @dataclass(frozen=True, slots=True)
