@@ -90,6 +90,7 @@ class Batch:
     requests: list[Request]
     free_slots: int
     buffered: int = 1
+    prefilling: int = 0
 
     def step_totals(self):
         return StepTotals(1, len(self.requests), 3, 2)
