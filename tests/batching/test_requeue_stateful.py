@@ -164,8 +164,7 @@ def test_whatever_is_given_back_each_request_gets_what_it_gets_alone(
 def check(ask, engine):
     outputs, error = [], None
     try:
-        for output in ask.stream:
-            outputs.append(output)
+        outputs.extend(ask.stream)
     except (ValueError, RequestError) as raised:
         error = raised
     reason = ask.stream.finish_reason
