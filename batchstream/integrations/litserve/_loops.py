@@ -23,6 +23,7 @@ from batchstream.integrations.litserve._options import (
 )
 from batchstream.integrations.litserve._server.cuts import keep_cuts_out_of_the_log
 from batchstream.integrations.litserve._server.endpoint import StreamingEndpoint
+from batchstream.integrations.litserve._server.readiness import watch_health
 from batchstream.integrations.litserve._worker.batch import Batch
 from batchstream.integrations.litserve._worker.context import WorkerContext
 from batchstream.integrations.litserve._worker.continuous import ContinuousBatch
@@ -89,6 +90,7 @@ class _AnyLoop(LitLoop):
             keep_cuts_out_of_the_log()
         elif is_stock(spec):
             lit_api.spec = OpenAISpec.instead_of(spec, lit_api)
+        watch_health(lit_api)
         if isinstance(lit_api.spec, OpenAISpec):
             lit_api.spec.link = make_link(sends_ends=True, decodes=options.decode is not None)
 

@@ -397,13 +397,21 @@ def test_where_the_number_of_workers_is_unknown_streams_go_on():
     responses.close()
 
 
-def test_a_server_that_is_about_to_end_takes_no_new_request_and_then_fails_the_others():
+@pytest.fixture
+def drains():
+    """What draining calls when it is over, and the process serves again after the test."""
+    drained = []
+    yield drained
+    watch.begin_anew()
+
+
+def test_a_server_that_is_about_to_end_takes_no_new_request_and_then_fails_the_others(drains):
     async def end():
         server = Server()
         link = connected(server, grace_period=0)
         responses = submitted(server, link, "first", "second")
         server.deliver(responses.queues[0].uid, "", FINISH)
-        watch.end_all()
+        watch.drain_all(lambda: drains.append("over"))
         refused = None
         while refused is None:  # as soon as the loop has heard of it
             await asyncio.sleep(0)
@@ -418,9 +426,34 @@ def test_a_server_that_is_about_to_end_takes_no_new_request_and_then_fails_the_o
         assert responses.queues[0].end.reason == "eos"  # it had ended before
         with pytest.raises(FailedError, match="503"):
             responses.queues[1].take()
+        assert drains == ["over"]
         responses.close()
+        assert drains == ["over"]
 
     asyncio.run(end())
+
+
+def test_a_server_has_drained_when_the_last_response_of_all_its_endpoints_is_closed(drains):
+    async def end():
+        server = Server()
+        *links, unused = [connected(server, grace_period=10**6) for _ in range(4)]
+        first, second, idle = (submitted(server, link, "request") for link in links)
+        idle.close()
+        watch.drain_all(lambda: drains.append("over"))
+        first.close()
+        await asyncio.sleep(0)
+        with pytest.raises(HTTPException, match="503"):
+            submitted(server, unused, "late, at an endpoint that had no request before")
+        assert drains == []
+        second.close()
+        assert drains == ["over"]
+
+    asyncio.run(end())
+
+
+def test_a_server_without_an_open_response_has_drained_at_once(drains):
+    watch.drain_all(lambda: drains.append("over"))
+    assert drains == ["over"]
 
 
 def test_a_request_that_a_killed_worker_had_not_claimed_goes_on():

@@ -111,7 +111,7 @@ class Responses:
         buffer.update({queue.uid: queue for queue in self.queues})
         self._watch = watch
         if watch is not None:
-            watch.responses.add(self)
+            watch.add(self)
 
     async def wait(self) -> None:
         """Wait until something new is in a queue."""
@@ -145,7 +145,7 @@ class Responses:
             return
         self._closed = True
         if self._watch is not None:
-            self._watch.responses.discard(self)
+            self._watch.discard(self)
         for queue in self.queues:
             entry = self._server.response_buffer.pop(queue.uid, None)
             if entry is not None and not queue.over:
