@@ -26,6 +26,7 @@ from pydantic import BaseModel, PrivateAttr
 
 from batchstream import EOS
 from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop
+from batchstream.integrations.litserve._link.messages import Envelope
 
 SIZE = 3
 TIMEOUT = 60
@@ -45,8 +46,8 @@ class Ears:
         self.heard = set()
         add = disconnects.add
 
-        def add_and_notify(uid):
-            add(uid)
+        def add_and_notify(uid, **how):
+            add(uid, **how)
             with self._news:
                 self.heard.add(uid)
                 self._news.notify_all()
@@ -304,6 +305,8 @@ class Naming:
         if element == _SENTINEL_VALUE:
             return element
         server, uid, submitted, request = element
+        if isinstance(request, Envelope):
+            return server, uid, submitted, replace(request, payload=request.payload | {"uid": uid})
         return server, uid, submitted, request | {"uid": uid}
 
 

@@ -27,7 +27,11 @@ from batchstream.integrations.litserve._server.readiness import watch_health
 from batchstream.integrations.litserve._worker.batch import Batch
 from batchstream.integrations.litserve._worker.context import WorkerContext
 from batchstream.integrations.litserve._worker.continuous import ContinuousBatch
-from batchstream.integrations.litserve._worker.queue import PushbackQueue, wait_for_request
+from batchstream.integrations.litserve._worker.queue import (
+    ArrivalTimes,
+    PushbackQueue,
+    wait_for_request,
+)
 from batchstream.integrations.litserve._worker.request import ServedRequest
 
 if TYPE_CHECKING:
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
     from litserve.transport.base import MessageTransport
     from litserve.utils import LoopResponseType
 
-    from batchstream import StepEngine, per_request
+    from batchstream import Metrics, StepEngine, per_request
 
 
 class _AnyLoop(LitLoop):
@@ -81,7 +85,13 @@ class _AnyLoop(LitLoop):
             raise ValueError(f"{name} runs synchronous hooks only: leave enable_async out")
         options = self._options
         make_link = partial(
-            Link, options.max_pending, options.max_buffered, grace_period=options.grace_period
+            Link,
+            options.max_pending,
+            options.max_buffered,
+            grace_period=options.grace_period,
+            first_timeout=options.first_timeout,
+            gap_timeout=options.gap_timeout,
+            metrics=options.metrics,
         )
         spec = lit_api.spec
         if spec is None or isinstance(spec, StreamingEndpoint):
@@ -199,8 +209,16 @@ class BatchedStreamLoop(_AnyLoop):
         max_buffered: How many outputs may wait for their client in the server process before a step
             that has another. A request with more than that fails. None for any number, as in
             LitServe.
-        grace_period: How many seconds open responses may go on when the server is told to end; then
-            they are cut.
+        grace_period: How many seconds open responses, and requests that wait, may go on when the
+            server is told to end; then they are cut. Until all have ended the server drains: it
+            answers new requests with 503.
+        first_timeout: After how many seconds from its submission a request has to have an output;
+            it is answered with 504. None for any time.
+        gap_timeout: How many seconds there may be between two outputs, and between the last one and
+            the end; then the connection is cut. None for any time.
+        metrics: A function without arguments that makes a `Metrics`, or its class, such as
+            `PrometheusMetrics`. Each worker calls it once, and each server process. It has to
+            pickle.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -236,6 +254,9 @@ class BatchedStreamLoop(_AnyLoop):
         max_pending: int | None = None,
         max_buffered: int | None = DEFAULT_MAX_BUFFERED,
         grace_period: float = DEFAULT_GRACE_PERIOD,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
+        metrics: Callable[[], Metrics] | None = None,
     ) -> None:
         if eos_in not in get_args(Hook):
             hooks = " or ".join(map(repr, get_args(Hook)))
@@ -253,7 +274,17 @@ class BatchedStreamLoop(_AnyLoop):
             has_requests=True,
         )
         super().__init__(
-            LoopOptions(rules, max_outputs, max_pending, max_buffered, grace_period, decode)
+            LoopOptions(
+                rules,
+                max_outputs,
+                max_pending,
+                max_buffered,
+                grace_period,
+                decode,
+                first_timeout=first_timeout,
+                gap_timeout=gap_timeout,
+                metrics=metrics,
+            )
         )
         self._eos_in = eos_in
 
@@ -313,15 +344,22 @@ class BatchedStreamLoop(_AnyLoop):
     def _next_requests(
         self, context: WorkerContext, request_queue: Queue[Any]
     ) -> list[ServedRequest]:
-        lit_api = context.lit_api
-        requests, late = self.get_batch_requests(lit_api, request_queue, context.transport)
+        lit_api, arrivals = context.lit_api, ArrivalTimes(request_queue)
+        found, late = self.get_batch_requests(
+            lit_api,
+            arrivals,  # type: ignore[arg-type]
+            context.transport,
+        )
         for server, uid in late:
-            ServedRequest(context, server, uid).time_out()
-        return [
-            ServedRequest(context, server, uid, content)
-            for server, uid, content in requests
-            if uid not in context.disconnects
+            ServedRequest(context, server, uid, None, arrivals.of.get(uid)).time_out()
+        requests = [
+            ServedRequest(context, server, uid, content, arrivals.of.get(uid))
+            for server, uid, content in found
         ]
+        for request in requests:
+            if request.uid in context.disconnects:
+                request.abandon()
+        return [request for request in requests if not request.ended]
 
 
 class ContinuousBatchLoop(_AnyLoop):
@@ -356,6 +394,9 @@ class ContinuousBatchLoop(_AnyLoop):
             for any number.
         max_buffered: How many outputs may wait for their client; see `BatchedStreamLoop`.
         grace_period: How many seconds open responses may go on; see `BatchedStreamLoop`.
+        first_timeout: How long a request may be without an output; see `BatchedStreamLoop`.
+        gap_timeout: How long there may be no other output; see `BatchedStreamLoop`.
+        metrics: Makes the metrics of each process; see `BatchedStreamLoop`.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -403,6 +444,9 @@ class ContinuousBatchLoop(_AnyLoop):
         max_pending: int | None = DEFAULT_MAX_PENDING,
         max_buffered: int | None = DEFAULT_MAX_BUFFERED,
         grace_period: float = DEFAULT_GRACE_PERIOD,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
+        metrics: Callable[[], Metrics] | None = None,
     ) -> None:
         if not callable(engine_factory):
             raise TypeError(
@@ -415,7 +459,17 @@ class ContinuousBatchLoop(_AnyLoop):
             eos=eos, is_eos=is_eos, include_eos=include_eos, has_requests=True
         )
         super().__init__(
-            LoopOptions(rules, max_outputs, max_pending, max_buffered, grace_period, decode)
+            LoopOptions(
+                rules,
+                max_outputs,
+                max_pending,
+                max_buffered,
+                grace_period,
+                decode,
+                first_timeout=first_timeout,
+                gap_timeout=gap_timeout,
+                metrics=metrics,
+            )
         )
         self._engine_factory = engine_factory
 

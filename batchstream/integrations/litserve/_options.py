@@ -14,6 +14,7 @@ from batchstream._text.decoder import check_decode, check_decoder
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from batchstream import Metrics
     from batchstream.text import Decoder
 
 Hook: TypeAlias = Literal["encode_response", "predict"]
@@ -37,6 +38,9 @@ class LoopOptions:
         max_buffered: How many messages may wait for a client; None for any number.
         grace_period: How many seconds open responses may take when the server is told to end.
         decode: Returns the decoder of each request.
+        first_timeout: After how many seconds a request has to have an output; None for any time.
+        gap_timeout: How many seconds there may be between two outputs; None for any time.
+        metrics: Makes the metrics of a process; None for no metrics.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -48,6 +52,9 @@ class LoopOptions:
     max_buffered: int | None
     grace_period: float
     decode: Decode = None
+    first_timeout: float | None = None
+    gap_timeout: float | None = None
+    metrics: Callable[[], Metrics] | None = None
 
     def __post_init__(self) -> None:
         eos = self.rules.eos
@@ -66,6 +73,11 @@ class LoopOptions:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), at_least=1)
         check_seconds("grace_period", self.grace_period)
+        for name in ("first_timeout", "gap_timeout"):
+            if getattr(self, name) is not None:
+                check_seconds(name, getattr(self, name))
+        if self.metrics is not None:
+            _check_metrics(self.metrics)
         if self.decode is not None:
             check_decode(self.decode, "the API and of the context of a request")
             if not takes(self.decode, 2):
@@ -95,6 +107,25 @@ class LoopOptions:
         decoder = None if self.decode is None else self.decode(lit_api, context)
         check_decoder(decoder, "what decode returns")
         return decoder
+
+
+def _check_metrics(metrics: Any) -> None:
+    """Check what makes the metrics of each process.
+
+    Raises:
+        TypeError: It is no function without arguments, or does not pickle.
+    """
+    if not callable(metrics) or (hasattr(metrics, "submitted") and not isinstance(metrics, type)):
+        raise TypeError(
+            f"metrics takes a function without arguments that makes the metrics, as each worker "
+            f"and each server process has its own, got {metrics!r}: pass PrometheusMetrics itself, "
+            f"or functools.partial(PrometheusMetrics, 'chat')"
+        )
+    if not takes(metrics, 0):
+        raise TypeError(
+            f"metrics is called without arguments, which {call_text(metrics)} does not take"
+        )
+    check_pickles("metrics", metrics)
 
 
 def check_pickles(name: str, value: object) -> None:

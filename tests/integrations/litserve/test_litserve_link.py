@@ -15,7 +15,7 @@ from litserve.callbacks import EventTypes
 from litserve.utils import LitAPIStatus
 
 from batchstream.integrations.litserve._link.link import Link
-from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Failure
+from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Envelope, Failure
 from batchstream.integrations.litserve._link.pipes import WorkerPipes
 from batchstream.integrations.litserve._server import setup, watch
 from batchstream.integrations.litserve._server.responses import FailedError, submit
@@ -174,7 +174,8 @@ def test_a_request_is_put_into_litserves_queue():
     server = Server()
     before = time.monotonic()
     responses = submitted(server, connected(server), "first", "second")
-    for entry, payload in zip(responses.queues, ["first", "second"], strict=True):
+    first, second = responses.queues
+    for entry, payload in [(first, "first"), (second, Envelope("second", first.uid))]:
         number, uid, came, content = server.requests.get_nowait()
         assert (number, uid, content) == (7, entry.uid, payload)
         assert before <= came <= time.monotonic()
@@ -194,7 +195,8 @@ def test_outputs_from_before_a_failure_come_first():
         entry.take()
     assert entry.over
     error = raised.value
-    assert (error.status_code, error.detail, error.headers) == (418, "short", {"x": "y"})
+    assert (error.status_code, error.detail) == (418, "short")
+    assert error.headers == {"x": "y", "x-request-id": entry.uid}
     assert entry.take() == []
 
 
@@ -299,7 +301,7 @@ def test_a_request_whose_client_reads_nothing_fails_and_the_workers_give_it_up(c
     assert idle.take() == ["a", "b"]
     with pytest.raises(FailedError):
         idle.take()
-    assert sent_disconnects(sending.link) == [idle.uid, reads.uid]
+    assert sent_disconnects(sending.link) == [f"{idle.uid} failed", reads.uid]
     [record] = caplog.records
     assert idle.uid in record.getMessage()
 
@@ -330,7 +332,7 @@ def test_no_more_requests_wait_than_max_pending(waiting, payloads, refused):
         return
     with pytest.raises(HTTPException) as raised:
         submitted(server, link, *["?"] * payloads)
-    assert (raised.value.status_code, raised.value.headers) == (503, {"retry-after": "1"})
+    assert (raised.value.status_code, raised.value.headers["retry-after"]) == (503, "1")
     assert server.requests.qsize() == waiting
     assert (server.response_buffer, server.events) == (before, [])
 

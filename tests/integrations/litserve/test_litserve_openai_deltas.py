@@ -29,6 +29,8 @@ class Arriving:
     A message is the number of a choice, and a dict or an end.
     """
 
+    name = "the client's own"
+
     def __init__(self, number, messages):
         self.queues = [ResponseQueue(str(n), asyncio.Event(), None, print) for n in range(number)]
         self._messages = iter(messages)

@@ -1,10 +1,10 @@
 """What a server process watches for its open responses: its own end, and the ends of workers.
 
 At SIGTERM a server process *drains*. It goes on accepting connections, and answers each new request
-with 503, so that a load balancer sends it elsewhere. The requests that it has go on, those that wait
-for a worker too, until all have ended or the grace period is over; then the rest is cut. Only then
-does uvicorn learn of the signal: it closes its listening socket as the first thing, and clients that
-connect would be refused without an answer.
+with 503, so that a load balancer sends it elsewhere. The requests that it has go on, also those
+that wait for a worker, until all have ended or the grace period is over; then the rest is cut. Only
+then does uvicorn learn of the signal: it closes its listening socket as the first thing, and
+clients that connect would be refused without an answer.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Batch:
         self._context = context
         self._requests = list(requests)
         self._splits_at_predict = splits_at_predict
-        self._stepper = HookStepper()
+        self._stepper = HookStepper(context)
         self._serving = Serving(context, self._stepper)
 
     def serve(self) -> None:
@@ -100,6 +100,7 @@ class Batch:
         core = core_of(rules, len(requests), limits, predicates=own)
         if self._context.options.decode is not None:
             core = decoding(core, [request.decoder for request in requests])
+        self._context.report_joined([request for request in requests if not request.ended])
         self._stepper.begin(steps, core, note=_NOTES[reads])
         for slot, request in enumerate(requests):
             serving.seat(slot, request)
@@ -138,9 +139,13 @@ class HookStepper:
 
     Closing a generator does not close the one that it reads in a `for` loop: that would wait for
     the garbage collector, and hold the model's memory until then.
+
+    Args:
+        worker: What the loop works with.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, worker: WorkerContext) -> None:
+        self._worker = worker
         self._iterators: list[Any] = []
         self._closing = ExitStack()
         # What an iterator sets while it is closed does not reach the next batch.
@@ -177,7 +182,9 @@ class HookStepper:
         """Make a step; None if no slot is live."""
         if not self._core.has_live:
             return None
+        live = len(self._core.live)
         delivery = make_step(self._core, self._source)
+        self._worker.report_step(live)
         for _, end in delivery.ends:
             if isinstance(end.error, StepError) and not hasattr(end.error, "__notes__"):
                 end.error.add_note(self._note)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import time
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from litserve import LitAPI
 from litserve.utils import LitAPIStatus, LoopResponseType
 
+from batchstream._batching.metrics import MetricsCaller
 from batchstream.integrations.litserve._link.link import link_of
 from batchstream.integrations.litserve._worker.disconnects import Disconnects
 from batchstream.integrations.litserve._worker.outbox import Outbox, SendWindow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from litserve.callbacks import CallbackRunner
     from litserve.loops.base import LitLoop
     from litserve.transport.base import MessageTransport
 
     from batchstream.integrations.litserve._options import LoopOptions
+    from batchstream.integrations.litserve._worker.request import ServedRequest
 
 
 class WorkerContext:
@@ -43,9 +46,13 @@ class WorkerContext:
         link: To an endpoint that understands the messages of this package.
         outbox: For messages.
         disconnects: The requests whose clients have disconnected.
+        metrics: Calls the user's metrics, which are made here; None for no metrics.
         encodes: Whether outputs become something else before they are sent.
         sends_text: Whether what is sent has to be text or bytes: an endpoint of this package takes
             nothing else, and neither does LitServe's own.
+
+    Raises:
+        Exception: What the loop's `metrics` raises.
     """
 
     def __init__(
@@ -73,6 +80,10 @@ class WorkerContext:
             window = SendWindow(receipts)
             self.outbox = Outbox(self._put_response, link.router_uid, worker, window)
             self.disconnects = Disconnects(disconnects)
+        self.metrics: MetricsCaller | None = None
+        if options.metrics is not None:
+            self.metrics = MetricsCaller(options.metrics)
+            self.metrics.make(copy_context())
         has_spec = lit_api.spec is not None
         passes_outputs_on = getattr(lit_api.spec, "passes_outputs_on", not has_spec)
         self.encodes = self.overrides("encode_response") or not passes_outputs_on
@@ -97,6 +108,18 @@ class WorkerContext:
         """Return whether a request has waited in LitServe's queue for longer than it may."""
         limit = self.lit_api.request_timeout
         return limit not in (None, -1, False) and time.monotonic() - submitted > limit
+
+    def report_joined(self, requests: Sequence[ServedRequest]) -> None:
+        """Report requests that have joined a batch together."""
+        for request in requests:
+            request.joined = True
+        if self.metrics is not None and requests:
+            self.metrics("joined", [request.age for request in requests])
+
+    def report_step(self, live: int) -> None:
+        """Report that a step was made for so many live slots."""
+        if self.metrics is not None:
+            self.metrics("stepped", live, self.lit_api.max_batch_size)
 
     def overrides(self, hook: str) -> bool:
         """Return whether the API has a hook of its own."""

@@ -51,6 +51,7 @@ class ContinuousBatch:
         self._joining: deque[tuple[int, object, float, Any]] = deque()
         # For which the engine has no room, ready to be added, with the time of its submission.
         self._first: tuple[ServedRequest, float] | None = None
+        self._joined: list[ServedRequest] = []  # since the last step
         self._prefetcher = RequestPrefetcher(request_queue, self._size, context.claim)
 
     def serve(self) -> None:
@@ -66,7 +67,10 @@ class ContinuousBatch:
         except BaseException as error:
             waiting = [*self._joining, *self._prefetcher.close()]
             with suppress(Exception):  # the transport may be gone if the worker is being stopped
-                requests = [ServedRequest(context, server, uid) for server, uid, *_ in waiting]
+                requests = [
+                    ServedRequest(context, server, uid, content, submitted)
+                    for server, uid, submitted, content in waiting
+                ]
                 if self._first is not None:
                     requests.append(self._first[0])
                 self._serving.fail(requests, error)
@@ -94,6 +98,9 @@ class ContinuousBatch:
                 if not self._let_join(*self._joining[0]):
                     self._prefetcher.release_slot()
                 self._joining.popleft()
+            if self._joined:
+                self._context.report_joined(self._joined)
+                self._joined = []
             if self._core.has_live:
                 return self._make_step()
             if self._prefetcher.over:
@@ -114,7 +121,7 @@ class ContinuousBatch:
     def _let_join(self, server: int, uid: object, submitted: float, content: object) -> bool:
         """Let a request join, and return whether it did."""
         context = self._context
-        request = ServedRequest(context, server, uid, content)
+        request = ServedRequest(context, server, uid, content, submitted)
         context.acknowledge(server, uid)
         if self._has_given_up(request, submitted):
             return False
@@ -125,6 +132,7 @@ class ContinuousBatch:
     def _has_given_up(self, request: ServedRequest, submitted: float) -> bool:
         """Whether a request that waits needs no answer of the engine's any more."""
         if request.uid in self._context.disconnects:
+            request.abandon()
             return True
         if self._context.is_late(submitted):
             request.time_out()
@@ -152,6 +160,7 @@ class ContinuousBatch:
         decoder = {} if request.decoder is None else {"decoder": request.decoder}
         self._core.open(slot, max_outputs=request.limit, is_eos=request.is_eos, **decoder)
         self._serving.seat(self._free.pop(), request)
+        self._joined.append(request)
         self._first = None  # last: what interrupts this finds the request, and fails it
 
     def _prepare(self, request: ServedRequest) -> None:
@@ -164,7 +173,9 @@ class ContinuousBatch:
 
     def _make_step(self) -> Delivery[Any]:
         self._context.trigger(EventTypes.BEFORE_PREDICT.value)
+        live = len(self._core.live)
         delivery = make_step(self._core, self._engine)
+        self._context.report_step(live)
         self._context.trigger(EventTypes.AFTER_PREDICT.value)
         if not self._core.running:  # the engine has raised, or its step could not be read
             self._engine.discard()
