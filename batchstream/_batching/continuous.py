@@ -114,6 +114,8 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         metrics: Its methods are called as things happen; see `Metrics`. Or a function without
             arguments that returns such an object, such as its class: it is called once, in the
             process and by the call that submits the first request.
+        name: What metrics, logs and errors call the batcher; without it metrics and logs call it
+            by the name of what it runs.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -162,6 +164,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
+        name: str | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -180,6 +183,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
+        name: str | None = None,
     ) -> None: ...
     def __init__(
         self,
@@ -197,6 +201,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
+        name: str | None = None,
     ) -> None:
         options: BatcherOptions[RequestT, T] = BatcherOptions(
             EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos, has_requests=True),
@@ -209,13 +214,18 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             max_buffered=max_buffered,
             on_overflow=on_overflow,
             metrics=metrics,
+            name=name,
+            runs=engine,
         )
         engine_ = Engine(engine)
 
         def open_in_thread(
             dispatcher: ThreadDispatcher[T], requests: list[Request[T]], thread: WorkerThread
         ) -> tuple[ThreadPump[T], EngineBatch[T]]:
+            made_before = engine_.made
             engine_.drive(dispatcher.context)
+            if engine_.made > made_before > 0:
+                dispatcher.log.engine_made()
             try:
                 batch: EngineBatch[T] = EngineBatch(dispatcher, engine_, requests)
                 core: Demultiplexer[T] = core_of(options.rules, options.max_batch_size, vacant=True)

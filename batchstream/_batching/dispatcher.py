@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol
 from typing_extensions import TypeVar
 
 from batchstream._batching import clock
+from batchstream._batching.log import BatcherLog
 from batchstream._batching.queue import KeyInterner
 from batchstream._batching.request import Deadlines, Request, Submission, closed_error
 from batchstream._batching.scheduler import NOTHING_REAPED, Scheduler
@@ -114,6 +115,7 @@ class Dispatcher(ABC, Generic[T]):
         parking: Where consumers wait.
         scheduler: What decides, for the holder of the lock.
         forked: Whether this is a copy in a forked child, of no use there.
+        log: Writes the batcher's lines in the log.
         held_back: Flights with a request for which there was no room, to be told of some.
         consumers: Which thread waits for which buffer.
         times_out: Whether a receive can have a timeout.
@@ -142,6 +144,7 @@ class Dispatcher(ABC, Generic[T]):
         self._numbers = count()
         self._has_warned = False  # see `_warn_if_a_loop_stops`
         self._keys = KeyInterner()
+        self.log = BatcherLog(options.label)
         forkable_batchers.add(self)
 
     def _new_scheduler(self) -> Scheduler[T]:
@@ -176,6 +179,7 @@ class Dispatcher(ABC, Generic[T]):
         timeout: float | None,
         wait_timeout: float | None,
         on_end: Callable[[Request[T]], object] | None = None,
+        request_id: str | None = None,
     ) -> StreamT:
         """Accept a request, and return its stream.
 
@@ -185,6 +189,7 @@ class Dispatcher(ABC, Generic[T]):
             timeout: For how long the request may last, in seconds.
             wait_timeout: For how long it may wait for a batch, in seconds.
             on_end: See `Request`, for one that a `map` submits.
+            request_id: What errors and logs call it, if not by a number.
 
         Raises:
             OverloadedError: As many requests wait as may.
@@ -219,8 +224,15 @@ class Dispatcher(ABC, Generic[T]):
             None if options.decode is None else options.decoder_of(content),
         )
         key = None if options.key is None else options.key(content)
-        number, ended = next(self._numbers), scheduler.ended_requests
-        request: Request[T] = Request(number, submission, deadlines, ended, on_end)
+        request: Request[T] = Request(
+            next(self._numbers),
+            submission,
+            deadlines,
+            scheduler.ended_requests,
+            on_end,
+            request_id=request_id,
+            batcher=options.name,
+        )
         if self._needs_loop:
             self.prepare()
         # Before the request waits: whatever breaks this off drops the stream, and so cancels it.
@@ -265,12 +277,27 @@ class Dispatcher(ABC, Generic[T]):
             break
         if reaped is not NOTHING_REAPED:
             self._follow_up(reaped, now)
-        if metrics is not None:
-            if not refusals:
-                metrics("submitted")
-            elif isinstance(refusals[0], OverloadedError) and request.on_end is None:
-                metrics("refused")
+        if refusals:
+            self._tell_of_refusal(request, refusals[0], now)
+        elif metrics is not None:
+            metrics("submitted", tenant=request.tenant)
+        if self.log.is_refusing and not refusals:
+            self.log.accepted(now, scheduler.totals.refused)
         return refusals.pop() if refusals else None
+
+    def _tell_of_refusal(self, request: Request[T], refusal: Exception, now: float) -> None:
+        """Tell metrics and the log of a request that was refused; not of one that comes again."""
+        if isinstance(refusal, OverloadedError):
+            if request.on_end is not None:
+                return
+            reason = refusal.reason
+            self.log.refused(refusal, request, now, self.scheduler.totals.refused - 1)
+        else:
+            reason = "cost" if isinstance(refusal, CostError) else "closed"
+        if self.options.name is not None:
+            refusal.add_note(f"This came from the batcher {self.options.name!r}.")
+        if self.options.metrics is not None:
+            self.options.metrics("refused", reason, tenant=request.tenant)
 
     def prepare(self) -> None:
         """Find the event loop for the workers, for a dispatcher that `_needs_loop`.
@@ -359,8 +386,7 @@ class Dispatcher(ABC, Generic[T]):
                     if self.held_back:
                         self._tell_of_room()
                     if self._model is None and self.options.metrics is not None:
-                        waited = [now - request.arrived for request in decision.requests]
-                        self.options.metrics("joined", waited)
+                        self._tell_of_joining(decision.requests, now)
                     self._wake_another()
                 elif decision.wait is None:
                     self._check_ended()
@@ -390,9 +416,18 @@ class Dispatcher(ABC, Generic[T]):
     def count_joined(self, requests: Sequence[Request[T]], now: float) -> None:
         """Count requests that have joined a running batch together."""
         with self._lock:
-            waited = self.scheduler.join(requests, now)
-        if waited and self.options.metrics is not None:
-            self.options.metrics("joined", waited)
+            joined = self.scheduler.join(requests, now)
+        if joined and self.options.metrics is not None:
+            self._tell_of_joining(joined, now)
+
+    def _tell_of_joining(self, requests: Sequence[Request[T]], now: float) -> None:
+        """Tell metrics of requests that have joined a batch together."""
+        assert self.options.metrics is not None  # noqa: S101 - for the type checker
+        self.options.metrics(
+            "joined",
+            [now - request.arrived for request in requests],
+            tenants=[request.tenant for request in requests],
+        )
 
     def put_back(self, requests: Sequence[Request[T]]) -> None:
         """Let requests wait again that were taken, in their order and in front of all others."""
@@ -444,12 +479,19 @@ class Dispatcher(ABC, Generic[T]):
         metrics = self.options.metrics
         if metrics is not None:
             for request in reaped.finished:
+                joined, joined_at = request.state == "finished", request.joined_at
                 metrics(
                     "finished",
                     request.ends[0],
-                    joined=request.state == "finished",
+                    joined=joined,
                     lasted=now - request.arrived,
+                    in_slot=now - joined_at if joined and joined_at is not None else 0.0,
+                    tenant=request.tenant,
                 )
+        for request in reaped.finished:
+            if request.ends[0].error is not None:
+                self.log.failed(reaped.finished, closed=self.scheduler.closed)
+                break
 
     def _tell_of_room(self) -> None:
         """Let flights come again with what they hold back: the queue has room again."""
@@ -628,11 +670,15 @@ class Dispatcher(ABC, Generic[T]):
         thread = current_thread().name
         closing = f" by {by} in thread {thread!r} at {clock.time_of_day()}"
         with self._lock:
+            is_first = not self.scheduler.closed
             self.scheduler.closing = self.scheduler.closing or closing  # the first says it
             now = clock.monotonic()
             reaped = self.scheduler.reap(now)
             waiting, batches = self.scheduler.close()
+            unfinished = len(self.scheduler.totals.open)
         self._follow_up(reaped, now)
+        if is_first:
+            self.log.closed(self.scheduler.closing, unfinished)
         self.fail_all(waiting, closed_error(self.scheduler.closing))
         self._wake_workers()
         for batch in batches:

@@ -54,6 +54,7 @@ class _Options(TypedDict, total=False):
     max_buffered: int
     on_overflow: OnOverflow
     metrics: MetricsOrFactory | None
+    name: str | None
 
 
 class DynamicBatcher(Batcher[RequestT, T]):
@@ -109,6 +110,8 @@ class DynamicBatcher(Batcher[RequestT, T]):
         metrics: Its methods are called as things happen; see `Metrics`. Or a function without
             arguments that returns such an object, such as its class: it is called once, in the
             process and by the call that submits the first request.
+        name: What metrics, logs and errors call the batcher; without it metrics and logs call it
+            by the name of what it runs.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -152,6 +155,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
+        name: str | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -167,6 +171,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
+        name: str | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -249,10 +254,12 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
+        name: str | None = None,
     ) -> None:
         if not callable(fn):
             raise TypeError(f"fn takes a function of a list of requests, got {fn!r}")
         check_parameters(fn, may_be_method=self._may_be_method)
+        function = fn  # as it was given
         runs_in_task = is_kind(inspect.isasyncgenfunction, fn)
         if single:
             if runs_in_task or is_kind(inspect.isgeneratorfunction, fn):
@@ -304,12 +311,19 @@ class DynamicBatcher(Batcher[RequestT, T]):
             max_buffered=max_buffered,
             on_overflow=on_overflow,
             metrics=metrics,
+            name=name,
+            runs=function,
         )
         self._single = single
         self._dispatcher = _dispatcher_for(fn, options, runs_in_task=runs_in_task)
 
     def call(
-        self, request: RequestT, *, timeout: float | None = None, wait_timeout: float | None = None
+        self,
+        request: RequestT,
+        *,
+        timeout: float | None = None,
+        wait_timeout: float | None = None,
+        request_id: str | None = None,
     ) -> T:
         """Submit a request, wait for its one result and return it, with `single=True`.
 
@@ -317,6 +331,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
             request: Whatever the function takes.
             timeout: For how long to wait for the result, in seconds.
             wait_timeout: For how long the request may wait until it joins a batch.
+            request_id: What errors and logs call the request; see `stream`.
 
         Raises:
             TypeError: The batcher was made without `single=True`.
@@ -331,7 +346,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         Threads: any.
         """
         self._check_single("call", "stream")
-        stream = self.stream(request, timeout=timeout, wait_timeout=wait_timeout)
+        stream = self.stream(
+            request, timeout=timeout, wait_timeout=wait_timeout, request_id=request_id
+        )
         try:
             return next(stream)  # the end came with it
         except StopIteration:
@@ -346,6 +363,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - the request's, which its batch goes by
         wait_timeout: float | None = None,
+        request_id: str | None = None,
     ) -> T:
         """Do the same in an event loop.
 
@@ -353,6 +371,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
             request: Whatever the function takes.
             timeout: For how long to wait for the result, in seconds.
             wait_timeout: For how long the request may wait until it joins a batch.
+            request_id: What errors and logs call the request; see `stream`.
 
         Raises:
             Exception: What `call` raises.
@@ -363,7 +382,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         Threads: any event loop.
         """
         self._check_single("acall", "astream")
-        stream = self.astream(request, timeout=timeout, wait_timeout=wait_timeout)
+        stream = self.astream(
+            request, timeout=timeout, wait_timeout=wait_timeout, request_id=request_id
+        )
         try:
             return await anext(stream)
         except StopAsyncIteration:

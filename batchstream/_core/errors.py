@@ -143,12 +143,17 @@ class OverloadedError(BatchStreamError):
     Attributes:
         pending: How many requests were waiting.
         max_pending: How many may wait.
+        reason: Which limit it was, in one word, as metrics and logs name it: `"pending"` for
+            `max_pending`.
     """
 
-    def __init__(self, message: str, *, pending: int, max_pending: int) -> None:
+    def __init__(
+        self, message: str, *, pending: int, max_pending: int, reason: str = "pending"
+    ) -> None:
         super().__init__(message)
         self.pending = pending
         self.max_pending = max_pending
+        self.reason = reason
 
 
 class RequestError(BatchStreamError):
