@@ -70,12 +70,13 @@ class Batcher(Generic[RequestT, T]):
                 `X-Request-ID`; without one it has a number of the batcher's own.
 
         Raises:
-            OverloadedError: `max_pending` requests are waiting. Nothing was submitted.
+            OverloadedError: `max_pending` requests are waiting, or more than another bound allows.
+                Nothing was submitted.
             ClosedError: The batcher was closed.
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: The model is an asynchronous function, and no event loop is known.
-            Exception: What `key`, `cost`, `max_outputs`, `decode` or the function of `per_request`
-                raise for this request.
+            Exception: What `key`, `cost`, `max_outputs`, `decode`, `priority`, `tenant`, `share` or
+                the function of `per_request` raise for this request.
 
         Blocking: never; receiving from the stream does.
         Cancellation: a request that was not accepted entirely is cancelled.
@@ -108,12 +109,13 @@ class Batcher(Generic[RequestT, T]):
             request_id: What errors, logs and the stream's text call the request; see `stream`.
 
         Raises:
-            OverloadedError: `max_pending` requests are waiting. Nothing was submitted.
+            OverloadedError: `max_pending` requests are waiting, or more than another bound allows.
+                Nothing was submitted.
             ClosedError: The batcher was closed.
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: The model is an asynchronous function, and no event loop is known.
-            Exception: What `key`, `cost`, `max_outputs`, `decode` or the function of `per_request`
-                raise for this request.
+            Exception: What `key`, `cost`, `max_outputs`, `decode`, `priority`, `tenant`, `share` or
+                the function of `per_request` raise for this request.
 
         Blocking: never.
         Cancellation: nothing to cancel.

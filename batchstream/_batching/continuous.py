@@ -18,6 +18,8 @@ from batchstream._pumps.thread import ThreadPump
 from batchstream._text.core import decoding
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from batchstream._batching.metrics import MetricsOrFactory
     from batchstream._batching.request import Request
     from batchstream._core.arguments import OnOverflow
@@ -116,6 +118,16 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             process and by the call that submits the first request.
         name: What metrics, logs and errors call the batcher; without it metrics and logs call it
             by the name of what it runs.
+        max_pending_cost: What the requests that wait may cost together; one that would be too much
+            is refused as well.
+        priority: A function of a request that returns a whole number, its band. While a request of
+            a lower number waits, none of a higher one joins a batch. 0 for all if it is None.
+        tenant: A function of a request that returns whose it is, such as an API key, hashable. The
+            tenants of a band share the batches by what their requests cost, or by their number
+            if there is no `cost`; see [Priorities and fair shares](operating.md). Among those of
+            one tenant the first to come is the first to be served.
+        share: A function of a request that returns the weight of its tenant; 1 if it is None.
+        max_pending_per_tenant: How many requests of one tenant may wait.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -165,6 +177,11 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
         name: str | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -184,6 +201,11 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
         name: str | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None: ...
     def __init__(
         self,
@@ -202,6 +224,11 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
         name: str | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None:
         options: BatcherOptions[RequestT, T] = BatcherOptions(
             EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos, has_requests=True),
@@ -216,6 +243,11 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             metrics=metrics,
             name=name,
             runs=engine,
+            max_pending_cost=max_pending_cost,
+            priority=priority,
+            tenant=tenant,
+            share=share,
+            max_pending_per_tenant=max_pending_per_tenant,
         )
         engine_ = Engine(engine)
 

@@ -51,6 +51,11 @@ class SingleArguments(TypedDict, total=False):
     max_batch_cost: float | None
     metrics: MetricsOrFactory | None
     name: str | None
+    max_pending_cost: float | None
+    priority: Callable[[Any], int] | None
+    tenant: Callable[[Any], Hashable] | None
+    share: Callable[[Any], float] | None
+    max_pending_per_tenant: int | None
 
 
 class BatchedArguments(SingleArguments, total=False):

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol
 from typing_extensions import TypeVar
 
 from batchstream._batching import clock
+from batchstream._batching.keys import KeyInterner
 from batchstream._batching.log import BatcherLog
-from batchstream._batching.queue import KeyInterner
 from batchstream._batching.request import Deadlines, Request, Submission, closed_error
 from batchstream._batching.scheduler import NOTHING_REAPED, Scheduler
 from batchstream._core.arguments import check_seconds
@@ -145,6 +145,7 @@ class Dispatcher(ABC, Generic[T]):
         self._has_warned = False  # see `_warn_if_a_loop_stops`
         self._keys = KeyInterner()
         self.log = BatcherLog(options.label)
+        self._tenants = KeyInterner("tenant")
         forkable_batchers.add(self)
 
     def _new_scheduler(self) -> Scheduler[T]:
@@ -192,16 +193,16 @@ class Dispatcher(ABC, Generic[T]):
             request_id: What errors and logs call it, if not by a number.
 
         Raises:
-            OverloadedError: As many requests wait as may.
+            OverloadedError: As many requests wait as may, or they cost as much.
             RequestError: The request costs more than a batch may. It is a `ValueError`, too.
             ClosedError: The batcher was closed.
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: No worker could run it.
-            TypeError, ValueError: A timeout, or what the request costs or is limited to, is not a
-                number that it can be; or what `per_request` or `decode` returned is no predicate or
-                no decoder.
-            Exception: What `key`, `cost`, `max_outputs`, `decode`, the function of `per_request` or
-                the factory of the metrics raise.
+            TypeError, ValueError: A timeout, or a number that a function has returned for the
+                request, is not one that it can be; or what `per_request` or `decode` returned is no
+                predicate or no decoder.
+            Exception: What `key`, `cost`, `max_outputs`, `decode`, `priority`, `tenant`, `share`,
+                the function of `per_request` or the factory of the metrics raise.
         """
         if self.forked:
             raise _forked_error()
@@ -224,6 +225,7 @@ class Dispatcher(ABC, Generic[T]):
             None if options.decode is None else options.decoder_of(content),
         )
         key = None if options.key is None else options.key(content)
+        place = None if options.places is None else options.places.place_of(content)
         request: Request[T] = Request(
             next(self._numbers),
             submission,
@@ -233,6 +235,7 @@ class Dispatcher(ABC, Generic[T]):
             request_id=request_id,
             batcher=options.name,
         )
+        request.place = place
         if self._needs_loop:
             self.prepare()
         # Before the request waits: whatever breaks this off drops the stream, and so cancels it.
@@ -263,10 +266,10 @@ class Dispatcher(ABC, Generic[T]):
         refusals: list[Exception] = []
         while True:
             generations = None
-            if key is not None:
-                request.group, generations = self._keys.intern(key)
+            if key is not None or request.place is not None:
+                generations = self._intern(request, key)
             with self._lock:
-                if generations is not None and not self._keys.is_current(generations):
+                if generations is not None and not self._are_current(*generations):
                     continue
                 now = clock.monotonic()
                 reaped = scheduler.reap(now)
@@ -290,7 +293,7 @@ class Dispatcher(ABC, Generic[T]):
         if isinstance(refusal, OverloadedError):
             if request.on_end is not None:
                 return
-            reason = refusal.reason
+            reason: str = refusal.reason
             self.log.refused(refusal, request, now, self.scheduler.totals.refused - 1)
         else:
             reason = "cost" if isinstance(refusal, CostError) else "closed"
@@ -298,6 +301,21 @@ class Dispatcher(ABC, Generic[T]):
             refusal.add_note(f"This came from the batcher {self.options.name!r}.")
         if self.options.metrics is not None:
             self.options.metrics("refused", reason, tenant=request.tenant)
+
+    def _intern(self, request: Request[T], key: Any) -> tuple[object, object]:
+        """Set what stands for a request's key and tenant; return what `_are_current` takes."""
+        keys = tenants = None
+        if key is not None:
+            request.group, keys = self._keys.intern(key)
+        if (place := request.place) is not None:
+            place.account, tenants = self._tenants.intern(place.tenant)
+        return keys, tenants
+
+    def _are_current(self, keys: object, tenants: object) -> bool:
+        """Whether what stands for a request's key and tenant may be used; with the lock."""
+        if keys is not None and not self._keys.is_current(keys):
+            return False
+        return tenants is None or self._tenants.is_current(tenants)
 
     def prepare(self) -> None:
         """Find the event loop for the workers, for a dispatcher that `_needs_loop`.
@@ -374,9 +392,7 @@ class Dispatcher(ABC, Generic[T]):
             now = clock.monotonic()
             reaped = self.scheduler.reap(now)
             decision = self.scheduler.next_batch(worker, waiter, now)
-            stale = None
-            if self.options.key is not None:
-                stale = self._keys.tidy(self.scheduler.queue.has_group)
+            stale = self._tidy_keys()
         del stale  # without the lock: the keys are the user's
         try:
             if reaped is not NOTHING_REAPED:
@@ -396,6 +412,13 @@ class Dispatcher(ABC, Generic[T]):
             raise
         return decision
 
+    def _tidy_keys(self) -> object:
+        """Drop keys and tenants of which no request waits; return what to free without the lock."""
+        options, queue = self.options, self.scheduler.queue
+        if options.key is None and options.places is None:
+            return None
+        return self._keys.tidy(queue.has_group), self._tenants.tidy(queue.has_tenant)
+
     def take_joining(self, slots: int, spent: float) -> list[Request[T]]:
         """Take the requests that join a running batch, which costs so much, in its free slots."""
         if not self.scheduler.queue:  # asked without the lock: a moment later there may be one
@@ -404,6 +427,8 @@ class Dispatcher(ABC, Generic[T]):
             now = clock.monotonic()
             reaped = self.scheduler.reap(now)
             taken = self.scheduler.take(now, slots=slots, spent=spent)
+            stale = self._tidy_keys()
+        del stale  # without the lock, as in `next_batch`
         try:
             self._follow_up(reaped, now)
             if self.held_back and taken:
@@ -777,6 +802,7 @@ class Dispatcher(ABC, Generic[T]):
         self.parking = ParkingLot()
         self._ended = Event(self.parking)
         self._keys = KeyInterner()
+        self._tenants = KeyInterner("tenant")
         self.context = self.context.copy()  # an engine's call in the parent may never leave it
 
 

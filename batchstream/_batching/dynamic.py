@@ -55,6 +55,8 @@ class _Options(TypedDict, total=False):
     on_overflow: OnOverflow
     metrics: MetricsOrFactory | None
     name: str | None
+    max_pending_cost: float | None
+    max_pending_per_tenant: int | None
 
 
 class DynamicBatcher(Batcher[RequestT, T]):
@@ -112,6 +114,16 @@ class DynamicBatcher(Batcher[RequestT, T]):
             process and by the call that submits the first request.
         name: What metrics, logs and errors call the batcher; without it metrics and logs call it
             by the name of what it runs.
+        max_pending_cost: What the requests that wait may cost together; one that would be too much
+            is refused as well.
+        priority: A function of a request that returns a whole number, its band. While a request of
+            a lower number waits, none of a higher one joins a batch. 0 for all if it is None.
+        tenant: A function of a request that returns whose it is, such as an API key, hashable. The
+            tenants of a band share the batches by what their requests cost, or by their number
+            if there is no `cost`; see [Priorities and fair shares](operating.md). Among those of
+            one tenant the first to come is the first to be served.
+        share: A function of a request that returns the weight of its tenant; 1 if it is None.
+        max_pending_per_tenant: How many requests of one tenant may wait.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -156,6 +168,11 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
         name: str | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -172,6 +189,11 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
         name: str | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -186,6 +208,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     @overload
@@ -201,6 +226,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     @overload
@@ -216,6 +244,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[Any], object] | per_request[RequestT, Any] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     @overload
@@ -231,6 +262,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[Any], object] | per_request[RequestT, Any] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: Callable[[RequestT], Decoder[Any, T] | None],
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     def __init__(
@@ -255,6 +289,11 @@ class DynamicBatcher(Batcher[RequestT, T]):
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
         name: str | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None:
         if not callable(fn):
             raise TypeError(f"fn takes a function of a list of requests, got {fn!r}")
@@ -313,6 +352,11 @@ class DynamicBatcher(Batcher[RequestT, T]):
             metrics=metrics,
             name=name,
             runs=function,
+            max_pending_cost=max_pending_cost,
+            priority=priority,
+            tenant=tenant,
+            share=share,
+            max_pending_per_tenant=max_pending_per_tenant,
         )
         self._single = single
         self._dispatcher = _dispatcher_for(fn, options, runs_in_task=runs_in_task)

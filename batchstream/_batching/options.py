@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from typing_extensions import TypeVar
 
 from batchstream._batching.metrics import MetricsCaller
+from batchstream._batching.places import PlaceRules
 from batchstream._core.arguments import (
     Bound,
     OnOverflow,
@@ -64,6 +65,11 @@ class BatcherOptions(Generic[RequestT, T]):
         metrics: MetricsOrFactory | None = None,
         name: str | None = None,
         runs: object = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None:
         self.rules = rules
         if name is not None:
@@ -89,6 +95,13 @@ class BatcherOptions(Generic[RequestT, T]):
         self.max_batch_cost = max_batch_cost
         if max_batch_cost is not None:
             check_number("max_batch_cost", max_batch_cost)
+        self.max_pending_cost = max_pending_cost
+        if max_pending_cost is not None:
+            check_max_pending_cost(max_pending_cost, max_batch_cost)
+        self.places: PlaceRules | None = None
+        if any(it is not None for it in (priority, tenant, share, max_pending_per_tenant)):
+            self.places = PlaceRules(priority, tenant, share, max_pending_per_tenant)
+            self.places.check_max_batch_cost(max_batch_cost)
         if isinstance(max_outputs, Sequence):
             raise TypeError(
                 f"max_outputs takes a whole number, or a function of one request, "
@@ -132,3 +145,22 @@ def name_of(runs: object) -> str:
         runs = runs.func
     name = getattr(runs, "__qualname__", None)
     return name if isinstance(name, str) and name else type_name(runs)
+
+
+def check_max_pending_cost(max_pending_cost: float, max_batch_cost: float | None) -> None:
+    """Check what the requests that wait may cost together.
+
+    Raises:
+        TypeError: It is no number, or requests have no cost.
+        ValueError: It is less than one request may cost.
+    """
+    if max_batch_cost is None:
+        raise TypeError(
+            "max_pending_cost needs cost and max_batch_cost, which say what a request costs: pass "
+            "both, or bound the number of requests with max_pending"
+        )
+    if check_number("max_pending_cost", max_pending_cost) < max_batch_cost:
+        raise ValueError(
+            f"max_pending_cost must be at least max_batch_cost, {max_batch_cost!r}, got "
+            f"{max_pending_cost!r}: a request that costs as much could never wait"
+        )

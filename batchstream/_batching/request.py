@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Hashable
 
+    from batchstream._batching.places import Place
     from batchstream._core.records import StreamEnd
     from batchstream._pumps.background import BackgroundPump
     from batchstream._text.decoder import Decoder
@@ -124,10 +125,10 @@ class Request(Buffer[T]):
         submission: What the caller submitted, until it has joined a batch.
         deadlines: Its deadlines, if it has any.
         group: Stands for its key: requests with the same object may share a batch.
+        place: Its band and its tenant; None where the batcher has neither.
         arrived: When it came.
         pump: What runs the batch that it has joined.
         id: What the caller calls it, or its number as text.
-        tenant: Whose request it is, for metrics; None if that is not said.
         joined_at: When it joined its batch, if it has.
         first_output_at: When it had its first output, if it has had one.
         on_end: Called with the request when it has ended, behind its outputs, of a request that a
@@ -143,10 +144,10 @@ class Request(Buffer[T]):
         "id",
         "joined_at",
         "on_end",
+        "place",
         "pump",
         "state",
         "submission",
-        "tenant",
     )
 
     def __init__(
@@ -170,12 +171,17 @@ class Request(Buffer[T]):
         self.deadlines = deadlines
         self.group: object = None
         self.id = str(number) if request_id is None else request_id
-        self.tenant: Hashable = None
+        self.place: Place | None = None
         self.arrived = 0.0
         self.joined_at: float | None = None
         self.first_output_at: float | None = None
         self.pump: BackgroundPump[T] | None = None
         self.on_end = on_end
+
+    @property
+    def tenant(self) -> Hashable:
+        """Whose it is, if that is said."""
+        return None if self.place is None else self.place.tenant
 
     @property
     def cost(self) -> float:

@@ -138,11 +138,15 @@ class Scheduler(Generic[T]):
     ) -> None:
         self.ended_requests: deque[Request[T]] = deque()
         self.wakeups: deque[WakeUp] = deque()
+        places = options.places
         self.queue: WaitingQueue[Request[T]] = WaitingQueue(
             max_batch_size=options.max_batch_size,
             batch_timeout=options.batch_timeout,
             max_batch_cost=options.max_batch_cost,
             max_pending=options.max_pending,
+            max_pending_cost=options.max_pending_cost,
+            max_pending_per_tenant=None if places is None else places.max_pending_per_tenant,
+            has_places=places is not None,
         )
         self.batches: set[RequestBatch[T]] = set()
         self.totals = Totals()
@@ -168,7 +172,7 @@ class Scheduler(Generic[T]):
 
         Raises:
             ClosedError: The batcher was closed.
-            OverloadedError: As many requests wait as may.
+            OverloadedError: As many requests wait as may, or they cost as much.
             CostError: The request costs more than a batch may.
         """
         if self.closed:
