@@ -70,6 +70,7 @@ An API with a spec of its own keeps the endpoint of that spec. Its failures are 
 messages, the spec decides what a client sees of them, and no worker learns which clients leave.
 """
 
+from batchstream.integrations.litserve._link.received import ReceivedRequest as ReceivedRequest
 from batchstream.integrations.litserve._loops import BatchedStreamLoop as BatchedStreamLoop
 from batchstream.integrations.litserve._loops import ContinuousBatchLoop as ContinuousBatchLoop
 from batchstream.integrations.litserve._openai.request import (
@@ -77,4 +78,10 @@ from batchstream.integrations.litserve._openai.request import (
 )
 from batchstream.integrations.litserve._openai.spec import OpenAISpec as OpenAISpec
 
-__all__ = ["BatchedStreamLoop", "ChatCompletionRequest", "ContinuousBatchLoop", "OpenAISpec"]
+__all__ = [
+    "BatchedStreamLoop",
+    "ChatCompletionRequest",
+    "ContinuousBatchLoop",
+    "OpenAISpec",
+    "ReceivedRequest",
+]

@@ -20,6 +20,7 @@ from batchstream.integrations.litserve._options import (
     Limit,
     LoopOptions,
     check_pickles,
+    ordering_of,
 )
 from batchstream.integrations.litserve._server.cuts import keep_cuts_out_of_the_log
 from batchstream.integrations.litserve._server.endpoint import StreamingEndpoint
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from litserve.utils import LoopResponseType
 
     from batchstream import Metrics, StepEngine, per_request
+    from batchstream.integrations.litserve._link.ordering import Tenant
+    from batchstream.integrations.litserve._link.received import ReceivedRequest
 
 
 class _AnyLoop(LitLoop):
@@ -92,6 +95,8 @@ class _AnyLoop(LitLoop):
             first_timeout=options.first_timeout,
             gap_timeout=options.gap_timeout,
             metrics=options.metrics,
+            name=options.name or lit_api.api_path,
+            ordering=options.ordering,
         )
         spec = lit_api.spec
         if spec is None or isinstance(spec, StreamingEndpoint):
@@ -219,6 +224,19 @@ class BatchedStreamLoop(_AnyLoop):
         metrics: A function without arguments that makes a `Metrics`, or its class, such as
             `PrometheusMetrics`. Each worker calls it once, and each server process. It has to
             pickle.
+        name: What metrics call this API; its path without one.
+        priority: A function of a `ReceivedRequest`, called in the server process, that returns its
+            priority, a whole number; lower is earlier. No request goes to a worker while one of a
+            lower number waits. It has to pickle, as the next three.
+        tenant: A function of a `ReceivedRequest` that returns whose it is: text, bytes, a whole
+            number or None. Tenants of one priority take turns by their shares, and the requests of
+            one tenant keep their order.
+        share: A function of a `ReceivedRequest` that returns the weight of its tenant; 1 without
+            one.
+        cost: A function of a `ReceivedRequest` that returns what its tenant is charged for it, more
+            than 0; 1 without one.
+        max_pending_per_tenant: How many requests of one tenant may wait; the next is answered with
+            503. None for any number.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -257,6 +275,12 @@ class BatchedStreamLoop(_AnyLoop):
         first_timeout: float | None = None,
         gap_timeout: float | None = None,
         metrics: Callable[[], Metrics] | None = None,
+        name: str | None = None,
+        priority: Callable[[ReceivedRequest], int] | None = None,
+        tenant: Callable[[ReceivedRequest], Tenant] | None = None,
+        share: Callable[[ReceivedRequest], float] | None = None,
+        cost: Callable[[ReceivedRequest], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None:
         if eos_in not in get_args(Hook):
             hooks = " or ".join(map(repr, get_args(Hook)))
@@ -284,6 +308,8 @@ class BatchedStreamLoop(_AnyLoop):
                 first_timeout=first_timeout,
                 gap_timeout=gap_timeout,
                 metrics=metrics,
+                name=name,
+                ordering=ordering_of(priority, tenant, share, cost, max_pending_per_tenant),
             )
         )
         self._eos_in = eos_in
@@ -397,6 +423,12 @@ class ContinuousBatchLoop(_AnyLoop):
         first_timeout: How long a request may be without an output; see `BatchedStreamLoop`.
         gap_timeout: How long there may be no other output; see `BatchedStreamLoop`.
         metrics: Makes the metrics of each process; see `BatchedStreamLoop`.
+        name: What metrics call this API; its path without one.
+        priority: Which requests go first; see `BatchedStreamLoop`.
+        tenant: Whose a request is; see `BatchedStreamLoop`.
+        share: The weight of a request's tenant; see `BatchedStreamLoop`.
+        cost: What a request's tenant is charged for it; see `BatchedStreamLoop`.
+        max_pending_per_tenant: How many requests of one tenant may wait; see `BatchedStreamLoop`.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -447,6 +479,12 @@ class ContinuousBatchLoop(_AnyLoop):
         first_timeout: float | None = None,
         gap_timeout: float | None = None,
         metrics: Callable[[], Metrics] | None = None,
+        name: str | None = None,
+        priority: Callable[[ReceivedRequest], int] | None = None,
+        tenant: Callable[[ReceivedRequest], Tenant] | None = None,
+        share: Callable[[ReceivedRequest], float] | None = None,
+        cost: Callable[[ReceivedRequest], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None:
         if not callable(engine_factory):
             raise TypeError(
@@ -469,6 +507,8 @@ class ContinuousBatchLoop(_AnyLoop):
                 first_timeout=first_timeout,
                 gap_timeout=gap_timeout,
                 metrics=metrics,
+                name=name,
+                ordering=ordering_of(priority, tenant, share, cost, max_pending_per_tenant),
             )
         )
         self._engine_factory = engine_factory

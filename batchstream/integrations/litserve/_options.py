@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from batchstream._core.arguments import call_text, check_count, check_limit, check_seconds, takes
 from batchstream._core.rules import EndRules
 from batchstream._text.decoder import check_decode, check_decoder
+from batchstream.integrations.litserve._link.ordering import Ordering
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from batchstream import Metrics
+    from batchstream.integrations.litserve._link.ordering import Tenant
+    from batchstream.integrations.litserve._link.received import ReceivedRequest
     from batchstream.text import Decoder
 
 Hook: TypeAlias = Literal["encode_response", "predict"]
@@ -41,6 +44,9 @@ class LoopOptions:
         first_timeout: After how many seconds a request has to have an output; None for any time.
         gap_timeout: How many seconds there may be between two outputs; None for any time.
         metrics: Makes the metrics of a process; None for no metrics.
+        name: What metrics call the API; its path without one.
+        ordering: Says where each request stands among those that wait; None for the order of
+            arrival.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -55,6 +61,8 @@ class LoopOptions:
     first_timeout: float | None = None
     gap_timeout: float | None = None
     metrics: Callable[[], Metrics] | None = None
+    name: str | None = None
+    ordering: Ordering | None = None
 
     def __post_init__(self) -> None:
         eos = self.rules.eos
@@ -126,6 +134,32 @@ def _check_metrics(metrics: Any) -> None:
             f"metrics is called without arguments, which {call_text(metrics)} does not take"
         )
     check_pickles("metrics", metrics)
+
+
+def ordering_of(
+    priority: Callable[[ReceivedRequest], int] | None,
+    tenant: Callable[[ReceivedRequest], Tenant] | None,
+    share: Callable[[ReceivedRequest], float] | None,
+    cost: Callable[[ReceivedRequest], float] | None,
+    max_pending_per_tenant: int | None,
+) -> Ordering | None:
+    """Return what says where each request stands, if anything does.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, needs another, or does not pickle.
+    """
+    functions = {"priority": priority, "tenant": tenant, "share": share, "cost": cost}
+    if max_pending_per_tenant is None and not any(functions.values()):
+        return None
+    ordering = Ordering(priority, tenant, share, cost, max_pending_per_tenant)
+    for name, function in functions.items():
+        if function is not None and not takes(function, 1):
+            raise TypeError(
+                f"{name} is called with a ReceivedRequest, which {call_text(function)} does not "
+                f"take: let it take one argument"
+            )
+        check_pickles(name, function)
+    return ordering
 
 
 def check_pickles(name: str, value: object) -> None:

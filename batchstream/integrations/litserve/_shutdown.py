@@ -11,6 +11,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from batchstream.integrations.litserve._link.request_queue import QUEUE_PROCESS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.process import BaseProcess
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 _WORKER: Final = "inference-worker"
 _SERVER: Final = "LitServer-"
-_MANAGER: Final = "SyncManager-"
+_MANAGERS: Final = ("SyncManager-", QUEUE_PROCESS)
 _BY_SIGNAL: Final = 128
 
 _SECONDS_FOR_THE_REST: Final = 10.0
@@ -154,8 +156,8 @@ def _terminate_litserve(process: int) -> None:
 
 def _end_at_once(number: int) -> None:
     for child in multiprocessing.active_children():
-        # The others would be ended at exit: the process of LitServe's queue, and daemons.
-        if _is_litserves(child) or child.daemon or child.name.startswith(_MANAGER):
+        # The others would be ended at exit: the processes of queues, and daemons.
+        if _is_litserves(child) or child.daemon or child.name.startswith(_MANAGERS):
             child.kill()
     os._exit(_BY_SIGNAL + number)
 

@@ -18,7 +18,8 @@ from batchstream.integrations.litserve._link.link import Link
 from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Envelope, Failure
 from batchstream.integrations.litserve._link.pipes import WorkerPipes
 from batchstream.integrations.litserve._server import setup, watch
-from batchstream.integrations.litserve._server.responses import FailedError, submit
+from batchstream.integrations.litserve._server.response_queue import FailedError
+from batchstream.integrations.litserve._server.submit import submit
 from batchstream.integrations.litserve._worker.outbox import Outbox, SendWindow
 from support.sources import TIMEOUT
 

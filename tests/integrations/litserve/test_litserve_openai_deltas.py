@@ -17,7 +17,7 @@ from batchstream.integrations.litserve._openai.answers import (
     EventsBody,
     MessageBody,
 )
-from batchstream.integrations.litserve._server.responses import ResponseQueue
+from batchstream.integrations.litserve._server.response_queue import ResponseQueue
 from support.openai_client import check_schema
 
 UNPUBLISHED = ("reasoning_content", "tags", "cost", "usual")  # fields that OpenAI does not have

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from litserve.specs.base import LitSpec
 
     from batchstream import Metrics
+    from batchstream.integrations.litserve._link.ordering import Ordering
     from batchstream.integrations.litserve._link.pipes import WorkerPipes
 
 
@@ -34,6 +35,9 @@ class Link:
         first_timeout: After how many seconds a request has to have an output; None for any time.
         gap_timeout: How many seconds there may be between two outputs; None for any time.
         metrics: Makes the metrics of a process; None for no metrics.
+        name: What metrics call the API; its path without one.
+        ordering: Says where each request stands among those that wait; None for the order of
+            arrival.
 
     Attributes:
         usable: Whether the endpoint understands the messages of this package.
@@ -55,6 +59,8 @@ class Link:
         first_timeout: float | None = None,
         gap_timeout: float | None = None,
         metrics: Callable[[], Metrics] | None = None,
+        name: str | None = None,
+        ordering: Ordering | None = None,
     ) -> None:
         self.max_pending = max_pending
         self.max_buffered = max_buffered
@@ -64,6 +70,8 @@ class Link:
         self.first_timeout = first_timeout
         self.gap_timeout = gap_timeout
         self.metrics = metrics
+        self.name = name
+        self.ordering = ordering
         self.usable = True
         self.router_uid: str | None = None
         self.pipes: WorkerPipes | None = None

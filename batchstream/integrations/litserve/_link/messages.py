@@ -76,10 +76,12 @@ class Envelope:
     Attributes:
         payload: The request, as the endpoint received it.
         request_id: The client's name for it.
+        tenant: Whose it is.
     """
 
     payload: Any
     request_id: str
+    tenant: str | bytes | int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from batchstream.integrations.litserve._openai.deltas import Choice, Delta, sum_
 from batchstream.integrations.litserve._openai.errors import error_of, error_response, refusal
 from batchstream.integrations.litserve._server.asked import REQUEST_ID
 from batchstream.integrations.litserve._server.cuts import CountedResponse
-from batchstream.integrations.litserve._server.responses import FailedError
+from batchstream.integrations.litserve._server.response_queue import FailedError
 
 if TYPE_CHECKING:
     from fastapi.responses import Response

@@ -27,8 +27,8 @@ from batchstream.integrations.litserve._openai.request import (
 )
 from batchstream.integrations.litserve._options import check_pickles
 from batchstream.integrations.litserve._server.asked import NOTHING, Asked
-from batchstream.integrations.litserve._server.responses import submit
 from batchstream.integrations.litserve._server.setup import check_server, connect
+from batchstream.integrations.litserve._server.submit import submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -14,12 +14,9 @@ from starlette.requests import ClientDisconnect
 from batchstream.integrations._http import Body, CutError
 from batchstream.integrations.litserve._server.asked import REQUEST_ID, Asked
 from batchstream.integrations.litserve._server.cuts import CountedResponse
-from batchstream.integrations.litserve._server.responses import (
-    FailedError,
-    errors_as_answers,
-    submit,
-)
+from batchstream.integrations.litserve._server.response_queue import FailedError
 from batchstream.integrations.litserve._server.setup import check_server, connect
+from batchstream.integrations.litserve._server.submit import errors_as_answers, submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from litserve.utils import LitAPIStatus
 
-from batchstream.integrations.litserve._server.responses import ResponseQueue
+from batchstream.integrations.litserve._server.response_queue import ResponseQueue
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchstream.integrations.litserve._link.link import link_of
 from batchstream.integrations.litserve._link.pipes import WorkerPipes
+from batchstream.integrations.litserve._link.request_queue import start_queue
 from batchstream.integrations.litserve._server.cuts import guard_count
 from batchstream.integrations.litserve._server.router import MessageRouter
 from batchstream.integrations.litserve._server.watch import begin_anew, drain_all
@@ -69,6 +70,11 @@ def connect(link: Link, server: LitServer, api_path: str) -> None:
     buffer: dict[Any, Any] = server.response_buffer
     link.response_buffer = buffer
     link.router_uid = f"batchstream:{api_path}"
+    if link.ordering is not None:
+        # Before the pipes: its process shall not have their ends.
+        server.litapi_request_queues[api_path] = start_queue(
+            link.max_pending, link.ordering.max_pending_per_tenant
+        )
     try:
         workers = len(server._inference_workers_config_for_api(api_path))  # noqa: SLF001
     except AttributeError as error:

@@ -49,7 +49,7 @@ class Batch:
         self._context = context
         self._requests = list(requests)
         self._splits_at_predict = splits_at_predict
-        self._stepper = HookStepper(context)
+        self._stepper = HookStepper()
         self._serving = Serving(context, self._stepper)
 
     def serve(self) -> None:
@@ -140,12 +140,13 @@ class HookStepper:
     Closing a generator does not close the one that it reads in a `for` loop: that would wait for
     the garbage collector, and hold the model's memory until then.
 
-    Args:
-        worker: What the loop works with.
+    Attributes:
+        live: How many slots the last step was made for.
     """
 
-    def __init__(self, worker: WorkerContext) -> None:
-        self._worker = worker
+    live = 0
+
+    def __init__(self) -> None:
         self._iterators: list[Any] = []
         self._closing = ExitStack()
         # What an iterator sets while it is closed does not reach the next batch.
@@ -182,9 +183,8 @@ class HookStepper:
         """Make a step; None if no slot is live."""
         if not self._core.has_live:
             return None
-        live = len(self._core.live)
+        self.live = len(self._core.live)
         delivery = make_step(self._core, self._source)
-        self._worker.report_step(live)
         for _, end in delivery.ends:
             if isinstance(end.error, StepError) and not hasattr(end.error, "__notes__"):
                 end.error.add_note(self._note)

@@ -82,7 +82,8 @@ class WorkerContext:
             self.disconnects = Disconnects(disconnects)
         self.metrics: MetricsCaller | None = None
         if options.metrics is not None:
-            self.metrics = MetricsCaller(options.metrics)
+            name = options.name or lit_api.api_path or ""
+            self.metrics = MetricsCaller(options.metrics, name)
             self.metrics.make(copy_context())
         has_spec = lit_api.spec is not None
         passes_outputs_on = getattr(lit_api.spec, "passes_outputs_on", not has_spec)
@@ -112,14 +113,10 @@ class WorkerContext:
     def report_joined(self, requests: Sequence[ServedRequest]) -> None:
         """Report requests that have joined a batch together."""
         for request in requests:
-            request.joined = True
+            request.join()
         if self.metrics is not None and requests:
-            self.metrics("joined", [request.age for request in requests])
-
-    def report_step(self, live: int) -> None:
-        """Report that a step was made for so many live slots."""
-        if self.metrics is not None:
-            self.metrics("stepped", live, self.lit_api.max_batch_size)
+            waited = [request.age for request in requests]
+            self.metrics("joined", waited, tenants=[request.tenant for request in requests])
 
     def overrides(self, hook: str) -> bool:
         """Return whether the API has a hook of its own."""

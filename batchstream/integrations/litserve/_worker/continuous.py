@@ -34,7 +34,12 @@ class ContinuousBatch:
         context: What the loop works with.
         make_engine: Makes an engine for the API.
         request_queue: Where requests come from.
+
+    Attributes:
+        live: How many slots the last step was made for.
     """
+
+    live = 0
 
     def __init__(
         self,
@@ -88,6 +93,8 @@ class ContinuousBatch:
             live = self._core.live
             if not live:  # the next request may be a long time away
                 self._context.outbox.flush(everything=True)
+                if self._serving.steps is not None:
+                    self._serving.steps.pause()
             self._free += self._engine.keep(live)
             if self._first is not None:
                 self._retry(*self._first)
@@ -173,9 +180,8 @@ class ContinuousBatch:
 
     def _make_step(self) -> Delivery[Any]:
         self._context.trigger(EventTypes.BEFORE_PREDICT.value)
-        live = len(self._core.live)
+        self.live = len(self._core.live)
         delivery = make_step(self._core, self._engine)
-        self._context.report_step(live)
         self._context.trigger(EventTypes.AFTER_PREDICT.value)
         if not self._core.running:  # the engine has raised, or its step could not be read
             self._engine.discard()

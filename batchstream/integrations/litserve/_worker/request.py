@@ -25,6 +25,8 @@ from batchstream.integrations.litserve._worker.encoder import RequestEncoder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from batchstream._batching.metrics import MetricsCaller
+    from batchstream.integrations.litserve._link.ordering import Tenant
     from batchstream.integrations.litserve._worker.context import WorkerContext
     from batchstream.text import Decoder
 
@@ -66,7 +68,8 @@ class ServedRequest:
         decoder: What its outputs go through, if anything.
         encoder: Its own `encode_response`, if it has one.
         begun: Whether an output has been sent.
-        joined: Whether it has joined a batch.
+        tenant: Whose it is.
+        has_output: Whether the model has given it an output.
         ended: Whether an end has been sent, or nothing more is to be.
     """
 
@@ -82,10 +85,12 @@ class ServedRequest:
         self._server = server
         self._submitted = submitted
         self._outputs = 0
+        self.tenant: Tenant = None
+        self._joined_at: float | None = None
         self.uid = uid
         self.name = str(uid)
         if isinstance(content, Envelope):
-            self.name = content.request_id
+            self.name, self.tenant = content.request_id, content.tenant
             content = content.payload
         self.content = content
         self.context = Context()
@@ -95,7 +100,7 @@ class ServedRequest:
         self.decoder: Decoder[Any, Any] | None = None
         self.encoder: RequestEncoder | None = None
         self.begun = False
-        self.joined = False
+        self.has_output = False
         self.ended = False
 
     def attempt(self, action: Callable[[ServedRequest], None]) -> bool:
@@ -216,11 +221,26 @@ class ServedRequest:
         """How many seconds ago the server process put it into the queue."""
         return 0.0 if self._submitted is None else time.monotonic() - self._submitted
 
+    def join(self) -> None:
+        """Note that it has joined a batch."""
+        self._joined_at = time.monotonic()
+
+    def note_output(self, metrics: MetricsCaller) -> None:
+        """Report the model's first output for it."""
+        self.has_output = True
+        metrics("first_output", self.age, tenant=self.tenant)
+
     def _report_end(self, reason: FinishReason, error: BaseException | None = None) -> None:
-        metrics = self._worker.metrics
+        metrics, joined_at = self._worker.metrics, self._joined_at
         if metrics is not None:
-            end = StreamEnd(reason, self._outputs, error=error)
-            metrics("finished", end, joined=self.joined, lasted=self.age)
+            metrics(
+                "finished",
+                StreamEnd(reason, self._outputs, error=error),
+                joined=joined_at is not None,
+                lasted=self.age,
+                in_slot=0.0 if joined_at is None else time.monotonic() - joined_at,
+                tenant=self.tenant,
+            )
 
 
 def _check_stop(decoder: Any, context: Context) -> None:
