@@ -1,33 +1,22 @@
-"""The loops that LitServe runs in each worker."""
+"""The loop of LitServe's hooks."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
-from litserve.loops.base import LitLoop
-from litserve.utils import LitAPIStatus
-
-from batchstream._batching.engine import check_factory
-from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
+from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
 from batchstream._core.rules import EndRules
-from batchstream.integrations.litserve._link.link import DEFAULT_GRACE_PERIOD, Link
-from batchstream.integrations.litserve._openai.spec import OpenAISpec, is_stock
+from batchstream.integrations.litserve._link.link import DEFAULT_GRACE_PERIOD
+from batchstream.integrations.litserve._loop import AnyLoop
 from batchstream.integrations.litserve._options import (
     Decode,
     Hook,
     Limit,
     LoopOptions,
-    check_pickles,
     ordering_of,
 )
-from batchstream.integrations.litserve._server.cuts import keep_cuts_out_of_the_log
-from batchstream.integrations.litserve._server.endpoint import StreamingEndpoint
-from batchstream.integrations.litserve._server.readiness import watch_health
 from batchstream.integrations.litserve._worker.batch import Batch
 from batchstream.integrations.litserve._worker.context import WorkerContext
-from batchstream.integrations.litserve._worker.continuous import ContinuousBatch
 from batchstream.integrations.litserve._worker.queue import (
     ArrivalTimes,
     PushbackQueue,
@@ -43,124 +32,13 @@ if TYPE_CHECKING:
     from litserve.callbacks import CallbackRunner
     from litserve.specs.base import LitSpec
     from litserve.transport.base import MessageTransport
-    from litserve.utils import LoopResponseType
 
-    from batchstream import Metrics, StepEngine, per_request
+    from batchstream import Metrics, per_request
     from batchstream.integrations.litserve._link.ordering import Tenant
     from batchstream.integrations.litserve._link.received import ReceivedRequest
 
 
-class _AnyLoop(LitLoop):
-    """A LitServe loop that gives its API an endpoint, and serves it in each worker.
-
-    Attributes:
-        calls_predict: Whether the API has to have a `predict`; `OpenAISpec` asks.
-    """
-
-    calls_predict = True
-    _worker_context: WorkerContext | None = None
-
-    def __init__(self, options: LoopOptions) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._options = options
-
-    def pre_setup(
-        self,
-        lit_api: LitAPI = None,  # type: ignore[assignment] # where `self` is the API
-        spec: LitSpec | None = None,
-    ) -> None:
-        """Prepare an API for this loop; LitServe calls it once, in the main process.
-
-        Raises:
-            TypeError: The API was given the class of the loop.
-            ValueError: The API does not stream, or is asynchronous.
-        """
-        if not isinstance(self, _AnyLoop):
-            raise TypeError(
-                "loop takes a loop, and was given its class: call it, loop=BatchedStreamLoop(...) "
-                "for example"
-            )
-        super().pre_setup(lit_api, spec)
-        name = type(self).__name__
-        if not lit_api.stream:
-            raise ValueError(f"{name} serves streams only: pass stream=True to the LitAPI")
-        if lit_api.enable_async:
-            raise ValueError(f"{name} runs synchronous hooks only: leave enable_async out")
-        options = self._options
-        make_link = partial(
-            Link,
-            options.max_pending,
-            options.max_buffered,
-            grace_period=options.grace_period,
-            first_timeout=options.first_timeout,
-            gap_timeout=options.gap_timeout,
-            metrics=options.metrics,
-            name=options.name or lit_api.api_path,
-            ordering=options.ordering,
-        )
-        spec = lit_api.spec
-        if spec is None or isinstance(spec, StreamingEndpoint):
-            lit_api.spec = None  # type: ignore[assignment]  # an earlier server's has its path
-            lit_api.spec = StreamingEndpoint(lit_api, make_link())
-            keep_cuts_out_of_the_log()
-        elif is_stock(spec):
-            lit_api.spec = OpenAISpec.instead_of(spec, lit_api)
-        watch_health(lit_api)
-        if isinstance(lit_api.spec, OpenAISpec):
-            lit_api.spec.link = make_link(sends_ends=True, decodes=options.decode is not None)
-
-    def __call__(  # noqa: PLR0917 - LitServe's signature
-        self,
-        lit_api: LitAPI,
-        device: str,  # noqa: ARG002
-        worker_id: int,
-        request_queue: Queue[Any],
-        transport: MessageTransport,
-        workers_setup_status: dict[int, str],  # noqa: ARG002
-        callback_runner: CallbackRunner,
-    ) -> None:
-        """Serve requests until the worker is stopped; LitServe calls it in each worker."""
-        self._run(lit_api, request_queue, transport, callback_runner, worker_id)
-
-    def _run(
-        self,
-        lit_api: LitAPI,
-        request_queue: Queue[Any],
-        transport: MessageTransport,
-        callbacks: CallbackRunner,
-        worker_id: int | None = None,
-    ) -> None:
-        context = WorkerContext(
-            self, lit_api, self._options, transport=transport, callbacks=callbacks, worker=worker_id
-        )
-        self._worker_context = context
-        try:
-            self._serve(context, request_queue)
-        except KeyboardInterrupt:
-            self.kill()  # type: ignore[no-untyped-call]
-
-    def put_response(  # noqa: PLR0917 - LitServe's signature
-        self,
-        transport: MessageTransport,
-        response_queue_id: int,
-        uid: str,
-        response_data: Any,
-        status: Any,
-        response_type: LoopResponseType,
-    ) -> None:
-        """Send a message; LitServe calls it with START for each request that it takes."""
-        if status == LitAPIStatus.START and self._worker_context is not None:
-            self._worker_context.claim(response_queue_id, uid)
-        super().put_response(
-            transport, response_queue_id, uid, response_data, status, response_type
-        )
-
-    @abstractmethod
-    def _serve(self, context: WorkerContext, request_queue: Queue[Any]) -> None:
-        """Serve requests until the loop is stopped."""
-
-
-class BatchedStreamLoop(_AnyLoop):
+class BatchedStreamLoop(AnyLoop):
     """A LitServe loop in which each request of a batch ends, or fails, on its own.
 
     Pass it to the API, `LitAPI(stream=True, max_batch_size=4, loop=BatchedStreamLoop())`; nothing
@@ -386,132 +264,3 @@ class BatchedStreamLoop(_AnyLoop):
             if request.uid in context.disconnects:
                 request.abandon()
         return [request for request in requests if not request.ended]
-
-
-class ContinuousBatchLoop(_AnyLoop):
-    """A LitServe loop in which requests join a running batch between two of its steps.
-
-    `LitAPI(stream=True, max_batch_size=16, loop=ContinuousBatchLoop(Engine))` has 16 slots, driven
-    as `ContinuousBatcher` drives them. Before each step the requests that have finished, and the
-    requests whose client has left, are removed from the engine, and waiting requests are added to
-    the free slots. An idle worker sleeps.
-
-    Of the API's hooks `setup` is called first. The engine is given what `decode_request` returns.
-    `encode_response`, if there is one, is called for each request, as LitServe calls it without
-    batches: with an iterator of the outputs that the engine has made for this request. `batch`,
-    `predict` and `unbatch` are not called, and need not be there. A hook that has a `context` gets
-    the context of its request.
-
-    Errors fail requests, and clients see that, as with `BatchedStreamLoop`. An error in the
-    engine's `add` fails the request that was to be added, but for `NotNow`, at which it waits until
-    another has left the engine. An error in `step` fails all requests in the engine, and the next
-    request gets a new engine. An engine that has a `close` is closed then, or as the worker ends.
-
-    Args:
-        engine_factory: A function of the API that makes a `StepEngine`, or its class. It is called
-            in each worker after the API's `setup`, and again for the next request after an engine
-            has raised in a step. It has to pickle.
-        eos: See `BatchedStreamLoop`; steps are those of the engine.
-        is_eos: The same.
-        include_eos: Deliver the output that `is_eos` recognised, before the end.
-        max_outputs: How many outputs a request gets at most; see `BatchedStreamLoop`.
-        decode: Returns the decoder of a request's outputs; see `BatchedStreamLoop`.
-        max_pending: How many requests may wait for a slot; the next is answered with 503. None
-            for any number.
-        max_buffered: How many outputs may wait for their client; see `BatchedStreamLoop`.
-        grace_period: How many seconds open responses may go on; see `BatchedStreamLoop`.
-        first_timeout: How long a request may be without an output; see `BatchedStreamLoop`.
-        gap_timeout: How long there may be no other output; see `BatchedStreamLoop`.
-        metrics: Makes the metrics of each process; see `BatchedStreamLoop`.
-        name: What metrics call this API; its path without one.
-        priority: Which requests go first; see `BatchedStreamLoop`.
-        tenant: Whose a request is; see `BatchedStreamLoop`.
-        share: The weight of a request's tenant; see `BatchedStreamLoop`.
-        cost: What a request's tenant is charged for it; see `BatchedStreamLoop`.
-        max_pending_per_tenant: How many requests of one tenant may wait; see `BatchedStreamLoop`.
-
-    Raises:
-        TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
-
-    Example:
-        >>> import litserve
-        >>> from batchstream import Last
-        >>> from batchstream.integrations.litserve import ContinuousBatchLoop
-        >>> class Countdown:
-        ...     def __init__(self, lit_api):
-        ...         self.counts = {}
-        ...
-        ...     def add(self, slot, start):
-        ...         self.counts[slot] = start
-        ...
-        ...     def step(self):
-        ...         step = dict(self.counts)
-        ...         self.counts = {slot: count - 1 for slot, count in step.items()}
-        ...         return {slot: count if count > 1 else Last(1) for slot, count in step.items()}
-        ...
-        ...     def remove(self, slot):
-        ...         del self.counts[slot]
-        >>> class Service(litserve.LitAPI):
-        ...     def decode_request(self, request):
-        ...         return request["start"]
-        ...
-        ...     def encode_response(self, counts):
-        ...         for count in counts:
-        ...             yield {"count": count}
-        >>> api = Service(stream=True, max_batch_size=16, loop=ContinuousBatchLoop(Countdown))
-        >>> server = litserve.LitServer(api, accelerator="cpu")  # server.run(host="127.0.0.1")
-    """
-
-    calls_predict = False
-
-    def __init__(
-        self,
-        engine_factory: Callable[[LitAPI], StepEngine[Any, Any]],
-        *,
-        eos: object = None,
-        is_eos: Callable[[Any], object] | per_request[Any, Any] | None = None,
-        include_eos: bool = False,
-        max_outputs: Limit = None,
-        decode: Decode = None,
-        max_pending: int | None = DEFAULT_MAX_PENDING,
-        max_buffered: int | None = DEFAULT_MAX_BUFFERED,
-        grace_period: float = DEFAULT_GRACE_PERIOD,
-        first_timeout: float | None = None,
-        gap_timeout: float | None = None,
-        metrics: Callable[[], Metrics] | None = None,
-        name: str | None = None,
-        priority: Callable[[ReceivedRequest], int] | None = None,
-        tenant: Callable[[ReceivedRequest], Tenant] | None = None,
-        share: Callable[[ReceivedRequest], float] | None = None,
-        cost: Callable[[ReceivedRequest], float] | None = None,
-        max_pending_per_tenant: int | None = None,
-    ) -> None:
-        if not callable(engine_factory):
-            raise TypeError(
-                f"engine_factory takes a function of the API that makes an engine, or its class, "
-                f"got {engine_factory!r}"
-            )
-        check_factory("engine_factory", engine_factory, argument="the API")
-        check_pickles("engine_factory", engine_factory)
-        rules: EndRules[Any] = EndRules(
-            eos=eos, is_eos=is_eos, include_eos=include_eos, has_requests=True
-        )
-        super().__init__(
-            LoopOptions(
-                rules,
-                max_outputs,
-                max_pending,
-                max_buffered,
-                grace_period,
-                decode,
-                first_timeout=first_timeout,
-                gap_timeout=gap_timeout,
-                metrics=metrics,
-                name=name,
-                ordering=ordering_of(priority, tenant, share, cost, max_pending_per_tenant),
-            )
-        )
-        self._engine_factory = engine_factory
-
-    def _serve(self, context: WorkerContext, request_queue: Queue[Any]) -> None:
-        ContinuousBatch(context, self._engine_factory, request_queue).serve()
