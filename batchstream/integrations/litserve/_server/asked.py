@@ -6,6 +6,10 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from starlette.exceptions import HTTPException
+
+from batchstream.integrations._timeouts import HeaderError, timeout_of
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -24,14 +28,12 @@ class Asked:
     Attributes:
         headers: All of them.
         request_id: The client's, or a proxy's, name for the request.
-        timeout: After how many seconds the request has to have ended.
-        timeout_header: Which header says so.
+        timeout: After how many seconds the request has to have ended; None for any time.
     """
 
     headers: Mapping[str, str] = field(default_factory=dict)
     request_id: str | None = None
     timeout: float | None = None
-    timeout_header: str = ""
 
     @classmethod
     def of(cls, request: Request) -> Asked:
@@ -42,7 +44,11 @@ class Asked:
         """
         headers = request.headers
         name = headers.get(REQUEST_ID, "")
-        return cls(headers, name if _ID.fullmatch(name) else None)
+        try:
+            timeout = timeout_of(headers)
+        except HeaderError as error:
+            raise HTTPException(400, str(error)) from error
+        return cls(headers, name if _ID.fullmatch(name) else None, timeout)
 
 
 NOTHING: Final = Asked()

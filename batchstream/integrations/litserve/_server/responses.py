@@ -67,8 +67,7 @@ class Responses:
         self._watch = watch
         if watch is not None:
             watch.add(self)
-        source = f" ({asked.timeout_header})"
-        timeouts = Timeouts(asked.timeout, source, link.first_timeout, link.gap_timeout)
+        timeouts = Timeouts(asked.timeout, link.first_timeout, link.gap_timeout)
         if timeouts:
             loop = asyncio.get_running_loop()
             for queue in self.queues:

@@ -10,7 +10,7 @@ from fastapi import HTTPException
 from litserve.callbacks import EventTypes
 from starlette import exceptions as starlette
 
-from batchstream import OverloadedError
+from batchstream import OverloadedError, RequestError
 from batchstream.integrations.litserve._link.messages import UNKNOWN, Envelope, Failure, new_uid
 from batchstream.integrations.litserve._link.received import ReceivedRequest
 from batchstream.integrations.litserve._log import logger
@@ -43,6 +43,8 @@ def errors_as_answers() -> Iterator[None]:
         yield
     except starlette.HTTPException:  # FastAPI's is one
         raise
+    except RequestError as error:
+        raise FailedError(Failure.of(error)) from error
     except Exception as error:
         logger.exception("a request has failed before it has reached a worker")
         raise HTTPException(UNKNOWN.status_code, UNKNOWN.detail) from error

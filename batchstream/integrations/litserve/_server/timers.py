@@ -19,14 +19,12 @@ class Timeouts:
     """How many seconds a request may take; None for any time.
 
     Attributes:
-        total: From its submission to its end.
-        total_source: Where `total` comes from, for the client.
+        total: From its submission to its end, as the client asks.
         first: From its submission to its first output.
         gap: Between two outputs, and between the last one and the end.
     """
 
     total: float | None = None
-    total_source: str = ""
     first: float | None = None
     gap: float | None = None
 
@@ -87,8 +85,8 @@ class RequestTimer:
         """Return when which failure is due."""
         timeouts, deadlines = self._timeouts, []
         if timeouts.total is not None:
-            text = f"the request has not ended within {timeouts.total} seconds"
-            deadlines.append((self._submitted + timeouts.total, f"{text}{timeouts.total_source}"))
+            text = f"the request has not ended within {timeouts.total} seconds, as asked for"
+            deadlines.append((self._submitted + timeouts.total, text))
         if self._last_output is None:
             if timeouts.first is not None:
                 text = f"no output has come within {timeouts.first} seconds (first_timeout)"

@@ -14,7 +14,7 @@ from batchstream._core.errors import INTERRUPTS, StepError, call_quietly
 from batchstream._pumps.source import Source
 from batchstream._text.core import decoding
 from batchstream.integrations.litserve._worker.hooks import hooks_for
-from batchstream.integrations.litserve._worker.request import ServedRequest
+from batchstream.integrations.litserve._worker.request import ServedRequest, report_joined
 from batchstream.integrations.litserve._worker.serving import Serving, make_step
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ class Batch:
         core = core_of(rules, len(requests), limits, predicates=own)
         if self._context.options.decode is not None:
             core = decoding(core, [request.decoder for request in requests])
-        self._context.report_joined([request for request in requests if not request.ended])
+        joined = [request for request in requests if not request.ended]
+        report_joined(joined, self._context.metrics)
         self._stepper.begin(steps, core, note=_NOTES[reads])
         for slot, request in enumerate(requests):
             serving.seat(slot, request)

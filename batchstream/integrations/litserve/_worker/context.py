@@ -16,14 +16,13 @@ from batchstream.integrations.litserve._worker.disconnects import Disconnects
 from batchstream.integrations.litserve._worker.outbox import Outbox, SendWindow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from litserve.callbacks import CallbackRunner
     from litserve.loops.base import LitLoop
     from litserve.transport.base import MessageTransport
 
     from batchstream.integrations.litserve._options import LoopOptions
-    from batchstream.integrations.litserve._worker.request import ServedRequest
 
 
 class WorkerContext:
@@ -109,14 +108,6 @@ class WorkerContext:
         """Return whether a request has waited in LitServe's queue for longer than it may."""
         limit = self.lit_api.request_timeout
         return limit not in (None, -1, False) and time.monotonic() - submitted > limit
-
-    def report_joined(self, requests: Sequence[ServedRequest]) -> None:
-        """Report requests that have joined a batch together."""
-        for request in requests:
-            request.join()
-        if self.metrics is not None and requests:
-            waited = [request.age for request in requests]
-            self.metrics("joined", waited, tenants=[request.tenant for request in requests])
 
     def overrides(self, hook: str) -> bool:
         """Return whether the API has a hook of its own."""

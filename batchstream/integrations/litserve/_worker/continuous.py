@@ -14,7 +14,7 @@ from batchstream._batching.engine import Engine
 from batchstream._core.cores import core_of
 from batchstream._text.core import decoding
 from batchstream.integrations.litserve._worker.queue import RequestPrefetcher
-from batchstream.integrations.litserve._worker.request import ServedRequest
+from batchstream.integrations.litserve._worker.request import ServedRequest, report_joined
 from batchstream.integrations.litserve._worker.serving import Serving, make_step
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class ContinuousBatch:
                     self._prefetcher.release_slot()
                 self._joining.popleft()
             if self._joined:
-                self._context.report_joined(self._joined)
+                report_joined(self._joined, self._context.metrics)
                 self._joined = []
             if self._core.has_live:
                 return self._make_step()

@@ -23,7 +23,7 @@ from batchstream.integrations.litserve._log import logger
 from batchstream.integrations.litserve._worker.encoder import RequestEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from batchstream._batching.metrics import MetricsCaller
     from batchstream.integrations.litserve._link.ordering import Tenant
@@ -241,6 +241,15 @@ class ServedRequest:
                 in_slot=0.0 if joined_at is None else time.monotonic() - joined_at,
                 tenant=self.tenant,
             )
+
+
+def report_joined(requests: Sequence[ServedRequest], metrics: MetricsCaller | None) -> None:
+    """Report requests that have joined a batch together."""
+    for request in requests:
+        request.join()
+    if metrics is not None and requests:
+        waited = [request.age for request in requests]
+        metrics("joined", waited, tenants=[request.tenant for request in requests])
 
 
 def _check_stop(decoder: Any, context: Context) -> None:
