@@ -55,14 +55,14 @@ class RequestTimer:
         self._submitted = clock.time()
         self._last_output: float | None = None
         self._handle: TimerHandle | None = None
-        self._check()
+        self._wait()
 
     def note_output(self) -> None:
         """Note that an output has come."""
         is_first = self._last_output is None
         self._last_output = self._clock.time()
         if is_first:  # later ones only put the deadline off, which the check finds out
-            self._check()
+            self._wait()
 
     def close(self) -> None:
         """Fail the request no more."""
@@ -70,14 +70,17 @@ class RequestTimer:
             self._handle.cancel()
             self._handle = None
 
-    def _check(self) -> None:
+    def _wait(self) -> None:
+        """Check again when the next deadline passes."""
         self.close()
-        due = min(self._deadlines(), default=None)
-        if due is None:
-            return
-        when, text = due
-        if self._clock.time() < when:
-            self._handle = self._clock.call_at(when, self._check)
+        deadlines = self._deadlines()
+        if deadlines:
+            self._handle = self._clock.call_at(min(deadlines)[0], self._check)
+
+    def _check(self) -> None:
+        when, text = min(self._deadlines())
+        if self._clock.time() < when:  # an output has come meanwhile
+            self._wait()
         else:
             self._fail(Failure(_GATEWAY_TIMEOUT, text, None))
 
