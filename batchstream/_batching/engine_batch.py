@@ -99,7 +99,7 @@ class EngineBatch(RequestBatch[T]):
         if self._costs:
             live = core.live
             if not live and not core.running:  # it was fed what is no step
-                self._engine.discard()
+                self.failed()
                 return ()
             if len(live) < len(self._costs):
                 behind = self._vacate(live)
@@ -268,6 +268,8 @@ class EngineBatch(RequestBatch[T]):
 
     def failed(self) -> None:
         """Discard an engine that has failed in a step."""
+        if self._engine.can_be_made:
+            self._owner.log.engine_discarded()
         self._engine.discard()
 
     def drained(self) -> None:

@@ -31,7 +31,7 @@ from typing_extensions import TypeVar
 from batchstream._batching.queue import WaitingQueue
 from batchstream._batching.request import FREED, REQUEST_LIFE, closed_error
 from batchstream._batching.totals import Totals
-from batchstream._core.errors import OverloadedError
+from batchstream._core.errors import CostError, OverloadedError
 from batchstream._core.records import FinishReason, StreamEnd
 
 if TYPE_CHECKING:
@@ -141,11 +141,15 @@ class Scheduler(Generic[T]):
     ) -> None:
         self.ended_requests: deque[Request[T]] = deque()
         self.wakeups: deque[WakeUp] = deque()
+        places = options.places
         self.queue: WaitingQueue[Request[T]] = WaitingQueue(
             max_batch_size=options.max_batch_size,
             batch_timeout=options.batch_timeout,
             max_batch_cost=options.max_batch_cost,
             max_pending=options.max_pending,
+            max_pending_cost=options.max_pending_cost,
+            max_pending_per_tenant=None if places is None else places.max_pending_per_tenant,
+            has_places=places is not None,
         )
         self.batches: set[RequestBatch[T]] = set()
         self.totals = Totals()
@@ -172,10 +176,11 @@ class Scheduler(Generic[T]):
 
         Raises:
             ClosedError: The batcher was closed.
-            OverloadedError: As many requests wait as may.
+            OverloadedError: As many requests wait as may, or they cost as much.
             CostError: The request costs more than a batch may.
         """
         if self.closed:
+            self.totals.count_refused("closed", for_room=False)
             raise closed_error(self.closing)
         request.arrived = now
         if request.deadlines is not None:
@@ -187,8 +192,12 @@ class Scheduler(Generic[T]):
         except BaseException as error:
             self.totals.open.discard(request)
             request.state = REQUEST_LIFE[request.state, "refuse"]
-            # A request of a `map` is not refused: it is held back, and comes again.
-            self.totals.refused += isinstance(error, OverloadedError) and request.on_end is None
+            if isinstance(error, OverloadedError):
+                # A request of a `map` is not refused: it is held back, and comes again.
+                if request.on_end is None:
+                    self.totals.count_refused(error.reason, for_room=True)
+            elif isinstance(error, CostError):
+                self.totals.count_refused("cost", for_room=False)
             raise
         self.wake_worker()
 
@@ -215,24 +224,27 @@ class Scheduler(Generic[T]):
                     taken.append(request)
         return taken
 
-    def join(self, requests: Sequence[Request[T]], now: float) -> list[float]:
-        """Count requests that have joined a batch together; return how long each had waited.
+    def join(self, requests: Sequence[Request[T]], now: float) -> list[Request[T]]:
+        """Count requests that have joined a batch together, and return them.
 
-        One that joins again has been counted before.
+        One that joins again was counted before; it is returned as well.
 
         Args:
             requests: The requests; a request that has ended meanwhile, and was reaped, is left out.
             now: When they joined it.
         """
+        joined: list[Request[T]] = []
         waited: list[float] = []
         for request in requests:
             if request.state in _TAKEN:
                 if request.state == "taken":
+                    request.joined_at = now
                     waited.append(now - request.arrived)
                 request.state = REQUEST_LIFE[request.state, "join"]
+                joined.append(request)
         if waited:
             self.totals.count_joined(waited)
-        return waited
+        return joined
 
     def put_back(self, requests: Sequence[Request[T]]) -> None:
         """Let requests wait again that were taken, in their order and in front of all others."""
@@ -243,7 +255,9 @@ class Scheduler(Generic[T]):
                 if request.state == "requeued":
                     self.requeued.add(request)
 
-    def requeue(self, requests: Sequence[tuple[Request[T], Submission]]) -> Sequence[Request[T]]:
+    def requeue(
+        self, requests: Sequence[tuple[Request[T], Submission]], now: float
+    ) -> Sequence[Request[T]]:
         """Let requests wait again whose slots were given back, each with what is added next.
 
         They stand in front of all others, in the order in which they have arrived: so none of them
@@ -252,10 +266,11 @@ class Scheduler(Generic[T]):
         Returns:
             All that wait again, in this order.
         """
-        self.totals.requeued += len(requests)
         for request, submission in requests:
             if request.state == "joined" and not request.ends:  # or else it is reaped as it is
                 request.submission = submission
+                request.requeued_at = now
+                self.totals.requeued += 1
                 if request.deadlines is not None:
                     request.deadlines.wait_again()
                 request.state = REQUEST_LIFE[request.state, "requeue"]
@@ -305,7 +320,7 @@ class Scheduler(Generic[T]):
                 self.requeued.discard(request)
             # No change for one that was refused, or that a reap which was broken off has counted.
             request.state = REQUEST_LIFE.get((request.state, "end"), request.state)
-            if self.totals.count_finished(request):
+            if self.totals.count_finished(request, now):
                 finished.append(request)
             else:
                 dropped.append(request)

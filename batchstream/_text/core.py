@@ -82,6 +82,11 @@ class DecodingCore:
         return self._core.has_live
 
     @property
+    def outputs(self) -> int:
+        """How many outputs the source has given all slots: tokens, too."""
+        return self._core.outputs
+
+    @property
     def _requeued(self) -> dict[int, Requeue] | None:
         return self._core._requeued  # noqa: SLF001 - made for this
 

@@ -21,6 +21,7 @@ from batchstream import (
     ForkedError,
     Last,
     Many,
+    Metrics,
     NotNow,
     RequestError,
     Requeue,
@@ -616,3 +617,51 @@ def test_threads_that_read_and_leave_as_slots_are_given_back_get_their_own_and_a
         figures = batcher.statistics()
     assert figures.requeued > 20
     assert figures.opened == 24
+
+
+def test_metrics_hear_of_it_and_know_at_each_moment_how_many_wait_and_run():
+    class Gauges(Metrics):
+        def __init__(self):
+            self.waiting = self.running = 0
+            self.seen, self.waits = [], []
+
+        def submitted(self, *, tenant=None):
+            self.move(1, 0)
+
+        def joined(self, waited, *, tenants=()):
+            self.waits += waited
+            self.move(-len(waited), len(waited))
+
+        def requeued(self, *, tenant=None):
+            self.seen.append(("back", tenant))
+            self.move(1, -1)
+
+        def finished(self, end, *, joined, lasted, in_slot, tenant=None):
+            assert in_slot == 0 or joined
+            self.move(0, -1) if joined else self.move(-1, 0)
+
+        def move(self, waiting, running):
+            self.waiting += waiting
+            self.running += running
+            assert min(self.waiting, self.running) >= 0
+
+    gauges = Gauges()
+    turnstile = Turnstile()
+    engine = Preempting("b", on_step=lambda _: turnstile.hold())
+    with ContinuousBatcher(
+        engine, max_batch_size=2, metrics=gauges, tenant=lambda request: request[0]
+    ) as batcher:
+        first = batcher.stream("abc")
+        turnstile.wait_until(lambda: turnstile.arrived == 1)
+        second, third = batcher.stream("vwx"), batcher.stream("bcd")
+        turnstile.let(2)
+        turnstile.wait_until(lambda: turnstile.arrived == 3)
+        assert (gauges.waiting, gauges.running) == (2, 1)
+        figures = batcher.statistics()
+        assert (figures.waiting, figures.running, figures.requeued) == (2, 1, 1)
+        third.cancel()
+        turnstile.open()
+        assert (list(first), list(second)) == (list("abc"), list("vwx"))
+    assert gauges.seen == [("back", "a")]
+    assert len(gauges.waits) == 3  # the first twice, and the third never
+    assert (gauges.waiting, gauges.running) == (0, 0)
