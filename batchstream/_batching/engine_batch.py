@@ -174,7 +174,7 @@ class EngineBatch(RequestBatch[T]):
         request.pump = None
         fanout.release(slot, VACANCY)
         if fails:
-            self._owner.fail_all([request], _stalled_error())
+            self._owner.fail_all([request], stalled_error())
 
     def _changed(self, submission: Submission, content: Any) -> Submission:
         """Return what was submitted with what the engine wants in place of it."""
@@ -277,7 +277,8 @@ class EngineBatch(RequestBatch[T]):
         self._owner.fail_all(self._joining, SourceError("the batch has ended unexpectedly"))
 
 
-def _stalled_error() -> RequestError:
+def stalled_error() -> RequestError:
+    """Return the error of a request that is given back for ever."""
     return RequestError(
         "the request can never be served: the engine has given its slot back twice without an "
         "output, although no other request was in the engine"
