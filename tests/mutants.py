@@ -1127,12 +1127,6 @@ MUTANTS = [
         REQUEUES,
     ),
     Mutant(
-        "a stream that is not in the batch any more is shut without an end",
-        "        elif buffer.ends:  # or else its slot was given back, and no end",
-        "        else:  # or else its slot was given back, and no end",
-        REQUEUES,
-    ),
-    Mutant(
         "a request is taken out of its slot before it is known to wait",
         "        request.pump = None\n        fanout.release(slot, VACANCY)\n",
         "        fanout.release(slot, VACANCY)\n        request.pump = None\n",

@@ -483,7 +483,9 @@ class ClosedEngine(Engine):
     def close(self) -> None: ...
 
 
-class PreemptingEngine(Engine):
+class PreemptingEngine:
+    def add(self, slot: int, request: bytes) -> None: ...
+    def remove(self, slot: int) -> None: ...
     def step(self) -> dict[int, int | Many[int] | Requeue]:
         return {0: Requeue(b"the rest"), 1: Requeue()}
 
