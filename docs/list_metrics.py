@@ -1,8 +1,7 @@
 """Writes the tables of metrics.md from the code: `python docs/list_metrics.py`.
 
-Between two marks in the page stands what is made of the tables in
-`batchstream/integrations/prometheus/_figures.py` and of the rules in `dashboards/alerts.yml`. A test
-holds the page to it.
+Between two marks in the page stands what is made of the tables in `_figures.py` of the integration
+and of the rules in `dashboards/alerts.yml`. A test holds the page to it.
 """
 
 from __future__ import annotations
