@@ -65,7 +65,7 @@ def test_the_lines_of_a_run_that_is_known(lines, monkeypatch):
         ),
         ("ERROR", "failed", {"reason": "ValueError", "requests": 1, "request_id": "c"}),
         ("WARNING", "engine_discarded", {}),
-        ("ERROR", "failed", {"reason": "RuntimeError", "requests": 2, "request_id": "d"}),
+        ("ERROR", "failed", {"reason": "RuntimeError", "requests": 2, "request_id": "g"}),
         ("INFO", "engine_made", {}),
         ("WARNING", "closed", {"requests": 2}),
     ]
@@ -138,17 +138,17 @@ def test_what_is_the_clients_fault_is_told_to_those_that_look_for_it(lines):
 
 def test_a_stream_that_is_not_read_and_one_that_is_overdue_have_a_line(lines):
     gate = Turnstile()
-    model = Model(gates=dict.fromkeys(range(3, 1000), gate))
+    model = Model(gates=dict.fromkeys(range(1, 1000), gate))
     with ContinuousBatcher(model, max_batch_size=2, max_buffered=2) as batcher:
         slow = batcher.stream("abcdef", request_id="slow")
         late = batcher.stream("abcdef", timeout=3600.0, request_id="late")
         gate.wait_until(lambda: gate.holds)
         knobs.let_deadline_pass(late)
+        with pytest.raises(DeadlineError):
+            list(late)
         gate.open()
         with pytest.raises(SlowConsumerError):
             list(slow)
-        with pytest.raises(DeadlineError):
-            list(late)
     found = {(level, kind, extra.get("request_id")) for level, kind, extra in lines()}
     assert found >= {("WARNING", "overdue", "late"), ("WARNING", "slow", "slow")}
 
