@@ -984,8 +984,8 @@ MUTANTS = [
     ),
     Mutant(
         "each request that an error has ended has a line",
-        "                groups.setdefault(id(error) if kind is None else kind, []).append(request)\n",
-        "                groups.setdefault(request, []).append(request)\n",
+        "setdefault(id(error) if kind is None else kind, [])",
+        "setdefault(request, [])",
         ("test_log.py",),
     ),
     Mutant(
