@@ -4,6 +4,7 @@ Two workers with a slot each, and two server processes, so that what holds here 
 """
 
 import json
+import time
 from collections import Counter
 
 import pytest
@@ -11,45 +12,285 @@ import pytest
 from support.serving import SECONDS
 from support.stepwise import MANY, numbers_of
 
-kinds = pytest.mark.parametrize("path", ["/operated", "/operated_single"])
+PATHS = ["/operated", "/operated_single"]
+paths = pytest.mark.parametrize("path", PATHS)
 
 
 class Busy:
-    """An API whose workers are each at a step of a request, the last of which the test leads."""
+    """An API whose workers are each at a step of a request, and go on when the test lets them."""
 
     def __init__(self, guests, path):
         self.guests = guests
         self.path = path
-        self.clients = {}
-        for tag in ("busy 0", "busy 1"):
-            self.send(tag.replace(" ", ""))
+        self.at = ["busy0", "busy1"]
+        self.clients = {tag: guests.send(path, tag, 1) for tag in self.at}
         self.doors = guests.doors()
-        for door in self.doors:
-            door.make_steps_until(bool)
+        for number, door in enumerate(self.doors):
+            [self.at[number]] = self._tags_at_step(door)
 
-    def send(self, tag, outputs=1, **more):
-        self.clients[tag] = self.guests.send(self.path, tag, outputs, **more)
-        return self.clients[tag]
+    def _tags_at_step(self, door):
+        door.make_steps_until(bool)
+        return door.slots
 
-    def queue(self, tag, **more):
+    def queue(self, tag, outputs=1, **more):
         """Send one that waits, behind those before it."""
         waiting = self.guests.server.view()["waiting"][self.path]
-        client = self.send(tag, **more)
+        self.clients[tag] = self.guests.send(self.path, tag, outputs, **more)
         self.guests.server.wait_until_there_wait(waiting + 1, self.path)
-        return client
+        return self.clients[tag]
 
-    def next_from(self, number):
-        """Let a worker end its request, and return the tag of the one that it takes next."""
-        old = self.doors[number]
-        old.go()
-        if self.path == "/operated":
-            while not (line := old.next_line()).startswith("add"):
-                if line.startswith("step"):
-                    old.go()
-        else:
-            while not (line := old.next_line()).startswith("decode"):
-                if not line:
-                    self.doors[number] = old = self.guests.street.door()
-        tag = line.split()[1]
-        old.make_steps_until(lambda tags: tag in tags)
-        return tag
+    def next_of(self, number):
+        """Let a worker end its request, and return the tag of the one that it serves next."""
+        self.doors[number].go()
+        while True:
+            line = self.doors[number].next_line()
+            if not line:  # a model that takes one request at a time opens a door for each
+                self.doors[number] = self.guests.street.door()
+            elif line.startswith("step"):
+                tag = line.split()[1].partition("@")[0]
+                if tag != self.at[number]:
+                    self.at[number] = tag
+                    return tag
+                self.doors[number].go()
+
+    def let_all_go_on(self):
+        for door in self.doors:
+            door.close()
+
+
+def of_tenant(name, **more):
+    return {"headers": {"x-tenant": name, **more}}
+
+
+# ---- order
+
+
+@pytest.mark.rule(29)
+@paths
+def test_requests_go_by_priority_and_tenants_take_turns_whichever_worker_is_free(
+    operated_guests, path
+):
+    busy = Busy(operated_guests, path)
+    busy.queue("low", priority=5)
+    for tag in ("noisy1", "noisy2", "noisy3"):
+        busy.queue(tag, **of_tenant("noisy"))
+    busy.queue("quiet", **of_tenant("quiet"))
+    busy.queue("urgent", priority=-1)
+    order = [busy.next_of(number) for number in (0, 1, 1, 0, 1, 0)]
+    assert order == ["urgent", "noisy1", "quiet", "noisy2", "noisy3", "low"]
+    busy.let_all_go_on()
+    for tag, client in busy.clients.items():
+        assert numbers_of(client.outputs(), tag) == [0]
+
+
+@pytest.mark.rule(29)
+@paths
+def test_a_tenant_gets_as_much_as_its_share(operated_guests, path):
+    busy = Busy(operated_guests, path)
+    for number in range(4):
+        busy.queue(f"one{number}", **of_tenant("one"))
+    for number in range(4):
+        busy.queue(f"three{number}", share=3, **of_tenant("three"))
+    order = [busy.next_of(number % 2) for number in range(8)]
+    assert Counter(tag[:-1] for tag in order[:4]) == {"three": 3, "one": 1}
+    busy.let_all_go_on()
+
+
+@pytest.mark.rule(19)
+@paths
+def test_no_more_wait_than_may_of_a_tenant_and_of_all_and_one_that_leaves_makes_room(
+    operated_guests, path
+):
+    busy = Busy(operated_guests, path)
+    for number in range(8):
+        busy.queue(f"noisy{number}", **of_tenant("noisy"))
+    refused = operated_guests.send(path, "late", 1, **of_tenant("noisy"))
+    assert refused.answer() == (503, {"detail": "Service Unavailable"})
+    assert refused.response.headers["retry-after"] == "1"
+    for number in range(4):
+        busy.queue(f"other{number}", **of_tenant("other"))
+    assert operated_guests.send(path, "late", 1).answer()[0] == 503
+    busy.clients["noisy7"].leave()
+    operated_guests.server.wait_until_there_wait(11, path)
+    busy.queue("back", **of_tenant("noisy"))
+    order = [busy.next_of(number % 2) for number in range(12)]
+    assert "noisy7" not in order
+    assert order[-1] == "back"
+    busy.let_all_go_on()
+
+
+@paths
+def test_a_function_that_fails_fails_its_request_alone(operated_guests, path):
+    client = operated_guests.send(path, "bad", 1, at_door=False, priority="high")
+    assert client.answer() == (500, {"detail": "Internal server error"})
+    good = operated_guests.send(path, "good", 1, at_door=False)
+    assert numbers_of(good.outputs(), "good") == [0]
+
+
+# ---- request ids
+
+
+@pytest.mark.parametrize("path", ["/single", "/predict", "/continuous"])
+def test_an_answer_and_the_log_of_the_worker_name_a_request_as_its_client_does(
+    guests_of_one_worker, path
+):
+    guests, size = guests_of_one_worker, 3 if path == "/predict" else 1
+    name = f"from-client{path.replace('/', '-')}"
+    trouble = {"trouble": ["decode", 0, "plain"], "headers": {"x-request-id": name}}
+    clients = [guests.send(path, "a", 1, at_door=False, **trouble) for _ in range(size)]
+    for client in clients:
+        assert client.answer()[0] == 500
+        assert client.response.headers["x-request-id"] == name
+    assert f"an error has failed these requests: {name}" in guests.server.log()
+
+
+@pytest.mark.parametrize("given", [{}, {"x-request-id": "a b"}, {"x-request-id": "x" * 201}])
+def test_a_request_without_an_id_that_can_be_logged_gets_one(guests_of_one_worker, given):
+    clients = [
+        guests_of_one_worker.send("/single", "a", 1, at_door=False, headers=given) for _ in range(2)
+    ]
+    names = [client.response.headers["x-request-id"] for client in clients]
+    assert all(name.count("-") == 5 for name in names)
+    assert len(set(names)) == 2
+
+
+# ---- deadlines
+
+
+def asks_for(seconds):
+    return {"headers": {"x-request-timeout": seconds}}
+
+
+ENDS = {"/single": "closed", "/continuous": "remove a 0"}
+ended_paths = pytest.mark.parametrize("path", ENDS)
+
+
+@pytest.mark.rule(29, 13)
+@ended_paths
+def test_a_client_whose_time_is_over_gets_504_and_the_slot_is_free_with_the_next_step(
+    guests_of_one_worker, path
+):
+    guests = guests_of_one_worker
+    client = guests.send(path, "a", MANY, **asks_for("0.2"))
+    door = guests.street.door()
+    door.make_steps_until(bool)
+    detail = "the request has not ended within 0.2 seconds, as asked for"
+    assert client.answer() == (504, {"detail": detail})
+    door.wait_for_departure_of("a")
+    door.go()
+    assert door.next_line() == ENDS[path]
+
+
+@pytest.mark.rule(29, 13)
+@ended_paths
+def test_a_client_whose_time_is_over_in_mid_stream_is_cut(guests_of_one_worker, path):
+    guests = guests_of_one_worker
+    client = guests.send(path, "a", MANY, headers={"grpc-timeout": "1S"})
+    door = guests.street.door()
+    door.make_steps_until(bool)
+    door.go()
+    assert client.next_output()["output"] == 0
+    with pytest.raises(OSError):
+        raise_what_cuts(client)
+    assert "has not ended within 1.0 seconds" in guests.server.log()
+
+
+def raise_what_cuts(client):
+    import http.client  # noqa: PLC0415
+
+    try:
+        client.response.read()
+    except http.client.HTTPException as error:
+        raise OSError from error
+
+
+def test_a_timeout_that_cannot_be_read_is_the_clients_fault(guests_of_one_worker):
+    client = guests_of_one_worker.send("/single", "a", 1, at_door=False, **asks_for("soon"))
+    status, body = client.answer()
+    assert status == 400
+    assert "X-Request-Timeout must be a decimal number of seconds" in body["detail"]
+
+
+# ---- metrics
+
+
+class Reported:
+    """What the processes of a server have reported of an API since the test began."""
+
+    def __init__(self, server, path):
+        self._file = server.folder / "metrics"
+        self._path = path
+        self._begin = self._file.stat().st_size if self._file.exists() else 0
+
+    def events(self, name=None):
+        text = self._file.read_bytes()[self._begin :].decode()
+        events = [json.loads(line) for line in text.splitlines()]
+        return [
+            event
+            for event in events
+            if event["batcher"] == self._path and name in (None, event["event"])
+        ]
+
+    def wait_for(self, number, name):
+        deadline = time.monotonic() + SECONDS
+        while len(found := self.events(name)) < number:
+            assert time.monotonic() < deadline, self.events()
+            time.sleep(0.01)
+        assert len(found) == number
+        return found
+
+
+@paths
+def test_every_figure_of_a_run_is_reported_once(operated_guests, path):
+    reported = Reported(operated_guests.server, path)
+    busy = Busy(operated_guests, path)
+    busy.queue("a", 2, **of_tenant("t"))
+    leaves = busy.queue("leaves", **of_tenant("t"))
+    leaves.leave()
+    headers = {"x-tenant": "u", "x-request-timeout": "0.1"}
+    assert operated_guests.send(path, "late", 1, headers=headers).answer()[0] == 504
+    operated_guests.server.wait_until_there_wait(1, path)
+    busy.queue("b", MANY, **of_tenant("v"))
+    for number in range(8):
+        busy.queue(f"fill{number}", **of_tenant("fill"))
+    assert operated_guests.send(path, "refused", 1, **of_tenant("fill")).answer()[0] == 503
+    for tag in [f"fill{number}" for number in range(8)]:
+        busy.clients[tag].leave()
+    operated_guests.server.wait_until_there_wait(2, path)
+    assert busy.next_of(0) == "a"
+    assert busy.next_of(1) == "b"
+    busy.doors[1].go()
+    assert busy.clients["b"].next_output()["output"] == 0
+    busy.clients["b"].leave()
+    busy.let_all_go_on()
+    assert numbers_of(busy.clients["a"].outputs(), "a") == [0, 1]
+
+    ended = reported.wait_for(14, "finished")
+    submitted = Counter(event["tenant"] for event in reported.events("submitted"))
+    assert submitted == {None: 2, "t": 2, "u": 1, "v": 1, "fill": 8}
+    [refused] = reported.events("refused")
+    assert (refused["reason"], refused["tenant"]) == ("tenant", "fill")
+    joined = [tenant for event in reported.events("joined") for tenant in event["tenants"]]
+    assert Counter(joined) == {None: 2, "t": 1, "v": 1}
+    first = Counter(event["tenant"] for event in reported.events("first_output"))
+    assert first == {None: 2, "t": 1, "v": 1}
+    ends = Counter((event["tenant"], event["reason"], event["joined"]) for event in ended)
+    assert ends == {
+        (None, "eos" if path == "/operated" else "exhausted", True): 2,
+        ("t", "eos" if path == "/operated" else "exhausted", True): 1,
+        ("t", "cancelled", False): 1,
+        ("u", "error", False): 1,
+        ("v", "cancelled", True): 1,
+        ("fill", "cancelled", False): 8,
+    }
+    [whole] = [event for event in ended if event["tenant"] == "t" and event["joined"]]
+    assert whole["outputs"] == 2
+    assert 0 < whole["in_slot"] < whole["lasted"]
+    workers = {event["pid"] for event in reported.events("stepped")}
+    servers = {event["pid"] for event in reported.events("submitted")}
+    assert len(workers) == 2
+    assert workers.isdisjoint(servers)
+    for event in reported.events("stepped"):
+        assert (event["live"], event["capacity"]) == (1, 1)
+    outputs = sum(event["outputs"] for event in reported.events("stepped"))
+    assert outputs == sum(event["outputs"] for event in ended)
