@@ -130,24 +130,23 @@ def test_a_function_that_fails_fails_its_request_alone(operated_guests, path):
 # ---- request ids
 
 
-@pytest.mark.parametrize("path", ["/single", "/predict", "/continuous"])
+@paths
 def test_an_answer_and_the_log_of_the_worker_name_a_request_as_its_client_does(
-    guests_of_one_worker, path
+    operated_guests, path
 ):
-    guests, size = guests_of_one_worker, 3 if path == "/predict" else 1
     name = f"from-client{path.replace('/', '-')}"
-    trouble = {"trouble": ["decode", 0, "plain"], "headers": {"x-request-id": name}}
-    clients = [guests.send(path, "a", 1, at_door=False, **trouble) for _ in range(size)]
-    for client in clients:
-        assert client.answer()[0] == 500
-        assert client.response.headers["x-request-id"] == name
-    assert f"an error has failed these requests: {name}" in guests.server.log()
+    headers = {"x-request-id": name}
+    trouble = ["decode", 0, "plain"]
+    client = operated_guests.send(path, "a", 1, at_door=False, trouble=trouble, headers=headers)
+    assert client.answer()[0] == 500
+    assert client.response.headers["x-request-id"] == name
+    operated_guests.server.wait_until_it_has_logged(f"has failed these requests: {name}\n")
 
 
 @pytest.mark.parametrize("given", [{}, {"x-request-id": "a b"}, {"x-request-id": "x" * 201}])
-def test_a_request_without_an_id_that_can_be_logged_gets_one(guests_of_one_worker, given):
+def test_a_request_without_an_id_that_can_be_logged_gets_one(operated_guests, given):
     clients = [
-        guests_of_one_worker.send("/single", "a", 1, at_door=False, headers=given) for _ in range(2)
+        operated_guests.send("/operated", "a", 1, at_door=False, headers=given) for _ in range(2)
     ]
     names = [client.response.headers["x-request-id"] for client in clients]
     assert all(name.count("-") == 5 for name in names)
@@ -157,55 +156,25 @@ def test_a_request_without_an_id_that_can_be_logged_gets_one(guests_of_one_worke
 # ---- deadlines
 
 
-def asks_for(seconds):
-    return {"headers": {"x-request-timeout": seconds}}
-
-
-ENDS = {"/single": "closed", "/continuous": "remove a 0"}
-ended_paths = pytest.mark.parametrize("path", ENDS)
-
-
-@pytest.mark.rule(29, 13)
-@ended_paths
-def test_a_client_whose_time_is_over_gets_504_and_the_slot_is_free_with_the_next_step(
-    guests_of_one_worker, path
+@pytest.mark.rule(29)
+@paths
+def test_a_client_whose_time_is_over_while_it_waits_gets_504_and_no_worker_gets_its_request(
+    operated_guests, path
 ):
-    guests = guests_of_one_worker
-    client = guests.send(path, "a", MANY, **asks_for("0.2"))
-    door = guests.street.door()
-    door.make_steps_until(bool)
-    detail = "the request has not ended within 0.2 seconds, as asked for"
-    assert client.answer() == (504, {"detail": detail})
-    door.wait_for_departure_of("a")
-    door.go()
-    assert door.next_line() == ENDS[path]
+    busy = Busy(operated_guests, path)
+    headers = {"x-request-timeout": "0.1"}
+    late = operated_guests.send(path, "late", 1, headers=headers)
+    detail = "the request has not ended within 0.1 seconds, as asked for"
+    assert late.answer() == (504, {"detail": detail})
+    operated_guests.server.wait_until_there_wait(0, path)
+    busy.queue("next")
+    assert busy.next_of(0) == "next"
+    busy.let_all_go_on()
 
 
-@pytest.mark.rule(29, 13)
-@ended_paths
-def test_a_client_whose_time_is_over_in_mid_stream_is_cut(guests_of_one_worker, path):
-    guests = guests_of_one_worker
-    client = guests.send(path, "a", MANY, headers={"grpc-timeout": "1S"})
-    door = guests.street.door()
-    door.make_steps_until(bool)
-    door.go()
-    assert client.next_output()["output"] == 0
-    with pytest.raises(OSError):
-        raise_what_cuts(client)
-    assert "has not ended within 1.0 seconds" in guests.server.log()
-
-
-def raise_what_cuts(client):
-    import http.client  # noqa: PLC0415
-
-    try:
-        client.response.read()
-    except http.client.HTTPException as error:
-        raise OSError from error
-
-
-def test_a_timeout_that_cannot_be_read_is_the_clients_fault(guests_of_one_worker):
-    client = guests_of_one_worker.send("/single", "a", 1, at_door=False, **asks_for("soon"))
+def test_a_timeout_that_cannot_be_read_is_the_clients_fault(operated_guests):
+    headers = {"x-request-timeout": "soon"}
+    client = operated_guests.send("/operated", "a", 1, at_door=False, headers=headers)
     status, body = client.answer()
     assert status == 400
     assert "X-Request-Timeout must be a decimal number of seconds" in body["detail"]
