@@ -6,8 +6,10 @@ Two workers with a slot each, and two server processes, so that what holds here 
 import json
 import time
 from collections import Counter
+from urllib.request import urlopen
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from support.serving import SECONDS
 from support.stepwise import MANY, numbers_of
@@ -184,12 +186,12 @@ def test_a_timeout_that_cannot_be_read_is_the_clients_fault(operated_guests):
 
 
 class Reported:
-    """What the processes of a server have reported of an API since the test began."""
+    """What the processes of a server have reported of an API since the test began, or ever."""
 
-    def __init__(self, server, path):
+    def __init__(self, server, path, *, ever=False):
         self._file = server.folder / "metrics"
         self._path = path
-        self._begin = self._file.stat().st_size if self._file.exists() else 0
+        self._begin = 0 if ever or not self._file.exists() else self._file.stat().st_size
 
     def events(self, name=None):
         text = self._file.read_bytes()[self._begin :].decode()
@@ -263,3 +265,70 @@ def test_every_figure_of_a_run_is_reported_once(operated_guests, path):
         assert (event["live"], event["capacity"]) == (1, 1)
     outputs = sum(event["outputs"] for event in reported.events("stepped"))
     assert outputs == sum(event["outputs"] for event in ended)
+
+
+# ---- Prometheus
+
+
+class Scraped:
+    """The registry of all processes of a server, of one API."""
+
+    def __init__(self, server, path):
+        with urlopen(f"{server.url}/metrics", timeout=SECONDS) as response:  # noqa: S310
+            families = list(text_string_to_metric_families(response.read().decode()))
+        self._samples = [
+            sample
+            for family in families
+            for sample in family.samples
+            if sample.labels.get("batcher") == path
+        ]
+
+    def of(self, name, *labels):
+        """The samples of a name by the values of these labels, without those that are 0."""
+        found = Counter()
+        for sample in self._samples:
+            if sample.name == f"batchstream_{name}":
+                found[tuple(sample.labels[label] for label in labels)] += sample.value
+        return {key: value for key, value in found.items() if value}
+
+
+def counted(events, *keys):
+    """How many events there are, by the values of these keys, as labels."""
+    return dict(Counter(tuple(event[key] or "" for key in keys) for event in events))
+
+
+@paths
+def test_the_registry_is_one_sum_over_workers_and_server_processes(operated_guests, path):
+    busy = Busy(operated_guests, path)
+    busy.queue("a", 2, **of_tenant("t"))
+    busy.queue("b", 2, **of_tenant("u"))
+    assert Scraped(operated_guests.server, path).of("requests_waiting", "tenant") == {
+        ("t",): 1,
+        ("u",): 1,
+    }
+    assert busy.next_of(0) == "a"
+    assert busy.next_of(1) == "b"
+    assert Scraped(operated_guests.server, path).of("requests_running") == {(): 2}
+    busy.let_all_go_on()
+    for client in busy.clients.values():
+        client.outputs()
+
+    reported = Reported(operated_guests.server, path, ever=True)
+    submitted = reported.events("submitted")
+    ended = reported.wait_for(len(submitted), "finished")
+    scraped = Scraped(operated_guests.server, path)
+    assert scraped.of("requests_submitted_total", "tenant") == counted(submitted, "tenant")
+    assert scraped.of("requests_refused_total", "tenant", "reason") == counted(
+        reported.events("refused"), "tenant", "reason"
+    )
+    assert scraped.of("requests_finished_total", "tenant", "reason") == counted(
+        ended, "tenant", "reason"
+    )
+    assert scraped.of("requests_waiting") == scraped.of("requests_running") == {}
+    steps = reported.events("stepped")
+    assert scraped.of("steps_total") == {(): len(steps)}
+    assert scraped.of("outputs_total") == {(): sum(step["outputs"] for step in steps)}
+    assert scraped.of("slots") == {(): 2}
+    joined = [wait for event in reported.events("joined") for wait in event["waited"]]
+    assert scraped.of("wait_seconds_count") == {(): len(joined)}
+    assert scraped.of("wait_seconds_sum")[()] == pytest.approx(sum(joined))
