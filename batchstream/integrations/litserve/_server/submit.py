@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from litserve.specs.base import LitSpec
 
     from batchstream.integrations.litserve._link.link import Link
+    from batchstream.integrations.litserve._link.ordering import Standing
+    from batchstream.integrations.litserve._link.request_queue import RequestQueueProxy
 
 
 @contextmanager
@@ -80,11 +82,7 @@ def submit(link: Link, spec: LitSpec, payloads: Sequence[Any], asked: Asked = NO
     ]
     try:
         if standing is not None:
-            refusal = requests.put_all(elements, standing)
-            if refusal is not None:
-                responses.forget()
-                reports.refused(refusal.reason)
-                raise FailedError(_overloaded(refusal.retry_after), name)
+            _put_all(requests, elements, standing, responses, reports)
             responses.discard = requests.discard
         trigger = server._callback_runner.trigger_event  # noqa: SLF001
         trigger(
@@ -93,7 +91,7 @@ def submit(link: Link, spec: LitSpec, payloads: Sequence[Any], asked: Asked = NO
         for element in () if standing is not None else elements:
             requests.put(element)
     except BaseException:
-        responses.close()
+        responses.close()  # does nothing if they were refused
         raise
     for _ in uids:
         reports.submitted()
@@ -115,6 +113,25 @@ def _check_room(link: Link, requests: Any, count: int, reports: Reports, name: s
     if link.ordering is None and requests.qsize() + count > link.max_pending:
         reports.refused("pending")
         raise FailedError(_overloaded(None), name)
+
+
+def _put_all(
+    requests: RequestQueueProxy,
+    elements: Sequence[tuple[Any, ...]],
+    standing: Standing,
+    responses: Responses,
+    reports: Reports,
+) -> None:
+    """Put requests of one client into a queue that orders them.
+
+    Raises:
+        HTTPException: 503, there is no room for them.
+    """
+    refusal = requests.put_all(elements, standing)
+    if refusal is not None:
+        responses.forget()
+        reports.refused(refusal.reason)
+        raise FailedError(_overloaded(refusal.retry_after), responses.name)
 
 
 def _overloaded(retry_after: float | None) -> Failure:
