@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,12 +21,14 @@ class Seat:
     Attributes:
         client: What it does.
         words: How many it has got.
+        first_word: When it got the first of these; None before.
         last_word: When it got the last of these; None before the first.
         over: When its response ended, or when it hung up; None before.
     """
 
     client: Client
     words: int = 0
+    first_word: float | None = None
     last_word: float | None = None
     over: float | None = None
 
@@ -88,6 +89,8 @@ class Board:
         if event.kind == WORD:
             seat.words += 1
             seat.last_word = event.time
+            if seat.first_word is None:
+                seat.first_word = event.time
         elif event.kind in {END, LEFT}:
             seat.over = event.time
         elif event.kind == FAILED:
@@ -110,14 +113,19 @@ class Board:
             return False
         return not self._steps[-1][1]  # a line without clients: the batch is over
 
-    def late_steps(self) -> Counter[int]:
-        """Return how many steps the model began for each client after it had hung up."""
-        late: Counter[int] = Counter()
+    def last_time(self) -> float:
+        """Return when the last thing happened of which there is a note."""
+        times = [seat.over for seat in self.seats if seat.over is not None]
+        return max([*times, self._steps[-1][0]])
+
+    def late_steps(self) -> dict[int, list[float]]:
+        """Return when the model began a step for a client that had hung up, by the client."""
+        late: dict[int, list[float]] = {seat.client.number: [] for seat in self.seats}
         for time, clients in self._steps:
             for client in clients:
                 seat = self.seats[client]
-                if seat.client.leaves_after is not None and seat.over is not None:
-                    late[client] += time > seat.over
+                if seat.has_left and time > (seat.over or 0):
+                    late[client].append(time)
         return late
 
     def totals(self, now: float) -> Totals:
@@ -131,5 +139,5 @@ class Board:
             steps=sum(bool(clients) for _, clients in self._steps),
             open_mean=sum(complete) / len(complete) if complete else 0.0,
             open_longest=max(complete, default=0.0),
-            wasted=self.late_steps().total(),
+            wasted=sum(map(len, self.late_steps().values())),
         )

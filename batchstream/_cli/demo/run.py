@@ -16,6 +16,7 @@ from batchstream._cli.demo import servers, show
 from batchstream._cli.demo.board import Board
 from batchstream._cli.demo.clients import Event, let_ask
 from batchstream._cli.demo.script import BETWEEN, script
+from batchstream._cli.demo.svg import draw
 from batchstream._cli.errors import CommandError, check_installed
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def demo(settings: Settings, *, plain: bool, svg: str | None) -> int:
     if os.name != "posix":
         raise CommandError("the demonstration ends its servers by sessions, which are of Unix")
     plain = plain or not sys.stdout.isatty()
-    if not plain or svg is not None:
+    if not plain:
         check_installed("rich", "bars need rich (without it, pass --plain)", "cli", "litserve")
     clients = script(settings.clients, settings.seed)
     _say(
@@ -76,9 +77,7 @@ def demo(settings: Settings, *, plain: bool, svg: str | None) -> int:
     if plain:
         _say("", *show.summary(boards, time.monotonic()))
     if svg is not None:
-        from batchstream._cli.demo.svg import save  # noqa: PLC0415 - needs the extra
-
-        save(Path(svg), boards, servers.difference(), settings.seconds)
+        Path(svg).write_text(draw(boards, servers.difference(), start))
     return 0
 
 

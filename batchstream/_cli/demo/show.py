@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 _WORD, _OPEN, _GONE = "━", "░", "▒"
 _LEGEND: Final = (
     ("━━ words", "green"),
-    ("   ░░ all words are there, the response is still open", "yellow"),
+    ("   ░░ has all words, and waits for the end", "yellow"),
     ("   ✓ ended", "green"),
     ("   ✗ hung up", "bright_black"),
-    ("   ▒▒ the model works for it still", "red"),
+    ("   ▒▒ the model works on", "red"),
 )
 _NUMBER: Final = 8  # columns for the number of a client, and the space between two bars
 _ROWS_BESIDE: Final = 10  # of the legend, the names, and the counters
@@ -91,7 +91,7 @@ def picture(
         row = (
             _bar(
                 board.seats[number],
-                steps[number],
+                len(steps[number]),
                 board.seats[number].open_for(now) / seconds,
                 scale,
                 room,

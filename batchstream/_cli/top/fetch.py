@@ -36,7 +36,9 @@ def page_address(url: str) -> str:
         raise CommandError(f"top reads pages of http and https, not of {parts.scheme}: {url!r}")
     if not parts.hostname:
         raise CommandError(f"{url!r} names no server: pass an address like 127.0.0.1:8000")
-    return urlunsplit(parts._replace(path=parts.path.rstrip("/") or "/metrics", fragment=""))
+    return urlunsplit(
+        parts._replace(path=(parts.path.rstrip("/") and parts.path) or "/metrics", fragment="")
+    )
 
 
 def fetch(address: str) -> str:
