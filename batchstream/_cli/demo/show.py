@@ -100,14 +100,13 @@ def picture(
         )
         bars.add_row(str(number), *row)
     left_out = len(boards[0].seats) - shown
-    if left_out > 0:
-        bars.add_row("", f"and {left_out} more, for which this terminal is too low")
+    below = f"and {left_out} more, for which this terminal is too low" if left_out > 0 else ""
 
     figures = Table.grid(padding=(0, 3))
     figures.add_row("", *(Text(board.name, "bold") for board in boards))
     for name, values in counters([board.totals(now) for board in boards]):
         figures.add_row(name, *(Text(value, "bold") for value in values))
-    return Group(Text.assemble(*_LEGEND), "", bars, "", figures)
+    return Group(Text.assemble(*_LEGEND), "", bars, below, figures)
 
 
 def _bar(seat: Seat, late: int, opened: float, scale: float, room: int) -> Text:
