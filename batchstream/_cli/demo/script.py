@@ -12,7 +12,7 @@ from batchstream._cli.errors import CommandError
 _TYPICAL: Final = 14  # words of a reply: as many are shorter as are longer
 _SPREAD: Final = 0.9  # of the logarithm
 _SHORTEST, _LONGEST = 4, 90
-BETWEEN: Final = 0.03
+BETWEEN: Final = 0.01
 """The seconds between two clients, so that they come to both servers in the same order."""
 
 

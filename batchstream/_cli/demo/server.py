@@ -57,7 +57,7 @@ class Words(ls.LitAPI):
 
 
 if __name__ == "__main__":
-    api = Words(stream=True, max_batch_size=int(sys.argv[2]), batch_timeout=1.0, loop=LOOP)
+    api = Words(stream=True, max_batch_size=int(sys.argv[2]), batch_timeout=2.0, loop=LOOP)
     server = ls.LitServer(api, accelerator="cpu", timeout=120)
     server.run(
         host="127.0.0.1",

@@ -65,6 +65,11 @@ def test_the_programs_differ_in_one_line():
     ]
 
 
+def test_the_documentation_shows_the_line_that_differs():
+    page = (Path(__file__).parents[3] / "docs" / "commands.md").read_text()
+    assert re.findall(r"```diff\n(.*?)\n```", page, re.DOTALL) == ["\n".join(servers.difference())]
+
+
 # ---- what is counted
 
 SHORT, LONG, LEAVING = Client(0, 2), Client(1, 4), Client(2, 3, leaves_after=1)
