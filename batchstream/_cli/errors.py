@@ -22,6 +22,7 @@ def check_installed(package: str, why: str, *extras: str) -> None:
     """
     if find_spec(package) is None:
         raise CommandError(
-            f"{why}, which is not installed: install batchstream with {' and '.join(extras)}, in a "
+            f"{why}, which is not installed: install batchstream with its "
+            f"extra{'s' if len(extras) > 1 else ''} {' and '.join(extras)}, in a "
             f'checkout with: pip install ".[{",".join(extras)}]"'
         )

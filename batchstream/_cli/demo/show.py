@@ -77,8 +77,13 @@ def picture(
     from rich.text import Text  # noqa: PLC0415
 
     room = (width - _NUMBER) // len(boards) - 2
-    longest = max(seat.client.length for board in boards for seat in board.seats)
-    scale = min(1.0, (room - 2) / longest)
+    late = [board.late_steps() for board in boards]
+    longest = max(
+        max(seat.client.length, seat.words + max(seat.open_for(now) / seconds, len(steps[number])))
+        for board, steps in zip(boards, late, strict=True)
+        for number, seat in enumerate(board.seats)
+    )
+    scale = min(1.0, (room - 3) / longest)
     shown = max(height - _ROWS_BESIDE, 1)
 
     bars = Table.grid(padding=(0, 1))
@@ -86,7 +91,6 @@ def picture(
     for _ in boards:
         bars.add_column(width=room, no_wrap=True)
     bars.add_row("client", *(Text(board.name, "bold") for board in boards))
-    late = [board.late_steps() for board in boards]
     for number in range(min(len(boards[0].seats), shown)):
         row = (
             _bar(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from batchstream._cli.errors import CommandError
+from batchstream.integrations.prometheus._figures import TABLES, Names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,39 +20,19 @@ Labels: TypeAlias = "tuple[tuple[str, str], ...]"
 """The labels of a series, in the order of their names."""
 
 Figures: TypeAlias = "Mapping[str, Mapping[Labels, float]]"
-"""The figures of a batcher by their names here; of each its series."""
+"""The figures of a batcher by their keys in `TABLES`; of each its series."""
 
-# What a name ends with, behind the name of the batcher's metrics: `batchstream_steps_total`.
-_OURS: Final = {
-    "requests_submitted_total": "submitted",
-    "requests_refused_total": "refused",
-    "requests_finished_total": "finished",
-    "requests_waiting": "waiting",
-    "requests_live": "live",
-    "requests_running": "running",
-    "requests_prefilling": "prefilling",
-    "slots": "slots",
-    "outputs_total": "outputs",
-    "steps_total": "steps",
-    "slot_steps_live_total": "live slot steps",
-    "slot_steps_total": "slot steps",
-    "first_output_seconds_bucket": "first output",
-    "gap_seconds_bucket": "gap",
-    "wait_seconds_bucket": "wait",
-    "request_seconds_bucket": "request",
-}
-# What vLLM calls its own figures, and a batcher that takes its names.
-_VLLM: Final = {
-    "vllm:num_requests_running": "running",
-    "vllm:num_requests_waiting": "waiting",
-    "vllm:request_success_total": "finished",
-    "vllm:generation_tokens_total": "outputs",
-    "vllm:time_to_first_token_seconds_bucket": "first output",
-    "vllm:inter_token_latency_seconds_bucket": "gap",
-    "vllm:time_per_output_token_seconds_bucket": "gap",
-    "vllm:request_queue_time_seconds_bucket": "wait",
-    "vllm:e2e_request_latency_seconds_bucket": "request",
-}
+_SUFFIXES: Final = {"counter": "_total", "gauge": "", "histogram": "_bucket"}
+
+
+def _keys(names: Names) -> dict[str, str]:
+    """Return what each name of a table stands for; the name is without what all begin with."""
+    return {figure.name + _SUFFIXES[figure.kind]: figure.key for figure in TABLES[names]}
+
+
+# Behind the name of all metrics: `batchstream_steps_total` and `vllm:num_requests_running`.
+_OURS: Final = _keys("batchstream") | {"requests_live": "unfinished"}  # up to 0.1
+_VLLM: Final = _keys("vllm")
 # Whichever a page has of these tells batchers apart whose metrics have one name.
 _BATCHER: Final = ("batcher", "model_name")
 # Other programs have a `requests_waiting` too; a batcher has all of these.
@@ -104,29 +85,30 @@ def _batchers(samples: list[Sample]) -> Iterator[tuple[str, Figures]]:
     for sample in samples:
         if (place := _place(sample.name)) is None:
             continue
-        prefix, figure = place
+        prefix, key = place
         labels = dict(sample.labels)
         name = next((labels.pop(label) for label in _BATCHER if label in labels), "")
-        figures = found.setdefault((prefix, name), defaultdict(dict))
-        series = tuple(sorted(labels.items()))
-        if figure == "gap" and series in figures[figure]:
-            continue  # vLLM has it by an old name and a new one
-        figures[figure][series] = sample.value
-    for (prefix, name), figures in sorted(found.items()):
-        if any(needed <= figures.keys() for needed in _NEEDED):
-            yield _shown_name(prefix, name), figures
+        figure = found.setdefault((prefix, name), defaultdict(dict))[key]
+        # The first is kept: vLLM has the gap by an old name and by a new one.
+        figure.setdefault(tuple(sorted(labels.items())), sample.value)
+    shown = {
+        place: figures
+        for place, figures in sorted(found.items())
+        if any(needed <= figures.keys() for needed in _NEEDED)
+    }
+    names = Counter(name for _, name in shown)
+    for (prefix, name), figures in shown.items():
+        alone = names[name] == 1
+        yield (name or prefix) if alone else f"{prefix} {name}".rstrip(), figures
 
 
 def _place(name: str) -> tuple[str, str] | None:
-    """Return the name of the batcher's metrics, and which figure this is; None for any other."""
-    if name in _VLLM:
-        return "vllm", _VLLM[name]
+    """Return what the names of all metrics begin with, and which figure this is."""
+    prefix, colon, rest = name.partition(":")
+    if colon:
+        return (prefix, _VLLM[rest]) if rest in _VLLM else None
     parts = name.split("_")
     for number in range(1, len(parts)):  # the longest end first
-        if (figure := _OURS.get("_".join(parts[number:]))) is not None:
-            return "_".join(parts[:number]), figure
+        if (key := _OURS.get("_".join(parts[number:]))) is not None:
+            return "_".join(parts[:number]), key
     return None
-
-
-def _shown_name(prefix: str, name: str) -> str:
-    return f"{prefix} {name}" if name else prefix

@@ -40,7 +40,11 @@ def rows(view: View) -> Iterator[Row]:
     rates = {"requests": view.requests, "outputs": view.outputs, "steps": view.steps}
     yield "per second", [(_joined(f"{_rate(rate)} {what}" for what, rate in rates.items()), "")]
     if view.occupancy is not None:
-        yield "occupancy", [(f"{view.occupancy:.0%} of the slots in each step", "")]
+        text = f"{view.occupancy:.0%} of the slots in each step"
+        wasted = f", {view.wasted:.1%} of it for requests that had left" if view.wasted else ""
+        yield "occupancy", [(text, ""), (wasted, "bad")]
+    if view.cache is not None:
+        yield "cache", [(f"{view.cache:.0%} in use", "")]
     for times in view.times:
         since = "" if times.recent else "  since the start"
         text = f"p50 {_seconds(times.half)}  p95 {_seconds(times.most)}"
@@ -53,6 +57,8 @@ def rows(view: View) -> Iterator[Row]:
     if view.finished:
         ended = (f"{reason} {count:.0f}" for reason, count in view.finished.items())
         yield "ended", [(_joined(ended), "")]
+    if view.requeued:
+        yield "given back", [(f"{view.requeued:.0f}, by requests that wait again", "")]
     for tenant in view.tenants:
         figures = {
             "running": _count(tenant.running),
@@ -61,7 +67,7 @@ def rows(view: View) -> Iterator[Row]:
             "refused": _count(tenant.refused),
         }
         text = _joined(f"{value} {what}" for what, value in figures.items() if value != _UNKNOWN)
-        yield f"tenant {tenant.name}", [(text, "")]
+        yield f"tenant {tenant.name}" if tenant.name else "no tenant", [(text, "")]
 
 
 def _slots(view: View) -> Iterator[Part]:
@@ -80,7 +86,7 @@ def _slots(view: View) -> Iterator[Part]:
         else (f"  {_count(view.running)} running")
     )
     if prefilling:
-        text += f", {prefilling} of them prefilling"
+        text += f", about {prefilling} of them prefilling"
     if size > 1:
         text += f"; a cell is {size} slots"
     yield text if any(filled.values()) else text.strip(), ""

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from batchstream._cli.top.page import Labels
 
 _TIMES: Final = {
-    "first output": "first output",
+    "first_output": "first output",
     "gap": "gap",
     "wait": "in the queue",
+    "slot": "in a slot",
     "request": "whole request",
 }
 
@@ -44,7 +45,7 @@ class Tenant:
     """What one tenant has of a batcher.
 
     Attributes:
-        name: The label's value.
+        name: The label's value; empty for the requests that have none.
         waiting: How many of its requests wait.
         running: How many are in a slot.
         per_second: How many it submits in a second.
@@ -66,16 +67,19 @@ class View:
         name: Of the batcher.
         slots: How many requests can run together.
         running: How many are in a slot, those that are prefilling included.
-        prefilling: How many of these have no output yet, since their prompt is being read.
+        prefilling: How many of these have had no output yet, estimated from the last steps.
         waiting: How many wait for a slot.
         requests: How many are submitted in a second.
         outputs: How many outputs there are in a second.
         steps: How many steps the model makes in a second.
         occupancy: Which share of the slots the steps had in use.
+        wasted: Which share of these the steps had in use for a request that had left.
+        cache: Which part of the engine's cache is in use.
         times: How long things took.
         refused: How many requests were refused since the server's start, by the reason.
         refused_rate: How many are refused in a second.
         finished: How many requests have ended since then, by the reason.
+        requeued: How many slots were given back since then by requests that wait again.
         tenants: The tenants, if the figures tell them apart.
     """
 
@@ -88,10 +92,13 @@ class View:
     outputs: float | None
     steps: float | None
     occupancy: float | None
+    wasted: float | None
+    cache: float | None
     times: tuple[Times, ...]
     refused: Mapping[str, float]
     refused_rate: float | None
     finished: Mapping[str, float]
+    requeued: float
     tenants: tuple[Tenant, ...]
 
 
@@ -101,31 +108,38 @@ def views(history: History) -> list[View]:
 
 
 def _view(name: str, changes: Changes) -> View:
-    running = _running(changes.value("running"), changes.value("live"), changes.value("waiting"))
+    now = changes.value
+    running = _running(now("running"), now("unfinished"), now("waiting"))
+    prefilling = (_recent_ratio(changes, "prefilling", "live") or 0) * (running or 0)
     requests = changes.rate("submitted")
     return View(
         name=name,
         slots=_slots(changes, running),
         running=_whole(running),
-        prefilling=_whole(changes.value("prefilling")) or 0,
-        waiting=_whole(changes.value("waiting")),
+        prefilling=round(prefilling),
+        waiting=_whole(now("waiting")),
         requests=changes.rate("finished") if requests is None else requests,
         outputs=changes.rate("outputs"),
         steps=changes.rate("steps"),
-        occupancy=_ratio(changes, "live slot steps", "slot steps"),
+        occupancy=_ratio(changes, "live", "slot_steps"),
+        wasted=_ratio(changes, "wasted", "live") if changes.has("wasted") else None,
+        cache=now("cache_usage"),
         times=tuple(times for figure in _TIMES if (times := _times(changes, figure)) is not None),
         refused=_by("reason", changes.now.get("refused", {})),
         refused_rate=changes.rate("refused"),
         finished=_by_any(("reason", "finished_reason"), changes.now.get("finished", {})),
+        requeued=now("requeued") or 0,
         tenants=_tenants(changes),
     )
 
 
-def _running(running: float | None, live: float | None, waiting: float | None) -> float | None:
-    """Return how many requests are in a slot; `live` counts those that wait, too."""
-    if running is not None or live is None:
+def _running(
+    running: float | None, unfinished: float | None, waiting: float | None
+) -> float | None:
+    """Return how many requests are in a slot; those that are unfinished may wait, too."""
+    if running is not None or unfinished is None:
         return running
-    return max(live - (waiting or 0), 0)
+    return max(unfinished - (waiting or 0), 0)
 
 
 def _slots(changes: Changes, running: float | None) -> int | None:
@@ -134,20 +148,22 @@ def _slots(changes: Changes, running: float | None) -> int | None:
     Each step counts the slots of its batch. Several workers have a batch each, so that more can run
     than one batch has slots.
     """
-    slots = changes.value("slots") or _ratio(changes, "slot steps", "steps")
-    if not slots:
-        return None
-    batches = max(1, math.ceil((running or 0) / slots)) if changes.value("slots") is None else 1
-    return round(slots) * batches
+    slots = round(changes.value("slots") or _ratio(changes, "slot_steps", "steps") or 0)
+    return slots * max(1, math.ceil((running or 0) / slots)) if slots else None
 
 
 def _ratio(changes: Changes, part: str, whole: str) -> float | None:
     """Return the ratio of two counters' growth; since the server's start, if there was none."""
-    if grown := changes.growth(whole):
-        return changes.growth(part) / grown
+    if (recent := _recent_ratio(changes, part, whole)) is not None:
+        return recent
     if not (total := changes.value(whole)):
         return None
     return (changes.value(part) or 0) / total
+
+
+def _recent_ratio(changes: Changes, part: str, whole: str) -> float | None:
+    grown = changes.growth(whole)
+    return changes.growth(part) / grown if grown else None
 
 
 def _times(changes: Changes, figure: str) -> Times | None:
@@ -185,11 +201,15 @@ def _tenants(changes: Changes) -> tuple[Tenant, ...]:
     now = {figure: of(changes.now.get(figure, {})) for figure in _OF_TENANTS}
     submitted = of(changes.grown("submitted"))
     names = sorted({name for counts in now.values() for name in counts})
+    if names == [""]:  # no request has one
+        return ()
     return tuple(
         Tenant(
             name,
             now["waiting"].get(name),
-            _running(now["running"].get(name), now["live"].get(name), now["waiting"].get(name)),
+            _running(
+                now["running"].get(name), now["unfinished"].get(name), now["waiting"].get(name)
+            ),
             submitted[name] / changes.seconds if name in submitted and changes.seconds else None,
             now["refused"].get(name),
         )
@@ -197,7 +217,7 @@ def _tenants(changes: Changes) -> tuple[Tenant, ...]:
     )
 
 
-_OF_TENANTS: Final = ("waiting", "running", "live", "submitted", "refused")
+_OF_TENANTS: Final = ("waiting", "running", "unfinished", "submitted", "refused")
 
 
 def _whole(value: float | None) -> int | None:

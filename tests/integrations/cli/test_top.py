@@ -34,9 +34,7 @@ def view(*pages, seconds=1.0):
 def page(figures, prefix="batchstream_"):
     """Return a page with some figures, and with those that every batcher has."""
     needed = {"requests_submitted_total": 0, "steps_total": 0}
-    return "".join(
-        f"{prefix}{name} {value}\n" for name, value in (needed | figures).items()
-    ).replace("_slots ", "_slots{} ")
+    return "".join(f"{prefix}{name} {value}\n" for name, value in (needed | figures).items())
 
 
 # ---- the page of PrometheusMetrics
@@ -45,44 +43,100 @@ def page(figures, prefix="batchstream_"):
 class Recorded:
     """A page of metrics that a test leads."""
 
-    def __init__(self, *names):
+    def __init__(self, *names, **options):
         self.registry = CollectorRegistry()
-        self.batchers = [PrometheusMetrics(name, registry=self.registry) for name in names]
+        metrics = PrometheusMetrics(registry=self.registry, **options)
+        self.batchers = [metrics.for_batcher(name) for name in names]
 
     def page(self):
         return generate_latest(self.registry).decode()
 
 
-def test_a_page_of_prometheus_metrics_is_shown_figure_by_figure():
-    recorded = Recorded("batchstream")
-    [metrics] = recorded.batchers
-    before = recorded.page()
+def work(batcher, tenant=None):
+    """Let a batcher do something of every kind."""
     for _ in range(5):
-        metrics.submitted()
-    metrics.refused()
-    metrics.joined([0.5, 0.5, 0.5])
+        batcher.submitted(tenant=tenant)
+    batcher.refused("pending", tenant=tenant)
+    batcher.joined([0.5, 0.5, 0.5], tenants=[tenant] * 3)
+    batcher.first_output(0.75, tenant=tenant)
     for _ in range(10):
-        metrics.stepped(3, 4)
-    metrics.finished(StreamEnd(FinishReason.EOS, 40), joined=True, lasted=2.0)
-    shown = list(lines(views(history(before, recorded.page(), seconds=2.0))))
-    assert shown == [
-        "batchstream",
-        "  slots         ##..  2 of 4 running",
+        batcher.stepped(3, 4, outputs=2, gap=0.02, going_on=2, prefilling=1, wasted=1)
+    end = StreamEnd(FinishReason.EOS, 40)
+    batcher.finished(end, joined=True, lasted=2.0, in_slot=1.5, tenant=tenant)
+
+
+def test_a_page_of_prometheus_metrics_is_shown_figure_by_figure():
+    recorded = Recorded("chat", cache_usage=lambda: 0.25)
+    before = recorded.page()
+    work(recorded.batchers[0])
+    assert list(lines(views(history(before, recorded.page(), seconds=2.0)))) == [
+        "chat",
+        "  slots         #+..  2 of 4 running, about 1 of them prefilling",
         "  waiting       2",
-        "  per second    2.5 requests  20.0 outputs  5.0 steps",
-        "  occupancy     75% of the slots in each step",
-        "  in the queue  p50 650 ms  p95 965 ms",
-        "  whole request p50 2 s  p95 2.9 s",
-        "  refused       1  0.5 per second",
+        "  per second    2.5 requests  10.0 outputs  5.0 steps",
+        "  occupancy     75% of the slots in each step, 33.3% of it for requests that had left",
+        "  cache         25% in use",
+        "  first output  p50 750 ms  p95 975 ms",
+        "  gap           p50 17.5 ms  p95 19.8 ms",
+        "  in the queue  p50 375 ms  p95 487 ms",
+        "  in a slot     p50 1.75 s  p95 2.42 s",
+        "  whole request p50 1.75 s  p95 2.42 s",
+        "  refused       1  pending 1  0.5 per second",
         "  ended         eos 1",
     ]
 
 
-def test_batchers_are_told_apart_by_the_names_of_their_metrics():
-    recorded = Recorded("short", "long_ones")
+def test_a_page_with_the_names_of_vllm_is_shown_as_far_as_it_goes():
+    recorded = Recorded("chat", names="vllm")
+    before = recorded.page()
+    work(recorded.batchers[0])
+    assert list(lines(views(history(before, recorded.page(), seconds=2.0)))) == [
+        "chat",
+        "  slots         ##  2 running",
+        "  waiting       2",
+        "  per second    0.5 requests  10.0 outputs  - steps",
+        "  first output  p50 750 ms  p95 975 ms",
+        "  gap           p50 17.5 ms  p95 19.8 ms",
+        "  in the queue  p50 375 ms  p95 487 ms",
+        "  in a slot     p50 1.75 s  p95 2.42 s",
+        "  whole request p50 1.75 s  p95 2.42 s",
+        "  ended         stop 1",
+    ]
+
+
+def test_a_slot_that_was_given_back_is_shown():
+    recorded = Recorded("chat")
+    work(recorded.batchers[0])
+    recorded.batchers[0].requeued()
+    shown = list(lines(views(history(recorded.page()))))
+    assert shown[-1] == "  given back    1, by requests that wait again"
+
+
+def test_batchers_are_told_apart_by_their_names():
+    recorded = Recorded("short", "long")
     recorded.batchers[0].submitted()
     found = {each.name: each.waiting for each in views(history(recorded.page()))}
-    assert found == {"long_ones": 0, "short": 1}
+    assert found == {"long": 0, "short": 1}
+
+
+def test_batchers_of_one_name_are_told_apart_by_what_their_metrics_begin_with():
+    registry = CollectorRegistry()
+    for name in ("first", "second"):
+        PrometheusMetrics(name, registry=registry).for_batcher("chat").submitted()
+    found = views(history(generate_latest(registry).decode()))
+    assert [each.name for each in found] == ["first chat", "second chat"]
+
+
+def test_tenants_of_prometheus_metrics_are_shown():
+    recorded = Recorded("chat")
+    recorded.batchers[0].submitted()
+    assert views(history(recorded.page()))[0].tenants == ()
+    work(recorded.batchers[0], "acme")
+    shown = list(lines(views(history(recorded.page(), recorded.page()))))
+    assert shown[-2:] == [
+        "  no tenant     0 running  1 waiting  0.0 requests/s  0 refused",
+        "  tenant acme   2 running  2 waiting  0.0 requests/s  1 refused",
+    ]
 
 
 @pytest.mark.parametrize("label", ["batcher", "model_name"])
@@ -94,7 +148,7 @@ def test_batchers_of_one_name_are_told_apart_by_a_label(label):
     }
     text = "".join(f"batchstream_{name} {value}\n" for name, value in figures.items())
     found = {each.name: each.waiting for each in views(history(text))}
-    assert found == {"batchstream a": 3, "batchstream b": 4}
+    assert found == {"a": 3, "b": 4}
 
 
 VLLM = """\
@@ -114,7 +168,7 @@ vllm:inter_token_latency_seconds_bucket{le="+Inf",model_name="tiny"} 10.0
 def test_a_page_of_vllm_is_read_too():
     shown = list(lines(views(history(VLLM))))
     assert shown == [
-        "vllm tiny",
+        "tiny",
         "  slots         ###  3 running",
         "  waiting       2",
         "  per second    - requests  - outputs  - steps",
@@ -193,8 +247,11 @@ def slots_of(figures):
 
 
 def test_slots_are_running_prefilling_or_free():
-    figures = {"requests_running": 5, "requests_prefilling": 2, "slots": 8}
-    assert slots_of(figures) == "###++...  5 of 8 running, 2 of them prefilling"
+    figures = {"requests_running": 5, "slots": 8}
+    steps = {"slot_steps_live_total": 50, "slot_steps_prefilling_total": 20}
+    before, after = page(figures), page(figures | steps)
+    [_, row, *_] = lines([view(before, after)])
+    assert row.endswith("###++...  5 of 8 running, about 2 of them prefilling")
 
 
 def test_many_slots_share_a_cell():

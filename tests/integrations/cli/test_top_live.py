@@ -42,6 +42,7 @@ class Served:
             max_batch_size=2,
             max_pending=1,
             metrics=PrometheusMetrics(registry=registry),
+            name="chat",
         )
         stack.enter_context(self.batcher)
         stack.callback(self.gate.open)
@@ -95,10 +96,10 @@ def test_the_figures_of_a_running_server_are_printed_once(served):
     done = once(f"127.0.0.1:{served.port}")
     assert (done.returncode, done.stderr) == (0, "")
     shown = done.stdout.splitlines()
-    assert shown[0] == "batchstream"
+    assert shown[0] == "chat"
     assert "  slots         ##  2 of 2 running" in shown
     assert "  waiting       1" in shown
-    assert "  refused       1" in shown
+    assert "  refused       1  pending 1" in shown
     served.gate.open()
     assert [list(stream) for stream in streams] == [["a", "b"]] * 3
 
