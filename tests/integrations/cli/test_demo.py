@@ -215,6 +215,7 @@ ANSWERS = {
     "all words": (BEGIN + chunked(b"a\n", b"b\n", b""), None, [WORD, WORD, END]),
     "two words in a chunk": (BEGIN + chunked(b"a\nb\n", b""), None, [WORD, WORD, END]),
     "a client that leaves": (BEGIN + chunked(b"a\n", b"b\n", b""), 1, [WORD, LEFT]),
+    "one that leaves within a chunk": (BEGIN + chunked(b"a\nb\n", b""), 1, [WORD, LEFT]),
     "a word too few": (BEGIN + chunked(b"a\n", b""), None, [WORD, FAILED]),
     "cut": (BEGIN + chunked(b"a\n", b"b\n"), None, [WORD, WORD, FAILED]),
     "another status": (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", None, [FAILED]),
