@@ -1,7 +1,7 @@
 """Draws a run of the demonstration as an animated picture: what happened, at its own pace.
 
-Time runs to the right. All bars are there from the beginning, and what is animated is how much of
-them can be seen: a viewer that animates nothing, or is asked not to, shows all.
+Time runs to the right. All bars are there from the beginning, and a curtain before them is drawn
+aside: a viewer that animates nothing, or is asked not to, shows all.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ text { fill: #24292f }
 .name, .figure { font-weight: 600 }
 .small { font-size: 12px; fill: #57606a }
 .page { fill: #fff; stroke: #d0d7de }
-.lane { fill: #f3f5f8 }
+.lane, .curtain { fill: #f3f5f8 }
 .minus { fill: #b3261e } .plus { fill: #116329 }
 .words { fill: #2f9e5b } .open { fill: #e8b54a } .late { fill: #d1453b }
 .end { stroke: #116329; stroke-width: 2 }
 .left { stroke: #57606a; stroke-width: 1.5; fill: none }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3 } .small { fill: #9aa4af }
-  .page { fill: #0d1117; stroke: #30363d } .lane { fill: #161b22 }
+  .page { fill: #0d1117; stroke: #30363d } .lane, .curtain { fill: #161b22 }
   .minus { fill: #ff8f87 } .plus { fill: #6fdc8c }
   .words { fill: #3fb56b } .open { fill: #d9a53a } .late { fill: #e5534b }
   .end { stroke: #8ff0ab } .left { stroke: #9aa4af }
 }
 @media (prefers-reduced-motion: no-preference) {
-  .seen { animation: seen SECONDSs linear infinite }
+  .curtain { animation: aside SECONDSs linear infinite }
 }
-@keyframes seen { 0% { transform: scaleX(0) } SHARE% { transform: scaleX(1) } }
+@keyframes aside { 0% { transform: scaleX(1) } SHARE%, 100% { transform: scaleX(0) } }
 """
 
 
@@ -89,14 +89,15 @@ def _lane(board: Board, number: int, start: float, scale: float, height: float) 
     bars = []
     for row, seat in enumerate(board.seats):
         bars += _client(seat, late[row], row * _ROW, lambda time: (time - start) * scale)
-    clip, size = f"seen{number}", f'y="-4" height="{height + 6}"'
+    size = f'y="-4" height="{height + 6}"'
     return [
         _text(board.name, left, _TOP - 14, "name"),
         f'<g transform="translate({left} {_TOP})">',
         f'<rect class="lane" {size} width="{_BARS}" rx="4"/>',
-        f'<clipPath id="{clip}"><rect class="seen" {size} width="{_BARS + 6}"/></clipPath>',
-        f'<g clip-path="url(#{clip})">',
         *bars,
+        # It ends at the right, where its transform has its origin.
+        f'<g transform="translate({_BARS + 1})">',
+        f'<rect class="curtain" {size} x="{-_BARS - 1}" width="{_BARS + 1}" transform="scale(0 1)"/>',
         "</g></g>",
     ]
 
