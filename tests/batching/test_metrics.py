@@ -1,8 +1,19 @@
 """Statistics and metrics against a run of which every figure is known."""
 
+import threading
+
 import pytest
 
-from batchstream import EOS, ContinuousBatcher, DynamicBatcher, FinishReason, Metrics
+from batchstream import (
+    EOS,
+    SKIP,
+    ContinuousBatcher,
+    DynamicBatcher,
+    FinishReason,
+    Last,
+    Metrics,
+)
+from support import knobs
 from support.engines import Model, echo
 from support.scripted import Run
 from support.sources import TIMEOUT
@@ -127,7 +138,40 @@ def test_requests_that_have_had_no_output_are_shown_as_prefilling():
     assert seen == [(1, 1, 0), (1, 1, 0), (1, 1, 0), (1, 0, 1)]
 
 
-def test_steps_that_only_metrics_want_read_no_clock_without_them(monkeypatch):
+def test_a_request_that_left_before_its_first_output_has_none_by_the_next_in_its_slot():
+    class Leaving(Metrics):
+        firsts = 0
+
+        def stepped(self, live, capacity, **_):
+            first.cancel()  # between two steps: its slot is taken before the next
+
+        def first_output(self, seconds, **_):
+            self.firsts += 1
+
+    class SkipsFirst:
+        def add(self, slot, request):
+            self.left = request
+
+        def step(self):
+            assert submitted.wait(TIMEOUT)
+            self.left -= 1
+            return {0: {1: SKIP, 0: Last("output")}[self.left]}
+
+        def remove(self, slot):
+            pass
+
+    submitted = threading.Event()
+    with ContinuousBatcher(SkipsFirst, max_batch_size=1, metrics=Leaving()) as batcher:
+        first, second = batcher.stream(2), batcher.stream(1)
+        submitted.set()
+        assert list(second) == ["output"]
+        assert list(first) == []
+    figures = batcher.statistics()
+    assert figures.first_outputs == knobs.metrics_of(batcher).firsts == 1
+
+
+@pytest.mark.parametrize("metrics", [None, Metrics()], ids=["none", "none that does anything"])
+def test_steps_that_only_metrics_want_read_no_clock_without_them(monkeypatch, metrics):
     """After the first outputs a step is no reading of the clock, unless it is asked for."""
     readings = []
 
@@ -136,7 +180,7 @@ def test_steps_that_only_metrics_want_read_no_clock_without_them(monkeypatch):
         return 0.0
 
     monkeypatch.setattr("batchstream._batching.step_log.clock.monotonic", clock)
-    with DynamicBatcher(Model().generate, max_batch_size=1) as batcher:
+    with DynamicBatcher(Model().generate, max_batch_size=1, metrics=metrics) as batcher:
         short, long = "ab", "ab" * 20
         counts = []
         for text in (short, long):
