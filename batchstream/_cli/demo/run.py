@@ -60,6 +60,8 @@ def demo(settings: Settings, *, plain: bool, svg: str | None) -> int:
     plain = plain or not sys.stdout.isatty()
     if not plain:
         check_installed("rich", "bars need rich (without it, pass --plain)", "cli", "litserve")
+    if svg is not None and not Path(svg).absolute().parent.is_dir():
+        raise CommandError(f"there is no folder for the file {svg!r} of --svg: make it first")
     clients = script(settings.clients, settings.seed)
     _say(
         f"The same {settings.clients} clients, {settings.clients // 4} of which hang up, ask two "

@@ -96,8 +96,8 @@ def _lane(board: Board, number: int, start: float, scale: float, height: float) 
         f'<rect class="lane" {size} width="{_BARS}" rx="4"/>',
         *bars,
         # It ends at the right, where its transform has its origin.
-        f'<g transform="translate({_BARS + 1})">',
-        f'<rect class="curtain" {size} x="{-_BARS - 1}" width="{_BARS + 1}" transform="scale(0 1)"/>',
+        f'<g transform="translate({_BARS})">',
+        f'<rect class="curtain" {size} x="{-_BARS}" width="{_BARS}" transform="scale(0 1)"/>',
         "</g></g>",
     ]
 
