@@ -22,10 +22,12 @@ from typing import Any, Literal
 import llama_model
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sse_starlette import ServerSentEvent
 
-from batchstream import AsyncStream, ContinuousBatcher, StreamEnd
+from batchstream import AsyncStream, ContinuousBatcher, RequestError, StreamEnd
 from batchstream.integrations.starlette import (
     EventsResponse,
     NDJSONResponse,
@@ -47,8 +49,8 @@ class Settings(BaseModel):
     max_completion_tokens: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)  # its name until 2024
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=0)
+    top_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = None
     stop: str | list[str] | None = None
 
     def generation(self, prompt: str) -> Generation:
@@ -57,7 +59,7 @@ class Settings(BaseModel):
             tokenizer.encode(prompt),
             self.max_completion_tokens or self.max_tokens or MOST_TOKENS,
             temperature=self.temperature or 0,
-            top_p=self.top_p or 1,
+            top_p=1 if self.top_p is None else self.top_p,
             seed=self.seed,
             stop=self.stop,
         )
@@ -106,7 +108,20 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
         yield {"batcher": batcher}
 
 
-app = FastAPI(lifespan=lifespan, exception_handlers=exception_handlers)
+async def refuse(_: Request, error: Exception) -> Response:
+    """Tell a client of OpenAI's what is wrong with its request; it shows no other form."""
+    message = str(error)
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        message = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    shown = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+    return JSONResponse({"error": shown}, 400)
+
+
+app = FastAPI(
+    lifespan=lifespan,
+    exception_handlers=exception_handlers | {RequestError: refuse, RequestValidationError: refuse},
+)
 app.state.slots = 8
 
 

@@ -79,6 +79,8 @@ def text_of(content: str | Sequence[Mapping[str, Any]] | None) -> str:
     for part in content:
         if part.get("type") != "text":
             raise RequestError(f"the model reads text, got a part of type {part.get('type')!r}")
+        if not isinstance(part.get("text"), str):
+            raise RequestError(f"a part of type 'text' needs a text, got {part.get('text')!r}")
     return "".join(part["text"] for part in content)
 
 

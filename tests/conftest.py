@@ -1,5 +1,6 @@
 """Settings for every test of the core: nothing here needs more than the core's test packages."""
 
+import gc
 import os
 import signal
 import sys
@@ -44,6 +45,15 @@ def pytest_collection_modifyitems(config, items):
         (chosen if here else others).append(item)
     config.hook.pytest_deselected(items=others)
     items[:] = chosen
+
+
+def pytest_collection_finish():
+    """Keep what was imported and collected out of the collector's way.
+
+    It is a million objects where models are tested, and many tests collect all garbage again and again.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -90,8 +90,7 @@ class MissingEOSError(SourceError):
 def missing_eos_error(slot: int, given: int) -> MissingEOSError:
     """Return the error of a slot that is live when the source ends, with `require_eos`."""
     return MissingEOSError(
-        f"the source ended after {given} outputs for slot {slot}, "
-        f"before its end mark (require_eos)",
+        f"the batch ended after {given} outputs for slot {slot}, before its end mark (require_eos)",
         slot=slot,
         outputs=given,
     )
@@ -243,7 +242,7 @@ def consumer_error(error: BaseException) -> Exception:
         if own is None:
             own = _copy_as_its_class_does(error)
     if own is None:
-        own = SourceError(f"the source raised {type_name(error)}: {error_text(error)}")
+        own = SourceError(f"the stream failed with {type_name(error)}: {error_text(error)}")
     # An error of the library's own that no code of the source's has raised would be shown twice.
     _CAUSE.__set__(own, error.__cause__ if _was_made_here(error) else error)
     return own

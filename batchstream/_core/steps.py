@@ -11,7 +11,7 @@ runs no Python code per element.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from typing_extensions import TypeIs
@@ -157,9 +157,12 @@ def _read_sequence(step: object, number: int) -> list[Any] | tuple[Any, ...]:
             return list(step)
     except Exception as error:
         raise _unreadable(number, error) from error
+    instead = "make it a list"
+    if isinstance(step, Iterator):
+        instead += ", or yield from it where it is a source"
     raise StepError(
         f"step {number} is no sequence, mapping or array of outputs, one per slot, "
-        f"got {type_name(step)}: make it a list",
+        f"got {type_name(step)}: {instead}",
         step=number,
     )
 

@@ -250,6 +250,12 @@ def check_decode(decode: object, argument: str) -> None:
         raise TypeError(
             f"decode takes a function of {argument} that returns a decoder, got {decode!r}{instead}"
         )
+    owner = getattr(decode, "__self__", None)
+    if any(hasattr(owner, name) for name in ("convert_ids_to_tokens", "id_to_token")):
+        raise TypeError(
+            f"decode takes a function of {argument} that returns a decoder, got a method of a "
+            f"tokenizer: pass lambda request: TextDecoder(tokenizer)"
+        )
     if is_kind(inspect.iscoroutinefunction, decode):
         raise TypeError(
             f"decode takes a function that answers at once, got the coroutine function {decode!r}: "

@@ -250,9 +250,11 @@ def decode_of(tokenizer: Any, *, skip_special_tokens: bool) -> Decode:
     """
     decode: Any = getattr(tokenizer, "decode", None)
     if not callable(decode):
+        # A model would be shown layer by layer.
+        got = repr(tokenizer) if isinstance(tokenizer, str | None) else type(tokenizer).__name__
         raise TypeError(
-            f"tokenizer takes an object with a method decode, got {tokenizer!r}: pass a tokenizer "
-            f"of transformers, a tokenizers.Tokenizer, or an object whose decode takes a list of "
+            f"tokenizer takes an object with a method decode, got {got}: pass a tokenizer of "
+            f"transformers, a tokenizers.Tokenizer, or an object whose decode takes a list of "
             f"token ids"
         )
     if _takes_skip(getattr(decode, "__func__", decode)):

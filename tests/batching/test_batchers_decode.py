@@ -180,10 +180,21 @@ def test_the_model_may_be_asynchronous():
     assert asyncio.run(main()) == ["a"]
 
 
+class Tokenizer:
+    """Has what tells a tokenizer of `tokenizers` from other objects that decode."""
+
+    def decode(self, ids):
+        return "".join(map(self.id_to_token, ids))
+
+    def id_to_token(self, token):
+        return chr(token)
+
+
 @pytest.mark.parametrize(
     ("decode", "says"),
     [
         (TextDecoder(BYTES), "a decoder is for one stream, so pass lambda request"),
+        (Tokenizer().decode, "of a tokenizer: pass lambda request: TextDecoder"),
         (3, "decode takes a function of one request that returns a decoder, got 3"),
     ],
 )

@@ -270,7 +270,7 @@ def test_the_error_of_a_step_shows_no_output(step):
         ({1, 2}, "got set"),
         (None, "got NoneType"),
         (5, "got int"),
-        (iter([1, 2]), "got list_iterator"),
+        (iter([1, 2]), "list_iterator: make it a list, or yield from it where it is a source"),
         ((n for n in [1, 2]), "got generator"),
         ({2: 1}, "step 0 names slot 2, expected slots from 0 to 1"),
         ({-1: 1}, "step 0 names slot -1, expected slots from 0 to 1"),

@@ -151,14 +151,14 @@ class Nameless(BaseException, metaclass=NamelessType):
 
 @pytest.mark.rule(16)
 def test_an_error_whose_class_refuses_its_name_reaches_the_consumer():
-    assert str(consumer_error(Nameless("text"))) == "the source raised Nameless: text"
+    assert str(consumer_error(Nameless("text"))) == "the stream failed with Nameless: text"
 
 
 @pytest.mark.rule(16, 18)
 def test_what_cannot_be_copied_becomes_a_source_error_with_type_and_text():
     own = consumer_error(NeedsMore("short of something", 1))
     assert type(own) is SourceError
-    assert str(own) == "the source raised NeedsMore: short of something"
+    assert str(own) == "the stream failed with NeedsMore: short of something"
 
 
 @pytest.mark.rule(16)
@@ -187,7 +187,7 @@ def test_an_error_without_a_text_still_has_a_type():
 
     broken = AlsoUncopyable()
     broken.args = ("x",)
-    assert str(consumer_error(broken)) == "the source raised AlsoUncopyable: <no text>"
+    assert str(consumer_error(broken)) == "the stream failed with AlsoUncopyable: <no text>"
 
 
 @pytest.mark.rule(17)
@@ -198,7 +198,7 @@ def test_what_would_be_misunderstood_is_wrapped(error):
     own = consumer_error(error)
     assert type(own) is SourceError
     assert isinstance(own, BatchStreamError)
-    assert str(own) == f"the source raised {type(error).__name__}: x"
+    assert str(own) == f"the stream failed with {type(error).__name__}: x"
     assert own.__cause__ is error
 
 

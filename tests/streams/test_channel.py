@@ -213,7 +213,7 @@ def test_an_error_that_no_consumer_can_be_raised_is_the_cause_of_one_of_ours(err
         channel.fail(error)
     assert next(stream) == 1
     name = type(error).__name__
-    with pytest.raises(SourceError, match=f"the source raised {name}: z") as caught:
+    with pytest.raises(SourceError, match=f"the stream failed with {name}: z") as caught:
         next(stream)
     assert caught.value.__cause__ is error
 

@@ -642,7 +642,7 @@ def test_a_stop_out_of_user_code_is_an_error(stop):
     [by_marker] = demux([[Fail(stop)]])
     for stream in (by_predicate, by_marker):
         with pytest.raises(
-            SourceError, match=f"the source raised {type(stop).__name__}: x"
+            SourceError, match=f"the stream failed with {type(stop).__name__}: x"
         ) as caught:
             next(stream)
         assert caught.value.__cause__ is stop
@@ -673,7 +673,7 @@ def test_what_stops_the_program_passes_through_and_ends_the_other_streams(interr
     assert source.closed == 1
     assert next(second) == "x"
     for stream in (first, second):
-        with pytest.raises(SourceError, match=f"the source raised {interrupt.__name__}: stop"):
+        with pytest.raises(SourceError, match=f"the stream failed with {interrupt.__name__}: stop"):
             next(stream)
         assert next(stream, "end") == "end"
 
@@ -685,7 +685,7 @@ def test_a_cancelled_error_of_the_source_is_an_error_and_cancels_no_consumer():
     next(first)
     for stream in (first, second):
         stream.drain()
-        with pytest.raises(SourceError, match="the source raised CancelledError") as caught:
+        with pytest.raises(SourceError, match="the stream failed with CancelledError") as caught:
             next(stream)
         assert caught.value.__cause__ is error
         assert stream.finish_reason is FinishReason.ERROR

@@ -140,9 +140,9 @@ class Decoding:
         self._live: object = None  # the live slots that were last heard of
 
     @property
-    def goes_on(self) -> bool:
-        """Whether a row has not ended."""
-        return not all(self._ended)
+    def ended(self) -> bool:
+        """Whether all rows have ended."""
+        return all(self._ended)
 
     # ---- a step
 
@@ -236,7 +236,7 @@ class Decoding:
             self._live = live
             for row, slot in enumerate(self._slots):
                 self._ended[row] |= slot not in live
-        return sum(self._ended) != self._arranged and self.goes_on
+        return sum(self._ended) != self._arranged and not self.ended
 
     def arrange(self) -> None:
         """Drop the rows that have ended since the last time, or let them be padded."""
@@ -275,10 +275,10 @@ class Decoding:
         self._slots = [self._slots[row] for row in rows]
         self._ended = [False] * len(rows)
 
-    def let_go(self) -> None:
+    def free(self) -> None:
         """Free the cache, unless it is the caller's: an error may keep what refers to it."""
         if not self._has_own_cache:
-            _rows.let_go(self._kept)
+            _rows.empty_caches(self._kept)
 
 
 def stopped_by(criterion: Any, token: int | None) -> Last[int | None]:

@@ -77,7 +77,9 @@ def stream_generate(
         >>> from batchstream.integrations.transformers import stream_generate
         >>> @batchstream.batched(max_batch_size=8)
         ... def replies(prompts):
-        ...     inputs = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
+        ...     inputs = tokenizer(
+        ...         prompts, return_tensors="pt", padding=True, padding_side="left"
+        ...     ).to(model.device)
         ...     return stream_generate(model, inputs, max_new_tokens=100)
     """
     if not callable(getattr(model, "generate", None)):
@@ -157,7 +159,7 @@ def _in_own_loop(call: _Call, settings: Settings, surroundings: Surroundings) ->
         yield from _in_lockstep(call, settings, surroundings)
         return
     try:
-        while decoding.goes_on:
+        while not decoding.ended:
             with surroundings():
                 step = decoding.step()
             live = yield step
@@ -165,7 +167,7 @@ def _in_own_loop(call: _Call, settings: Settings, surroundings: Surroundings) ->
                 with surroundings():
                     decoding.arrange()
     except BaseException:
-        decoding.let_go()
+        decoding.free()
         raise
 
 

@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, NamedTuple
 
 from batchstream import RequestError
-from batchstream._core.arguments import check_count, check_number
+from batchstream._core.arguments import check_count, check_number, check_whole
 
 _BYTES: Final = (bytes, bytearray, memoryview)  # which are sequences of numbers, too
 
@@ -46,9 +46,10 @@ class Generation:
         temperature: 0 takes the most probable token each time; above it a token is drawn, from
             probabilities that are the flatter the higher the temperature.
         top_k: Draw among so many of the most probable tokens; None for all.
-        top_p: Draw among the most probable tokens that have this probability together.
-        seed: A number that fixes all draws: the same request gets the same tokens, whatever other
-            requests run beside it. None draws anew each time.
+        top_p: Draw among the most probable tokens that have this probability together; 0 leaves
+            the most probable one alone.
+        seed: A whole number that fixes all draws: the same request gets the same tokens, whatever
+            other requests run beside it. None draws anew each time.
         stop: What ends the text besides the model's end ids: token ids, which the engine itself
             looks for, and strings, which it leaves to `batchstream.text`; see `stop_ids` and
             `stop_strings`.
@@ -85,7 +86,7 @@ class Generation:
                 "temperature": _checked_temperature(self.temperature),
                 "top_k": _checked_or_none("top_k", self.top_k, at_least=1),
                 "top_p": _checked_top_p(self.top_p),
-                "seed": _checked_or_none("seed", self.seed, at_least=0),
+                "seed": None if self.seed is None else check_whole("seed", self.seed),
                 "stop": _checked_stop(self.stop),
             }
         except ValueError as error:
@@ -122,8 +123,8 @@ def _checked_temperature(temperature: Any) -> float:
 
 def _checked_top_p(top_p: Any) -> float:
     number = check_number("top_p", top_p)
-    if not 0 < number <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p!r}")
+    if number > 1:
+        raise ValueError(f"top_p must be at most 1, got {top_p!r}")
     return number
 
 

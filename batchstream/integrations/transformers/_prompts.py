@@ -16,15 +16,18 @@ def check_prompts(prompts: Any) -> None:
     """Check that there are prompts.
 
     Raises:
-        TypeError: They are no list.
+        TypeError: They are no list, or the messages of one chat.
         ValueError: There is none.
     """
     if isinstance(prompts, str | Mapping) or not isinstance(prompts, Sequence):
-        raise TypeError(
-            f"prompts takes a list, got {type(prompts).__name__}: pass [prompt] for one"
-        )
+        instead = "pass [prompt] for one"
+        if not isinstance(prompts, str):
+            instead = "pass texts, chats or lists of ids; for a tensor of ids use stream_generate"
+        raise TypeError(f"prompts takes a list, got {type(prompts).__name__}: {instead}")
     if not prompts:
         raise ValueError("prompts is empty: there is nothing to stream")
+    if all(isinstance(prompt, Mapping) for prompt in prompts):
+        raise TypeError("prompts takes a list of prompts, got one chat: pass [messages]")
 
 
 def encoded(tokenizer: Any, prompt: Any) -> list[int]:

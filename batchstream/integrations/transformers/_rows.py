@@ -162,10 +162,10 @@ def select(kept: dict[str, Any], processors: list[Any], rows: list[int]) -> None
             changed.prompt_ignore_length = lengths[index]
 
 
-def let_go(kept: dict[str, Any]) -> None:
+def empty_caches(kept: dict[str, Any]) -> None:
     """Empty the caches that `generate` has made, whatever still refers to them."""
     for value in kept.values():
         if isinstance(value, cache_utils.EncoderDecoderCache):
-            let_go({"self": value.self_attention_cache, "cross": value.cross_attention_cache})
+            empty_caches({"self": value.self_attention_cache, "cross": value.cross_attention_cache})
         elif isinstance(value, cache_utils.Cache):
             value.layers.clear()

@@ -39,8 +39,11 @@ class Sampler:
         self.request = request
         self.greedy = request.temperature < _COLDEST
         self.sorts = request.top_k is not None or request.top_p < 1
+        seed = request.seed
+        if seed is not None and seed < 0:  # of which Python takes the absolute value
+            seed %= 1 << 64
         # Python's: the same on each device, and a draw is one number, not one for each token.
-        self._random = random.Random(request.seed)  # noqa: S311 - tokens are no secrets
+        self._random = random.Random(seed)  # noqa: S311 - tokens are no secrets
 
     def draw(self) -> float:
         """Return the next random number, at least 0 and below 1."""

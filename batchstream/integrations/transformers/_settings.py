@@ -19,6 +19,7 @@ _NOT_TAKEN: Final = {
     "output_logits": _TOKENS_ALONE,
     "output_scores": _TOKENS_ALONE,
     "return_dict_in_generate": _TOKENS_ALONE,
+    "stop": "it gives ids; use stream_text, or stop_strings= with tokenizer=",
     "streamer": "the source takes its place; for a generate call of your own use BatchStreamer",
     "synced_gpus": "processes that step together cannot end together with a stream",
 }
@@ -74,6 +75,11 @@ class Settings:
             value = self._arguments.get(name)
             if value is not None and not isinstance(value, torch.Tensor):
                 raise TypeError(f"{name} takes a tensor, got {type(value).__name__}: {_TOKENIZE}")
+            if name in {"inputs", "input_ids"} and value is not None and value.dim() <= 1:
+                raise TypeError(
+                    f"{name} takes a tensor of shape (prompts, length), got one of "
+                    f"{tuple(value.shape)}: pass ids[None] for one prompt"
+                )
         for name, why in _NOT_TAKEN.items():
             if self._arguments.get(name) not in (None, False):
                 raise ValueError(f"stream_generate takes no {name}: {why}")

@@ -107,7 +107,9 @@ class BatchStreamer(BaseStreamer, Generic[T]):
         >>> from threading import Thread
         >>> from batchstream.integrations.transformers import BatchStreamer
         >>> def replies(prompts):
-        ...     inputs = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
+        ...     inputs = tokenizer(
+        ...         prompts, return_tensors="pt", padding=True, padding_side="left"
+        ...     ).to(model.device)
         ...     streamer = BatchStreamer(tokenizer, skip_prompt=True, size=len(prompts))
         ...     call = dict(inputs, max_new_tokens=100)
         ...     Thread(target=streamer.run, args=[model.generate], kwargs=call).start()
@@ -249,6 +251,8 @@ class BatchStreamer(BaseStreamer, Generic[T]):
             raise ClosedError(_ONE_CALL)
         self._check_new()
         self._runs = True
+        if kwargs.get("streamer") is self:  # left over from a call of generate
+            del kwargs["streamer"]
         try:
             unnamed, call = named(generate, args, kwargs)
             call = self._learn(Settings(getattr(generate, "__self__", None), call))
@@ -260,9 +264,9 @@ class BatchStreamer(BaseStreamer, Generic[T]):
             self._close()
             return None
         except BaseException as error:
-            is_told = bool(self._channel.live) and isinstance(error, Exception)
+            stream_raises_it = bool(self._channel.live) and isinstance(error, Exception)
             self._fail(error)
-            if is_told:
+            if stream_raises_it:
                 return None
             raise
         return returned

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from batchstream import Fail, RequestError
@@ -77,6 +77,7 @@ def stream_text(
             "stream_text takes no stop_strings: pass stop, which holds back what may become a stop "
             "string"
         )
+    _check_pair(model, tokenizer)
     check_prompts(prompts)
     settings = Settings(model, generate_kwargs)
     is_decoder = not model.config.is_encoder_decoder
@@ -141,6 +142,23 @@ def stream_text(
         **generate_kwargs,
     )
     return decode_steps(_after(failed, steps) if failed else steps, decoders)
+
+
+def _check_pair(model: Any, tokenizer: Any) -> None:
+    """Check that there are a model and a tokenizer.
+
+    Raises:
+        TypeError: One of them is something else.
+    """
+    if not callable(getattr(model, "generate", None)):
+        raise TypeError(
+            f"stream_text takes a model with a method generate, got {type(model).__name__}"
+        )
+    if not callable(tokenizer) or not hasattr(tokenizer, "pad_token_id"):
+        raise TypeError(
+            f"stream_text takes a tokenizer of transformers, got {type(tokenizer).__name__}: pass "
+            "what AutoTokenizer.from_pretrained returns"
+        )
 
 
 def _after(failed: dict[int, Fail], steps: Steps) -> Steps:
@@ -215,4 +233,8 @@ def _stops(stop: Any, configured: Any, size: int) -> list[list[Any]]:
 
 
 def _listed(stop: Any) -> list[Any]:
-    return [stop] if isinstance(stop, str) else list(stop or ())
+    if isinstance(stop, str):
+        return [stop]
+    if stop is not None and (isinstance(stop, bytes) or not isinstance(stop, Iterable)):
+        raise TypeError(f"stop takes a text or several, got {stop!r}")
+    return list(stop or ())

@@ -7,10 +7,12 @@ import functools
 import gc
 import json
 import math
+import re
 import socket
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import anyio
 import httpx
@@ -1726,16 +1728,26 @@ class Engine:
         self.stepping = threading.Event()
         self.removed = threading.Semaphore(0)
         self.gate = threading.Semaphore(0)
+        self.output = int
+        self.steps = 0  # that were begun
+        self._begun = threading.Semaphore(0)
 
     def add(self, slot, request):
         self.rows[slot] = (request, 0)
 
+    def wait_for_steps(self, number):
+        """Wait until so many steps were begun; once for an engine."""
+        for _ in range(number):
+            assert self._begun.acquire(timeout=SECONDS)
+
     def step(self):
+        self.steps += 1
+        self._begun.release()
         self.stepping.set()
         assert self.gate.acquire(timeout=SECONDS)
         self.rows = {slot: (end, number + 1) for slot, (end, number) in self.rows.items()}
         return {
-            slot: number if number < end else Last(number)
+            slot: self.output(number) if number < end else Last(self.output(number))
             for slot, (end, number) in self.rows.items()
         }
 
@@ -1816,6 +1828,45 @@ def test_the_engine_drops_the_request_of_a_client_that_leaves(batching, engine, 
     engine.let_through()
     assert engine.removed.acquire(timeout=SECONDS)
     assert batcher.statistics().finished == {FinishReason.CANCELLED: 1}
+
+
+_LINES = re.MULTILINE | re.DOTALL
+
+
+def in_one_piece():
+    """Return the function that docs/serving.md shows under this name."""
+    page = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
+    [block] = re.findall(r"^```python\n(async def in_one_piece.*?)^```$", page, _LINES)
+    namespace = {}
+    exec(block, namespace)  # noqa: S102
+    return namespace["in_one_piece"]
+
+
+@pytest.mark.rule(13)
+@pytest.mark.parametrize("leaves", [False, True], ids=["stays", "leaves"])
+def test_the_client_of_an_answer_in_one_piece_may_leave(batching, engine, leaves):
+    """Nothing has been sent then: the model makes the step that is under way, and no other."""
+    engine.output = str
+    batcher, server = batching(max_batch_size=2)
+    asked = 10**9 if leaves else 5
+    exchange = server.respond(lambda: TextResponse(in_one_piece()(batcher.astream(asked))))
+    engine.let_through(3)
+    if leaves:
+        with server.connect(exchange):
+            engine.wait_for_steps(4)
+            assert not exchange.begun
+    else:
+        call = server.call(exchange)
+        engine.wait_for_steps(4)
+        engine.let_through(2)
+        assert call.wait().body == b"12345"
+    assert exchange.wait().error is None
+    engine.let_through(100)
+    assert engine.removed.acquire(timeout=SECONDS)
+    batcher.close()
+    assert engine.steps == (4 if leaves else 5)
+    reason = FinishReason.CANCELLED if leaves else FinishReason.EOS
+    assert batcher.statistics().finished == {reason: 1}
 
 
 def test_a_request_that_is_one_too_many_is_503(batching, engine):

@@ -607,6 +607,16 @@ def test_an_argument_that_is_there_twice_reaches_the_stream():
         next(streamer)
 
 
+def test_run_is_given_no_streamer_but_itself():
+    streamer = BatchStreamer(skip_prompt=True)
+    streamer.run(tiny().generate, **prompts(4), max_new_tokens=2, streamer=streamer)
+    assert len(list(streamer)) == 2
+    other = BatchStreamer(skip_prompt=True)
+    other.run(tiny().generate, **prompts(4), max_new_tokens=2, streamer=streamer)
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'streamer'"):
+        next(other)
+
+
 def test_a_call_within_a_call_is_refused_and_does_not_end_it():
     streamer = BatchStreamer(skip_prompt=True)
     (stream,) = streamer.streams()
@@ -637,6 +647,7 @@ def test_a_streamer_is_for_one_call():
         ([], {"stop": ["x"]}, "has no tokenizer, so that stop= has no meaning"),
         ([], {"skip_special_tokens": True}, "so that skip_special_tokens= has no meaning"),
         ([object()], {}, "a method decode"),
+        ([tiny()], {}, r"a method decode, got LlamaForCausalLM: pass a tok"),
         ([], {"eos_token_id": "</s>"}, "takes whole numbers"),
     ],
 )

@@ -50,9 +50,8 @@ def test_a_request_can_be_pickled_and_be_a_key():
         ({"temperature": float("nan")}, "temperature must be at least 0, got nan"),
         ({"temperature": float("inf")}, "temperature must be finite, got inf"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
-        ({"top_p": 0}, "top_p must be above 0 and at most 1, got 0"),
-        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"top_p": -0.5}, "top_p must be at least 0, got -0.5"),
+        ({"top_p": 1.5}, "top_p must be at most 1, got 1.5"),
         ({"stop": ["a", ""]}, "stop must hold no empty string"),
         ({"stop": [-2]}, "stop must be at least 0, got -2"),
     ],
@@ -79,6 +78,7 @@ def test_a_value_out_of_range_is_the_clients_fault(arguments, message):
         ({"max_new_tokens": None}, "max_new_tokens takes a whole number, got None"),
         ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
         ({"top_k": 1.5}, "top_k takes a whole number, got 1.5"),
+        ({"seed": "7"}, "seed takes a whole number, got '7'"),
         ({"stop": 1.5}, "stop takes token ids and strings, got 1.5"),
         ({"stop": b"ab"}, "stop takes token ids and strings, got b'ab'"),
         ({"stop": [b"ab"]}, "stop takes token ids and strings, got b'ab'"),
@@ -132,6 +132,7 @@ def test_tokens_are_drawn_with_the_probabilities_of_transformers(how):
         {"temperature": 1e-38},
         {"temperature": 1e-37, "top_k": 3},
         {"temperature": 1.0, "top_p": 1e-46},
+        {"temperature": 1.0, "top_p": 0},
         {"temperature": 1e-46, "top_p": 1e-46},
     ],
     ids=str,
@@ -204,6 +205,15 @@ def test_a_request_without_a_seed_draws_anew_each_time():
     engine = TransformersEngine(tiny(), eos_token_id=())
     visits = [Visit(Generation([5, 6, 7], 20, temperature=2.0)) for _ in range(3)]
     assert len({tuple(visit.outputs) for visit in drive(engine, visits)}) == 3
+
+
+def test_a_negative_seed_is_a_seed_of_its_own():
+    def draws(seed):
+        sampler = Sampler(Generation([3], 1, seed=seed))
+        return [sampler.draw() for _ in range(3)]
+
+    assert draws(-5) == draws(-5)
+    assert draws(-5) != draws(5)
 
 
 def test_temperature_0_is_greedy_whatever_else_is_asked():

@@ -406,6 +406,7 @@ def test_it_takes_ids_alone_and_a_config():
         ({"cache_implementation": "paged"}, "cache_implementation='paged'.*TransformersEngine"),
         ({"streamer": object()}, "takes no streamer.*BatchStreamer"),
         ({"custom_generate": object()}, "takes no custom_generate"),
+        ({"stop": ["x"]}, "takes no stop: .*stream_text"),
         ({"max_length": 9}, "takes no max_length: pass max_new_tokens"),
         ({"output_scores": True}, "takes no output_scores: a source hands out token ids alone"),
         ({"return_dict_in_generate": True}, "takes no return_dict_in_generate"),
@@ -429,6 +430,8 @@ def test_what_cannot_be_streamed_is_refused_by_name(more, message):
     [
         (object(), prompts(4), 3, "a model with a method generate, got object"),
         (tiny(), [[5, 6]], 3, "return_tensors='pt'"),
+        (tiny(), torch.tensor([5, 6]), 3, r"of shape \(prompts, length\), got one of \(2,\)"),
+        (tiny(), {"input_ids": torch.tensor([5])}, 3, r"\(prompts, length\), got one of \(1,\)"),
         (tiny(), {"input_ids": [[5, 6]]}, 3, "input_ids takes a tensor, got list: call the tok"),
         (tiny(), prompts(4) | {"attention_mask": [[1] * 4]}, 3, "attention_mask takes a tensor"),
         (tiny(), prompts(4), 1.5, "max_new_tokens takes whole numbers, got 1.5"),

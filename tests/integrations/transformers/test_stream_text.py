@@ -252,6 +252,11 @@ def test_what_ends_a_sequence_is_the_tokenizers_if_the_model_does_not_know():
         (["a"], {"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1, got 0"),
         (["a"], {"max_new_tokens": []}, ValueError, "max_new_tokens is empty"),
         (["a"], {"max_new_tokens": [1, 2]}, ValueError, "max_new_tokens has 2 limits, expected 1"),
+        ([{"role": "user", "content": "a"}], {}, TypeError, r"one chat: pass \[messages\]"),
+        (torch.tensor([[5, 6]]), {}, TypeError, "got Tensor: .* use stream_generate"),
+        ({"input_ids": [[5, 6]]}, {}, TypeError, "got dict: .* use stream_generate"),
+        (["a"], {"stop": 5}, TypeError, "stop takes a text or several, got 5"),
+        (["a"], {"stop": b"x"}, TypeError, "stop takes a text or several, got b'x'"),
         (["a"], {"stop": ["x", ["y"]]}, TypeError, r"got both: 'x' is a text, write \['x'\]"),
         (["a"], {"stop": [["x"], ["y"]]}, ValueError, "stop has 2 lists .*, expected 1"),
         (["a"], {"stop": ""}, ValueError, "stop"),
@@ -265,6 +270,17 @@ def test_what_cannot_work_is_refused(prompts, more, kind, message):
         stream_text(model, tokenizer, prompts, **{"max_new_tokens": 4, **more})
 
 
+def test_what_is_no_model_or_no_tokenizer_is_named():
+    model, tokenizer = tiny_text()
+    for other in (model.generate, tokenizer, "gpt2"):
+        with pytest.raises(TypeError, match="stream_text takes a model with a method generate"):
+            stream_text(other, tokenizer, ["a"], max_new_tokens=4)
+    for other in (model, None, "gpt2"):
+        kind = type(other).__name__
+        with pytest.raises(TypeError, match=f"a tokenizer of transformers, got {kind}: pass what"):
+            stream_text(model, other, ["a"], max_new_tokens=4)
+
+
 # ---- a request that cannot work
 
 
@@ -272,6 +288,7 @@ BAD = {
     "no tokens": ("", 6, None, RequestError, "the prompt has no tokens"),
     "a stop string": ("c", 6, ["x", ""], RequestError, "stop"),
     "no text": ("c", 6, [3], TypeError, "stop"),
+    "no stop strings": ("c", 6, 3, TypeError, "stop takes a text or several, got 3"),
     "a limit": ("c", 0, None, RequestError, "max_new_tokens must be at least 1, got 0"),
     "no number": ("c", 2.5, None, TypeError, "max_new_tokens takes whole numbers, got 2.5"),
     "another kind": (3.5, 6, None, TypeError, "a prompt is a text, a list of messages"),
