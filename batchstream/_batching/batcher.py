@@ -45,7 +45,8 @@ class Batcher(Generic[RequestT, T]):
     @property
     def _kind(self) -> str:
         """What a text calls it."""
-        return type(self).__name__
+        kind, name = type(self).__name__, self._dispatcher.options.name
+        return kind if name is None else f"{kind} {name!r}"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(f"a {self._kind} cannot be pickled or copied: it has workers")
@@ -58,6 +59,7 @@ class Batcher(Generic[RequestT, T]):
         wait_timeout: float | None = None,
         first_timeout: float | None = None,
         gap_timeout: float | None = None,
+        request_id: str | None = None,
     ) -> Stream[T]:
         """Submit a request, and return its stream for a consumer in a thread.
 
@@ -75,6 +77,8 @@ class Batcher(Generic[RequestT, T]):
                 more than 0. An output counts from the step of the model that has given it, be it
                 read or not. The time stands still while the batch waits for room in this very
                 stream (`on_overflow="wait"`), and begins anew when there is room.
+            request_id: What errors, logs and the stream's text call the request, such as an
+                `X-Request-ID`; without one it has a number of the batcher's own.
 
         Raises:
             OverloadedError: `max_pending` requests are waiting, or more than another bound allows.
@@ -96,6 +100,7 @@ class Batcher(Generic[RequestT, T]):
             wait_timeout=wait_timeout,
             first_timeout=first_timeout,
             gap_timeout=gap_timeout,
+            request_id=request_id,
         )
 
     def astream(
@@ -106,6 +111,7 @@ class Batcher(Generic[RequestT, T]):
         wait_timeout: float | None = None,
         first_timeout: float | None = None,
         gap_timeout: float | None = None,
+        request_id: str | None = None,
     ) -> AsyncStream[T]:
         """Submit a request, and return its stream for a consumer in an event loop.
 
@@ -117,6 +123,7 @@ class Batcher(Generic[RequestT, T]):
             wait_timeout: For how long it may wait until it joins a batch.
             first_timeout: For how long it may be without its first output, from now on.
             gap_timeout: For how long it may be without another output, from the first on.
+            request_id: What errors, logs and the stream's text call the request; see `stream`.
 
         Raises:
             OverloadedError: `max_pending` requests are waiting, or more than another bound allows.
@@ -138,6 +145,7 @@ class Batcher(Generic[RequestT, T]):
             wait_timeout=wait_timeout,
             first_timeout=first_timeout,
             gap_timeout=gap_timeout,
+            request_id=request_id,
         )
 
     @overload

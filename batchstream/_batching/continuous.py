@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 from typing_extensions import TypeVar
 
 from batchstream._batching.batcher import Batcher
-from batchstream._batching.engine import VACANCY, Engine, EngineBatch
+from batchstream._batching.engine import Engine
+from batchstream._batching.engine_batch import VACANCY, EngineBatch
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.thread_dispatcher import ThreadDispatcher
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from batchstream._batching.request import Request
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.demultiplexer import Demultiplexer
-    from batchstream._core.markers import End, Fail, Last, Many, Signal
+    from batchstream._core.markers import End, Fail, Last, Many, Requeue, Signal
     from batchstream._core.per_request import per_request
     from batchstream._pumps.worker_thread import WorkerThread
     from batchstream._text.decoder import Decoder
@@ -41,7 +42,10 @@ class StepEngine(Protocol[_RequestT_contra, _T_co]):
     All methods are called in one thread at a time, in this order: `remove` for requests that have
     ended, `add` for requests that join, and then `step`, as long as there is a request.
 
-    An engine that holds threads or memory of its own may have a fourth method, `close()`, a plain
+    An engine may have a method `step_cost(slot)`, which returns what the next step costs for a
+    slot, as a number; it is asked where the batcher has a `max_step_cost`, before requests join.
+
+    An engine that holds threads or memory of its own may have a method `close()`, a plain
     function. An engine that the batcher has made, with a class or function, is closed once, in the
     same thread: after it has raised in a step, or when the batcher is closed or dropped, or the
     program exits. One that fails is closed without a `remove` before. An idle batcher keeps its
@@ -63,16 +67,19 @@ class StepEngine(Protocol[_RequestT_contra, _T_co]):
             Exception: Any other error is one of the server's.
         """
 
-    def step(self) -> Mapping[int, _T_co | Last[_T_co] | Many[_T_co] | End | Fail | Signal | None]:
+    def step(
+        self,
+    ) -> Mapping[int, _T_co | Last[_T_co] | Many[_T_co] | End | Fail | Requeue | Signal | None]:
         """Make one step, and return an output for each slot in use.
 
         Or a marker, as in the steps of a source: `Last`, `EOS` and so on; None where that is the
-        end mark; and nothing (or `SKIP`) for a slot that goes on without an output. What it raises
-        fails all requests in the engine.
+        end mark; and nothing (or `SKIP`) for a slot that goes on without an output. `Requeue`, also
+        behind the outputs of a `Many`, gives the slot back: its request is removed, and added again
+        later. What it raises fails all requests in the engine.
         """
 
     def remove(self, slot: int) -> None:
-        """Free what the slot's request needed: it has finished, was cancelled, or has failed.
+        """Free what the slot's request needed: it has ended, or its slot was given back.
 
         Called exactly once for each `add`; after a `step` that raised as well, unless there is a
         factory to make another engine. What it raises goes to `sys.unraisablehook`.
@@ -119,9 +126,17 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             `AsyncBatchedStream`.
         max_buffered_bytes: How many bytes a live stream may hold unread; see `AsyncBatchedStream`.
         size_of: A function of an output that returns its bytes; for text and bytes none is needed.
+        step_cost: A function of a request that says what its first step takes of `max_step_cost`,
+            the length of its prompt for example. From its first output on a request takes 1; unless
+            the engine has a method `step_cost(slot)`, which says what it takes in the next step.
+        max_step_cost: What the next step may cost at most when a request joins. The first that does
+            not fit waits, and none overtakes it; one whose first step costs more by itself is
+            refused.
         metrics: Its methods are called as things happen; see `Metrics`. Or a function without
             arguments that returns such an object, such as its class: it is called once, in the
             process and by the call that submits the first request.
+        name: What metrics, logs and errors call the batcher; without it metrics and logs call it
+            by the name of what it runs.
         max_pending_cost: What the requests that wait may cost together; one that would be too much
             is refused as well.
         priority: A function of a request that returns a whole number, its band. While a request of
@@ -186,6 +201,9 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered_bytes: int | None = None,
         size_of: Callable[[T], int] | None = None,
         metrics: MetricsOrFactory | None = None,
+        step_cost: Callable[[RequestT], float] | None = None,
+        max_step_cost: float | None = None,
+        name: str | None = None,
         max_pending_cost: float | None = None,
         priority: Callable[[RequestT], int] | None = None,
         tenant: Callable[[RequestT], Hashable] | None = None,
@@ -213,6 +231,9 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered_bytes: int | None = None,
         size_of: Callable[[T], int] | None = None,
         metrics: MetricsOrFactory | None = None,
+        step_cost: Callable[[RequestT], float] | None = None,
+        max_step_cost: float | None = None,
+        name: str | None = None,
         max_pending_cost: float | None = None,
         priority: Callable[[RequestT], int] | None = None,
         tenant: Callable[[RequestT], Hashable] | None = None,
@@ -239,6 +260,9 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered_bytes: int | None = None,
         size_of: Callable[[T], int] | None = None,
         metrics: MetricsOrFactory | None = None,
+        step_cost: Callable[[RequestT], float] | None = None,
+        max_step_cost: float | None = None,
+        name: str | None = None,
         max_pending_cost: float | None = None,
         priority: Callable[[RequestT], int] | None = None,
         tenant: Callable[[RequestT], Hashable] | None = None,
@@ -260,6 +284,10 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             max_buffered_bytes=max_buffered_bytes,
             size_of=size_of,
             metrics=metrics,
+            step_cost=step_cost,
+            max_step_cost=max_step_cost,
+            name=name,
+            runs=engine,
             max_pending_cost=max_pending_cost,
             priority=priority,
             tenant=tenant,
@@ -272,10 +300,15 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         def open_in_thread(
             dispatcher: ThreadDispatcher[T], requests: list[Request[T]], thread: WorkerThread
         ) -> tuple[ThreadPump[T], EngineBatch[T]]:
+            made_before = engine_.made
             engine_.drive(dispatcher.context)
+            if engine_.made > made_before > 0:
+                dispatcher.log.engine_made()
             try:
                 batch: EngineBatch[T] = EngineBatch(dispatcher, engine_, requests)
-                core: Demultiplexer[T] = core_of(options.rules, options.max_batch_size, vacant=True)
+                core: Demultiplexer[T] = core_of(
+                    options.rules, options.max_batch_size, vacant=True, requeues=True
+                )
                 if options.decode is not None:
                     core = decoding(core)
                 pump: ThreadPump[T] = ThreadPump(

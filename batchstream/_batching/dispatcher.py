@@ -32,6 +32,7 @@ from typing_extensions import TypeVar
 from batchstream._batching import clock
 from batchstream._batching.keys import KeyInterner
 from batchstream._batching.life import Readiness, state_text
+from batchstream._batching.log import BatcherLog
 from batchstream._batching.request import Deadlines, Request, Submission, closed_error
 from batchstream._batching.scheduler import NOTHING_REAPED, Scheduler
 from batchstream._core.errors import (
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from batchstream._core.records import BatcherStatistics
     from batchstream._eventloops.base import EventLoop
     from batchstream._handoff.parking import Lot
+    from batchstream._pumps.background import BackgroundPump
 
 T = TypeVar("T")
 StreamT = TypeVar("StreamT")
@@ -120,6 +122,7 @@ class Dispatcher(ABC, Generic[T]):
         parking: Where consumers wait.
         scheduler: What decides, for the holder of the lock.
         forked: Whether this is a copy in a forked child, of no use there.
+        log: Writes the batcher's lines in the log.
         room_waiters: What is to be told of room in the queue, in the order in which it came:
             flights with a request for which there was none, and other callers. See `room.py`.
         closers: What is to be told when the last request has ended, in a drain. See `drain.py`.
@@ -153,6 +156,7 @@ class Dispatcher(ABC, Generic[T]):
         self._numbers = count()
         self._has_warned = False  # see `_warn_if_a_loop_stops`
         self._keys = KeyInterner()
+        self.log = BatcherLog(options.label)
         self._tenants = KeyInterner("tenant")
         forkable_batchers.add(self)
 
@@ -191,6 +195,7 @@ class Dispatcher(ABC, Generic[T]):
         gap_timeout: float | None = None,
         on_end: Callable[[Request[T]], object] | None = None,
         is_warm_up: bool = False,
+        request_id: str | None = None,
     ) -> StreamT:
         """Accept a request, and return its stream.
 
@@ -203,6 +208,7 @@ class Dispatcher(ABC, Generic[T]):
             gap_timeout: For how long it may be without another, from the first on.
             on_end: See `Request`, for one that a `map` submits.
             is_warm_up: Whether it waits for `begin_warm_up`, to be taken before all others.
+            request_id: What errors and logs call it, if not by a number.
 
         Raises:
             OverloadedError: As many requests wait as may, or they cost as much.
@@ -213,8 +219,9 @@ class Dispatcher(ABC, Generic[T]):
             TypeError, ValueError: A timeout, or a number that a function has returned for the
                 request, is not one that it can be; or what `per_request` or `decode` returned is no
                 predicate or no decoder.
-            Exception: What `key`, `cost`, `max_outputs`, `decode`, `priority`, `tenant`, `share`,
-                the function of `per_request` or the factory of the metrics raise.
+            Exception: What `key`, `cost`, `step_cost`, `max_outputs`, `decode`, `priority`,
+                `tenant`, `share`, the function of `per_request` or the factory of the metrics
+                raise.
         """
         if self.forked:
             raise _forked_error()
@@ -234,12 +241,19 @@ class Dispatcher(ABC, Generic[T]):
             None if options.max_outputs is None else options.limit_of(content),
             None if options.rules.per_request is None else options.rules.is_eos_of(content),
             None if options.decode is None else options.decoder_of(content),
+            0.0 if options.step_cost is None else options.step_cost_of(content),
         )
         key = None if options.key is None else options.key(content)
-        number, ended = next(self._numbers), scheduler.ended_requests
         place = None if options.places is None else options.places.place_of(content)
         request: Request[T] = Request(
-            number, submission, deadlines, ended, on_end, is_warm_up=is_warm_up
+            next(self._numbers),
+            submission,
+            deadlines,
+            scheduler.ended_requests,
+            on_end,
+            is_warm_up=is_warm_up,
+            request_id=request_id,
+            batcher=options.name,
         )
         request.place = place
         request.sizes = sizes_of(options.bound) if bytes_are_bounded else None
@@ -287,12 +301,27 @@ class Dispatcher(ABC, Generic[T]):
             break
         if reaped is not NOTHING_REAPED:
             self._follow_up(reaped, now)
-        if metrics is not None and not request.is_warm_up:
-            if not refusals:
-                metrics("submitted")
-            elif isinstance(refusals[0], OverloadedError) and request.on_end is None:
-                metrics("refused")
+        if refusals:
+            self._tell_of_refusal(request, refusals[0], now)
+        elif metrics is not None and not request.is_warm_up:
+            metrics("submitted", tenant=request.tenant)
+        if self.log.is_refusing and not refusals:
+            self.log.accepted(now, scheduler.totals.refused)
         return refusals.pop() if refusals else None
+
+    def _tell_of_refusal(self, request: Request[T], refusal: Exception, now: float) -> None:
+        """Tell metrics and the log of a request that was refused; not of one that comes again."""
+        if isinstance(refusal, OverloadedError):
+            if request.on_end is not None:
+                return
+            reason: str = refusal.reason
+            self.log.refused(refusal, request, now, self.scheduler.totals.refused - 1)
+        else:
+            reason = "cost" if isinstance(refusal, CostError) else "closed"
+        if self.options.name is not None:
+            refusal.add_note(f"This came from the batcher {self.options.name!r}.")
+        if self.options.metrics is not None:
+            self.options.metrics("refused", reason, tenant=request.tenant)
 
     def _intern(self, request: Request[T], key: Any) -> tuple[object, object]:
         """Set what stands for a request's key and tenant; return what `_are_current` takes."""
@@ -412,8 +441,7 @@ class Dispatcher(ABC, Generic[T]):
                 if decision.requests:
                     is_counted = self._model is None and not decision.requests[0].is_warm_up
                     if is_counted and self.options.metrics is not None:
-                        waited = [now - request.arrived for request in decision.requests]
-                        self.options.metrics("joined", waited)
+                        self._tell_of_joining(decision.requests, now)
                     self._wake_another()
                 elif decision.wait is None:
                     self._check_ended()
@@ -452,9 +480,21 @@ class Dispatcher(ABC, Generic[T]):
     def count_joined(self, requests: Sequence[Request[T]], now: float) -> None:
         """Count requests that have joined a running batch together."""
         with self._lock:
-            waited = self.scheduler.join(requests, now)
-        if waited and self.options.metrics is not None:
-            self.options.metrics("joined", waited)
+            joined = self.scheduler.join(requests, now)
+        if joined and self.options.metrics is not None:
+            self._tell_of_joining(joined, now)
+
+    def _tell_of_joining(self, requests: Sequence[Request[T]], now: float) -> None:
+        """Tell metrics of requests that have joined a batch together."""
+        assert self.options.metrics is not None  # noqa: S101 - for the type checker
+        self.options.metrics(
+            "joined",
+            [
+                now - (request.arrived if (back := request.requeued_at) is None else back)
+                for request in requests
+            ],
+            tenants=[request.tenant for request in requests],
+        )
 
     def put_back(self, requests: Sequence[Request[T]]) -> None:
         """Let requests wait again that were taken, in their order and in front of all others."""
@@ -464,6 +504,22 @@ class Dispatcher(ABC, Generic[T]):
                 self.scheduler.put_back(requests)
         if closed:
             self.fail_all(requests, closed_error(self.scheduler.closing))
+
+    def requeue(self, requests: Sequence[tuple[Request[T], Submission]]) -> Sequence[Request[T]]:
+        """Let requests wait again whose slots were given back; see `Scheduler.requeue`."""
+        with self._lock:
+            closed = self.scheduler.state == "closed"
+            waiting = () if closed else self.scheduler.requeue(requests, clock.monotonic())
+        if closed:  # as in `put_back`
+            self.fail_all(
+                [request for request, _ in requests], closed_error(self.scheduler.closing)
+            )
+        metrics = self.options.metrics
+        if metrics is not None:
+            for request, _ in requests:
+                if request in waiting:
+                    metrics("requeued", tenant=request.tenant)
+        return waiting
 
     def _rest(self, worker: Worker) -> None:
         """Take a worker from work that has ended without asking for another batch."""
@@ -513,12 +569,19 @@ class Dispatcher(ABC, Generic[T]):
         metrics = self.options.metrics
         if metrics is not None:
             for request in reaped.finished:
+                joined, joined_at = request.state == "finished", request.joined_at
                 metrics(
                     "finished",
                     request.ends[0],
-                    joined=request.state == "finished",
+                    joined=joined,
                     lasted=now - request.arrived,
+                    in_slot=now - joined_at if joined and joined_at is not None else 0.0,
+                    tenant=request.tenant,
                 )
+        for request in reaped.finished:
+            if request.ends[0].error is not None:
+                self.log.failed(reaped.finished, closed=self.scheduler.state == "closed")
+                break
 
     def tell_of_room(self) -> None:
         """Let those that wait for room look again, up to the first that tells the next itself."""
@@ -550,7 +613,7 @@ class Dispatcher(ABC, Generic[T]):
         return has_room
 
     def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
-        """Fail requests that have not joined a batch."""
+        """Fail requests that are in no batch."""
         begin_in_source(error)
         for request in requests:
             self._fail(request, error)
@@ -562,14 +625,19 @@ class Dispatcher(ABC, Generic[T]):
         """Cancel a request, wherever it is."""
         if self.forked:
             return
-        pump = request.pump  # in a local: it is reset when the request is reaped
-        if pump is not None:
-            pump.cancel(request)
-        elif request.ends:
-            request.shut()
-        else:
-            request.cancel(StreamEnd(FinishReason.CANCELLED, 0))
-            self._ended_outside(request)
+        while True:
+            pump = request.pump  # in a local: it is reset when the request is reaped
+            if pump is not None:
+                pump.cancel(request)
+            elif request.ends:
+                request.shut()
+                return
+            else:
+                request.cancel(StreamEnd(FinishReason.CANCELLED, request.given_before))
+            if request.ends:  # or else its slot was given back meanwhile
+                break
+        if pump is None or request.pump is not pump:
+            self._ended_outside(request, pump)
 
     def waits_for(self, request: Request[T]) -> bool:
         """Whether the batch of a request waits until its stream is read."""
@@ -582,27 +650,36 @@ class Dispatcher(ABC, Generic[T]):
         if pump is not None:
             return pump.given(request)
         end = request.end
-        return 0 if end is None else end.outputs
+        return request.given_before if end is None else end.outputs
 
     def _fail(self, request: Request[T], error: BaseException) -> None:
         """Fail a request, wherever it is."""
-        pump = request.pump
-        if pump is not None:
-            pump.fail_stream(request, error)
-        else:
-            request.finish(StreamEnd(FinishReason.ERROR, 0, error=error))
-            self._ended_outside(request)
+        while True:
+            pump = request.pump
+            if pump is not None:
+                pump.fail_stream(request, error)
+            else:
+                request.finish(StreamEnd(FinishReason.ERROR, request.given_before, error=error))
+            if request.ends:  # or else its slot was given back meanwhile
+                break
+        if pump is None or request.pump is not pump:
+            self._ended_outside(request, pump)
 
-    def _ended_outside(self, request: Request[T]) -> None:
-        """Wake the consumer of a request that was ended outside of any batch."""
-        self.parking.wake((request,))
+    def _ended_outside(self, request: Request[T], pump: BackgroundPump[T] | None) -> None:
+        """Follow up the end of a request that was set outside of any batch, or by way of this one.
+
+        Wake its consumer, unless the batch has.
+        """
+        if pump is None:
+            self.parking.wake((request,))
         if self.room_waiters:  # with the lock they see that it waits no longer
             self.tell_of_room()
         if self.closers:
             self._tell_closers()
         # Behind the end: it may have joined a batch meanwhile, which then has to know.
-        if (pump := request.pump) is not None:
-            pump.depart(request)
+        joined = request.pump
+        if joined is not None and joined is not pump:
+            joined.depart(request)
 
     def wait(self, request: Request[T], deadline: float | None) -> None:
         """Wait until the buffer may hold something, or its stream has ended.
@@ -740,12 +817,16 @@ class Dispatcher(ABC, Generic[T]):
             if self.scheduler.state == "draining":
                 closing += ", before its drain was over"
         with self._lock:
-            if self.scheduler.state != "closed":
+            is_first = self.scheduler.state != "closed"
+            if is_first:
                 self.scheduler.closing = closing  # the first says it
             now = clock.monotonic()
             reaped = self.scheduler.reap(now)
             waiting, batches = self.scheduler.close()
+            unfinished = len(self.scheduler.totals.open)
         self._follow_up(reaped, now)
+        if is_first:
+            self.log.closed(self.scheduler.closing, unfinished)
         self.fail_all(waiting, closed_error(self.scheduler.closing))
         self._wake_workers()
         for batch in batches:
@@ -869,7 +950,8 @@ class Dispatcher(ABC, Generic[T]):
         for request in self.scheduler.open_requests():
             if request.pump is None:
                 request.refuse_after_fork()
-                request.finish(StreamEnd(FinishReason.ERROR, 0, error=_forked_error()))
+                given = request.given_before
+                request.finish(StreamEnd(FinishReason.ERROR, given, error=_forked_error()))
 
     def _begin_anew(self) -> None:
         """Forget the workers, the batches that were being closed, and what another thread held."""

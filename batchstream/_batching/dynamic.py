@@ -57,6 +57,7 @@ class _Options(TypedDict, total=False):
     max_buffered_bytes: int | None
     size_of: Callable[[Any], int] | None
     metrics: MetricsOrFactory | None
+    name: str | None
     max_pending_cost: float | None
     max_pending_per_tenant: int | None
     drain: float | None
@@ -121,6 +122,8 @@ class DynamicBatcher(Batcher[RequestT, T]):
         metrics: Its methods are called as things happen; see `Metrics`. Or a function without
             arguments that returns such an object, such as its class: it is called once, in the
             process and by the call that submits the first request.
+        name: What metrics, logs and errors call the batcher; without it metrics and logs call it
+            by the name of what it runs.
         max_pending_cost: What the requests that wait may cost together; one that would be too much
             is refused as well.
         priority: A function of a request that returns a whole number, its band. While a request of
@@ -177,6 +180,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
+        name: str | None = None,
         max_pending_cost: float | None = None,
         priority: Callable[[RequestT], int] | None = None,
         tenant: Callable[[RequestT], Hashable] | None = None,
@@ -198,6 +202,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
+        name: str | None = None,
         max_pending_cost: float | None = None,
         priority: Callable[[RequestT], int] | None = None,
         tenant: Callable[[RequestT], Hashable] | None = None,
@@ -301,6 +306,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_buffered_bytes: int | None = None,
         size_of: Callable[[T], int] | None = None,
         metrics: MetricsOrFactory | None = None,
+        name: str | None = None,
         max_pending_cost: float | None = None,
         priority: Callable[[RequestT], int] | None = None,
         tenant: Callable[[RequestT], Hashable] | None = None,
@@ -311,6 +317,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         if not callable(fn):
             raise TypeError(f"fn takes a function of a list of requests, got {fn!r}")
         check_parameters(fn, may_be_method=self._may_be_method)
+        function = fn  # as it was given
         runs_in_task = is_kind(inspect.isasyncgenfunction, fn)
         if single:
             if runs_in_task or is_kind(inspect.isgeneratorfunction, fn):
@@ -368,6 +375,8 @@ class DynamicBatcher(Batcher[RequestT, T]):
             max_buffered_bytes=max_buffered_bytes,
             size_of=size_of,
             metrics=metrics,
+            name=name,
+            runs=function,
             max_pending_cost=max_pending_cost,
             priority=priority,
             tenant=tenant,
@@ -386,6 +395,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         wait_timeout: float | None = None,
         first_timeout: float | None = None,
         gap_timeout: float | None = None,
+        request_id: str | None = None,
     ) -> T:
         """Submit a request, wait for its one result and return it, with `single=True`.
 
@@ -396,6 +406,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
             first_timeout: For how long to wait for its first output: the same as `timeout`, as the
                 result is its only one.
             gap_timeout: Without effect, as no other follows; see `stream`.
+            request_id: What errors and logs call the request; see `stream`.
 
         Raises:
             TypeError: The batcher was made without `single=True`.
@@ -416,6 +427,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
             wait_timeout=wait_timeout,
             first_timeout=first_timeout,
             gap_timeout=gap_timeout,
+            request_id=request_id,
         )
         try:
             return next(stream)  # the end came with it
@@ -433,6 +445,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         wait_timeout: float | None = None,
         first_timeout: float | None = None,
         gap_timeout: float | None = None,
+        request_id: str | None = None,
     ) -> T:
         """Do the same in an event loop.
 
@@ -443,6 +456,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
             first_timeout: For how long to wait for its first output: the same as `timeout`, as the
                 result is its only one.
             gap_timeout: Without effect, as no other follows; see `stream`.
+            request_id: What errors and logs call the request; see `stream`.
 
         Raises:
             Exception: What `call` raises.
@@ -459,6 +473,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
             wait_timeout=wait_timeout,
             first_timeout=first_timeout,
             gap_timeout=gap_timeout,
+            request_id=request_id,
         )
         try:
             return await anext(stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic
 
 from typing_extensions import TypeVar
@@ -15,10 +16,12 @@ from batchstream._core.arguments import (
     OnOverflow,
     check_count,
     check_limit,
+    check_name,
     check_number,
     check_seconds,
 )
 from batchstream._core.cores import core_of
+from batchstream._core.errors import CostError, type_name
 from batchstream._core.rules import EndRules
 from batchstream._text.core import decoding
 from batchstream._text.decoder import check_decode, check_decoder
@@ -38,11 +41,14 @@ RequestT = TypeVar("RequestT")
 class BatcherOptions(Generic[RequestT, T]):
     """The arguments of a batcher; see `DynamicBatcher` and `ContinuousBatcher` for their meaning.
 
+    `runs` is its function or engine, from which a batcher without a name has its `label`: what
+    metrics and logs call it.
+
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
     """
 
-    def __init__(
+    def __init__(  # noqa: C901 - a check for each argument
         self,
         rules: EndRules[T],
         *,
@@ -56,11 +62,15 @@ class BatcherOptions(Generic[RequestT, T]):
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
+        step_cost: Callable[[RequestT], float] | None = None,
+        max_step_cost: float | None = None,
         batch_timeout: float = 0.0,
         workers: int = 1,
         key: Callable[[RequestT], Hashable] | None = None,
         decode: Callable[[RequestT], Decoder[Any, T] | None] | None = None,
         metrics: MetricsOrFactory | None = None,
+        name: str | None = None,
+        runs: object = None,
         max_pending_cost: float | None = None,
         priority: Callable[[RequestT], int] | None = None,
         tenant: Callable[[RequestT], Hashable] | None = None,
@@ -69,6 +79,10 @@ class BatcherOptions(Generic[RequestT, T]):
         drain: float | None = None,
     ) -> None:
         self.rules = rules
+        if name is not None:
+            check_name("name", name)
+        self.name = name
+        self.label = name_of(runs) if name is None else name
         self.decode = decode
         if decode is not None:
             check_decode(decode, "one request")
@@ -81,20 +95,28 @@ class BatcherOptions(Generic[RequestT, T]):
             max_buffered_bytes=max_buffered_bytes,
             size_of=size_of,
         )
-        self.metrics = None if metrics is None else MetricsCaller(metrics)
+        self.metrics = None if metrics is None else MetricsCaller(metrics, self.label)
         self.drain = check_drain(drain)
         self.batch_timeout = check_seconds("batch_timeout", batch_timeout)
         self.max_pending = check_count("max_pending", max_pending, at_least=1)
         if (cost is None) != (max_batch_cost is None):
             raise TypeError("cost and max_batch_cost go together: one was given without the other")
-        for name, function in {"key": key, "cost": cost}.items():
+        if (step_cost is None) != (max_step_cost is None):
+            raise TypeError(
+                "step_cost and max_step_cost go together: one was given without the other"
+            )
+        for option, function in {"key": key, "cost": cost, "step_cost": step_cost}.items():
             if function is not None and not callable(function):
-                raise TypeError(f"{name} takes a function of one request, got {function!r}")
+                raise TypeError(f"{option} takes a function of one request, got {function!r}")
         self.key = key
         self.cost = cost
         self.max_batch_cost = max_batch_cost
         if max_batch_cost is not None:
             check_number("max_batch_cost", max_batch_cost)
+        self.step_cost = step_cost
+        self.max_step_cost = max_step_cost
+        if max_step_cost is not None:
+            check_number("max_step_cost", max_step_cost)
         self.max_pending_cost = max_pending_cost
         if max_pending_cost is not None:
             check_max_pending_cost(max_pending_cost, max_batch_cost)
@@ -133,10 +155,37 @@ class BatcherOptions(Generic[RequestT, T]):
         cost: Any = self.cost
         return check_number("what cost returns", cost(content))
 
+    def step_cost_of(self, content: RequestT) -> float:
+        """Return what a request's first step costs; for batchers with a `step_cost`.
+
+        Raises:
+            CostError: More than a step may cost: it would wait for ever.
+        """
+        found = self.first_step_of(content)
+        if self.max_step_cost is not None and found > self.max_step_cost:
+            raise CostError(
+                f"the first step of the request costs {found!r}, more than a step may cost: "
+                f"{self.max_step_cost!r} (max_step_cost)"
+            )
+        return found
+
+    def first_step_of(self, content: RequestT) -> float:
+        """Do the same, whether it is too much or not; for a request that joins again."""
+        step_cost: Any = self.step_cost
+        return check_number("what step_cost returns", step_cost(content))
+
     def limit_of(self, content: RequestT) -> int | None:
         """Return how many outputs a request gets at most."""
         limit: Any = self.max_outputs
         return check_limit(limit(content)) if callable(limit) else limit
+
+
+def name_of(runs: object) -> str:
+    """Return what to call a function or engine: its qualified name, or that of its class."""
+    while isinstance(runs, partial):
+        runs = runs.func
+    name = getattr(runs, "__qualname__", None)
+    return name if isinstance(name, str) and name else type_name(runs)
 
 
 def check_max_pending_cost(max_pending_cost: float, max_batch_cost: float | None) -> None:

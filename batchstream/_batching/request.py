@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from typing_extensions import TypeVar
 
-from batchstream._core.arguments import check_seconds
+from batchstream._core.arguments import check_name, check_seconds
 from batchstream._core.errors import ClosedError, DeadlineError
 from batchstream._handoff.buffer import Buffer
 from batchstream._handoff.parking import earliest
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from batchstream._batching.places import Place
     from batchstream._core.records import StreamEnd
@@ -28,9 +28,17 @@ _SHORTEST_LOOK: Final = 0.01
 """Seconds. A consumer that waits looks no more often for a deadline that may come to be."""
 
 RequestState: TypeAlias = Literal[
-    "new", "waiting", "refused", "taken", "joined", "withdrawn", "finished"
+    "new",
+    "waiting",
+    "refused",
+    "taken",
+    "joined",
+    "requeued",
+    "retaken",
+    "withdrawn",
+    "finished",
 ]
-RequestEvent: TypeAlias = Literal["submit", "refuse", "take", "put back", "join", "end"]
+RequestEvent: TypeAlias = Literal["submit", "refuse", "take", "put back", "join", "requeue", "end"]
 
 REQUEST_LIFE: Final[dict[tuple[RequestState, RequestEvent], RequestState]] = {
     ("new", "submit"): "waiting",
@@ -40,10 +48,17 @@ REQUEST_LIFE: Final[dict[tuple[RequestState, RequestEvent], RequestState]] = {
     ("taken", "put back"): "waiting",
     ("taken", "join"): "joined",
     ("taken", "end"): "withdrawn",
+    ("joined", "requeue"): "requeued",
     ("joined", "end"): "finished",
+    ("requeued", "take"): "retaken",
+    ("requeued", "end"): "withdrawn",
+    ("retaken", "put back"): "requeued",
+    ("retaken", "join"): "joined",
+    ("retaken", "end"): "withdrawn",
 }
 """What the scheduler knows of a request. A worker takes it from the queue, and lets it join a batch
-or puts it back; one that ended before it joined a batch is withdrawn. Its stream may have ended a
+or puts it back; one that ended while it waited is withdrawn. An engine may give back the slot of
+one that has joined: it waits again, and has outputs already. Its stream may have ended a
 moment before: then it is queued in `Scheduler.ended_requests`, and counted as ended when the
 scheduler reaps it."""
 
@@ -65,6 +80,7 @@ class Submission(NamedTuple):
     Attributes:
         content: The request, as the model takes it.
         cost: What it takes of `max_batch_cost`.
+        step_cost: What its first step takes of `max_step_cost`.
         max_outputs: How many outputs it gets at most.
         is_eos: Its own predicate on outputs.
         decoder: What its outputs go through.
@@ -75,6 +91,7 @@ class Submission(NamedTuple):
     max_outputs: int | None = None
     is_eos: Callable[[Any], object] | None = None
     decoder: Decoder[Any, Any] | None = None
+    step_cost: float = 0.0
 
 
 FREED: Final = Submission(None)
@@ -176,17 +193,27 @@ class Deadlines:
         else:
             self.next_output = given, now + self.gap_timeout
 
+    def wait_again(self) -> None:
+        """Let only the total count from here on: it has joined a batch in time, and waits again."""
+        self.wait_timeout = None  # first: a consumer may ask at any moment which has passed
+        self.wait_until = self.until
+
 
 class Request(Buffer[T]):
     """What a caller submitted and when, and the buffer of its stream.
 
     Args:
-        number: A number of its own, for error texts.
+        number: A number of its own, for texts.
         submission: What the caller submitted.
         deadlines: Its deadlines, if it has any.
         ended_requests: Where it queues itself when it has ended; twice if two threads end it.
         on_end: What to call when it has ended, if it is a `map`'s or a warm-up's.
         is_warm_up: Whether it goes before all others and counts in no figures.
+        request_id: What texts call it, if not by its number.
+        batcher: The name of its batcher, if that has one, for texts.
+
+    Raises:
+        TypeError, ValueError: The id is no string, or empty.
 
     Attributes:
         state: Where it is in its life; changed under the batcher's lock.
@@ -196,20 +223,33 @@ class Request(Buffer[T]):
         place: Its band and its tenant; None where the batcher has neither.
         arrived: When it came.
         pump: What runs the batch that it has joined.
+        id: What the caller calls it, or its number as text.
+        joined_at: When it joined its batch, if it has.
+        first_output_at: When it had its first output, if it has had one.
         on_end: Called with the request when it has ended, behind its outputs, of a request that a
             `map` has submitted: it has no bound.
         is_warm_up: Whether a warm-up has submitted it.
+        given_before: How many outputs it had been given when its slot was given back, if it was.
+        requeued_at: When its slot was given back last, if it was.
+        stalled: Whether its slot was given back without an output since it had joined, although no
+            other request was in the engine.
     """
 
     __slots__ = (
         "_ended_requests",
         "arrived",
         "deadlines",
+        "first_output_at",
+        "given_before",
         "group",
         "is_warm_up",
+        "id",
+        "joined_at",
         "on_end",
         "place",
         "pump",
+        "requeued_at",
+        "stalled",
         "state",
         "submission",
     )
@@ -223,18 +263,34 @@ class Request(Buffer[T]):
         on_end: Callable[[Request[T]], object] | None = None,
         *,
         is_warm_up: bool = False,
+        request_id: str | None = None,
+        batcher: str | None = None,
     ) -> None:
-        super().__init__(NO_SLOT, f"request {number}")
+        name = f"request {number}"
+        if request_id is not None:
+            name = f"request {check_name('request_id', request_id)!r}"
+        super().__init__(NO_SLOT, name if batcher is None else f"{name} of {batcher!r}")
         self._ended_requests = ended_requests
         self.state: RequestState = "new"
         self.submission = submission
         self.deadlines = deadlines
         self.group: object = None
+        self.id = str(number) if request_id is None else request_id
         self.place: Place | None = None
         self.arrived = 0.0
+        self.joined_at: float | None = None
+        self.first_output_at: float | None = None
         self.pump: BackgroundPump[T] | None = None
         self.on_end = on_end
         self.is_warm_up = is_warm_up
+        self.given_before = 0
+        self.requeued_at: float | None = None
+        self.stalled = False
+
+    @property
+    def tenant(self) -> Hashable:
+        """Whose it is, if that is said."""
+        return None if self.place is None else self.place.tenant
 
     @property
     def cost(self) -> float:

@@ -9,6 +9,7 @@ from typing_extensions import TypeVar
 
 from batchstream._batching import clock
 from batchstream._batching.request import FREED, closed_error
+from batchstream._batching.step_log import StepLog
 from batchstream._batching.totals import StepTotals
 from batchstream._handoff.parking import earliest
 
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from batchstream._batching import life
+    from batchstream._batching.log import BatcherLog
     from batchstream._batching.options import BatcherOptions
-    from batchstream._batching.request import Request
+    from batchstream._batching.request import Request, Submission
     from batchstream._handoff.buffer import Buffer
     from batchstream._pumps.background import BackgroundPump
 
@@ -44,10 +46,12 @@ class BatchOwner(Protocol[T]):
 
     Attributes:
         options: What the batcher was made with.
+        log: Writes the batcher's lines in the log.
         scheduler: The batcher's state.
     """
 
     options: BatcherOptions[Any, T]
+    log: BatcherLog
 
     @property
     def scheduler(self) -> BatcherState[T]: ...
@@ -64,8 +68,15 @@ class BatchOwner(Protocol[T]):
     def put_back(self, requests: Sequence[Request[T]]) -> None:
         """Let requests wait again that were taken, in their order and in front of all others."""
 
+    def requeue(self, requests: Sequence[tuple[Request[T], Submission]]) -> Sequence[Request[T]]:
+        """Let requests wait again whose slots were given back, each with what is added next.
+
+        Returns:
+            All that wait again, in the order in which they will join.
+        """
+
     def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
-        """Fail requests that have not joined a batch."""
+        """Fail requests that are in no batch."""
 
 
 class RequestBatch(Generic[T]):
@@ -94,10 +105,12 @@ class RequestBatch(Generic[T]):
         self._timed: list[Request[T]] = []
         # Those for which no output can come, as their own consumers have left no room.
         self._held_up: set[Buffer[Any]] = set()
+        self._log = StepLog(owner.options)
 
     def serve(self, pump: BackgroundPump[T], requests: Sequence[Request[T]]) -> None:
         """Serve these requests, in the first slots of a pump that has not started."""
         self.pump = pump
+        self._log.follow(pump.fanout)
         for slot, request in enumerate(requests):
             self._seat(slot, request)
 
@@ -105,6 +118,8 @@ class RequestBatch(Generic[T]):
         """Tie a request to the slot that was opened for it, and that holds its buffer."""
         request.slot = slot
         request.submission = FREED
+        if request.first_output_at is None:
+            self._log.awaiting[request] = None
         if request.deadlines is not None:
             request.deadlines.join()
             self.next_deadline = earliest(self.next_deadline, request.deadline)
@@ -132,11 +147,26 @@ class RequestBatch(Generic[T]):
         """How many outputs wait in live streams."""
         return sum(len(buffer.outputs) for buffer in list(self.pump.fanout.live_buffers))
 
+    @property
+    def prefilling(self) -> int:
+        """How many live slots have had no output since their requests have joined."""
+        fanout = self.pump.fanout
+        requests: list[Any] = list(fanout.live_buffers)
+        return sum(fanout.given(request) == request.given_before for request in requests)
+
     def step_totals(self) -> StepTotals:
         """Return what was done up to now."""
         live_slots = self._live_slots  # before the steps: `after_step` adds behind them
-        core = self.pump.fanout.core.statistics()
-        return StepTotals(core.steps, live_slots, core.outputs, core.dropped)
+        core, log = self.pump.fanout.core.statistics(), self._log
+        return StepTotals(
+            core.steps,
+            live_slots,
+            core.outputs,
+            core.dropped,
+            log.first_outputs,
+            log.first_output_time,
+            log.wasted,
+        )
 
     def close(self) -> None:
         """Fail the streams that have not ended: the batcher was closed."""
@@ -183,9 +213,9 @@ class RequestBatch(Generic[T]):
         self._live_slots += len(live)
         if self._timed:
             self._time_outputs()
-        options = self._owner.options
-        if options.metrics is not None and not self.is_warm_up:
-            options.metrics("stepped", len(live), options.max_batch_size)
+        log = self._log
+        if log.awaiting or log.departures or log.stepped is not None:
+            log.note(live)
 
     def _time_outputs(self) -> None:
         """Let the time for the next output begin where the step has given one."""

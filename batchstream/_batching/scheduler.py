@@ -35,19 +35,21 @@ from batchstream._batching.life import BATCHER_LIFE, BatcherState, draining_erro
 from batchstream._batching.queue import WaitingQueue
 from batchstream._batching.request import FREED, REQUEST_LIFE, closed_error
 from batchstream._batching.totals import Totals
-from batchstream._core.errors import OverloadedError
+from batchstream._core.errors import CostError, OverloadedError
 from batchstream._core.records import FinishReason, StreamEnd
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from batchstream._batching.options import BatcherOptions
-    from batchstream._batching.request import Request
+    from batchstream._batching.request import Request, Submission
     from batchstream._batching.request_batch import RequestBatch
     from batchstream._core.errors import ClosedError
     from batchstream._core.records import BatcherStatistics
 
 T = TypeVar("T")
+
+_TAKEN: Final = ("taken", "retaken")
 
 
 class Worker:
@@ -140,6 +142,7 @@ class Scheduler(Generic[T]):
         closing: By what and when it was closed or its drain begun, for the text of the error.
         drains_until: When the drain is over, of one that is draining.
         departures: How fast requests leave the queue.
+        requeued: The requests whose slots were given back, and that wait again.
         warm_up_queue: The requests of warm-ups that wait. They are taken before all others, once
             they are in `warming`.
         warming: The requests of warm-ups that have not ended. No others are taken meanwhile.
@@ -172,6 +175,7 @@ class Scheduler(Generic[T]):
         self.state: BatcherState = "accepting"
         self.closing = ""
         self.drains_until = math.inf
+        self.requeued: set[Request[T]] = set()
         self._max_batch_size = options.max_batch_size
         self._max_workers = options.workers
         self._reuses_workers = reuses_workers
@@ -196,6 +200,7 @@ class Scheduler(Generic[T]):
             CostError: The request costs more than a batch may.
         """
         if self.state != "accepting":
+            self.totals.count_refused("closed", for_room=False)
             raise self.refusal()
         request.arrived = now
         if request.is_warm_up:
@@ -211,10 +216,13 @@ class Scheduler(Generic[T]):
         except BaseException as error:
             self.totals.open.discard(request)
             request.state = REQUEST_LIFE[request.state, "refuse"]
-            # A request of a `map` is not refused: it is held back, and comes again.
-            self.totals.refused += isinstance(error, OverloadedError) and request.on_end is None
             if isinstance(error, OverloadedError):
                 error.retry_after = self.departures.seconds_for(len(self.queue))
+                # A request of a `map` is not refused: it is held back, and comes again.
+                if request.on_end is None:
+                    self.totals.count_refused(error.reason, for_room=True)
+            elif isinstance(error, CostError):
+                self.totals.count_refused("cost", for_room=False)
             raise
         self.wake_worker()
 
@@ -266,6 +274,8 @@ class Scheduler(Generic[T]):
                 break
             for request in requests:
                 if not request.ends:
+                    if self.requeued:
+                        self.requeued.discard(request)
                     request.state = REQUEST_LIFE[request.state, "take"]
                     taken.append(request)
         if taken and queue is self.queue:
@@ -274,33 +284,67 @@ class Scheduler(Generic[T]):
                 self.departures.count(len(taken), now, others_wait=others_wait)
         return taken
 
-    def join(self, requests: Sequence[Request[T]], now: float) -> list[float]:
-        """Count requests that have joined a batch together; return how long each had waited.
+    def join(self, requests: Sequence[Request[T]], now: float) -> list[Request[T]]:
+        """Count requests that have joined a batch together, and return them.
+
+        One that joins again was counted before; it is returned as well.
 
         Args:
             requests: The requests; a request that has ended meanwhile, and was reaped, is left out.
             now: When they joined it.
         """
+        joined: list[Request[T]] = []
         waited: list[float] = []
         for request in requests:
-            if request.state == "taken":
+            if request.state in _TAKEN:
+                if request.state == "taken":
+                    request.joined_at = now
+                    waited.append(now - request.arrived)
                 request.state = REQUEST_LIFE[request.state, "join"]
                 if not request.is_warm_up:
-                    waited.append(now - request.arrived)
+                    joined.append(request)
         if waited:
             self.totals.count_joined(waited)
-        return waited
+        return joined
 
     def put_back(self, requests: Sequence[Request[T]]) -> None:
         """Let requests wait again that were taken, in their order and in front of all others."""
         for request in reversed(requests):
-            if request.state == "taken":  # one that has ended may have been reaped meanwhile
+            if request.state in _TAKEN:  # one that has ended may have been reaped meanwhile
                 if request.is_warm_up:
                     self.warm_up_queue.put_back(request)
                 else:
                     self.queue.put_back(request)
                     self.departures.count_back(1)
                 request.state = REQUEST_LIFE[request.state, "put back"]
+                if request.state == "requeued":
+                    self.requeued.add(request)
+
+    def requeue(
+        self, requests: Sequence[tuple[Request[T], Submission]], now: float
+    ) -> Sequence[Request[T]]:
+        """Let requests wait again whose slots were given back, each with what is added next.
+
+        They stand in front of all others, in the order in which they have arrived: so none of them
+        starves, whatever an engine gives back.
+
+        Returns:
+            All that wait again, in this order.
+        """
+        for request, submission in requests:
+            if request.state == "joined" and not request.ends:  # or else it is reaped as it is
+                request.submission = submission
+                request.requeued_at = now
+                self.totals.requeued += 1
+                if request.deadlines is not None:
+                    request.deadlines.wait_again()
+                request.state = REQUEST_LIFE[request.state, "requeue"]
+                self.requeued.add(request)
+        waiting = sorted(self.requeued, key=lambda request: request.arrived)
+        for request in reversed(waiting):
+            self.queue.remove(request)
+            self.queue.put_back(request)
+        return waiting
 
     def lost_requests(self) -> list[Request[T]]:
         """Return the requests that a worker has taken, and that have joined no batch.
@@ -333,7 +377,8 @@ class Scheduler(Generic[T]):
         while has_expired and (request := self.queue.first_expired(now)) is not None:
             # Ended first, then taken out: in between, an exception leaves it to the next holder.
             if (error := request.deadline_error(now)) is not None:
-                request.finish_quietly(StreamEnd(FinishReason.ERROR, 0, error=error))
+                end = StreamEnd(FinishReason.ERROR, request.given_before, error=error)
+                request.finish_quietly(end)
                 overdue.append(request)
             self.queue.remove(request)
         finished: list[Request[T]] = []
@@ -346,12 +391,13 @@ class Scheduler(Generic[T]):
                 break
             # One that is overdue was taken out above, and still is in the state of waiting.
             waited = self.queue.remove(request) or self.warm_up_queue.remove(request)
-            if waited or request.state == "waiting":
+            if waited or request.state in ("waiting", "requeued"):
                 dropped.append(request.submission)
                 request.submission = FREED
+                self.requeued.discard(request)
             # No change for one that was refused, or that a reap which was broken off has counted.
             request.state = REQUEST_LIFE.get((request.state, "end"), request.state)
-            if self.totals.count_finished(request):
+            if self.totals.count_finished(request, now):
                 finished.append(request)
             else:
                 dropped.append(request)
@@ -422,7 +468,9 @@ class Scheduler(Generic[T]):
             running=[batch.step_totals() for batch in batches],
             ended=ended,
             waiting=len(self.queue) - sum(request in self.queue for request in ended),
-            buffered=sum(batch.buffered for batch in batches),
+            buffered=sum(batch.buffered for batch in batches)
+            + sum(len(request.outputs) for request in self.requeued if not request.ends),
+            prefilling=sum(batch.prefilling for batch in batches),
             max_batch_size=self._max_batch_size,
         )
 

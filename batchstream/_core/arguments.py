@@ -241,6 +241,20 @@ def check_seconds(name: str, value: object) -> float:
     return seconds
 
 
+def check_name(name: str, value: object) -> str:
+    """Return the argument as a name.
+
+    Raises:
+        TypeError: It is no string.
+        ValueError: It is empty.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} takes a string, got {value!r}")
+    if not value:
+        raise ValueError(f"{name} must not be empty: leave it out, for a name that is made")
+    return value
+
+
 def check_number(name: str, value: Any) -> float:
     """Return the argument as a number of at least 0.
 

@@ -39,6 +39,7 @@ from batchstream import (
     NotNow,
     Replies,
     RequestError,
+    Requeue,
     Statistics,
     StepEngine,
     Stream,
@@ -53,7 +54,9 @@ from batchstream.integrations.litserve import (
     ChatCompletionRequest,
     ContinuousBatchLoop,
     OpenAISpec,
+    ReceivedRequest,
 )
+from batchstream.integrations.prometheus import PrometheusMetrics
 from batchstream.integrations.transformers import (
     BatchStreamer,
     Generation,
@@ -299,12 +302,12 @@ async def translate_async(texts: list[str]) -> AsyncIterator[list[str]]:
     yield texts
 
 
-class Printed:
-    def submitted(self) -> None: ...
-    def refused(self) -> None: ...
-    def joined(self, waited: Sequence[float]) -> None: ...
-    def stepped(self, live: int, capacity: int) -> None: ...
-    def finished(self, end: StreamEnd, *, joined: bool, lasted: float) -> None: ...
+class Printed(Metrics):
+    def submitted(self, **_: object) -> None: ...
+    def refused(self, reason: str, *, tenant: object = None) -> None: ...
+    def joined(self, waited: Sequence[float], **_: object) -> None: ...
+    def stepped(self, live: int, capacity: int, *_: object, **__: object) -> None: ...
+    def finished(self, end: StreamEnd, **_: object) -> None: ...
 
 
 printed: Metrics = Printed()
@@ -315,6 +318,9 @@ with DynamicBatcher[str, str](translate, max_batch_size=8) as batcher:
     assert_type(batcher.map(["a"], first_timeout=1, gap_timeout=0.5), Replies[list[str]])
     batcher.stream("a", gap_timeout="1")  # type: ignore[arg-type]
     assert_type(batcher.statistics(), BatcherStatistics)
+    assert_type(batcher.statistics().refusals, Mapping[str, int])
+    assert_type(batcher.astream("a", request_id="b-1"), AsyncStream[str])
+    batcher.stream("a", request_id=1)  # type: ignore[arg-type]
     batcher.stream(1)  # type: ignore[arg-type]
     assert_type(batcher.state, Literal["accepting", "draining", "closed"])
     assert_type(batcher.ready, bool)
@@ -358,6 +364,7 @@ DynamicBatcher(
     on_overflow="wait",
     metrics=printed,
     drain=30,
+    name="translations",
 )
 DynamicBatcher(translate, max_batch_size=8, drain="30")  # type: ignore[call-overload]
 DynamicBatcher(translate, max_batch_size=8, on_overflow="drop")  # type: ignore[call-overload]
@@ -506,7 +513,19 @@ class ClosedEngine(Engine):
     def close(self) -> None: ...
 
 
+class PreemptingEngine:
+    def add(self, slot: int, request: bytes) -> None: ...
+    def remove(self, slot: int) -> None: ...
+    def step(self) -> dict[int, int | Many[int] | Requeue]:
+        return {0: Requeue(b"the rest"), 1: Requeue()}
+
+    def step_cost(self, slot: int) -> float:
+        return 2.0
+
+
 closed_engine: StepEngine[bytes, int] = ClosedEngine()
+preempting_engine: StepEngine[bytes, int] = PreemptingEngine()
+ContinuousBatcher[bytes, int](PreemptingEngine, max_batch_size=4, step_cost=len, max_step_cost=512)
 ContinuousBatcher[bytes, int](ClosedEngine, max_batch_size=4)
 rejection: batchstream.BatchStreamError = TooLongError("too long")
 failed: Fail = Fail(RequestError("too long"))
@@ -638,6 +657,15 @@ class Service(LitAPI):
             yield {"word": word}
 
 
+def urgency(request: ReceivedRequest) -> int:
+    return int(request.headers.get("x-priority", "0"))
+
+
+def api_key(request: ReceivedRequest) -> str | None:
+    assert_type(request.request_id, str)
+    return request.headers.get("x-api-key")
+
+
 class AskedRequest(ChatCompletionRequest):
     top_k: int = 50
 
@@ -654,6 +682,21 @@ def litserve_loops() -> None:
         max_pending=64,
     )
     BatchedStreamLoop(eos_in="unbatch")  # type: ignore[arg-type]
+    BatchedStreamLoop(
+        priority=urgency,
+        tenant=api_key,
+        share=lambda request: 2.5,
+        cost=lambda request: len(request.payload),
+        max_pending_per_tenant=5,
+        first_timeout=10,
+        gap_timeout=2.5,
+        grace_period=25,
+        metrics=PrometheusMetrics,
+        name="chat",
+    )
+    ContinuousBatchLoop(make_engine, priority=urgency, tenant=api_key, metrics=Metrics)
+    ContinuousBatchLoop(make_engine, priority=api_key)  # type: ignore[arg-type]
+    ContinuousBatchLoop(make_engine, metrics=Metrics())  # type: ignore[arg-type]
     ContinuousBatchLoop(make_engine, max_outputs=8)
     BatchedStreamLoop(is_eos=per_request(stops_in_context))
     ContinuousBatchLoop(make_engine, is_eos=per_request(stops_in_context))

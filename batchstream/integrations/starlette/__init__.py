@@ -19,6 +19,7 @@ from batchstream.integrations._timeouts import HeaderError as HeaderError
 from batchstream.integrations._timeouts import timeout_of as timeout_of
 from batchstream.integrations.starlette._handlers import exception_handlers as exception_handlers
 from batchstream.integrations.starlette._probes import readiness as readiness
+from batchstream.integrations.starlette._request_id import request_id as request_id
 from batchstream.integrations.starlette._responses import EventsResponse as EventsResponse
 from batchstream.integrations.starlette._responses import NDJSONResponse as NDJSONResponse
 from batchstream.integrations.starlette._responses import TextResponse as TextResponse
@@ -30,5 +31,6 @@ __all__ = [
     "TextResponse",
     "exception_handlers",
     "readiness",
+    "request_id",
     "timeout_of",
 ]

@@ -139,6 +139,7 @@ STEPWISE = {
         "servers": 2,
         "middleware": True,
     },
+    "operated": {"apis": ["operated", "operated_single"], "workers": 2, "servers": 2},
 }
 STOCK_STEPWISE = {"stock": {"apis": ["stock"]}}
 
@@ -165,7 +166,7 @@ def stock_stepwise_servers(tmp_path_factory):
         yield servers
 
 
-@pytest.fixture(params=STEPWISE)
+@pytest.fixture(params=[name for name in STEPWISE if name != "operated"])
 def guests(stepwise_servers, request):
     with stepwise.guests_of(stepwise_servers(request.param)) as guests:
         yield guests
@@ -174,6 +175,12 @@ def guests(stepwise_servers, request):
 @pytest.fixture
 def guests_of_one_worker(stepwise_servers):
     with stepwise.guests_of(stepwise_servers("one worker")) as guests:
+        yield guests
+
+
+@pytest.fixture
+def operated_guests(stepwise_servers):
+    with stepwise.guests_of(stepwise_servers("operated")) as guests:
         yield guests
 
 

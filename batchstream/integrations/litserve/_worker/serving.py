@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from batchstream import FinishReason, StreamEnd
 from batchstream._core.errors import INTERRUPTS, begin_in_source, forget_context
 from batchstream.integrations.litserve._worker.request import fail_all
+from batchstream.integrations.litserve._worker.step_reports import StepReports
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +27,13 @@ _MAX_LOOK_AHEADS: Final = 8
 
 
 class Stepper(Protocol):
-    """A model with requests in its slots."""
+    """A model with requests in its slots.
+
+    Attributes:
+        live: How many slots the last step was made for.
+    """
+
+    live: int
 
     def step(self) -> Delivery[Any] | None:
         """Make a step; None if no request is left to make one for."""
@@ -69,6 +76,9 @@ class Serving:
     Args:
         context: What the loop works with.
         stepper: The model.
+
+    Attributes:
+        steps: Reports them; None without metrics.
     """
 
     def __init__(self, context: WorkerContext, stepper: Stepper) -> None:
@@ -77,16 +87,28 @@ class Serving:
         self._stepper = stepper
         self._requests: dict[int, ServedRequest] = {}  # by slot
         self._slots: dict[str, int] = {}  # by uid
+        self._unseated: dict[str, ServedRequest] = {}  # by uid: those that wait for a slot again
         # Requests with outputs to encode, in the order in which they got the first of them.
         self._to_encode: dict[ServedRequest, None] = {}
         # Requests that have left their slots, and how they end.
         self._ends: list[tuple[ServedRequest, StreamEnd]] = []
         self._look_aheads = 0  # that are under way
+        self.steps: StepReports | None = None
+        if context.metrics is not None:
+            self.steps = StepReports(context.metrics, context.lit_api.max_batch_size)
 
     def seat(self, slot: int, request: ServedRequest) -> None:
         """Put a request into a slot."""
         self._requests[slot] = request
         self._slots[str(request.uid)] = slot
+        self._unseated.pop(str(request.uid), None)
+
+    def unseat(self, slot: int) -> ServedRequest:
+        """Take a request out of its slot that will be put into another."""
+        request = self._requests[slot]
+        self._unseated[str(request.uid)] = request  # first: what interrupts this finds it
+        del self._requests[slot], self._slots[str(request.uid)]
+        return request
 
     def run(self) -> None:
         """Serve all requests to their ends.
@@ -124,6 +146,7 @@ class Serving:
     def dismiss(self, request: ServedRequest) -> None:
         """Serve a request no more whose end has been sent, or cannot be."""
         request.release()  # before the slot: its encoder is closed before what the encoder reads
+        self._unseated.pop(str(request.uid), None)
         slot = self._slots.pop(str(request.uid), None)
         if slot is not None:
             self._requests.pop(slot, None)
@@ -132,7 +155,8 @@ class Serving:
 
     def fail(self, others: Iterable[ServedRequest], error: BaseException) -> None:
         """Fail all requests whose end has not been sent, and others that have not been seated."""
-        seated = dict.fromkeys([*self._requests.values(), *(request for request, _ in self._ends)])
+        seated = dict.fromkeys([*self._requests.values(), *self._unseated.values()])
+        seated |= dict.fromkeys(request for request, _ in self._ends)
         fail_all(seated | dict.fromkeys(others), error)
         for request in seated:
             request.release()
@@ -153,6 +177,9 @@ class Serving:
             return False
         slots, outputs, ends = delivery
         requests = self._requests
+        if self.steps is not None:
+            left = tuple(self._disconnects.unread)
+            self.steps.note(self._stepper.live, delivery, requests, left)
         for slot, output in zip(slots, outputs, strict=True):
             request = requests.get(slot)
             if request is None:
@@ -181,6 +208,10 @@ class Serving:
             request = self._requests[self._slots[uid]]
             request.abandon()
             self.dismiss(request)
+        for uid in [uid for uid in self._unseated if uid in self._disconnects]:
+            request = self._unseated[uid]
+            request.abandon()
+            self.dismiss(request)
 
     def _encode_all(self, *, only_streaming: bool = False) -> None:
         """Encode and send the outputs that wait for it, then the ends of requests that have all.
@@ -197,7 +228,8 @@ class Serving:
                 continue
             del self._to_encode[request]
             self._send(request, encoder.elements())
-            if encoder.over and str(request.uid) in self._slots:
+            uid = str(request.uid)
+            if encoder.over and (uid in self._slots or uid in self._unseated):
                 request.finish(_RETURNED)
                 self.dismiss(request)
         if self._ends:

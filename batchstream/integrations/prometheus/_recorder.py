@@ -1,0 +1,171 @@
+"""Writes what one batcher does into its series of a registry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from batchstream import FinishReason, Metrics
+from batchstream.integrations.prometheus._figures import REFUSALS, VLLM_REASONS
+from batchstream.integrations.prometheus._steps import Steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping, Sequence
+
+    from batchstream import StreamEnd
+    from batchstream.integrations.prometheus._metrics import Families
+
+
+class TenantFigures:
+    """The series of one tenant in one batcher, looked up once.
+
+    Args:
+        families: Those of the registry.
+        labels: What the series are labelled with.
+    """
+
+    def __init__(self, families: Families, labels: Mapping[str, str]) -> None:
+        self.submitted = families.series("submitted", labels)
+        self.requeued = families.series("requeued", labels)
+        self.waiting = families.series("waiting", labels)
+        self.running = families.series("running", labels)
+        self.wait = families.series("wait", labels)
+        self.first_output = families.series("first_output", labels)
+        self.slot = families.series("slot", labels)
+        self.request = families.series("request", labels)
+        self.outputs = families.series("request_outputs", labels)
+        # All reasons from the beginning: a counter that first appears as 1 has had no increase, and
+        # its rate would miss the first one.
+        self.refused = {
+            reason: families.series("refused", {**labels, "reason": reason}) for reason in REFUSALS
+        }
+        self.finished = {
+            reason: families.series(
+                "finished",
+                {**labels, "reason": reason.value, "finished_reason": VLLM_REASONS[reason]},
+            )
+            for reason in FinishReason
+        }
+
+
+class Recorder(Metrics):
+    """What one batcher calls.
+
+    Args:
+        families: Those of the registry.
+        labels: What all series of the batcher are labelled with.
+        label_of: Returns the label of a tenant.
+        cache_usage: Returns which part of the engine's cache is in use.
+    """
+
+    def __init__(
+        self,
+        families: Families,
+        labels: Mapping[str, str],
+        label_of: Callable[[Hashable], str],
+        cache_usage: Callable[[], float] | None,
+    ) -> None:
+        self._families = families
+        self._labels = labels
+        self._label_of = label_of
+        self._usage = cache_usage
+        self._tenants: dict[str, TenantFigures] = {}
+        self._of(None)  # the series are there before the first request
+        self._cache_usage = () if cache_usage is None else families.series("cache_usage", labels)
+        self._batch_size = families.series("batch_size", labels)
+        self._prompt_tokens = families.series("prompt_tokens", labels)
+        self._steps = Steps(
+            [families.series(key, labels) for key in Steps.COUNTED],
+            families.series("gap", labels),
+            families.series("slots", labels),
+        )
+        self.stepped = self._steps.add  # type: ignore[method-assign] # without a call in between
+
+    def _of(self, tenant: Hashable) -> TenantFigures:
+        label = "" if tenant is None else self._label_of(tenant)
+        figures = self._tenants.get(label)
+        if figures is None:
+            figures = TenantFigures(self._families, {**self._labels, "tenant": label})
+            figures = self._tenants.setdefault(label, figures)
+        return figures
+
+    def write(self) -> None:
+        """Write what is gathered, and how much of the engine's cache is in use."""
+        self._steps.write()
+        if self._usage is not None:
+            usage = self._usage()
+            for gauge in self._cache_usage:
+                gauge.set(usage)
+
+    # ---- requests
+
+    def submitted(self, *, tenant: Hashable = None) -> None:
+        """Count a request that was accepted and waits."""
+        figures = self._of(tenant)
+        _add(figures.submitted, 1)
+        _add(figures.waiting, 1)
+
+    def refused(self, reason: str, *, tenant: Hashable = None) -> None:
+        """Count a request that was refused."""
+        figures = self._of(tenant)
+        series = figures.refused.get(reason)
+        if series is None:  # a later one of the library's
+            labels = {**self._labels, "tenant": self._label_of(tenant), "reason": reason}
+            series = figures.refused[reason] = self._families.series("refused", labels)
+        _add(series, 1)
+
+    def joined(self, waited: Sequence[float], *, tenants: Sequence[Hashable] = ()) -> None:
+        """Count requests that joined a batch together, and how long each had waited."""
+        self._steps.run(len(waited))
+        for histogram in self._batch_size:
+            histogram.observe(len(waited))
+        for seconds, tenant in zip(waited, tenants or [None] * len(waited), strict=True):
+            figures = self._of(tenant)
+            _add(figures.waiting, -1)
+            _add(figures.running, 1)
+            _observe(figures.wait, seconds)
+
+    def requeued(self, *, tenant: Hashable = None) -> None:
+        """Count a request that gave its slot back, and waits again."""
+        self._steps.run(-1)
+        figures = self._of(tenant)
+        _add(figures.requeued, 1)
+        _add(figures.running, -1)
+        _add(figures.waiting, 1)
+
+    def first_output(self, seconds: float, *, tenant: Hashable = None) -> None:
+        """Count the first output of a request."""
+        _observe(self._of(tenant).first_output, seconds)
+
+    def finished(
+        self,
+        end: StreamEnd,
+        *,
+        joined: bool,
+        lasted: float,
+        in_slot: float,
+        tenant: Hashable = None,
+    ) -> None:
+        """Count a request that has ended."""
+        figures = self._of(tenant)
+        _add(figures.running if joined else figures.waiting, -1)
+        _add(figures.finished[end.reason], 1)
+        _observe(figures.outputs, end.outputs)
+        _observe(figures.request, lasted)
+        if joined:
+            _observe(figures.slot, in_slot)
+            if self._steps.run(-1) <= 0:
+                self.write()
+        if self._prompt_tokens and end.info is not None:
+            tokens = end.info.get("prompt_tokens")
+            if isinstance(tokens, int):
+                _add(self._prompt_tokens, tokens)
+
+
+def _add(series: Sequence[Any], amount: float) -> None:
+    for each in series:
+        each.inc(amount)
+
+
+def _observe(series: Sequence[Any], amount: float) -> None:
+    for each in series:
+        each.observe(amount)
