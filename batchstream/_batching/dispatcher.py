@@ -566,9 +566,14 @@ class Dispatcher(ABC, Generic[T]):
                 self._tell_closers()
             if reaped.wakes:
                 self._wake_another()
+        if reaped.finished:
+            self._tell_of_ends(reaped.finished, now)
+
+    def _tell_of_ends(self, finished: Sequence[Request[T]], now: float) -> None:
+        """Tell metrics and the log of requests that were counted as finished."""
         metrics = self.options.metrics
         if metrics is not None:
-            for request in reaped.finished:
+            for request in finished:
                 joined, joined_at = request.state == "finished", request.joined_at
                 metrics(
                     "finished",
@@ -578,10 +583,8 @@ class Dispatcher(ABC, Generic[T]):
                     in_slot=now - joined_at if joined and joined_at is not None else 0.0,
                     tenant=request.tenant,
                 )
-        for request in reaped.finished:
-            if request.ends[0].error is not None:
-                self.log.failed(reaped.finished, closed=self.scheduler.state == "closed")
-                break
+        if any(request.ends[0].error is not None for request in finished):
+            self.log.failed(finished, closed=self.scheduler.state == "closed")
 
     def tell_of_room(self) -> None:
         """Let those that wait for room look again, up to the first that tells the next itself."""

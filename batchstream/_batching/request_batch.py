@@ -214,7 +214,7 @@ class RequestBatch(Generic[T]):
         if self._timed:
             self._time_outputs()
         log = self._log
-        if log.awaiting or log.departures or log.stepped is not None:
+        if (log.awaiting or log.departures or log.stepped is not None) and not self.is_warm_up:
             log.note(live)
 
     def _time_outputs(self) -> None:
@@ -235,7 +235,7 @@ class RequestBatch(Generic[T]):
                 deadlines.await_next(given, None)
                 over.add(request)
             elif waits and request.is_full(fanout.limit):
-                self._hold_up(request, given)
+                self._stop_time_of(request, given)
             else:
                 deadlines.await_next(given, now)
                 # Mostly there is a deadline before, if only one that an output has moved since.
@@ -247,7 +247,7 @@ class RequestBatch(Generic[T]):
         if over:
             self._timed = [request for request in self._timed if request not in over]
 
-    def _hold_up(self, request: Request[T], given: int) -> None:
+    def _stop_time_of(self, request: Request[T], given: int) -> None:
         """Let the time stand still for a request whose own consumer has left it no room."""
         assert request.deadlines is not None  # noqa: S101 - for the type checker
         request.deadlines.await_next(given, None)

@@ -335,15 +335,16 @@ class Scheduler(Generic[T]):
             if request.state == "joined" and not request.ends:  # or else it is reaped as it is
                 request.submission = submission
                 request.requeued_at = now
-                self.totals.requeued += 1
+                self.totals.requeued += not request.is_warm_up
                 if request.deadlines is not None:
                     request.deadlines.wait_again()
                 request.state = REQUEST_LIFE[request.state, "requeue"]
                 self.requeued.add(request)
         waiting = sorted(self.requeued, key=lambda request: request.arrived)
         for request in reversed(waiting):
-            self.queue.remove(request)
-            self.queue.put_back(request)
+            queue = self.warm_up_queue if request.is_warm_up else self.queue
+            queue.remove(request)
+            queue.put_back(request)
         return waiting
 
     def lost_requests(self) -> list[Request[T]]:
