@@ -390,7 +390,7 @@ ARRIVALS = st.lists(
 
 @pytest.mark.rule(29)
 @given(arrivals=ARRIVALS)
-@settings(max_examples=80)
+@settings(max_examples=40)
 def test_no_request_waits_for_more_than_the_bound(arrivals):
     """That is `W * C / w + L`; see the theory of operation of the order."""
     shares = {"a": 1.0, "b": 4.0, "c": 0.5}
@@ -620,4 +620,4 @@ class FairQueueMachine(RuleBasedStateMachine):
 
 
 TestFairQueue = FairQueueMachine.TestCase
-TestFairQueue.settings = settings(max_examples=100, stateful_step_count=40)
+TestFairQueue.settings = settings(max_examples=60, stateful_step_count=40)
