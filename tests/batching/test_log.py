@@ -172,6 +172,8 @@ def test_a_handler_that_raises_fails_no_request_and_is_called_without_the_lock(m
     logger = logging.getLogger("batchstream")
     handler = Broken()
     logger.addHandler(handler)
+    monkeypatch.setattr(logger, "level", logging.INFO)  # so that the close has a line as well
+    logger.manager._clear_cache()
     try:
         batcher = failing()
         with batcher, pytest.raises(ValueError, match="no"):
@@ -180,6 +182,7 @@ def test_a_handler_that_raises_fails_no_request_and_is_called_without_the_lock(m
             batcher.stream("b")
     finally:
         logger.removeHandler(handler)
+        logger.manager._clear_cache()
     assert [type(error) for error in reported] == [OSError] * len(figures)
     assert figures
 
