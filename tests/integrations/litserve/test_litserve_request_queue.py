@@ -6,21 +6,19 @@ import signal
 import subprocess
 import sys
 import threading
-from itertools import count
 from queue import Empty
 
 import pytest
 
 from batchstream.integrations.litserve._link import request_queue
-from batchstream.integrations.litserve._link.ordering import Standing
+from batchstream.integrations.litserve._link.ordering import Ordering, Standing
+from batchstream.integrations.litserve._link.received import ReceivedRequest
 from batchstream.integrations.litserve._link.request_queue import (
     OrderedRequests,
     Refusal,
     start_queue,
 )
 from support.serving import SECONDS
-
-numbers = count()
 
 
 def element(name):
@@ -126,6 +124,36 @@ def test_what_is_no_request_comes_behind_all_requests():
     queue.put(sentinel)
     put(queue, "a", priority=10**6)
     assert [queue.get_nowait() for _ in range(2)] == [element("a"), sentinel]
+
+
+# ---- where a request stands
+
+
+def standing(**returned):
+    functions = {name: lambda _, value=value: value for name, value in returned.items()}
+    arguments = [functions.get(name) for name in ("priority", "tenant", "share", "cost")]
+    return Ordering(*arguments, None).standing_of(ReceivedRequest("payload", {}, "name"))
+
+
+def test_functions_say_where_a_request_stands():
+    assert standing(priority=3) == Standing(3, None, 1.0, 1.0)
+    assert standing(tenant="t", share=2, cost=0.5) == Standing(0, "t", 2.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "text"),
+    [
+        ({"priority": "high"}, TypeError, "priority returns"),
+        ({"tenant": ["t"]}, TypeError, "tenant returns text, bytes, a whole number or None"),
+        ({"tenant": "t", "share": 0}, ValueError, "share returns"),
+        ({"tenant": "t", "cost": 0}, ValueError, "what cost returns must be more than 0 and fin"),
+        ({"tenant": "t", "cost": float("inf")}, ValueError, "must be more than 0 and finite"),
+        ({"tenant": "t", "cost": "1"}, TypeError, "what cost returns must be a number"),
+    ],
+)
+def test_what_a_function_may_not_return_is_an_error(returned, error, text):
+    with pytest.raises(error, match=text):
+        standing(**returned)
 
 
 # ---- in a process of its own
