@@ -316,8 +316,10 @@ class Dispatcher(ABC, Generic[T]):
                 return
             reason: str = refusal.reason
             self.log.refused(refusal, request, now, self.scheduler.totals.refused - 1)
+        elif isinstance(refusal, CostError):
+            reason = "cost"
         else:
-            reason = "cost" if isinstance(refusal, CostError) else "closed"
+            reason = "draining" if self.scheduler.state == "draining" else "closed"
         if self.options.name is not None:
             refusal.add_note(f"This came from the batcher {self.options.name!r}.")
         if self.options.metrics is not None:
@@ -852,8 +854,12 @@ class Dispatcher(ABC, Generic[T]):
         with self._lock:
             now = clock.monotonic()
             reaped = self.scheduler.reap(now)
+            is_first = self.scheduler.state == "accepting"
             self.scheduler.drain(now + seconds, closing)
+            unfinished = len(self.scheduler.totals.open)
         self._follow_up(reaped, now)
+        if is_first:
+            self.log.drains(closing, seconds, unfinished)
         self._wake_workers()
         self.tell_of_room()  # there is none, as it finds
         self._tell_closers()  # of a drain before this one, which may be over earlier now

@@ -12,6 +12,7 @@ never changes its words; `batcher` is the batcher's name; `reason`, `requests` (
 from __future__ import annotations
 
 import logging
+import math
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, Final
 
@@ -159,6 +160,22 @@ class BatcherLog:
     def engine_made(self) -> None:
         """Tell that an engine was made in place of one that was discarded."""
         self._write(logging.INFO, "engine_made", "another engine was made")
+
+    def drains(self, closing: str, seconds: float, unfinished: int) -> None:
+        """Tell that a drain has begun; its end is that the batcher is closed.
+
+        Args:
+            closing: By what and when; see `Scheduler.closing`.
+            seconds: For how long requests may go on.
+            unfinished: How many there are.
+        """
+        limit = "until they have ended" if seconds == math.inf else f"for {seconds:g} s at most"
+        self._write(
+            logging.INFO,
+            "draining",
+            f"draining, as asked for{closing}: requests that have not ended may go on {limit}: {unfinished:,}",
+            requests=unfinished,
+        )
 
     def closed(self, closing: str, unfinished: int) -> None:
         """Tell that the batcher was closed.

@@ -50,6 +50,7 @@ async def test_requests_that_run_and_wait_end_and_others_are_refused(form):
         says = rf"the batcher is draining, as asked for by {WHO}: .* another server"
         with pytest.raises(ClosedError, match=says):
             form.submit(batcher, "late")
+        assert batcher.statistics().refusals == {"draining": 1}
         with pytest.raises(ClosedError, match="before it was entered"):
             batcher.__enter__()
         gate.open()

@@ -90,6 +90,15 @@ def test_there_is_no_line_while_requests_end_as_they_should(lines):
     assert lines() == [("INFO", "closed", {"requests": 0})]
 
 
+def test_a_drain_has_a_line_as_it_begins_and_one_as_the_batcher_is_closed(lines):
+    batcher = ContinuousBatcher(Model(), max_batch_size=2, name="chat")
+    batcher.close(drain=60)
+    assert lines() == [("INFO", "draining", {"requests": 0}), ("INFO", "closed", {"requests": 0})]
+    first = lines.records[0].getMessage()
+    assert first.startswith("chat: draining, as asked for by close(drain=60) in thread ")
+    assert first.endswith(": requests that have not ended may go on for 60 s at most: 0")
+
+
 def test_refusals_have_a_line_as_they_begin_and_one_when_they_have_been_over_for_a_while(
     lines, monkeypatch
 ):
