@@ -173,7 +173,8 @@ class BatcherLog:
         self._write(
             logging.INFO,
             "draining",
-            f"draining, as asked for{closing}: requests that have not ended may go on {limit}: {unfinished:,}",
+            f"draining, as asked for{closing}: "
+            f"requests that have not ended may go on {limit}: {unfinished:,}",
             requests=unfinished,
         )
 
