@@ -121,8 +121,8 @@ class Steps:
 def _count_gaps(gaps: Sequence[float | None], weights: Sequence[int]) -> tuple[list[int], float]:
     """Return how many slots each bucket gets, and the sum of their gaps.
 
-    Steps of the same weight are sorted and counted together: mostly all of them have one weight, and
-    to look for the bucket of each takes a third of what there is to pay for a step.
+    Steps of the same weight are sorted and counted together: mostly all of them have one weight,
+    and to look for the bucket of each takes a third of what there is to pay for a step.
     """
     counts, total = [0] * (len(GAPS) + 1), 0.0
     for weight in set(weights):
