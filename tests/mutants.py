@@ -727,7 +727,7 @@ MUTANTS = [
         "a drain lets requests wait for others",
         "            self.queue.gather_no_more()  # before a worker is woken, which asks again\n",
         "",
-        SCHEDULER,
+        ("test_drain.py",),
     ),
     Mutant(
         "a drain goes on when its last request is cancelled as it waits",
