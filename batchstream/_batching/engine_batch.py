@@ -129,6 +129,7 @@ class EngineBatch(RequestBatch[T]):
         for slot in left:
             self._free.append(slot)
             del self._costs[slot], self._submissions[slot]
+        self._owner.tell_of_room()  # though none may join in these slots, as it costs too much
         if waiting and back == len(left):  # no other has left: the engine would give it back again
             if self._costs:
                 self._hold_up(waiting[0])

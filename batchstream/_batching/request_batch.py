@@ -80,6 +80,9 @@ class BatchOwner(Protocol[T]):
     def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
         """Fail requests that are in no batch."""
 
+    def tell_of_room(self) -> None:
+        """Let what waits for room in the queue look again: there are more free slots."""
+
 
 class RequestBatch(Generic[T]):
     """The hooks of a pump that serves a batch of requests.
