@@ -322,7 +322,7 @@ class Dispatcher(ABC, Generic[T]):
             reason = "draining" if self.scheduler.state == "draining" else "closed"
         if self.options.name is not None:
             refusal.add_note(f"This came from the batcher {self.options.name!r}.")
-        if self.options.metrics is not None:
+        if self.options.metrics is not None and not request.is_warm_up:
             self.options.metrics("refused", reason, tenant=request.tenant)
 
     def _intern(self, request: Request[T], key: Any) -> tuple[object, object]:
@@ -519,7 +519,7 @@ class Dispatcher(ABC, Generic[T]):
         metrics = self.options.metrics
         if metrics is not None:
             for request, _ in requests:
-                if request in waiting:
+                if request in waiting and not request.is_warm_up:
                     metrics("requeued", tenant=request.tenant)
         return waiting
 

@@ -200,8 +200,9 @@ class Scheduler(Generic[T]):
             CostError: The request costs more than a batch may.
         """
         if self.state != "accepting":
-            reason = "closed" if self.state == "closed" else "draining"
-            self.totals.count_refused(reason, for_room=False)
+            if not request.is_warm_up:
+                reason = "closed" if self.state == "closed" else "draining"
+                self.totals.count_refused(reason, for_room=False)
             raise self.refusal()
         request.arrived = now
         if request.is_warm_up:
@@ -270,6 +271,8 @@ class Scheduler(Generic[T]):
             if not begins:
                 return []
             queue = self.warm_up_queue
+            if any(request.is_warm_up for request in self.requeued):
+                slots = 1  # none joins it later: together they might be given back again for ever
         while not taken and self.state != "closed":
             if not (requests := queue.take(now, slots=slots, spent=spent)):
                 break
@@ -471,7 +474,7 @@ class Scheduler(Generic[T]):
             ended=ended,
             waiting=len(self.queue) - sum(request in self.queue for request in ended),
             buffered=sum(batch.buffered for batch in batches)
-            + sum(len(request.outputs) for request in self.requeued if not request.ends),
+            + sum(len(it.outputs) for it in self.requeued if not (it.ends or it.is_warm_up)),
             prefilling=sum(batch.prefilling for batch in batches),
             max_batch_size=self._max_batch_size,
         )
