@@ -1455,7 +1455,7 @@ MUTANTS = [
     Mutant(
         "a stop string does not end a slot that the same step gives back",
         "        if self._requeued and self._requeued.pop(slot, None) is not None:\n",
-        "        if self._requeued and self._requeued.get(slot) is not None:\n",
+        "        if False:\n",
         REQUEUES,
     ),
     # ---- what a step costs

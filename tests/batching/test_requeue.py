@@ -264,6 +264,25 @@ async def test_outputs_that_were_not_read_before_count_for_the_bound(form):
     assert (outputs, type(error)) == (list("abcdef"), SlowConsumerError)  # as without a Requeue
 
 
+@pytest.mark.rule(19)
+@continuous_batchers
+async def test_one_that_joins_again_has_no_more_room_than_it_had(form):
+    begin, late = form.gate(), form.gate()
+    engine = Preempting(behind="d", gates={0: begin, 6: late})
+    form._models.append(engine)
+    batcher = form.batcher(engine, max_batch_size=2, max_buffered=5)
+    first, second = await form.submit_behind(batcher, begin, "abcdefghij", "tuvwxyz")
+    begin.open()
+    # The first waits with four outputs unread while the only stream in the engine has one.
+    await late.reached.wait()
+    assert [await form.receive(second) for _ in range(5)] == list("tuvwx")
+    late.open()
+    assert await form.rest(second) == ["y", "z"]
+    assert await form.rest(form.submit(batcher, "mnopq")) == list("mnopq")  # steps enough
+    outputs, [error] = await form.read(first)
+    assert (outputs, type(error)) == (list("abcdef"), SlowConsumerError)
+
+
 # ---- while it waits
 
 
@@ -326,7 +345,7 @@ async def test_a_deadline_passes_while_it_waits(form):
     engine = Preempting(behind="b", gates={0: begin, 2: held})
     form._models.append(engine)
     batcher = form.batcher(engine, max_batch_size=2)
-    first = form.submit(batcher, "abc", timeout=3600.0, wait_timeout=3600.0)
+    first = form.submit(batcher, "abc", timeout=3600.0, wait_timeout=1800.0)
     await begin.reached.wait()
     second = form.submit(batcher, "vwxyz")
     begin.open()
