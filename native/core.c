@@ -691,6 +691,14 @@ static PyObject *get_live_slots(PyObject *core, void *Py_UNUSED(closure))
     return Py_NewRef(core);
 }
 
+static PyObject *get_outputs(Core *core, void *Py_UNUSED(closure))
+{
+    Py_ssize_t outputs = core->past_outputs;
+    for (Py_ssize_t slot = 0; slot < core->size; slot++)
+        outputs += core->slots[slot].given;
+    return PyLong_FromSsize_t(outputs);
+}
+
 static PyObject *get_has_live(Core *core, void *Py_UNUSED(closure))
 {
     return PyBool_FromLong(core->live_count > 0);
@@ -818,6 +826,7 @@ static PyGetSetDef core_getset[] = {
     {"live", (getter)get_live, NULL, NULL, NULL},
     {"_predicates", (getter)get_predicates, (setter)set_predicates, NULL, NULL},
     {"has_live", (getter)get_has_live, NULL, NULL, NULL},
+    {"outputs", (getter)get_outputs, NULL, NULL, NULL},
     {"_live_slots", get_live_slots, NULL, NULL, NULL},
     {NULL},
 };

@@ -41,13 +41,19 @@ class Batcher(Generic[RequestT, T]):
     @property
     def _kind(self) -> str:
         """What a text calls it."""
-        return type(self).__name__
+        kind, name = type(self).__name__, self._dispatcher.options.name
+        return kind if name is None else f"{kind} {name!r}"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(f"a {self._kind} cannot be pickled or copied: it has workers")
 
     def stream(
-        self, request: RequestT, *, timeout: float | None = None, wait_timeout: float | None = None
+        self,
+        request: RequestT,
+        *,
+        timeout: float | None = None,
+        wait_timeout: float | None = None,
+        request_id: str | None = None,
     ) -> Stream[T]:
         """Submit a request, and return its stream for a consumer in a thread.
 
@@ -60,14 +66,17 @@ class Batcher(Generic[RequestT, T]):
                 raises `DeadlineError` after what it holds, and the slot is free with the next step.
             wait_timeout: The same for how long it may wait until it joins a batch; 0 is always too
                 short.
+            request_id: What errors, logs and the stream's text call the request, such as an
+                `X-Request-ID`; without one it has a number of the batcher's own.
 
         Raises:
-            OverloadedError: `max_pending` requests are waiting. Nothing was submitted.
+            OverloadedError: `max_pending` requests are waiting, or more than another bound allows.
+                Nothing was submitted.
             ClosedError: The batcher was closed.
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: The model is an asynchronous function, and no event loop is known.
-            Exception: What `key`, `cost`, `max_outputs`, `decode` or the function of `per_request`
-                raise for this request.
+            Exception: What `key`, `cost`, `max_outputs`, `decode`, `priority`, `tenant`, `share` or
+                the function of `per_request` raise for this request.
 
         Blocking: never; receiving from the stream does.
         Cancellation: a request that was not accepted entirely is cancelled.
@@ -78,10 +87,16 @@ class Batcher(Generic[RequestT, T]):
             Stream._of,  # noqa: SLF001
             timeout=timeout,
             wait_timeout=wait_timeout,
+            request_id=request_id,
         )
 
     def astream(
-        self, request: RequestT, *, timeout: float | None = None, wait_timeout: float | None = None
+        self,
+        request: RequestT,
+        *,
+        timeout: float | None = None,
+        wait_timeout: float | None = None,
+        request_id: str | None = None,
     ) -> AsyncStream[T]:
         """Submit a request, and return its stream for a consumer in an event loop.
 
@@ -91,14 +106,16 @@ class Batcher(Generic[RequestT, T]):
             request: Whatever the model takes.
             timeout: For how long the stream may last from now on, in seconds.
             wait_timeout: For how long it may wait until it joins a batch.
+            request_id: What errors, logs and the stream's text call the request; see `stream`.
 
         Raises:
-            OverloadedError: `max_pending` requests are waiting. Nothing was submitted.
+            OverloadedError: `max_pending` requests are waiting, or more than another bound allows.
+                Nothing was submitted.
             ClosedError: The batcher was closed.
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: The model is an asynchronous function, and no event loop is known.
-            Exception: What `key`, `cost`, `max_outputs`, `decode` or the function of `per_request`
-                raise for this request.
+            Exception: What `key`, `cost`, `max_outputs`, `decode`, `priority`, `tenant`, `share` or
+                the function of `per_request` raise for this request.
 
         Blocking: never.
         Cancellation: nothing to cancel.
@@ -109,6 +126,7 @@ class Batcher(Generic[RequestT, T]):
             AsyncStream._of,  # noqa: SLF001
             timeout=timeout,
             wait_timeout=wait_timeout,
+            request_id=request_id,
         )
 
     @overload

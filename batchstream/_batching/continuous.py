@@ -18,6 +18,8 @@ from batchstream._pumps.thread import ThreadPump
 from batchstream._text.core import decoding
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from batchstream._batching.metrics import MetricsOrFactory
     from batchstream._batching.request import Request
     from batchstream._core.arguments import OnOverflow
@@ -114,6 +116,18 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         metrics: Its methods are called as things happen; see `Metrics`. Or a function without
             arguments that returns such an object, such as its class: it is called once, in the
             process and by the call that submits the first request.
+        name: What metrics, logs and errors call the batcher; without it metrics and logs call it
+            by the name of what it runs.
+        max_pending_cost: What the requests that wait may cost together; one that would be too much
+            is refused as well.
+        priority: A function of a request that returns a whole number, its band. While a request of
+            a lower number waits, none of a higher one joins a batch. 0 for all if it is None.
+        tenant: A function of a request that returns whose it is, such as an API key, hashable. The
+            tenants of a band share the batches by what their requests cost, or by their number
+            if there is no `cost`; see [Priorities and fair shares](operating.md). Among those of
+            one tenant the first to come is the first to be served.
+        share: A function of a request that returns the weight of its tenant; 1 if it is None.
+        max_pending_per_tenant: How many requests of one tenant may wait.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -162,6 +176,12 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
+        name: str | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -180,6 +200,12 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
+        name: str | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None: ...
     def __init__(
         self,
@@ -197,6 +223,12 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
+        name: str | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None:
         options: BatcherOptions[RequestT, T] = BatcherOptions(
             EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos, has_requests=True),
@@ -209,13 +241,23 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             max_buffered=max_buffered,
             on_overflow=on_overflow,
             metrics=metrics,
+            name=name,
+            runs=engine,
+            max_pending_cost=max_pending_cost,
+            priority=priority,
+            tenant=tenant,
+            share=share,
+            max_pending_per_tenant=max_pending_per_tenant,
         )
         engine_ = Engine(engine)
 
         def open_in_thread(
             dispatcher: ThreadDispatcher[T], requests: list[Request[T]], thread: WorkerThread
         ) -> tuple[ThreadPump[T], EngineBatch[T]]:
+            made_before = engine_.made
             engine_.drive(dispatcher.context)
+            if engine_.made > made_before > 0:
+                dispatcher.log.engine_made()
             try:
                 batch: EngineBatch[T] = EngineBatch(dispatcher, engine_, requests)
                 core: Demultiplexer[T] = core_of(options.rules, options.max_batch_size, vacant=True)

@@ -50,6 +50,12 @@ class SingleArguments(TypedDict, total=False):
     cost: Callable[[Any], float] | None
     max_batch_cost: float | None
     metrics: MetricsOrFactory | None
+    name: str | None
+    max_pending_cost: float | None
+    priority: Callable[[Any], int] | None
+    tenant: Callable[[Any], Hashable] | None
+    share: Callable[[Any], float] | None
+    max_pending_per_tenant: int | None
 
 
 class BatchedArguments(SingleArguments, total=False):
@@ -273,7 +279,9 @@ class BatchedFunction(DynamicBatcher[RequestT, T]):
 
     @property
     def _kind(self) -> str:
-        return f"batched {getattr(self._fn, '__qualname__', repr(self._fn))}"
+        kind = f"batched {getattr(self._fn, '__qualname__', repr(self._fn))}"
+        name = self._dispatcher.options.name
+        return kind if name is None else f"{kind} {name!r}"
 
     def __call__(self, *_: object, **__: object) -> NoReturn:
         """Refuse: requests come one by one."""

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol
 from typing_extensions import TypeVar
 
 from batchstream._batching import clock
-from batchstream._batching.queue import KeyInterner
+from batchstream._batching.keys import KeyInterner
+from batchstream._batching.log import BatcherLog
 from batchstream._batching.request import Deadlines, Request, Submission, closed_error
 from batchstream._batching.scheduler import NOTHING_REAPED, Scheduler
 from batchstream._core.arguments import check_seconds
@@ -114,6 +115,7 @@ class Dispatcher(ABC, Generic[T]):
         parking: Where consumers wait.
         scheduler: What decides, for the holder of the lock.
         forked: Whether this is a copy in a forked child, of no use there.
+        log: Writes the batcher's lines in the log.
         held_back: Flights with a request for which there was no room, to be told of some.
         consumers: Which thread waits for which buffer.
         times_out: Whether a receive can have a timeout.
@@ -142,6 +144,8 @@ class Dispatcher(ABC, Generic[T]):
         self._numbers = count()
         self._has_warned = False  # see `_warn_if_a_loop_stops`
         self._keys = KeyInterner()
+        self.log = BatcherLog(options.label)
+        self._tenants = KeyInterner("tenant")
         forkable_batchers.add(self)
 
     def _new_scheduler(self) -> Scheduler[T]:
@@ -176,6 +180,7 @@ class Dispatcher(ABC, Generic[T]):
         timeout: float | None,
         wait_timeout: float | None,
         on_end: Callable[[Request[T]], object] | None = None,
+        request_id: str | None = None,
     ) -> StreamT:
         """Accept a request, and return its stream.
 
@@ -185,18 +190,19 @@ class Dispatcher(ABC, Generic[T]):
             timeout: For how long the request may last, in seconds.
             wait_timeout: For how long it may wait for a batch, in seconds.
             on_end: See `Request`, for one that a `map` submits.
+            request_id: What errors and logs call it, if not by a number.
 
         Raises:
-            OverloadedError: As many requests wait as may.
+            OverloadedError: As many requests wait as may, or they cost as much.
             RequestError: The request costs more than a batch may. It is a `ValueError`, too.
             ClosedError: The batcher was closed.
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: No worker could run it.
-            TypeError, ValueError: A timeout, or what the request costs or is limited to, is not a
-                number that it can be; or what `per_request` or `decode` returned is no predicate or
-                no decoder.
-            Exception: What `key`, `cost`, `max_outputs`, `decode`, the function of `per_request` or
-                the factory of the metrics raise.
+            TypeError, ValueError: A timeout, or a number that a function has returned for the
+                request, is not one that it can be; or what `per_request` or `decode` returned is no
+                predicate or no decoder.
+            Exception: What `key`, `cost`, `max_outputs`, `decode`, `priority`, `tenant`, `share`,
+                the function of `per_request` or the factory of the metrics raise.
         """
         if self.forked:
             raise _forked_error()
@@ -219,8 +225,17 @@ class Dispatcher(ABC, Generic[T]):
             None if options.decode is None else options.decoder_of(content),
         )
         key = None if options.key is None else options.key(content)
-        number, ended = next(self._numbers), scheduler.ended_requests
-        request: Request[T] = Request(number, submission, deadlines, ended, on_end)
+        place = None if options.places is None else options.places.place_of(content)
+        request: Request[T] = Request(
+            next(self._numbers),
+            submission,
+            deadlines,
+            scheduler.ended_requests,
+            on_end,
+            request_id=request_id,
+            batcher=options.name,
+        )
+        request.place = place
         if self._needs_loop:
             self.prepare()
         # Before the request waits: whatever breaks this off drops the stream, and so cancels it.
@@ -251,10 +266,10 @@ class Dispatcher(ABC, Generic[T]):
         refusals: list[Exception] = []
         while True:
             generations = None
-            if key is not None:
-                request.group, generations = self._keys.intern(key)
+            if key is not None or request.place is not None:
+                generations = self._intern(request, key)
             with self._lock:
-                if generations is not None and not self._keys.is_current(generations):
+                if generations is not None and not self._are_current(*generations):
                     continue
                 now = clock.monotonic()
                 reaped = scheduler.reap(now)
@@ -265,12 +280,42 @@ class Dispatcher(ABC, Generic[T]):
             break
         if reaped is not NOTHING_REAPED:
             self._follow_up(reaped, now)
-        if metrics is not None:
-            if not refusals:
-                metrics("submitted")
-            elif isinstance(refusals[0], OverloadedError) and request.on_end is None:
-                metrics("refused")
+        if refusals:
+            self._tell_of_refusal(request, refusals[0], now)
+        elif metrics is not None:
+            metrics("submitted", tenant=request.tenant)
+        if self.log.is_refusing and not refusals:
+            self.log.accepted(now, scheduler.totals.refused)
         return refusals.pop() if refusals else None
+
+    def _tell_of_refusal(self, request: Request[T], refusal: Exception, now: float) -> None:
+        """Tell metrics and the log of a request that was refused; not of one that comes again."""
+        if isinstance(refusal, OverloadedError):
+            if request.on_end is not None:
+                return
+            reason: str = refusal.reason
+            self.log.refused(refusal, request, now, self.scheduler.totals.refused - 1)
+        else:
+            reason = "cost" if isinstance(refusal, CostError) else "closed"
+        if self.options.name is not None:
+            refusal.add_note(f"This came from the batcher {self.options.name!r}.")
+        if self.options.metrics is not None:
+            self.options.metrics("refused", reason, tenant=request.tenant)
+
+    def _intern(self, request: Request[T], key: Any) -> tuple[object, object]:
+        """Set what stands for a request's key and tenant; return what `_are_current` takes."""
+        keys = tenants = None
+        if key is not None:
+            request.group, keys = self._keys.intern(key)
+        if (place := request.place) is not None:
+            place.account, tenants = self._tenants.intern(place.tenant)
+        return keys, tenants
+
+    def _are_current(self, keys: object, tenants: object) -> bool:
+        """Whether what stands for a request's key and tenant may be used; with the lock."""
+        if keys is not None and not self._keys.is_current(keys):
+            return False
+        return tenants is None or self._tenants.is_current(tenants)
 
     def prepare(self) -> None:
         """Find the event loop for the workers, for a dispatcher that `_needs_loop`.
@@ -347,9 +392,7 @@ class Dispatcher(ABC, Generic[T]):
             now = clock.monotonic()
             reaped = self.scheduler.reap(now)
             decision = self.scheduler.next_batch(worker, waiter, now)
-            stale = None
-            if self.options.key is not None:
-                stale = self._keys.tidy(self.scheduler.queue.has_group)
+            stale = self._tidy_keys()
         del stale  # without the lock: the keys are the user's
         try:
             if reaped is not NOTHING_REAPED:
@@ -359,8 +402,7 @@ class Dispatcher(ABC, Generic[T]):
                     if self.held_back:
                         self._tell_of_room()
                     if self._model is None and self.options.metrics is not None:
-                        waited = [now - request.arrived for request in decision.requests]
-                        self.options.metrics("joined", waited)
+                        self._tell_of_joining(decision.requests, now)
                     self._wake_another()
                 elif decision.wait is None:
                     self._check_ended()
@@ -370,6 +412,13 @@ class Dispatcher(ABC, Generic[T]):
             raise
         return decision
 
+    def _tidy_keys(self) -> object:
+        """Drop keys and tenants of which no request waits; return what to free without the lock."""
+        options, queue = self.options, self.scheduler.queue
+        if options.key is None and options.places is None:
+            return None
+        return self._keys.tidy(queue.has_group), self._tenants.tidy(queue.has_tenant)
+
     def take_joining(self, slots: int, spent: float) -> list[Request[T]]:
         """Take the requests that join a running batch, which costs so much, in its free slots."""
         if not self.scheduler.queue:  # asked without the lock: a moment later there may be one
@@ -378,6 +427,8 @@ class Dispatcher(ABC, Generic[T]):
             now = clock.monotonic()
             reaped = self.scheduler.reap(now)
             taken = self.scheduler.take(now, slots=slots, spent=spent)
+            stale = self._tidy_keys()
+        del stale  # without the lock, as in `next_batch`
         try:
             self._follow_up(reaped, now)
             if self.held_back and taken:
@@ -390,9 +441,18 @@ class Dispatcher(ABC, Generic[T]):
     def count_joined(self, requests: Sequence[Request[T]], now: float) -> None:
         """Count requests that have joined a running batch together."""
         with self._lock:
-            waited = self.scheduler.join(requests, now)
-        if waited and self.options.metrics is not None:
-            self.options.metrics("joined", waited)
+            joined = self.scheduler.join(requests, now)
+        if joined and self.options.metrics is not None:
+            self._tell_of_joining(joined, now)
+
+    def _tell_of_joining(self, requests: Sequence[Request[T]], now: float) -> None:
+        """Tell metrics of requests that have joined a batch together."""
+        assert self.options.metrics is not None  # noqa: S101 - for the type checker
+        self.options.metrics(
+            "joined",
+            [now - request.arrived for request in requests],
+            tenants=[request.tenant for request in requests],
+        )
 
     def put_back(self, requests: Sequence[Request[T]]) -> None:
         """Let requests wait again that were taken, in their order and in front of all others."""
@@ -444,12 +504,19 @@ class Dispatcher(ABC, Generic[T]):
         metrics = self.options.metrics
         if metrics is not None:
             for request in reaped.finished:
+                joined, joined_at = request.state == "finished", request.joined_at
                 metrics(
                     "finished",
                     request.ends[0],
-                    joined=request.state == "finished",
+                    joined=joined,
                     lasted=now - request.arrived,
+                    in_slot=now - joined_at if joined and joined_at is not None else 0.0,
+                    tenant=request.tenant,
                 )
+        for request in reaped.finished:
+            if request.ends[0].error is not None:
+                self.log.failed(reaped.finished, closed=self.scheduler.closed)
+                break
 
     def _tell_of_room(self) -> None:
         """Let flights come again with what they hold back: the queue has room again."""
@@ -628,11 +695,15 @@ class Dispatcher(ABC, Generic[T]):
         thread = current_thread().name
         closing = f" by {by} in thread {thread!r} at {clock.time_of_day()}"
         with self._lock:
+            is_first = not self.scheduler.closed
             self.scheduler.closing = self.scheduler.closing or closing  # the first says it
             now = clock.monotonic()
             reaped = self.scheduler.reap(now)
             waiting, batches = self.scheduler.close()
+            unfinished = len(self.scheduler.totals.open)
         self._follow_up(reaped, now)
+        if is_first:
+            self.log.closed(self.scheduler.closing, unfinished)
         self.fail_all(waiting, closed_error(self.scheduler.closing))
         self._wake_workers()
         for batch in batches:
@@ -731,6 +802,7 @@ class Dispatcher(ABC, Generic[T]):
         self.parking = ParkingLot()
         self._ended = Event(self.parking)
         self._keys = KeyInterner()
+        self._tenants = KeyInterner("tenant")
         self.context = self.context.copy()  # an engine's call in the parent may never leave it
 
 

@@ -54,6 +54,9 @@ class _Options(TypedDict, total=False):
     max_buffered: int
     on_overflow: OnOverflow
     metrics: MetricsOrFactory | None
+    name: str | None
+    max_pending_cost: float | None
+    max_pending_per_tenant: int | None
 
 
 class DynamicBatcher(Batcher[RequestT, T]):
@@ -109,6 +112,18 @@ class DynamicBatcher(Batcher[RequestT, T]):
         metrics: Its methods are called as things happen; see `Metrics`. Or a function without
             arguments that returns such an object, such as its class: it is called once, in the
             process and by the call that submits the first request.
+        name: What metrics, logs and errors call the batcher; without it metrics and logs call it
+            by the name of what it runs.
+        max_pending_cost: What the requests that wait may cost together; one that would be too much
+            is refused as well.
+        priority: A function of a request that returns a whole number, its band. While a request of
+            a lower number waits, none of a higher one joins a batch. 0 for all if it is None.
+        tenant: A function of a request that returns whose it is, such as an API key, hashable. The
+            tenants of a band share the batches by what their requests cost, or by their number
+            if there is no `cost`; see [Priorities and fair shares](operating.md). Among those of
+            one tenant the first to come is the first to be served.
+        share: A function of a request that returns the weight of its tenant; 1 if it is None.
+        max_pending_per_tenant: How many requests of one tenant may wait.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -152,6 +167,12 @@ class DynamicBatcher(Batcher[RequestT, T]):
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
+        name: str | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -167,6 +188,12 @@ class DynamicBatcher(Batcher[RequestT, T]):
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
+        name: str | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -181,6 +208,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     @overload
@@ -196,6 +226,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     @overload
@@ -211,6 +244,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[Any], object] | per_request[RequestT, Any] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     @overload
@@ -226,6 +262,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         is_eos: Callable[[Any], object] | per_request[RequestT, Any] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         decode: Callable[[RequestT], Decoder[Any, T] | None],
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
         **options: Unpack[_Options],
     ) -> None: ...
     def __init__(
@@ -249,10 +288,17 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
+        name: str | None = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None:
         if not callable(fn):
             raise TypeError(f"fn takes a function of a list of requests, got {fn!r}")
         check_parameters(fn, may_be_method=self._may_be_method)
+        function = fn  # as it was given
         runs_in_task = is_kind(inspect.isasyncgenfunction, fn)
         if single:
             if runs_in_task or is_kind(inspect.isgeneratorfunction, fn):
@@ -304,12 +350,24 @@ class DynamicBatcher(Batcher[RequestT, T]):
             max_buffered=max_buffered,
             on_overflow=on_overflow,
             metrics=metrics,
+            name=name,
+            runs=function,
+            max_pending_cost=max_pending_cost,
+            priority=priority,
+            tenant=tenant,
+            share=share,
+            max_pending_per_tenant=max_pending_per_tenant,
         )
         self._single = single
         self._dispatcher = _dispatcher_for(fn, options, runs_in_task=runs_in_task)
 
     def call(
-        self, request: RequestT, *, timeout: float | None = None, wait_timeout: float | None = None
+        self,
+        request: RequestT,
+        *,
+        timeout: float | None = None,
+        wait_timeout: float | None = None,
+        request_id: str | None = None,
     ) -> T:
         """Submit a request, wait for its one result and return it, with `single=True`.
 
@@ -317,6 +375,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
             request: Whatever the function takes.
             timeout: For how long to wait for the result, in seconds.
             wait_timeout: For how long the request may wait until it joins a batch.
+            request_id: What errors and logs call the request; see `stream`.
 
         Raises:
             TypeError: The batcher was made without `single=True`.
@@ -331,7 +390,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         Threads: any.
         """
         self._check_single("call", "stream")
-        stream = self.stream(request, timeout=timeout, wait_timeout=wait_timeout)
+        stream = self.stream(
+            request, timeout=timeout, wait_timeout=wait_timeout, request_id=request_id
+        )
         try:
             return next(stream)  # the end came with it
         except StopIteration:
@@ -346,6 +407,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - the request's, which its batch goes by
         wait_timeout: float | None = None,
+        request_id: str | None = None,
     ) -> T:
         """Do the same in an event loop.
 
@@ -353,6 +415,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
             request: Whatever the function takes.
             timeout: For how long to wait for the result, in seconds.
             wait_timeout: For how long the request may wait until it joins a batch.
+            request_id: What errors and logs call the request; see `stream`.
 
         Raises:
             Exception: What `call` raises.
@@ -363,7 +426,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         Threads: any event loop.
         """
         self._check_single("acall", "astream")
-        stream = self.astream(request, timeout=timeout, wait_timeout=wait_timeout)
+        stream = self.astream(
+            request, timeout=timeout, wait_timeout=wait_timeout, request_id=request_id
+        )
         try:
             return await anext(stream)
         except StopAsyncIteration:

@@ -64,6 +64,7 @@ class Engine:
         is_full: Whether a request was told `NotNow`, and none has left since.
         is_open: Whether there is an engine to be closed: it was made here, and has a `close`. It is
             until that has returned.
+        made: How many engines were made here.
 
     Raises:
         TypeError: It is neither; or its `step` is no plain function, or it needs arguments.
@@ -79,10 +80,16 @@ class Engine:
         self._occupied: set[int] = set()
         self.is_full = False
         self.is_open = False
+        self.made = 0
         self._driving: int | None = None  # the key in `_drivers`
         self._in_call = False
         self._context: Context
         forkable.add(self)
+
+    @property
+    def can_be_made(self) -> bool:
+        """Whether another can be made, when this one was discarded."""
+        return self._factory is not None
 
     def use(self, context: Context) -> Engine:
         """Make the engine if there is none; every call of it is made in this context."""
@@ -92,6 +99,7 @@ class Engine:
             made = _checked(context.run(self._factory), "what the engine's factory returns")
             self.is_open = _has_close(made)
             self._engine = made
+            self.made += 1
         return self
 
     def drive(self, context: Context) -> None:
@@ -272,7 +280,7 @@ class EngineBatch(RequestBatch[T]):
         if self._costs:
             live = core.live
             if not live and not core.running:  # it was fed what is no step
-                self._engine.discard()
+                self.failed()
                 return ()
             if len(live) < len(self._costs):
                 for slot in self._engine.keep(live):
@@ -326,6 +334,8 @@ class EngineBatch(RequestBatch[T]):
 
     def failed(self) -> None:
         """Discard an engine that has failed in a step."""
+        if self._engine.can_be_made:
+            self._owner.log.engine_discarded()
         self._engine.discard()
 
     def drained(self) -> None:

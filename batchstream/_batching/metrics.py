@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from threading import RLock, current_thread, main_thread
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from batchstream._core.errors import report_unraisable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
     from contextvars import Context
 
     from batchstream._core.records import StreamEnd
 
 
-class Metrics(Protocol):
+class Metrics:
     """What a batcher calls as things happen; `statistics()` has the same as totals.
+
+    Every method does nothing here. Derive a class, and write those that you need: a batcher calls
+    no other. Each takes `**_` well, as a later version may tell it more.
+
+    Requests wait, then run, then end. To know how many do at the moment: `submitted` adds one that
+    waits; `joined` moves some from waiting to running, and `requeued` one back; `finished` takes
+    one away, from those that run if `joined` is true, else from those that wait.
+
+    A *tenant* is what the batcher's option `tenant` returned for the request; None without one.
 
     What a method raises goes to `sys.unraisablehook`, and the batch goes on. One that takes long
     holds up the worker or the caller that it is called in, and no lock.
@@ -24,31 +33,100 @@ class Metrics(Protocol):
         worker's; so in several at the same time.
     """
 
-    def submitted(self) -> None:
+    def for_batcher(self, name: str) -> Metrics:
+        """Return the object that the batcher of this name calls: this one, if not overridden.
+
+        Called once for each batcher, before any other method. A class whose object serves several
+        batchers, and keeps their figures apart, returns an object for each.
+        """
+        del name
+        return self
+
+    def submitted(self, *, tenant: Hashable = None) -> None:
         """A request was accepted, and waits."""
 
-    def refused(self) -> None:
-        """A request was refused with `OverloadedError`."""
+    def refused(self, reason: str, *, tenant: Hashable = None) -> None:
+        """A request was refused, and counts as nothing else.
 
-    def joined(self, waited: Sequence[float]) -> None:
-        """So many requests joined a batch together, each after so many seconds."""
+        Args:
+            reason: `pending` for `max_pending`, or what else an `OverloadedError` gives as its
+                reason; `cost` for one that costs more than a batch may; `closed`, or `draining`.
+            tenant: Whose it was.
+        """
 
-    def stepped(self, live: int, capacity: int) -> None:
-        """A step was made for so many live slots out of `max_batch_size`."""
+    def joined(self, waited: Sequence[float], *, tenants: Sequence[Hashable] = ()) -> None:
+        """So many requests joined a batch together.
 
-    def finished(self, end: StreamEnd, *, joined: bool, lasted: float) -> None:
+        Args:
+            waited: How many seconds each has waited since it was submitted.
+            tenants: Whose they are, in the same order.
+        """
+
+    def requeued(self, *, tenant: Hashable = None) -> None:
+        """A request has given its slot back, and waits again."""
+
+    def first_output(self, seconds: float, *, tenant: Hashable = None) -> None:
+        """A request had its first output, so many seconds after it was submitted.
+
+        With `decode` that is the first of the model's outputs, a token for example.
+        """
+
+    def stepped(
+        self,
+        live: int,
+        capacity: int,
+        *,
+        outputs: int,
+        gap: float | None,
+        going_on: int,
+        prefilling: int,
+        wasted: int,
+    ) -> None:
+        """A step was made for so many live slots out of `max_batch_size`.
+
+        Args:
+            live: How many slots the step was made for.
+            capacity: `max_batch_size`.
+            outputs: How many outputs it gave.
+            gap: Seconds since the step before, in this batch; None for its first. That is the time
+                between two outputs of each slot that is going on.
+            going_on: How many of the live slots had had an output before this step.
+            prefilling: How many of the live slots have still had none after it.
+            wasted: How many of the live slots are those of requests that had left before the step
+                was done: their client is gone, or their time is over.
+        """
+
+    def finished(
+        self,
+        end: StreamEnd,
+        *,
+        joined: bool,
+        lasted: float,
+        in_slot: float,
+        tenant: Hashable = None,
+    ) -> None:
         """A request has ended, once for each that was submitted.
 
         Args:
-            end: How it ended.
-            joined: Whether it had joined a batch.
+            end: How it ended, and how many outputs it had.
+            joined: Whether it was in a batch.
             lasted: How many seconds after it was submitted this was noticed.
+            in_slot: How many seconds after it joined its batch; 0 if it was in none.
+            tenant: Whose it was.
         """
 
 
 MetricsOrFactory: TypeAlias = "Metrics | Callable[[], Metrics]"
 
-_EVENTS: Final = ("submitted", "refused", "joined", "stepped", "finished")
+_EVENTS: Final = (
+    "submitted",
+    "refused",
+    "joined",
+    "requeued",
+    "first_output",
+    "stepped",
+    "finished",
+)
 
 
 class MetricsCaller:
@@ -56,21 +134,26 @@ class MetricsCaller:
 
     Args:
         metrics: The metrics; or a function without arguments that makes them, such as their class.
+        name: The name of the batcher.
 
     Raises:
-        TypeError: They have not all methods of `Metrics`.
+        TypeError: They have none of the methods of `Metrics`.
 
     Attributes:
         unmade: Whether they are still to be made, by `make`.
+        methods: Those of their methods that do something, by name.
     """
 
-    def __init__(self, metrics: MetricsOrFactory) -> None:
+    def __init__(self, metrics: MetricsOrFactory, name: str = "") -> None:
         is_factory = callable(metrics) and (
-            isinstance(metrics, type) or not hasattr(metrics, "submitted")
+            isinstance(metrics, type) or not any(hasattr(metrics, event) for event in _EVENTS)
         )
-        self._metrics = None if is_factory else _check_methods(metrics)
+        self._name = name
         self._factory = metrics if is_factory else None
         self.unmade = is_factory
+        self.methods: dict[str, Callable[..., object]] = {}
+        if not is_factory:
+            self._bind(metrics)
         # Guards the factory alone, which is called once: whatever else comes meanwhile has to wait.
         self._making = RLock()
 
@@ -78,40 +161,62 @@ class MetricsCaller:
         """Call the factory in a context, unless another thread has; before any event.
 
         Raises:
-            TypeError: It returns what has not the methods.
+            TypeError: It returns what has no method.
             Exception: What it raises. The next call tries again.
         """
         with self._making:
             if self.unmade and callable(self._factory):
-                self._metrics = _check_methods(context.run(self._factory))
+                self._bind(context.run(self._factory))
                 self.unmade = False
+
+    def _bind(self, metrics: Any) -> None:
+        """Look the methods up that the batcher of this name calls."""
+        # In the class: an object that has every attribute, to record calls, means no such method.
+        if hasattr(type(metrics), "for_batcher"):
+            metrics = metrics.for_batcher(self._name)
+        self.methods = _methods_of(metrics)
+        self._metrics = metrics
 
     def after_fork(self) -> None:
         """Forget that another thread, which is not in this process, was in the factory."""
         self._making = RLock()
 
     def __call__(self, event: str, *args: object, **kwargs: object) -> None:
-        """Call the method of this name."""
-        try:
-            getattr(self._metrics, event)(*args, **kwargs)
-        except BaseException as error:
-            # Whatever it is, it is not the batch's; but an interrupt is meant for the caller.
-            if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
-                raise
-            report_unraisable(error)
+        """Call the method of this name, if there is one."""
+        method = self.methods.get(event)
+        if method is not None:
+            try:
+                method(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001 - see `failed`
+                self.failed(error)
+
+    def failed(self, error: BaseException) -> None:
+        """Report what a method has raised.
+
+        Raises:
+            KeyboardInterrupt: It is one, in the program's main thread.
+        """
+        # Whatever it is, it is not the batch's; but an interrupt is meant for the caller.
+        if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
+            raise error
+        report_unraisable(error)
 
 
-def _check_methods(metrics: object) -> object:
-    """Return what has all methods of `Metrics`.
+def _methods_of(metrics: object) -> dict[str, Callable[..., object]]:
+    """Return the methods that do something.
 
     Raises:
-        TypeError: Some are missing.
+        TypeError: It has none, not even one that does nothing.
     """
-    missing = [event for event in _EVENTS if not callable(getattr(metrics, event, None))]
-    if missing:
+    found = {event: getattr(metrics, event, None) for event in _EVENTS}
+    methods = {event: method for event, method in found.items() if callable(method)}
+    if not methods:
         raise TypeError(
-            f"metrics must have the methods {', '.join(_EVENTS[:-1])} and {_EVENTS[-1]}, "
-            f"got {metrics!r} without {', '.join(missing)}: derive its class from "
-            f"batchstream.Metrics, which has them all"
+            f"metrics must have one of the methods {', '.join(_EVENTS[:-1])} and {_EVENTS[-1]}, "
+            f"got {metrics!r}: derive its class from batchstream.Metrics, and write those you need"
         )
-    return metrics
+    return {
+        event: method
+        for event, method in methods.items()
+        if getattr(method, "__func__", None) is not vars(Metrics)[event]
+    }

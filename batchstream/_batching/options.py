@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic
 
 from typing_extensions import TypeVar
 
 from batchstream._batching.metrics import MetricsCaller
+from batchstream._batching.places import PlaceRules
 from batchstream._core.arguments import (
     Bound,
     OnOverflow,
     check_count,
     check_limit,
+    check_name,
     check_number,
     check_seconds,
 )
 from batchstream._core.cores import core_of
+from batchstream._core.errors import type_name
 from batchstream._core.rules import EndRules
 from batchstream._text.core import decoding
 from batchstream._text.decoder import check_decode, check_decoder
@@ -35,6 +39,9 @@ RequestT = TypeVar("RequestT")
 
 class BatcherOptions(Generic[RequestT, T]):
     """The arguments of a batcher; see `DynamicBatcher` and `ContinuousBatcher` for their meaning.
+
+    `runs` is its function or engine, from which a batcher without a name has its `label`: what
+    metrics and logs call it.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -56,27 +63,45 @@ class BatcherOptions(Generic[RequestT, T]):
         key: Callable[[RequestT], Hashable] | None = None,
         decode: Callable[[RequestT], Decoder[Any, T] | None] | None = None,
         metrics: MetricsOrFactory | None = None,
+        name: str | None = None,
+        runs: object = None,
+        max_pending_cost: float | None = None,
+        priority: Callable[[RequestT], int] | None = None,
+        tenant: Callable[[RequestT], Hashable] | None = None,
+        share: Callable[[RequestT], float] | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None:
         self.rules = rules
+        if name is not None:
+            check_name("name", name)
+        self.name = name
+        self.label = name_of(runs) if name is None else name
         self.decode = decode
         if decode is not None:
             check_decode(decode, "one request")
         self.max_batch_size = check_count("max_batch_size", max_batch_size, at_least=1)
         self.workers = check_count("workers", workers, at_least=1)
         self.bound = Bound.checked(max_buffered, on_overflow)
-        self.metrics = None if metrics is None else MetricsCaller(metrics)
+        self.metrics = None if metrics is None else MetricsCaller(metrics, self.label)
         self.batch_timeout = check_seconds("batch_timeout", batch_timeout)
         self.max_pending = check_count("max_pending", max_pending, at_least=1)
         if (cost is None) != (max_batch_cost is None):
             raise TypeError("cost and max_batch_cost go together: one was given without the other")
-        for name, function in {"key": key, "cost": cost}.items():
+        for option, function in {"key": key, "cost": cost}.items():
             if function is not None and not callable(function):
-                raise TypeError(f"{name} takes a function of one request, got {function!r}")
+                raise TypeError(f"{option} takes a function of one request, got {function!r}")
         self.key = key
         self.cost = cost
         self.max_batch_cost = max_batch_cost
         if max_batch_cost is not None:
             check_number("max_batch_cost", max_batch_cost)
+        self.max_pending_cost = max_pending_cost
+        if max_pending_cost is not None:
+            check_max_pending_cost(max_pending_cost, max_batch_cost)
+        self.places: PlaceRules | None = None
+        if any(it is not None for it in (priority, tenant, share, max_pending_per_tenant)):
+            self.places = PlaceRules(priority, tenant, share, max_pending_per_tenant)
+            self.places.check_max_batch_cost(max_batch_cost)
         if isinstance(max_outputs, Sequence):
             raise TypeError(
                 f"max_outputs takes a whole number, or a function of one request, "
@@ -112,3 +137,30 @@ class BatcherOptions(Generic[RequestT, T]):
         """Return how many outputs a request gets at most."""
         limit: Any = self.max_outputs
         return check_limit(limit(content)) if callable(limit) else limit
+
+
+def name_of(runs: object) -> str:
+    """Return what to call a function or engine: its qualified name, or that of its class."""
+    while isinstance(runs, partial):
+        runs = runs.func
+    name = getattr(runs, "__qualname__", None)
+    return name if isinstance(name, str) and name else type_name(runs)
+
+
+def check_max_pending_cost(max_pending_cost: float, max_batch_cost: float | None) -> None:
+    """Check what the requests that wait may cost together.
+
+    Raises:
+        TypeError: It is no number, or requests have no cost.
+        ValueError: It is less than one request may cost.
+    """
+    if max_batch_cost is None:
+        raise TypeError(
+            "max_pending_cost needs cost and max_batch_cost, which say what a request costs: pass "
+            "both, or bound the number of requests with max_pending"
+        )
+    if check_number("max_pending_cost", max_pending_cost) < max_batch_cost:
+        raise ValueError(
+            f"max_pending_cost must be at least max_batch_cost, {max_batch_cost!r}, got "
+            f"{max_pending_cost!r}: a request that costs as much could never wait"
+        )

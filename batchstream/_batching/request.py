@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from typing_extensions import TypeVar
 
+from batchstream._core.arguments import check_name
 from batchstream._core.errors import ClosedError, DeadlineError
 from batchstream._handoff.buffer import Buffer
 from batchstream._handoff.parking import earliest
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
+    from batchstream._batching.places import Place
     from batchstream._core.records import StreamEnd
     from batchstream._pumps.background import BackgroundPump
     from batchstream._text.decoder import Decoder
@@ -107,19 +109,28 @@ class Request(Buffer[T]):
     """What a caller submitted and when, and the buffer of its stream.
 
     Args:
-        number: A number of its own, for error texts.
+        number: A number of its own, for texts.
         submission: What the caller submitted.
         deadlines: Its deadlines, if it has any.
         ended_requests: Where it queues itself when it has ended; twice if two threads end it.
         on_end: What to call when it has ended, if it is a `map`'s.
+        request_id: What texts call it, if not by its number.
+        batcher: The name of its batcher, if that has one, for texts.
+
+    Raises:
+        TypeError, ValueError: The id is no string, or empty.
 
     Attributes:
         state: Where it is in its life; changed under the batcher's lock.
         submission: What the caller submitted, until it has joined a batch.
         deadlines: Its deadlines, if it has any.
         group: Stands for its key: requests with the same object may share a batch.
+        place: Its band and its tenant; None where the batcher has neither.
         arrived: When it came.
         pump: What runs the batch that it has joined.
+        id: What the caller calls it, or its number as text.
+        joined_at: When it joined its batch, if it has.
+        first_output_at: When it had its first output, if it has had one.
         on_end: Called with the request when it has ended, behind its outputs, of a request that a
             `map` has submitted: it has no bound.
     """
@@ -128,8 +139,12 @@ class Request(Buffer[T]):
         "_ended_requests",
         "arrived",
         "deadlines",
+        "first_output_at",
         "group",
+        "id",
+        "joined_at",
         "on_end",
+        "place",
         "pump",
         "state",
         "submission",
@@ -142,16 +157,31 @@ class Request(Buffer[T]):
         deadlines: Deadlines | None,
         ended_requests: deque[Request[T]],
         on_end: Callable[[Request[T]], object] | None = None,
+        *,
+        request_id: str | None = None,
+        batcher: str | None = None,
     ) -> None:
-        super().__init__(NO_SLOT, f"request {number}")
+        name = f"request {number}"
+        if request_id is not None:
+            name = f"request {check_name('request_id', request_id)!r}"
+        super().__init__(NO_SLOT, name if batcher is None else f"{name} of {batcher!r}")
         self._ended_requests = ended_requests
         self.state: RequestState = "new"
         self.submission = submission
         self.deadlines = deadlines
         self.group: object = None
+        self.id = str(number) if request_id is None else request_id
+        self.place: Place | None = None
         self.arrived = 0.0
+        self.joined_at: float | None = None
+        self.first_output_at: float | None = None
         self.pump: BackgroundPump[T] | None = None
         self.on_end = on_end
+
+    @property
+    def tenant(self) -> Hashable:
+        """Whose it is, if that is said."""
+        return None if self.place is None else self.place.tenant
 
     @property
     def cost(self) -> float:

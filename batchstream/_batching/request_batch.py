@@ -8,6 +8,7 @@ from typing_extensions import TypeVar
 
 from batchstream._batching import clock
 from batchstream._batching.request import FREED, closed_error
+from batchstream._batching.step_log import StepLog
 from batchstream._batching.totals import StepTotals
 from batchstream._handoff.parking import earliest
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Iterable, Sequence
 
+    from batchstream._batching.log import BatcherLog
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request
     from batchstream._handoff.buffer import Buffer
@@ -42,10 +44,12 @@ class BatchOwner(Protocol[T]):
 
     Attributes:
         options: What the batcher was made with.
+        log: Writes the batcher's lines in the log.
         scheduler: The batcher's state.
     """
 
     options: BatcherOptions[Any, T]
+    log: BatcherLog
 
     @property
     def scheduler(self) -> BatcherState[T]: ...
@@ -85,10 +89,12 @@ class RequestBatch(Generic[T]):
         self._owner = owner
         self.next_deadline: float | None = None
         self._live_slots = 0  # summed over the steps
+        self._log = StepLog(owner.options)
 
     def serve(self, pump: BackgroundPump[T], requests: Sequence[Request[T]]) -> None:
         """Serve these requests, in the first slots of a pump that has not started."""
         self.pump = pump
+        self._log.follow(pump.fanout)
         for slot, request in enumerate(requests):
             self._seat(slot, request)
 
@@ -96,6 +102,8 @@ class RequestBatch(Generic[T]):
         """Tie a request to the slot that was opened for it, and that holds its buffer."""
         request.slot = slot
         request.submission = FREED
+        if request.first_output_at is None:
+            self._log.awaiting[request] = None
         if request.deadlines is not None:
             self.next_deadline = earliest(self.next_deadline, request.deadlines.until)
         request.pump = self.pump
@@ -121,8 +129,21 @@ class RequestBatch(Generic[T]):
     def step_totals(self) -> StepTotals:
         """Return what was done up to now."""
         live_slots = self._live_slots  # before the steps: `after_step` adds behind them
-        core = self.pump.fanout.core.statistics()
-        return StepTotals(core.steps, live_slots, core.outputs, core.dropped)
+        core, log = self.pump.fanout.core.statistics(), self._log
+        return StepTotals(
+            core.steps,
+            live_slots,
+            core.outputs,
+            core.dropped,
+            log.first_outputs,
+            log.first_output_time,
+            log.wasted,
+        )
+
+    @property
+    def prefilling(self) -> int:
+        """How many requests have had no output yet."""
+        return sum(not request.ends for request in list(self._log.awaiting))
 
     def close(self) -> None:
         """Fail the streams that have not ended: the batcher was closed."""
@@ -153,9 +174,9 @@ class RequestBatch(Generic[T]):
     def after_step(self, live: tuple[int, ...]) -> None:
         """Count a step that was made for these slots."""
         self._live_slots += len(live)
-        options = self._owner.options
-        if options.metrics is not None:
-            options.metrics("stepped", len(live), options.max_batch_size)
+        log = self._log
+        if log.awaiting or log.departures or log.stepped is not None:
+            log.note(live)
 
     def pause_limit(self) -> float | None:
         """Return for how many seconds the pump may wait for room: until the next deadline."""

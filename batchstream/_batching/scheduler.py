@@ -31,7 +31,7 @@ from typing_extensions import TypeVar
 from batchstream._batching.queue import WaitingQueue
 from batchstream._batching.request import FREED, REQUEST_LIFE, closed_error
 from batchstream._batching.totals import Totals
-from batchstream._core.errors import OverloadedError
+from batchstream._core.errors import CostError, OverloadedError
 from batchstream._core.records import FinishReason, StreamEnd
 
 if TYPE_CHECKING:
@@ -138,11 +138,15 @@ class Scheduler(Generic[T]):
     ) -> None:
         self.ended_requests: deque[Request[T]] = deque()
         self.wakeups: deque[WakeUp] = deque()
+        places = options.places
         self.queue: WaitingQueue[Request[T]] = WaitingQueue(
             max_batch_size=options.max_batch_size,
             batch_timeout=options.batch_timeout,
             max_batch_cost=options.max_batch_cost,
             max_pending=options.max_pending,
+            max_pending_cost=options.max_pending_cost,
+            max_pending_per_tenant=None if places is None else places.max_pending_per_tenant,
+            has_places=places is not None,
         )
         self.batches: set[RequestBatch[T]] = set()
         self.totals = Totals()
@@ -168,10 +172,11 @@ class Scheduler(Generic[T]):
 
         Raises:
             ClosedError: The batcher was closed.
-            OverloadedError: As many requests wait as may.
+            OverloadedError: As many requests wait as may, or they cost as much.
             CostError: The request costs more than a batch may.
         """
         if self.closed:
+            self.totals.count_refused("closed", for_room=False)
             raise closed_error(self.closing)
         request.arrived = now
         if request.deadlines is not None:
@@ -183,8 +188,12 @@ class Scheduler(Generic[T]):
         except BaseException as error:
             self.totals.open.discard(request)
             request.state = REQUEST_LIFE[request.state, "refuse"]
-            # A request of a `map` is not refused: it is held back, and comes again.
-            self.totals.refused += isinstance(error, OverloadedError) and request.on_end is None
+            if isinstance(error, OverloadedError):
+                # A request of a `map` is not refused: it is held back, and comes again.
+                if request.on_end is None:
+                    self.totals.count_refused(error.reason, for_room=True)
+            elif isinstance(error, CostError):
+                self.totals.count_refused("cost", for_room=False)
             raise
         self.wake_worker()
 
@@ -209,21 +218,22 @@ class Scheduler(Generic[T]):
                     taken.append(request)
         return taken
 
-    def join(self, requests: Sequence[Request[T]], now: float) -> list[float]:
-        """Count requests that have joined a batch together; return how long each had waited.
+    def join(self, requests: Sequence[Request[T]], now: float) -> list[Request[T]]:
+        """Count requests that have joined a batch together, and return them.
 
         Args:
             requests: The requests; a request that has ended meanwhile, and was reaped, is left out.
             now: When they joined it.
         """
-        waited: list[float] = []
+        joined: list[Request[T]] = []
         for request in requests:
             if request.state == "taken":
                 request.state = REQUEST_LIFE[request.state, "join"]
-                waited.append(now - request.arrived)
-        if waited:
-            self.totals.count_joined(waited)
-        return waited
+                request.joined_at = now
+                joined.append(request)
+        if joined:
+            self.totals.count_joined([now - request.arrived for request in joined])
+        return joined
 
     def put_back(self, requests: Sequence[Request[T]]) -> None:
         """Let requests wait again that were taken, in their order and in front of all others."""
@@ -269,7 +279,7 @@ class Scheduler(Generic[T]):
                 request.submission = FREED
             # No change for one that was refused, or that a reap which was broken off has counted.
             request.state = REQUEST_LIFE.get((request.state, "end"), request.state)
-            if self.totals.count_finished(request):
+            if self.totals.count_finished(request, now):
                 finished.append(request)
             else:
                 dropped.append(request)
@@ -305,6 +315,7 @@ class Scheduler(Generic[T]):
             running=[batch.step_totals() for batch in self.batches],
             ended=ended,
             waiting=len(self.queue) - sum(request in self.queue for request in ended),
+            prefilling=sum(batch.prefilling for batch in self.batches),
             buffered=sum(batch.buffered for batch in self.batches),
             max_batch_size=self._max_batch_size,
         )

@@ -21,12 +21,18 @@ class StepTotals(NamedTuple):
         live_slots: Live slots, summed over the steps.
         outputs: Outputs given to streams.
         dropped: Outputs for slots that had finished.
+        first_outputs: Requests that have had their first output.
+        first_output_time: How long these waited for it, added up, in seconds.
+        wasted: Live slots whose request had left before the step was done, summed over the steps.
     """
 
     steps: int = 0
     live_slots: int = 0
     outputs: int = 0
     dropped: int = 0
+    first_outputs: int = 0
+    first_output_time: float = 0.0
+    wasted: int = 0
 
 
 class Totals:
@@ -35,29 +41,42 @@ class Totals:
     Attributes:
         open: Requests that were accepted, and have not been counted as finished.
         refused: How many requests were refused, for want of room.
+        refusals: How many requests were refused, by reason.
         finished: How many requests have finished, by reason.
     """
 
     def __init__(self) -> None:
         self.open: set[Request[Any]] = set()
         self.refused = 0
+        self.refusals: Counter[str] = Counter()
         self.finished: Counter[FinishReason] = Counter()
         self._past = StepTotals()  # of batches that have ended
         self._batch_sizes: Counter[int] = Counter()
         self._waited = 0.0
         self._longest_wait = 0.0
+        self._slot_time = 0.0
+        self._output_time = 0.0
 
     @property
     def opened(self) -> int:
         """How many requests were accepted."""
         return len(self.open) + self.finished.total()
 
-    def count_finished(self, request: Request[Any]) -> bool:
+    def count_refused(self, reason: str, *, for_room: bool) -> None:
+        """Count a request that was refused, for want of room or otherwise."""
+        self.refused += for_room
+        self.refusals[reason] += 1
+
+    def count_finished(self, request: Request[Any], now: float) -> bool:
         """Count a request that has ended; False if it was counted before, or never accepted."""
         if request not in self.open:
             return False
         self.open.discard(request)
         self.finished[request.ends[0].reason] += 1
+        if request.joined_at is not None:
+            self._slot_time += now - request.joined_at
+        if request.first_output_at is not None:
+            self._output_time += now - request.first_output_at
         return True
 
     def count_joined(self, waited: Sequence[float]) -> None:
@@ -76,6 +95,7 @@ class Totals:
         running: Sequence[StepTotals],
         ended: Collection[Request[Any]],
         waiting: int,
+        prefilling: int,
         buffered: int,
         max_batch_size: int,
     ) -> BatcherStatistics:
@@ -85,6 +105,7 @@ class Totals:
             running: What the batches have done that run.
             ended: Requests that have ended and are not counted as such yet.
             waiting: How many requests wait.
+            prefilling: How many requests are in a batch and have had no output.
             buffered: How many outputs wait in live streams.
             max_batch_size: How many slots each step had.
         """
@@ -92,6 +113,7 @@ class Totals:
         finished = self.finished + Counter(request.ends[0].reason for request in newly)
         total = _sum([self._past, *running])
         capacity = total.steps * max_batch_size
+        live = len(self.open) - len(newly)
         return BatcherStatistics(
             batches=self._batch_sizes.total(),
             batch_sizes=dict(sorted(self._batch_sizes.items())),
@@ -101,12 +123,20 @@ class Totals:
             dropped=total.dropped,
             opened=self.opened,
             refused=self.refused,
-            live=len(self.open) - len(newly),
+            live=live,
             waiting=waiting,
             finished=dict(finished),
             buffered=buffered,
             waited=self._waited,
             longest_wait=self._longest_wait,
+            running=live - waiting,
+            prefilling=prefilling,
+            refusals=dict(self.refusals),
+            first_outputs=total.first_outputs,
+            first_output_time=total.first_output_time,
+            output_time=self._output_time,
+            slot_time=self._slot_time,
+            wasted=total.wasted,
         )
 
 

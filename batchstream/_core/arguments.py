@@ -176,7 +176,7 @@ def check_count(name: str, value: object, *, at_least: int) -> int:
 
 
 def check_whole(name: str, value: object) -> int:
-    """Return the argument as a whole number, which may be negative.
+    """Return the argument as a whole number, of either sign; a plain one, of no class of a user's.
 
     Raises:
         TypeError: It is no whole number.
@@ -184,7 +184,7 @@ def check_whole(name: str, value: object) -> int:
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise TypeError(f"{name} takes a whole number, got {value!r}")
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        return int(operator.index(value))  # type: ignore[arg-type]
     except TypeError as error:
         raise TypeError(f"{name} takes a whole number, got {value!r}") from error
 
@@ -200,6 +200,20 @@ def check_seconds(name: str, value: object) -> float:
     if math.isinf(seconds):
         raise ValueError(f"{name} must be finite, got {value!r}")
     return seconds
+
+
+def check_name(name: str, value: object) -> str:
+    """Return the argument as a name.
+
+    Raises:
+        TypeError: It is no string.
+        ValueError: It is empty.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} takes a string, got {value!r}")
+    if not value:
+        raise ValueError(f"{name} must not be empty: leave it out, for a name that is made")
+    return value
 
 
 def check_number(name: str, value: Any) -> float:

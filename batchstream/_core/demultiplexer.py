@@ -194,6 +194,12 @@ class Demultiplexer(Generic[T]):
         """Whether any slot is live; quicker than `live` after a change."""
         return bool(self._live_slots)
 
+    @property
+    def outputs(self) -> int:
+        """How many outputs all slots together have been given."""
+        plain = self._plain_steps * len(self._live_slots)
+        return self._past_outputs + plain + sum(self._extra)
+
     def given(self, slot: int) -> int:
         """How many outputs the slot's present or last occupant has been given."""
         counted = self._plain_steps if slot in self._live_slots else 0
@@ -417,7 +423,7 @@ class Demultiplexer(Generic[T]):
         """Return the figures up to now; `buffered` is 0, as the core keeps no output."""
         return Statistics(
             steps=self._steps,
-            outputs=self._past_outputs + sum(map(self.given, range(self._size))),
+            outputs=self.outputs,
             dropped=self._dropped,
             opened=len(self._live_slots) + sum(self._finished.values()),
             live=len(self._live_slots),

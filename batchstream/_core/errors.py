@@ -10,7 +10,7 @@ import copy
 import sys
 import warnings
 from types import GetSetDescriptorType, MemberDescriptorType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -136,18 +136,37 @@ def concurrent_error(name: str, consumer: str) -> ConcurrentConsumerError:
     )
 
 
+OverloadReason: TypeAlias = Literal["pending", "pending_cost", "tenant"]
+
+
 class OverloadedError(BatchStreamError):
     """The request was not accepted: as many requests wait as are allowed. Try again later.
 
     Attributes:
-        pending: How many requests were waiting.
-        max_pending: How many may wait.
+        pending: How many requests were waiting; of the same tenant, if that is the reason.
+        max_pending: How many may wait; of one tenant, if that is the reason.
+        reason: Which bound it is: `"pending"` for `max_pending`, `"pending_cost"` for
+            `max_pending_cost`, `"tenant"` for `max_pending_per_tenant`.
+        pending_cost: What the requests that were waiting cost, if that is the reason; or None.
+        max_pending_cost: What they may cost together, if that is the reason; or None.
     """
 
-    def __init__(self, message: str, *, pending: int, max_pending: int) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        pending: int,
+        max_pending: int,
+        reason: OverloadReason = "pending",
+        pending_cost: float | None = None,
+        max_pending_cost: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.pending = pending
         self.max_pending = max_pending
+        self.reason: OverloadReason = reason
+        self.pending_cost = pending_cost
+        self.max_pending_cost = max_pending_cost
 
 
 class RequestError(BatchStreamError):

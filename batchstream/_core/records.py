@@ -97,12 +97,25 @@ class BatcherStatistics:
         dropped: Outputs for slots that had finished.
         opened: Requests that were accepted: always `live` plus all that have finished.
         refused: Requests that were refused with `OverloadedError`.
+        refusals: Requests that were refused, by reason: `pending` for `max_pending`, and whatever
+            other limit an `OverloadedError` names; `cost` for one that costs more than a batch may;
+            `closed`, and `draining`. A request of a `map` that waits for room was not refused.
         live: Requests that have not finished, waiting ones included.
         waiting: Requests that have not joined a batch.
+        running: Requests that are in a batch: `live` without `waiting`.
+        prefilling: Those of them that have had no output yet.
         finished: Requests that have finished, by reason.
         buffered: Outputs that wait in live streams to be received.
         waited: How long the requests that have joined a batch waited for it, added up, in seconds.
         longest_wait: The longest of these waits, in seconds.
+        first_outputs: Requests that have had their first output.
+        first_output_time: How long these waited for it since they were submitted, added up, in
+            seconds.
+        output_time: How long requests that have ended took from their first output on, added up, in
+            seconds.
+        slot_time: How long requests that have ended were in a batch, added up, in seconds.
+        wasted: Slots in steps that were made for a request which had left meanwhile: cancelled,
+            overdue, or closed with the batcher.
     """
 
     batches: int
@@ -119,6 +132,14 @@ class BatcherStatistics:
     buffered: int
     waited: float
     longest_wait: float
+    running: int
+    prefilling: int
+    refusals: Mapping[str, int]
+    first_outputs: int
+    first_output_time: float
+    output_time: float
+    slot_time: float
+    wasted: int
 
 
 @dataclass(frozen=True, slots=True)

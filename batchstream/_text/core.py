@@ -80,6 +80,11 @@ class DecodingCore:
         """Whether any slot is live."""
         return self._core.has_live
 
+    @property
+    def outputs(self) -> int:
+        """How many outputs the source has given all slots: tokens, too."""
+        return self._core.outputs
+
     def given(self, slot: int) -> int:
         """How many outputs the source has given the slot: tokens, and not pieces of text."""
         return self._core.given(slot)

@@ -210,19 +210,19 @@ class Counted:
         type(self).made += 1
         self.events = []
 
-    def submitted(self):
+    def submitted(self, **_):
         self.events.append("submitted")
 
-    def refused(self):
+    def refused(self, reason, **_):
         self.events.append("refused")
 
-    def joined(self, waited):
+    def joined(self, waited, **_):
         self.events.append("joined")
 
-    def stepped(self, live, capacity):
+    def stepped(self, live, capacity, **_):
         self.events.append("stepped")
 
-    def finished(self, end, *, joined, lasted):
+    def finished(self, end, *, joined, lasted, **_):
         self.events.append("finished")
 
 

@@ -195,28 +195,60 @@ def test_a_decorator_that_passes_more_along_is_a_function_of_requests_alone():
         assert list(batcher.stream("a")) == ["small: a"]
 
 
-def test_metrics_without_a_method_are_refused_before_any_request_is_served():
-    class Half:
-        def submitted(self):
+def test_what_has_no_method_of_metrics_is_refused_before_any_request_is_served():
+    class Other:
+        def finish(self, **_):
             pass
 
     says = (
-        r"metrics must have the methods submitted, refused, joined, stepped and finished, got .*"
-        r"without refused, joined, stepped, finished: derive its class from batchstream\.Metrics"
+        r"metrics must have one of the methods submitted, refused, joined, requeued, first_output, "
+        r"stepped and finished, got .*: derive its class from batchstream\.Metrics, and write those"
     )
     with pytest.raises(TypeError, match=says):
-        DynamicBatcher(echo, max_batch_size=1, metrics=Half())
-    batcher = DynamicBatcher(echo, max_batch_size=1, metrics=Half)
+        DynamicBatcher(echo, max_batch_size=1, metrics=Other())
+    batcher = DynamicBatcher(echo, max_batch_size=1, metrics=Other)
     with pytest.raises(TypeError, match=says):
         batcher.stream("a")
 
 
-def test_metrics_that_derive_from_the_protocol_need_no_method_of_their_own():
+def test_metrics_that_derive_from_the_base_need_no_method_of_their_own():
     class Nothing(batchstream.Metrics):
         pass
 
-    with DynamicBatcher(echo, max_batch_size=1, metrics=Nothing) as batcher:
+    for metrics in (Nothing, Nothing(), batchstream.Metrics()):
+        with DynamicBatcher(echo, max_batch_size=1, metrics=metrics) as batcher:
+            assert list(batcher.stream("a")) == ["a"]
+
+
+def test_a_method_that_metrics_lack_is_not_called():
+    seen = []
+
+    class Ends:
+        def finished(self, end, **_):
+            seen.append(str(end.reason))
+
+    with ContinuousBatcher(Model(), max_batch_size=1, metrics=Ends()) as batcher:
         assert list(batcher.stream("a")) == ["a"]
+    assert seen == ["eos"]
+
+
+@pytest.mark.parametrize(("name", "error"), [(1, TypeError), ("", ValueError)])
+def test_a_name_of_a_batcher_or_a_request_is_a_string_with_something_in_it(name, error):
+    with pytest.raises(error, match="name"):
+        DynamicBatcher(echo, max_batch_size=1, name=name)
+    with DynamicBatcher(echo, max_batch_size=1) as batcher:
+        with pytest.raises(error, match="request_id"):
+            batcher.stream("a", request_id=name)
+        assert batcher.statistics().opened == 0
+
+
+def test_texts_have_the_names_of_batcher_and_request():
+    with DynamicBatcher(echo, max_batch_size=1, name="chat") as batcher:
+        assert repr(batcher).startswith("<DynamicBatcher 'chat', open")
+        named, numbered = batcher.stream("a", request_id="b-1"), batcher.stream("c")
+        assert "request 'b-1' of 'chat'" in repr(named)
+        assert "request 1 of 'chat'" in repr(numbered)
+        assert list(named) + list(numbered) == ["a", "c"]
 
 
 def test_a_function_that_does_not_take_a_list_of_requests_alone_is_refused():

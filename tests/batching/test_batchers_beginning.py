@@ -77,7 +77,7 @@ async def test_a_request_that_metrics_cancel_as_it_joins_leaves_the_worker(form,
     once = Once(lambda stream: stream.cancel())
 
     class Cancelling(Recorder):
-        def joined(self, waited):
+        def joined(self, waited, **_):
             super().joined(waited)
             once()
 

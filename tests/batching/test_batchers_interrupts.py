@@ -80,7 +80,7 @@ def test_closing_in_a_signal_handler_that_interrupts_stream_forgets_no_request(m
 @pytest.mark.rule(14)
 def test_an_interrupt_in_metrics_reaches_the_caller():
     class Interrupted:
-        def submitted(self):
+        def submitted(self, **_):
             raise KeyboardInterrupt
 
         def __getattr__(self, _):
@@ -188,11 +188,11 @@ class InterruptedOnce(Recorder):
         super().__init__()
         self._left = [event]
 
-    def joined(self, waited):
+    def joined(self, waited, **_):
         super().joined(waited)
         self._interrupt("joined")
 
-    def finished(self, end, *, joined, lasted):
+    def finished(self, end, *, joined, lasted, **_):
         super().finished(end, joined=joined, lasted=lasted)
         self._interrupt("finished")
 

@@ -323,6 +323,7 @@ async def test_metrics_that_raise_fail_no_request(form, unheard, kind):
         "submitted",
         "refused",
         "joined",
+        "first_output",
         "stepped",
         "finished",
     }
@@ -337,7 +338,7 @@ def test_an_interrupt_in_metrics_is_raised_in_the_main_thread_and_the_next_is_se
     class Interrupted:
         left = 1
 
-        def submitted(self):
+        def submitted(self, **_):
             if self.left:
                 self.left -= 1
                 raise KeyboardInterrupt

@@ -11,7 +11,8 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from batchstream import OverloadedError
-from batchstream._batching.queue import KeyInterner, WaitingQueue
+from batchstream._batching.keys import KeyInterner
+from batchstream._batching.queue import WaitingQueue
 from support import interrupts, knobs
 from support.joining import JoiningRules
 
@@ -318,7 +319,7 @@ def test_memory_of_keys_that_come_once_is_level(batch_timeout):
     for number in range(1000):
         made.append(ticket := Ticket(str(number), group=number, arrived=number), no_room)
         assert made.remove(ticket) if number % 2 else made.take(number + 9.0, slots=1) == [ticket]
-    assert len(made._due) + len(made._ready) < 200
+    assert len(made._readiness._due) + len(made._readiness._ready) < 200
 
 
 @pytest.mark.parametrize("batch_timeout", [0.0, 1.0])
@@ -483,9 +484,23 @@ def test_equal_keys_are_one_object_while_requests_wait_and_are_freed_later():
         keys.intern(number)
     assert keys.tidy(lambda group: group is waiting) is None, "the elder generation is needed"
     assert keys.intern(("a", 1))[0] is waiting
-    elder = keys.tidy(lambda _: False)
-    assert ("a", 1) in elder
+    for number in range(knobs.MANY_KEYS):
+        keys.intern(number)
+    dropped = keys.tidy(lambda _: False)
+    assert any(("a", 1) in generation for generation in dropped)
     assert keys.intern(("a", 1))[0] is waiting, "it was asked for since, and went on"
+
+
+def test_keys_are_freed_although_requests_with_one_of_them_always_wait():
+    keys = KeyInterner()
+    patient, _ = keys.intern("patient")
+    noisy, _ = keys.intern("noisy")
+    for number in range(100 * knobs.MANY_KEYS):
+        keys.intern(number)
+        assert keys.intern("noisy")[0] is noisy
+        keys.tidy(lambda group: group in {patient, noisy})
+    assert sum(map(len, keys._generations)) < 5 * knobs.MANY_KEYS
+    assert keys.intern("patient")[0] is patient
 
 
 def test_a_key_that_cannot_be_hashed_is_named():

@@ -90,9 +90,10 @@ class Batch:
     requests: list[Request]
     free_slots: int
     buffered: int = 1
+    prefilling: int = 1
 
     def step_totals(self):
-        return StepTotals(1, len(self.requests), 3, 2)
+        return StepTotals(1, len(self.requests), 3, 2, first_outputs=5, wasted=4)
 
 
 @dataclass(eq=False)
@@ -603,8 +604,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.end(request)
         self.scheduler.put_back(put_back)
         assert all(request in self.scheduler.queue for request in put_back)
-        waited = self.scheduler.join(joining, self.now)
-        assert waited == [self.now - request.arrived for request in joining]
+        assert self.scheduler.join(joining, self.now) == joining
+        assert {request.joined_at for request in joining} <= {self.now}
         self.reap()
         if joining:
             self.count_join(joining)
@@ -771,7 +772,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert figures.steps == len(batches)
         assert figures.outputs == 3 * len(batches)
         assert figures.dropped == 2 * len(batches)
-        assert figures.buffered == len(running)
+        assert figures.buffered == figures.prefilling == len(running)
+        assert figures.running == figures.live - figures.waiting
+        assert figures.first_outputs == 5 * len(batches)
+        assert figures.wasted == 4 * len(batches)
         live = sum(len(batch.requests) for batch in batches)
         assert figures.occupancy == (live / (len(batches) * self.size) if batches else 0.0)
 

@@ -229,19 +229,19 @@ class Recorder:
         self.calls = []
         self.finished_once = flag()
 
-    def submitted(self):
+    def submitted(self, **_):
         self.calls.append(("submitted",))
 
-    def refused(self):
-        self.calls.append(("refused",))
+    def refused(self, reason, **_):
+        self.calls.append(("refused", reason))
 
-    def joined(self, waited):
+    def joined(self, waited, **_):
         self.calls.append(("joined", waited))
 
-    def stepped(self, live, capacity):
+    def stepped(self, live, capacity, **_):
         self.calls.append(("stepped", live, capacity))
 
-    def finished(self, end, *, joined, lasted):
+    def finished(self, end, *, joined, lasted, **_):
         self.calls.append(("finished", end, joined, lasted))
         self.finished_once.set()
 

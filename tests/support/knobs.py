@@ -39,7 +39,7 @@ __all__ = ["DEFAULT_MAX_BUFFERED", "OUTPUTS_PER_TURN"]
 NATIVE = native is not None
 """Whether the native core runs, which has no lines of Python to strike in."""
 
-MANY_KEYS = batchstream._batching.queue._TIDY_ABOVE
+MANY_KEYS = batchstream._batching.keys.TIDY_ABOVE
 EXIT_SECONDS = batchstream._pumps.process.EXIT_SECONDS
 
 
@@ -76,7 +76,7 @@ class _NativeTurns:
 
 def set_many_keys(monkeypatch, keys):
     """Let batchers tidy up their keys when there are more than so many."""
-    monkeypatch.setattr(batchstream._batching.queue, "_TIDY_ABOVE", keys)
+    monkeypatch.setattr(batchstream._batching.keys, "TIDY_ABOVE", keys)
 
 
 # ---- time
@@ -548,6 +548,7 @@ CODE_OF_REAPING = Scheduler.reap.__code__
 def files_of_submission():
     """Return the files of the modules that a submission passes through."""
     names = ("batcher", "dispatcher", "queue", "scheduler", "thread_dispatcher")
+    names += ("fair_order", "keys", "pending", "places", "readiness")
     return {sys.modules[f"batchstream._batching.{name}"].__file__ for name in names}
 
 

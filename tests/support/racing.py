@@ -288,21 +288,27 @@ class Tallies:
         self.groups = []
         self.ends = []
 
-    def submitted(self):
+    def submitted(self, **_):
         self.accepted += 1
 
-    def refused(self):
-        self.refusals += 1
+    def refused(self, reason, **_):
+        if reason != "closed":
+            self.refusals += 1
 
-    def joined(self, waited):
+    def joined(self, waited, **_):
         assert min(waited) >= 0
         self.groups.append(len(waited))
 
-    def stepped(self, live, capacity):
+    def stepped(self, live, capacity, *, outputs, gap, going_on, prefilling, wasted):
         assert 0 < live <= capacity
+        assert 0 <= going_on <= live
+        assert 0 <= prefilling <= live - going_on
+        assert 0 <= wasted <= live
+        assert outputs >= 0
+        assert gap is None or gap >= 0
 
-    def finished(self, end, *, joined, lasted):
-        assert lasted >= 0
+    def finished(self, end, *, joined, lasted, in_slot, **_):
+        assert 0 <= in_slot <= lasted
         self.ends.append((end.reason, joined))
 
     def check(self, figures):

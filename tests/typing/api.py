@@ -294,12 +294,12 @@ async def translate_async(texts: list[str]) -> AsyncIterator[list[str]]:
     yield texts
 
 
-class Printed:
-    def submitted(self) -> None: ...
-    def refused(self) -> None: ...
-    def joined(self, waited: Sequence[float]) -> None: ...
-    def stepped(self, live: int, capacity: int) -> None: ...
-    def finished(self, end: StreamEnd, *, joined: bool, lasted: float) -> None: ...
+class Printed(Metrics):
+    def submitted(self, **_: object) -> None: ...
+    def refused(self, reason: str, *, tenant: object = None) -> None: ...
+    def joined(self, waited: Sequence[float], **_: object) -> None: ...
+    def stepped(self, live: int, capacity: int, **_: object) -> None: ...
+    def finished(self, end: StreamEnd, **_: object) -> None: ...
 
 
 printed: Metrics = Printed()
@@ -307,6 +307,9 @@ printed: Metrics = Printed()
 with DynamicBatcher[str, str](translate, max_batch_size=8) as batcher:
     assert_type(batcher.stream("a", timeout=1.5, wait_timeout=1), Stream[str])
     assert_type(batcher.statistics(), BatcherStatistics)
+    assert_type(batcher.statistics().refusals, Mapping[str, int])
+    assert_type(batcher.astream("a", request_id="b-1"), AsyncStream[str])
+    batcher.stream("a", request_id=1)  # type: ignore[arg-type]
     batcher.stream(1)  # type: ignore[arg-type]
     assert_type(batcher.map(["a", "b"], timeout=1.5, wait_timeout=1), Replies[list[str]])
     for reply in batcher.map(iter(["a", "b"])):
@@ -335,6 +338,7 @@ DynamicBatcher(
     max_buffered=8,
     on_overflow="wait",
     metrics=printed,
+    name="translations",
 )
 DynamicBatcher(translate, max_batch_size=8, on_overflow="drop")  # type: ignore[call-overload]
 

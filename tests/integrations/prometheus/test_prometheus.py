@@ -34,7 +34,13 @@ class Shown:
         self.metrics = PrometheusMetrics(registry=self.registry)
 
     def __call__(self, figure, **labels):
-        return self.registry.get_sample_value(f"batchstream_{figure}", labels)
+        """Return what the series of a figure with these labels add up to."""
+        return sum(
+            sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+            if sample.name == f"batchstream_{figure}" and labels.items() <= sample.labels.items()
+        )
 
     def finished(self):
         counts = {
@@ -45,7 +51,7 @@ class Shown:
 
     @property
     def gauges(self):
-        return self("requests_waiting"), self("requests_live")
+        return self("requests_waiting"), self("requests_running")
 
 
 @pytest.fixture
@@ -130,32 +136,48 @@ def test_what_prometheus_reads_has_a_type_and_a_meaning_for_everything(shown):
         "requests_submitted": "counter",
         "requests_refused": "counter",
         "requests_finished": "counter",
-        "outputs": "counter",
+        "requests_requeued": "counter",
         "requests_waiting": "gauge",
-        "requests_live": "gauge",
+        "requests_running": "gauge",
+        "slots": "gauge",
+        "cache_usage_ratio": "gauge",
         "steps": "counter",
-        "slot_steps_live": "counter",
+        "outputs": "counter",
         "slot_steps": "counter",
+        "slot_steps_live": "counter",
+        "slot_steps_prefilling": "counter",
+        "slot_steps_wasted": "counter",
         "batch_size": "histogram",
         "wait_seconds": "histogram",
+        "first_output_seconds": "histogram",
+        "gap_seconds": "histogram",
+        "slot_seconds": "histogram",
         "request_seconds": "histogram",
+        "request_outputs": "histogram",
     }
     assert all(family.documentation for family in families)
 
 
 def test_every_reason_is_there_before_its_first_request(shown):
-    for reason in ("eos", "length", "exhausted", "cancelled", "error"):
-        assert shown("requests_finished_total", reason=reason) == 0
+    shown.metrics.for_batcher("new")
+    for figure, reasons in {
+        "finished": ("eos", "length", "exhausted", "cancelled", "error"),
+        "refused": ("pending", "pending_cost", "tenant", "cost", "closed", "draining"),
+    }.items():
+        for reason in reasons:
+            labels = {"batcher": "new", "tenant": "", "reason": reason}
+            name = f"batchstream_requests_{figure}_total"
+            assert shown.registry.get_sample_value(name, labels) == 0
 
 
 # ---- gauges
 
 
-def test_the_gauges_show_waiting_and_live_requests(shown, gate, make):
+def test_the_gauges_show_waiting_and_running_requests(shown, gate, make):
     batcher = make(metrics=shown.metrics)
     streams = [batcher.stream("ab") for _ in range(3)]
     gate.wait_until(lambda: gate.holds)
-    assert shown.gauges == (2, 3)
+    assert shown.gauges == (2, 1)
     gate.open()
     assert ["".join(stream) for stream in streams] == ["ab"] * 3
     batcher.close()
@@ -219,7 +241,7 @@ def test_the_refused_are_counted_and_are_not_live(shown, gate, make):
             batcher.stream("ab")
     assert shown("requests_refused_total") == 2
     assert shown("requests_submitted_total") == 2
-    assert shown.gauges == (1, 2)
+    assert shown.gauges == (1, 1)
     gate.open()
     assert list(joined) == list(waiting) == ["a", "b"]
     batcher.close()
@@ -235,7 +257,7 @@ def test_batchers_that_share_an_object_are_added_up(shown, gate):
     ]
     streams = [batcher.stream("ab") for batcher in batchers for _ in range(2)]
     gate.wait_until(lambda: gate.arrived == 2)
-    assert shown.gauges == (2, 4)
+    assert shown.gauges == (2, 2)
     gate.open()
     assert ["".join(stream) for stream in streams] == ["ab"] * 4
     for batcher in batchers:
@@ -244,14 +266,28 @@ def test_batchers_that_share_an_object_are_added_up(shown, gate):
     assert shown("requests_submitted_total") == 4
 
 
-def test_batchers_are_distinguished_by_names():
+def test_batchers_are_distinguished_by_their_names_and_without_by_what_they_run(shown):
+    for name in ("short", "long", None):
+        with DynamicBatcher(
+            Model().generate, max_batch_size=1, metrics=shown.metrics, name=name
+        ) as batcher:
+            list(batcher.stream(name or "x"))
+    assert shown("outputs_total", batcher="short") == len("short")
+    assert shown("outputs_total", batcher="long") == len("long")
+    assert shown("outputs_total", batcher="Model.generate") == len("x")
+
+
+def test_metrics_are_distinguished_by_their_names():
     registry = CollectorRegistry()
     for name in ("short", "long"):
         metrics = PrometheusMetrics(name, registry=registry)
-        with DynamicBatcher(Model().generate, max_batch_size=1, metrics=metrics) as batcher:
+        with DynamicBatcher(
+            Model().generate, max_batch_size=1, metrics=metrics, name="b"
+        ) as batcher:
             list(batcher.stream(name))
-    assert registry.get_sample_value("short_outputs_total") == len("short")
-    assert registry.get_sample_value("long_outputs_total") == len("long")
+    for name in ("short", "long"):
+        shown = registry.get_sample_value(f"{name}_outputs_total", {"batcher": "b"})
+        assert shown == len(name)
 
 
 def test_one_name_is_registered_once():
@@ -269,6 +305,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 metrics = PrometheusMetrics()
 def once(requests):
+    yield requests
     yield requests
 if len(sys.argv) > 1:
     (kept := DynamicBatcher(once, max_batch_size=2, batch_timeout=3600, metrics=metrics))
@@ -291,11 +328,12 @@ def test_a_factory_registers_the_metrics_with_the_first_request():
         max_batch_size=1,
         metrics=functools.partial(PrometheusMetrics, registry=registry),
     )
-    assert registry.get_sample_value("batchstream_requests_submitted_total") is None
+    assert list(registry.collect()) == []
     with batcher:
         assert list(batcher.stream("ab")) == ["a", "b"]
-    assert registry.get_sample_value("batchstream_requests_submitted_total") == 1
-    assert registry.get_sample_value("batchstream_requests_live") == 0
+    labels = {"batcher": "Model.generate", "tenant": ""}
+    assert registry.get_sample_value("batchstream_requests_submitted_total", labels) == 1
+    assert registry.get_sample_value("batchstream_requests_running", labels) == 0
 
 
 def test_processes_of_one_server_are_added_up(tmp_path):
@@ -315,8 +353,13 @@ def test_processes_of_one_server_are_added_up(tmp_path):
             ).stdout
         finally:
             other.kill()
-    assert "batchstream_requests_submitted_total 2.0" in shown
-    assert "batchstream_requests_live 1.0" in shown
+    labels = '{batcher="once",tenant=""}'
+    assert f"batchstream_requests_submitted_total{labels} 2.0" in shown
+    assert f"batchstream_requests_waiting{labels} 1.0" in shown
+    assert f"batchstream_requests_running{labels} 0.0" in shown
+    # What is gathered was written as nothing ran any more: no one reads this process's registry.
+    assert 'batchstream_steps_total{batcher="once"} 2.0' in shown
+    assert 'batchstream_slots{batcher="once"} 1.0' in shown
 
 
 # ---- metrics that raise
@@ -325,10 +368,13 @@ def test_processes_of_one_server_are_added_up(tmp_path):
 class Broken(PrometheusMetrics):
     """Metrics that raise at everything, like a registry that lost its disk."""
 
-    def submitted(self):
+    def for_batcher(self, name):
+        return self
+
+    def submitted(self, **_):
         raise OSError("no metrics")
 
-    refused = joined = stepped = finished = lambda *_, **__: 1 / 0
+    refused = joined = first_output = stepped = finished = lambda *_, **__: 1 / 0
 
 
 def test_metrics_that_raise_fail_no_request(monkeypatch):

@@ -1,0 +1,205 @@
+"""The lines of batchers in the log `batchstream`: what an operator has to know, and no more.
+
+Nothing is only logged: what a line tells, a client or a caller was told as an error as well. There
+is no line for a request that ends as it should. Of what may come in floods, a line tells together
+what was noticed at once; and refusals have one line as they begin, and one when they are over.
+
+Each line has extra fields, which formatters for JSON and structlog show: `kind` says what it is and
+never changes its words; `batcher` is the batcher's name; `reason`, `requests` (how many) and
+`request_id` (of the first) are there where they say something.
+"""
+
+from __future__ import annotations
+
+import logging
+from threading import current_thread, main_thread
+from typing import TYPE_CHECKING, Any, Final
+
+from batchstream._core.errors import (
+    ClosedError,
+    DeadlineError,
+    OverloadedError,
+    RequestError,
+    SlowConsumerError,
+    error_text,
+    report_unraisable,
+    type_name,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from batchstream._batching.request import Request
+
+logger: Final = logging.getLogger("batchstream")
+logger.addHandler(logging.NullHandler())
+
+QUIET_SECONDS: Final = 10.0
+"""For how long no request may be refused until refusals are over."""
+
+_GROUPED: Final = (DeadlineError, SlowConsumerError, ClosedError, RequestError)
+"""Errors that each request has for itself, and that are told together all the same."""
+
+
+class BatcherLog:
+    """Writes the lines of one batcher. Called without its lock: handlers are the user's.
+
+    Args:
+        batcher: What to call the batcher.
+    """
+
+    def __init__(self, batcher: str) -> None:
+        self._batcher = batcher
+        # When refusals began, and how many there were before. A dict, because setting a default and
+        # popping are atomic.
+        self._refusing: dict[str, tuple[float, int]] = {}
+        self._last_refusal = 0.0
+
+    # ---- refusals
+
+    @property
+    def is_refusing(self) -> bool:
+        """Whether requests were refused, and the end of that was not told."""
+        return bool(self._refusing)
+
+    def refused(
+        self, error: OverloadedError, request: Request[Any], now: float, so_far: int
+    ) -> None:
+        """Tell that requests are refused, if that is news.
+
+        Args:
+            error: Why this one is.
+            request: The request.
+            now: What time it is.
+            so_far: How many were refused before.
+        """
+        self._last_refusal = now
+        began = now, so_far
+        if self._refusing.setdefault("since", began) is began:
+            self._write(
+                logging.WARNING,
+                "refusals_started",
+                f"requests are refused: {error}",
+                reason=error.reason,
+                request_id=request.id,
+            )
+
+    def accepted(self, now: float, so_far: int) -> None:
+        """Tell that requests are accepted again, if that has been so for a while."""
+        if now - self._last_refusal < QUIET_SECONDS:
+            return
+        began = self._refusing.pop("since", None)
+        if began is not None:
+            since, before = began
+            count = so_far - before
+            self._write(
+                logging.INFO,
+                "refusals_ended",
+                f"requests are accepted again: {_counted(count)} refused within "
+                f"{self._last_refusal - since:.3g} seconds",
+                requests=count,
+            )
+
+    # ---- requests that failed
+
+    def failed(self, requests: Iterable[Request[Any]], *, closed: bool) -> None:
+        """Tell of the requests among these that have ended with an error.
+
+        Args:
+            requests: Requests that have ended.
+            closed: Whether the batcher was closed, which has had its line.
+        """
+        groups: dict[object, list[Request[Any]]] = {}
+        for request in requests:
+            error = request.ends[0].error
+            if error is not None:
+                kind = next((it for it in _GROUPED if isinstance(error, it)), None)
+                groups.setdefault(id(error) if kind is None else kind, []).append(request)
+        for group in groups.values():
+            self._tell_of_failed(group, closed=closed)
+
+    def _tell_of_failed(self, requests: Sequence[Request[Any]], *, closed: bool) -> None:
+        error = requests[0].ends[0].error
+        assert error is not None  # noqa: S101 - for the type checker
+        count, text = len(requests), error_text(error)
+        level, kind, trace = logging.WARNING, "failed", None
+        if isinstance(error, DeadlineError):
+            kind, text = "overdue", f"{_counted(count)} overdue: {text}"
+        elif isinstance(error, SlowConsumerError):
+            kind, text = "slow", f"{_counted(count)} ended for not being read: {text}"
+        elif isinstance(error, RequestError):
+            level, kind = logging.DEBUG, "request_error"
+            text = f"{_counted(count)} at fault: {text}"
+        elif isinstance(error, ClosedError):
+            level = logging.DEBUG if closed else logging.WARNING
+            kind, text = "cut_short", f"{_counted(count)} cut short: {text}"
+        else:
+            level, trace = logging.ERROR, error
+            text = f"{_counted(count)} ended by {type_name(error)}: {text}"
+        self._write(
+            level,
+            kind,
+            text,
+            error=trace,
+            reason=type_name(error),
+            requests=count,
+            request_id=requests[0].id,
+        )
+
+    # ---- the batcher and its engine
+
+    def engine_discarded(self) -> None:
+        """Tell that an engine is not used again."""
+        self._write(
+            logging.WARNING,
+            "engine_discarded",
+            "the engine was discarded, as a step of it has failed: the next request gets another",
+        )
+
+    def engine_made(self) -> None:
+        """Tell that an engine was made in place of one that was discarded."""
+        self._write(logging.INFO, "engine_made", "another engine was made")
+
+    def closed(self, closing: str, unfinished: int) -> None:
+        """Tell that the batcher was closed.
+
+        Args:
+            closing: By what and when; see `Scheduler.closing`.
+            unfinished: How many requests fail by that.
+        """
+        self._write(
+            logging.WARNING if unfinished else logging.INFO,
+            "closed",
+            f"closed{closing}" + (f": {_counted(unfinished)} cut short" if unfinished else ""),
+            requests=unfinished,
+        )
+
+    def _write(
+        self,
+        level: int,
+        kind: str,
+        text: str,
+        *,
+        error: BaseException | None = None,
+        **extra: object,
+    ) -> None:
+        if not logger.isEnabledFor(level):
+            return
+        try:
+            logger.log(
+                level,
+                "%s: %s",
+                self._batcher,
+                text,
+                exc_info=error,
+                extra={"batcher": self._batcher, "kind": kind, **extra},
+            )
+        except BaseException as raised:
+            # Of a handler; it is not the batch's, but an interrupt is meant for the caller.
+            if isinstance(raised, KeyboardInterrupt) and current_thread() is main_thread():
+                raise
+            report_unraisable(raised)
+
+
+def _counted(requests: int) -> str:
+    return "1 request was" if requests == 1 else f"{requests:,} requests were"

@@ -1,0 +1,109 @@
+"""What may wait besides `max_pending` requests: what they may cost, and how many one tenant has."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Generic
+
+from typing_extensions import TypeVar
+
+from batchstream._batching.fair_order import Placed
+from batchstream._core.errors import OverloadedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from batchstream._batching.fair_order import FairOrder
+
+RequestT = TypeVar("RequestT", bound=Placed)
+
+
+class PendingBounds(Generic[RequestT]):
+    """The bounds, and what the requests that wait cost.
+
+    What they cost is a running sum, which an exception may break off between two lines. So a change
+    is announced first: one that was announced and not done has the sum made anew.
+
+    Args:
+        waiting: The requests that wait, the oldest first: the queue's own.
+        max_pending: How many may wait, for errors.
+        max_pending_cost: What they may cost together.
+        max_pending_per_tenant: How many of one tenant may wait.
+        order: What knows the tenants.
+    """
+
+    def __init__(
+        self,
+        waiting: Collection[RequestT],
+        *,
+        max_pending: int,
+        max_pending_cost: float | None,
+        max_pending_per_tenant: int | None,
+        order: FairOrder[RequestT] | None,
+    ) -> None:
+        self._waiting = waiting
+        self._max_pending = max_pending
+        self._max_cost = max_pending_cost
+        self._max_per_tenant = max_pending_per_tenant
+        self._order = order
+        self._cost = 0.0
+        self._announced = 0
+
+    def check(self, request: RequestT, room: Callable[[], int]) -> None:
+        """Check whether a request may wait, too.
+
+        Args:
+            request: The request.
+            room: Returns how many requests could join at once, and do not count as waiting.
+
+        Raises:
+            OverloadedError: It may not.
+        """
+        if self._max_cost is not None:
+            self._check_cost(request.cost, self._max_cost, room)
+        if self._max_per_tenant is not None and self._order is not None:
+            place = request.place
+            pending = self._order.waiting_of(None if place is None else place.account)
+            if pending >= self._max_per_tenant:
+                pending = min(pending, len(self._waiting) - room())
+            if pending >= self._max_per_tenant:
+                raise OverloadedError(
+                    f"{pending} requests of its tenant are waiting, and no more than "
+                    f"{self._max_per_tenant} of one tenant may (max_pending_per_tenant): submit "
+                    f"the request again when some of them have joined a batch",
+                    pending=pending,
+                    max_pending=self._max_per_tenant,
+                    reason="tenant",
+                )
+
+    def _check_cost(self, cost: float, max_cost: float, room: Callable[[], int]) -> None:
+        if not self._waiting or self._announced:
+            self._announced = 0
+            self._cost = sum(each.cost for each in tuple(self._waiting))
+        pending_cost = self._cost
+        if pending_cost + cost <= max_cost:
+            return
+        free = room()
+        if len(self._waiting) < free:
+            return
+        pending_cost -= sum(each.cost for each in tuple(islice(self._waiting, free)))
+        if pending_cost + cost > max_cost:
+            raise OverloadedError(
+                f"requests that cost {pending_cost!r} are waiting, and with this one, of "
+                f"{cost!r}, they would cost more than {max_cost!r} (max_pending_cost): submit the "
+                f"request again when some have joined a batch",
+                pending=len(self._waiting) - free,
+                max_pending=self._max_pending,
+                reason="pending_cost",
+                pending_cost=pending_cost,
+                max_pending_cost=max_cost,
+            )
+
+    def announce(self) -> None:
+        """Announce that a request is about to be added or taken out."""
+        self._announced += 1
+
+    def count(self, cost: float) -> None:
+        """Count what a request costs that was added; or less than nothing, if it was taken out."""
+        self._cost += cost
+        self._announced -= 1

@@ -1,0 +1,210 @@
+"""Which group of the requests that wait makes a batch, and when. No clock, lock or thread.
+
+Theory of operation
+-------------------
+
+A group is *ready* when it fills a batch already, or when one of the requests that would join has
+waited for others as long as it should: for `batch_timeout`, or for half of the time that it may
+wait at all. Of several ready groups the one goes first whose next request does, so that none
+starves: the oldest one, where requests go in the order of arrival.
+
+No call looks at every group. Two heaps say which to look at: `_due`, when a group may be ready, and
+`_ready`, those that were ready once, by their next request. Their entries are hints. One may be too
+early, or of a group that is gone, and is then put right or dropped; a group has none that is too
+late. So what may make a group ready earlier, or its next request an earlier one, adds its hint
+first, and then makes the change.
+
+Not safe for threads, as the queue, whose groups these are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from heapq import heapify, heappop, heappush
+from itertools import count, islice
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias
+
+from typing_extensions import TypeVar
+
+if TYPE_CHECKING:
+    from batchstream._batching.fair_order import FairOrder
+    from batchstream._batching.places import Place
+
+_TIDY_ABOVE: Final = 64
+"""How many stale hints may stay before they are dropped."""
+
+
+class Waiting(Protocol):
+    """What the queue reads of a request.
+
+    Attributes:
+        group: Stands for its key; compared by identity.
+        cost: What it takes of `max_batch_cost`.
+        arrived: When it came.
+        wait_until: Until when it may wait, if not for ever.
+        place: Its band and its tenant; None where there are none.
+    """
+
+    group: object
+    arrived: float
+    place: Place | None
+
+    @property
+    def cost(self) -> float: ...
+    @property
+    def wait_until(self) -> float | None: ...
+
+
+RequestT = TypeVar("RequestT", bound=Waiting)
+
+Group: TypeAlias = OrderedDict[RequestT, None]
+"""Requests in the order of arrival, but for those in front that were put back."""
+
+
+class Readiness(Generic[RequestT]):
+    """The groups that make a batch, now or later.
+
+    Args:
+        groups: The requests that wait, by group.
+        order: Which request of a group is the next; None for the oldest.
+        max_batch_size: How many requests a batch has at most.
+        batch_timeout: For how long a request waits for others.
+        max_batch_cost: What the requests of a batch may cost together.
+    """
+
+    def __init__(
+        self,
+        groups: dict[object, Group[RequestT]],
+        order: FairOrder[RequestT] | None,
+        *,
+        max_batch_size: int,
+        batch_timeout: float,
+        max_batch_cost: float | None,
+    ) -> None:
+        self._groups = groups
+        self._order = order
+        self._max_batch_size = max_batch_size
+        self._batch_timeout = batch_timeout
+        self._max_batch_cost = max_batch_cost
+        self._numbers = count()
+        self._due: list[tuple[float, int, Group[RequestT]]] = []
+        # By the arrival, or the rank, of the next request: all of one queue are of one kind.
+        self._ready: list[tuple[Any, int, Group[RequestT]]] = []
+        self._looked_at = -math.inf  # when a group was last put into `_ready`
+
+    def hint(self, request: RequestT, group: Group[RequestT]) -> None:
+        """Take note that a request is about to be added to a group."""
+        at = request.arrived
+        if self._order is None:
+            waiting = len(group) + 1
+            if waiting < self._max_batch_size and self._max_batch_cost is None:
+                if waiting > 1 and request.wait_until is None:
+                    return  # it does not change when the group is ready
+                at = self._waits_for_others_until(request)
+        heappush(self._due, (at, next(self._numbers), group))
+
+    def hint_now(self, request: RequestT, group: Group[RequestT]) -> None:
+        """Take note that a request was put back in front of a group."""
+        heappush(self._due, (request.arrived, next(self._numbers), group))
+
+    def first(self, now: float) -> Group[RequestT] | None:
+        """Return the ready group whose next request is the first of all."""
+        try:
+            while True:
+                self._look_at_due(now)
+                rank, number, group = self._ready[0]
+                oldest = self._oldest_in(group)
+                if oldest is not None:
+                    due = self._due_at(group)
+                    if due <= now and self._rank(oldest) == rank:
+                        return group
+                    heappush(self._due, (due, number, group))
+                heappop(self._ready)
+        except IndexError:  # none is ready; or a signal's handler has just closed the batcher
+            return None
+
+    def next_at(self) -> float | None:
+        """Return when a group is ready next; a time that has passed if one is."""
+        while self._ready:
+            _, number, group = self._ready[0]
+            if self._oldest_in(group) is not None:
+                due = self._due_at(group)
+                if due <= self._looked_at:
+                    return due
+                heappush(self._due, (due, number, group))
+            heappop(self._ready)
+        while self._due:
+            hinted, number, group = self._due[0]
+            if self._oldest_in(group) is not None:
+                due = self._due_at(group)
+                if due <= hinted:
+                    return due
+                heappush(self._due, (due, number, group))
+            heappop(self._due)
+        return None
+
+    def fitting(self, group: Group[RequestT], slots: int, spent: float) -> list[RequestT]:
+        """Return the oldest of a group, as many as a batch has room for that costs so much."""
+        first = list(islice(group, slots))
+        if self._max_batch_cost is not None:
+            for position, request in enumerate(first):
+                spent += request.cost
+                if spent > self._max_batch_cost:
+                    return first[:position]
+        return first
+
+    def tidy(self) -> None:
+        """Drop the hints of groups that are gone, and all but one of others, if there are many."""
+        if len(self._due) + len(self._ready) <= 2 * len(self._groups) + _TIDY_ABOVE:
+            return
+        groups = list(self._groups.values())
+        hints = [(self._due_at(it), next(self._numbers), it) for it in groups if it]
+        heapify(hints)
+        self._due, self._ready = hints, []
+
+    def _look_at_due(self, now: float) -> None:
+        """Put into `_ready` the groups that are ready by now."""
+        self._looked_at = now
+        while self._due and self._due[0][0] <= now:
+            _, number, group = self._due[0]
+            oldest = self._oldest_in(group)
+            if oldest is not None:
+                due = self._due_at(group)
+                if due <= now:
+                    heappush(self._ready, (self._rank(oldest), number, group))
+                else:
+                    heappush(self._due, (due, number, group))
+            heappop(self._due)
+
+    def _oldest_in(self, group: Group[RequestT]) -> RequestT | None:
+        """Return the oldest request of a group; None if the group is gone."""
+        oldest = next(iter(group), None)
+        if oldest is None or self._groups.get(oldest.group) is not group:
+            return None
+        # None of it is in the order if the removal of its last request was broken off a moment ago.
+        if self._order is not None and self._order.first(oldest.group) is None:
+            return None
+        return oldest
+
+    def _rank(self, oldest: RequestT) -> object:
+        """Return by what the group of this request comes before another: the least goes first."""
+        return oldest.arrived if self._order is None else self._order.rank(oldest.group)
+
+    def _due_at(self, group: Group[RequestT]) -> float:
+        """Return when no request of a group waits for others any more: at once if it is full.
+
+        Whether it is full does not depend on the order: it is not if all of them fit.
+        """
+        if not self._batch_timeout:
+            return next(iter(group)).arrived
+        fitting = self.fitting(group, self._max_batch_size, 0.0)
+        if len(fitting) == self._max_batch_size or len(fitting) < len(group):
+            return next(iter(group)).arrived
+        return min(map(self._waits_for_others_until, fitting))
+
+    def _waits_for_others_until(self, request: RequestT) -> float:
+        until = request.arrived + self._batch_timeout
+        if request.wait_until is not None:
+            until = min(until, (request.arrived + request.wait_until) / 2)
+        return until

@@ -1,0 +1,184 @@
+"""The object that a user passes as `metrics`: it registers all figures, and serves batchers."""
+
+from __future__ import annotations
+
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Final
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
+from prometheus_client.registry import Collector
+
+from batchstream import Metrics
+from batchstream._core.arguments import check_count
+from batchstream.integrations.prometheus._figures import SEPARATORS, TABLES, Names
+from batchstream.integrations.prometheus._recorder import Recorder, WeightedHistogram
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Mapping
+
+    from prometheus_client import Metric
+
+OTHER: Final = "other"
+"""The label of all tenants that have none of their own."""
+
+MAX_TENANTS: Final = 20
+
+
+class Families:
+    """The figures of one table in a registry.
+
+    Args:
+        name: What their names begin with.
+        names: Which table.
+        registry: Where they are registered.
+        labels: Labels with values that all series have besides.
+    """
+
+    def __init__(
+        self, name: str, names: Names, registry: CollectorRegistry, labels: Mapping[str, str]
+    ) -> None:
+        self._labels = labels
+        self._families: dict[str, list[tuple[tuple[str, ...], Any]]] = {}
+        for figure in TABLES[names]:
+            own = tuple(label for label in figure.labels if label not in labels)
+            full = f"{name}{SEPARATORS[names]}{figure.name}"
+            options: dict[str, Any] = {"labelnames": (*own, *labels), "registry": registry}
+            family: Any
+            if figure.kind == "counter":
+                family = Counter(full, figure.meaning, **options)
+            elif figure.kind == "gauge":
+                # A part of a cache is none of a sum; all else is added up over processes.
+                mode = "livemax" if figure.unit == "ratio" else "livesum"
+                family = Gauge(full, figure.meaning, multiprocess_mode=mode, **options)  # type: ignore[arg-type]
+            else:
+                family = WeightedHistogram(full, figure.meaning, buckets=figure.buckets, **options)
+            self._families.setdefault(figure.key, []).append((own, family))
+
+    def series(self, key: str, labels: Mapping[str, str]) -> tuple[Any, ...]:
+        """Return the series of a figure with these labels, of which it takes those it has.
+
+        Args:
+            key: The figure; there may be none in this table, or several.
+            labels: The labels, and others.
+        """
+        return tuple(
+            family.labels(**{label: labels[label] for label in own}, **self._labels)
+            for own, family in self._families.get(key, ())
+        )
+
+
+class _BeforeReading(Collector):
+    """Stands in front of the figures in their registry, and is asked before them."""
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        self._write = write
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        self._write()
+        return ()
+
+
+class PrometheusMetrics(Metrics):
+    """The figures of batchers in a registry of prometheus-client; pass it as `metrics`.
+
+    One object serves any number of batchers, whose `name` is the label `batcher`; a batcher without
+    one is called by what it runs. [Metrics](metrics.md) lists all names.
+
+    Args:
+        name: What the names of the metrics begin with; `batchstream`, or `vllm` for those names.
+        registry: Where the metrics are registered. It keeps them for good, so make one object for
+            a server's whole life, and not one for each request.
+        names: `"vllm"` gives what vLLM has as well vLLM's name and the label `model_name`, the
+            batcher's name, and leaves out the rest: dashboards and gateways made for vLLM read it.
+        labels: Labels that all series have besides, with their values. One that is called as a
+            label of a figure takes its place: `{"model_name": "llama-3"}`.
+        tenants: Which tenants have a label of their own, all others being `"other"`: the first so
+            many; or a function of a tenant that returns its label, or None for one of the others.
+            Let it return few different ones, as each is about a hundred series.
+        cache_usage: A function without arguments that returns which part of the engine's cache is
+            in use, from 0 to 1. It is called when the registry is read, and now and then by a
+            worker.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind. The registry has such names
+            already, or Prometheus does not allow them.
+
+    Threads: any thread.
+
+    Example:
+        >>> import batchstream, prometheus_client
+        >>> registry = prometheus_client.CollectorRegistry()
+        >>> def spell(words):
+        ...     for position in range(max(map(len, words)) + 1):
+        ...         yield [word[position] if position < len(word) else None for word in words]
+        >>> metrics = PrometheusMetrics(registry=registry)
+        >>> with batchstream.DynamicBatcher(
+        ...     spell, max_batch_size=4, metrics=metrics, name="speller"
+        ... ) as batcher:
+        ...     print(*batcher.stream("batch"))
+        b a t c h
+        >>> registry.get_sample_value("batchstream_outputs_total", {"batcher": "speller"})
+        5.0
+
+    With `metrics=PrometheusMetrics`, without a call, the object is made with the first request.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        registry: CollectorRegistry = REGISTRY,
+        names: Names = "batchstream",
+        labels: Mapping[str, str] | None = None,
+        tenants: int | Callable[[Hashable], str | None] = MAX_TENANTS,
+        cache_usage: Callable[[], float] | None = None,
+    ) -> None:
+        if names not in TABLES:
+            choices = " or ".join(map(repr, TABLES))
+            raise ValueError(f"names must be {choices}, got {names!r}")
+        if cache_usage is not None and not callable(cache_usage):
+            raise TypeError(
+                f"cache_usage takes a function without arguments that returns a ratio, "
+                f"got {cache_usage!r}"
+            )
+        self._max_tenants = (
+            tenants if callable(tenants) else check_count("tenants", tenants, at_least=0)
+        )
+        self._labels = dict(labels or {})
+        self._recorders: dict[str, Recorder] = {}  # by the names of batchers
+        self._cache_usage = cache_usage
+        self._known: dict[Hashable, str] = {}
+        self._lock = RLock()
+        registry.register(_BeforeReading(self._write))  # in front: a registry reads in this order
+        self._families = Families(name or names, names, registry, self._labels)
+
+    def for_batcher(self, name: str) -> Recorder:
+        """Return what the batcher of this name calls."""
+        with self._lock:  # batchers of one name are added up: they have one recorder
+            if name not in self._recorders:
+                labels = {"batcher": name, "model_name": name, **self._labels}
+                self._recorders[name] = Recorder(
+                    self._families, labels, self._label_of, self._cache_usage
+                )
+            return self._recorders[name]
+
+    def _write(self) -> None:
+        for recorder in list(self._recorders.values()):
+            recorder.write()
+
+    def _label_of(self, tenant: Hashable) -> str:
+        """Return the label of a tenant."""
+        if tenant is None:
+            return ""
+        if callable(self._max_tenants):
+            return self._max_tenants(tenant) or OTHER
+        label = self._known.get(tenant)
+        if label is None:
+            with self._lock:
+                if len(self._known) >= self._max_tenants:
+                    return OTHER  # not kept: there may be any number of them
+                label = self._known.setdefault(tenant, str(tenant))
+        return label

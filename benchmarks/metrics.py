@@ -1,0 +1,142 @@
+"""What metrics cost for each step of 64 slots: `python benchmarks/metrics.py`.
+
+A continuous batcher drives an engine whose steps are made already. What passes in the worker's
+thread from one step to the next is the batcher's own work; with metrics it is more. Both are
+measured by turns in one run, in processor time of that thread, and the smallest of many short
+stretches counts for each: other programs make a stretch longer, and never shorter. Streams are not
+read meanwhile, so that no consumer's work hides what metrics cost.
+
+The second table has the whole of what a step costs a server: the same engine, with a consumer in an
+event loop for each stream, in processor time of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import threading
+import time
+
+from harness import table
+from prometheus_client import CollectorRegistry
+
+from batchstream import EOS, ContinuousBatcher, Metrics
+from batchstream.integrations.prometheus import PrometheusMetrics
+
+SLOTS = 64
+STEPS = 100  # in a stretch
+WARM_UP = 20  # steps
+
+
+class Engine:
+    """An engine whose steps cost nothing, and that takes the time between them."""
+
+    def __init__(self, stretches: int) -> None:
+        self.slots: dict[int, object] = {}
+        self.nanoseconds: list[int] = []  # of each stretch
+        self._stretches = stretches
+        self._made = 0
+        self._began = 0
+        self._plain: dict[int, object] = {}
+        self.may_begin = threading.Event()
+
+    def add(self, slot: int, request: object) -> None:
+        """Take a request."""
+        self.slots[slot] = request
+
+    def step(self) -> dict[int, object]:
+        """Return the same step again and again, until there were enough."""
+        self.may_begin.wait()
+        now = time.thread_time_ns()
+        made = self._made - WARM_UP
+        if made == 0:
+            self._began = now
+        elif made > 0 and made % STEPS == 0:
+            self.nanoseconds.append(now - self._began)
+            if len(self.nanoseconds) == self._stretches:
+                return dict.fromkeys(self.slots, EOS)
+            now = self._began = time.thread_time_ns()
+        self._made += 1
+        if len(self._plain) != len(self.slots):
+            self._plain = dict.fromkeys(self.slots, "output")
+        return self._plain
+
+    def remove(self, slot: int) -> None:
+        """Forget a request."""
+        del self.slots[slot]
+
+
+def shortest(metrics: Metrics | None, stretches: int) -> float:
+    """Return how many microseconds the batcher takes for a step, in the shortest stretch."""
+    engine = Engine(stretches)
+    with ContinuousBatcher(
+        engine, max_batch_size=SLOTS, max_buffered=10**9, metrics=metrics
+    ) as batcher:
+        streams = [batcher.stream(number) for number in range(SLOTS)]
+        engine.may_begin.set()
+        for stream in streams:
+            stream.drain()
+            for _ in stream:
+                pass
+    assert batcher.statistics().steps == WARM_UP + STEPS * stretches + 1
+    return min(engine.nanoseconds) / STEPS / 1000
+
+
+def with_consumers(metrics: Metrics | None, stretches: int) -> float:
+    """Return how many microseconds of the process a step takes, with a consumer for each stream."""
+    engine = Engine(stretches)
+
+    async def consume(number: int) -> None:
+        async for _ in batcher.astream(number):
+            pass
+
+    async def main() -> None:
+        consumers = [asyncio.create_task(consume(number)) for number in range(SLOTS)]
+        while batcher.statistics().opened < SLOTS:
+            await asyncio.sleep(0)
+        engine.may_begin.set()
+        await asyncio.gather(*consumers)
+
+    with ContinuousBatcher(
+        engine, max_batch_size=SLOTS, on_overflow="wait", metrics=metrics
+    ) as batcher:
+        began = time.process_time()
+        asyncio.run(main())
+        took = time.process_time() - began
+    return took / batcher.statistics().steps * 1e6
+
+
+def main() -> None:
+    """Measure by turns, and print a table for each way."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="for a first look")
+    turns, stretches = (3, 10) if parser.parse_args().quick else (15, 30)
+    kinds = {
+        "without metrics": lambda: None,
+        "metrics of which no method does anything": Metrics,
+        "PrometheusMetrics": lambda: PrometheusMetrics(registry=CollectorRegistry()),
+        "PrometheusMetrics by vLLM's names": lambda: PrometheusMetrics(
+            registry=CollectorRegistry(), names="vllm"
+        ),
+    }
+    for measure in (shortest, with_consumers):
+        times: dict[str, list[float]] = {name: [] for name in kinds}
+        for _ in range(turns):
+            for name, make in kinds.items():
+                times[name].append(measure(make(), stretches))
+        show(times)
+
+
+def show(times: dict[str, list[float]]) -> None:
+    """Print a table of the smallest times, with how much more the median is."""
+    base = min(times["without metrics"])
+    rows = []
+    for name, all_ in times.items():
+        best, noise = min(all_), statistics.median(all_) - min(all_)
+        rows.append([name, f"{best:.2f}", f"{noise:.2f}", f"{best / base - 1:+.1%}"])
+    print(table(["", "µs per step", "median is more by", "more than without"], rows), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

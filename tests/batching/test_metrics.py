@@ -1,0 +1,193 @@
+"""Statistics and metrics against a run of which every figure is known."""
+
+import threading
+
+import pytest
+
+from batchstream import (
+    EOS,
+    SKIP,
+    ContinuousBatcher,
+    DynamicBatcher,
+    FinishReason,
+    Last,
+    Metrics,
+)
+from support import knobs
+from support.engines import Model, echo
+from support.scripted import Run
+from support.sources import TIMEOUT
+
+
+class Calls(Metrics):
+    """Records every call, by method."""
+
+    def __init__(self):
+        self.names = []
+        self.calls = {}
+
+    def for_batcher(self, name):
+        self.names.append(name)
+        return self
+
+    def _record(self, method, *args, **kwargs):
+        self.calls.setdefault(method, []).append((*args, *kwargs.values()))
+
+
+def _recording(method):
+    return lambda self, *args, **kwargs: self._record(method, *args, **kwargs)
+
+
+for _method in (
+    *("submitted", "refused", "joined", "requeued", "first_output", "stepped", "finished"),
+):
+    setattr(Calls, _method, _recording(_method))
+
+
+@pytest.mark.rule(30)
+def test_the_statistics_of_a_run_that_is_known_are_exact(monkeypatch):
+    figures = Run(monkeypatch).statistics
+    assert (figures.opened, figures.live, figures.running, figures.waiting) == (7, 0, 0, 0)
+    assert figures.finished == {
+        FinishReason.EOS: 1,
+        FinishReason.CANCELLED: 1,
+        FinishReason.ERROR: 5,
+    }
+    assert (figures.refused, figures.refusals) == (1, {"pending": 1, "cost": 1, "closed": 1})
+    assert (figures.batches, figures.batch_sizes) == (5, {1: 4, 2: 1})
+    assert (figures.waited, figures.longest_wait) == (6.25, 2.75)
+    assert (figures.steps, figures.occupancy) == (6, 10 / 12)
+    assert (figures.outputs, figures.dropped, figures.wasted) == (8, 0, 2)
+    assert (figures.first_outputs, figures.first_output_time) == (5, 11.75)
+    assert (figures.output_time, figures.slot_time) == (3.25, 11.5)
+    assert (figures.prefilling, figures.buffered) == (0, 0)
+
+
+def test_the_calls_of_metrics_in_a_run_that_is_known_are_exact(monkeypatch):
+    metrics = Calls()
+    run = Run(monkeypatch, metrics)
+    assert metrics.names == ["chat"]
+    calls = metrics.calls
+    assert calls["submitted"] == [("x",), ("y",), ("x",), ("y",), ("z",), ("x",), ("y",)]
+    assert calls["refused"] == [("pending", "y"), ("cost", "x"), ("closed", "x")]
+    assert calls["joined"] == [
+        ([0.0], ["x"]),
+        ([0.0], ["y"]),
+        ([2.5], ["x"]),
+        ([2.75, 0.0], ["y", "z"]),
+        ([1.0], ["x"]),
+    ]
+    assert "requeued" not in calls
+    assert calls["first_output"] == [(3.0, "x"), (2.0, "y"), (3.75, "y"), (1.0, "z"), (2.0, "x")]
+    # live, capacity, outputs, gap, going_on, prefilling, wasted
+    assert calls["stepped"] == [
+        (1, 2, 0, None, 0, 1, 0),
+        (2, 2, 2, 2.0, 0, 0, 0),
+        (2, 2, 2, 0.5, 2, 0, 1),
+        (2, 2, 1, 0.25, 1, 0, 0),
+        (2, 2, 2, 1.0, 0, 0, 0),
+        (1, 2, 1, None, 0, 0, 1),
+    ]
+    # joined, lasted, in_slot, tenant
+    finished = {call[0]: call[1:] for call in calls["finished"]}
+    assert {name: finished[stream.end] for name, stream in run.streams.items()} == {
+        "a": (True, 3.75, 3.75, "x"),
+        "b": (True, 2.5, 2.5, "y"),
+        "c": (True, 2.75, 0.25, "x"),
+        "d": (True, 4.75, 2.0, "y"),
+        "g": (True, 2.0, 2.0, "z"),
+        "h": (True, 2.0, 1.0, "x"),
+        "i": (False, 0.0, 0.0, "y"),
+    }
+    assert len(calls["finished"]) == 7
+
+
+def test_a_refusal_of_a_batcher_with_a_name_says_it(monkeypatch):
+    for error in Run(monkeypatch).refusals:
+        assert error.__notes__ == ["This came from the batcher 'chat'."]
+    with DynamicBatcher(echo, max_batch_size=1) as batcher:
+        pass
+    with pytest.raises(Exception, match="closed") as caught:
+        batcher.stream("a")
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_requests_that_have_had_no_output_are_shown_as_prefilling():
+    seen = []
+
+    class Prefilling:
+        def __init__(self):
+            self.slots = {}
+
+        def add(self, slot, request):
+            self.slots[slot] = request
+
+        def step(self):
+            figures = batcher.statistics()
+            seen.append((figures.running, figures.prefilling, figures.first_outputs))
+            self.slots = {slot: left - 1 for slot, left in self.slots.items()}
+            return {
+                slot: {1: "first", 0: EOS}[left] for slot, left in self.slots.items() if left < 2
+            }
+
+        def remove(self, slot):
+            del self.slots[slot]
+
+    with ContinuousBatcher(Prefilling, max_batch_size=1) as batcher:
+        assert list(batcher.stream(4)) == ["first"]
+    assert seen == [(1, 1, 0), (1, 1, 0), (1, 1, 0), (1, 0, 1)]
+
+
+def test_a_request_that_left_before_its_first_output_has_none_by_the_next_in_its_slot():
+    class Leaving(Metrics):
+        firsts = 0
+
+        def stepped(self, live, capacity, **_):
+            first.cancel()  # between two steps: its slot is taken before the next
+
+        def first_output(self, seconds, **_):
+            self.firsts += 1
+
+    class SkipsFirst:
+        def add(self, slot, request):
+            self.left = request
+
+        def step(self):
+            assert submitted.wait(TIMEOUT)
+            self.left -= 1
+            return {0: {1: SKIP, 0: Last("output")}[self.left]}
+
+        def remove(self, slot):
+            pass
+
+    submitted = threading.Event()
+    with ContinuousBatcher(SkipsFirst, max_batch_size=1, metrics=Leaving()) as batcher:
+        first, second = batcher.stream(2), batcher.stream(1)
+        submitted.set()
+        assert list(second) == ["output"]
+        assert list(first) == []
+    figures = batcher.statistics()
+    assert figures.first_outputs == knobs.metrics_of(batcher).firsts == 1
+
+
+@pytest.mark.parametrize("metrics", [None, Metrics()], ids=["none", "none that does anything"])
+def test_steps_that_only_metrics_want_read_no_clock_without_them(monkeypatch, metrics):
+    """After the first outputs a step is no reading of the clock, unless it is asked for."""
+    readings = []
+
+    def clock():
+        readings.append(None)
+        return 0.0
+
+    monkeypatch.setattr("batchstream._batching.step_log.clock.monotonic", clock)
+    with DynamicBatcher(Model().generate, max_batch_size=1, metrics=metrics) as batcher:
+        short, long = "ab", "ab" * 20
+        counts = []
+        for text in (short, long):
+            readings.clear()
+            stream = batcher.stream(text)
+            assert "".join(stream.receive(TIMEOUT) for _ in text) == text
+            assert list(stream) == []
+            counts.append(len(readings))
+        # A consumer may read it as it waits; each step would have added 38.
+        assert abs(counts[1] - counts[0]) < 38
