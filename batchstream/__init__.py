@@ -27,6 +27,7 @@ from batchstream._core.markers import End as End
 from batchstream._core.markers import Fail as Fail
 from batchstream._core.markers import Last as Last
 from batchstream._core.markers import Many as Many
+from batchstream._core.markers import Requeue as Requeue
 from batchstream._core.per_request import per_request as per_request
 from batchstream._core.records import BatcherStatistics as BatcherStatistics
 from batchstream._core.records import Delivery as Delivery
@@ -74,6 +75,7 @@ __all__ = [
     "OverloadedError",
     "Replies",
     "RequestError",
+    "Requeue",
     "SlowConsumerError",
     "SourceError",
     "Statistics",

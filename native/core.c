@@ -26,6 +26,7 @@ struct Core {
     PyObject *ids;            /* where token ids are all that is_eos looks for */
     PyObject *predicates;     /* a list: the is_eos of each slot; NULL as long as all have that one */
     PyObject *matched;        /* a set, not empty once is_eos was true of an output */
+    PyObject *requeued;       /* a dict: the slots that a step has given back; else it may not */
     PyTypeObject *array_type; /* that of the last step that was an array */
     char include_eos;
     char asks;                /* whether a function is asked about outputs, not ids alone */
@@ -138,7 +139,7 @@ static int count_finished(Core *core, PyObject *reason)
     return failed ? -1 : 0;
 }
 
-/* End a live slot, and return its StreamEnd; `info` and `error` may be NULL. */
+/* End a slot that is live or was given back, and return its StreamEnd; `info` and `error` may be NULL. */
 static PyObject *end_slot(Core *core, Py_ssize_t slot, PyObject *reason, PyObject *info,
                           PyObject *error)
 {
@@ -172,14 +173,15 @@ static int is_marker(PyObject *element)
 {
     PyObject *type = (PyObject *)Py_TYPE(element);
     return type == given.signal || type == given.last || type == given.end || type == given.fail ||
-           type == given.many;
+           type == given.many || type == given.requeue;
 }
 
 /* Whether an element is the class of a marker, which was not called. */
 static int is_marker_class(PyObject *element)
 {
     return PyType_CheckExact(element) && (element == given.last || element == given.end ||
-                                          element == given.fail || element == given.many);
+                                          element == given.fail || element == given.many ||
+                                          element == given.requeue);
 }
 
 /* The outputs within a Many, as a tuple. */
@@ -197,7 +199,8 @@ static PyObject *outputs_of(PyObject *many)
 static Py_ssize_t count_outputs(Core *core, PyObject *element)
 {
     PyObject *type = (PyObject *)Py_TYPE(element);
-    if (element == core->eos || type == given.signal || type == given.end || type == given.fail)
+    if (element == core->eos || type == given.signal || type == given.end || type == given.fail ||
+        type == given.requeue)
         return 0;
     if (type != given.many)
         return 1;
@@ -334,15 +337,37 @@ static int take_end(Core *core, Draft *draft, Py_ssize_t slot, PyObject *element
     return failed ? -1 : 0;
 }
 
-/* The class of a marker, which was not called: fail the slot. */
-static int refuse_class(Core *core, Draft *draft, Py_ssize_t slot, PyObject *element)
+/* Fail the slot with an error; takes over the reference, which may be NULL with an exception. */
+static int fail_slot(Core *core, Draft *draft, Py_ssize_t slot, PyObject *error)
 {
-    PyObject *error = PyObject_CallFunction(given.uncalled_marker, "Onn", element, slot,
-                                            core->steps - 1);
     int failed = error == NULL ||
                  finish(core, draft, slot, given.error_reason, NULL, error) < 0;
     Py_XDECREF(error);
     return failed ? -1 : 0;
+}
+
+/* The class of a marker, which was not called: fail the slot. */
+static int refuse_class(Core *core, Draft *draft, Py_ssize_t slot, PyObject *element)
+{
+    return fail_slot(core, draft, slot, PyObject_CallFunction(given.uncalled_marker, "Onn", element,
+                                                              slot, core->steps - 1));
+}
+
+/* Requeue: the slot is neither live nor finished, until what drives the engine has seen to it. */
+static int give_back(Core *core, Draft *draft, Py_ssize_t slot, PyObject *element)
+{
+    if (core->requeued == NULL || !PyDict_CheckExact(core->requeued))
+        return fail_slot(core, draft, slot, PyObject_CallFunction(given.requeue_error, "nn", slot,
+                                                                  core->steps - 1));
+    PyObject *number = PyLong_FromSsize_t(slot);
+    int failed = number == NULL || PyDict_SetItem(core->requeued, number, element) < 0;
+    Py_XDECREF(number);
+    if (failed)
+        return -1;
+    core->live_count -= core->slots[slot].live;
+    core->slots[slot].live = 0;
+    Py_CLEAR(core->live);
+    return 0;
 }
 
 static int take(Core *core, Draft *draft, Py_ssize_t slot, PyObject *element)
@@ -358,6 +383,8 @@ static int take(Core *core, Draft *draft, Py_ssize_t slot, PyObject *element)
         return take_many(core, draft, slot, element);
     if (type == given.last || type == given.end || type == given.fail)
         return take_end(core, draft, slot, element);
+    if (type == given.requeue)
+        return give_back(core, draft, slot, element);
     if (is_marker_class(element))
         return refuse_class(core, draft, slot, element);
     return take_output(core, draft, slot, element);
@@ -674,6 +701,20 @@ static PyObject *method_reopen(Core *core, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *method_go_on(Core *core, PyObject *args)
+{
+    PyObject *number;
+    Py_ssize_t before;
+    if (!PyArg_ParseTuple(args, "On", &number, &before))
+        return NULL;
+    Py_ssize_t slot = slot_of(core, number);
+    if (slot < 0)
+        return NULL;
+    core->slots[slot].given += before;
+    core->past_outputs -= before; /* they were counted before */
+    Py_RETURN_NONE;
+}
+
 /* The live slots as what is in the core: `slot in core`, `len(core)`. */
 static int core_contains(Core *core, PyObject *number)
 {
@@ -774,6 +815,7 @@ static int core_traverse(Core *core, visitproc visit, void *arg)
     Py_VISIT(core->ids);
     Py_VISIT(core->matched);
     Py_VISIT(core->predicates);
+    Py_VISIT(core->requeued);
     Py_VISIT(core->array_type);
     return 0;
 }
@@ -784,6 +826,7 @@ static int core_clear(Core *core)
     Py_CLEAR(core->eos);
     Py_CLEAR(core->is_eos);
     Py_CLEAR(core->predicates);
+    Py_CLEAR(core->requeued);
     Py_CLEAR(core->array_type);
     return 0;
 }
@@ -808,6 +851,7 @@ static PyMethodDef core_methods[] = {
     {"given", (PyCFunction)method_given, METH_O, NULL},
     {"_end", (PyCFunction)method_end, METH_VARARGS, NULL},
     {"_reopen", (PyCFunction)method_reopen, METH_VARARGS, NULL},
+    {"_go_on", (PyCFunction)method_go_on, METH_VARARGS, NULL},
     {NULL},
 };
 
@@ -818,6 +862,7 @@ static PyMemberDef core_members[] = {
     {"_past_outputs", T_PYSSIZET, offsetof(Core, past_outputs), READONLY, NULL},
     {"_finished", T_OBJECT_EX, offsetof(Core, finished), READONLY, NULL},
     {"_state", T_OBJECT_EX, offsetof(Core, state), 0, NULL},
+    {"_requeued", T_OBJECT, offsetof(Core, requeued), 0, NULL},
     {"gave_many", T_BOOL, offsetof(Core, gave_many), READONLY, NULL},
     {NULL},
 };

@@ -88,11 +88,12 @@ static PyObject *claim(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 static PyObject *bind(PyObject *Py_UNUSED(module), PyObject *args)
 {
     Given g;
-    if (!PyArg_ParseTuple(args, "OOOOOOOO!O!O!O!O!OOOOO", &g.eos_reason, &g.length_reason,
+    if (!PyArg_ParseTuple(args, "OOOOOOOO!O!O!O!O!O!OOOOOO", &g.eos_reason, &g.length_reason,
                           &g.error_reason, &g.stream_end, &g.delivery, &g.eos, &g.skip,
                           &PyType_Type, &g.signal, &PyType_Type, &g.last, &PyType_Type, &g.end,
-                          &PyType_Type, &g.fail, &PyType_Type, &g.many, &g.consumer_error,
-                          &g.concurrent_error, &g.read_step, &g.is_true, &g.uncalled_marker))
+                          &PyType_Type, &g.fail, &PyType_Type, &g.many, &PyType_Type, &g.requeue,
+                          &g.consumer_error, &g.concurrent_error, &g.read_step, &g.is_true,
+                          &g.uncalled_marker, &g.requeue_error))
         return NULL;
     given = g;
     Py_INCREF(args); /* for ever, and all that it holds */

@@ -20,8 +20,8 @@
 
 typedef struct {
     PyObject *eos_reason, *length_reason, *error_reason, *stream_end, *delivery; /* records.py */
-    PyObject *eos, *skip, *signal, *last, *end, *fail, *many;                    /* markers.py */
-    PyObject *consumer_error, *concurrent_error, *uncalled_marker;               /* errors.py */
+    PyObject *eos, *skip, *signal, *last, *end, *fail, *many, *requeue;          /* markers.py */
+    PyObject *consumer_error, *concurrent_error, *uncalled_marker, *requeue_error; /* errors.py */
     PyObject *is_true;                                                           /* rules.py */
     PyObject *read_step;                                                         /* steps.py */
 } Given;

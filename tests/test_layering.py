@@ -45,14 +45,16 @@ CORE = [module for module in MODULES if module.startswith("_core/")]
 LITSERVE = "integrations/litserve"
 BELOW_IN_LITSERVE = {
     "_log": set(),
-    "_options": set(),
-    "_shutdown": set(),
+    "_options": {"_link"},
+    "_shutdown": {"_link"},
     "_link": {"_log"},
     "_worker": {"_link", "_log", "_options"},
     "_server": {"_link", "_log", "_shutdown"},
     "_openai": {"_link", "_log", "_options", "_server"},
-    "_loops": {"_link", "_openai", "_options", "_server", "_worker"},
-    "__init__": {"_loops", "_openai"},
+    "_loop": {"_link", "_openai", "_options", "_server", "_worker"},
+    "_batched_loop": {"_link", "_loop", "_options", "_worker"},
+    "_continuous_loop": {"_link", "_loop", "_options", "_worker"},
+    "__init__": {"_batched_loop", "_continuous_loop", "_link", "_openai"},
 }
 LITSERVE_MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").as_posix()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 from typing_extensions import TypeVar
 
 from batchstream._batching.batcher import Batcher
-from batchstream._batching.engine import VACANCY, Engine, EngineBatch
+from batchstream._batching.engine import Engine
+from batchstream._batching.engine_batch import VACANCY, EngineBatch
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.thread_dispatcher import ThreadDispatcher
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
@@ -176,6 +177,8 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
+        step_cost: Callable[[RequestT], float] | None = None,
+        max_step_cost: float | None = None,
         name: str | None = None,
         max_pending_cost: float | None = None,
         priority: Callable[[RequestT], int] | None = None,
@@ -200,6 +203,8 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
+        step_cost: Callable[[RequestT], float] | None = None,
+        max_step_cost: float | None = None,
         name: str | None = None,
         max_pending_cost: float | None = None,
         priority: Callable[[RequestT], int] | None = None,
@@ -223,6 +228,8 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
         metrics: MetricsOrFactory | None = None,
+        step_cost: Callable[[RequestT], float] | None = None,
+        max_step_cost: float | None = None,
         name: str | None = None,
         max_pending_cost: float | None = None,
         priority: Callable[[RequestT], int] | None = None,
@@ -241,6 +248,8 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             max_buffered=max_buffered,
             on_overflow=on_overflow,
             metrics=metrics,
+            step_cost=step_cost,
+            max_step_cost=max_step_cost,
             name=name,
             runs=engine,
             max_pending_cost=max_pending_cost,
@@ -260,7 +269,9 @@ class ContinuousBatcher(Batcher[RequestT, T]):
                 dispatcher.log.engine_made()
             try:
                 batch: EngineBatch[T] = EngineBatch(dispatcher, engine_, requests)
-                core: Demultiplexer[T] = core_of(options.rules, options.max_batch_size, vacant=True)
+                core: Demultiplexer[T] = core_of(
+                    options.rules, options.max_batch_size, vacant=True, requeues=True
+                )
                 if options.decode is not None:
                     core = decoding(core)
                 pump: ThreadPump[T] = ThreadPump(

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from batchstream._core.records import BatcherStatistics
     from batchstream._eventloops.base import EventLoop
     from batchstream._handoff.parking import Lot
+    from batchstream._pumps.background import BackgroundPump
 
 T = TypeVar("T")
 StreamT = TypeVar("StreamT")
@@ -201,8 +202,9 @@ class Dispatcher(ABC, Generic[T]):
             TypeError, ValueError: A timeout, or a number that a function has returned for the
                 request, is not one that it can be; or what `per_request` or `decode` returned is no
                 predicate or no decoder.
-            Exception: What `key`, `cost`, `max_outputs`, `decode`, `priority`, `tenant`, `share`,
-                the function of `per_request` or the factory of the metrics raise.
+            Exception: What `key`, `cost`, `step_cost`, `max_outputs`, `decode`, `priority`,
+                `tenant`, `share`, the function of `per_request` or the factory of the metrics
+                raise.
         """
         if self.forked:
             raise _forked_error()
@@ -223,6 +225,7 @@ class Dispatcher(ABC, Generic[T]):
             None if options.max_outputs is None else options.limit_of(content),
             None if options.rules.per_request is None else options.rules.is_eos_of(content),
             None if options.decode is None else options.decoder_of(content),
+            0.0 if options.step_cost is None else options.step_cost_of(content),
         )
         key = None if options.key is None else options.key(content)
         place = None if options.places is None else options.places.place_of(content)
@@ -450,7 +453,10 @@ class Dispatcher(ABC, Generic[T]):
         assert self.options.metrics is not None  # noqa: S101 - for the type checker
         self.options.metrics(
             "joined",
-            [now - request.arrived for request in requests],
+            [
+                now - (request.arrived if (back := request.requeued_at) is None else back)
+                for request in requests
+            ],
             tenants=[request.tenant for request in requests],
         )
 
@@ -462,6 +468,22 @@ class Dispatcher(ABC, Generic[T]):
                 self.scheduler.put_back(requests)
         if closed:
             self.fail_all(requests, closed_error(self.scheduler.closing))
+
+    def requeue(self, requests: Sequence[tuple[Request[T], Submission]]) -> Sequence[Request[T]]:
+        """Let requests wait again whose slots were given back; see `Scheduler.requeue`."""
+        with self._lock:
+            closed = self.scheduler.closed
+            waiting = () if closed else self.scheduler.requeue(requests, clock.monotonic())
+        if closed:  # as in `put_back`
+            self.fail_all(
+                [request for request, _ in requests], closed_error(self.scheduler.closing)
+            )
+        metrics = self.options.metrics
+        if metrics is not None:
+            for request, _ in requests:
+                if request in waiting:
+                    metrics("requeued", tenant=request.tenant)
+        return waiting
 
     def _rest(self, worker: Worker) -> None:
         """Take a worker from work that has ended without asking for another batch."""
@@ -528,7 +550,7 @@ class Dispatcher(ABC, Generic[T]):
             flight.note_room()
 
     def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
-        """Fail requests that have not joined a batch."""
+        """Fail requests that are in no batch."""
         begin_in_source(error)
         for request in requests:
             self._fail(request, error)
@@ -540,14 +562,19 @@ class Dispatcher(ABC, Generic[T]):
         """Cancel a request, wherever it is."""
         if self.forked:
             return
-        pump = request.pump  # in a local: it is reset when the request is reaped
-        if pump is not None:
-            pump.cancel(request)
-        elif request.ends:
-            request.shut()
-        else:
-            request.cancel(StreamEnd(FinishReason.CANCELLED, 0))
-            self._ended_outside(request)
+        while True:
+            pump = request.pump  # in a local: it is reset when the request is reaped
+            if pump is not None:
+                pump.cancel(request)
+            elif request.ends:
+                request.shut()
+                return
+            else:
+                request.cancel(StreamEnd(FinishReason.CANCELLED, request.given_before))
+            if request.ends:  # or else its slot was given back meanwhile
+                break
+        if pump is None or request.pump is not pump:
+            self._ended_outside(request, pump)
 
     def waits_for(self, request: Request[T]) -> bool:
         """Whether the batch of a request waits until its stream is read."""
@@ -560,23 +587,32 @@ class Dispatcher(ABC, Generic[T]):
         if pump is not None:
             return pump.given(request)
         end = request.end
-        return 0 if end is None else end.outputs
+        return request.given_before if end is None else end.outputs
 
     def _fail(self, request: Request[T], error: BaseException) -> None:
         """Fail a request, wherever it is."""
-        pump = request.pump
-        if pump is not None:
-            pump.fail_stream(request, error)
-        else:
-            request.finish(StreamEnd(FinishReason.ERROR, 0, error=error))
-            self._ended_outside(request)
+        while True:
+            pump = request.pump
+            if pump is not None:
+                pump.fail_stream(request, error)
+            else:
+                request.finish(StreamEnd(FinishReason.ERROR, request.given_before, error=error))
+            if request.ends:  # or else its slot was given back meanwhile
+                break
+        if pump is None or request.pump is not pump:
+            self._ended_outside(request, pump)
 
-    def _ended_outside(self, request: Request[T]) -> None:
-        """Wake the consumer of a request that was ended outside of any batch."""
-        self.parking.wake((request,))
+    def _ended_outside(self, request: Request[T], pump: BackgroundPump[T] | None) -> None:
+        """Follow up the end of a request that was set outside of any batch, or by way of this one.
+
+        Wake its consumer, unless the batch has.
+        """
+        if pump is None:
+            self.parking.wake((request,))
         # Behind the end: it may have joined a batch meanwhile, which then has to know.
-        if (pump := request.pump) is not None:
-            pump.depart(request)
+        joined = request.pump
+        if joined is not None and joined is not pump:
+            joined.depart(request)
 
     def wait(self, request: Request[T], deadline: float | None) -> None:
         """Wait until the buffer may hold something, or its stream has ended.
@@ -788,7 +824,8 @@ class Dispatcher(ABC, Generic[T]):
         for request in list(self.scheduler.totals.open):
             if request.pump is None:
                 request.refuse_after_fork()
-                request.finish(StreamEnd(FinishReason.ERROR, 0, error=_forked_error()))
+                given = request.given_before
+                request.finish(StreamEnd(FinishReason.ERROR, given, error=_forked_error()))
 
     def _begin_anew(self) -> None:
         """Forget the workers, the batches that were being closed, and what another thread held."""

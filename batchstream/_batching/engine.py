@@ -1,43 +1,24 @@
-"""A user's engine, and a batch whose slots it refills between two steps."""
+"""A user's engine: how it is made, called, driven by one batcher, and closed."""
 
 from __future__ import annotations
 
 import inspect
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from typing_extensions import TypeVar
-
-from batchstream._batching import clock
-from batchstream._batching.request import closed_error
-from batchstream._batching.request_batch import RequestBatch
-from batchstream._core.arguments import call_text, takes
+from batchstream._core.arguments import call_text, check_number, takes
 from batchstream._core.errors import (
     RequestError,
     SourceError,
     call_quietly,
     report_unraisable,
 )
-from batchstream._core.records import FinishReason, StreamEnd
-from batchstream._handoff.buffer import Buffer
 from batchstream._pumps.process import forkable
 
 if TYPE_CHECKING:
     from contextvars import Context
-
-    from batchstream._batching.request import Request
-    from batchstream._batching.request_batch import BatchOwner
-
-T = TypeVar("T")
-
-
-VACANCY: Final[Buffer[Any]] = Buffer(0)
-"""Stands for the occupant of a slot that had none yet, in any number of slots and batches."""
-
-VACANCY.finish(StreamEnd(FinishReason.EXHAUSTED, 0))
 
 _drivers: Final[dict[int, weakref.ref[Engine]]] = {}
 """What drives a user's engine at the moment, by the `id` of that engine, which it keeps alive."""
@@ -61,7 +42,7 @@ class Engine:
         engine: A `StepEngine`, or a function without arguments that makes one.
 
     Attributes:
-        is_full: Whether a request was told `NotNow`, and none has left since.
+        is_full: Whether a request was told `NotNow`, or was given back, and none has left since.
         is_open: Whether there is an engine to be closed: it was made here, and has a `close`. It is
             until that has returned.
         made: How many engines were made here.
@@ -163,6 +144,26 @@ class Engine:
         finally:
             self._in_call = False
 
+    def step_cost(self, slot: int) -> float | None:
+        """Return what the next step costs for a slot; None if the engine does not say.
+
+        Raises:
+            TypeError, ValueError: It says what is no number, or less than 0.
+            BaseException: What the engine raises.
+        """
+        method = getattr(self._engine, "step_cost", None)
+        if method is None:
+            return None
+        return check_number("what step_cost of the engine returns", self.run(method, slot))
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function of the user's as the engine's methods are called."""
+        self._in_call = True
+        try:
+            return self._context.run(function, *args)
+        finally:
+            self._in_call = False
+
     def keep(self, slots: Sequence[int]) -> list[int]:
         """Remove all requests but those in these slots, and return the slots that became free."""
         interrupt: KeyboardInterrupt | None = None
@@ -239,108 +240,6 @@ class Engine:
             self._forget()
             self.is_open = False
         return True
-
-
-class EngineBatch(RequestBatch[T]):
-    """A batch that requests join and leave while it runs, until none is live or waits.
-
-    Args:
-        owner: Whose requests they are.
-        engine: The engine, which is the pump's source.
-        requests: The first requests to join.
-    """
-
-    def __init__(
-        self, owner: BatchOwner[T], engine: Engine, requests: Sequence[Request[T]]
-    ) -> None:
-        super().__init__(owner)
-        self._engine = engine
-        # The lowest slot comes last, and is taken first.
-        self._free = list(reversed(range(owner.options.max_batch_size)))
-        self._costs: dict[int, float] = {}  # of the requests in the engine, by slot
-        self._joining = deque(requests)
-        self._first: Request[T] | None = None  # of the queue, if the engine has no room for it
-
-    @property
-    def free_slots(self) -> int:
-        """How many requests may join before the next step."""
-        return 0 if self._is_held_up else len(self._free)
-
-    @property
-    def _is_held_up(self) -> bool:
-        """Whether the first request of the queue waits until another has left the engine."""
-        first = self._first
-        return self._engine.is_full and first is not None and not first.ends
-
-    def refill(self) -> tuple[int, ...]:
-        """Remove the requests that have ended, add those that join, and return the live slots."""
-        owner, core = self._owner, self.pump.fanout.core
-        if owner.scheduler.ended_requests:
-            owner.reap()
-        if self._costs:
-            live = core.live
-            if not live and not core.running:  # it was fed what is no step
-                self.failed()
-                return ()
-            if len(live) < len(self._costs):
-                for slot in self._engine.keep(live):
-                    self._free.append(slot)
-                    del self._costs[slot]
-        if not self._is_held_up:
-            self._first = None  # it may have ended, and is kept no longer
-        if self._free and not self._joining and self._first is None:
-            self._joining.extend(owner.take_joining(len(self._free), sum(self._costs.values())))
-        if self._joining:
-            self._add_joining()
-        return core.live
-
-    def _add_joining(self) -> None:
-        """Add the requests that were taken, up to one for which the engine has no room."""
-        owner, joining, now = self._owner, self._joining, clock.monotonic()
-        joined: list[Request[T]] = []
-        while joining:
-            request = joining.popleft()
-            if self._add(request):
-                joined.append(request)
-            elif not request.ends:
-                self._first = request
-                joining.appendleft(request)
-                owner.put_back(joining)
-                joining.clear()
-        if joined:
-            owner.count_joined(joined, now)
-
-    def _add(self, request: Request[T]) -> bool:
-        """Add a request, and return whether it has joined; if not, it has failed or has to wait."""
-        if request.ends or self._owner.scheduler.closed:  # the engine need not see it
-            self._owner.fail_all([request], closed_error(self._owner.scheduler.closing))
-            return False
-        slot, submission = self._free.pop(), request.submission
-        try:
-            if not self._engine.add(slot, submission.content):
-                self._free.append(slot)
-                return False
-        except BaseException as error:  # noqa: BLE001 - fails this request alone
-            self._free.append(slot)
-            self._owner.fail_all([request], error)
-            return False
-        self._costs[slot] = submission.cost
-        request.slot = slot  # before it is one of the pump's buffers, which others may end by slot
-        self.pump.fanout.occupy(
-            slot, request, submission.max_outputs, submission.is_eos, submission.decoder
-        )
-        self._seat(slot, request)
-        return True
-
-    def failed(self) -> None:
-        """Discard an engine that has failed in a step."""
-        if self._engine.can_be_made:
-            self._owner.log.engine_discarded()
-        self._engine.discard()
-
-    def drained(self) -> None:
-        """Fail the requests that were to join: none, unless the batch itself has failed."""
-        self._owner.fail_all(self._joining, SourceError("the batch has ended unexpectedly"))
 
 
 def check_factory(

@@ -58,7 +58,8 @@ class Metrics:
         """So many requests joined a batch together.
 
         Args:
-            waited: How many seconds each has waited since it was submitted.
+            waited: How many seconds each has waited since it was submitted; one that joins again,
+                since it was `requeued`.
             tenants: Whose they are, in the same order.
         """
 
@@ -109,7 +110,7 @@ class Metrics:
 
         Args:
             end: How it ended, and how many outputs it had.
-            joined: Whether it was in a batch.
+            joined: Whether it was in a batch then: not one that was `requeued`, and waits again.
             lasted: How many seconds after it was submitted this was noticed.
             in_slot: How many seconds after it joined its batch; 0 if it was in none.
             tenant: Whose it was.

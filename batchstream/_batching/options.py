@@ -20,7 +20,7 @@ from batchstream._core.arguments import (
     check_seconds,
 )
 from batchstream._core.cores import core_of
-from batchstream._core.errors import type_name
+from batchstream._core.errors import CostError, type_name
 from batchstream._core.rules import EndRules
 from batchstream._text.core import decoding
 from batchstream._text.decoder import check_decode, check_decoder
@@ -47,7 +47,7 @@ class BatcherOptions(Generic[RequestT, T]):
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
     """
 
-    def __init__(
+    def __init__(  # noqa: C901 - a check for each argument
         self,
         rules: EndRules[T],
         *,
@@ -58,6 +58,8 @@ class BatcherOptions(Generic[RequestT, T]):
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
+        step_cost: Callable[[RequestT], float] | None = None,
+        max_step_cost: float | None = None,
         batch_timeout: float = 0.0,
         workers: int = 1,
         key: Callable[[RequestT], Hashable] | None = None,
@@ -87,7 +89,11 @@ class BatcherOptions(Generic[RequestT, T]):
         self.max_pending = check_count("max_pending", max_pending, at_least=1)
         if (cost is None) != (max_batch_cost is None):
             raise TypeError("cost and max_batch_cost go together: one was given without the other")
-        for option, function in {"key": key, "cost": cost}.items():
+        if (step_cost is None) != (max_step_cost is None):
+            raise TypeError(
+                "step_cost and max_step_cost go together: one was given without the other"
+            )
+        for option, function in {"key": key, "cost": cost, "step_cost": step_cost}.items():
             if function is not None and not callable(function):
                 raise TypeError(f"{option} takes a function of one request, got {function!r}")
         self.key = key
@@ -95,6 +101,10 @@ class BatcherOptions(Generic[RequestT, T]):
         self.max_batch_cost = max_batch_cost
         if max_batch_cost is not None:
             check_number("max_batch_cost", max_batch_cost)
+        self.step_cost = step_cost
+        self.max_step_cost = max_step_cost
+        if max_step_cost is not None:
+            check_number("max_step_cost", max_step_cost)
         self.max_pending_cost = max_pending_cost
         if max_pending_cost is not None:
             check_max_pending_cost(max_pending_cost, max_batch_cost)
@@ -132,6 +142,25 @@ class BatcherOptions(Generic[RequestT, T]):
         """Return what a request costs; for batchers with a `cost`."""
         cost: Any = self.cost
         return check_number("what cost returns", cost(content))
+
+    def step_cost_of(self, content: RequestT) -> float:
+        """Return what a request's first step costs; for batchers with a `step_cost`.
+
+        Raises:
+            CostError: More than a step may cost: it would wait for ever.
+        """
+        found = self.first_step_of(content)
+        if self.max_step_cost is not None and found > self.max_step_cost:
+            raise CostError(
+                f"the first step of the request costs {found!r}, more than a step may cost: "
+                f"{self.max_step_cost!r} (max_step_cost)"
+            )
+        return found
+
+    def first_step_of(self, content: RequestT) -> float:
+        """Do the same, whether it is too much or not; for a request that joins again."""
+        step_cost: Any = self.step_cost
+        return check_number("what step_cost returns", step_cost(content))
 
     def limit_of(self, content: RequestT) -> int | None:
         """Return how many outputs a request gets at most."""

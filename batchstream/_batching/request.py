@@ -25,9 +25,17 @@ T = TypeVar("T")
 NO_SLOT: Final = -1
 
 RequestState: TypeAlias = Literal[
-    "new", "waiting", "refused", "taken", "joined", "withdrawn", "finished"
+    "new",
+    "waiting",
+    "refused",
+    "taken",
+    "joined",
+    "requeued",
+    "taken again",
+    "withdrawn",
+    "finished",
 ]
-RequestEvent: TypeAlias = Literal["submit", "refuse", "take", "put back", "join", "end"]
+RequestEvent: TypeAlias = Literal["submit", "refuse", "take", "put back", "join", "requeue", "end"]
 
 REQUEST_LIFE: Final[dict[tuple[RequestState, RequestEvent], RequestState]] = {
     ("new", "submit"): "waiting",
@@ -37,10 +45,17 @@ REQUEST_LIFE: Final[dict[tuple[RequestState, RequestEvent], RequestState]] = {
     ("taken", "put back"): "waiting",
     ("taken", "join"): "joined",
     ("taken", "end"): "withdrawn",
+    ("joined", "requeue"): "requeued",
     ("joined", "end"): "finished",
+    ("requeued", "take"): "taken again",
+    ("requeued", "end"): "withdrawn",
+    ("taken again", "put back"): "requeued",
+    ("taken again", "join"): "joined",
+    ("taken again", "end"): "withdrawn",
 }
 """What the scheduler knows of a request. A worker takes it from the queue, and lets it join a batch
-or puts it back; one that ended before it joined a batch is withdrawn. Its stream may have ended a
+or puts it back; one that ended while it waited is withdrawn. An engine may give back the slot of
+one that has joined: it waits again, and has outputs already. Its stream may have ended a
 moment before: then it is queued in `Scheduler.ended_requests`, and counted as ended when the
 scheduler reaps it."""
 
@@ -62,6 +77,7 @@ class Submission(NamedTuple):
     Attributes:
         content: The request, as the model takes it.
         cost: What it takes of `max_batch_cost`.
+        step_cost: What its first step takes of `max_step_cost`.
         max_outputs: How many outputs it gets at most.
         is_eos: Its own predicate on outputs.
         decoder: What its outputs go through.
@@ -72,6 +88,7 @@ class Submission(NamedTuple):
     max_outputs: int | None = None
     is_eos: Callable[[Any], object] | None = None
     decoder: Decoder[Any, Any] | None = None
+    step_cost: float = 0.0
 
 
 FREED: Final = Submission(None)
@@ -104,6 +121,11 @@ class Deadlines:
         wait_until = None if self.wait_timeout is None else now + self.wait_timeout
         self.wait_until = earliest(wait_until, self.until)
 
+    def wait_again(self) -> None:
+        """Let only the total count from here on: it has joined a batch in time, and waits again."""
+        self.wait_timeout = None  # first: a consumer may ask at any moment which has passed
+        self.wait_until = self.until
+
 
 class Request(Buffer[T]):
     """What a caller submitted and when, and the buffer of its stream.
@@ -133,6 +155,10 @@ class Request(Buffer[T]):
         first_output_at: When it had its first output, if it has had one.
         on_end: Called with the request when it has ended, behind its outputs, of a request that a
             `map` has submitted: it has no bound.
+        given_before: How many outputs it had been given when its slot was given back, if it was.
+        requeued_at: When its slot was given back last, if it was.
+        stalled: Whether its slot was given back without an output since it had joined, although no
+            other request was in the engine.
     """
 
     __slots__ = (
@@ -140,12 +166,15 @@ class Request(Buffer[T]):
         "arrived",
         "deadlines",
         "first_output_at",
+        "given_before",
         "group",
         "id",
         "joined_at",
         "on_end",
         "place",
         "pump",
+        "requeued_at",
+        "stalled",
         "state",
         "submission",
     )
@@ -177,6 +206,9 @@ class Request(Buffer[T]):
         self.first_output_at: float | None = None
         self.pump: BackgroundPump[T] | None = None
         self.on_end = on_end
+        self.given_before = 0
+        self.requeued_at: float | None = None
+        self.stalled = False
 
     @property
     def tenant(self) -> Hashable:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from batchstream._batching.log import BatcherLog
     from batchstream._batching.options import BatcherOptions
-    from batchstream._batching.request import Request
+    from batchstream._batching.request import Request, Submission
     from batchstream._handoff.buffer import Buffer
     from batchstream._pumps.background import BackgroundPump
 
@@ -66,8 +66,15 @@ class BatchOwner(Protocol[T]):
     def put_back(self, requests: Sequence[Request[T]]) -> None:
         """Let requests wait again that were taken, in their order and in front of all others."""
 
+    def requeue(self, requests: Sequence[tuple[Request[T], Submission]]) -> Sequence[Request[T]]:
+        """Let requests wait again whose slots were given back, each with what is added next.
+
+        Returns:
+            All that wait again, in the order in which they will join.
+        """
+
     def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
-        """Fail requests that have not joined a batch."""
+        """Fail requests that are in no batch."""
 
 
 class RequestBatch(Generic[T]):
@@ -126,6 +133,13 @@ class RequestBatch(Generic[T]):
         """How many outputs wait in live streams."""
         return sum(len(buffer.outputs) for buffer in list(self.pump.fanout.live_buffers))
 
+    @property
+    def prefilling(self) -> int:
+        """How many live slots have had no output since their requests have joined."""
+        fanout = self.pump.fanout
+        requests: list[Any] = list(fanout.live_buffers)
+        return sum(fanout.given(request) == request.given_before for request in requests)
+
     def step_totals(self) -> StepTotals:
         """Return what was done up to now."""
         live_slots = self._live_slots  # before the steps: `after_step` adds behind them
@@ -139,11 +153,6 @@ class RequestBatch(Generic[T]):
             log.first_output_time,
             log.wasted,
         )
-
-    @property
-    def prefilling(self) -> int:
-        """How many requests have had no output yet."""
-        return sum(not request.ends for request in list(self._log.awaiting))
 
     def close(self) -> None:
         """Fail the streams that have not ended: the batcher was closed."""

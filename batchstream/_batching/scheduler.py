@@ -38,11 +38,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batchstream._batching.options import BatcherOptions
-    from batchstream._batching.request import Request
+    from batchstream._batching.request import Request, Submission
     from batchstream._batching.request_batch import RequestBatch
     from batchstream._core.records import BatcherStatistics
 
 T = TypeVar("T")
+
+_TAKEN: Final = ("taken", "taken again")
 
 
 class Worker:
@@ -131,6 +133,7 @@ class Scheduler(Generic[T]):
         totals: The figures.
         closed: Whether no request is accepted any more, and all fail.
         closing: By what and when it was closed, for the text of the error.
+        requeued: The requests whose slots were given back, and that wait again.
     """
 
     def __init__(
@@ -152,6 +155,7 @@ class Scheduler(Generic[T]):
         self.totals = Totals()
         self.closed = False
         self.closing = ""
+        self.requeued: set[Request[T]] = set()
         self._max_batch_size = options.max_batch_size
         self._max_workers = options.workers
         self._reuses_workers = reuses_workers
@@ -214,6 +218,8 @@ class Scheduler(Generic[T]):
                 break
             for request in requests:
                 if not request.ends:
+                    if self.requeued:
+                        self.requeued.discard(request)
                     request.state = REQUEST_LIFE[request.state, "take"]
                     taken.append(request)
         return taken
@@ -221,26 +227,59 @@ class Scheduler(Generic[T]):
     def join(self, requests: Sequence[Request[T]], now: float) -> list[Request[T]]:
         """Count requests that have joined a batch together, and return them.
 
+        One that joins again was counted before; it is returned as well.
+
         Args:
             requests: The requests; a request that has ended meanwhile, and was reaped, is left out.
             now: When they joined it.
         """
         joined: list[Request[T]] = []
+        waited: list[float] = []
         for request in requests:
-            if request.state == "taken":
+            if request.state in _TAKEN:
+                if request.state == "taken":
+                    request.joined_at = now
+                    waited.append(now - request.arrived)
                 request.state = REQUEST_LIFE[request.state, "join"]
-                request.joined_at = now
                 joined.append(request)
-        if joined:
-            self.totals.count_joined([now - request.arrived for request in joined])
+        if waited:
+            self.totals.count_joined(waited)
         return joined
 
     def put_back(self, requests: Sequence[Request[T]]) -> None:
         """Let requests wait again that were taken, in their order and in front of all others."""
         for request in reversed(requests):
-            if request.state == "taken":  # one that has ended may have been reaped meanwhile
+            if request.state in _TAKEN:  # one that has ended may have been reaped meanwhile
                 self.queue.put_back(request)
                 request.state = REQUEST_LIFE[request.state, "put back"]
+                if request.state == "requeued":
+                    self.requeued.add(request)
+
+    def requeue(
+        self, requests: Sequence[tuple[Request[T], Submission]], now: float
+    ) -> Sequence[Request[T]]:
+        """Let requests wait again whose slots were given back, each with what is added next.
+
+        They stand in front of all others, in the order in which they have arrived: so none of them
+        starves, whatever an engine gives back.
+
+        Returns:
+            All that wait again, in this order.
+        """
+        for request, submission in requests:
+            if request.state == "joined" and not request.ends:  # or else it is reaped as it is
+                request.submission = submission
+                request.requeued_at = now
+                self.totals.requeued += 1
+                if request.deadlines is not None:
+                    request.deadlines.wait_again()
+                request.state = REQUEST_LIFE[request.state, "requeue"]
+                self.requeued.add(request)
+        waiting = sorted(self.requeued, key=lambda request: request.arrived)
+        for request in reversed(waiting):
+            self.queue.remove(request)
+            self.queue.put_back(request)
+        return waiting
 
     def lost_requests(self) -> list[Request[T]]:
         """Return the requests that a worker has taken, and that have joined no batch.
@@ -263,7 +302,8 @@ class Scheduler(Generic[T]):
         while has_expired and (request := self.queue.first_expired(now)) is not None:
             # Ended first, then taken out: in between, an exception leaves it to the next holder.
             if (error := request.deadline_error(now)) is not None:
-                request.finish_quietly(StreamEnd(FinishReason.ERROR, 0, error=error))
+                end = StreamEnd(FinishReason.ERROR, request.given_before, error=error)
+                request.finish_quietly(end)
                 overdue.append(request)
             self.queue.remove(request)
         finished: list[Request[T]] = []
@@ -274,9 +314,10 @@ class Scheduler(Generic[T]):
             except IndexError:  # a signal's handler has closed the batcher, and reaped them all
                 break
             # One that is overdue was taken out above, and still is in the state of waiting.
-            if self.queue.remove(request) or request.state == "waiting":
+            if self.queue.remove(request) or request.state in ("waiting", "requeued"):
                 dropped.append(request.submission)
                 request.submission = FREED
+                self.requeued.discard(request)
             # No change for one that was refused, or that a reap which was broken off has counted.
             request.state = REQUEST_LIFE.get((request.state, "end"), request.state)
             if self.totals.count_finished(request, now):
@@ -315,8 +356,9 @@ class Scheduler(Generic[T]):
             running=[batch.step_totals() for batch in self.batches],
             ended=ended,
             waiting=len(self.queue) - sum(request in self.queue for request in ended),
+            buffered=sum(batch.buffered for batch in self.batches)
+            + sum(len(request.outputs) for request in self.requeued if not request.ends),
             prefilling=sum(batch.prefilling for batch in self.batches),
-            buffered=sum(batch.buffered for batch in self.batches),
             max_batch_size=self._max_batch_size,
         )
 

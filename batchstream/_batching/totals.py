@@ -43,6 +43,7 @@ class Totals:
         refused: How many requests were refused, for want of room.
         refusals: How many requests were refused, by reason.
         finished: How many requests have finished, by reason.
+        requeued: How often an engine has given a slot back.
     """
 
     def __init__(self) -> None:
@@ -50,6 +51,7 @@ class Totals:
         self.refused = 0
         self.refusals: Counter[str] = Counter()
         self.finished: Counter[FinishReason] = Counter()
+        self.requeued = 0
         self._past = StepTotals()  # of batches that have ended
         self._batch_sizes: Counter[int] = Counter()
         self._waited = 0.0
@@ -105,7 +107,7 @@ class Totals:
             running: What the batches have done that run.
             ended: Requests that have ended and are not counted as such yet.
             waiting: How many requests wait.
-            prefilling: How many requests are in a batch and have had no output.
+            prefilling: How many requests in batches have had no output there.
             buffered: How many outputs wait in live streams.
             max_batch_size: How many slots each step had.
         """
@@ -137,6 +139,7 @@ class Totals:
             output_time=self._output_time,
             slot_time=self._slot_time,
             wasted=total.wasted,
+            requeued=self.requeued,
         )
 
 

@@ -13,9 +13,10 @@ from batchstream._core.errors import (
     begin_in_source,
     concurrent_error,
     consumer_error,
+    requeue_error,
     uncalled_marker_error,
 )
-from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many, Signal
+from batchstream._core.markers import EOS, SKIP, End, Fail, Last, Many, Requeue, Signal
 from batchstream._core.records import Delivery, FinishReason, StreamEnd
 from batchstream._core.rules import is_true
 from batchstream._core.steps import read_step
@@ -36,6 +37,7 @@ def core_of(
     *,
     predicates: Sequence[Callable[[T], object] | None] | None = None,
     vacant: bool = False,
+    requeues: bool = False,
 ) -> Demultiplexer[T]:
     """Make a core that follows rules which were checked before.
 
@@ -45,6 +47,7 @@ def core_of(
         max_outputs: The limit of all slots, or of each.
         predicates: The `is_eos` of each slot, checked before, in place of the one for all.
         vacant: Whether no slot is live at first.
+        requeues: Whether a step may give a slot back with `Requeue`.
 
     Raises:
         TypeError, ValueError: `max_outputs` is no limit, or has another size.
@@ -52,7 +55,16 @@ def core_of(
     core: Demultiplexer[T] = Core.__new__(Core)
     start = core._start  # noqa: SLF001 - without __init__'s checks
     start(rules, size, max_outputs, predicates, vacant=vacant)
+    if requeues:
+        core._requeued = {}  # noqa: SLF001 - likewise
     return core
+
+
+def requeued_in(core: Demultiplexer[Any]) -> dict[int, Requeue]:
+    """Return what the last step of a core with `requeues` has given back; the caller clears it."""
+    requeued = core._requeued  # noqa: SLF001 - likewise
+    assert requeued is not None  # noqa: S101 - for the type checker
+    return requeued
 
 
 Core: Any = Demultiplexer
@@ -71,11 +83,13 @@ if native is not None and not TYPE_CHECKING:
         End,
         Fail,
         Many,
+        Requeue,
         consumer_error,
         concurrent_error,
         read_step,
         is_true,
         uncalled_marker_error,
+        requeue_error,
     )
 
     class NativeCore(native.Core):

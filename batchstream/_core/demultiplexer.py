@@ -21,6 +21,9 @@ each. Nor are outputs counted one by one: `_plain_steps` counts for all live slo
 `_extra[slot]` is the difference between that and the slot's own count (once the slot has finished,
 its whole count). Of every other step, the loop in `_feed_each` takes what is not plain.
 
+A slot that a step gives back with `Requeue` is neither live nor finished: it waits in `_requeued`
+for what drives the engine, which lets its occupant go on later, by `open` and `_go_on`.
+
 Not safe for threads: a pump makes one call at a time.
 """
 
@@ -45,9 +48,20 @@ from batchstream._core.errors import (
     begin_in_source,
     missing_eos_error,
     no_slot_error,
+    requeue_error,
     uncalled_marker_error,
 )
-from batchstream._core.markers import EOS, MARKER_TYPES, SKIP, End, Fail, Last, Many, has_none
+from batchstream._core.markers import (
+    EOS,
+    MARKER_TYPES,
+    SKIP,
+    End,
+    Fail,
+    Last,
+    Many,
+    Requeue,
+    has_none,
+)
 from batchstream._core.per_request import per_request
 from batchstream._core.records import Delivery, FinishReason, Statistics, StreamEnd
 from batchstream._core.rules import EndRules, is_true
@@ -151,6 +165,8 @@ class Demultiplexer(Generic[T]):
         self._state: BatchState = "running"
         self._error: BaseException | None = None
         self._live_slots = set(() if vacant else range(size))
+        # By slot, what the last step has given back; None where it may give nothing back.
+        self._requeued: dict[int, Requeue] | None = None
 
         self._steps = 0
         self._plain_steps = 0
@@ -362,7 +378,12 @@ class Demultiplexer(Generic[T]):
         info: Mapping[str, Any] | None = None,
         error: BaseException | None = None,
     ) -> StreamEnd:
-        """End a live slot by what was made of its outputs, a stop string for example."""
+        """End a slot by what was made of its outputs, a stop string for example.
+
+        It is live, or the step with these outputs has given it back.
+        """
+        if self._requeued:
+            self._requeued.pop(slot, None)
         draft: _Draft[T] = _Draft()
         self._finish(draft, slot, reason, info=info, error=error)
         return draft.ends[0][1]
@@ -418,6 +439,11 @@ class Demultiplexer(Generic[T]):
         self._extra[slot] = -self._plain_steps
         self._live_slots.add(slot)
         self._live = None
+
+    def _go_on(self, slot: int, given: int) -> None:
+        """Let the outputs of a slot that was just opened count from what it was given before."""
+        self._extra[slot] += given
+        self._past_outputs -= given  # they were counted before
 
     def statistics(self) -> Statistics:
         """Return the figures up to now; `buffered` is 0, as the core keeps no output."""
@@ -533,7 +559,7 @@ class Demultiplexer(Generic[T]):
         self._drop(tuple([elements[slot] for slot in late]))
         return {slot: element for slot, element in elements.items() if slot not in late}
 
-    def _take(self, draft: _Draft[T], slot: int, element: Any) -> None:
+    def _take(self, draft: _Draft[T], slot: int, element: Any) -> None:  # noqa: C901 - a branch each
         kind = type(element)
         if slot not in self._live_slots:  # it finished within this `Many`
             self._drop((element,))
@@ -551,11 +577,23 @@ class Demultiplexer(Generic[T]):
         elif kind is Many:
             for each in element.outputs:
                 self._take(draft, slot, each)
+        elif kind is Requeue:
+            self._give_back(draft, slot, element)
         elif kind is type and element in MARKER_TYPES:
             error = uncalled_marker_error(element, slot, self._steps - 1)
             self._finish(draft, slot, FinishReason.ERROR, error=error)
         else:
             self._take_output(draft, slot, element)
+
+    def _give_back(self, draft: _Draft[T], slot: int, marker: Requeue) -> None:
+        if self._requeued is None:
+            error = requeue_error(slot, self._steps - 1)
+            self._finish(draft, slot, FinishReason.ERROR, error=error)
+            return
+        self._extra[slot] = self.given(slot)
+        self._requeued[slot] = marker
+        self._live = None  # in this order, as in `_finish`
+        self._live_slots.remove(slot)
 
     def _take_output(self, draft: _Draft[T], slot: int, output: T) -> None:
         is_eos = self._rules.is_eos if self._predicates is None else self._predicates[slot]
@@ -598,7 +636,7 @@ class Demultiplexer(Generic[T]):
         given = self._extra[slot] = self.given(slot)
         # In this order: an interrupt may strike behind `remove`, and `fail` then reads `live`.
         self._live = None
-        self._live_slots.remove(slot)
+        self._live_slots.discard(slot)  # not there if it was given back
         self._finished[reason] += 1
         draft.ends.append((slot, StreamEnd(reason, given, info, error)))
 

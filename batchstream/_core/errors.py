@@ -267,10 +267,20 @@ def error_text(error: BaseException) -> str:
 def uncalled_marker_error(marker: type, slot: int, step: int) -> StepError:
     """Return the error of a slot that was given the class of a marker."""
     name = marker.__name__
-    call = {"Last": "Last(output)", "End": "End()", "Fail": "Fail(error)", "Many": "Many(outputs)"}
+    call = {"Last": "Last(output)", "Fail": "Fail(error)", "Many": "Many(outputs)"}
     return StepError(
         f"step {step} holds the class {name} for slot {slot}, expected an instance: "
-        f"yield {call[name]}",
+        f"yield {call.get(name, f'{name}()')}",
+        step=step,
+    )
+
+
+def requeue_error(slot: int, step: int) -> StepError:
+    """Return the error of a slot that was given back where no request is added again."""
+    return StepError(
+        f"step {step} gives slot {slot} back with Requeue, which only the engine of a "
+        f"ContinuousBatcher or of a ContinuousBatchLoop may do, as it is added again there: yield "
+        f"SKIP for a slot that goes on later, or Fail(error)",
         step=step,
     )
 

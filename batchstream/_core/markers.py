@@ -183,5 +183,39 @@ def _holds_objects(array: Any) -> bool:
     return getattr(getattr(array, "dtype", None), "kind", "O") == "O"
 
 
-MARKER_TYPES: Final[frozenset[type]] = frozenset({Signal, Last, End, Fail, Many})
-BLANK_TYPES: Final[frozenset[type]] = frozenset({Signal, End, Fail})
+@final
+class Same(enum.Enum):
+    """Stands for the request that was added to the engine before."""
+
+    SAME = "the same"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+SAME: Final[Literal[Same.SAME]] = Same.SAME
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Requeue:
+    """Take the request out of this slot, and let it go on later: it is preempted.
+
+    For the step of an engine that `ContinuousBatcher` drives. The engine's `remove` is called for
+    the slot, and the request waits again, in front of all that have never joined. When it is added
+    again, to any slot, its stream goes on where it stopped: nothing is given twice, and its limit,
+    its predicate, its decoder and its deadlines go on.
+
+    It is added again after another request has left the engine. If none is left in it, the
+    requests that were given back join again one by one, the oldest first.
+
+    Args:
+        request: What `add` is called with then, such as the prompt with all that was generated;
+            without it, with the request as it was. Its cost for `max_batch_cost` stays what it was.
+    """
+
+    request: Any = SAME
+
+
+MARKER_TYPES: Final[frozenset[type]] = frozenset({Signal, Last, End, Fail, Many, Requeue})
+BLANK_TYPES: Final[frozenset[type]] = frozenset({Signal, End, Fail, Requeue})

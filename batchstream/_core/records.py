@@ -101,13 +101,15 @@ class BatcherStatistics:
             other limit an `OverloadedError` names; `cost` for one that costs more than a batch may;
             `closed`, and `draining`. A request of a `map` that waits for room was not refused.
         live: Requests that have not finished, waiting ones included.
-        waiting: Requests that have not joined a batch.
+        waiting: Requests that wait to join a batch, for the first time or again.
         running: Requests that are in a batch: `live` without `waiting`.
-        prefilling: Those of them that have had no output yet.
+        prefilling: Those of them that have had no output since they have joined it.
         finished: Requests that have finished, by reason.
         buffered: Outputs that wait in live streams to be received.
         waited: How long the requests that have joined a batch waited for it, added up, in seconds.
         longest_wait: The longest of these waits, in seconds.
+        requeued: How often an engine has given a slot back with `Requeue`; the request counts as
+            opened once, and its first wait alone counts as such.
         first_outputs: Requests that have had their first output.
         first_output_time: How long these waited for it since they were submitted, added up, in
             seconds.
@@ -140,6 +142,7 @@ class BatcherStatistics:
     output_time: float
     slot_time: float
     wasted: int
+    requeued: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,10 +109,9 @@ class Fanout(Generic[T]):
     def cancel(self, buffer: Buffer[T]) -> None:
         """End a stream as cancelled, and queue it for the core; let nothing more be received."""
         if buffer in self.live_buffers:
-            given = self.core.given(buffer.slot)
-            buffer.cancel(StreamEnd(FinishReason.CANCELLED, given))
+            buffer.cancel(StreamEnd(FinishReason.CANCELLED, self._given_now(buffer)))
             self.depart(buffer)
-        else:  # it has ended
+        elif buffer.ends:  # or else its slot was given back, and no end of ours reaches it
             buffer.shut()
 
     def cancel_all(self) -> None:
@@ -135,8 +134,17 @@ class Fanout(Generic[T]):
             self.depart(buffer)
 
     def _set_error(self, buffer: Buffer[T], error: BaseException) -> None:
-        given = self.core.given(buffer.slot)
-        buffer.finish(StreamEnd(FinishReason.ERROR, given, error=error))
+        buffer.finish(StreamEnd(FinishReason.ERROR, self._given_now(buffer), error=error))
+
+    def _given_now(self, buffer: Buffer[Any]) -> int:
+        """Return how many outputs a stream was given, even if its slot was just given back."""
+        slot = buffer.slot  # once: another thread may give it back
+        if slot >= 0:
+            given = self.core.given(slot)
+            if self.buffers[slot] is buffer:  # behind the count, as in `release`
+                return given
+        before: int = getattr(buffer, "given_before", 0)
+        return before
 
     def depart(self, buffer: Buffer[T]) -> None:
         """Queue a stream for the core that has ended otherwise than by a step."""
@@ -170,7 +178,7 @@ class Fanout(Generic[T]):
 
     def given(self, buffer: Buffer[Any]) -> int:
         """How many outputs the stream of a buffer was given."""
-        given = self.core.given(buffer.slot)
+        given = self._given_now(buffer)
         end = buffer.end  # behind the count: the slot may have its next occupant since
         return given if end is None else end.outputs
 
@@ -215,18 +223,35 @@ class Fanout(Generic[T]):
         max_outputs: int | None,
         is_eos: Callable[[T], object] | None,
         decoder: object = None,
+        *,
+        given: int = 0,
     ) -> None:
-        """Give a slot, whose last occupant has finished, to the stream of a buffer.
+        """Give a slot, whose last occupant has left it, to the stream of a buffer.
 
-        With a decoder for its outputs only where the core takes one.
+        With a decoder for its outputs only where the core takes one; and with the number of outputs
+        that it was given before, if its slot was given back.
         """
         if decoder is None:
             self.core.open(slot, max_outputs=max_outputs, is_eos=is_eos)
         else:
             core: Any = self.core
             core.open(slot, max_outputs=max_outputs, is_eos=is_eos, decoder=decoder)
+        if given:
+            self.core._go_on(slot, given)  # noqa: SLF001 - made for this
+            self.free_steps = 0  # it may hold outputs already
         self.buffers[slot] = buffer
         self.live_buffers.add(buffer)
+
+    def release(self, slot: int, vacancy: Buffer[Any]) -> None:
+        """Take the stream out of a slot that was given back, and leave another buffer there.
+
+        Its stream has no end, and is no stream of this batch any more.
+        """
+        buffer = self.buffers[slot]
+        self.buffers[slot] = vacancy
+        buffer.slot = vacancy.slot
+        # Last: a thread that does not find it here any more ends it as one that waits.
+        self.live_buffers.discard(buffer)
 
     def full_slots(self, limit: int) -> tuple[int, ...]:
         """Return the live slots whose streams hold so many outputs; if none does, count a step."""

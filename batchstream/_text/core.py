@@ -16,6 +16,7 @@ from batchstream._core.records import Delivery, FinishReason, StreamEnd
 
 if TYPE_CHECKING:
     from batchstream._core.demultiplexer import Demultiplexer
+    from batchstream._core.markers import Requeue
     from batchstream._core.records import Statistics
     from batchstream._text.decoder import Decoder
 
@@ -84,6 +85,13 @@ class DecodingCore:
     def outputs(self) -> int:
         """How many outputs the source has given all slots: tokens, too."""
         return self._core.outputs
+
+    @property
+    def _requeued(self) -> dict[int, Requeue] | None:
+        return self._core._requeued  # noqa: SLF001 - made for this
+
+    def _go_on(self, slot: int, given: int) -> None:
+        self._core._go_on(slot, given)  # noqa: SLF001 - likewise
 
     def given(self, slot: int) -> int:
         """How many outputs the source has given the slot: tokens, and not pieces of text."""
@@ -172,7 +180,7 @@ class DecodingCore:
             except Exception as error:  # noqa: BLE001 - likewise
                 draft.ended[slot] = _error_of(decoder, error)
         for slot, failure in draft.ended.items():
-            if slot not in ends:  # it is live
+            if slot not in ends:  # it is live, or was given back
                 reason = FinishReason.EOS if failure is None else FinishReason.ERROR
                 ends[slot] = self._core._end_slot(slot, reason)  # noqa: SLF001 - made for this
         for slot, end in ends.items():

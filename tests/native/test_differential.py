@@ -17,7 +17,18 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from batchstream import EOS, SKIP, Delivery, Demultiplexer, End, Fail, Last, Many, token_ids
+from batchstream import (
+    EOS,
+    SKIP,
+    Delivery,
+    Demultiplexer,
+    End,
+    Fail,
+    Last,
+    Many,
+    Requeue,
+    token_ids,
+)
 from batchstream._core.cores import core_of
 from batchstream._core.rules import EndRules
 from support.natively import needs_native
@@ -46,6 +57,7 @@ MARKERS = st.recursive(
         st.builds(Last, OUTPUTS | st.none(), REASONS, INFOS),
         st.builds(End, REASONS, INFOS),
         st.builds(lambda: Fail(ValueError("this slot alone"))),
+        st.builds(Requeue, TOKENS),
     ),
     lambda parts: st.builds(Many, st.lists(OUTPUTS | parts, max_size=4)),
     max_leaves=4,
@@ -203,6 +215,7 @@ class BothCores(RuleBasedStateMachine):
         data=st.data(),
         size=st.integers(0, 4),
         vacant=st.integers(0, 4).map(lambda n: not n),
+        requeues=st.booleans(),
         rules=st.fixed_dictionaries(
             {
                 "eos": st.sampled_from([None, None, EOS, SENTINEL, True]),
@@ -212,7 +225,7 @@ class BothCores(RuleBasedStateMachine):
             }
         ),
     )
-    def begin(self, data, size, vacant, rules):
+    def begin(self, data, size, vacant, requeues, rules):
         limits = st.none() | st.integers(1, 4)
         max_outputs = data.draw(limits | st.lists(limits, min_size=size, max_size=size))
         self.size = size
@@ -225,8 +238,15 @@ class BothCores(RuleBasedStateMachine):
             EndRules(**rules, opens_slots=True), size, max_outputs, own, vacant=vacant
         )
         self.native = core_of(
-            EndRules(**rules, opens_slots=True), size, max_outputs, predicates=own, vacant=vacant
+            EndRules(**rules, opens_slots=True),
+            size,
+            max_outputs,
+            predicates=own,
+            vacant=vacant,
+            requeues=requeues,
         )
+        if requeues:
+            self.reference._requeued = {}
         assert type(self.reference) is not type(self.native)
 
     # ---- what is compared
@@ -336,6 +356,21 @@ class BothCores(RuleBasedStateMachine):
         slot = data.draw(st.integers(-1, 4))
         self.both("open", slot, max_outputs=limit, is_eos=is_eos)
 
+    @precondition(lambda self: self.reference.running and self.reference._requeued)
+    @rule(slot=st.integers(0, 3), how=st.sampled_from(["go on", "end", "leave"]))
+    def give_back(self, slot, how):
+        """Do what a batch does with the slots that are given back, before it makes a step."""
+        given_back = {**self.reference._requeued}
+        given = self.reference.given(slot) if slot in given_back else 0
+        if slot in given_back and how == "end":
+            for core in (self.reference, self.native):
+                assert core._end_slot(slot, "eos").outputs == given
+        for core in (self.reference, self.native):
+            core._requeued.clear()
+        if slot in given_back and how == "go on":
+            self.both("open", slot)
+            self.both("_go_on", slot, given)
+
     @precondition(lambda self: not self.reference.live)
     @rule(data=st.data())
     def open_all(self, data):
@@ -364,6 +399,7 @@ class BothCores(RuleBasedStateMachine):
         assert native.running == reference.running
         if self.broken_off:
             return
+        assert native._requeued == reference._requeued  # the same markers: they have no equality
         assert repr(native) == repr(reference)
         assert native.statistics() == reference.statistics()
         for slot in range(self.size):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 
 import batchstream._batching.clock
 import batchstream._batching.dynamic
@@ -16,9 +17,11 @@ import batchstream._pumps.clock
 import batchstream._pumps.process
 import batchstream._pumps.stall
 from batchstream._batching.dispatcher import Dispatcher
+from batchstream._batching.engine_batch import EngineBatch
 from batchstream._batching.request import Request
 from batchstream._batching.scheduler import Scheduler
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
+from batchstream._core.cores import requeued_in
 from batchstream._core.demultiplexer import Demultiplexer
 from batchstream._eventloops.asyncio import WAITERS_PER_TURN, AsyncioWaiter
 from batchstream._eventloops.base import OUTPUTS_PER_TURN
@@ -550,6 +553,31 @@ def files_of_submission():
     names = ("batcher", "dispatcher", "queue", "scheduler", "thread_dispatcher")
     names += ("fair_order", "keys", "pending", "places", "readiness")
     return {sys.modules[f"batchstream._batching.{name}"].__file__ for name in names}
+
+
+def files_of_giving_back():
+    """Return the files of the modules that see to a slot that is given back, or to a cancel."""
+    names = ("dispatcher", "engine_batch", "queue", "request", "scheduler")
+    modules = [f"batchstream._batching.{name}" for name in names]
+    modules += ["batchstream._pumps.fanout", "batchstream._pumps.background"]
+    return {sys.modules[name].__file__ for name in modules}
+
+
+def around_refill(monkeypatch, around):
+    """Let this function call what a batch of an engine does between two steps."""
+    refill = EngineBatch.refill
+    monkeypatch.setattr(EngineBatch, "refill", lambda batch: around(partial(refill, batch)))
+
+
+def has_given_back(refill):
+    """Whether the last step has given a slot back, of a call that `around_refill` hands out."""
+    [batch] = refill.args
+    return bool(requeued_in(batch.pump.fanout.core))
+
+
+def fail_request(stream, error):
+    """Do what a deadline of a request does that passes at this moment."""
+    stream._upstream._fail(stream._buffer, error)
 
 
 def files_of_streams():

@@ -17,6 +17,7 @@ import sys
 import threading
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 
 import litserve as ls
 from litserve.loops.base import _SENTINEL_VALUE
@@ -24,8 +25,9 @@ from litserve.loops.continuous_batching_loop import DefaultContinuousBatchingLoo
 from litserve_api import PassingMiddleware, error, really_use_zmq
 from pydantic import BaseModel, PrivateAttr
 
-from batchstream import EOS
+from batchstream import EOS, Metrics
 from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop
+from batchstream.integrations.litserve._link.messages import Envelope
 
 SIZE = 3
 TIMEOUT = 60
@@ -45,8 +47,8 @@ class Ears:
         self.heard = set()
         add = disconnects.add
 
-        def add_and_notify(uid):
-            add(uid)
+        def add_and_notify(uid, **how):
+            add(uid, **how)
             with self._news:
                 self.heard.add(uid)
                 self._news.notify_all()
@@ -304,6 +306,8 @@ class Naming:
         if element == _SENTINEL_VALUE:
             return element
         server, uid, submitted, request = element
+        if isinstance(request, Envelope):
+            return server, uid, submitted, replace(request, payload=request.payload | {"uid": uid})
         return server, uid, submitted, request | {"uid": uid}
 
 
@@ -317,6 +321,64 @@ class ContinuousLoop(ContinuousBatchLoop):
     def _serve(self, context, request_queue):
         context.lit_api.ears.listen_to(context.disconnects)
         super()._serve(context, Naming(request_queue))
+
+
+# ---- what operators ask of a loop
+
+
+class FileMetrics(Metrics):
+    """Writes each event in a line of a file in the working folder, which all processes share."""
+
+    def __init__(self, batcher=""):
+        self._batcher = batcher
+
+    def for_batcher(self, name):
+        return FileMetrics(name)
+
+    def _write(self, event, **figures):
+        line = {"pid": os.getpid(), "batcher": self._batcher, "event": event, **figures}
+        with Path("metrics").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def submitted(self, *, tenant):
+        self._write("submitted", tenant=tenant)
+
+    def refused(self, reason, *, tenant):
+        self._write("refused", reason=reason, tenant=tenant)
+
+    def joined(self, waited, *, tenants):
+        self._write("joined", waited=waited, tenants=tenants)
+
+    def first_output(self, seconds, *, tenant):
+        self._write("first_output", seconds=seconds, tenant=tenant)
+
+    def stepped(self, live, capacity, **figures):
+        self._write("stepped", live=live, capacity=capacity, **figures)
+
+    def finished(self, end, **figures):
+        self._write("finished", reason=end.reason, outputs=end.outputs, **figures)
+
+
+def priority_of(request):
+    return request.payload.get("priority", 0)
+
+
+def tenant_of(request):
+    return request.headers.get("x-tenant")
+
+
+def share_of(request):
+    return request.payload.get("share", 1)
+
+
+OPERATED = {
+    "priority": priority_of,
+    "tenant": tenant_of,
+    "share": share_of,
+    "max_pending": 12,
+    "max_pending_per_tenant": 8,
+    "metrics": FileMetrics,
+}
 
 
 # ---- the server
@@ -342,6 +404,11 @@ def api(kind, setup_port, grace):
             ContinuousAPI,
             {"max_batch_size": 1, "loop": ContinuousLoop(Engine, max_pending=2)},
         ),
+        "operated": lambda: (
+            ContinuousAPI,
+            {"max_batch_size": 1, "loop": ContinuousLoop(Engine, **OPERATED)},
+        ),
+        "operated_single": lambda: (SingleAPI, {"loop": BatchLoop(**OPERATED)}),
         "stock": lambda: (EncodingAPI, batches | {"loop": "auto"}),
         "stock_prompt": lambda: (EncodingAPI, {"max_batch_size": SIZE, "loop": "auto"}),
         "stock_continuous": lambda: (

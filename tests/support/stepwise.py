@@ -21,13 +21,14 @@ MANY = 1_000  # outputs: more than any test waits for
 class Client:
     """One request. Its client can leave at any time; it reads in the test's own thread."""
 
-    def __init__(self, url, path, request):
+    def __init__(self, url, path, request, headers=()):
         address = urlsplit(url)
         self._connection = http.client.HTTPConnection(
             address.hostname, address.port, timeout=SECONDS
         )
         body = json.dumps(request)
-        self._connection.request("POST", path, body, {"content-type": "application/json"})
+        headers = {"content-type": "application/json", **dict(headers)}
+        self._connection.request("POST", path, body, headers)
         self._response = None
 
     @property
@@ -153,6 +154,7 @@ class Server:
 
     def __init__(self, url, log_path, *, workers, process):
         self.url = url
+        self.folder = log_path.parent
         self.workers = workers
         self.process = process
         self._log_path = log_path
@@ -190,11 +192,11 @@ class Guests:
         self._stack = stack
         self.street = Street(stack)
 
-    def send(self, path, tag, outputs, *, at_door=True, **more):
+    def send(self, path, tag, outputs, *, at_door=True, headers=(), **more):
         request = {"tag": tag, "outputs": outputs, **more}
         if at_door:
             request["port"] = self.street.port
-        client = Client(self.server.url, path, request)
+        client = Client(self.server.url, path, request, headers)
         self._stack.callback(client.leave)
         return client
 

@@ -13,8 +13,9 @@ for each kind of process, and one for what crosses between them:
 - `_worker` runs in a worker.
 - `_server` runs in a server process, and sets the link up in the main process (`setup.py`).
 
-`_worker` and `_server` do not import each other. `_loops.py` has the public loops: LitServe asks
-them to prepare an API in the main process, and runs them in each worker.
+`_worker` and `_server` do not import each other. The public loops, `_batched_loop.py` and
+`_continuous_loop.py`, share a base, `_loop.py`: LitServe asks them to prepare an API in the main
+process, and runs them in each worker.
 
 **In a worker** the two loops differ in how they make a step. `BatchedStreamLoop` calls the hooks of
 LitServe's own batched streaming loop, in their order, and reads the iterators that they return
@@ -70,11 +71,20 @@ An API with a spec of its own keeps the endpoint of that spec. Its failures are 
 messages, the spec decides what a client sees of them, and no worker learns which clients leave.
 """
 
-from batchstream.integrations.litserve._loops import BatchedStreamLoop as BatchedStreamLoop
-from batchstream.integrations.litserve._loops import ContinuousBatchLoop as ContinuousBatchLoop
+from batchstream.integrations.litserve._batched_loop import BatchedStreamLoop as BatchedStreamLoop
+from batchstream.integrations.litserve._continuous_loop import (
+    ContinuousBatchLoop as ContinuousBatchLoop,
+)
+from batchstream.integrations.litserve._link.received import ReceivedRequest as ReceivedRequest
 from batchstream.integrations.litserve._openai.request import (
     ChatCompletionRequest as ChatCompletionRequest,
 )
 from batchstream.integrations.litserve._openai.spec import OpenAISpec as OpenAISpec
 
-__all__ = ["BatchedStreamLoop", "ChatCompletionRequest", "ContinuousBatchLoop", "OpenAISpec"]
+__all__ = [
+    "BatchedStreamLoop",
+    "ChatCompletionRequest",
+    "ContinuousBatchLoop",
+    "OpenAISpec",
+    "ReceivedRequest",
+]

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from batchstream._core.arguments import call_text, check_count, check_limit, check_seconds, takes
 from batchstream._core.rules import EndRules
 from batchstream._text.decoder import check_decode, check_decoder
+from batchstream.integrations.litserve._link.ordering import Ordering
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from batchstream import Metrics
+    from batchstream.integrations.litserve._link.ordering import Tenant
+    from batchstream.integrations.litserve._link.received import ReceivedRequest
     from batchstream.text import Decoder
 
 Hook: TypeAlias = Literal["encode_response", "predict"]
@@ -37,6 +41,12 @@ class LoopOptions:
         max_buffered: How many messages may wait for a client; None for any number.
         grace_period: How many seconds open responses may take when the server is told to end.
         decode: Returns the decoder of each request.
+        first_timeout: After how many seconds a request has to have an output; None for any time.
+        gap_timeout: How many seconds there may be between two outputs; None for any time.
+        metrics: Makes the metrics of a process; None for no metrics.
+        name: What metrics call the API; its path without one.
+        ordering: Says where each request stands among those that wait; None for the order of
+            arrival.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -48,6 +58,11 @@ class LoopOptions:
     max_buffered: int | None
     grace_period: float
     decode: Decode = None
+    first_timeout: float | None = None
+    gap_timeout: float | None = None
+    metrics: Callable[[], Metrics] | None = None
+    name: str | None = None
+    ordering: Ordering | None = None
 
     def __post_init__(self) -> None:
         eos = self.rules.eos
@@ -66,6 +81,11 @@ class LoopOptions:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), at_least=1)
         check_seconds("grace_period", self.grace_period)
+        for name in ("first_timeout", "gap_timeout"):
+            if getattr(self, name) is not None:
+                check_seconds(name, getattr(self, name))
+        if self.metrics is not None:
+            _check_metrics(self.metrics)
         if self.decode is not None:
             check_decode(self.decode, "the API and of the context of a request")
             if not takes(self.decode, 2):
@@ -95,6 +115,51 @@ class LoopOptions:
         decoder = None if self.decode is None else self.decode(lit_api, context)
         check_decoder(decoder, "what decode returns")
         return decoder
+
+
+def _check_metrics(metrics: Any) -> None:
+    """Check what makes the metrics of each process.
+
+    Raises:
+        TypeError: It is no function without arguments, or does not pickle.
+    """
+    if not callable(metrics) or (hasattr(metrics, "submitted") and not isinstance(metrics, type)):
+        raise TypeError(
+            f"metrics takes a function without arguments that makes the metrics, as each worker "
+            f"and each server process has its own, got {metrics!r}: pass PrometheusMetrics itself, "
+            f"or functools.partial(PrometheusMetrics, 'chat')"
+        )
+    if not takes(metrics, 0):
+        raise TypeError(
+            f"metrics is called without arguments, which {call_text(metrics)} does not take"
+        )
+    check_pickles("metrics", metrics)
+
+
+def ordering_of(
+    priority: Callable[[ReceivedRequest], int] | None,
+    tenant: Callable[[ReceivedRequest], Tenant] | None,
+    share: Callable[[ReceivedRequest], float] | None,
+    cost: Callable[[ReceivedRequest], float] | None,
+    max_pending_per_tenant: int | None,
+) -> Ordering | None:
+    """Return what says where each request stands, if anything does.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, needs another, or does not pickle.
+    """
+    functions = {"priority": priority, "tenant": tenant, "share": share, "cost": cost}
+    if max_pending_per_tenant is None and not any(functions.values()):
+        return None
+    ordering = Ordering(priority, tenant, share, cost, max_pending_per_tenant)
+    for name, function in functions.items():
+        if function is not None and not takes(function, 1):
+            raise TypeError(
+                f"{name} is called with a ReceivedRequest, which {call_text(function)} does not "
+                f"take: let it take one argument"
+            )
+        check_pickles(name, function)
+    return ordering
 
 
 def check_pickles(name: str, value: object) -> None:

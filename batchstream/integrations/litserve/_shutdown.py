@@ -11,6 +11,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from batchstream.integrations.litserve._link.request_queue import QUEUE_PROCESS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.process import BaseProcess
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 _WORKER: Final = "inference-worker"
 _SERVER: Final = "LitServer-"
-_MANAGER: Final = "SyncManager-"
+_MANAGERS: Final = ("SyncManager-", QUEUE_PROCESS)
 _BY_SIGNAL: Final = 128
 
 _SECONDS_FOR_THE_REST: Final = 10.0
@@ -26,7 +28,7 @@ _SECONDS_FOR_THE_REST: Final = 10.0
 
 
 def install_signal_handlers(
-    has_started: Callable[[], bool], end_responses: Callable[[], None], patience: float
+    has_started: Callable[[], bool], drain: Callable[[Callable[[], object]], None], patience: float
 ) -> None:
     """Make SIGTERM end LitServe, and Ctrl-C as well, unless the program has a handler for it.
 
@@ -37,12 +39,12 @@ def install_signal_handlers(
 
     Args:
         has_started: Says whether LitServe handles a KeyboardInterrupt already.
-        end_responses: Begins the grace period of the responses in this process.
+        drain: Lets the endpoints in this process drain, and calls what it is given afterwards.
         patience: How many seconds servers may take to end.
     """
     if threading.current_thread() is not threading.main_thread():
         return  # Python lets no other thread set handlers
-    shutdown = Shutdown(has_started, end_responses, patience)
+    shutdown = Shutdown(has_started, drain, patience)
     for number, default in (
         (signal.SIGTERM, signal.SIG_DFL),
         (signal.SIGINT, signal.default_int_handler),
@@ -59,16 +61,19 @@ class Shutdown:
 
     Args:
         has_started: Says whether LitServe handles a KeyboardInterrupt already.
-        end_responses: Begins the grace period of the responses in this process.
+        drain: Lets the endpoints in this process drain, and calls what it is given afterwards.
         patience: How many seconds servers may take to end.
     """
 
     def __init__(
-        self, has_started: Callable[[], bool], end_responses: Callable[[], None], patience: float
+        self,
+        has_started: Callable[[], bool],
+        drain: Callable[[Callable[[], object]], None],
+        patience: float,
     ) -> None:
         self._process = os.getpid()
         self._has_started = has_started
-        self._end_responses = end_responses
+        self._drain = drain
         self._patience = patience
         self._has_begun = False
 
@@ -99,9 +104,11 @@ class Shutdown:
         for child in _litserve_children():
             if child.name.startswith(_SERVER):
                 child.terminate()
-        if threads:
-            self._end_responses()
         deadline = time.monotonic() + self._patience
+        if threads:
+            drained = threading.Event()
+            self._drain(drained.set)
+            drained.wait(self._patience)
         for thread in threads:
             server = _uvicorn_server_of(thread)
             if server is not None:
@@ -149,8 +156,8 @@ def _terminate_litserve(process: int) -> None:
 
 def _end_at_once(number: int) -> None:
     for child in multiprocessing.active_children():
-        # The others would be ended at exit: the process of LitServe's queue, and daemons.
-        if _is_litserves(child) or child.daemon or child.name.startswith(_MANAGER):
+        # The others would be ended at exit: the processes of queues, and daemons.
+        if _is_litserves(child) or child.daemon or child.name.startswith(_MANAGERS):
             child.kill()
     os._exit(_BY_SIGNAL + number)
 

@@ -123,6 +123,7 @@ STEPWISE = {
         "middleware": True,
     },
     "stock": {"apis": ["stock"]},
+    "operated": {"apis": ["operated", "operated_single"], "workers": 2, "servers": 2},
 }
 
 
@@ -139,7 +140,7 @@ def stepwise_servers(tmp_path_factory):
         yield start
 
 
-@pytest.fixture(params=[name for name in STEPWISE if name != "stock"])
+@pytest.fixture(params=[name for name in STEPWISE if name not in ("stock", "operated")])
 def guests(stepwise_servers, request):
     with stepwise.guests_of(stepwise_servers(request.param)) as guests:
         yield guests
@@ -148,6 +149,12 @@ def guests(stepwise_servers, request):
 @pytest.fixture
 def guests_of_one_worker(stepwise_servers):
     with stepwise.guests_of(stepwise_servers("one worker")) as guests:
+        yield guests
+
+
+@pytest.fixture
+def operated_guests(stepwise_servers):
+    with stepwise.guests_of(stepwise_servers("operated")) as guests:
         yield guests
 
 

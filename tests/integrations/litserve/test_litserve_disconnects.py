@@ -56,8 +56,8 @@ class Noting(Disconnects):
 
     heard = threading.Event()
 
-    def add(self, uid):
-        super().add(uid)
+    def add(self, uid, **how):
+        super().add(uid, **how)
         if uid == "last":
             self.heard.set()
 
@@ -69,12 +69,13 @@ def test_a_worker_knows_which_clients_have_disconnected(monkeypatch):
     disconnects = Noting(pipes.disconnects[0])
     number = uuid.UUID(int=2)
     for uid in (UID, number, "last"):
-        pipes.send_disconnect(uid)
+        pipes.send_disconnect(uid, failed=uid is number)
     assert disconnects.heard.wait(TIMEOUT)
     assert UID in disconnects
     assert number in disconnects
     assert str(number) in disconnects
     assert "another" not in disconnects
+    assert [disconnects.has_failed(uid) for uid in (UID, number, "another")] == [False, True, False]
     assert disconnects.take() == [UID, str(number), "last"]
     assert disconnects.take() == []
     assert UID in disconnects

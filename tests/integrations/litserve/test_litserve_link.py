@@ -15,10 +15,11 @@ from litserve.callbacks import EventTypes
 from litserve.utils import LitAPIStatus
 
 from batchstream.integrations.litserve._link.link import Link
-from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Failure
+from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Envelope, Failure
 from batchstream.integrations.litserve._link.pipes import WorkerPipes
 from batchstream.integrations.litserve._server import setup, watch
-from batchstream.integrations.litserve._server.responses import FailedError, submit
+from batchstream.integrations.litserve._server.response_queue import FailedError
+from batchstream.integrations.litserve._server.submit import submit
 from batchstream.integrations.litserve._worker.outbox import Outbox, SendWindow
 from support.sources import TIMEOUT
 
@@ -174,7 +175,8 @@ def test_a_request_is_put_into_litserves_queue():
     server = Server()
     before = time.monotonic()
     responses = submitted(server, connected(server), "first", "second")
-    for entry, payload in zip(responses.queues, ["first", "second"], strict=True):
+    first, second = responses.queues
+    for entry, payload in [(first, "first"), (second, Envelope("second", first.uid))]:
         number, uid, came, content = server.requests.get_nowait()
         assert (number, uid, content) == (7, entry.uid, payload)
         assert before <= came <= time.monotonic()
@@ -194,7 +196,8 @@ def test_outputs_from_before_a_failure_come_first():
         entry.take()
     assert entry.over
     error = raised.value
-    assert (error.status_code, error.detail, error.headers) == (418, "short", {"x": "y"})
+    assert (error.status_code, error.detail) == (418, "short")
+    assert error.headers == {"x": "y", "x-request-id": entry.uid}
     assert entry.take() == []
 
 
@@ -299,7 +302,7 @@ def test_a_request_whose_client_reads_nothing_fails_and_the_workers_give_it_up(c
     assert idle.take() == ["a", "b"]
     with pytest.raises(FailedError):
         idle.take()
-    assert sent_disconnects(sending.link) == [idle.uid, reads.uid]
+    assert sent_disconnects(sending.link) == [f"{idle.uid} failed", reads.uid]
     [record] = caplog.records
     assert idle.uid in record.getMessage()
 
@@ -330,7 +333,7 @@ def test_no_more_requests_wait_than_max_pending(waiting, payloads, refused):
         return
     with pytest.raises(HTTPException) as raised:
         submitted(server, link, *["?"] * payloads)
-    assert (raised.value.status_code, raised.value.headers) == (503, {"retry-after": "1"})
+    assert (raised.value.status_code, raised.value.headers["retry-after"]) == (503, "1")
     assert server.requests.qsize() == waiting
     assert (server.response_buffer, server.events) == (before, [])
 
@@ -397,13 +400,21 @@ def test_where_the_number_of_workers_is_unknown_streams_go_on():
     responses.close()
 
 
-def test_a_server_that_is_about_to_end_takes_no_new_request_and_then_fails_the_others():
+@pytest.fixture
+def drains():
+    """What draining calls when it is over, and the process serves again after the test."""
+    drained = []
+    yield drained
+    watch.begin_anew()
+
+
+def test_a_server_that_is_about_to_end_takes_no_new_request_and_then_fails_the_others(drains):
     async def end():
         server = Server()
         link = connected(server, grace_period=0)
         responses = submitted(server, link, "first", "second")
         server.deliver(responses.queues[0].uid, "", FINISH)
-        watch.end_all()
+        watch.drain_all(lambda: drains.append("over"))
         refused = None
         while refused is None:  # as soon as the loop has heard of it
             await asyncio.sleep(0)
@@ -418,9 +429,34 @@ def test_a_server_that_is_about_to_end_takes_no_new_request_and_then_fails_the_o
         assert responses.queues[0].end.reason == "eos"  # it had ended before
         with pytest.raises(FailedError, match="503"):
             responses.queues[1].take()
+        assert drains == ["over"]
         responses.close()
+        assert drains == ["over"]
 
     asyncio.run(end())
+
+
+def test_a_server_has_drained_when_the_last_response_of_all_its_endpoints_is_closed(drains):
+    async def end():
+        server = Server()
+        *links, unused = [connected(server, grace_period=10**6) for _ in range(4)]
+        first, second, idle = (submitted(server, link, "request") for link in links)
+        idle.close()
+        watch.drain_all(lambda: drains.append("over"))
+        first.close()
+        await asyncio.sleep(0)
+        with pytest.raises(HTTPException, match="503"):
+            submitted(server, unused, "late, at an endpoint that had no request before")
+        assert drains == []
+        second.close()
+        assert drains == ["over"]
+
+    asyncio.run(end())
+
+
+def test_a_server_without_an_open_response_has_drained_at_once(drains):
+    watch.drain_all(lambda: drains.append("over"))
+    assert drains == ["over"]
 
 
 def test_a_request_that_a_killed_worker_had_not_claimed_goes_on():

@@ -17,7 +17,7 @@ from batchstream.integrations.litserve._openai.answers import (
     EventsBody,
     MessageBody,
 )
-from batchstream.integrations.litserve._server.responses import ResponseQueue
+from batchstream.integrations.litserve._server.response_queue import ResponseQueue
 from support.openai_client import check_schema
 
 UNPUBLISHED = ("reasoning_content", "tags", "cost", "usual")  # fields that OpenAI does not have
@@ -28,6 +28,8 @@ class Arriving:
 
     A message is the number of a choice, and a dict or an end.
     """
+
+    name = "the client's own"
 
     def __init__(self, number, messages):
         self.queues = [ResponseQueue(str(n), asyncio.Event(), None, print) for n in range(number)]

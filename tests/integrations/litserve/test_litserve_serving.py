@@ -25,7 +25,7 @@ from batchstream.integrations.litserve import (
     ContinuousBatchLoop,
 )
 from batchstream.integrations.litserve._server import setup
-from batchstream.integrations.litserve._server.responses import submit
+from batchstream.integrations.litserve._server.submit import submit
 from batchstream.integrations.litserve._worker import context as worker_context
 from batchstream.integrations.litserve._worker import continuous
 from batchstream.integrations.litserve._worker.disconnects import Disconnects

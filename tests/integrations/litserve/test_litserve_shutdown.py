@@ -67,6 +67,7 @@ class Streaming:
     """Clients in mid-stream at both kinds of loops, whose models wait in a step."""
 
     def __init__(self, guests):
+        self.guests = guests
         self.clients = [
             (tag, client)
             for path in ["/predict", "/continuous"]
@@ -116,9 +117,12 @@ SIGNALS = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 signals = pytest.mark.parametrize("number", SIGNALS.values(), ids=SIGNALS)
 
 
-def has_begun_to_end(server):
-    """Wait until the server has been told to end: it accepts no connections any more."""
-    server.wait_until_it_has_logged("Waiting for connections to close")
+def wait_until_it_drains(server):
+    """Wait until the server has been told to end, and says so to what probes it."""
+    deadline = time.monotonic() + SECONDS
+    while (health := httpx.get(f"{server.url}/health", timeout=SECONDS)).status_code == 200:
+        assert time.monotonic() < deadline
+    assert (health.status_code, health.text) == (503, "not ready")
 
 
 @pytest.mark.rule(28)
@@ -128,7 +132,12 @@ def test_a_client_that_is_served_when_the_server_is_terminated_is_served_to_the_
 ):
     with streaming(tmp_path, servers_are=servers_are) as (server, running):
         server.process.send_signal(number)
-        has_begun_to_end(server)
+        wait_until_it_drains(server)
+        for path in ("/predict", "/continuous"):
+            late = running.guests.send(path, "late", 1, at_door=False)
+            assert late.answer() == (503, {"detail": "the server is shutting down"})
+            assert late.response.headers["retry-after"] == "1"
+            assert late.response.headers["connection"] == "close"
         running.let_models_go_on()
         for tag, client in running.clients:
             assert numbers_of(client.outputs(), tag) == list(range(1, MANY))
@@ -169,7 +178,7 @@ def test_a_client_without_an_output_is_told_that_the_server_ends(tmp_path, path)
 def test_a_second_signal_ends_everything_at_once(tmp_path, number, servers_are):
     with streaming(tmp_path, servers_are=servers_are) as (server, running):
         server.process.send_signal(number)
-        has_begun_to_end(server)
+        wait_until_it_drains(server)
         server.process.send_signal(number)
         assert server.process.wait(SECONDS) == 128 + number
         for _, client in running.clients:

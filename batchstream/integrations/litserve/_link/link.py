@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from multiprocessing.connection import Connection
 
     from litserve import LitServer
     from litserve.specs.base import LitSpec
 
+    from batchstream import Metrics
+    from batchstream.integrations.litserve._link.ordering import Ordering
     from batchstream.integrations.litserve._link.pipes import WorkerPipes
 
 
@@ -29,6 +32,12 @@ class Link:
         sends_ends: Whether a worker sends how each request ended, as an `EndMessage`.
         grace_period: How many seconds open responses may take when the server is told to end.
         decodes: Whether the workers look for the stop strings that a client asks for.
+        first_timeout: After how many seconds a request has to have an output; None for any time.
+        gap_timeout: How many seconds there may be between two outputs; None for any time.
+        metrics: Makes the metrics of a process; None for no metrics.
+        name: What metrics call the API; its path without one.
+        ordering: Says where each request stands among those that wait; None for the order of
+            arrival.
 
     Attributes:
         usable: Whether the endpoint understands the messages of this package.
@@ -47,12 +56,22 @@ class Link:
         sends_ends: bool = False,
         grace_period: float = DEFAULT_GRACE_PERIOD,
         decodes: bool = False,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
+        metrics: Callable[[], Metrics] | None = None,
+        name: str | None = None,
+        ordering: Ordering | None = None,
     ) -> None:
         self.max_pending = max_pending
         self.max_buffered = max_buffered
         self.sends_ends = sends_ends
         self.grace_period = grace_period
         self.decodes = decodes
+        self.first_timeout = first_timeout
+        self.gap_timeout = gap_timeout
+        self.metrics = metrics
+        self.name = name
+        self.ordering = ordering
         self.usable = True
         self.router_uid: str | None = None
         self.pipes: WorkerPipes | None = None

@@ -68,6 +68,23 @@ UNKNOWN: Final = Failure(500, "Internal server error", None)
 
 
 @dataclass(frozen=True, slots=True)
+class Envelope:
+    """A request on its way to a worker, with what the worker has to know besides.
+
+    A request with nothing besides goes without one.
+
+    Attributes:
+        payload: The request, as the endpoint received it.
+        request_id: The client's name for it.
+        tenant: Whose it is.
+    """
+
+    payload: Any
+    request_id: str
+    tenant: str | bytes | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EndMessage:
     """How a request ended that has not failed: a `StreamEnd` as plain data.
 

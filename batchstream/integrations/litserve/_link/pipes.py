@@ -21,6 +21,9 @@ from batchstream.integrations.litserve._log import logger
 SERVER_NUMBERS: Final = 256
 """How many server processes a receipt can tell apart: it is one byte, the number of one."""
 
+FAILED: Final = " failed"
+"""What follows the uid of a request that the server process has failed."""
+
 
 class WorkerPipes:
     """The pipes to all workers of an API, made before any other process starts.
@@ -58,14 +61,19 @@ class WorkerPipes:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_disconnect_writers": [], "_receipt_writers": [], "_claims": []}
 
-    def send_disconnect(self, uid: object) -> None:
+    def send_disconnect(self, uid: object, *, failed: bool = False) -> None:
         """Send every worker the uid of a request whose client has disconnected.
 
         A worker whose pipe is full goes on serving that request.
+
+        Args:
+            uid: The request's.
+            failed: Whether the server process has failed it, and its client may still be there.
         """
+        message = f"{uid}{FAILED}" if failed else str(uid)
         for writer in self._disconnect_writers:
             try:
-                writer.send_bytes(str(uid).encode())
+                writer.send_bytes(message.encode())
             except OSError as error:
                 if not self._has_warned:
                     self._has_warned = True

@@ -13,8 +13,9 @@ from starlette.exceptions import HTTPException
 from batchstream.integrations._http import Body
 from batchstream.integrations.litserve._openai.deltas import Choice, Delta, sum_of, usage_of
 from batchstream.integrations.litserve._openai.errors import error_of, error_response, refusal
+from batchstream.integrations.litserve._server.asked import REQUEST_ID
 from batchstream.integrations.litserve._server.cuts import CountedResponse
-from batchstream.integrations.litserve._server.responses import FailedError
+from batchstream.integrations.litserve._server.response_queue import FailedError
 
 if TYPE_CHECKING:
     from fastapi.responses import Response
@@ -38,6 +39,11 @@ class CompletionBody(Body):
     """
 
     media_type: str
+
+    @property
+    def name(self) -> str:
+        """The client's name for its request."""
+        return self._responses.name
 
     def __init__(self, responses: Responses, model: str) -> None:
         super().__init__()
@@ -187,11 +193,15 @@ def _whole(choice: Choice, deltas: list[Delta]) -> dict[str, Any]:
 
 
 class CompletionResponse(CountedResponse):
-    """A response whose errors have the form that OpenAI's clients know."""
+    """A response whose errors have the form that OpenAI's clients know.
+
+    Args:
+        body: The completion.
+    """
 
     def __init__(self, body: CompletionBody) -> None:
         self.media_type = body.media_type
-        super().__init__(body)
+        super().__init__(body, headers={REQUEST_ID: body.name})
 
     def _handler_of(self, error: Exception, scope: Scope) -> Handler | None:
         own = _answer_error if isinstance(error, HTTPException) else None
@@ -200,7 +210,9 @@ class CompletionResponse(CountedResponse):
 
 async def _answer_error(_request: Request, error: HTTPException) -> Response:
     if isinstance(error, FailedError) and error.rejects:
-        error = refusal(error.detail, None, None)  # as one that the spec itself rejects
+        rejected = refusal(error.detail, None, None)  # as one that the spec itself rejects
+        rejected.headers = error.headers
+        error = rejected
     return error_response(error)
 
 

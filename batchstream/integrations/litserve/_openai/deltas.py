@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict
 from batchstream import FinishReason
 from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage
 from batchstream.integrations.litserve._log import logger
-from batchstream.integrations.litserve._server.responses import FailedError
+from batchstream.integrations.litserve._server.response_queue import FailedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchstream.integrations.litserve._server.responses import ResponseQueue
+    from batchstream.integrations.litserve._server.response_queue import ResponseQueue
 
 USAGE: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
 MESSAGE_FIELDS: Final = frozenset(

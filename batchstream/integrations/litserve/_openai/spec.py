@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import litserve.specs.openai as stock
-from fastapi import BackgroundTasks, HTTPException, Response
+from fastapi import BackgroundTasks, HTTPException, Request, Response
 
 from batchstream.integrations.litserve._openai.answers import (
     CompletionResponse,
@@ -25,8 +26,9 @@ from batchstream.integrations.litserve._openai.request import (
     choices_of,
 )
 from batchstream.integrations.litserve._options import check_pickles
-from batchstream.integrations.litserve._server.responses import submit
+from batchstream.integrations.litserve._server.asked import NOTHING, Asked
 from batchstream.integrations.litserve._server.setup import check_server, connect
+from batchstream.integrations.litserve._server.submit import submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from batchstream.integrations.litserve._openai.answers import CompletionBody
 
 _COMPLETIONS: Final = "/chat/completions"
+
+_asked: ContextVar[Asked] = ContextVar("_asked", default=NOTHING)
+"""What the headers of the request say whose endpoint runs; LitServe's signature has no room."""
 
 
 class OpenAISpec(stock.OpenAISpec):
@@ -166,12 +171,14 @@ class OpenAISpec(stock.OpenAISpec):
     def _typed(self) -> Callable[..., Any]:
         """The endpoint with the annotation that FastAPI reads the request by."""
 
-        async def chat_completion(request: Any, background_tasks: Any) -> Response:
+        async def chat_completion(request: Any, background_tasks: Any, http: Any) -> Response:
+            _asked.set(Asked.of(http))
             return await self.chat_completion(request, background_tasks)
 
         chat_completion.__annotations__ = {
             "request": self._request_type,
             "background_tasks": BackgroundTasks,
+            "http": Request,
             "return": Response,
         }
         return chat_completion
@@ -208,7 +215,7 @@ class OpenAISpec(stock.OpenAISpec):
             )
         if self.link.decodes and _has_empty(request.stop):
             raise refusal("Invalid 'stop': a stop sequence must not be empty.", "stop", None)
-        responses = submit(self.link, self, choices_of(request))
+        responses = submit(self.link, self, choices_of(request), _asked.get())
         model = request.model or ""
         body: CompletionBody
         if request.stream:

@@ -12,13 +12,11 @@ from litserve.specs.base import LitSpec
 from starlette.requests import ClientDisconnect
 
 from batchstream.integrations._http import Body, CutError
+from batchstream.integrations.litserve._server.asked import REQUEST_ID, Asked
 from batchstream.integrations.litserve._server.cuts import CountedResponse
-from batchstream.integrations.litserve._server.responses import (
-    FailedError,
-    errors_as_answers,
-    submit,
-)
+from batchstream.integrations.litserve._server.response_queue import FailedError
 from batchstream.integrations.litserve._server.setup import check_server, connect
+from batchstream.integrations.litserve._server.submit import errors_as_answers, submit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,19 +74,28 @@ class StreamingEndpoint(LitSpec):
         """The route, for the server that LitServe has just given to the spec."""
         request_type = _request_type(self._lit_api)
         check_server(self.link, self._server)
-        if self.link.usable:
-
-            async def stream(request: Any) -> Response:
-                payload = await _payload_of(request) if request_type is Request else request
-                return TextResponse(TextBody(submit(self.link, self, [payload])))
-        else:
+        stream: Any
+        if not self.link.usable:
             handler = litserve.server.StreamingRequestHandler(self._lit_api, self._server)
 
             async def stream(request: Any) -> Response:
                 return await handler.handle_request(request, request_type)
+        elif request_type is Request:
 
-        stream.__annotations__ = {"request": request_type, "return": Response}
+            async def stream(request: Any) -> Response:
+                return self._respond(await _payload_of(request), request)
+        else:
+
+            async def stream(request: Any, http: Any) -> Response:
+                return self._respond(request, http)
+
+        # FastAPI passes what it has made of the body, and Starlette's request.
+        stream.__annotations__ = {"request": request_type, "return": Response, "http": Request}
         return [(self.api_path, stream, ["POST"])]
+
+    def _respond(self, payload: Any, request: Request) -> Response:
+        responses = submit(self.link, self, [payload], Asked.of(request))
+        return TextResponse(TextBody(responses), headers={REQUEST_ID: responses.name})
 
 
 def _request_type(lit_api: LitAPI) -> Any:

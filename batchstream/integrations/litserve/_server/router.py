@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from litserve.utils import LitAPIStatus
 
-from batchstream.integrations.litserve._server.responses import ResponseQueue
+from batchstream.integrations.litserve._server.response_queue import ResponseQueue
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -46,7 +46,7 @@ class MessageRouter:
         for uid in {uid for uid, _, status in messages if status == LitAPIStatus.OK}:
             queue = buffer.get(uid)
             if isinstance(queue, ResponseQueue):  # and not the entry of another endpoint
-                queue.check_room()
+                queue.expect_output()
         for uid, data, status in messages:
             queue = buffer.get(uid)
             if queue is not None:

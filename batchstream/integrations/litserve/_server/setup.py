@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchstream.integrations.litserve._link.link import link_of
 from batchstream.integrations.litserve._link.pipes import WorkerPipes
+from batchstream.integrations.litserve._link.request_queue import start_queue
 from batchstream.integrations.litserve._server.cuts import guard_count
 from batchstream.integrations.litserve._server.router import MessageRouter
-from batchstream.integrations.litserve._server.watch import end_all
+from batchstream.integrations.litserve._server.watch import begin_anew, drain_all
 from batchstream.integrations.litserve._shutdown import install_signal_handlers
 
 if TYPE_CHECKING:
@@ -64,10 +65,16 @@ def connect(link: Link, server: LitServer, api_path: str) -> None:
     """Prepare for the workers that the main process is about to start, or to start again."""
     if not link.usable or link.response_buffer is server.response_buffer:
         return
-    install_signal_handlers(partial(_has_started, link.server), end_all, _patience_of(server))
+    begin_anew()
+    install_signal_handlers(partial(_has_started, link.server), drain_all, _patience_of(server))
     buffer: dict[Any, Any] = server.response_buffer
     link.response_buffer = buffer
     link.router_uid = f"batchstream:{api_path}"
+    if link.ordering is not None:
+        # Before the pipes: its process shall not have their ends.
+        server.litapi_request_queues[api_path] = start_queue(
+            link.max_pending, link.ordering.max_pending_per_tenant
+        )
     try:
         workers = len(server._inference_workers_config_for_api(api_path))  # noqa: SLF001
     except AttributeError as error:

@@ -1,4 +1,11 @@
-"""What a server process watches for its open responses: its own end, and the ends of workers."""
+"""What a server process watches for its open responses: its own end, and the ends of workers.
+
+At SIGTERM a server process *drains*. It goes on accepting connections, and answers each new request
+with 503, so that a load balancer sends it elsewhere. The requests that it has go on, also those
+that wait for a worker, until all have ended or the grace period is over; then the rest is cut. Only
+then does uvicorn learn of the signal: it closes its listening socket as the first thing, and
+clients that connect would be refused without an answer.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +13,6 @@ import asyncio
 import os
 import signal
 import threading
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -23,9 +29,11 @@ if TYPE_CHECKING:
 
     from batchstream.integrations.litserve._link.link import Link
 
-_RETRY_AFTER: Final = {"retry-after": "1"}
-SHUTTING_DOWN: Final = Failure(503, "the server is shutting down", _RETRY_AFTER)
-"""What clients get whose responses are still open when the grace period is over."""
+SHUTTING_DOWN: Final = Failure(
+    503, "the server is shutting down", {"retry-after": "1", "connection": "close"}
+)
+"""What clients get that ask while the server drains, or have no output when the grace period is
+over. A client, or a proxy, that keeps the connection would ask the same server again."""
 
 _ALL_CLAIMS: Final = 65536
 
@@ -48,8 +56,7 @@ class ServerWatch:
         server: LitServe's number for the server process.
 
     Attributes:
-        responses: Those that are open.
-        is_ending: Whether the process is about to end.
+        is_ending: Whether the process is about to end: it takes no new request.
     """
 
     def __init__(self, link: Link, server: int) -> None:
@@ -57,37 +64,71 @@ class ServerWatch:
         self._grace_period = link.grace_period
         self._workers: set[int] = set()  # by process id
         self._unread_claim = b""
-        self.responses: set[OpenResponses] = set()
-        self.is_ending = False
+        self._responses: set[OpenResponses] = set()
+        self._when_drained: Callable[[], object] | None = None
+        self.is_ending = is_ending()
         claims = None if link.pipes is None else link.pipes.claims_for(server)
         if claims is not None:
             self._watch_descriptor(claims, partial(self._read_claims, claims))
 
+    def add(self, responses: OpenResponses) -> None:
+        """Watch a response from now on."""
+        self._responses.add(responses)
+
+    def discard(self, responses: OpenResponses) -> None:
+        """Watch a response no more: it is complete, or its client has left."""
+        self._responses.discard(responses)
+        self._check_drained()
+
     # ---- the end of this process
 
-    def end(self) -> None:
-        """Cut off what is still open after the grace period.
+    def drain(self, when_drained: Callable[[], object]) -> None:
+        """Take no new request, and cut off what is still open after the grace period.
+
+        Args:
+            when_drained: Called once, in the event loop, when nothing is open any more, or has been
+                cut off.
 
         Threads: from any, and in a signal handler.
         """
-        with suppress(RuntimeError):  # the loop is closed: this server has ended before
-            self._loop.call_soon_threadsafe(self._begin_grace_period)
+        try:
+            self._loop.call_soon_threadsafe(self._begin_to_drain, when_drained)
+        except RuntimeError:  # the loop is closed: this server has ended before
+            when_drained()
 
-    def _begin_grace_period(self) -> None:
-        if not self.is_ending:
-            self.is_ending = True
+    def _begin_to_drain(self, when_drained: Callable[[], object]) -> None:
+        self.is_ending = True
+        self._when_drained = when_drained
+        if self._responses:
+            logger.info(
+                "draining: new requests are refused, and %d responses may go on for %s seconds "
+                "(grace_period)",
+                len(self._responses),
+                self._grace_period,
+            )
             self._loop.call_later(self._grace_period, self._cut_off_all)
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        if self._when_drained is not None and not self._responses:
+            self._has_drained()
+
+    def _has_drained(self) -> None:
+        when_drained, self._when_drained = self._when_drained, None
+        if when_drained is not None:
+            when_drained()
 
     def _cut_off_all(self) -> None:
-        if self.responses:
+        if self._responses:
             logger.warning(
                 "%d responses are cut off: they are still open %s seconds after the server was "
                 "told to end (grace_period)",
-                len(self.responses),
+                len(self._responses),
                 self._grace_period,
             )
-        for responses in tuple(self.responses):
+        for responses in tuple(self._responses):
             responses.fail(SHUTTING_DOWN)
+        self._has_drained()
 
     # ---- the ends of workers
 
@@ -99,7 +140,7 @@ class ServerWatch:
         *lines, self._unread_claim = data.split(b"\n")
         for line in lines:
             pid, _, uid = line.decode().partition(" ")
-            for responses in self.responses:
+            for responses in self._responses:
                 responses.claim(uid, int(pid))
             self._watch_worker(int(pid))
 
@@ -128,7 +169,7 @@ class ServerWatch:
             self._loop.remove_reader(descriptor)
             os.close(descriptor)
         self._workers.discard(pid)
-        failed = sum(responses.fail(UNKNOWN, worker=pid) for responses in tuple(self.responses))
+        failed = sum(responses.fail(UNKNOWN, worker=pid) for responses in tuple(self._responses))
         if failed:
             logger.error("worker %d has ended, and %d requests have failed with it", pid, failed)
 
@@ -142,6 +183,8 @@ class ServerWatch:
 
 # By process: a fork inherits those of the process before it.
 _watches: dict[tuple[int, asyncio.AbstractEventLoop, Link], ServerWatch] = {}
+_ending: set[int] = set()
+"""This process's id, from when it begins to drain."""
 
 
 def watch_of(link: Link, server: int) -> ServerWatch | None:
@@ -153,31 +196,59 @@ def watch_of(link: Link, server: int) -> ServerWatch | None:
     key = os.getpid(), loop, link
     if key not in _watches:
         _watches[key] = ServerWatch(link, server)
-        _end_at_sigterm()
+        _drain_at_sigterm()
     return _watches[key]
 
 
-def end_all() -> None:
-    """Let every endpoint of this process end within its grace period."""
-    for (pid, *_), watch in tuple(_watches.items()):
-        if pid == os.getpid():
-            watch.end()
+def is_ending() -> bool:
+    """Return whether this process drains, or has drained."""
+    return os.getpid() in _ending
 
 
-class _EndingHandler:
-    """What a server process does at SIGTERM: what it did before, and the grace period begins."""
+def drain_all(when_drained: Callable[[], object]) -> None:
+    """Let every endpoint of this process drain.
+
+    Args:
+        when_drained: Called when all have drained; where they are in several threads, perhaps more
+            than once.
+    """
+    _ending.add(os.getpid())
+    watches = [watch for (pid, *_), watch in tuple(_watches.items()) if pid == os.getpid()]
+    draining = list(watches)
+
+    def has_drained() -> None:
+        draining.pop()
+        if not draining:
+            when_drained()
+
+    for watch in watches:
+        watch.drain(has_drained)
+    if not watches:
+        when_drained()
+
+
+def begin_anew() -> None:
+    """Forget that servers of this process have ended, which were its threads: others begin."""
+    _ending.discard(os.getpid())
+
+
+class _DrainingHandler:
+    """What a server process does at SIGTERM: it drains, and then what it did before."""
 
     def __init__(self, before: Callable[..., Any]) -> None:
         self._before = before
+        self._has_begun = False
 
     def __call__(self, *arguments: Any) -> None:
-        end_all()
-        self._before(*arguments)
+        if self._has_begun:  # LitServe sends a second one when it sees the end of the main process
+            return
+        self._has_begun = True
+        drain_all(partial(self._before, *arguments))
 
 
-def _end_at_sigterm() -> None:
+def _drain_at_sigterm() -> None:
     # Where servers are threads, the main process has a handler for them.
     if threading.current_thread() is threading.main_thread():
         before = signal.getsignal(signal.SIGTERM)
-        if callable(before) and not isinstance(before, _EndingHandler):
-            signal.signal(signal.SIGTERM, _EndingHandler(before))
+        if callable(before) and not isinstance(before, _DrainingHandler):
+            signal.signal(signal.SIGTERM, _DrainingHandler(before))

@@ -14,7 +14,7 @@ from batchstream._core.errors import INTERRUPTS, StepError, call_quietly
 from batchstream._pumps.source import Source
 from batchstream._text.core import decoding
 from batchstream.integrations.litserve._worker.hooks import hooks_for
-from batchstream.integrations.litserve._worker.request import ServedRequest
+from batchstream.integrations.litserve._worker.request import ServedRequest, report_joined
 from batchstream.integrations.litserve._worker.serving import Serving, make_step
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ class Batch:
         core = core_of(rules, len(requests), limits, predicates=own)
         if self._context.options.decode is not None:
             core = decoding(core, [request.decoder for request in requests])
+        joined = [request for request in requests if not request.ended]
+        report_joined(joined, self._context.metrics)
         self._stepper.begin(steps, core, note=_NOTES[reads])
         for slot, request in enumerate(requests):
             serving.seat(slot, request)
@@ -138,7 +140,12 @@ class HookStepper:
 
     Closing a generator does not close the one that it reads in a `for` loop: that would wait for
     the garbage collector, and hold the model's memory until then.
+
+    Attributes:
+        live: How many slots the last step was made for.
     """
+
+    live = 0
 
     def __init__(self) -> None:
         self._iterators: list[Any] = []
@@ -177,6 +184,7 @@ class HookStepper:
         """Make a step; None if no slot is live."""
         if not self._core.has_live:
             return None
+        self.live = len(self._core.live)
         delivery = make_step(self._core, self._source)
         for _, end in delivery.ends:
             if isinstance(end.error, StepError) and not hasattr(end.error, "__notes__"):

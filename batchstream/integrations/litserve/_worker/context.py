@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from litserve import LitAPI
 from litserve.utils import LitAPIStatus, LoopResponseType
 
+from batchstream._batching.metrics import MetricsCaller
 from batchstream.integrations.litserve._link.link import link_of
 from batchstream.integrations.litserve._worker.disconnects import Disconnects
 from batchstream.integrations.litserve._worker.outbox import Outbox, SendWindow
@@ -43,9 +45,13 @@ class WorkerContext:
         link: To an endpoint that understands the messages of this package.
         outbox: For messages.
         disconnects: The requests whose clients have disconnected.
+        metrics: Calls the user's metrics, which are made here; None for no metrics.
         encodes: Whether outputs become something else before they are sent.
         sends_text: Whether what is sent has to be text or bytes: an endpoint of this package takes
             nothing else, and neither does LitServe's own.
+
+    Raises:
+        Exception: What the loop's `metrics` raises.
     """
 
     def __init__(
@@ -73,6 +79,11 @@ class WorkerContext:
             window = SendWindow(receipts)
             self.outbox = Outbox(self._put_response, link.router_uid, worker, window)
             self.disconnects = Disconnects(disconnects)
+        self.metrics: MetricsCaller | None = None
+        if options.metrics is not None:
+            name = options.name or lit_api.api_path or ""
+            self.metrics = MetricsCaller(options.metrics, name)
+            self.metrics.make(copy_context())
         has_spec = lit_api.spec is not None
         passes_outputs_on = getattr(lit_api.spec, "passes_outputs_on", not has_spec)
         self.encodes = self.overrides("encode_response") or not passes_outputs_on

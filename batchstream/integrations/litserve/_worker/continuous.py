@@ -14,7 +14,7 @@ from batchstream._batching.engine import Engine
 from batchstream._core.cores import core_of
 from batchstream._text.core import decoding
 from batchstream.integrations.litserve._worker.queue import RequestPrefetcher
-from batchstream.integrations.litserve._worker.request import ServedRequest
+from batchstream.integrations.litserve._worker.request import ServedRequest, report_joined
 from batchstream.integrations.litserve._worker.serving import Serving, make_step
 
 if TYPE_CHECKING:
@@ -34,7 +34,12 @@ class ContinuousBatch:
         context: What the loop works with.
         make_engine: Makes an engine for the API.
         request_queue: Where requests come from.
+
+    Attributes:
+        live: How many slots the last step was made for.
     """
+
+    live = 0
 
     def __init__(
         self,
@@ -51,6 +56,7 @@ class ContinuousBatch:
         self._joining: deque[tuple[int, object, float, Any]] = deque()
         # For which the engine has no room, ready to be added, with the time of its submission.
         self._first: tuple[ServedRequest, float] | None = None
+        self._joined: list[ServedRequest] = []  # since the last step
         self._prefetcher = RequestPrefetcher(request_queue, self._size, context.claim)
 
     def serve(self) -> None:
@@ -66,7 +72,10 @@ class ContinuousBatch:
         except BaseException as error:
             waiting = [*self._joining, *self._prefetcher.close()]
             with suppress(Exception):  # the transport may be gone if the worker is being stopped
-                requests = [ServedRequest(context, server, uid) for server, uid, *_ in waiting]
+                requests = [
+                    ServedRequest(context, server, uid, content, submitted)
+                    for server, uid, submitted, content in waiting
+                ]
                 if self._first is not None:
                     requests.append(self._first[0])
                 self._serving.fail(requests, error)
@@ -84,6 +93,8 @@ class ContinuousBatch:
             live = self._core.live
             if not live:  # the next request may be a long time away
                 self._context.outbox.flush(everything=True)
+                if self._serving.steps is not None:
+                    self._serving.steps.pause()
             self._free += self._engine.keep(live)
             if self._first is not None:
                 self._retry(*self._first)
@@ -94,6 +105,9 @@ class ContinuousBatch:
                 if not self._let_join(*self._joining[0]):
                     self._prefetcher.release_slot()
                 self._joining.popleft()
+            if self._joined:
+                report_joined(self._joined, self._context.metrics)
+                self._joined = []
             if self._core.has_live:
                 return self._make_step()
             if self._prefetcher.over:
@@ -114,7 +128,7 @@ class ContinuousBatch:
     def _let_join(self, server: int, uid: object, submitted: float, content: object) -> bool:
         """Let a request join, and return whether it did."""
         context = self._context
-        request = ServedRequest(context, server, uid, content)
+        request = ServedRequest(context, server, uid, content, submitted)
         context.acknowledge(server, uid)
         if self._has_given_up(request, submitted):
             return False
@@ -125,6 +139,7 @@ class ContinuousBatch:
     def _has_given_up(self, request: ServedRequest, submitted: float) -> bool:
         """Whether a request that waits needs no answer of the engine's any more."""
         if request.uid in self._context.disconnects:
+            request.abandon()
             return True
         if self._context.is_late(submitted):
             request.time_out()
@@ -152,6 +167,7 @@ class ContinuousBatch:
         decoder = {} if request.decoder is None else {"decoder": request.decoder}
         self._core.open(slot, max_outputs=request.limit, is_eos=request.is_eos, **decoder)
         self._serving.seat(self._free.pop(), request)
+        self._joined.append(request)
         self._first = None  # last: what interrupts this finds the request, and fails it
 
     def _prepare(self, request: ServedRequest) -> None:
@@ -164,6 +180,7 @@ class ContinuousBatch:
 
     def _make_step(self) -> Delivery[Any]:
         self._context.trigger(EventTypes.BEFORE_PREDICT.value)
+        self.live = len(self._core.live)
         delivery = make_step(self._core, self._engine)
         self._context.trigger(EventTypes.AFTER_PREDICT.value)
         if not self._core.running:  # the engine has raised, or its step could not be read

@@ -31,6 +31,33 @@ def wait_for_request(request_queue: Queue[Any], closed: Event | None = None) -> 
     return _SENTINEL_VALUE
 
 
+class ArrivalTimes:
+    """A queue that remembers when the requests were put into it that were taken from it.
+
+    LitServe drops that before the loop sees a request.
+
+    Attributes:
+        of: The times, by uid.
+    """
+
+    def __init__(self, request_queue: Queue[Any]) -> None:
+        self._queue = request_queue
+        self.of: dict[object, float] = {}
+
+    def get(self, *, timeout: float) -> Any:
+        """Return an element, as `queue.Queue` does."""
+        return self._noted(self._queue.get(timeout=timeout))
+
+    def get_nowait(self) -> Any:
+        """Return an element, as `queue.Queue` does."""
+        return self._noted(self._queue.get_nowait())
+
+    def _noted(self, element: Any) -> Any:
+        _, uid, submitted, _ = element
+        self.of[uid] = submitted
+        return element
+
+
 class PushbackQueue:
     """A queue with the element back in front that was taken from it."""
 

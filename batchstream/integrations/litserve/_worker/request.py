@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -10,16 +11,22 @@ from litserve.loops.base import _inject_context
 from litserve.utils import LitAPIStatus, PickleableHTTPException
 from starlette.exceptions import HTTPException
 
-from batchstream import RequestError
+from batchstream import FinishReason, RequestError, StreamEnd
 from batchstream._core.errors import INTERRUPTS
-from batchstream.integrations.litserve._link.messages import EndMessage, Failure, text_of
+from batchstream.integrations.litserve._link.messages import (
+    EndMessage,
+    Envelope,
+    Failure,
+    text_of,
+)
 from batchstream.integrations.litserve._log import logger
 from batchstream.integrations.litserve._worker.encoder import RequestEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from batchstream import StreamEnd
+    from batchstream._batching.metrics import MetricsCaller
+    from batchstream.integrations.litserve._link.ordering import Tenant
     from batchstream.integrations.litserve._worker.context import WorkerContext
     from batchstream.text import Decoder
 
@@ -30,9 +37,12 @@ class Context(dict[str, Any]):
     Attributes:
         live: Whether the request can still use outputs: it has neither finished nor failed, and its
             client has not disconnected.
+        request_id: The client's name for the request, as its `X-Request-ID` says; LitServe's uid
+            without one.
     """
 
     live = True
+    request_id = ""
 
 
 class ServedRequest:
@@ -45,10 +55,12 @@ class ServedRequest:
         worker: What its loop works with.
         server: LitServe's number for the server process that waits for its messages.
         uid: LitServe's name for it, text or a UUID.
-        content: What was received.
+        content: What was received, perhaps in an `Envelope`.
+        submitted: When the server process put it into the queue; None if that is not known.
 
     Attributes:
         uid: LitServe's name for it.
+        name: The client's name for it, for the log; the same without one.
         content: What was received, and what it becomes on its way to the model.
         context: Its context for the hooks.
         limit: How many outputs it gets at most.
@@ -56,22 +68,39 @@ class ServedRequest:
         decoder: What its outputs go through, if anything.
         encoder: Its own `encode_response`, if it has one.
         begun: Whether an output has been sent.
+        tenant: Whose it is.
+        has_output: Whether the model has given it an output.
         ended: Whether an end has been sent, or nothing more is to be.
     """
 
     def __init__(
-        self, worker: WorkerContext, server: int, uid: object, content: object = None
+        self,
+        worker: WorkerContext,
+        server: int,
+        uid: object,
+        content: object = None,
+        submitted: float | None = None,
     ) -> None:
         self._worker = worker
         self._server = server
+        self._submitted = submitted
+        self._outputs = 0
+        self.tenant: Tenant = None
+        self._joined_at: float | None = None
         self.uid = uid
+        self.name = str(uid)
+        if isinstance(content, Envelope):
+            self.name, self.tenant = content.request_id, content.tenant
+            content = content.payload
         self.content = content
         self.context = Context()
+        self.context.request_id = self.name
         self.limit: int | None = None
         self.is_eos: Callable[[Any], object] | None = None
         self.decoder: Decoder[Any, Any] | None = None
         self.encoder: RequestEncoder | None = None
         self.begun = False
+        self.has_output = False
         self.ended = False
 
     def attempt(self, action: Callable[[ServedRequest], None]) -> bool:
@@ -143,13 +172,14 @@ class ServedRequest:
             data = _text_or_bytes(data)
         worker.outbox.put(self._server, self.uid, data, LitAPIStatus.OK)
         self.begun = True
+        self._outputs += 1
 
     def finish(self, end: StreamEnd) -> None:
         """End the response as complete."""
         if not self.ended:
             link = self._worker.link
             message = EndMessage.of(end) if link is not None and link.sends_ends else ""
-            self._send_end(message, LitAPIStatus.FINISH_STREAMING)
+            self._send_end(message, LitAPIStatus.FINISH_STREAMING, end.reason)
 
     def fail(self, error: BaseException) -> None:
         """End the response as failed."""
@@ -157,26 +187,69 @@ class ServedRequest:
             return
         failure = Failure.of(error)
         if self._worker.link is not None:
-            self._send_end(failure, LitAPIStatus.OK)
+            self._send_end(failure, LitAPIStatus.OK, FinishReason.ERROR, error)
         else:
             exception = PickleableHTTPException(failure.status_code, failure.detail)
-            self._send_end(exception, LitAPIStatus.ERROR)
+            self._send_end(exception, LitAPIStatus.ERROR, FinishReason.ERROR, error)
 
     def abandon(self) -> None:
-        """Send nothing more: the client has disconnected."""
-        self.ended = True
+        """Send nothing more: the client has disconnected, or the server process has failed it."""
+        if not self.ended:
+            self.ended = True
+            failed = self._worker.disconnects.has_failed(self.uid)
+            self._report_end(FinishReason.ERROR if failed else FinishReason.CANCELLED)
 
     def time_out(self) -> None:
         """Fail, as no worker has taken the request in time."""
         limit = self._worker.lit_api.request_timeout
-        logger.error("request %s waited for a worker longer than %s seconds", self.uid, limit)
+        logger.error("request %s waited for a worker longer than %s seconds", self.name, limit)
         self.fail(HTTPException(504, "Request timed out"))
 
-    def _send_end(self, data: object, status: str) -> None:
+    def _send_end(
+        self, data: object, status: str, reason: FinishReason, error: BaseException | None = None
+    ) -> None:
         # An end that cannot be sent does not count: the request fails instead. If the failure
         # cannot be sent either, the transport's error stops the worker, as in LitServe's loop.
         self._worker.outbox.put(self._server, self.uid, data, status)
         self.ended = True
+        self._report_end(reason, error)
+
+    # ---- metrics
+
+    @property
+    def age(self) -> float:
+        """How many seconds ago the server process put it into the queue."""
+        return 0.0 if self._submitted is None else time.monotonic() - self._submitted
+
+    def join(self) -> None:
+        """Note that it has joined a batch."""
+        self._joined_at = time.monotonic()
+
+    def note_output(self, metrics: MetricsCaller) -> None:
+        """Report the model's first output for it."""
+        self.has_output = True
+        metrics("first_output", self.age, tenant=self.tenant)
+
+    def _report_end(self, reason: FinishReason, error: BaseException | None = None) -> None:
+        metrics, joined_at = self._worker.metrics, self._joined_at
+        if metrics is not None:
+            metrics(
+                "finished",
+                StreamEnd(reason, self._outputs, error=error),
+                joined=joined_at is not None,
+                lasted=self.age,
+                in_slot=0.0 if joined_at is None else time.monotonic() - joined_at,
+                tenant=self.tenant,
+            )
+
+
+def report_joined(requests: Sequence[ServedRequest], metrics: MetricsCaller | None) -> None:
+    """Report requests that have joined a batch together."""
+    for request in requests:
+        request.join()
+    if metrics is not None and requests:
+        waited = [request.age for request in requests]
+        metrics("joined", waited, tenants=[request.tenant for request in requests])
 
 
 def _check_stop(decoder: Any, context: Context) -> None:
@@ -215,12 +288,12 @@ def fail_all(requests: Iterable[ServedRequest], error: BaseException) -> None:
 
 
 def _log(error: BaseException, requests: list[ServedRequest]) -> None:
-    uids = ", ".join(str(request.uid) for request in requests)
+    names = ", ".join(request.name for request in requests)
     if not isinstance(error, HTTPException | KeyboardInterrupt | RequestError):
-        logger.error("an error has failed these requests: %s", uids, exc_info=error)
+        logger.error("an error has failed these requests: %s", names, exc_info=error)
     elif any(request.begun for request in requests):
         # Before the first output it is an answer like any other; now its client cannot see it.
-        logger.warning("requests cut off in mid-stream by %s: %s", text_of(error), uids)
+        logger.warning("requests cut off in mid-stream by %s: %s", text_of(error), names)
 
 
 def _text_or_bytes(data: object) -> str | bytes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from batchstream import FinishReason, StreamEnd
 from batchstream._core.errors import INTERRUPTS, begin_in_source, forget_context
 from batchstream.integrations.litserve._worker.request import fail_all
+from batchstream.integrations.litserve._worker.step_reports import StepReports
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +27,13 @@ _MAX_LOOK_AHEADS: Final = 8
 
 
 class Stepper(Protocol):
-    """A model with requests in its slots."""
+    """A model with requests in its slots.
+
+    Attributes:
+        live: How many slots the last step was made for.
+    """
+
+    live: int
 
     def step(self) -> Delivery[Any] | None:
         """Make a step; None if no request is left to make one for."""
@@ -69,6 +76,9 @@ class Serving:
     Args:
         context: What the loop works with.
         stepper: The model.
+
+    Attributes:
+        steps: Reports them; None without metrics.
     """
 
     def __init__(self, context: WorkerContext, stepper: Stepper) -> None:
@@ -82,6 +92,9 @@ class Serving:
         # Requests that have left their slots, and how they end.
         self._ends: list[tuple[ServedRequest, StreamEnd]] = []
         self._look_aheads = 0  # that are under way
+        self.steps: StepReports | None = None
+        if context.metrics is not None:
+            self.steps = StepReports(context.metrics, context.lit_api.max_batch_size)
 
     def seat(self, slot: int, request: ServedRequest) -> None:
         """Put a request into a slot."""
@@ -153,6 +166,9 @@ class Serving:
             return False
         slots, outputs, ends = delivery
         requests = self._requests
+        if self.steps is not None:
+            left = tuple(self._disconnects.unread)
+            self.steps.note(self._stepper.live, delivery, requests, left)
         for slot, output in zip(slots, outputs, strict=True):
             request = requests.get(slot)
             if request is None:

@@ -1,0 +1,95 @@
+"""Where a request stands in the queue of an API whose loop orders the requests that wait."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from batchstream._batching.places import PlaceRules
+from batchstream._core.arguments import check_number
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batchstream.integrations.litserve._link.received import ReceivedRequest
+
+Tenant: TypeAlias = "str | bytes | int | None"
+"""What stands for a tenant: it crosses processes, and has to be equal to itself in all of them."""
+
+_TENANTS: Final = (str, bytes, int, type(None))
+
+
+class Standing(NamedTuple):
+    """Where a request stands: plain data, for the queue's process.
+
+    Attributes:
+        priority: Its band; lower is earlier.
+        tenant: Whose it is.
+        share: The weight of its tenant.
+        cost: What its tenant is charged for it.
+    """
+
+    priority: int = 0
+    tenant: Tenant = None
+    share: float = 1.0
+    cost: float = 1.0
+
+
+class Ordering:
+    """The options of a loop that say where each request stands.
+
+    Args:
+        priority: A function of a `ReceivedRequest` that returns its band, lower first.
+        tenant: A function of it that returns whose it is.
+        share: A function of it that returns the weight of its tenant.
+        cost: A function of it that returns what its tenant is charged for it; 1 without one.
+        max_pending_per_tenant: How many requests of one tenant may wait.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, or needs another.
+    """
+
+    def __init__(
+        self,
+        priority: Callable[[ReceivedRequest], int] | None,
+        tenant: Callable[[ReceivedRequest], Tenant] | None,
+        share: Callable[[ReceivedRequest], float] | None,
+        cost: Callable[[ReceivedRequest], float] | None,
+        max_pending_per_tenant: int | None,
+    ) -> None:
+        self._places = PlaceRules(priority, tenant, share, max_pending_per_tenant)
+        if cost is not None and not callable(cost):
+            raise TypeError(f"cost takes a function of one request, got {cost!r}")
+        if cost is not None and tenant is None:
+            raise TypeError(
+                "cost is what a request takes of its tenant's share, and there is no tenant: pass "
+                "a function of one request as tenant, or leave cost out"
+            )
+        self._cost = cost
+        self.max_pending_per_tenant = self._places.max_pending_per_tenant
+
+    def standing_of(self, request: ReceivedRequest) -> Standing:
+        """Return where a request stands.
+
+        Raises:
+            TypeError, ValueError: A function has returned what it may not.
+            Exception: What a function raises.
+        """
+        place = self._places.place_of(request)
+        tenant: Any = place.tenant
+        if not isinstance(tenant, _TENANTS):
+            raise TypeError(
+                f"tenant returns text, bytes, a whole number or None, which are the same in all "
+                f"processes, got {tenant!r}: return its name"
+            )
+        cost = 1.0 if self._cost is None else _check_cost(self._cost(request))
+        return Standing(place.priority, tenant, place.share, cost)
+
+
+def _check_cost(value: object) -> float:
+    cost = check_number("what cost returns", value)
+    if not 0 < cost < float("inf"):
+        raise ValueError(
+            f"what cost returns must be more than 0 and finite, got {value!r}: requests that cost "
+            f"their tenant nothing would hold up all others"
+        )
+    return cost

@@ -1,0 +1,242 @@
+"""A queue of requests that orders them, in a process of its own.
+
+Theory of operation
+-------------------
+
+LitServe's request queue is one for all server processes and all workers of an API, in a process of
+its own, and its order is that of arrival. Where a loop orders the requests that wait, this queue
+takes its place: also one for all, also in a process of its own, and with the methods that LitServe
+and the loops call. In it lies the `WaitingQueue` of the batchers. So what that one guarantees holds
+for the API as a whole, with any number of workers and of server processes: whichever worker has a
+free slot takes the request that is next at this moment, of all that wait.
+
+The functions that say where a request stands are called in the server process, before the request
+is put. What comes here is plain data.
+
+A worker takes a request in two calls: it waits until there is one, and then takes it without
+waiting. A worker that is killed while it waits leaves nothing behind: with LitServe's queue its
+wait takes one more request out of the queue, which is never served.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections import deque
+from multiprocessing.managers import BaseManager, BaseProxy
+from queue import Empty
+from threading import Condition, Thread
+from typing import TYPE_CHECKING, Any, Final
+
+from batchstream._batching.places import Place
+from batchstream._batching.queue import WaitingQueue
+from batchstream.integrations.litserve._link.process_end import wait_for_end
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batchstream.integrations.litserve._link.ordering import Standing
+
+QUEUE_PROCESS: Final = "RequestQueueManager-"
+"""What the name of the queue's process begins with."""
+
+
+class QueuedRequest:
+    """A request that waits.
+
+    Args:
+        element: As LitServe puts it into its queue.
+        standing: Where it stands.
+        arrived: When it came.
+    """
+
+    __slots__ = ("arrived", "cost", "element", "group", "place", "wait_until")
+
+    def __init__(self, element: tuple[Any, ...], standing: Standing, arrived: float) -> None:
+        self.element = element
+        self.arrived = arrived
+        self.group: object = None
+        self.cost = standing.cost
+        self.wait_until: float | None = None
+        self.place: Place | None = Place(standing.priority, standing.tenant, standing.share)
+
+
+class OrderedRequests:
+    """The queue itself. A thread of its process serves each thread of other processes.
+
+    Args:
+        max_pending: How many requests may wait; None for any number.
+        max_pending_per_tenant: How many of one tenant may wait; None for any number.
+
+    Threads: any.
+    """
+
+    def __init__(self, max_pending: int | None, max_pending_per_tenant: int | None) -> None:
+        self._waiting: WaitingQueue[QueuedRequest] = WaitingQueue(
+            max_batch_size=1,
+            max_pending=sys.maxsize if max_pending is None else max_pending,
+            max_pending_per_tenant=max_pending_per_tenant,
+            has_places=True,
+        )
+        self._by_uid: dict[object, QueuedRequest] = {}
+        self._accounts: dict[object, object] = {}
+        self._others: deque[Any] = deque()  # what is no request, such as LitServe's sentinel
+        self._changed = Condition()
+
+    def put_all(self, elements: Sequence[tuple[Any, ...]], standing: Standing) -> None:
+        """Add requests of one client, or none of them.
+
+        Raises:
+            OverloadedError: As many requests wait as may, of all or of this tenant.
+        """
+        added: list[QueuedRequest] = []
+        with self._changed:
+            try:
+                for element in elements:
+                    request = QueuedRequest(element, standing, time.monotonic())
+                    assert request.place is not None  # noqa: S101 - for the type checker
+                    account = self._accounts.setdefault(standing.tenant, object())
+                    request.place.account = account
+                    self._waiting.append(request, room=_no_room)
+                    added.append(request)
+            except BaseException:
+                for request in added:
+                    self._waiting.remove(request)
+                self._forget_tenant(standing.tenant)
+                raise
+            self._by_uid |= {request.element[1]: request for request in added}
+            self._changed.notify_all()
+
+    def put(self, element: Any) -> None:
+        """Add what is no request; it is taken when no request waits."""
+        with self._changed:
+            self._others.append(element)
+            self._changed.notify_all()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until there is something to take, for so many seconds; return whether there is."""
+        with self._changed:
+            return self._changed.wait_for(self.qsize, timeout) > 0
+
+    def get_nowait(self) -> Any:
+        """Take the next request.
+
+        Raises:
+            queue.Empty: None waits.
+        """
+        with self._changed:
+            taken = self._waiting.take(time.monotonic(), slots=1)
+            if taken:
+                [request] = taken
+                self._forget(request)
+                return request.element
+            if self._others:
+                return self._others.popleft()
+            raise Empty
+
+    def discard(self, uid: object) -> bool:
+        """Take a request out that nothing waits for any more; False if a worker has it."""
+        with self._changed:
+            request = self._by_uid.get(uid)
+            if request is None:
+                return False
+            self._waiting.remove(request)
+            self._forget(request)
+            return True
+
+    def qsize(self) -> int:
+        """Return how many wait."""
+        return len(self._waiting) + len(self._others)
+
+    def _forget(self, request: QueuedRequest) -> None:
+        self._by_uid.pop(request.element[1], None)
+        if request.place is not None:
+            self._forget_tenant(request.place.tenant)
+
+    def _forget_tenant(self, tenant: object) -> None:
+        account = self._accounts.get(tenant)
+        if account is not None and not self._waiting.has_tenant(account):
+            del self._accounts[tenant]
+
+
+def _no_room() -> int:
+    return 0
+
+
+class RequestQueueProxy(BaseProxy):
+    """The queue, as other processes have it."""
+
+    _exposed_ = ("put_all", "put", "wait", "get_nowait", "discard", "qsize")
+
+    def _call(self, method: str, *arguments: object) -> Any:
+        call: Any = self._callmethod
+        return call(method, arguments)
+
+    def put_all(self, elements: Sequence[tuple[Any, ...]], standing: Standing) -> None:
+        """See `OrderedRequests`."""
+        self._call("put_all", list(elements), standing)
+
+    def put(self, element: Any) -> None:
+        """See `OrderedRequests`."""
+        self._call("put", element)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002 - as of a queue
+        """Take the next request, as `queue.Queue` does."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while block:
+            left = 60.0 if until is None else max(0.0, until - time.monotonic())
+            if self._call("wait", left):
+                try:
+                    return self.get_nowait()
+                except Empty:  # another worker was faster
+                    pass
+            elif until is not None:
+                raise Empty
+        return self.get_nowait()
+
+    def get_nowait(self) -> Any:
+        """See `OrderedRequests`."""
+        return self._call("get_nowait")
+
+    def discard(self, uid: object) -> bool:
+        """See `OrderedRequests`."""
+        return bool(self._call("discard", uid))
+
+    def qsize(self) -> int:
+        """See `OrderedRequests`."""
+        return int(self._call("qsize"))
+
+    def empty(self) -> bool:
+        """Return whether none waits."""
+        return not self.qsize()
+
+
+class RequestQueueManager(BaseManager):
+    """The process of a queue. It ends with the main process, also if that is killed."""
+
+
+RequestQueueManager.register("OrderedRequests", OrderedRequests, RequestQueueProxy)
+
+
+def start_queue(max_pending: int | None, max_pending_per_tenant: int | None) -> RequestQueueProxy:
+    """Start the process of a queue, and return the queue; the process lives as long as that."""
+    methods = multiprocessing.get_all_start_methods()
+    # As LitServe starts its servers. To spawn it would import the program once more.
+    context = multiprocessing.get_context("fork" if "fork" in methods else None)
+    manager = RequestQueueManager(ctx=context)
+    manager.start(_end_with, (os.getpid(),))
+    make: Any = manager.OrderedRequests  # type: ignore[attr-defined]
+    queue: RequestQueueProxy = make(max_pending, max_pending_per_tenant)
+    return queue
+
+
+def _end_with(process: int) -> None:
+    """End this process when another one has ended."""
+
+    def end() -> None:
+        wait_for_end(process)
+        os._exit(0)
+
+    Thread(target=end, name="batchstream parent watch", daemon=True).start()

@@ -1,0 +1,146 @@
+"""What comes back from the workers for one request."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from fastapi import HTTPException
+from litserve.utils import LitAPIStatus
+
+from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Failure
+from batchstream.integrations.litserve._log import logger
+from batchstream.integrations.litserve._server.asked import REQUEST_ID
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+
+    from batchstream.integrations.litserve._server.timers import RequestTimer
+
+
+class ResponseQueue:
+    """An entry of LitServe's response buffer: the messages for one request.
+
+    Args:
+        uid: LitServe's name for the request.
+        event: For LitServe to set.
+        max_buffered: How many messages may wait to be taken.
+        give_up: Called with the uid if the request fails here, because more wait for example: it
+            gets no more of them.
+        name: The client's name for it.
+
+    Attributes:
+        uid: LitServe's name for the request.
+        name: The client's name for it, or the same.
+        timer: Fails the request if it is late; None if it may take any time.
+        response_queue: LitServe appends messages to it.
+        event: LitServe sets it then.
+        worker_id: LitServe writes it if it restarts workers.
+        worker_pid: The process id of the worker that has taken the request.
+        end: How the request ended, once everything has been taken.
+        over: Whether the request has ended or failed, and everything has been taken.
+    """
+
+    response = None  # for LitServe; APIs that do not stream use it
+
+    def __init__(
+        self,
+        uid: str,
+        event: asyncio.Event,
+        max_buffered: int | None,
+        give_up: Callable[[str], None],
+        name: str = "",
+    ) -> None:
+        self.uid = uid
+        self.name = name or uid
+        self.timer: RequestTimer | None = None
+        self.event = event
+        self._max_buffered = max_buffered
+        self._give_up = give_up
+        self.response_queue: deque[Sequence[Any]] = deque()
+        self.worker_id: int | None = None
+        self.worker_pid: int | None = None
+        self.end: EndMessage | None = None
+        self.over = False
+
+    def expect_output(self) -> None:
+        """Note that an output comes, and fail the request if its client has left it no room."""
+        if self.timer is not None:
+            self.timer.note_output()
+        if self._max_buffered is None or len(self.response_queue) < self._max_buffered:
+            return
+        logger.warning(
+            "request %s is cut off: its client has left %d messages unread (max_buffered)",
+            self.name,
+            len(self.response_queue),
+        )
+        self.fail(UNKNOWN)
+
+    def fail_late(self, failure: Failure) -> None:
+        """Fail the request for a deadline, unless it has ended."""
+        if not self.has_end:
+            logger.warning("request %s is given up: %s", self.name, failure.detail)
+            self.fail(failure)
+
+    def close(self) -> None:
+        """Let no deadline pass any more."""
+        if self.timer is not None:
+            self.timer.close()
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the request has ended or failed, although the end may not have been taken."""
+        if self.over or not self.response_queue:
+            return self.over
+        data, status = self.response_queue[-1]
+        return status != LitAPIStatus.OK or isinstance(data, Failure)
+
+    def fail(self, failure: Failure) -> None:
+        """Fail the request, after what has come, and let the workers give it up."""
+        self.close()
+        self.response_queue.append((failure, LitAPIStatus.OK))
+        self.event.set()
+        self._give_up(self.uid)
+
+    def take(self) -> list[Any]:
+        """Take the outputs that have come, and the end behind them.
+
+        Raises:
+            FailedError: The request has failed, and all earlier outputs have been taken.
+        """
+        outputs: list[Any] = []
+        while self.response_queue and not self.over:
+            data, status = self.response_queue[0]
+            if status == LitAPIStatus.FINISH_STREAMING:
+                self.end = data if isinstance(data, EndMessage) else EndMessage("eos", {})
+                self.over = True
+            elif status == LitAPIStatus.OK and not isinstance(data, Failure):
+                outputs.append(data)
+            elif not outputs:
+                self.over = True
+                # LitServe's own message says no more than that a worker has died.
+                raise FailedError(data if isinstance(data, Failure) else UNKNOWN, self.name)
+            else:
+                break
+            self.response_queue.popleft()
+        return outputs
+
+
+class FailedError(HTTPException):
+    """A request has failed in its worker, or on its way there.
+
+    Args:
+        failure: The answer.
+        name: The client's name for its request, if the answer should say it.
+
+    Attributes:
+        rejects: See `Failure`.
+    """
+
+    def __init__(self, failure: Failure, name: str | None = None) -> None:
+        headers = {**(failure.headers or {})}
+        if name is not None:
+            headers[REQUEST_ID] = name
+        super().__init__(failure.status_code, failure.detail, headers)
+        self.rejects = failure.rejects

@@ -1,0 +1,125 @@
+"""Requests on their way to the workers."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import HTTPException
+from litserve.callbacks import EventTypes
+from starlette import exceptions as starlette
+
+from batchstream import OverloadedError, RequestError
+from batchstream.integrations.litserve._link.messages import UNKNOWN, Envelope, Failure, new_uid
+from batchstream.integrations.litserve._link.received import ReceivedRequest
+from batchstream.integrations.litserve._log import logger
+from batchstream.integrations.litserve._server.asked import NOTHING, REQUEST_ID, Asked
+from batchstream.integrations.litserve._server.reports import Reports, metrics_of
+from batchstream.integrations.litserve._server.response_queue import FailedError
+from batchstream.integrations.litserve._server.responses import Responses
+from batchstream.integrations.litserve._server.watch import SHUTTING_DOWN, watch_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from litserve.specs.base import LitSpec
+
+    from batchstream.integrations.litserve._link.link import Link
+
+_OVERLOADED: Final = Failure(503, "Service Unavailable", {"retry-after": "1"})
+
+
+@contextmanager
+def errors_as_answers() -> Iterator[None]:
+    """Answer an error of the block with 500, as LitServe's endpoint does, and log it.
+
+    LitServe's `track_requests` never counts a request down whose endpoint raises anything else.
+
+    Raises:
+        HTTPException: Any error of the block.
+    """
+    try:
+        yield
+    except starlette.HTTPException:  # FastAPI's is one
+        raise
+    except RequestError as error:
+        raise FailedError(Failure.of(error)) from error
+    except Exception as error:
+        logger.exception("a request has failed before it has reached a worker")
+        raise HTTPException(UNKNOWN.status_code, UNKNOWN.detail) from error
+
+
+@errors_as_answers()
+def submit(link: Link, spec: LitSpec, payloads: Sequence[Any], asked: Asked = NOTHING) -> Responses:
+    """Send requests to the workers, all of one client.
+
+    Raises:
+        HTTPException: 503, as many requests wait as may, or the server is about to end; 400, these
+            alone are more; 500, one does not pickle, or the queue is gone, or a function of the
+            loop's has raised. None is served.
+    """
+    server: Any = spec._server  # noqa: SLF001 - LitServe gives it to specs
+    requests = server._get_request_queue(spec.api_path)  # noqa: SLF001 - as does its own spec
+    watch = watch_of(link, spec.response_queue_id)  # type: ignore[arg-type]  # set by then
+    uids = [new_uid() for _ in payloads]
+    name = asked.request_id or uids[0]
+    standing = None
+    if link.ordering is not None:
+        received = ReceivedRequest(payloads[0], asked.headers, name)
+        standing = link.ordering.standing_of(received)
+    tenant = None if standing is None else standing.tenant
+    reports = Reports(metrics_of(link), tenant)
+    if watch is not None and watch.is_ending:
+        reports.refused("draining")
+        raise FailedError(SHUTTING_DOWN, name)
+    _check_room(link, requests, len(payloads), reports, name)
+    responses = Responses(server, link, uids, asked, watch=watch, reports=reports)
+    elements = [
+        (spec.response_queue_id, uid, time.monotonic(), _enclosed(payload, uid, name, tenant))
+        for uid, payload in zip(uids, payloads, strict=True)
+    ]
+    try:
+        if standing is not None:
+            requests.put_all(elements, standing)
+            responses.discard = requests.discard
+        trigger = server._callback_runner.trigger_event  # noqa: SLF001
+        trigger(
+            EventTypes.ON_REQUEST.value, active_requests=server.active_requests, litserver=server
+        )
+        for element in () if standing is not None else elements:
+            requests.put(element)
+    except OverloadedError as error:
+        responses.forget()
+        reports.refused(error.reason)
+        raise FailedError(_OVERLOADED, name) from error
+    except BaseException:
+        responses.close()
+        raise
+    for _ in uids:
+        reports.submitted()
+    return responses
+
+
+def _check_room(link: Link, requests: Any, count: int, reports: Reports, name: str) -> None:
+    """Check whether so many requests may wait, too.
+
+    Raises:
+        HTTPException: 503, as many requests wait as may; 400, these alone are more.
+    """
+    if link.max_pending is None:
+        return
+    if count > link.max_pending:
+        text = f"no more than {link.max_pending} requests may wait"
+        raise HTTPException(400, text, {REQUEST_ID: name})
+    # A queue that orders its requests looks by itself, for all server processes at once.
+    if link.ordering is None and requests.qsize() + count > link.max_pending:
+        reports.refused("pending")
+        raise FailedError(_OVERLOADED, name)
+
+
+def _enclosed(payload: Any, uid: str, name: str, tenant: Any) -> Any:
+    """Return what the worker gets, in an envelope only if there is something besides."""
+    if uid == name and tenant is None:
+        return payload
+    return Envelope(payload, name, tenant)

@@ -1,0 +1,100 @@
+"""The deadlines of a request, in the server process: it alone has a clock that no step holds up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from batchstream.integrations.litserve._link.messages import Failure
+
+if TYPE_CHECKING:
+    from asyncio import TimerHandle
+    from collections.abc import Callable
+
+_GATEWAY_TIMEOUT = 504
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How many seconds a request may take; None for any time.
+
+    Attributes:
+        total: From its submission to its end, as the client asks.
+        first: From its submission to its first output.
+        gap: Between two outputs, and between the last one and the end.
+    """
+
+    total: float | None = None
+    first: float | None = None
+    gap: float | None = None
+
+    def __bool__(self) -> bool:
+        return not self.total is self.first is self.gap is None
+
+
+class Clock(Protocol):
+    """What a timer needs of an event loop."""
+
+    def time(self) -> float: ...
+    def call_at(self, when: float, callback: Callable[[], object]) -> TimerHandle: ...
+
+
+class RequestTimer:
+    """Fails a request that is late, with 504.
+
+    Args:
+        timeouts: How long it may take.
+        fail: Called with the failure; it does nothing if the request has ended.
+        clock: The event loop.
+    """
+
+    def __init__(self, timeouts: Timeouts, fail: Callable[[Failure], object], clock: Clock) -> None:
+        self._timeouts = timeouts
+        self._fail = fail
+        self._clock = clock
+        self._submitted = clock.time()
+        self._last_output: float | None = None
+        self._handle: TimerHandle | None = None
+        self._wait()
+
+    def note_output(self) -> None:
+        """Note that an output has come."""
+        is_first = self._last_output is None
+        self._last_output = self._clock.time()
+        if is_first:  # later ones only put the deadline off, which the check finds out
+            self._wait()
+
+    def close(self) -> None:
+        """Fail the request no more."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _wait(self) -> None:
+        """Check again when the next deadline passes."""
+        self.close()
+        deadlines = self._deadlines()
+        if deadlines:
+            self._handle = self._clock.call_at(min(deadlines)[0], self._check)
+
+    def _check(self) -> None:
+        when, text = min(self._deadlines())
+        if self._clock.time() < when:  # an output has come meanwhile
+            self._wait()
+        else:
+            self._fail(Failure(_GATEWAY_TIMEOUT, text, None))
+
+    def _deadlines(self) -> list[tuple[float, str]]:
+        """Return when which failure is due."""
+        timeouts, deadlines = self._timeouts, []
+        if timeouts.total is not None:
+            text = f"the request has not ended within {timeouts.total} seconds, as asked for"
+            deadlines.append((self._submitted + timeouts.total, text))
+        if self._last_output is None:
+            if timeouts.first is not None:
+                text = f"no output has come within {timeouts.first} seconds (first_timeout)"
+                deadlines.append((self._submitted + timeouts.first, text))
+        elif timeouts.gap is not None:
+            text = f"no output has come for {timeouts.gap} seconds (gap_timeout)"
+            deadlines.append((self._last_output + timeouts.gap, text))
+        return deadlines

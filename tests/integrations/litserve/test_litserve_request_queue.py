@@ -1,0 +1,197 @@
+"""The queue of a loop that orders its requests: in this process, and in one of its own."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from itertools import count
+from queue import Empty
+
+import pytest
+
+from batchstream import OverloadedError
+from batchstream.integrations.litserve._link.ordering import Standing
+from batchstream.integrations.litserve._link.request_queue import OrderedRequests, start_queue
+from support.serving import SECONDS
+
+numbers = count()
+
+
+def element(name):
+    return 0, name, 0.0, {"payload": name}
+
+
+def put(queue, *names, **standing):
+    queue.put_all([element(name) for name in names], Standing(**standing))
+
+
+def taken(queue, number=1000):
+    return [queue.get_nowait()[1] for _ in range(min(number, queue.qsize()))]
+
+
+def test_a_request_comes_out_as_litserve_puts_it_in():
+    queue = OrderedRequests(None, None)
+    put(queue, "a")
+    assert queue.qsize() == 1
+    assert queue.get_nowait() == element("a")
+    assert queue.qsize() == 0
+    with pytest.raises(Empty):
+        queue.get_nowait()
+
+
+@pytest.mark.rule(29)
+def test_bands_go_in_order_and_each_in_the_order_of_arrival():
+    queue = OrderedRequests(None, None)
+    for name, priority in [("c", 5), ("d", 5), ("b", 0), ("a", -1), ("e", 5)]:
+        put(queue, name, priority=priority)
+    assert taken(queue, 1) == ["a"]
+    put(queue, "first", priority=-1)
+    assert taken(queue) == ["first", "b", "c", "d", "e"]
+
+
+@pytest.mark.rule(29)
+def test_a_flood_of_one_tenant_does_not_hold_another_up():
+    queue = OrderedRequests(None, None)
+    put(queue, *(f"flood {n}" for n in range(100)), tenant="noisy")
+    put(queue, "x", "y", tenant="quiet")
+    assert {"x", "y"} <= set(taken(queue, 4))
+
+
+@pytest.mark.rule(29)
+@pytest.mark.parametrize(("share", "cost"), [(3.0, 1.0), (1.0, 1 / 3)])
+def test_tenants_take_turns_by_share_and_cost(share, cost):
+    queue = OrderedRequests(None, None)
+    put(queue, *["big"] * 90, tenant="b", share=share, cost=cost)
+    put(queue, *["small"] * 90, tenant="s")
+    first = taken(queue, 40)
+    assert abs(first.count("big") - 30) <= 1
+
+
+@pytest.mark.rule(19)
+def test_as_many_wait_as_may_of_all_and_of_each_tenant_and_all_of_a_client_or_none():
+    queue = OrderedRequests(5, 3)
+    put(queue, "a", "b", tenant="one")
+    with pytest.raises(OverloadedError) as raised:
+        put(queue, "c", "d", tenant="one")
+    assert raised.value.reason == "tenant"
+    put(queue, "e", "f", tenant="two")
+    put(queue, "c", tenant="one")
+    with pytest.raises(OverloadedError) as raised:
+        put(queue, "g", tenant="two")
+    assert raised.value.reason == "pending"
+    assert sorted(taken(queue)) == ["a", "b", "c", "e", "f"]
+    put(queue, "c", "d", "g", tenant="one")
+    assert queue.qsize() == 3
+
+
+def test_a_request_that_is_given_up_leaves_the_queue_unless_it_was_taken():
+    queue = OrderedRequests(2, None)
+    put(queue, "a", "b")
+    assert queue.discard("b")
+    put(queue, "c")
+    assert taken(queue) == ["a", "c"]
+    assert [queue.discard(name) for name in "abc"] == [False] * 3
+
+
+@pytest.mark.rule(25)
+def test_nothing_is_kept_of_tenants_and_requests_that_are_gone():
+    queue = OrderedRequests(10, 2)
+    for number in range(500):
+        put(queue, f"a{number}", f"b{number}", tenant=number)
+        with pytest.raises(OverloadedError):
+            put(queue, "one too many", tenant=number)
+        assert queue.discard(f"a{number}")
+        assert taken(queue) == [f"b{number}"]
+    with pytest.raises(OverloadedError):
+        put(queue, "a", "b", "c", tenant="never accepted")
+    assert (queue._accounts, queue._by_uid) == ({}, {})
+
+
+def test_what_is_no_request_comes_behind_all_requests():
+    queue = OrderedRequests(1, None)
+    sentinel = (None,) * 4
+    queue.put(sentinel)
+    put(queue, "a", priority=10**6)
+    assert [queue.get_nowait() for _ in range(2)] == [element("a"), sentinel]
+
+
+# ---- in a process of its own
+
+
+@pytest.fixture(scope="module")
+def queue():
+    return start_queue(4, None)
+
+
+@pytest.fixture(autouse=True)
+def empty(request):
+    if "queue" in request.fixturenames:
+        taken(request.getfixturevalue("queue"))
+
+
+def test_other_processes_see_the_same_as_its_own(queue):
+    put(queue, "later", priority=1)
+    put(queue, "sooner")
+    assert (queue.qsize(), queue.empty()) == (2, False)
+    assert [queue.get(timeout=SECONDS)[1] for _ in range(2)] == ["sooner", "later"]
+    with pytest.raises(Empty):
+        queue.get(timeout=0)
+    with pytest.raises(Empty):
+        queue.get(block=False)
+    with pytest.raises(OverloadedError, match="max_pending") as raised:
+        put(queue, *"abcde")
+    assert (raised.value.reason, raised.value.max_pending) == ("pending", 4)
+
+
+def test_one_that_waits_is_woken_by_a_request(queue):
+    found = []
+    waiter = threading.Thread(target=lambda: found.append(queue.get()))
+    waiter.start()
+    put(queue, "a")
+    waiter.join(SECONDS)
+    assert found == [element("a")]
+
+
+def wait_in_vain(queue, started):
+    started.set()
+    queue.get(timeout=SECONDS)
+
+
+@pytest.mark.rule(2)
+def test_a_worker_that_is_killed_while_it_waits_takes_no_request_with_it(queue):
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    worker = context.Process(target=wait_in_vain, args=(queue, started))
+    worker.start()
+    assert started.wait(SECONDS)
+    worker.kill()
+    worker.join(SECONDS)
+    put(queue, *"abc")
+    assert taken(queue) == ["a", "b", "c"]
+
+
+PROGRAM = """
+from batchstream.integrations.litserve._link.request_queue import start_queue
+queue = start_queue(None, None)
+print(queue._manager._process.pid, flush=True)
+input()
+"""
+
+
+@pytest.mark.rule(28)
+@pytest.mark.skipif(sys.platform != "linux", reason="needs descriptors of processes")
+def test_its_process_ends_when_the_main_process_is_killed():
+    with subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as program:
+        process = os.pidfd_open(int(program.stdout.readline()))
+        program.kill()
+    try:
+        assert multiprocessing.connection.wait([process], SECONDS)
+    except BaseException:
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        raise
+    finally:
+        os.close(process)
