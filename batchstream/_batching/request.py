@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from batchstream._batching.places import Place
+    from batchstream._batching.traces import RequestTracing
     from batchstream._core.records import StreamEnd
     from batchstream._pumps.background import BackgroundPump
     from batchstream._text.decoder import Decoder
@@ -153,6 +154,7 @@ class Request(Buffer[T]):
         id: What the caller calls it, or its number as text.
         joined_at: When it joined its batch, if it has.
         first_output_at: When it had its first output, if it has had one.
+        trace: What to tell of it, until it has ended, if it is traced.
         on_end: Called with the request when it has ended, behind its outputs, of a request that a
             `map` has submitted: it has no bound.
         given_before: How many outputs it had been given when its slot was given back, if it was.
@@ -177,6 +179,7 @@ class Request(Buffer[T]):
         "stalled",
         "state",
         "submission",
+        "trace",
     )
 
     def __init__(
@@ -204,6 +207,7 @@ class Request(Buffer[T]):
         self.arrived = 0.0
         self.joined_at: float | None = None
         self.first_output_at: float | None = None
+        self.trace: RequestTracing | None = None
         self.pump: BackgroundPump[T] | None = None
         self.on_end = on_end
         self.given_before = 0
