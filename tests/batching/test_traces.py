@@ -16,8 +16,8 @@ from batchstream import (
     FinishReason,
     Many,
     OverloadedError,
-    Requeue,
     RequestTrace,
+    Requeue,
     StreamEnd,
     Traces,
 )

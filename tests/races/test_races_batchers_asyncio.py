@@ -923,7 +923,13 @@ def test_batches_in_threads_answer_every_request_once_though_clients_leave_and_i
                 inside.remove(threading.get_ident())
 
         batcher = DynamicBatcher(
-            model, max_batch_size=2, workers=2, max_buffered=1, on_overflow="wait", metrics=metrics, traces=metrics.traces
+            model,
+            max_batch_size=2,
+            workers=2,
+            max_buffered=1,
+            on_overflow="wait",
+            metrics=metrics,
+            traces=metrics.traces,
         )
         service = ThreadedService(batcher, metrics)
         clients = service.new_clients("a3", "b2", f"c{ENDLESS}", "d1", f"e{ENDLESS}", "f2")

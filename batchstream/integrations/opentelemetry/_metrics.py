@@ -45,13 +45,15 @@ class OpenTelemetryMetrics(Metrics):
 
     | name | what it is |
     |---|---|
-    | `gen_ai.server.request.duration` | histogram, seconds from submission to the end; `error.type` where it failed |
-    | `gen_ai.server.time_to_first_token` | histogram, seconds from submission to the first output |
-    | `gen_ai.server.time_per_output_token` | histogram, seconds per output after the first, a mean for each request that was not cancelled and has not failed |
+    | `gen_ai.server.request.duration` | histogram, seconds to the end; `error.type` of a failure |
+    | `gen_ai.server.time_to_first_token` | histogram, seconds to the first output |
+    | `gen_ai.server.time_per_output_token` | histogram, seconds per output after the first |
     | `batchstream.requests.waiting` | how many requests wait |
     | `batchstream.requests.running` | how many requests are in a batch |
-    | `batchstream.requests.refused` | counter, requests that were refused, by `batchstream.reason` |
+    | `batchstream.requests.refused` | how many were refused, by `batchstream.reason` |
 
+    Seconds count from the submission of a request. The time per output is one figure for each
+    request with two or more that was not cancelled and has not failed: the mean of them.
     `PrometheusMetrics` has more, about steps and tenants; a collector can read that as well.
 
     Args:

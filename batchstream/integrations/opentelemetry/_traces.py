@@ -7,6 +7,7 @@ handed to OpenTelemetry.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -219,7 +220,8 @@ class _BatchSpan(BatchTrace):
             if ends and all(end.error is not None for end in ends):
                 _fail(self.span, ends[-1])
                 # Once, and not for each of its requests: a traceback is long.
-                self.span.record_exception(ends[-1].error, timestamp=now)
+                with suppress(Exception):  # the class is the user's, and so is its `str`
+                    self.span.record_exception(ends[-1].error, timestamp=now)
         finally:
             self.span.end(now)
 
