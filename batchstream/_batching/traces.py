@@ -20,12 +20,12 @@ list, which it pops. No lock is held, as what is called is the user's code.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from batchstream._batching.metrics import report_of_user
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from batchstream._core.records import StreamEnd
 
@@ -103,6 +103,8 @@ class Traces:
         request_id: str,
         tenant: Hashable,
         max_outputs: int | None,
+        carrier: Mapping[str, str] | None = None,
+        waited: float = 0.0,
     ) -> RequestTrace | None:
         """Return what is told of a request from now on, until it has ended or is refused.
 
@@ -115,7 +117,21 @@ class Traces:
             request_id: What the caller calls it, or its number as text.
             tenant: What the option `tenant` has returned for it; None without one.
             max_outputs: How many outputs it gets at most; None for any number.
+            carrier: What `carrier` has returned for it, in another process.
+            waited: How many seconds ago it was submitted, there.
         """
+
+    def carrier(self, headers: Mapping[str, str]) -> Mapping[str, str] | None:
+        """Return what carries the caller's trace context to another process, as plain text.
+
+        The LitServe loops call it in the server process, in the call that receives the request, and
+        `submitted` in the worker. A batcher never calls it.
+
+        Args:
+            headers: Those of the HTTP request.
+        """
+        del headers
+        return None
 
     def joined(self, requests: Sequence[RequestTrace]) -> BatchTrace | None:
         """Return what is told of these requests, which join a batch together.
@@ -123,6 +139,9 @@ class Traces:
         Args:
             requests: What `submitted` has returned for them, where it was not None.
         """
+
+
+_METHODS: Final = ("for_batcher", "submitted", "joined", "carrier")
 
 
 class TracesCaller:
@@ -137,34 +156,11 @@ class TracesCaller:
     """
 
     def __init__(self, traces: Traces, name: str) -> None:
-        if isinstance(traces, type):
-            raise TypeError(
-                f"traces takes an object, got the class {traces.__qualname__}: pass "
-                f"{traces.__qualname__}()"
-            )
-        missing = [
-            method
-            for method in ("for_batcher", "submitted", "joined")
-            if not callable(getattr(traces, method, None))
-        ]
-        if missing:
-            raise TypeError(
-                f"traces must have the methods for_batcher, submitted and joined, got {traces!r} "
-                f"without {' and '.join(missing)}: derive its class from batchstream.Traces"
-            )
-        self._traces = traces.for_batcher(name)
+        self._traces = check_traces(traces).for_batcher(name)
 
-    def submitted(
-        self, content: Any, *, request_id: str, tenant: Hashable, max_outputs: int | None
-    ) -> RequestTracing | None:
+    def submitted(self, content: Any, **about: Any) -> RequestTracing | None:
         """Return what to tell of a request that is about to be submitted, if it is traced."""
-        trace = _quietly(
-            self._traces.submitted,
-            content,
-            request_id=request_id,
-            tenant=tenant,
-            max_outputs=max_outputs,
-        )
+        trace = _quietly(self._traces.submitted, content, **about)
         return None if trace is None else RequestTracing(trace)
 
     def joined(self, requests: Sequence[RequestTracing]) -> None:
@@ -176,6 +172,32 @@ class TracesCaller:
         group = None if batch is None else _Group(batch, len(traced))
         for tracing in traced:
             tracing.joined(group)
+
+
+def check_traces(traces: Traces) -> Traces:
+    """Return what has the methods of `Traces`.
+
+    Raises:
+        TypeError: Some are missing, or it is a class.
+    """
+    if isinstance(traces, type):
+        raise TypeError(
+            f"traces takes an object, got the class {traces.__qualname__}: pass "
+            f"{traces.__qualname__}()"
+        )
+    missing = [name for name in _METHODS if not callable(getattr(traces, name, None))]
+    if missing:
+        raise TypeError(
+            f"traces must have the methods {', '.join(_METHODS[:-1])} and {_METHODS[-1]}, got "
+            f"{traces!r} without {' and '.join(missing)}: derive its class from batchstream.Traces"
+        )
+    return traces
+
+
+def carrier_of(traces: Traces, headers: Mapping[str, str]) -> dict[str, str] | None:
+    """Return what carries the caller's trace context to another process, if anything does."""
+    carrier = _quietly(traces.carrier, headers)
+    return dict(carrier) if carrier else None
 
 
 class RequestTracing:

@@ -12,7 +12,16 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, SpanKind, Status, StatusCode, TracerProvider, get_tracer
+from opentelemetry.propagate import extract, inject
+from opentelemetry.trace import (
+    Link,
+    SpanKind,
+    Status,
+    StatusCode,
+    TracerProvider,
+    get_current_span,
+    get_tracer,
+)
 
 from batchstream import BatchTrace, RequestTrace, Traces
 from batchstream._core.errors import type_name
@@ -112,6 +121,16 @@ class OpenTelemetryTraces(Traces):
         tracer = get_tracer(SCOPE, VERSION, tracer_provider=self._provider)
         return _BatcherTraces(tracer, name, self._operation, self._attributes, self._batches)
 
+    def carrier(self, headers: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the headers that carry the current trace context; the client's if there is none.
+
+        There is none where the web framework is not instrumented.
+        """
+        carrier: dict[str, str] = {}
+        is_current = get_current_span().get_span_context().is_valid
+        inject(carrier, None if is_current else extract(headers))
+        return carrier
+
 
 class _BatcherTraces(Traces):
     """What one batcher calls."""
@@ -138,6 +157,8 @@ class _BatcherTraces(Traces):
         request_id: str,
         tenant: Hashable,
         max_outputs: int | None,
+        carrier: Mapping[str, str] | None = None,
+        waited: float = 0.0,
         **_: object,
     ) -> RequestTrace | None:
         """Start the span of a request; None if it is not sampled."""
@@ -147,9 +168,13 @@ class _BatcherTraces(Traces):
             attributes[MAX_TOKENS] = max_outputs
         if self._attributes_of is not None:
             attributes.update(self._attributes_of(request))
-        started = time_ns()
+        started = time_ns() - round(waited * _NANOSECONDS)
         span = self._tracer.start_span(
-            self._span_name, kind=SpanKind.INTERNAL, attributes=attributes, start_time=started
+            self._span_name,
+            context=None if carrier is None else extract(carrier, Context()),
+            kind=SpanKind.INTERNAL,
+            attributes=attributes,
+            start_time=started,
         )
         return _RequestSpan(span, started) if span.is_recording() else None
 
@@ -217,11 +242,12 @@ class _BatchSpan(BatchTrace):
     def ended(self, ends: Sequence[StreamEnd]) -> None:
         now = time_ns()
         try:
-            if ends and all(end.error is not None for end in ends):
+            error = ends[-1].error if ends else None
+            if error is not None and all(end.error is not None for end in ends):
                 _fail(self.span, ends[-1])
                 # Once, and not for each of its requests: a traceback is long.
                 with suppress(Exception):  # the class is the user's, and so is its `str`
-                    self.span.record_exception(ends[-1].error, timestamp=now)
+                    self.span.record_exception(error, timestamp=now)
         finally:
             self.span.end(now)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from batchstream._batching.metrics import MetricsCaller
+    from batchstream._batching.traces import RequestTracing
     from batchstream.integrations.litserve._link.ordering import Tenant
     from batchstream.integrations.litserve._worker.context import WorkerContext
     from batchstream.text import Decoder
@@ -71,6 +72,7 @@ class ServedRequest:
         tenant: Whose it is.
         has_output: Whether the model has given it an output.
         ended: Whether an end has been sent, or nothing more is to be.
+        trace: What to tell of it, if it is traced.
     """
 
     def __init__(
@@ -89,8 +91,10 @@ class ServedRequest:
         self._joined_at: float | None = None
         self.uid = uid
         self.name = str(uid)
+        carrier = None
         if isinstance(content, Envelope):
             self.name, self.tenant = content.request_id, content.tenant
+            carrier = content.carrier
             content = content.payload
         self.content = content
         self.context = Context()
@@ -102,6 +106,16 @@ class ServedRequest:
         self.begun = False
         self.has_output = False
         self.ended = False
+        self.trace: RequestTracing | None = None
+        if worker.traces is not None:
+            self.trace = worker.traces.submitted(
+                content,
+                request_id=self.name,
+                tenant=self.tenant,
+                max_outputs=None,
+                carrier=carrier,
+                waited=self.age,
+            )
 
     def attempt(self, action: Callable[[ServedRequest], None]) -> bool:
         """Do something for this request, and fail it, and no other, if that raises.
@@ -171,6 +185,8 @@ class ServedRequest:
         if worker.sends_text and not (type(data) is str and data.isascii()):
             data = _text_or_bytes(data)
         worker.outbox.put(self._server, self.uid, data, LitAPIStatus.OK)
+        if self.trace is not None and not self.begun:
+            self.trace.first_output()
         self.begun = True
         self._outputs += 1
 
@@ -214,7 +230,7 @@ class ServedRequest:
         self.ended = True
         self._report_end(reason, error)
 
-    # ---- metrics
+    # ---- metrics and traces
 
     @property
     def age(self) -> float:
@@ -232,10 +248,13 @@ class ServedRequest:
 
     def _report_end(self, reason: FinishReason, error: BaseException | None = None) -> None:
         metrics, joined_at = self._worker.metrics, self._joined_at
+        end = StreamEnd(reason, self._outputs, error=error)
+        if self.trace is not None:
+            self.trace.ended(end)
         if metrics is not None:
             metrics(
                 "finished",
-                StreamEnd(reason, self._outputs, error=error),
+                end,
                 joined=joined_at is not None,
                 lasted=self.age,
                 in_slot=0.0 if joined_at is None else time.monotonic() - joined_at,
@@ -243,8 +262,11 @@ class ServedRequest:
             )
 
 
-def report_joined(requests: Sequence[ServedRequest], metrics: MetricsCaller | None) -> None:
+def report_joined(requests: Sequence[ServedRequest], worker: WorkerContext) -> None:
     """Report requests that have joined a batch together."""
+    metrics, traces = worker.metrics, worker.traces
+    if traces is not None:
+        traces.joined([request.trace for request in requests if request.trace is not None])
     for request in requests:
         request.join()
     if metrics is not None and requests:
