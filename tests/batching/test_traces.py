@@ -370,7 +370,10 @@ def test_a_child_of_an_idle_parent_traces_its_own_requests():
     ("traces", "text"),
     [
         (RecordedTraces, r"takes an object, got the class RecordedTraces: pass RecordedTraces\(\)"),
-        (object(), "without for_batcher and submitted and joined and carrier: derive its class from"),
+        (
+            object(),
+            "without for_batcher and submitted and joined and carrier: derive its class from",
+        ),
     ],
 )
 def test_what_is_no_traces_is_refused(traces, text):
