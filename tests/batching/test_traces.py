@@ -22,7 +22,7 @@ from batchstream import (
     Traces,
 )
 from batchstream._batching.traces import RequestTracing, TracesCaller
-from support.engines import Model, echo, every_batcher
+from support.engines import ManualClock, Model, echo, every_batcher
 from support.scripted import Run
 from support.sources import TIMEOUT, Gate, in_forked_child, needs_fork
 from support.tracing import RecordedTraces
@@ -349,6 +349,24 @@ def test_a_forked_child_is_told_of_no_request_of_its_parent():
     assert [list(running), list(waiting)] == [["a", "b", "c"], ["d"]]
     batcher.close()
     traces.check(batcher.statistics())
+
+
+@pytest.mark.rule(27)
+@needs_fork
+def test_an_end_that_was_not_counted_before_a_fork_is_told_in_the_parent_alone(monkeypatch):
+    clock = ManualClock.install(monkeypatch)
+    traces = RecordedTraces()
+    batcher = DynamicBatcher(echo, max_batch_size=2, batch_timeout=3600.0, traces=traces)
+    stream = batcher.stream("a")
+    clock.wait_for_sleeper()  # the worker waits for another request
+    stream.cancel()
+
+    def names():
+        batcher.close()
+        return [call[0] for call in traces.requests["0"]]
+
+    assert in_forked_child(names) == "['submitted']"
+    assert str(names()) == "['submitted', 'ended']"
 
 
 @pytest.mark.rule(27)
