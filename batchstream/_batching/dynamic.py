@@ -123,8 +123,8 @@ class DynamicBatcher(Batcher[RequestT, T]):
             a lower number waits, none of a higher one joins a batch. 0 for all if it is None.
         tenant: A function of a request that returns whose it is, such as an API key, hashable. The
             tenants of a band share the batches by what their requests cost, or by their number
-            if there is no `cost`; see [Priorities and fair shares](operating.md). Among those of
-            one tenant the first to come is the first to be served.
+            if there is no `cost`. Among those of one tenant the first to come is the first to be
+            served.
         share: A function of a request that returns the weight of its tenant; 1 if it is None.
         max_pending_per_tenant: How many requests of one tenant may wait.
 

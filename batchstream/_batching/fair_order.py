@@ -31,6 +31,9 @@ other tenants that go first cost at most `W * C / w + L` together: `W` is the su
 other tenants that wait at one time, at the most, and `L` is the dearest request of each tenant that
 waited when the request came, added up.
 
+A request that costs nothing counts like the cheapest other that has come; else a tenant with such
+requests would be served for ever.
+
 Requests that were put back stand in front of all of their group, and were charged before.
 
 A group (see `queue`) has the first requests of its tenants in a heap, by their tags. As in the
@@ -43,6 +46,7 @@ Not safe for threads, as the queue. Tenants are compared by identity.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count, islice
@@ -59,8 +63,8 @@ _TIDY_ABOVE: Final = 64
 Rank: TypeAlias = tuple[float, float, float]
 """The band, the tag and the arrival of a request: the least is the next."""
 
-_PUT_BACK: Final = float("-inf")
-_LAST: Final = float("inf")
+_PUT_BACK: Final = -math.inf
+_LAST: Final = math.inf
 
 
 class Placed(Protocol):
@@ -126,15 +130,10 @@ class _Line(Generic[RequestT]):
 
 
 class FairOrder(Generic[RequestT]):
-    """The order of the requests that wait.
+    """The order of the requests that wait."""
 
-    Args:
-        least_cost: What a request is charged at least: else such as cost nothing would hold the
-            others up for ever.
-    """
-
-    def __init__(self, least_cost: float = 0.0) -> None:
-        self._least_cost = least_cost
+    def __init__(self) -> None:
+        self._least_cost = math.inf  # of all that came, but for such as cost nothing
         self._bands: dict[int, _Band[RequestT]] = {}
         self._lines: dict[object, _Line[RequestT]] = {}
         self._by_account: dict[object, dict[RequestT, None]] = {}
@@ -155,6 +154,7 @@ class FairOrder(Generic[RequestT]):
             line.put_back[request] = None
             line.put_back.move_to_end(request, last=False)
             return
+        place.charge = self._charged_cost(request.cost) / place.share
         band = self._bands.get(place.priority)
         if band is None:
             band = self._bands[place.priority] = _Band()
@@ -267,9 +267,16 @@ class FairOrder(Generic[RequestT]):
             tenant.served = self._tag(tenant, request)
             band.clock = max(band.clock, tenant.served)
 
+    def _charged_cost(self, cost: float) -> float:
+        """Return a cost; for nothing the least there was: else it would go first for ever."""
+        if cost > 0:
+            self._least_cost = min(cost, self._least_cost)
+            return cost
+        return 1.0 if math.isinf(self._least_cost) else self._least_cost
+
     def _tag(self, tenant: _Tenant[RequestT], head: RequestT) -> float:
         """Return the finish tag of the first request of a tenant."""
-        return tenant.served + max(head.cost, self._least_cost) / _place_of(head).share
+        return tenant.served + _place_of(head).charge
 
     def _rank(self, tenant: _Tenant[RequestT], head: RequestT) -> Rank:
         return tenant.priority, self._tag(tenant, head), head.arrived

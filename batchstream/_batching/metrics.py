@@ -72,11 +72,10 @@ class Metrics:
         With `decode` that is the first of the model's outputs, a token for example.
         """
 
-    def stepped(
+    def stepped(  # noqa: PLR0917 - all by position, as the docstring says
         self,
         live: int,
         capacity: int,
-        *,
         outputs: int,
         gap: float | None,
         going_on: int,
@@ -84,6 +83,9 @@ class Metrics:
         wasted: int,
     ) -> None:
         """A step was made for so many live slots out of `max_batch_size`.
+
+        All comes by position, which is quicker: so a method that needs the first two alone is
+        `def stepped(self, live, capacity, *_, **__)`.
 
         Args:
             live: How many slots the step was made for.

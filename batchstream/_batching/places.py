@@ -25,15 +25,17 @@ class Place:
 
     Attributes:
         account: Stands for the tenant: compared by identity, and none of the user's.
+        charge: What the tenant is charged for it: its cost by the share; set when it comes.
     """
 
-    __slots__ = ("account", "priority", "share", "tenant")
+    __slots__ = ("account", "charge", "priority", "share", "tenant")
 
     def __init__(self, priority: int = 0, tenant: Hashable = None, share: float = 1.0) -> None:
         self.priority = priority
         self.tenant = tenant
         self.share = share
         self.account: object = None
+        self.charge = 0.0
 
 
 class PlaceRules:

@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 _TIDY_ABOVE: Final = 64
 """How many stale entries may stay before they are dropped."""
 
-_LEAST_COST: Final = 1e-6
-"""What a request is charged at least where tenants share, as a part of `max_batch_cost`."""
-
 RequestT = TypeVar("RequestT", bound=Waiting)
 
 
@@ -88,7 +85,7 @@ class WaitingQueue(Generic[RequestT]):
         self._all: OrderedDict[RequestT, int | None] = OrderedDict()
         self._order: FairOrder[RequestT] | None = None
         if has_places:
-            self._order = FairOrder(_LEAST_COST * (max_batch_cost or 0.0))
+            self._order = FairOrder()
         self._readiness: Readiness[RequestT] = Readiness(
             self._groups,
             self._order,

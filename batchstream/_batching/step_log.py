@@ -24,6 +24,7 @@ from batchstream._batching import clock
 if TYPE_CHECKING:
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request
+    from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._handoff.buffer import Buffer
     from batchstream._pumps.fanout import Fanout
 
@@ -56,10 +57,11 @@ class StepLog:
         self._last_step: float | None = None
         self._outputs = 0
         self._fanout: Fanout[Any]
+        self._core: Demultiplexer[Any]
 
     def follow(self, fanout: Fanout[Any]) -> None:
         """Note the steps of this fan-out; before the first."""
-        self._fanout = fanout
+        self._fanout, self._core = fanout, fanout.core
         self.departures = fanout.departures
 
     def note(self, live: tuple[int, ...]) -> None:
@@ -73,17 +75,17 @@ class StepLog:
             return
         gap = None if self._last_step is None else now - self._last_step
         self._last_step = now
-        outputs, before = self._fanout.core.outputs, self._outputs
+        outputs, before = self._core.outputs, self._outputs
         self._outputs = outputs
         try:
             stepped(
                 len(live),
                 self._capacity,
-                outputs=outputs - before,
-                gap=gap,
-                going_on=going_on,
-                prefilling=len(self.awaiting),
-                wasted=wasted,
+                outputs - before,
+                gap,
+                going_on,
+                len(self.awaiting),
+                wasted,
             )
         except BaseException as error:  # noqa: BLE001 - see `MetricsCaller.failed`
             assert self._metrics is not None  # noqa: S101 - for the type checker
@@ -102,7 +104,7 @@ class StepLog:
         ]
         self.awaiting = {}
         for request in awaiting:
-            if fanout.core.given(request.slot):
+            if self._core.given(request.slot):
                 seconds = now - request.arrived
                 request.first_output_at = now
                 self.first_outputs += 1

@@ -219,7 +219,7 @@ class Counted:
     def joined(self, waited, **_):
         self.events.append("joined")
 
-    def stepped(self, live, capacity, **_):
+    def stepped(self, live, capacity, *_):
         self.events.append("stepped")
 
     def finished(self, end, *, joined, lasted, **_):

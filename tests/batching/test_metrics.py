@@ -142,7 +142,7 @@ def test_a_request_that_left_before_its_first_output_has_none_by_the_next_in_its
     class Leaving(Metrics):
         firsts = 0
 
-        def stepped(self, live, capacity, **_):
+        def stepped(self, live, capacity, *_):
             first.cancel()  # between two steps: its slot is taken before the next
 
         def first_output(self, seconds, **_):

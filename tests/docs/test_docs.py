@@ -12,6 +12,7 @@ import shlex
 import tomllib
 from pathlib import Path
 
+import list_metrics
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -164,15 +165,29 @@ def lines_of(code):
     return [line for line in code.splitlines() if line.strip()]
 
 
-def test_every_metric_on_the_page_exists_and_no_other():
+# ---- metrics.md
+
+
+def test_the_tables_of_metrics_are_made_from_the_code():
+    page = list_metrics.PAGE.read_text()
+    assert {block["what"] for block in list_metrics.BLOCK.finditer(page)} == set(list_metrics.MADE)
+    assert list_metrics.with_tables(page) == page, "run `python docs/list_metrics.py`"
+
+
+@pytest.mark.parametrize("names", ["batchstream", "vllm"])
+def test_every_metric_on_the_page_exists_and_no_other(names):
     registry = CollectorRegistry()
-    prometheus.PrometheusMetrics(registry=registry)
-    families = registry.collect()
-    exist = {f.name + "_total" * (f.type == "counter") for f in families}
-    page = (ROOT / "docs" / "serving.md").read_text()
-    assert set(re.findall(r"`(batchstream_\w+)", page)) == exist
-    listed = set(re.findall(r"`(batchstream_\w+)`", prometheus.PrometheusMetrics.__doc__))
-    assert listed == exist
+    prometheus.PrometheusMetrics(registry=registry, names=names)
+    exist = {f.name + "_total" * (f.type == "counter") for f in registry.collect()}
+    page = list_metrics.PAGE.read_text()
+    assert set(re.findall(rf"^\| `({names}[_:]\w+)` \|", page, re.MULTILINE)) == exist
+    named = set(re.findall(rf"\b({names}[_:]\w+?)(?:_bucket)?\b[`[]", page))
+    assert named <= exist
+
+
+def test_every_alert_is_on_the_page():
+    names = re.findall(r"- alert: (\w+)", list_metrics.ALERTS.read_text())
+    assert re.findall(r"^\| `([A-Z]\w+)` \|", list_metrics.alerts(), re.MULTILINE) == names
 
 
 @every_page

@@ -238,7 +238,7 @@ class Recorder:
     def joined(self, waited, **_):
         self.calls.append(("joined", waited))
 
-    def stepped(self, live, capacity, **_):
+    def stepped(self, live, capacity, *_):
         self.calls.append(("stepped", live, capacity))
 
     def finished(self, end, *, joined, lasted, **_):

@@ -5,6 +5,7 @@ A name that several modules of the package import is replaced in each of them, w
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from functools import partial
@@ -705,3 +706,14 @@ def exit_with(clock, join):
             module.time = clock
     WorkerThread.join = join
     batchstream._pumps.process._close_all()
+
+
+# ---- shares
+
+SATURATED_TAKES = int(os.environ.get("SATURATED_TAKES", "2000"))
+"""How many batches tenants share, where their shares are held against their weights."""
+
+
+def tenants_of(batcher):
+    """Return how many tenants a batcher remembers, some of them twice perhaps."""
+    return sum(map(len, dispatcher_of(batcher)._tenants._generations))

@@ -305,7 +305,8 @@ class Tallies:
         assert min(waited) >= 0
         self.groups.append(len(waited))
 
-    def stepped(self, live, capacity, *, outputs, gap, going_on, prefilling, wasted):
+    def stepped(self, live, capacity, *others):
+        outputs, gap, going_on, prefilling, wasted = others
         assert 0 < live <= capacity
         assert 0 <= going_on <= live
         assert 0 <= prefilling <= live - going_on

@@ -10,7 +10,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, closing
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 import numpy as np
 from litserve import LitAPI
@@ -298,7 +298,7 @@ class Printed(Metrics):
     def submitted(self, **_: object) -> None: ...
     def refused(self, reason: str, *, tenant: object = None) -> None: ...
     def joined(self, waited: Sequence[float], **_: object) -> None: ...
-    def stepped(self, live: int, capacity: int, **_: object) -> None: ...
+    def stepped(self, live: int, capacity: int, *_: object, **__: object) -> None: ...
     def finished(self, end: StreamEnd, **_: object) -> None: ...
 
 
@@ -330,6 +330,11 @@ DynamicBatcher(
     key=len,
     cost=len,
     max_batch_cost=4096,
+    max_pending_cost=8192,
+    priority=len,
+    tenant=lambda text: text[:1],
+    share=lambda text: 2.0,
+    max_pending_per_tenant=10,
     eos=EOS,
     is_eos=token_ids(2),
     include_eos=True,
@@ -341,6 +346,7 @@ DynamicBatcher(
     name="translations",
 )
 DynamicBatcher(translate, max_batch_size=8, on_overflow="drop")  # type: ignore[call-overload]
+DynamicBatcher(translate, max_batch_size=8, priority=str)  # type: ignore[arg-type]
 
 
 class Prompt:
@@ -401,7 +407,7 @@ core.open(0, is_eos=stops_of(Prompt()))
 core.open(1, is_eos=per_request(stops_of))  # type: ignore[arg-type]
 
 
-@batched(max_batch_size=4, workers=2, max_pending=16)
+@batched(max_batch_size=4, workers=2, max_pending=16, tenant=str, max_pending_per_tenant=4)
 def shout(texts: list[str]) -> Iterator[list[str]]:
     yield texts
 
@@ -510,7 +516,7 @@ DynamicBatcher(translate, max_batch_size=8, metrics=lambda: printed)
 ContinuousBatcher(engine, max_batch_size=4, metrics=Printed)
 
 
-@batched(single=True, max_batch_size=4, max_pending=16)
+@batched(single=True, max_batch_size=4, max_pending=16, priority=len, tenant=str, share=len)
 def embed_many(texts: list[str]) -> list[bytes]:
     return embed(texts)
 
@@ -567,12 +573,15 @@ async def continuous() -> None:
         async with aclosing(joined.amap([b"a"])) as replies:
             assert_type(await anext(replies), list[int])
     ContinuousBatcher[bytes, int](Engine, max_batch_size=4)
+    ContinuousBatcher(engine, max_batch_size=4, priority=len, tenant=bytes.decode, share=len)
     ContinuousBatcher(object(), max_batch_size=4)  # type: ignore[call-overload]
     try:
         joined.astream(b"a")
     except batchstream.OverloadedError as error:
         assert_type(error.pending, int)
         assert_type(error.max_pending, int)
+        assert_type(error.reason, Literal["pending", "pending_cost", "tenant"])
+        assert_type(error.pending_cost, float | None)
     except batchstream.DeadlineError as error:
         assert_type(error.timeout, float)
 

@@ -11,7 +11,8 @@ from prometheus_client.registry import Collector
 from batchstream import Metrics
 from batchstream._core.arguments import check_count
 from batchstream.integrations.prometheus._figures import SEPARATORS, TABLES, Names
-from batchstream.integrations.prometheus._recorder import Recorder, WeightedHistogram
+from batchstream.integrations.prometheus._recorder import Recorder
+from batchstream.integrations.prometheus._steps import WeightedHistogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping

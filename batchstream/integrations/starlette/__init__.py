@@ -15,8 +15,9 @@ raised, for the handlers of the application or Starlette's 500.
 """
 
 from batchstream.integrations.starlette._handlers import exception_handlers as exception_handlers
+from batchstream.integrations.starlette._request_id import request_id as request_id
 from batchstream.integrations.starlette._responses import EventsResponse as EventsResponse
 from batchstream.integrations.starlette._responses import NDJSONResponse as NDJSONResponse
 from batchstream.integrations.starlette._responses import TextResponse as TextResponse
 
-__all__ = ["EventsResponse", "NDJSONResponse", "TextResponse", "exception_handlers"]
+__all__ = ["EventsResponse", "NDJSONResponse", "TextResponse", "exception_handlers", "request_id"]
