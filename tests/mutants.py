@@ -85,6 +85,8 @@ MIXTURES = ("test_mixtures.py",)
 PER_REQUEST = ("test_per_request.py",)
 ENGINES = ("test_engines.py",)
 TRACES = ("test_traces.py",)
+REQUEUES = ("test_requeue.py",)
+BUDGETS = ("test_step_budgets.py",)
 STOP_STRINGS = ("test_stop_strings.py",)
 TEXT = ("test_text_decoder.py", "test_detokenizer.py")
 TEXT_STEPS = ("test_decode_steps.py", "test_stop_faults.py")
@@ -269,8 +271,8 @@ MUTANTS = [
     ),
     Mutant(
         "an interrupt as a slot ends leaves it among the live slots",
-        "        self._live = None\n        self._live_slots.remove(slot)\n",
-        "        self._live_slots.remove(slot)\n        self._live = None\n",
+        "        self._live = None\n        self._live_slots.remove(slot)\n        self._finished",
+        "        self._live_slots.remove(slot)\n        self._live = None\n        self._finished",
         ("test_interrupts.py",),
     ),
     Mutant(
@@ -378,8 +380,8 @@ MUTANTS = [
     ),
     Mutant(
         "a cancel that was broken off is never made again",
-        "        if buffer in self.live_buffers:\n            given",
-        "        if not buffer.cancelled:\n            given",
+        "        if buffer in self.live_buffers:\n            buffer.cancel(",
+        "        if not buffer.cancelled:\n            buffer.cancel(",
     ),
     Mutant(
         "an error keeps the stream whose receive it has left",
@@ -557,14 +559,14 @@ MUTANTS = [
     ),
     Mutant(
         "a request that was told not now is asked again at each step",
-        "        return self._engine.is_full and first is not None and not first.ends\n",
-        "        return False\n",
+        "        return self._engine.is_full or self._is_over_budget\n",
+        "        return self._is_over_budget\n",
         ENGINES,
     ),
     Mutant(
         "a cancelled request holds up those behind it",
-        "        return self._engine.is_full and first is not None and not first.ends\n",
-        "        return self._engine.is_full\n",
+        "        if first is None or first.ends:\n            return False\n",
+        "",
         ENGINES,
     ),
     Mutant(
@@ -814,8 +816,7 @@ MUTANTS = [
     # ---- batchers
     Mutant(
         "a request whose time is over is not failed",
-        "                request.finish_quietly(StreamEnd(FinishReason.ERROR, 0, error=error))\n"
-        "                overdue",
+        "                request.finish_quietly(end)\n                overdue",
         "                overdue",
         BATCHERS_IN_LOOP,
     ),
@@ -851,8 +852,8 @@ MUTANTS = [
     ),
     Mutant(
         "a request that ends is not checked for having joined",
-        "        if (pump := request.pump) is not None:\n",
-        "        if (pump := None) is not None:\n",
+        "        joined = request.pump\n",
+        "        joined = None\n",
         ("test_batchers_lifecycle.py",),
     ),
     Mutant(
@@ -1155,6 +1156,127 @@ MUTANTS = [
         "            request.trace = None\n        in_use",
         "            pass\n        in_use",
         TRACES,
+    ),
+    # ---- slots that an engine gives back
+    Mutant(
+        "a slot that is given back counts its outputs anew",
+        "        self._extra[slot] += given\n",
+        "",
+        REQUEUES,
+    ),
+    Mutant(
+        "what was given before a slot was given back is counted twice",
+        "        self._past_outputs -= given  # they were counted before\n",
+        "",
+        REQUEUES,
+    ),
+    Mutant(
+        "a slot is given back where no request is added again",
+        "        if self._requeued is None:\n            error = requeue_error(",
+        "        if False:\n            error = requeue_error(",
+        REQUEUES,
+    ),
+    Mutant(
+        "what is given back is added again at once",
+        "        if waiting and back == len(left):",
+        "        if False:",
+        REQUEUES,
+    ),
+    Mutant(
+        "what was all given back joins all at once",
+        "            most = len(self._free) if behind is None else 1\n",
+        "            most = len(self._free)\n",
+        REQUEUES,
+    ),
+    Mutant(
+        "of what was all given back the second joins with the next step",
+        "        if behind is not None and self._costs:\n",
+        "        if False:\n",
+        REQUEUES,
+    ),
+    Mutant(
+        "one that is alone is given back for ever",
+        "        fails = stalls and request.stalled\n",
+        "        fails = False\n",
+        (*REQUEUES, "test_requeue_stateful.py"),
+    ),
+    Mutant(
+        "requests that are given back go to the head of the queue one before the other",
+        "        waiting = sorted(self.requeued, key=lambda request: request.arrived)\n",
+        "        waiting = sorted(self.requeued, key=lambda request: -request.arrived)\n",
+        REQUEUES,
+    ),
+    Mutant(
+        "a cancel that finds the slot given back sets no end",
+        "            if request.ends:  # or else its slot was given back meanwhile\n"
+        "                break\n"
+        "        if pump is None or request.pump is not pump:\n"
+        "            self._ended_outside(request, pump)\n\n    def waits_for",
+        "            break\n"
+        "        if pump is None or request.pump is not pump:\n"
+        "            self._ended_outside(request, pump)\n\n    def waits_for",
+        REQUEUES,
+    ),
+    Mutant(
+        "a request is taken out of its slot before it is known to wait",
+        "        request.pump = None\n        fanout.release(slot, VACANCY)\n",
+        "        fanout.release(slot, VACANCY)\n        request.pump = None\n",
+        REQUEUES,
+    ),
+    Mutant(
+        "a request that has joined another batch as it was cancelled is computed on",
+        "        if joined is not None and joined is not pump:\n",
+        "        if joined is not None and pump is None:\n",
+        REQUEUES,
+    ),
+    Mutant(
+        "the wait of a request that joins again may end it",
+        "        self.wait_until = self.until\n",
+        "        pass\n",
+        REQUEUES,
+    ),
+    Mutant(
+        "a stream that joins again with outputs unread is not looked at",
+        "            self.free_steps = 0  # it may hold outputs already\n",
+        "",
+        REQUEUES,
+    ),
+    Mutant(
+        "a stop string does not end a slot that the same step gives back",
+        "        if self._requeued and self._requeued.pop(slot, None) is not None:\n",
+        "        if self._requeued and self._requeued.get(slot) is not None:\n",
+        REQUEUES,
+    ),
+    # ---- what a step costs
+    Mutant(
+        "a request joins a step that costs too much",
+        "        return self._spent + submission.step_cost <= self._most\n",
+        "        return self._spent <= self._most\n",
+        BUDGETS,
+    ),
+    Mutant(
+        "what joins in the same refill is not counted",
+        "        if self._spent is not None:\n            self._spent += submission.step_cost\n",
+        "",
+        BUDGETS,
+    ),
+    Mutant(
+        "a slot costs for ever what its first step did",
+        "        return self._submissions[slot].step_cost if is_prefilling else 1.0\n",
+        "        return self._submissions[slot].step_cost\n",
+        BUDGETS,
+    ),
+    Mutant(
+        "an empty engine waits for a cheaper step",
+        "        if self._most is None or not self._costs:\n",
+        "        if self._most is None:\n",
+        BUDGETS,
+    ),
+    Mutant(
+        "a request that has output counts as prefilling",
+        "        return sum(fanout.given(request) == request.given_before for",
+        "        return sum(fanout.given(request) >= request.given_before for",
+        BUDGETS,
     ),
 ]
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from batchstream._batching.traces import Traces
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.demultiplexer import Demultiplexer
-    from batchstream._core.markers import End, Fail, Last, Many, Signal
+    from batchstream._core.markers import End, Fail, Last, Many, Requeue, Signal
     from batchstream._core.per_request import per_request
     from batchstream._pumps.worker_thread import WorkerThread
     from batchstream._text.decoder import Decoder
@@ -43,7 +43,10 @@ class StepEngine(Protocol[_RequestT_contra, _T_co]):
     All methods are called in one thread at a time, in this order: `remove` for requests that have
     ended, `add` for requests that join, and then `step`, as long as there is a request.
 
-    An engine that holds threads or memory of its own may have a fourth method, `close()`, a plain
+    An engine may have a method `step_cost(slot)`, which returns what the next step costs for a
+    slot, as a number; it is asked where the batcher has a `max_step_cost`, before requests join.
+
+    An engine that holds threads or memory of its own may have a method `close()`, a plain
     function. An engine that the batcher has made, with a class or function, is closed once, in the
     same thread: after it has raised in a step, or when the batcher is closed or dropped, or the
     program exits. One that fails is closed without a `remove` before. An idle batcher keeps its
@@ -65,16 +68,19 @@ class StepEngine(Protocol[_RequestT_contra, _T_co]):
             Exception: Any other error is one of the server's.
         """
 
-    def step(self) -> Mapping[int, _T_co | Last[_T_co] | Many[_T_co] | End | Fail | Signal | None]:
+    def step(
+        self,
+    ) -> Mapping[int, _T_co | Last[_T_co] | Many[_T_co] | End | Fail | Requeue | Signal | None]:
         """Make one step, and return an output for each slot in use.
 
         Or a marker, as in the steps of a source: `Last`, `EOS` and so on; None where that is the
-        end mark; and nothing (or `SKIP`) for a slot that goes on without an output. What it raises
-        fails all requests in the engine.
+        end mark; and nothing (or `SKIP`) for a slot that goes on without an output. `Requeue`, also
+        behind the outputs of a `Many`, gives the slot back: its request is removed, and added again
+        later. What it raises fails all requests in the engine.
         """
 
     def remove(self, slot: int) -> None:
-        """Free what the slot's request needed: it has finished, was cancelled, or has failed.
+        """Free what the slot's request needed: it has ended, or its slot was given back.
 
         Called exactly once for each `add`; after a `step` that raised as well, unless there is a
         factory to make another engine. What it raises goes to `sys.unraisablehook`.
@@ -115,6 +121,12 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         on_overflow: `"cancel"` ends a stream that holds more, with `SlowConsumerError` after what
             it holds: requests that share a batch have nothing to do with each other. `"wait"` lets
             the batch wait for it.
+        step_cost: A function of a request that says what its first step takes of `max_step_cost`,
+            the length of its prompt for example. From its first output on a request takes 1; unless
+            the engine has a method `step_cost(slot)`, which says what it takes in the next step.
+        max_step_cost: What the next step may cost at most when a request joins. The first that does
+            not fit waits, and none overtakes it; one whose first step costs more by itself is
+            refused.
         metrics: Its methods are called as things happen; see `Metrics`. Or a function without
             arguments that returns such an object, such as its class: it is called once, in the
             process and by the call that submits the first request.

@@ -75,7 +75,8 @@ class EngineBatch(RequestBatch[T]):
         # The first of the queue, if it has to wait although there is a free slot.
         self._first: Request[T] | None = None
         self._is_over_budget = False  # whether it waits for a step that costs less
-        self._spent: float | None = None  # of `max_step_cost`; None if not asked in this refill
+        self._most = owner.options.max_step_cost
+        self._spent: float | None = None  # of that; None if not asked in this refill
 
     @property
     def free_slots(self) -> int:
@@ -174,15 +175,14 @@ class EngineBatch(RequestBatch[T]):
         request.pump = None
         fanout.release(slot, VACANCY)
         if fails:
-            self._owner.fail_all([request], _stalled_error())
+            self._owner.fail_all([request], stalled_error())
 
     def _changed(self, submission: Submission, content: Any) -> Submission:
         """Return what was submitted with what the engine wants in place of it."""
-        options = self._owner.options
         step_cost = submission.step_cost
-        if options.max_step_cost is not None:
+        if self._most is not None:
             # If it is more than that, it joins when no other is in the engine.
-            step_cost = self._engine.run(options.first_step_of, content)
+            step_cost = self._engine.run(self._owner.options.first_step_of, content)
         return submission._replace(content=content, step_cost=step_cost)
 
     def _look_at_budget(self) -> None:
@@ -194,12 +194,11 @@ class EngineBatch(RequestBatch[T]):
 
     def _has_room_in_step(self, submission: Submission) -> bool:
         """Whether the next step may cost what it does with another request."""
-        most = self._owner.options.max_step_cost
-        if most is None or not self._costs:
+        if self._most is None or not self._costs:
             return True
         if self._spent is None:
             self._spent = sum(map(self._step_cost, self._costs))
-        return self._spent + submission.step_cost <= most
+        return self._spent + submission.step_cost <= self._most
 
     def _step_cost(self, slot: int) -> float:
         cost = self._engine.step_cost(slot)
@@ -214,12 +213,13 @@ class EngineBatch(RequestBatch[T]):
         """Add the requests that were taken, up to one that has to wait."""
         owner, joining, now = self._owner, self._joining, clock.monotonic()
         joined: list[Request[T]] = []
-        try:
-            self._has_room_in_step(joining[0].submission)  # asks the engine, which may raise
-        except BaseException:
-            owner.put_back(joining)
-            joining.clear()
-            raise
+        if self._most is not None:
+            try:
+                self._has_room_in_step(joining[0].submission)  # asks the engine, which may raise
+            except BaseException:
+                owner.put_back(joining)
+                joining.clear()
+                raise
         while joining:
             request = joining.popleft()
             if self._add(request):
@@ -238,7 +238,7 @@ class EngineBatch(RequestBatch[T]):
             self._owner.fail_all([request], closed_error(self._owner.scheduler.closing))
             return False
         submission = request.submission
-        if not self._has_room_in_step(submission):
+        if self._most is not None and not self._has_room_in_step(submission):
             self._is_over_budget = True
             return False
         slot = self._free.pop()
@@ -277,7 +277,8 @@ class EngineBatch(RequestBatch[T]):
         self._owner.fail_all(self._joining, SourceError("the batch has ended unexpectedly"))
 
 
-def _stalled_error() -> RequestError:
+def stalled_error() -> RequestError:
+    """Return the error of a request that is given back for ever."""
     return RequestError(
         "the request can never be served: the engine has given its slot back twice without an "
         "output, although no other request was in the engine"

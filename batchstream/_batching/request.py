@@ -32,7 +32,7 @@ RequestState: TypeAlias = Literal[
     "taken",
     "joined",
     "requeued",
-    "taken again",
+    "retaken",
     "withdrawn",
     "finished",
 ]
@@ -48,11 +48,11 @@ REQUEST_LIFE: Final[dict[tuple[RequestState, RequestEvent], RequestState]] = {
     ("taken", "end"): "withdrawn",
     ("joined", "requeue"): "requeued",
     ("joined", "end"): "finished",
-    ("requeued", "take"): "taken again",
+    ("requeued", "take"): "retaken",
     ("requeued", "end"): "withdrawn",
-    ("taken again", "put back"): "requeued",
-    ("taken again", "join"): "joined",
-    ("taken again", "end"): "withdrawn",
+    ("retaken", "put back"): "requeued",
+    ("retaken", "join"): "joined",
+    ("retaken", "end"): "withdrawn",
 }
 """What the scheduler knows of a request. A worker takes it from the queue, and lets it join a batch
 or puts it back; one that ended while it waited is withdrawn. An engine may give back the slot of

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_TAKEN: Final = ("taken", "taken again")
+_TAKEN: Final = ("taken", "retaken")
 
 
 class Worker:

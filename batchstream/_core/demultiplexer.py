@@ -382,8 +382,9 @@ class Demultiplexer(Generic[T]):
 
         It is live, or the step with these outputs has given it back.
         """
-        if self._requeued:
-            self._requeued.pop(slot, None)
+        if self._requeued and self._requeued.pop(slot, None) is not None:
+            self._live_slots.add(slot)
+            self._extra[slot] -= self._plain_steps
         draft: _Draft[T] = _Draft()
         self._finish(draft, slot, reason, info=info, error=error)
         return draft.ends[0][1]
@@ -636,7 +637,7 @@ class Demultiplexer(Generic[T]):
         given = self._extra[slot] = self.given(slot)
         # In this order: an interrupt may strike behind `remove`, and `fail` then reads `live`.
         self._live = None
-        self._live_slots.discard(slot)  # not there if it was given back
+        self._live_slots.remove(slot)
         self._finished[reason] += 1
         draft.ends.append((slot, StreamEnd(reason, given, info, error)))
 

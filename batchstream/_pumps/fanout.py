@@ -111,7 +111,7 @@ class Fanout(Generic[T]):
         if buffer in self.live_buffers:
             buffer.cancel(StreamEnd(FinishReason.CANCELLED, self._given_now(buffer)))
             self.depart(buffer)
-        elif buffer.ends:  # or else its slot was given back, and no end of ours reaches it
+        else:  # it has ended; or its slot was just given back, and the caller ends it
             buffer.shut()
 
     def cancel_all(self) -> None:

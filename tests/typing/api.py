@@ -38,6 +38,7 @@ from batchstream import (
     NotNow,
     Replies,
     RequestError,
+    Requeue,
     Statistics,
     StepEngine,
     Stream,
@@ -488,7 +489,19 @@ class ClosedEngine(Engine):
     def close(self) -> None: ...
 
 
+class PreemptingEngine:
+    def add(self, slot: int, request: bytes) -> None: ...
+    def remove(self, slot: int) -> None: ...
+    def step(self) -> dict[int, int | Many[int] | Requeue]:
+        return {0: Requeue(b"the rest"), 1: Requeue()}
+
+    def step_cost(self, slot: int) -> float:
+        return 2.0
+
+
 closed_engine: StepEngine[bytes, int] = ClosedEngine()
+preempting_engine: StepEngine[bytes, int] = PreemptingEngine()
+ContinuousBatcher[bytes, int](PreemptingEngine, max_batch_size=4, step_cost=len, max_step_cost=512)
 ContinuousBatcher[bytes, int](ClosedEngine, max_batch_size=4)
 rejection: batchstream.BatchStreamError = TooLongError("too long")
 failed: Fail = Fail(RequestError("too long"))

@@ -7,7 +7,7 @@ from litserve.utils import LitAPIStatus
 from test_litserve_loop import FAILED, FINISHED, Messages, ok
 from test_litserve_serving import PAUSE, InLine, Waiting, run
 
-from batchstream import EOS, NotNow, RequestError
+from batchstream import EOS, Many, NotNow, RequestError, Requeue
 from batchstream.integrations.litserve import ContinuousBatchLoop
 from batchstream.integrations.litserve._link.messages import Failure
 from batchstream.integrations.litserve._worker import context as worker_context
@@ -247,3 +247,70 @@ def test_a_request_that_add_rejects_is_answered_with_422(caplog):
     assert sent["r1"] == [(LitAPIStatus.OK, Failure(422, "no such text", None, rejects=True))]
     assert sent["r2"] == whole("cd")
     assert caplog.records == [], "it is no error of the server's"
+
+
+# ---- giving slots back
+
+
+class Preempting(Cache):
+    """Gives the slots of the letters in `api.behind` back once, and of those in `api.never`."""
+
+    def add(self, slot, request):
+        super().add(slot, request)
+        if request == "cdef":
+            assert request not in self.api.decoded  # it was decoded as "abcdef", once
+
+    def step(self):
+        step = super().step()
+        for slot, letter in step.items():
+            _, letters = self.slots[slot]
+            if letter in self.api.never:
+                step[slot] = Requeue("".join([letter, *letters]))
+            elif letter in self.api.behind:
+                self.api.behind.remove(letter)
+                step[slot] = Many([letter, Requeue("".join(letters))])
+        return step
+
+
+def preempting(behind="", never="", **hooks):
+    api = texts(room=99, behind=list(behind), never=list(never), **hooks)
+    loop = ContinuousBatchLoop(Preempting)
+    api.loop = loop
+    loop.pre_setup(api)
+    return api
+
+
+@pytest.mark.rule(2, 3, 30)
+def test_a_request_whose_slot_is_given_back_goes_on_when_another_has_left():
+    api = preempting("b")
+    sent = served(api, "abcdef", "uvwx", "yz")
+    assert sent == {"r0": whole("abcdef"), "r1": whole("uvwx"), "r2": whole("yz")}
+    [engine] = api.engines
+    assert engine.asked == ["abcdef", "uvwx", "yz", "cdef"]
+    assert sorted(api.decoded) == ["abcdef", "uvwx", "yz"]
+    steps = [call[1:] for call in engine.calls if call[0] == "step"]
+    assert steps[2:4] == [("uvwx", "yz"), ("cdef", "uvwx")]  # as "yz" has left
+
+
+@pytest.mark.rule(9, 15)
+def test_one_that_is_given_back_again_and_again_although_it_is_alone_fails():
+    api = preempting(never="b")
+    sent = served(api, "abc", "xy")
+    assert sent["r1"] == whole("xy")
+    assert sent["r0"][:-1] == ok("a")
+    assert "can never be served" in str(sent["r0"][-1])
+    [engine] = api.engines
+    assert engine.asked == ["abc", "xy", "bc", "bc"]
+
+
+@pytest.mark.rule(15)
+def test_an_engine_that_raises_fails_none_that_waits_to_go_on():
+    def in_step(calls):
+        if len(api.engines) == 1 and calls == 6:
+            raise OSError("lost")
+
+    api = preempting("b", in_step=in_step)
+    sent = served(api, "abc", "uvwxyz")
+    assert sent["r0"] == whole("abc")
+    assert sent["r1"][-1] == FAILED
+    assert [engine.asked for engine in api.engines] == [["abc", "uvwxyz"], ["c"]]

@@ -6,15 +6,22 @@ from collections import deque
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from litserve.callbacks import EventTypes
 
 from batchstream._batching.engine import Engine
-from batchstream._core.cores import core_of
+from batchstream._batching.engine_batch import stalled_error
+from batchstream._core.cores import core_of, requeued_in
+from batchstream._core.markers import SAME
 from batchstream._text.core import decoding
 from batchstream.integrations.litserve._worker.queue import RequestPrefetcher
-from batchstream.integrations.litserve._worker.request import ServedRequest, report_joined
+from batchstream.integrations.litserve._worker.request import (
+    ServedRequest,
+    fail_all,
+    report_joined,
+)
 from batchstream.integrations.litserve._worker.serving import Serving, make_step
 
 if TYPE_CHECKING:
@@ -56,6 +63,10 @@ class ContinuousBatch:
         self._joining: deque[tuple[int, object, float, Any]] = deque()
         # For which the engine has no room, ready to be added, with the time of its submission.
         self._first: tuple[ServedRequest, float] | None = None
+        # Whose slots the engine has given back, in the order in which they came.
+        self._again: list[ServedRequest] = []
+        self._one_joins = False  # the first of these alone, as no other is in the engine
+        self._numbers = count()
         self._joined: list[ServedRequest] = []  # since the last step
         self._prefetcher = RequestPrefetcher(request_queue, self._size, context.claim)
 
@@ -95,12 +106,11 @@ class ContinuousBatch:
                 self._context.outbox.flush(everything=True)
                 if self._serving.steps is not None:
                     self._serving.steps.pause()
-            self._free += self._engine.keep(live)
-            if self._first is not None:
-                self._retry(*self._first)
-                live = self._core.live
+            self._free += self._vacate(live)
+            self._add_held_up()
+            live = self._core.live
             self._joining.extend(self._prefetcher.take(block=not live))
-            while self._joining and self._first is None:
+            while self._joining and self._first is None and not self._again:
                 # Removed last: what interrupts this finds the request, and fails it.
                 if not self._let_join(*self._joining[0]):
                     self._prefetcher.release_slot()
@@ -115,12 +125,67 @@ class ContinuousBatch:
 
     def vacate(self, slot: int) -> None:
         """Cancel the slot; the engine removes it before the next step."""
-        if self._core.cancel(slot).ends:
+        if self._core.cancel(slot).ends or requeued_in(self._core).pop(slot, None) is not None:
             self._prefetcher.release_slot()
+
+    def _vacate(self, live: tuple[int, ...]) -> list[int]:
+        """Remove from the engine what has left its slot; return the slots that became free."""
+        requeued = requeued_in(self._core)
+        if not requeued:
+            return self._engine.keep(live)
+        given_back, alone = len(requeued), len(self._free) == self._size - 1
+        for slot, marker in requeued.items():
+            request = self._serving.unseat(slot)
+            request.give_back(self._core.given(slot), alone=alone)
+            if marker.request is not SAME:
+                request.content = marker.request
+            self._again.append(request)
+        requeued.clear()
+        self._again.sort(key=lambda request: request.number)
+        left = self._engine.keep(live)
+        if len(left) == given_back:  # no other has left: the engine would give it back again
+            self._engine.is_full = bool(live)
+            self._one_joins = not live
+        return left
+
+    def _add_held_up(self) -> None:
+        """Add the requests that wait in this worker for the engine, as far as it takes them."""
+        if self._again:
+            self._add_again()
+        if self._first is not None and not self._again:
+            self._retry(*self._first)
+
+    def _add_again(self) -> None:
+        """Add requests that were given back; see `batchstream._batching.engine_batch`."""
+        first = self._again[0]
+        for request in list(self._again):
+            if request.stalls > 1:
+                fail_all([request], stalled_error())
+            if request.ended or not request.context.live:
+                self._forget(request)
+        if self._again and self._again[0] is not first:
+            self._engine.is_full = False  # it was the one that was not to be added
+        while self._again and not self._engine.is_full:
+            request = self._again[0]
+            if not request.attempt(self._reseat):
+                self._forget(request)
+            elif self._one_joins and request not in self._again:
+                self._engine.is_full = bool(self._again)
+                break
+        self._one_joins = False
+
+    def _forget(self, request: ServedRequest) -> None:
+        self._again.remove(request)
+        self._serving.dismiss(request)
+        self._prefetcher.release_slot()
+
+    def _reseat(self, request: ServedRequest) -> None:
+        if self._enter(request):
+            self._again.remove(request)
 
     def _start_over(self) -> None:
         options = self._context.options
-        self._core: Any = core_of(options.rules, self._size, vacant=True)
+        self._core: Any = core_of(options.rules, self._size, vacant=True, requeues=True)
         if options.decode is not None:
             self._core = decoding(self._core)
         self._free = list(reversed(range(self._size)))  # the lowest comes last, and is taken first
@@ -160,15 +225,25 @@ class ContinuousBatch:
         return request.attempt(partial(self._seat, submitted=submitted))
 
     def _seat(self, request: ServedRequest, *, submitted: float) -> None:
+        if self._enter(request):
+            self._first = None  # last: what interrupts this finds the request, and fails it
+        else:
+            self._first = request, submitted
+
+    def _enter(self, request: ServedRequest) -> bool:
+        """Give a slot to a request, unless the engine has no room for it."""
         slot = self._free[-1]  # taken last: if the engine refuses the request, the slot stays free
         if not self._engine.use(self._variables).add(slot, request.content):
-            self._first = request, submitted
-            return
+            return False
         decoder = {} if request.decoder is None else {"decoder": request.decoder}
         self._core.open(slot, max_outputs=request.limit, is_eos=request.is_eos, **decoder)
+        if request.number < 0:
+            request.number = next(self._numbers)
+        if request.given:
+            self._core._go_on(slot, request.given)  # noqa: SLF001 - made for this
         self._serving.seat(self._free.pop(), request)
         self._joined.append(request)
-        self._first = None  # last: what interrupts this finds the request, and fails it
+        return True
 
     def _prepare(self, request: ServedRequest) -> None:
         context = self._context

@@ -71,6 +71,9 @@ class ServedRequest:
         begun: Whether an output has been sent.
         tenant: Whose it is.
         has_output: Whether the model has given it an output.
+        number: Which of its worker's that join an engine it is; -1 before.
+        given: How many outputs it had been given when its slot was given back, if it was.
+        stalls: How often in a row that was without an output, although no other was in the engine.
         ended: Whether an end has been sent, or nothing more is to be.
         trace: What to tell of it, if it is traced.
     """
@@ -89,6 +92,10 @@ class ServedRequest:
         self._outputs = 0
         self.tenant: Tenant = None
         self._joined_at: float | None = None
+        self._waits_since: float | None = None  # once its slot was given back
+        self.number = -1
+        self.given = 0
+        self.stalls = 0
         self.uid = uid
         self.name = str(uid)
         carrier = None
@@ -241,6 +248,21 @@ class ServedRequest:
         """Note that it has joined a batch."""
         self._joined_at = time.monotonic()
 
+    def give_back(self, given: int, *, alone: bool) -> None:
+        """Note that an engine has given its slot back, behind so many outputs."""
+        self.stalls = self.stalls + 1 if alone and given == self.given else 0
+        self.given = given
+        self._joined_at = None
+        self._waits_since = time.monotonic()
+        if self._worker.metrics is not None:
+            self._worker.metrics("requeued", tenant=self.tenant)
+
+    @property
+    def waited(self) -> float:
+        """How many seconds it waits by now, since it was submitted or its slot was given back."""
+        since = self._waits_since
+        return self.age if since is None else time.monotonic() - since
+
     def note_output(self, metrics: MetricsCaller) -> None:
         """Report the model's first output for it."""
         self.has_output = True
@@ -270,7 +292,7 @@ def report_joined(requests: Sequence[ServedRequest], worker: WorkerContext) -> N
     for request in requests:
         request.join()
     if metrics is not None and requests:
-        waited = [request.age for request in requests]
+        waited = [request.waited for request in requests]
         metrics("joined", waited, tenants=[request.tenant for request in requests])
 
 

@@ -87,6 +87,7 @@ class Serving:
         self._stepper = stepper
         self._requests: dict[int, ServedRequest] = {}  # by slot
         self._slots: dict[str, int] = {}  # by uid
+        self._unseated: dict[str, ServedRequest] = {}  # by uid: those that wait for a slot again
         # Requests with outputs to encode, in the order in which they got the first of them.
         self._to_encode: dict[ServedRequest, None] = {}
         # Requests that have left their slots, and how they end.
@@ -100,6 +101,14 @@ class Serving:
         """Put a request into a slot."""
         self._requests[slot] = request
         self._slots[str(request.uid)] = slot
+        self._unseated.pop(str(request.uid), None)
+
+    def unseat(self, slot: int) -> ServedRequest:
+        """Take a request out of its slot that will be put into another."""
+        request = self._requests[slot]
+        self._unseated[str(request.uid)] = request  # first: what interrupts this finds it
+        del self._requests[slot], self._slots[str(request.uid)]
+        return request
 
     def run(self) -> None:
         """Serve all requests to their ends.
@@ -137,6 +146,7 @@ class Serving:
     def dismiss(self, request: ServedRequest) -> None:
         """Serve a request no more whose end has been sent, or cannot be."""
         request.release()  # before the slot: its encoder is closed before what the encoder reads
+        self._unseated.pop(str(request.uid), None)
         slot = self._slots.pop(str(request.uid), None)
         if slot is not None:
             self._requests.pop(slot, None)
@@ -145,7 +155,8 @@ class Serving:
 
     def fail(self, others: Iterable[ServedRequest], error: BaseException) -> None:
         """Fail all requests whose end has not been sent, and others that have not been seated."""
-        seated = dict.fromkeys([*self._requests.values(), *(request for request, _ in self._ends)])
+        seated = dict.fromkeys([*self._requests.values(), *self._unseated.values()])
+        seated |= dict.fromkeys(request for request, _ in self._ends)
         fail_all(seated | dict.fromkeys(others), error)
         for request in seated:
             request.release()
@@ -197,6 +208,10 @@ class Serving:
             request = self._requests[self._slots[uid]]
             request.abandon()
             self.dismiss(request)
+        for uid in [uid for uid in self._unseated if uid in self._disconnects]:
+            request = self._unseated[uid]
+            request.abandon()
+            self.dismiss(request)
 
     def _encode_all(self, *, only_streaming: bool = False) -> None:
         """Encode and send the outputs that wait for it, then the ends of requests that have all.
@@ -213,7 +228,8 @@ class Serving:
                 continue
             del self._to_encode[request]
             self._send(request, encoder.elements())
-            if encoder.over and str(request.uid) in self._slots:
+            uid = str(request.uid)
+            if encoder.over and (uid in self._slots or uid in self._unseated):
                 request.finish(_RETURNED)
                 self.dismiss(request)
         if self._ends:
