@@ -20,6 +20,7 @@ from itertools import count
 from pathlib import Path
 
 import litserve as ls
+from fastapi import Response
 from litserve.loops.base import _SENTINEL_VALUE
 from litserve.loops.continuous_batching_loop import DefaultContinuousBatchingLoop
 from litserve_api import PassingMiddleware, error, really_use_zmq
@@ -327,13 +328,19 @@ class ContinuousLoop(ContinuousBatchLoop):
 
 
 class FileMetrics(Metrics):
-    """Writes each event in a line of a file in the working folder, which all processes share."""
+    """Writes each event in a line of a file in the working folder, which all processes share.
 
-    def __init__(self, batcher=""):
+    Args:
+        others: Metrics that hear of it before.
+        batcher: The batcher's name.
+    """
+
+    def __init__(self, others, batcher=""):
+        self._others = others
         self._batcher = batcher
 
     def for_batcher(self, name):
-        return FileMetrics(name)
+        return FileMetrics(self._others.for_batcher(name), name)
 
     def _write(self, event, **figures):
         line = {"pid": os.getpid(), "batcher": self._batcher, "event": event, **figures}
@@ -341,22 +348,35 @@ class FileMetrics(Metrics):
             file.write(json.dumps(line) + "\n")
 
     def submitted(self, *, tenant):
+        self._others.submitted(tenant=tenant)
         self._write("submitted", tenant=tenant)
 
     def refused(self, reason, *, tenant):
+        self._others.refused(reason, tenant=tenant)
         self._write("refused", reason=reason, tenant=tenant)
 
     def joined(self, waited, *, tenants):
+        self._others.joined(waited, tenants=tenants)
         self._write("joined", waited=waited, tenants=tenants)
 
     def first_output(self, seconds, *, tenant):
+        self._others.first_output(seconds, tenant=tenant)
         self._write("first_output", seconds=seconds, tenant=tenant)
 
     def stepped(self, live, capacity, **figures):
+        self._others.stepped(live, capacity, **figures)
         self._write("stepped", live=live, capacity=capacity, **figures)
 
     def finished(self, end, **figures):
+        self._others.finished(end, **figures)
         self._write("finished", reason=end.reason, outputs=end.outputs, **figures)
+
+
+def operated_metrics():
+    # Not sooner: prometheus-client looks for the folder of its files where it is imported.
+    from batchstream.integrations.prometheus import PrometheusMetrics  # noqa: PLC0415
+
+    return FileMetrics(PrometheusMetrics())
 
 
 def priority_of(request):
@@ -377,7 +397,7 @@ OPERATED = {
     "share": share_of,
     "max_pending": 12,
     "max_pending_per_tenant": 8,
-    "metrics": FileMetrics,
+    "metrics": operated_metrics,
 }
 
 
@@ -453,6 +473,22 @@ def add_view(server):
         }
 
 
+def add_metrics(server):
+    """Let Prometheus read the figures of all processes."""
+    folder = Path("prometheus").absolute()
+    folder.mkdir()
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+
+    @server.app.get("/metrics")
+    def metrics():
+        from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415
+        from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415
+
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        return Response(generate_latest(registry), media_type="text/plain")
+
+
 def main(
     port,
     *,
@@ -483,6 +519,8 @@ def main(
         restart_workers=restart,
     )
     add_view(server)
+    if "operated" in apis:
+        add_metrics(server)
     if zmq:
         really_use_zmq(server)
     server.run(

@@ -53,7 +53,9 @@ from batchstream.integrations.litserve import (
     ChatCompletionRequest,
     ContinuousBatchLoop,
     OpenAISpec,
+    ReceivedRequest,
 )
+from batchstream.integrations.prometheus import PrometheusMetrics
 from batchstream.integrations.transformers import (
     BatchStreamer,
     Generation,
@@ -632,6 +634,15 @@ class Service(LitAPI):
             yield {"word": word}
 
 
+def urgency(request: ReceivedRequest) -> int:
+    return int(request.headers.get("x-priority", "0"))
+
+
+def api_key(request: ReceivedRequest) -> str | None:
+    assert_type(request.request_id, str)
+    return request.headers.get("x-api-key")
+
+
 class AskedRequest(ChatCompletionRequest):
     top_k: int = 50
 
@@ -648,6 +659,21 @@ def litserve_loops() -> None:
         max_pending=64,
     )
     BatchedStreamLoop(eos_in="unbatch")  # type: ignore[arg-type]
+    BatchedStreamLoop(
+        priority=urgency,
+        tenant=api_key,
+        share=lambda request: 2.5,
+        cost=lambda request: len(request.payload),
+        max_pending_per_tenant=5,
+        first_timeout=10,
+        gap_timeout=2.5,
+        grace_period=25,
+        metrics=PrometheusMetrics,
+        name="chat",
+    )
+    ContinuousBatchLoop(make_engine, priority=urgency, tenant=api_key, metrics=Metrics)
+    ContinuousBatchLoop(make_engine, priority=api_key)  # type: ignore[arg-type]
+    ContinuousBatchLoop(make_engine, metrics=Metrics())  # type: ignore[arg-type]
     ContinuousBatchLoop(make_engine, max_outputs=8)
     BatchedStreamLoop(is_eos=per_request(stops_in_context))
     ContinuousBatchLoop(make_engine, is_eos=per_request(stops_in_context))

@@ -45,8 +45,14 @@ the connection if an error comes later.
 
 Of the server an endpoint uses what LitServe's own `OpenAISpec` uses: the request queue, and entries
 in the response buffer. Each request has an entry, a `ResponseQueue`, which fails a request whose
-client leaves more than `max_buffered` messages unread (`responses.py`). Batches of messages are
+client leaves more than `max_buffered` messages unread (`response_queue.py`), or that is late
+(`timers.py`). What a worker has to know besides the request, such as the client's name for it, goes
+with it in an `Envelope`. Batches of messages are
 addressed to one more entry, which takes them apart (`router.py`).
+
+**Where a loop orders the requests that wait**, by priorities or tenants, the endpoint puts a queue
+of its own in the place of LitServe's: one for all server processes and workers, in a process of its
+own (`request_queue.py`).
 
 A failure travels in place of an output, as plain data (`messages.py`). A client gets nothing of a
 user's objects through this endpoint but text and bytes: nothing that might not pickle or unpickle.
@@ -63,9 +69,9 @@ the server processes whose requests it has, which it knows by their uids, and dr
 (`disconnects.py`).
 
 **At the end** SIGTERM and Ctrl-C reach the main process. It lets all servers end together, and does
-not wait for ever (`_shutdown.py`); LitServe then ends the workers. In a server process, or thread,
-an endpoint cuts what is still open after the grace period (`watch.py`), a little before uvicorn
-would.
+not wait for ever (`_shutdown.py`); LitServe then ends the workers. A server process, or thread,
+drains: uvicorn learns of the signal when the last response has ended, or when the grace period is
+over and the rest has been cut (`watch.py`).
 
 An API with a spec of its own keeps the endpoint of that spec. Its failures are LitServe's own error
 messages, the spec decides what a client sees of them, and no worker learns which clients leave.

@@ -83,5 +83,7 @@ class Operation:
 
 
 def error_type(end: StreamEnd) -> str | None:
-    """Return what the conventions call the error of an end, if it has one."""
-    return None if end.error is None else type_name(end.error)
+    """Return what the conventions call the error of an end, if it is one."""
+    if end.error is None:
+        return "_OTHER" if end.reason == batchstream.FinishReason.ERROR else None
+    return type_name(end.error)

@@ -253,13 +253,13 @@ class _BatchSpan(BatchTrace):
 
 
 def _fail(span: Span, end: StreamEnd) -> None:
-    """Give a span the error of an end, if it has one."""
+    """Give a span the error of an end, if it is one."""
     kind = error_type(end)
     if kind is None:
         return
     span.set_attribute(ERROR_TYPE, kind)
     try:
-        text = str(end.error)
+        text = None if end.error is None else str(end.error)
     except Exception as error:  # noqa: BLE001 - the class is the user's
         text = f"an error that has no text: {type_name(error)}"
     span.set_status(Status(StatusCode.ERROR, text))

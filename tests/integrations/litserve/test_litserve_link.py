@@ -14,13 +14,17 @@ from fastapi import HTTPException
 from litserve.callbacks import EventTypes
 from litserve.utils import LitAPIStatus
 
+from batchstream.integrations._http import CutError
 from batchstream.integrations.litserve._link.link import Link
 from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Envelope, Failure
 from batchstream.integrations.litserve._link.pipes import WorkerPipes
 from batchstream.integrations.litserve._server import setup, watch
+from batchstream.integrations.litserve._server.asked import Asked
+from batchstream.integrations.litserve._server.endpoint import TextBody
 from batchstream.integrations.litserve._server.response_queue import FailedError
 from batchstream.integrations.litserve._server.submit import submit
 from batchstream.integrations.litserve._worker.outbox import Outbox, SendWindow
+from support.shuffled_loop import run
 from support.sources import TIMEOUT
 
 OK, FINISH, ERROR = LitAPIStatus.OK, LitAPIStatus.FINISH_STREAMING, LitAPIStatus.ERROR
@@ -75,9 +79,9 @@ def outbox_of(link, put_response):
     return Outbox(put_response, router_uid=link.router_uid, worker=0, window=SendWindow(receipts))
 
 
-def submitted(server, link, *payloads):
+def submitted(server, link, *payloads, **more):
     spec = SimpleNamespace(_server=server, api_path="/predict", response_queue_id=7)
-    return submit(link, spec, payloads)
+    return submit(link, spec, payloads, **more)
 
 
 # ---- the outbox
@@ -481,3 +485,98 @@ def test_a_request_that_a_killed_worker_had_not_claimed_goes_on():
         worker.wait()
 
     asyncio.run(lose_a_worker())
+
+
+# ---- deadlines, in virtual time
+
+
+def send_output(server, link, uid, data):
+    """Do as LitServe does with a batch of messages from a worker."""
+    router = server.response_buffer[link.router_uid]
+    router.response_queue.append(((None, 7, [(uid, data, OK)]), OK))
+    router.event.set()
+
+
+@pytest.mark.rule(29)
+def test_a_request_without_an_output_in_time_is_answered_with_504_and_given_up(caplog):
+    async def wait_in_vain():
+        server = Server()
+        link = connected(server, first_timeout=2)
+        responses = submitted(server, link, "?", asked=Asked(request_id="mine"))
+        [queue] = responses.queues
+        body = TextBody(responses)
+        with pytest.raises(FailedError, match="504") as raised:
+            await body.begin()
+        assert raised.value.headers == {"x-request-id": "mine"}
+        assert "within 2 seconds (first_timeout)" in raised.value.detail
+        assert sent_disconnects(link) == [f"{queue.uid} failed"]
+        body.cancel()
+        assert sent_disconnects(link) == []
+        [record] = caplog.records
+        assert "request mine is given up" in record.getMessage()
+
+    run(wait_in_vain())
+
+
+@pytest.mark.rule(29)
+def test_a_request_with_no_further_output_in_time_is_cut_behind_what_has_come():
+    async def read():
+        server = Server()
+        link = connected(server, first_timeout=1, gap_timeout=2)
+        responses = submitted(server, link, "?")
+        [queue] = responses.queues
+        body = TextBody(responses)
+        for letter in "abc":
+            await asyncio.sleep(0.75)
+            send_output(server, link, queue.uid, letter)
+            assert await body._next() == letter.encode()
+        before = asyncio.get_running_loop().time()
+        with pytest.raises(CutError) as raised:
+            await body._next()
+        assert asyncio.get_running_loop().time() == pytest.approx(before + 2)
+        assert "(gap_timeout)" in raised.value.__cause__.detail
+        assert sent_disconnects(link) == [f"{queue.uid} failed"]
+        body.cancel()
+
+    run(read())
+
+
+@pytest.mark.rule(29)
+def test_the_whole_time_that_a_client_allows_counts_from_its_submission():
+    async def read():
+        server = Server()
+        link = connected(server)
+        responses = submitted(server, link, "?", asked=Asked(timeout=5))
+        [queue] = responses.queues
+        body = TextBody(responses)
+
+        async def read_an_output_each_second():
+            while True:
+                send_output(server, link, queue.uid, "a")
+                await body._next()
+                await asyncio.sleep(1)
+
+        with pytest.raises(CutError):
+            await read_an_output_each_second()
+        assert asyncio.get_running_loop().time() == pytest.approx(5)
+        body.cancel()
+
+    run(read())
+
+
+@pytest.mark.rule(29, 5)
+def test_no_deadline_passes_after_an_end():
+    async def end():
+        server = Server()
+        link = connected(server, first_timeout=1, gap_timeout=1)
+        responses = submitted(server, link, "?", asked=Asked(timeout=1))
+        [queue] = responses.queues
+        server.deliver(queue.uid, "", FINISH)
+        await asyncio.sleep(5)
+        body = TextBody(responses)
+        await body.begin()
+        assert await body._next() is None
+        body.cancel()
+        assert sent_disconnects(link) == []
+
+    run(end())

@@ -215,6 +215,23 @@ def test_all_chunks_of_a_stream_have_the_same_head(service):
     assert (model, kind) == ("model", "chat.completion.chunk")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_names_the_request_as_its_client_does(service, stream):
+    names = {"x-request-id": "mine", "x-request-timeout": "60"}
+    for plans, status in [
+        ([outs("a"), outs("b")], 200),
+        ([[["undecodable", "http", "too many"]]], 429),
+    ]:
+        request = asking(*plans, stream=stream)
+        response = service.http.post("/predict/chat/completions", json=request, headers=names)
+        assert (response.status_code, response.headers["x-request-id"]) == (status, "mine")
+    response = service.http.post(
+        "/predict/chat/completions", json=request, headers={"x-request-timeout": "soon"}
+    )
+    assert response.status_code == 400
+    assert "X-Request-Timeout" in response.json()["error"]["message"]
+
+
 def test_two_responses_have_different_ids(service):
     names = {service.create(ONE, outs("a")).id for _ in range(2)}
     assert len(names) == 2

@@ -16,7 +16,7 @@ from litserve.callbacks import CallbackRunner
 from litserve.loops.base import _SENTINEL_VALUE, _StopLoopError
 from test_litserve_loop import FAILED, FINISHED, Messages, ok, raising
 
-from batchstream import EOS, SKIP, End, Fail, Last, Many, per_request, token_ids
+from batchstream import EOS, SKIP, End, Fail, Last, Many, Metrics, per_request, token_ids
 from batchstream._core.rules import EndRules
 from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop
 from support.litserve_queue import RequestQueue
@@ -35,6 +35,10 @@ class Stop:
 
 def is_full_stop(output):
     return output == "."
+
+
+def two_arguments(_request, _headers):
+    raise AssertionError
 
 
 def stop_in_context(context):
@@ -415,6 +419,23 @@ IN_BOTH = [
     ({"grace_period": None}, TypeError, "grace_period must be a number, got None"),
     ({"grace_period": -1}, ValueError, "grace_period must be at least 0, got -1"),
     ({"grace_period": float("inf")}, ValueError, "grace_period must be finite, got inf"),
+    ({"first_timeout": -1}, ValueError, "first_timeout must be at least 0, got -1"),
+    ({"gap_timeout": "2"}, TypeError, "gap_timeout must be a number, got '2'"),
+    ({"metrics": Metrics()}, TypeError, "metrics takes a function without arguments that makes"),
+    ({"metrics": is_full_stop}, TypeError, "without arguments, which is_full_stop.output. does"),
+    ({"metrics": lambda: None}, TypeError, "metrics has to be known by its name"),
+    ({"priority": 1}, TypeError, "priority takes a function of one request, got 1"),
+    ({"priority": lambda _: 1}, TypeError, "priority has to be known by its name"),
+    ({"tenant": two_arguments}, TypeError, "tenant is called with a ReceivedRequest, which"),
+    ({"share": is_full_stop}, TypeError, "share is about tenants, and there is no tenant"),
+    ({"cost": is_full_stop}, TypeError, "cost is what a request takes of its tenant's share"),
+    ({"cost": 2, "tenant": is_full_stop}, TypeError, "cost takes a function of one request"),
+    ({"max_pending_per_tenant": 3}, TypeError, "max_pending_per_tenant is about tenants"),
+    (
+        {"max_pending_per_tenant": 0, "tenant": is_full_stop},
+        ValueError,
+        "max_pending_per_tenant must be at least 1, got 0",
+    ),
 ]
 
 

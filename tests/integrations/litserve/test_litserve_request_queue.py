@@ -6,17 +6,19 @@ import signal
 import subprocess
 import sys
 import threading
-from itertools import count
 from queue import Empty
 
 import pytest
 
-from batchstream import OverloadedError
-from batchstream.integrations.litserve._link.ordering import Standing
-from batchstream.integrations.litserve._link.request_queue import OrderedRequests, start_queue
+from batchstream.integrations.litserve._link import request_queue
+from batchstream.integrations.litserve._link.ordering import Ordering, Standing
+from batchstream.integrations.litserve._link.received import ReceivedRequest
+from batchstream.integrations.litserve._link.request_queue import (
+    OrderedRequests,
+    Refusal,
+    start_queue,
+)
 from support.serving import SECONDS
-
-numbers = count()
 
 
 def element(name):
@@ -24,7 +26,7 @@ def element(name):
 
 
 def put(queue, *names, **standing):
-    queue.put_all([element(name) for name in names], Standing(**standing))
+    return queue.put_all([element(name) for name in names], Standing(**standing))
 
 
 def taken(queue, number=1000):
@@ -73,17 +75,26 @@ def test_tenants_take_turns_by_share_and_cost(share, cost):
 def test_as_many_wait_as_may_of_all_and_of_each_tenant_and_all_of_a_client_or_none():
     queue = OrderedRequests(5, 3)
     put(queue, "a", "b", tenant="one")
-    with pytest.raises(OverloadedError) as raised:
-        put(queue, "c", "d", tenant="one")
-    assert raised.value.reason == "tenant"
+    assert put(queue, "c", "d", tenant="one") == Refusal("tenant", None)
     put(queue, "e", "f", tenant="two")
     put(queue, "c", tenant="one")
-    with pytest.raises(OverloadedError) as raised:
-        put(queue, "g", tenant="two")
-    assert raised.value.reason == "pending"
+    assert put(queue, "g", tenant="two") == Refusal("pending", None)
     assert sorted(taken(queue)) == ["a", "b", "c", "e", "f"]
     put(queue, "c", "d", "g", tenant="one")
     assert queue.qsize() == 3
+
+
+def test_a_refusal_says_when_to_come_again_by_the_rate_at_which_requests_leave(monkeypatch):
+    queue = OrderedRequests(4, 2)
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(request_queue.time, "monotonic", lambda: next(clock))
+    put(queue, "a", "b", tenant="one")
+    put(queue, "c", "d", tenant="two")
+    assert taken(queue, 2) == ["a", "c"]
+    put(queue, "e", tenant="one")
+    seconds = put(queue, "f", tenant="one").retry_after
+    put(queue, "f", tenant="two")
+    assert put(queue, "g").retry_after == seconds / 2 > 0
 
 
 def test_a_request_that_is_given_up_leaves_the_queue_unless_it_was_taken():
@@ -100,12 +111,10 @@ def test_nothing_is_kept_of_tenants_and_requests_that_are_gone():
     queue = OrderedRequests(10, 2)
     for number in range(500):
         put(queue, f"a{number}", f"b{number}", tenant=number)
-        with pytest.raises(OverloadedError):
-            put(queue, "one too many", tenant=number)
+        assert put(queue, "one too many", tenant=number) is not None
         assert queue.discard(f"a{number}")
         assert taken(queue) == [f"b{number}"]
-    with pytest.raises(OverloadedError):
-        put(queue, "a", "b", "c", tenant="never accepted")
+    assert put(queue, "a", "b", "c", tenant="never accepted") is not None
     assert (queue._accounts, queue._by_uid) == ({}, {})
 
 
@@ -115,6 +124,36 @@ def test_what_is_no_request_comes_behind_all_requests():
     queue.put(sentinel)
     put(queue, "a", priority=10**6)
     assert [queue.get_nowait() for _ in range(2)] == [element("a"), sentinel]
+
+
+# ---- where a request stands
+
+
+def standing(**returned):
+    functions = {name: lambda _, value=value: value for name, value in returned.items()}
+    arguments = [functions.get(name) for name in ("priority", "tenant", "share", "cost")]
+    return Ordering(*arguments, None).standing_of(ReceivedRequest("payload", {}, "name"))
+
+
+def test_functions_say_where_a_request_stands():
+    assert standing(priority=3) == Standing(3, None, 1.0, 1.0)
+    assert standing(tenant="t", share=2, cost=0.5) == Standing(0, "t", 2.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "text"),
+    [
+        ({"priority": "high"}, TypeError, "priority returns"),
+        ({"tenant": ["t"]}, TypeError, "tenant returns text, bytes, a whole number or None"),
+        ({"tenant": "t", "share": 0}, ValueError, "share returns"),
+        ({"tenant": "t", "cost": 0}, ValueError, "what cost returns must be more than 0 and fin"),
+        ({"tenant": "t", "cost": float("inf")}, ValueError, "must be more than 0 and finite"),
+        ({"tenant": "t", "cost": "1"}, TypeError, "what cost returns must be a number"),
+    ],
+)
+def test_what_a_function_may_not_return_is_an_error(returned, error, text):
+    with pytest.raises(error, match=text):
+        standing(**returned)
 
 
 # ---- in a process of its own
@@ -140,9 +179,7 @@ def test_other_processes_see_the_same_as_its_own(queue):
         queue.get(timeout=0)
     with pytest.raises(Empty):
         queue.get(block=False)
-    with pytest.raises(OverloadedError, match="max_pending") as raised:
-        put(queue, *"abcde")
-    assert (raised.value.reason, raised.value.max_pending) == ("pending", 4)
+    assert put(queue, *"abcde").reason == "pending"
 
 
 def test_one_that_waits_is_woken_by_a_request(queue):
@@ -173,7 +210,11 @@ def test_a_worker_that_is_killed_while_it_waits_takes_no_request_with_it(queue):
 
 
 PROGRAM = """
-from batchstream.integrations.litserve._link.request_queue import start_queue
+from batchstream.integrations.litserve._link.request_queue import (
+    OrderedRequests,
+    Refusal,
+    start_queue,
+)
 queue = start_queue(None, None)
 print(queue._manager._process.pid, flush=True)
 input()

@@ -8,8 +8,10 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -141,6 +143,97 @@ def test_a_client_that_is_served_when_the_server_is_terminated_is_served_to_the_
         running.let_models_go_on()
         for tag, client in running.clients:
             assert numbers_of(client.outputs(), tag) == list(range(1, MANY))
+        assert_ended_quietly(server)
+
+
+CLIENTS = 6
+OUTPUTS = 20
+
+
+class Load:
+    """Clients that each send one request after another, until the server accepts none any more."""
+
+    def __init__(self, url, paths):
+        self._address = urlsplit(url).netloc
+        self.complete = 0
+        self.refused = 0
+        self.wrong = []
+        self._threads = [
+            threading.Thread(target=self._run, args=(path, f"load{number}"))
+            for path in paths
+            for number in range(CLIENTS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, path, tag):
+        body = json.dumps({"tag": tag, "outputs": OUTPUTS})
+        goes_on = True
+        while goes_on:
+            with contextlib.closing(
+                http.client.HTTPConnection(self._address, timeout=SECONDS)
+            ) as at:
+                goes_on = self._ask(at, path, body)
+
+    def _ask(self, connection, path, body):
+        """Send a request, and return whether the server still accepts any."""
+        try:
+            connection.request("POST", path, body, {"content-type": "application/json"})
+            response = connection.getresponse()
+        except TimeoutError as error:
+            self.wrong.append(error)
+            return False
+        except BROKEN_OFF:  # before any answer: the server has ended
+            return False
+        try:
+            with response:
+                text = response.read()
+        except BROKEN_OFF as error:
+            self.wrong.append(error)
+            return False
+        numbers = [json.loads(line).get("output") for line in text.splitlines()]
+        if response.status == 200 and numbers == list(range(OUTPUTS)):
+            self.complete += 1
+        elif response.status == 503:
+            self.refused += 1
+        else:
+            self.wrong.append((response.status, text))
+        return True
+
+    def wait_until(self, holds):
+        deadline = time.monotonic() + SECONDS
+        while not holds():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def end(self):
+        for thread in self._threads:
+            thread.join(SECONDS)
+            assert not thread.is_alive()
+
+
+@pytest.mark.rule(28)
+def test_a_server_under_load_drains_without_a_stream_that_is_cut(tmp_path):
+    """Two workers and two server processes, in the order of arrival and in one of the loop's."""
+    paths = ["/continuous", "/operated"]
+    options = {"apis": [path[1:] for path in paths], "workers": 2, "servers": 2}
+    with serve(tmp_path, **options) as server, guests_of(server) as guests:
+        held = {path: guests.send(path, "held", 3) for path in paths}
+        doors = {path: guests.street.door() for path in paths}
+        for door in doors.values():
+            door.make_steps_until(bool)
+        load = Load(server.url, paths)
+        load.wait_until(lambda: load.complete >= CLIENTS)
+        server.process.terminate()
+        wait_until_it_drains(server)
+        before = load.refused
+        load.wait_until(lambda: load.refused >= before + 5 * CLIENTS)
+        for door in doors.values():
+            door.close()
+        load.end()
+        for client in held.values():
+            assert numbers_of(client.outputs(), "held") == [0, 1, 2]
+        assert load.wrong == []
         assert_ended_quietly(server)
 
 

@@ -28,8 +28,10 @@ from collections import deque
 from multiprocessing.managers import BaseManager, BaseProxy
 from queue import Empty
 from threading import Condition, Thread
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from batchstream import OverloadedError
+from batchstream._batching.departures import DepartureRate
 from batchstream._batching.places import Place
 from batchstream._batching.queue import WaitingQueue
 from batchstream.integrations.litserve._link.process_end import wait_for_end
@@ -63,6 +65,18 @@ class QueuedRequest:
         self.place: Place | None = Place(standing.priority, standing.tenant, standing.share)
 
 
+class Refusal(NamedTuple):
+    """Why a request may not wait.
+
+    Attributes:
+        reason: That of an `OverloadedError`.
+        retry_after: After how many seconds there may be room for it; None if that is unknown.
+    """
+
+    reason: str
+    retry_after: float | None
+
+
 class OrderedRequests:
     """The queue itself. A thread of its process serves each thread of other processes.
 
@@ -83,13 +97,14 @@ class OrderedRequests:
         self._by_uid: dict[object, QueuedRequest] = {}
         self._accounts: dict[object, object] = {}
         self._others: deque[Any] = deque()  # what is no request, such as LitServe's sentinel
+        self._rate = DepartureRate()
         self._changed = Condition()
 
-    def put_all(self, elements: Sequence[tuple[Any, ...]], standing: Standing) -> None:
+    def put_all(self, elements: Sequence[tuple[Any, ...]], standing: Standing) -> Refusal | None:
         """Add requests of one client, or none of them.
 
-        Raises:
-            OverloadedError: As many requests wait as may, of all or of this tenant.
+        Returns:
+            Why none was added: as many requests wait as may, of all or of this tenant.
         """
         added: list[QueuedRequest] = []
         with self._changed:
@@ -101,13 +116,16 @@ class OrderedRequests:
                     request.place.account = account
                     self._waiting.append(request, room=_no_room)
                     added.append(request)
-            except BaseException:
+            except OverloadedError as error:
                 for request in added:
                     self._waiting.remove(request)
                 self._forget_tenant(standing.tenant)
-                raise
+                # Tenants take turns: one of its own has left when each has had one.
+                turns = 1 if error.reason == "pending" else len(self._accounts)
+                return Refusal(error.reason, self._rate.seconds_for(turns))
             self._by_uid |= {request.element[1]: request for request in added}
             self._changed.notify_all()
+        return None
 
     def put(self, element: Any) -> None:
         """Add what is no request; it is taken when no request waits."""
@@ -131,6 +149,7 @@ class OrderedRequests:
             if taken:
                 [request] = taken
                 self._forget(request)
+                self._rate.count(1, time.monotonic(), others_wait=len(self._waiting) > 0)
                 return request.element
             if self._others:
                 return self._others.popleft()
@@ -174,9 +193,10 @@ class RequestQueueProxy(BaseProxy):
         call: Any = self._callmethod
         return call(method, arguments)
 
-    def put_all(self, elements: Sequence[tuple[Any, ...]], standing: Standing) -> None:
+    def put_all(self, elements: Sequence[tuple[Any, ...]], standing: Standing) -> Refusal | None:
         """See `OrderedRequests`."""
-        self._call("put_all", list(elements), standing)
+        refusal: Refusal | None = self._call("put_all", list(elements), standing)
+        return refusal
 
     def put(self, element: Any) -> None:
         """See `OrderedRequests`."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException
 from litserve.callbacks import EventTypes
 from starlette import exceptions as starlette
 
-from batchstream import OverloadedError, RequestError
+from batchstream import RequestError
 from batchstream._batching.traces import carrier_of
 from batchstream.integrations.litserve._link.messages import UNKNOWN, Envelope, Failure, new_uid
 from batchstream.integrations.litserve._link.received import ReceivedRequest
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from litserve.specs.base import LitSpec
 
     from batchstream.integrations.litserve._link.link import Link
-
-_OVERLOADED: Final = Failure(503, "Service Unavailable", {"retry-after": "1"})
+    from batchstream.integrations.litserve._link.ordering import Standing
+    from batchstream.integrations.litserve._link.request_queue import RequestQueueProxy
 
 
 @contextmanager
@@ -88,7 +89,7 @@ def submit(link: Link, spec: LitSpec, payloads: Sequence[Any], asked: Asked = NO
     ]
     try:
         if standing is not None:
-            requests.put_all(elements, standing)
+            _put_all(requests, elements, standing, responses, reports)
             responses.discard = requests.discard
         trigger = server._callback_runner.trigger_event  # noqa: SLF001
         trigger(
@@ -96,12 +97,8 @@ def submit(link: Link, spec: LitSpec, payloads: Sequence[Any], asked: Asked = NO
         )
         for element in () if standing is not None else elements:
             requests.put(element)
-    except OverloadedError as error:
-        responses.forget()
-        reports.refused(error.reason)
-        raise FailedError(_OVERLOADED, name) from error
     except BaseException:
-        responses.close()
+        responses.close()  # does nothing if they were refused
         raise
     for _ in uids:
         reports.submitted()
@@ -122,7 +119,32 @@ def _check_room(link: Link, requests: Any, count: int, reports: Reports, name: s
     # A queue that orders its requests looks by itself, for all server processes at once.
     if link.ordering is None and requests.qsize() + count > link.max_pending:
         reports.refused("pending")
-        raise FailedError(_OVERLOADED, name)
+        raise FailedError(_overloaded(None), name)
+
+
+def _put_all(
+    requests: RequestQueueProxy,
+    elements: Sequence[tuple[Any, ...]],
+    standing: Standing,
+    responses: Responses,
+    reports: Reports,
+) -> None:
+    """Put requests of one client into a queue that orders them.
+
+    Raises:
+        HTTPException: 503, there is no room for them.
+    """
+    refusal = requests.put_all(elements, standing)
+    if refusal is not None:
+        responses.forget()
+        reports.refused(refusal.reason)
+        raise FailedError(_overloaded(refusal.retry_after), responses.name)
+
+
+def _overloaded(retry_after: float | None) -> Failure:
+    """Return the answer to a client for whose request there is no room."""
+    seconds = max(1, math.ceil(retry_after or 0))
+    return Failure(503, "Service Unavailable", {"retry-after": str(seconds)})
 
 
 def _enclosed(payload: Any, uid: str, envelope: Envelope) -> Any:

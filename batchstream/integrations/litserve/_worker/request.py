@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextvars import copy_context
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -202,7 +203,7 @@ class ServedRequest:
         if not self.ended:
             link = self._worker.link
             message = EndMessage.of(end) if link is not None and link.sends_ends else ""
-            self._send_end(message, LitAPIStatus.FINISH_STREAMING, end.reason)
+            self._send_end(message, LitAPIStatus.FINISH_STREAMING, end)
 
     def fail(self, error: BaseException) -> None:
         """End the response as failed."""
@@ -210,17 +211,17 @@ class ServedRequest:
             return
         failure = Failure.of(error)
         if self._worker.link is not None:
-            self._send_end(failure, LitAPIStatus.OK, FinishReason.ERROR, error)
+            self._send_end(failure, LitAPIStatus.OK, _failed(error))
         else:
             exception = PickleableHTTPException(failure.status_code, failure.detail)
-            self._send_end(exception, LitAPIStatus.ERROR, FinishReason.ERROR, error)
+            self._send_end(exception, LitAPIStatus.ERROR, _failed(error))
 
     def abandon(self) -> None:
         """Send nothing more: the client has disconnected, or the server process has failed it."""
         if not self.ended:
             self.ended = True
             failed = self._worker.disconnects.has_failed(self.uid)
-            self._report_end(FinishReason.ERROR if failed else FinishReason.CANCELLED)
+            self._report_end(StreamEnd(FinishReason.ERROR if failed else FinishReason.CANCELLED, 0))
 
     def time_out(self) -> None:
         """Fail, as no worker has taken the request in time."""
@@ -228,14 +229,12 @@ class ServedRequest:
         logger.error("request %s waited for a worker longer than %s seconds", self.name, limit)
         self.fail(HTTPException(504, "Request timed out"))
 
-    def _send_end(
-        self, data: object, status: str, reason: FinishReason, error: BaseException | None = None
-    ) -> None:
+    def _send_end(self, data: object, status: str, end: StreamEnd) -> None:
         # An end that cannot be sent does not count: the request fails instead. If the failure
         # cannot be sent either, the transport's error stops the worker, as in LitServe's loop.
         self._worker.outbox.put(self._server, self.uid, data, status)
         self.ended = True
-        self._report_end(reason, error)
+        self._report_end(end)
 
     # ---- metrics and traces
 
@@ -256,6 +255,8 @@ class ServedRequest:
         self._waits_since = time.monotonic()
         if self._worker.metrics is not None:
             self._worker.metrics("requeued", tenant=self.tenant)
+        if self.trace is not None:
+            self.trace.requeued()
 
     @property
     def waited(self) -> float:
@@ -268,9 +269,11 @@ class ServedRequest:
         self.has_output = True
         metrics("first_output", self.age, tenant=self.tenant)
 
-    def _report_end(self, reason: FinishReason, error: BaseException | None = None) -> None:
+    def _report_end(self, end: StreamEnd) -> None:
         metrics, joined_at = self._worker.metrics, self._joined_at
-        end = StreamEnd(reason, self._outputs, error=error)
+        if metrics is None and self.trace is None:
+            return
+        end = replace(end, outputs=self._outputs)  # those that were sent
         if self.trace is not None:
             self.trace.ended(end)
         if metrics is not None:
@@ -282,6 +285,10 @@ class ServedRequest:
                 in_slot=0.0 if joined_at is None else time.monotonic() - joined_at,
                 tenant=self.tenant,
             )
+
+
+def _failed(error: BaseException) -> StreamEnd:
+    return StreamEnd(FinishReason.ERROR, 0, error=error)
 
 
 def report_joined(requests: Sequence[ServedRequest], worker: WorkerContext) -> None:

@@ -1,0 +1,47 @@
+"""How fast requests leave a queue, for the clients that it has no room for. No clock."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_MEMORY: Final = 15 / 16
+"""What a measurement counts for after the next: so about the last 16 count."""
+
+
+class DepartureRate:
+    """The rate at which requests leave a queue while others wait behind them.
+
+    Theory of operation: an interval counts that begins as some requests leave and others are left,
+    and ends as the next requests leave. What an idle server takes its time for says nothing of how
+    fast it is, so the time in which no request waits does not count, nor do the requests that
+    end it. The rate is the quotient of two sums, of requests and of seconds, in both of which a
+    measurement weighs less and less (an exponentially weighted moving average): so many short
+    intervals and few long ones weigh as they should.
+
+    Attributes:
+        since: When requests left last, if others were left.
+    """
+
+    __slots__ = ("_left", "_seconds", "since")
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        self._left = 0.0
+        self._seconds = 0.0
+
+    def count(self, left: int, now: float, *, others_wait: bool) -> None:
+        """Count so many requests that have left the queue together."""
+        if self.since is not None:
+            self._left = _MEMORY * self._left + left
+            self._seconds = _MEMORY * self._seconds + now - self.since
+        self.since = now if others_wait else None
+
+    def count_back(self, came_back: int) -> None:
+        """Take requests off that did not leave after all."""
+        self._left = max(self._left - came_back, 0.0)
+
+    def seconds_for(self, requests: int) -> float | None:
+        """Return in how many seconds so many requests leave; None while that is unknown."""
+        if self._left <= 0 or self._seconds <= 0:
+            return None
+        return requests * self._seconds / self._left
