@@ -15,9 +15,14 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
-demo:  ## show batched streams that end one by one
-	@.ci/environment .venv-demo -e '.[litserve]' --group demo
-	.venv-demo/bin/python examples/demo.py $(ARGS)
+demo:  ## show LitServe's loop and ours, side by side
+	@.ci/environment .venv-demo -e '.[cli,litserve]'
+	.venv-demo/bin/python -m batchstream demo $(ARGS)
+
+.PHONY: demo-picture
+demo-picture:  ## run the demonstration, and draw the picture of README.md anew
+	@.ci/environment .venv-demo -e '.[cli,litserve]'
+	.venv-demo/bin/python -m batchstream demo --svg docs/_static/demo.svg $(ARGS)
 
 .PHONY: test
 test: environment  ## run all tests and snippets: make test ARGS='-x -k demux'

@@ -218,7 +218,14 @@ static PyObject *method_is_full(Buffer *buffer, PyObject *limit)
     Py_ssize_t most = PyNumber_AsSsize_t(limit, NULL);
     if (most == -1 && PyErr_Occurred())
         return NULL;
-    return PyBool_FromLong(buffer->cancelled || (Py_ssize_t)buffer->count >= most);
+    if (buffer->cancelled || (Py_ssize_t)buffer->count >= most || buffer->sizes == NULL)
+        return PyBool_FromLong(buffer->cancelled || (Py_ssize_t)buffer->count >= most);
+    PyObject *unread = PyLong_FromLong(buffer->count), *sizes = Py_NewRef(buffer->sizes);
+    PyObject *full = unread == NULL ? NULL
+        : PyObject_CallMethodOneArg(sizes, names.are_full, unread);
+    Py_XDECREF(unread);
+    Py_DECREF(sizes);
+    return full;
 }
 
 static Py_ssize_t buffer_length(Buffer *buffer)
@@ -232,6 +239,20 @@ static PyObject *buffer_item(Buffer *buffer, Py_ssize_t n)
         return Py_NewRef(*place_of(buffer, (unsigned int)n));
     PyErr_SetString(PyExc_IndexError, "no such output is buffered");
     return NULL;
+}
+
+/* Put an output in the place of one that is buffered, as `outputs[-1] = output`. Runs no code before
+   that is done. */
+static int buffer_replace(Buffer *buffer, Py_ssize_t n, PyObject *output)
+{
+    if (output == NULL || n < 0 || n >= (Py_ssize_t)buffer->count) {
+        PyErr_SetString(PyExc_IndexError, "no such output is buffered");
+        return -1;
+    }
+    PyObject *before = *place_of(buffer, (unsigned int)n);
+    *place_of(buffer, (unsigned int)n) = Py_NewRef(output);
+    Py_DECREF(before);
+    return 0;
 }
 
 static PyObject *get_name(Buffer *buffer, void *Py_UNUSED(closure))
@@ -277,6 +298,7 @@ static int buffer_traverse(Buffer *buffer, visitproc visit, void *arg)
     Py_VISIT(buffer->end);
     Py_VISIT(buffer->refusal);
     Py_VISIT(buffer->on_room);
+    Py_VISIT(buffer->sizes);
     return 0;
 }
 
@@ -287,6 +309,7 @@ static int buffer_clear(Buffer *buffer)
     Py_CLEAR(buffer->end);
     Py_CLEAR(buffer->refusal);
     Py_CLEAR(buffer->on_room);
+    Py_CLEAR(buffer->sizes);
     return 0;
 }
 
@@ -327,12 +350,14 @@ static PyGetSetDef buffer_getset[] = {
     {"outputs", get_outputs, NULL, NULL, NULL},
     {"refusal", get_optional, set_optional, NULL, (void *)offsetof(Buffer, refusal)},
     {"on_room", get_optional, set_optional, NULL, (void *)offsetof(Buffer, on_room)},
+    {"sizes", get_optional, set_optional, NULL, (void *)offsetof(Buffer, sizes)},
     {NULL},
 };
 
 static PySequenceMethods buffer_as_sequence = {
     .sq_length = (lenfunc)buffer_length,
     .sq_item = (ssizeargfunc)buffer_item,
+    .sq_ass_item = (ssizeobjargproc)buffer_replace,
 };
 
 PyTypeObject BufferType = {

@@ -112,6 +112,7 @@ static int intern_names(void)
     const struct { PyObject **place; const char *name; } table[] = {
         {&names.advance, "advance"}, {&names.advance_state, "_advance"},
         {&names.apply_departures_if_free, "_apply_departures_if_free"},
+        {&names.are_full, "are_full"},
         {&names.attach, "_attach"}, {&names.call_soon, "call_soon"},
         {&names.check_loop, "_check_loop"}, {&names.close, "close"},
         {&names.close_if_idle, "_close_if_idle"}, {&names.error, "error"},

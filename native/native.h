@@ -27,9 +27,9 @@ typedef struct {
 } Given;
 
 typedef struct {
-    PyObject *advance, *advance_state, *apply_departures_if_free, *attach, *call_soon, *check_loop, *close,
-        *close_if_idle, *error, *fail, *feed, *finish, *gi_yieldfrom, *info, *name, *ndim, *output,
-        *outputs, *reason, *resume_all, *role, *running, *source_over, *throw_, *tolist, *wait,
+    PyObject *advance, *advance_state, *apply_departures_if_free, *are_full, *attach, *call_soon,
+        *check_loop, *close, *close_if_idle, *error, *fail, *feed, *finish, *gi_yieldfrom, *info,
+        *name, *ndim, *output, *outputs, *reason, *resume_all, *role, *running, *source_over, *throw_, *tolist, *wait,
         *wait_and_poll;
 } Names;
 
@@ -62,6 +62,7 @@ typedef struct {
     PyObject *end;          /* a StreamEnd; NULL: none yet. The first one stands. */
     PyObject *refusal;      /* why it cannot be read; NULL: it can */
     PyObject *on_room;      /* what the consumer calls when it has made room; NULL: nothing */
+    PyObject *sizes;        /* how many bytes it holds; NULL: they have no bound */
     unsigned long consumer; /* the thread that waits for an output; 0: none */
     char cancelled;         /* nothing more can be received */
     char awaited;           /* a task waits for an output */

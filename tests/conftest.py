@@ -50,7 +50,8 @@ def pytest_collection_modifyitems(config, items):
 def pytest_collection_finish():
     """Keep what was imported and collected out of the collector's way.
 
-    It is a million objects where models are tested, and many tests collect all garbage again and again.
+    It is a million objects where models are tested, and many tests collect all garbage again and
+    again.
     """
     gc.collect()
     gc.freeze()

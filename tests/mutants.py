@@ -83,11 +83,14 @@ BATCHERS_IN_THREADS = ("test_races_batchers_threads.py",)
 SCHEDULER = ("test_scheduler_stateful.py",)
 MIXTURES = ("test_mixtures.py",)
 PER_REQUEST = ("test_per_request.py",)
+FAIR_SHARES = ("test_fair_shares.py",)
 ENGINES = ("test_engines.py",)
 TRACES = ("test_traces.py",)
 REQUEUES = ("test_requeue.py",)
 BUDGETS = ("test_step_budgets.py",)
 STOP_STRINGS = ("test_stop_strings.py",)
+OVERFLOW = ("test_overflow.py",)
+DEADLINES = ("test_deadlines.py",)
 TEXT = ("test_text_decoder.py", "test_detokenizer.py")
 TEXT_STEPS = ("test_decode_steps.py", "test_stop_faults.py")
 
@@ -693,9 +696,81 @@ MUTANTS = [
     ),
     Mutant(
         "a flight is not told of room",
-        "            flight.note_room()\n",
+        "            waiter.note_room()\n",
         "            pass\n",
         ("test_map.py",),
+    ),
+    Mutant(
+        "a flight that got room is told for ever that there is some",
+        "                self.room = False  # of which it was told meanwhile, and now needs none\n",
+        "",
+        ("test_map.py",),
+    ),
+    Mutant(
+        "room is not passed on by a caller that leaves",
+        "        self._dispatcher.tell_of_room()\n\n    def has_come",
+        "\n    def has_come",
+        ("test_waiting_for_room.py",),
+    ),
+    Mutant(
+        "a request that is cancelled as it waits makes no room",
+        "        if self.room_waiters:  # with the lock they see that it waits no longer\n",
+        "        if False:\n",
+        ("test_waiting_for_room.py",),
+    ),
+    Mutant(
+        "the time in which no request waits counts for the rate",
+        "        self.since = now if others_wait else None\n",
+        "        self.since = now\n",
+        ("test_waiting_for_room.py",),
+    ),
+    Mutant(
+        "a drain lets requests wait for others",
+        "            self.queue.gather_no_more()  # before a worker is woken, which asks again\n",
+        "",
+        SCHEDULER,
+    ),
+    Mutant(
+        "a drain goes on when its last request is cancelled as it waits",
+        "        if self.closers:\n            self._tell_closers()\n        # Behind",
+        "        # Behind",
+        ("test_drain.py",),
+    ),
+    Mutant(
+        "a drain is over before its last request has ended",
+        "        return not (self.totals.open or self.warming)\n",
+        "        return not (self.queue or self.warming)\n",
+        ("test_drain.py",),
+    ),
+    Mutant(
+        "of two drains the one that is over last counts",
+        "        self.drains_until = min(self.drains_until, until)\n",
+        "        self.drains_until = until\n",
+        SCHEDULER,
+    ),
+    Mutant(
+        "a wait for the end of a drain that is broken off leaves the batcher open",
+        "        if exc is not None:\n            self._dispatcher.request_close(",
+        "        if False:\n            self._dispatcher.request_close(",
+        ("test_drain.py",),
+    ),
+    Mutant(
+        "requests join the batch of a warm-up",
+        "            if not begins:\n                return []\n            queue = self.warm",
+        "            queue = self.warm",
+        ("test_warm_up.py",),
+    ),
+    Mutant(
+        "the batches of a warm-up count",
+        "            if not batch.is_warm_up:\n                self.totals.count_batch",
+        "            if True:\n                self.totals.count_batch",
+        ("test_warm_up.py",),
+    ),
+    Mutant(
+        "requests that waited behind a warm-up are forgotten",
+        "        self.wake_worker()\n        return True\n",
+        "        return True\n",
+        ("test_warm_up.py",),
     ),
     Mutant(
         "the room is that of the emptiest stream",
@@ -840,7 +915,7 @@ MUTANTS = [
     ),
     Mutant(
         "a request that joins as the batcher is closed is forgotten",
-        "        elif self._owner.scheduler.closed:\n",
+        '        elif self._owner.scheduler.state == "closed":\n',
         "        elif False:\n",
         BATCHERS_IN_THREADS,
     ),
@@ -870,8 +945,8 @@ MUTANTS = [
     ),
     Mutant(
         "a request that was cancelled goes on waiting",
-        "if self.queue.remove(request) or request.state",
-        "if request.state",
+        "waited = self.queue.remove(request) or self.warm_up_queue",
+        "waited = self.warm_up_queue",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
@@ -929,6 +1004,90 @@ MUTANTS = [
         "context.run(BatchedMethod, self, instance, owner)",
         "BatchedMethod(self, instance, owner)",
         ("test_batched_definitions.py",),
+    ),
+    Mutant(
+        "a request that was told not now goes behind those of earlier bands",
+        "order.add(request, put_back=room is None)",
+        "order.add(request)",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "a request that was told not now is charged again",
+        "if band is None or line is None or request in line.put_back:",
+        "if band is None or line is None:",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "a band with a greater number goes first",
+        "return tenant.priority, self._tag(tenant, head), head.arrived",
+        "return -tenant.priority, self._tag(tenant, head), head.arrived",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "a tenant is charged for nothing",
+        "            tenant.served = self._tag(tenant, request)\n",
+        "",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "a tenant with a greater share gets less",
+        "self._charged_cost(request.cost) / place.share",
+        "self._charged_cost(request.cost) * place.share",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "what costs nothing is charged nothing",
+        "return 1.0 if math.isinf(self._least_cost) else self._least_cost",
+        "return 0.0",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "a tenant saves up what it did not use",
+        "_Tenant(place.priority, band.clock)",
+        "_Tenant(place.priority, 0.0)",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "a tenant is charged for what was cancelled",
+        "            if rank < self._rank(tenant, request):\n",
+        "            if False:\n",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "tenants of which nothing waits are kept",
+        "                band.tenants.pop(place.account, None)\n",
+        "                pass\n",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "a request that was broken off in the order passes for one that waits",
+        "        return self._order is None or self._order.has(request)\n",
+        "        return True\n",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "what waits costs too much after a change that was broken off",
+        "        if not self._waiting or self._announced:\n",
+        "        if not self._waiting:\n",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "a tenant's requests for which there is room count as waiting",
+        "                pending = min(pending, len(self._waiting) - room())\n",
+        "                pass\n",
+        FAIR_SHARES,
+    ),
+    Mutant(
+        "all keys are kept while requests with one of them wait",
+        "            if not kept or not waiting <= found:\n",
+        "            if not kept or waiting:\n",
+        ("test_queue.py",),
+    ),
+    Mutant(
+        "a tenant that was forgotten a moment ago is thought of as known",
+        "        return tenants is None or self._tenants.is_current(tenants)\n",
+        "        return True\n",
+        ("test_batchers_places.py",),
     ),
     Mutant(
         "what was unpickled runs in the context of a request",
@@ -992,7 +1151,7 @@ MUTANTS = [
     ),
     Mutant(
         "a batcher that is idle refuses in a forked child",
-        "        in_use = any(not request.ends for request in self.scheduler.totals.open)\n",
+        "        in_use = any(not request.ends for request in self.scheduler.open_requests())\n",
         "        in_use = self.scheduler.totals.opened\n",
         ("test_batchers_lifecycle.py",),
     ),
@@ -1156,6 +1315,101 @@ MUTANTS = [
         "            request.trace = None\n        in_use",
         "            pass\n        in_use",
         TRACES,
+    ),
+    Mutant(
+        "an output is lost whose neighbour was taken as the two were merged",
+        "            outputs[-1] = merged  # one call: see the top of this module\n"
+        "        except IndexError:\n"
+        "            return False\n",
+        "            outputs[-1] = merged\n        except IndexError:\n            pass\n",
+        OVERFLOW,
+    ),
+    Mutant(
+        "an output is lost whose neighbour another thread takes as the two are merged",
+        "            outputs[-1] = merged  # one call: see the top of this module\n"
+        "        except IndexError:\n"
+        "            return False\n",
+        "            outputs[-1] = merged\n        except IndexError:\n            pass\n",
+        THREADS,
+        "merged_as_it_is_received",
+    ),
+    Mutant(
+        "an output is merged in front of the one before",
+        "merged = self._merge(last, output)",
+        "merged = self._merge(output, last)",
+        OVERFLOW,
+    ),
+    Mutant(
+        "the source goes on for a stream that a merge has failed",
+        "self.end_stream(buffer, error)\n                self.core.cancel(buffer.slot)\n",
+        "self.end_stream(buffer, error)\n",
+        OVERFLOW,
+    ),
+    Mutant(
+        "outputs are merged where all are collected",
+        "merges = self._merge is not None and not self._collectors",
+        "merges = self._merge is not None",
+        OVERFLOW,
+    ),
+    Mutant(
+        "a merged output is measured as the one that it was",
+        "            sizes.replace_last(size)\n",
+        "            pass\n",
+        OVERFLOW,
+    ),
+    Mutant(
+        "a step is free that may bring too many bytes",
+        "self.free_steps = 1 if self.measures else max(limit - most, 1)",
+        "self.free_steps = max(limit - most, 1)",
+        OVERFLOW,
+    ),
+    Mutant(
+        "bytes that were received count as held",
+        "return sums[-1] - sums[-1 - unread]",
+        "return sums[-1] - sums[0]",
+        OVERFLOW,
+    ),
+    Mutant(
+        "an output does not let the time for the next begin",
+        "                deadlines.await_next(given, now)\n",
+        "                deadlines.await_next(given, None)\n",
+        DEADLINES,
+    ),
+    Mutant(
+        "a request is late whose own consumer has left its stream full",
+        "elif waits and request.is_full(fanout.limit):",
+        "elif waits and request.is_full(10**9):",
+        DEADLINES,
+    ),
+    Mutant(
+        "room in one stream goes unnoticed while another is full",
+        "if not self.full or buffer in self.watched:",
+        "if not self.full:",
+        DEADLINES,
+    ),
+    Mutant(
+        "a request is late though the step has given it an output a moment ago",
+        "if until is None or until > now or self._was_given_more(given):",
+        "if until is None or until > now:",
+        DEADLINES,
+    ),
+    Mutant(
+        "a consumer that waits for its first output does not look for a gap behind it",
+        "return earliest(left, max(deadlines.gap_timeout, _SHORTEST_LOOK))",
+        "return left",
+        DEADLINES,
+    ),
+    Mutant(
+        "a request waits beyond the time for its first output",
+        "return earliest(deadlines.wait_until, deadlines.next_output[1])",
+        "return deadlines.wait_until",
+        DEADLINES,
+    ),
+    Mutant(
+        "the longest of a client's times counts",
+        "return min(times, default=None)",
+        "return max(times, default=None)",
+        ("test_timeouts.py",),
     ),
     # ---- slots that an engine gives back
     Mutant(

@@ -33,6 +33,8 @@ BELOW = {
     "_batching": {"_core", "_eventloops", "_handoff", "_pumps", "_streams", "_text"},
     "text": {"_text"},
     "__init__": set(FOLDERS) - {"_text"},
+    "_cli": {"integrations"},
+    "__main__": {"_cli"},
 }
 MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").as_posix()
@@ -61,7 +63,15 @@ LITSERVE_MODULES = sorted(
     for path in (PACKAGE / LITSERVE).rglob("*.py")
 )
 # Imported where it runs, which is nowhere unless the user has it.
-OPTIONAL = {"_eventloops/trio": {"trio"}}
+OPTIONAL = {
+    "_eventloops/trio": {"trio"},
+    "_cli/demo/run": {"rich"},
+    "_cli/demo/server": {"litserve"},
+    "_cli/demo/show": {"rich"},
+    "_cli/top/page": {"prometheus_client"},
+    "_cli/top/run": {"rich"},
+    "_cli/top/show": {"rich"},
+}
 # The core waits for nothing and reads no clock.
 NEVER_IN_CORE = {"threading", "asyncio", "time", "queue", "socket", "contextvars", "os", "logging"}
 
@@ -92,6 +102,13 @@ def test_every_module_lies_in_a_folder_of_the_design():
 def test_a_folder_imports_only_what_lies_below_it(module):
     folder = module.partition("/")[0]
     assert {name.partition("/")[0] for name in ours(module)} - {folder} <= BELOW[folder]
+
+
+def test_no_module_but_the_commands_themselves_imports_the_commands():
+    for path in PACKAGE.rglob("*.py"):
+        module = path.relative_to(PACKAGE).with_suffix("").as_posix()
+        if module.partition("/")[0] not in {"_cli", "__main__"}:
+            assert not {name for name in imports(module) if name.startswith("batchstream._cli")}
 
 
 def in_litserve(module):

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self, overloa
 
 from typing_extensions import TypeVar
 
+from batchstream._batching.drain import aclose, block_end, close, said_with
+from batchstream._batching.life import BatcherState, check_drain
 from batchstream._batching.replies import AsyncReplies, Flight, Replies
+from batchstream._batching.room import wait_for_room, wait_for_room_in_loop
+from batchstream._batching.warm_up import warm_up, warm_up_in_loop
 from batchstream._core.errors import ClosedError
 from batchstream._pumps.source import shown
 from batchstream._streams.async_stream import AsyncStream
@@ -30,7 +34,7 @@ class Batcher(Generic[RequestT, T]):
     _dispatcher: Dispatcher[T]
 
     def __repr__(self) -> str:
-        return f"<{self._kind}, {self._dispatcher.state}>"
+        return f"<{self._kind}, {self._dispatcher.summary}>"
 
     def _repr_html_(self) -> str:
         """Return its live requests, its queue and its figures, for a notebook."""
@@ -53,6 +57,8 @@ class Batcher(Generic[RequestT, T]):
         *,
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
         request_id: str | None = None,
     ) -> Stream[T]:
         """Submit a request, and return its stream for a consumer in a thread.
@@ -66,13 +72,18 @@ class Batcher(Generic[RequestT, T]):
                 raises `DeadlineError` after what it holds, and the slot is free with the next step.
             wait_timeout: The same for how long it may wait until it joins a batch; 0 is always too
                 short.
+            first_timeout: The same for how long it may be without its first output, from now on.
+            gap_timeout: The same for how long it may be without another output, from the first on;
+                more than 0. An output counts from the step of the model that has given it, be it
+                read or not. The time stands still while the batch waits for room in this very
+                stream (`on_overflow="wait"`), and begins anew when there is room.
             request_id: What errors, logs and the stream's text call the request, such as an
                 `X-Request-ID`; without one it has a number of the batcher's own.
 
         Raises:
             OverloadedError: `max_pending` requests are waiting, or more than another bound allows.
                 Nothing was submitted.
-            ClosedError: The batcher was closed.
+            ClosedError: The batcher was closed, or is draining.
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: The model is an asynchronous function, and no event loop is known.
             Exception: What `key`, `cost`, `max_outputs`, `decode`, `priority`, `tenant`, `share` or
@@ -87,6 +98,8 @@ class Batcher(Generic[RequestT, T]):
             Stream._of,  # noqa: SLF001
             timeout=timeout,
             wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
             request_id=request_id,
         )
 
@@ -96,6 +109,8 @@ class Batcher(Generic[RequestT, T]):
         *,
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
         request_id: str | None = None,
     ) -> AsyncStream[T]:
         """Submit a request, and return its stream for a consumer in an event loop.
@@ -106,12 +121,14 @@ class Batcher(Generic[RequestT, T]):
             request: Whatever the model takes.
             timeout: For how long the stream may last from now on, in seconds.
             wait_timeout: For how long it may wait until it joins a batch.
+            first_timeout: For how long it may be without its first output, from now on.
+            gap_timeout: For how long it may be without another output, from the first on.
             request_id: What errors, logs and the stream's text call the request; see `stream`.
 
         Raises:
             OverloadedError: `max_pending` requests are waiting, or more than another bound allows.
                 Nothing was submitted.
-            ClosedError: The batcher was closed.
+            ClosedError: The batcher was closed, or is draining.
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: The model is an asynchronous function, and no event loop is known.
             Exception: What `key`, `cost`, `max_outputs`, `decode`, `priority`, `tenant`, `share` or
@@ -126,6 +143,8 @@ class Batcher(Generic[RequestT, T]):
             AsyncStream._of,  # noqa: SLF001
             timeout=timeout,
             wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
             request_id=request_id,
         )
 
@@ -137,6 +156,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: Literal[True] = True,
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> Replies[list[T]]: ...
     @overload
     def map(
@@ -146,6 +167,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: Literal[False],
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> Replies[tuple[int, list[T]]]: ...
     def map(
         self,
@@ -154,6 +177,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: bool = True,
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> Replies[Any]:
         """Return an iterator over the replies to many requests: for each, the list of its outputs.
 
@@ -173,6 +198,8 @@ class Batcher(Generic[RequestT, T]):
                 each as it finishes: the number of its request, counted from 0, and the reply.
             timeout: For how long each request may last from its submission on, in seconds.
             wait_timeout: For how long each may wait from then on until it joins a batch.
+            first_timeout: For how long each may be without its first output, from then on.
+            gap_timeout: For how long each may be without another output, from its first on.
 
         Raises:
             TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -182,7 +209,12 @@ class Batcher(Generic[RequestT, T]):
         Threads: any; the iterator is for one thread at a time.
         """
         flight = Flight(
-            self._dispatcher, ordered=ordered, timeout=timeout, wait_timeout=wait_timeout
+            self._dispatcher,
+            ordered=ordered,
+            timeout=timeout,
+            wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
         )
         return Replies(flight, iter(_check_requests("map", requests)))
 
@@ -194,6 +226,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: Literal[True] = True,
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> AsyncReplies[list[T]]: ...
     @overload
     def amap(
@@ -203,6 +237,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: Literal[False],
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> AsyncReplies[tuple[int, list[T]]]: ...
     def amap(
         self,
@@ -211,6 +247,8 @@ class Batcher(Generic[RequestT, T]):
         ordered: bool = True,
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
     ) -> AsyncReplies[Any]:
         """Return an asynchronous iterator over the replies to many requests, as `map` does.
 
@@ -223,6 +261,8 @@ class Batcher(Generic[RequestT, T]):
                 finishes, in a pair with the number of its request.
             timeout: For how long each request may last from its submission on, in seconds.
             wait_timeout: For how long each may wait from then on until it joins a batch.
+            first_timeout: For how long each may be without its first output, from then on.
+            gap_timeout: For how long each may be without another output, from its first on.
 
         Raises:
             TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -232,32 +272,195 @@ class Batcher(Generic[RequestT, T]):
         Threads: any; the iterator is for one task at a time.
         """
         flight = Flight(
-            self._dispatcher, ordered=ordered, timeout=timeout, wait_timeout=wait_timeout
+            self._dispatcher,
+            ordered=ordered,
+            timeout=timeout,
+            wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
         )
         if isinstance(requests, AsyncIterable):
             return AsyncReplies(flight, aiter(requests))
         return AsyncReplies(flight, iter(_check_requests("amap", requests)))
 
-    def close(self) -> None:
+    def wait_for_room(self, timeout: float | None = None, *, cost: float = 0.0) -> None:
+        """Wait until a request would not be refused, for a caller that would rather wait.
+
+        Callers that wait are woken in the order in which they came, one for each place. The place
+        is not reserved: a request that another caller submits meanwhile may take it, so submit in a
+        loop. How many requests of one tenant may wait is not looked at.
+
+        Args:
+            timeout: For how long to wait, in seconds; None for any time.
+            cost: What the request will cost, with `max_pending_cost`. Without it there is room as
+                soon as any request would be accepted.
+
+        Raises:
+            TimeoutError: There was no room in this time.
+            ClosedError: The batcher was closed, or is draining.
+            ForkedError: The batcher had requests when this process was forked.
+            RuntimeError: The calling code is the model's own, or blocks the event loop that an
+                asynchronous function runs in.
+
+        Blocking: until there is room.
+        Cancellation: nothing is lost; the next caller is woken instead.
+        Threads: any.
+
+        Example:
+            >>> import batchstream
+            >>> @batchstream.batched(max_batch_size=2, max_pending=1, single=True)
+            ... def double(numbers):
+            ...     return [2 * number for number in numbers]
+            >>> def stream_when_there_is_room(number):
+            ...     while True:
+            ...         double.wait_for_room(timeout=10)
+            ...         try:
+            ...             return double.stream(number)
+            ...         except batchstream.OverloadedError:
+            ...             pass
+            >>> [next(stream_when_there_is_room(number)) for number in range(4)]
+            [0, 2, 4, 6]
+            >>> double.close()
+        """
+        wait_for_room(self._dispatcher, timeout, cost)
+
+    async def await_for_room(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109 - as `wait_for_room` has it
+        *,
+        cost: float = 0.0,
+    ) -> None:
+        """Do the same in an event loop.
+
+        Args:
+            timeout: For how long to wait, in seconds; None for any time.
+            cost: What the request will cost, with `max_pending_cost`.
+
+        Raises:
+            Exception: What `wait_for_room` raises.
+
+        Blocking: never; it waits until there is room.
+        Cancellation: nothing is lost; the next caller is woken instead.
+        Threads: any event loop.
+        """
+        await wait_for_room_in_loop(self._dispatcher, timeout, cost)
+
+    def warm_up(self, requests: Iterable[RequestT], *, timeout: float | None = None) -> None:
+        """Run requests through the model once, before all others, and wait until all have ended.
+
+        For what a model does at its first use: it is loaded, compiled, or records CUDA graphs. The
+        requests share batches with each other alone; a batch that runs already ends before, other
+        requests wait behind. They count neither in the statistics nor in the metrics, and what they
+        give is dropped. `ready` is False until they have ended, and stays False if one fails.
+
+        With several workers no more of them are used than there are batches.
+
+        Args:
+            requests: What the model takes; as many and as long as those that it should be ready
+                for. They go in batches of up to `max_batch_size`.
+            timeout: For how long all of them may last, in seconds.
+
+        Raises:
+            ValueError: There is no request.
+            DeadlineError: They have not ended in this time; they are cancelled.
+            ClosedError: The batcher was closed, or is draining.
+            ForkedError: The batcher had requests when this process was forked.
+            RuntimeError: The calling code is the model's own, or blocks the event loop that an
+                asynchronous function runs in.
+            Exception: What the model, `key`, `cost`, `max_outputs`, `decode` or the function of
+                `per_request` raises for one of them; the others are cancelled.
+
+        Blocking: until all have ended.
+        Cancellation: they are cancelled, and `ready` stays False.
+        Threads: any.
+        """
+        warm_up(self._dispatcher, _check_requests("warm_up", requests), timeout)
+
+    async def awarm_up(
+        self,
+        requests: Iterable[RequestT],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - as `warm_up` has it
+    ) -> None:
+        """Do the same in an event loop.
+
+        Args:
+            requests: What the model takes.
+            timeout: For how long all of them may last, in seconds.
+
+        Raises:
+            Exception: What `warm_up` raises.
+
+        Blocking: never; it waits until all have ended.
+        Cancellation: they are cancelled, and `ready` stays False.
+        Threads: any event loop.
+        """
+        await warm_up_in_loop(self._dispatcher, _check_requests("awarm_up", requests), timeout)
+
+    @property
+    def state(self) -> BatcherState:
+        """Whether it is `"accepting"` requests, `"draining"` or `"closed"`.
+
+        Threads: any.
+        """
+        return self._dispatcher.scheduler.state
+
+    @property
+    def ready(self) -> bool:
+        """Whether to send it requests: it accepts them, and its model is warm.
+
+        The model counts as warm unless a warm-up is under way, or the last one has failed.
+
+        Threads: any.
+        """
+        dispatcher = self._dispatcher
+        return dispatcher.scheduler.state == "accepting" and dispatcher.readiness.is_warm
+
+    def close(self, *, drain: float | None = None) -> None:
         """Let every request fail that has not ended, with `ClosedError`, and end the workers.
 
         A stream gives what it holds before it raises. Repeated calls do nothing more.
 
-        Blocking: while the model is in a step, or an engine is closed. Called in the event loop
-            that an asynchronous function runs in, or by the model itself, it does not wait.
-        Cancellation: an exception from a signal leaves the batcher closed; call it again to wait.
+        With `drain` the requests that were accepted may end before that, those that wait included;
+        deadlines go on, and no batch waits for others to fill it. New requests are refused with
+        `ClosedError` from the beginning, as are those that a `map` has not submitted yet: it gives
+        the replies to the others first. Of several drains the one that is over first counts; a
+        call without `drain` closes the batcher at once.
+
+        Args:
+            drain: For how many seconds to let requests end; `math.inf` for any time. None closes at
+                once.
+
+        Raises:
+            TypeError, ValueError: `drain` is no number of at least 0.
+
+        Blocking: until the drain is over, and while the model is in a step or an engine is closed.
+            Called in the event loop that an asynchronous function runs in, or by the model itself,
+            it does not wait; nor in a signal's handler that has interrupted the batcher. Then a
+            thread waits for the end of the drain.
+        Cancellation: an exception from a signal ends the drain, and leaves the batcher closed; call
+            it again to wait.
         Threads: any.
         """
-        self._dispatcher.close()
+        seconds = check_drain(drain)
+        close(self._dispatcher, f"close({said_with(seconds)})", seconds)
 
-    async def aclose(self) -> None:
+    async def aclose(self, *, drain: float | None = None) -> None:
         """Do the same, and wait in an event loop until the workers have ended.
 
-        Blocking: never; it waits while the model is in a step, or an engine is closed.
-        Cancellation: the batcher is closed all the same.
+        Args:
+            drain: For how many seconds to let requests end; None closes at once.
+
+        Raises:
+            TypeError, ValueError: `drain` is no number of at least 0.
+
+        Blocking: never; it waits until the drain is over, and while the model is in a step or an
+            engine is closed.
+        Cancellation: the drain is over, and the batcher is closed all the same.
         Threads: any event loop.
         """
-        await self._dispatcher.aclose()
+        seconds = check_drain(drain)
+        await aclose(self._dispatcher, f"aclose({said_with(seconds)})", seconds)
 
     def __enter__(self) -> Self:
         """Return the batcher.
@@ -274,7 +477,8 @@ class Batcher(Generic[RequestT, T]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._dispatcher.close("the end of its with block")
+        drain = self._dispatcher.options.drain if exc_type is None else None
+        close(self._dispatcher, block_end("with", drain), drain)
 
     async def __aenter__(self) -> Self:
         """Return the batcher, and let an asynchronous function of its run in this event loop.
@@ -292,13 +496,15 @@ class Batcher(Generic[RequestT, T]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._dispatcher.aclose("the end of its async with block")
+        drain = self._dispatcher.options.drain if exc_type is None else None
+        await aclose(self._dispatcher, block_end("async with", drain), drain)
 
     def _check_open(self) -> None:
         self._dispatcher.check_not_forked()
-        if self._dispatcher.scheduler.closed:
+        scheduler = self._dispatcher.scheduler
+        if scheduler.state != "accepting":
             raise ClosedError(
-                f"this {self._kind} was closed{self._dispatcher.scheduler.closing}, before it was "
+                f"this {self._kind} was closed{scheduler.closing}, before it was "
                 f"entered: make another, or put all of its uses into one block"
             )
 

@@ -120,7 +120,13 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered: How many outputs a live stream may hold unread.
         on_overflow: `"cancel"` ends a stream that holds more, with `SlowConsumerError` after what
             it holds: requests that share a batch have nothing to do with each other. `"wait"` lets
-            the batch wait for it.
+            the batch wait for it. `"merge"` does neither and loses nothing: what comes is merged
+            with the last output that the stream holds.
+        merge: With `"merge"`: a function of two neighbouring outputs, the earlier one first, that
+            returns one and changes neither, such as `operator.add` for text and lists; see
+            `AsyncBatchedStream`.
+        max_buffered_bytes: How many bytes a live stream may hold unread; see `AsyncBatchedStream`.
+        size_of: A function of an output that returns its bytes; for text and bytes none is needed.
         step_cost: A function of a request that says what its first step takes of `max_step_cost`,
             the length of its prompt for example. From its first output on a request takes 1; unless
             the engine has a method `step_cost(slot)`, which says what it takes in the next step.
@@ -143,6 +149,9 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             served.
         share: A function of a request that returns the weight of its tenant; 1 if it is None.
         max_pending_per_tenant: How many requests of one tenant may wait.
+        drain: For how many seconds the end of a `with` or `async with` block lets requests end
+            before it closes the batcher, as `close(drain=...)` does. None closes it at once, and so
+            does an error that leaves the block. For a server whose lifespan is such a block.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -190,6 +199,9 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         decode: None = None,
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
+        merge: Callable[[T, T], T] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[T], int] | None = None,
         metrics: MetricsOrFactory | None = None,
         traces: Traces | None = None,
         step_cost: Callable[[RequestT], float] | None = None,
@@ -200,6 +212,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         tenant: Callable[[RequestT], Hashable] | None = None,
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -217,6 +230,9 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         decode: Callable[[RequestT], Decoder[Any, T] | None],
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
+        merge: Callable[[T, T], T] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[T], int] | None = None,
         metrics: MetricsOrFactory | None = None,
         traces: Traces | None = None,
         step_cost: Callable[[RequestT], float] | None = None,
@@ -227,6 +243,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         tenant: Callable[[RequestT], Hashable] | None = None,
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None: ...
     def __init__(
         self,
@@ -243,6 +260,9 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         decode: Callable[[RequestT], Decoder[Any, T] | None] | None = None,
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
+        merge: Callable[[T, T], T] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[T], int] | None = None,
         metrics: MetricsOrFactory | None = None,
         traces: Traces | None = None,
         step_cost: Callable[[RequestT], float] | None = None,
@@ -253,6 +273,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         tenant: Callable[[RequestT], Hashable] | None = None,
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None:
         options: BatcherOptions[RequestT, T] = BatcherOptions(
             EndRules(eos=eos, is_eos=is_eos, include_eos=include_eos, has_requests=True),
@@ -264,6 +285,9 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             decode=decode,
             max_buffered=max_buffered,
             on_overflow=on_overflow,
+            merge=merge,
+            max_buffered_bytes=max_buffered_bytes,
+            size_of=size_of,
             metrics=metrics,
             traces=traces,
             step_cost=step_cost,
@@ -275,6 +299,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             tenant=tenant,
             share=share,
             max_pending_per_tenant=max_pending_per_tenant,
+            drain=drain,
         )
         engine_ = Engine(engine)
 

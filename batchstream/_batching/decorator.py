@@ -58,6 +58,7 @@ class SingleArguments(TypedDict, total=False):
     tenant: Callable[[Any], Hashable] | None
     share: Callable[[Any], float] | None
     max_pending_per_tenant: int | None
+    drain: float | None
 
 
 class BatchedArguments(SingleArguments, total=False):
@@ -69,6 +70,9 @@ class BatchedArguments(SingleArguments, total=False):
     require_eos: bool
     max_buffered: int
     on_overflow: OnOverflow
+    merge: Callable[[Any, Any], Any] | None
+    max_buffered_bytes: int | None
+    size_of: Callable[[Any], int] | None
 
 
 class _Method(Protocol[RequestT, T]):

@@ -31,10 +31,10 @@ from typing_extensions import TypeVar
 
 from batchstream._batching import clock
 from batchstream._batching.keys import KeyInterner
+from batchstream._batching.life import Readiness, state_text
 from batchstream._batching.log import BatcherLog
 from batchstream._batching.request import Deadlines, Request, Submission, closed_error
 from batchstream._batching.scheduler import NOTHING_REAPED, Scheduler
-from batchstream._core.arguments import check_seconds
 from batchstream._core.errors import (
     ClosedError,
     CostError,
@@ -49,11 +49,14 @@ from batchstream._eventloops.current import current_loop, loop_if_any
 from batchstream._handoff.buffer import Buffer
 from batchstream._handoff.event import Event
 from batchstream._handoff.parking import LoopBound, ParkingLot, earliest
+from batchstream._pumps.intake import sizes_of
 from batchstream._pumps.process import forkable_batchers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
+    from batchstream._batching.life import BatcherState
+    from batchstream._batching.notice import Notice
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request_batch import RequestBatch
     from batchstream._batching.scheduler import Decision, Reaped, Worker
@@ -68,12 +71,15 @@ StreamT = TypeVar("StreamT")
 
 
 class AnyFlight(LoopBound, Protocol[T]):
-    """What the dispatcher needs of a `Flight`: the requests of one `map`.
+    """What the dispatcher needs of a `Flight`, the requests of one `map`; or of a `Notice`.
 
     Attributes:
         ready: Whether there is something to do for a consumer that waits.
         live: The requests that have not ended.
+        passes_on: Whether it tells the next of room itself, as it leaves. See `room.py`.
     """
+
+    passes_on: bool
 
     @property
     def ready(self) -> bool: ...
@@ -118,7 +124,10 @@ class Dispatcher(ABC, Generic[T]):
         scheduler: What decides, for the holder of the lock.
         forked: Whether this is a copy in a forked child, of no use there.
         log: Writes the batcher's lines in the log.
-        held_back: Flights with a request for which there was no room, to be told of some.
+        room_waiters: What is to be told of room in the queue, in the order in which it came:
+            flights with a request for which there was none, and other callers. See `room.py`.
+        closers: What is to be told when the last request has ended, in a drain. See `drain.py`.
+        readiness: Whether the model is warm.
         consumers: Which thread waits for which buffer.
         times_out: Whether a receive can have a timeout.
     """
@@ -138,7 +147,9 @@ class Dispatcher(ABC, Generic[T]):
         self.parking = ParkingLot()
         self.forked = False
         self.consumers: dict[Request[T], int] = {}
-        self.held_back: set[AnyFlight[T]] = set()
+        self.room_waiters: dict[AnyFlight[T], None] = {}
+        self.closers: dict[Notice, None] = {}
+        self.readiness = Readiness()
         self.scheduler = self._new_scheduler()
         # Re-entrant for the sake of `statistics`, which a signal's handler may call.
         self._lock = RLock()
@@ -160,13 +171,13 @@ class Dispatcher(ABC, Generic[T]):
     @property
     def ended(self) -> bool:
         """Whether it was closed, and no worker is at work any more."""
-        return self.scheduler.closed and not self.scheduler.at_work
+        return self.scheduler.state == "closed" and not self.scheduler.at_work
 
     @property
-    def state(self) -> str:
+    def summary(self) -> str:
         """Its state in words."""
         scheduler = self.scheduler
-        state = "closed" if scheduler.closed else "open"
+        state = state_text(scheduler.state)
         waiting, running = len(scheduler.queue), len(scheduler.batches)
         requests = "request" if waiting == 1 else "requests"
         batches = "batch runs" if running == 1 else "batches run"
@@ -181,7 +192,10 @@ class Dispatcher(ABC, Generic[T]):
         *,
         timeout: float | None,
         wait_timeout: float | None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
         on_end: Callable[[Request[T]], object] | None = None,
+        is_warm_up: bool = False,
         request_id: str | None = None,
     ) -> StreamT:
         """Accept a request, and return its stream.
@@ -191,13 +205,16 @@ class Dispatcher(ABC, Generic[T]):
             make_stream: Makes a stream of the request's buffer and this dispatcher.
             timeout: For how long the request may last, in seconds.
             wait_timeout: For how long it may wait for a batch, in seconds.
+            first_timeout: For how long it may be without its first output, in seconds.
+            gap_timeout: For how long it may be without another, from the first on.
             on_end: See `Request`, for one that a `map` submits.
+            is_warm_up: Whether it waits for `begin_warm_up`, to be taken before all others.
             request_id: What errors and logs call it, if not by a number.
 
         Raises:
             OverloadedError: As many requests wait as may, or they cost as much.
             RequestError: The request costs more than a batch may. It is a `ValueError`, too.
-            ClosedError: The batcher was closed.
+            ClosedError: The batcher was closed, or is draining.
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: No worker could run it.
             TypeError, ValueError: A timeout, or a number that a function has returned for the
@@ -215,11 +232,10 @@ class Dispatcher(ABC, Generic[T]):
         if options.metrics is not None and options.metrics.unmade:
             options.metrics.make(self.context.copy())
         deadlines = None
-        if timeout is not None or wait_timeout is not None:
-            deadlines = Deadlines(
-                None if timeout is None else check_seconds("timeout", timeout),
-                None if wait_timeout is None else check_seconds("wait_timeout", wait_timeout),
-            )
+        has_one = timeout is not None or wait_timeout is not None
+        if has_one or first_timeout is not None or gap_timeout is not None:
+            deadlines = Deadlines.checked(timeout, wait_timeout, first_timeout, gap_timeout)
+        bytes_are_bounded = options.bound.max_buffered_bytes is not None and on_end is None
         submission = Submission(
             content,
             1.0 if options.cost is None else options.cost_of(content),
@@ -236,10 +252,12 @@ class Dispatcher(ABC, Generic[T]):
             deadlines,
             scheduler.ended_requests,
             on_end,
+            is_warm_up=is_warm_up,
             request_id=request_id,
             batcher=options.name,
         )
         request.place = place
+        request.sizes = sizes_of(options.bound) if bytes_are_bounded else None
         if self._needs_loop:
             self.prepare()
         # Before the request waits: whatever breaks this off drops the stream, and so cancels it.
@@ -248,7 +266,7 @@ class Dispatcher(ABC, Generic[T]):
             refusal = self._enqueue(request, key)
             if scheduler.wakeups:
                 self._wake_workers()
-            if refusal is None and scheduler.closed:  # meanwhile
+            if refusal is None and scheduler.state == "closed":  # meanwhile
                 self._fail(request, closed_error(scheduler.closing))
             if refusal is None:
                 return stream
@@ -272,7 +290,7 @@ class Dispatcher(ABC, Generic[T]):
     def _enqueue(self, request: Request[T], key: Any) -> Exception | None:
         """Let a request wait, or return why it is refused."""
         scheduler, metrics = self.scheduler, self.options.metrics
-        if self.options.traces is not None:
+        if self.options.traces is not None and not request.is_warm_up:
             request.trace = self._new_trace(request)
         # In a list, to be popped: an error holds the frame in which it was raised, and its locals.
         refusals: list[Exception] = []
@@ -294,7 +312,7 @@ class Dispatcher(ABC, Generic[T]):
             self._follow_up(reaped, now)
         if refusals:
             self._tell_of_refusal(request, refusals[0], now)
-        elif metrics is not None:
+        elif metrics is not None and not request.is_warm_up:
             metrics("submitted", tenant=request.tenant)
         if self.log.is_refusing and not refusals:
             self.log.accepted(now, scheduler.totals.refused)
@@ -349,6 +367,23 @@ class Dispatcher(ABC, Generic[T]):
             RuntimeError: There is none.
         """
 
+    def submit_warm_up(self, content: Any, on_end: Callable[[Request[T]], object]) -> Request[T]:
+        """Accept a request of a warm-up, which waits for `begin_warm_up`; see `submit`."""
+        return self.submit(
+            content,
+            _without_stream,
+            timeout=None,
+            wait_timeout=None,
+            on_end=on_end,
+            is_warm_up=True,
+        )
+
+    def begin_warm_up(self, requests: Collection[Request[T]]) -> None:
+        """Let requests of a warm-up that were submitted join batches, before all others."""
+        with self._lock:
+            self.scheduler.begin_warm_up(requests)
+        self._wake_workers()
+
     # ---- waking workers
 
     def _wake_workers(self) -> None:
@@ -388,14 +423,14 @@ class Dispatcher(ABC, Generic[T]):
             with self._lock:
                 if not self.scheduler.claim_start(worker, claim):
                     return
-            if self.scheduler.closed:
+            if self.scheduler.state == "closed":
                 raise closed_error(self.scheduler.closing)  # noqa: TRY301 - it ends as the others
             self._start(worker)
         except BaseException as error:
             with self._lock:
                 if worker.claim is claim:
                     self.scheduler.rest(worker)
-                stuck = [] if self.scheduler.at_work else self.scheduler.queue.requests()
+                stuck = [] if self.scheduler.at_work else self.scheduler.waiting_requests()
             self.fail_all(stuck, error)  # for no worker would ever ask for them
             self._check_ended()
             if not isinstance(error, ClosedError):
@@ -423,10 +458,11 @@ class Dispatcher(ABC, Generic[T]):
             if reaped is not NOTHING_REAPED:
                 self._follow_up(reaped, now)
             if decision is not None:
+                if self.room_waiters:  # a worker that waits makes room, too
+                    self.tell_of_room()
                 if decision.requests:
-                    if self.held_back:
-                        self._tell_of_room()
-                    if self._model is None and self.options.is_observed:
+                    is_counted = self._model is None and not decision.requests[0].is_warm_up
+                    if is_counted and self.options.is_observed:
                         self._tell_of_joining(decision.requests, now)
                     self._wake_another()
                 elif decision.wait is None:
@@ -456,8 +492,8 @@ class Dispatcher(ABC, Generic[T]):
         del stale  # without the lock, as in `next_batch`
         try:
             self._follow_up(reaped, now)
-            if self.held_back and taken:
-                self._tell_of_room()
+            if self.room_waiters and taken:
+                self.tell_of_room()
         except BaseException as error:
             self.fail_all(taken, error)
             raise
@@ -488,7 +524,7 @@ class Dispatcher(ABC, Generic[T]):
     def put_back(self, requests: Sequence[Request[T]]) -> None:
         """Let requests wait again that were taken, in their order and in front of all others."""
         with self._lock:
-            closed = self.scheduler.closed
+            closed = self.scheduler.state == "closed"
             if not closed:  # or else they would be left there: `request_close` has looked
                 self.scheduler.put_back(requests)
         if closed:
@@ -497,7 +533,7 @@ class Dispatcher(ABC, Generic[T]):
     def requeue(self, requests: Sequence[tuple[Request[T], Submission]]) -> Sequence[Request[T]]:
         """Let requests wait again whose slots were given back; see `Scheduler.requeue`."""
         with self._lock:
-            closed = self.scheduler.closed
+            closed = self.scheduler.state == "closed"
             waiting = () if closed else self.scheduler.requeue(requests, clock.monotonic())
         if closed:  # as in `put_back`
             self.fail_all(
@@ -524,7 +560,9 @@ class Dispatcher(ABC, Generic[T]):
         """Count a batch among those that run."""
         with self._lock:
             self.scheduler.batches.add(batch)
-        if self.scheduler.closed:  # behind the adding: `request_close` may not have seen it
+        if (
+            self.scheduler.state == "closed"
+        ):  # behind the adding: `request_close` may not have seen it
             batch.close()
 
     def end_batch(self, batch: RequestBatch[T]) -> None:
@@ -548,20 +586,21 @@ class Dispatcher(ABC, Generic[T]):
             for request in reaped.overdue:
                 if (on_end := request.on_end) is not None:
                     on_end(request)
-        if self.held_back and reaped is not NOTHING_REAPED:
-            self._tell_of_room()
-        if reaped.finished and self.options.is_observed:
+        if reaped is not NOTHING_REAPED:
+            if self.room_waiters:
+                self.tell_of_room()
+            if self.closers and self.scheduler.is_empty:
+                self._tell_closers()
+            if reaped.wakes:
+                self._wake_another()
+        if reaped.finished:
             self._tell_of_ends(reaped.finished, now)
-        for request in reaped.finished:
-            if request.ends[0].error is not None:
-                self.log.failed(reaped.finished, closed=self.scheduler.closed)
-                break
 
-    def _tell_of_ends(self, requests: Sequence[Request[T]], now: float) -> None:
-        """Tell metrics and traces of requests that were counted as finished."""
+    def _tell_of_ends(self, finished: Sequence[Request[T]], now: float) -> None:
+        """Tell metrics, traces and the log of requests that were counted as finished."""
         metrics = self.options.metrics
         if metrics is not None:
-            for request in requests:
+            for request in finished:
                 joined, joined_at = request.state == "finished", request.joined_at
                 first_output = request.first_output_at
                 metrics(
@@ -574,19 +613,41 @@ class Dispatcher(ABC, Generic[T]):
                     tenant=request.tenant,
                 )
         if self.options.traces is not None:
-            for request in requests:
+            for request in finished:
                 trace, request.trace = request.trace, None  # the stream may be kept for long
                 if trace is not None:
                     trace.ended(request.ends[0])
+        if any(request.ends[0].error is not None for request in finished):
+            self.log.failed(finished, closed=self.scheduler.state == "closed")
 
-    def _tell_of_room(self) -> None:
-        """Let flights come again with what they hold back: the queue has room again."""
-        while self.held_back:
-            try:
-                flight = self.held_back.pop()
-            except KeyError:  # another thread has just told it
+    def tell_of_room(self) -> None:
+        """Let those that wait for room look again, up to the first that tells the next itself."""
+        for waiter in list(self.room_waiters):
+            waiter.note_room()
+            if waiter.passes_on:
                 return
-            flight.note_room()
+
+    def _tell_closers(self) -> None:
+        """Let callers that wait for the end of a drain look whether it has come."""
+        for closer in list(self.closers):
+            closer.tell()
+
+    def has_room(self, cost: float) -> bool:
+        """Whether a request of this cost would not be refused at the moment.
+
+        Raises:
+            ClosedError: It would be, as the batcher was closed or is draining.
+        """
+        with self._lock:
+            now = clock.monotonic()
+            reaped = self.scheduler.reap(now)
+            accepts = self.scheduler.state == "accepting"
+            refusal = None if accepts else self.scheduler.refusal()
+            has_room = self.scheduler.has_room(cost)
+        self._follow_up(reaped, now)
+        if refusal is not None:
+            raise refusal
+        return has_room
 
     def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
         """Fail requests that are in no batch."""
@@ -648,6 +709,10 @@ class Dispatcher(ABC, Generic[T]):
         """
         if pump is None:
             self.parking.wake((request,))
+        if self.room_waiters:  # with the lock they see that it waits no longer
+            self.tell_of_room()
+        if self.closers:
+            self._tell_closers()
         # Behind the end: it may have joined a batch meanwhile, which then has to know.
         joined = request.pump
         if joined is not None and joined is not pump:
@@ -670,8 +735,12 @@ class Dispatcher(ABC, Generic[T]):
         if deadline is not None and deadline <= clock.monotonic():
             raise TimeoutError("no output came within the timeout; the stream is unchanged")
 
-    def wait_for_any(self, flight: AnyFlight[T]) -> None:
+    def wait_for_any(self, flight: AnyFlight[T], deadline: float | None = None) -> None:
         """Wait in a thread until a request of a flight has ended, or there may be room.
+
+        Args:
+            flight: The flight; or a notice, until it is told of something.
+            deadline: Until when at most.
 
         Raises:
             RuntimeError, ClosedError: See `_check_waitable`.
@@ -680,10 +749,12 @@ class Dispatcher(ABC, Generic[T]):
         self._warn_if_a_loop_stops()
         seconds = self._poll_any_after(flight, None)
         until = None if seconds is None else clock.monotonic() + seconds
-        if not self.parking.wait_in_thread(flight, until):
+        if not self.parking.wait_in_thread(flight, earliest(until, deadline)):
             self._poll_any(flight)
 
-    async def wait_for_any_in_loop(self, flight: AnyFlight[T], loop: EventLoop) -> None:
+    async def wait_for_any_in_loop(
+        self, flight: AnyFlight[T], loop: EventLoop, deadline: float | None = None
+    ) -> None:
         """Do the same in an event loop; from within the loop."""
         self._check_waitable(loop)
         lot, waiter = self.parking.in_loop(loop), loop.new_waiter()
@@ -691,7 +762,10 @@ class Dispatcher(ABC, Generic[T]):
         lot.waiting[flight] = waiter
         try:
             if not flight.ready:  # once more: what came before the parking wakes no waiter
-                await loop.wait(waiter, self._poll_any_after(flight, loop))
+                seconds = self._poll_any_after(flight, loop)
+                if deadline is not None:
+                    seconds = earliest(seconds, max(deadline - clock.monotonic(), 0.0))
+                await loop.wait(waiter, seconds)
         finally:
             lot.waiting.pop(flight, None)
         if not flight.ready:
@@ -725,7 +799,7 @@ class Dispatcher(ABC, Generic[T]):
         """
         if self.forked:
             raise _forked_error()
-        if self._runs_here():
+        if self.runs_here():
             raise RuntimeError("the source of a batch waits for a request to its own batcher")
 
     def _warn_if_a_loop_stops(self) -> None:
@@ -744,8 +818,9 @@ class Dispatcher(ABC, Generic[T]):
     def poll_after(self, request: Request[T] | None, loop: EventLoop | None) -> float | None:
         """Return after how many seconds a consumer that waits in this loop or a thread polls."""
         del loop
-        deadline = None if request is None else request.deadline  # once: it changes as it joins
-        return None if deadline is None else max(deadline - clock.monotonic(), 0.0)
+        if request is None or request.deadlines is None:
+            return None
+        return request.look_after(clock.monotonic())
 
     def poll(self, request: Request[T] | None = None) -> None:
         """Fail a request whose deadline has passed, even if its worker is in a long step."""
@@ -757,21 +832,31 @@ class Dispatcher(ABC, Generic[T]):
     async def wait_closed_if_idle(self, loop: EventLoop) -> None:
         """Wait for nothing: other requests keep the model busy."""
 
-    def _runs_here(self) -> bool:
+    def runs_here(self) -> bool:
         """Whether a batch waits for the calling code, which is its source's."""
         return any(batch.pump.runs_here for batch in tuple(self.scheduler.batches))
 
     # ---- from the owner
 
-    def request_close(self, by: str = "the exit of the program") -> None:
-        """Fail every request that has not ended, and accept no other."""
+    def request_close(
+        self, by: str = "the exit of the program", closing: str | None = None
+    ) -> None:
+        """Fail every request that has not ended, and accept no other.
+
+        Args:
+            by: What closes it.
+            closing: The same and when, for the text of the error, if it is known.
+        """
         if self.forked:
             return
-        thread = current_thread().name
-        closing = f" by {by} in thread {thread!r} at {clock.time_of_day()}"
+        if closing is None:
+            closing = _said_of(by)
+            if self.scheduler.state == "draining":
+                closing += ", before its drain was over"
         with self._lock:
-            is_first = not self.scheduler.closed
-            self.scheduler.closing = self.scheduler.closing or closing  # the first says it
+            is_first = self.scheduler.state != "closed"
+            if is_first:
+                self.scheduler.closing = closing  # the first says it
             now = clock.monotonic()
             reaped = self.scheduler.reap(now)
             waiting, batches = self.scheduler.close()
@@ -784,13 +869,50 @@ class Dispatcher(ABC, Generic[T]):
         for batch in batches:
             batch.close()
         self.reap()
-        self._tell_of_room()  # there is none, as it finds
+        self.tell_of_room()  # there is none, as it finds
+        self._tell_closers()
         self._check_ended()
+
+    def request_drain(self, by: str, seconds: float) -> bool:
+        """Accept no request any more; return whether those that there are may still end.
+
+        Args:
+            by: What asks for it, for the text of errors.
+            seconds: For how long, from now on.
+        """
+        if self.forked or self.scheduler.state == "closed":
+            return False
+        closing = _said_of(by)
+        with self._lock:
+            now = clock.monotonic()
+            reaped = self.scheduler.reap(now)
+            self.scheduler.drain(now + seconds, closing)
+        self._follow_up(reaped, now)
+        self._wake_workers()
+        self.tell_of_room()  # there is none, as it finds
+        self._tell_closers()  # of a drain before this one, which may be over earlier now
+        return True
+
+    def drain_state(self) -> tuple[BatcherState, float, bool]:
+        """Return the state, until when a drain goes on, and whether no request is open."""
+        with self._lock:
+            now = clock.monotonic()
+            reaped = self.scheduler.reap(now)
+            state = self.scheduler.state, self.scheduler.drains_until, self.scheduler.is_empty
+        self._follow_up(reaped, now)
+        return state
+
+    def end_drain(self, *, is_over_time: bool) -> None:
+        """Close a batcher behind its drain, because all requests have ended or the time is over."""
+        closing = self.scheduler.closing
+        if is_over_time:
+            closing += ", whose time was over before all requests had ended"
+        self.request_close(closing=closing)
 
     def request_exit(self) -> None:
         """Cancel every request, and accept no other: the interpreter exits."""
         with self._lock:
-            requests = list(self.scheduler.totals.open)
+            requests = self.scheduler.open_requests()
         for request in requests:
             self.cancel(request)
         self.request_close()
@@ -801,7 +923,7 @@ class Dispatcher(ABC, Generic[T]):
             self.reap()
             self._ended.set()
 
-    def close(self, by: str = "close()") -> None:
+    def close(self, by: str) -> None:
         """Fail every request that has not ended, and wait until no worker is at work.
 
         Args:
@@ -810,24 +932,24 @@ class Dispatcher(ABC, Generic[T]):
         self.poll()
         self.request_close(by)
         if not self.forked:
-            while self._may_block() and not self._ended.wait(self.poll_after(None, None)):
+            while self.may_block() and not self._ended.wait(self.poll_after(None, None)):
                 self.poll()
-            if self.ended and self._may_block():
+            if self.ended and self.may_block():
                 self.join()
 
-    async def aclose(self, by: str = "aclose()") -> None:
+    async def aclose(self, by: str) -> None:
         """Do the same in an event loop."""
         self.poll()
         self.request_close(by)
-        if not (self.forked or self._runs_here()):
+        if not (self.forked or self.runs_here()):
             loop = current_loop()
             await self._ended.wait_in_loop(loop, lambda: self.poll_after(None, loop), self.poll)
             self.join()
 
-    def _may_block(self) -> bool:
+    def may_block(self) -> bool:
         """Whether workers go on while the calling thread waits."""
         in_lock = self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001
-        return not (in_lock or self._runs_here())
+        return not (in_lock or self.runs_here())
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for what workers still have to do after the end; next to nothing."""
@@ -852,18 +974,20 @@ class Dispatcher(ABC, Generic[T]):
         """Begin anew if no request is open, and else make every use fail: workers do not fork."""
         self._lock = RLock()
         self.consumers = {}
+        self.room_waiters, self.closers = {}, {}
+        self.readiness.after_fork()
         if self.options.metrics is not None:
             self.options.metrics.after_fork()
         # What the parent's requests do from now on is told in the parent.
         for request in (*self.scheduler.totals.open, *self.scheduler.ended_requests):
             request.trace = None
-        in_use = any(not request.ends for request in self.scheduler.totals.open)
+        in_use = any(not request.ends for request in self.scheduler.open_requests())
         if not in_use and (self._model is None or self._model.begin_anew()):
             self._begin_anew()
             return
         self.forked = True
         # Not those in the queue: a worker may just have taken some, and have no pump for them yet.
-        for request in list(self.scheduler.totals.open):
+        for request in self.scheduler.open_requests():
             if request.pump is None:
                 request.refuse_after_fork()
                 given = request.given_before
@@ -873,7 +997,9 @@ class Dispatcher(ABC, Generic[T]):
         """Forget the workers, the batches that were being closed, and what another thread held."""
         before = self.scheduler
         self.scheduler = self._new_scheduler()
-        self.scheduler.closed, self.scheduler.closing = before.closed, before.closing
+        if before.state != "accepting":  # what waits for the end of a drain is not in this process
+            self.scheduler.close()
+            self.scheduler.closing = before.closing
         # The figures go on, as the metrics do that were copied along; and so do the requests that
         # are still to be counted as ended.
         self.scheduler.totals = before.totals
@@ -883,6 +1009,16 @@ class Dispatcher(ABC, Generic[T]):
         self._keys = KeyInterner()
         self._tenants = KeyInterner("tenant")
         self.context = self.context.copy()  # an engine's call in the parent may never leave it
+
+
+def _without_stream(request: Request[T], _: object) -> Request[T]:
+    """Make no stream of a request: a warm-up owns it."""
+    return request
+
+
+def _said_of(by: str) -> str:
+    """Return by what and when a batcher is closed, for the text of errors."""
+    return f" by {by} in thread {current_thread().name!r} at {clock.time_of_day()}"
 
 
 def _forked_error() -> ForkedError:

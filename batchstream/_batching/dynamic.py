@@ -54,11 +54,15 @@ class _Options(TypedDict, total=False):
     require_eos: bool
     max_buffered: int
     on_overflow: OnOverflow
+    merge: Callable[[Any, Any], Any] | None
+    max_buffered_bytes: int | None
+    size_of: Callable[[Any], int] | None
     metrics: MetricsOrFactory | None
     traces: Traces | None
     name: str | None
     max_pending_cost: float | None
     max_pending_per_tenant: int | None
+    drain: float | None
 
 
 class DynamicBatcher(Batcher[RequestT, T]):
@@ -110,7 +114,13 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_buffered: How many outputs a live stream may hold unread.
         on_overflow: `"cancel"` ends a stream that holds more, with `SlowConsumerError` after what
             it holds: requests that share a batch have nothing to do with each other. `"wait"` lets
-            the batch wait for it.
+            the batch wait for it. `"merge"` does neither and loses nothing: what comes is merged
+            with the last output that the stream holds.
+        merge: With `"merge"`: a function of two neighbouring outputs, the earlier one first, that
+            returns one and changes neither, such as `operator.add` for text and lists; see
+            `AsyncBatchedStream`.
+        max_buffered_bytes: How many bytes a live stream may hold unread; see `AsyncBatchedStream`.
+        size_of: A function of an output that returns its bytes; for text and bytes none is needed.
         metrics: Its methods are called as things happen; see `Metrics`. Or a function without
             arguments that returns such an object, such as its class: it is called once, in the
             process and by the call that submits the first request.
@@ -127,6 +137,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
             served.
         share: A function of a request that returns the weight of its tenant; 1 if it is None.
         max_pending_per_tenant: How many requests of one tenant may wait.
+        drain: For how many seconds the end of a `with` or `async with` block lets requests end
+            before it closes the batcher, as `close(drain=...)` does. None closes it at once, and so
+            does an error that leaves the block. For a server whose lifespan is such a block.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -177,6 +190,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         tenant: Callable[[RequestT], Hashable] | None = None,
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -199,6 +213,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         tenant: Callable[[RequestT], Hashable] | None = None,
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -292,6 +307,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
         require_eos: bool = False,
         max_buffered: int = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "cancel",
+        merge: Callable[[T, T], T] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[T], int] | None = None,
         metrics: MetricsOrFactory | None = None,
         traces: Traces | None = None,
         name: str | None = None,
@@ -300,6 +318,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         tenant: Callable[[RequestT], Hashable] | None = None,
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None:
         if not callable(fn):
             raise TypeError(f"fn takes a function of a list of requests, got {fn!r}")
@@ -321,6 +340,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
                 "require_eos": require_eos,
                 "max_buffered": max_buffered != DEFAULT_MAX_BUFFERED,
                 "on_overflow": on_overflow != "cancel",
+                "merge": merge is not None,
+                "max_buffered_bytes": max_buffered_bytes is not None,
+                "size_of": size_of is not None,
             }
             if given := [name for name, is_given in for_streams.items() if is_given]:
                 raise TypeError(
@@ -355,6 +377,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
             decode=decode,
             max_buffered=max_buffered,
             on_overflow=on_overflow,
+            merge=merge,
+            max_buffered_bytes=max_buffered_bytes,
+            size_of=size_of,
             metrics=metrics,
             traces=traces,
             name=name,
@@ -364,6 +389,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
             tenant=tenant,
             share=share,
             max_pending_per_tenant=max_pending_per_tenant,
+            drain=drain,
         )
         self._single = single
         self._dispatcher = _dispatcher_for(fn, options, runs_in_task=runs_in_task)
@@ -374,6 +400,8 @@ class DynamicBatcher(Batcher[RequestT, T]):
         *,
         timeout: float | None = None,
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
         request_id: str | None = None,
     ) -> T:
         """Submit a request, wait for its one result and return it, with `single=True`.
@@ -382,6 +410,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
             request: Whatever the function takes.
             timeout: For how long to wait for the result, in seconds.
             wait_timeout: For how long the request may wait until it joins a batch.
+            first_timeout: For how long to wait for its first output: the same as `timeout`, as the
+                result is its only one.
+            gap_timeout: Without effect, as no other follows; see `stream`.
             request_id: What errors and logs call the request; see `stream`.
 
         Raises:
@@ -398,7 +429,12 @@ class DynamicBatcher(Batcher[RequestT, T]):
         """
         self._check_single("call", "stream")
         stream = self.stream(
-            request, timeout=timeout, wait_timeout=wait_timeout, request_id=request_id
+            request,
+            timeout=timeout,
+            wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
+            request_id=request_id,
         )
         try:
             return next(stream)  # the end came with it
@@ -414,6 +450,8 @@ class DynamicBatcher(Batcher[RequestT, T]):
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - the request's, which its batch goes by
         wait_timeout: float | None = None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
         request_id: str | None = None,
     ) -> T:
         """Do the same in an event loop.
@@ -422,6 +460,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
             request: Whatever the function takes.
             timeout: For how long to wait for the result, in seconds.
             wait_timeout: For how long the request may wait until it joins a batch.
+            first_timeout: For how long to wait for its first output: the same as `timeout`, as the
+                result is its only one.
+            gap_timeout: Without effect, as no other follows; see `stream`.
             request_id: What errors and logs call the request; see `stream`.
 
         Raises:
@@ -434,7 +475,12 @@ class DynamicBatcher(Batcher[RequestT, T]):
         """
         self._check_single("acall", "astream")
         stream = self.astream(
-            request, timeout=timeout, wait_timeout=wait_timeout, request_id=request_id
+            request,
+            timeout=timeout,
+            wait_timeout=wait_timeout,
+            first_timeout=first_timeout,
+            gap_timeout=gap_timeout,
+            request_id=request_id,
         )
         try:
             return await anext(stream)

@@ -81,7 +81,7 @@ class EngineBatch(RequestBatch[T]):
     @property
     def free_slots(self) -> int:
         """How many requests may join before the next step."""
-        return 0 if self._is_held_up else len(self._free)
+        return 0 if self._is_held_up or self.is_warm_up else len(self._free)
 
     @property
     def _is_held_up(self) -> bool:
@@ -108,7 +108,7 @@ class EngineBatch(RequestBatch[T]):
             self._look_at_budget()
         if not self._is_held_up:
             self._first = None  # it may have ended, and is kept no longer
-        if self._free and not self._joining and self._first is None:
+        if self._free and not (self._joining or self.is_warm_up) and self._first is None:
             most = len(self._free) if behind is None else 1
             self._joining.extend(owner.take_joining(most, sum(self._costs.values())))
         if self._joining:
@@ -234,7 +234,7 @@ class EngineBatch(RequestBatch[T]):
 
     def _add(self, request: Request[T]) -> bool:
         """Add a request, and return whether it has joined; if not, it has failed or has to wait."""
-        if request.ends or self._owner.scheduler.closed:  # the engine need not see it
+        if request.ends or self._owner.scheduler.state == "closed":  # the engine need not see it
             self._owner.fail_all([request], closed_error(self._owner.scheduler.closing))
             return False
         submission = request.submission

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from batchstream._batching.life import state_text
 from batchstream._core.html import MAX_ROWS, counted, table
 from batchstream._streams.html import HEAD, LEGEND, ended, time_line
 
@@ -31,7 +32,7 @@ def batcher_table(kind: str, dispatcher: Dispatcher[Any]) -> str:
     if (more := len(running) - MAX_ROWS) > 0:
         notes.append(f"and {counted(more, 'more live request')}")
     notes.append(
-        f"{'closed' if dispatcher.scheduler.closed else 'open'}; "
+        f"{state_text(dispatcher.scheduler.state)}; "
         f"{counted(statistics.waiting, 'request')} waiting, of {options.max_pending:,} that may "
         f"(max_pending); {len(running):,} of {counted(slots, 'slot')} "
         f"live in {counted(len(fanouts), 'batch', 'batches')}"

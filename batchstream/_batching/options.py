@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from typing_extensions import TypeVar
 
+from batchstream._batching.life import check_drain
 from batchstream._batching.metrics import MetricsCaller
 from batchstream._batching.places import PlaceRules
 from batchstream._batching.traces import TracesCaller
@@ -57,6 +58,9 @@ class BatcherOptions(Generic[RequestT, T]):
         max_pending: int,
         max_buffered: int,
         on_overflow: OnOverflow,
+        merge: Callable[[T, T], T] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[T], int] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
@@ -75,6 +79,7 @@ class BatcherOptions(Generic[RequestT, T]):
         tenant: Callable[[RequestT], Hashable] | None = None,
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        drain: float | None = None,
     ) -> None:
         self.rules = rules
         if name is not None:
@@ -86,10 +91,17 @@ class BatcherOptions(Generic[RequestT, T]):
             check_decode(decode, "one request")
         self.max_batch_size = check_count("max_batch_size", max_batch_size, at_least=1)
         self.workers = check_count("workers", workers, at_least=1)
-        self.bound = Bound.checked(max_buffered, on_overflow)
+        self.bound = Bound.checked(
+            max_buffered,
+            on_overflow,
+            merge=merge,
+            max_buffered_bytes=max_buffered_bytes,
+            size_of=size_of,
+        )
         self.metrics = None if metrics is None else MetricsCaller(metrics, self.label)
         self.traces = None if traces is None else TracesCaller(traces, self.label)
         self.is_observed = metrics is not None or traces is not None
+        self.drain = check_drain(drain)
         self.batch_timeout = check_seconds("batch_timeout", batch_timeout)
         self.max_pending = check_count("max_pending", max_pending, at_least=1)
         if (cost is None) != (max_batch_cost is None):

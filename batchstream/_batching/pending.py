@@ -76,6 +76,16 @@ class PendingBounds(Generic[RequestT]):
                     reason="tenant",
                 )
 
+    def has_room(self, cost: float, room: Callable[[], int]) -> bool:
+        """Whether a request of this cost would not be refused for it; `room` as in `check`."""
+        if self._max_cost is None:
+            return True
+        try:
+            self._check_cost(cost, self._max_cost, room)
+        except OverloadedError:
+            return False
+        return True
+
     def _check_cost(self, cost: float, max_cost: float, room: Callable[[], int]) -> None:
         if not self._waiting or self._announced:
             self._announced = 0

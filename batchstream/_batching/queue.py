@@ -185,6 +185,23 @@ class WaitingQueue(Generic[RequestT]):
         self._all.move_to_end(request, last=False)
         group.move_to_end(request, last=False)
 
+    def has_room(self, cost: float, room: Callable[[], int]) -> bool:
+        """Whether `append` would not refuse a request of this cost for the others; `room` as there.
+
+        Without a look at how many its tenant has.
+        """
+        waiting = len(self._all)
+        if waiting >= self._max_pending and waiting - room() >= self._max_pending:
+            return False
+        return self._bounds is None or self._bounds.has_room(cost, room)
+
+    def gather_no_more(self) -> None:
+        """Let no request wait for others any more: from now on each that waits is ready."""
+        if self._order is None:
+            self._has_hints = False
+        else:
+            self._readiness.gather_no_more()
+
     def has_group(self, group: object) -> bool:
         """Whether requests of this group wait."""
         return group in self._groups

@@ -144,6 +144,14 @@ class Readiness(Generic[RequestT]):
             heappop(self._due)
         return None
 
+    def gather_no_more(self) -> None:
+        """Let all groups be ready, now and from now on."""
+        self._batch_timeout = 0.0
+        for group in list(self._groups.values()):
+            # Twice: a signal's handler may call this where a hint is about to be removed.
+            for request in [*islice(group, 1)] * 2:
+                self.hint_now(request, group)
+
     def fitting(self, group: Group[RequestT], slots: int, spent: float) -> list[RequestT]:
         """Return the oldest of a group, as many as a batch has room for that costs so much."""
         first = list(islice(group, slots))

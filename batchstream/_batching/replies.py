@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, cast, fin
 
 from typing_extensions import TypeVar
 
-from batchstream._core.arguments import check_seconds
+from batchstream._batching.request import Deadlines
 from batchstream._core.errors import ClosedError, OverloadedError, concurrent_error
 from batchstream._eventloops.current import current_loop
 from batchstream._pumps.process import forkable
@@ -45,15 +45,6 @@ HELD_PER_LIVE: Final = 4
 behind one that takes long."""
 
 
-class _Failed:
-    """What stands in the place of a request that could not be submitted."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-
 def _without_stream(request: Request[T], _: object) -> Request[T]:
     """Make no stream of a request: the flight owns it."""
     return request
@@ -67,26 +58,30 @@ class Flight(Generic[T]):
         ordered: Whether replies are taken in the order of the requests.
         timeout: For how long each may last.
         wait_timeout: For how long each may wait for a batch.
+        first_timeout: For how long each may be without its first output.
+        gap_timeout: For how long each may be without another, from the first on.
 
     Attributes:
         dispatcher: The same.
         is_cancelled: Whether all is over.
         room: Whether the dispatcher has told of room since a request was held back.
+        passes_on: False: the consumer may be busy with a reply, and others need not wait for it.
     """
 
+    passes_on = False
     __slots__ = (
         "__weakref__",
         "_claim",
         "_done",
         "_ended",
+        "_failure",
         "_held_back",
         "_in_flight",
         "_most",
         "_numbers",
         "_ordered",
         "_requests_over",
-        "_timeout",
-        "_wait_timeout",
+        "_timeouts",
         "_width",
         "dispatcher",
         "is_cancelled",
@@ -100,17 +95,16 @@ class Flight(Generic[T]):
         ordered: bool,
         timeout: float | None,
         wait_timeout: float | None,
+        first_timeout: float | None,
+        gap_timeout: float | None,
     ) -> None:
-        for name, seconds in {"timeout": timeout, "wait_timeout": wait_timeout}.items():
-            if seconds is not None:
-                check_seconds(name, seconds)
+        Deadlines.checked(timeout, wait_timeout, first_timeout, gap_timeout)
         self.dispatcher = dispatcher
         self.room = False
         self._claim = Lock()
         forkable.add(self)
         self._ordered = ordered
-        self._timeout = timeout
-        self._wait_timeout = wait_timeout
+        self._timeouts = timeout, wait_timeout, first_timeout, gap_timeout
         options = dispatcher.options
         size = options.max_batch_size
         # One batch more than run, so that a worker finds the next one as it ends the last.
@@ -119,11 +113,12 @@ class Flight(Generic[T]):
         self._numbers = count()
         # With their numbers, in the order of the requests; and those among them that have ended,
         # in the order in which they did.
-        self._in_flight: dict[Request[T] | _Failed, int] = {}
-        self._done: dict[Request[T] | _Failed, None] = {}
+        self._in_flight: dict[Request[T], int] = {}
+        self._done: dict[Request[T], None] = {}
         self._ended: deque[Request[T]] = deque()  # added to by any thread; one may come twice
         self._held_back: list[Any] = []  # a request for which there was no room, if any
         self._requests_over = False
+        self._failure: Exception | None = None  # raised behind the replies that are still to come
         self.is_cancelled = False
 
     def __repr__(self) -> str:
@@ -152,11 +147,10 @@ class Flight(Generic[T]):
         """Cancel what is in flight, and take no request any more."""
         self.is_cancelled = True  # first: a consumer that submits at the moment cancels again
         self._held_back.clear()
-        self.dispatcher.held_back.discard(self)
+        self.dispatcher.room_waiters.pop(self, None)
         for request in list(self._in_flight):  # which only the consumer changes
-            if not isinstance(request, _Failed):
-                request.on_end = None  # which refers to this
-                self.dispatcher.cancel(request)
+            request.on_end = None  # which refers to this
+            self.dispatcher.cancel(request)
         self.note_room()
 
     _cancel_with_loop = cancel
@@ -190,19 +184,22 @@ class Flight(Generic[T]):
     @property
     def has_reply(self) -> bool:
         """Whether the next reply is ready."""
-        if self.is_cancelled or not self._done:
+        if self.is_cancelled:
             return False
+        if not self._done:
+            return self._failure is not None and not self._in_flight
         return not self._ordered or next(iter(self._in_flight)) in self._done
 
     @property
     def is_over(self) -> bool:
         """Whether all replies were taken."""
-        return self.is_cancelled or (self._requests_over and not self._in_flight)
+        all_taken = self._requests_over and not (self._in_flight or self._failure)
+        return self.is_cancelled or all_taken
 
     @property
     def live(self) -> list[Request[T]]:
         """The requests that have not ended."""
-        return [it for it in list(self._in_flight) if not isinstance(it, _Failed) and not it.ends]
+        return [it for it in list(self._in_flight) if not it.ends]
 
     def look(self) -> bool:
         """Look at what has ended, and submit what was held back; False if there is no room yet."""
@@ -213,26 +210,30 @@ class Flight(Generic[T]):
         return not self._held_back or self.submit(self._held_back.pop())
 
     def submit(self, content: Any) -> bool:
-        """Submit a request, or hold it back, and then return False."""
+        """Submit a request; False if it is held back, or fails and none is taken behind it."""
         self.room = False
         dispatcher = self.dispatcher
         for _ in range(2):
             try:
+                timeout, wait_timeout, first_timeout, gap_timeout = self._timeouts
                 request = dispatcher.submit(
                     content,
                     _without_stream,
-                    timeout=self._timeout,
-                    wait_timeout=self._wait_timeout,
+                    timeout=timeout,
+                    wait_timeout=wait_timeout,
+                    first_timeout=first_timeout,
+                    gap_timeout=gap_timeout,
                     on_end=self.note_end,
                 )
             except OverloadedError:
                 # And once more: room that came before this does not tell.
-                dispatcher.held_back.add(self)
+                dispatcher.room_waiters[self] = None
             except Exception as error:  # noqa: BLE001 - raised in the place of the reply
                 self.end_requests(error)
-                return True
+                return False
             else:
-                dispatcher.held_back.discard(self)
+                dispatcher.room_waiters.pop(self, None)
+                self.room = False  # of which it was told meanwhile, and now needs none
                 self._in_flight[request] = next(self._numbers)
                 if self.is_cancelled:  # by another thread, a moment ago
                     self.cancel()
@@ -243,23 +244,26 @@ class Flight(Generic[T]):
     def end_requests(self, error: Exception | None = None) -> None:
         """Take no request any more; raise the error, if any, behind the replies up to here."""
         self._requests_over = True
-        if error is not None:
-            failed = _Failed(error)
-            self._in_flight[failed] = next(self._numbers)
-            self._done[failed] = None
+        self._failure = error
 
     def take(self) -> Any:
         """Take the next reply, which is ready.
 
         Raises:
-            Exception: What its request has failed with; the others are cancelled.
+            Exception: What its request has failed with, and the others are cancelled; or what no
+                request could be submitted for, behind all replies.
         """
+        if (failure := self._failure) is not None and not self._in_flight:
+            self.cancel()
+            try:
+                raise failure
+            finally:
+                del failure  # it holds this frame
+                self._failure = None
         request = next(iter(self._in_flight if self._ordered else self._done))
         self._done.pop(request)
         number = self._in_flight.pop(request)
         try:
-            if isinstance(request, _Failed):
-                raise request.error  # noqa: TRY301 - as what a request has failed with
             request.on_end = None  # which refers to this
             if request.cancelled:  # not by this flight, which then takes no reply
                 raise ClosedError("a request was cancelled before its reply was whole")  # noqa: TRY301

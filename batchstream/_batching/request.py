@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from typing_extensions import TypeVar
 
-from batchstream._core.arguments import check_name
+from batchstream._core.arguments import check_name, check_seconds
 from batchstream._core.errors import ClosedError, DeadlineError
 from batchstream._handoff.buffer import Buffer
 from batchstream._handoff.parking import earliest
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NO_SLOT: Final = -1
+
+_SHORTEST_LOOK: Final = 0.01
+"""Seconds. A consumer that waits looks no more often for a deadline that may come to be."""
 
 RequestState: TypeAlias = Literal[
     "new",
@@ -97,30 +100,99 @@ FREED: Final = Submission(None)
 
 
 class Deadlines:
-    """Until when a request may wait, and last; on the batchers' clock.
+    """Until when a request may wait, last, and be without an output; on the batchers' clock.
+
+    What the model gives counts as an output when its step has given it, whether it is read or not.
+    Only the pump of the request's batch moves `next_output`, and other threads read it at any time.
 
     Args:
         timeout: For how long it may last, in seconds.
         wait_timeout: For how long it may wait for a batch, in seconds.
+        first_timeout: For how long it may be without its first output, in seconds.
+        gap_timeout: For how long it may be without another, from the first on; more than 0.
 
     Attributes:
         wait_until: When it has to have joined a batch.
         until: When it has to have ended, if ever.
+        next_output: How many outputs it had been given when this was set, and when it has to have
+            been given another, if ever; a pair, so that both are read at once.
     """
 
-    __slots__ = ("timeout", "until", "wait_timeout", "wait_until")
+    __slots__ = (
+        "first_timeout",
+        "gap_timeout",
+        "next_output",
+        "timeout",
+        "until",
+        "wait_timeout",
+        "wait_until",
+    )
 
-    def __init__(self, timeout: float | None, wait_timeout: float | None) -> None:
+    def __init__(
+        self,
+        timeout: float | None,
+        wait_timeout: float | None,
+        first_timeout: float | None = None,
+        gap_timeout: float | None = None,
+    ) -> None:
         self.timeout = timeout
         self.wait_timeout = wait_timeout
+        self.first_timeout = first_timeout
+        self.gap_timeout = gap_timeout
         self.until: float | None = None
         self.wait_until: float | None = None
+        self.next_output: tuple[int, float | None] = 0, None
+
+    @classmethod
+    def checked(
+        cls, timeout: object, wait_timeout: object, first_timeout: object, gap_timeout: object
+    ) -> Deadlines | None:
+        """Return deadlines by these arguments if there are any, and all are right.
+
+        Raises:
+            TypeError, ValueError: One is no duration.
+        """
+        given = {
+            "timeout": timeout,
+            "wait_timeout": wait_timeout,
+            "first_timeout": first_timeout,
+            "gap_timeout": gap_timeout,
+        }
+        seconds = {
+            name: check_seconds(name, value) for name, value in given.items() if value is not None
+        }
+        if seconds.get("gap_timeout") == 0:
+            raise ValueError("gap_timeout must be more than 0 seconds: no two outputs come at once")
+        return cls(*map(seconds.get, given)) if seconds else None
+
+    @property
+    def of_outputs(self) -> bool:
+        """Whether there is a deadline for single outputs."""
+        return self.first_timeout is not None or self.gap_timeout is not None
 
     def start(self, now: float) -> None:
-        """Start both timeouts."""
+        """Start the timeouts."""
         self.until = None if self.timeout is None else now + self.timeout
         wait_until = None if self.wait_timeout is None else now + self.wait_timeout
         self.wait_until = earliest(wait_until, self.until)
+        if self.first_timeout is not None:
+            self.next_output = 0, now + self.first_timeout
+
+    def join(self) -> None:
+        """End the wait for a batch, which the request has joined."""
+        self.wait_until = self.until
+
+    def await_next(self, given: int, now: float | None) -> None:
+        """Let the time for the next output begin, or stand still.
+
+        Args:
+            given: How many outputs the request has been given.
+            now: What time it is; None while no step is to be made for it.
+        """
+        if now is None or self.gap_timeout is None:
+            self.next_output = given, None
+        else:
+            self.next_output = given, now + self.gap_timeout
 
     def wait_again(self) -> None:
         """Let only the total count from here on: it has joined a batch in time, and waits again."""
@@ -136,7 +208,8 @@ class Request(Buffer[T]):
         submission: What the caller submitted.
         deadlines: Its deadlines, if it has any.
         ended_requests: Where it queues itself when it has ended; twice if two threads end it.
-        on_end: What to call when it has ended, if it is a `map`'s.
+        on_end: What to call when it has ended, if it is a `map`'s or a warm-up's.
+        is_warm_up: Whether it goes before all others and counts in no figures.
         request_id: What texts call it, if not by its number.
         batcher: The name of its batcher, if that has one, for texts.
 
@@ -157,6 +230,7 @@ class Request(Buffer[T]):
         trace: What to tell of it, until it has ended, if it is traced.
         on_end: Called with the request when it has ended, behind its outputs, of a request that a
             `map` has submitted: it has no bound.
+        is_warm_up: Whether a warm-up has submitted it.
         given_before: How many outputs it had been given when its slot was given back, if it was.
         requeued_at: When its slot was given back last, if it was.
         stalled: Whether its slot was given back without an output since it had joined, although no
@@ -171,6 +245,7 @@ class Request(Buffer[T]):
         "given_before",
         "group",
         "id",
+        "is_warm_up",
         "joined_at",
         "on_end",
         "place",
@@ -190,6 +265,7 @@ class Request(Buffer[T]):
         ended_requests: deque[Request[T]],
         on_end: Callable[[Request[T]], object] | None = None,
         *,
+        is_warm_up: bool = False,
         request_id: str | None = None,
         batcher: str | None = None,
     ) -> None:
@@ -210,6 +286,7 @@ class Request(Buffer[T]):
         self.trace: RequestTracing | None = None
         self.pump: BackgroundPump[T] | None = None
         self.on_end = on_end
+        self.is_warm_up = is_warm_up
         self.given_before = 0
         self.requeued_at: float | None = None
         self.stalled = False
@@ -226,18 +303,47 @@ class Request(Buffer[T]):
 
     @property
     def wait_until(self) -> float | None:
-        """When it has to have joined a batch, if ever."""
-        return None if self.deadlines is None else self.deadlines.wait_until
-
-    @property
-    def until(self) -> float | None:
-        """When it has to have ended, if ever."""
-        return None if self.deadlines is None else self.deadlines.until
+        """When it fails if it still waits for a batch, if ever."""
+        deadlines = self.deadlines
+        if deadlines is None:
+            return None
+        return earliest(deadlines.wait_until, deadlines.next_output[1])
 
     @property
     def deadline(self) -> float | None:
         """When it fails if it goes on as it is."""
-        return self.wait_until if self.state in ("new", "waiting") else self.until
+        deadlines = self.deadlines
+        if deadlines is None:
+            return None
+        if self.state in ("new", "waiting"):
+            return self.wait_until
+        given, output_until = deadlines.next_output
+        if output_until is None or self._was_given_more(given):
+            return deadlines.until
+        return earliest(deadlines.until, output_until)
+
+    def look_after(self, now: float) -> float | None:
+        """Return in how many seconds to see whether a deadline has passed, if it has any.
+
+        A deadline for the next output may come to be meanwhile: so this is no longer than the time
+        that is allowed for an output.
+        """
+        deadlines = self.deadlines
+        if deadlines is None:
+            return None
+        deadline = self.deadline  # once: it changes as the request joins a batch
+        left = None if deadline is None else max(deadline - now, 0.0)
+        if deadlines.gap_timeout is None:
+            return left
+        return earliest(left, max(deadlines.gap_timeout, _SHORTEST_LOOK))
+
+    def _was_given_more(self, given: int) -> bool:
+        """Whether a step has given it more than so many outputs, which the pump notes in a moment.
+
+        Then it is not late, though its deadline may not have been moved yet.
+        """
+        pump = self.pump  # in a local: it is reset when the request is reaped
+        return pump is not None and pump.given(self) > given
 
     def deadline_error(self, now: float) -> DeadlineError | None:
         """Return the error of the deadline that has passed, if one has and it has not ended."""
@@ -259,7 +365,24 @@ class Request(Buffer[T]):
                 f"wait_timeout",
                 timeout=deadlines.wait_timeout,
             )
-        return None
+        given, until = deadlines.next_output
+        if until is None or until > now or self._was_given_more(given):
+            return None
+        if given:
+            assert deadlines.gap_timeout is not None  # noqa: S101 - for the type checker
+            return DeadlineError(
+                f"{self.name} was given no output within {deadlines.gap_timeout} seconds of its "
+                f"last, number {given} (gap_timeout): submit it again, or with a longer "
+                f"gap_timeout if its model may take longer",
+                timeout=deadlines.gap_timeout,
+            )
+        assert deadlines.first_timeout is not None  # noqa: S101
+        return DeadlineError(
+            f"{self.name} was given no output within {deadlines.first_timeout} seconds "
+            f"(first_timeout): submit it again when fewer requests wait, or with a longer "
+            f"first_timeout",
+            timeout=deadlines.first_timeout,
+        )
 
     def finish(self, end: StreamEnd) -> None:
         """Set the end, unless there is one, and queue itself to be reaped."""
@@ -274,5 +397,5 @@ class Request(Buffer[T]):
         self._ended_requests.append(self)
 
     def is_full(self, limit: int) -> bool:
-        """Whether so many outputs wait, of a request whose stream has a bound."""
+        """Whether so many outputs wait, or bytes, of a request whose stream has a bound."""
         return self.cancelled or (self.on_end is None and super().is_full(limit))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from typing_extensions import TypeVar
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Iterable, Sequence
 
+    from batchstream._batching import life
     from batchstream._batching.log import BatcherLog
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request, Submission
@@ -29,12 +31,12 @@ class BatcherState(Protocol[T]):
     """What a batch reads of the scheduler, without the lock.
 
     Attributes:
-        closed: Whether all requests are to fail.
+        state: Where the batcher is in its life; if that is closed, all requests are to fail.
         closing: By what and when it was closed.
         ended_requests: Requests that have ended and were not reaped.
     """
 
-    closed: bool
+    state: life.BatcherState
     closing: str
     ended_requests: deque[Request[T]]
 
@@ -87,7 +89,9 @@ class RequestBatch(Generic[T]):
 
     Attributes:
         pump: The pump; set by `serve`.
-        next_deadline: When the next deadline of a request that has joined passes, if any.
+        next_deadline: When the next deadline of a request that has joined passes, if any, or
+            earlier; infinity if none can pass before a stream has room.
+        is_warm_up: Whether its requests are a warm-up's, and it counts in no figures.
     """
 
     pump: BackgroundPump[T]
@@ -95,7 +99,12 @@ class RequestBatch(Generic[T]):
     def __init__(self, owner: BatchOwner[T]) -> None:
         self._owner = owner
         self.next_deadline: float | None = None
+        self.is_warm_up = False
         self._live_slots = 0  # summed over the steps
+        # The requests that have a deadline for their next output, and some that have ended.
+        self._timed: list[Request[T]] = []
+        # Those for which no output can come, as their own consumers have left no room.
+        self._held_up: set[Buffer[Any]] = set()
         self._log = StepLog(owner.options)
 
     def serve(self, pump: BackgroundPump[T], requests: Sequence[Request[T]]) -> None:
@@ -112,13 +121,18 @@ class RequestBatch(Generic[T]):
         if request.first_output_at is None:
             self._log.awaiting[request] = None
         if request.deadlines is not None:
-            self.next_deadline = earliest(self.next_deadline, request.deadlines.until)
+            request.deadlines.join()
+            self.next_deadline = earliest(self.next_deadline, request.deadline)
+            if request.deadlines.of_outputs:
+                self._timed.append(request)
+        if request.is_warm_up:
+            self.is_warm_up = True
         request.pump = self.pump
         # In this order: a thread that ended the request, or closed the batcher, a moment ago may
         # not have seen the pump.
         if request.ends:
             self.pump.depart(request)
-        elif self._owner.scheduler.closed:
+        elif self._owner.scheduler.state == "closed":
             self.pump.fail_stream(request, closed_error(self._owner.scheduler.closing))
 
     # ---- from any thread
@@ -165,14 +179,28 @@ class RequestBatch(Generic[T]):
     def before_step(self) -> None:
         """Fail the streams whose deadline has passed; called if there is a next deadline."""
         now = clock.monotonic()
+        if self._held_up:
+            self._let_time_go_on(now)
         if self.next_deadline is None or self.next_deadline > now:
             return
         requests: list[Any] = list(self.pump.fanout.live_buffers)
         for request in requests:
             if (error := request.deadline_error(now)) is not None:
                 self.pump.fail_stream(request, error)
-        deadlines = [request.until for request in requests if not request.ends]
-        self.next_deadline = earliest(*deadlines)
+        deadlines = [request.deadline for request in requests if not request.ends]
+        self.next_deadline = earliest(*deadlines, math.inf if self._held_up else None)
+
+    def _let_time_go_on(self, now: float) -> None:
+        """Let the time for the next output begin where a stream has been read, and has room."""
+        limit = self.pump.fanout.limit
+        held_up: list[Any] = list(self._held_up)
+        for request in held_up:
+            if request.ends:
+                self._held_up.discard(request)
+            elif not request.is_full(limit):
+                self._held_up.discard(request)
+                request.deadlines.await_next(request.deadlines.next_output[0], now)
+                self.next_deadline = earliest(self.next_deadline, request.deadline)
 
     def refill(self) -> tuple[int, ...]:
         """Count the requests that have ended, and return the live slots."""
@@ -183,13 +211,52 @@ class RequestBatch(Generic[T]):
     def after_step(self, live: tuple[int, ...]) -> None:
         """Count a step that was made for these slots."""
         self._live_slots += len(live)
+        if self._timed:
+            self._time_outputs()
         log = self._log
-        if log.awaiting or log.departures or log.stepped is not None:
+        if (log.awaiting or log.departures or log.stepped is not None) and not self.is_warm_up:
             log.note(live)
+
+    def _time_outputs(self) -> None:
+        """Let the time for the next output begin where the step has given one."""
+        now, fanout, soonest = clock.monotonic(), self.pump.fanout, self.next_deadline
+        waits = self._owner.options.bound.on_overflow == "wait"
+        over: set[Request[T]] = set()
+        for request in self._timed:
+            deadlines = request.deadlines
+            if request.ends or deadlines is None:
+                over.add(request)
+                continue
+            given = fanout.core.given(request.slot)
+            if given == deadlines.next_output[0]:
+                continue
+            gap = deadlines.gap_timeout
+            if gap is None:
+                deadlines.await_next(given, None)
+                over.add(request)
+            elif waits and request.is_full(fanout.limit):
+                self._stop_time_of(request, given)
+            else:
+                deadlines.await_next(given, now)
+                # Mostly there is a deadline before, if only one that an output has moved since.
+                if soonest is None or now + gap < soonest:
+                    soonest = now + gap
+        self.next_deadline = soonest
+        if self._held_up:
+            self.next_deadline = earliest(soonest, math.inf)
+        if over:
+            self._timed = [request for request in self._timed if request not in over]
+
+    def _stop_time_of(self, request: Request[T], given: int) -> None:
+        """Let the time stand still for a request whose own consumer has left it no room."""
+        assert request.deadlines is not None  # noqa: S101 - for the type checker
+        request.deadlines.await_next(given, None)
+        self._held_up.add(request)
+        self.pump.resume_for_room_in(self._held_up)
 
     def pause_limit(self) -> float | None:
         """Return for how many seconds the pump may wait for room: until the next deadline."""
-        if self.next_deadline is None:
+        if self.next_deadline is None or self.next_deadline == math.inf:
             return None
         return max(self.next_deadline - clock.monotonic(), 0.0)
 

@@ -23,11 +23,15 @@ of the user's, or drops the last reference to an object of the user's.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple
 
 from typing_extensions import TypeVar
 
+from batchstream._batching.departures import DepartureRate
+from batchstream._batching.life import BATCHER_LIFE, BatcherState, draining_error
 from batchstream._batching.queue import WaitingQueue
 from batchstream._batching.request import FREED, REQUEST_LIFE, closed_error
 from batchstream._batching.totals import Totals
@@ -35,11 +39,12 @@ from batchstream._core.errors import CostError, OverloadedError
 from batchstream._core.records import FinishReason, StreamEnd
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request, Submission
     from batchstream._batching.request_batch import RequestBatch
+    from batchstream._core.errors import ClosedError
     from batchstream._core.records import BatcherStatistics
 
 T = TypeVar("T")
@@ -93,11 +98,13 @@ class Reaped(NamedTuple):
         overdue: Requests that were waiting, and were failed because their time is over; their
             consumers are to be woken.
         dropped: Freed without the lock: to free them may run the user's code.
+        wakes: Whether workers are to be woken: a warm-up has ended, for which others waited.
     """
 
     finished: Sequence[Request[Any]] = ()
     overdue: Sequence[Request[Any]] = ()
     dropped: object = None
+    wakes: bool = False
 
 
 NOTHING_REAPED: Final = Reaped()
@@ -131,9 +138,14 @@ class Scheduler(Generic[T]):
         queue: The requests that wait.
         batches: The batches that run.
         totals: The figures.
-        closed: Whether no request is accepted any more, and all fail.
-        closing: By what and when it was closed, for the text of the error.
+        state: Where it is in its life.
+        closing: By what and when it was closed or its drain begun, for the text of the error.
+        drains_until: When the drain is over, of one that is draining.
+        departures: How fast requests leave the queue.
         requeued: The requests whose slots were given back, and that wait again.
+        warm_up_queue: The requests of warm-ups that wait. They are taken before all others, once
+            they are in `warming`.
+        warming: The requests of warm-ups that have not ended. No others are taken meanwhile.
     """
 
     def __init__(
@@ -151,10 +163,18 @@ class Scheduler(Generic[T]):
             max_pending_per_tenant=None if places is None else places.max_pending_per_tenant,
             has_places=places is not None,
         )
+        self.warm_up_queue: WaitingQueue[Request[T]] = WaitingQueue(
+            max_batch_size=options.max_batch_size,
+            max_batch_cost=options.max_batch_cost,
+            max_pending=sys.maxsize,
+        )
+        self.warming: set[Request[T]] = set()
+        self.departures = DepartureRate()
         self.batches: set[RequestBatch[T]] = set()
         self.totals = Totals()
-        self.closed = False
+        self.state: BatcherState = "accepting"
         self.closing = ""
+        self.drains_until = math.inf
         self.requeued: set[Request[T]] = set()
         self._max_batch_size = options.max_batch_size
         self._max_workers = options.workers
@@ -175,14 +195,18 @@ class Scheduler(Generic[T]):
         """Let a request wait, and queue the wake-up of the worker that has to ask for it.
 
         Raises:
-            ClosedError: The batcher was closed.
+            ClosedError: The batcher was closed, or is draining.
             OverloadedError: As many requests wait as may, or they cost as much.
             CostError: The request costs more than a batch may.
         """
-        if self.closed:
+        if self.state != "accepting":
             self.totals.count_refused("closed", for_room=False)
-            raise closed_error(self.closing)
+            raise self.refusal()
         request.arrived = now
+        if request.is_warm_up:
+            self.warm_up_queue.append(request, self._room)
+            request.state = REQUEST_LIFE[request.state, "submit"]
+            return  # `begin_warm_up` has all of them taken together
         if request.deadlines is not None:
             request.deadlines.start(now)
         request.state = REQUEST_LIFE[request.state, "submit"]
@@ -193,6 +217,7 @@ class Scheduler(Generic[T]):
             self.totals.open.discard(request)
             request.state = REQUEST_LIFE[request.state, "refuse"]
             if isinstance(error, OverloadedError):
+                error.retry_after = self.departures.seconds_for(len(self.queue))
                 # A request of a `map` is not refused: it is held back, and comes again.
                 if request.on_end is None:
                     self.totals.count_refused(error.reason, for_room=True)
@@ -201,20 +226,51 @@ class Scheduler(Generic[T]):
             raise
         self.wake_worker()
 
+    def refusal(self) -> ClosedError:
+        """Return what a request is refused with by a batcher that is closed or draining."""
+        is_closed = self.state == "closed"
+        return closed_error(self.closing) if is_closed else draining_error(self.closing)
+
+    def has_room(self, cost: float) -> bool:
+        """Whether the queue has room for a request of this cost."""
+        return self.queue.has_room(cost, self._room)
+
     def _room(self) -> int:
         """Return how many requests could join at once."""
+        if self.warming:
+            return 0
         free_workers = self._max_workers - sum(worker.busy for worker in self._at_work)
         free_slots = sum(batch.free_slots for batch in self.batches)
         return free_workers * self._max_batch_size + free_slots
 
-    def take(self, now: float, *, slots: int, spent: float = 0.0) -> list[Request[T]]:
+    def begin_warm_up(self, requests: Collection[Request[T]]) -> None:
+        """Let requests of a warm-up that were submitted join batches, before all others."""
+        # One that has ended may have been reaped already, and would stay.
+        self.warming.update(request for request in requests if not request.ends)
+        self.wake_worker()
+
+    def take(
+        self, now: float, *, slots: int, spent: float = 0.0, begins: bool = False
+    ) -> list[Request[T]]:
         """Take requests for a batch with so many free slots, which costs so much.
 
         Requests that join it are handed to `join`, others to `put_back` unless they have ended.
+
+        Args:
+            now: What time it is.
+            slots: How many slots are free.
+            spent: What the requests already in the batch cost.
+            begins: Whether the batch begins with them. A batch of a warm-up has no other requests,
+                so that none joins one while a warm-up is under way.
         """
+        queue = self.queue
         taken: list[Request[T]] = []
-        while not (taken or self.closed):
-            if not (requests := self.queue.take(now, slots=slots, spent=spent)):
+        if self.warming:
+            if not begins:
+                return []
+            queue = self.warm_up_queue
+        while not taken and self.state != "closed":
+            if not (requests := queue.take(now, slots=slots, spent=spent)):
                 break
             for request in requests:
                 if not request.ends:
@@ -222,6 +278,10 @@ class Scheduler(Generic[T]):
                         self.requeued.discard(request)
                     request.state = REQUEST_LIFE[request.state, "take"]
                     taken.append(request)
+        if taken and queue is self.queue:
+            others_wait = bool(queue)
+            if others_wait or self.departures.since is not None:
+                self.departures.count(len(taken), now, others_wait=others_wait)
         return taken
 
     def join(self, requests: Sequence[Request[T]], now: float) -> list[Request[T]]:
@@ -241,7 +301,8 @@ class Scheduler(Generic[T]):
                     request.joined_at = now
                     waited.append(now - request.arrived)
                 request.state = REQUEST_LIFE[request.state, "join"]
-                joined.append(request)
+                if not request.is_warm_up:
+                    joined.append(request)
         if waited:
             self.totals.count_joined(waited)
         return joined
@@ -250,7 +311,11 @@ class Scheduler(Generic[T]):
         """Let requests wait again that were taken, in their order and in front of all others."""
         for request in reversed(requests):
             if request.state in _TAKEN:  # one that has ended may have been reaped meanwhile
-                self.queue.put_back(request)
+                if request.is_warm_up:
+                    self.warm_up_queue.put_back(request)
+                else:
+                    self.queue.put_back(request)
+                    self.departures.count_back(1)
                 request.state = REQUEST_LIFE[request.state, "put back"]
                 if request.state == "requeued":
                     self.requeued.add(request)
@@ -270,15 +335,16 @@ class Scheduler(Generic[T]):
             if request.state == "joined" and not request.ends:  # or else it is reaped as it is
                 request.submission = submission
                 request.requeued_at = now
-                self.totals.requeued += 1
+                self.totals.requeued += not request.is_warm_up
                 if request.deadlines is not None:
                     request.deadlines.wait_again()
                 request.state = REQUEST_LIFE[request.state, "requeue"]
                 self.requeued.add(request)
         waiting = sorted(self.requeued, key=lambda request: request.arrived)
         for request in reversed(waiting):
-            self.queue.remove(request)
-            self.queue.put_back(request)
+            queue = self.warm_up_queue if request.is_warm_up else self.queue
+            queue.remove(request)
+            queue.put_back(request)
         return waiting
 
     def lost_requests(self) -> list[Request[T]]:
@@ -288,9 +354,19 @@ class Scheduler(Generic[T]):
         """
         return [
             request
-            for request in self.totals.open
-            if request.pump is None and not request.ends and not self.queue.can_give(request)
+            for request in self.open_requests()
+            if request.pump is None
+            and not (request.ends or self.queue.can_give(request))
+            and not self.warm_up_queue.can_give(request)
         ]
+
+    def open_requests(self) -> list[Request[T]]:
+        """Return the requests that were accepted, and have not been counted as finished."""
+        return [*self.totals.open, *self.warming]
+
+    def waiting_requests(self) -> list[Request[T]]:
+        """Return all requests that wait."""
+        return [*self.warm_up_queue.requests(), *self.queue.requests()]
 
     def reap(self, now: float) -> Reaped:
         """Count the requests that have ended, and take out the requests that waited too long."""
@@ -308,13 +384,15 @@ class Scheduler(Generic[T]):
             self.queue.remove(request)
         finished: list[Request[T]] = []
         dropped: list[object] = []
+        wakes = False
         while self.ended_requests:
             try:
                 request = self.ended_requests[0]
             except IndexError:  # a signal's handler has closed the batcher, and reaped them all
                 break
             # One that is overdue was taken out above, and still is in the state of waiting.
-            if self.queue.remove(request) or request.state in ("waiting", "requeued"):
+            waited = self.queue.remove(request) or self.warm_up_queue.remove(request)
+            if waited or request.state in ("waiting", "requeued"):
                 dropped.append(request.submission)
                 request.submission = FREED
                 self.requeued.discard(request)
@@ -326,39 +404,74 @@ class Scheduler(Generic[T]):
                 dropped.append(request)
             dropped.append(request.pump)  # which refers to the other requests of its batch
             request.pump = None
+            wakes |= request.is_warm_up and self._leave_warm_up(request)
             # Last: an exception that breaks this off leaves the request to the next holder.
             try:
                 self.ended_requests.remove(request)
             except ValueError:
                 pass  # a signal's handler has closed the batcher, and reaped it, a moment ago
-        return Reaped(finished, overdue, dropped)
+        return Reaped(finished, overdue, dropped, wakes)
+
+    def _leave_warm_up(self, request: Request[T]) -> bool:
+        """Return whether a request of a warm-up was the last, for which others have waited."""
+        self.warming.discard(request)
+        if self.warming:
+            return False
+        self.wake_worker()
+        return True
+
+    def drain(self, until: float, closing: str) -> None:
+        """Accept no request any more, and let those that there are end until then.
+
+        Of several drains the one that is over first counts.
+
+        Args:
+            until: When the drain is over.
+            closing: By what and when it was begun.
+        """
+        if self.state == "closed":
+            return
+        self.drains_until = min(self.drains_until, until)
+        if self.state == "accepting":
+            self.closing = closing
+            self.queue.gather_no_more()  # before a worker is woken, which asks again
+            self.state = BATCHER_LIFE[self.state, "drain"]
+        self.wakeups.extend(WakeUp(it, waiter) for it, (_, waiter) in self._waiting.items())
+        self._waiting.clear()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no request is open."""
+        return not (self.totals.open or self.warming)
 
     def close(self) -> tuple[list[Request[T]], list[RequestBatch[T]]]:
         """Accept no request any more; return the waiting requests, and the batches that run."""
         # In this order: a worker that is woken finds the batcher closed, and is woken once.
-        self.closed = True
+        self.state = BATCHER_LIFE.get((self.state, "close"), self.state)
         self.wakeups.extend(WakeUp(it, waiter) for it, (_, waiter) in self._waiting.items())
         self._waiting.clear()
         # The requests stay in the queue until they have ended and are reaped: where a signal's
         # exception breaks off their failing, another `close` finds them.
-        return self.queue.requests(), list(self.batches)
+        return self.waiting_requests(), list(self.batches)
 
     def end_batch(self, batch: RequestBatch[T]) -> None:
         """Count a batch that has ended, once."""
         if batch in self.batches:
             self.batches.discard(batch)
-            self.totals.count_batch(batch.step_totals())
+            if not batch.is_warm_up:
+                self.totals.count_batch(batch.step_totals())
 
     def statistics(self) -> BatcherStatistics:
         """Return the figures; changes none, because a signal may have interrupted a change."""
         ended = set(self.ended_requests)  # each once, though several threads may have ended it
+        batches = [batch for batch in self.batches if not batch.is_warm_up]
         return self.totals.statistics(
-            running=[batch.step_totals() for batch in self.batches],
+            running=[batch.step_totals() for batch in batches],
             ended=ended,
             waiting=len(self.queue) - sum(request in self.queue for request in ended),
-            buffered=sum(batch.buffered for batch in self.batches)
+            buffered=sum(batch.buffered for batch in batches)
             + sum(len(request.outputs) for request in self.requeued if not request.ends),
-            prefilling=sum(batch.prefilling for batch in self.batches),
+            prefilling=sum(batch.prefilling for batch in batches),
             max_batch_size=self._max_batch_size,
         )
 
@@ -379,14 +492,15 @@ class Scheduler(Generic[T]):
             return None
         worker.busy = False
         self._waiting.pop(worker, None)
-        taken = self.take(now, slots=self._max_batch_size)
+        taken = self.take(now, slots=self._max_batch_size, begins=True)
         if taken:
             if not self._may_put_back:
                 self.join(taken, now)
             worker.busy = True
             self.wake_worker()  # for the requests that still wait
             return Decision(taken)
-        at = None if self.closed else self.queue.ready_at()
+        queue = self.warm_up_queue if self.warming else self.queue
+        at = None if self.state == "closed" else queue.ready_at()
         if at is not None and all(until > at for until, _ in self._waiting.values()):
             self._waiting[worker] = at, waiter
             return Decision([], max(at - now, 0.0))
@@ -397,7 +511,8 @@ class Scheduler(Generic[T]):
         """Queue the wake-up of a worker, if none would ask for the waiting requests in time."""
         if not self._waiting and len(self._at_work) >= self._max_workers:
             return  # each of them asks again when its batch has ended
-        at = self.queue.ready_at()
+        queue = self.warm_up_queue if self.warming else self.queue
+        at = queue.ready_at()
         if at is None:
             return
         for worker, (until, waiter) in self._waiting.items():

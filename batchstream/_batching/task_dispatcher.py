@@ -97,7 +97,7 @@ class TaskDispatcher(Dispatcher[T]):
             worker.thread_or_task = loop.spawn(main, at_end, self.context.copy())
         except BaseException as error:
             with self._lock:
-                waiting = self.scheduler.queue.requests()
+                waiting = self.scheduler.waiting_requests()
             self.fail_all(waiting, error)
             self._rest(worker)
             raise
@@ -166,7 +166,7 @@ class TaskDispatcher(Dispatcher[T]):
             if self._loop is not loop:  # another thread has, and there may be another loop
                 return
             self._loop, self._dead_loop = None, loop.key
-            waiting = self.scheduler.queue.requests()
+            waiting = self.scheduler.waiting_requests()
             workers = self.scheduler.dismiss_workers()
             batches = list(self.scheduler.batches) if closed else []
         self.fail_all(waiting, _loop_closed())
@@ -210,10 +210,10 @@ class TaskDispatcher(Dispatcher[T]):
             self._give_up_loop(loop)
         super().poll(request)
 
-    def _may_block(self) -> bool:
+    def may_block(self) -> bool:
         loop = self._loop
         goes_on = loop is None or (loop.runs and not loop.is_here)
-        return goes_on and super()._may_block()
+        return goes_on and super().may_block()
 
     def _begin_anew(self) -> None:
         self._loop = self._dead_loop = None

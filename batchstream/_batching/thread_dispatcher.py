@@ -81,7 +81,7 @@ class ThreadDispatcher(Dispatcher[T]):
                 thread.end()
             raise
 
-    def _runs_here(self) -> bool:
+    def runs_here(self) -> bool:
         return any(thread.is_current for thread in self._threads)
 
     def _resume(self, waiter: Any) -> None:
@@ -145,7 +145,9 @@ class ThreadDispatcher(Dispatcher[T]):
 
     @property
     def _is_at_work(self) -> bool:
-        return bool(self.scheduler.at_work) or (self.scheduler.closed and self.has_open_model)
+        return bool(self.scheduler.at_work) or (
+            self.scheduler.state == "closed" and self.has_open_model
+        )
 
     def _close_model(self) -> None:
         model = self._model

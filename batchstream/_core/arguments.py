@@ -14,7 +14,7 @@ from batchstream._core.end_marks import what_finds
 from batchstream._core.markers import EOS, MARKER_TYPES
 from batchstream._core.token_ids import token_ids
 
-OnOverflow = Literal["wait", "cancel"]
+OnOverflow = Literal["wait", "cancel", "merge"]
 
 DEFAULT_MAX_BUFFERED: Final = 1024
 DEFAULT_MAX_PENDING: Final = 1024
@@ -23,26 +23,65 @@ UNLIMITED: Final = sys.maxsize
 
 
 class Bound(NamedTuple):
-    """How many outputs a live stream may hold, and what happens to one that holds as many.
+    """How much a live stream may hold, and what happens to one that holds as much.
 
     Attributes:
-        max_buffered: How many.
-        on_overflow: Whether the pump waits for the stream, or ends it.
+        max_buffered: How many outputs.
+        on_overflow: Whether the pump waits for the stream, ends it, or merges what comes.
+        merge: Makes one output of two neighbours, for `"merge"`.
+        max_buffered_bytes: How many bytes; None for any number.
+        size_of: How many bytes an output has; None for text and bytes.
     """
 
     max_buffered: int
     on_overflow: OnOverflow
+    merge: Callable[[Any, Any], Any] | None = None
+    max_buffered_bytes: int | None = None
+    size_of: Callable[[Any], Any] | None = None
 
     @classmethod
-    def checked(cls, max_buffered: object, on_overflow: object) -> Bound:
-        """Return the bound if both arguments are right.
+    def checked(
+        cls,
+        max_buffered: object,
+        on_overflow: object,
+        *,
+        merge: Any = None,
+        max_buffered_bytes: object = None,
+        size_of: Any = None,
+    ) -> Bound:
+        """Return the bound if all arguments are right.
 
         Raises:
-            TypeError, ValueError: One is not.
+            TypeError, ValueError: One is not, or does not go with another.
         """
-        return cls(
-            check_count("max_buffered", max_buffered, at_least=1), check_on_overflow(on_overflow)
-        )
+        outputs = check_count("max_buffered", max_buffered, at_least=1)
+        policy = check_on_overflow(on_overflow)
+        if policy == "merge" and merge is None:
+            raise TypeError(
+                "on_overflow='merge' needs merge, a function of two neighbouring outputs that "
+                "returns one: operator.add, for example, joins text and lists"
+            )
+        if merge is not None and policy != "merge":
+            raise TypeError(
+                f"merge goes with on_overflow='merge', got on_overflow={on_overflow!r}: pass that, "
+                f"or leave merge out"
+            )
+        if size_of is not None and max_buffered_bytes is None:
+            raise TypeError(
+                "size_of says what an output takes of max_buffered_bytes, which was not given: "
+                "pass that, or leave size_of out"
+            )
+        check_function("merge", merge, "two outputs", arguments=2)
+        check_function("size_of", size_of, "one output", arguments=1)
+        if max_buffered_bytes is not None:
+            max_buffered_bytes = check_count("max_buffered_bytes", max_buffered_bytes, at_least=1)
+        return cls(outputs, policy, merge, max_buffered_bytes, size_of)
+
+    @property
+    def ends_streams(self) -> bool:
+        """Whether a stream that holds too much is ended, so that no source waits for it."""
+        merges_any_number = self.on_overflow == "merge" and self.max_buffered_bytes is None
+        return self.on_overflow != "wait" and not merges_any_number
 
 
 def check_eos(eos: object, is_eos: object) -> None:
@@ -235,11 +274,37 @@ def check_number(name: str, value: Any) -> float:
 
 
 def check_on_overflow(on_overflow: object) -> OnOverflow:
-    """Return the argument, "wait" or "cancel".
+    """Return the argument, "wait", "cancel" or "merge".
 
     Raises:
-        ValueError: It is neither.
+        ValueError: It is none of them.
     """
-    if on_overflow == "wait" or on_overflow == "cancel":  # noqa: PLR1714 - narrows the type
-        return on_overflow
-    raise ValueError(f"on_overflow must be 'wait' or 'cancel', got {on_overflow!r}")
+    policies: tuple[OnOverflow, ...] = ("wait", "cancel", "merge")
+    for policy in policies:
+        if isinstance(on_overflow, str) and on_overflow == policy:
+            return policy
+    raise ValueError(f"on_overflow must be 'wait', 'cancel' or 'merge', got {on_overflow!r}")
+
+
+def check_function(name: str, function: Any, of: str, *, arguments: int) -> None:
+    """Check a function that is called with outputs, and returns at once; or None.
+
+    Raises:
+        TypeError: It is no such function.
+    """
+    if function is None:
+        return
+    if not callable(function):
+        raise TypeError(f"{name} takes a function of {of}, got {function!r}")
+    for kind in (
+        inspect.iscoroutinefunction,
+        inspect.isgeneratorfunction,
+        inspect.isasyncgenfunction,
+    ):
+        if is_kind(kind, function):
+            raise TypeError(
+                f"{name} takes a function of {of} that returns at once, got {function!r}: write it "
+                f"with def and return"
+            )
+    if not takes(function, arguments):
+        raise TypeError(f"{name} is called with {of}, which {call_text(function)} does not take")

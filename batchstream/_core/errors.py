@@ -149,6 +149,9 @@ class OverloadedError(BatchStreamError):
             `max_pending_cost`, `"tenant"` for `max_pending_per_tenant`.
         pending_cost: What the requests that were waiting cost, if that is the reason; or None.
         max_pending_cost: What they may cost together, if that is the reason; or None.
+        retry_after: In how many seconds those that were waiting will have left the queue, at the
+            rate at which requests have left it of late while others waited; None as long as that is
+            unknown. It is what the web integrations send as `Retry-After`.
     """
 
     def __init__(
@@ -160,6 +163,7 @@ class OverloadedError(BatchStreamError):
         reason: OverloadReason = "pending",
         pending_cost: float | None = None,
         max_pending_cost: float | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.pending = pending
@@ -167,6 +171,7 @@ class OverloadedError(BatchStreamError):
         self.reason: OverloadReason = reason
         self.pending_cost = pending_cost
         self.max_pending_cost = max_pending_cost
+        self.retry_after = retry_after
 
 
 class RequestError(BatchStreamError):
@@ -186,7 +191,9 @@ class CostError(RequestError, ValueError):
 
 
 class DeadlineError(BatchStreamError):
-    """The request did not finish, or did not join a batch, in the time that it was given.
+    """The request did not finish, join a batch or get an output in the time that it was given.
+
+    The text says which of its deadlines has passed.
 
     Attributes:
         timeout: How long that was, in seconds.

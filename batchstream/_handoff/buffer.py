@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Final, Generic
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol
 
 from typing_extensions import TypeVar
 
@@ -35,6 +35,22 @@ _CLOSED: Final[deque[Any]] = deque(maxlen=0)
 """The outputs of all streams of which nothing can be received: what is appended is discarded."""
 
 
+class BufferSizes(Protocol):
+    """What counts the bytes of a stream; see `_pumps/intake.py`."""
+
+    def held(self, unread: int) -> int:
+        """Return how many bytes so many outputs have, which the stream holds."""
+
+    def are_full(self, unread: int) -> bool:
+        """Whether so many outputs, which the stream holds, have as many bytes as make it full."""
+
+    def add(self, size: int, unread: int) -> None:
+        """Add an output, behind so many that the stream holds."""
+
+    def replace_last(self, size: int) -> None:
+        """Measure the last output anew, which was merged with another."""
+
+
 class Buffer(Generic[T]):
     """The outputs of one slot that wait to be received, and the slot's end.
 
@@ -50,9 +66,20 @@ class Buffer(Generic[T]):
         awaited: Whether a task waits for it.
         refusal: Why the buffer cannot be read at all, where its batch is read by the other view.
         on_room: While a pump waits for room here: what the consumer calls when it has made some.
+        sizes: Where its bytes have a bound: how many it holds.
     """
 
-    __slots__ = ("_name", "awaited", "cancelled", "ends", "on_room", "outputs", "refusal", "slot")
+    __slots__ = (
+        "_name",
+        "awaited",
+        "cancelled",
+        "ends",
+        "on_room",
+        "outputs",
+        "refusal",
+        "sizes",
+        "slot",
+    )
 
     def __init__(self, slot: int, name: str | None = None) -> None:
         self.slot = slot
@@ -63,6 +90,7 @@ class Buffer(Generic[T]):
         self.awaited = False
         self.refusal: str | None = None
         self.on_room: Callable[[Buffer[T]], object] | None = None
+        self.sizes: BufferSizes | None = None
 
     # ---- from the consumer
 
@@ -145,12 +173,15 @@ class Buffer(Generic[T]):
             self.outputs = deque()
 
     def is_full(self, limit: int) -> bool:
-        """Whether so many outputs wait; for a pump.
+        """Whether so many outputs wait, or as many bytes as may; for a pump.
 
         A stream that was cancelled counts as full until the core knows of it: its cancel is being
         queued, and resumes the pump. Otherwise the pump could make a step for it before.
         """
-        return self.cancelled or len(self.outputs) >= limit
+        unread = len(self.outputs)
+        if self.cancelled or unread >= limit:
+            return True
+        return self.sizes is not None and self.sizes.are_full(unread)
 
 
 if native is not None and not TYPE_CHECKING:

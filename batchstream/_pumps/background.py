@@ -26,13 +26,14 @@ from batchstream._handoff.buffer import Buffer
 from batchstream._handoff.event import Event
 from batchstream._handoff.parking import ParkingLot, earliest
 from batchstream._pumps.fanout import Fanout, View
+from batchstream._pumps.intake import Intake, sizes_of
 from batchstream._pumps.life import Life
 from batchstream._pumps.process import forkable, forked_batch_error
 from batchstream._pumps.room import Room
 from batchstream._pumps.stall import StallWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
     from batchstream._core.arguments import Bound
     from batchstream._core.demultiplexer import Demultiplexer
@@ -75,7 +76,7 @@ class BackgroundPump(ABC, Generic[T]):
 
     Args:
         core: Decides what a step gives to which slot.
-        bound: How many outputs a live stream may hold.
+        bound: How much a live stream may hold.
         hooks: What happens between two steps, if anything.
         parking: Where its consumers wait, if not in a lot of its own.
         buffers: One for each slot, where they exist already.
@@ -111,11 +112,14 @@ class BackgroundPump(ABC, Generic[T]):
         self._hooks = hooks
         unbounded = unbounded if hooks is None else "map() or amap()"
         self._room = Room(bound, unbounded)
-        self.fanout.free_steps = self._room.limit  # all streams are empty
         self.fanout.limit = self._room.limit
         self._stall = StallWatch(unbounded)
         # Tokens of callers that take all outputs, whatever the bound: adding one is atomic.
         self._collectors: set[object] = set()
+        measures = bound.max_buffered_bytes is not None
+        self.fanout.free_steps = 0 if measures else self._room.limit  # all streams are empty
+        if measures or self._room.merges:
+            self._give_carefully(bound, has_own_buffers=hooks is None)
         # A worker moves a batch of requests from here on: were its last request to end before the
         # first step, no other thread may drop the pump.
         self._life = Life(started=hooks is not None)
@@ -123,6 +127,15 @@ class BackgroundPump(ABC, Generic[T]):
         self._close_error: BaseException | None = None
         self._last_error: BaseException | None = None
         forkable.add(self)
+
+    def _give_carefully(self, bound: Bound, *, has_own_buffers: bool) -> None:
+        """Let outputs be merged and measured, as the bound asks for."""
+        fanout = self.fanout
+        fanout.intake = Intake(bound, self._room.limit, self._collectors)
+        fanout.measures = fanout.careful = bound.max_buffered_bytes is not None
+        if has_own_buffers:  # a request comes with its own
+            for buffer in fanout.buffers:
+                buffer.sizes = sizes_of(bound)
 
     # ---- from any thread, never waiting
 
@@ -153,6 +166,10 @@ class BackgroundPump(ABC, Generic[T]):
     def given(self, buffer: Buffer[Any]) -> int:
         """How many outputs a stream was given."""
         return self.fanout.given(buffer)
+
+    def resume_for_room_in(self, buffers: Container[Buffer[Any]]) -> None:
+        """Look around when one of these has room, though others have none: see `Room`."""
+        self._room.watched = buffers
 
     def depart(self, buffer: Buffer[Any]) -> None:
         """Queue a stream for the core that has ended otherwise than by a step."""
@@ -339,7 +356,7 @@ class BackgroundPump(ABC, Generic[T]):
         if self._room.ends_slow and not (
             fanout.free_steps or self._collectors or fanout.view == "by time"
         ):
-            for slot in fanout.full_slots(self._room.limit):
+            for slot in fanout.full_slots(self._room.end_limit):
                 self._end_slow(fanout.buffers[slot])
         return fanout.core.live if hooks is None else hooks.refill()
 
@@ -351,6 +368,8 @@ class BackgroundPump(ABC, Generic[T]):
             return (fanout.deliveries,) if full else ()
         # Where all is collected no step is free, so that the bound holds again after that.
         slots = () if self._collectors else fanout.full_slots(self._room.limit)
+        if self._room.merges:  # it waits for none, and gives those something that are full
+            fanout.careful, slots = fanout.measures or bool(slots), ()
         if not slots:
             self._stall.over()
         fanout.waiting_for = [fanout.buffers[slot] for slot in slots]

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._core.records import Statistics
+    from batchstream._pumps.intake import Intake
 
 T = TypeVar("T")
 
@@ -69,6 +70,9 @@ class Fanout(Generic[T]):
         free_steps: How many plain steps every live stream has room for at least.
         waiting_for: The buffers that had no room when the pump looked last.
         limit: How many outputs leave no room.
+        intake: What merges and measures outputs, where the bound asks for that.
+        careful: Whether each output of the next step goes through it.
+        measures: Whether bytes have a bound: then no number of steps is known to be free.
         view: How the batch is read; None before the first receive.
     """
 
@@ -87,6 +91,8 @@ class Fanout(Generic[T]):
         self.free_steps = 0
         self.waiting_for: Sequence[Buffer[Any]] = ()
         self.limit = UNLIMITED
+        self.intake: Intake | None = None
+        self.careful = self.measures = False
         self.view = view
         # A dict, because setting a default is atomic.
         self._decided: dict[str, View] = {} if view is None else {"view": view}
@@ -261,12 +267,15 @@ class Fanout(Generic[T]):
             if full:
                 return full
             most = max((len(buffer.outputs) for buffer in live), default=0)
-            self.free_steps = max(limit - most, 1)  # one without a bound may hold more
+            # One without a bound may hold more than the limit.
+            self.free_steps = 1 if self.measures else max(limit - most, 1)
         self.free_steps -= 1
         return ()
 
     def take(self, step: object, live: tuple[int, ...]) -> Sequence[object]:
         """Hand out a step, and return the buffers that got something or ended."""
+        if self.careful and self.view != "by time":
+            return self.hand_out(self.core.feed(step))
         if self._takes_natively:
             return self._take_natively(step)
         values = self.core.feed_plain(step)
@@ -303,12 +312,31 @@ class Fanout(Generic[T]):
             self._add_delivery(delivery)
             return (self.deliveries,)
         given_to = [self.buffers[slot] for slot in slots]
-        for buffer, value in zip(given_to, values, strict=True):
-            buffer.outputs.append(value)
+        if self.careful:
+            self._give_carefully(given_to, values)
+        else:
+            for buffer, value in zip(given_to, values, strict=True):
+                buffer.outputs.append(value)
         if len(set(slots)) < len(slots):
             self.free_steps = 0  # a stream got more than one output: count anew
         # Behind the outputs: a consumer asks for the end before it finds no output.
         return given_to + self._finish_streams(ends)
+
+    def _give_carefully(self, buffers: Sequence[Buffer[T]], values: Sequence[T]) -> None:
+        """Merge and measure outputs; fail a stream alone whose output cannot be."""
+        intake = self.intake
+        assert intake is not None  # noqa: S101 - for the type checker
+        failed: set[Buffer[T]] = set()
+        for buffer, value in zip(buffers, values, strict=True):
+            if buffer in failed:  # of several outputs in one step
+                continue
+            try:
+                intake.give(buffer, value)
+            except Exception as error:  # noqa: BLE001 - the user's function has raised it
+                failed.add(buffer)
+                begin_in_source(error)
+                self.end_stream(buffer, error)
+                self.core.cancel(buffer.slot)
 
     def _finish_streams(self, ends: Sequence[tuple[int, StreamEnd]]) -> list[Buffer[T]]:
         finished = []

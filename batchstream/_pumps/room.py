@@ -12,25 +12,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from batchstream._core.arguments import UNLIMITED
 from batchstream._core.errors import SlowConsumerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
 
     from batchstream._core.arguments import Bound
     from batchstream._handoff.buffer import Buffer
 
 
-def ways_out(unbounded: str | None, other_policy: str) -> str:
+def ways_out(unbounded: str | None, other_policy: str, bound: str = "max_buffered") -> str:
     """Return what to do about streams that are read too slowly, in words.
 
     Args:
         unbounded: What reads all streams without a bound, if anything does.
         other_policy: What else to pass as `on_overflow`, and its effect.
+        bound: What else to pass as the bound.
     """
     collect = "" if unbounded is None else f"or take all outputs with {unbounded}; "
     return (
-        f"read the streams at the same time; or pass a larger max_buffered; {collect}"
+        f"read the streams at the same time; or pass a larger {bound}; {collect}"
         f"or pass on_overflow={other_policy}"
     )
 
@@ -39,24 +41,42 @@ class Room:
     """The bound on what a live stream holds, and the pump's wait for it.
 
     Args:
-        bound: How many outputs a live stream may hold.
+        bound: How much a live stream may hold.
         unbounded: What reads all streams without a bound, in words; None if nothing does.
 
     Attributes:
         limit: How many outputs make a stream full. One that is ended for being slow may exceed its
             bound by the step that shows it.
         ends_slow: Whether a stream that is full is ended.
+        end_limit: How many outputs make a stream full that is ended for it: any number, where they
+            are merged.
+        merges: Whether what comes for a stream that is full is merged.
         full: The buffers that the pump waits for.
+        watched: The buffers of which each resumes the pump when it has room, though others have
+            none.
     """
 
-    __slots__ = ("_max_buffered", "_resume", "_unbounded", "ends_slow", "full", "limit")
+    __slots__ = (
+        "_bound",
+        "_resume",
+        "_unbounded",
+        "end_limit",
+        "ends_slow",
+        "full",
+        "limit",
+        "merges",
+        "watched",
+    )
 
     def __init__(self, bound: Bound, unbounded: str | None) -> None:
         self._unbounded = unbounded
-        self.ends_slow = bound.on_overflow == "cancel"
-        self.limit = bound.max_buffered + self.ends_slow
-        self._max_buffered = bound.max_buffered
+        self._bound = bound
+        self.ends_slow = bound.on_overflow == "cancel" or bound.ends_streams
+        self.merges = bound.on_overflow == "merge"
+        self.limit = bound.max_buffered + (bound.on_overflow == "cancel")
+        self.end_limit = UNLIMITED if self.merges else self.limit
         self.full: set[Buffer[Any]] = set()
+        self.watched: Container[Buffer[Any]] = ()
         self._resume: Callable[[], object] | None = None  # while the pump waits: it refers to it
 
     def ask(self, full: Sequence[Buffer[Any]], resume: Callable[[], object]) -> None:
@@ -74,12 +94,15 @@ class Room:
             self.made_in(buffer)
 
     def made_in(self, buffer: Buffer[Any]) -> None:
-        """Resume the pump if this buffer has room, and is the last of those it waits for."""
+        """Resume the pump if this buffer has room, and is the last of those it waits for.
+
+        One that is watched resumes it in any case.
+        """
         # Not reset here: the pump may have asked anew meanwhile. And what breaks this off leaves it
         # to the next receive, as it may be called again and again.
         if not buffer.is_full(self.limit):
             self.full.discard(buffer)
-            if not self.full:
+            if not self.full or buffer in self.watched:
                 self.resume_pump()
 
     def stop_asking(self, full: Sequence[Buffer[Any]]) -> None:
@@ -96,11 +119,15 @@ class Room:
 
     def slow_error(self, buffer: Buffer[Any]) -> SlowConsumerError:
         """Return the error of a stream that is ended for being slow."""
-        instead = ways_out(self._unbounded, "'wait' to let the source wait for it")
+        bound, unread, sizes = self._bound, len(buffer.outputs), buffer.sizes
+        name, holds, most = "max_buffered", f"{unread} unread outputs", str(bound.max_buffered)
+        if unread < self.end_limit and sizes is not None:
+            name, most = "max_buffered_bytes", f"{bound.max_buffered_bytes} bytes"
+            holds += f" of {sizes.held(unread)} bytes"
+        instead = ways_out(self._unbounded, "'wait' to let the source wait for it", name)
         return SlowConsumerError(
-            f"{buffer.name} holds {len(buffer.outputs)} unread outputs, more than "
-            f"{self._max_buffered} (max_buffered), and was ended for it (on_overflow='cancel'): "
-            f"{instead}",
+            f"{buffer.name} holds {holds}, more than {most} ({name}), and was ended for it "
+            f"(on_overflow={bound.on_overflow!r}): {instead}",
             slot=buffer.slot,
-            max_buffered=self._max_buffered,
+            max_buffered=bound.max_buffered,
         )

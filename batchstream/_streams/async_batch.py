@@ -40,6 +40,9 @@ class _Options(TypedDict, total=False):
     require_eos: bool
     max_buffered: int | None
     on_overflow: OnOverflow
+    merge: Callable[[Any, Any], Any] | None
+    max_buffered_bytes: int | None
+    size_of: Callable[[Any], int] | None
 
 
 @final
@@ -68,7 +71,19 @@ class AsyncBatchedStream(Batch[AsyncStream[T], T]):
             time, how many deliveries may wait.
         on_overflow: Where a live stream holds so many, `"wait"` lets the source wait until all
             have room. `"cancel"` ends a stream that holds more, with `SlowConsumerError` after
-            what it holds, so that the others never wait for it.
+            what it holds, so that the others never wait for it. `"merge"` loses nothing and waits
+            for no stream: what comes is merged with the last output that the stream holds. A batch
+            that is read by time waits in any case.
+        merge: With `"merge"`: a function of two neighbouring outputs, the earlier one first, that
+            returns one and changes neither; `operator.add` joins text and lists. It runs where
+            `is_eos` does. One that raises fails that stream alone. A stream that is not read for
+            long is merged again and again: joining text costs as much each time as there is.
+        max_buffered_bytes: How many bytes a live stream may hold unread, besides: with `"wait"`
+            and `"cancel"` whichever bound comes first holds. With `"merge"` a stream that holds
+            more is ended, as with `"cancel"`. A single output may exceed it, so let it be several
+            times as large as an output. A batch that is read by time has no bound in bytes.
+        size_of: A function of an output, merged or not, that returns how many bytes it has; for
+            text and bytes none is needed. It runs where `is_eos` does, once for each output.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -134,9 +149,16 @@ class AsyncBatchedStream(Batch[AsyncStream[T], T]):
         require_eos: bool = False,
         max_buffered: int | None = DEFAULT_MAX_BUFFERED,
         on_overflow: OnOverflow = "wait",
+        merge: Callable[[T, T], T] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[T], int] | None = None,
     ) -> None:
         bound = Bound.checked(
-            DEFAULT_MAX_BUFFERED if max_buffered is None else max_buffered, on_overflow
+            DEFAULT_MAX_BUFFERED if max_buffered is None else max_buffered,
+            on_overflow,
+            merge=merge,
+            max_buffered_bytes=max_buffered_bytes,
+            size_of=size_of,
         )
         rules: EndRules[T] = EndRules(
             eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos

@@ -10,8 +10,6 @@ from batchstream._core.arguments import (
     DEFAULT_MAX_BUFFERED,
     Bound,
     OnOverflow,
-    check_count,
-    check_on_overflow,
     check_size,
 )
 from batchstream._core.cores import core_of
@@ -40,6 +38,9 @@ class _Options(TypedDict, total=False):
     max_buffered: int | None
     background: bool
     on_overflow: OnOverflow
+    merge: Callable[[Any, Any], Any] | None
+    max_buffered_bytes: int | None
+    size_of: Callable[[Any], int] | None
 
 
 @final
@@ -74,6 +75,12 @@ class BatchedStream(Batch[Stream[T], T]):
         on_overflow: With `background`, where a live stream holds `max_buffered` outputs: `"wait"`
             lets the source wait until all have room. `"cancel"` ends a stream that holds more,
             with `SlowConsumerError` after what it holds, so that the others never wait for it.
+            `"merge"` loses nothing and waits for no stream: what comes is merged with the last
+            output that the stream holds. A batch that is read by time waits in any case.
+        merge: With `"merge"`, see `AsyncBatchedStream`.
+        max_buffered_bytes: With `background`, how many bytes a live stream may hold unread; see
+            `AsyncBatchedStream`.
+        size_of: How many bytes an output has; see `AsyncBatchedStream`.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work. The source has
@@ -148,13 +155,24 @@ class BatchedStream(Batch[Stream[T], T]):
         max_buffered: int | None = None,
         background: bool = False,
         on_overflow: OnOverflow = "wait",
+        merge: Callable[[T, T], T] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[T], int] | None = None,
     ) -> None:
-        if max_buffered is not None:
-            max_buffered = check_count("max_buffered", max_buffered, at_least=1)
-        if check_on_overflow(on_overflow) == "cancel" and not background:
+        bound = Bound.checked(
+            DEFAULT_MAX_BUFFERED if max_buffered is None else max_buffered,
+            on_overflow,
+            merge=merge,
+            max_buffered_bytes=max_buffered_bytes,
+            size_of=size_of,
+        )
+        if not background and (on_overflow != "wait" or max_buffered_bytes is not None):
+            option = "max_buffered_bytes"
+            if on_overflow != "wait":
+                option = f"on_overflow={on_overflow!r}"
             raise ValueError(
-                "on_overflow='cancel' needs a source that runs by itself, with background=True or "
-                "in an AsyncBatchedStream: where consumers pull, a pull too many is refused"
+                f"{option} needs a source that runs by itself, with background=True or "
+                f"in an AsyncBatchedStream: where consumers pull, a pull too many is refused"
             )
         rules: EndRules[T] = EndRules(
             eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos
@@ -165,14 +183,14 @@ class BatchedStream(Batch[Stream[T], T]):
             if size is None:
                 core = steps.learn_core(rules, max_outputs)
             self._pump: PullPump[T] | ThreadPump[T] = PullPump(
-                steps, core, max_buffered=max_buffered
+                steps, core, max_buffered=None if max_buffered is None else bound.max_buffered
             )
         else:
             first = FirstStep(steps, rules, max_outputs) if size is None else None
             self._pump = ThreadPump(
                 steps,
                 core if first is None else first.core(),
-                Bound(max_buffered or DEFAULT_MAX_BUFFERED, on_overflow),
+                bound,
                 thread=None if first is None else first.thread,
             )
         self._streams = tuple(

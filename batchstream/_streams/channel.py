@@ -49,7 +49,11 @@ class Channel(Generic[T]):
         max_buffered: How many outputs a live stream may hold unread; 1024 if it is None.
         on_overflow: Where a live stream holds so many, `"wait"` lets `put` wait until all have
             room. `"cancel"` ends a stream that holds more, with `SlowConsumerError` after what it
-            holds, so that `put` never waits.
+            holds, so that `put` never waits. Nor does it with `"merge"`, which loses nothing: what
+            is put is merged with the last output that the stream holds.
+        merge: With `"merge"`, see `AsyncBatchedStream`. It runs in the thread or task that puts.
+        max_buffered_bytes: How many bytes a live stream may hold unread; see `AsyncBatchedStream`.
+        size_of: How many bytes an output has; see `AsyncBatchedStream`.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -88,9 +92,16 @@ class Channel(Generic[T]):
         require_eos: bool = False,
         max_buffered: int | None = None,
         on_overflow: OnOverflow = "wait",
+        merge: Callable[[T, T], T] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[T], int] | None = None,
     ) -> None:
         bound = Bound.checked(
-            DEFAULT_MAX_BUFFERED if max_buffered is None else max_buffered, on_overflow
+            DEFAULT_MAX_BUFFERED if max_buffered is None else max_buffered,
+            on_overflow,
+            merge=merge,
+            max_buffered_bytes=max_buffered_bytes,
+            size_of=size_of,
         )
         rules: EndRules[T] = EndRules(
             eos=eos, is_eos=is_eos, include_eos=include_eos, require_eos=require_eos

@@ -28,6 +28,9 @@ class _Options(TypedDict, total=False):
 
 class _AsyncOptions(_Options, total=False):
     on_overflow: OnOverflow
+    merge: Callable[[Any, Any], Any] | None
+    max_buffered_bytes: int | None
+    size_of: Callable[[Any], int] | None
 
 
 @overload
@@ -95,6 +98,9 @@ def demux(
     require_eos: bool = False,
     max_buffered: int | None = None,
     on_overflow: OnOverflow = "wait",
+    merge: Callable[[Any, Any], Any] | None = None,
+    max_buffered_bytes: int | None = None,
+    size_of: Callable[[Any], int] | None = None,
 ) -> tuple[Stream[Any], ...] | tuple[AsyncStream[Any], ...]:
     """Return one stream per slot of a batched source, an `AsyncStream` if the source is async.
 
@@ -105,7 +111,8 @@ def demux(
 
     An asynchronous source needs `size`. It is moved by a task, which begins with the first receive
     and runs ahead of the streams; there `max_buffered=None` means 1024 outputs, and `on_overflow`
-    says what happens to a stream that holds so many.
+    says what happens to a stream that holds so many; see `AsyncBatchedStream` for its `merge`, and
+    for `max_buffered_bytes`.
 
     Blocking: only without `size`: until the source has yielded its first step.
     Cancellation: an exception from a signal during the first step closes the source.
@@ -135,5 +142,8 @@ def demux(
             require_eos=require_eos,
             max_buffered=max_buffered,
             on_overflow=on_overflow,
+            merge=merge,
+            max_buffered_bytes=max_buffered_bytes,
+            size_of=size_of,
         )
     )

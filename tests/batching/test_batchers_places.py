@@ -157,6 +157,22 @@ async def test_no_tenant_is_hashed_compared_or_freed_under_the_lock(form, monkey
 
 
 @pytest.mark.rule(29)
+@every_batcher
+async def test_a_tenant_stays_one_though_it_is_forgotten_as_its_request_comes(form):
+    batcher, _, gate = form.held_batcher(
+        0, max_batch_size=1, tenant=lambda request: request[0], max_pending_per_tenant=1
+    )
+    streams = await form.submit_behind(batcher, gate, "x")
+    tenants = knobs.forget_tenants_once(batcher, "a")
+    streams.append(form.submit(batcher, "a1"))
+    assert tenants == ["a", "a"], "it was asked for once more"
+    with pytest.raises(OverloadedError):
+        form.submit(batcher, "a2")
+    gate.open()
+    assert [await form.rest(stream) for stream in streams] == [["x"], ["a", "1"]]
+
+
+@pytest.mark.rule(29)
 @continuous_batchers
 async def test_a_request_for_which_there_is_no_room_is_before_urgent_ones(form):
     """And before those of a tenant that has had less."""

@@ -141,6 +141,14 @@ def test_what_was_put_back_goes_before_every_band_and_is_not_charged_again():
 
 
 @pytest.mark.rule(29)
+def test_a_tenant_is_charged_once_for_a_request_that_was_put_back():
+    made = queue_of([Ticket("a0", "a"), Ticket("a1", "a"), Ticket("b0", "b"), Ticket("b1", "b")])
+    [taken] = made.take(9.0, slots=1)
+    made.put_back(taken)
+    assert drained(made) == ["a0", "b0", "a1", "b1"]
+
+
+@pytest.mark.rule(29)
 def test_of_several_groups_the_one_goes_first_whose_next_request_does():
     tickets = [Ticket("x1", "a", group="x"), Ticket("x2", "a", group="x")]
     tickets += [Ticket("y1", "a", group="y", priority=-1), Ticket("z1", "b", group="z")]
@@ -223,7 +231,8 @@ def test_what_waits_is_counted_right_although_its_adding_was_broken_off():
     lines = 0
     while True:
         lines += 1
-        made = queue_of(max_batch_cost=4.0, max_pending_cost=4.0, max_pending_per_tenant=2)
+        options = {"max_pending_cost": 5.0, "max_pending_per_tenant": 2}
+        made = queue_of([Ticket("first", "b")], max_batch_cost=4.0, **options)
         struck = Ticket("struck", "a", cost=3.0)
         files = knobs.files_of_submission()
         where = interrupts.at_line(lines, partial(made.append, struck, no_room), files=files)

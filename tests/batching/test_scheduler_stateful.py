@@ -90,6 +90,7 @@ class Batch:
     requests: list[Request]
     free_slots: int
     buffered: int = 1
+    is_warm_up: bool = False
     prefilling: int = 1
 
     def step_totals(self):
@@ -126,6 +127,7 @@ SUBMISSIONS = {
     "cost": st.sampled_from([1.0, 1.0, 1.0, 0.0, 3.0, 6.0]),
     "timeout": st.sampled_from([None, None, None, 1.0, 8.0]),
     "wait_timeout": st.sampled_from([None, None, None, 0.0, 1.0, 3.0]),
+    "first_timeout": st.sampled_from([None, None, None, None, 2.0]),
 }
 
 
@@ -166,6 +168,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler = Scheduler(options, reuses_workers=threads)
         self.now = 100.0
         self.closed = False
+        self.draining = False
         self.half_closed = False  # an exception has broken off a close, and there was no other
         self.runs = []  # in the order of their starts
         self.started = set()  # workers whose starts were claimed, and that are not idle
@@ -334,11 +337,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # ---- requests
 
-    def request_of(self, group, cost, timeout, wait_timeout):
+    def request_of(self, group, cost, timeout, wait_timeout, first_timeout=None):
         self.now += TICK
-        deadlines = None
-        if (timeout, wait_timeout) != (None, None):
-            deadlines = Deadlines(timeout, wait_timeout)
+        deadlines = Deadlines.checked(timeout, wait_timeout, first_timeout, None)
         submission = Submission("content", cost)
         request = Request(0, submission, deadlines, self.scheduler.ended_requests)
         request.group = group
@@ -353,7 +354,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         room = (self.max_workers - len(busy)) * self.size
         room += sum(batch.free_slots for batch in self.scheduler.batches)
         refusal = None
-        if self.closed:
+        if self.closed or self.draining:
             refusal = ClosedError
         elif self.joining.max_cost is not None and request.cost > self.joining.max_cost:
             refusal = ValueError
@@ -366,7 +367,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert list(self.scheduler.wakeups) == wakeups
             assert request not in self.scheduler.queue
             assert request not in self.scheduler.totals.open
-            assert request.state == ("new" if self.closed else "refused")
+            assert request.state == ("new" if self.closed or self.draining else "refused")
             return
         self.scheduler.submit(request, self.now)
         self.waiting.append(request)
@@ -640,6 +641,21 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # ---- the end
 
+    @precondition(lambda self: len(self.accepted) > 2 and not self.closed)
+    @rule(seconds=st.sampled_from([0.0, 3.0]))
+    def drain(self, seconds):
+        """No request waits for others any more, and every worker that waits asks again."""
+        self.reap()
+        listening = self.listening()
+        until = min(self.now + seconds, self.scheduler.drains_until)
+        self.scheduler.drain(self.now + seconds, " by the test")
+        self.draining = True
+        self.joining = JoiningRules(0.0, self.joining.max_cost, self.size)
+        assert self.scheduler.drains_until == until
+        woken = [it.waiter for it in self.scheduler.wakeups]
+        assert all(waiter in woken for waiter in listening)
+        self.check_all()
+
     @precondition(lambda self: len(self.accepted) > 4)
     @rule()
     def close(self):
@@ -660,7 +676,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.reap()
         strike(self.scheduler.close, line)
         self.remember_interrupted()
-        self.closed = self.half_closed = self.scheduler.closed
+        self.closed = self.half_closed = self.scheduler.state == "closed"
 
     def teardown(self):
         """Let everything that was begun go on: all requests end, and all workers become idle."""
@@ -687,6 +703,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.at_work == 0
         assert not self.scheduler.batches
         assert not self.scheduler.totals.open
+        assert self.scheduler.is_empty
 
     # ---- what always holds
 
@@ -697,6 +714,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.check_workers()
             self.check_asked_in_time()
             self.check_statistics()
+            states = {"closed": self.closed, "draining": self.draining and not self.closed}
+            assert states.get(self.scheduler.state, not (self.closed or self.draining))
 
     def check_requests(self):
         accepted = self.accepted

@@ -114,11 +114,12 @@ def test_the_quick_start_is_quick():
     assert len([line for line in first.splitlines() if line.strip()]) <= 12
 
 
-def test_the_figure_is_in_the_sdist():
+def test_the_figures_are_in_the_sdist():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     included = settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
-    [figure] = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README.read_text())
-    assert f"/{Path(figure).parts[0]}" in included
+    figures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README.read_text())
+    assert len(figures) == 2
+    assert {f"/{Path(figure).parts[0]}" for figure in figures} <= set(included)
 
 
 # ---- every page: names of examples, and the theme

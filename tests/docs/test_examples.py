@@ -21,7 +21,7 @@ NAMES = (
     "threads.py",
 )
 # These are tested in tests/integrations.
-OF_LITSERVE = ("batched_streaming_with_eos.py", "demo.py")
+OF_LITSERVE = ("batched_streaming_with_eos.py",)
 OF_SERVING = ("batched_function.py", "custom_server.py", "threaded_server.py")
 OF_ENGINES = (
     "engines/ctranslate2_channel.py",
@@ -124,7 +124,6 @@ LONG = {
     "batched_function.py": "uvicorn.run",
     "batched_streaming_with_eos.py": "litserve.LitServer.run",
     "custom_server.py": "uvicorn.run",
-    "demo.py": "tempfile.TemporaryFile",
     "threaded_server.py": "http.server.ThreadingHTTPServer.serve_forever",
 }
 EXIT_THERE = """
@@ -152,8 +151,7 @@ def printed_before(target, *command):
 
 @pytest.mark.parametrize("name", LONG)
 def test_an_example_says_what_it_does_before_it_takes_its_time(name):
-    port = [] if name == "demo.py" else ["--port", "0"]
-    [line] = printed_before(LONG[name], EXAMPLES / name, *port)
+    [line] = printed_before(LONG[name], EXAMPLES / name, "--port", "0")
     assert line.startswith("starting a ")
 
 

@@ -184,7 +184,8 @@ class Client:
             error = self.stream.end.error
             assert isinstance(error, failures), error
             if isinstance(error, DeadlineError) and self.stream.slot >= 0:
-                assert error.timeout == self._timeouts["timeout"], "it had not waited too long"
+                of_slot = [self._timeouts.get(f"{kind}timeout") for kind in ("", "first_", "gap_")]
+                assert error.timeout in of_slot, "it had not waited too long"
             if self.request not in self._service.model.given_up:
                 assert [type(each) for each in self.errors] == [type(error)] * self.ended
                 assert all(each is not error for each in self.errors)
@@ -395,6 +396,32 @@ def test_requests_with_equal_keys_share_batches_however_they_arrive():
         )
         assert_all_served(it for it in clients if it is not clients[2])
         assert service.batcher.statistics().longest_wait <= 1
+        await service.end()
+
+    explore_schedules(scenario)
+
+
+@pytest.mark.rule(29)
+@in_virtual_time
+def test_requests_of_tenants_in_bands_are_answered_once_however_they_arrive():
+    async def scenario():
+        service = Service(
+            batch_timeout=1.0,
+            key=lambda request: request[-1] == "4",
+            priority=lambda request: int(request[0] == "b"),
+            tenant=lambda request: request[0],
+            share=lambda request: int(request[1:]),
+            cost=lambda request: int(request[1:]),
+            max_batch_cost=4,
+            max_pending_cost=40,
+        )
+        clients = service.new_clients("a1", "b4", "c2", "a3", "b1", "c4")
+        await together(
+            *[after(delay, client.ask()) for delay, client in enumerate(clients)],
+            turns(5, clients[1].give_up),
+            turns(9, clients[3].give_up),
+        )
+        assert_all_served(it for it in clients if it not in {clients[1], clients[3]})
         await service.end()
 
     explore_schedules(scenario)
@@ -620,6 +647,36 @@ def test_a_request_that_is_cancelled_as_its_time_is_over_has_one_end():
     assert len(ends) == 4
 
 
+@pytest.mark.rule(5, 9)
+@in_virtual_time
+def test_a_request_whose_output_is_late_by_an_instant_has_one_end():
+    ends = Counter()
+
+    async def scenario():
+        options = {"max_batch_size": 4, "batch_timeout": 1.0}  # the batch is full at once
+        service = Service(wait=lambda *_: asyncio.sleep(1), **options)
+        clients = [
+            service.client("a1", first_timeout=1),
+            service.client("b3", gap_timeout=1),
+            service.client("c2", first_timeout=2, gap_timeout=0.5),
+            service.client("d2", first_timeout=1.5, gap_timeout=1.5, timeout=9),
+        ]
+        await together(*[client.ask() for client in clients])
+        a1, b3, c2, d2 = clients
+        assert a1.ended_at <= 1 or a1.reason is FinishReason.EOS
+        assert (c2.reason, c2.ended_at, c2.outputs) == (FinishReason.ERROR, 1.5, reply("c2")[:1])
+        assert d2.reason is FinishReason.EOS
+        assert b3.outputs or b3.reason is FinishReason.EOS
+        for client in clients:
+            ends[client.request, client.reason] += 1
+        await service.end(DeadlineError)
+
+    explore_schedules(scenario)
+    for request in ("a1", "b3"):
+        assert ends[request, FinishReason.ERROR]
+        assert ends[request, FinishReason.EOS]
+
+
 # ---- the model fails
 
 
@@ -704,6 +761,100 @@ def test_two_closings_at_any_time_end_every_request_and_wait_for_the_model():
 
     explore_schedules(scenario)
     assert set(reasons) == {FinishReason.EOS, FinishReason.ERROR, None}
+
+
+@pytest.mark.rule(9)
+@in_virtual_time
+def test_a_drain_at_any_time_lets_each_accepted_request_end_and_refuses_the_others():
+    refused = set()
+
+    async def scenario():
+        service = Service(batch_timeout=100.0, max_batch_size=2)
+        clients = service.new_clients("a2", "b3", "c2", "d1", "e1")
+
+        async def drain():
+            await turns(8)
+            await service.batcher.aclose(drain=1000.0)
+            assert service.model.running == 0, "aclose did not wait for the model"
+            assert asyncio.get_running_loop().time() < 1000.0, "it waited for nothing"
+
+        await together(
+            *[after(delay, client.ask()) for delay, client in enumerate(clients)],
+            *[cancelled_often(client) for client in clients],
+            turns(9, clients[2].give_up),
+            drain(),
+            drain(),
+        )
+        await service.end(ClosedError)
+        assert {client.reason for client in clients} <= {
+            FinishReason.EOS,
+            FinishReason.CANCELLED,
+            None,
+        }
+        refused.add(sum(client.stream is None for client in clients))
+
+    explore_schedules(scenario)
+    assert len(refused) > 1
+
+
+@pytest.mark.rule(9)
+@in_virtual_time
+def test_what_has_not_ended_when_a_drain_is_over_fails_and_all_else_is_whole():
+    whole = set()
+
+    async def scenario():
+        service = Service(wait=lambda *_: asyncio.sleep(1.0), max_batch_size=1)
+        clients = service.new_clients("a2", "b2", "c2")
+        await together(
+            *[client.ask() for client in clients],
+            turns(2),
+            after(2, service.batcher.aclose(drain=4.5)),
+        )
+        assert asyncio.get_running_loop().time() <= 4.5
+        await service.end(ClosedError)
+        whole.update(client.reason for client in clients)
+
+    explore_schedules(scenario)
+    assert {FinishReason.EOS, FinishReason.ERROR} <= whole <= {*FinishReason, None}
+
+
+@in_virtual_time
+def test_room_goes_from_caller_to_caller_though_some_give_up_their_wait():
+    async def scenario():
+        service = Service(max_batch_size=1, max_pending=1)
+        first = service.new_clients("a2", "b2")
+        for client in first:
+            client.submit()
+            await turns(3)
+        waiting = [service.client(request) for request in ("c1", "d1", "e1")]
+
+        async def wait(client, gives_up=None):
+            task = asyncio.current_task()
+            try:
+                if gives_up is not None:
+                    asyncio.get_running_loop().call_soon(task.cancel)
+                while client.stream is None:
+                    await service.batcher.await_for_room()
+                    client.refusal = None
+                    client.submit()
+            except asyncio.CancelledError:
+                task.uncancel()
+                client.refusal = ClosedError("it has left")
+                return
+            await client.read()
+
+        await together(
+            wait(waiting[0]),
+            wait(waiting[1], gives_up=True),
+            wait(waiting[2]),
+            *[client.read() for client in first],
+        )
+        assert waiting[0].reason is waiting[2].reason is FinishReason.EOS
+        service.clients.clear()
+        await service.batcher.aclose()
+        knobs.assert_nothing_is_left(service.batcher)
+
+    explore_schedules(scenario)
 
 
 @pytest.mark.rule(9)

@@ -267,6 +267,32 @@ def test_two_requests_with_equal_keys_share_a_batch_as_the_keys_are_tidied_up(mo
     explore(scenario, SCHEDULES | MANY_SCHEDULES)
 
 
+@pytest.mark.rule(29)
+def test_requests_of_tenants_are_served_once_as_the_tenants_are_tidied_up(monkeypatch):
+    knobs.set_many_keys(monkeypatch, 0)
+
+    def scenario():
+        batcher, model = continuous(
+            max_batch_size=1,
+            tenant=lambda request: (request[0],),
+            priority=lambda request: int(request[1:]) % 2,
+            max_pending_per_tenant=1,
+        )
+        clients = clients_of(batcher, "a1", "a2", "b1", "b0")
+
+        def ask(*mine):
+            for client in mine:
+                client.submit()
+            for client in mine:
+                client.read()
+
+        run_together(lambda: ask(*clients[:2]), lambda: ask(*clients[2:]))
+        assert all(client.served for client in clients if client.stream is not None)
+        end(batcher, model, clients)
+
+    explore(scenario)
+
+
 @pytest.mark.rule(30)
 def test_requests_that_come_as_an_engine_goes_idle_or_on_join_it():
     def scenario():
@@ -565,6 +591,19 @@ def test_closing_as_requests_are_submitted_and_served_answers_or_refuses_each():
         end(batcher, model, clients, ClosedError)
 
     explore(scenario, SCHEDULES | MANY_SCHEDULES)
+
+
+@pytest.mark.rule(9)
+@pytest.mark.parametrize("kind", [dynamic, continuous])
+def test_draining_as_requests_are_submitted_and_served_serves_or_refuses_each(kind):
+    def scenario():
+        batcher, model = kind(max_batch_size=1)
+        clients = clients_of(batcher, "a1", "b1")
+        run_together(*[client.ask for client in clients], lambda: batcher.close(drain=3600.0))
+        assert all(client.served or client.refusal is not None for client in clients)
+        end(batcher, model, clients)
+
+    explore(scenario, SCHEDULES)
 
 
 @pytest.mark.rule(9)

@@ -6,6 +6,7 @@ loops cannot take part, so here a thread that drives coroutines stands in for on
 
 from __future__ import annotations
 
+import operator
 import threading
 from contextlib import suppress
 from itertools import count
@@ -37,6 +38,9 @@ SCHEDULES = {"opcode": 40, "line": 150}
 """How many interleavings are tried: of opcodes, which is slow, and of whole lines."""
 
 
+FEW_SCHEDULES = {"opcode": 10, "line": 40}
+"""How many are tried of scenarios that differ from another one in a part alone."""
+
 MANY_SCHEDULES = {"line": 600}
 """How many it takes to strike between two given lines, in a scenario of few."""
 
@@ -62,7 +66,7 @@ def background(steps, size=2, **options):
     """Return a batch with room for one output in each stream, and its source."""
     source = BoundedSource(steps)
     batch = BatchedStream(source, size, background=True, **{"max_buffered": 1, **options})
-    if options.get("on_overflow") != "cancel":
+    if options.get("on_overflow", "wait") == "wait":
         source.batch = batch
     return batch, source
 
@@ -305,6 +309,52 @@ def test_a_slow_stream_gives_what_it_holds_before_its_error_and_the_others_do_no
         end(batch, source)
 
     explore(scenario)
+
+
+@pytest.mark.rule(2, 3)
+def test_an_output_that_is_merged_as_it_is_received_is_not_lost_and_not_repeated():
+    def scenario():
+        steps = [[letter] for letter in "abcdefgh"]
+        batch, source = background(steps, 1, on_overflow="merge", merge=operator.add)
+        [reader] = readers_of(batch)
+        run_together(reader.read)
+        assert "".join(reader.outputs) == "abcdefgh"
+        assert reader.errors == []
+        end(batch, source)
+
+    explore(scenario, FEW_SCHEDULES)
+
+
+@pytest.mark.rule(2, 3, 12)
+def test_a_stream_that_is_merged_as_it_is_cancelled_or_drained_gives_a_prefix():
+    def scenario():
+        batch, source = background(ENDLESS[:6], on_overflow="merge", merge=operator.add)
+        first, second = readers_of(batch)
+        drained = []
+        run_together(
+            first.read,
+            lambda: drained.extend(batch[1].drain()),
+            lambda: drained.extend(batch[1].drain()),
+            batch[0].cancel,
+        )
+        second.read()
+        assert "".join(drained + second.outputs) == "".join(step[1] for step in ENDLESS[:6])
+        assert "".join(step[0] for step in ENDLESS[:6]).startswith("".join(first.outputs))
+        end(batch, source)
+
+    explore(scenario, FEW_SCHEDULES)
+
+
+@pytest.mark.rule(9, 19)
+def test_a_pump_that_waits_for_room_in_bytes_and_its_consumers_lose_and_repeat_nothing():
+    def scenario():
+        batch, source = background(STEPS, max_buffered=9, max_buffered_bytes=1)
+        readers = readers_of(batch)
+        run_together(*[reader.read for reader in readers])
+        assert [reader.outputs for reader in readers] == EXPECTED
+        end(batch, source)
+
+    explore(scenario, FEW_SCHEDULES)
 
 
 @pytest.mark.rule(21)

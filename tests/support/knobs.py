@@ -133,6 +133,20 @@ def expire_in(stream, seconds):
     deadlines.wait_until = time.monotonic() + seconds
     if deadlines.until is not None:
         deadlines.until = deadlines.wait_until
+    given, until = deadlines.next_output
+    if until is not None:
+        deadlines.next_output = given, deadlines.wait_until
+
+
+def next_output_deadline(stream):
+    """Return when a request has to have been given its next output; None if never, or not now."""
+    return request_of(stream).deadlines.next_output[1]
+
+
+def is_paused_for(stream):
+    """Whether the pump of a request's batch waits for room, in this stream or in another."""
+    pump = request_of(stream).pump
+    return pump is not None and pump._room._resume is not None
 
 
 # ---- event loops
@@ -175,7 +189,7 @@ def buffered_deliveries(batch):
 
 def bound_of(batch):
     """Return how many outputs a stream of the batch may hold."""
-    return pump_of(batch)._room._max_buffered
+    return pump_of(batch)._room._bound.max_buffered
 
 
 def is_closing(batch):
@@ -657,6 +671,8 @@ def assert_nothing_is_left(batcher):
     assert not dispatcher.scheduler.batches
     assert not dispatcher.scheduler.ended_requests
     assert not dispatcher._ended._keys
+    order = dispatcher.scheduler.queue._order
+    assert order is None or not (order._bands or order._lines or order._by_account)
     assert not any(lot.waiting for lot in dispatcher.parking._all)
 
 
@@ -717,3 +733,20 @@ SATURATED_TAKES = int(os.environ.get("SATURATED_TAKES", "2000"))
 def tenants_of(batcher):
     """Return how many tenants a batcher remembers, some of them twice perhaps."""
     return sum(map(len, dispatcher_of(batcher)._tenants._generations))
+
+
+def forget_tenants_once(batcher, name):
+    """Let a batcher forget all tenants once, behind the look-up of this one; list those of it."""
+    interner, asked = dispatcher_of(batcher)._tenants, []
+    intern = interner.intern
+
+    def intern_and_forget(tenant):
+        found = intern(tenant)
+        if tenant == name:
+            asked.append(tenant)
+            if len(asked) == 1:
+                interner._generations = ({},)
+        return found
+
+    interner.intern = intern_and_forget
+    return asked

@@ -60,6 +60,18 @@ class Token:
         return self.name
 
 
+class Merged(list):
+    """Outputs that were merged."""
+
+
+def merged(earlier, later):
+    return Merged([*(earlier if type(earlier) is Merged else [earlier]), later])
+
+
+def bytes_of(output):
+    return len(output) if type(output) is Merged else 1
+
+
 def shown(value):
     """Name anything that a program sees."""
     if isinstance(value, Token):
@@ -482,10 +494,20 @@ class InLoop(Program):
         if self.drawn.random() < 0.3:
             if self.drawn.random() < 0.2:
                 self.options["on_overflow"] = "cancel"
+            self.bound()
             self.streams = list(demux(source, self.size, **self.options))
         else:
+            self.bound()
             self.batch = AsyncBatchedStream(source, self.size, **self.options)
             self.streams = list(self.batch)
+
+    def bound(self):
+        """Let some streams merge what comes, or have a bound in bytes."""
+        if self.drawn.random() < 0.2 and "on_overflow" not in self.options:
+            self.options |= {"on_overflow": "merge", "merge": merged}
+        if self.drawn.random() < 0.2:
+            self.options["max_buffered_bytes"] = self.drawn.choice([1, 3, 8])
+            self.options["size_of"] = bytes_of
 
     async def aattempt(self, name, awaitable):
         """Do something that waits, for as long as it can be that it ends, and log its outcome."""

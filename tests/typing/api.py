@@ -1,5 +1,6 @@
 """Uses the public names as a user does. Checked with mypy --strict, never run."""
 
+import operator
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -188,6 +189,10 @@ with BatchedStream[str](
     assert_type(in_background[1].receive(), str)
 free: list[Stream[str]] = list(BatchedStream[str](words(), background=True))
 BatchedStream(words(), background=True, on_overflow="drop")  # type: ignore[call-overload]
+merged = BatchedStream(words(), background=True, on_overflow="merge", merge=operator.add)
+assert_type(merged[0], Stream[str])
+BatchedStream(words(), background=True, max_buffered_bytes=1000, size_of=len)
+BatchedStream(words(), background=True, max_buffered_bytes="1")  # type: ignore[call-overload]
 
 
 async def async_words() -> AsyncIterator[list[str | None]]:
@@ -309,11 +314,23 @@ printed: Metrics = Printed()
 
 with DynamicBatcher[str, str](translate, max_batch_size=8) as batcher:
     assert_type(batcher.stream("a", timeout=1.5, wait_timeout=1), Stream[str])
+    assert_type(batcher.astream("a", first_timeout=1, gap_timeout=0.5), AsyncStream[str])
+    assert_type(batcher.map(["a"], first_timeout=1, gap_timeout=0.5), Replies[list[str]])
+    batcher.stream("a", gap_timeout="1")  # type: ignore[arg-type]
     assert_type(batcher.statistics(), BatcherStatistics)
     assert_type(batcher.statistics().refusals, Mapping[str, int])
     assert_type(batcher.astream("a", request_id="b-1"), AsyncStream[str])
     batcher.stream("a", request_id=1)  # type: ignore[arg-type]
     batcher.stream(1)  # type: ignore[arg-type]
+    assert_type(batcher.state, Literal["accepting", "draining", "closed"])
+    assert_type(batcher.ready, bool)
+    batcher.state = "closed"  # type: ignore[misc]
+    batcher.warm_up(["a", "b"], timeout=60)
+    batcher.warm_up([1])  # type: ignore[list-item]
+    batcher.wait_for_room()
+    batcher.wait_for_room(1.5, cost=12)
+    batcher.close(drain=30)
+    batcher.close(30)  # type: ignore[call-arg]
     assert_type(batcher.map(["a", "b"], timeout=1.5, wait_timeout=1), Replies[list[str]])
     for reply in batcher.map(iter(["a", "b"])):
         assert_type(reply, list[str])
@@ -346,10 +363,15 @@ DynamicBatcher(
     max_buffered=8,
     on_overflow="wait",
     metrics=printed,
+    drain=30,
     name="translations",
 )
+DynamicBatcher(translate, max_batch_size=8, drain="30")  # type: ignore[call-overload]
 DynamicBatcher(translate, max_batch_size=8, on_overflow="drop")  # type: ignore[call-overload]
 DynamicBatcher(translate, max_batch_size=8, priority=str)  # type: ignore[arg-type]
+joining = DynamicBatcher(translate, max_batch_size=8, on_overflow="merge", merge=operator.add)
+assert_type(joining.stream("a"), Stream[str])
+DynamicBatcher(translate, max_batch_size=8, max_buffered_bytes=1000, size_of=len)
 
 
 class Prompt:
@@ -523,6 +545,7 @@ async def embed_async(texts: list[str]) -> tuple[bytes, ...]:
 with DynamicBatcher(embed, single=True, max_batch_size=8, metrics=Printed) as embedder:
     assert_type(embedder, DynamicBatcher[str, bytes])
     assert_type(embedder.call("a", timeout=1.5, wait_timeout=1), bytes)
+    assert_type(embedder.call("a", first_timeout=1.5), bytes)
     assert_type(embedder.stream("a"), Stream[bytes])
     embedder.call(1)  # type: ignore[arg-type]
 
@@ -685,6 +708,9 @@ def litserve_loops() -> None:
 
 async def pushed(step: list[str | None]) -> None:
     channel = Channel[str](2, eos=None, max_outputs=[None, 3], on_overflow="cancel")
+    Channel[str](2, on_overflow="merge", merge=lambda earlier, later: earlier + later)
+    Channel[str](2, max_buffered_bytes=1000, size_of=len)
+    Channel[str](2, max_buffered_bytes=1000, size_of=lambda output: output)  # type: ignore[arg-type, return-value]
     assert_type(channel.streams(), tuple[Stream[str], ...])
     assert_type(channel.put(step), Sequence[int])
     assert_type(await channel.aput({0: "a"}), Sequence[int])

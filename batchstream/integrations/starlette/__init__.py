@@ -11,13 +11,26 @@ what an output becomes in JSON is said in `_json.py`.
 When a response begins, how it pings and fails, and how it notices that its client has left is the
 same for all integrations that serve HTTP: see `../_http.py`. Errors before the status get one of
 their own (`_handlers.py`): 504 for a missed deadline, 503 for a closed batcher. All others are
-raised, for the handlers of the application or Starlette's 500.
+raised, for the handlers of the application or Starlette's 500. Readiness probes are answered by
+`_probes.py`.
 """
 
+from batchstream.integrations._timeouts import HeaderError as HeaderError
+from batchstream.integrations._timeouts import timeout_of as timeout_of
 from batchstream.integrations.starlette._handlers import exception_handlers as exception_handlers
+from batchstream.integrations.starlette._probes import readiness as readiness
 from batchstream.integrations.starlette._request_id import request_id as request_id
 from batchstream.integrations.starlette._responses import EventsResponse as EventsResponse
 from batchstream.integrations.starlette._responses import NDJSONResponse as NDJSONResponse
 from batchstream.integrations.starlette._responses import TextResponse as TextResponse
 
-__all__ = ["EventsResponse", "NDJSONResponse", "TextResponse", "exception_handlers", "request_id"]
+__all__ = [
+    "EventsResponse",
+    "HeaderError",
+    "NDJSONResponse",
+    "TextResponse",
+    "exception_handlers",
+    "readiness",
+    "request_id",
+    "timeout_of",
+]

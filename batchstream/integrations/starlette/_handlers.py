@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 from starlette.exceptions import HTTPException
@@ -16,6 +17,7 @@ from batchstream._core.errors import (
     error_text,
 )
 from batchstream.integrations._http import SendTimeoutError
+from batchstream.integrations._timeouts import HeaderError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -24,16 +26,23 @@ if TYPE_CHECKING:
 
     from batchstream.integrations._http import Handler
 
-_RETRY_AFTER: Final = "1"
-"""Seconds. A load balancer knows better than this server which other one is free meanwhile."""
+_RETRY_AFTER: Final = 1
+"""Seconds, at least, and where nothing was measured: another server may be free, or this one be
+back, at any time."""
 
 
 async def _unavailable(_request: Request, error: Exception) -> Response:
-    return JSONResponse(detail_of(error), 503, {"retry-after": _RETRY_AFTER})
+    seconds = error.retry_after if isinstance(error, OverloadedError) else None
+    retry_after = max(math.ceil(seconds or 0.0), _RETRY_AFTER)
+    return JSONResponse(detail_of(error), 503, {"retry-after": str(retry_after)})
 
 
 async def _too_late(_request: Request, error: Exception) -> Response:
     return JSONResponse(detail_of(error), 504)
+
+
+async def _bad_request(_request: Request, error: Exception) -> Response:
+    return JSONResponse(detail_of(error), 400)
 
 
 async def _unprocessable(_request: Request, error: Exception) -> Response:
@@ -46,13 +55,16 @@ exception_handlers: Final[dict[int | type[Exception], Handler]] = {
     ClosedError: _unavailable,
     DeadlineError: _too_late,
     RequestError: _unprocessable,
+    HeaderError: _bad_request,  # which is a RequestError: the nearest class counts
 }
 """Responses to the errors of batchers: `FastAPI(exception_handlers=exception_handlers)`.
 
-`OverloadedError` and `ClosedError` get status 503 and `Retry-After`, `DeadlineError` gets 504, each
+`OverloadedError` and `ClosedError` get status 503 and `Retry-After`, which is the error's
+`retry_after` if that was measured, rounded up, and else 1. `DeadlineError` gets 504. Each comes
 with a `{"detail": ...}` that says nothing about the server. `RequestError` and its subclasses get
-422, and the text of the error is the detail. An endpoint that calls `astream`, or
-reads a stream itself, raises these errors, and the handlers respond. The responses of this module
+422, and the text of the error is the detail; `HeaderError`, of `timeout_of`, gets 400. An endpoint
+that calls `astream`, or reads a stream itself, raises these errors, and the handlers respond. The
+responses of this module
 send the same by themselves, unless the application has a handler of its own for the error: then
 they raise it. A `ForkedError` has no handler: no later try will succeed, and the server has to log
 it.

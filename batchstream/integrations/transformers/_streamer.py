@@ -95,6 +95,9 @@ class BatchStreamer(BaseStreamer, Generic[T]):
         max_buffered: How many outputs a stream may hold unread; 1024 if it is None.
         on_overflow: What happens to more; see `Channel`. With `"wait"`, `generate` does, and so
             must not run in the thread that reads the streams.
+        merge: With `"merge"`, see `Channel`: `operator.add` joins the text.
+        max_buffered_bytes: How many bytes a stream may hold unread; see `Channel`.
+        size_of: How many bytes an output has; text needs none.
         **decode_kwargs: Passed to the tokenizer's `decode`. As there, special tokens are text
             unless `skip_special_tokens` is true; but the id that ends a stream never is.
 
@@ -129,10 +132,18 @@ class BatchStreamer(BaseStreamer, Generic[T]):
         stop: str | Sequence[str] | None = (),
         max_buffered: int | None = None,
         on_overflow: OnOverflow = "wait",
+        merge: Callable[[Any, Any], Any] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[Any], int] | None = None,
         **decode_kwargs: Any,
     ) -> None:
         self._channel: Channel[Any] = Channel(
-            size, max_buffered=max_buffered, on_overflow=on_overflow
+            size,
+            max_buffered=max_buffered,
+            on_overflow=on_overflow,
+            merge=merge,
+            max_buffered_bytes=max_buffered_bytes,
+            size_of=size_of,
         )
         self._tokenizer = checked_tokenizer(tokenizer, stop, decode_kwargs)
         self._decode_kwargs = decode_kwargs

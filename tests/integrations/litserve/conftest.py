@@ -68,17 +68,34 @@ def call_together(client, path, requests):
     return [Call(client, path, request) for request in requests]
 
 
+@contextlib.contextmanager
+def started_when_asked_for(start):
+    """Give a function that enters what `start` returns for a name, when first called with that."""
+    with contextlib.ExitStack() as stack:
+        yield functools.cache(lambda name: stack.enter_context(start(name)))
+
+
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory):
-    """Return the server of a name, which is started when it is first asked for."""
-    with contextlib.ExitStack() as stack:
+    """Return the server of a name."""
 
-        @functools.cache
-        def start(name):
-            options = (OURS | STOCK)[name]
-            return stack.enter_context(serve(options, tmp_path_factory.mktemp(name)))
+    def start(name):
+        return serve(OURS[name], tmp_path_factory.mktemp(name))
 
-        yield start
+    with started_when_asked_for(start) as servers:
+        yield servers
+
+
+# For one file: an idle worker of LitServe's own batched loop takes a whole processor.
+@pytest.fixture(scope="module")
+def stock_servers(tmp_path_factory):
+    """Return the server of a name, with LitServe's own loop."""
+
+    def start(name):
+        return serve(STOCK[name], tmp_path_factory.mktemp(name))
+
+    with started_when_asked_for(start) as servers:
+        yield servers
 
 
 @pytest.fixture(params=OURS)
@@ -88,13 +105,13 @@ def server(servers, request):
 
 # Rules that LitServe's own loop breaks: a test of them must fail on it, or it proves nothing.
 @pytest.fixture(params=[*OURS, pytest.param("stock", marks=pytest.mark.xfail(strict=True))])
-def any_server(servers, request):
-    return servers(request.param)
+def any_server(servers, stock_servers, request):
+    return (stock_servers if request.param in STOCK else servers)(request.param)
 
 
 @pytest.fixture
-def stock_server(servers):
-    return servers("stock")
+def stock_server(stock_servers):
+    return stock_servers("stock")
 
 
 @pytest.fixture
@@ -122,25 +139,34 @@ STEPWISE = {
         "servers": 2,
         "middleware": True,
     },
-    "stock": {"apis": ["stock"]},
     "operated": {"apis": ["operated", "operated_single"], "workers": 2, "servers": 2},
 }
+STOCK_STEPWISE = {"stock": {"apis": ["stock"]}}
 
 
 @pytest.fixture(scope="session")
 def stepwise_servers(tmp_path_factory):
-    """Return the server of a name, which is started when it is first asked for."""
-    with contextlib.ExitStack() as stack:
+    """Return the server of a name."""
 
-        @functools.cache
-        def start(name):
-            folder = tmp_path_factory.mktemp("stepwise")
-            return stack.enter_context(stepwise.serve(folder, **STEPWISE[name]))
+    def start(name):
+        return stepwise.serve(tmp_path_factory.mktemp("stepwise"), **STEPWISE[name])
 
-        yield start
+    with started_when_asked_for(start) as servers:
+        yield servers
 
 
-@pytest.fixture(params=[name for name in STEPWISE if name not in ("stock", "operated")])
+@pytest.fixture(scope="module")
+def stock_stepwise_servers(tmp_path_factory):
+    """Return the server of a name, with LitServe's own loop; for one file, as `stock_servers`."""
+
+    def start(name):
+        return stepwise.serve(tmp_path_factory.mktemp("stepwise"), **STOCK_STEPWISE[name])
+
+    with started_when_asked_for(start) as servers:
+        yield servers
+
+
+@pytest.fixture(params=[name for name in STEPWISE if name != "operated"])
 def guests(stepwise_servers, request):
     with stepwise.guests_of(stepwise_servers(request.param)) as guests:
         yield guests
@@ -159,6 +185,6 @@ def operated_guests(stepwise_servers):
 
 
 @pytest.fixture
-def stock_guests(stepwise_servers):
-    with stepwise.guests_of(stepwise_servers("stock")) as guests:
+def stock_guests(stock_stepwise_servers):
+    with stepwise.guests_of(stock_stepwise_servers("stock")) as guests:
         yield guests

@@ -97,10 +97,11 @@ def test_the_source_is_closed_when_one_request_has_ended_and_the_other_clients_h
     ],
     ids=["ours", "stock"],
 )
-def anywhere(stepwise_servers, request):
+def anywhere(stepwise_servers, stock_stepwise_servers, request):
     """The guests of any server, and a path there."""
     name, path = request.param
-    with guests_of(stepwise_servers(name)) as guests:
+    servers = stock_stepwise_servers if name == "stock" else stepwise_servers
+    with guests_of(servers(name)) as guests:
         yield guests, path
 
 

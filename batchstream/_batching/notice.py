@@ -1,0 +1,42 @@
+"""What one waiter of a batcher is told: that something may have changed for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batchstream._handoff.parking import ParkingLot
+
+
+class Notice:
+    """What one thread or task waits for, again and again, to look then at what has changed.
+
+    It clears `ready`, looks, and waits: so what comes after the look is not missed.
+
+    Args:
+        parking: Where the waiter is parked.
+        passes_on: See `AnyFlight`.
+
+    Attributes:
+        ready: Whether it was told since it looked last.
+        live: No requests: what it waits for are other clients' requests.
+        passes_on: The same.
+    """
+
+    __slots__ = ("__weakref__", "_parking", "live", "passes_on", "ready")
+
+    def __init__(self, parking: ParkingLot, *, passes_on: bool = False) -> None:
+        self._parking = parking
+        self.ready = False
+        self.live: list[Any] = []
+        self.passes_on = passes_on
+
+    def tell(self) -> None:
+        """Wake the waiter; from any thread, in a signal's handler or a finalizer too."""
+        self.ready = True
+        self._parking.wake((self,))
+
+    note_room = tell
+
+    def _cancel_with_loop(self) -> None:
+        """Do nothing: the waiter's task was gone with its event loop."""

@@ -1,0 +1,94 @@
+"""Callers that wait until the queue has room, one behind the other.
+
+Theory of operation
+-------------------
+
+`Dispatcher.room_waiters` has all that wait for room, in the order in which they came: the flights
+that hold a request back, and the turns below. When there may be room, each is told in this order,
+up to and including the first turn. That one looks, with the lock, whether there is room; if so it
+leaves, and as it leaves tells the next. So of a thousand callers one is woken for each place, and
+none waits for ever behind one that was told and left without submitting anything. A flight is not
+waited for in this way: its consumer may be busy with a reply.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from batchstream._batching import clock
+from batchstream._batching.notice import Notice
+from batchstream._core.arguments import check_number, check_seconds
+from batchstream._eventloops.current import current_loop
+
+if TYPE_CHECKING:
+    from batchstream._batching.dispatcher import Dispatcher
+
+
+class _Turn:
+    """One caller among those that wait.
+
+    Args:
+        dispatcher: Whose queue has to have room.
+        timeout: For how many seconds to wait; None for any time.
+        cost: For a request of which cost there has to be room.
+
+    Attributes:
+        until: Until when.
+        notice: By what it is told.
+    """
+
+    def __init__(self, dispatcher: Dispatcher[Any], timeout: float | None, cost: float) -> None:
+        seconds = None if timeout is None else check_seconds("timeout", timeout)
+        dispatcher.check_not_forked()
+        self._dispatcher = dispatcher
+        self._timeout = timeout
+        self._cost = check_number("cost", cost)
+        self.until = None if seconds is None else clock.monotonic() + seconds
+        self.notice = Notice(dispatcher.parking, passes_on=True)
+
+    def __enter__(self) -> Self:
+        self._dispatcher.room_waiters[self.notice] = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._dispatcher.room_waiters.pop(self.notice, None)
+        self._dispatcher.tell_of_room()
+
+    def has_come(self) -> bool:
+        """Whether there is room, and no other waits for it.
+
+        Raises:
+            ClosedError: The batcher accepts no request any more.
+            TimeoutError: The time is over.
+        """
+        self.notice.ready = False
+        has_room = self._dispatcher.has_room(self._cost)
+        turns = (it for it in list(self._dispatcher.room_waiters) if it.passes_on)
+        if has_room and next(turns) is self.notice:
+            return True
+        if self.until is not None and self.until <= clock.monotonic():
+            raise TimeoutError(
+                f"the batcher had no room for another request within {self._timeout} seconds "
+                f"(timeout): refuse the caller's own client, or wait for longer"
+            )
+        return False
+
+
+def wait_for_room(dispatcher: Dispatcher[Any], timeout: float | None, cost: float) -> None:
+    """Wait in a thread until a request would not be refused."""
+    with _Turn(dispatcher, timeout, cost) as turn:
+        while not turn.has_come():
+            dispatcher.wait_for_any(turn.notice, turn.until)
+
+
+async def wait_for_room_in_loop(
+    dispatcher: Dispatcher[Any],
+    timeout: float | None,  # noqa: ASYNC109 - as in a thread
+    cost: float,
+) -> None:
+    """Do the same in an event loop."""
+    loop = current_loop()
+    await loop.checkpoint()
+    with _Turn(dispatcher, timeout, cost) as turn:
+        while not turn.has_come():
+            await dispatcher.wait_for_any_in_loop(turn.notice, loop, turn.until)

@@ -1,0 +1,126 @@
+"""Requests that go through the model before all others, and count in no figures."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Generic, Self
+
+from typing_extensions import TypeVar
+
+from batchstream._batching import clock
+from batchstream._batching.notice import Notice
+from batchstream._core.arguments import check_seconds
+from batchstream._core.errors import ClosedError, DeadlineError
+from batchstream._eventloops.current import current_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from batchstream._batching.dispatcher import Dispatcher
+    from batchstream._batching.request import Request
+
+T = TypeVar("T")
+
+
+def warm_up(dispatcher: Dispatcher[Any], requests: Iterable[Any], timeout: float | None) -> None:
+    """Run requests through the model, and wait in a thread until all have ended."""
+    with _WarmUp(dispatcher, timeout) as warming:
+        warming.submit(requests)
+        while not warming.is_over():
+            dispatcher.wait_for_any(warming.notice, warming.until)
+
+
+async def warm_up_in_loop(
+    dispatcher: Dispatcher[Any],
+    requests: Iterable[Any],
+    timeout: float | None,  # noqa: ASYNC109 - that of the requests
+) -> None:
+    """Do the same in an event loop."""
+    loop = current_loop()
+    with _WarmUp(dispatcher, timeout) as warming:
+        warming.submit(requests)
+        while not warming.is_over():
+            await dispatcher.wait_for_any_in_loop(warming.notice, loop, warming.until)
+
+
+class _WarmUp(Generic[T]):
+    """The requests of one call.
+
+    Args:
+        dispatcher: Where they are submitted.
+        timeout: For how many seconds they may last together; None for any time.
+
+    Attributes:
+        until: Until when they may last.
+        notice: By what the caller is told that one has ended.
+    """
+
+    def __init__(self, dispatcher: Dispatcher[T], timeout: float | None) -> None:
+        seconds = None if timeout is None else check_seconds("timeout", timeout)
+        self._dispatcher = dispatcher
+        self._timeout = timeout
+        self.until = None if seconds is None else clock.monotonic() + seconds
+        self.notice = Notice(dispatcher.parking)
+        self._live: set[Request[T]] = set()
+        self._ended: deque[Request[T]] = deque()  # added to by any thread; one may come twice
+
+    def __enter__(self) -> Self:
+        self._dispatcher.readiness.begin(self)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for request in self._live:
+            request.on_end = None  # which refers to this
+            self._dispatcher.cancel(request)
+        if exc is not None:
+            self._dispatcher.reap()  # the others need not wait for what was cancelled here
+        self._dispatcher.readiness.end(self, has_failed=exc is not None)
+
+    def submit(self, contents: Iterable[Any]) -> None:
+        """Submit the requests, all before the first of them is taken.
+
+        Raises:
+            ValueError: There is none.
+            Exception: What submitting one raises; none of them reaches the model.
+        """
+        for content in contents:
+            self._live.add(self._dispatcher.submit_warm_up(content, self._note_end))
+        if not self._live:
+            raise ValueError("warm_up takes at least one request, got none")
+        self._dispatcher.begin_warm_up(self._live)
+
+    def _note_end(self, request: Request[T]) -> None:
+        self._ended.append(request)
+        self.notice.tell()
+
+    def is_over(self) -> bool:
+        """Whether all have ended well.
+
+        Raises:
+            DeadlineError: The time is over.
+            ClosedError: A request was cancelled.
+            Exception: What a request has failed with.
+        """
+        self.notice.ready = False
+        while self._ended:
+            request = self._ended.popleft()
+            self._live.discard(request)
+            request.on_end = None
+            if request.cancelled:
+                raise ClosedError("a request of the warm-up was cancelled before it had ended")
+            if request.end is not None and request.end.error is not None:
+                request.conclude()
+            request.take_all()
+        if self._live and self.until is not None and self.until <= clock.monotonic():
+            raise DeadlineError(
+                f"the warm-up was not finished within {self._timeout} seconds (timeout): "
+                f"give it longer, or fewer requests",
+                timeout=float(self._timeout or 0.0),
+            )
+        return not self._live

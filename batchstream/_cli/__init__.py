@@ -1,0 +1,1 @@
+"""What `python -m batchstream` does; no other module of the package imports it."""
