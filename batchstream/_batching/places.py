@@ -14,6 +14,10 @@ LEAST_SHARE: Final = 1e-6
 GREATEST_SHARE: Final = 1e6
 """Beyond these a sum of costs by shares would lose the smaller ones, as floats do."""
 
+ALONE: Final = math.inf
+"""The share of a tenant that is the only one: it is charged nothing, so that its requests are in
+the order of arrival between keys, too."""
+
 
 class Place:
     """Where a request stands.
@@ -100,11 +104,17 @@ class PlaceRules:
             Exception: What a function raises.
         """
         priority, tenant, share = self._priority, self.tenant, self._share
+        if tenant is None:
+            return Place(_priority_of(priority, content), share=ALONE)
         return Place(
-            0 if priority is None else check_whole("what priority returns", priority(content)),
-            None if tenant is None else tenant(content),
+            _priority_of(priority, content),
+            tenant(content),
             1.0 if share is None else _check_share(share(content)),
         )
+
+
+def _priority_of(priority: Callable[[Any], int] | None, content: Any) -> int:
+    return 0 if priority is None else check_whole("what priority returns", priority(content))
 
 
 def _check_share(value: object) -> float:

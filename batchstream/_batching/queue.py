@@ -104,6 +104,8 @@ class WaitingQueue(Generic[RequestT]):
                 max_pending_per_tenant=max_pending_per_tenant,
                 order=self._order,
             )
+        # Besides `max_pending`, which is looked at first: most requests need no more.
+        self._has_bounds = max_batch_cost is not None or self._bounds is not None
 
     def __len__(self) -> int:
         return len(self._all)
@@ -130,7 +132,7 @@ class WaitingQueue(Generic[RequestT]):
             OverloadedError: As many requests wait as may, or they cost as much.
             CostError: It costs more than a batch may, and would wait for ever.
         """
-        if room is not None:
+        if room is not None and (self._has_bounds or len(self._all) >= self._max_pending):
             self._check(request, room)
         bounds, order = self._bounds, self._order
         if bounds is not None:

@@ -143,6 +143,9 @@ if native is not None and not TYPE_CHECKING:
                 begin_in_source(error)
                 return self.fail(error)
 
+        def _keep(self, slot: int) -> None:
+            """Do nothing: `_end` takes a slot that was given back as it is."""
+
         def _finish(
             self,
             draft: Any,

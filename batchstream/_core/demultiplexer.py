@@ -383,11 +383,15 @@ class Demultiplexer(Generic[T]):
         It is live, or the step with these outputs has given it back.
         """
         if self._requeued and self._requeued.pop(slot, None) is not None:
-            self._live_slots.add(slot)
-            self._extra[slot] -= self._plain_steps
+            self._keep(slot)
         draft: _Draft[T] = _Draft()
         self._finish(draft, slot, reason, info=info, error=error)
         return draft.ends[0][1]
+
+    def _keep(self, slot: int) -> None:
+        """Make a slot live again that the last step has given back."""
+        self._live_slots.add(slot)
+        self._extra[slot] -= self._plain_steps
 
     def open(
         self,

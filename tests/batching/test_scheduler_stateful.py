@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from batchstream import ClosedError, FinishReason, OverloadedError, StreamEnd
 from batchstream._batching import scheduler as scheduler_module
 from batchstream._batching.options import BatcherOptions
+from batchstream._batching.places import ALONE, Place
 from batchstream._batching.request import FREED, Deadlines, Request, Submission
 from batchstream._batching.scheduler import Scheduler, Worker
 from batchstream._batching.totals import StepTotals
@@ -128,6 +129,7 @@ SUBMISSIONS = {
     "timeout": st.sampled_from([None, None, None, 1.0, 8.0]),
     "wait_timeout": st.sampled_from([None, None, None, 0.0, 1.0, 3.0]),
     "first_timeout": st.sampled_from([None, None, None, None, 2.0]),
+    "priority": st.sampled_from([0, 0, 1, -1]),
 }
 
 
@@ -149,8 +151,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_cost=st.sampled_from([None, 5.0]),
         max_pending=st.sampled_from([2, 4, 8]),
         threads=st.booleans(),
+        bands=st.booleans(),
     )
-    def begin(self, *, size, workers, batch_timeout, max_cost, max_pending, threads):
+    def begin(self, *, size, workers, batch_timeout, max_cost, max_pending, threads, bands):
         options = BatcherOptions(
             EndRules(),
             max_batch_size=size,
@@ -161,8 +164,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             batch_timeout=batch_timeout,
             cost=None if max_cost is None else len,
             max_batch_cost=max_cost,
+            priority=len if bands else None,
         )
-        self.joining = JoiningRules(batch_timeout, max_cost, size)
+        self.bands = bands
+        self.in_front = set()  # requests that were put back
+        self.joining = JoiningRules(batch_timeout, max_cost, size, self.rank)
         self.size, self.max_workers = size, workers
         self.max_pending, self.threads = max_pending, threads
         self.scheduler = Scheduler(options, reuses_workers=threads)
@@ -188,6 +194,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     @property
     def accepted(self):
         return [*self.waiting, *self.taken_out, *self.joined, *self.finished]
+
+    def rank(self, request):
+        """Return the band of a request: what was put back is in front of all."""
+        if not self.bands:
+            return 0
+        return (0, 0) if request in self.in_front else (1, request.place.priority)
 
     def at_work(self, run):
         return run.worker in knobs.workers_at_work(self.scheduler)
@@ -337,12 +349,16 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # ---- requests
 
-    def request_of(self, group, cost, timeout, wait_timeout, first_timeout=None):
+    def request_of(
+        self, *, group, cost, timeout, wait_timeout, first_timeout=None, priority=0
+    ):
         self.now += TICK
         deadlines = Deadlines.checked(timeout, wait_timeout, first_timeout, None)
         submission = Submission("content", cost)
         request = Request(0, submission, deadlines, self.scheduler.ended_requests)
         request.group = group
+        if self.bands:
+            request.place = Place(priority, share=ALONE)
         return request
 
     @rule(**SUBMISSIONS)
@@ -386,7 +402,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def submit_some(self, groups):
         """Most requests are as these are."""
         for group in groups:
-            self.submit(group=group, cost=1.0, timeout=None, wait_timeout=None)
+            self.submit(group=group, cost=1.0, timeout=None, wait_timeout=None, priority=0)
 
     @rule(where=STRIKES, **SUBMISSIONS)
     def submit_interrupted(self, where, **wanted):
@@ -604,6 +620,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if data.draw(st.booleans()):
                 self.end(request)
         self.scheduler.put_back(put_back)
+        self.in_front.update(put_back)
         assert all(request in self.scheduler.queue for request in put_back)
         assert self.scheduler.join(joining, self.now) == joining
         assert {request.joined_at for request in joining} <= {self.now}

@@ -5,6 +5,7 @@ Everything is worked out anew from a plain list of requests, in the order of the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -24,11 +25,13 @@ class JoiningRules:
         batch_timeout: How long a request waits for others.
         max_cost: Of a batch; None for any.
         max_size: Of a batch.
+        rank: By what requests come before others, besides their arrival: the least goes first.
     """
 
     batch_timeout: float
     max_cost: float | None
     max_size: int
+    rank: Callable[[object], object] = lambda _: 0
 
     def fitting(self, group, slots, spent):
         """Return the requests of a group for which a batch has room."""
@@ -51,7 +54,9 @@ class JoiningRules:
 
     def expected(self, waiting, now, slots, spent):
         """Return the requests that join a batch now."""
-        for group in groups_of(waiting):
-            if slots and self.ready_at(group) <= now:
-                return self.fitting(group, slots, spent)
-        return []
+        ready = [group for group in groups_of(waiting) if slots and self.ready_at(group) <= now]
+        if not ready:
+            return []
+        ordered = [sorted(group, key=self.rank) for group in ready]
+        first = min(ordered, key=lambda group: self.rank(group[0]))
+        return self.fitting(first, slots, spent)
