@@ -336,8 +336,6 @@ class Scheduler(Generic[T]):
                 request.submission = submission
                 request.requeued_at = now
                 self.totals.requeued += not request.is_warm_up
-                if request.deadlines is not None:
-                    request.deadlines.wait_again()
                 request.state = REQUEST_LIFE[request.state, "requeue"]
                 self.requeued.add(request)
         waiting = sorted(self.requeued, key=lambda request: request.arrived)

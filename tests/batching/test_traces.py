@@ -117,6 +117,23 @@ async def test_a_request_that_never_joins_is_told_of_its_end_alone(form):
 
 
 @every_batcher
+async def test_a_warm_up_is_not_traced_and_a_drain_refuses_with_a_trace(form):
+    traces = RecordedTraces()
+    batcher, _, gate = form.held_batcher(1, max_batch_size=1, traces=traces)
+    if form.source_is_async or isinstance(form, InLoop):
+        await batcher.awarm_up(["a"])
+    else:
+        batcher.warm_up(["a"])
+    assert traces.requests == traces.batches == type(traces.requests)() or not traces.requests
+    gate.open()
+    assert await form.rest(form.submit(batcher, "b")) == ["b"]
+    await form.close(batcher)
+    assert [told(calls, traces)[-1][1] for calls in traces.requests.values()] == ["eos"]
+    assert len(traces.batches) == 1
+    traces.check(batcher.statistics())
+
+
+@every_batcher
 async def test_a_request_is_told_of_in_the_context_of_the_call_that_submits_it(form):
     caller = contextvars.ContextVar("caller", default="none")
     seen = []
