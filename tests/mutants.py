@@ -1485,8 +1485,8 @@ MUTANTS = [
     ),
     Mutant(
         "the wait of a request that joins again may end it",
-        "        self.wait_until = self.until\n",
-        "        pass\n",
+        "        self.wait_until = self.until\n\n    def await_next",
+        "        pass\n\n    def await_next",
         REQUEUES,
     ),
     Mutant(

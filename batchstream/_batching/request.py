@@ -194,11 +194,6 @@ class Deadlines:
         else:
             self.next_output = given, now + self.gap_timeout
 
-    def wait_again(self) -> None:
-        """Let only the total count from here on: it has joined a batch in time, and waits again."""
-        self.wait_timeout = None  # first: a consumer may ask at any moment which has passed
-        self.wait_until = self.until
-
 
 class Request(Buffer[T]):
     """What a caller submitted and when, and the buffer of its stream.

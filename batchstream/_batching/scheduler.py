@@ -200,7 +200,8 @@ class Scheduler(Generic[T]):
             CostError: The request costs more than a batch may.
         """
         if self.state != "accepting":
-            self.totals.count_refused("closed", for_room=False)
+            reason = "closed" if self.state == "closed" else "draining"
+            self.totals.count_refused(reason, for_room=False)
             raise self.refusal()
         request.arrived = now
         if request.is_warm_up:
@@ -297,12 +298,14 @@ class Scheduler(Generic[T]):
         waited: list[float] = []
         for request in requests:
             if request.state in _TAKEN:
-                if request.state == "taken":
+                is_first = request.state == "taken"
+                request.state = REQUEST_LIFE[request.state, "join"]
+                if request.is_warm_up:
+                    continue
+                joined.append(request)
+                if is_first:
                     request.joined_at = now
                     waited.append(now - request.arrived)
-                request.state = REQUEST_LIFE[request.state, "join"]
-                if not request.is_warm_up:
-                    joined.append(request)
         if waited:
             self.totals.count_joined(waited)
         return joined

@@ -349,9 +349,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # ---- requests
 
-    def request_of(
-        self, *, group, cost, timeout, wait_timeout, first_timeout=None, priority=0
-    ):
+    def request_of(self, *, group, cost, timeout, wait_timeout, first_timeout=None, priority=0):
         self.now += TICK
         deadlines = Deadlines.checked(timeout, wait_timeout, first_timeout, None)
         submission = Submission("content", cost)
