@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 from functools import partial
 
@@ -23,6 +24,7 @@ from batchstream import (
 )
 from batchstream._batching.traces import RequestTracing, TracesCaller
 from support.engines import ManualClock, Model, echo, every_batcher
+from support.forms import InLoop
 from support.scripted import Run
 from support.sources import TIMEOUT, Gate, in_forked_child, needs_fork
 from support.tracing import RecordedTraces
@@ -117,19 +119,39 @@ async def test_a_request_that_never_joins_is_told_of_its_end_alone(form):
 
 
 @every_batcher
-async def test_a_warm_up_is_not_traced_and_a_drain_refuses_with_a_trace(form):
+async def test_a_warm_up_is_not_traced(form):
     traces = RecordedTraces()
-    batcher, _, gate = form.held_batcher(1, max_batch_size=1, traces=traces)
-    if form.source_is_async or isinstance(form, InLoop):
-        await batcher.awarm_up(["a"])
+    batcher = form.batcher(max_batch_size=1, traces=traces)
+    if isinstance(form, InLoop):
+        await batcher.awarm_up(["a", "b"])
     else:
-        batcher.warm_up(["a"])
-    assert traces.requests == traces.batches == type(traces.requests)() or not traces.requests
-    gate.open()
-    assert await form.rest(form.submit(batcher, "b")) == ["b"]
+        batcher.warm_up(["a", "b"])
+    assert (traces.requests, traces.batches) == ({}, [])
+    assert await form.rest(form.submit(batcher, "c")) == ["c"]
     await form.close(batcher)
-    assert [told(calls, traces)[-1][1] for calls in traces.requests.values()] == ["eos"]
-    assert len(traces.batches) == 1
+    assert (len(traces.requests), len(traces.batches)) == (1, 1)
+    traces.check(batcher.statistics())
+
+
+def test_what_a_drain_refuses_and_what_it_lets_end_is_told_of_its_end():
+    traces = RecordedTraces()
+    gate = Gate()
+    model = Model(on_step=lambda number: gate.pass_through() if number == 0 else None)
+    batcher = ContinuousBatcher(model, max_batch_size=1, traces=traces)
+
+    async def main():
+        streams = [batcher.astream("ab"), batcher.astream("c")]
+        closing = asyncio.ensure_future(batcher.aclose(drain=3600.0))
+        await asyncio.sleep(0)
+        assert batcher.state == "draining"
+        with pytest.raises(ClosedError):
+            batcher.astream("d")
+        gate.opened.set()
+        await closing
+        return [await stream.drain() for stream in streams]
+
+    assert asyncio.run(main()) == [["a", "b"], ["c"]]
+    assert [told(calls)[-1][1] for calls in traces.requests.values()] == ["eos", "eos", "error"]
     traces.check(batcher.statistics())
 
 
