@@ -148,7 +148,7 @@ def test_what_a_drain_refuses_and_what_it_lets_end_is_told_of_its_end():
             batcher.astream("d")
         gate.opened.set()
         await closing
-        return [await stream.drain() for stream in streams]
+        return [[output async for output in stream] for stream in streams]
 
     assert asyncio.run(main()) == [["a", "b"], ["c"]]
     assert [told(calls)[-1][1] for calls in traces.requests.values()] == ["eos", "eos", "error"]
