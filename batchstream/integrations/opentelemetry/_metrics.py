@@ -43,14 +43,12 @@ class OpenTelemetryMetrics(Metrics):
     An output counts as a token. All have the attributes `gen_ai.operation.name`,
     `gen_ai.provider.name`, `gen_ai.request.model` and `batchstream.batcher`.
 
-    | name | what it is |
-    |---|---|
-    | `gen_ai.server.request.duration` | histogram, seconds to the end; `error.type` of a failure |
-    | `gen_ai.server.time_to_first_token` | histogram, seconds to the first output |
-    | `gen_ai.server.time_per_output_token` | histogram, seconds per output after the first |
-    | `batchstream.requests.waiting` | how many requests wait |
-    | `batchstream.requests.running` | how many requests are in a batch |
-    | `batchstream.requests.refused` | how many were refused, by `batchstream.reason` |
+    - `gen_ai.server.request.duration`: histogram, seconds to the end; `error.type` of a failure.
+    - `gen_ai.server.time_to_first_token`: histogram, seconds to the first output.
+    - `gen_ai.server.time_per_output_token`: histogram, seconds per output after the first.
+    - `batchstream.requests.waiting`: how many requests wait.
+    - `batchstream.requests.running`: how many requests are in a batch.
+    - `batchstream.requests.refused`: how many were refused, by `batchstream.reason`.
 
     Seconds count from the submission of a request. The time per output is one figure for each
     request with two or more that was not cancelled and has not failed: the mean of them.

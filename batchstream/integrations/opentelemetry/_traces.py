@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from opentelemetry.trace import Span, Tracer
-    from opentelemetry.util.types import AttributeValue
 
     from batchstream import StreamEnd
 
@@ -105,7 +104,7 @@ class OpenTelemetryTraces(Traces):
         operation: str = "text_completion",
         model: str | None = None,
         provider: str = "batchstream",
-        attributes: Callable[[Any], Mapping[str, AttributeValue]] | None = None,
+        attributes: Callable[[Any], Mapping[str, Any]] | None = None,
         batches: bool = True,
         tracer_provider: TracerProvider | None = None,
     ) -> None:
@@ -140,7 +139,7 @@ class _BatcherTraces(Traces):
         tracer: Tracer,
         name: str,
         operation: Operation,
-        attributes_of: Callable[[Any], Mapping[str, AttributeValue]] | None,
+        attributes_of: Callable[[Any], Mapping[str, Any]] | None,
         batches: bool,  # noqa: FBT001 - private
     ) -> None:
         self._tracer = tracer
