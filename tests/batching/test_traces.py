@@ -151,7 +151,7 @@ def test_what_a_drain_refuses_and_what_it_lets_end_is_told_of_its_end():
         return [[output async for output in stream] for stream in streams]
 
     assert asyncio.run(main()) == [["a", "b"], ["c"]]
-    assert [told(calls)[-1][1] for calls in traces.requests.values()] == ["eos", "eos", "error"]
+    assert [told(calls[-1:])[0][1] for calls in traces.requests.values()] == ["eos", "eos", "error"]
     traces.check(batcher.statistics())
 
 
