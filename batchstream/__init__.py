@@ -8,6 +8,9 @@ from batchstream._batching.engine import NotNow as NotNow
 from batchstream._batching.metrics import Metrics as Metrics
 from batchstream._batching.replies import AsyncReplies as AsyncReplies
 from batchstream._batching.replies import Replies as Replies
+from batchstream._batching.traces import BatchTrace as BatchTrace
+from batchstream._batching.traces import RequestTrace as RequestTrace
+from batchstream._batching.traces import Traces as Traces
 from batchstream._core.demultiplexer import Demultiplexer as Demultiplexer
 from batchstream._core.errors import BatchStreamError as BatchStreamError
 from batchstream._core.errors import BufferOverflowError as BufferOverflowError
@@ -52,6 +55,7 @@ __all__ = [
     "AsyncReplies",
     "AsyncStream",
     "BatchStreamError",
+    "BatchTrace",
     "BatchedStream",
     "BatcherStatistics",
     "BufferOverflowError",
@@ -75,6 +79,7 @@ __all__ = [
     "OverloadedError",
     "Replies",
     "RequestError",
+    "RequestTrace",
     "Requeue",
     "SlowConsumerError",
     "SourceError",
@@ -83,6 +88,7 @@ __all__ = [
     "StepError",
     "Stream",
     "StreamEnd",
+    "Traces",
     "batched",
     "demux",
     "per_request",

@@ -85,6 +85,7 @@ MIXTURES = ("test_mixtures.py",)
 PER_REQUEST = ("test_per_request.py",)
 FAIR_SHARES = ("test_fair_shares.py",)
 ENGINES = ("test_engines.py",)
+TRACES = ("test_traces.py",)
 REQUEUES = ("test_requeue.py",)
 BUDGETS = ("test_step_budgets.py",)
 STOP_STRINGS = ("test_stop_strings.py",)
@@ -1272,6 +1273,48 @@ MUTANTS = [
         '        """Close the source."""\n        self._source.close()',
         '        """Close the source."""',
         TEXT_STEPS,
+    ),
+    Mutant(
+        "a trace that has ended as it joined stays in its batch",
+        "        if self._end is not None:\n            self._leave(self._end)",
+        "        if self._end is not None:\n            pass",
+        TRACES,
+    ),
+    Mutant(
+        "a trace that has given its slot back stays in its batch",
+        "            _quietly(self.trace.requeued)\n        self._leave(None)",
+        "            _quietly(self.trace.requeued)",
+        TRACES,
+    ),
+    Mutant(
+        "a trace that ends in its first step is told of no output",
+        "        if end.outputs:\n            # A request that ends in its first step",
+        "        if not end.outputs:\n            # A request that ends in its first step",
+        TRACES,
+    ),
+    Mutant(
+        "a batch is told of its end by the first of its requests",
+        "[True] + [False] * (size - 1)",
+        "[False] * (size - 1) + [True]",
+        TRACES,
+    ),
+    Mutant(
+        "a request that is refused is told of no end",
+        "            request.trace.ended(StreamEnd(FinishReason.ERROR, 0, error=refusal))",
+        "            pass",
+        TRACES,
+    ),
+    Mutant(
+        "a submission that is broken off is told of no end",
+        "        if request.trace is not None and request not in self.scheduler.totals.open:",
+        "        if request.trace is not None and request in self.scheduler.totals.open:",
+        TRACES,
+    ),
+    Mutant(
+        "a forked child tells of its parent's requests",
+        "            request.trace = None\n        in_use",
+        "            pass\n        in_use",
+        TRACES,
     ),
     Mutant(
         "an output is lost whose neighbour was taken as the two were merged",

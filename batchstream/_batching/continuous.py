@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from batchstream._batching.metrics import MetricsOrFactory
     from batchstream._batching.request import Request
+    from batchstream._batching.traces import Traces
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._core.markers import End, Fail, Last, Many, Requeue, Signal
@@ -135,6 +136,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         metrics: Its methods are called as things happen; see `Metrics`. Or a function without
             arguments that returns such an object, such as its class: it is called once, in the
             process and by the call that submits the first request.
+        traces: Its methods are called for each single request, to trace it; see `Traces`.
         name: What metrics, logs and errors call the batcher; without it metrics and logs call it
             by the name of what it runs.
         max_pending_cost: What the requests that wait may cost together; one that would be too much
@@ -201,6 +203,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered_bytes: int | None = None,
         size_of: Callable[[T], int] | None = None,
         metrics: MetricsOrFactory | None = None,
+        traces: Traces | None = None,
         step_cost: Callable[[RequestT], float] | None = None,
         max_step_cost: float | None = None,
         name: str | None = None,
@@ -231,6 +234,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered_bytes: int | None = None,
         size_of: Callable[[T], int] | None = None,
         metrics: MetricsOrFactory | None = None,
+        traces: Traces | None = None,
         step_cost: Callable[[RequestT], float] | None = None,
         max_step_cost: float | None = None,
         name: str | None = None,
@@ -260,6 +264,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_buffered_bytes: int | None = None,
         size_of: Callable[[T], int] | None = None,
         metrics: MetricsOrFactory | None = None,
+        traces: Traces | None = None,
         step_cost: Callable[[RequestT], float] | None = None,
         max_step_cost: float | None = None,
         name: str | None = None,
@@ -284,6 +289,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             max_buffered_bytes=max_buffered_bytes,
             size_of=size_of,
             metrics=metrics,
+            traces=traces,
             step_cost=step_cost,
             max_step_cost=max_step_cost,
             name=name,

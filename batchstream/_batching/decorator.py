@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from batchstream._batching.metrics import MetricsOrFactory
+    from batchstream._batching.traces import Traces
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.elements import Step, StepWithNone
     from batchstream._core.per_request import per_request
@@ -50,6 +51,7 @@ class SingleArguments(TypedDict, total=False):
     cost: Callable[[Any], float] | None
     max_batch_cost: float | None
     metrics: MetricsOrFactory | None
+    traces: Traces | None
     name: str | None
     max_pending_cost: float | None
     priority: Callable[[Any], int] | None

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request_batch import RequestBatch
     from batchstream._batching.scheduler import Decision, Reaped, Worker
+    from batchstream._batching.traces import RequestTracing
     from batchstream._core.records import BatcherStatistics
     from batchstream._eventloops.base import EventLoop
     from batchstream._handoff.parking import Lot
@@ -270,8 +271,7 @@ class Dispatcher(ABC, Generic[T]):
             if refusal is None:
                 return stream
         except BaseException:  # KeyboardInterrupt too: nothing stays half done
-            self.cancel(request)
-            self._wake_unstarted()
+            self._take_back(request)
             raise
         # It was never counted: let it not be reaped, as its stream is dropped.
         Buffer.finish(request, StreamEnd(FinishReason.CANCELLED, 0))
@@ -280,9 +280,18 @@ class Dispatcher(ABC, Generic[T]):
         finally:
             del refusal  # it holds this frame
 
+    def _take_back(self, request: Request[T]) -> None:
+        """Cancel a request whose submission was broken off."""
+        self.cancel(request)
+        if request.trace is not None and request not in self.scheduler.totals.open:
+            request.trace.ended(request.ends[0])  # it is never counted
+        self._wake_unstarted()
+
     def _enqueue(self, request: Request[T], key: Any) -> Exception | None:
         """Let a request wait, or return why it is refused."""
         scheduler, metrics = self.scheduler, self.options.metrics
+        if self.options.traces is not None and not request.is_warm_up:
+            request.trace = self._new_trace(request)
         # In a list, to be popped: an error holds the frame in which it was raised, and its locals.
         refusals: list[Exception] = []
         while True:
@@ -309,6 +318,17 @@ class Dispatcher(ABC, Generic[T]):
             self.log.accepted(now, scheduler.totals.refused)
         return refusals.pop() if refusals else None
 
+    def _new_trace(self, request: Request[T]) -> RequestTracing | None:
+        """Return what to tell of a request that is about to be submitted, if it is traced."""
+        submission, traces = request.submission, self.options.traces
+        assert traces is not None  # noqa: S101 - for the type checker
+        return traces.submitted(
+            submission.content,
+            request_id=request.id,
+            tenant=request.tenant,
+            max_outputs=submission.max_outputs,
+        )
+
     def _tell_of_refusal(self, request: Request[T], refusal: Exception, now: float) -> None:
         """Tell metrics and the log of a request that was refused; not of one that comes again."""
         if isinstance(refusal, OverloadedError):
@@ -324,6 +344,8 @@ class Dispatcher(ABC, Generic[T]):
             refusal.add_note(f"This came from the batcher {self.options.name!r}.")
         if self.options.metrics is not None and not request.is_warm_up:
             self.options.metrics("refused", reason, tenant=request.tenant)
+        if request.trace is not None:
+            request.trace.ended(StreamEnd(FinishReason.ERROR, 0, error=refusal))
 
     def _intern(self, request: Request[T], key: Any) -> tuple[object, object]:
         """Set what stands for a request's key and tenant; return what `_are_current` takes."""
@@ -442,7 +464,7 @@ class Dispatcher(ABC, Generic[T]):
                     self.tell_of_room()
                 if decision.requests:
                     is_counted = self._model is None and not decision.requests[0].is_warm_up
-                    if is_counted and self.options.metrics is not None:
+                    if is_counted and self.options.is_observed:
                         self._tell_of_joining(decision.requests, now)
                     self._wake_another()
                 elif decision.wait is None:
@@ -483,20 +505,23 @@ class Dispatcher(ABC, Generic[T]):
         """Count requests that have joined a running batch together."""
         with self._lock:
             joined = self.scheduler.join(requests, now)
-        if joined and self.options.metrics is not None:
+        if joined and self.options.is_observed:
             self._tell_of_joining(joined, now)
 
     def _tell_of_joining(self, requests: Sequence[Request[T]], now: float) -> None:
-        """Tell metrics of requests that have joined a batch together."""
-        assert self.options.metrics is not None  # noqa: S101 - for the type checker
-        self.options.metrics(
-            "joined",
-            [
-                now - (request.arrived if (back := request.requeued_at) is None else back)
-                for request in requests
-            ],
-            tenants=[request.tenant for request in requests],
-        )
+        """Tell metrics and traces of requests that have joined a batch together."""
+        if self.options.metrics is not None:
+            self.options.metrics(
+                "joined",
+                [
+                    now - (request.arrived if (back := request.requeued_at) is None else back)
+                    for request in requests
+                ],
+                tenants=[request.tenant for request in requests],
+            )
+        if self.options.traces is not None:
+            traces = [request.trace for request in requests]
+            self.options.traces.joined([trace for trace in traces if trace is not None])
 
     def put_back(self, requests: Sequence[Request[T]]) -> None:
         """Let requests wait again that were taken, in their order and in front of all others."""
@@ -517,10 +542,12 @@ class Dispatcher(ABC, Generic[T]):
                 [request for request, _ in requests], closed_error(self.scheduler.closing)
             )
         metrics = self.options.metrics
-        if metrics is not None:
-            for request, _ in requests:
-                if request in waiting and not request.is_warm_up:
+        for request, _ in requests:
+            if request in waiting:
+                if metrics is not None and not request.is_warm_up:
                     metrics("requeued", tenant=request.tenant)
+                if (trace := request.trace) is not None:
+                    trace.requeued()
         return waiting
 
     def _rest(self, worker: Worker) -> None:
@@ -572,19 +599,26 @@ class Dispatcher(ABC, Generic[T]):
             self._tell_of_ends(reaped.finished, now)
 
     def _tell_of_ends(self, finished: Sequence[Request[T]], now: float) -> None:
-        """Tell metrics and the log of requests that were counted as finished."""
+        """Tell metrics, traces and the log of requests that were counted as finished."""
         metrics = self.options.metrics
         if metrics is not None:
             for request in finished:
                 joined, joined_at = request.state == "finished", request.joined_at
+                first_output = request.first_output_at
                 metrics(
                     "finished",
                     request.ends[0],
                     joined=joined,
                     lasted=now - request.arrived,
                     in_slot=now - joined_at if joined and joined_at is not None else 0.0,
+                    first_output=None if first_output is None else first_output - request.arrived,
                     tenant=request.tenant,
                 )
+        if self.options.traces is not None:
+            for request in finished:
+                trace, request.trace = request.trace, None  # the stream may be kept for long
+                if trace is not None:
+                    trace.ended(request.ends[0])
         if any(request.ends[0].error is not None for request in finished):
             self.log.failed(finished, closed=self.scheduler.state == "closed")
 
@@ -950,6 +984,9 @@ class Dispatcher(ABC, Generic[T]):
         self.readiness.after_fork()
         if self.options.metrics is not None:
             self.options.metrics.after_fork()
+        # What the parent's requests do from now on is told in the parent.
+        for request in (*self.scheduler.totals.open, *self.scheduler.ended_requests):
+            request.trace = None
         in_use = any(not request.ends for request in self.scheduler.open_requests())
         if not in_use and (self._model is None or self._model.begin_anew()):
             self._begin_anew()

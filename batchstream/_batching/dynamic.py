@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from batchstream._batching.dispatcher import Dispatcher
     from batchstream._batching.metrics import MetricsOrFactory
     from batchstream._batching.request import Request
+    from batchstream._batching.traces import Traces
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.elements import Step, StepWithNone
     from batchstream._core.per_request import per_request
@@ -57,6 +58,7 @@ class _Options(TypedDict, total=False):
     max_buffered_bytes: int | None
     size_of: Callable[[Any], int] | None
     metrics: MetricsOrFactory | None
+    traces: Traces | None
     name: str | None
     max_pending_cost: float | None
     max_pending_per_tenant: int | None
@@ -122,6 +124,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         metrics: Its methods are called as things happen; see `Metrics`. Or a function without
             arguments that returns such an object, such as its class: it is called once, in the
             process and by the call that submits the first request.
+        traces: Its methods are called for each single request, to trace it; see `Traces`.
         name: What metrics, logs and errors call the batcher; without it metrics and logs call it
             by the name of what it runs.
         max_pending_cost: What the requests that wait may cost together; one that would be too much
@@ -180,6 +183,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
+        traces: Traces | None = None,
         name: str | None = None,
         max_pending_cost: float | None = None,
         priority: Callable[[RequestT], int] | None = None,
@@ -202,6 +206,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
+        traces: Traces | None = None,
         name: str | None = None,
         max_pending_cost: float | None = None,
         priority: Callable[[RequestT], int] | None = None,
@@ -306,6 +311,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_buffered_bytes: int | None = None,
         size_of: Callable[[T], int] | None = None,
         metrics: MetricsOrFactory | None = None,
+        traces: Traces | None = None,
         name: str | None = None,
         max_pending_cost: float | None = None,
         priority: Callable[[RequestT], int] | None = None,
@@ -375,6 +381,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
             max_buffered_bytes=max_buffered_bytes,
             size_of=size_of,
             metrics=metrics,
+            traces=traces,
             name=name,
             runs=function,
             max_pending_cost=max_pending_cost,

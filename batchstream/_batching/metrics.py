@@ -106,6 +106,7 @@ class Metrics:
         joined: bool,
         lasted: float,
         in_slot: float,
+        first_output: float | None = None,
         tenant: Hashable = None,
     ) -> None:
         """A request has ended, once for each that was submitted.
@@ -115,6 +116,8 @@ class Metrics:
             joined: Whether it was in a batch then: not one that was `requeued`, and waits again.
             lasted: How many seconds after it was submitted this was noticed.
             in_slot: How many seconds after it joined its batch; 0 if it was in none.
+            first_output: How many seconds after it was submitted it had its first output; None if
+                it had none, or that was not noted.
             tenant: Whose it was.
         """
 
@@ -199,10 +202,19 @@ class MetricsCaller:
         Raises:
             KeyboardInterrupt: It is one, in the program's main thread.
         """
-        # Whatever it is, it is not the batch's; but an interrupt is meant for the caller.
-        if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
-            raise error
-        report_unraisable(error)
+        report_of_user(error)
+
+
+def report_of_user(error: BaseException) -> None:
+    """Report what a method has raised that a user has passed to hear of things.
+
+    Raises:
+        KeyboardInterrupt: It is one, in the program's main thread.
+    """
+    # Whatever it is, it is not the batch's; but an interrupt is meant for the caller.
+    if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
+        raise error
+    report_unraisable(error)
 
 
 def _methods_of(metrics: object) -> dict[str, Callable[..., object]]:

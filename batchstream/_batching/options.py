@@ -11,6 +11,7 @@ from typing_extensions import TypeVar
 from batchstream._batching.life import check_drain
 from batchstream._batching.metrics import MetricsCaller
 from batchstream._batching.places import PlaceRules
+from batchstream._batching.traces import TracesCaller
 from batchstream._core.arguments import (
     Bound,
     OnOverflow,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from batchstream._batching.metrics import MetricsOrFactory
     from batchstream._batching.request import Submission
+    from batchstream._batching.traces import Traces
     from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._text.decoder import Decoder
 
@@ -69,6 +71,7 @@ class BatcherOptions(Generic[RequestT, T]):
         key: Callable[[RequestT], Hashable] | None = None,
         decode: Callable[[RequestT], Decoder[Any, T] | None] | None = None,
         metrics: MetricsOrFactory | None = None,
+        traces: Traces | None = None,
         name: str | None = None,
         runs: object = None,
         max_pending_cost: float | None = None,
@@ -96,6 +99,8 @@ class BatcherOptions(Generic[RequestT, T]):
             size_of=size_of,
         )
         self.metrics = None if metrics is None else MetricsCaller(metrics, self.label)
+        self.traces = None if traces is None else TracesCaller(traces, self.label)
+        self.is_observed = metrics is not None or traces is not None
         self.drain = check_drain(drain)
         self.batch_timeout = check_seconds("batch_timeout", batch_timeout)
         self.max_pending = check_count("max_pending", max_pending, at_least=1)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from batchstream._batching.places import Place
+    from batchstream._batching.traces import RequestTracing
     from batchstream._core.records import StreamEnd
     from batchstream._pumps.background import BackgroundPump
     from batchstream._text.decoder import Decoder
@@ -221,6 +222,7 @@ class Request(Buffer[T]):
         id: What the caller calls it, or its number as text.
         joined_at: When it joined its batch, if it has.
         first_output_at: When it had its first output, if it has had one.
+        trace: What to tell of it, until it has ended, if it is traced.
         on_end: Called with the request when it has ended, behind its outputs, of a request that a
             `map` has submitted: it has no bound.
         is_warm_up: Whether a warm-up has submitted it.
@@ -249,6 +251,7 @@ class Request(Buffer[T]):
         "stalled",
         "state",
         "submission",
+        "trace",
     )
 
     def __init__(
@@ -277,6 +280,7 @@ class Request(Buffer[T]):
         self.arrived = 0.0
         self.joined_at: float | None = None
         self.first_output_at: float | None = None
+        self.trace: RequestTracing | None = None
         self.pump: BackgroundPump[T] | None = None
         self.on_end = on_end
         self.is_warm_up = is_warm_up

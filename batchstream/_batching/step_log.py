@@ -111,6 +111,8 @@ class StepLog:
                 self.first_output_time += seconds
                 if self._metrics is not None:
                     self._metrics("first_output", seconds, tenant=request.tenant)
+                if (trace := request.trace) is not None:
+                    trace.first_output()
             elif not request.ends:
                 self.awaiting[request] = None
         return len(awaiting)

@@ -88,16 +88,16 @@ def test_the_calls_of_metrics_in_a_run_that_is_known_are_exact(monkeypatch):
         (2, 2, 2, 1.0, 0, 0, 0),
         (1, 2, 1, None, 0, 0, 1),
     ]
-    # joined, lasted, in_slot, tenant
+    # joined, lasted, in_slot, first output, tenant
     finished = {call[0]: call[1:] for call in calls["finished"]}
     assert {name: finished[stream.end] for name, stream in run.streams.items()} == {
-        "a": (True, 3.75, 3.75, "x"),
-        "b": (True, 2.5, 2.5, "y"),
-        "c": (True, 2.75, 0.25, "x"),
-        "d": (True, 4.75, 2.0, "y"),
-        "g": (True, 2.0, 2.0, "z"),
-        "h": (True, 2.0, 1.0, "x"),
-        "i": (False, 0.0, 0.0, "y"),
+        "a": (True, 3.75, 3.75, 3.0, "x"),
+        "b": (True, 2.5, 2.5, 2.0, "y"),
+        "c": (True, 2.75, 0.25, None, "x"),
+        "d": (True, 4.75, 2.0, 3.75, "y"),
+        "g": (True, 2.0, 2.0, 1.0, "z"),
+        "h": (True, 2.0, 1.0, None, "x"),
+        "i": (False, 0.0, 0.0, None, "y"),
     }
     assert len(calls["finished"]) == 7
 

@@ -655,7 +655,7 @@ def test_metrics_hear_of_it_and_know_at_each_moment_how_many_wait_and_run():
             self.seen.append(("back", tenant))
             self.move(1, -1)
 
-        def finished(self, end, *, joined, lasted, in_slot, tenant=None):
+        def finished(self, end, *, joined, lasted, in_slot, **_):
             assert in_slot == 0 or joined
             self.move(0, -1) if joined else self.move(-1, 0)
 

@@ -206,7 +206,9 @@ class Service:
         self.model = Model(fails_for=fails_for, **({} if wait is None else {"wait": wait}))
         self.metrics = Tallies()
         self.options = {"max_batch_size": 2, "workers": 1, **options}
-        self.batcher = DynamicBatcher(self._check_batch, metrics=self.metrics, **self.options)
+        self.batcher = DynamicBatcher(
+            self._check_batch, metrics=self.metrics, traces=self.metrics.traces, **self.options
+        )
         self.clients = []
 
     async def _check_batch(self, requests):
@@ -1017,7 +1019,9 @@ class ThreadedService(Service):
 
 def continuous(**options):
     engine, metrics = Engine(), Tallies()
-    batcher = ContinuousBatcher(engine, max_batch_size=2, metrics=metrics, **options)
+    batcher = ContinuousBatcher(
+        engine, max_batch_size=2, metrics=metrics, traces=metrics.traces, **options
+    )
     return ThreadedService(batcher, metrics), engine
 
 
@@ -1070,7 +1074,13 @@ def test_batches_in_threads_answer_every_request_once_though_clients_leave_and_i
                 inside.remove(threading.get_ident())
 
         batcher = DynamicBatcher(
-            model, max_batch_size=2, workers=2, max_buffered=1, on_overflow="wait", metrics=metrics
+            model,
+            max_batch_size=2,
+            workers=2,
+            max_buffered=1,
+            on_overflow="wait",
+            metrics=metrics,
+            traces=metrics.traces,
         )
         service = ThreadedService(batcher, metrics)
         clients = service.new_clients("a3", "b2", f"c{ENDLESS}", "d1", f"e{ENDLESS}", "f2")

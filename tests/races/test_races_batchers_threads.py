@@ -148,15 +148,21 @@ class Client:
 def dynamic(model=None, **options):
     """Return a batcher, and its model."""
     model = Model() if model is None else model
-    options = {"max_batch_size": 2, "metrics": Tallies(), **options}
+    options = {"max_batch_size": 2, **observed(), **options}
     return DynamicBatcher(model, **options), model
 
 
 def continuous(engine=None, **options):
     """Return a batcher, and its engine."""
     engine = Engine() if engine is None else engine
-    options = {"max_batch_size": 2, "metrics": Tallies(), **options}
+    options = {"max_batch_size": 2, **observed(), **options}
     return ContinuousBatcher(engine, **options), engine
+
+
+def observed():
+    """Return metrics and traces that `end` looks at."""
+    metrics = Tallies()
+    return {"metrics": metrics, "traces": metrics.traces}
 
 
 def clients_of(batcher, *requests, **timeouts):

@@ -92,6 +92,16 @@ def set_clock(monkeypatch, clock):
     monkeypatch.setattr(batchstream._pumps.clock, "monotonic", clock)
 
 
+def set_span_clock(monkeypatch):
+    """Let the spans of OpenTelemetry go by the clock of batchers, see `set_clock`."""
+
+    def time_ns():
+        return round(batchstream._batching.clock.monotonic() * 1e9)
+
+    name = "batchstream.integrations.opentelemetry._traces.time_ns"
+    monkeypatch.setattr(name, time_ns)
+
+
 def set_stall(monkeypatch, seconds):
     """Let a pump warn when it has waited so long for a stream that is not read."""
     monkeypatch.setattr(batchstream._pumps.stall, "STALL_SECONDS", seconds)

@@ -14,6 +14,7 @@ from batchstream import EOS, AsyncBatchedStream, ClosedError, FinishReason, Slow
 from support import knobs
 from support.reading import read
 from support.shuffled_loop import explore
+from support.tracing import RecordedTraces
 
 SCHEDULES = int(os.environ.get("SCHEDULES", "500"))
 """In how many orders a scenario in an event loop is tried."""
@@ -280,9 +281,14 @@ class Engine:
 
 
 class Tallies:
-    """Metrics that count their calls."""
+    """Metrics that count their calls.
+
+    Attributes:
+        traces: What the batcher calls for each single request.
+    """
 
     def __init__(self):
+        self.traces = RecordedTraces()
         self.accepted = 0
         self.refusals = 0
         self.groups = []
@@ -319,3 +325,5 @@ class Tallies:
         assert Counter(reason for reason, _ in self.ends) == Counter(figures.finished)
         assert Counter(self.groups) == Counter(figures.batch_sizes)
         assert sum(self.groups) == sum(joined for _, joined in self.ends)
+        if self.traces.names:
+            self.traces.check(figures)

@@ -49,6 +49,7 @@ class Run:
     Args:
         monkeypatch: Sets the clock.
         metrics: What the batcher calls.
+        traces: The same for single requests.
 
     Attributes:
         statistics: What the batcher says in the end.
@@ -56,7 +57,7 @@ class Run:
         streams: The streams of the others, by name.
     """
 
-    def __init__(self, monkeypatch, metrics=None):
+    def __init__(self, monkeypatch, metrics=None, traces=None):
         self.now = START
         knobs.set_clock(monkeypatch, lambda: self.now)
         self.refusals = []
@@ -72,6 +73,7 @@ class Run:
             max_batch_cost=10.0,
             tenant=lambda request: request.tenant,
             metrics=metrics,
+            traces=traces,
             name="chat",
         )
         self.submit("a", "x")

@@ -25,6 +25,7 @@ from batchstream import (
     AsyncStream,
     BatchedStream,
     BatcherStatistics,
+    BatchTrace,
     Channel,
     ContinuousBatcher,
     Delivery,
@@ -39,11 +40,13 @@ from batchstream import (
     NotNow,
     Replies,
     RequestError,
+    RequestTrace,
     Requeue,
     Statistics,
     StepEngine,
     Stream,
     StreamEnd,
+    Traces,
     batched,
     demux,
     per_request,
@@ -311,6 +314,23 @@ class Printed(Metrics):
 
 
 printed: Metrics = Printed()
+
+
+class Followed(RequestTrace):
+    def joined(self, batch: BatchTrace | None) -> None: ...
+    def ended(self, end: StreamEnd) -> None: ...
+
+
+class Followers(Traces):
+    def submitted(self, request: object, **_: object) -> RequestTrace | None:
+        return Followed()
+
+    def joined(self, requests: Sequence[RequestTrace]) -> BatchTrace | None:
+        return BatchTrace()
+
+
+DynamicBatcher[str, str](translate, max_batch_size=8, traces=Followers())
+DynamicBatcher[str, str](translate, max_batch_size=8, traces=Followers)  # type: ignore[call-overload]
 
 with DynamicBatcher[str, str](translate, max_batch_size=8) as batcher:
     assert_type(batcher.stream("a", timeout=1.5, wait_timeout=1), Stream[str])

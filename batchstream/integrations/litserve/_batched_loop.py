@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from litserve.specs.base import LitSpec
     from litserve.transport.base import MessageTransport
 
-    from batchstream import Metrics, per_request
+    from batchstream import Metrics, Traces, per_request
     from batchstream.integrations.litserve._link.ordering import Tenant
     from batchstream.integrations.litserve._link.received import ReceivedRequest
 
@@ -102,6 +102,8 @@ class BatchedStreamLoop(AnyLoop):
         metrics: A function without arguments that makes a `Metrics`, or its class, such as
             `PrometheusMetrics`. Each worker calls it once, and each server process. It has to
             pickle.
+        traces: What is called for each single request, such as `OpenTelemetryTraces()`, in the
+            worker; the server process sends the caller's trace context along. It has to pickle.
         name: What metrics call this API; its path without one.
         priority: A function of a `ReceivedRequest`, called in the server process, that returns its
             priority, a whole number; lower is earlier. No request goes to a worker while one of a
@@ -153,6 +155,7 @@ class BatchedStreamLoop(AnyLoop):
         first_timeout: float | None = None,
         gap_timeout: float | None = None,
         metrics: Callable[[], Metrics] | None = None,
+        traces: Traces | None = None,
         name: str | None = None,
         priority: Callable[[ReceivedRequest], int] | None = None,
         tenant: Callable[[ReceivedRequest], Tenant] | None = None,
@@ -186,6 +189,7 @@ class BatchedStreamLoop(AnyLoop):
                 first_timeout=first_timeout,
                 gap_timeout=gap_timeout,
                 metrics=metrics,
+                traces=traces,
                 name=name,
                 ordering=ordering_of(priority, tenant, share, cost, max_pending_per_tenant),
             )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from litserve import LitAPI
 
-    from batchstream import Metrics, StepEngine, per_request
+    from batchstream import Metrics, StepEngine, Traces, per_request
     from batchstream.integrations.litserve._link.ordering import Tenant
     from batchstream.integrations.litserve._link.received import ReceivedRequest
 
@@ -65,6 +65,7 @@ class ContinuousBatchLoop(AnyLoop):
         first_timeout: How long a request may be without an output; see `BatchedStreamLoop`.
         gap_timeout: How long there may be no other output; see `BatchedStreamLoop`.
         metrics: Makes the metrics of each process; see `BatchedStreamLoop`.
+        traces: What is called for each single request; see `BatchedStreamLoop`.
         name: What metrics call this API; its path without one.
         priority: Which requests go first; see `BatchedStreamLoop`.
         tenant: Whose a request is; see `BatchedStreamLoop`.
@@ -121,6 +122,7 @@ class ContinuousBatchLoop(AnyLoop):
         first_timeout: float | None = None,
         gap_timeout: float | None = None,
         metrics: Callable[[], Metrics] | None = None,
+        traces: Traces | None = None,
         name: str | None = None,
         priority: Callable[[ReceivedRequest], int] | None = None,
         tenant: Callable[[ReceivedRequest], Tenant] | None = None,
@@ -149,6 +151,7 @@ class ContinuousBatchLoop(AnyLoop):
                 first_timeout=first_timeout,
                 gap_timeout=gap_timeout,
                 metrics=metrics,
+                traces=traces,
                 name=name,
                 ordering=ordering_of(priority, tenant, share, cost, max_pending_per_tenant),
             )

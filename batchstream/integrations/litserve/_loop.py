@@ -74,6 +74,7 @@ class AnyLoop(LitLoop):
             first_timeout=options.first_timeout,
             gap_timeout=options.gap_timeout,
             metrics=options.metrics,
+            traces=options.traces,
             name=options.name or lit_api.api_path,
             ordering=options.ordering,
         )

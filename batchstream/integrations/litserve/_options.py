@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from batchstream._batching.traces import check_traces
 from batchstream._core.arguments import call_text, check_count, check_limit, check_seconds, takes
 from batchstream._core.rules import EndRules
 from batchstream._text.decoder import check_decode, check_decoder
@@ -15,7 +16,7 @@ from batchstream.integrations.litserve._link.ordering import Ordering
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from batchstream import Metrics
+    from batchstream import Metrics, Traces
     from batchstream.integrations.litserve._link.ordering import Tenant
     from batchstream.integrations.litserve._link.received import ReceivedRequest
     from batchstream.text import Decoder
@@ -44,6 +45,7 @@ class LoopOptions:
         first_timeout: After how many seconds a request has to have an output; None for any time.
         gap_timeout: How many seconds there may be between two outputs; None for any time.
         metrics: Makes the metrics of a process; None for no metrics.
+        traces: What is called for each single request; None for no traces.
         name: What metrics call the API; its path without one.
         ordering: Says where each request stands among those that wait; None for the order of
             arrival.
@@ -61,6 +63,7 @@ class LoopOptions:
     first_timeout: float | None = None
     gap_timeout: float | None = None
     metrics: Callable[[], Metrics] | None = None
+    traces: Traces | None = None
     name: str | None = None
     ordering: Ordering | None = None
 
@@ -84,8 +87,7 @@ class LoopOptions:
         for name in ("first_timeout", "gap_timeout"):
             if getattr(self, name) is not None:
                 check_seconds(name, getattr(self, name))
-        if self.metrics is not None:
-            _check_metrics(self.metrics)
+        _check_observers(self.metrics, self.traces)
         if self.decode is not None:
             check_decode(self.decode, "the API and of the context of a request")
             if not takes(self.decode, 2):
@@ -115,6 +117,18 @@ class LoopOptions:
         decoder = None if self.decode is None else self.decode(lit_api, context)
         check_decoder(decoder, "what decode returns")
         return decoder
+
+
+def _check_observers(metrics: Any, traces: Traces | None) -> None:
+    """Check what is told of requests, if anything is.
+
+    Raises:
+        TypeError: It is something else, or does not pickle.
+    """
+    if metrics is not None:
+        _check_metrics(metrics)
+    if traces is not None:
+        check_pickles("traces", check_traces(traces))
 
 
 def _check_metrics(metrics: Any) -> None:

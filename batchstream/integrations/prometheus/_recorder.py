@@ -143,6 +143,7 @@ class Recorder(Metrics):
         joined: bool,
         lasted: float,
         in_slot: float,
+        first_output: float | None = None,  # noqa: ARG002 - `first_output` was told
         tenant: Hashable = None,
     ) -> None:
         """Count a request that has ended."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from litserve import LitServer
     from litserve.specs.base import LitSpec
 
-    from batchstream import Metrics
+    from batchstream import Metrics, Traces
     from batchstream.integrations.litserve._link.ordering import Ordering
     from batchstream.integrations.litserve._link.pipes import WorkerPipes
 
@@ -35,6 +35,7 @@ class Link:
         first_timeout: After how many seconds a request has to have an output; None for any time.
         gap_timeout: How many seconds there may be between two outputs; None for any time.
         metrics: Makes the metrics of a process; None for no metrics.
+        traces: The user's; None for no traces.
         name: What metrics call the API; its path without one.
         ordering: Says where each request stands among those that wait; None for the order of
             arrival.
@@ -59,6 +60,7 @@ class Link:
         first_timeout: float | None = None,
         gap_timeout: float | None = None,
         metrics: Callable[[], Metrics] | None = None,
+        traces: Traces | None = None,
         name: str | None = None,
         ordering: Ordering | None = None,
     ) -> None:
@@ -70,6 +72,7 @@ class Link:
         self.first_timeout = first_timeout
         self.gap_timeout = gap_timeout
         self.metrics = metrics
+        self.traces = traces
         self.name = name
         self.ordering = ordering
         self.usable = True

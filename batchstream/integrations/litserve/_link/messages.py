@@ -77,11 +77,13 @@ class Envelope:
         payload: The request, as the endpoint received it.
         request_id: The client's name for it.
         tenant: Whose it is.
+        carrier: The trace context of the call that received it.
     """
 
     payload: Any
     request_id: str
     tenant: str | bytes | int | None = None
+    carrier: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from litserve.callbacks import EventTypes
 from starlette import exceptions as starlette
 
 from batchstream import RequestError
+from batchstream._batching.traces import carrier_of
 from batchstream.integrations.litserve._link.messages import UNKNOWN, Envelope, Failure, new_uid
 from batchstream.integrations.litserve._link.received import ReceivedRequest
 from batchstream.integrations.litserve._log import logger
@@ -76,8 +77,14 @@ def submit(link: Link, spec: LitSpec, payloads: Sequence[Any], asked: Asked = NO
         raise FailedError(SHUTTING_DOWN, name)
     _check_room(link, requests, len(payloads), reports, name)
     responses = Responses(server, link, uids, asked, watch=watch, reports=reports)
+    carrier = None if link.traces is None else carrier_of(link.traces, asked.headers)
     elements = [
-        (spec.response_queue_id, uid, time.monotonic(), _enclosed(payload, uid, name, tenant))
+        (
+            spec.response_queue_id,
+            uid,
+            time.monotonic(),
+            _enclosed(payload, uid, Envelope(payload, name, tenant, carrier)),
+        )
         for uid, payload in zip(uids, payloads, strict=True)
     ]
     try:
@@ -140,8 +147,8 @@ def _overloaded(retry_after: float | None) -> Failure:
     return Failure(503, "Service Unavailable", {"retry-after": str(seconds)})
 
 
-def _enclosed(payload: Any, uid: str, name: str, tenant: Any) -> Any:
+def _enclosed(payload: Any, uid: str, envelope: Envelope) -> Any:
     """Return what the worker gets, in an envelope only if there is something besides."""
-    if uid == name and tenant is None:
+    if (envelope.request_id, envelope.tenant, envelope.carrier) == (uid, None, None):
         return payload
-    return Envelope(payload, name, tenant)
+    return envelope

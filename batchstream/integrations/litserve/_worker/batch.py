@@ -101,7 +101,7 @@ class Batch:
         if self._context.options.decode is not None:
             core = decoding(core, [request.decoder for request in requests])
         joined = [request for request in requests if not request.ended]
-        report_joined(joined, self._context.metrics)
+        report_joined(joined, self._context)
         self._stepper.begin(steps, core, note=_NOTES[reads])
         for slot, request in enumerate(requests):
             serving.seat(slot, request)

@@ -11,6 +11,7 @@ from litserve import LitAPI
 from litserve.utils import LitAPIStatus, LoopResponseType
 
 from batchstream._batching.metrics import MetricsCaller
+from batchstream._batching.traces import TracesCaller
 from batchstream.integrations.litserve._link.link import link_of
 from batchstream.integrations.litserve._worker.disconnects import Disconnects
 from batchstream.integrations.litserve._worker.outbox import Outbox, SendWindow
@@ -46,6 +47,7 @@ class WorkerContext:
         outbox: For messages.
         disconnects: The requests whose clients have disconnected.
         metrics: Calls the user's metrics, which are made here; None for no metrics.
+        traces: Calls the user's traces; None for no traces.
         encodes: Whether outputs become something else before they are sent.
         sends_text: Whether what is sent has to be text or bytes: an endpoint of this package takes
             nothing else, and neither does LitServe's own.
@@ -84,6 +86,9 @@ class WorkerContext:
             name = options.name or lit_api.api_path or ""
             self.metrics = MetricsCaller(options.metrics, name)
             self.metrics.make(copy_context())
+        self.traces: TracesCaller | None = None
+        if options.traces is not None:
+            self.traces = TracesCaller(options.traces, options.name or lit_api.api_path or "")
         has_spec = lit_api.spec is not None
         passes_outputs_on = getattr(lit_api.spec, "passes_outputs_on", not has_spec)
         self.encodes = self.overrides("encode_response") or not passes_outputs_on

@@ -116,7 +116,7 @@ class ContinuousBatch:
                     self._prefetcher.release_slot()
                 self._joining.popleft()
             if self._joined:
-                report_joined(self._joined, self._context.metrics)
+                report_joined(self._joined, self._context)
                 self._joined = []
             if self._core.has_live:
                 return self._make_step()

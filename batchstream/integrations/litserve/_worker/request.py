@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from batchstream._batching.metrics import MetricsCaller
+    from batchstream._batching.traces import RequestTracing
     from batchstream.integrations.litserve._link.ordering import Tenant
     from batchstream.integrations.litserve._worker.context import WorkerContext
     from batchstream.text import Decoder
@@ -76,6 +77,7 @@ class ServedRequest:
         is_kept: Whether the engine that has given its slot back alone knows how to go on with it.
         stalls: How often in a row that was without an output, although no other was in the engine.
         ended: Whether an end has been sent, or nothing more is to be.
+        trace: What to tell of it, if it is traced.
     """
 
     def __init__(
@@ -99,8 +101,10 @@ class ServedRequest:
         self.stalls = 0
         self.uid = uid
         self.name = str(uid)
+        carrier = None
         if isinstance(content, Envelope):
             self.name, self.tenant = content.request_id, content.tenant
+            carrier = content.carrier
             content = content.payload
         self.content = content
         self.context = Context()
@@ -112,6 +116,16 @@ class ServedRequest:
         self.begun = False
         self.has_output = False
         self.ended = False
+        self.trace: RequestTracing | None = None
+        if worker.traces is not None:
+            self.trace = worker.traces.submitted(
+                content,
+                request_id=self.name,
+                tenant=self.tenant,
+                max_outputs=None,
+                carrier=carrier,
+                waited=self.age,
+            )
 
     def attempt(self, action: Callable[[ServedRequest], None]) -> bool:
         """Do something for this request, and fail it, and no other, if that raises.
@@ -181,6 +195,8 @@ class ServedRequest:
         if worker.sends_text and not (type(data) is str and data.isascii()):
             data = _text_or_bytes(data)
         worker.outbox.put(self._server, self.uid, data, LitAPIStatus.OK)
+        if self.trace is not None and not self.begun:
+            self.trace.first_output()
         self.begun = True
         self._outputs += 1
 
@@ -222,7 +238,7 @@ class ServedRequest:
         self.ended = True
         self._report_end(end)
 
-    # ---- metrics
+    # ---- metrics and traces
 
     @property
     def age(self) -> float:
@@ -241,6 +257,8 @@ class ServedRequest:
         self._waits_since = time.monotonic()
         if self._worker.metrics is not None:
             self._worker.metrics("requeued", tenant=self.tenant)
+        if self.trace is not None:
+            self.trace.requeued()
 
     @property
     def waited(self) -> float:
@@ -255,10 +273,15 @@ class ServedRequest:
 
     def _report_end(self, end: StreamEnd) -> None:
         metrics, joined_at = self._worker.metrics, self._joined_at
+        if metrics is None and self.trace is None:
+            return
+        end = replace(end, outputs=self._outputs)  # those that were sent
+        if self.trace is not None:
+            self.trace.ended(end)
         if metrics is not None:
             metrics(
                 "finished",
-                replace(end, outputs=self._outputs),  # those that were sent
+                end,
                 joined=joined_at is not None,
                 lasted=self.age,
                 in_slot=0.0 if joined_at is None else time.monotonic() - joined_at,
@@ -270,8 +293,11 @@ def _failed(error: BaseException) -> StreamEnd:
     return StreamEnd(FinishReason.ERROR, 0, error=error)
 
 
-def report_joined(requests: Sequence[ServedRequest], metrics: MetricsCaller | None) -> None:
+def report_joined(requests: Sequence[ServedRequest], worker: WorkerContext) -> None:
     """Report requests that have joined a batch together."""
+    metrics, traces = worker.metrics, worker.traces
+    if traces is not None:
+        traces.joined([request.trace for request in requests if request.trace is not None])
     for request in requests:
         request.join()
     if metrics is not None and requests:
