@@ -10,7 +10,7 @@ from __future__ import annotations
 import linecache
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import hypothesis.strategies as st
 import pytest
@@ -665,7 +665,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         until = min(self.now + seconds, self.scheduler.drains_until)
         self.scheduler.drain(self.now + seconds, " by the test")
         self.draining = True
-        self.joining = JoiningRules(0.0, self.joining.max_cost, self.size)
+        self.joining = replace(self.joining, batch_timeout=0.0)
         assert self.scheduler.drains_until == until
         woken = [it.waiter for it in self.scheduler.wakeups]
         assert all(waiter in woken for waiter in listening)

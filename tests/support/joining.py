@@ -58,5 +58,5 @@ class JoiningRules:
         if not ready:
             return []
         ordered = [sorted(group, key=self.rank) for group in ready]
-        first = min(ordered, key=lambda group: self.rank(group[0]))
+        first = min(ordered, key=lambda group: (self.rank(group[0]), waiting.index(group[0])))
         return self.fitting(first, slots, spent)
