@@ -11,9 +11,7 @@ from litserve.utils import LitAPIStatus
 
 from batchstream.integrations.litserve._link.link import Link
 from batchstream.integrations.litserve._openai.spec import OpenAISpec, is_stock
-from batchstream.integrations.litserve._options import (
-    LoopOptions,
-)
+from batchstream.integrations.litserve._options import LoopOptions
 from batchstream.integrations.litserve._server.cuts import keep_cuts_out_of_the_log
 from batchstream.integrations.litserve._server.endpoint import StreamingEndpoint
 from batchstream.integrations.litserve._server.readiness import watch_health

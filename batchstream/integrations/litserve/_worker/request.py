@@ -71,6 +71,7 @@ class ServedRequest:
         begun: Whether an output has been sent.
         tenant: Whose it is.
         has_output: Whether the model has given it an output.
+        step_cost: What its first step in a slot takes of the loop's `max_step_cost`.
         number: Which of its worker's that join an engine it is; -1 before.
         given: How many outputs it had been given when its slot was given back, if it was.
         stalls: How often in a row that was without an output, although no other was in the engine.
@@ -92,6 +93,7 @@ class ServedRequest:
         self.tenant: Tenant = None
         self._joined_at: float | None = None
         self._waits_since: float | None = None  # once its slot was given back
+        self.step_cost = 0.0
         self.number = -1
         self.given = 0
         self.stalls = 0
