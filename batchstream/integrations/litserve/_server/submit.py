@@ -12,9 +12,10 @@ from litserve.callbacks import EventTypes
 from starlette import exceptions as starlette
 
 from batchstream import RequestError
+from batchstream._core.errors import type_name
 from batchstream.integrations.litserve._link.messages import UNKNOWN, Envelope, Failure, new_uid
 from batchstream.integrations.litserve._link.received import ReceivedRequest
-from batchstream.integrations.litserve._log import logger
+from batchstream.integrations.litserve._log import fields, logger
 from batchstream.integrations.litserve._server.asked import NOTHING, REQUEST_ID, Asked
 from batchstream.integrations.litserve._server.reports import Reports, metrics_of
 from batchstream.integrations.litserve._server.response_queue import FailedError
@@ -32,26 +33,35 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def errors_as_answers() -> Iterator[None]:
+def errors_as_answers(link: Link, name: str | None) -> Iterator[None]:
     """Answer an error of the block with 500, as LitServe's endpoint does, and log it.
 
     LitServe's `track_requests` never counts a request down whose endpoint raises anything else.
+
+    Args:
+        link: Of the endpoint.
+        name: The client's name for its request, if it has one by now.
 
     Raises:
         HTTPException: Any error of the block.
     """
     try:
         yield
-    except starlette.HTTPException:  # FastAPI's is one
+    except starlette.HTTPException as error:  # FastAPI's is one
+        if name is not None:
+            error.headers = {**(error.headers or {}), REQUEST_ID: name}
         raise
     except RequestError as error:
-        raise FailedError(Failure.of(error)) from error
+        raise FailedError(Failure.of(error), name) from error
     except Exception as error:
-        logger.exception("a request has failed before it has reached a worker")
-        raise HTTPException(UNKNOWN.status_code, UNKNOWN.detail) from error
+        names = [] if name is None else [name]
+        logger.exception(
+            "a request has failed before it has reached a worker",
+            extra=fields("failed", link.name or "", names, reason=type_name(error)),
+        )
+        raise FailedError(UNKNOWN, name) from error
 
 
-@errors_as_answers()
 def submit(link: Link, spec: LitSpec, payloads: Sequence[Any], asked: Asked = NOTHING) -> Responses:
     """Send requests to the workers, all of one client.
 
@@ -60,10 +70,18 @@ def submit(link: Link, spec: LitSpec, payloads: Sequence[Any], asked: Asked = NO
             alone are more; 500, one does not pickle, or the queue is gone, or a function of the
             loop's has raised. None is served.
     """
+    uids = [new_uid() for _ in payloads]
+    with errors_as_answers(link, asked.request_id or uids[0]):
+        return _submit(link, spec, payloads, asked, uids)
+
+
+def _submit(
+    link: Link, spec: LitSpec, payloads: Sequence[Any], asked: Asked, uids: Sequence[str]
+) -> Responses:
+    """Do that, but for the answers to errors."""
     server: Any = spec._server  # noqa: SLF001 - LitServe gives it to specs
     requests = server._get_request_queue(spec.api_path)  # noqa: SLF001 - as does its own spec
     watch = watch_of(link, spec.response_queue_id)  # type: ignore[arg-type]  # set by then
-    uids = [new_uid() for _ in payloads]
     name = asked.request_id or uids[0]
     standing = None
     if link.ordering is not None:
@@ -73,8 +91,8 @@ def submit(link: Link, spec: LitSpec, payloads: Sequence[Any], asked: Asked = NO
     reports = Reports(metrics_of(link), tenant)
     if watch is not None and watch.is_ending:
         reports.refused("draining")
-        raise FailedError(SHUTTING_DOWN, name)
-    _check_room(link, requests, len(payloads), reports, name)
+        raise FailedError(SHUTTING_DOWN)
+    _check_room(link, requests, len(payloads), reports)
     responses = Responses(server, link, uids, asked, watch=watch, reports=reports)
     elements = [
         (spec.response_queue_id, uid, time.monotonic(), _enclosed(payload, uid, name, tenant))
@@ -98,7 +116,7 @@ def submit(link: Link, spec: LitSpec, payloads: Sequence[Any], asked: Asked = NO
     return responses
 
 
-def _check_room(link: Link, requests: Any, count: int, reports: Reports, name: str) -> None:
+def _check_room(link: Link, requests: Any, count: int, reports: Reports) -> None:
     """Check whether so many requests may wait, too.
 
     Raises:
@@ -108,11 +126,11 @@ def _check_room(link: Link, requests: Any, count: int, reports: Reports, name: s
         return
     if count > link.max_pending:
         text = f"no more than {link.max_pending} requests may wait"
-        raise HTTPException(400, text, {REQUEST_ID: name})
+        raise HTTPException(400, text)
     # A queue that orders its requests looks by itself, for all server processes at once.
     if link.ordering is None and requests.qsize() + count > link.max_pending:
         reports.refused("pending")
-        raise FailedError(_overloaded(None), name)
+        raise FailedError(_overloaded(None))
 
 
 def _put_all(
@@ -131,7 +149,7 @@ def _put_all(
     if refusal is not None:
         responses.forget()
         reports.refused(refusal.reason)
-        raise FailedError(_overloaded(refusal.retry_after), responses.name)
+        raise FailedError(_overloaded(refusal.retry_after))
 
 
 def _overloaded(retry_after: float | None) -> Failure:

@@ -22,7 +22,7 @@ from batchstream.integrations.litserve._link.process_end import (
     is_running,
     open_process,
 )
-from batchstream.integrations.litserve._log import logger
+from batchstream.integrations.litserve._log import fields, logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +62,7 @@ class ServerWatch:
     def __init__(self, link: Link, server: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._grace_period = link.grace_period
+        self._name = link.name or ""
         self._workers: set[int] = set()  # by process id
         self._unread_claim = b""
         self._responses: set[OpenResponses] = set()
@@ -105,6 +106,7 @@ class ServerWatch:
                 "(grace_period)",
                 len(self._responses),
                 self._grace_period,
+                extra=fields("draining", self._name, requests=len(self._responses)),
             )
             self._loop.call_later(self._grace_period, self._cut_off_all)
         self._check_drained()
@@ -125,6 +127,7 @@ class ServerWatch:
                 "told to end (grace_period)",
                 len(self._responses),
                 self._grace_period,
+                extra=fields("cut_short", self._name, requests=len(self._responses)),
             )
         for responses in tuple(self._responses):
             responses.fail(SHUTTING_DOWN)
@@ -171,7 +174,12 @@ class ServerWatch:
         self._workers.discard(pid)
         failed = sum(responses.fail(UNKNOWN, worker=pid) for responses in tuple(self._responses))
         if failed:
-            logger.error("worker %d has ended, and %d requests have failed with it", pid, failed)
+            logger.error(
+                "worker %d has ended, and %d requests have failed with it",
+                pid,
+                failed,
+                extra=fields("worker_ended", self._name, requests=failed),
+            )
 
     def _watch_descriptor(self, descriptor: int, callback: Callable[[], Any]) -> bool:
         try:

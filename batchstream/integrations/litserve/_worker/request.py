@@ -13,14 +13,14 @@ from litserve.utils import LitAPIStatus, PickleableHTTPException
 from starlette.exceptions import HTTPException
 
 from batchstream import FinishReason, RequestError, StreamEnd
-from batchstream._core.errors import INTERRUPTS
+from batchstream._core.errors import INTERRUPTS, type_name
 from batchstream.integrations.litserve._link.messages import (
     EndMessage,
     Envelope,
     Failure,
     text_of,
 )
-from batchstream.integrations.litserve._log import logger
+from batchstream.integrations.litserve._log import fields, logger
 from batchstream.integrations.litserve._worker.encoder import RequestEncoder
 
 if TYPE_CHECKING:
@@ -212,7 +212,12 @@ class ServedRequest:
     def time_out(self) -> None:
         """Fail, as no worker has taken the request in time."""
         limit = self._worker.lit_api.request_timeout
-        logger.error("request %s waited for a worker longer than %s seconds", self.name, limit)
+        logger.error(
+            "request %s waited for a worker longer than %s seconds",
+            self.name,
+            limit,
+            extra=fields("overdue", self.batcher, [self.name]),
+        )
         self.fail(HTTPException(504, "Request timed out"))
 
     def _send_end(self, data: object, status: str, end: StreamEnd) -> None:
@@ -221,6 +226,11 @@ class ServedRequest:
         self._worker.outbox.put(self._server, self.uid, data, status)
         self.ended = True
         self._report_end(end)
+
+    @property
+    def batcher(self) -> str:
+        """What metrics and the log call the API."""
+        return self._worker.name
 
     # ---- metrics
 
@@ -315,12 +325,23 @@ def fail_all(requests: Iterable[ServedRequest], error: BaseException) -> None:
 
 
 def _log(error: BaseException, requests: list[ServedRequest]) -> None:
-    names = ", ".join(request.name for request in requests)
+    names = [request.name for request in requests]
+    listed, reason = ", ".join(names), type_name(error)
     if not isinstance(error, HTTPException | KeyboardInterrupt | RequestError):
-        logger.error("an error has failed these requests: %s", names, exc_info=error)
+        logger.error(
+            "an error has failed these requests: %s",
+            listed,
+            exc_info=error,
+            extra=fields("failed", requests[0].batcher, names, reason=reason),
+        )
     elif any(request.begun for request in requests):
         # Before the first output it is an answer like any other; now its client cannot see it.
-        logger.warning("requests cut off in mid-stream by %s: %s", text_of(error), names)
+        logger.warning(
+            "requests cut off in mid-stream by %s: %s",
+            text_of(error),
+            listed,
+            extra=fields("cut_short", requests[0].batcher, names, reason=reason),
+        )
 
 
 def _text_or_bytes(data: object) -> str | bytes:
