@@ -363,9 +363,9 @@ class FileMetrics(Metrics):
         self._others.first_output(seconds, tenant=tenant)
         self._write("first_output", seconds=seconds, tenant=tenant)
 
-    def stepped(self, live, capacity, **figures):
-        self._others.stepped(live, capacity, **figures)
-        self._write("stepped", live=live, capacity=capacity, **figures)
+    def stepped(self, live, capacity, outputs, *others):
+        self._others.stepped(live, capacity, outputs, *others)
+        self._write("stepped", live=live, capacity=capacity, outputs=outputs)
 
     def finished(self, end, **figures):
         self._others.finished(end, **figures)

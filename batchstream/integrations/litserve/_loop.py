@@ -16,6 +16,7 @@ from batchstream.integrations.litserve._server.cuts import keep_cuts_out_of_the_
 from batchstream.integrations.litserve._server.endpoint import StreamingEndpoint
 from batchstream.integrations.litserve._server.readiness import watch_health
 from batchstream.integrations.litserve._worker.context import WorkerContext
+from batchstream.integrations.litserve._worker.interrupts import leave_interrupts_to_main_process
 
 if TYPE_CHECKING:
     from queue import Queue
@@ -97,6 +98,7 @@ class AnyLoop(LitLoop):
         callback_runner: CallbackRunner,
     ) -> None:
         """Serve requests until the worker is stopped; LitServe calls it in each worker."""
+        leave_interrupts_to_main_process()
         self._run(lit_api, request_queue, transport, callback_runner, worker_id)
 
     def _run(

@@ -1,10 +1,10 @@
 """What a server process watches for its open responses: its own end, and the ends of workers.
 
-At SIGTERM a server process *drains*. It goes on accepting connections, and answers each new request
-with 503, so that a load balancer sends it elsewhere. The requests that it has go on, also those
-that wait for a worker, until all have ended or the grace period is over; then the rest is cut. Only
-then does uvicorn learn of the signal: it closes its listening socket as the first thing, and
-clients that connect would be refused without an answer.
+At SIGTERM, or Ctrl-C, a server process *drains*. It goes on accepting connections, and answers each
+new request with 503, so that a load balancer sends it elsewhere. The requests that it has go on,
+also those that wait for a worker, until all have ended or the grace period is over; then the rest
+is cut. Only then does uvicorn learn of the signal: it closes its listening socket as the first
+thing, and clients that connect would be refused without an answer.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def watch_of(link: Link, server: int) -> ServerWatch | None:
     key = os.getpid(), loop, link
     if key not in _watches:
         _watches[key] = ServerWatch(link, server)
-        _drain_at_sigterm()
+        _drain_at_signals()
     return _watches[key]
 
 
@@ -241,22 +241,28 @@ def begin_anew() -> None:
 
 
 class _DrainingHandler:
-    """What a server process does at SIGTERM: it drains, and then what it did before."""
+    """What a server process does at SIGTERM or Ctrl-C: it drains, and then what SIGTERM did before.
+
+    At a terminal Ctrl-C reaches this process as well as the main process, which sends SIGTERM.
+    """
 
     def __init__(self, before: Callable[..., Any]) -> None:
         self._before = before
         self._has_begun = False
 
-    def __call__(self, *arguments: Any) -> None:
+    def __call__(self, *_: Any) -> None:
         if self._has_begun:  # LitServe sends a second one when it sees the end of the main process
             return
         self._has_begun = True
-        drain_all(partial(self._before, *arguments))
+        drain_all(partial(self._before, signal.SIGTERM, None))
 
 
-def _drain_at_sigterm() -> None:
+def _drain_at_signals() -> None:
     # Where servers are threads, the main process has a handler for them.
     if threading.current_thread() is threading.main_thread():
         before = signal.getsignal(signal.SIGTERM)
         if callable(before) and not isinstance(before, _DrainingHandler):
-            signal.signal(signal.SIGTERM, _DrainingHandler(before))
+            handler = _DrainingHandler(before)
+            signal.signal(signal.SIGTERM, handler)
+            if signal.getsignal(signal.SIGINT) == before:  # uvicorn's for both
+                signal.signal(signal.SIGINT, handler)
