@@ -27,6 +27,7 @@ from litserve_api import PassingMiddleware, error, really_use_zmq
 from pydantic import BaseModel, PrivateAttr
 
 from batchstream import EOS, Metrics
+from batchstream.integrations._timeouts import timeout_of
 from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop
 from batchstream.integrations.litserve._link.messages import Envelope
 
@@ -380,6 +381,8 @@ def operated_metrics():
 
 
 def priority_of(request):
+    if request.payload.get("priority") == "header":
+        timeout_of({"grpc-timeout": "soon"})
     return request.payload.get("priority", 0)
 
 

@@ -8,6 +8,7 @@ from test_litserve_loop import FAILED, FINISHED, Messages, ok
 from test_litserve_serving import PAUSE, InLine, Waiting, run
 
 from batchstream import EOS, NotNow, RequestError
+from batchstream.integrations._timeouts import timeout_of
 from batchstream.integrations.litserve import ContinuousBatchLoop
 from batchstream.integrations.litserve._link.messages import Failure
 from batchstream.integrations.litserve._worker import context as worker_context
@@ -247,6 +248,18 @@ def test_a_request_that_add_rejects_is_answered_with_422(caplog):
     assert sent["r1"] == [(LitAPIStatus.OK, Failure(422, "no such text", None, rejects=True))]
     assert sent["r2"] == whole("cd")
     assert caplog.records == [], "it is no error of the server's"
+
+
+@pytest.mark.rule(15)
+def test_a_header_that_a_hook_cannot_read_is_answered_with_400():
+    def decode_request(request):
+        return request if request == "ab" else timeout_of({"x-request-timeout": request})
+
+    sent = served(texts(room=9, decode_request=decode_request), "ab", "soon")
+    assert sent["r0"] == whole("ab")
+    [(_, failure)] = sent["r1"]
+    assert (failure.status_code, failure.rejects) == (400, True)
+    assert "X-Request-Timeout must be a decimal number of seconds" in failure.detail
 
 
 # ---- what a step may cost

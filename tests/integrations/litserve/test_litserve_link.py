@@ -309,6 +309,7 @@ def test_a_request_whose_client_reads_nothing_fails_and_the_workers_give_it_up(c
     assert sent_disconnects(sending.link) == [f"{idle.uid} failed", reads.uid]
     [record] = caplog.records
     assert idle.uid in record.getMessage()
+    assert (record.kind, record.requests, record.request_id) == ("slow", 1, idle.uid)
 
 
 @pytest.mark.rule(19)
@@ -514,6 +515,8 @@ def test_a_request_without_an_output_in_time_is_answered_with_504_and_given_up(c
         assert sent_disconnects(link) == []
         [record] = caplog.records
         assert "request mine is given up" in record.getMessage()
+        fields = record.kind, record.batcher, record.request_id
+        assert fields == ("overdue", "", "mine")
 
     run(wait_in_vain())
 
