@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastapi import HTTPException
 from litserve.callbacks import EventTypes
 from starlette import exceptions as starlette
 
-from batchstream import RequestError
+from batchstream import OverloadedError, RequestError
 from batchstream._core.errors import type_name
 from batchstream.integrations.litserve._link.messages import UNKNOWN, Envelope, Failure, new_uid
 from batchstream.integrations.litserve._link.received import ReceivedRequest
+from batchstream.integrations.litserve._link.request_queue import Refusal
 from batchstream.integrations.litserve._log import fields, logger
 from batchstream.integrations.litserve._server.asked import NOTHING, REQUEST_ID, Asked
-from batchstream.integrations.litserve._server.reports import Reports, metrics_of
+from batchstream.integrations.litserve._server.reports import Reports
 from batchstream.integrations.litserve._server.response_queue import FailedError
 from batchstream.integrations.litserve._server.responses import Responses
 from batchstream.integrations.litserve._server.watch import SHUTTING_DOWN, watch_of
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from litserve.specs.base import LitSpec
 
     from batchstream.integrations.litserve._link.link import Link
-    from batchstream.integrations.litserve._link.ordering import Standing
-    from batchstream.integrations.litserve._link.request_queue import RequestQueueProxy
 
 
 @contextmanager
@@ -88,11 +87,11 @@ def _submit(
         received = ReceivedRequest(payloads[0], asked.headers, name)
         standing = link.ordering.standing_of(received)
     tenant = None if standing is None else standing.tenant
-    reports = Reports(metrics_of(link), tenant)
+    reports = Reports(link, tenant)
     if watch is not None and watch.is_ending:
         reports.refused("draining")
         raise FailedError(SHUTTING_DOWN)
-    _check_room(link, requests, len(payloads), reports)
+    _check_room(link, requests, len(payloads), reports, name)
     responses = Responses(server, link, uids, asked, watch=watch, reports=reports)
     elements = [
         (spec.response_queue_id, uid, time.monotonic(), _enclosed(payload, uid, name, tenant))
@@ -100,7 +99,10 @@ def _submit(
     ]
     try:
         if standing is not None:
-            _put_all(requests, elements, standing, responses, reports)
+            refusal = requests.put_all(elements, standing)
+            if refusal is not None:
+                responses.forget()
+                _refuse(link, refusal, reports, name)
             responses.discard = requests.discard
         trigger = server._callback_runner.trigger_event  # noqa: SLF001
         trigger(
@@ -116,7 +118,7 @@ def _submit(
     return responses
 
 
-def _check_room(link: Link, requests: Any, count: int, reports: Reports) -> None:
+def _check_room(link: Link, requests: Any, count: int, reports: Reports, name: str) -> None:
     """Check whether so many requests may wait, too.
 
     Raises:
@@ -128,34 +130,33 @@ def _check_room(link: Link, requests: Any, count: int, reports: Reports) -> None
         text = f"no more than {link.max_pending} requests may wait"
         raise HTTPException(400, text)
     # A queue that orders its requests looks by itself, for all server processes at once.
-    if link.ordering is None and requests.qsize() + count > link.max_pending:
-        reports.refused("pending")
-        raise FailedError(_overloaded(None))
+    if link.ordering is None and (pending := requests.qsize()) + count > link.max_pending:
+        _refuse(link, Refusal("pending", None, pending), reports, name)
 
 
-def _put_all(
-    requests: RequestQueueProxy,
-    elements: Sequence[tuple[Any, ...]],
-    standing: Standing,
-    responses: Responses,
-    reports: Reports,
-) -> None:
-    """Put requests of one client into a queue that orders them.
+def _refuse(link: Link, refusal: Refusal, reports: Reports, name: str) -> NoReturn:
+    """Refuse the requests of a client.
 
     Raises:
         HTTPException: 503, there is no room for them.
     """
-    refusal = requests.put_all(elements, standing)
-    if refusal is not None:
-        responses.forget()
-        reports.refused(refusal.reason)
-        raise FailedError(_overloaded(refusal.retry_after))
-
-
-def _overloaded(retry_after: float | None) -> Failure:
-    """Return the answer to a client for whose request there is no room."""
-    seconds = max(1, math.ceil(retry_after or 0))
-    return Failure(503, "Service Unavailable", {"retry-after": str(seconds)})
+    of_tenant = refusal.reason == "tenant"
+    most: Any = link.max_pending
+    if of_tenant and link.ordering is not None:
+        most = link.ordering.max_pending_per_tenant
+    bound = "max_pending_per_tenant" if of_tenant else "max_pending"
+    whose = " of its tenant" if of_tenant else ""
+    error = OverloadedError(
+        f"{refusal.pending} requests{whose} wait already ({bound}={most})",
+        pending=refusal.pending,
+        max_pending=most,
+        reason=refusal.reason,
+        retry_after=refusal.retry_after,
+    )
+    reports.overloaded(error, name)
+    seconds = max(1, math.ceil(refusal.retry_after or 0))
+    failure = Failure(503, "Service Unavailable", {"retry-after": str(seconds)})
+    raise FailedError(failure) from error
 
 
 def _enclosed(payload: Any, uid: str, name: str, tenant: Any) -> Any:
