@@ -335,7 +335,7 @@ class Dispatcher(ABC, Generic[T]):
             if request.on_end is not None:
                 return
             reason: str = refusal.reason
-            self.log.refused(refusal, request, now, self.scheduler.totals.refused - 1)
+            self.log.refused(refusal, request.id, now, self.scheduler.totals.refused - 1)
         elif isinstance(refusal, CostError):
             reason = "cost"
         else:

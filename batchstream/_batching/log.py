@@ -63,14 +63,12 @@ class BatcherLog:
         """Whether requests were refused, and the end of that was not told."""
         return bool(self._refusing)
 
-    def refused(
-        self, error: OverloadedError, request: Request[Any], now: float, so_far: int
-    ) -> None:
+    def refused(self, error: OverloadedError, request_id: object, now: float, so_far: int) -> None:
         """Tell that requests are refused, if that is news.
 
         Args:
             error: Why this one is.
-            request: The request.
+            request_id: The request's.
             now: What time it is.
             so_far: How many were refused before.
         """
@@ -82,7 +80,7 @@ class BatcherLog:
                 "refusals_started",
                 f"requests are refused: {error}",
                 reason=error.reason,
-                request_id=request.id,
+                request_id=request_id,
             )
 
     def accepted(self, now: float, so_far: int) -> None:

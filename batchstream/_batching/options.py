@@ -12,6 +12,7 @@ from batchstream._batching.life import check_drain
 from batchstream._batching.metrics import MetricsCaller
 from batchstream._batching.places import PlaceRules
 from batchstream._batching.traces import TracesCaller
+from batchstream._batching.step_budget import check_step_budget, first_step_cost
 from batchstream._core.arguments import (
     Bound,
     OnOverflow,
@@ -22,7 +23,7 @@ from batchstream._core.arguments import (
     check_seconds,
 )
 from batchstream._core.cores import core_of
-from batchstream._core.errors import CostError, type_name
+from batchstream._core.errors import type_name
 from batchstream._core.rules import EndRules
 from batchstream._text.core import decoding
 from batchstream._text.decoder import check_decode, check_decoder
@@ -50,7 +51,7 @@ class BatcherOptions(Generic[RequestT, T]):
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
     """
 
-    def __init__(  # noqa: C901 - a check for each argument
+    def __init__(
         self,
         rules: EndRules[T],
         *,
@@ -106,11 +107,8 @@ class BatcherOptions(Generic[RequestT, T]):
         self.max_pending = check_count("max_pending", max_pending, at_least=1)
         if (cost is None) != (max_batch_cost is None):
             raise TypeError("cost and max_batch_cost go together: one was given without the other")
-        if (step_cost is None) != (max_step_cost is None):
-            raise TypeError(
-                "step_cost and max_step_cost go together: one was given without the other"
-            )
-        for option, function in {"key": key, "cost": cost, "step_cost": step_cost}.items():
+        check_step_budget(step_cost, max_step_cost)
+        for option, function in {"key": key, "cost": cost}.items():
             if function is not None and not callable(function):
                 raise TypeError(f"{option} takes a function of one request, got {function!r}")
         self.key = key
@@ -120,8 +118,6 @@ class BatcherOptions(Generic[RequestT, T]):
             check_number("max_batch_cost", max_batch_cost)
         self.step_cost = step_cost
         self.max_step_cost = max_step_cost
-        if max_step_cost is not None:
-            check_number("max_step_cost", max_step_cost)
         self.max_pending_cost = max_pending_cost
         if max_pending_cost is not None:
             check_max_pending_cost(max_pending_cost, max_batch_cost)
@@ -166,18 +162,13 @@ class BatcherOptions(Generic[RequestT, T]):
         Raises:
             CostError: More than a step may cost: it would wait for ever.
         """
-        found = self.first_step_of(content)
-        if self.max_step_cost is not None and found > self.max_step_cost:
-            raise CostError(
-                f"the first step of the request costs {found!r}, more than a step may cost: "
-                f"{self.max_step_cost!r} (max_step_cost)"
-            )
-        return found
+        step_cost: Any = self.step_cost
+        return first_step_cost(step_cost, content, self.max_step_cost)
 
     def first_step_of(self, content: RequestT) -> float:
         """Do the same, whether it is too much or not; for a request that joins again."""
         step_cost: Any = self.step_cost
-        return check_number("what step_cost returns", step_cost(content))
+        return first_step_cost(step_cost, content, None)
 
     def limit_of(self, content: RequestT) -> int | None:
         """Return how many outputs a request gets at most."""

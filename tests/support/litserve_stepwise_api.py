@@ -27,6 +27,7 @@ from litserve_api import PassingMiddleware, error, really_use_zmq
 from pydantic import BaseModel, PrivateAttr
 
 from batchstream import EOS, Metrics
+from batchstream.integrations._timeouts import timeout_of
 from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop
 from batchstream.integrations.litserve._link.messages import Envelope
 
@@ -363,9 +364,9 @@ class FileMetrics(Metrics):
         self._others.first_output(seconds, tenant=tenant)
         self._write("first_output", seconds=seconds, tenant=tenant)
 
-    def stepped(self, live, capacity, **figures):
-        self._others.stepped(live, capacity, **figures)
-        self._write("stepped", live=live, capacity=capacity, **figures)
+    def stepped(self, live, capacity, outputs, *others):
+        self._others.stepped(live, capacity, outputs, *others)
+        self._write("stepped", live=live, capacity=capacity, outputs=outputs)
 
     def finished(self, end, **figures):
         self._others.finished(end, **figures)
@@ -380,6 +381,8 @@ def operated_metrics():
 
 
 def priority_of(request):
+    if request.payload.get("priority") == "header":
+        timeout_of({"grpc-timeout": "soon"})
     return request.payload.get("priority", 0)
 
 

@@ -47,8 +47,8 @@ Of the server an endpoint uses what LitServe's own `OpenAISpec` uses: the reques
 in the response buffer. Each request has an entry, a `ResponseQueue`, which fails a request whose
 client leaves more than `max_buffered` messages unread (`response_queue.py`), or that is late
 (`timers.py`). What a worker has to know besides the request, such as the client's name for it, goes
-with it in an `Envelope`. Batches of messages are
-addressed to one more entry, which takes them apart (`router.py`).
+with it in an `Envelope`. Batches of messages are addressed to one more entry, which takes them
+apart (`router.py`).
 
 **Where a loop orders the requests that wait**, by priorities or tenants, the endpoint puts a queue
 of its own in the place of LitServe's: one for all server processes and workers, in a process of its
@@ -69,7 +69,8 @@ the server processes whose requests it has, which it knows by their uids, and dr
 (`disconnects.py`).
 
 **At the end** SIGTERM and Ctrl-C reach the main process. It lets all servers end together, and does
-not wait for ever (`_shutdown.py`); LitServe then ends the workers. A server process, or thread,
+not wait for ever (`_shutdown.py`); LitServe then ends the workers. Where Ctrl-C reaches a worker as
+well, that leaves it to the main process (`interrupts.py`). A server process, or thread,
 drains: uvicorn learns of the signal when the last response has ended, or when the grace period is
 over and the rest has been cut (`watch.py`).
 

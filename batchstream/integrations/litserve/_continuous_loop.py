@@ -72,6 +72,13 @@ class ContinuousBatchLoop(AnyLoop):
         share: The weight of a request's tenant; see `BatchedStreamLoop`.
         cost: What a request's tenant is charged for it; see `BatchedStreamLoop`.
         max_pending_per_tenant: How many requests of one tenant may wait; see `BatchedStreamLoop`.
+        step_cost: A function of what `decode_request` returns that says what its first step takes
+            of `max_step_cost`, the length of its prompt for example. From its first output on a
+            request takes 1; unless the engine has a method `step_cost(slot)`, which says what it
+            takes in the next step. It has to pickle.
+        max_step_cost: What the next step of a worker may cost at most when a request joins. The
+            first that does not fit waits there, and none overtakes it; one whose first step costs
+            more by itself is answered with 422.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -129,6 +136,8 @@ class ContinuousBatchLoop(AnyLoop):
         share: Callable[[ReceivedRequest], float] | None = None,
         cost: Callable[[ReceivedRequest], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        step_cost: Callable[[Any], float] | None = None,
+        max_step_cost: float | None = None,
     ) -> None:
         if not callable(engine_factory):
             raise TypeError(
@@ -154,6 +163,8 @@ class ContinuousBatchLoop(AnyLoop):
                 traces=traces,
                 name=name,
                 ordering=ordering_of(priority, tenant, share, cost, max_pending_per_tenant),
+                step_cost=step_cost,
+                max_step_cost=max_step_cost,
             )
         )
         self._engine_factory = engine_factory

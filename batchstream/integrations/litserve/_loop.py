@@ -11,13 +11,12 @@ from litserve.utils import LitAPIStatus
 
 from batchstream.integrations.litserve._link.link import Link
 from batchstream.integrations.litserve._openai.spec import OpenAISpec, is_stock
-from batchstream.integrations.litserve._options import (
-    LoopOptions,
-)
+from batchstream.integrations.litserve._options import LoopOptions
 from batchstream.integrations.litserve._server.cuts import keep_cuts_out_of_the_log
 from batchstream.integrations.litserve._server.endpoint import StreamingEndpoint
 from batchstream.integrations.litserve._server.readiness import watch_health
 from batchstream.integrations.litserve._worker.context import WorkerContext
+from batchstream.integrations.litserve._worker.interrupts import leave_interrupts_to_main_process
 
 if TYPE_CHECKING:
     from queue import Queue
@@ -100,6 +99,7 @@ class AnyLoop(LitLoop):
         callback_runner: CallbackRunner,
     ) -> None:
         """Serve requests until the worker is stopped; LitServe calls it in each worker."""
+        leave_interrupts_to_main_process()
         self._run(lit_api, request_queue, transport, callback_runner, worker_id)
 
     def _run(

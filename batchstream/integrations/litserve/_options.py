@@ -8,6 +8,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from batchstream._batching.traces import check_traces
+from batchstream._batching.step_budget import check_step_budget, first_step_cost
 from batchstream._core.arguments import call_text, check_count, check_limit, check_seconds, takes
 from batchstream._core.rules import EndRules
 from batchstream._text.decoder import check_decode, check_decoder
@@ -49,6 +50,8 @@ class LoopOptions:
         name: What metrics call the API; its path without one.
         ordering: Says where each request stands among those that wait; None for the order of
             arrival.
+        step_cost: What a request's first step takes of `max_step_cost`; None where that is None.
+        max_step_cost: What the next step may cost when a request joins; None for any.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -66,8 +69,13 @@ class LoopOptions:
     traces: Traces | None = None
     name: str | None = None
     ordering: Ordering | None = None
+    step_cost: Callable[[Any], float] | None = None
+    max_step_cost: float | None = None
 
     def __post_init__(self) -> None:
+        check_step_budget(self.step_cost, self.max_step_cost)
+        if self.step_cost is not None:
+            _check_function("step_cost", self.step_cost, "what decode_request returns")
         eos = self.rules.eos
         check_pickles("is_eos", self.rules.per_request or self.rules.is_eos)
         check_pickles("eos", eos)
@@ -89,13 +97,7 @@ class LoopOptions:
                 check_seconds(name, getattr(self, name))
         _check_observers(self.metrics, self.traces)
         if self.decode is not None:
-            check_decode(self.decode, "the API and of the context of a request")
-            if not takes(self.decode, 2):
-                raise TypeError(
-                    f"decode is called with the API and the context of a request, which "
-                    f"{call_text(self.decode)} does not take: let it take both"
-                )
-            check_pickles("decode", self.decode)
+            _check_decode(self.decode)
 
     def limit_of(self, context: Mapping[str, Any]) -> int | None:
         """Return how many outputs a request gets at most.
@@ -106,6 +108,20 @@ class LoopOptions:
         """
         limit = self.max_outputs
         return check_limit(limit(context) if callable(limit) else limit)
+
+    def step_cost_of(self, content: Any, *, joins_again: bool = False) -> float:
+        """Return what a request's first step costs; 0 if no step has a bound.
+
+        Raises:
+            CostError: It is more than a step may cost, and would wait for ever. One that joins
+                again does so when no other is in the engine.
+            TypeError, ValueError: The function returned something else.
+            Exception: What the function raises.
+        """
+        if self.step_cost is None:
+            return 0.0
+        most = None if joins_again else self.max_step_cost
+        return first_step_cost(self.step_cost, content, most)
 
     def decoder_of(self, lit_api: object, context: dict[str, Any]) -> Decoder[Any, Any] | None:
         """Return what decodes a request's outputs, None if they stay as they are.
@@ -129,6 +145,35 @@ def _check_observers(metrics: Any, traces: Traces | None) -> None:
         _check_metrics(metrics)
     if traces is not None:
         check_pickles("traces", check_traces(traces))
+
+
+def _check_function(name: str, function: Callable[..., Any], argument: str) -> None:
+    """Check a function of one argument.
+
+    Raises:
+        TypeError: It does not take that, or does not pickle.
+    """
+    if not takes(function, 1):
+        raise TypeError(
+            f"{name} is called with {argument}, which {call_text(function)} does not take: let it "
+            f"take one argument"
+        )
+    check_pickles(name, function)
+
+
+def _check_decode(decode: Any) -> None:
+    """Check a function of the API and of a request's context.
+
+    Raises:
+        TypeError: It does not take both, or does not pickle.
+    """
+    check_decode(decode, "the API and of the context of a request")
+    if not takes(decode, 2):
+        raise TypeError(
+            f"decode is called with the API and the context of a request, which "
+            f"{call_text(decode)} does not take: let it take both"
+        )
+    check_pickles("decode", decode)
 
 
 def _check_metrics(metrics: Any) -> None:
@@ -167,12 +212,8 @@ def ordering_of(
         return None
     ordering = Ordering(priority, tenant, share, cost, max_pending_per_tenant)
     for name, function in functions.items():
-        if function is not None and not takes(function, 1):
-            raise TypeError(
-                f"{name} is called with a ReceivedRequest, which {call_text(function)} does not "
-                f"take: let it take one argument"
-            )
-        check_pickles(name, function)
+        if function is not None:
+            _check_function(name, function, "a ReceivedRequest")
     return ordering
 
 

@@ -126,11 +126,12 @@ class Recorder(Metrics):
 
     def requeued(self, *, tenant: Hashable = None) -> None:
         """Count a request that gave its slot back, and waits again."""
-        self._steps.run(-1)
         figures = self._of(tenant)
         _add(figures.requeued, 1)
         _add(figures.running, -1)
         _add(figures.waiting, 1)
+        if self._steps.run(-1) <= 0:
+            self.write()
 
     def first_output(self, seconds: float, *, tenant: Hashable = None) -> None:
         """Count the first output of a request."""

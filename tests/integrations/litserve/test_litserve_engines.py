@@ -7,7 +7,8 @@ from litserve.utils import LitAPIStatus
 from test_litserve_loop import FAILED, FINISHED, Messages, ok
 from test_litserve_serving import PAUSE, InLine, Waiting, run
 
-from batchstream import EOS, Many, NotNow, RequestError, Requeue
+from batchstream import EOS, NotNow, RequestError
+from batchstream.integrations._timeouts import timeout_of
 from batchstream.integrations.litserve import ContinuousBatchLoop
 from batchstream.integrations.litserve._link.messages import Failure
 from batchstream.integrations.litserve._worker import context as worker_context
@@ -249,68 +250,97 @@ def test_a_request_that_add_rejects_is_answered_with_422(caplog):
     assert caplog.records == [], "it is no error of the server's"
 
 
-# ---- giving slots back
+@pytest.mark.rule(15)
+def test_a_header_that_a_hook_cannot_read_is_answered_with_400():
+    def decode_request(request):
+        return request if request == "ab" else timeout_of({"x-request-timeout": request})
+
+    sent = served(texts(room=9, decode_request=decode_request), "ab", "soon")
+    assert sent["r0"] == whole("ab")
+    [(_, failure)] = sent["r1"]
+    assert (failure.status_code, failure.rejects) == (400, True)
+    assert "X-Request-Timeout must be a decimal number of seconds" in failure.detail
 
 
-class Preempting(Cache):
-    """Gives the slots of the letters in `api.behind` back once, and of those in `api.never`."""
-
-    def add(self, slot, request):
-        super().add(slot, request)
-        if request == "cdef":
-            assert request not in self.api.decoded  # it was decoded as "abcdef", once
-
-    def step(self):
-        step = super().step()
-        for slot, letter in step.items():
-            _, letters = self.slots[slot]
-            if letter in self.api.never:
-                step[slot] = Requeue("".join([letter, *letters]))
-            elif letter in self.api.behind:
-                self.api.behind.remove(letter)
-                step[slot] = Many([letter, Requeue("".join(letters))])
-        return step
+# ---- what a step may cost
 
 
-def preempting(behind="", never="", **hooks):
-    api = texts(room=99, behind=list(behind), never=list(never), **hooks)
-    loop = ContinuousBatchLoop(Preempting)
-    api.loop = loop
-    loop.pre_setup(api)
+class Untold(Cache):
+    """Does not say what its steps cost: the loop counts."""
+
+    close = None
+
+
+class Telling(Cache):
+    """Says what its next step costs: twice what is left."""
+
+    close = None
+
+    def step_cost(self, slot):
+        _, letters = self.slots[slot]
+        return 2 * letters.__length_hint__()
+
+
+def budgeted(engine, most, **hooks):
+    api = texts(room=99, **hooks)
+    api.loop = ContinuousBatchLoop(engine, step_cost=len, max_step_cost=most)
+    api.loop.pre_setup(api)
     return api
 
 
-@pytest.mark.rule(2, 3, 30)
-def test_a_request_whose_slot_is_given_back_goes_on_when_another_has_left():
-    api = preempting("b")
-    sent = served(api, "abcdef", "uvwx", "yz")
-    assert sent == {"r0": whole("abcdef"), "r1": whole("uvwx"), "r2": whole("yz")}
+@pytest.mark.rule(29)
+def test_a_request_waits_for_a_step_with_room_for_its_first_and_none_overtakes_it():
+    api = budgeted(Untold, 5)
+    sent = served(api, "abcd", "efghi", "j")
+    assert sent == {"r0": whole("abcd"), "r1": whole("efghi"), "r2": whole("j")}
     [engine] = api.engines
-    assert engine.asked == ["abcdef", "uvwx", "yz", "cdef"]
-    assert sorted(api.decoded) == ["abcdef", "uvwx", "yz"]
+    assert engine.asked == ["abcd", "efghi", "j"]
     steps = [call[1:] for call in engine.calls if call[0] == "step"]
-    assert steps[2:4] == [("uvwx", "yz"), ("cdef", "uvwx")]  # as "yz" has left
+    # "efghi" costs 5 by itself, so it begins alone; "j" joins once that has begun.
+    assert steps[:7] == [("abcd",)] * 5 + [("efghi",), ("efghi", "j")]
 
 
-@pytest.mark.rule(9, 15)
-def test_one_that_is_given_back_again_and_again_although_it_is_alone_fails():
-    api = preempting(never="b")
-    sent = served(api, "abc", "xy")
-    assert sent["r1"] == whole("xy")
-    assert sent["r0"][:-1] == ok("a")
-    assert "can never be served" in str(sent["r0"][-1])
+@pytest.mark.rule(29)
+def test_an_engine_may_say_what_its_next_step_costs():
+    api = budgeted(Telling, 6)
+    served(api, "abcd", "ef", "gh")
     [engine] = api.engines
-    assert engine.asked == ["abc", "xy", "bc", "bc"]
+    assert engine.asked == ["abcd", "ef", "gh"]
+    steps = [call[1:] for call in engine.calls if call[0] == "step"]
+    # 8 are to come of "abcd", then 6, and 4: "ef" joins with its 2, and "gh" when "ef" has 2 left.
+    assert steps[:5] == [("abcd",)] * 2 + [("abcd", "ef")] + [("abcd", "ef", "gh")] * 2
 
 
-@pytest.mark.rule(15)
-def test_an_engine_that_raises_fails_none_that_waits_to_go_on():
-    def in_step(calls):
-        if len(api.engines) == 1 and calls == 6:
-            raise OSError("lost")
+@pytest.mark.rule(15, 29)
+def test_one_whose_first_step_costs_more_than_any_may_is_answered_with_422():
+    api = budgeted(Untold, 5)
+    sent = served(api, "abcdef", "gh")
+    assert sent["r1"] == whole("gh")
+    [(_, failure)] = sent["r0"]
+    assert failure.status_code == 422
+    assert "costs 6.0, more than a step may cost: 5 (max_step_cost)" in failure.detail
+    assert [engine.asked for engine in api.engines] == [["gh"]]
 
-    api = preempting("b", in_step=in_step)
-    sent = served(api, "abc", "uvwxyz")
-    assert sent["r0"] == whole("abc")
-    assert sent["r1"][-1] == FAILED
-    assert [engine.asked for engine in api.engines] == [["abc", "uvwxyz"], ["c"]]
+
+@pytest.mark.rule(13, 29)
+def test_a_client_that_leaves_while_its_request_waits_for_a_step_lets_the_next_join(monkeypatch):
+    api = budgeted(Untold, 4)
+    disconnected_at(api, monkeypatch, "r1", "in_step")
+    sent = served(api, "abc", "efgh", "j")
+    assert sent == {"r0": whole("abc"), "r2": whole("j")}
+    [engine] = api.engines
+    assert engine.asked == ["abc", "j"]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"step_cost": len}, "step_cost and max_step_cost go together"),
+        ({"step_cost": lambda it: 1, "max_step_cost": 3}, "step_cost has to be known by its name"),
+        ({"step_cost": Texts, "max_step_cost": "3"}, "max_step_cost must be a number, got '3'"),
+        ({"step_cost": dict.fromkeys, "max_step_cost": None}, "go together"),
+    ],
+)
+def test_a_bound_of_steps_that_cannot_be_is_refused(options, text):
+    with pytest.raises(TypeError, match=text):
+        ContinuousBatchLoop(Cache, **options)

@@ -14,11 +14,12 @@ from fastapi import HTTPException
 from litserve.callbacks import EventTypes
 from litserve.utils import LitAPIStatus
 
+from batchstream._batching.log import QUIET_SECONDS
 from batchstream.integrations._http import CutError
 from batchstream.integrations.litserve._link.link import Link
 from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Envelope, Failure
 from batchstream.integrations.litserve._link.pipes import WorkerPipes
-from batchstream.integrations.litserve._server import setup, watch
+from batchstream.integrations.litserve._server import reports, setup, watch
 from batchstream.integrations.litserve._server.asked import Asked
 from batchstream.integrations.litserve._server.endpoint import TextBody
 from batchstream.integrations.litserve._server.response_queue import FailedError
@@ -309,6 +310,28 @@ def test_a_request_whose_client_reads_nothing_fails_and_the_workers_give_it_up(c
     assert sent_disconnects(sending.link) == [f"{idle.uid} failed", reads.uid]
     [record] = caplog.records
     assert idle.uid in record.getMessage()
+    assert (record.kind, record.requests, record.request_id) == ("slow", 1, idle.uid)
+
+
+@pytest.mark.rule(19)
+def test_refusals_have_a_line_as_they_begin_and_one_when_they_are_over(caplog, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(reports.time, "monotonic", lambda: now[0])
+    caplog.set_level("INFO", logger="batchstream")
+    server = Server()
+    link = connected(server, max_pending=1, name="chat")
+    submitted(server, link, "waits")
+    for name in ("first", "second"):
+        with pytest.raises(FailedError, match="503"):
+            submitted(server, link, "?", asked=Asked(request_id=name))
+    server.requests.get_nowait()
+    now[0] += QUIET_SECONDS
+    submitted(server, link, "waits")
+    begun, over = caplog.records
+    assert (begun.kind, begun.batcher, begun.reason) == ("refusals_started", "chat", "pending")
+    assert begun.request_id == "first"
+    assert "1 requests wait already (max_pending=1)" in begun.getMessage()
+    assert (over.kind, over.requests) == ("refusals_ended", 2)
 
 
 @pytest.mark.rule(19)
@@ -514,6 +537,8 @@ def test_a_request_without_an_output_in_time_is_answered_with_504_and_given_up(c
         assert sent_disconnects(link) == []
         [record] = caplog.records
         assert "request mine is given up" in record.getMessage()
+        fields = record.kind, record.batcher, record.request_id
+        assert fields == ("overdue", "", "mine")
 
     run(wait_in_vain())
 

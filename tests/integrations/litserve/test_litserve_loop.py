@@ -407,6 +407,8 @@ def test_one_error_of_many_requests_is_logged_once_with_its_traceback(caplog):
     [record] = caplog.records
     assert isinstance(record.exc_info[1], StepError)
     assert "r0, r1" in record.getMessage()
+    fields = record.kind, record.batcher, record.reason, record.requests, record.request_id
+    assert fields == ("failed", "/predict", "StepError", 2, "r0")
     [note] = record.exc_info[1].__notes__
     assert "Where encode_response is written for a single request, pass eos_in='predict'" in note
 

@@ -10,8 +10,13 @@ import pytest
 from pydantic import Field
 from pydantic_core import PydanticCustomError
 
+from batchstream import RequestError
+from batchstream.integrations._timeouts import HeaderError
 from batchstream.integrations.litserve import ChatCompletionRequest, OpenAISpec
+from batchstream.integrations.litserve._link.messages import Failure
+from batchstream.integrations.litserve._openai.errors import error_response
 from batchstream.integrations.litserve._openai.faults import fault_of
+from batchstream.integrations.litserve._server.response_queue import FailedError
 from support import serving
 from support.openai_client import asking, outs, serving_openai
 
@@ -651,3 +656,14 @@ def test_models_are_a_list():
 def test_a_ping_is_more_than_0_seconds(wrong):
     with pytest.raises(ValueError, match="ping must be None or more than 0 seconds"):
         OpenAISpec(ping=wrong)
+
+
+@pytest.mark.parametrize(
+    "error", [RequestError("no such thing"), HeaderError("no such thing", header="a", value="b")]
+)
+def test_a_request_that_is_rejected_before_it_reaches_a_worker_gets_400_as_well(error):
+    response = error_response(FailedError(Failure.of(error), "mine"))
+    assert response.status_code == 400
+    assert response.headers["x-request-id"] == "mine"
+    fields = {"message": "no such thing", "type": INVALID, "param": None, "code": None}
+    assert json.loads(response.body) == {"error": fields}

@@ -11,6 +11,9 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from batchstream._cli.top.changes import History
+from batchstream._cli.top.page import read_page
+from batchstream._cli.top.view import views
 from support.serving import SECONDS
 from support.stepwise import MANY, numbers_of
 
@@ -125,6 +128,11 @@ def test_no_more_wait_than_may_of_a_tenant_and_of_all_and_one_that_leaves_makes_
 def test_a_function_that_fails_fails_its_request_alone(operated_guests, path):
     client = operated_guests.send(path, "bad", 1, at_door=False, priority="high")
     assert client.answer() == (500, {"detail": "Internal server error"})
+    headers = {"x-request-id": "mine"}
+    client = operated_guests.send(path, "bad", 1, at_door=False, priority="header", headers=headers)
+    status, body = client.answer()
+    assert (status, client.response.headers["x-request-id"]) == (400, "mine")
+    assert "grpc-timeout must be" in body["detail"]
     good = operated_guests.send(path, "good", 1, at_door=False)
     assert numbers_of(good.outputs(), "good") == [0]
 
@@ -175,10 +183,10 @@ def test_a_client_whose_time_is_over_while_it_waits_gets_504_and_no_worker_gets_
 
 
 def test_a_timeout_that_cannot_be_read_is_the_clients_fault(operated_guests):
-    headers = {"x-request-timeout": "soon"}
+    headers = {"x-request-timeout": "soon", "x-request-id": "mine"}
     client = operated_guests.send("/operated", "a", 1, at_door=False, headers=headers)
     status, body = client.answer()
-    assert status == 400
+    assert (status, client.response.headers["x-request-id"]) == (400, "mine")
     assert "X-Request-Timeout must be a decimal number of seconds" in body["detail"]
 
 
@@ -275,7 +283,8 @@ class Scraped:
 
     def __init__(self, server, path):
         with urlopen(f"{server.url}/metrics", timeout=SECONDS) as response:  # noqa: S310
-            families = list(text_string_to_metric_families(response.read().decode()))
+            self._page = response.read().decode()
+        families = list(text_string_to_metric_families(self._page))
         self._samples = [
             sample
             for family in families
@@ -290,6 +299,12 @@ class Scraped:
             if sample.name == f"batchstream_{name}":
                 found[tuple(sample.labels[label] for label in labels)] += sample.value
         return {key: value for key, value in found.items() if value}
+
+    def top(self):
+        """What the command `top` shows of the page."""
+        history = History()
+        history.add(read_page(self._page, 0.0, "the server's"))
+        return views(history)
 
 
 def counted(events, *keys):
@@ -329,6 +344,12 @@ def test_the_registry_is_one_sum_over_workers_and_server_processes(operated_gues
     assert scraped.of("steps_total") == {(): len(steps)}
     assert scraped.of("outputs_total") == {(): sum(step["outputs"] for step in steps)}
     assert scraped.of("slots") == {(): 2}
+    [shown] = [each for each in scraped.top() if each.name == path]
+    assert (shown.slots, shown.running, shown.waiting) == (2, 0, 0)
+    assert sum(shown.finished.values()) == len(ended)
+    assert {tenant.name or None for tenant in shown.tenants} >= {
+        event["tenant"] for event in submitted
+    }
     joined = [wait for event in reported.events("joined") for wait in event["waited"]]
     assert scraped.of("wait_seconds_count") == {(): len(joined)}
     assert scraped.of("wait_seconds_sum")[()] == pytest.approx(sum(joined))

@@ -10,6 +10,7 @@ from queue import Empty
 
 import pytest
 
+from batchstream._batching.places import ALONE
 from batchstream.integrations.litserve._link import request_queue
 from batchstream.integrations.litserve._link.ordering import Ordering, Standing
 from batchstream.integrations.litserve._link.received import ReceivedRequest
@@ -75,10 +76,10 @@ def test_tenants_take_turns_by_share_and_cost(share, cost):
 def test_as_many_wait_as_may_of_all_and_of_each_tenant_and_all_of_a_client_or_none():
     queue = OrderedRequests(5, 3)
     put(queue, "a", "b", tenant="one")
-    assert put(queue, "c", "d", tenant="one") == Refusal("tenant", None)
+    assert put(queue, "c", "d", tenant="one") == Refusal("tenant", None, 2)
     put(queue, "e", "f", tenant="two")
     put(queue, "c", tenant="one")
-    assert put(queue, "g", tenant="two") == Refusal("pending", None)
+    assert put(queue, "g", tenant="two") == Refusal("pending", None, 5)
     assert sorted(taken(queue)) == ["a", "b", "c", "e", "f"]
     put(queue, "c", "d", "g", tenant="one")
     assert queue.qsize() == 3
@@ -136,7 +137,7 @@ def standing(**returned):
 
 
 def test_functions_say_where_a_request_stands():
-    assert standing(priority=3) == Standing(3, None, 1.0, 1.0)
+    assert standing(priority=3) == Standing(3, None, ALONE, 1.0)
     assert standing(tenant="t", share=2, cost=0.5) == Standing(0, "t", 2.0, 0.5)
 
 

@@ -19,7 +19,7 @@ from litserve.loops.base import _SENTINEL_VALUE, _StopLoopError
 from litserve.transport.base import MessageTransport
 from test_litserve_loop import FAILED, FINISHED, Messages, ok, raising
 
-from batchstream import EOS, SKIP, End, Fail, Last, Many
+from batchstream import EOS, SKIP, End, Fail, Last, Many, Requeue
 from batchstream.integrations.litserve import (
     BatchedStreamLoop,
     ContinuousBatchLoop,
@@ -61,12 +61,17 @@ class Request:
         encoding: How its `encode_response` goes, where each request has its own.
         fails_at: The output at which that raises, or returns.
         fault: What goes wrong before its first step.
+        back_at: In which of its steps the engine gives its slot back.
+        back_after: Whether it does so behind what the request gets of that step, and not in place
+            of it.
     """
 
     elements: list[Any]
     encoding: str
     fails_at: int
     fault: str | None
+    back_at: int = NEVER
+    back_after: bool = False
     entry: Any = None
     context: Any = None
     left_at: int = NEVER  # in which of its steps its client leaves; -1 before all
@@ -228,14 +233,18 @@ TERMS = st.builds(
 )
 
 
-def requests(encodings, faults):
+def requests(encodings, faults, **more):
     return st.builds(
         Request,
         elements=ELEMENTS,
         encoding=st.sampled_from(encodings),
         fails_at=st.integers(0, 4),
         fault=st.sampled_from([None] * 5 + list(faults)),
+        **more,
     )
+
+
+BACK = {"back_at": st.integers(0, 3) | st.just(NEVER), "back_after": st.booleans()}
 
 
 def departures_of(wanted):
@@ -527,6 +536,7 @@ class Engines:
         self.steps = 0
         self.made = []
         self.joined = []
+        self.given_back = []  # and not added again
 
     def make(self):
         assert all(engine.broken for engine in self.made), "there was one"
@@ -544,6 +554,10 @@ class Engine:
         assert not self.broken
         assert slot in range(self._all.api.max_batch_size)
         assert slot not in self.slots, "a slot is used by two"
+        if request in self._all.given_back:
+            self._all.given_back.remove(request)
+            self.slots[slot] = request
+            return
         self._all.joined.append(request)
         if request.fault == "add":
             raise ValueError("add")
@@ -553,20 +567,35 @@ class Engine:
         assert not self.broken
         assert self.slots, "a step without a request"
         number, self._all.steps = self._all.steps, self._all.steps + 1
+        breaks = number in self._all.raises
         for request in self._all.leaving.get(number, ()):
-            seated = request in self.slots.values()
-            self._all.api.let_leave(request, request.steps if seated else None)
+            self._all.api.let_leave(request, self._last_step_of(request, breaks=breaks))
         step = {}
         for slot, request in self.slots.items():
             scripted = [*request.elements, self._all.mark, *[PAUSE] * 100]
-            step[slot] = scripted[request.steps]
-            if number in self._all.raises:
+            element = scripted[request.steps]
+            gives_back = request.back_at == request.steps and not breaks
+            if gives_back:
+                request.back_at = NEVER
+                self._all.given_back.append(request)
+                parts = element.outputs if type(element) is Many else [element]
+                element = Many([*parts, Requeue()]) if request.back_after else Requeue()
+            step[slot] = element
+            if breaks:
                 request.broken_at = request.steps
-            request.steps += 1
-        if number in self._all.raises:
+            if not gives_back or request.back_after:
+                request.steps += 1
+        if breaks:
             self.broken = True
             raise OSError("the engine")
         return step
+
+    def _last_step_of(self, request, *, breaks):
+        """Which of its own steps is the last one of a request whose client leaves now, if any."""
+        if request in self.slots.values():
+            back = request.back_at == request.steps and not request.back_after and not breaks
+            return request.steps - back
+        return request.steps - 1 if request in self._all.given_back else None
 
     def remove(self, slot):
         assert not self.broken
@@ -580,7 +609,7 @@ def make_engine(api):
 
 @st.composite
 def engine_plans(draw, encodings):
-    one = requests(encodings, faults=["decode", "leaves", "add"])
+    one = requests(encodings, faults=["decode", "leaves", "add"], **BACK)
     wanted = draw(st.lists(one, min_size=1, max_size=8))
     size = draw(st.integers(1, 4))
     raises = draw(st.sets(st.integers(0, 15), max_size=2))

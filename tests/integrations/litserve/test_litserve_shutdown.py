@@ -146,6 +146,21 @@ def test_a_client_that_is_served_when_the_server_is_terminated_is_served_to_the_
         assert_ended_quietly(server)
 
 
+@pytest.mark.rule(28)
+def test_ctrl_c_at_a_terminal_which_reaches_every_process_lets_the_server_drain(
+    tmp_path, servers_are
+):
+    with streaming(tmp_path, servers_are=servers_are) as (server, running):
+        os.killpg(server.process.pid, signal.SIGINT)
+        wait_until_it_drains(server)
+        late = running.guests.send("/continuous", "late", 1, at_door=False)
+        assert late.answer() == (503, {"detail": "the server is shutting down"})
+        running.let_models_go_on()
+        for tag, client in running.clients:
+            assert numbers_of(client.outputs(), tag) == list(range(1, MANY))
+        assert_ended_quietly(server)
+
+
 CLIENTS = 6
 OUTPUTS = 20
 

@@ -139,6 +139,20 @@ def test_requests_that_wait_and_run_are_told_apart_and_one_that_goes_back_waits_
     assert registry.get_sample_value("batchstream_requests_requeued_total", labels) == 1
 
 
+def test_steps_are_written_when_nothing_runs_as_the_only_slot_was_given_back():
+    registry = CollectorRegistry()
+    metrics = PrometheusMetrics(registry=registry)
+    recorder = metrics.for_batcher("chat")
+    recorder.submitted()
+    recorder.joined([0.0])
+    recorder.stepped(1, 4, 1, None, 0, 0, 0)
+    recorder.stepped(1, 4, 1, 0.001, 1, 0, 0)
+    recorder.requeued()
+    # Without a look at the registry, as of another process's: that would write them.
+    [steps] = metrics._families.series("steps", CHAT)
+    assert steps._value.get() == 2
+
+
 def test_tenants_have_labels_by_a_function():
     registry = CollectorRegistry()
     metrics = PrometheusMetrics(registry=registry, tenants={"key-1": "paid"}.get)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from starlette.exceptions import HTTPException
 
 from batchstream import RequestError
+from batchstream.integrations._timeouts import HeaderError
 
 if TYPE_CHECKING:
     from batchstream import StreamEnd
@@ -29,6 +30,7 @@ _DASHES_OF_UUID: Final = 4
 
 _FINAL_STATUS: Final = range(200, 600)
 
+_BAD_REQUEST: Final = 400
 _UNPROCESSABLE: Final = 422
 
 
@@ -52,7 +54,8 @@ class Failure:
     def of(cls, error: BaseException) -> Failure:
         """Return what an `HTTPException` or a `RequestError` says; `UNKNOWN` for other errors."""
         if isinstance(error, RequestError):
-            return cls(_UNPROCESSABLE, text_of(error), None, rejects=True)
+            status = _BAD_REQUEST if isinstance(error, HeaderError) else _UNPROCESSABLE
+            return cls(status, text_of(error), None, rejects=True)
         if isinstance(error, HTTPException):
             try:
                 status = int(error.status_code)

@@ -24,7 +24,7 @@ class Standing(NamedTuple):
     Attributes:
         priority: Its band; lower is earlier.
         tenant: Whose it is.
-        share: The weight of its tenant.
+        share: The weight of its tenant; infinite if requests have none.
         cost: What its tenant is charged for it.
     """
 

@@ -39,6 +39,7 @@ from batchstream.integrations.litserve._link.process_end import wait_for_end
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from batchstream._core.errors import OverloadReason
     from batchstream.integrations.litserve._link.ordering import Standing
 
 QUEUE_PROCESS: Final = "RequestQueueManager-"
@@ -71,10 +72,12 @@ class Refusal(NamedTuple):
     Attributes:
         reason: That of an `OverloadedError`.
         retry_after: After how many seconds there may be room for it; None if that is unknown.
+        pending: How many requests wait; of the same tenant, if that is the reason.
     """
 
-    reason: str
+    reason: OverloadReason
     retry_after: float | None
+    pending: int
 
 
 class OrderedRequests:
@@ -122,7 +125,8 @@ class OrderedRequests:
                 self._forget_tenant(standing.tenant)
                 # Tenants take turns: one of its own has left when each has had one.
                 turns = 1 if error.reason == "pending" else len(self._accounts)
-                return Refusal(error.reason, self._rate.seconds_for(turns))
+                pending = error.pending - len(added)
+                return Refusal(error.reason, self._rate.seconds_for(turns), pending)
             self._by_uid |= {request.element[1]: request for request in added}
             self._changed.notify_all()
         return None

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from batchstream.integrations._http import Body
 from batchstream.integrations.litserve._openai.deltas import Choice, Delta, sum_of, usage_of
-from batchstream.integrations.litserve._openai.errors import error_of, error_response, refusal
+from batchstream.integrations.litserve._openai.errors import error_of, error_response
 from batchstream.integrations.litserve._server.asked import REQUEST_ID
 from batchstream.integrations.litserve._server.cuts import CountedResponse
 from batchstream.integrations.litserve._server.response_queue import FailedError
@@ -209,10 +209,6 @@ class CompletionResponse(CountedResponse):
 
 
 async def _answer_error(_request: Request, error: HTTPException) -> Response:
-    if isinstance(error, FailedError) and error.rejects:
-        rejected = refusal(error.detail, None, None)  # as one that the spec itself rejects
-        rejected.headers = error.headers
-        error = rejected
     return error_response(error)
 
 

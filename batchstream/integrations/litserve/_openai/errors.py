@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from batchstream.integrations.litserve._openai.faults import fault_of
+from batchstream.integrations.litserve._server.response_queue import FailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -41,6 +42,8 @@ def error_of(error: HTTPException) -> dict[str, Any]:
 def error_response(error: HTTPException) -> Response:
     """Return the response to an error that comes before any output."""
     headers = None if error.headers is None else dict(error.headers)
+    if isinstance(error, FailedError) and error.rejects:
+        error = refusal(error.detail, None, None)  # as one that the spec itself rejects
     if error.status_code in _WITHOUT_BODY:
         return Response(None, error.status_code, headers)
     return JSONResponse(error_of(error), error.status_code, headers)

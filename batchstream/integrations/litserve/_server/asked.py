@@ -43,12 +43,14 @@ class Asked:
             HTTPException: 400, a timeout cannot be read.
         """
         headers = request.headers
-        name = headers.get(REQUEST_ID, "")
+        given = headers.get(REQUEST_ID, "")
+        name = given if _ID.fullmatch(given) else None
         try:
             timeout = timeout_of(headers)
         except HeaderError as error:
-            raise HTTPException(400, str(error)) from error
-        return cls(headers, name if _ID.fullmatch(name) else None, timeout)
+            answered = None if name is None else {REQUEST_ID: name}
+            raise HTTPException(400, str(error), answered) from error
+        return cls(headers, name, timeout)
 
 
 NOTHING: Final = Asked()

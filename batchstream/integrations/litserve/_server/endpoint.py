@@ -83,18 +83,21 @@ class StreamingEndpoint(LitSpec):
         elif request_type is Request:
 
             async def stream(request: Any) -> Response:
-                return self._respond(await _payload_of(request), request)
+                asked = Asked.of(request)
+                with errors_as_answers(self.link, asked.request_id):
+                    payload = await _payload_of(request)
+                return self._respond(payload, asked)
         else:
 
             async def stream(request: Any, http: Any) -> Response:
-                return self._respond(request, http)
+                return self._respond(request, Asked.of(http))
 
         # FastAPI passes what it has made of the body, and Starlette's request.
         stream.__annotations__ = {"request": request_type, "return": Response, "http": Request}
         return [(self.api_path, stream, ["POST"])]
 
-    def _respond(self, payload: Any, request: Request) -> Response:
-        responses = submit(self.link, self, [payload], Asked.of(request))
+    def _respond(self, payload: Any, asked: Asked) -> Response:
+        responses = submit(self.link, self, [payload], asked)
         return TextResponse(TextBody(responses), headers={REQUEST_ID: responses.name})
 
 
@@ -112,19 +115,18 @@ async def _payload_of(request: Request) -> Any:
     """Read the body of a request as LitServe does, by its type.
 
     Raises:
-        HTTPException: 400, it is no JSON, or the client has left; 500 for any other error.
+        HTTPException: 400, it is no JSON, or the client has left.
     """
-    with errors_as_answers():
-        try:
-            if request.headers.get("content-type", "").startswith(_FORMS):
-                return await request.form()
-            body = await request.body()
-        except ClientDisconnect as error:
-            raise HTTPException(400, "the client has left before it sent its request") from error
-        try:
-            return json.loads(body)
-        except (ValueError, RecursionError) as error:  # such as a JSONDecodeError
-            raise HTTPException(400, "the body of the request is not JSON") from error
+    try:
+        if request.headers.get("content-type", "").startswith(_FORMS):
+            return await request.form()
+        body = await request.body()
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the client has left before it sent its request") from error
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:  # such as a JSONDecodeError
+        raise HTTPException(400, "the body of the request is not JSON") from error
 
 
 class TextBody(Body):

@@ -1,4 +1,4 @@
-"""The user's metrics, as a server process calls them: for what no worker sees."""
+"""The user's metrics and the log, as a server process calls them: for what no worker sees."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from batchstream import StreamEnd
+from batchstream import OverloadedError, StreamEnd
+from batchstream._batching.log import BatcherLog
 from batchstream._batching.metrics import MetricsCaller
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from batchstream.integrations.litserve._link.ordering import Tenant
 
 _callers: dict[tuple[int, Link], MetricsCaller] = {}
+_refusals: dict[tuple[int, Link], Refusals] = {}
 _made: dict[tuple[int, object], Any] = {}
-"""Both by process: a fork inherits those of the process before it."""
+"""All by process: a fork inherits those of the process before it."""
 
 
 def metrics_of(link: Link) -> MetricsCaller | None:
@@ -43,21 +45,56 @@ def metrics_of(link: Link) -> MetricsCaller | None:
     return caller
 
 
+class Refusals:
+    """Tells the log when requests of an endpoint begin to be refused, and when that is over.
+
+    Args:
+        name: What the log calls the API.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._log = BatcherLog(name)
+        self._count = 0
+
+    @classmethod
+    def of(cls, link: Link) -> Refusals:
+        """Return those of this process."""
+        key = os.getpid(), link
+        if key not in _refusals:
+            _refusals[key] = cls(link.name or "")
+        return _refusals[key]
+
+    def note(self, error: OverloadedError, request_id: str) -> None:
+        """Note one that was refused."""
+        self._log.refused(error, request_id, time.monotonic(), self._count)
+        self._count += 1
+
+    def note_accepted(self) -> None:
+        """Note one that was not."""
+        if self._log.is_refusing:
+            self._log.accepted(time.monotonic(), self._count)
+
+
 class Reports:
     """What a server process reports of the requests of one client.
 
     Args:
-        metrics: The endpoint's; None for no metrics.
+        link: Of the endpoint.
         tenant: Whose they are.
+
+    Raises:
+        Exception: What the loop's `metrics` raises.
     """
 
-    def __init__(self, metrics: MetricsCaller | None, tenant: Tenant) -> None:
-        self._metrics = metrics
+    def __init__(self, link: Link, tenant: Tenant) -> None:
+        self._metrics = metrics_of(link)
+        self._refusals = Refusals.of(link)
         self._tenant = tenant
         self._submitted = time.monotonic()
 
     def submitted(self) -> None:
         """Report a request that waits."""
+        self._refusals.note_accepted()
         if self._metrics is not None:
             self._metrics("submitted", tenant=self._tenant)
 
@@ -65,6 +102,11 @@ class Reports:
         """Report that they were refused."""
         if self._metrics is not None:
             self._metrics("refused", reason, tenant=self._tenant)
+
+    def overloaded(self, error: OverloadedError, request_id: str) -> None:
+        """Report that they were refused for a bound."""
+        self._refusals.note(error, request_id)
+        self.refused(error.reason)
 
     def finished(self, reason: FinishReason, *, joined: bool) -> None:
         """Report the end of a request of which no worker can."""

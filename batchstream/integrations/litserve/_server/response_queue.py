@@ -9,7 +9,7 @@ from fastapi import HTTPException
 from litserve.utils import LitAPIStatus
 
 from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Failure
-from batchstream.integrations.litserve._log import logger
+from batchstream.integrations.litserve._log import fields, logger
 from batchstream.integrations.litserve._server.asked import REQUEST_ID
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class ResponseQueue:
         give_up: Called with the uid if the request fails here, because more wait for example: it
             gets no more of them.
         name: The client's name for it.
+        batcher: What the log calls the API.
 
     Attributes:
         uid: LitServe's name for the request.
@@ -50,10 +51,13 @@ class ResponseQueue:
         event: asyncio.Event,
         max_buffered: int | None,
         give_up: Callable[[str], None],
+        *,
         name: str = "",
+        batcher: str = "",
     ) -> None:
         self.uid = uid
         self.name = name or uid
+        self._batcher = batcher
         self.timer: RequestTimer | None = None
         self.event = event
         self._max_buffered = max_buffered
@@ -74,13 +78,19 @@ class ResponseQueue:
             "request %s is cut off: its client has left %d messages unread (max_buffered)",
             self.name,
             len(self.response_queue),
+            extra=fields("slow", self._batcher, [self.name]),
         )
         self.fail(UNKNOWN)
 
     def fail_late(self, failure: Failure) -> None:
         """Fail the request for a deadline, unless it has ended."""
         if not self.has_end:
-            logger.warning("request %s is given up: %s", self.name, failure.detail)
+            logger.warning(
+                "request %s is given up: %s",
+                self.name,
+                failure.detail,
+                extra=fields("overdue", self._batcher, [self.name]),
+            )
             self.fail(failure)
 
     def close(self) -> None:

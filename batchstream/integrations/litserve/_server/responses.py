@@ -59,7 +59,14 @@ class Responses:
         self.name = asked.request_id or uids[0]
         self.discard: Callable[[str], bool] | None = None
         self.queues = [
-            ResponseQueue(uid, self._arrival, link.max_buffered, self._give_up_failed, self.name)
+            ResponseQueue(
+                uid,
+                self._arrival,
+                link.max_buffered,
+                self._give_up_failed,
+                name=self.name,
+                batcher=link.name or "",
+            )
             for uid in uids
         ]
         buffer: dict[Any, Any] = server.response_buffer

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastapi import HTTPException
 from litserve.callbacks import EventTypes
 from starlette import exceptions as starlette
 
-from batchstream import RequestError
+from batchstream import OverloadedError, RequestError
 from batchstream._batching.traces import carrier_of
+from batchstream._core.errors import type_name
 from batchstream.integrations.litserve._link.messages import UNKNOWN, Envelope, Failure, new_uid
 from batchstream.integrations.litserve._link.received import ReceivedRequest
-from batchstream.integrations.litserve._log import logger
+from batchstream.integrations.litserve._link.request_queue import Refusal
+from batchstream.integrations.litserve._log import fields, logger
 from batchstream.integrations.litserve._server.asked import NOTHING, REQUEST_ID, Asked
-from batchstream.integrations.litserve._server.reports import Reports, metrics_of
+from batchstream.integrations.litserve._server.reports import Reports
 from batchstream.integrations.litserve._server.response_queue import FailedError
 from batchstream.integrations.litserve._server.responses import Responses
 from batchstream.integrations.litserve._server.watch import SHUTTING_DOWN, watch_of
@@ -28,31 +30,38 @@ if TYPE_CHECKING:
     from litserve.specs.base import LitSpec
 
     from batchstream.integrations.litserve._link.link import Link
-    from batchstream.integrations.litserve._link.ordering import Standing
-    from batchstream.integrations.litserve._link.request_queue import RequestQueueProxy
 
 
 @contextmanager
-def errors_as_answers() -> Iterator[None]:
+def errors_as_answers(link: Link, name: str | None) -> Iterator[None]:
     """Answer an error of the block with 500, as LitServe's endpoint does, and log it.
 
     LitServe's `track_requests` never counts a request down whose endpoint raises anything else.
+
+    Args:
+        link: Of the endpoint.
+        name: The client's name for its request, if it has one by now.
 
     Raises:
         HTTPException: Any error of the block.
     """
     try:
         yield
-    except starlette.HTTPException:  # FastAPI's is one
+    except starlette.HTTPException as error:  # FastAPI's is one
+        if name is not None:
+            error.headers = {**(error.headers or {}), REQUEST_ID: name}
         raise
     except RequestError as error:
-        raise FailedError(Failure.of(error)) from error
+        raise FailedError(Failure.of(error), name) from error
     except Exception as error:
-        logger.exception("a request has failed before it has reached a worker")
-        raise HTTPException(UNKNOWN.status_code, UNKNOWN.detail) from error
+        names = [] if name is None else [name]
+        logger.exception(
+            "a request has failed before it has reached a worker",
+            extra=fields("failed", link.name or "", names, reason=type_name(error)),
+        )
+        raise FailedError(UNKNOWN, name) from error
 
 
-@errors_as_answers()
 def submit(link: Link, spec: LitSpec, payloads: Sequence[Any], asked: Asked = NOTHING) -> Responses:
     """Send requests to the workers, all of one client.
 
@@ -61,20 +70,28 @@ def submit(link: Link, spec: LitSpec, payloads: Sequence[Any], asked: Asked = NO
             alone are more; 500, one does not pickle, or the queue is gone, or a function of the
             loop's has raised. None is served.
     """
+    uids = [new_uid() for _ in payloads]
+    with errors_as_answers(link, asked.request_id or uids[0]):
+        return _submit(link, spec, payloads, asked, uids)
+
+
+def _submit(
+    link: Link, spec: LitSpec, payloads: Sequence[Any], asked: Asked, uids: Sequence[str]
+) -> Responses:
+    """Do that, but for the answers to errors."""
     server: Any = spec._server  # noqa: SLF001 - LitServe gives it to specs
     requests = server._get_request_queue(spec.api_path)  # noqa: SLF001 - as does its own spec
     watch = watch_of(link, spec.response_queue_id)  # type: ignore[arg-type]  # set by then
-    uids = [new_uid() for _ in payloads]
     name = asked.request_id or uids[0]
     standing = None
     if link.ordering is not None:
         received = ReceivedRequest(payloads[0], asked.headers, name)
         standing = link.ordering.standing_of(received)
     tenant = None if standing is None else standing.tenant
-    reports = Reports(metrics_of(link), tenant)
+    reports = Reports(link, tenant)
     if watch is not None and watch.is_ending:
         reports.refused("draining")
-        raise FailedError(SHUTTING_DOWN, name)
+        raise FailedError(SHUTTING_DOWN)
     _check_room(link, requests, len(payloads), reports, name)
     responses = Responses(server, link, uids, asked, watch=watch, reports=reports)
     carrier = None if link.traces is None else carrier_of(link.traces, asked.headers)
@@ -89,7 +106,10 @@ def submit(link: Link, spec: LitSpec, payloads: Sequence[Any], asked: Asked = NO
     ]
     try:
         if standing is not None:
-            _put_all(requests, elements, standing, responses, reports)
+            refusal = requests.put_all(elements, standing)
+            if refusal is not None:
+                responses.forget()
+                _refuse(link, refusal, reports, name)
             responses.discard = requests.discard
         trigger = server._callback_runner.trigger_event  # noqa: SLF001
         trigger(
@@ -115,36 +135,35 @@ def _check_room(link: Link, requests: Any, count: int, reports: Reports, name: s
         return
     if count > link.max_pending:
         text = f"no more than {link.max_pending} requests may wait"
-        raise HTTPException(400, text, {REQUEST_ID: name})
+        raise HTTPException(400, text)
     # A queue that orders its requests looks by itself, for all server processes at once.
-    if link.ordering is None and requests.qsize() + count > link.max_pending:
-        reports.refused("pending")
-        raise FailedError(_overloaded(None), name)
+    if link.ordering is None and (pending := requests.qsize()) + count > link.max_pending:
+        _refuse(link, Refusal("pending", None, pending), reports, name)
 
 
-def _put_all(
-    requests: RequestQueueProxy,
-    elements: Sequence[tuple[Any, ...]],
-    standing: Standing,
-    responses: Responses,
-    reports: Reports,
-) -> None:
-    """Put requests of one client into a queue that orders them.
+def _refuse(link: Link, refusal: Refusal, reports: Reports, name: str) -> NoReturn:
+    """Refuse the requests of a client.
 
     Raises:
         HTTPException: 503, there is no room for them.
     """
-    refusal = requests.put_all(elements, standing)
-    if refusal is not None:
-        responses.forget()
-        reports.refused(refusal.reason)
-        raise FailedError(_overloaded(refusal.retry_after), responses.name)
-
-
-def _overloaded(retry_after: float | None) -> Failure:
-    """Return the answer to a client for whose request there is no room."""
-    seconds = max(1, math.ceil(retry_after or 0))
-    return Failure(503, "Service Unavailable", {"retry-after": str(seconds)})
+    of_tenant = refusal.reason == "tenant"
+    most: Any = link.max_pending
+    if of_tenant and link.ordering is not None:
+        most = link.ordering.max_pending_per_tenant
+    bound = "max_pending_per_tenant" if of_tenant else "max_pending"
+    whose = " of its tenant" if of_tenant else ""
+    error = OverloadedError(
+        f"{refusal.pending} requests{whose} wait already ({bound}={most})",
+        pending=refusal.pending,
+        max_pending=most,
+        reason=refusal.reason,
+        retry_after=refusal.retry_after,
+    )
+    reports.overloaded(error, name)
+    seconds = max(1, math.ceil(refusal.retry_after or 0))
+    failure = Failure(503, "Service Unavailable", {"retry-after": str(seconds)})
+    raise FailedError(failure) from error
 
 
 def _enclosed(payload: Any, uid: str, envelope: Envelope) -> Any:

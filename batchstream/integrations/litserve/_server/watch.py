@@ -1,10 +1,10 @@
 """What a server process watches for its open responses: its own end, and the ends of workers.
 
-At SIGTERM a server process *drains*. It goes on accepting connections, and answers each new request
-with 503, so that a load balancer sends it elsewhere. The requests that it has go on, also those
-that wait for a worker, until all have ended or the grace period is over; then the rest is cut. Only
-then does uvicorn learn of the signal: it closes its listening socket as the first thing, and
-clients that connect would be refused without an answer.
+At SIGTERM, or Ctrl-C, a server process *drains*. It goes on accepting connections, and answers each
+new request with 503, so that a load balancer sends it elsewhere. The requests that it has go on,
+also those that wait for a worker, until all have ended or the grace period is over; then the rest
+is cut. Only then does uvicorn learn of the signal: it closes its listening socket as the first
+thing, and clients that connect would be refused without an answer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from batchstream.integrations.litserve._link.process_end import (
     is_running,
     open_process,
 )
-from batchstream.integrations.litserve._log import logger
+from batchstream.integrations.litserve._log import fields, logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +62,7 @@ class ServerWatch:
     def __init__(self, link: Link, server: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._grace_period = link.grace_period
+        self._name = link.name or ""
         self._workers: set[int] = set()  # by process id
         self._unread_claim = b""
         self._responses: set[OpenResponses] = set()
@@ -105,6 +106,7 @@ class ServerWatch:
                 "(grace_period)",
                 len(self._responses),
                 self._grace_period,
+                extra=fields("draining", self._name, requests=len(self._responses)),
             )
             self._loop.call_later(self._grace_period, self._cut_off_all)
         self._check_drained()
@@ -125,6 +127,7 @@ class ServerWatch:
                 "told to end (grace_period)",
                 len(self._responses),
                 self._grace_period,
+                extra=fields("cut_short", self._name, requests=len(self._responses)),
             )
         for responses in tuple(self._responses):
             responses.fail(SHUTTING_DOWN)
@@ -171,7 +174,12 @@ class ServerWatch:
         self._workers.discard(pid)
         failed = sum(responses.fail(UNKNOWN, worker=pid) for responses in tuple(self._responses))
         if failed:
-            logger.error("worker %d has ended, and %d requests have failed with it", pid, failed)
+            logger.error(
+                "worker %d has ended, and %d requests have failed with it",
+                pid,
+                failed,
+                extra=fields("worker_ended", self._name, requests=failed),
+            )
 
     def _watch_descriptor(self, descriptor: int, callback: Callable[[], Any]) -> bool:
         try:
@@ -196,7 +204,7 @@ def watch_of(link: Link, server: int) -> ServerWatch | None:
     key = os.getpid(), loop, link
     if key not in _watches:
         _watches[key] = ServerWatch(link, server)
-        _drain_at_sigterm()
+        _drain_at_signals()
     return _watches[key]
 
 
@@ -233,22 +241,28 @@ def begin_anew() -> None:
 
 
 class _DrainingHandler:
-    """What a server process does at SIGTERM: it drains, and then what it did before."""
+    """What a server process does at SIGTERM or Ctrl-C: it drains, and then what SIGTERM did before.
+
+    At a terminal Ctrl-C reaches this process as well as the main process, which sends SIGTERM.
+    """
 
     def __init__(self, before: Callable[..., Any]) -> None:
         self._before = before
         self._has_begun = False
 
-    def __call__(self, *arguments: Any) -> None:
+    def __call__(self, *_: Any) -> None:
         if self._has_begun:  # LitServe sends a second one when it sees the end of the main process
             return
         self._has_begun = True
-        drain_all(partial(self._before, *arguments))
+        drain_all(partial(self._before, signal.SIGTERM, None))
 
 
-def _drain_at_sigterm() -> None:
+def _drain_at_signals() -> None:
     # Where servers are threads, the main process has a handler for them.
     if threading.current_thread() is threading.main_thread():
         before = signal.getsignal(signal.SIGTERM)
         if callable(before) and not isinstance(before, _DrainingHandler):
-            signal.signal(signal.SIGTERM, _DrainingHandler(before))
+            handler = _DrainingHandler(before)
+            signal.signal(signal.SIGTERM, handler)
+            if signal.getsignal(signal.SIGINT) == before:  # uvicorn's for both
+                signal.signal(signal.SIGINT, handler)

@@ -40,6 +40,7 @@ class WorkerContext:
     Attributes:
         lit_api: The API.
         options: The loop's.
+        name: What metrics and the log call the API.
         transport: LitServe's.
         trigger: Runs the callbacks for an event.
         format_output: The API's `format_encoded_response`.
@@ -68,6 +69,7 @@ class WorkerContext:
     ) -> None:
         self.lit_api = lit_api
         self.options = options
+        self.name = options.name or lit_api.api_path or ""
         self.transport = transport
         self.format_output: Callable[[Any], object] = lit_api.format_encoded_response
         self.trigger: Callable[[str], None] = partial(callbacks.trigger_event, lit_api=lit_api)
@@ -83,8 +85,7 @@ class WorkerContext:
             self.disconnects = Disconnects(disconnects)
         self.metrics: MetricsCaller | None = None
         if options.metrics is not None:
-            name = options.name or lit_api.api_path or ""
-            self.metrics = MetricsCaller(options.metrics, name)
+            self.metrics = MetricsCaller(options.metrics, self.name)
             self.metrics.make(copy_context())
         self.traces: TracesCaller | None = None
         if options.traces is not None:

@@ -66,6 +66,7 @@ class ContinuousBatch:
         # Whose slots the engine has given back, in the order in which they came.
         self._again: list[ServedRequest] = []
         self._one_joins = False  # the first of these alone, as no other is in the engine
+        self._spent: float | None = None  # of `max_step_cost`; None if not asked before this step
         self._numbers = count()
         self._joined: list[ServedRequest] = []  # since the last step
         self._prefetcher = RequestPrefetcher(request_queue, self._size, context.claim)
@@ -106,6 +107,7 @@ class ContinuousBatch:
                 self._context.outbox.flush(everything=True)
                 if self._serving.steps is not None:
                     self._serving.steps.pause()
+            self._spent = None
             self._free += self._vacate(live)
             self._add_held_up()
             live = self._core.live
@@ -140,6 +142,7 @@ class ContinuousBatch:
             request.is_kept = marker.request is SAME and request.given > 0
             if marker.request is not SAME:
                 request.content = marker.request
+                request.attempt(self._count_step_again)
             self._again.append(request)
         requeued.clear()
         self._again.sort(key=lambda request: request.number)
@@ -170,10 +173,16 @@ class ContinuousBatch:
             request = self._again[0]
             if not request.attempt(self._reseat):
                 self._forget(request)
-            elif self._one_joins and request not in self._again:
+            elif request in self._again:
+                break  # it has to wait, for the engine or for a step that costs less
+            elif self._one_joins:
                 self._engine.is_full = bool(self._again)
                 break
         self._one_joins = False
+
+    def _count_step_again(self, request: ServedRequest) -> None:
+        options = self._context.options
+        request.step_cost = options.step_cost_of(request.content, joins_again=True)
 
     def _forget(self, request: ServedRequest) -> None:
         self._again.remove(request)
@@ -232,7 +241,9 @@ class ContinuousBatch:
             self._first = request, submitted
 
     def _enter(self, request: ServedRequest) -> bool:
-        """Give a slot to a request, unless the engine has no room for it."""
+        """Give a slot to a request, unless the engine, or the next step, has no room for it."""
+        if not self._has_room_in_step(request):
+            return False
         slot = self._free[-1]  # taken last: if the engine refuses the request, the slot stays free
         if not self._engine.use(self._variables).add(slot, request.content):
             return False
@@ -244,7 +255,26 @@ class ContinuousBatch:
             self._core._go_on(slot, request.given)  # noqa: SLF001 - made for this
         self._serving.seat(self._free.pop(), request)
         self._joined.append(request)
+        if self._spent is not None:
+            self._spent += request.step_cost
         return True
+
+    def _has_room_in_step(self, request: ServedRequest) -> bool:
+        """Whether the next step may cost what it does with another request."""
+        most = self._context.options.max_step_cost
+        if most is None or not self._core.has_live:
+            return True
+        if self._spent is None:
+            self._spent = sum(map(self._step_cost, self._core.live))
+        return self._spent + request.step_cost <= most
+
+    def _step_cost(self, slot: int) -> float:
+        cost = self._engine.step_cost(slot)
+        if cost is not None:
+            return cost
+        request = self._serving.request_in(slot)
+        is_prefilling = self._core.given(slot) == request.given
+        return request.step_cost if is_prefilling else 1.0
 
     def _prepare(self, request: ServedRequest) -> None:
         context = self._context
@@ -252,6 +282,7 @@ class ContinuousBatch:
         context.trigger(EventTypes.BEFORE_DECODE_REQUEST.value)
         request.decode()
         context.trigger(EventTypes.AFTER_DECODE_REQUEST.value)
+        request.step_cost = context.options.step_cost_of(request.content)
         request.begin_encoding(self._serving.look_ahead)
 
     def _make_step(self) -> Delivery[Any]:

@@ -13,14 +13,14 @@ from litserve.utils import LitAPIStatus, PickleableHTTPException
 from starlette.exceptions import HTTPException
 
 from batchstream import FinishReason, RequestError, StreamEnd
-from batchstream._core.errors import INTERRUPTS
+from batchstream._core.errors import INTERRUPTS, type_name
 from batchstream.integrations.litserve._link.messages import (
     EndMessage,
     Envelope,
     Failure,
     text_of,
 )
-from batchstream.integrations.litserve._log import logger
+from batchstream.integrations.litserve._log import fields, logger
 from batchstream.integrations.litserve._worker.encoder import RequestEncoder
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class ServedRequest:
         begun: Whether an output has been sent.
         tenant: Whose it is.
         has_output: Whether the model has given it an output.
+        step_cost: What its first step in a slot takes of the loop's `max_step_cost`.
         number: Which of its worker's that join an engine it is; -1 before.
         given: How many outputs it had been given when its slot was given back, if it was.
         is_kept: Whether the engine that has given its slot back alone knows how to go on with it.
@@ -95,6 +96,7 @@ class ServedRequest:
         self.tenant: Tenant = None
         self._joined_at: float | None = None
         self._waits_since: float | None = None  # once its slot was given back
+        self.step_cost = 0.0
         self.number = -1
         self.given = 0
         self.is_kept = False
@@ -228,7 +230,12 @@ class ServedRequest:
     def time_out(self) -> None:
         """Fail, as no worker has taken the request in time."""
         limit = self._worker.lit_api.request_timeout
-        logger.error("request %s waited for a worker longer than %s seconds", self.name, limit)
+        logger.error(
+            "request %s waited for a worker longer than %s seconds",
+            self.name,
+            limit,
+            extra=fields("overdue", self.batcher, [self.name]),
+        )
         self.fail(HTTPException(504, "Request timed out"))
 
     def _send_end(self, data: object, status: str, end: StreamEnd) -> None:
@@ -237,6 +244,11 @@ class ServedRequest:
         self._worker.outbox.put(self._server, self.uid, data, status)
         self.ended = True
         self._report_end(end)
+
+    @property
+    def batcher(self) -> str:
+        """What metrics and the log call the API."""
+        return self._worker.name
 
     # ---- metrics and traces
 
@@ -341,12 +353,23 @@ def fail_all(requests: Iterable[ServedRequest], error: BaseException) -> None:
 
 
 def _log(error: BaseException, requests: list[ServedRequest]) -> None:
-    names = ", ".join(request.name for request in requests)
+    names = [request.name for request in requests]
+    listed, reason = ", ".join(names), type_name(error)
     if not isinstance(error, HTTPException | KeyboardInterrupt | RequestError):
-        logger.error("an error has failed these requests: %s", names, exc_info=error)
+        logger.error(
+            "an error has failed these requests: %s",
+            listed,
+            exc_info=error,
+            extra=fields("failed", requests[0].batcher, names, reason=reason),
+        )
     elif any(request.begun for request in requests):
         # Before the first output it is an answer like any other; now its client cannot see it.
-        logger.warning("requests cut off in mid-stream by %s: %s", text_of(error), names)
+        logger.warning(
+            "requests cut off in mid-stream by %s: %s",
+            text_of(error),
+            listed,
+            extra=fields("cut_short", requests[0].batcher, names, reason=reason),
+        )
 
 
 def _text_or_bytes(data: object) -> str | bytes:

@@ -103,6 +103,10 @@ class Serving:
         self._slots[str(request.uid)] = slot
         self._unseated.pop(str(request.uid), None)
 
+    def request_in(self, slot: int) -> ServedRequest:
+        """Return the request in a slot."""
+        return self._requests[slot]
+
     def unseat(self, slot: int) -> ServedRequest:
         """Take a request out of its slot that will be put into another."""
         request = self._requests[slot]

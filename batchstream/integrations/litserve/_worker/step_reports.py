@@ -55,15 +55,9 @@ class StepReports:
                 request.note_output(self._metrics)
         ended = {slot for slot, _ in delivery.ends}
         gone = set(left)
-        self._metrics(
-            "stepped",
-            live,
-            self._capacity,
-            outputs=len(delivery.slots),
-            gap=gap,
-            going_on=going_on,
-            prefilling=sum(
-                not request.has_output for slot, request in requests.items() if slot not in ended
-            ),
-            wasted=sum(str(request.uid) in gone for request in requests.values()),
+        prefilling = sum(
+            not request.has_output for slot, request in requests.items() if slot not in ended
         )
+        wasted = sum(str(request.uid) in gone for request in requests.values())
+        outputs = len(delivery.slots)
+        self._metrics("stepped", live, self._capacity, outputs, gap, going_on, prefilling, wasted)
