@@ -4,12 +4,13 @@ r"""Flood a server with the requests of several tenants, and say what each of th
 
     python examples/flood.py gold silver bronze --port 8000
 
-Every tenant has the same number of clients. Each of them asks again as soon as it has its reply; one
-that is refused waits for as long as `Retry-After` says. It is over after so many outputs, or when the
-server is stopped.
+Every tenant has the same number of clients. Each of them asks again as soon as it has its reply;
+one that is refused waits for as long as `Retry-After` says. After so many outputs all hang up. When
+the server stops, each reads its last reply to the end.
 """
 
 import argparse
+import contextlib
 import http.client
 import json
 import threading
@@ -30,6 +31,7 @@ class Flood:
     outputs: Counter[str] = field(default_factory=Counter)
     replies: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+    late: Counter[str] = field(default_factory=Counter)
     cut: Counter[str] = field(default_factory=Counter)
     longest: int = 0  # seconds that a refusal asked to wait
     ends: threading.Event = field(default_factory=threading.Event)  # no client asks any more
@@ -55,34 +57,40 @@ class Flood:
         """Ask again and again, until the flood ends."""
         while not self.ends.is_set():
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
-            try:
-                connection.connect()
-            except OSError:  # the server takes no connections any more
-                self.ends.set()
-                return
-            try:
-                self.ask(connection, tenant, number)
-            except (http.client.HTTPException, OSError):
-                self.count(self.cut, tenant)
-            finally:
-                connection.close()
+            with contextlib.closing(connection):
+                try:
+                    response = self.ask(connection, tenant, number)
+                except (http.client.HTTPException, OSError):  # the server takes no more requests
+                    self.ends.set()
+                    return
+                try:
+                    self.read(response, tenant)
+                except (http.client.HTTPException, OSError):
+                    self.count(self.cut, tenant)
 
-    def ask(self, connection: http.client.HTTPConnection, tenant: str, number: int) -> None:
-        """Read one reply, to its end if the flood goes on; or wait for as long as a refusal says."""
+    def ask(
+        self, connection: http.client.HTTPConnection, tenant: str, number: int
+    ) -> http.client.HTTPResponse:
+        """Send a request, and wait for the status."""
         body = json.dumps({**GENERATION, "seed": number})
         headers = {"Content-Type": "application/json", "X-Tenant": tenant}
         connection.request("POST", "/generate", body, headers)
-        response = connection.getresponse()
+        return connection.getresponse()
+
+    def read(self, response: http.client.HTTPResponse, tenant: str) -> None:
+        """Read a reply; or wait for as long as a refusal says."""
         if response.status == http.client.SERVICE_UNAVAILABLE:
             self.count(self.refused, tenant)
             seconds = int(response.headers["Retry-After"])
             self.longest = max(self.longest, seconds)
             self.ends.wait(seconds)
-            return
-        for line in response:
-            if self.has_enough():
-                return  # and hang up
-            self.count(self.replies if b"finish_reason" in line else self.outputs, tenant)
+        elif response.status == http.client.GATEWAY_TIMEOUT:
+            self.count(self.late, tenant)
+        else:
+            for line in response:
+                if self.has_enough():
+                    return  # and hang up
+                self.count(self.replies if b"finish_reason" in line else self.outputs, tenant)
 
     def count(self, what: Counter[str], tenant: str) -> None:
         """Add one, and end the flood if there are enough outputs."""
@@ -99,12 +107,15 @@ class Flood:
     def rows(self, tenants: list[str]) -> Iterator[str]:
         """Say what each tenant got."""
         total = self.outputs.total() or 1
-        yield f"{'tenant':12}{'replies':>9}{'outputs':>9}{'part':>7}{'refused':>9}{'cut':>6}"
+        yield (
+            f"{'tenant':12}{'replies':>9}{'outputs':>9}{'part':>7}{'refused':>9}"
+            f"{'late':>6}{'cut':>5}"
+        )
         for tenant in tenants:
             part = self.outputs[tenant] / total
             yield (
                 f"{tenant:12}{self.replies[tenant]:9}{self.outputs[tenant]:9}{part:7.0%}"
-                f"{self.refused[tenant]:9}{self.cut[tenant]:6}"
+                f"{self.refused[tenant]:9}{self.late[tenant]:6}{self.cut[tenant]:5}"
             )
         yield f"the longest Retry-After was {self.longest} s"
 
