@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import http.client
 import json
+import statistics
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ class Flood:
     refused: Counter[str] = field(default_factory=Counter)
     late: Counter[str] = field(default_factory=Counter)
     cut: Counter[str] = field(default_factory=Counter)
-    longest: int = 0  # seconds that a refusal asked to wait
+    waits: list[int] = field(default_factory=list)  # seconds, as refusals said
     ends: threading.Event = field(default_factory=threading.Event)  # no client asks any more
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -82,7 +83,7 @@ class Flood:
         if response.status == http.client.SERVICE_UNAVAILABLE:
             self.count(self.refused, tenant)
             seconds = int(response.headers["Retry-After"])
-            self.longest = max(self.longest, seconds)
+            self.waits.append(seconds)
             self.ends.wait(seconds)
         elif response.status == http.client.GATEWAY_TIMEOUT:
             self.count(self.late, tenant)
@@ -117,7 +118,9 @@ class Flood:
                 f"{tenant:12}{self.replies[tenant]:9}{self.outputs[tenant]:9}{part:7.0%}"
                 f"{self.refused[tenant]:9}{self.late[tenant]:6}{self.cut[tenant]:5}"
             )
-        yield f"the longest Retry-After was {self.longest} s"
+        if self.waits:
+            half = statistics.median_low(self.waits)
+            yield f"Retry-After was {half} s in the median, and {max(self.waits)} s at most"
 
 
 if __name__ == "__main__":
