@@ -399,6 +399,11 @@ class Batcher(Generic[RequestT, T]):
         await warm_up_in_loop(self._dispatcher, _check_requests("awarm_up", requests), timeout)
 
     @property
+    def name(self) -> str | None:
+        """What metrics, logs and errors call it; None if it was given no name."""
+        return self._dispatcher.options.name
+
+    @property
     def state(self) -> BatcherState:
         """Whether it is `"accepting"` requests, `"draining"` or `"closed"`.
 

@@ -167,12 +167,15 @@ class BatcherLog:
             seconds: For how long requests may go on.
             unfinished: How many there are.
         """
-        limit = "until they have ended" if seconds == math.inf else f"for {seconds:g} s at most"
+        limit = "to their end" if seconds == math.inf else f"for {seconds:g} s at most"
+        have = "1 request has" if unfinished == 1 else f"{unfinished:,} requests have"
+        rest = (
+            f"{have} not ended, and may go on {limit}" if unfinished else "all requests have ended"
+        )
         self._write(
             logging.INFO,
             "draining",
-            f"draining, as asked for{closing}: "
-            f"requests that have not ended may go on {limit}: {unfinished:,}",
+            f"draining, as asked for{closing}: {rest}",
             requests=unfinished,
         )
 

@@ -1,6 +1,7 @@
 """The lines of batchers in the log, and none where all is as it should be."""
 
 import logging
+import math
 import sys
 
 import pytest
@@ -96,7 +97,22 @@ def test_a_drain_has_a_line_as_it_begins_and_one_as_the_batcher_is_closed(lines)
     assert lines() == [("INFO", "draining", {"requests": 0}), ("INFO", "closed", {"requests": 0})]
     first = lines.records[0].getMessage()
     assert first.startswith("chat: draining, as asked for by close(drain=60) in thread ")
-    assert first.endswith(": requests that have not ended may go on for 60 s at most: 0")
+    assert first.endswith(": all requests have ended")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "unfinished", "text"),
+    [
+        (60.0, 0, "all requests have ended"),
+        (60.0, 1, "1 request has not ended, and may go on for 60 s at most"),
+        (0.5, 1200, "1,200 requests have not ended, and may go on for 0.5 s at most"),
+        (math.inf, 2, "2 requests have not ended, and may go on to their end"),
+    ],
+)
+def test_the_line_of_a_drain_says_how_many_requests_may_go_on(lines, seconds, unfinished, text):
+    log.BatcherLog("chat").drains(" by a test", seconds, unfinished)
+    [record] = lines.records
+    assert record.getMessage() == f"chat: draining, as asked for by a test: {text}"
 
 
 def test_refusals_have_a_line_as_they_begin_and_one_when_they_have_been_over_for_a_while(

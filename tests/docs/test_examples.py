@@ -22,7 +22,7 @@ NAMES = (
 )
 # These are tested in tests/integrations.
 OF_LITSERVE = ("batched_streaming_with_eos.py",)
-OF_SERVING = ("batched_function.py", "custom_server.py", "threaded_server.py")
+OF_SERVING = ("batched_function.py", "custom_server.py", "flood.py", "threaded_server.py")
 OF_ENGINES = (
     "engines/ctranslate2_channel.py",
     "engines/llama_cpp_engine.py",
@@ -124,6 +124,7 @@ LONG = {
     "batched_function.py": "uvicorn.run",
     "batched_streaming_with_eos.py": "litserve.LitServer.run",
     "custom_server.py": "uvicorn.run",
+    "flood.py": "threading.Thread.start",
     "threaded_server.py": "http.server.ThreadingHTTPServer.serve_forever",
 }
 EXIT_THERE = """
@@ -160,7 +161,7 @@ def test_each_case_of_a_queue_per_request_is_printed_as_it_is_through():
     assert len(lines) == 1  # the first case is printed, the second waits for its model
 
 
-@pytest.mark.parametrize("name", [*NAMES, "threaded_server.py"])
+@pytest.mark.parametrize("name", [*NAMES, "flood.py", "threaded_server.py"])
 def test_an_example_needs_nothing_but_the_library(name):
     tree = ast.parse((EXAMPLES / name).read_text())
     modules = set()

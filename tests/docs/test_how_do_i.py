@@ -24,12 +24,14 @@ import pytest
 from django.conf import settings
 from django.http import StreamingHttpResponse
 from django.utils.functional import empty
+from fastapi import FastAPI
 from flask import Response
 from litserve import LitAPI
 from starlette.responses import StreamingResponse
 from websockets.sync.client import connect
 
 import batchstream.integrations.litserve
+import batchstream.integrations.prometheus
 import batchstream.integrations.starlette
 import batchstream.text
 from batchstream import DynamicBatcher
@@ -122,6 +124,8 @@ def names_of_the_page(batcher):
     return {
         **vars(batchstream),
         **vars(batchstream.integrations.starlette),
+        "PrometheusMetrics": batchstream.integrations.prometheus.PrometheusMetrics,
+        "app": FastAPI(),
         "BatchedStreamLoop": batchstream.integrations.litserve.BatchedStreamLoop,
         "TextDecoder": batchstream.text.TextDecoder,
         "tokenizer": BYTES,

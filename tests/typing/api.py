@@ -344,6 +344,7 @@ with DynamicBatcher[str, str](translate, max_batch_size=8) as batcher:
     batcher.stream(1)  # type: ignore[arg-type]
     assert_type(batcher.state, Literal["accepting", "draining", "closed"])
     assert_type(batcher.ready, bool)
+    assert_type(batcher.name, str | None)
     batcher.state = "closed"  # type: ignore[misc]
     batcher.warm_up(["a", "b"], timeout=60)
     batcher.warm_up([1])  # type: ignore[list-item]

@@ -200,7 +200,8 @@ def _tenants(changes: Changes) -> tuple[Tenant, ...]:
 
     now = {figure: of(changes.now.get(figure, {})) for figure in _OF_TENANTS}
     submitted = of(changes.grown("submitted"))
-    names = sorted({name for counts in now.values() for name in counts})
+    # A page may have the figures of requests without a tenant before there is any.
+    names = sorted({name for counts in now.values() for name in counts if name or counts[name]})
     if names == [""]:  # no request has one
         return ()
     return tuple(

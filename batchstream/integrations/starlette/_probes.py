@@ -20,7 +20,8 @@ def readiness(
     """Return an endpoint that says whether batchers accept requests, and are warm.
 
     It responds with 200 if all of them are `ready`, else with 503, and always with the state of
-    each, in their order: `{"ready": false, "batchers": [{"state": "draining", "ready": false}]}`.
+    each, and its name if it has one, in their order:
+    `{"ready": false, "batchers": [{"name": "chat", "state": "draining", "ready": false}]}`.
     It is a readiness probe. A server that drains is alive, so let a liveness probe ask another
     endpoint.
 
@@ -49,7 +50,7 @@ def readiness(
             )
 
     async def ready(_: Request) -> JSONResponse:
-        states = [{"state": batcher.state, "ready": batcher.ready} for batcher in batchers]
+        states = [_state_of(batcher) for batcher in batchers]
         is_ready = all(state["ready"] for state in states)
         return JSONResponse(
             {"ready": is_ready, "batchers": states},
@@ -58,3 +59,8 @@ def readiness(
         )
 
     return ready
+
+
+def _state_of(batcher: DynamicBatcher | ContinuousBatcher) -> dict[str, str | bool]:
+    name = {} if batcher.name is None else {"name": batcher.name}
+    return {**name, "state": batcher.state, "ready": batcher.ready}

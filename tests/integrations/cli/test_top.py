@@ -299,6 +299,13 @@ def test_tenants_are_shown_where_the_figures_tell_them_apart():
     ]
 
 
+def test_requests_of_no_tenant_have_no_row_where_there_were_none():
+    recorded = Recorded("chat")  # whose metrics have the figures of no tenant from the start
+    recorded.batchers[0].submitted(tenant="acme")
+    [chat] = views(history(recorded.page()))
+    assert [tenant.name for tenant in chat.tenants] == ["acme"]
+
+
 def test_the_picture_says_the_same_as_the_lines():
     found = views(history(page({"requests_running": 3, "slots": 4, "requests_waiting": 2})))
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115

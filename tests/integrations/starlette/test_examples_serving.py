@@ -5,11 +5,16 @@ import contextlib
 import importlib.util
 import json
 import re
+import signal
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from support.serving import SECONDS, free_port, running
 
@@ -22,8 +27,9 @@ pytestmark = pytest.mark.timeout(60)
 class Server:
     """A running example."""
 
-    def __init__(self, url, log_path):
+    def __init__(self, url, log_path, process):
         self.url = url
+        self.process = process
         self._log_path = log_path
 
     def log(self):
@@ -39,10 +45,15 @@ class Server:
     def health(self):
         return self.get("/health").json()
 
-    def metric(self, name):
-        """Return one of the numbers that Prometheus would read."""
-        [value] = re.findall(rf"^{re.escape(name)} (\S+)$", self.get("/metrics").text, re.MULTILINE)
-        return float(value)
+    def metric(self, name, **labels):
+        """Return the sum of what Prometheus would read by a name, with these labels."""
+        samples = [
+            sample
+            for family in text_string_to_metric_families(self.get("/metrics").text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        return sum(sample.value for sample in samples)
 
     def wait_until(self, condition):
         deadline = time.monotonic() + SECONDS
@@ -65,8 +76,8 @@ def serve(name, folder):
     command = ["-W", "error", str(EXAMPLES / name), "--port", str(port)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PACE", PACE)
-        with running(command, url, folder / "log"):
-            yield Server(url, folder / "log")
+        with running(command, url, folder / "log") as process:
+            yield Server(url, folder / "log", process)
 
 
 @contextlib.asynccontextmanager
@@ -92,7 +103,11 @@ def custom(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    """The model of the example, without its server and without its pace."""
+    return load_model()
+
+
+def load_model():
+    """Import the example, without its server and without its pace."""
     spec = importlib.util.spec_from_file_location("custom_server", EXAMPLES / "custom_server.py")
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
@@ -105,7 +120,7 @@ def alone(module, request):
     """Let the model work for one request only, and return what it says."""
     generation = module.Generation(**request)
     engine = module.Bigrams((EXAMPLES / "custom_server.txt").read_text())
-    engine.add(3, generation)
+    engine.add(3, module.Job(generation))
     text = ""
     for _ in range(generation.max_outputs):
         [output] = engine.step().values()
@@ -136,9 +151,17 @@ def events(response):
 
 
 async def ask_all(server, requests, headers=None):
+    """Ask as clients of four tenants, none of which may have all of them waiting."""
     async with server.client() as client:
         return await asyncio.gather(
-            *(client.post("/generate", json=request, headers=headers) for request in requests)
+            *(
+                client.post(
+                    "/generate",
+                    json=request,
+                    headers={"x-tenant": f"tenant {number % 4}", **(headers or {})},
+                )
+                for number, request in enumerate(requests)
+            )
         )
 
 
@@ -190,38 +213,150 @@ def test_the_response_to_a_bad_request_says_what_is_wrong(custom, request_):
 
 
 def test_a_client_that_leaves_frees_its_slot(custom):
-    cancelled = 'batchstream_requests_finished_total{reason="cancelled"}'
-    before = custom.metric(cancelled)
+    finished, running_ = "batchstream_requests_finished_total", "batchstream_requests_running"
+    before = custom.metric(finished, reason="cancelled")
     with httpx.stream("POST", f"{custom.url}/generate", json=LONG, timeout=SECONDS) as response:
         body = response.iter_lines()  # which would close the response if it were dropped
         assert next(body)
-        assert custom.metric("batchstream_requests_live") == 1
-    custom.wait_until(lambda: custom.metric("batchstream_requests_live") == 0)
-    assert custom.metric(cancelled) == before + 1
+        assert custom.metric(running_) == 1
+    custom.wait_until(lambda: custom.metric(running_) == 0)
+    assert custom.metric(finished, reason="cancelled") == before + 1
 
 
 def test_a_full_server_says_so_and_is_not_full_for_ever(custom, model):
-    refused = custom.metric("batchstream_requests_refused_total")
+    refused = "batchstream_requests_refused_total"
+    before = [custom.metric(refused, reason=reason) for reason in ("tenant", "pending")]
     slots, others = model.SLOTS, 4 * model.SLOTS
 
-    def ask(client, count):
-        return all_open(client.stream("POST", "/generate", json=LONG) for _ in range(count))
+    def ask(client, count, tenant):
+        headers = {"x-tenant": tenant}
+        return all_open(
+            client.stream("POST", "/generate", json=LONG, headers=headers) for _ in range(count)
+        )
 
     async def fill():
-        async with custom.client() as client, ask(client, slots):
-            await custom.wait_until_health_is(live=slots, waiting=0)
-            async with ask(client, others):
-                await custom.wait_until_health_is(live=slots + others, waiting=others)
-                return await client.post("/generate", json=PROMPTS[0])
+        async with custom.client() as client, contextlib.AsyncExitStack() as floods:
+            for number in range(5):
+                await floods.enter_async_context(ask(client, slots, f"flood {number}"))
+                await custom.wait_until_health_is(live=slots * (number + 1), waiting=slots * number)
+                if number == 1:
+                    one_more = {"x-tenant": "flood 1"}
+                    yield await client.post("/generate", json=PROMPTS[0], headers=one_more)
+            await custom.wait_until_health_is(live=slots + others, waiting=others)
+            yield await client.post("/generate", json=PROMPTS[0])
 
-    response = asyncio.run(fill())
-    assert response.status_code == 503
-    assert response.headers["retry-after"]
-    assert custom.metric("batchstream_requests_refused_total") == refused + 1
+    async def refusals():
+        return [response async for response in fill()]
+
+    for response in asyncio.run(refusals()):
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) >= 1
+    after = [custom.metric(refused, reason=reason) for reason in ("tenant", "pending")]
+    assert after == [count + 1 for count in before]
     asyncio.run(custom.wait_until_health_is(live=0, waiting=0))
     assert custom.metric("batchstream_requests_waiting") == 0
     [response] = asyncio.run(ask_all(custom, PROMPTS[:1]))
     assert response.status_code == 200
+
+
+def test_a_header_says_what_is_urgent(monkeypatch):
+    module, is_open, joined = load_model(), threading.Event(), []
+
+    class Gated(module.Bigrams):
+        def add(self, slot, job):
+            joined.append(job.priority)
+            super().add(slot, job)
+
+        def step(self):
+            assert is_open.wait(SECONDS)
+            return super().step()
+
+    monkeypatch.setattr(module, "Bigrams", Gated)
+    request = {"prompt": "The mill", "max_outputs": 1}
+
+    def wait_until_live(live):
+        deadline = time.monotonic() + SECONDS
+        while module.batcher.statistics().live < live or not joined:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    async def ask():
+        transport = httpx.ASGITransport(module.app)
+        async with (
+            httpx.AsyncClient(transport=transport, base_url="http://it") as client,
+            module.batcher,
+            asyncio.TaskGroup() as group,
+        ):
+            for live, headers in enumerate([{}, *({"x-priority": it} for it in "210")], 1):
+                group.create_task(client.post("/generate", json=request, headers=headers))
+                await asyncio.to_thread(wait_until_live, live)
+            is_open.set()
+
+    asyncio.run(ask())
+    assert joined == [1, 0, 1, 2]  # the first one was alone
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"x-request-timeout": "soon"}, 400),
+        ({"x-priority": "3"}, 422),
+        ({"x-tenant": "x" * 65}, 422),
+    ],
+)
+def test_the_response_to_a_bad_header_names_it(custom, headers, status):
+    response = httpx.post(f"{custom.url}/generate", json=PROMPTS[0], headers=headers)
+    assert response.status_code == status
+    assert next(iter(headers)) in response.text.lower()
+
+
+def test_a_client_says_how_long_it_waits(custom):
+    headers = {"x-request-timeout": "0.001"}  # shorter than a step
+    response = httpx.post(f"{custom.url}/generate", json=PROMPTS[0], headers=headers)
+    assert response.status_code == 504
+
+
+def test_a_flood_is_shared_and_a_drain_cuts_no_reply(tmp_path):
+    """What the page Operating does with the server: flood it, read its figures, and stop it."""
+    with serve("custom_server.py", tmp_path) as server:
+        assert server.get("/ready").json()["batchers"][0]["name"] == "bigrams"
+        flood = [str(EXAMPLES / "flood.py"), "--port", server.url.rpartition(":")[2], "--clients"]
+        done = ask_flood([*flood, "12", "--outputs", "2000"])
+        outputs = {tenant: int(row["outputs"]) for tenant, row in done.items()}
+        assert outputs["gold"] > 2 * max(outputs["silver"], outputs["bronze"])
+        assert min(outputs["silver"], outputs["bronze"]) > 200
+        refused = "batchstream_requests_refused_total"
+        assert server.metric(refused, reason="tenant", tenant="silver") > 0
+
+        with flooding([*flood, "12", "--outputs", "1000000"]) as second:
+            asyncio.run(server.wait_until_health_is(waiting=3 * 8))
+            assert httpx.post(f"{server.url}/drain").status_code == 202
+            server.wait_until(lambda: server.get("/ready").status_code == 503)
+            response = httpx.post(f"{server.url}/generate", json=PROMPTS[0])
+            assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+            server.process.send_signal(signal.SIGTERM)
+            done = rows_of(second.communicate(timeout=SECONDS)[0])
+    for row in done.values():
+        assert (row["late"], row["cut"]) == ("0", "0")
+        assert int(row["outputs"]) == 50 * int(row["replies"]) > 0, "a reply was not whole"
+    assert "bigrams: draining, as asked for by aclose(drain=30)" in server.log()
+
+
+def flooding(command):
+    command = [sys.executable, *command]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603
+
+
+def ask_flood(command):
+    with flooding(command) as process:
+        return rows_of(process.communicate(timeout=SECONDS)[0])
+
+
+def rows_of(text):
+    _, heads, *rows, waits = text.splitlines()
+    assert re.fullmatch(r"Retry-After was [1-9]\d* s in the median, and \d+ s at most", waits)
+    found = [dict(zip(heads.split(), row.split(), strict=True)) for row in rows]
+    return {row["tenant"]: row for row in found}
 
 
 # ---- batched_function.py

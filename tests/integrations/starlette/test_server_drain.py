@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
-from batchstream import DynamicBatcher, OverloadedError
+from batchstream import DynamicBatcher, OverloadedError, batched
 from batchstream.integrations.starlette import exception_handlers, readiness
 from support.serving import SECONDS, Call, Gate, free_port, is_open, running
 
@@ -176,6 +176,15 @@ def test_a_probe_says_the_state_of_all_batchers(make_app):
     assert response.status_code == 503
     states = [{"state": "closed", "ready": False}, {"state": "accepting", "ready": True}]
     assert response.json() == {"ready": False, "batchers": states}
+
+
+def test_a_probe_names_the_batchers_that_have_a_name():
+    chat = DynamicBatcher(model, max_batch_size=2, name="chat")
+    app = Starlette(routes=[Route("/ready", readiness(chat, batched(model)))])
+    assert TestClient(app).get("/ready").json()["batchers"] == [
+        {"name": "chat", "state": "accepting", "ready": True},
+        {"state": "accepting", "ready": True},
+    ]
 
 
 @pytest.mark.parametrize("wrong", [(), (model,)])
