@@ -1377,8 +1377,8 @@ MUTANTS = [
     ),
     Mutant(
         "a request is late whose own consumer has left its stream full",
-        "elif waits and request.is_full(fanout.limit):",
-        "elif waits and request.is_full(10**9):",
+        "            elif self._is_held_up_by(request):\n                self._stop",
+        "            elif False:\n                self._stop",
         DEADLINES,
     ),
     Mutant(

@@ -11,8 +11,8 @@ from typing_extensions import TypeVar
 from batchstream._batching.life import check_drain
 from batchstream._batching.metrics import MetricsCaller
 from batchstream._batching.places import PlaceRules
-from batchstream._batching.traces import TracesCaller
 from batchstream._batching.step_budget import check_step_budget, first_step_cost
+from batchstream._batching.traces import TracesCaller
 from batchstream._core.arguments import (
     Bound,
     OnOverflow,

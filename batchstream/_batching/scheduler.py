@@ -278,8 +278,7 @@ class Scheduler(Generic[T]):
                 break
             for request in requests:
                 if not request.ends:
-                    if self.requeued:
-                        self.requeued.discard(request)
+                    self.requeued.discard(request)
                     request.state = REQUEST_LIFE[request.state, "take"]
                     taken.append(request)
         if taken and queue is self.queue:

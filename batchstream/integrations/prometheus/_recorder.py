@@ -78,7 +78,8 @@ class Recorder(Metrics):
             families.series("gap", labels),
             families.series("slots", labels),
         )
-        self.stepped = self._steps.add  # type: ignore[method-assign] # without a call in between
+        # Without a call in between, and as the tuple that the arguments are.
+        self.stepped = self._steps.add  # type: ignore[method-assign, assignment]
 
     def _of(self, tenant: Hashable) -> TenantFigures:
         label = "" if tenant is None else self._label_of(tenant)
