@@ -51,9 +51,10 @@ class Server:
             sample
             for family in text_string_to_metric_families(self.get("/metrics").text)
             for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
+            if sample.name == name
         ]
-        return sum(sample.value for sample in samples)
+        assert samples, f"there is no {name}"
+        return sum(it.value for it in samples if labels.items() <= it.labels.items())
 
     def wait_until(self, condition):
         deadline = time.monotonic() + SECONDS
