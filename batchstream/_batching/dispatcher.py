@@ -31,7 +31,7 @@ from typing_extensions import TypeVar
 
 from batchstream._batching import clock
 from batchstream._batching.keys import KeyInterner
-from batchstream._batching.life import Readiness, state_text
+from batchstream._batching.life import WarmUps, state_text
 from batchstream._batching.log import BatcherLog
 from batchstream._batching.request import Deadlines, Request, Submission, closed_error
 from batchstream._batching.scheduler import NOTHING_REAPED, Scheduler
@@ -148,7 +148,7 @@ class Dispatcher(ABC, Generic[T]):
         self.consumers: dict[Request[T], int] = {}
         self.room_waiters: dict[AnyFlight[T], None] = {}
         self.closers: dict[Notice, None] = {}
-        self.readiness = Readiness()
+        self.readiness = WarmUps()
         self.scheduler = self._new_scheduler()
         # Re-entrant for the sake of `statistics`, which a signal's handler may call.
         self._lock = RLock()
@@ -830,8 +830,6 @@ class Dispatcher(ABC, Generic[T]):
             waiting, batches = self.scheduler.close()
             unfinished = len(self.scheduler.totals.open)
         self._follow_up(reaped, now)
-        if is_first:
-            self.log.closed(self.scheduler.closing, unfinished)
         self.fail_all(waiting, closed_error(self.scheduler.closing))
         self._wake_workers()
         for batch in batches:
@@ -839,6 +837,8 @@ class Dispatcher(ABC, Generic[T]):
         self.reap()
         self.tell_of_room()  # there is none, as it finds
         self._tell_closers()
+        if is_first:  # only now: a handler of the user's may take long, or be broken off
+            self.log.closed(self.scheduler.closing, unfinished)
         self._check_ended()
 
     def request_drain(self, by: str, seconds: float) -> bool:
@@ -858,11 +858,11 @@ class Dispatcher(ABC, Generic[T]):
             self.scheduler.drain(now + seconds, closing)
             unfinished = len(self.scheduler.totals.open)
         self._follow_up(reaped, now)
-        if is_first:
-            self.log.drains(closing, seconds, unfinished)
         self._wake_workers()
         self.tell_of_room()  # there is none, as it finds
         self._tell_closers()  # of a drain before this one, which may be over earlier now
+        if is_first:
+            self.log.drains(closing, seconds, unfinished)
         return True
 
     def drain_state(self) -> tuple[BatcherState, float, bool]:

@@ -134,8 +134,8 @@ class Engine:
             self._in_call = False
         if returned is not None and (returned is NotNow or isinstance(returned, NotNow)):
             raise TypeError(
-                f"add of the engine has returned {returned!r}, and what it returns is not looked "
-                f"at: let it raise NotNow where it has no room for a request at the moment"
+                f"add of the engine has returned {returned!r}: let it raise NotNow, and not return "
+                f"it, where it has no room for a request at the moment"
             )
         self._occupied.add(slot)
         return True

@@ -13,7 +13,7 @@ waited for in this way: its consumer may be busy with a reply.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from batchstream._batching import clock
 from batchstream._batching.notice import Notice
@@ -55,14 +55,6 @@ class _Turn:
         self.until = None if seconds is None else clock.monotonic() + seconds
         self.notice = Notice(dispatcher.parking, passes_on=True)
 
-    def __enter__(self) -> Self:
-        self._dispatcher.room_waiters[self.notice] = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._dispatcher.room_waiters.pop(self.notice, None)
-        self._dispatcher.tell_of_room()
-
     def has_come(self) -> bool:
         """Whether there is room, and no other waits for it.
 
@@ -85,9 +77,15 @@ class _Turn:
 
 def wait_for_room(dispatcher: Dispatcher[Any], timeout: float | None, cost: float) -> None:
     """Wait in a thread until a request would not be refused."""
-    with _Turn(dispatcher, timeout, cost) as turn:
+    turn = _Turn(dispatcher, timeout, cost)
+    waiters, notice = dispatcher.room_waiters, turn.notice
+    waiters[notice] = None  # not in a `with`: its calls may be broken off by a signal's exception
+    try:
         while not turn.has_come():
-            dispatcher.wait_for_any(turn.notice, turn.until)
+            dispatcher.wait_for_any(notice, turn.until)
+    finally:
+        del waiters[notice]
+        dispatcher.tell_of_room()
 
 
 async def wait_for_room_in_loop(
@@ -98,6 +96,12 @@ async def wait_for_room_in_loop(
     """Do the same in an event loop."""
     loop = current_loop()
     await loop.checkpoint()
-    with _Turn(dispatcher, timeout, cost) as turn:
+    turn = _Turn(dispatcher, timeout, cost)
+    waiters, notice = dispatcher.room_waiters, turn.notice
+    waiters[notice] = None
+    try:
         while not turn.has_come():
-            await dispatcher.wait_for_any_in_loop(turn.notice, loop, turn.until)
+            await dispatcher.wait_for_any_in_loop(notice, loop, turn.until)
+    finally:
+        del waiters[notice]
+        dispatcher.tell_of_room()

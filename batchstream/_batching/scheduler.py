@@ -271,8 +271,8 @@ class Scheduler(Generic[T]):
             if not begins:
                 return []
             queue = self.warm_up_queue
-            if any(request.is_warm_up for request in self.requeued):
-                slots = 1  # none joins it later: together they might be given back again for ever
+            # None joins it later: together they might be given back again for ever.
+            slots = 1 if any(it.is_warm_up for it in self.requeued) else slots
         while not taken and self.state != "closed":
             if not (requests := queue.take(now, slots=slots, spent=spent)):
                 break

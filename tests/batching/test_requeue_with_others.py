@@ -1,17 +1,17 @@
-"""Slots that are given back, where that meets the rest: deadlines, warm-ups, drains, costs, faults."""
+"""Slots that are given back, where deadlines, warm-ups, drains, costs and faults meet that."""
 
 from __future__ import annotations
 
 from functools import partial
 
 import pytest
+from test_drain import draining
+from test_requeue import Preempting, batcher_of, until_given_back
+from test_warm_up import nothing_counted, warm_up
 
 from batchstream import ClosedError, Metrics, NotNow, RequestError, SourceError
 from support import knobs
 from support.engines import continuous_batchers
-from test_drain import draining
-from test_requeue import Preempting, batcher_of, until_given_back
-from test_warm_up import nothing_counted, warm_up
 
 LONG = 3600.0
 
@@ -263,7 +263,7 @@ async def test_an_engine_raises_not_now_and_does_not_return_it(form, returned):
     gate.open()
     outputs, [error] = await form.read(second)
     assert (outputs, type(error)) == ([], TypeError)
-    assert "let it raise NotNow where it has no room" in str(error)
+    assert "let it raise NotNow, and not return it, where" in str(error)
     assert await form.rest(first) == list("abc")
 
 
