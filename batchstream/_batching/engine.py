@@ -42,7 +42,8 @@ class Engine:
         engine: A `StepEngine`, or a function without arguments that makes one.
 
     Attributes:
-        is_full: Whether a request was told `NotNow`, or was given back, and none has left since.
+        is_full: Whether a request was refused with `NotNow`, or was given back, and none has left
+            since.
         is_open: Whether there is an engine to be closed: it was made here, and has a `close`. It is
             until that has returned.
         made: How many engines were made here.

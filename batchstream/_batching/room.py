@@ -4,10 +4,10 @@ Theory of operation
 -------------------
 
 `Dispatcher.room_waiters` has all that wait for room, in the order in which they came: the flights
-that hold a request back, and the turns below. When there may be room, each is told in this order,
+that hold a request back, and the turns below. When there may be room, they are woken in this order,
 up to and including the first turn. That one looks, with the lock, whether there is room; if so it
-leaves, and as it leaves tells the next. So of a thousand callers one is woken for each place, and
-none waits for ever behind one that was told and left without submitting anything. A flight is not
+leaves, and as it leaves wakes the next. So of a thousand callers one is woken for each place, and
+none waits for ever behind one that was woken and left without submitting anything. A flight is not
 waited for in this way: its consumer may be busy with a reply.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class _Turn:
-    """One caller among those that wait.
+    """One caller that waits.
 
     Args:
         dispatcher: Whose queue has to have room.
@@ -40,7 +40,7 @@ class _Turn:
 
     Attributes:
         until: Until when.
-        notice: By what it is told.
+        notice: Wakes it.
     """
 
     def __init__(self, dispatcher: Dispatcher[Any], timeout: float | None, cost: float) -> None:

@@ -58,7 +58,7 @@ class _WarmUp(Generic[T]):
 
     Attributes:
         until: Until when they may last.
-        notice: By what the caller is told that one has ended.
+        notice: Wakes the caller when one has ended.
     """
 
     def __init__(self, dispatcher: Dispatcher[T], timeout: float | None) -> None:
@@ -101,7 +101,7 @@ class _WarmUp(Generic[T]):
 
     def _note_end(self, request: Request[T]) -> None:
         self._ended.append(request)
-        self.notice.tell()
+        self.notice.wake()
 
     def is_over(self) -> bool:
         """Whether all have ended well.
