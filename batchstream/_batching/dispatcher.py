@@ -31,9 +31,15 @@ from typing_extensions import TypeVar
 
 from batchstream._batching import clock
 from batchstream._batching.keys import KeyInterner
-from batchstream._batching.life import Readiness, state_text
+from batchstream._batching.life import WarmUps, state_text
 from batchstream._batching.log import BatcherLog
-from batchstream._batching.request import Deadlines, Request, Submission, closed_error
+from batchstream._batching.request import (
+    Deadlines,
+    Request,
+    Submission,
+    closed_error,
+    without_stream,
+)
 from batchstream._batching.scheduler import NOTHING_REAPED, Scheduler
 from batchstream._core.errors import (
     ClosedError,
@@ -76,7 +82,7 @@ class AnyFlight(LoopBound, Protocol[T]):
     Attributes:
         ready: Whether there is something to do for a consumer that waits.
         live: The requests that have not ended.
-        passes_on: Whether it tells the next of room itself, as it leaves. See `room.py`.
+        passes_on: Whether it wakes the next itself, as it leaves. See `room.py`.
     """
 
     passes_on: bool
@@ -124,9 +130,9 @@ class Dispatcher(ABC, Generic[T]):
         scheduler: What decides, for the holder of the lock.
         forked: Whether this is a copy in a forked child, of no use there.
         log: Writes the batcher's lines in the log.
-        room_waiters: What is to be told of room in the queue, in the order in which it came:
+        room_waiters: What is to be woken by room in the queue, in the order in which it came:
             flights with a request for which there was none, and other callers. See `room.py`.
-        closers: What is to be told when the last request has ended, in a drain. See `drain.py`.
+        closers: What is to be woken when the last request has ended, in a drain. See `drain.py`.
         readiness: Whether the model is warm.
         consumers: Which thread waits for which buffer.
         times_out: Whether a receive can have a timeout.
@@ -149,7 +155,7 @@ class Dispatcher(ABC, Generic[T]):
         self.consumers: dict[Request[T], int] = {}
         self.room_waiters: dict[AnyFlight[T], None] = {}
         self.closers: dict[Notice, None] = {}
-        self.readiness = Readiness()
+        self.readiness = WarmUps()
         self.scheduler = self._new_scheduler()
         # Re-entrant for the sake of `statistics`, which a signal's handler may call.
         self._lock = RLock()
@@ -373,7 +379,7 @@ class Dispatcher(ABC, Generic[T]):
         """Accept a request of a warm-up, which waits for `begin_warm_up`; see `submit`."""
         return self.submit(
             content,
-            _without_stream,
+            without_stream,
             timeout=None,
             wait_timeout=None,
             on_end=on_end,
@@ -623,7 +629,7 @@ class Dispatcher(ABC, Generic[T]):
             self.log.failed(finished, closed=self.scheduler.state == "closed")
 
     def tell_of_room(self) -> None:
-        """Let those that wait for room look again, up to the first that tells the next itself."""
+        """Wake what waits for room, up to the first waiter that wakes the next itself."""
         for waiter in list(self.room_waiters):
             waiter.note_room()
             if waiter.passes_on:
@@ -632,7 +638,7 @@ class Dispatcher(ABC, Generic[T]):
     def _tell_closers(self) -> None:
         """Let callers that wait for the end of a drain look whether it has come."""
         for closer in list(self.closers):
-            closer.tell()
+            closer.wake()
 
     def has_room(self, cost: float) -> bool:
         """Whether a request of this cost would not be refused at the moment.
@@ -741,7 +747,7 @@ class Dispatcher(ABC, Generic[T]):
         """Wait in a thread until a request of a flight has ended, or there may be room.
 
         Args:
-            flight: The flight; or a notice, until it is told of something.
+            flight: The flight; or a notice, until it is woken.
             deadline: Until when at most.
 
         Raises:
@@ -864,8 +870,6 @@ class Dispatcher(ABC, Generic[T]):
             waiting, batches = self.scheduler.close()
             unfinished = len(self.scheduler.totals.open)
         self._follow_up(reaped, now)
-        if is_first:
-            self.log.closed(self.scheduler.closing, unfinished)
         self.fail_all(waiting, closed_error(self.scheduler.closing))
         self._wake_workers()
         for batch in batches:
@@ -873,10 +877,12 @@ class Dispatcher(ABC, Generic[T]):
         self.reap()
         self.tell_of_room()  # there is none, as it finds
         self._tell_closers()
+        if is_first:  # only now: a handler of the user's may take long, or be broken off
+            self.log.closed(self.scheduler.closing, unfinished)
         self._check_ended()
 
     def request_drain(self, by: str, seconds: float) -> bool:
-        """Accept no request any more; return whether those that there are may still end.
+        """Accept no request any more; return whether the requests that there are may end.
 
         Args:
             by: What asks for it, for the text of errors.
@@ -892,11 +898,11 @@ class Dispatcher(ABC, Generic[T]):
             self.scheduler.drain(now + seconds, closing)
             unfinished = len(self.scheduler.totals.open)
         self._follow_up(reaped, now)
-        if is_first:
-            self.log.drains(closing, seconds, unfinished)
         self._wake_workers()
         self.tell_of_room()  # there is none, as it finds
         self._tell_closers()  # of a drain before this one, which may be over earlier now
+        if is_first:
+            self.log.drains(closing, seconds, unfinished)
         return True
 
     def drain_state(self) -> tuple[BatcherState, float, bool]:
@@ -1015,11 +1021,6 @@ class Dispatcher(ABC, Generic[T]):
         self._keys = KeyInterner()
         self._tenants = KeyInterner("tenant")
         self.context = self.context.copy()  # an engine's call in the parent may never leave it
-
-
-def _without_stream(request: Request[T], _: object) -> Request[T]:
-    """Make no stream of a request: a warm-up owns it."""
-    return request
 
 
 def _said_of(by: str) -> str:

@@ -1,4 +1,4 @@
-"""What one waiter of a batcher is told: that something may have changed for it."""
+"""How one waiter of a batcher is woken, as something may have changed for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Notice:
         passes_on: See `AnyFlight`.
 
     Attributes:
-        ready: Whether it was told since it looked last.
+        ready: Whether it was woken since it looked last.
         live: No requests: what it waits for are other clients' requests.
         passes_on: The same.
     """
@@ -31,12 +31,12 @@ class Notice:
         self.live: list[Any] = []
         self.passes_on = passes_on
 
-    def tell(self) -> None:
+    def wake(self) -> None:
         """Wake the waiter; from any thread, in a signal's handler or a finalizer too."""
         self.ready = True
         self._parking.wake((self,))
 
-    note_room = tell
+    note_room = wake
 
     def _cancel_with_loop(self) -> None:
         """Do nothing: the waiter's task was gone with its event loop."""

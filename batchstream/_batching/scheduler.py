@@ -271,8 +271,8 @@ class Scheduler(Generic[T]):
             if not begins:
                 return []
             queue = self.warm_up_queue
-            if any(request.is_warm_up for request in self.requeued):
-                slots = 1  # none joins it later: together they might be given back again for ever
+            # None joins it later: together they might be given back again for ever.
+            slots = 1 if any(it.is_warm_up for it in self.requeued) else slots
         while not taken and self.state != "closed":
             if not (requests := queue.take(now, slots=slots, spent=spent)):
                 break
@@ -424,7 +424,7 @@ class Scheduler(Generic[T]):
         return True
 
     def drain(self, until: float, closing: str) -> None:
-        """Accept no request any more, and let those that there are end until then.
+        """Accept no request any more, and let the others end until then.
 
         Of several drains the one that is over first counts.
 

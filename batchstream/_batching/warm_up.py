@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic
 
 from typing_extensions import TypeVar
 
@@ -15,7 +15,6 @@ from batchstream._eventloops.current import current_loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
 
     from batchstream._batching.dispatcher import Dispatcher
     from batchstream._batching.request import Request
@@ -25,10 +24,13 @@ T = TypeVar("T")
 
 def warm_up(dispatcher: Dispatcher[Any], requests: Iterable[Any], timeout: float | None) -> None:
     """Run requests through the model, and wait in a thread until all have ended."""
-    with _WarmUp(dispatcher, timeout) as warming:
-        warming.submit(requests)
+    warming = _WarmUp(dispatcher, timeout)
+    try:
+        warming.begin(requests)
         while not warming.is_over():
             dispatcher.wait_for_any(warming.notice, warming.until)
+    finally:
+        warming.end()
 
 
 async def warm_up_in_loop(
@@ -38,10 +40,13 @@ async def warm_up_in_loop(
 ) -> None:
     """Do the same in an event loop."""
     loop = current_loop()
-    with _WarmUp(dispatcher, timeout) as warming:
-        warming.submit(requests)
+    warming = _WarmUp(dispatcher, timeout)
+    try:
+        warming.begin(requests)
         while not warming.is_over():
             await dispatcher.wait_for_any_in_loop(warming.notice, loop, warming.until)
+    finally:
+        warming.end()
 
 
 class _WarmUp(Generic[T]):
@@ -53,7 +58,7 @@ class _WarmUp(Generic[T]):
 
     Attributes:
         until: Until when they may last.
-        notice: By what the caller is told that one has ended.
+        notice: Wakes the caller when one has ended.
     """
 
     def __init__(self, dispatcher: Dispatcher[T], timeout: float | None) -> None:
@@ -62,33 +67,32 @@ class _WarmUp(Generic[T]):
         self._timeout = timeout
         self.until = None if seconds is None else clock.monotonic() + seconds
         self.notice = Notice(dispatcher.parking)
+        self._warm_ups = dispatcher.readiness
+        self._is_over = False
         self._live: set[Request[T]] = set()
         self._ended: deque[Request[T]] = deque()  # added to by any thread; one may come twice
 
-    def __enter__(self) -> Self:
-        self._dispatcher.readiness.begin(self)
-        return self
+    def end(self) -> None:
+        """Cancel what has not ended."""
+        try:
+            for request in self._live:
+                request.on_end = None  # which refers to this
+                self._dispatcher.cancel(request)
+            if not self._is_over:
+                self._dispatcher.reap()  # the others need not wait for what was cancelled here
+        finally:
+            self._warm_ups.under_way.discard(self)
+            self._warm_ups.last_has_failed = not self._is_over
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for request in self._live:
-            request.on_end = None  # which refers to this
-            self._dispatcher.cancel(request)
-        if exc is not None:
-            self._dispatcher.reap()  # the others need not wait for what was cancelled here
-        self._dispatcher.readiness.end(self, has_failed=exc is not None)
-
-    def submit(self, contents: Iterable[Any]) -> None:
+    def begin(self, contents: Iterable[Any]) -> None:
         """Submit the requests, all before the first of them is taken.
 
         Raises:
             ValueError: There is none.
             Exception: What submitting one raises; none of them reaches the model.
         """
+        self._warm_ups.last_has_failed = True  # until it has ended well, whatever breaks it off
+        self._warm_ups.under_way.add(self)
         for content in contents:
             self._live.add(self._dispatcher.submit_warm_up(content, self._note_end))
         if not self._live:
@@ -97,7 +101,7 @@ class _WarmUp(Generic[T]):
 
     def _note_end(self, request: Request[T]) -> None:
         self._ended.append(request)
-        self.notice.tell()
+        self.notice.wake()
 
     def is_over(self) -> bool:
         """Whether all have ended well.
@@ -123,4 +127,5 @@ class _WarmUp(Generic[T]):
                 f"give it longer, or fewer requests",
                 timeout=float(self._timeout or 0.0),
             )
-        return not self._live
+        self._is_over = not self._live
+        return self._is_over
