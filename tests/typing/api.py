@@ -718,6 +718,8 @@ def litserve_loops() -> None:
     ContinuousBatchLoop(make_engine, priority=urgency, tenant=api_key, metrics=Metrics)
     ContinuousBatchLoop(make_engine, priority=api_key)  # type: ignore[arg-type]
     ContinuousBatchLoop(make_engine, metrics=Metrics())  # type: ignore[arg-type]
+    ContinuousBatchLoop(make_engine, step_cost=len, max_step_cost=8)
+    ContinuousBatchLoop(make_engine, step_cost=8, max_step_cost=8)  # type: ignore[arg-type]
     ContinuousBatchLoop(make_engine, max_outputs=8)
     BatchedStreamLoop(is_eos=per_request(stops_in_context))
     ContinuousBatchLoop(make_engine, is_eos=per_request(stops_in_context))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Final
 
 from starlette.exceptions import HTTPException
@@ -16,6 +15,7 @@ from batchstream._core.errors import (
     SlowConsumerError,
     error_text,
 )
+from batchstream.integrations._headers import retry_after
 from batchstream.integrations._http import SendTimeoutError
 from batchstream.integrations._timeouts import HeaderError
 
@@ -26,15 +26,10 @@ if TYPE_CHECKING:
 
     from batchstream.integrations._http import Handler
 
-_RETRY_AFTER: Final = 1
-"""Seconds, at least, and where nothing was measured: another server may be free, or this one be
-back, at any time."""
-
 
 async def _unavailable(_request: Request, error: Exception) -> Response:
     seconds = error.retry_after if isinstance(error, OverloadedError) else None
-    retry_after = max(math.ceil(seconds or 0.0), _RETRY_AFTER)
-    return JSONResponse(detail_of(error), 503, {"retry-after": str(retry_after)})
+    return JSONResponse(detail_of(error), 503, {"retry-after": retry_after(seconds)})
 
 
 async def _too_late(_request: Request, error: Exception) -> Response:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from typing import TYPE_CHECKING, Final
 
+from batchstream.integrations._headers import given_id
+
 if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
-
-HEADER: Final = "X-Request-ID"
-
-_FIT: Final = re.compile(r"[!-~]{1,128}")
-"""Visible ASCII, and not much of it: what stands in logs must not be able to look like a line."""
 
 
 def request_id(request: HTTPConnection) -> str:
@@ -30,8 +26,7 @@ def request_id(request: HTTPConnection) -> str:
     state = request.scope.setdefault("state", {})
     found: str | None = state.get(_KEY)
     if found is None:
-        header = request.headers.get(HEADER, "")
-        found = header if _FIT.fullmatch(header) else uuid.uuid4().hex
+        found = given_id(request.headers) or uuid.uuid4().hex
         state[_KEY] = found
     return found
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from anyio import move_on_after
 from starlette.exceptions import HTTPException
 
+from batchstream.integrations._headers import REQUEST_ID
 from batchstream.integrations._http import Body
 from batchstream.integrations.litserve._openai.deltas import Choice, Delta, sum_of, usage_of
 from batchstream.integrations.litserve._openai.errors import error_of, error_response
-from batchstream.integrations.litserve._server.asked import REQUEST_ID
 from batchstream.integrations.litserve._server.cuts import CountedResponse
 from batchstream.integrations.litserve._server.response_queue import FailedError
 

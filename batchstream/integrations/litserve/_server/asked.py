@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from starlette.exceptions import HTTPException
 
+from batchstream.integrations._headers import REQUEST_ID, given_id
 from batchstream.integrations._timeouts import HeaderError, timeout_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from starlette.requests import Request
-
-REQUEST_ID: Final = "x-request-id"
-
-_ID: Final = re.compile(r"[!-~]{1,200}")
-"""Ids that are taken over: other text could break a line of the log, or fill it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +38,7 @@ class Asked:
             HTTPException: 400, a timeout cannot be read.
         """
         headers = request.headers
-        given = headers.get(REQUEST_ID, "")
-        name = given if _ID.fullmatch(given) else None
+        name = given_id(headers)
         try:
             timeout = timeout_of(headers)
         except HeaderError as error:

@@ -11,8 +11,9 @@ from fastapi import HTTPException, Request, Response
 from litserve.specs.base import LitSpec
 from starlette.requests import ClientDisconnect
 
+from batchstream.integrations._headers import REQUEST_ID
 from batchstream.integrations._http import Body, CutError
-from batchstream.integrations.litserve._server.asked import REQUEST_ID, Asked
+from batchstream.integrations.litserve._server.asked import Asked
 from batchstream.integrations.litserve._server.cuts import CountedResponse
 from batchstream.integrations.litserve._server.response_queue import FailedError
 from batchstream.integrations.litserve._server.setup import check_server, connect

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from fastapi import HTTPException
 from litserve.utils import LitAPIStatus
 
+from batchstream.integrations._headers import REQUEST_ID
 from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Failure
 from batchstream.integrations.litserve._log import fields, logger
-from batchstream.integrations.litserve._server.asked import REQUEST_ID
 
 if TYPE_CHECKING:
     import asyncio

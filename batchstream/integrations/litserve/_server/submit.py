@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,11 +13,12 @@ from starlette import exceptions as starlette
 from batchstream import OverloadedError, RequestError
 from batchstream._batching.traces import carrier_of
 from batchstream._core.errors import type_name
+from batchstream.integrations._headers import REQUEST_ID, retry_after
 from batchstream.integrations.litserve._link.messages import UNKNOWN, Envelope, Failure, new_uid
 from batchstream.integrations.litserve._link.received import ReceivedRequest
 from batchstream.integrations.litserve._link.request_queue import Refusal
 from batchstream.integrations.litserve._log import fields, logger
-from batchstream.integrations.litserve._server.asked import NOTHING, REQUEST_ID, Asked
+from batchstream.integrations.litserve._server.asked import NOTHING, Asked
 from batchstream.integrations.litserve._server.reports import Reports
 from batchstream.integrations.litserve._server.response_queue import FailedError
 from batchstream.integrations.litserve._server.responses import Responses
@@ -161,8 +161,8 @@ def _refuse(link: Link, refusal: Refusal, reports: Reports, name: str) -> NoRetu
         retry_after=refusal.retry_after,
     )
     reports.overloaded(error, name)
-    seconds = max(1, math.ceil(refusal.retry_after or 0))
-    failure = Failure(503, "Service Unavailable", {"retry-after": str(seconds)})
+    headers = {"retry-after": retry_after(refusal.retry_after)}
+    failure = Failure(503, "Service Unavailable", headers)
     raise FailedError(failure) from error
 
 
