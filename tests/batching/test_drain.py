@@ -320,7 +320,7 @@ def test_a_handler_that_has_interrupted_the_holder_of_the_lock_drains_behind_it(
     batcher, gate = held()
     stream = batcher.stream("a")
     assert gate.reached.wait(TIMEOUT)
-    with batcher._dispatcher._lock:
+    with batcher._dispatcher.lock:
         batcher.close(drain=math.inf)
         assert batcher.state == "draining"
     gate.opened.set()
@@ -342,7 +342,7 @@ def test_an_exception_of_a_signals_handler_ends_the_drain_that_it_strikes():
         main = threading.get_ident()
 
         def strike():
-            while not batcher._dispatcher.closers:  # the main thread waits
+            while not batcher._dispatcher.ends.closers:  # the main thread waits
                 pass
             signal.pthread_kill(main, signal.SIGUSR1)
 

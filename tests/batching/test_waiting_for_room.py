@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 
 from batchstream import ClosedError, DynamicBatcher, OverloadedError
+from batchstream._batching.closing import request_drain
 from batchstream._batching.departures import DepartureRate
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.request import Request, Submission
@@ -37,7 +38,7 @@ async def test_where_there_is_room_no_caller_waits(form):
     batcher = form.batcher(**FULL)
     for _ in range(3):
         await wait_for_room(form, batcher)
-    assert not batcher._dispatcher.room_waiters
+    assert not batcher._dispatcher.ends.room_waiters
 
 
 @every_batcher
@@ -65,13 +66,13 @@ async def test_callers_are_woken_in_the_order_in_which_they_came(form):
     came = []
 
     async def caller(name):
-        while len(batcher._dispatcher.room_waiters) < name:
+        while len(batcher._dispatcher.ends.room_waiters) < name:
             await form.all_wait()
         await wait_for_room(form, batcher)
         came.append(name)
 
     async def release():
-        while len(batcher._dispatcher.room_waiters) < 3:
+        while len(batcher._dispatcher.ends.room_waiters) < 3:
             await form.all_wait()
         gate.open()
 
@@ -88,7 +89,7 @@ async def test_a_request_that_is_cancelled_as_it_waits_makes_room(form):
     batcher, streams, gate = await filled(form)
 
     async def cancel():
-        while not batcher._dispatcher.room_waiters:
+        while not batcher._dispatcher.ends.room_waiters:
             await form.all_wait()
         streams[1].cancel()  # the model is in a step
 
@@ -107,7 +108,7 @@ async def test_the_time_to_wait_is_limited(form):
     gate.open()
     for stream in streams:
         await form.rest(stream)
-    assert not batcher._dispatcher.room_waiters
+    assert not batcher._dispatcher.ends.room_waiters
 
 
 @every_batcher
@@ -120,12 +121,12 @@ async def test_all_who_wait_learn_that_the_batcher_was_closed_or_drains(form, dr
             await wait_for_room(form, batcher)
 
     async def end():
-        while len(batcher._dispatcher.room_waiters) < 2:
+        while len(batcher._dispatcher.ends.room_waiters) < 2:
             await form.all_wait()
         if drain is None:
             batcher._dispatcher.request_close("the test")
         else:
-            batcher._dispatcher.request_drain("the test", drain)
+            request_drain(batcher._dispatcher, "the test", drain)
 
     await form.concurrently(caller, caller, end)
     gate.open()
@@ -201,7 +202,7 @@ def test_a_refusal_says_when_those_that_wait_will_have_left():
 
     for _ in range(6):
         submit(0.0)
-    worker = scheduler.wakeups[0].worker
+    worker = scheduler.workers.wakeups[0].worker
     for now in (1.0, 3.0):  # two requests in two seconds
         assert len(scheduler.next_batch(worker, None, now).requests) == 2
     for _ in range(2):
