@@ -707,7 +707,7 @@ MUTANTS = [
     ),
     Mutant(
         "room is not passed on by a caller that leaves",
-        "        self._dispatcher.tell_of_room()\n\n    def has_come",
+        "        self._dispatcher.ends.tell_of_room()\n\n    def has_come",
         "\n    def has_come",
         ("test_waiting_for_room.py",),
     ),
@@ -731,14 +731,14 @@ MUTANTS = [
     ),
     Mutant(
         "a drain goes on when its last request is cancelled as it waits",
-        "        if self.closers:\n            self._tell_closers()\n        # Behind",
+        "        if self.closers:\n            self.tell_closers()\n        # Behind",
         "        # Behind",
         ("test_drain.py",),
     ),
     Mutant(
         "a drain is over before its last request has ended",
-        "        return not (self.totals.open or self.warming)\n",
-        "        return not (self.queue or self.warming)\n",
+        "        return not (self.totals.open or self.warm_up.live)\n",
+        "        return not (self.queue or self.warm_up.live)\n",
         ("test_drain.py",),
     ),
     Mutant(
@@ -767,8 +767,8 @@ MUTANTS = [
     ),
     Mutant(
         "requests that waited behind a warm-up are forgotten",
-        "        self.wake_worker()\n        return True\n",
-        "        return True\n",
+        "                self.workers.wake_one()\n                wakes = True\n",
+        "                wakes = True\n",
         ("test_warm_up.py",),
     ),
     Mutant(
@@ -932,8 +932,8 @@ MUTANTS = [
     ),
     Mutant(
         "threads are not ended when the batcher has ended",
-        "            _end_all(self._threads)\n        super()._check_ended()\n",
-        "        super()._check_ended()\n",
+        "            _end_all(self._threads)\n        super().check_ended()\n",
+        "        super().check_ended()\n",
         BATCHERS_IN_THREADS,
     ),
     Mutant(
@@ -944,8 +944,8 @@ MUTANTS = [
     ),
     Mutant(
         "a request that was cancelled goes on waiting",
-        "waited = self.queue.remove(request) or self.warm_up_queue",
-        "waited = self.warm_up_queue",
+        "waited = self.queue.remove(request) or self.warm_up.queue",
+        "waited = self.warm_up.queue",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
@@ -956,8 +956,8 @@ MUTANTS = [
     ),
     Mutant(
         "one worker too many is hired",
-        "len(self._at_work) >= self._max_workers",
-        "len(self._at_work) > self._max_workers",
+        "len(self.at_work) >= self._most",
+        "len(self.at_work) > self._most",
         BATCHERS_IN_LOOP,
     ),
     Mutant(
@@ -968,7 +968,7 @@ MUTANTS = [
     ),
     Mutant(
         "a worker that takes a batch wakes no other for the requests that are left",
-        "            self.wake_worker()  # for the requests that still wait\n",
+        "            workers.wake_one()  # for the requests that still wait\n",
         "",
         BATCHERS_IN_LOOP,
     ),
@@ -980,7 +980,7 @@ MUTANTS = [
     ),
     Mutant(
         "a worker takes a batch without the lock",
-        "        with self._lock:\n            now = clock.monotonic()\n"
+        "        with self.lock:\n            now = clock.monotonic()\n"
         "            reaped = self.scheduler.reap(now)\n            decision",
         "        if True:\n            now = clock.monotonic()\n"
         "            reaped = self.scheduler.reap(now)\n            decision",
@@ -988,8 +988,8 @@ MUTANTS = [
     ),
     Mutant(
         "a worker whose wake-up is carried out twice is started twice",
-        "if worker.claim is not None or worker not in self._at_work:",
-        "if worker not in self._at_work:",
+        "if worker.claim is not None or worker not in self.at_work:",
+        "if worker not in self.at_work:",
         SCHEDULER,
     ),
     Mutant(
@@ -1422,10 +1422,10 @@ MUTANTS = [
         "            if request.ends:  # or else its slot was given back meanwhile\n"
         "                break\n"
         "        if pump is None or request.pump is not pump:\n"
-        "            self._ended_outside(request, pump)\n\n    def waits_for",
+        "            self._ended_outside(request, pump)\n\n    def fail(",
         "            break\n"
         "        if pump is None or request.pump is not pump:\n"
-        "            self._ended_outside(request, pump)\n\n    def waits_for",
+        "            self._ended_outside(request, pump)\n\n    def fail(",
         REQUEUES,
     ),
     Mutant(

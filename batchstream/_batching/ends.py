@@ -33,7 +33,7 @@ class Ends(Generic[T]):
     Attributes:
         room_waiters: What is to be told of room in the queue, in the order in which it came:
             flights with a request for which there was none, and other callers. See `room.py`.
-        closers: What is to be told when the last request has ended, in a drain. See `drain.py`.
+        closers: What is to be told when the last request has ended, in a drain. See `closing.py`.
     """
 
     def __init__(self, parking: ParkingLot) -> None:

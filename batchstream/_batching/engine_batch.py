@@ -16,7 +16,7 @@ to its end, and then the next.
 
 The thread of the batch alone gives a slot back. Another thread may end the request meanwhile: up to
 `Fanout.release` it does so by way of the pump, and then as that of a request that waits. In between
-it finds neither, and looks again: see `Dispatcher.cancel`.
+it finds neither, and looks again: see `Ends.cancel`.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ class RequestBatch(Generic[T]):
             self.is_warm_up = True
         request.pump = self.pump
         # In this order: a thread that ended the request, or closed the batcher, a moment ago may
-        # not have seen the pump.
+        # not have seen the pump; see `Ends`, which looks in the other order.
         if request.ends:
             self.pump.depart(request)
         elif self._owner.scheduler.state == "closed":

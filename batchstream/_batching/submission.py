@@ -53,7 +53,7 @@ def submit(
         first_timeout: For how long it may be without its first output, in seconds.
         gap_timeout: For how long it may be without another, from the first on.
         on_end: See `Request`, for one that a `map` submits.
-        is_warm_up: Whether it waits for `begin_warm_up`, to be taken before all others.
+        is_warm_up: Whether it waits for a warm-up to begin, to be taken before all others.
         request_id: What errors and logs call it, if not by a number.
 
     Raises:
