@@ -956,8 +956,8 @@ MUTANTS = [
     ),
     Mutant(
         "one worker too many is hired",
-        "len(self.at_work) >= self._most",
-        "len(self.at_work) > self._most",
+        "len(self.at_work) >= self.most",
+        "len(self.at_work) > self.most",
         BATCHERS_IN_LOOP,
     ),
     Mutant(

@@ -302,6 +302,7 @@ class Batcher(Generic[RequestT, T]):
 
         Raises:
             TimeoutError: There was no room in this time.
+            RequestError: The cost is more than a batch may have: there is never room.
             ClosedError: The batcher was closed, or is draining.
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: The calling code is the model's own, or blocks the event loop that an

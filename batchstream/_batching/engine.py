@@ -136,11 +136,12 @@ class Engine:
 
         Raises:
             RequestError: There is no other, and it would wait for ever.
+            TypeError: The engine returns `NotNow`, and does not raise it.
             BaseException: What the engine raises.
         """
         self._in_call = True
         try:
-            self._context.run(self._engine.add, slot, content)
+            returned = self._context.run(self._engine.add, slot, content)
         except NotNow as refusal:
             if not self._occupied:
                 raise RequestError(
@@ -151,6 +152,11 @@ class Engine:
             return False
         finally:
             self._in_call = False
+        if returned is not None and (returned is NotNow or isinstance(returned, NotNow)):
+            raise TypeError(
+                f"add of the engine has returned {returned!r}, and what it returns is not looked "
+                f"at: let it raise NotNow where it has no room for a request at the moment"
+            )
         self._occupied.add(slot)
         return True
 

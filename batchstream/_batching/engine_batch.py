@@ -129,6 +129,7 @@ class EngineBatch(RequestBatch[T]):
         for slot in left:
             self._free.append(slot)
             del self._costs[slot], self._submissions[slot]
+        self._owner.ends.tell_of_room()  # though none may join in these slots, as it costs too much
         if waiting and back == len(left):  # no other has left: the engine would give it back again
             if self._costs:
                 self._hold_up(waiting[0])
@@ -155,7 +156,8 @@ class EngineBatch(RequestBatch[T]):
                     back.append((request, self._submissions[slot]))
                     self._give_back(slot, request)
                     if marker.request is not SAME:
-                        back[-1] = request, self._changed(self._submissions[slot], marker.request)
+                        back[-1] = request, self._changed(request, slot, marker.request)
+                    request.is_kept = marker.request is SAME and request.given_before > 0
             return self._owner.requeue(back), len(requeued)
         except BaseException as error:
             self._owner.fail_all([request for request, _ in back], error)
@@ -171,18 +173,23 @@ class EngineBatch(RequestBatch[T]):
         fails = stalls and request.stalled
         request.stalled = stalls
         request.given_before = given
+        self._unseat(request)
         # From here on another thread that ends it does so as if it had joined no batch.
         request.pump = None
         fanout.release(slot, VACANCY)
         if fails:
             self._owner.fail_all([request], stalled_error())
 
-    def _changed(self, submission: Submission, content: Any) -> Submission:
+    def _changed(self, request: Request[T], slot: int, content: Any) -> Submission:
         """Return what was submitted with what the engine wants in place of it."""
+        submission = self._submissions[slot]
         step_cost = submission.step_cost
         if self._most is not None:
-            # If it is more than that, it joins when no other is in the engine.
-            step_cost = self._engine.run(self._owner.options.first_step_of, content)
+            try:
+                # If it is more than that, it joins when no other is in the engine.
+                step_cost = self._engine.run(self._owner.options.first_step_of, content)
+            except BaseException as error:  # noqa: BLE001 - fails this request alone
+                self._owner.fail_all([request], error)
         return submission._replace(content=content, step_cost=step_cost)
 
     def _look_at_budget(self) -> None:
@@ -270,11 +277,22 @@ class EngineBatch(RequestBatch[T]):
         """Discard an engine that has failed in a step."""
         if self._engine.can_be_made:
             self._owner.log.engine_discarded()
+            kept = [it for it in list(self._owner.scheduler.requeued) if it.is_kept]
+            self._owner.fail_all(kept, forgotten_error())
         self._engine.discard()
 
     def drained(self) -> None:
         """Fail the requests that were to join: none, unless the batch itself has failed."""
         self._owner.fail_all(self._joining, SourceError("the batch has ended unexpectedly"))
+
+
+def forgotten_error() -> SourceError:
+    """Return the error of a request of which nothing knows any more how far it has come."""
+    return SourceError(
+        "the engine was discarded, as a step of it has failed, and it alone knew how to go on with "
+        "this request, whose slot it had given back: submit the request again, or let the engine "
+        "give slots back with Requeue(request), which says what to add to another engine"
+    )
 
 
 def stalled_error() -> RequestError:

@@ -160,10 +160,7 @@ class WaitingQueue(Generic[RequestT]):
             OverloadedError, CostError: See `append`.
         """
         if self._max_batch_cost is not None and request.cost > self._max_batch_cost:
-            raise CostError(
-                f"the request costs {request.cost!r}, more than a batch may cost: "
-                f"{self._max_batch_cost!r} (max_batch_cost)"
-            )
+            raise cost_error(request.cost, self._max_batch_cost)
         waiting = len(self._all)
         if waiting >= self._max_pending and (pending := waiting - room()) >= self._max_pending:
             raise OverloadedError(
@@ -326,3 +323,11 @@ class WaitingQueue(Generic[RequestT]):
             heapify(self.expiries)
         if self._has_hints:
             self._readiness.tidy()
+
+
+def cost_error(cost: float, max_batch_cost: float) -> CostError:
+    """Return the error of a request that costs more than a batch may, and would wait for ever."""
+    return CostError(
+        f"the request costs {cost!r}, more than a batch may cost: {max_batch_cost!r} "
+        f"(max_batch_cost)"
+    )

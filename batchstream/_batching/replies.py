@@ -204,6 +204,7 @@ class Flight(Generic[T]):
 
     def look(self) -> bool:
         """Look at what has ended, and submit what was held back; False if there is no room yet."""
+        self.room = False  # first, or what is told of with nothing held back is never over
         while self._ended:
             request = self._ended.popleft()
             if request in self._in_flight:
@@ -231,6 +232,7 @@ class Flight(Generic[T]):
                 # And once more: room that came before this does not tell.
                 upstream.dispatcher.ends.room_waiters[self] = None
             except Exception as error:  # noqa: BLE001 - raised in the place of the reply
+                upstream.dispatcher.ends.room_waiters.pop(self, None)
                 self.end_requests(error)
                 return False
             else:

@@ -60,7 +60,7 @@ class Reports(Generic[T]):
             reason = "draining" if state == "draining" else "closed"
         if self._options.name is not None:
             refusal.add_note(f"This came from the batcher {self._options.name!r}.")
-        if self._options.metrics is not None:
+        if self._options.metrics is not None and not request.is_warm_up:
             self._options.metrics("refused", reason, tenant=request.tenant)
 
     def joined(self, requests: Sequence[Request[T]], now: float) -> None:
@@ -79,7 +79,8 @@ class Reports(Generic[T]):
         """Tell metrics, which there are, of requests whose slots were given back."""
         assert self._options.metrics is not None  # noqa: S101 - for the type checker
         for request in requests:
-            self._options.metrics("requeued", tenant=request.tenant)
+            if not request.is_warm_up:
+                self._options.metrics("requeued", tenant=request.tenant)
 
     def ended(self, finished: Sequence[Request[T]], now: float, *, closed: bool) -> None:
         """Tell metrics and the log of requests that were counted as finished.

@@ -226,6 +226,7 @@ class Request(Buffer[T]):
         is_warm_up: Whether a warm-up has submitted it.
         given_before: How many outputs it had been given when its slot was given back, if it was.
         requeued_at: When its slot was given back last, if it was.
+        is_kept: Whether the engine that has given its slot back alone knows how to go on with it.
         stalled: Whether its slot was given back without an output since it had joined, although no
             other request was in the engine.
     """
@@ -238,6 +239,7 @@ class Request(Buffer[T]):
         "given_before",
         "group",
         "id",
+        "is_kept",
         "is_warm_up",
         "joined_at",
         "on_end",
@@ -280,6 +282,7 @@ class Request(Buffer[T]):
         self.is_warm_up = is_warm_up
         self.given_before = 0
         self.requeued_at: float | None = None
+        self.is_kept = False
         self.stalled = False
 
     @property

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from batchstream._batching import life
+    from batchstream._batching.ends import Ends
     from batchstream._batching.log import BatcherLog
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request, Submission
@@ -34,11 +35,13 @@ class BatcherState(Protocol[T]):
         state: Where the batcher is in its life; if that is closed, all requests are to fail.
         closing: By what and when it was closed.
         ended_requests: Requests that have ended and were not reaped.
+        requeued: The requests whose slots were given back, and that wait again.
     """
 
     state: life.BatcherState
     closing: str
     ended_requests: deque[Request[T]]
+    requeued: set[Request[T]]
 
 
 class BatchOwner(Protocol[T]):
@@ -48,10 +51,12 @@ class BatchOwner(Protocol[T]):
         options: What the batcher was made with.
         log: Writes the batcher's lines in the log.
         scheduler: The batcher's state.
+        ends: Ends requests from outside, and tells what waits for room.
     """
 
     options: BatcherOptions[Any, T]
     log: BatcherLog
+    ends: Ends[T]
 
     @property
     def scheduler(self) -> BatcherState[T]: ...
@@ -125,6 +130,8 @@ class RequestBatch(Generic[T]):
             self.next_deadline = earliest(self.next_deadline, request.deadline)
             if request.deadlines.of_outputs:
                 self._timed.append(request)
+                if request.given_before and self._is_held_up_by(request):
+                    self._stop_time_of(request, request.given_before)
         if request.is_warm_up:
             self.is_warm_up = True
         request.pump = self.pump
@@ -134,6 +141,20 @@ class RequestBatch(Generic[T]):
             self.pump.depart(request)
         elif self._owner.scheduler.state == "closed":
             self.pump.fail_stream(request, closed_error(self._owner.scheduler.closing))
+
+    def _unseat(self, request: Request[T]) -> None:
+        """Look at the deadlines of a request no more, whose slot is given back."""
+        if request in self._timed:
+            self._timed.remove(request)
+        if request in self._held_up:  # it waits for a slot from now on, not for its consumer
+            self._held_up.discard(request)
+            assert request.deadlines is not None  # noqa: S101 - for the type checker
+            request.deadlines.await_next(request.given_before, clock.monotonic())
+
+    def _is_held_up_by(self, request: Request[T]) -> bool:
+        """Whether a request gets no output because its own consumer has left it no room."""
+        waits = self._owner.options.bound.on_overflow == "wait"
+        return waits and request.is_full(self.pump.fanout.limit)
 
     # ---- from any thread
 
@@ -220,7 +241,6 @@ class RequestBatch(Generic[T]):
     def _time_outputs(self) -> None:
         """Let the time for the next output begin where the step has given one."""
         now, fanout, soonest = clock.monotonic(), self.pump.fanout, self.next_deadline
-        waits = self._owner.options.bound.on_overflow == "wait"
         over: set[Request[T]] = set()
         for request in self._timed:
             deadlines = request.deadlines
@@ -234,7 +254,7 @@ class RequestBatch(Generic[T]):
             if gap is None:
                 deadlines.await_next(given, None)
                 over.add(request)
-            elif waits and request.is_full(fanout.limit):
+            elif self._is_held_up_by(request):
                 self._stop_time_of(request, given)
             else:
                 deadlines.await_next(given, now)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from batchstream._batching import clock
 from batchstream._batching.notice import Notice
+from batchstream._batching.queue import cost_error
 from batchstream._core.arguments import check_number, check_seconds
 from batchstream._eventloops.current import current_loop
 
@@ -33,6 +34,11 @@ class _Turn:
         timeout: For how many seconds to wait; None for any time.
         cost: For a request of which cost there has to be room.
 
+    Raises:
+        TypeError, ValueError: The timeout is no duration, or the cost no number.
+        CostError: A batch may not cost as much, and there is never room.
+        ForkedError: The batcher had requests when this process was forked.
+
     Attributes:
         until: Until when.
         notice: By what it is told.
@@ -44,6 +50,9 @@ class _Turn:
         self._dispatcher = dispatcher
         self._timeout = timeout
         self._cost = check_number("cost", cost)
+        max_batch_cost = dispatcher.options.max_batch_cost
+        if max_batch_cost is not None and self._cost > max_batch_cost:
+            raise cost_error(self._cost, max_batch_cost)
         self.until = None if seconds is None else clock.monotonic() + seconds
         self.notice = Notice(dispatcher.parking, passes_on=True)
 
@@ -63,7 +72,7 @@ class _Turn:
             TimeoutError: The time is over.
         """
         self.notice.ready = False
-        has_room = _has_room(self._dispatcher, self._cost)
+        has_room = has_room(self._dispatcher, self._cost)
         turns = (it for it in list(self._dispatcher.ends.room_waiters) if it.passes_on)
         if has_room and next(turns) is self.notice:
             return True
@@ -75,7 +84,7 @@ class _Turn:
         return False
 
 
-def _has_room(dispatcher: Dispatcher[Any], cost: float) -> bool:
+def has_room(dispatcher: Dispatcher[Any], cost: float) -> bool:
     """Whether a request of this cost would not be refused at the moment.
 
     Raises:

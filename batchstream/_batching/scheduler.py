@@ -100,7 +100,6 @@ class Scheduler(Generic[T]):
         self.drains_until = math.inf
         self.requeued: set[Request[T]] = set()
         self._max_batch_size = options.max_batch_size
-        self._max_workers = options.workers
         self._may_put_back = may_put_back
 
     def submit(self, request: Request[T], now: float) -> None:
@@ -112,8 +111,9 @@ class Scheduler(Generic[T]):
             CostError: The request costs more than a batch may.
         """
         if self.state != "accepting":
-            reason = "closed" if self.state == "closed" else "draining"
-            self.totals.count_refused(reason, for_room=False)
+            if not request.is_warm_up:
+                reason = "closed" if self.state == "closed" else "draining"
+                self.totals.count_refused(reason, for_room=False)
             raise self.refusal()
         request.arrived = now
         if request.is_warm_up:
@@ -152,7 +152,7 @@ class Scheduler(Generic[T]):
         """Return how many requests could join at once."""
         if self.warm_up.live:
             return 0
-        free_workers = self._max_workers - sum(worker.busy for worker in self.workers.at_work)
+        free_workers = self.workers.most - sum(worker.busy for worker in self.workers.at_work)
         free_slots = sum(batch.free_slots for batch in self.batches)
         return free_workers * self._max_batch_size + free_slots
 
@@ -180,7 +180,7 @@ class Scheduler(Generic[T]):
         if self.warm_up.live:
             if not begins:
                 return []
-            queue = self.warm_up.queue
+            queue, slots = self.warm_up.queue, self.warm_up.slots_for(slots, self.requeued)
         while not taken and self.state != "closed":
             if not (requests := queue.take(now, slots=slots, spent=spent)):
                 break
@@ -404,7 +404,7 @@ class Scheduler(Generic[T]):
             ended=ended,
             waiting=len(self.queue) - sum(request in self.queue for request in ended),
             buffered=sum(batch.buffered for batch in batches)
-            + sum(len(request.outputs) for request in self.requeued if not request.ends),
+            + sum(len(it.outputs) for it in self.requeued if not (it.ends or it.is_warm_up)),
             prefilling=sum(batch.prefilling for batch in batches),
             max_batch_size=self._max_batch_size,
         )

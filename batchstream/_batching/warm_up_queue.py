@@ -44,6 +44,12 @@ class WarmUpQueue(Generic[T]):
         # One that has ended may have been reaped already, and would stay.
         self.live.update(request for request in requests if not request.ends)
 
+    def slots_for(self, slots: int, requeued: Collection[Request[T]]) -> int:
+        """Return how many requests may begin a batch, of which so many were given back."""
+        if any(request.is_warm_up for request in requeued):
+            return 1  # none joins it later: together they might be given back again for ever
+        return slots
+
     def leave(self, request: Request[T]) -> bool:
         """Whether a request that has ended was the last, for which others have waited."""
         self.live.discard(request)

@@ -74,6 +74,7 @@ class Workers:
 
     Attributes:
         wakeups: What to do without the lock.
+        most: How many there may be.
         at_work: Those that have been woken and are not idle.
         waiting: Those among them that wait: until when, and by what they can be woken.
     """
@@ -85,14 +86,14 @@ class Workers:
         self.at_work: set[Worker] = set()
         self.waiting: dict[Worker, tuple[float, Any]] = {}
         self._idle: list[Worker] = []
-        self._most = most
+        self.most = most
         self._are_reused = are_reused
         self._queue = queue
         self._warm_up = warm_up
 
     def wake_one(self) -> None:
         """Queue the wake-up of a worker, if none would ask for the waiting requests in time."""
-        if not self.waiting and len(self.at_work) >= self._most:
+        if not self.waiting and len(self.at_work) >= self.most:
             return  # each of them asks again when its batch has ended
         queue = self._warm_up.queue if self._warm_up.live else self._queue
         at = queue.ready_at()

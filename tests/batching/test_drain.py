@@ -12,6 +12,7 @@ from functools import partial
 import pytest
 
 from batchstream import EOS, ClosedError, ContinuousBatcher, DeadlineError, DynamicBatcher
+from batchstream._batching.replies import Flight
 from support.engines import Echo, InLoop, batchers_with_threads, dynamic_batchers, every_batcher
 from support.sources import TIMEOUT, Gate, in_forked_child, needs_fork
 
@@ -198,6 +199,44 @@ async def test_a_map_gives_the_replies_to_what_was_submitted_and_then_the_error(
     (received, says), _ = await form.concurrently(receive, drain)
     assert "drain=60" in says
     assert received == ([["a", "b"]] * 2 if ordered else [(0, ["a", "b"]), (1, ["a", "b"])])
+
+
+@every_batcher
+@pytest.mark.rule(9, 20)
+async def test_a_map_that_holds_a_request_back_waits_in_a_drain_for_its_replies(form, monkeypatch):
+    """Told that there is no room any more, it has nothing left to submit, and stands still."""
+    gate, second = form.gate(), form.gate()
+    model = form.model(gates={0: gate, 2: second})
+    batcher = form.batcher(model, max_batch_size=1, max_pending=1)
+    (stream,) = await form.submit_behind(batcher, gate, "a")
+    waiters, looks, look = batcher._dispatcher.ends.room_waiters, itertools.count(), Flight.look
+
+    def counted(flight):
+        assert next(looks) < 20, "it looks again and again"
+        return look(flight)
+
+    monkeypatch.setattr(Flight, "look", counted)
+
+    async def receive():
+        method = batcher.amap if isinstance(form, InLoop) else batcher.map
+        return await form.read(method(["m", "n"]))
+
+    async def drain():
+        while not waiters:
+            await form.all_wait()
+
+        async def then():
+            gate.open()
+            await second.reached.wait()
+            for _ in range(3):
+                await form.all_wait()
+            second.open()
+
+        await draining(form, batcher, then)
+
+    (replies, [error]), _ = await form.concurrently(receive, drain)
+    assert (replies, type(error)) == ([["m"]], ClosedError)
+    assert await form.rest(stream) == ["a"]
 
 
 @every_batcher

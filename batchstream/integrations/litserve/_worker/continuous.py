@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from litserve.callbacks import EventTypes
 
 from batchstream._batching.engine import Engine
-from batchstream._batching.engine_batch import stalled_error
+from batchstream._batching.engine_batch import forgotten_error, stalled_error
 from batchstream._core.cores import core_of, requeued_in
 from batchstream._core.markers import SAME
 from batchstream._text.core import decoding
@@ -137,6 +137,7 @@ class ContinuousBatch:
         for slot, marker in requeued.items():
             request = self._serving.unseat(slot)
             request.give_back(self._core.given(slot), alone=alone)
+            request.is_kept = marker.request is SAME and request.given > 0
             if marker.request is not SAME:
                 request.content = marker.request
             self._again.append(request)
@@ -259,6 +260,7 @@ class ContinuousBatch:
         delivery = make_step(self._core, self._engine)
         self._context.trigger(EventTypes.AFTER_PREDICT.value)
         if not self._core.running:  # the engine has raised, or its step could not be read
+            fail_all([it for it in self._again if it.is_kept], forgotten_error())
             self._engine.discard()
             self._start_over()
         for _ in delivery.ends:  # now, and not when a request comes: that may take long

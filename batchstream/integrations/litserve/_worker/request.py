@@ -73,6 +73,7 @@ class ServedRequest:
         has_output: Whether the model has given it an output.
         number: Which of its worker's that join an engine it is; -1 before.
         given: How many outputs it had been given when its slot was given back, if it was.
+        is_kept: Whether the engine that has given its slot back alone knows how to go on with it.
         stalls: How often in a row that was without an output, although no other was in the engine.
         ended: Whether an end has been sent, or nothing more is to be.
     """
@@ -94,6 +95,7 @@ class ServedRequest:
         self._waits_since: float | None = None  # once its slot was given back
         self.number = -1
         self.given = 0
+        self.is_kept = False
         self.stalls = 0
         self.uid = uid
         self.name = str(uid)
