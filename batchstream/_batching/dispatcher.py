@@ -267,9 +267,8 @@ class Dispatcher(ABC, Generic[T]):
         """Count a batch among those that run."""
         with self.lock:
             self.scheduler.batches.add(batch)
-        if (
-            self.scheduler.state == "closed"
-        ):  # behind the adding: `request_close` may not have seen it
+        # Behind the adding: `request_close` may not have seen it.
+        if self.scheduler.state == "closed":
             batch.close()
 
     def end_batch(self, batch: RequestBatch[T]) -> None:

@@ -72,9 +72,9 @@ class _Turn:
             TimeoutError: The time is over.
         """
         self.notice.ready = False
-        has_room = has_room(self._dispatcher, self._cost)
+        is_there = has_room(self._dispatcher, self._cost)
         turns = (it for it in list(self._dispatcher.ends.room_waiters) if it.passes_on)
-        if has_room and next(turns) is self.notice:
+        if is_there and next(turns) is self.notice:
             return True
         if self.until is not None and self.until <= clock.monotonic():
             raise TimeoutError(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
+from test_drain import draining
+from test_requeue import Preempting, batcher_of, until_given_back
+from test_warm_up import nothing_counted, warm_up
 
 from batchstream import ClosedError, Metrics, NotNow, RequestError, SourceError
 from batchstream._batching.room import has_room
 from support import knobs
 from support.engines import continuous_batchers
-from test_drain import draining
-from test_requeue import Preempting, batcher_of, until_given_back
-from test_warm_up import nothing_counted, warm_up
 
 LONG = 3600.0
 
