@@ -755,8 +755,8 @@ MUTANTS = [
     ),
     Mutant(
         "requests join the batch of a warm-up",
-        "            if not begins:\n                return []\n            queue = self.warm",
-        "            queue = self.warm",
+        "            if not begins:\n                return []\n            queue, slots",
+        "            queue, slots",
         ("test_warm_up.py",),
     ),
     Mutant(
@@ -1334,8 +1334,8 @@ MUTANTS = [
     ),
     Mutant(
         "a request is late whose own consumer has left its stream full",
-        "elif waits and request.is_full(fanout.limit):",
-        "elif waits and request.is_full(10**9):",
+        "return waits and request.is_full(self.pump.fanout.limit)",
+        "return waits and request.is_full(10**9)",
         DEADLINES,
     ),
     Mutant(

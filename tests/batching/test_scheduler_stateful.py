@@ -666,7 +666,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         until = min(self.now + seconds, self.scheduler.drains_until)
         self.scheduler.drain(self.now + seconds, " by the test")
         self.draining = True
-        self.joining = JoiningRules(0.0, self.joining.max_cost, self.size)
+        self.joining = JoiningRules(0.0, self.joining.max_cost, self.size, self.rank)
         assert self.scheduler.drains_until == until
         woken = [it.waiter for it in self.scheduler.workers.wakeups]
         assert all(waiter in woken for waiter in listening)
