@@ -707,8 +707,8 @@ MUTANTS = [
     ),
     Mutant(
         "room is not passed on by a caller that leaves",
-        "        self._dispatcher.ends.tell_of_room()\n\n    def has_come",
-        "\n    def has_come",
+        "        upstream.dispatcher.ends.tell_of_room()\n\n\nasync def",
+        "\n\nasync def",
         ("test_waiting_for_room.py",),
     ),
     Mutant(
@@ -749,8 +749,8 @@ MUTANTS = [
     ),
     Mutant(
         "a wait for the end of a drain that is broken off leaves the batcher open",
-        "        if exc is not None:\n            self._dispatcher.request_close(",
-        "        if False:\n            self._dispatcher.request_close(",
+        "    except BaseException:\n        dispatcher.request_close(by if drain",
+        "    except BaseException:\n        (by if drain",
         ("test_drain.py",),
     ),
     Mutant(

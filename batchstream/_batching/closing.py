@@ -5,7 +5,7 @@ Theory of operation
 
 A drain is a state of the scheduler and a time. The callers of `close(drain=…)` wait for its end.
 Each looks, with the lock, whether all requests have ended or the time is over, and then closes the
-batcher; so does each caller that is broken off in its wait. They are told of every end of a
+batcher; so does each caller that is broken off in its wait. Each is woken by every end of a
 request that might be the last. So no thread is needed for a drain, unless its caller cannot wait:
 because it is the model itself, blocks the event loop that has to go on, or is a signal's handler
 that has interrupted the holder of the lock. Then a thread of the drain's own waits instead.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from batchstream._batching import clock
 from batchstream._batching.life import said_of
@@ -25,11 +25,13 @@ from batchstream._eventloops.current import current_loop
 from batchstream._pumps.worker_thread import WorkerThread
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from batchstream._batching.dispatcher import Dispatcher
     from batchstream._batching.life import BatcherState
     from batchstream._batching.upstream import RequestUpstream
+
+
+BROKEN_OFF: Final = "what has broken off the wait for its drain"
+"""What closes a batcher whose drain is not waited for any more, for the text of errors."""
 
 
 def close(upstream: RequestUpstream[Any], by: str, drain: float | None) -> None:
@@ -42,27 +44,35 @@ def close(upstream: RequestUpstream[Any], by: str, drain: float | None) -> None:
             calling thread cannot wait for that, another does, and this returns at once.
     """
     dispatcher = upstream.dispatcher
-    if drain is not None:
-        upstream.poll()
-        if request_drain(dispatcher, by, drain):
-            if not dispatcher.may_block():
-                _drain_in_background(upstream)
-                return
-            _drain_in_thread(upstream)
-    _close(upstream, by)
+    try:
+        if drain is not None:
+            upstream.poll()
+            if request_drain(dispatcher, by, drain):
+                if not dispatcher.may_block():
+                    _drain_in_background(upstream)
+                    return
+                _drain_in_thread(upstream)
+        _close(upstream, by)
+    except BaseException:  # a signal's, perhaps: no request is left behind by what it broke off
+        dispatcher.request_close(by if drain is None else BROKEN_OFF)
+        raise
 
 
 async def aclose(upstream: RequestUpstream[Any], by: str, drain: float | None) -> None:
     """Do the same in an event loop."""
     dispatcher = upstream.dispatcher
-    if drain is not None:
-        upstream.poll()
-        if request_drain(dispatcher, by, drain):
-            if dispatcher.runs_here():
-                _drain_in_background(upstream)
-                return
-            await _drain_in_loop(upstream)
-    await _aclose(upstream, by)
+    try:
+        if drain is not None:
+            upstream.poll()
+            if request_drain(dispatcher, by, drain):
+                if dispatcher.runs_here():
+                    _drain_in_background(upstream)
+                    return
+                await _drain_in_loop(upstream)
+        await _aclose(upstream, by)
+    except BaseException:
+        dispatcher.request_close(by if drain is None else BROKEN_OFF)
+        raise
 
 
 def _close(upstream: RequestUpstream[Any], by: str) -> None:
@@ -108,7 +118,7 @@ def block_end(kind: str, drain: float | None) -> str:
 
 
 def request_drain(dispatcher: Dispatcher[Any], by: str, seconds: float) -> bool:
-    """Accept no request any more; return whether those that there are may still end.
+    """Accept no request any more; return whether the requests that there are may end.
 
     Args:
         dispatcher: The batcher's requests.
@@ -125,29 +135,41 @@ def request_drain(dispatcher: Dispatcher[Any], by: str, seconds: float) -> bool:
         dispatcher.scheduler.drain(now + seconds, closing)
         unfinished = len(dispatcher.scheduler.totals.open)
     dispatcher.follow_up(reaped, now)
-    if is_first:
-        dispatcher.log.drains(closing, seconds, unfinished)
     wake_workers(dispatcher)
     dispatcher.ends.tell_of_room()  # there is none, as it finds
     dispatcher.ends.tell_closers()  # of a drain before this one, which may be over earlier now
+    if is_first:
+        dispatcher.log.drains(closing, seconds, unfinished)
     return True
 
 
 def _drain_in_thread(upstream: RequestUpstream[Any]) -> None:
     """Wait in a thread until a drain that was begun is over, and close the batcher then."""
-    with _Closer(upstream.dispatcher) as closer:
+    dispatcher = upstream.dispatcher
+    closer = _Closer(dispatcher)
+    closers, notice = dispatcher.ends.closers, closer.notice
+    closers[notice] = None  # not in a `with`, as in `room.py`
+    try:
         while (until := closer.look()) is not None:
-            upstream.wait_for_any(closer.notice, None if until == math.inf else until)
+            upstream.wait_for_any(notice, None if until == math.inf else until)
+    except BaseException:
+        dispatcher.request_close(BROKEN_OFF)
+        raise
+    finally:
+        del closers[notice]
 
 
 async def _drain_in_loop(upstream: RequestUpstream[Any]) -> None:
     """Do the same in an event loop."""
     loop = current_loop()
-    with _Closer(upstream.dispatcher) as closer:
+    closer = _Closer(upstream.dispatcher)
+    closers, notice = upstream.dispatcher.ends.closers, closer.notice
+    closers[notice] = None
+    try:
         while (until := closer.look()) is not None:
-            await upstream.wait_for_any_in_loop(
-                closer.notice, loop, None if until == math.inf else until
-            )
+            await upstream.wait_for_any_in_loop(notice, loop, None if until == math.inf else until)
+    finally:
+        del closers[notice]
 
 
 def _drain_in_background(upstream: RequestUpstream[Any]) -> None:
@@ -193,20 +215,6 @@ class _Closer:
     def __init__(self, dispatcher: Dispatcher[Any]) -> None:
         self._dispatcher = dispatcher
         self.notice = Notice(dispatcher.parking)
-
-    def __enter__(self) -> Self:
-        self._dispatcher.ends.closers[self.notice] = None
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._dispatcher.ends.closers.pop(self.notice, None)
-        if exc is not None:
-            self._dispatcher.request_close("what has broken off the wait for its drain")
 
     def look(self) -> float | None:
         """Return until when to wait; None once the batcher is closed, which this may do."""

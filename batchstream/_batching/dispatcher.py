@@ -31,7 +31,7 @@ from batchstream._batching import clock
 from batchstream._batching.decisions import NOTHING_REAPED
 from batchstream._batching.ends import Ends
 from batchstream._batching.keys import RequestKeys
-from batchstream._batching.life import Readiness, forked_error, said_of, state_text
+from batchstream._batching.life import WarmUps, forked_error, said_of, state_text
 from batchstream._batching.log import BatcherLog
 from batchstream._batching.reports import Reports
 from batchstream._batching.request import closed_error
@@ -97,7 +97,7 @@ class Dispatcher(ABC, Generic[T]):
         self.parking = ParkingLot()
         self.ends: Ends[T] = Ends(self.parking)
         self.forked = False
-        self.readiness = Readiness()
+        self.readiness = WarmUps()
         self.scheduler = self._new_scheduler()
         # Re-entrant for the sake of `statistics`, which a signal's handler may call.
         self.lock = RLock()
@@ -336,8 +336,6 @@ class Dispatcher(ABC, Generic[T]):
             waiting, batches = self.scheduler.close()
             unfinished = len(self.scheduler.totals.open)
         self.follow_up(reaped, now)
-        if is_first:
-            self.log.closed(self.scheduler.closing, unfinished)
         self.fail_all(waiting, closed_error(self.scheduler.closing))
         wake_workers(self)
         for batch in batches:
@@ -345,6 +343,8 @@ class Dispatcher(ABC, Generic[T]):
         self.reap()
         self.ends.tell_of_room()  # there is none, as it finds
         self.ends.tell_closers()
+        if is_first:  # only now: a handler of the user's may take long, or be broken off
+            self.log.closed(self.scheduler.closing, unfinished)
         self.check_ended()
 
     def request_exit(self) -> None:

@@ -25,15 +25,15 @@ T = TypeVar("T")
 
 
 class Ends(Generic[T]):
-    """Ends requests wherever they are, and tells what waits for ends and for room.
+    """Ends requests wherever they are, and wakes what waits for ends and for room.
 
     Args:
         parking: Where consumers wait.
 
     Attributes:
-        room_waiters: What is to be told of room in the queue, in the order in which it came:
+        room_waiters: What is to be woken by room in the queue, in the order in which it came:
             flights with a request for which there was none, and other callers. See `room.py`.
-        closers: What is to be told when the last request has ended, in a drain. See `closing.py`.
+        closers: What is to be woken when the last request has ended, in a drain. See `closing.py`.
     """
 
     def __init__(self, parking: ParkingLot) -> None:
@@ -87,7 +87,7 @@ class Ends(Generic[T]):
             joined.depart(request)
 
     def tell_of_room(self) -> None:
-        """Let those that wait for room look again, up to the first that tells the next itself."""
+        """Wake what waits for room, up to the first waiter that wakes the next itself."""
         for waiter in list(self.room_waiters):
             waiter.note_room()
             if waiter.passes_on:
@@ -96,4 +96,4 @@ class Ends(Generic[T]):
     def tell_closers(self) -> None:
         """Let callers that wait for the end of a drain look whether it has come."""
         for closer in list(self.closers):
-            closer.tell()
+            closer.wake()

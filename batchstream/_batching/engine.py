@@ -62,7 +62,8 @@ class Engine:
         engine: A `StepEngine`, or a function without arguments that makes one.
 
     Attributes:
-        is_full: Whether a request was told `NotNow`, or was given back, and none has left since.
+        is_full: Whether a request was refused with `NotNow`, or was given back, and none has left
+            since.
         is_open: Whether there is an engine to be closed: it was made here, and has a `close`. It is
             until that has returned.
         made: How many engines were made here.
@@ -154,8 +155,8 @@ class Engine:
             self._in_call = False
         if returned is not None and (returned is NotNow or isinstance(returned, NotNow)):
             raise TypeError(
-                f"add of the engine has returned {returned!r}, and what it returns is not looked "
-                f"at: let it raise NotNow where it has no room for a request at the moment"
+                f"add of the engine has returned {returned!r}: let it raise NotNow, and not return "
+                f"it, where it has no room for a request at the moment"
             )
         self._occupied.add(slot)
         return True

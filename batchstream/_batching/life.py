@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from threading import current_thread
 from typing import Final, Literal, TypeAlias
+from weakref import WeakSet
 
 from batchstream._batching import clock
 from batchstream._core.arguments import check_number
@@ -61,30 +62,27 @@ def forked_error() -> ForkedError:
     )
 
 
-class Readiness:
-    """Whether a batcher is warm: no warm-up is under way, and the last one has not failed."""
+class WarmUps:
+    """Whether a model is warm: no warm-up is under way, and the last one has not failed.
 
-    __slots__ = ("_failed", "_running")
+    Attributes:
+        under_way: The warm-ups that have not ended. One that a signal's exception has broken off in
+            its end is in nothing else, and goes by itself.
+        last_has_failed: Whether the last one has failed, or was broken off.
+    """
+
+    __slots__ = ("last_has_failed", "under_way")
 
     def __init__(self) -> None:
-        self._running: set[object] = set()  # changed in single calls, from any thread
-        self._failed = False
+        self.under_way: WeakSet[object] = WeakSet()
+        self.last_has_failed = False
 
     @property
     def is_warm(self) -> bool:
         """Whether it is."""
-        return not (self._running or self._failed)
-
-    def begin(self, warm_up: object) -> None:
-        """Take note that a warm-up begins."""
-        self._running.add(warm_up)
-
-    def end(self, warm_up: object, *, has_failed: bool) -> None:
-        """Take note of how one has ended."""
-        self._failed = has_failed
-        self._running.discard(warm_up)
+        return not (self.under_way or self.last_has_failed)
 
     def after_fork(self) -> None:
         """Forget the warm-ups of other threads, which are not in this process."""
-        self._failed = self._failed or bool(self._running)
-        self._running.clear()
+        self.last_has_failed = self.last_has_failed or bool(self.under_way)
+        self.under_way.clear()

@@ -1,8 +1,8 @@
 """The lines of batchers in the log `batchstream`: what an operator has to know, and no more.
 
-Nothing is only logged: what a line tells, a client or a caller was told as an error as well. There
-is no line for a request that ends as it should. Of what may come in floods, a line tells together
-what was noticed at once; and refusals have one line as they begin, and one when they are over.
+Nothing is only logged: what a line says, a client or a caller got as an error as well. There is no
+line for a request that ends as it should. What may come in floods has one line for all that was
+noticed at once; and refusals have one line as they begin, and one when they are over.
 
 Each line has extra fields, which formatters for JSON and structlog show: `kind` says what it is and
 never changes its words; `batcher` is the batcher's name; `reason`, `requests` (how many) and
@@ -39,7 +39,7 @@ QUIET_SECONDS: Final = 10.0
 """For how long no request may be refused until refusals are over."""
 
 _GROUPED: Final = (DeadlineError, SlowConsumerError, ClosedError, RequestError)
-"""Errors that each request has for itself, and that are told together all the same."""
+"""Errors that each request has for itself, and that share a line all the same."""
 
 
 class BatcherLog:
@@ -60,13 +60,13 @@ class BatcherLog:
 
     @property
     def is_refusing(self) -> bool:
-        """Whether requests were refused, and the end of that was not told."""
+        """Whether requests were refused, and the end of that was not logged."""
         return bool(self._refusing)
 
     def refused(
         self, error: OverloadedError, request: Request[Any], now: float, so_far: int
     ) -> None:
-        """Tell that requests are refused, if that is news.
+        """Log that requests are refused, if that is news.
 
         Args:
             error: Why this one is.
@@ -86,7 +86,7 @@ class BatcherLog:
             )
 
     def accepted(self, now: float, so_far: int) -> None:
-        """Tell that requests are accepted again, if that has been so for a while."""
+        """Log that requests are accepted again, if that has been so for a while."""
         if now - self._last_refusal < QUIET_SECONDS:
             return
         began = self._refusing.pop("since", None)
@@ -104,7 +104,7 @@ class BatcherLog:
     # ---- requests that failed
 
     def failed(self, requests: Iterable[Request[Any]], *, closed: bool) -> None:
-        """Tell of the requests among these that have ended with an error.
+        """Log the requests among these that have ended with an error.
 
         Args:
             requests: Requests that have ended.
@@ -117,9 +117,9 @@ class BatcherLog:
                 kind = next((it for it in _GROUPED if isinstance(error, it)), None)
                 groups.setdefault(id(error) if kind is None else kind, []).append(request)
         for group in groups.values():
-            self._tell_of_failed(group, closed=closed)
+            self._log_failed(group, closed=closed)
 
-    def _tell_of_failed(self, requests: Sequence[Request[Any]], *, closed: bool) -> None:
+    def _log_failed(self, requests: Sequence[Request[Any]], *, closed: bool) -> None:
         error = requests[0].ends[0].error
         assert error is not None  # noqa: S101 - for the type checker
         count, text = len(requests), error_text(error)
@@ -150,7 +150,7 @@ class BatcherLog:
     # ---- the batcher and its engine
 
     def engine_discarded(self) -> None:
-        """Tell that an engine is not used again."""
+        """Log that an engine is not used again."""
         self._write(
             logging.WARNING,
             "engine_discarded",
@@ -158,11 +158,11 @@ class BatcherLog:
         )
 
     def engine_made(self) -> None:
-        """Tell that an engine was made in place of one that was discarded."""
+        """Log that an engine was made in place of one that was discarded."""
         self._write(logging.INFO, "engine_made", "another engine was made")
 
     def drains(self, closing: str, seconds: float, unfinished: int) -> None:
-        """Tell that a drain has begun; its end is that the batcher is closed.
+        """Log that a drain has begun; its end is that the batcher is closed.
 
         Args:
             closing: By what and when; see `Scheduler.closing`.
@@ -179,7 +179,7 @@ class BatcherLog:
         )
 
     def closed(self, closing: str, unfinished: int) -> None:
-        """Tell that the batcher was closed.
+        """Log that the batcher was closed.
 
         Args:
             closing: By what and when; see `Scheduler.closing`.

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 class Metrics:
     """What a batcher calls as things happen; `statistics()` has the same as totals.
 
-    Every method does nothing here. Derive a class, and write those that you need: a batcher calls
-    no other. Each takes `**_` well, as a later version may tell it more.
+    Every method does nothing here. Derive a class, and write the methods that you need: a batcher
+    calls no other. Let each take `**_`, as a later version may pass it more.
 
     Requests wait, then run, then end. To know how many do at the moment: `submitted` adds one that
     waits; `joined` moves some from waiting to running, and `requeued` one back; `finished` takes
-    one away, from those that run if `joined` is true, else from those that wait.
+    one away, that runs if `joined` is true, and else waits.
 
     A *tenant* is what the batcher's option `tenant` returned for the request; None without one.
 
@@ -144,7 +144,7 @@ class MetricsCaller:
 
     Attributes:
         unmade: Whether they are still to be made, by `make`.
-        methods: Those of their methods that do something, by name.
+        methods: The methods of theirs that do something, by name.
     """
 
     def __init__(self, metrics: MetricsOrFactory, name: str = "") -> None:

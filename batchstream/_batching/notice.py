@@ -1,4 +1,4 @@
-"""What waiters of a batcher are told: that something may have changed for them."""
+"""How waiters of a batcher are woken, as something may have changed for them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class AnyFlight(LoopBound, Protocol[T]):
     Attributes:
         ready: Whether there is something to do for a consumer that waits.
         live: The requests that have not ended.
-        passes_on: Whether it tells the next of room itself, as it leaves. See `room.py`.
+        passes_on: Whether it wakes the next itself, as it leaves. See `room.py`.
     """
 
     passes_on: bool
@@ -44,7 +44,7 @@ class Notice:
         passes_on: See `AnyFlight`.
 
     Attributes:
-        ready: Whether it was told since it looked last.
+        ready: Whether it was woken since it looked last.
         live: No requests: what it waits for are other clients' requests.
         passes_on: The same.
     """
@@ -57,12 +57,12 @@ class Notice:
         self.live: list[Any] = []
         self.passes_on = passes_on
 
-    def tell(self) -> None:
+    def wake(self) -> None:
         """Wake the waiter; from any thread, in a signal's handler or a finalizer too."""
         self.ready = True
         self._parking.wake((self,))
 
-    note_room = tell
+    note_room = wake
 
     def _cancel_with_loop(self) -> None:
         """Do nothing: the waiter's task was gone with its event loop."""

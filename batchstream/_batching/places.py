@@ -1,4 +1,4 @@
-"""Where a request stands among those that wait: its band, its tenant, and the tenant's share."""
+"""Where a request stands in the queue: its band, its tenant, and the tenant's share."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class WaitingQueue(Generic[RequestT]):
         batch_timeout: For how long a request waits for others at most, while a worker is free.
         max_batch_cost: What the requests of a batch may cost together.
         max_pending: How many may wait.
-        max_pending_cost: What those that wait may cost together.
+        max_pending_cost: What the requests that wait may cost together.
         max_pending_per_tenant: How many requests of one tenant may wait.
         has_places: Whether requests have a `place`, by which they are in order.
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, cast, fin
 
 from typing_extensions import TypeVar
 
-from batchstream._batching.request import Deadlines
+from batchstream._batching.request import Deadlines, without_stream
 from batchstream._batching.submission import submit
 from batchstream._core.errors import ClosedError, OverloadedError, concurrent_error
 from batchstream._eventloops.current import current_loop
@@ -44,11 +44,6 @@ ReplyT = TypeVar("ReplyT", default=Any)
 HELD_PER_LIVE: Final = 4
 """How many requests may be in flight for each that fits, where finished ones wait for their turn
 behind one that takes long."""
-
-
-def _without_stream(request: Request[T], _: object) -> Request[T]:
-    """Make no stream of a request: the flight owns it."""
-    return request
 
 
 class Flight(Generic[T]):
@@ -204,7 +199,7 @@ class Flight(Generic[T]):
 
     def look(self) -> bool:
         """Look at what has ended, and submit what was held back; False if there is no room yet."""
-        self.room = False  # first, or what is told of with nothing held back is never over
+        self.room = False  # also if nothing is held back: or it would be ready for ever
         while self._ended:
             request = self._ended.popleft()
             if request in self._in_flight:
@@ -221,7 +216,7 @@ class Flight(Generic[T]):
                 request = submit(
                     upstream,
                     content,
-                    _without_stream,
+                    without_stream,
                     timeout=timeout,
                     wait_timeout=wait_timeout,
                     first_timeout=first_timeout,
@@ -237,7 +232,7 @@ class Flight(Generic[T]):
                 return False
             else:
                 upstream.dispatcher.ends.room_waiters.pop(self, None)
-                self.room = False  # of which it was told meanwhile, and now needs none
+                self.room = False  # there was some meanwhile, and now it needs none
                 self._in_flight[request] = next(self._numbers)
                 if self.is_cancelled:  # by another thread, a moment ago
                     self.cancel()

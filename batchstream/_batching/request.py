@@ -80,10 +80,10 @@ class Submission(NamedTuple):
     Attributes:
         content: The request, as the model takes it.
         cost: What it takes of `max_batch_cost`.
-        step_cost: What its first step takes of `max_step_cost`.
         max_outputs: How many outputs it gets at most.
         is_eos: Its own predicate on outputs.
         decoder: What its outputs go through.
+        step_cost: What its first step takes of `max_step_cost`.
     """
 
     content: Any
@@ -393,3 +393,8 @@ class Request(Buffer[T]):
     def is_full(self, limit: int) -> bool:
         """Whether so many outputs wait, or bytes, of a request whose stream has a bound."""
         return self.cancelled or (self.on_end is None and super().is_full(limit))
+
+
+def without_stream(request: Request[T], _: object) -> Request[T]:
+    """Make no stream of a request, which a `map` or a warm-up owns."""
+    return request

@@ -108,7 +108,7 @@ class RequestBatch(Generic[T]):
         self._live_slots = 0  # summed over the steps
         # The requests that have a deadline for their next output, and some that have ended.
         self._timed: list[Request[T]] = []
-        # Those for which no output can come, as their own consumers have left no room.
+        # The requests that can get no output, as their own consumers have left no room.
         self._held_up: set[Buffer[Any]] = set()
         self._log = StepLog(owner.options)
 

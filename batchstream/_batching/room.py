@@ -4,16 +4,16 @@ Theory of operation
 -------------------
 
 `Ends.room_waiters` has all that wait for room, in the order in which they came: the flights
-that hold a request back, and the turns below. When there may be room, each is told in this order,
+that hold a request back, and the turns below. When there may be room, they are woken in this order,
 up to and including the first turn. That one looks, with the lock, whether there is room; if so it
-leaves, and as it leaves tells the next. So of a thousand callers one is woken for each place, and
-none waits for ever behind one that was told and left without submitting anything. A flight is not
+leaves, and as it leaves wakes the next. So of a thousand callers one is woken for each place, and
+none waits for ever behind one that was woken and left without submitting anything. A flight is not
 waited for in this way: its consumer may be busy with a reply.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from batchstream._batching import clock
 from batchstream._batching.notice import Notice
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class _Turn:
-    """One caller among those that wait.
+    """One caller that waits.
 
     Args:
         dispatcher: Whose queue has to have room.
@@ -41,7 +41,7 @@ class _Turn:
 
     Attributes:
         until: Until when.
-        notice: By what it is told.
+        notice: Wakes it.
     """
 
     def __init__(self, dispatcher: Dispatcher[Any], timeout: float | None, cost: float) -> None:
@@ -55,14 +55,6 @@ class _Turn:
             raise cost_error(self._cost, max_batch_cost)
         self.until = None if seconds is None else clock.monotonic() + seconds
         self.notice = Notice(dispatcher.parking, passes_on=True)
-
-    def __enter__(self) -> Self:
-        self._dispatcher.ends.room_waiters[self.notice] = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._dispatcher.ends.room_waiters.pop(self.notice, None)
-        self._dispatcher.ends.tell_of_room()
 
     def has_come(self) -> bool:
         """Whether there is room, and no other waits for it.
@@ -104,9 +96,15 @@ def has_room(dispatcher: Dispatcher[Any], cost: float) -> bool:
 
 def wait_for_room(upstream: RequestUpstream[Any], timeout: float | None, cost: float) -> None:
     """Wait in a thread until a request would not be refused."""
-    with _Turn(upstream.dispatcher, timeout, cost) as turn:
+    turn = _Turn(upstream.dispatcher, timeout, cost)
+    waiters, notice = upstream.dispatcher.ends.room_waiters, turn.notice
+    waiters[notice] = None  # not in a `with`: its calls may be broken off by a signal's exception
+    try:
         while not turn.has_come():
-            upstream.wait_for_any(turn.notice, turn.until)
+            upstream.wait_for_any(notice, turn.until)
+    finally:
+        del waiters[notice]
+        upstream.dispatcher.ends.tell_of_room()
 
 
 async def wait_for_room_in_loop(
@@ -117,6 +115,12 @@ async def wait_for_room_in_loop(
     """Do the same in an event loop."""
     loop = current_loop()
     await loop.checkpoint()
-    with _Turn(upstream.dispatcher, timeout, cost) as turn:
+    turn = _Turn(upstream.dispatcher, timeout, cost)
+    waiters, notice = upstream.dispatcher.ends.room_waiters, turn.notice
+    waiters[notice] = None
+    try:
         while not turn.has_come():
-            await upstream.wait_for_any_in_loop(turn.notice, loop, turn.until)
+            await upstream.wait_for_any_in_loop(notice, loop, turn.until)
+    finally:
+        del waiters[notice]
+        upstream.dispatcher.ends.tell_of_room()

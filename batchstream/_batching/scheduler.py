@@ -357,7 +357,7 @@ class Scheduler(Generic[T]):
         return Reaped(finished, overdue, dropped, wakes)
 
     def drain(self, until: float, closing: str) -> None:
-        """Accept no request any more, and let those that there are end until then.
+        """Accept no request any more, and let the others end until then.
 
         Of several drains the one that is over first counts.
 

@@ -93,7 +93,7 @@ class RequestUpstream(Generic[T]):
         """Wait in a thread until a request of a flight has ended, or there may be room.
 
         Args:
-            flight: The flight; or a notice, until it is told of something.
+            flight: The flight; or a notice, until it is woken.
             deadline: Until when at most.
 
         Raises:

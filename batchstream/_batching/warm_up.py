@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic
 
 from typing_extensions import TypeVar
 
 from batchstream._batching import clock
 from batchstream._batching.notice import Notice
+from batchstream._batching.request import without_stream
 from batchstream._batching.submission import submit
 from batchstream._batching.waking import wake_workers
 from batchstream._core.arguments import check_seconds
@@ -17,7 +18,6 @@ from batchstream._eventloops.current import current_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
-    from types import TracebackType
 
     from batchstream._batching.dispatcher import Dispatcher
     from batchstream._batching.request import Request
@@ -28,10 +28,13 @@ T = TypeVar("T")
 
 def warm_up(upstream: RequestUpstream[Any], requests: Iterable[Any], timeout: float | None) -> None:
     """Run requests through the model, and wait in a thread until all have ended."""
-    with _WarmUp(upstream, timeout) as warming:
-        warming.submit(requests)
+    warming = _WarmUp(upstream, timeout)
+    try:
+        warming.begin(requests)
         while not warming.is_over():
             upstream.wait_for_any(warming.notice, warming.until)
+    finally:
+        warming.end()
 
 
 async def warm_up_in_loop(
@@ -41,10 +44,13 @@ async def warm_up_in_loop(
 ) -> None:
     """Do the same in an event loop."""
     loop = current_loop()
-    with _WarmUp(upstream, timeout) as warming:
-        warming.submit(requests)
+    warming = _WarmUp(upstream, timeout)
+    try:
+        warming.begin(requests)
         while not warming.is_over():
             await upstream.wait_for_any_in_loop(warming.notice, loop, warming.until)
+    finally:
+        warming.end()
 
 
 class _WarmUp(Generic[T]):
@@ -56,7 +62,7 @@ class _WarmUp(Generic[T]):
 
     Attributes:
         until: Until when they may last.
-        notice: By what the caller is told that one has ended.
+        notice: Wakes the caller when one has ended.
     """
 
     def __init__(self, upstream: RequestUpstream[T], timeout: float | None) -> None:
@@ -66,33 +72,32 @@ class _WarmUp(Generic[T]):
         self._timeout = timeout
         self.until = None if seconds is None else clock.monotonic() + seconds
         self.notice = Notice(dispatcher.parking)
+        self._warm_ups = dispatcher.readiness
+        self._is_over = False
         self._live: set[Request[T]] = set()
         self._ended: deque[Request[T]] = deque()  # added to by any thread; one may come twice
 
-    def __enter__(self) -> Self:
-        self._dispatcher.readiness.begin(self)
-        return self
+    def end(self) -> None:
+        """Cancel what has not ended."""
+        try:
+            for request in self._live:
+                request.on_end = None  # which refers to this
+                self._upstream.cancel(request)
+            if not self._is_over:
+                self._dispatcher.reap()  # the others need not wait for what was cancelled here
+        finally:
+            self._warm_ups.under_way.discard(self)
+            self._warm_ups.last_has_failed = not self._is_over
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for request in self._live:
-            request.on_end = None  # which refers to this
-            self._upstream.cancel(request)
-        if exc is not None:
-            self._dispatcher.reap()  # the others need not wait for what was cancelled here
-        self._dispatcher.readiness.end(self, has_failed=exc is not None)
-
-    def submit(self, contents: Iterable[Any]) -> None:
+    def begin(self, contents: Iterable[Any]) -> None:
         """Submit the requests, all before the first of them is taken.
 
         Raises:
             ValueError: There is none.
             Exception: What submitting one raises; none of them reaches the model.
         """
+        self._warm_ups.last_has_failed = True  # until it has ended well, whatever breaks it off
+        self._warm_ups.under_way.add(self)
         for content in contents:
             self._live.add(_submit(self._upstream, content, self._note_end))
         if not self._live:
@@ -101,7 +106,7 @@ class _WarmUp(Generic[T]):
 
     def _note_end(self, request: Request[T]) -> None:
         self._ended.append(request)
-        self.notice.tell()
+        self.notice.wake()
 
     def is_over(self) -> bool:
         """Whether all have ended well.
@@ -127,7 +132,8 @@ class _WarmUp(Generic[T]):
                 f"give it longer, or fewer requests",
                 timeout=float(self._timeout or 0.0),
             )
-        return not self._live
+        self._is_over = not self._live
+        return self._is_over
 
 
 def _submit(
@@ -137,7 +143,7 @@ def _submit(
     return submit(
         upstream,
         content,
-        _without_stream,
+        without_stream,
         timeout=None,
         wait_timeout=None,
         on_end=on_end,
@@ -150,8 +156,3 @@ def _begin(dispatcher: Dispatcher[T], requests: Collection[Request[T]]) -> None:
     with dispatcher.lock:
         dispatcher.scheduler.begin_warm_up(requests)
     wake_workers(dispatcher)
-
-
-def _without_stream(request: Request[T], _: object) -> Request[T]:
-    """Make no stream of a request: a warm-up owns it."""
-    return request

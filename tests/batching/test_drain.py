@@ -12,8 +12,17 @@ from functools import partial
 import pytest
 
 from batchstream import EOS, ClosedError, ContinuousBatcher, DeadlineError, DynamicBatcher
+from batchstream._batching import dispatcher, scheduler
+from batchstream._batching import drain as drain_module
 from batchstream._batching.replies import Flight
-from support.engines import Echo, InLoop, batchers_with_threads, dynamic_batchers, every_batcher
+from support.engines import (
+    Echo,
+    InLoop,
+    batchers_with_threads,
+    dynamic_batchers,
+    every_batcher,
+)
+from support.interrupts import at_line, needs_lines
 from support.sources import TIMEOUT, Gate, in_forked_child, needs_fork
 
 WHO = r"a?close\(drain=60\) in thread '.*' at .*"
@@ -412,3 +421,30 @@ def test_a_batcher_that_drains_is_closed_in_a_forked_child():
     assert "ClosedError: the batcher was closed" in said
     gate.opened.set()
     drain.join(TIMEOUT)
+
+
+@needs_lines
+@pytest.mark.rule(9, 31)
+@pytest.mark.parametrize("drain", [None, 3600.0])
+def test_a_close_that_is_broken_off_at_any_line_leaves_no_request_without_an_end(drain):
+    files = {module.__file__ for module in (dispatcher, drain_module, scheduler)}
+    for line in itertools.count(1):
+        batcher = DynamicBatcher(
+            lambda requests: iter([requests]), max_batch_size=9, batch_timeout=3600.0
+        )
+        streams = [batcher.stream(request) for request in "abc"]
+        where = at_line(line, partial(batcher.close, drain=drain), files=files)
+        if batcher.state != "accepting":  # or else nothing was asked for yet
+            assert batcher.state == "closed", where
+            assert not batcher._dispatcher.ends.closers, where
+            for stream in streams:
+                try:
+                    list(stream)
+                except ClosedError:
+                    assert drain is None or where is not None
+        batcher.close()
+        figures = batcher.statistics()
+        assert (figures.live, sum(figures.finished.values())) == (0, 3), where
+        if where is None:
+            break
+    assert line > 20

@@ -1,4 +1,4 @@
-"""Slots that are given back, where that meets deadlines, warm-ups, drains, costs and faults."""
+"""Slots that are given back, where deadlines, warm-ups, drains, costs and faults meet that."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ async def test_an_engine_raises_not_now_and_does_not_return_it(form, returned):
     gate.open()
     outputs, [error] = await form.read(second)
     assert (outputs, type(error)) == ([], TypeError)
-    assert "let it raise NotNow where it has no room" in str(error)
+    assert "let it raise NotNow, and not return it, where" in str(error)
     assert await form.rest(first) == list("abc")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import hypothesis.strategies as st
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 
 from batchstream import ClosedError, DynamicBatcher, OverloadedError
+from batchstream._batching import room
 from batchstream._batching.closing import request_drain
 from batchstream._batching.departures import DepartureRate
 from batchstream._batching.options import BatcherOptions
@@ -16,6 +18,7 @@ from batchstream._batching.request import Request, Submission
 from batchstream._batching.scheduler import Scheduler
 from batchstream._core.rules import EndRules
 from support.engines import InLoop, every_batcher
+from support.interrupts import at_line, needs_lines
 
 FULL = {"max_batch_size": 1, "max_pending": 1}
 
@@ -230,3 +233,16 @@ async def test_room_is_for_a_request_of_a_cost(form):
     gate.open()
     for stream in streams:
         await form.rest(stream)
+
+
+@needs_lines
+@pytest.mark.rule(31)
+def test_a_wait_that_is_broken_off_at_any_line_is_in_no_others_way():
+    with DynamicBatcher(lambda requests: iter([requests]), max_batch_size=1) as batcher:
+        for line in itertools.count(1):
+            where = at_line(line, batcher.wait_for_room, files={room.__file__})
+            assert not batcher._dispatcher.ends.room_waiters, where
+            batcher.wait_for_room(timeout=0)
+            if where is None:
+                break
+    assert line > 10

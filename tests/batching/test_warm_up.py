@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from functools import partial
 
 import pytest
 
 from batchstream import ClosedError, ContinuousBatcher, DeadlineError, DynamicBatcher
+from batchstream._batching import warm_up as module
 from batchstream._core.records import BatcherStatistics
 from support.engines import Echo, InLoop, dynamic_batchers, every_batcher
+from support.interrupts import at_line, needs_lines
 from support.sources import in_forked_child, needs_fork
 
 
@@ -201,3 +204,16 @@ def test_a_batcher_that_was_warmed_up_is_so_in_a_forked_child():
         batcher.warm_up(["a"])
         said = in_forked_child(lambda: (batcher.ready, list(batcher.stream("b"))))
         assert said == "(True, ['b'])"
+
+
+@needs_lines
+@pytest.mark.rule(31)
+def test_after_a_warm_up_that_is_broken_off_at_any_line_another_makes_the_batcher_ready():
+    with DynamicBatcher(lambda requests: iter([requests]), max_batch_size=1) as batcher:
+        for line in itertools.count(1):
+            where = at_line(line, partial(batcher.warm_up, ["a"]), files={module.__file__})
+            batcher.warm_up(["b"])
+            assert batcher.ready, where
+            if where is None:
+                break
+    assert line > 30

@@ -272,9 +272,27 @@ class Preempting(Cache):
         return step
 
 
-def preempting(behind="", never="", **hooks):
+class Keeping(Preempting):
+    """Knows itself where it stopped, and is to be given the same."""
+
+    def step(self):
+        step = super().step()
+        for slot, element in step.items():
+            if type(element) is Many:
+                step[slot] = Many([element.outputs[0], Requeue()])
+        return step
+
+
+class Returning(Preempting):
+    """Returns what it should raise."""
+
+    def add(self, slot, request):
+        return self.api.returned if self.slots else super().add(slot, request)
+
+
+def preempting(behind="", never="", *, engine=Preempting, **hooks):
     api = texts(room=99, behind=list(behind), never=list(never), **hooks)
-    loop = ContinuousBatchLoop(Preempting)
+    loop = ContinuousBatchLoop(engine)
     api.loop = loop
     loop.pre_setup(api)
     return api
@@ -314,3 +332,26 @@ def test_an_engine_that_raises_fails_none_that_waits_to_go_on():
     assert sent["r0"] == whole("abc")
     assert sent["r1"][-1] == FAILED
     assert [engine.asked for engine in api.engines] == [["abc", "uvwxyz"], ["c"]]
+
+
+@pytest.mark.rule(2, 15)
+def test_what_an_engine_alone_knew_of_a_request_is_lost_with_the_engine(caplog):
+    """Another engine would begin anew, and the client be sent the same outputs twice."""
+
+    def in_step(calls):
+        if len(api.engines) == 1 and calls == 6:
+            raise OSError("lost")
+
+    api = preempting("b", engine=Keeping, in_step=in_step)
+    sent = served(api, "abc", "uvwxyz", "m")
+    assert sent["r0"] == [*ok("a", "b"), FAILED]
+    assert "it alone knew how to go on with this request" in caplog.text
+    assert "abc" not in [request for engine in api.engines[1:] for request in engine.asked]
+
+
+@pytest.mark.rule(9, 15)
+@pytest.mark.parametrize("returned", [NotNow, NotNow("full")])
+def test_an_engine_raises_not_now_and_does_not_return_it(returned, caplog):
+    sent = served(preempting(engine=Returning, returned=returned), "abc", "uv")
+    assert sent == {"r0": whole("abc"), "r1": [FAILED]}
+    assert "let it raise NotNow, and not return it, where" in caplog.text
