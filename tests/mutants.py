@@ -701,7 +701,7 @@ MUTANTS = [
     ),
     Mutant(
         "a flight that got room is told for ever that there is some",
-        "                self.room = False  # of which it was told meanwhile, and now needs none\n",
+        "                self.room = False  # there was some meanwhile, and now it needs none\n",
         "",
         ("test_map.py",),
     ),
