@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 
 from batchstream import EOS, ClosedError, ContinuousBatcher, DeadlineError, DynamicBatcher
-from batchstream._batching import closing, dispatcher, scheduler
+from batchstream._batching import closing, dispatcher, ends, scheduler, upstream, waking
 from batchstream._batching.replies import Flight
 from support.engines import (
     Echo,
@@ -426,7 +426,7 @@ def test_a_batcher_that_drains_is_closed_in_a_forked_child():
 @pytest.mark.rule(9, 31)
 @pytest.mark.parametrize("drain", [None, 3600.0])
 def test_a_close_that_is_broken_off_at_any_line_leaves_no_request_without_an_end(drain):
-    files = {module.__file__ for module in (dispatcher, closing, scheduler)}
+    files = {module.__file__ for module in (dispatcher, closing, ends, scheduler, upstream, waking)}
     for line in itertools.count(1):
         batcher = DynamicBatcher(
             lambda requests: iter([requests]), max_batch_size=9, batch_timeout=3600.0
