@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self, overloa
 
 from typing_extensions import TypeVar
 
-from batchstream._batching.drain import aclose, block_end, close, said_with
+from batchstream._batching.closing import aclose, block_end, close, said_with
 from batchstream._batching.life import BatcherState, check_drain
 from batchstream._batching.replies import AsyncReplies, Flight, Replies
 from batchstream._batching.room import wait_for_room, wait_for_room_in_loop
+from batchstream._batching.submission import submit
 from batchstream._batching.warm_up import warm_up, warm_up_in_loop
 from batchstream._core.errors import ClosedError
 from batchstream._pumps.source import shown
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from batchstream._batching.dispatcher import Dispatcher
+    from batchstream._batching.upstream import RequestUpstream
     from batchstream._core.records import BatcherStatistics
 
 T = TypeVar("T", default=Any)
@@ -30,8 +32,9 @@ RequestT = TypeVar("RequestT", default=Any)
 class Batcher(Generic[RequestT, T]):
     """Accepts requests one by one, and returns a stream for each at once."""
 
-    __slots__ = ("_dispatcher",)
+    __slots__ = ("_dispatcher", "_upstream")
     _dispatcher: Dispatcher[T]
+    _upstream: RequestUpstream[T]
 
     def __repr__(self) -> str:
         return f"<{self._kind}, {self._dispatcher.summary}>"
@@ -93,7 +96,8 @@ class Batcher(Generic[RequestT, T]):
         Cancellation: a request that was not accepted entirely is cancelled.
         Threads: any.
         """
-        return self._dispatcher.submit(
+        return submit(
+            self._upstream,
             request,
             Stream._of,  # noqa: SLF001
             timeout=timeout,
@@ -138,7 +142,8 @@ class Batcher(Generic[RequestT, T]):
         Cancellation: nothing to cancel.
         Threads: any, in an event loop or not; the stream belongs to the loop that first waits.
         """
-        return self._dispatcher.submit(
+        return submit(
+            self._upstream,
             request,
             AsyncStream._of,  # noqa: SLF001
             timeout=timeout,
@@ -209,7 +214,7 @@ class Batcher(Generic[RequestT, T]):
         Threads: any; the iterator is for one thread at a time.
         """
         flight = Flight(
-            self._dispatcher,
+            self._upstream,
             ordered=ordered,
             timeout=timeout,
             wait_timeout=wait_timeout,
@@ -272,7 +277,7 @@ class Batcher(Generic[RequestT, T]):
         Threads: any; the iterator is for one task at a time.
         """
         flight = Flight(
-            self._dispatcher,
+            self._upstream,
             ordered=ordered,
             timeout=timeout,
             wait_timeout=wait_timeout,
@@ -323,7 +328,7 @@ class Batcher(Generic[RequestT, T]):
             [0, 2, 4, 6]
             >>> double.close()
         """
-        wait_for_room(self._dispatcher, timeout, cost)
+        wait_for_room(self._upstream, timeout, cost)
 
     async def await_for_room(
         self,
@@ -344,7 +349,7 @@ class Batcher(Generic[RequestT, T]):
         Cancellation: nothing is lost; the next caller is woken instead.
         Threads: any event loop.
         """
-        await wait_for_room_in_loop(self._dispatcher, timeout, cost)
+        await wait_for_room_in_loop(self._upstream, timeout, cost)
 
     def warm_up(self, requests: Iterable[RequestT], *, timeout: float | None = None) -> None:
         """Run requests through the model once, before all others, and wait until all have ended.
@@ -375,7 +380,7 @@ class Batcher(Generic[RequestT, T]):
         Cancellation: they are cancelled, and `ready` stays False.
         Threads: any.
         """
-        warm_up(self._dispatcher, _check_requests("warm_up", requests), timeout)
+        warm_up(self._upstream, _check_requests("warm_up", requests), timeout)
 
     async def awarm_up(
         self,
@@ -396,7 +401,7 @@ class Batcher(Generic[RequestT, T]):
         Cancellation: they are cancelled, and `ready` stays False.
         Threads: any event loop.
         """
-        await warm_up_in_loop(self._dispatcher, _check_requests("awarm_up", requests), timeout)
+        await warm_up_in_loop(self._upstream, _check_requests("awarm_up", requests), timeout)
 
     @property
     def name(self) -> str | None:
@@ -449,7 +454,7 @@ class Batcher(Generic[RequestT, T]):
         Threads: any.
         """
         seconds = check_drain(drain)
-        close(self._dispatcher, f"close({said_with(seconds)})", seconds)
+        close(self._upstream, f"close({said_with(seconds)})", seconds)
 
     async def aclose(self, *, drain: float | None = None) -> None:
         """Do the same, and wait in an event loop until the workers have ended.
@@ -466,7 +471,7 @@ class Batcher(Generic[RequestT, T]):
         Threads: any event loop.
         """
         seconds = check_drain(drain)
-        await aclose(self._dispatcher, f"aclose({said_with(seconds)})", seconds)
+        await aclose(self._upstream, f"aclose({said_with(seconds)})", seconds)
 
     def __enter__(self) -> Self:
         """Return the batcher.
@@ -484,7 +489,7 @@ class Batcher(Generic[RequestT, T]):
         traceback: TracebackType | None,
     ) -> None:
         drain = self._dispatcher.options.drain if exc_type is None else None
-        close(self._dispatcher, block_end("with", drain), drain)
+        close(self._upstream, block_end("with", drain), drain)
 
     async def __aenter__(self) -> Self:
         """Return the batcher, and let an asynchronous function of its run in this event loop.
@@ -503,7 +508,7 @@ class Batcher(Generic[RequestT, T]):
         traceback: TracebackType | None,
     ) -> None:
         drain = self._dispatcher.options.drain if exc_type is None else None
-        await aclose(self._dispatcher, block_end("async with", drain), drain)
+        await aclose(self._upstream, block_end("async with", drain), drain)
 
     def _check_open(self) -> None:
         self._dispatcher.check_not_forked()

@@ -12,6 +12,7 @@ from batchstream._batching.engine import Engine
 from batchstream._batching.engine_batch import VACANCY, EngineBatch
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.thread_dispatcher import ThreadDispatcher
+from batchstream._batching.upstream import RequestUpstream
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
 from batchstream._core.cores import core_of
 from batchstream._core.rules import EndRules
@@ -333,3 +334,4 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             return pump, batch
 
         self._dispatcher = ThreadDispatcher(options, open_in_thread, engine_)
+        self._upstream = RequestUpstream(self._dispatcher)

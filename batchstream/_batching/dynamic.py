@@ -19,6 +19,7 @@ from batchstream._batching.single import (
 )
 from batchstream._batching.task_dispatcher import TaskDispatcher
 from batchstream._batching.thread_dispatcher import ThreadDispatcher
+from batchstream._batching.upstream import RequestUpstream
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING, is_kind
 from batchstream._core.errors import ClosedError
 from batchstream._core.markers import EOS
@@ -393,6 +394,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         )
         self._single = single
         self._dispatcher = _dispatcher_for(fn, options, runs_in_task=runs_in_task)
+        self._upstream = RequestUpstream(self._dispatcher)
 
     def call(
         self,

@@ -6,7 +6,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from batchstream._core.arguments import call_text, check_number, takes
 from batchstream._core.errors import (
@@ -31,6 +31,26 @@ class NotNow(Exception):  # noqa: N818 - it is no error, and reaches no client
     request has left the engine. If there is no other in the engine it would wait for ever, and so
     it fails with `RequestError`.
     """
+
+
+class Model(Protocol):
+    """What all batches of a dispatcher share: an engine.
+
+    Attributes:
+        is_open: Whether there is one to be closed. It is until `discard` has returned.
+    """
+
+    @property
+    def is_open(self) -> bool: ...
+    def discard(self) -> None:
+        """Close it; where that is not this object's to do, do nothing.
+
+        Raises:
+            BaseException: One of `INTERRUPTS`.
+        """
+
+    def begin_anew(self) -> bool:
+        """Get ready for a forked child, in which no request is open; False if that cannot be."""
 
 
 class Engine:

@@ -16,7 +16,7 @@ to its end, and then the next.
 
 The thread of the batch alone gives a slot back. Another thread may end the request meanwhile: up to
 `Fanout.release` it does so by way of the pump, and then as that of a request that waits. In between
-it finds neither, and looks again: see `Dispatcher.cancel`.
+it finds neither, and looks again: see `Ends.cancel`.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class EngineBatch(RequestBatch[T]):
         for slot in left:
             self._free.append(slot)
             del self._costs[slot], self._submissions[slot]
-        self._owner.tell_of_room()  # though none may join in these slots, as it costs too much
+        self._owner.ends.tell_of_room()  # though none may join in these slots, as it costs too much
         if waiting and back == len(left):  # no other has left: the engine would give it back again
             if self._costs:
                 self._hold_up(waiting[0])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
+
+    from batchstream._batching.options import BatcherOptions
+    from batchstream._batching.queue import WaitingQueue
+    from batchstream._batching.request import Request
 
 TIDY_ABOVE: Final = 64
 """How many keys a generation has at least before another begins."""
@@ -80,3 +84,37 @@ class KeyInterner:
                 dropped.append(generation)
         self._generations = ({}, *kept)
         return dropped or None
+
+
+class RequestKeys:
+    """What stands for the keys and the tenants of one batcher's requests.
+
+    Args:
+        options: What the batcher was made with.
+    """
+
+    def __init__(self, options: BatcherOptions[Any, Any]) -> None:
+        self._has_any = not (options.key is None and options.places is None)
+        self._keys = KeyInterner()
+        self._tenants = KeyInterner("tenant")
+
+    def intern(self, request: Request[Any], key: Any) -> tuple[object, object]:
+        """Set what stands for a request's key and tenant; return what `are_current` takes."""
+        keys = tenants = None
+        if key is not None:
+            request.group, keys = self._keys.intern(key)
+        if (place := request.place) is not None:
+            place.account, tenants = self._tenants.intern(place.tenant)
+        return keys, tenants
+
+    def are_current(self, keys: object, tenants: object) -> bool:
+        """Whether what stands for a request's key and tenant may be used; with the lock."""
+        if keys is not None and not self._keys.is_current(keys):
+            return False
+        return tenants is None or self._tenants.is_current(tenants)
+
+    def tidy(self, queue: WaitingQueue[Any]) -> object:
+        """Drop keys and tenants of which no request waits; return what to free without the lock."""
+        if not self._has_any:
+            return None
+        return self._keys.tidy(queue.has_group), self._tenants.tidy(queue.has_tenant)

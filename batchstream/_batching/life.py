@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from threading import current_thread
 from typing import Final, Literal, TypeAlias
 from weakref import WeakSet
 
+from batchstream._batching import clock
 from batchstream._core.arguments import check_number
-from batchstream._core.errors import ClosedError
+from batchstream._core.errors import ClosedError, ForkedError
 
 BatcherState: TypeAlias = Literal["accepting", "draining", "closed"]
 BatcherEvent: TypeAlias = Literal["drain", "close"]
@@ -44,6 +46,19 @@ def draining_error(closing: str) -> ClosedError:
     return ClosedError(
         f"the batcher is draining, as asked for{closing}: it lets its requests end and accepts no "
         f"other, so submit the request to another server, or again when this one is back"
+    )
+
+
+def said_of(by: str) -> str:
+    """Return by what and when a batcher is closed, for the text of errors."""
+    return f" by {by} in thread {current_thread().name!r} at {clock.time_of_day()}"
+
+
+def forked_error() -> ForkedError:
+    """Return the error of every use of a batcher in a forked child, if it had requests."""
+    return ForkedError(
+        "this batcher had requests when its process was forked, and cannot be used in the fork: "
+        "fork before the first request, or when all have ended; or make a batcher in each process"
     )
 
 

@@ -1,11 +1,37 @@
-"""How one waiter of a batcher is woken, as something may have changed for it."""
+"""How waiters of a batcher are woken, as something may have changed for them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from typing_extensions import TypeVar
+
+from batchstream._handoff.parking import LoopBound
 
 if TYPE_CHECKING:
+    from batchstream._batching.request import Request
     from batchstream._handoff.parking import ParkingLot
+
+T = TypeVar("T")
+
+
+class AnyFlight(LoopBound, Protocol[T]):
+    """What a batcher needs of a `Flight`, the requests of one `map`; or of a `Notice`.
+
+    Attributes:
+        ready: Whether there is something to do for a consumer that waits.
+        live: The requests that have not ended.
+        passes_on: Whether it wakes the next itself, as it leaves. See `room.py`.
+    """
+
+    passes_on: bool
+
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def live(self) -> list[Request[T]]: ...
+    def note_room(self) -> None:
+        """Take note that the queue has room again, and wake the consumer."""
 
 
 class Notice:

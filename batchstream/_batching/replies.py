@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, cast, fin
 from typing_extensions import TypeVar
 
 from batchstream._batching.request import Deadlines, without_stream
+from batchstream._batching.submission import submit
 from batchstream._core.errors import ClosedError, OverloadedError, concurrent_error
 from batchstream._eventloops.current import current_loop
 from batchstream._pumps.process import forkable
@@ -34,8 +35,8 @@ from batchstream._pumps.process import forkable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batchstream._batching.dispatcher import Dispatcher
     from batchstream._batching.request import Request
+    from batchstream._batching.upstream import RequestUpstream
 
 T = TypeVar("T")
 ReplyT = TypeVar("ReplyT", default=Any)
@@ -49,7 +50,7 @@ class Flight(Generic[T]):
     """The requests of one `map` that are in flight.
 
     Args:
-        dispatcher: Where they are submitted.
+        upstream: That of the batcher's streams.
         ordered: Whether replies are taken in the order of the requests.
         timeout: For how long each may last.
         wait_timeout: For how long each may wait for a batch.
@@ -57,7 +58,7 @@ class Flight(Generic[T]):
         gap_timeout: For how long each may be without another, from the first on.
 
     Attributes:
-        dispatcher: The same.
+        upstream: The same.
         is_cancelled: Whether all is over.
         room: Whether the dispatcher has told of room since a request was held back.
         passes_on: False: the consumer may be busy with a reply, and others need not wait for it.
@@ -78,14 +79,14 @@ class Flight(Generic[T]):
         "_requests_over",
         "_timeouts",
         "_width",
-        "dispatcher",
         "is_cancelled",
         "room",
+        "upstream",
     )
 
     def __init__(
         self,
-        dispatcher: Dispatcher[T],
+        upstream: RequestUpstream[T],
         *,
         ordered: bool,
         timeout: float | None,
@@ -94,13 +95,13 @@ class Flight(Generic[T]):
         gap_timeout: float | None,
     ) -> None:
         Deadlines.checked(timeout, wait_timeout, first_timeout, gap_timeout)
-        self.dispatcher = dispatcher
+        self.upstream = upstream
         self.room = False
         self._claim = Lock()
         forkable.add(self)
         self._ordered = ordered
         self._timeouts = timeout, wait_timeout, first_timeout, gap_timeout
-        options = dispatcher.options
+        options = upstream.dispatcher.options
         size = options.max_batch_size
         # One batch more than run, so that a worker finds the next one as it ends the last.
         self._width = options.workers * size + min(size, options.max_pending)
@@ -131,21 +132,21 @@ class Flight(Generic[T]):
     def note_end(self, request: Request[T]) -> None:
         """Take note that a request has ended, behind its outputs, and wake the consumer."""
         self._ended.append(request)
-        self.dispatcher.parking.wake((self,))
+        self.upstream.dispatcher.parking.wake((self,))
 
     def note_room(self) -> None:
         """Take note that the batcher's queue has room again, and wake the consumer."""
         self.room = True
-        self.dispatcher.parking.wake((self,))
+        self.upstream.dispatcher.parking.wake((self,))
 
     def cancel(self) -> None:
         """Cancel what is in flight, and take no request any more."""
         self.is_cancelled = True  # first: a consumer that submits at the moment cancels again
         self._held_back.clear()
-        self.dispatcher.room_waiters.pop(self, None)
+        self.upstream.dispatcher.ends.room_waiters.pop(self, None)
         for request in list(self._in_flight):  # which only the consumer changes
             request.on_end = None  # which refers to this
-            self.dispatcher.cancel(request)
+            self.upstream.cancel(request)
         self.note_room()
 
     _cancel_with_loop = cancel
@@ -208,11 +209,12 @@ class Flight(Generic[T]):
     def submit(self, content: Any) -> bool:
         """Submit a request; False if it is held back, or fails and none is taken behind it."""
         self.room = False
-        dispatcher = self.dispatcher
+        upstream = self.upstream
         for _ in range(2):
             try:
                 timeout, wait_timeout, first_timeout, gap_timeout = self._timeouts
-                request = dispatcher.submit(
+                request = submit(
+                    upstream,
                     content,
                     without_stream,
                     timeout=timeout,
@@ -223,13 +225,13 @@ class Flight(Generic[T]):
                 )
             except OverloadedError:
                 # And once more: room that came before this does not tell.
-                dispatcher.room_waiters[self] = None
+                upstream.dispatcher.ends.room_waiters[self] = None
             except Exception as error:  # noqa: BLE001 - raised in the place of the reply
-                dispatcher.room_waiters.pop(self, None)
+                upstream.dispatcher.ends.room_waiters.pop(self, None)
                 self.end_requests(error)
                 return False
             else:
-                dispatcher.room_waiters.pop(self, None)
+                upstream.dispatcher.ends.room_waiters.pop(self, None)
                 self.room = False  # there was some meanwhile, and now it needs none
                 self._in_flight[request] = next(self._numbers)
                 if self.is_cancelled:  # by another thread, a moment ago
@@ -338,7 +340,7 @@ class Replies(_AnyReplies[ReplyT], Iterator[ReplyT]):
                             return reply
                     if flight.is_over:
                         raise StopIteration
-                    flight.dispatcher.wait_for_any(flight)
+                    flight.upstream.wait_for_any(flight)
             finally:
                 claim.release()
         except BaseException:
@@ -423,7 +425,7 @@ class AsyncReplies(_AnyReplies[ReplyT], AsyncIterator[ReplyT]):
                             return reply
                     if flight.is_over:
                         raise StopAsyncIteration
-                    await flight.dispatcher.wait_for_any_in_loop(flight, loop)
+                    await flight.upstream.wait_for_any_in_loop(flight, loop)
             finally:
                 claim.release()
         except BaseException:

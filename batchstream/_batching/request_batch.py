@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from batchstream._batching import life
+    from batchstream._batching.ends import Ends
     from batchstream._batching.log import BatcherLog
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request, Submission
@@ -50,10 +51,12 @@ class BatchOwner(Protocol[T]):
         options: What the batcher was made with.
         log: Writes the batcher's lines in the log.
         scheduler: The batcher's state.
+        ends: Ends requests from outside, and tells what waits for room.
     """
 
     options: BatcherOptions[Any, T]
     log: BatcherLog
+    ends: Ends[T]
 
     @property
     def scheduler(self) -> BatcherState[T]: ...
@@ -79,9 +82,6 @@ class BatchOwner(Protocol[T]):
 
     def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
         """Fail requests that are in no batch."""
-
-    def tell_of_room(self) -> None:
-        """Let what waits for room in the queue look again: there are more free slots."""
 
 
 class RequestBatch(Generic[T]):
@@ -136,7 +136,7 @@ class RequestBatch(Generic[T]):
             self.is_warm_up = True
         request.pump = self.pump
         # In this order: a thread that ended the request, or closed the batcher, a moment ago may
-        # not have seen the pump.
+        # not have seen the pump; see `Ends`, which looks in the other order.
         if request.ends:
             self.pump.depart(request)
         elif self._owner.scheduler.state == "closed":

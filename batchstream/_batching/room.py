@@ -3,7 +3,7 @@
 Theory of operation
 -------------------
 
-`Dispatcher.room_waiters` has all that wait for room, in the order in which they came: the flights
+`Ends.room_waiters` has all that wait for room, in the order in which they came: the flights
 that hold a request back, and the turns below. When there may be room, they are woken in this order,
 up to and including the first turn. That one looks, with the lock, whether there is room; if so it
 leaves, and as it leaves wakes the next. So of a thousand callers one is woken for each place, and
@@ -23,6 +23,7 @@ from batchstream._eventloops.current import current_loop
 
 if TYPE_CHECKING:
     from batchstream._batching.dispatcher import Dispatcher
+    from batchstream._batching.upstream import RequestUpstream
 
 
 class _Turn:
@@ -63,9 +64,9 @@ class _Turn:
             TimeoutError: The time is over.
         """
         self.notice.ready = False
-        has_room = self._dispatcher.has_room(self._cost)
-        turns = (it for it in list(self._dispatcher.room_waiters) if it.passes_on)
-        if has_room and next(turns) is self.notice:
+        is_there = has_room(self._dispatcher, self._cost)
+        turns = (it for it in list(self._dispatcher.ends.room_waiters) if it.passes_on)
+        if is_there and next(turns) is self.notice:
             return True
         if self.until is not None and self.until <= clock.monotonic():
             raise TimeoutError(
@@ -75,33 +76,51 @@ class _Turn:
         return False
 
 
-def wait_for_room(dispatcher: Dispatcher[Any], timeout: float | None, cost: float) -> None:
+def has_room(dispatcher: Dispatcher[Any], cost: float) -> bool:
+    """Whether a request of this cost would not be refused at the moment.
+
+    Raises:
+        ClosedError: It would be, as the batcher was closed or is draining.
+    """
+    with dispatcher.lock:
+        now = clock.monotonic()
+        reaped = dispatcher.scheduler.reap(now)
+        accepts = dispatcher.scheduler.state == "accepting"
+        refusal = None if accepts else dispatcher.scheduler.refusal()
+        has_room = dispatcher.scheduler.has_room(cost)
+    dispatcher.follow_up(reaped, now)
+    if refusal is not None:
+        raise refusal
+    return has_room
+
+
+def wait_for_room(upstream: RequestUpstream[Any], timeout: float | None, cost: float) -> None:
     """Wait in a thread until a request would not be refused."""
-    turn = _Turn(dispatcher, timeout, cost)
-    waiters, notice = dispatcher.room_waiters, turn.notice
+    turn = _Turn(upstream.dispatcher, timeout, cost)
+    waiters, notice = upstream.dispatcher.ends.room_waiters, turn.notice
     waiters[notice] = None  # not in a `with`: its calls may be broken off by a signal's exception
     try:
         while not turn.has_come():
-            dispatcher.wait_for_any(notice, turn.until)
+            upstream.wait_for_any(notice, turn.until)
     finally:
         del waiters[notice]
-        dispatcher.tell_of_room()
+        upstream.dispatcher.ends.tell_of_room()
 
 
 async def wait_for_room_in_loop(
-    dispatcher: Dispatcher[Any],
+    upstream: RequestUpstream[Any],
     timeout: float | None,  # noqa: ASYNC109 - as in a thread
     cost: float,
 ) -> None:
     """Do the same in an event loop."""
     loop = current_loop()
     await loop.checkpoint()
-    turn = _Turn(dispatcher, timeout, cost)
-    waiters, notice = dispatcher.room_waiters, turn.notice
+    turn = _Turn(upstream.dispatcher, timeout, cost)
+    waiters, notice = upstream.dispatcher.ends.room_waiters, turn.notice
     waiters[notice] = None
     try:
         while not turn.has_come():
-            await dispatcher.wait_for_any_in_loop(notice, loop, turn.until)
+            await upstream.wait_for_any_in_loop(notice, loop, turn.until)
     finally:
         del waiters[notice]
-        dispatcher.tell_of_room()
+        upstream.dispatcher.ends.tell_of_room()

@@ -5,17 +5,13 @@ Which requests wait, join a batch and have ended; which worker runs, waits or ha
 Theory of operation
 -------------------
 
-A *worker*, a thread or a task, asks for its next batch until there is none: then it is idle. While
-a batch could still grow, one worker waits until a certain time. When a request is submitted, some
-worker has to ask when it is time. While all workers are at work none is woken: each asks again when
-its batch has ended. A worker that waits longer than that is woken; else an idle one is started.
+A request is submitted and waits in the queue, is taken for a batch by a worker that asks, joins it
+and is reaped when it has ended. Which worker asks, and when, is decided in `workers.py`.
 
 Requests end in any thread, without the lock: each queues itself in `ended_requests`, and the next
 holder of the lock reaps it, once.
 
-What the holder of the lock has to do afterwards is queued in `wakeups` *before* anything else is
-changed. So an exception that breaks the holder off, of a signal for example, may cost a needless
-wake-up, and never a missing one.
+What the holder of the lock has to do afterwards is queued in `Workers.wakeups`, or returned.
 
 Not safe for threads: every method is for the holder of the batcher's lock. None of them runs code
 of the user's, or drops the last reference to an object of the user's.
@@ -24,17 +20,19 @@ of the user's, or drops the last reference to an object of the user's.
 from __future__ import annotations
 
 import math
-import sys
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Generic
 
 from typing_extensions import TypeVar
 
+from batchstream._batching.decisions import NOTHING_REAPED, Decision, Reaped
 from batchstream._batching.departures import DepartureRate
 from batchstream._batching.life import BATCHER_LIFE, BatcherState, draining_error
 from batchstream._batching.queue import WaitingQueue
 from batchstream._batching.request import FREED, REQUEST_LIFE, closed_error
 from batchstream._batching.totals import Totals
+from batchstream._batching.warm_up_queue import WarmUpQueue
+from batchstream._batching.workers import Workers
 from batchstream._core.errors import CostError, OverloadedError
 from batchstream._core.records import FinishReason, StreamEnd
 
@@ -44,83 +42,13 @@ if TYPE_CHECKING:
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request, Submission
     from batchstream._batching.request_batch import RequestBatch
+    from batchstream._batching.workers import Worker
     from batchstream._core.errors import ClosedError
     from batchstream._core.records import BatcherStatistics
 
 T = TypeVar("T")
 
 _TAKEN: Final = ("taken", "retaken")
-
-
-class Worker:
-    """A thread or a task that runs one batch after another.
-
-    Attributes:
-        claim: What has started it, an object of the starter's own; None if it was not started. From
-            its start on it asks for batches until there is none.
-        busy: Whether it has taken a batch, and has not asked since.
-        began: Whether its code has begun to run.
-        thread_or_task: What it runs in, once it was started.
-    """
-
-    __slots__ = ("began", "busy", "claim", "thread_or_task")
-
-    def __init__(self) -> None:
-        self.claim: object = None
-        self.busy = False
-        self.began = False
-        self.thread_or_task: Any = None
-
-
-class WakeUp:
-    """What to do without the lock: wake a worker that waits, or start one.
-
-    Each is an object of its own, equal to no other: two threads may carry out the same one, and the
-    later of them must not remove the next wake-up of the same worker.
-
-    Attributes:
-        worker: The worker.
-        waiter: By which to wake it; None if it is to be started.
-    """
-
-    __slots__ = ("waiter", "worker")
-
-    def __init__(self, worker: Worker, waiter: Any = None) -> None:
-        self.worker = worker
-        self.waiter = waiter
-
-
-class Reaped(NamedTuple):
-    """What the lock's holder found ended, for it to follow up without the lock.
-
-    Attributes:
-        finished: Requests that were counted as finished.
-        overdue: Requests that were waiting, and were failed because their time is over; their
-            consumers are to be woken.
-        dropped: Freed without the lock: to free them may run the user's code.
-        wakes: Whether workers are to be woken: a warm-up has ended, for which others waited.
-    """
-
-    finished: Sequence[Request[Any]] = ()
-    overdue: Sequence[Request[Any]] = ()
-    dropped: object = None
-    wakes: bool = False
-
-
-NOTHING_REAPED: Final = Reaped()
-
-
-class Decision(NamedTuple, Generic[T]):
-    """What a worker does next: it runs a batch, or it waits, or it is idle.
-
-    Attributes:
-        requests: The requests of the batch to run.
-        wait: If there are none: for how many seconds to wait before it asks again; None if the
-            worker is idle, and stops.
-    """
-
-    requests: list[Request[T]]
-    wait: float | None = None
 
 
 class Scheduler(Generic[T]):
@@ -134,7 +62,7 @@ class Scheduler(Generic[T]):
 
     Attributes:
         ended_requests: Requests that have ended and were not reaped.
-        wakeups: What to do without the lock.
+        workers: Which of them run, wait or are idle, and what to do without the lock.
         queue: The requests that wait.
         batches: The batches that run.
         totals: The figures.
@@ -143,16 +71,13 @@ class Scheduler(Generic[T]):
         drains_until: When the drain is over, of one that is draining.
         departures: How fast requests leave the queue.
         requeued: The requests whose slots were given back, and that wait again.
-        warm_up_queue: The requests of warm-ups that wait. They are taken before all others, once
-            they are in `warming`.
-        warming: The requests of warm-ups that have not ended. No others are taken meanwhile.
+        warm_up: The requests of warm-ups.
     """
 
     def __init__(
         self, options: BatcherOptions[Any, T], *, reuses_workers: bool, may_put_back: bool = False
     ) -> None:
         self.ended_requests: deque[Request[T]] = deque()
-        self.wakeups: deque[WakeUp] = deque()
         places = options.places
         self.queue: WaitingQueue[Request[T]] = WaitingQueue(
             max_batch_size=options.max_batch_size,
@@ -163,12 +88,10 @@ class Scheduler(Generic[T]):
             max_pending_per_tenant=None if places is None else places.max_pending_per_tenant,
             has_places=places is not None,
         )
-        self.warm_up_queue: WaitingQueue[Request[T]] = WaitingQueue(
-            max_batch_size=options.max_batch_size,
-            max_batch_cost=options.max_batch_cost,
-            max_pending=sys.maxsize,
+        self.warm_up: WarmUpQueue[T] = WarmUpQueue(options)
+        self.workers = Workers(
+            options.workers, are_reused=reuses_workers, queue=self.queue, warm_up=self.warm_up
         )
-        self.warming: set[Request[T]] = set()
         self.departures = DepartureRate()
         self.batches: set[RequestBatch[T]] = set()
         self.totals = Totals()
@@ -177,19 +100,7 @@ class Scheduler(Generic[T]):
         self.drains_until = math.inf
         self.requeued: set[Request[T]] = set()
         self._max_batch_size = options.max_batch_size
-        self._max_workers = options.workers
-        self._reuses_workers = reuses_workers
         self._may_put_back = may_put_back
-        self._at_work: set[Worker] = set()
-        self._waiting: dict[Worker, tuple[float, Any]] = {}
-        self._idle: list[Worker] = []
-
-    @property
-    def at_work(self) -> int:
-        """How many workers have been woken and are not idle."""
-        return len(self._at_work)
-
-    # ---- requests
 
     def submit(self, request: Request[T], now: float) -> None:
         """Let a request wait, and queue the wake-up of the worker that has to ask for it.
@@ -206,7 +117,7 @@ class Scheduler(Generic[T]):
             raise self.refusal()
         request.arrived = now
         if request.is_warm_up:
-            self.warm_up_queue.append(request, self._room)
+            self.warm_up.queue.append(request, self._room)
             request.state = REQUEST_LIFE[request.state, "submit"]
             return  # `begin_warm_up` has all of them taken together
         if request.deadlines is not None:
@@ -226,7 +137,7 @@ class Scheduler(Generic[T]):
             elif isinstance(error, CostError):
                 self.totals.count_refused("cost", for_room=False)
             raise
-        self.wake_worker()
+        self.workers.wake_one()
 
     def refusal(self) -> ClosedError:
         """Return what a request is refused with by a batcher that is closed or draining."""
@@ -239,17 +150,16 @@ class Scheduler(Generic[T]):
 
     def _room(self) -> int:
         """Return how many requests could join at once."""
-        if self.warming:
+        if self.warm_up.live:
             return 0
-        free_workers = self._max_workers - sum(worker.busy for worker in self._at_work)
+        free_workers = self.workers.most - sum(worker.busy for worker in self.workers.at_work)
         free_slots = sum(batch.free_slots for batch in self.batches)
         return free_workers * self._max_batch_size + free_slots
 
     def begin_warm_up(self, requests: Collection[Request[T]]) -> None:
         """Let requests of a warm-up that were submitted join batches, before all others."""
-        # One that has ended may have been reaped already, and would stay.
-        self.warming.update(request for request in requests if not request.ends)
-        self.wake_worker()
+        self.warm_up.begin(requests)
+        self.workers.wake_one()
 
     def take(
         self, now: float, *, slots: int, spent: float = 0.0, begins: bool = False
@@ -267,12 +177,10 @@ class Scheduler(Generic[T]):
         """
         queue = self.queue
         taken: list[Request[T]] = []
-        if self.warming:
+        if self.warm_up.live:
             if not begins:
                 return []
-            queue = self.warm_up_queue
-            # None joins it later: together they might be given back again for ever.
-            slots = 1 if any(it.is_warm_up for it in self.requeued) else slots
+            queue, slots = self.warm_up.queue, self.warm_up.slots_for(slots, self.requeued)
         while not taken and self.state != "closed":
             if not (requests := queue.take(now, slots=slots, spent=spent)):
                 break
@@ -286,6 +194,36 @@ class Scheduler(Generic[T]):
             if others_wait or self.departures.since is not None:
                 self.departures.count(len(taken), now, others_wait=others_wait)
         return taken
+
+    def next_batch(self, worker: Worker, waiter: object, now: float) -> Decision[T] | None:
+        """Decide what a worker does next.
+
+        Args:
+            worker: The worker that asks.
+            waiter: What it can be woken by, if it waits.
+            now: What time it is.
+
+        Returns:
+            The decision; None for a worker that is not at work any more: it was started twice.
+        """
+        workers = self.workers
+        if worker not in workers.at_work:
+            return None
+        worker.busy = False
+        workers.waiting.pop(worker, None)
+        taken = self.take(now, slots=self._max_batch_size, begins=True)
+        if taken:
+            if not self._may_put_back:
+                self.join(taken, now)
+            worker.busy = True
+            workers.wake_one()  # for the requests that still wait
+            return Decision(taken)
+        queue = self.warm_up.queue if self.warm_up.live else self.queue
+        at = None if self.state == "closed" else queue.ready_at()
+        if at is not None and workers.let_wait(worker, at, waiter):
+            return Decision([], max(at - now, 0.0))
+        workers.rest(worker)  # no request waits, or another worker asks in time
+        return Decision([])
 
     def join(self, requests: Sequence[Request[T]], now: float) -> list[Request[T]]:
         """Count requests that have joined a batch together, and return them.
@@ -317,7 +255,7 @@ class Scheduler(Generic[T]):
         for request in reversed(requests):
             if request.state in _TAKEN:  # one that has ended may have been reaped meanwhile
                 if request.is_warm_up:
-                    self.warm_up_queue.put_back(request)
+                    self.warm_up.queue.put_back(request)
                 else:
                     self.queue.put_back(request)
                     self.departures.count_back(1)
@@ -345,7 +283,7 @@ class Scheduler(Generic[T]):
                 self.requeued.add(request)
         waiting = sorted(self.requeued, key=lambda request: request.arrived)
         for request in reversed(waiting):
-            queue = self.warm_up_queue if request.is_warm_up else self.queue
+            queue = self.warm_up.queue if request.is_warm_up else self.queue
             queue.remove(request)
             queue.put_back(request)
         return waiting
@@ -360,16 +298,16 @@ class Scheduler(Generic[T]):
             for request in self.open_requests()
             if request.pump is None
             and not (request.ends or self.queue.can_give(request))
-            and not self.warm_up_queue.can_give(request)
+            and not self.warm_up.queue.can_give(request)
         ]
 
     def open_requests(self) -> list[Request[T]]:
         """Return the requests that were accepted, and have not been counted as finished."""
-        return [*self.totals.open, *self.warming]
+        return [*self.totals.open, *self.warm_up.live]
 
     def waiting_requests(self) -> list[Request[T]]:
         """Return all requests that wait."""
-        return [*self.warm_up_queue.requests(), *self.queue.requests()]
+        return [*self.warm_up.queue.requests(), *self.queue.requests()]
 
     def reap(self, now: float) -> Reaped:
         """Count the requests that have ended, and take out the requests that waited too long."""
@@ -394,7 +332,7 @@ class Scheduler(Generic[T]):
             except IndexError:  # a signal's handler has closed the batcher, and reaped them all
                 break
             # One that is overdue was taken out above, and still is in the state of waiting.
-            waited = self.queue.remove(request) or self.warm_up_queue.remove(request)
+            waited = self.queue.remove(request) or self.warm_up.queue.remove(request)
             if waited or request.state in ("waiting", "requeued"):
                 dropped.append(request.submission)
                 request.submission = FREED
@@ -407,21 +345,15 @@ class Scheduler(Generic[T]):
                 dropped.append(request)
             dropped.append(request.pump)  # which refers to the other requests of its batch
             request.pump = None
-            wakes |= request.is_warm_up and self._leave_warm_up(request)
+            if request.is_warm_up and self.warm_up.leave(request):
+                self.workers.wake_one()
+                wakes = True
             # Last: an exception that breaks this off leaves the request to the next holder.
             try:
                 self.ended_requests.remove(request)
             except ValueError:
                 pass  # a signal's handler has closed the batcher, and reaped it, a moment ago
         return Reaped(finished, overdue, dropped, wakes)
-
-    def _leave_warm_up(self, request: Request[T]) -> bool:
-        """Return whether a request of a warm-up was the last, for which others have waited."""
-        self.warming.discard(request)
-        if self.warming:
-            return False
-        self.wake_worker()
-        return True
 
     def drain(self, until: float, closing: str) -> None:
         """Accept no request any more, and let the others end until then.
@@ -439,20 +371,18 @@ class Scheduler(Generic[T]):
             self.closing = closing
             self.queue.gather_no_more()  # before a worker is woken, which asks again
             self.state = BATCHER_LIFE[self.state, "drain"]
-        self.wakeups.extend(WakeUp(it, waiter) for it, (_, waiter) in self._waiting.items())
-        self._waiting.clear()
+        self.workers.wake_waiting()
 
     @property
     def is_empty(self) -> bool:
         """Whether no request is open."""
-        return not (self.totals.open or self.warming)
+        return not (self.totals.open or self.warm_up.live)
 
     def close(self) -> tuple[list[Request[T]], list[RequestBatch[T]]]:
         """Accept no request any more; return the waiting requests, and the batches that run."""
         # In this order: a worker that is woken finds the batcher closed, and is woken once.
         self.state = BATCHER_LIFE.get((self.state, "close"), self.state)
-        self.wakeups.extend(WakeUp(it, waiter) for it, (_, waiter) in self._waiting.items())
-        self._waiting.clear()
+        self.workers.wake_waiting()
         # The requests stay in the queue until they have ended and are reaped: where a signal's
         # exception breaks off their failing, another `close` finds them.
         return self.waiting_requests(), list(self.batches)
@@ -477,83 +407,3 @@ class Scheduler(Generic[T]):
             prefilling=sum(batch.prefilling for batch in batches),
             max_batch_size=self._max_batch_size,
         )
-
-    # ---- workers
-
-    def next_batch(self, worker: Worker, waiter: object, now: float) -> Decision[T] | None:
-        """Decide what a worker does next.
-
-        Args:
-            worker: The worker that asks.
-            waiter: What it can be woken by, if it waits.
-            now: What time it is.
-
-        Returns:
-            The decision; None for a worker that is not at work any more: it was started twice.
-        """
-        if worker not in self._at_work:
-            return None
-        worker.busy = False
-        self._waiting.pop(worker, None)
-        taken = self.take(now, slots=self._max_batch_size, begins=True)
-        if taken:
-            if not self._may_put_back:
-                self.join(taken, now)
-            worker.busy = True
-            self.wake_worker()  # for the requests that still wait
-            return Decision(taken)
-        queue = self.warm_up_queue if self.warming else self.queue
-        at = None if self.state == "closed" else queue.ready_at()
-        if at is not None and all(until > at for until, _ in self._waiting.values()):
-            self._waiting[worker] = at, waiter
-            return Decision([], max(at - now, 0.0))
-        self.rest(worker)  # no request waits, or another worker asks in time
-        return Decision([])
-
-    def wake_worker(self) -> None:
-        """Queue the wake-up of a worker, if none would ask for the waiting requests in time."""
-        if not self._waiting and len(self._at_work) >= self._max_workers:
-            return  # each of them asks again when its batch has ended
-        queue = self.warm_up_queue if self.warming else self.queue
-        at = queue.ready_at()
-        if at is None:
-            return
-        for worker, (until, waiter) in self._waiting.items():
-            if until > at:
-                self.wakeups.append(WakeUp(worker, waiter))  # first: see the top of this module
-                del self._waiting[worker]
-                return
-        if not self._waiting:
-            worker = self._idle.pop() if self._idle else Worker()
-            self.wakeups.append(WakeUp(worker))
-            self._at_work.add(worker)
-
-    def claim_start(self, worker: Worker, claim: object) -> bool:
-        """Let one caller start a worker; False if another has, or it was taken from work."""
-        if worker.claim is not None or worker not in self._at_work:
-            return False
-        worker.claim = claim
-        return True
-
-    def wake_unstarted(self) -> None:
-        """Queue the wake-ups again of workers of which it is not sure that they were started."""
-        self.wakeups.extend(WakeUp(it) for it in self._at_work if it.claim is None)
-
-    def rest(self, worker: Worker) -> bool:
-        """Take a worker from work; False if it was not at work."""
-        if worker not in self._at_work:
-            return False
-        self._at_work.discard(worker)
-        self._waiting.pop(worker, None)
-        worker.busy = False
-        worker.claim = None
-        if self._reuses_workers:
-            self._idle.append(worker)
-        return True
-
-    def dismiss_workers(self) -> list[Worker]:
-        """Forget all workers at work, whose event loop is gone, and return them."""
-        gone = list(self._at_work)
-        self._at_work.clear()
-        self._waiting.clear()
-        return gone

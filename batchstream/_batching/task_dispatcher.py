@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request
     from batchstream._batching.request_batch import RequestBatch
-    from batchstream._batching.scheduler import Worker
+    from batchstream._batching.workers import Worker
     from batchstream._eventloops.base import EventLoop, PumpTask, Waiter
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class TaskDispatcher(Dispatcher[T]):
             requests of the batch.
     """
 
-    _needs_loop = True
+    needs_loop = True
     _reuses_workers = False
 
     def __init__(
@@ -72,11 +72,11 @@ class TaskDispatcher(Dispatcher[T]):
                 ) from None
             if loop.key is self._dead_loop:
                 raise _loop_closed()
-            with self._lock:
+            with self.lock:
                 if self._loop is None:
                     self._loop = loop
 
-    def _start(self, worker: Worker) -> None:
+    def start(self, worker: Worker) -> None:
         loop = self._loop
         if loop is None or loop.closed:
             raise _loop_closed()
@@ -96,13 +96,13 @@ class TaskDispatcher(Dispatcher[T]):
             )
             worker.thread_or_task = loop.spawn(main, at_end, self.context.copy())
         except BaseException as error:
-            with self._lock:
+            with self.lock:
                 waiting = self.scheduler.waiting_requests()
             self.fail_all(waiting, error)
-            self._rest(worker)
+            self.rest(worker)
             raise
 
-    def _resume(self, waiter: Waiter) -> None:
+    def resume(self, waiter: Waiter) -> None:
         loop = self._loop
         if loop is not None:
             try:
@@ -150,11 +150,11 @@ class TaskDispatcher(Dispatcher[T]):
         if not worker.began:  # it was cancelled before
             self._give_up_loop(loop)
         # No other worker is between taking requests and running them: none awaits anything there.
-        with self._lock:
+        with self.lock:
             lost = self.scheduler.lost_requests()
         if lost:
             self.fail_all(lost, SourceError("the worker was broken off as it formed this batch"))
-        self._rest(worker)
+        self.rest(worker)
 
     def _give_up_loop(self, loop: EventLoop) -> None:
         """Fail the waiting requests, as no worker will go on in that loop; end the batches there.
@@ -162,12 +162,12 @@ class TaskDispatcher(Dispatcher[T]):
         Batches in a loop that is not closed yet end by themselves.
         """
         closed = loop.closed
-        with self._lock:
+        with self.lock:
             if self._loop is not loop:  # another thread has, and there may be another loop
                 return
             self._loop, self._dead_loop = None, loop.key
             waiting = self.scheduler.waiting_requests()
-            workers = self.scheduler.dismiss_workers()
+            workers = self.scheduler.workers.dismiss()
             batches = list(self.scheduler.batches) if closed else []
         self.fail_all(waiting, _loop_closed())
         for batch in batches:
@@ -176,18 +176,18 @@ class TaskDispatcher(Dispatcher[T]):
         for worker in workers:
             if closed and worker.thread_or_task is not None:
                 worker.thread_or_task.forget()
-        self._check_ended()
+        self.check_ended()
 
     # ---- from a consumer
 
-    def _check_waitable(self, loop: EventLoop | None) -> None:
+    def check_waitable(self, loop: EventLoop | None) -> None:
         """Refuse to wait in vain, and to block the event loop that would have to go on.
 
         Raises:
             RuntimeError: The calling code is a batch's, or runs in that loop and in no task of it.
             ForkedError: The batcher had requests when this process was forked.
         """
-        super()._check_waitable(loop)
+        super().check_waitable(loop)
         ours = self._loop  # once: another thread may give it up
         if loop is None and ours is not None and ours.is_here:
             raise RuntimeError(
@@ -195,20 +195,18 @@ class TaskDispatcher(Dispatcher[T]):
                 "use astream, acall or amap there"
             )
 
-    def poll_after(self, request: Request[T] | None, loop: EventLoop | None) -> float | None:
+    def poll_after(self, seconds: float | None, loop: EventLoop | None) -> float | None:
         """Poll in other loops and threads: the workers' loop may be closed any time."""
         ours = self._loop
-        seconds = super().poll_after(request, loop)
         if loop is not None and ours is not None and ours.key is loop.key:
             return seconds
         return earliest(seconds, LOOP_POLL_SECONDS)
 
-    def poll(self, request: Request[T] | None = None) -> None:
-        """Fail all requests if the workers' loop was closed, too."""
+    def poll(self) -> None:
+        """Fail all requests if the workers' loop was closed."""
         loop = self._loop
         if loop is not None and loop.closed:
             self._give_up_loop(loop)
-        super().poll(request)
 
     def may_block(self) -> bool:
         loop = self._loop

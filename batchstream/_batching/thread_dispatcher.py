@@ -20,11 +20,11 @@ from batchstream._pumps.worker_thread import LastJob, WorkerThread
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from batchstream._batching.dispatcher import Model
+    from batchstream._batching.engine import Model
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request
     from batchstream._batching.request_batch import RequestBatch
-    from batchstream._batching.scheduler import Worker
+    from batchstream._batching.workers import Worker
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class ThreadDispatcher(Dispatcher[T]):
             LastJob(model.discard).do_in(thread)
         _end_all(self._threads)
 
-    def _start(self, worker: Worker) -> None:
+    def start(self, worker: Worker) -> None:
         running.add(self)
         thread: WorkerThread | None = worker.thread_or_task
         try:
@@ -84,7 +84,7 @@ class ThreadDispatcher(Dispatcher[T]):
     def runs_here(self) -> bool:
         return any(thread.is_current for thread in self._threads)
 
-    def _resume(self, waiter: Any) -> None:
+    def resume(self, waiter: Any) -> None:
         try:
             waiter.release()
         except RuntimeError:
@@ -109,7 +109,7 @@ class ThreadDispatcher(Dispatcher[T]):
                 del decision  # it may hold much, and the next one may be long in coming
         except BaseException as error:  # noqa: BLE001 - of ours, out of memory perhaps
             report_unraisable(error)
-            self._rest(worker)
+            self.rest(worker)
 
     def _run_batch(self, requests: list[Request[T]], thread: WorkerThread) -> None:
         if self._model is not None:
@@ -129,7 +129,7 @@ class ThreadDispatcher(Dispatcher[T]):
 
     # ---- the end
 
-    def _check_ended(self) -> None:
+    def check_ended(self) -> None:
         if not self._is_at_work:
             running.discard(self)
             if self._is_at_work:  # another thread has started a worker in between
@@ -141,11 +141,11 @@ class ThreadDispatcher(Dispatcher[T]):
                 thread.do(self._close_model)
                 return
             _end_all(self._threads)
-        super()._check_ended()
+        super().check_ended()
 
     @property
     def _is_at_work(self) -> bool:
-        return bool(self.scheduler.at_work) or (
+        return bool(self.scheduler.workers.at_work) or (
             self.scheduler.state == "closed" and self.has_open_model
         )
 
@@ -156,7 +156,7 @@ class ThreadDispatcher(Dispatcher[T]):
             model.discard()
         except BaseException as error:  # noqa: BLE001 - the thread has no caller
             report_unraisable(error)
-        self._check_ended()
+        self.check_ended()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the threads have ended, of a dispatcher that was closed."""

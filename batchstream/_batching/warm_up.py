@@ -9,42 +9,46 @@ from typing_extensions import TypeVar
 
 from batchstream._batching import clock
 from batchstream._batching.notice import Notice
+from batchstream._batching.request import without_stream
+from batchstream._batching.submission import submit
+from batchstream._batching.waking import wake_workers
 from batchstream._core.arguments import check_seconds
 from batchstream._core.errors import ClosedError, DeadlineError
 from batchstream._eventloops.current import current_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from batchstream._batching.dispatcher import Dispatcher
     from batchstream._batching.request import Request
+    from batchstream._batching.upstream import RequestUpstream
 
 T = TypeVar("T")
 
 
-def warm_up(dispatcher: Dispatcher[Any], requests: Iterable[Any], timeout: float | None) -> None:
+def warm_up(upstream: RequestUpstream[Any], requests: Iterable[Any], timeout: float | None) -> None:
     """Run requests through the model, and wait in a thread until all have ended."""
-    warming = _WarmUp(dispatcher, timeout)
+    warming = _WarmUp(upstream, timeout)
     try:
         warming.begin(requests)
         while not warming.is_over():
-            dispatcher.wait_for_any(warming.notice, warming.until)
+            upstream.wait_for_any(warming.notice, warming.until)
     finally:
         warming.end()
 
 
 async def warm_up_in_loop(
-    dispatcher: Dispatcher[Any],
+    upstream: RequestUpstream[Any],
     requests: Iterable[Any],
     timeout: float | None,  # noqa: ASYNC109 - that of the requests
 ) -> None:
     """Do the same in an event loop."""
     loop = current_loop()
-    warming = _WarmUp(dispatcher, timeout)
+    warming = _WarmUp(upstream, timeout)
     try:
         warming.begin(requests)
         while not warming.is_over():
-            await dispatcher.wait_for_any_in_loop(warming.notice, loop, warming.until)
+            await upstream.wait_for_any_in_loop(warming.notice, loop, warming.until)
     finally:
         warming.end()
 
@@ -53,7 +57,7 @@ class _WarmUp(Generic[T]):
     """The requests of one call.
 
     Args:
-        dispatcher: Where they are submitted.
+        upstream: That of the batcher's streams.
         timeout: For how many seconds they may last together; None for any time.
 
     Attributes:
@@ -61,9 +65,10 @@ class _WarmUp(Generic[T]):
         notice: Wakes the caller when one has ended.
     """
 
-    def __init__(self, dispatcher: Dispatcher[T], timeout: float | None) -> None:
+    def __init__(self, upstream: RequestUpstream[T], timeout: float | None) -> None:
         seconds = None if timeout is None else check_seconds("timeout", timeout)
-        self._dispatcher = dispatcher
+        self._upstream = upstream
+        self._dispatcher = dispatcher = upstream.dispatcher
         self._timeout = timeout
         self.until = None if seconds is None else clock.monotonic() + seconds
         self.notice = Notice(dispatcher.parking)
@@ -77,7 +82,7 @@ class _WarmUp(Generic[T]):
         try:
             for request in self._live:
                 request.on_end = None  # which refers to this
-                self._dispatcher.cancel(request)
+                self._upstream.cancel(request)
             if not self._is_over:
                 self._dispatcher.reap()  # the others need not wait for what was cancelled here
         finally:
@@ -94,10 +99,10 @@ class _WarmUp(Generic[T]):
         self._warm_ups.last_has_failed = True  # until it has ended well, whatever breaks it off
         self._warm_ups.under_way.add(self)
         for content in contents:
-            self._live.add(self._dispatcher.submit_warm_up(content, self._note_end))
+            self._live.add(_submit(self._upstream, content, self._note_end))
         if not self._live:
             raise ValueError("warm_up takes at least one request, got none")
-        self._dispatcher.begin_warm_up(self._live)
+        _begin(self._dispatcher, self._live)
 
     def _note_end(self, request: Request[T]) -> None:
         self._ended.append(request)
@@ -129,3 +134,25 @@ class _WarmUp(Generic[T]):
             )
         self._is_over = not self._live
         return self._is_over
+
+
+def _submit(
+    upstream: RequestUpstream[T], content: Any, on_end: Callable[[Request[T]], object]
+) -> Request[T]:
+    """Accept a request of a warm-up, which waits for `_begin`; see `submit`."""
+    return submit(
+        upstream,
+        content,
+        without_stream,
+        timeout=None,
+        wait_timeout=None,
+        on_end=on_end,
+        is_warm_up=True,
+    )
+
+
+def _begin(dispatcher: Dispatcher[T], requests: Collection[Request[T]]) -> None:
+    """Let requests of a warm-up that were submitted join batches, before all others."""
+    with dispatcher.lock:
+        dispatcher.scheduler.begin_warm_up(requests)
+    wake_workers(dispatcher)

@@ -12,8 +12,7 @@ from functools import partial
 import pytest
 
 from batchstream import EOS, ClosedError, ContinuousBatcher, DeadlineError, DynamicBatcher
-from batchstream._batching import dispatcher, scheduler
-from batchstream._batching import drain as drain_module
+from batchstream._batching import closing, dispatcher, ends, scheduler, upstream, waking
 from batchstream._batching.replies import Flight
 from support.engines import (
     Echo,
@@ -218,7 +217,7 @@ async def test_a_map_that_holds_a_request_back_waits_in_a_drain_for_its_replies(
     model = form.model(gates={0: gate, 2: second})
     batcher = form.batcher(model, max_batch_size=1, max_pending=1)
     (stream,) = await form.submit_behind(batcher, gate, "a")
-    waiters, looks, look = batcher._dispatcher.room_waiters, itertools.count(), Flight.look
+    waiters, looks, look = batcher._dispatcher.ends.room_waiters, itertools.count(), Flight.look
 
     def counted(flight):
         assert next(looks) < 20, "it looks again and again"
@@ -368,7 +367,7 @@ def test_a_handler_that_has_interrupted_the_holder_of_the_lock_drains_behind_it(
     batcher, gate = held()
     stream = batcher.stream("a")
     assert gate.reached.wait(TIMEOUT)
-    with batcher._dispatcher._lock:
+    with batcher._dispatcher.lock:
         batcher.close(drain=math.inf)
         assert batcher.state == "draining"
     gate.opened.set()
@@ -390,7 +389,7 @@ def test_an_exception_of_a_signals_handler_ends_the_drain_that_it_strikes():
         main = threading.get_ident()
 
         def strike():
-            while not batcher._dispatcher.closers:  # the main thread waits
+            while not batcher._dispatcher.ends.closers:  # the main thread waits
                 pass
             signal.pthread_kill(main, signal.SIGUSR1)
 
@@ -427,7 +426,7 @@ def test_a_batcher_that_drains_is_closed_in_a_forked_child():
 @pytest.mark.rule(9, 31)
 @pytest.mark.parametrize("drain", [None, 3600.0])
 def test_a_close_that_is_broken_off_at_any_line_leaves_no_request_without_an_end(drain):
-    files = {module.__file__ for module in (dispatcher, drain_module, scheduler)}
+    files = {module.__file__ for module in (dispatcher, closing, ends, scheduler, upstream, waking)}
     for line in itertools.count(1):
         batcher = DynamicBatcher(
             lambda requests: iter([requests]), max_batch_size=9, batch_timeout=3600.0
@@ -436,7 +435,7 @@ def test_a_close_that_is_broken_off_at_any_line_leaves_no_request_without_an_end
         where = at_line(line, partial(batcher.close, drain=drain), files=files)
         if batcher.state != "accepting":  # or else nothing was asked for yet
             assert batcher.state == "closed", where
-            assert not batcher._dispatcher.closers, where
+            assert not batcher._dispatcher.ends.closers, where
             for stream in streams:
                 try:
                     list(stream)

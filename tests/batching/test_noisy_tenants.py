@@ -72,9 +72,9 @@ class Simulation:
         while self.arrivals:
             now = max(now, self.arrivals[-1][0]) if worker is None else now
             self.arrive(now)
-            if self.scheduler.wakeups:
-                worker = self.scheduler.wakeups.popleft().worker
-                assert self.scheduler.claim_start(worker, object())
+            if self.scheduler.workers.wakeups:
+                worker = self.scheduler.workers.wakeups.popleft().worker
+                assert self.scheduler.workers.claim_start(worker, object())
             decision = self.scheduler.next_batch(worker, None, now)
             self.joined(decision.requests, now)
             if decision.requests:

@@ -10,6 +10,7 @@ from test_requeue import Preempting, batcher_of, until_given_back
 from test_warm_up import nothing_counted, warm_up
 
 from batchstream import ClosedError, Metrics, NotNow, RequestError, SourceError
+from batchstream._batching.room import has_room
 from support import knobs
 from support.engines import continuous_batchers
 
@@ -286,16 +287,16 @@ async def test_slots_that_become_free_make_room_though_none_of_the_waiting_reque
         found = ()
 
         def note_room(self):
-            self.found = [*self.found, dispatcher.has_room(1)]
+            self.found = [*self.found, has_room(dispatcher, 1)]
 
     streams = await form.submit_behind(batcher, begin, "abcdef", "mn", "pqrs", "vwxy")
     waiter = Waiter()
-    dispatcher.room_waiters[waiter] = None
+    dispatcher.ends.room_waiters[waiter] = None
     begin.open()
     await held.reached.wait()
     assert model.worked_on[3:] == [("abcdef", "mn"), ("abcdef",)]
     assert waiter.found[-1]
-    del dispatcher.room_waiters[waiter]
+    del dispatcher.ends.room_waiters[waiter]
     held.open()
     rests = [await form.rest(stream) for stream in streams]
     assert rests == [list("abcdef"), ["m", "n"], list("pqrs"), list("vwxy")]

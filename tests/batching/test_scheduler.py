@@ -7,7 +7,8 @@ import pytest
 from batchstream import ClosedError, FinishReason, OverloadedError, StreamEnd
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.request import Deadlines, Request, Submission
-from batchstream._batching.scheduler import Scheduler, Worker
+from batchstream._batching.scheduler import Scheduler
+from batchstream._batching.workers import Worker
 from batchstream._core.rules import EndRules
 
 
@@ -40,11 +41,11 @@ def submit(scheduler, now=0.0, *, group=None, wait_timeout=None):
 
 def woken(scheduler):
     """Return the wake-ups that are queued, and carry them out."""
-    wakeups = [(it.worker, it.waiter) for it in scheduler.wakeups]
-    scheduler.wakeups.clear()
+    wakeups = [(it.worker, it.waiter) for it in scheduler.workers.wakeups]
+    scheduler.workers.wakeups.clear()
     for worker, waiter in wakeups:
         if waiter is None:
-            assert scheduler.claim_start(worker, object())
+            assert scheduler.workers.claim_start(worker, object())
     return wakeups
 
 
@@ -81,13 +82,13 @@ def test_a_worker_that_waits_is_left_where_it_asks_in_time(scheduler):
     worker = started(scheduler)
     scheduler.next_batch(worker, "waiter", now=0.0)
     submit(scheduler, now=1.0, group="other")
-    assert not scheduler.wakeups
+    assert not scheduler.workers.wakeups
 
 
 def test_two_workers_do_not_wait_for_the_same_request(scheduler):
     first = started(scheduler)
     second = Worker()
-    scheduler.wakeups.clear()
+    scheduler.workers.wakeups.clear()
     scheduler.next_batch(first, "waiter", now=0.0)
     submit(scheduler, now=0.0)  # a full batch: the first is woken
     woken(scheduler)
@@ -97,38 +98,38 @@ def test_two_workers_do_not_wait_for_the_same_request(scheduler):
     assert waiter is None
     assert scheduler.next_batch(second, "waiter", now=0.0).wait == 5.0
     scheduler.next_batch(first, "another", now=0.0)
-    assert scheduler.at_work == 1, "the first is idle: the second asks in time"
+    assert len(scheduler.workers.at_work) == 1, "the first is idle: the second asks in time"
 
 
 def test_an_idle_worker_is_started_again_before_another_is_made(scheduler):
     worker = started(scheduler)
     assert scheduler.next_batch(worker, None, now=9.0).requests
     assert scheduler.next_batch(worker, None, now=9.0).wait is None
-    assert scheduler.at_work == 0
+    assert len(scheduler.workers.at_work) == 0
     assert started(scheduler, now=10.0) is worker
 
 
 def test_a_start_that_two_threads_have_carried_out_removes_no_later_one(scheduler):
     submit(scheduler, group=None)
-    [first] = scheduler.wakeups  # which this thread carries out, and has not removed yet
+    [first] = scheduler.workers.wakeups  # which this thread carries out, and has not removed yet
     worker = first.worker
-    scheduler.claim_start(worker, object())
-    scheduler.wakeups.remove(first)  # the worker itself has carried it out as well
+    scheduler.workers.claim_start(worker, object())
+    scheduler.workers.wakeups.remove(first)  # the worker itself has carried it out as well
     while scheduler.next_batch(worker, object(), 9.0).requests:
         pass
     submit(scheduler, now=9.0)
-    [second] = scheduler.wakeups
+    [second] = scheduler.workers.wakeups
     assert second.worker is worker
-    assert first not in scheduler.wakeups
+    assert first not in scheduler.workers.wakeups
 
 
 def test_a_worker_that_cannot_be_reused_is_made_anew():
     scheduler = scheduler_of(reuses_workers=False)
     first = started(scheduler)
-    assert scheduler.rest(first)
+    assert scheduler.workers.rest(first)
     assert started(scheduler, now=1.0) is not first
-    assert not scheduler.rest(first)
-    assert scheduler.at_work == 1
+    assert not scheduler.workers.rest(first)
+    assert len(scheduler.workers.at_work) == 1
 
 
 def test_no_worker_is_woken_while_all_are_at_work(scheduler):
@@ -137,7 +138,7 @@ def test_no_worker_is_woken_while_all_are_at_work(scheduler):
     workers.append(started(scheduler, now=5.0))
     scheduler.next_batch(workers[1], None, now=10.0)
     submit(scheduler, now=10.0)
-    assert not scheduler.wakeups
+    assert not scheduler.workers.wakeups
 
 
 def test_a_worker_that_takes_a_batch_wakes_another_for_the_requests_that_are_left(scheduler):
@@ -153,17 +154,17 @@ def test_a_worker_that_takes_a_batch_wakes_another_for_the_requests_that_are_lef
 
 def test_a_worker_that_was_started_twice_is_dismissed_the_second_time(scheduler):
     worker = started(scheduler)
-    scheduler.rest(worker)
+    scheduler.workers.rest(worker)
     assert scheduler.next_batch(worker, None, now=9.0) is None
 
 
 def test_workers_of_which_it_is_not_sure_that_they_were_started_are_woken_again(scheduler):
     worker = started(scheduler)
     worker.claim = None
-    scheduler.wake_unstarted()
+    scheduler.workers.wake_unstarted()
     assert woken(scheduler) == [(worker, None)]
-    scheduler.wake_unstarted()
-    assert not scheduler.wakeups
+    scheduler.workers.wake_unstarted()
+    assert not scheduler.workers.wakeups
 
 
 def test_free_workers_make_room_beyond_max_pending():
@@ -224,5 +225,5 @@ def test_a_scheduler_that_was_closed_gives_its_requests_back_and_wakes_its_worke
     assert woken(scheduler) == [(worker, "waiter")]
     with pytest.raises(ClosedError):
         submit(scheduler)
-    assert scheduler.dismiss_workers() == [worker]
-    assert scheduler.at_work == 0
+    assert scheduler.workers.dismiss() == [worker]
+    assert len(scheduler.workers.at_work) == 0

@@ -18,12 +18,13 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from batchstream import ClosedError, FinishReason, OverloadedError, StreamEnd
-from batchstream._batching import scheduler as scheduler_module
+from batchstream._batching import scheduler, warm_up_queue, workers
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.places import ALONE, Place
 from batchstream._batching.request import FREED, Deadlines, Request, Submission
-from batchstream._batching.scheduler import Scheduler, Worker
+from batchstream._batching.scheduler import Scheduler
 from batchstream._batching.totals import StepTotals
+from batchstream._batching.workers import Worker
 from batchstream._core.rules import EndRules
 from support import knobs
 from support.joining import JoiningRules, groups_of
@@ -31,7 +32,7 @@ from support.joining import JoiningRules, groups_of
 TICK = 0.125
 """Between two requests: exact in binary, so that sums of times are."""
 
-SCHEDULER = scheduler_module.__file__
+SCHEDULER = {module.__file__ for module in (scheduler, warm_up_queue, workers)}
 
 
 class Struck(BaseException):
@@ -53,11 +54,11 @@ def strike(call, lines, within=None):
 
     def trace(frame, event, _):
         nonlocal left
-        if frame.f_code.co_filename != SCHEDULER:
+        if frame.f_code.co_filename not in SCHEDULER:
             return None
         if within is not None and frame.f_code.co_name != within:
             return trace
-        text = linecache.getline(SCHEDULER, frame.f_lineno).strip()
+        text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
         # A signal cannot strike at a `try` or a `pass`, which call nothing.
         if event == "line" and text not in {"try:", "pass"} and not text.startswith("except"):
             left -= 1
@@ -134,8 +135,8 @@ SUBMISSIONS = {
 
 
 STRIKES = st.one_of(
-    st.tuples(st.integers(5, 9), st.just("wake_worker")),
-    st.tuples(st.integers(1, 12), st.sampled_from(["wake_worker", "submit", "next_batch"])),
+    st.tuples(st.integers(5, 9), st.just("wake_one")),
+    st.tuples(st.integers(1, 12), st.sampled_from(["wake_one", "submit", "next_batch"])),
     st.tuples(st.integers(1, 50), st.none()),
 )
 """Where an exception strikes, most often where a wake-up is queued."""
@@ -232,7 +233,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def listening(self):
         """Return what workers wait with which have not been woken, and are not about to be."""
-        queued = {id(it.waiter) for it in self.scheduler.wakeups}
+        queued = {id(it.waiter) for it in self.scheduler.workers.wakeups}
         return [
             run.waiter
             for run in self.active()
@@ -308,24 +309,24 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def rest(self, worker):
         at_work = worker in knobs.workers_at_work(self.scheduler)
-        assert self.scheduler.rest(worker) is at_work
+        assert self.scheduler.workers.rest(worker) is at_work
         self.started.discard(worker)
         self.retired.add(worker)
         if at_work:
-            self.scheduler.wake_worker()
+            self.scheduler.workers.wake_one()
 
     def wake_unstarted(self):
-        before = len(self.scheduler.wakeups)
-        self.scheduler.wake_unstarted()
+        before = len(self.scheduler.workers.wakeups)
+        self.scheduler.workers.wake_unstarted()
         # In the order in which they were started first: that of a set differs from run to run.
-        wakeups = list(self.scheduler.wakeups)
+        wakeups = list(self.scheduler.workers.wakeups)
         order = [run.worker for run in self.runs] + [it.worker for it in wakeups]
         again = sorted(wakeups[before:], key=lambda wakeup: order.index(wakeup.worker))
-        self.scheduler.wakeups.clear()
-        self.scheduler.wakeups.extend(wakeups[:before] + again)
+        self.scheduler.workers.wakeups.clear()
+        self.scheduler.workers.wakeups.extend(wakeups[:before] + again)
 
     def remember_interrupted(self):
-        self.interrupted.update(it.waiter for it in self.scheduler.wakeups if it.waiter)
+        self.interrupted.update(it.waiter for it in self.scheduler.workers.wakeups if it.waiter)
 
     def recover(self, *requests):
         """Do what an interrupted caller does: cancel its request, and make sure of the workers."""
@@ -363,7 +364,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def submit(self, **wanted):
         request = self.request_of(**wanted)
         self.reap()
-        wakeups, listening = list(self.scheduler.wakeups), self.listening()
+        wakeups, listening = list(self.scheduler.workers.wakeups), self.listening()
         busy = [run for run in self.active() if self.at_work(run) and not run.has_asked]
         room = (self.max_workers - len(busy)) * self.size
         room += sum(batch.free_slots for batch in self.scheduler.batches)
@@ -378,7 +379,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if refusal is not None:
             with pytest.raises(refusal):
                 self.scheduler.submit(request, self.now)
-            assert list(self.scheduler.wakeups) == wakeups
+            assert list(self.scheduler.workers.wakeups) == wakeups
             assert request not in self.scheduler.queue
             assert request not in self.scheduler.totals.open
             assert request.state == ("new" if self.closed or self.draining else "refused")
@@ -386,7 +387,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.submit(request, self.now)
         self.waiting.append(request)
         self.start_failed = False
-        added = list(self.scheduler.wakeups)[len(wakeups) :]
+        added = list(self.scheduler.workers.wakeups)[len(wakeups) :]
         assert len(added) <= 1
         if any(waiter.until <= self.ready_at() for waiter in listening):
             assert len(listening) > 1 or not added, "a worker that asks in time is woken"
@@ -430,11 +431,11 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # ---- workers
 
-    @precondition(lambda self: self.scheduler.wakeups)
+    @precondition(lambda self: self.scheduler.workers.wakeups)
     @rule(outcome=st.sampled_from(["done"] * 3 + ["slow", "failed", "unbegun", "unremoved"]))
     def carry_out(self, outcome="done"):
         """A thread carries out the next wake-up, and removes it; it is interrupted, or is slow."""
-        wakeup = self.scheduler.wakeups[0]
+        wakeup = self.scheduler.workers.wakeups[0]
         worker, waiter = wakeup.worker, wakeup.waiter
         if outcome == "unbegun":
             self.wake_unstarted()
@@ -452,10 +453,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         if outcome in {"failed", "unremoved"}:
             self.wake_unstarted()
         elif outcome == "done":
-            self.scheduler.wakeups.remove(wakeup)
+            self.scheduler.workers.wakeups.remove(wakeup)
 
     def claim(self, worker):
-        claimed = self.scheduler.claim_start(worker, object())
+        claimed = self.scheduler.workers.claim_start(worker, object())
         is_at_work = worker in knobs.workers_at_work(self.scheduler)
         assert claimed is (is_at_work and worker not in self.started)
         if claimed:
@@ -473,10 +474,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.runs.append(Run(worker))
 
     def fail_to_start(self, worker):
-        self.scheduler.rest(worker)
+        self.scheduler.workers.rest(worker)
         self.started.discard(worker)
         self.start_failed = True
-        if not self.scheduler.at_work:
+        if not self.scheduler.workers.at_work:
             self.fail_waiting(self.scheduler.queue.requests())
 
     def asking(self):
@@ -490,7 +491,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def let_all_ask(self):
         """All wake-ups are carried out, and all workers that wait no longer ask, at once."""
-        while self.scheduler.wakeups:
+        while self.scheduler.workers.wakeups:
             self.carry_out()
         for run in self.asking():
             self.let_ask(run)
@@ -639,15 +640,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.rest(run.worker)
 
     # Late, so that there is something to lose.
-    @precondition(lambda self: not self.threads and self.scheduler.at_work)
+    @precondition(lambda self: not self.threads and self.scheduler.workers.at_work)
     @precondition(lambda self: len(self.accepted) > 2)
     @rule(at_once=st.booleans())
     def lose_loop(self, at_once):
         """The loop of the workers' tasks ends: tasks are gone at once, or end one by one."""
         waiting = self.scheduler.queue.requests()
-        gone = self.scheduler.dismiss_workers()
+        gone = self.scheduler.workers.dismiss()
         assert len(gone) == len(set(gone))
-        assert self.scheduler.at_work == 0
+        assert len(self.scheduler.workers.at_work) == 0
         self.fail_waiting(waiting)
         if at_once:
             for run in self.running():
@@ -667,7 +668,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.draining = True
         self.joining = replace(self.joining, batch_timeout=0.0)
         assert self.scheduler.drains_until == until
-        woken = [it.waiter for it in self.scheduler.wakeups]
+        woken = [it.waiter for it in self.scheduler.workers.wakeups]
         assert all(waiter in woken for waiter in listening)
         self.check_all()
 
@@ -679,7 +680,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         waiting, batches = self.scheduler.close()
         self.closed, self.half_closed = True, False
         assert set(batches) == {run.batch for run in self.running()}
-        woken = [it.waiter for it in self.scheduler.wakeups]
+        woken = [it.waiter for it in self.scheduler.workers.wakeups]
         assert all(waiter in woken for waiter in listening)
         self.fail_waiting(waiting)
         self.fail([r for batch in batches for r in batch.requests if not r.ends])
@@ -700,7 +701,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.half_closed:
             self.close()
         for _ in range(1000):
-            if self.scheduler.wakeups:
+            if self.scheduler.workers.wakeups:
                 self.carry_out()
             elif self.claimed:
                 self.start_claimed()
@@ -715,7 +716,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.check_all()
         self.reap()
         assert not self.waiting, "no worker will ask for them"
-        assert self.scheduler.at_work == 0
+        assert len(self.scheduler.workers.at_work) == 0
         assert not self.scheduler.batches
         assert not self.scheduler.totals.open
         assert self.scheduler.is_empty
@@ -756,7 +757,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(at_work) <= self.max_workers
         assert len(self.busy()) <= self.max_workers
         assert len({run.worker for run in self.busy()}) == len(self.busy())
-        to_start = [it.worker for it in self.scheduler.wakeups if it.waiter is None]
+        to_start = [it.worker for it in self.scheduler.workers.wakeups if it.waiter is None]
         begun = {*self.claimed, *(run.worker for run in self.runs)}
         for worker in at_work:
             assert worker in begun or (worker in to_start and worker.claim is None)
@@ -770,12 +771,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         at = self.ready_at()
         if at is None or len(self.busy()) == self.max_workers:
             return
-        if self.start_failed and self.scheduler.at_work:
+        if self.start_failed and self.scheduler.workers.at_work:
             return  # it could not be helped: the next request, or the next batch, is another try
         at_work = knobs.workers_at_work(self.scheduler)
-        queued = [it.waiter for it in self.scheduler.wakeups]
+        queued = [it.waiter for it in self.scheduler.workers.wakeups]
         to_start = [
-            it.worker for it in self.scheduler.wakeups if not (it.waiter or it.worker.claim)
+            it.worker for it in self.scheduler.workers.wakeups if not (it.waiter or it.worker.claim)
         ]
         in_time = [
             run
@@ -840,24 +841,26 @@ def submit(scheduler, now):
 def test_a_worker_that_is_idle_at_once_is_started_again_after_an_interrupt():
     scheduler = scheduler_of(threads=True)
     submit(scheduler, 0.0)
-    [wakeup] = scheduler.wakeups
+    [wakeup] = scheduler.workers.wakeups
     worker = wakeup.worker
-    assert scheduler.claim_start(worker, object())
+    assert scheduler.workers.claim_start(worker, object())
     assert scheduler.next_batch(worker, None, 0.0).requests
     assert scheduler.next_batch(worker, None, 0.0).wait is None  # its thread was quick
-    scheduler.wakeups.clear()  # in the thread that has started it
+    scheduler.workers.wakeups.clear()  # in the thread that has started it
     submit(scheduler, 1.0)
-    scheduler.wakeups.clear()  # an exception strikes before it is started again
-    scheduler.wake_unstarted()
-    assert [it.worker for it in scheduler.wakeups] == [worker]
-    assert scheduler.claim_start(worker, object())
+    scheduler.workers.wakeups.clear()  # an exception strikes before it is started again
+    scheduler.workers.wake_unstarted()
+    assert [it.worker for it in scheduler.workers.wakeups] == [worker]
+    assert scheduler.workers.claim_start(worker, object())
 
 
 def test_a_worker_that_is_about_to_be_started_is_not_started_twice():
     scheduler = scheduler_of(threads=False)
     submit(scheduler, 0.0)
-    scheduler.wake_unstarted()  # another submission was interrupted
-    starts = [scheduler.claim_start(it.worker, object()) for it in scheduler.wakeups]
+    scheduler.workers.wake_unstarted()  # another submission was interrupted
+    starts = [
+        scheduler.workers.claim_start(it.worker, object()) for it in scheduler.workers.wakeups
+    ]
     assert starts == [True, False]
 
 
@@ -865,7 +868,7 @@ def test_a_worker_that_is_about_to_be_started_is_not_started_twice():
 def test_a_request_that_an_interrupted_thread_has_counted_is_finished(threads):
     scheduler = scheduler_of(threads=threads)
     request = submit(scheduler, 0.0)
-    [wakeup] = scheduler.wakeups
+    [wakeup] = scheduler.workers.wakeups
     worker = wakeup.worker
     assert scheduler.next_batch(worker, None, 0.0).requests == [request]
     request.finish(StreamEnd(FinishReason.EOS, 0))

@@ -11,6 +11,7 @@ from hypothesis import given
 
 from batchstream import ClosedError, DynamicBatcher, OverloadedError
 from batchstream._batching import room
+from batchstream._batching.closing import request_drain
 from batchstream._batching.departures import DepartureRate
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.request import Request, Submission
@@ -40,7 +41,7 @@ async def test_where_there_is_room_no_caller_waits(form):
     batcher = form.batcher(**FULL)
     for _ in range(3):
         await wait_for_room(form, batcher)
-    assert not batcher._dispatcher.room_waiters
+    assert not batcher._dispatcher.ends.room_waiters
 
 
 @every_batcher
@@ -68,13 +69,13 @@ async def test_callers_are_woken_in_the_order_in_which_they_came(form):
     came = []
 
     async def caller(name):
-        while len(batcher._dispatcher.room_waiters) < name:
+        while len(batcher._dispatcher.ends.room_waiters) < name:
             await form.all_wait()
         await wait_for_room(form, batcher)
         came.append(name)
 
     async def release():
-        while len(batcher._dispatcher.room_waiters) < 3:
+        while len(batcher._dispatcher.ends.room_waiters) < 3:
             await form.all_wait()
         gate.open()
 
@@ -91,7 +92,7 @@ async def test_a_request_that_is_cancelled_as_it_waits_makes_room(form):
     batcher, streams, gate = await filled(form)
 
     async def cancel():
-        while not batcher._dispatcher.room_waiters:
+        while not batcher._dispatcher.ends.room_waiters:
             await form.all_wait()
         streams[1].cancel()  # the model is in a step
 
@@ -110,7 +111,7 @@ async def test_the_time_to_wait_is_limited(form):
     gate.open()
     for stream in streams:
         await form.rest(stream)
-    assert not batcher._dispatcher.room_waiters
+    assert not batcher._dispatcher.ends.room_waiters
 
 
 @every_batcher
@@ -123,12 +124,12 @@ async def test_all_who_wait_learn_that_the_batcher_was_closed_or_drains(form, dr
             await wait_for_room(form, batcher)
 
     async def end():
-        while len(batcher._dispatcher.room_waiters) < 2:
+        while len(batcher._dispatcher.ends.room_waiters) < 2:
             await form.all_wait()
         if drain is None:
             batcher._dispatcher.request_close("the test")
         else:
-            batcher._dispatcher.request_drain("the test", drain)
+            request_drain(batcher._dispatcher, "the test", drain)
 
     await form.concurrently(caller, caller, end)
     gate.open()
@@ -204,7 +205,7 @@ def test_a_refusal_says_when_those_that_wait_will_have_left():
 
     for _ in range(6):
         submit(0.0)
-    worker = scheduler.wakeups[0].worker
+    worker = scheduler.workers.wakeups[0].worker
     for now in (1.0, 3.0):  # two requests in two seconds
         assert len(scheduler.next_batch(worker, None, now).requests) == 2
     for _ in range(2):
@@ -240,7 +241,7 @@ def test_a_wait_that_is_broken_off_at_any_line_is_in_no_others_way():
     with DynamicBatcher(lambda requests: iter([requests]), max_batch_size=1) as batcher:
         for line in itertools.count(1):
             where = at_line(line, batcher.wait_for_room, files={room.__file__})
-            assert not batcher._dispatcher.room_waiters, where
+            assert not batcher._dispatcher.ends.room_waiters, where
             batcher.wait_for_room(timeout=0)
             if where is None:
                 break

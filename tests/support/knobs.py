@@ -17,10 +17,11 @@ import batchstream._eventloops.asyncio
 import batchstream._pumps.clock
 import batchstream._pumps.process
 import batchstream._pumps.stall
-from batchstream._batching.dispatcher import Dispatcher
 from batchstream._batching.engine_batch import EngineBatch
 from batchstream._batching.request import Request
 from batchstream._batching.scheduler import Scheduler
+from batchstream._batching.upstream import RequestUpstream
+from batchstream._batching.waking import wake_workers
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
 from batchstream._core.cores import requeued_in
 from batchstream._core.demultiplexer import Demultiplexer
@@ -257,7 +258,9 @@ def fail_next_wake_up(batch, error):
 
 def _threads_of(batch):
     upstream = pump_of(batch)
-    parking = upstream.parking if isinstance(upstream, Dispatcher) else upstream._parking
+    parking = (
+        upstream.dispatcher.parking if isinstance(upstream, RequestUpstream) else upstream._parking
+    )
     return parking._threads
 
 
@@ -566,7 +569,7 @@ def after_deadline(monkeypatch, then):
 # ---- batchers
 
 
-CODE_OF_WAKING = Dispatcher._wake_workers.__code__
+CODE_OF_WAKING = wake_workers.__code__
 """What a submission runs that wakes the workers that wait."""
 
 CODE_OF_REAPING = Scheduler.reap.__code__
@@ -576,13 +579,14 @@ CODE_OF_REAPING = Scheduler.reap.__code__
 def files_of_submission():
     """Return the files of the modules that a submission passes through."""
     names = ("batcher", "dispatcher", "queue", "scheduler", "thread_dispatcher")
+    names += ("closing", "ends", "reports", "submission", "upstream", "waking", "workers")
     names += ("fair_order", "keys", "pending", "places", "readiness")
     return {sys.modules[f"batchstream._batching.{name}"].__file__ for name in names}
 
 
 def files_of_giving_back():
     """Return the files of the modules that see to a slot that is given back, or to a cancel."""
-    names = ("dispatcher", "engine_batch", "queue", "request", "scheduler")
+    names = ("dispatcher", "ends", "engine_batch", "queue", "request", "scheduler", "upstream")
     modules = [f"batchstream._batching.{name}" for name in names]
     modules += ["batchstream._pumps.fanout", "batchstream._pumps.background"]
     return {sys.modules[name].__file__ for name in modules}
@@ -602,7 +606,7 @@ def has_given_back(refill):
 
 def fail_request(stream, error):
     """Do what a deadline of a request does that passes at this moment."""
-    stream._upstream._fail(stream._buffer, error)
+    stream._upstream.dispatcher.ends.fail(stream._buffer, error)
 
 
 def files_of_streams():
@@ -628,22 +632,22 @@ def worker_threads_of(batcher):
 
 def lock_of(batcher):
     """Return the lock under which the batcher decides."""
-    return dispatcher_of(batcher)._lock
+    return dispatcher_of(batcher).lock
 
 
 def fail_as_requests_join(monkeypatch, batcher, error):
     """Raise this error once where requests join a running batch, after they left the queue."""
     dispatcher = dispatcher_of(batcher)
-    take_joining, follow_up = dispatcher.take_joining, dispatcher._follow_up
+    take_joining, follow_up = dispatcher.take_joining, dispatcher.follow_up
 
     def take(slots, spent):
         def fail(*args):
-            monkeypatch.setattr(dispatcher, "_follow_up", follow_up)
+            monkeypatch.setattr(dispatcher, "follow_up", follow_up)
             monkeypatch.setattr(dispatcher, "take_joining", take_joining)
             raise error
 
         if dispatcher.scheduler.queue:
-            monkeypatch.setattr(dispatcher, "_follow_up", fail)
+            monkeypatch.setattr(dispatcher, "follow_up", fail)
         return take_joining(slots, spent)
 
     monkeypatch.setattr(dispatcher, "take_joining", take)
@@ -661,7 +665,7 @@ def unreported(run):
 
 def workers_at_work(scheduler):
     """Return the workers that a scheduler counts as woken and not idle."""
-    return scheduler._at_work
+    return scheduler.workers.at_work
 
 
 def assert_nothing_is_left(batcher):
@@ -670,7 +674,7 @@ def assert_nothing_is_left(batcher):
     assert dispatcher.ended
     assert not dispatcher.scheduler.batches
     assert not dispatcher.scheduler.ended_requests
-    assert not dispatcher._ended._keys
+    assert not dispatcher.all_ended._keys
     order = dispatcher.scheduler.queue._order
     assert order is None or not (order._bands or order._lines or order._by_account)
     assert not any(lot.waiting for lot in dispatcher.parking._all)
@@ -678,7 +682,7 @@ def assert_nothing_is_left(batcher):
 
 def apply_closed_loops(batcher):
     """Do what a consumer in another loop does from time to time: give up what closed loops left."""
-    dispatcher_of(batcher).poll(None)
+    batcher._upstream.poll(None)
 
 
 def around_first_decision(batcher, around):
@@ -732,12 +736,12 @@ SATURATED_TAKES = int(os.environ.get("SATURATED_TAKES", "2000"))
 
 def tenants_of(batcher):
     """Return how many tenants a batcher remembers, some of them twice perhaps."""
-    return sum(map(len, dispatcher_of(batcher)._tenants._generations))
+    return sum(map(len, dispatcher_of(batcher).keys._tenants._generations))
 
 
 def forget_tenants_once(batcher, name):
     """Let a batcher forget all tenants once, behind the look-up of this one; list those of it."""
-    interner, asked = dispatcher_of(batcher)._tenants, []
+    interner, asked = dispatcher_of(batcher).keys._tenants, []
     intern = interner.intern
 
     def intern_and_forget(tenant):
