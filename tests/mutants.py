@@ -1306,8 +1306,8 @@ MUTANTS = [
     ),
     Mutant(
         "a submission that is broken off is told of no end",
-        "        if request.trace is not None and request not in self.scheduler.totals.open:",
-        "        if request.trace is not None and request in self.scheduler.totals.open:",
+        "    if request.trace is not None and request not in dispatcher.scheduler.totals.open:",
+        "    if request.trace is not None and request in dispatcher.scheduler.totals.open:",
         TRACES,
     ),
     Mutant(
