@@ -701,15 +701,21 @@ MUTANTS = [
     ),
     Mutant(
         "a flight that got room is told for ever that there is some",
-        "                self.room = False  # of which it was told meanwhile, and now needs none\n",
+        "                self.room = False  # there was some meanwhile, and now it needs none\n",
         "",
         ("test_map.py",),
     ),
     Mutant(
         "room is not passed on by a caller that leaves",
-        "        self._dispatcher.tell_of_room()\n\n    def has_come",
-        "\n    def has_come",
+        "        dispatcher.tell_of_room()\n\n\nasync def wait_for_room",
+        "\n\nasync def wait_for_room",
         ("test_waiting_for_room.py",),
+    ),
+    Mutant(
+        "slots that become free make no room",
+        "        self._owner.tell_of_room()  #",
+        "        #",
+        ("test_requeue_with_others.py",),
     ),
     Mutant(
         "a request that is cancelled as it waits makes no room",
@@ -749,8 +755,8 @@ MUTANTS = [
     ),
     Mutant(
         "a wait for the end of a drain that is broken off leaves the batcher open",
-        "        if exc is not None:\n            self._dispatcher.request_close(",
-        "        if False:\n            self._dispatcher.request_close(",
+        "                _drain_in_thread(dispatcher)\n        dispatcher.close(by)\n    except BaseE",
+        "                _drain_in_thread(dispatcher)\n        dispatcher.close(by)\n    except LookupE",
         ("test_drain.py",),
     ),
     Mutant(
@@ -1334,9 +1340,33 @@ MUTANTS = [
     ),
     Mutant(
         "a request is late whose own consumer has left its stream full",
-        "elif waits and request.is_full(fanout.limit):",
-        "elif waits and request.is_full(10**9):",
+        "return waits and request.is_full(self.pump.fanout.limit)",
+        "return waits and request.is_full(10**9)",
         DEADLINES,
+    ),
+    Mutant(
+        "the outputs of others move the deadlines of a request that waits again",
+        "        self._unseat(request)\n",
+        "",
+        ("test_requeue_with_others.py",),
+    ),
+    Mutant(
+        "another engine begins anew with what the last one alone knew",
+        "if it.is_kept]\n            self._owner",
+        "if False]\n            self._owner",
+        ("test_requeue_with_others.py",),
+    ),
+    Mutant(
+        "a warm-up whose slots are given back is counted by metrics",
+        "                if request in waiting and not request.is_warm_up:\n",
+        "                if request in waiting:\n",
+        ("test_requeue_with_others.py",),
+    ),
+    Mutant(
+        "a flight that holds nothing back stays ready for ever",
+        "        self.room = False  # also if nothing is held back",
+        "        #",
+        ("test_drain.py",),
     ),
     Mutant(
         "room in one stream goes unnoticed while another is full",
