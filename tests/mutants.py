@@ -755,8 +755,8 @@ MUTANTS = [
     ),
     Mutant(
         "a wait for the end of a drain that is broken off leaves the batcher open",
-        "                _drain_in_thread(dispatcher)\n        dispatcher.close(by)\n    except BaseE",
-        "                _drain_in_thread(dispatcher)\n        dispatcher.close(by)\n    except LookupE",
+        "_drain_in_thread(dispatcher)\n        dispatcher.close(by)\n    except BaseE",
+        "_drain_in_thread(dispatcher)\n        dispatcher.close(by)\n    except LookupE",
         ("test_drain.py",),
     ),
     Mutant(
