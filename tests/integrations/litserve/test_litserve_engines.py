@@ -343,7 +343,7 @@ def test_what_an_engine_alone_knew_of_a_request_is_lost_with_the_engine(caplog):
             raise OSError("lost")
 
     api = preempting("b", engine=Keeping, in_step=in_step)
-    sent = served(api, "abc", "uvwxyz", "m")
+    sent = served(api, "abc", "uvwxyz")
     assert sent["r0"] == [*ok("a", "b"), FAILED]
     assert "it alone knew how to go on with this request" in caplog.text
     assert "abc" not in [request for engine in api.engines[1:] for request in engine.asked]
