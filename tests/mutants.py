@@ -713,6 +713,12 @@ MUTANTS = [
         ("test_waiting_for_room.py",),
     ),
     Mutant(
+        "slots that become free make no room",
+        "        self._owner.ends.tell_of_room()  #",
+        "        #",
+        ("test_requeue_with_others.py",),
+    ),
+    Mutant(
         "a request that is cancelled as it waits makes no room",
         "        if self.room_waiters:  # with the lock they see that it waits no longer\n",
         "        if False:\n",
@@ -750,8 +756,8 @@ MUTANTS = [
     ),
     Mutant(
         "a wait for the end of a drain that is broken off leaves the batcher open",
-        "    except BaseException:\n        dispatcher.request_close(by if drain",
-        "    except BaseException:\n        (by if drain",
+        "_drain_in_thread(upstream)\n        _close(upstream, by)\n    except BaseE",
+        "_drain_in_thread(upstream)\n        _close(upstream, by)\n    except LookupE",
         ("test_drain.py",),
     ),
     Mutant(
@@ -1380,6 +1386,30 @@ MUTANTS = [
         "return waits and request.is_full(self.pump.fanout.limit)",
         "return waits and request.is_full(10**9)",
         DEADLINES,
+    ),
+    Mutant(
+        "the outputs of others move the deadlines of a request that waits again",
+        "        self._unseat(request)\n",
+        "",
+        ("test_requeue_with_others.py",),
+    ),
+    Mutant(
+        "another engine begins anew with what the last one alone knew",
+        "if it.is_kept]\n            self._owner",
+        "if False]\n            self._owner",
+        ("test_requeue_with_others.py",),
+    ),
+    Mutant(
+        "a warm-up whose slots are given back is counted by metrics",
+        "            if not request.is_warm_up:\n                self._options",
+        "            if True:\n                self._options",
+        ("test_requeue_with_others.py",),
+    ),
+    Mutant(
+        "a flight that holds nothing back stays ready for ever",
+        "        self.room = False  # also if nothing is held back",
+        "        #",
+        ("test_drain.py",),
     ),
     Mutant(
         "room in one stream goes unnoticed while another is full",

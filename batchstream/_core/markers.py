@@ -211,9 +211,9 @@ class Requeue:
 
     Args:
         request: What `add` is called with then, such as the prompt with all that was generated;
-            without it, with the request as it was: then the engine has to know how to go on. If the
-            engine is discarded meanwhile, as a step of it has failed, so does a request that has
-            outputs already. Its cost for `max_batch_cost` stays what it was.
+            without it, with the request as it was: then the engine has to know how to go on. If
+            that engine is discarded meanwhile, as a step of it has failed, so does a request that
+            has outputs already. Its cost for `max_batch_cost` stays what it was.
     """
 
     request: Any = SAME
