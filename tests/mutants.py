@@ -1406,12 +1406,6 @@ MUTANTS = [
         ("test_requeue_with_others.py",),
     ),
     Mutant(
-        "a flight that holds nothing back stays ready for ever",
-        "        self.room = False  # also if nothing is held back",
-        "        #",
-        ("test_drain.py",),
-    ),
-    Mutant(
         "room in one stream goes unnoticed while another is full",
         "if not self.full or buffer in self.watched:",
         "if not self.full:",
