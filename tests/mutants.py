@@ -1401,8 +1401,8 @@ MUTANTS = [
     ),
     Mutant(
         "a warm-up whose slots are given back is counted by metrics",
-        "            if not request.is_warm_up:\n                self._options",
-        "            if True:\n                self._options",
+        "            if metrics is not None and not request.is_warm_up:",
+        "            if metrics is not None:",
         ("test_requeue_with_others.py",),
     ),
     Mutant(
