@@ -423,7 +423,7 @@ def test_a_batcher_that_drains_is_closed_in_a_forked_child():
 
 
 @needs_lines
-@pytest.mark.rule(9, 31)
+@pytest.mark.rule(9)
 @pytest.mark.parametrize("drain", [None, 3600.0])
 def test_a_close_that_is_broken_off_at_any_line_leaves_no_request_without_an_end(drain):
     files = {module.__file__ for module in (dispatcher, closing, ends, scheduler, upstream, waking)}

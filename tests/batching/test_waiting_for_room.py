@@ -236,7 +236,7 @@ async def test_room_is_for_a_request_of_a_cost(form):
 
 
 @needs_lines
-@pytest.mark.rule(31)
+@pytest.mark.rule(9)
 def test_a_wait_that_is_broken_off_at_any_line_is_in_no_others_way():
     with DynamicBatcher(lambda requests: iter([requests]), max_batch_size=1) as batcher:
         for line in itertools.count(1):

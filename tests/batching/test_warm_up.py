@@ -207,7 +207,7 @@ def test_a_batcher_that_was_warmed_up_is_so_in_a_forked_child():
 
 
 @needs_lines
-@pytest.mark.rule(31)
+@pytest.mark.rule(9)
 def test_after_a_warm_up_that_is_broken_off_at_any_line_another_makes_the_batcher_ready():
     with DynamicBatcher(lambda requests: iter([requests]), max_batch_size=1) as batcher:
         for line in itertools.count(1):
