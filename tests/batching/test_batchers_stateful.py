@@ -217,6 +217,8 @@ class BatcherMachine(RuleBasedStateMachine):
             turnstile.wait_until(
                 lambda: not self.model.seats and self.model.closings == self.model.groups
             )
+            while knobs.runs_of(self.batcher):
+                pass  # the model has ended, and its worker ends the streams
 
     # ---- what the machine does
 

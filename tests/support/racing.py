@@ -298,7 +298,7 @@ class Tallies:
         self.accepted += 1
 
     def refused(self, reason, **_):
-        if reason != "closed":
+        if reason not in ("closed", "draining"):
             self.refusals += 1
 
     def joined(self, waited, **_):

@@ -78,8 +78,7 @@ class Recorder(Metrics):
             families.series("gap", labels),
             families.series("slots", labels),
         )
-        # Without a call in between, and as the tuple that the arguments are.
-        self.stepped = self._steps.add  # type: ignore[method-assign, assignment]
+        self.stepped = self._steps.add  # type: ignore[method-assign] # without a call in between
 
     def _of(self, tenant: Hashable) -> TenantFigures:
         label = "" if tenant is None else self._label_of(tenant)

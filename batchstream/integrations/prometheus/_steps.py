@@ -85,14 +85,18 @@ class Steps:
             self.running += requests
             return self.running
 
-    def add(self, *step: Any) -> None:
-        """Add a step; see `Metrics.stepped`, whose arguments these are.
-
-        Taken as the tuple that they come in: to name each and to pack them again takes longer than
-        the rest of this method.
-        """
-        self._steps.append(step)
-        gap = step[3]
+    def add(  # noqa: PLR0917 - see `Metrics.stepped`
+        self,
+        live: int,
+        capacity: int,
+        outputs: int,
+        gap: float | None,
+        going_on: int,
+        prefilling: int,
+        wasted: int,
+    ) -> None:
+        """Add a step; see `Metrics.stepped`."""
+        self._steps.append((live, capacity, outputs, gap, going_on, prefilling, wasted))
         self._left -= STEP_COUNTS if gap is None else gap + STEP_COUNTS
         if self._left < 0:
             self.write()

@@ -99,6 +99,7 @@ class Asked:
         worker = SimpleNamespace(
             lit_api=SimpleNamespace(spec=spec, decode_request=lambda request: request),
             options=options,
+            traces=None,
             link=Link(None, None, decodes=True),
         )
         self.request = ServedRequest(worker, 0, "uid", "content")
