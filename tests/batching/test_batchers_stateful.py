@@ -217,8 +217,8 @@ class BatcherMachine(RuleBasedStateMachine):
             turnstile.wait_until(
                 lambda: not self.model.seats and self.model.closings == self.model.groups
             )
-            while knobs.runs_of(self.batcher):
-                pass  # the model has ended, and its worker ends the streams
+            for run in knobs.runs_of(self.batcher):
+                run.closed.wait()  # the model has ended; the worker has still to end the streams
 
     # ---- what the machine does
 

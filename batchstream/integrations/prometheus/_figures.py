@@ -25,7 +25,6 @@ GAPS: Final = (
 SIZES: Final = tuple(float(2**exponent) for exponent in range(11))
 OUTPUTS: Final = tuple(float(2**exponent) for exponent in range(16))
 
-REASONS: Final = tuple(reason.value for reason in FinishReason)
 REFUSALS: Final = ("pending", "pending_cost", "tenant", "cost", "closed", "draining")
 
 
