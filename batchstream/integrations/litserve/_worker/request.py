@@ -93,6 +93,7 @@ class ServedRequest:
         self._server = server
         self._submitted = submitted
         self._outputs = 0
+        self._first_output: float | None = None  # after how many seconds
         self.tenant: Tenant = None
         self._joined_at: float | None = None
         self._waits_since: float | None = None  # once its slot was given back
@@ -281,7 +282,8 @@ class ServedRequest:
     def note_output(self, metrics: MetricsCaller) -> None:
         """Report the model's first output for it."""
         self.has_output = True
-        metrics("first_output", self.age, tenant=self.tenant)
+        self._first_output = self.age
+        metrics("first_output", self._first_output, tenant=self.tenant)
 
     def _report_end(self, end: StreamEnd) -> None:
         metrics, joined_at = self._worker.metrics, self._joined_at
@@ -297,6 +299,7 @@ class ServedRequest:
                 joined=joined_at is not None,
                 lasted=self.age,
                 in_slot=0.0 if joined_at is None else time.monotonic() - joined_at,
+                first_output=self._first_output,
                 tenant=self.tenant,
             )
 
