@@ -13,8 +13,8 @@ from batchstream import (
     DynamicBatcher,
     Many,
     RequestError,
-    SourceError,
     Requeue,
+    SourceError,
 )
 from support.engines import continuous_batchers
 from support.sources import Gate

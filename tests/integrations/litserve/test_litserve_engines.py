@@ -1,7 +1,5 @@
 """Engines in LitServe's worker: they are closed, say "not now", and reject requests."""
 
-from dataclasses import replace
-
 import litserve as ls
 import pytest
 from litserve.loops.base import _SENTINEL_VALUE
@@ -323,6 +321,19 @@ class Unsure(Untold):
         return 1
 
 
+class Steps(Metrics):
+    """Keeps for how many slots each step was made."""
+
+    made = None
+
+    def __init__(self):
+        type(self).made = self
+        self.live = []
+
+    def stepped(self, live, *_):
+        self.live.append(live)
+
+
 def unsure(raises, **hooks):
     api = budgeted(Unsure, 5, **hooks)
     api.raises = raises
@@ -345,20 +356,13 @@ def test_an_engine_that_cannot_say_what_its_next_step_costs_fails_as_in_a_step(r
 
 @pytest.mark.rule(29)
 def test_an_engine_that_fails_before_its_step_has_made_none():
-    class Steps(Metrics):
-        live = []
-
-        def stepped(self, live, *_):
-            Steps.live.append(live)
-
     api = unsure(KeyError("slot"))
-    options = replace(api.loop._options, metrics=None)
-    object.__setattr__(options, "metrics", Steps)  # as it does not pickle
-    api.loop._options = options
+    api.loop = ContinuousBatchLoop(Unsure, step_cost=len, max_step_cost=5, metrics=Steps)
+    api.loop.pre_setup(api)
     served(api, "abc", "de", "f")
-    assert Steps.live
-    assert 0 not in Steps.live
-    assert len(Steps.live) == sum(call[0] == "step" for call in api.engines[1].calls)
+    _, other = api.engines
+    steps = [len(call[1:]) for call in other.calls if call[0] == "step"]
+    assert Steps.made.live == steps
 
 
 @pytest.mark.rule(9, 14)

@@ -1,6 +1,5 @@
 """What the metrics of a worker are told of a request's end."""
 
-import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from test_litserve_options import everywhere, ready, served
