@@ -4,17 +4,25 @@ import json
 import operator
 
 import hypothesis.strategies as st
+import litserve as ls
 import pytest
 from hypothesis import given, settings
 from litserve.utils import LitAPIStatus
 from pydantic import BaseModel
 from test_litserve_link import Sending, sent_disconnects
 from test_litserve_loop import FINISHED
-from test_litserve_options import everywhere, ready, served
+from test_litserve_options import Engine, everywhere, ready, served
 
 from batchstream._core.arguments import UNLIMITED, Bound
+from batchstream.integrations.litserve import (
+    BatchedStreamLoop,
+    ChatCompletionRequest,
+    ContinuousBatchLoop,
+    OpenAISpec,
+)
 from batchstream.integrations.litserve._link.outputs import JsonText
 from batchstream.integrations.litserve._openai.deltas import Choice, sum_of
+from batchstream.integrations.litserve._openai.request import choices_of
 from batchstream.integrations.litserve._server.response_queue import FailedError
 
 OK, FINISH = LitAPIStatus.OK, LitAPIStatus.FINISH_STREAMING
@@ -340,3 +348,33 @@ def test_text_that_an_api_has_formatted_by_itself_is_no_json(where):
     api = ready(where, on_overflow="merge", merge=operator.add)
     [sent] = served(api, [ELEMENTS[0], None])
     assert sent == [(OK, "{'a': 1}"), FINISHED]
+
+
+class Assistant(ls.LitAPI):
+    request_timeout = 30
+
+    def decode_request(self, request):
+        return [*request.messages[-1].content, {"content": "!"}, None]
+
+    def predict(self, replies):
+        for number in range(9):
+            yield [reply[number] if number < len(reply) else None for reply in replies]
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        BatchedStreamLoop(on_overflow="merge", merge=operator.or_),
+        BatchedStreamLoop(eos_in="predict", on_overflow="merge", merge=operator.or_),
+        ContinuousBatchLoop(Engine, on_overflow="merge", merge=operator.or_),
+    ],
+    ids=["encode_response", "predict", "engine"],
+)
+def test_with_openais_interface_text_is_a_part_of_a_message_too(loop):
+    api = Assistant(stream=True, max_batch_size=2, spec=OpenAISpec(), loop=loop)
+    api.pre_setup()
+    loop.pre_setup(api)
+    question = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+    [request] = choices_of(ChatCompletionRequest(**question))
+    [[*outputs, _end]] = served(api, request)
+    assert outputs == [(OK, JsonText('{"content": "a"}\n')), (OK, JsonText('{"content": "!"}\n'))]

@@ -96,7 +96,8 @@ class WorkerContext:
         passes_outputs_on = getattr(lit_api.spec, "passes_outputs_on", not has_spec)
         self.encodes = self.overrides("encode_response") or not passes_outputs_on
         self.sends_text = link is not None or not has_spec
-        calls_functions = link is not None and bool(link.bound.merge or link.bound.size_of)
+        functions = () if link is None else (link.bound.merge, link.bound.size_of)
+        calls_functions = any(function is not None for function in functions)
         self.marks_json = calls_functions and not self.overrides("format_encoded_response")
 
     def claim(self, server: int, uid: object) -> None:
