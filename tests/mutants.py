@@ -87,6 +87,8 @@ FAIR_SHARES = ("test_fair_shares.py",)
 ENGINES = ("test_engines.py",)
 TRACES = ("test_traces.py",)
 REQUEUES = ("test_requeue.py",)
+UNREAD = ("test_litserve_unread.py",)
+ENGINES_IN_LITSERVE = ("test_litserve_engines.py",)
 BUDGETS = ("test_step_budgets.py",)
 STOP_STRINGS = ("test_stop_strings.py",)
 OVERFLOW = ("test_overflow.py",)
@@ -1524,6 +1526,25 @@ MUTANTS = [
         "        if self._requeued and self._requeued.pop(slot, None) is not None:\n",
         "        if False:\n",
         REQUEUES,
+    ),
+    # ---- clients of LitServe
+    Mutant(
+        "an output for a client of LitServe is merged in front of those before it",
+        "    output = merge(output_of(earlier[0]), output_of(later[0]))\n",
+        "    output = merge(output_of(later[0]), output_of(earlier[0]))\n",
+        UNREAD,
+    ),
+    Mutant(
+        "a client of LitServe may leave any number of bytes unread",
+        "        if sizes is not None and sizes.are_full(unread):\n",
+        "        if False:\n",
+        UNREAD,
+    ),
+    Mutant(
+        "an engine in LitServe that cannot say what its step costs fails the request that joins",
+        "                self._failure = error\n        return self._spent is not None and",
+        "                raise\n        return self._spent is not None and",
+        ENGINES_IN_LITSERVE,
     ),
     # ---- what a step costs
     Mutant(

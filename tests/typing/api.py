@@ -720,6 +720,16 @@ def litserve_loops() -> None:
     ContinuousBatchLoop(make_engine, metrics=Metrics())  # type: ignore[arg-type]
     ContinuousBatchLoop(make_engine, step_cost=len, max_step_cost=8)
     ContinuousBatchLoop(make_engine, step_cost=8, max_step_cost=8)  # type: ignore[arg-type]
+    BatchedStreamLoop(
+        max_buffered=8,
+        on_overflow="merge",
+        merge=lambda earlier, later: earlier + later,
+        max_buffered_bytes=1000,
+        size_of=len,
+    )
+    BatchedStreamLoop(on_overflow="wait")  # type: ignore[arg-type]
+    ContinuousBatchLoop(make_engine, on_overflow="cancel", max_buffered_bytes=1000, size_of=len)
+    ContinuousBatchLoop(make_engine, on_overflow="merge", merge=len)  # type: ignore[arg-type]
     ContinuousBatchLoop(make_engine, max_outputs=8)
     BatchedStreamLoop(is_eos=per_request(stops_in_context))
     ContinuousBatchLoop(make_engine, is_eos=per_request(stops_in_context))
