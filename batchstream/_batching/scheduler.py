@@ -218,7 +218,7 @@ class Scheduler(Generic[T]):
             return None
         requests = queue.candidates(now, slots=limits.max_batch_size)
         contents = [request.submission.content for request in requests]
-        return Candidates(requests, contents, limits) if requests else None
+        return Candidates(requests, contents, requests[0].cost, limits) if requests else None
 
     def _take_measured(self, measured: Measured[T], now: float) -> list[Request[T]]:
         """Take requests that were measured, if they still make a batch."""
