@@ -255,7 +255,7 @@ def test_two_workers_share_the_requests_of_two_threads():
 def test_limits_that_change_as_requests_come_and_a_worker_waits_are_gone_by_in_time():
     def scenario():
         batcher, model = dynamic(max_batch_size=4, batch_timeout=9.0, cost=len, max_batch_cost=8)
-        clients = clients_of(batcher, "a1", "b1", "c1")
+        clients = clients_of(batcher, "a0", "b0")
 
         def lower():
             batcher.reconfigure(max_batch_size=1, max_pending=2)
@@ -270,7 +270,7 @@ def test_limits_that_change_as_requests_come_and_a_worker_waits_are_gone_by_in_t
         assert batcher.statistics().longest_wait <= 1
         end(batcher, model, clients)
 
-    explore(scenario, SCHEDULES | MANY_SCHEDULES)
+    explore(scenario)
 
 
 @pytest.mark.rule(29)
@@ -284,7 +284,7 @@ def test_two_workers_measure_batches_as_requests_come_leave_and_limits_change():
             batch_cost=lambda requests: 2 * len(requests),
             max_batch_cost=4,
         )
-        first, second, third, fourth = clients = clients_of(batcher, "a1", "b0", "c1", "d0")
+        first, second, third = clients = clients_of(batcher, "a0", "b0", "c0")
 
         def leave():
             third.submit()
@@ -293,8 +293,9 @@ def test_two_workers_measure_batches_as_requests_come_leave_and_limits_change():
         def change():
             batcher.reconfigure(max_batch_cost=2)
 
-        run_together(first.ask, second.ask, leave, fourth.ask, change)
-        assert all(client.served for client in (first, second, fourth))
+        run_together(first.ask, second.ask, leave, change)
+        assert first.served
+        assert second.served
         assert max(map(len, model.batches)) <= 2
         end(batcher, model, clients)
 
