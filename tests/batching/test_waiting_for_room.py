@@ -246,3 +246,173 @@ def test_a_wait_that_is_broken_off_at_any_line_is_in_no_others_way():
             if where is None:
                 break
     assert line > 10
+
+
+# ---- for one request, whose tenant has a bound of its own
+
+TENANTS = {
+    "max_batch_size": 1,
+    "max_pending": 3,
+    "max_pending_per_tenant": 1,
+    "tenant": lambda request: request[0],
+}
+
+
+async def wait_for_room_of(form, batcher, request, timeout=3600):
+    if isinstance(form, InLoop):
+        await batcher.await_for_room(timeout, request=request)
+    else:
+        batcher.wait_for_room(timeout, request=request)
+
+
+async def with_a_full_tenant(form, **options):
+    """Return a batcher in which a request of tenant a runs and another waits, both, and its gate."""
+    batcher, _, gate = form.held_batcher(0, **{**TENANTS, **options})
+    return batcher, await form.submit_behind(batcher, gate, "a1", "a2"), gate
+
+
+@every_batcher
+async def test_a_tenant_at_its_bound_waits_until_one_of_its_requests_has_left(form):
+    batcher, streams, gate = await with_a_full_tenant(form)
+    await wait_for_room(form, batcher)  # of any tenant there is
+    with pytest.raises(TimeoutError):
+        await wait_for_room_of(form, batcher, "a3", 0)
+
+    async def release():
+        while not batcher._dispatcher.ends.room_waiters:
+            await form.all_wait()
+        gate.open()
+
+    async def submit():
+        await wait_for_room_of(form, batcher, "a3")
+        return form.submit(batcher, "a3")  # it is not refused
+
+    stream, _ = await form.concurrently(submit, release)
+    assert [await form.rest(it) for it in [*streams, stream]] == [
+        ["a", "1"],
+        ["a", "2"],
+        ["a", "3"],
+    ]
+
+
+@every_batcher
+async def test_a_tenant_at_its_bound_is_in_no_other_tenants_way(form):
+    batcher, streams, gate = await with_a_full_tenant(form)
+    came = []
+
+    async def held_up():
+        await wait_for_room_of(form, batcher, "a3")
+        came.append("a3")
+
+    async def other():
+        while not batcher._dispatcher.ends.room_waiters:
+            await form.all_wait()
+        await wait_for_room_of(form, batcher, "b1")
+        came.append("b1")
+        gate.open()
+
+    await form.concurrently(held_up, other)
+    assert came == ["b1", "a3"]
+    for stream in streams:
+        await form.rest(stream)
+
+
+@every_batcher
+async def test_behind_a_tenant_at_its_bound_others_are_woken_when_there_is_room(form):
+    batcher, streams, gate = await with_a_full_tenant(form)
+    others = [form.submit(batcher, name) for name in ("b1", "c1")]  # as many as may wait
+    came = []
+
+    async def caller(place, name):
+        while len(batcher._dispatcher.ends.room_waiters) < place:
+            await form.all_wait()
+        await wait_for_room_of(form, batcher, name)
+        came.append(name)
+        gate.open()
+
+    async def cancel():
+        while len(batcher._dispatcher.ends.room_waiters) < 2:
+            await form.all_wait()
+        others[0].cancel()  # which makes room for d1, and for no request of a
+
+    await form.concurrently(partial(caller, 0, "a3"), partial(caller, 1, "d1"), cancel)
+    assert came == ["d1", "a3"]
+    for stream in (*streams, others[1]):
+        await form.rest(stream)
+
+
+@every_batcher
+async def test_a_request_of_a_full_tenant_that_is_cancelled_as_it_waits_makes_room(form):
+    batcher, streams, gate = await with_a_full_tenant(form)
+
+    async def cancel():
+        while not batcher._dispatcher.ends.room_waiters:
+            await form.all_wait()
+        streams[1].cancel()  # the model is in a step
+
+    await form.concurrently(partial(wait_for_room_of, form, batcher, "a3"), cancel)
+    gate.open()
+    await form.rest(streams[0])
+
+
+@every_batcher
+async def test_a_tenant_at_its_bound_learns_that_the_batcher_was_closed(form):
+    batcher, _, gate = await with_a_full_tenant(form)
+
+    async def caller():
+        with pytest.raises(ClosedError):
+            await wait_for_room_of(form, batcher, "a3")
+
+    async def close():
+        while len(batcher._dispatcher.ends.room_waiters) < 2:
+            await form.all_wait()
+        batcher._dispatcher.request_close("the test")
+
+    await form.concurrently(caller, caller, close)
+    gate.open()
+    await form.close(batcher)
+
+
+@every_batcher
+async def test_the_cost_of_a_request_is_asked_for(form):
+    batcher, _, gate = form.held_batcher(
+        0, max_batch_size=1, max_pending_cost=4, cost=len, max_batch_cost=4
+    )
+    streams = await form.submit_behind(batcher, gate, "a", "bbb")
+    await wait_for_room_of(form, batcher, "c")
+    with pytest.raises(TimeoutError):
+        await wait_for_room_of(form, batcher, "cc", 0)
+    with pytest.raises(ValueError, match="max_batch_cost"):
+        await wait_for_room_of(form, batcher, "ccccc")
+    gate.open()
+    for stream in streams:
+        await form.rest(stream)
+
+
+def test_room_is_for_a_request_or_of_a_cost():
+    with DynamicBatcher(lambda requests: iter([requests]), max_batch_size=1) as batcher:
+        with pytest.raises(TypeError, match="a request or a cost, got both, and 2 as cost"):
+            batcher.wait_for_room(request="a", cost=2)
+        batcher.wait_for_room(request=None)  # which may be one
+
+
+def test_a_turn_that_is_held_up_before_it_looks_passes_the_wake_up_on():
+    batcher = DynamicBatcher(lambda requests: iter([requests]), **TENANTS)
+    dispatcher = batcher._dispatcher
+    with dispatcher.lock:
+        dispatcher.scheduler.workers.most = 0  # none takes what waits
+    turns = [room._Turn(dispatcher, None, 0.0, request) for request in ("a2", "b1")]
+    for turn in turns:
+        dispatcher.ends.room_waiters[turn.notice] = None
+    dispatcher.ends.tell_of_room()
+    assert [turn.notice.ready for turn in turns] == [True, False]
+    assert turns[0].has_come()
+    assert not turns[1].has_come()  # the first goes first
+    stream = batcher.stream("a1")
+    assert not turns[0].has_come()
+    assert turns[1].notice.ready
+    assert turns[1].has_come()
+    dispatcher.ends.room_waiters.clear()
+    stream.cancel()
+    dispatcher.scheduler.workers.most = 1
+    batcher.close()
