@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from functools import partial
 
 import hypothesis.strategies as st
@@ -155,26 +156,76 @@ def test_the_model_cannot_wait_for_room_of_its_own():
 # ---- the rate at which requests leave, in virtual time
 
 
-def test_a_rate_is_unknown_until_requests_leave_twice_with_others_behind():
+@pytest.mark.parametrize(("left", "intervals"), [(1, 4), (2, 2), (3, 2), (8, 2)])
+def test_a_rate_is_unknown_until_four_requests_have_left_in_two_intervals(left, intervals):
     rate = DepartureRate()
+    for number in range(intervals):
+        rate.count(left, 10.0 + number, others_wait=True)
+        assert rate.seconds_for(4) is None
+    rate.count(left, 10.0 + intervals, others_wait=True)
+    assert rate.seconds_for(4) == pytest.approx(4 / left)
+    rate.count_back(left * intervals)
     assert rate.seconds_for(4) is None
-    rate.count(2, 10.0, others_wait=True)
-    assert rate.seconds_for(4) is None
-    rate.count(2, 11.0, others_wait=True)
-    assert rate.seconds_for(4) == pytest.approx(2.0)
 
 
 def test_what_an_idle_server_takes_its_time_for_does_not_count():
     rate = DepartureRate()
-    for now in (0.0, 1.0):
-        rate.count(1, now, others_wait=True)
-    rate.count(1, 2.0, others_wait=False)
+    for now in range(5):
+        rate.count(1, float(now), others_wait=True)
+    rate.count(1, 5.0, others_wait=False)
     for hour in (3600.0, 7200.0):  # one request an hour, at once
         rate.count(1, hour, others_wait=False)
     assert rate.seconds_for(1) == pytest.approx(1.0)
 
 
-@given(st.lists(st.tuples(st.integers(1, 64), st.floats(0.001, 10.0)), min_size=1, max_size=60))
+def departures_of(load, rng):
+    """Yield after how many seconds so many requests leave a queue that is never empty, and again.
+
+    All are of a server of 4 requests a second.
+    """
+    for number in itertools.count():
+        if load == "even":
+            yield 0.25, 1
+        elif load == "at random":
+            yield rng.expovariate(4), 1
+        elif load == "batches of 8":
+            yield 2.0, 8
+        else:  # the first slot is free again after as long as all
+            yield 2.0 if number == 0 else 0.25, 1
+
+
+@pytest.mark.parametrize(
+    ("load", "most", "least"),
+    [("even", 1.0, 1.0), ("batches of 8", 1.0, 1.0), ("slow at first", 2.8, 1.0)],
+)
+def test_what_the_first_refused_clients_are_told_is_about_right(load, most, least):
+    for_16 = []
+    rate, now = DepartureRate(), 0.0
+    rate.count(8, now, others_wait=True)
+    for seconds, left in itertools.islice(departures_of(load, None), 40):
+        now += seconds
+        rate.count(left, now, others_wait=True)
+        for_16.append(rate.seconds_for(16))
+    told = [seconds for seconds in for_16 if seconds is not None]
+    assert for_16.index(told[0]) in (1, 3)
+    assert least * 3.99 <= min(told) <= max(told) <= most * 4.01
+
+
+def test_what_clients_are_told_of_a_random_rate_is_mostly_within_a_factor_of_three():
+    told = []
+    for seed in range(300):
+        rate, now = DepartureRate(), 0.0
+        departures = departures_of("at random", random.Random(seed))
+        while rate.seconds_for(16) is None:
+            rate.count(1, now, others_wait=True)
+            now += next(departures)[0]
+        told.append(rate.seconds_for(16))
+    told.sort()
+    assert told[15] > 4 / 3
+    assert told[-15] < 4 * 3
+
+
+@given(st.lists(st.tuples(st.integers(1, 64), st.floats(0.001, 10.0)), min_size=4, max_size=60))
 def test_the_rate_lies_between_the_slowest_and_the_quickest_interval(intervals):
     rate, now = DepartureRate(), 5.0
     rate.count(1, now, others_wait=True)
@@ -206,12 +257,13 @@ def test_a_refusal_says_when_those_that_wait_will_have_left():
     for _ in range(6):
         submit(0.0)
     worker = scheduler.workers.wakeups[0].worker
-    for now in (1.0, 3.0):  # two requests in two seconds
+    for now in (1.0, 3.0, 5.0):  # two requests in two seconds
         assert len(scheduler.next_batch(worker, None, now).requests) == 2
-    for _ in range(2):
-        submit(3.0)
+        if now > 1.0:
+            submit(now)
+            submit(now)
     with pytest.raises(OverloadedError) as refused:
-        submit(3.0)
+        submit(5.0)
     assert refused.value.retry_after == pytest.approx(4.0)
 
 
