@@ -1,14 +1,13 @@
 """What metrics and traces cost for each step of 64 slots, and for each request.
 
-Run `python benchmarks/metrics.py`.
-
-A continuous batcher drives an engine whose steps are made already. What passes in the worker's
-thread from one step to the next is the batcher's own work; with metrics it is more. Both are
-measured by turns in one run, in processor time of that thread, and the smallest of many short
-stretches counts for each: other programs make a stretch longer, and never shorter. Metrics keep
-steps, and write so many at once: each stretch is one phase of that, and what counts is the mean of
-the shortest of each phase, with the writing in it. Streams are not read meanwhile: what consumers and their wake-ups cost is left out, and would make metrics a smaller
-part of the whole.
+Run `python benchmarks/metrics.py`. A continuous batcher drives an engine whose steps are made
+already. What passes in the worker's thread from one step to the next is the batcher's own work; with
+metrics it is more. Both are measured by turns in one run, in processor time of that thread, and the
+smallest of many short stretches counts for each: other programs make a stretch longer, and never
+shorter. Metrics keep steps, and write so many at once: each stretch is one phase of that, and what
+counts is the mean of the shortest of each phase, with the writing in it. Streams are not read
+meanwhile: what consumers and their wake-ups cost is left out, and would make metrics a smaller part
+of the whole.
 
 What a request costs is measured from its submission to its reply, with one output, in processor time
 of all threads. Spans are recorded, and not exported.
@@ -112,19 +111,17 @@ def per_request(options: dict[str, Any]) -> float:
     return taken / REQUESTS / 1000
 
 
-def shortest(options: dict[str, Any], stretches: int) -> float:
-    """Return how many microseconds the batcher takes for a step, in the shortest stretches."""
+def shortest(options: dict[str, Any], stretches: int) -> list[float]:
+    """Return how many microseconds a step takes, in the shortest stretch of each phase."""
     engine = Engine(stretches)
-    with ContinuousBatcher(
-        engine, max_batch_size=SLOTS, max_buffered=10**9, **options
-    ) as batcher:
+    with ContinuousBatcher(engine, max_batch_size=SLOTS, max_buffered=10**9, **options) as batcher:
         streams = [batcher.stream(number) for number in range(SLOTS)]
         engine.may_begin.set()
         engine.has_ended.wait()
         del streams
     assert batcher.statistics().steps == WARM_UP + STEPS * stretches + 1
     of_phases = [min(engine.nanoseconds[phase::PHASES]) for phase in range(PHASES)]
-    return statistics.mean(of_phases) / STEPS / 1000
+    return [nanoseconds / STEPS / 1000 for nanoseconds in of_phases]
 
 
 def main() -> None:
@@ -148,18 +145,22 @@ def main() -> None:
             )
         },
     }
-    steps: dict[str, list[float]] = {name: [] for name in kinds}
-    requests: dict[str, list[float]] = {name: [] for name in kinds}
+    steps: dict[str, list[list[float]]] = {name: [] for name in kinds}
+    requests: dict[str, list[list[float]]] = {name: [] for name in kinds}
     for _ in range(turns):
         for name, make in kinds.items():
             steps[name].append(shortest(make(), stretches))
-            requests[name].append(per_request(make()))
+            requests[name].append([per_request(make())])
     for unit, times in (("step", steps), ("request", requests)):
-        base = min(times["neither"])
+        best = {
+            name: statistics.mean(map(min, zip(*turns_of, strict=True)))
+            for name, turns_of in times.items()
+        }
         rows = []
-        for name, all_ in times.items():
-            best, noise = min(all_), statistics.median(all_) - min(all_)
-            rows.append([name, f"{best:.2f}", f"{noise:.2f}", f"{best / base - 1:+.1%}"])
+        for name, turns_of in times.items():
+            noise = statistics.median(map(statistics.mean, turns_of)) - best[name]
+            more = best[name] / best["neither"] - 1
+            rows.append([name, f"{best[name]:.2f}", f"{noise:.2f}", f"{more:+.1%}"])
         print(table(["", f"µs per {unit}", "median is more by", "more than with neither"], rows))
 
 

@@ -299,7 +299,8 @@ class Batcher(Generic[RequestT, T]):
 
         Callers that wait are woken in the order in which they came, one for each place. The place
         is not reserved: a request that another caller submits meanwhile may take it, so submit in a
-        loop. A caller whose tenant has as many requests waiting as it may holds up no other tenant's.
+        loop. A caller whose tenant has as many requests waiting as it may holds up no caller of
+        another tenant.
 
         Args:
             timeout: For how long to wait, in seconds; None for any time.

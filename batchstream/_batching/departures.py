@@ -9,8 +9,8 @@ _MEMORY: Final = 15 / 16
 
 LEAST_REQUESTS: Final = 4
 LEAST_INTERVALS: Final = 2
-"""What has to be measured before it is told. One interval says next to nothing: the first may be ten
-times as long as the mean, if slots are free again one by one, or if the model is slow at first."""
+"""What has to be measured before it is told. One interval says next to nothing: the first may be
+ten times as long as the mean, if slots are free again one by one, or the model is slow at first."""
 
 
 class DepartureRate:

@@ -30,7 +30,8 @@ MOST_KEPT: Final = 512
 class OutputCount(Protocol):
     """What is read of a core: how many outputs it has given."""
 
-    outputs: int
+    @property
+    def outputs(self) -> int: ...
 
 
 class StepKind(NamedTuple):

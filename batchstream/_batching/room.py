@@ -10,8 +10,8 @@ leaves, and as it leaves wakes the next. So of a thousand callers one is woken f
 none waits for ever behind one that was woken and left without submitting anything. A flight is not
 waited for in this way: its consumer may be busy with a reply.
 
-A turn that names its request waits for room for that one. If its tenant has as many requests waiting
-as it may, it is in no other's way: it is passed over by wake-ups and by the turns behind it, until
+A turn that names its request waits for room for that one. If its tenant has as many requests
+waiting as it may, it is in no other's way: it is passed over by wake-ups and by the turns behind it, until
 one of these requests has left. It may be held up again before it has looked: then it passes the
 wake-up on.
 """

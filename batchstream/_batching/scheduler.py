@@ -145,7 +145,7 @@ class Scheduler(Generic[T]):
         return closed_error(self.closing) if is_closed else draining_error(self.closing)
 
     def has_room(self, cost: float, account: object = None) -> bool:
-        """Whether the queue has room for a request of this cost, and of the tenant, if one is given.
+        """Whether the queue has room for a request of this cost, and of a tenant, if given.
 
         Args:
             cost: What it costs.

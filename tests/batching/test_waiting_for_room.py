@@ -215,7 +215,7 @@ def test_what_clients_are_told_of_a_random_rate_is_mostly_within_a_factor_of_thr
     told = []
     for seed in range(300):
         rate, now = DepartureRate(), 0.0
-        departures = departures_of("at random", random.Random(seed))
+        departures = departures_of("at random", random.Random(seed))  # noqa: S311 - a simulation
         while rate.seconds_for(16) is None:
             rate.count(1, now, others_wait=True)
             now += next(departures)[0]
@@ -310,15 +310,15 @@ TENANTS = {
 }
 
 
-async def wait_for_room_of(form, batcher, request, timeout=3600):
+async def wait_for_room_of(form, batcher, request, seconds=3600):
     if isinstance(form, InLoop):
-        await batcher.await_for_room(timeout, request=request)
+        await batcher.await_for_room(seconds, request=request)
     else:
-        batcher.wait_for_room(timeout, request=request)
+        batcher.wait_for_room(seconds, request=request)
 
 
 async def with_a_full_tenant(form, **options):
-    """Return a batcher in which a request of tenant a runs and another waits, both, and its gate."""
+    """Return a batcher with one request of tenant a that runs and one that waits, and its gate."""
     batcher, _, gate = form.held_batcher(0, **{**TENANTS, **options})
     return batcher, await form.submit_behind(batcher, gate, "a1", "a2"), gate
 

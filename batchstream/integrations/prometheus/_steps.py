@@ -35,6 +35,7 @@ WRITE_AFTER: Final = 0.05
 _IN_FILES: Final = ValueClass is not MutexValue
 """Whether the series are kept in files, which other processes read."""
 
+
 class WeightedHistogram(Histogram):
     """A histogram that takes many observations at once; prometheus-client's takes one."""
 
