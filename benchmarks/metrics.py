@@ -9,8 +9,8 @@ counts is the mean of the shortest of each phase, with the writing in it. Stream
 meanwhile: what consumers and their wake-ups cost is left out, and would make metrics a smaller part
 of the whole.
 
-What a request costs is measured from its submission to its reply, with one output, in processor time
-of all threads. Spans are recorded, and not exported.
+What a request costs is measured from its submission to its reply, with one output, in processor
+time of all threads. Spans are recorded, and not exported.
 """
 
 from __future__ import annotations

@@ -719,6 +719,12 @@ MUTANTS = [
         ("test_requeue_with_others.py",),
     ),
     Mutant(
+        "the outputs of a run of steps that is under way are read twice",
+        "            self._read.append(after)\n",
+        "            self._read.append(before)\n",
+        ("test_kept_steps.py",),
+    ),
+    Mutant(
         "a tenant at its bound takes the wake-ups of others",
         "            if waiter.is_held_up():\n                continue\n",
         "",
@@ -1097,7 +1103,7 @@ MUTANTS = [
     ),
     Mutant(
         "a tenant's requests for which there is room count as waiting",
-        "                pending = min(pending, len(self._waiting) - room())\n",
+        "            pending = min(pending, len(self._waiting) - room())\n",
         "                pass\n",
         FAIR_SHARES,
     ),

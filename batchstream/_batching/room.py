@@ -11,9 +11,9 @@ none waits for ever behind one that was woken and left without submitting anythi
 waited for in this way: its consumer may be busy with a reply.
 
 A turn that names its request waits for room for that one. If its tenant has as many requests
-waiting as it may, it is in no other's way: it is passed over by wake-ups and by the turns behind it, until
-one of these requests has left. It may be held up again before it has looked: then it passes the
-wake-up on.
+waiting as it may, it is in no other's way: it is passed over by wake-ups and by the turns behind
+it, until one of these requests has left. It may be held up again before it has looked: then it
+passes the wake-up on.
 """
 
 from __future__ import annotations
