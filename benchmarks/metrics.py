@@ -2,12 +2,12 @@
 
 Run `python benchmarks/metrics.py`. A continuous batcher drives an engine whose steps are made
 already. What passes in the worker's thread from one step to the next is the batcher's own work;
-with metrics it is more. Both are measured by turns in one run, in processor time of that thread, and
-the smallest of many short stretches counts for each: other programs make a stretch longer, and never
-shorter. Metrics keep steps, and write so many at once: each stretch is one phase of that, and what
-counts is the mean of the shortest of each phase, with the writing in it. Streams are not read
-meanwhile: what consumers and their wake-ups cost is left out, and would make metrics a smaller part
-of the whole.
+with metrics it is more. Both are measured by turns in one run, in processor time of that thread,
+and the smallest of many short stretches counts for each: other programs make a stretch longer,
+and never shorter. Metrics keep steps, and write so many at once: each stretch is one phase of
+that, and what counts is the mean of the shortest of each phase, with the writing in it. Streams
+are not read meanwhile: what consumers and their wake-ups cost is left out, and would make metrics
+a smaller part of the whole.
 
 What a request costs is measured from its submission to its reply, with one output, in processor
 time of all threads. Spans are recorded, and not exported.
