@@ -721,6 +721,30 @@ MUTANTS = [
         ("test_requeue_with_others.py",),
     ),
     Mutant(
+        "the outputs of a run of steps that is under way are read twice",
+        "            self._read.append(after)\n",
+        "            self._read.append(before)\n",
+        ("test_kept_steps.py",),
+    ),
+    Mutant(
+        "a tenant at its bound takes the wake-ups of others",
+        "            if waiter.is_held_up():\n                continue\n",
+        "",
+        ("test_waiting_for_room.py",),
+    ),
+    Mutant(
+        "a wake-up is not passed on by a turn that is held up since",
+        "        if not is_there and self._is_held_up():\n",
+        "        if False:\n",
+        ("test_waiting_for_room.py",),
+    ),
+    Mutant(
+        "a request that has ended holds its tenant up",
+        "it.place.account is account for it in ended)",
+        "it.place is None for it in ended)",
+        ("test_waiting_for_room.py",),
+    ),
+    Mutant(
         "a request that is cancelled as it waits makes no room",
         "        if self.room_waiters:  # with the lock they see that it waits no longer\n",
         "        if False:\n",
@@ -1081,7 +1105,7 @@ MUTANTS = [
     ),
     Mutant(
         "a tenant's requests for which there is room count as waiting",
-        "                pending = min(pending, len(self._waiting) - room())\n",
+        "            pending = min(pending, len(self._waiting) - room())\n",
         "                pass\n",
         FAIR_SHARES,
     ),

@@ -358,6 +358,8 @@ with DynamicBatcher[str, str](translate, max_batch_size=8) as batcher:
     batcher.warm_up([1])  # type: ignore[list-item]
     batcher.wait_for_room()
     batcher.wait_for_room(1.5, cost=12)
+    batcher.wait_for_room(1.5, request="a")
+    batcher.wait_for_room(request=1)  # type: ignore[arg-type]
     batcher.close(drain=30)
     batcher.close(30)  # type: ignore[call-arg]
     assert_type(batcher.map(["a", "b"], timeout=1.5, wait_timeout=1), Replies[list[str]])
