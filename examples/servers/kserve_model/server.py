@@ -1,0 +1,40 @@
+"""KServe: a model whose prediction, by the V1 protocol, is the body of a stream.
+
+    pip install -r kserve_model/requirements.txt
+    python -m kserve_model.server --http_port 8080
+
+    curl -N http://127.0.0.1:8080/v1/models/speller:predict -d '{"word": "word"}'
+"""
+
+from collections.abc import AsyncGenerator
+
+from kserve import Model, ModelServer, model_server
+from model import batcher
+
+from batchstream.integrations.starlette import exception_handlers, timeout_of
+
+
+class Speller(Model):
+    """Spells words."""
+
+    def load(self) -> bool:
+        """Say that the model is ready: the batcher makes it by itself."""
+        self.ready = True
+        return self.ready
+
+    async def predict(
+        self, payload: dict, headers: dict | None = None, response_headers: dict | None = None
+    ) -> AsyncGenerator[str, None]:
+        """Return what streams the letters of a word."""
+        del response_headers
+        timeout = timeout_of(headers or {}, at_most=60)
+        return batcher.astream(payload["word"], timeout=timeout).body()
+
+
+if __name__ == "__main__":
+    for error, handler in exception_handlers.items():
+        model_server.app.add_exception_handler(error, handler)
+    speller = Speller("speller")
+    speller.load()
+    with batcher:
+        ModelServer(enable_grpc=False).start([speller])
