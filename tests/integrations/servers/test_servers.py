@@ -1,0 +1,95 @@
+"""The programs of examples/servers, run as their texts say, and the table of what works.
+
+Each cell of the table on the page of servers is one test here: what a check returns is what the
+cell says, `no` as well as `yes`. The model waits for the test at each step.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import re
+import shutil
+
+import list_servers
+import pytest
+
+from support.server_recipes import CHECKS, CLIENTS, EXAMPLES, MODEL, STAND_IN, serving
+from support.serving import SECONDS
+
+ROWS = {row["name"]: row for row in list_servers.servers()}
+RUN = {name: row for name, row in ROWS.items() if "recipe" in row}
+CELLS = [(name, column) for name in RUN for column in list_servers.COLUMNS]
+
+
+def skip_unless_installed(row):
+    needs = [row["program"], *row.get("needs", [])]
+    missing = [it for it in needs if it != "python" and importlib.util.find_spec(it) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} is not installed")
+
+
+@contextlib.contextmanager
+def started(name, folder, model=STAND_IN):
+    row = RUN[name]
+    skip_unless_installed(row)
+    with serving(row["recipe"], row["program"], CLIENTS[row["client"]], folder, model) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Return what starts a server of the table once, and gives it."""
+    with contextlib.ExitStack() as servers:
+
+        @functools.cache
+        def start(name):
+            return servers.enter_context(started(name, tmp_path_factory.mktemp("server")))
+
+        yield start
+
+
+@pytest.mark.rule(7, 9, 13)
+@pytest.mark.parametrize(("name", "column"), CELLS)
+def test_a_cell_of_the_table_says_what_the_server_does(server, tmp_path, name, column):
+    expected = list_servers.word(RUN[name]["works"][column])
+    if column == "drain":
+        with started(name, tmp_path) as own:
+            assert CHECKS[column](own, expected) == expected
+    else:
+        assert CHECKS[column](server(name), expected) == expected
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_a_recipe_serves_the_model_of_the_examples(tmp_path, name):
+    with started(name, tmp_path, MODEL) as server:
+        short, long = server.ask_for("it"), server.ask_for("goes")
+        assert (short.wait(), long.wait()) == ("whole", "whole")
+        assert (short.received, long.received) == (b"it", b"goes")
+
+
+def test_each_recipe_has_a_row_and_a_list_of_what_it_needs():
+    recipes = {path.parent.name for path in EXAMPLES.glob("*/server.py")}
+    assert recipes == {row["recipe"] for row in RUN.values()}
+    for recipe in recipes:
+        assert (EXAMPLES / recipe / "requirements.txt").read_text().startswith("batchstream")
+        assert importlib.util.find_spec(recipe) is None, "it would be imported in its place"
+
+
+def test_the_page_has_the_table():
+    page = list_servers.PAGE.read_text()
+    assert len(list_servers.BLOCK.findall(page)) == 1
+    assert list_servers.with_table(page) == page
+
+
+def test_a_cell_without_a_recipe_names_a_test_that_exists():
+    for name, row in ROWS.items():
+        if name in RUN:
+            continue
+        assert set(row["works"]) == set(list_servers.COLUMNS)
+        for column, cell in row["works"].items():
+            if cell["is"] == list_servers.NOT_TRIED:
+                assert "test" not in cell
+                continue
+            path, _, test = cell["test"].partition("::")
+            text = (list_servers.ROOT / path).read_text()
+            assert re.search(rf"^(async )?def {test}\(", text, re.MULTILINE), f"{name}, {column}"
