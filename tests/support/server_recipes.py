@@ -18,6 +18,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from support.rpc_clients import GrpcReply, KServeReply, PostReply
 from support.server_clients import HttpReply, WebSocketReply
 from support.serving import SECONDS, Gate, free_port, is_open, running
 
@@ -25,7 +26,14 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "servers"
 MODEL = EXAMPLES / "model.py"
 STAND_IN = Path(__file__).with_name("server_model.py")
 PORT = "8000"  # which the texts have
-CLIENTS = {"http": HttpReply, "websocket": WebSocketReply}
+APART = Path(__file__).with_name("apart.py")
+CLIENTS = {
+    "http": HttpReply,
+    "websocket": WebSocketReply,
+    "post": PostReply,
+    "kserve": KServeReply,
+    "grpc": GrpcReply,
+}
 """The kinds of clients, by the word that servers.toml has for each."""
 
 AT_ONCE = "at once"
@@ -98,12 +106,23 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(recipe, program, reply, folder, model=STAND_IN):
-    """Run a recipe in a folder for as long as the block lasts, and give the `Server`."""
+def serving(recipe, program, reply, folder, model=STAND_IN, *, apart=False):
+    """Run a recipe in a folder for as long as the block lasts, and give the `Server`.
+
+    Args:
+        recipe: The name of its folder in the examples.
+        program: The first word of its command.
+        reply: The kind of its clients.
+        folder: Where it runs.
+        model: What it imports as its model.
+        apart: Whether `apart.py` runs it.
+    """
     port = free_port()
     shutil.copytree(EXAMPLES / recipe, folder / recipe)
     shutil.copy(model, folder / "model.py")
     command = [word.replace(PORT, str(port)) for word in command_of(recipe, program)]
+    if apart:
+        command = [str(APART), *command[1:]]  # in place of -m
     with running(command, partial(is_open, port), folder / "log") as process:
         yield Server(reply, port, process, folder)
 

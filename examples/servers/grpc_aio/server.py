@@ -1,10 +1,10 @@
-"""grpc.aio: a call whose responses are the stream, with a status for every error.
+"""grpc.aio: a call whose responses are the stream, and which ends with a status for each error.
 
     pip install -r grpc_aio/requirements.txt
-    python -m grpc_aio.server --port 50051
+    python -m grpc_aio.server --port 8000
 
-Its one method, `/Speller/Spell`, takes a word and streams its letters, each as UTF-8. With messages
-of your own, the method of a servicer that protoc has made is the same.
+Its one method, `/Speller/Spell`, takes a word and streams its letters, all of them as bytes. A method
+of a servicer that protoc has made is the same, and yields messages.
 """
 
 import argparse
@@ -20,18 +20,14 @@ from batchstream.integrations.grpc import AsyncServerInterceptor, timeout_of
 GRACE = 30  # seconds for calls that run when the server is told to stop
 
 
-async def spell(word: str, context: grpc.aio.ServicerContext) -> AsyncIterator[str]:
+async def spell(word: str, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
     """Stream the letters of a word, for as long as the client's deadline allows."""
     async with batcher.astream(word, timeout=timeout_of(context, at_most=60)) as stream:
         async for letter in stream:
-            yield letter
+            yield letter.encode()
 
 
-METHODS = {
-    "Spell": grpc.unary_stream_rpc_method_handler(
-        spell, request_deserializer=bytes.decode, response_serializer=str.encode
-    )
-}
+METHODS = {"Spell": grpc.unary_stream_rpc_method_handler(spell, request_deserializer=bytes.decode)}
 
 
 async def serve(port: int) -> None:

@@ -1,9 +1,9 @@
 """KServe: a model whose prediction, by the V1 protocol, is the body of a stream.
 
     pip install -r kserve_model/requirements.txt
-    python -m kserve_model.server --http_port 8080
+    python -m kserve_model.server --http_port 8000
 
-    curl -N http://127.0.0.1:8080/v1/models/speller:predict -d '{"word": "word"}'
+    curl -N http://127.0.0.1:8000/v1/models/speller:predict -d '{"word": "word"}'
 """
 
 from collections.abc import AsyncGenerator

@@ -32,7 +32,8 @@ def skip_unless_installed(row):
 def started(name, folder, model=STAND_IN):
     row = RUN[name]
     skip_unless_installed(row)
-    with serving(row["recipe"], row["program"], CLIENTS[row["client"]], folder, model) as server:
+    client, apart = CLIENTS[row["client"]], row.get("apart", False)
+    with serving(row["recipe"], row["program"], client, folder, model, apart=apart) as server:
         yield server
 
 

@@ -1,9 +1,9 @@
 """BentoML: a method that returns a response, which BentoML sends as it is.
 
     pip install -r bentoml_service/requirements.txt
-    bentoml serve bentoml_service.service:Speller --host 127.0.0.1 --port 3000
+    bentoml serve bentoml_service.server:Speller --host 127.0.0.1 --port 8000
 
-    curl -N http://127.0.0.1:3000/spell -H "Content-Type: application/json" -d '{"word": "word"}'
+    curl -N http://127.0.0.1:8000/spell -H "Content-Type: application/json" -d '{"word": "word"}'
 
 A method that is a generator works too, if it reads its stream in an `async with` block; but BentoML
 logs an error in mid-stream, and sends what came before it as if it were the whole.
