@@ -4,6 +4,9 @@
     python -m kserve_model.server --http_port 8000
 
     curl -N http://127.0.0.1:8000/v1/models/speller:predict -d '{"word": "word"}'
+
+KServe sends the status as soon as `predict` has returned. What is refused before, as a server that is
+overloaded does, has a status of its own; after that an error cuts the connection.
 """
 
 from collections.abc import AsyncGenerator
