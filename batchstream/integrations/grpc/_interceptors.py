@@ -37,8 +37,8 @@ class ServerInterceptor(grpc.ServerInterceptor):
     """Ends calls with the status that an error of a batcher has, in a server of threads.
 
     `grpc.server(threads, interceptors=[ServerInterceptor()])`; of several interceptors let it be
-    the last. A thread that waits for an output does not notice that its client has left, unless the
-    method says so: `context.add_callback(stream.cancel) or stream.cancel()`.
+    the last. A thread that waits for an output does not notice that its client has left: let the
+    method say `context.add_callback(stream.cancel)`, and gRPC cancels the stream.
     """
 
     def intercept_service(
