@@ -1,7 +1,8 @@
 """Clients of the server recipes: one request each, of which a thread reads the outputs.
 
 Every kind of client says in the same words what it has seen, so that the same checks hold for
-servers of every protocol. A `Reply` of another protocol needs the methods that raise `NotImplementedError`.
+servers of every protocol. A `Reply` of another protocol needs the methods that raise
+`NotImplementedError`.
 """
 
 import contextlib
