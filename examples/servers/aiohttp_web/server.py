@@ -1,9 +1,11 @@
 """aiohttp: a handler that waits for the first output, and is cancelled when its client leaves.
 
-pip install -r aiohttp_web/requirements.txt
-python -m aiohttp_web.server --port 8000
+In the folder `examples/servers`:
 
-curl -N http://127.0.0.1:8000/spell/word
+    pip install -r aiohttp_web/requirements.txt
+    python -m aiohttp_web.server --port 8000
+
+    curl -N http://127.0.0.1:8000/spell/word
 """
 
 import argparse

@@ -1,9 +1,11 @@
 """Django under ASGI: a view that waits for the first output, which says whether there is a reply.
 
-pip install -r django_asgi/requirements.txt
-uvicorn django_asgi.server:app --port 8000
+In the folder `examples/servers`:
 
-curl -N http://127.0.0.1:8000/spell/word
+    pip install -r django_asgi/requirements.txt
+    uvicorn django_asgi.server:app --port 8000
+
+    curl -N http://127.0.0.1:8000/spell/word
 """
 
 from django.conf import settings

@@ -1,9 +1,11 @@
 """FastAPI: a WebSocket that takes a word, and is closed with a code that says how its stream ended.
 
-pip install -r fastapi_websocket/requirements.txt
-uvicorn fastapi_websocket.server:app --port 8000
+In the folder `examples/servers`:
 
-python -m websockets ws://127.0.0.1:8000/spell
+    pip install -r fastapi_websocket/requirements.txt
+    uvicorn fastapi_websocket.server:app --port 8000
+
+    python -m websockets ws://127.0.0.1:8000/spell
 """
 
 from contextlib import asynccontextmanager

@@ -1,9 +1,11 @@
 """Flask, with a thread for each request: it closes what it sends, which cancels the stream.
 
-pip install -r flask_threads/requirements.txt
-gunicorn flask_threads.server:app -k gthread --threads 16 --bind 127.0.0.1:8000
+In the folder `examples/servers`:
 
-curl -N http://127.0.0.1:8000/spell/word
+    pip install -r flask_threads/requirements.txt
+    gunicorn flask_threads.server:app -k gthread --threads 16 --bind 127.0.0.1:8000
+
+    curl -N http://127.0.0.1:8000/spell/word
 """
 
 from flask import Flask, Response

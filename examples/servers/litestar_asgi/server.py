@@ -1,9 +1,11 @@
 """Litestar: a handler may return our response, as that is an ASGI application.
 
-pip install -r litestar_asgi/requirements.txt
-uvicorn litestar_asgi.server:app --port 8000
+In the folder `examples/servers`:
 
-curl -N http://127.0.0.1:8000/spell/word
+    pip install -r litestar_asgi/requirements.txt
+    uvicorn litestar_asgi.server:app --port 8000
+
+    curl -N http://127.0.0.1:8000/spell/word
 """
 
 from litestar import Litestar, Response, get
