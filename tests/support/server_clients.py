@@ -1,7 +1,8 @@
 """Clients of the server recipes: one request each, of which a thread reads the outputs.
 
 Every kind of client says in the same words what it has seen, so that the same checks hold for
-servers of every protocol. A `Reply` of another protocol needs the methods that raise `NotImplementedError`.
+servers of every protocol. A `Reply` of another protocol needs the methods that raise
+`NotImplementedError`.
 """
 
 import contextlib
@@ -151,7 +152,8 @@ class WebSocketReply(Reply):
     def _begin(self):
         url = f"ws://127.0.0.1:{self.port}/spell"
         quiet = {"compression": None, "max_queue": 1, "ping_interval": None, "max_size": None}
-        self._socket = connect(url, sock=connected(self.port), **quiet)
+        self._connection = connect(url, sock=connected(self.port), **quiet)
+        self._socket = self._connection.__enter__()
         self._socket.send(self.request)
 
     def _read(self):
@@ -167,4 +169,4 @@ class WebSocketReply(Reply):
             self._socket.socket.shutdown(socket.SHUT_RDWR)
 
     def _close(self):
-        self._socket.close()
+        self._connection.__exit__(None, None, None)

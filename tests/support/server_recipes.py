@@ -39,19 +39,21 @@ CLIENTS = {
 AT_ONCE = "at once"
 BY_A_WRITE = "by a failed write"
 STEPS = 60  # of outputs of 1 MB: what no server may take for a client that reads nothing
+NOTICES = 2  # seconds within which a server has noticed SIGTERM
 FEW = 6  # outputs that may pass before a write fails
 
 
-def command_of(recipe, program):
+def command_of(recipe, command):
     """Return what Python runs to start a recipe, with the port as its text has it.
 
     Args:
         recipe: The name of its folder.
-        program: The first word of the command, of which a text may have several.
+        command: The first word of the command, of which a text may have several.
     """
-    text = ast.get_docstring(ast.parse((EXAMPLES / recipe / "server.py").read_text()))
+    program = ast.parse((EXAMPLES / recipe / "server.py").read_text())
+    text = ast.get_docstring(program, clean=False)
     lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
-    [line] = [it for it in lines if it.startswith(f"{program} ") and not it.startswith("pip ")]
+    [line] = [it for it in lines if it.startswith(f"{command} ")]
     first, *others = shlex.split(line)
     return others if first == "python" else ["-m", first, *others]
 
@@ -96,6 +98,18 @@ class Server:
             time.sleep(0.01)
         return True
 
+    def tell_to_stop(self):
+        """Send SIGTERM, and give the server the time to notice.
+
+        Most say so in their log, or listen no more. Hypercorn shows nothing, so the time is short.
+        """
+        log = self._folder / "log"
+        size = log.stat().st_size
+        self.process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + NOTICES
+        while log.stat().st_size == size and is_open(self.port) and time.monotonic() < until:
+            time.sleep(0.1)
+
     def asked(self, gate, *letters, size=10):
         """Begin requests, one after another, each in the batcher before the next."""
         replies = []
@@ -106,12 +120,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(recipe, program, reply, folder, model=STAND_IN, *, apart=False):
+def serving(recipe, command, reply, folder, model=STAND_IN, *, apart=False):
     """Run a recipe in a folder for as long as the block lasts, and give the `Server`.
 
     Args:
         recipe: The name of its folder in the examples.
-        program: The first word of its command.
+        command: The words that its command begins with.
         reply: The kind of its clients.
         folder: Where it runs.
         model: What it imports as its model.
@@ -120,7 +134,7 @@ def serving(recipe, program, reply, folder, model=STAND_IN, *, apart=False):
     port = free_port()
     shutil.copytree(EXAMPLES / recipe, folder / recipe)
     shutil.copy(model, folder / "model.py")
-    command = [word.replace(PORT, str(port)) for word in command_of(recipe, program)]
+    command = [word.replace(PORT, str(port)) for word in command_of(recipe, command)]
     if apart:
         command = [str(APART), *command[1:]]  # in place of -m
     with running(command, partial(is_open, port), folder / "log") as process:
@@ -169,7 +183,7 @@ def disconnect(server, expected):
             gate.go_on()
             assert gate.next_line() == "closed", "the model makes another step"
             return AT_ONCE
-        for step in range(3, 3 + FEW):
+        for _ in range(FEW):
             gate.go_on()
             if gate.next_line() == "closed":
                 return BY_A_WRITE
@@ -241,10 +255,7 @@ def drain(server, _expected):
         gate.let_through(1)
         replies[0].wait_for(1)
         assert gate.next_line() == "step 2"
-        server.process.send_signal(signal.SIGTERM)
-        until = time.monotonic() + SECONDS
-        while is_open(server.port) and time.monotonic() < until:
-            time.sleep(0.01)
+        server.tell_to_stop()
         let_all_through(gate)
         ends = [reply.wait() for reply in replies]
         server.process.wait(SECONDS)

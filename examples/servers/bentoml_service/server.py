@@ -1,5 +1,7 @@
 """BentoML: a method that returns a response, which BentoML sends as it is.
 
+In the folder `examples/servers`:
+
     pip install -r bentoml_service/requirements.txt
     bentoml serve bentoml_service.server:Speller --host 127.0.0.1 --port 8000
 

@@ -1,5 +1,7 @@
 """FastAPI: a response that begins with the first output and ends with the stream.
 
+In the folder `examples/servers`:
+
     pip install -r fastapi_http/requirements.txt
     uvicorn fastapi_http.server:app --port 8000
 
@@ -7,7 +9,7 @@
 
 It is the same on two other servers:
 
-    hypercorn fastapi_http.server:app --bind 127.0.0.1:8000
+    hypercorn fastapi_http.server:app --bind 127.0.0.1:8000 --graceful-timeout 30
     granian --interface asgi fastapi_http.server:app --port 8000
 """
 

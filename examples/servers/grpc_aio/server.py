@@ -1,5 +1,7 @@
 """grpc.aio: a call whose responses are the stream, and which ends with a status for each error.
 
+In the folder `examples/servers`:
+
     pip install -r grpc_aio/requirements.txt
     python -m grpc_aio.server --port 8000
 

@@ -1,12 +1,14 @@
 """KServe: a model whose prediction, by the V1 protocol, is the body of a stream.
 
+In the folder `examples/servers`:
+
     pip install -r kserve_model/requirements.txt
     python -m kserve_model.server --http_port 8000
 
     curl -N http://127.0.0.1:8000/v1/models/speller:predict -d '{"word": "word"}'
 
-KServe sends the status as soon as `predict` has returned. What is refused before, as a server that is
-overloaded does, has a status of its own; after that an error cuts the connection.
+KServe sends the status when `predict` returns, so that waits for the first output. KServe itself listens
+on all addresses.
 """
 
 from collections.abc import AsyncGenerator
@@ -28,10 +30,10 @@ class Speller(Model):
     async def predict(
         self, payload: dict, headers: dict | None = None, response_headers: dict | None = None
     ) -> AsyncGenerator[str, None]:
-        """Return what streams the letters of a word."""
+        """Wait for the first letter of a word, and return what streams all."""
         del response_headers
         timeout = timeout_of(headers or {}, at_most=60)
-        return batcher.astream(payload["word"], timeout=timeout).body()
+        return await batcher.astream(payload["word"], timeout=timeout).begin()
 
 
 if __name__ == "__main__":

@@ -8,13 +8,11 @@ import contextlib
 import functools
 import importlib.util
 import re
-import shutil
 
 import list_servers
 import pytest
 
 from support.server_recipes import CHECKS, CLIENTS, EXAMPLES, MODEL, STAND_IN, serving
-from support.serving import SECONDS
 
 ROWS = {row["name"]: row for row in list_servers.servers()}
 RUN = {name: row for name, row in ROWS.items() if "recipe" in row}

@@ -1,11 +1,13 @@
 """Triton's Python backend: a decoupled model, each request of which is answered by its own stream.
 
-The folder `speller` is a model of a model repository. Put the batcher beside this file, and start
-Triton, 24.04 or later, with batchstream installed in its Python:
+The folder `speller` is a model of a model repository. In the folder `examples/servers`, put the batcher
+beside this file, and start Triton, 24.04 or later, with batchstream in its Python:
 
     cp model.py triton/speller/1/batching.py
     tritonserver --model-repository triton
 
+The tests call it as the documentation of Triton's Python backend says that Triton does, and run no
+Triton. A client that leaves is noticed by the next output: `is_cancelled` wakes no code that waits.
 One instance of the model serves all requests: Triton calls `execute` again while earlier requests
 still wait for outputs, and the batcher makes the batches.
 """
@@ -42,7 +44,7 @@ async def respond(request: object) -> None:
         async for letter in letters(request):
             if sender.is_cancelled():
                 break
-            tensor = pb_utils.Tensor("LETTER", np.array([letter], dtype=object))
+            tensor = pb_utils.Tensor("LETTER", np.array([letter.encode()], dtype=object))
             sender.send(pb_utils.InferenceResponse(output_tensors=[tensor]))
     except Exception as raised:  # noqa: BLE001 - whatever it is, the client waits for an end
         error = pb_utils.InferenceResponse(error=triton_error(raised))
