@@ -5,7 +5,6 @@ cell says, `no` as well as `yes`. The model waits for the test at each step.
 """
 
 import contextlib
-import functools
 import importlib.util
 import re
 
@@ -35,31 +34,52 @@ def started(name, folder, model=STAND_IN):
         yield server
 
 
+class Servers:
+    """Servers of the table that run, each from its first check to its last, `drain`."""
+
+    def __init__(self, make_folder):
+        self._make_folder = make_folder
+        self._running = {}
+
+    @contextlib.contextmanager
+    def lent(self, name, *, last):
+        """Give a server of the table; behind the last check it is ended."""
+        if name not in self._running:
+            block = started(name, self._make_folder("server"))
+            self._running[name] = (block, block.__enter__())
+        try:
+            yield self._running[name][1]
+        finally:
+            if last:
+                self._end(name)
+
+    def _end(self, name):
+        block, _ = self._running.pop(name)
+        block.__exit__(None, None, None)
+
+    def end_all(self):
+        for name in list(self._running):
+            self._end(name)
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """Return what starts a server of the table once, and gives it."""
-    with contextlib.ExitStack() as servers:
-
-        @functools.cache
-        def start(name):
-            return servers.enter_context(started(name, tmp_path_factory.mktemp("server")))
-
-        yield start
+def servers(tmp_path_factory):
+    running = Servers(tmp_path_factory.mktemp)
+    yield running
+    running.end_all()
 
 
 @pytest.mark.rule(7, 9, 13)
 @pytest.mark.parametrize(("name", "column"), CELLS)
-def test_a_cell_of_the_table_says_what_the_server_does(server, tmp_path, name, column):
+def test_a_cell_of_the_table_says_what_the_server_does(servers, name, column):
     expected = list_servers.word(RUN[name]["works"][column])
-    if column == "drain":
-        with started(name, tmp_path) as own:
-            assert CHECKS[column](own, expected) == expected
-    else:
-        assert CHECKS[column](server(name), expected) == expected
+    with servers.lent(name, last=column == "drain") as server:
+        assert CHECKS[column](server, expected) == expected
 
 
-@pytest.mark.parametrize("name", RUN)
-def test_a_recipe_serves_the_model_of_the_examples(tmp_path, name):
+@pytest.mark.parametrize("recipe", {row["recipe"]: name for name, row in RUN.items()})
+def test_a_recipe_serves_the_model_of_the_examples(tmp_path, recipe):
+    name = next(name for name, row in RUN.items() if row["recipe"] == recipe)
     with started(name, tmp_path, MODEL) as server:
         short, long = server.ask_for("it"), server.ask_for("goes")
         assert (short.wait(), long.wait()) == ("whole", "whole")
