@@ -8,14 +8,12 @@ import runpy
 import sys
 from pathlib import Path
 
+import uvicorn
+
 
 def keep_to_this_machine():
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
     os.environ["BENTOML_HOME"] = str(Path.cwd() / "home")
-    try:
-        import uvicorn
-    except ImportError:
-        return
     make = uvicorn.Config.__init__
 
     def make_here(config, app, host="127.0.0.1", *args, **options):

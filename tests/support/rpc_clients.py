@@ -42,7 +42,9 @@ class PostReply(HttpReply):
     def _begin(self):
         self._socket = connected(self.port)
         body = json.dumps({"word": self.request})
-        headers = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        headers = (
+            f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        )
         self._socket.sendall(f"POST {self.path} HTTP/1.1\r\n{headers}\r\n\r\n{body}".encode())
 
 

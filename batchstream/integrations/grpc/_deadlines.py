@@ -7,7 +7,7 @@ from typing import Final, Protocol
 from batchstream._core.arguments import check_seconds
 
 _YEARS: Final = 1e9
-"""More seconds than any client means: a server of threads tells them of a call without a deadline."""
+"""More seconds than a client means: what a server of threads says where there is no deadline."""
 
 
 class Timed(Protocol):

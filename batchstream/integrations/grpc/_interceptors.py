@@ -131,5 +131,5 @@ def _status_for(error: BatchStreamError, context: Any) -> Status:
     if status is None:
         raise error
     # A method in a thread of an asynchronous server cannot ask for them.
-    set_before = getattr(context, "trailing_metadata", tuple)() or ()
+    set_before: tuple[Any, ...] = getattr(context, "trailing_metadata", tuple)() or ()
     return status._replace(trailing_metadata=(*set_before, *status.trailing_metadata))

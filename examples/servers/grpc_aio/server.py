@@ -5,8 +5,8 @@ In the folder `examples/servers`:
     pip install -r grpc_aio/requirements.txt
     python -m grpc_aio.server --port 8000
 
-Its one method, `/Speller/Spell`, takes a word and streams its letters, all of them as bytes. A method
-of a servicer that protoc has made is the same, and yields messages.
+Its one method, `/Speller/Spell`, takes a word and streams its letters, all of them as bytes. A
+method of a servicer that protoc has made is the same, and yields messages.
 """
 
 import argparse

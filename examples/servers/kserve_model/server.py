@@ -7,8 +7,8 @@ In the folder `examples/servers`:
 
     curl -N http://127.0.0.1:8000/v1/models/speller:predict -d '{"word": "word"}'
 
-KServe sends the status when `predict` returns, so that waits for the first output. KServe itself listens
-on all addresses.
+KServe sends the status when `predict` returns, so that waits for the first output. KServe listens
+on all addresses of the machine.
 """
 
 from collections.abc import AsyncGenerator

@@ -22,6 +22,7 @@ class Speller:
 
     def __init__(self):
         self.rest = {}
+        self.begun = threading.Semaphore(0)
         self.allowed = threading.Semaphore(0)
         self.removed = threading.Semaphore(0)
 
@@ -31,6 +32,7 @@ class Speller:
         self.rest[slot] = iter(word)
 
     def step(self):
+        self.begun.release()
         assert self.allowed.acquire(timeout=SECONDS)
         return {slot: letter(rest) for slot, rest in self.rest.items()}
 
@@ -56,6 +58,7 @@ class Triton:
     def __init__(self, module, engine):
         self.utils = sys.modules["triton_python_backend_utils"]
         self.engine = engine
+        self.batcher = module.batcher
         self.model = module.TritonPythonModel()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -115,16 +118,20 @@ def next_of(sender):
 
 @pytest.mark.rule(7)
 def test_each_request_ends_in_the_step_after_its_last_output(triton):
-    """Those of one call of `execute`, and of a later one beside them."""
-    [first, second] = triton.ask("a", "bcd")
+    """Those of one call of `execute`, which come while an earlier one still runs."""
+    [first] = triton.ask("ab")
+    assert triton.engine.begun.acquire(timeout=SECONDS)
+    second, third = triton.ask("c", "def")
+    while triton.batcher.statistics().live < 3:
+        pass
     triton.engine.allow(1)
-    assert (next_of(first), next_of(second)) == ("a", "b")
-    [third] = triton.ask("e")
+    assert next_of(first) == "a"
     triton.engine.allow(1)
-    assert (next_of(first), next_of(second)) == (None, "c")
-    triton.engine.allow(3)
-    assert [next_of(second), next_of(second)] == ["d", None]
-    assert [next_of(third), next_of(third)] == ["e", None]
+    assert [next_of(it) for it in (first, second, third)] == ["b", "c", "d"]
+    triton.engine.allow(1)
+    assert [next_of(it) for it in (first, second, third)] == [None, None, "e"]
+    triton.engine.allow(2)
+    assert [next_of(third), next_of(third)] == ["f", None]
 
 
 @pytest.mark.rule(13)
@@ -142,12 +149,11 @@ def test_a_request_that_is_cancelled_frees_its_slot_by_its_next_output(triton):
 @pytest.mark.rule(15)
 def test_an_error_ends_a_request_with_its_code(triton):
     [bad] = triton.ask("?")
-    triton.engine.allow(1)
     assert (next_of(bad), next_of(bad)) == (("INVALID_ARG", "no word"), None)
     running = triton.ask("aX", "b", "c", "d")
     [refused] = triton.ask("e")
     assert (next_of(refused), next_of(refused)) == (("UNAVAILABLE", "the server is busy"), None)
-    triton.engine.allow(2)
+    triton.engine.allow(1000)
     assert next_of(running[0]) == "a"
     assert next_of(running[0]) == ("INTERNAL", "the model has failed: out of memory")
     assert next_of(running[0]) is None

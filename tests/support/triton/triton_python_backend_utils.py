@@ -9,7 +9,7 @@ import queue
 TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 
 
-class TritonModelException(Exception):  # noqa: N818 - its name
+class TritonModelException(Exception):
     """Raised by what a model calls in the wrong way."""
 
 

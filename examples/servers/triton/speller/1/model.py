@@ -1,7 +1,7 @@
 """Triton's Python backend: a decoupled model, each request of which is answered by its own stream.
 
-The folder `speller` is a model of a model repository. In the folder `examples/servers`, put the batcher
-beside this file, and start Triton, 24.04 or later, with batchstream in its Python:
+The folder `speller` is a model of a model repository. In the folder `examples/servers`, put the
+batcher beside this file, and start Triton, 24.04 or later, with batchstream in its Python:
 
     cp model.py triton/speller/1/batching.py
     tritonserver --model-repository triton
@@ -13,14 +13,14 @@ still wait for outputs, and the batcher makes the batches.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from batching import batcher
 
+from batching import batcher
 from batchstream import ClosedError, DeadlineError, OverloadedError, RequestError
 
+GRACE = 30  # seconds for requests that run when the model is unloaded
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -33,7 +33,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Let the requests that run end: the model is about to be unloaded."""
-        batcher.close()
+        batcher.close(drain=GRACE)
 
 
 async def respond(request: object) -> None:
@@ -41,25 +41,19 @@ async def respond(request: object) -> None:
     sender = request.get_response_sender()
     error = None
     try:
-        async for letter in letters(request):
-            if sender.is_cancelled():
-                break
-            tensor = pb_utils.Tensor("LETTER", np.array([letter.encode()], dtype=object))
-            sender.send(pb_utils.InferenceResponse(output_tensors=[tensor]))
+        [word] = pb_utils.get_input_tensor_by_name(request, "WORD").as_numpy()
+        async with batcher.astream(word.decode()) as stream:
+            async for letter in stream:
+                if sender.is_cancelled():
+                    break
+                tensor = pb_utils.Tensor("LETTER", np.array([letter.encode()], dtype=object))
+                sender.send(pb_utils.InferenceResponse(output_tensors=[tensor]))
     except Exception as raised:  # noqa: BLE001 - whatever it is, the client waits for an end
         error = pb_utils.InferenceResponse(error=triton_error(raised))
     if error is None:
         sender.send(flags=FINAL)
     else:
         sender.send(error, flags=FINAL)
-
-
-async def letters(request: object) -> AsyncIterator[str]:
-    """Submit the word of a request, and yield its letters."""
-    [word] = pb_utils.get_input_tensor_by_name(request, "WORD").as_numpy()
-    async with batcher.astream(word.decode()) as stream:
-        async for letter in stream:
-            yield letter
 
 
 def triton_error(error: Exception) -> object:
