@@ -488,43 +488,6 @@ async def serving_grpc(recipe):
         await server.stop(None)
 
 
-class Overdue:
-    """A context of gRPC, whose deadline comes a moment after that of the stream."""
-
-    def time_remaining(self):
-        return 0.01
-
-    async def abort(self, code, _):
-        raise Aborted(code)
-
-
-class Aborted(Exception):
-    pass
-
-
-def test_a_stream_that_fails_at_its_deadline_has_the_status_of_a_deadline_of_grpc():
-    recipe = run("gRPC")
-
-    async def main():
-        replies = recipe["respond"](b"word", Overdue())
-        with pytest.raises(Aborted) as raised:
-            async for _ in replies:
-                pass
-        assert raised.value.args == (grpc.StatusCode.DEADLINE_EXCEEDED,)
-
-    over = threading.Event()
-
-    def model(_):
-        over.wait()
-        yield [None]
-
-    with DynamicBatcher(model, max_batch_size=1) as recipe["spell"]:
-        try:
-            asyncio.run(main())
-        finally:
-            over.set()
-
-
 def test_the_class_of_ray_serve_streams_and_frees_its_slot():
     speller = run("Ray Serve")["Speller"]()
 
