@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 async def _answer(connection: HTTPConnection, error: Exception) -> Response:
     status = status_of(error)
     response = JSONResponse(detail_of(error), status.code, status.headers)
-    if isinstance(connection, WebSocket):  # whose handlers return nothing
-        await refuse(connection, response)
-        await close_for(connection, error)
-    return response
+    if not isinstance(connection, WebSocket):
+        return response
+    await refuse(connection, response)
+    await close_for(connection, error)
+    return None  # type: ignore[return-value]  # Starlette would send a response over the socket
 
 
 # The keys have the type that FastAPI declares, in which a status can be a key too.
