@@ -16,7 +16,7 @@ from batchstream._core.errors import (
     SlowConsumerError,
 )
 from batchstream.integrations._http import SendTimeoutError
-from batchstream.integrations.http import status_of
+from batchstream.integrations.http import known_status, status_of
 from batchstream.integrations.starlette._closing import close_for, refuse
 
 if TYPE_CHECKING:
@@ -105,4 +105,5 @@ def detail_of(error: Exception) -> dict[str, str]:
     """Return what a client may know of an error: nothing about the server, but its own fault."""
     if isinstance(error, HTTPException):
         return {"detail": error.detail}
-    return {"detail": status_of(error).detail}
+    status = known_status(error)
+    return {"detail": "Internal Server Error" if status is None else status.detail}

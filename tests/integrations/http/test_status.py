@@ -25,13 +25,18 @@ from batchstream.integrations.http import HeaderError, Status, status_of, timeou
             HeaderError("no number", header="X-Request-Timeout", value="soon"),
             Status(400, "no number", {}),
         ),
-        (ForkedError("a secret"), Status(500, "Internal Server Error", {})),
-        (ValueError("a secret"), Status(500, "Internal Server Error", {})),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_an_error_has_a_status_that_tells_nothing_of_the_server(error, status):
     assert status_of(error) == status
+
+
+@pytest.mark.parametrize("error", [ForkedError("in use"), ValueError("no number")])
+def test_an_error_that_is_the_servers_fault_is_raised_for_the_server_to_log(error):
+    with pytest.raises(type(error)) as raised:
+        status_of(error)
+    assert raised.value is error
 
 
 @pytest.mark.parametrize(("seconds", "header"), [(None, "1"), (0.2, "1"), (2.1, "3")])
