@@ -38,7 +38,8 @@ def table() -> str:
     notes = []
     for row in servers():
         words = [word(row["works"][column]) for column in COLUMNS]
-        lines.append(f"| {row['name']} | {' | '.join(words)} |")
+        name = f"[{row['name']}]({row['page']})" if "page" in row else row["name"]
+        lines.append(f"| {name} | {' | '.join(words)} |")
         if "note" in row:
             notes.append(f"- {row['name']}: {row['note']}")
     return "\n".join([*lines, "", *notes, ""] if notes else [*lines, ""])

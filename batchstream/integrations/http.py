@@ -11,7 +11,7 @@ is what an error handler returns, such as Flask's:
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from batchstream._core.errors import (
     ClosedError,
@@ -41,11 +41,8 @@ class Status(NamedTuple):
     headers: dict[str, str]
 
 
-_OTHER: Final = Status(500, "Internal Server Error", {})
-
-
 def status_of(error: BaseException) -> Status:
-    """Return the status with which a server answers an error.
+    """Return the status with which a server answers an error, or raise the error.
 
     | error | status |
     |---|---|
@@ -53,11 +50,22 @@ def status_of(error: BaseException) -> Status:
     | `DeadlineError` | 504 |
     | `HeaderError`, of `timeout_of` | 400, with the text of the error |
     | `RequestError` | 422, with the text of the error |
-    | any other | 500: let the server log it |
 
     Args:
         error: What `stream`, `astream`, `begin` or reading a stream has raised.
+
+    Raises:
+        BaseException: The error itself, if it is none of these: the fault is the server's, which
+            logs it and answers with 500.
     """
+    status = known_status(error)
+    if status is None:
+        raise error
+    return status
+
+
+def known_status(error: BaseException) -> Status | None:
+    """Return the status of an error that a client may know of, or None."""
     if isinstance(error, (OverloadedError, ClosedError)):
         seconds = error.retry_after if isinstance(error, OverloadedError) else None
         return Status(503, "Service Unavailable", {"Retry-After": retry_after(seconds)})
@@ -65,4 +73,4 @@ def status_of(error: BaseException) -> Status:
         return Status(504, "Gateway Timeout", {})
     if isinstance(error, RequestError):
         return Status(400 if isinstance(error, HeaderError) else 422, error_text(error), {})
-    return _OTHER
+    return None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.websockets import WebSocketState
 
-from batchstream.integrations.http import status_of
+from batchstream.integrations.http import known_status
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -22,8 +22,11 @@ _LONGEST_REASON: Final = 123  # bytes, of a close frame
 async def close_for(websocket: WebSocket, error: Exception) -> None:
     """Close a socket that is open with the code that an error has."""
     if websocket.application_state is WebSocketState.CONNECTED:
-        status = status_of(error)
-        await websocket.close(_CODES.get(status.code, _FAILED), _fitting(status.detail))
+        status = known_status(error)
+        if status is None:
+            await websocket.close(_FAILED, "Internal Server Error")
+        else:
+            await websocket.close(_CODES.get(status.code, _FAILED), _fitting(status.detail))
 
 
 async def refuse(websocket: WebSocket, response: Response) -> None:

@@ -16,7 +16,7 @@ from batchstream._core.errors import (
     SlowConsumerError,
 )
 from batchstream.integrations._http import SendTimeoutError
-from batchstream.integrations.http import status_of
+from batchstream.integrations.http import known_status, status_of
 from batchstream.integrations.starlette._closing import close_for, refuse
 
 if TYPE_CHECKING:
@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 async def _answer(connection: HTTPConnection, error: Exception) -> Response:
     status = status_of(error)
     response = JSONResponse(detail_of(error), status.code, status.headers)
-    if isinstance(connection, WebSocket):  # whose handlers return nothing
-        await refuse(connection, response)
-        await close_for(connection, error)
-    return response
+    if not isinstance(connection, WebSocket):
+        return response
+    await refuse(connection, response)
+    await close_for(connection, error)
+    return None  # type: ignore[return-value]  # Starlette would send a response over the socket
 
 
 # The keys have the type that FastAPI declares, in which a status can be a key too.
@@ -104,4 +105,5 @@ def detail_of(error: Exception) -> dict[str, str]:
     """Return what a client may know of an error: nothing about the server, but its own fault."""
     if isinstance(error, HTTPException):
         return {"detail": error.detail}
-    return {"detail": status_of(error).detail}
+    status = known_status(error)
+    return {"detail": "Internal Server Error" if status is None else status.detail}

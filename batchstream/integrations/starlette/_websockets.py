@@ -36,7 +36,7 @@ async def send_stream(
     encode_end: Callable[[StreamEnd], Any] | None = None,
     on_message: Callable[[str | bytes], object] | None = None,
     close: bool = True,
-) -> None:
+) -> bool:
     """Send a stream over a WebSocket, a message for each output, and close the socket.
 
     The close code says whether the stream is whole: 1000, with the reason of its end. An error is
@@ -46,7 +46,7 @@ async def send_stream(
 
     Only a server that receives learns that its client has left. So this receives while it sends,
     and the stream is cancelled as soon as the client leaves, also in the midst of a write to a
-    client that reads nothing. Then this returns.
+    client that reads nothing. That is no error.
 
     Args:
         websocket: One that was accepted. Nothing else may receive from it meanwhile.
@@ -58,7 +58,11 @@ async def send_stream(
         on_message: Called in the event loop with each message that the client sends meanwhile; they
             are ignored without it. It may cancel the stream, as a client asks for: the socket is
             then closed with 1000 and the reason `cancelled`. Its error is raised like the stream's.
-        close: False leaves the socket open at a stream's own end, for the next request.
+        close: False leaves the socket open at a stream's own end, for the next request; let
+            `encode_end` tell the client of the end then.
+
+    Returns:
+        Whether the client was there until the end or the close code was sent.
 
     Raises:
         TypeError: `stream` is no `AsyncStream`.
@@ -89,6 +93,7 @@ async def send_stream(
         stream.cancel()
     if sending.failure is not None:
         await sending.fail(sending.failure)
+    return sending.is_over
 
 
 class _Sending:
@@ -96,6 +101,7 @@ class _Sending:
 
     Attributes:
         failure: What `on_message` has raised.
+        is_over: Whether the client was there until the end or the close code was sent.
     """
 
     def __init__(
@@ -109,6 +115,7 @@ class _Sending:
         self._on_message = on_message
         self._stopped = False  # by `on_message`
         self.failure: Exception | None = None
+        self.is_over = False
 
     async def client_left(self) -> None:
         """Receive until the client has left, or what is done with a message fails."""
@@ -141,6 +148,7 @@ class _Sending:
                 await self._send(encode_end(end))
             if close:
                 await self._websocket.close(1000, end.reason.value)
+            self.is_over = True
         except WebSocketDisconnect:
             pass  # the client has left, and a write has noticed it first
         except Exception as error:  # noqa: BLE001 - `fail` raises it
@@ -166,6 +174,7 @@ class _Sending:
         self._stream.cancel()  # before a write, which may wait for the client
         with suppress(WebSocketDisconnect):
             await close_for(self._websocket, error)
+            self.is_over = True
         if not is_expected(error, self._websocket.scope):
             raise error
         logger.warning("a WebSocket was closed: %s: %s", type(error).__name__, error)

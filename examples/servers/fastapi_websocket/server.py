@@ -8,9 +8,9 @@ In the folder `examples/servers`:
     python -m websockets ws://127.0.0.1:8000/spell
 """
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
-from fastapi import FastAPI, WebSocket
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from model import batcher
 
 from batchstream.integrations.starlette import exception_handlers, send_stream
@@ -28,4 +28,5 @@ app = FastAPI(lifespan=lifespan, exception_handlers=exception_handlers)
 @app.websocket("/spell")
 async def spell(socket: WebSocket):
     await socket.accept()
-    await send_stream(socket, batcher.astream(await socket.receive_text()))
+    with suppress(WebSocketDisconnect):  # before there was a word
+        await send_stream(socket, batcher.astream(await socket.receive_text()))
