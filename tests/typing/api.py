@@ -52,6 +52,13 @@ from batchstream import (
     per_request,
     token_ids,
 )
+from batchstream.integrations.grpc import (
+    AsyncServerInterceptor,
+    ServerInterceptor,
+    Status,
+    status_of,
+    timeout_of,
+)
 from batchstream.integrations.litserve import (
     BatchedStreamLoop,
     ChatCompletionRequest,
@@ -863,3 +870,15 @@ def continuous_batching(model: Any) -> None:
     assert_type(request.stop_strings, tuple[str, ...])
     assert_type(Token(5, -0.1).logprob, float)
     ContinuousBatcher(lambda: TransformersEngine(model), max_batch_size=8)
+
+
+class CallContext:
+    def time_remaining(self) -> float | None: ...
+
+
+def grpc_servers(error: Exception) -> None:
+    AsyncServerInterceptor()
+    ServerInterceptor()
+    assert_type(timeout_of(CallContext(), at_most=60), float | None)
+    timeout_of(object())  # type: ignore[arg-type]
+    assert_type(status_of(error), Status | None)
