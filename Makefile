@@ -9,6 +9,9 @@ PY = .venv/bin/python
 CORE = --confcutdir=tests --ignore=tests/integrations --ignore=tests/docs \
 	--ignore=tests/test_mutants.py tests
 
+# The servers whose tests `make servers-test` runs, by their names in docs/servers.toml.
+SERVERS = BentoML or KServe
+
 .PHONY: help
 help:  ## list the targets
 	@echo 'make PYTHON=... names the Python of a new environment, make ARGS=... goes to what runs'
@@ -36,6 +39,11 @@ test-pythons: environment  ## run the core's tests on the other Pythons of this 
 test-lowest: environment  ## run the tests of transformers with the oldest release that the extra takes
 	@.ci/environment .venv-lowest -e . --group lowest
 	.venv-lowest/bin/python -m pytest --confcutdir=tests tests/integrations/transformers $(ARGS)
+
+.PHONY: servers-test
+servers-test:  ## run the tests of the servers that `make test` does not install
+	@.ci/environment .venv-servers -e . --group servers
+	.venv-servers/bin/python -m pytest --confcutdir=tests tests/integrations/servers -k '$(SERVERS)' $(ARGS)
 
 .PHONY: wheel-test
 wheel-test: environment  ## run the core's tests but races against the installed wheel

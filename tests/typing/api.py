@@ -52,6 +52,13 @@ from batchstream import (
     per_request,
     token_ids,
 )
+from batchstream.integrations.grpc import (
+    AsyncServerInterceptor,
+    ServerInterceptor,
+    Status,
+    status_of,
+    timeout_of,
+)
 from batchstream.integrations.litserve import (
     BatchedStreamLoop,
     ChatCompletionRequest,
@@ -258,6 +265,8 @@ async def in_an_event_loop() -> None:
             assert_type(owned.body(), AsyncGenerator[str, None])
             assert_type(owned.body(encode=str.encode), AsyncGenerator[bytes, None])
             owned.body(encode=int.bit_length)  # type: ignore[arg-type]
+            assert_type(await owned.begin(), AsyncGenerator[str, None])
+            assert_type(await owned.begin(encode=str.encode), AsyncGenerator[bytes, None])
             owned.close()
         assert_type(batch[0:1], tuple[AsyncStream[str], ...])
         assert_type(batch.live, tuple[int, ...])
@@ -892,3 +901,15 @@ DynamicBatcher(translate, max_batch_size=8, batch_cost=3, max_batch_cost=3)  # t
 batched(max_batch_size=8, batch_cost=padded, max_batch_cost=4096)(translate)
 ContinuousBatcher(PreemptingEngine, max_batch_size=4).reconfigure(max_batch_size=2, max_pending=9)
 ContinuousBatcher(PreemptingEngine, max_batch_size=4).reconfigure(batch_timeout=1.0)  # type: ignore[call-arg]
+
+
+class CallContext:
+    def time_remaining(self) -> float | None: ...
+
+
+def grpc_servers(error: Exception) -> None:
+    AsyncServerInterceptor()
+    ServerInterceptor()
+    assert_type(timeout_of(CallContext(), at_most=60), float | None)
+    timeout_of(object())  # type: ignore[arg-type]
+    assert_type(status_of(error), Status | None)
