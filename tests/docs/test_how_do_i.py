@@ -113,6 +113,19 @@ class Library:
         on_done()
 
 
+class Socket:
+    """A WebSocket that is open, and whose client says nothing."""
+
+    async def receive(self):
+        await asyncio.Event().wait()
+
+    async def send_text(self, text):
+        assert text in "so"
+
+    async def close(self, code, reason):
+        assert (code, reason) == (1000, "eos")
+
+
 def model_of_words(requests):
     for n in range(max(map(len, requests)) + 1):
         yield [request[n] if n < len(request) else None for request in requests]
@@ -143,6 +156,7 @@ def names_of_the_page(batcher):
         "text": "so",
         "step": ["a"],
         "stream": batcher.astream("so"),
+        "socket": Socket(),
         "Response": Response,
         "StreamingHttpResponse": StreamingHttpResponse,
         "StreamingResponse": StreamingResponse,
