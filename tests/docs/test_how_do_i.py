@@ -175,6 +175,9 @@ def test_a_line_of_the_page_works(line):
             names = {**names_of_the_page(batcher), **more}
             if line.startswith("for "):  # it waits, so it has a thread of its own
                 await asyncio.to_thread(exec, f"{line} pass", names)
+            elif "batcher.stream(" in line:  # so does this
+                response = await asyncio.to_thread(eval, line, names)
+                assert await asyncio.to_thread(response.get_data) == b"so"
             else:
                 await run_line(line, names)
 
