@@ -307,6 +307,18 @@ MUTANTS = [
         ("test_owned.py",),
     ),
     Mutant(
+        "a body that has begun and is closed still gives its first output",
+        "        self._over = True\n        self._first.clear()\n",
+        "        self._over = True\n",
+        ("test_owned.py",),
+    ),
+    Mutant(
+        "a stream begins before it has an output",
+        "            while not buffer.outputs:\n                self._wait(None)\n",
+        "            pass\n",
+        ("test_owned.py",),
+    ),
+    Mutant(
         "an interrupt in closing leaves the batch to its thread",
         "                    self.role.holder = NO_THREAD\n"
         "        finally:\n            if self.fanout.departures:\n",

@@ -113,6 +113,19 @@ class Library:
         on_done()
 
 
+class Socket:
+    """A WebSocket that is open, and whose client says nothing."""
+
+    async def receive(self):
+        await asyncio.Event().wait()
+
+    async def send_text(self, text):
+        assert text in "so"
+
+    async def close(self, code, reason):
+        assert (code, reason) == (1000, "eos")
+
+
 def model_of_words(requests):
     for n in range(max(map(len, requests)) + 1):
         yield [request[n] if n < len(request) else None for request in requests]
@@ -143,6 +156,7 @@ def names_of_the_page(batcher):
         "text": "so",
         "step": ["a"],
         "stream": batcher.astream("so"),
+        "socket": Socket(),
         "Response": Response,
         "StreamingHttpResponse": StreamingHttpResponse,
         "StreamingResponse": StreamingResponse,
@@ -161,6 +175,9 @@ def test_a_line_of_the_page_works(line):
             names = {**names_of_the_page(batcher), **more}
             if line.startswith("for "):  # it waits, so it has a thread of its own
                 await asyncio.to_thread(exec, f"{line} pass", names)
+            elif "batcher.stream(" in line:  # so does this
+                response = await asyncio.to_thread(eval, line, names)
+                assert await asyncio.to_thread(response.get_data) == b"so"
             else:
                 await run_line(line, names)
 
