@@ -9,6 +9,9 @@ PY = .venv/bin/python
 CORE = --confcutdir=tests --ignore=tests/integrations --ignore=tests/docs \
 	--ignore=tests/test_mutants.py tests
 
+# What Ray's environment runs: the tests of its integration, and its snippets.
+RAY = tests/integrations/ray batchstream/integrations/ray $(wildcard docs/ray.md)
+
 .PHONY: help
 help:  ## list the targets
 	@echo 'make PYTHON=... names the Python of a new environment, make ARGS=... goes to what runs'
@@ -36,6 +39,11 @@ test-pythons: environment  ## run the core's tests on the other Pythons of this 
 test-lowest: environment  ## run the tests of transformers with the oldest release that the extra takes
 	@.ci/environment .venv-lowest -e . --group lowest
 	.venv-lowest/bin/python -m pytest --confcutdir=tests tests/integrations/transformers $(ARGS)
+
+.PHONY: ray-test
+ray-test:  ## run the tests of Ray with a Ray of their own, in a network namespace with loopback alone
+	@.ci/environment .venv-ray -e . --group ray
+	@.ci/ray-test .venv-ray/bin/python -m pytest $(or $(ARGS),$(RAY))
 
 .PHONY: wheel-test
 wheel-test: environment  ## run the core's tests but races against the installed wheel
