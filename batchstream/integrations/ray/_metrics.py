@@ -1,0 +1,175 @@
+"""The figures of batchers in `ray.serve.metrics`, by the names that Prometheus gets.
+
+Ray costs about 10 microseconds for each figure that is written. What goes by requests is written at
+once. Steps are gathered and written every 50 milliseconds of steps, as for Prometheus; but for the
+time between two of them, which is written for each, since Ray's histograms take one at a time.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Final
+
+from ray.serve import metrics as ray_metrics
+
+from batchstream import Metrics
+from batchstream._core.arguments import check_name
+
+# Ray Serve needs prometheus-client itself, so what is counted has to stand in one place only.
+from batchstream.integrations.prometheus._figures import OWN, Figure
+from batchstream.integrations.prometheus._recorder import Recorder
+from batchstream.integrations.prometheus._tenants import MAX_TENANTS, TenantLabels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping
+
+LEFT_OUT: Final = frozenset({"cache_usage"})
+"""Figures that a batcher does not tell of."""
+
+BY_STEP: Final = "gap"
+"""The figure that is written for each step."""
+
+
+class _Series:
+    """One figure with its tags, with the methods that a series of prometheus-client has.
+
+    Args:
+        metric: The figure, as Ray has it.
+        tags: Its tags. Ray adds the deployment, the replica and the application.
+    """
+
+    def __init__(self, metric: Any, tags: dict[str, str]) -> None:
+        self._metric = metric
+        self._tags = tags
+        self._value = 0.0
+        self._lock = RLock()  # re-entrant: a signal's handler may submit a request
+
+    def observe(self, amount: float) -> None:
+        """Add an observation to a histogram."""
+        self._metric.observe(amount, tags=self._tags)
+
+    def set(self, value: float) -> None:
+        """Set a gauge."""
+        self._metric.set(value, tags=self._tags)
+
+
+class _CounterSeries(_Series):
+    def inc(self, amount: float) -> None:
+        """Add to the counter."""
+        if amount:  # Ray refuses to add 0
+            self._metric.inc(amount, tags=self._tags)
+
+
+class _GaugeSeries(_Series):
+    def inc(self, amount: float) -> None:
+        """Add to the gauge: Ray's gauges can only be set."""
+        with self._lock:
+            self._value += amount
+            self.set(self._value)
+
+
+class Families:
+    """The figures of batchers in this process, for all batchers in it.
+
+    Args:
+        name: What their names begin with.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._families: dict[str, tuple[Figure, Any]] = {
+            figure.key: (figure, _made(figure, f"{name}_{figure.name}"))
+            for figure in OWN
+            if figure.key not in LEFT_OUT
+        }
+        self._series: dict[tuple[str, ...], _Series] = {}
+
+    def series(self, key: str, labels: Mapping[str, str]) -> tuple[_Series, ...]:
+        """Return the series of a figure with these labels, of which it takes those it has.
+
+        Args:
+            key: The figure; there may be none.
+            labels: The labels, and others.
+        """
+        if key not in self._families or key == BY_STEP:
+            return ()
+        return (self.one(key, labels),)
+
+    def one(self, key: str, labels: Mapping[str, str]) -> _Series:
+        """Return the series of a figure that there is."""
+        figure, metric = self._families[key]
+        tags = {label: labels[label] for label in figure.labels}
+        kind = _GaugeSeries if figure.kind == "gauge" else _CounterSeries
+        # One for all batchers of a name: a gauge is their sum.
+        return self._series.setdefault((key, *tags.values()), kind(metric, tags))
+
+
+def _made(figure: Figure, name: str) -> Any:
+    """Return a figure as Ray has it; Ray adds `_total` to the name of a counter."""
+    if figure.kind == "histogram":
+        return ray_metrics.Histogram(
+            name, figure.meaning, boundaries=list(figure.buckets), tag_keys=figure.labels
+        )
+    kind = ray_metrics.Counter if figure.kind == "counter" else ray_metrics.Gauge
+    return kind(name, figure.meaning, tag_keys=figure.labels)
+
+
+families = cache(Families)
+"""Return the figures of this process whose names begin so."""
+
+
+class RayMetrics(Metrics):
+    """The figures of batchers in `ray.serve.metrics`; pass it as `metrics`.
+
+    The names are those of `PrometheusMetrics`, with what Ray adds: `ray_` in front of all, and the
+    tags `deployment`, `replica` and `application`. [Metrics](metrics.md) lists them. The time
+    between two outputs, `gap_seconds`, counts once for each step, and `cache_usage_ratio` is left
+    out.
+
+    `metrics=RayMetrics`, without a call, will do. An object is pickled as what it was made of, so
+    that a decorated function which has one among its options can be in a deployment.
+
+    Args:
+        name: What the names of the metrics begin with, behind `ray_`.
+        tenants: Which tenants have a tag of their own, all others being `"other"`; see
+            `PrometheusMetrics`.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind.
+
+    Threads: any thread.
+    """
+
+    def __init__(
+        self,
+        name: str = "batchstream",
+        *,
+        tenants: int | Callable[[Hashable], str | None] = MAX_TENANTS,
+    ) -> None:
+        self._name = check_name("name", name)
+        self._tenants = tenants
+        self._label_of = TenantLabels(tenants)
+
+    def __reduce__(self) -> tuple[Callable[..., RayMetrics], tuple[object, ...]]:
+        return _remade, (self._name, self._tenants)
+
+    def for_batcher(self, name: str) -> Metrics:
+        """Return what the batcher of this name calls."""
+        figures = families(self._name)
+        labels = {"batcher": name}
+        recorder = Recorder(figures, labels, self._label_of, None)  # type: ignore[arg-type] # the same methods
+        gaps, gather = figures.one(BY_STEP, labels), recorder.stepped
+
+        def stepped(  # noqa: PLR0917 - see `Metrics.stepped`
+            live: int, capacity: int, outputs: int, gap: float | None, going_on: int, *rest: int
+        ) -> None:
+            gather(live, capacity, outputs, gap, going_on, *rest)  # type: ignore[call-arg]
+            if gap is not None and going_on:
+                gaps.observe(gap)
+
+        recorder.stepped = stepped  # type: ignore[method-assign, assignment] # as in `Recorder`
+        return recorder
+
+
+def _remade(name: str, tenants: Any) -> RayMetrics:
+    return RayMetrics(name, tenants=tenants)
