@@ -5,25 +5,14 @@ its applications beside those of the others: a replica takes seconds to start, s
 module share them where they can.
 """
 
-import contextlib
 import importlib.util
 import itertools
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import warnings
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from support import serving
-from support.serving import SECONDS, is_open, wait_until_ready
+from support.ray_cluster import running_ray, why_not
 
 if importlib.util.find_spec("ray") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -31,32 +20,6 @@ else:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pydantic, about how Ray uses it
         from ray import serve
-
-# Ray chooses ports that are free, and waits 15 seconds for what has chosen its own: too short where
-# other tests run. In a network namespace of its own every port is free.
-PORTS = {
-    "port": 6379,
-    "dashboard-agent-grpc-port": 52301,
-    "dashboard-agent-listen-port": 52302,
-    "runtime-env-agent-port": 52303,
-    "metrics-export-port": 52304,
-}
-HTTP_PORT = 8000
-
-TESTS = Path(serving.__file__).parents[1]
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where the Ray of these tests is reached.
-
-    Attributes:
-        http: Where the proxy of Serve listens: an application is below its name.
-        metrics: What Prometheus would read.
-    """
-
-    http: str
-    metrics: str
 
 
 def pytest_collection_modifyitems(items):
@@ -70,66 +33,11 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def ray_cluster():
     """Start a Ray, with Serve in it, which ends with the tests."""
-    interfaces = {name for _, name in socket.if_nameindex()}
-    if interfaces != {"lo"}:
-        pytest.skip(f"Ray would listen on {sorted(interfaces)}; make ray-test hides all but lo")
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # noqa: S108 - sockets need a short path
-    log = folder / "start.log"
+    if reason := why_not():
+        pytest.skip(reason)
     # A deployment of a module of these tests is found by name, in the replicas too.
-    paths = [str(TESTS.parent), str(TESTS), str(Path(__file__).parent)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TMPDIR": str(folder),
-    }
-    with log.open("ab") as output:
-        process = subprocess.Popen(  # noqa: S603
-            [
-                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-                *("--num-cpus=4", "--object-store-memory=100000000", "--include-dashboard=false"),
-                *("--node-ip-address=127.0.0.1", f"--temp-dir={folder}"),
-                *(f"--{name}={port}" for name, port in PORTS.items()),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env=environment,
-        )
-    try:
-        wait_until_ready(process, partial(has_started, log), log)
-        yield from connected()
-    finally:
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(SECONDS)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def has_started(log):
-    return "Ray runtime started" in log.read_text() and is_open(PORTS["port"])
-
-
-def connected():
-    """Connect to the Ray that has been started, with Serve in it."""
-    import ray  # noqa: PLC0415 - only where it is installed
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ray.init(address=f"127.0.0.1:{PORTS['port']}", log_to_driver=False)
-        try:
-            serve.start(http_options={"host": "127.0.0.1", "port": HTTP_PORT})
-            yield Cluster(
-                f"http://127.0.0.1:{HTTP_PORT}",
-                f"http://127.0.0.1:{PORTS['metrics-export-port']}/metrics",
-            )
-        finally:
-            serve.shutdown()
-            ray.shutdown()
+    with running_ray(Path(__file__).parent) as cluster:
+        yield cluster
 
 
 numbers = itertools.count()

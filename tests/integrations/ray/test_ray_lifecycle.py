@@ -117,11 +117,11 @@ def test_a_replica_that_is_replaced_lets_its_streams_end_and_is_closed_behind_th
 def test_streams_that_outlast_the_grace_fail_and_a_deadline_below_it_says_why(
     deploy, ray_cluster, gate
 ):
-    deploy(removed=Held.options(graceful_shutdown_timeout_s=3).bind(gate))
+    deploy(removed=Held.options(graceful_shutdown_timeout_s=5).bind(gate))
     clients = [
         Client(over_handle("removed")).wait(),
         Client(over_http(ray_cluster, "removed")).wait(),
-        Client(over_handle("removed", timeout=1.5)).wait(),
+        Client(over_handle("removed", timeout=3)).wait(),
     ]
     removal = in_thread(serve.delete, "removed")
     handled, served, limited = [client.ended() for client in clients]

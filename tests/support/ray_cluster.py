@@ -1,0 +1,121 @@
+"""A Ray of its own for tests and benchmarks, where loopback is the only interface.
+
+Ray binds all interfaces, so it is started nowhere else.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from support.serving import SECONDS, is_open, wait_until_ready
+
+# Ray chooses ports that are free, and waits 15 seconds for what has chosen its own: too short where
+# other programs run. In a network namespace of its own every port is free.
+PORTS = {
+    "port": 6379,
+    "dashboard-agent-grpc-port": 52301,
+    "dashboard-agent-listen-port": 52302,
+    "runtime-env-agent-port": 52303,
+    "metrics-export-port": 52304,
+}
+HTTP_PORT = 8000
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where a Ray is reached.
+
+    Attributes:
+        http: Where the proxy of Serve listens: an application is below its name.
+        metrics: What Prometheus would read.
+    """
+
+    http: str
+    metrics: str
+
+
+def why_not():
+    """Return why no Ray may be started here, or None."""
+    interfaces = {name for _, name in socket.if_nameindex()}
+    if interfaces == {"lo"}:
+        return None
+    return f"Ray would listen on {sorted(interfaces)}; make ray-test hides all but lo"
+
+
+@contextlib.contextmanager
+def running_ray(*paths):
+    """Run a Ray with Serve in it, and connect to it, for as long as the block lasts.
+
+    Args:
+        paths: Folders of modules that replicas import by name, besides those of the tests.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # noqa: S108 - sockets need a short path
+    log = folder / "start.log"
+    everywhere = [*map(str, paths), str(ROOT), str(ROOT / "tests")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([*everywhere, os.environ.get("PYTHONPATH", "")]),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": str(folder),
+    }
+    with log.open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+                *("--num-cpus=4", "--object-store-memory=100000000", "--include-dashboard=false"),
+                *("--node-ip-address=127.0.0.1", f"--temp-dir={folder}"),
+                *(f"--{name}={port}" for name, port in PORTS.items()),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=environment,
+        )
+    try:
+        wait_until_ready(process, partial(has_started, log), log)
+        with connected() as cluster:
+            yield cluster
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def has_started(log):
+    return "Ray runtime started" in log.read_text() and is_open(PORTS["port"])
+
+
+@contextlib.contextmanager
+def connected():
+    """Connect to the Ray that has been started, with Serve in it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pydantic, about how Ray uses it
+        import ray  # noqa: PLC0415 - only where it is installed
+        from ray import serve  # noqa: PLC0415
+
+        ray.init(address=f"127.0.0.1:{PORTS['port']}", log_to_driver=False)
+        try:
+            serve.start(http_options={"host": "127.0.0.1", "port": HTTP_PORT})
+            yield Cluster(
+                f"http://127.0.0.1:{HTTP_PORT}",
+                f"http://127.0.0.1:{PORTS['metrics-export-port']}/metrics",
+            )
+        finally:
+            serve.shutdown()
+            ray.shutdown()
