@@ -39,15 +39,21 @@ class Countdown:
 class Gated:
     """What the deployments have in common: a batcher, and what tests ask."""
 
-    def __init__(self):
+    def __init__(self, slots=4, max_pending=1024):
         self.engine = Countdown()
-        self.batcher = ContinuousBatcher(self.engine, max_batch_size=4)
+        self.batcher = ContinuousBatcher(
+            self.engine, max_batch_size=slots, max_pending=max_pending
+        )
         self.streams = []
 
     def open(self, count):
         stream = self.batcher.astream(count)
         self.streams.append(stream)
         return stream
+
+    async def generate(self, count):
+        async for output in self.open(count).body():
+            yield output
 
     async def allow(self, steps):
         self.engine.permits.release(steps)
@@ -72,12 +78,11 @@ class Gated:
 class Model(Gated):
     """Streams to handles, and to HTTP without a framework."""
 
-    async def generate(self, count):
-        async for output in self.open(count).body():
-            yield output
-
     async def __call__(self, request: Request):
-        return TextResponse(self.open(int(request.query_params["count"])))
+        count = int(request.query_params["count"])
+        if "late" in request.query_params:
+            return StreamingResponse(self.generate(count), media_type="text/plain")
+        return TextResponse(self.open(count))
 
 
 app = FastAPI(exception_handlers=exception_handlers)
