@@ -409,6 +409,30 @@ class Batcher(Generic[RequestT, T]):
         return self._dispatcher.options.name
 
     @property
+    def max_batch_size(self) -> int:
+        """How many requests a batch that is formed now has at most; see `reconfigure`.
+
+        Threads: any.
+        """
+        return self._dispatcher.options.max_batch_size
+
+    @property
+    def max_pending(self) -> int:
+        """How many requests may wait; see `reconfigure`.
+
+        Threads: any.
+        """
+        return self._dispatcher.options.max_pending
+
+    @property
+    def max_batch_cost(self) -> float | None:
+        """What the requests of a batch may cost together; None if they have no cost.
+
+        Threads: any.
+        """
+        return self._dispatcher.options.max_batch_cost
+
+    @property
     def state(self) -> BatcherState:
         """Whether it is `"accepting"` requests, `"draining"` or `"closed"`.
 

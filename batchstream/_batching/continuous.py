@@ -11,6 +11,7 @@ from batchstream._batching.batcher import Batcher
 from batchstream._batching.engine import Engine
 from batchstream._batching.engine_batch import VACANCY, EngineBatch
 from batchstream._batching.options import BatcherOptions
+from batchstream._batching.reconfiguration import reconfigure
 from batchstream._batching.thread_dispatcher import ThreadDispatcher
 from batchstream._batching.upstream import RequestUpstream
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
@@ -301,7 +302,9 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             share=share,
             max_pending_per_tenant=max_pending_per_tenant,
             drain=drain,
+            has_slots=True,
         )
+        slots = options.max_batch_size
         engine_ = Engine(engine)
 
         def open_in_thread(
@@ -313,9 +316,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
                 dispatcher.log.engine_made()
             try:
                 batch: EngineBatch[T] = EngineBatch(dispatcher, engine_, requests)
-                core: Demultiplexer[T] = core_of(
-                    options.rules, options.max_batch_size, vacant=True, requeues=True
-                )
+                core: Demultiplexer[T] = core_of(options.rules, slots, vacant=True, requeues=True)
                 if options.decode is not None:
                     core = decoding(core)
                 pump: ThreadPump[T] = ThreadPump(
@@ -325,7 +326,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
                     thread=thread,
                     hooks=batch,
                     parking=dispatcher.parking,
-                    buffers=[VACANCY] * options.max_batch_size,
+                    buffers=[VACANCY] * slots,
                 )
                 batch.serve(pump, [])
             except BaseException:  # no pump closes it
@@ -335,3 +336,45 @@ class ContinuousBatcher(Batcher[RequestT, T]):
 
         self._dispatcher = ThreadDispatcher(options, open_in_thread, engine_)
         self._upstream = RequestUpstream(self._dispatcher)
+
+    def reconfigure(
+        self,
+        *,
+        max_batch_size: int | None = None,
+        max_pending: int | None = None,
+        max_batch_cost: float | None = None,
+    ) -> None:
+        """Change limits while requests are served: those that are given, all at once or none.
+
+        Requests that join from now on go by them; requests in the engine go on to their ends, also
+        above a lowered limit. A request that costs more than a lowered `max_batch_cost` joins when
+        no other is in the engine. More requests may wait than a lowered `max_pending`, until they
+        have joined. A batcher that is draining takes them too.
+
+        The limits are those of this batcher in this process: a child that is forked later begins
+        with them.
+
+        Args:
+            max_batch_size: How many slots are used, at most those that the batcher was made with,
+                as the engine has no more; None leaves it as it is.
+            max_pending: How many requests may wait; None leaves it.
+            max_batch_cost: What the requests in the engine may cost together, where the batcher
+                was made with a `cost`; None leaves it.
+
+        Raises:
+            TypeError, ValueError: An argument is of the wrong kind, or cannot work: nothing is
+                changed.
+            ClosedError: The batcher was closed.
+            ForkedError: The batcher had requests when this process was forked.
+            RuntimeError: A signal's handler has interrupted the batcher.
+
+        Blocking: never.
+        Cancellation: a signal's exception leaves all limits as they were, or changes all.
+        Threads: any, also the engine's own.
+        """
+        reconfigure(
+            self._dispatcher,
+            max_batch_size=max_batch_size,
+            max_pending=max_pending,
+            max_batch_cost=max_batch_cost,
+        )

@@ -9,6 +9,7 @@ from typing_extensions import TypeVar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from batchstream._batching.measuring import Candidates
     from batchstream._batching.request import Request
 
 T = TypeVar("T")
@@ -35,13 +36,15 @@ NOTHING_REAPED: Final = Reaped()
 
 
 class Decision(NamedTuple, Generic[T]):
-    """What a worker does next: it runs a batch, or it waits, or it is idle.
+    """What a worker does next: it measures or runs a batch, or it waits, or it is idle.
 
     Attributes:
         requests: The requests of the batch to run.
         wait: If there are none: for how many seconds to wait before it asks again; None if the
             worker is idle, and stops.
+        candidates: What to measure, and to ask again with; then there is nothing else.
     """
 
     requests: list[Request[T]]
     wait: float | None = None
+    candidates: Candidates[T] | None = None

@@ -50,6 +50,7 @@ class SingleArguments(TypedDict, total=False):
     key: Callable[[Any], Hashable] | None
     cost: Callable[[Any], float] | None
     max_batch_cost: float | None
+    batch_cost: Callable[[list[Any]], float] | None
     metrics: MetricsOrFactory | None
     traces: Traces | None
     name: str | None

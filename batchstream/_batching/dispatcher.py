@@ -33,6 +33,7 @@ from batchstream._batching.ends import Ends
 from batchstream._batching.keys import RequestKeys
 from batchstream._batching.life import WarmUps, forked_error, said_of, state_text
 from batchstream._batching.log import BatcherLog
+from batchstream._batching.measuring import measure
 from batchstream._batching.reports import Reports
 from batchstream._batching.request import closed_error
 from batchstream._batching.scheduler import Scheduler
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
     from batchstream._batching.decisions import Decision, Reaped
     from batchstream._batching.engine import Model
+    from batchstream._batching.measuring import Measured
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request, Submission
     from batchstream._batching.request_batch import RequestBatch
@@ -182,12 +184,7 @@ class Dispatcher(ABC, Generic[T]):
 
     def next_batch(self, worker: Worker, waiter: object) -> Decision[T] | None:
         """Decide what a worker does next; see `Scheduler.next_batch`."""
-        with self.lock:
-            now = clock.monotonic()
-            reaped = self.scheduler.reap(now)
-            decision = self.scheduler.next_batch(worker, waiter, now)
-            stale = self.keys.tidy(self.scheduler.queue)
-        del stale  # without the lock: the keys are the user's
+        decision, now, reaped = self._decide(worker, waiter)
         try:
             if reaped is not NOTHING_REAPED:
                 self.follow_up(reaped, now)
@@ -207,7 +204,26 @@ class Dispatcher(ABC, Generic[T]):
             raise
         return decision
 
-    def take_joining(self, slots: int, spent: float) -> list[Request[T]]:
+    def _decide(self, worker: Worker, waiter: object) -> tuple[Decision[T] | None, float, Reaped]:
+        """Return what was decided and when, and what is to be followed up."""
+        measured: Measured[T] | None = None
+        while True:
+            with self.lock:
+                now = clock.monotonic()
+                reaped = self.scheduler.reap(now)
+                decision = self.scheduler.next_batch(worker, waiter, now, measured)
+                stale = self.keys.tidy(self.scheduler.queue)
+            del stale  # without the lock: the keys are the user's
+            if decision is None or (candidates := decision.candidates) is None:
+                return decision, now, reaped
+            if reaped is not NOTHING_REAPED:
+                self.follow_up(reaped, now)
+            # In the context in which the batcher was made, as the model.
+            run, cost_of = self.context.copy().run, self.options.batch_cost_of
+            measured = run(measure, candidates, cost_of, self.fail_all)
+            del decision, candidates
+
+    def take_joining(self, slots: int, spent: float | None) -> list[Request[T]]:
         """Take the requests that join a running batch, which costs so much, in its free slots."""
         if not self.scheduler.queue:  # asked without the lock: a moment later there may be one
             return []

@@ -10,6 +10,7 @@ from typing_extensions import TypeVar, Unpack
 
 from batchstream._batching.batcher import Batcher
 from batchstream._batching.options import BatcherOptions
+from batchstream._batching.reconfiguration import reconfigure
 from batchstream._batching.request_batch import RequestBatch
 from batchstream._batching.single import (
     async_steps_of_results,
@@ -99,6 +100,13 @@ class DynamicBatcher(Batcher[RequestT, T]):
         cost: A function of a request that says what it takes of `max_batch_cost`, such as its
             number of tokens.
         max_batch_cost: What the requests of a batch may cost together.
+        batch_cost: In place of `cost`, where costs do not add up: a function of the list of a
+            batch's requests, such as its padded size, the longest times their number. A batch has
+            as many of the oldest requests as cost no more than `max_batch_cost` together. It should
+            not fall when a request is added. A request with which it raises fails alone. It is
+            called by the caller for each single request, and by the worker for those that wait,
+            about as often as requests come while it waits for others; in the event loop, if `fn`
+            is asynchronous. It excludes `max_pending_cost`, `priority` and `tenant`.
         eos: See `BatchedStream`, as for the other options not explained here.
         is_eos: A predicate on outputs, or `per_request` of a function that returns a request's own.
             It runs where `fn` does.
@@ -182,6 +190,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         workers: int = 1,
         key: Callable[[RequestT], Hashable] | None = None,
         cost: Callable[[RequestT], float] | None = None,
+        batch_cost: Callable[[list[RequestT]], float] | None = None,
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
         traces: Traces | None = None,
@@ -205,6 +214,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         workers: int = 1,
         key: Callable[[RequestT], Hashable] | None = None,
         cost: Callable[[RequestT], float] | None = None,
+        batch_cost: Callable[[list[RequestT]], float] | None = None,
         max_batch_cost: float | None = None,
         metrics: MetricsOrFactory | None = None,
         traces: Traces | None = None,
@@ -225,6 +235,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_batch_size: int,
         key: Callable[[RequestT], Hashable] | None = None,
         cost: Callable[[RequestT], float] | None = None,
+        batch_cost: Callable[[list[RequestT]], float] | None = None,
         eos: None = None,
         is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
@@ -243,6 +254,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_batch_size: int,
         key: Callable[[RequestT], Hashable] | None = None,
         cost: Callable[[RequestT], float] | None = None,
+        batch_cost: Callable[[list[RequestT]], float] | None = None,
         eos: object,
         is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
@@ -261,6 +273,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_batch_size: int,
         key: Callable[[RequestT], Hashable] | None = None,
         cost: Callable[[RequestT], float] | None = None,
+        batch_cost: Callable[[list[RequestT]], float] | None = None,
         eos: object = None,
         is_eos: Callable[[Any], object] | per_request[RequestT, Any] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
@@ -279,6 +292,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_batch_size: int,
         key: Callable[[RequestT], Hashable] | None = None,
         cost: Callable[[RequestT], float] | None = None,
+        batch_cost: Callable[[list[RequestT]], float] | None = None,
         eos: object = None,
         is_eos: Callable[[Any], object] | per_request[RequestT, Any] | None = None,
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
@@ -299,6 +313,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         workers: int = 1,
         key: Callable[[RequestT], Hashable] | None = None,
         cost: Callable[[RequestT], float] | None = None,
+        batch_cost: Callable[[list[RequestT]], float] | None = None,
         max_batch_cost: float | None = None,
         eos: object = None,
         is_eos: Callable[[T], object] | per_request[RequestT, T] | None = None,
@@ -374,6 +389,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
             key=key,
             cost=cost,
             max_batch_cost=max_batch_cost,
+            batch_cost=batch_cost,
             max_outputs=max_outputs,
             decode=decode,
             max_buffered=max_buffered,
@@ -395,6 +411,69 @@ class DynamicBatcher(Batcher[RequestT, T]):
         self._single = single
         self._dispatcher = _dispatcher_for(fn, options, runs_in_task=runs_in_task)
         self._upstream = RequestUpstream(self._dispatcher)
+
+    def reconfigure(
+        self,
+        *,
+        max_batch_size: int | None = None,
+        batch_timeout: float | None = None,
+        max_pending: int | None = None,
+        max_batch_cost: float | None = None,
+    ) -> None:
+        """Change limits while requests are served: those that are given, all at once or none.
+
+        Batches that are formed from now on go by them; batches that run, and requests that were
+        accepted, go on. A request that costs more than a lowered `max_batch_cost` joins a batch
+        that has no other. More requests may wait than a lowered `max_pending`, until they have
+        joined a batch. A batcher that is draining takes them too, though no batch waits for others.
+
+        The limits are those of this batcher in this process: a child that is forked later begins
+        with them, and the pickle of a `batched` function has those of its definition.
+
+        Args:
+            max_batch_size: How many requests a batch has at most; None leaves it as it is.
+            batch_timeout: For how long a request waits for others, in seconds since it was
+                submitted; None leaves it.
+            max_pending: How many requests may wait; None leaves it.
+            max_batch_cost: What the requests of a batch may cost together, where the batcher was
+                made with a cost; None leaves it.
+
+        Raises:
+            TypeError, ValueError: An argument is of the wrong kind, or cannot work: nothing is
+                changed.
+            ClosedError: The batcher was closed.
+            ForkedError: The batcher had requests when this process was forked.
+            RuntimeError: A signal's handler has interrupted the batcher.
+
+        Blocking: never.
+        Cancellation: a signal's exception leaves all limits as they were, or changes all.
+        Threads: any, also the model's own.
+
+        Example:
+            >>> import batchstream
+            >>> @batchstream.batched(max_batch_size=4, batch_timeout=0.0, single=True)
+            ... def sizes(numbers):
+            ...     return [len(numbers)] * len(numbers)
+            >>> sizes.reconfigure(max_batch_size=2)
+            >>> sizes.max_batch_size, sizes.batch_timeout
+            (2, 0.0)
+            >>> sizes.close()
+        """
+        reconfigure(
+            self._dispatcher,
+            max_batch_size=max_batch_size,
+            batch_timeout=batch_timeout,
+            max_pending=max_pending,
+            max_batch_cost=max_batch_cost,
+        )
+
+    @property
+    def batch_timeout(self) -> float:
+        """For how long a request waits for others, in seconds; see `reconfigure`.
+
+        Threads: any.
+        """
+        return self._dispatcher.options.batch_timeout
 
     def call(
         self,

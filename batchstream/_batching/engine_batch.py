@@ -66,7 +66,7 @@ class EngineBatch(RequestBatch[T]):
         super().__init__(owner)
         self._engine = engine
         # The lowest slot comes last, and is taken first.
-        self._free = list(reversed(range(owner.options.max_batch_size)))
+        self._free = list(reversed(range(owner.options.slots or 0)))
         # Of the requests in the engine, by slot. What was submitted is kept for a slot that is
         # given back; the costs apart, for they are added up at each step.
         self._submissions: dict[int, Submission] = {}
@@ -81,7 +81,13 @@ class EngineBatch(RequestBatch[T]):
     @property
     def free_slots(self) -> int:
         """How many requests may join before the next step."""
-        return 0 if self._is_held_up or self.is_warm_up else len(self._free)
+        return 0 if self._is_held_up or self.is_warm_up else self._most_joining
+
+    @property
+    def _most_joining(self) -> int:
+        """How many slots are free, but for those that no request joins as a batch has too many."""
+        unused = (self._owner.options.slots or 0) - self._limits.now.max_batch_size
+        return max(len(self._free) - unused, 0)
 
     @property
     def _is_held_up(self) -> bool:
@@ -109,13 +115,16 @@ class EngineBatch(RequestBatch[T]):
         if not self._is_held_up:
             self._first = None  # it may have ended, and is kept no longer
         if self._free and not (self._joining or self.is_warm_up) and self._first is None:
-            most = len(self._free) if behind is None else 1
-            self._joining.extend(owner.take_joining(most, sum(self._costs.values())))
+            self._take_joining(self._most_joining if behind is None else 1)
         if self._joining:
             self._add_joining()
         if behind is not None and self._costs:
             self._hold_up(behind)
         return core.live
+
+    def _take_joining(self, most: int) -> None:
+        spent = sum(self._costs.values()) if self._costs else None
+        self._joining.extend(self._owner.take_joining(most, spent))
 
     def _vacate(self, live: Sequence[int]) -> Request[T] | None:
         """Remove from the engine what has left its slot, and let wait again what was given back.

@@ -26,7 +26,7 @@ def batcher_table(kind: str, dispatcher: Dispatcher[Any]) -> str:
         for fanout in fanouts
         for buffer in sorted(fanout.live_buffers, key=lambda it: it.slot)
     ]
-    slots = len(fanouts) * options.max_batch_size
+    slots = max(len(fanouts) * options.max_batch_size, len(running))
     joined = sum(size * count for size, count in statistics.batch_sizes.items())
     notes = []
     if (more := len(running) - MAX_ROWS) > 0:

@@ -89,7 +89,7 @@ class Metrics:
 
         Args:
             live: How many slots the step was made for.
-            capacity: `max_batch_size`.
+            capacity: `max_batch_size`; or `live` if that is more, since it was made less.
             outputs: How many outputs it gave.
             gap: Seconds since the step before, in this batch; None for its first. That is the time
                 between two outputs of each slot that is going on.

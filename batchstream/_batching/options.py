@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from typing_extensions import TypeVar
 
 from batchstream._batching.life import check_drain
+from batchstream._batching.limits import Limits, LimitsInForce
 from batchstream._batching.metrics import MetricsCaller
 from batchstream._batching.places import PlaceRules
 from batchstream._batching.step_budget import check_step_budget, first_step_cost
@@ -45,7 +46,12 @@ class BatcherOptions(Generic[RequestT, T]):
     """The arguments of a batcher; see `DynamicBatcher` and `ContinuousBatcher` for their meaning.
 
     `runs` is its function or engine, from which a batcher without a name has its `label`: what
-    metrics and logs call it.
+    metrics and logs call it. With `has_slots` the `max_batch_size` is the number of slots that an
+    engine has.
+
+    Attributes:
+        limits: The limits that may change while requests are served, as they are now.
+        slots: How many slots an engine has; None where there is no engine.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -65,6 +71,7 @@ class BatcherOptions(Generic[RequestT, T]):
         max_outputs: int | Callable[[RequestT], int | None] | None = None,
         cost: Callable[[RequestT], float] | None = None,
         max_batch_cost: float | None = None,
+        batch_cost: Callable[[list[RequestT]], float] | None = None,
         step_cost: Callable[[RequestT], float] | None = None,
         max_step_cost: float | None = None,
         batch_timeout: float = 0.0,
@@ -81,6 +88,7 @@ class BatcherOptions(Generic[RequestT, T]):
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
         drain: float | None = None,
+        has_slots: bool = False,
     ) -> None:
         self.rules = rules
         if name is not None:
@@ -90,7 +98,6 @@ class BatcherOptions(Generic[RequestT, T]):
         self.decode = decode
         if decode is not None:
             check_decode(decode, "one request")
-        self.max_batch_size = check_count("max_batch_size", max_batch_size, at_least=1)
         self.workers = check_count("workers", workers, at_least=1)
         self.bound = Bound.checked(
             max_buffered,
@@ -103,34 +110,88 @@ class BatcherOptions(Generic[RequestT, T]):
         self.traces = None if traces is None else TracesCaller(traces, self.label)
         self.is_observed = metrics is not None or traces is not None
         self.drain = check_drain(drain)
-        self.batch_timeout = check_seconds("batch_timeout", batch_timeout)
-        self.max_pending = check_count("max_pending", max_pending, at_least=1)
-        if (cost is None) != (max_batch_cost is None):
-            raise TypeError("cost and max_batch_cost go together: one was given without the other")
+        self.limits = LimitsInForce(
+            Limits(
+                check_count("max_batch_size", max_batch_size, at_least=1),
+                check_count("max_pending", max_pending, at_least=1),
+                check_seconds("batch_timeout", batch_timeout),
+                None if max_batch_cost is None else check_number("max_batch_cost", max_batch_cost),
+            )
+        )
+        self.slots = self.limits.now.max_batch_size if has_slots else None
+        if batch_cost is not None:
+            check_batch_cost(
+                batch_cost,
+                cost=cost,
+                max_pending_cost=max_pending_cost,
+                priority=priority,
+                tenant=tenant,
+            )
+        if (cost is None and batch_cost is None) != (max_batch_cost is None):
+            names = "cost" if batch_cost is None else "batch_cost"
+            raise TypeError(
+                f"{names} and max_batch_cost go together: one was given without the other"
+            )
         check_step_budget(step_cost, max_step_cost)
         for option, function in {"key": key, "cost": cost}.items():
             if function is not None and not callable(function):
                 raise TypeError(f"{option} takes a function of one request, got {function!r}")
         self.key = key
         self.cost = cost
-        self.max_batch_cost = max_batch_cost
-        if max_batch_cost is not None:
-            check_number("max_batch_cost", max_batch_cost)
+        self.batch_cost = batch_cost
+        self.has_cost = max_batch_cost is not None
         self.step_cost = step_cost
         self.max_step_cost = max_step_cost
         self.max_pending_cost = max_pending_cost
         if max_pending_cost is not None:
-            check_max_pending_cost(max_pending_cost, max_batch_cost)
+            check_max_pending_cost(max_pending_cost, self.max_batch_cost)
         self.places: PlaceRules | None = None
         if any(it is not None for it in (priority, tenant, share, max_pending_per_tenant)):
             self.places = PlaceRules(priority, tenant, share, max_pending_per_tenant)
-            self.places.check_max_batch_cost(max_batch_cost)
+            self.places.check_max_batch_cost(self.max_batch_cost)
         if isinstance(max_outputs, Sequence):
             raise TypeError(
                 f"max_outputs takes a whole number, or a function of one request, "
                 f"got {max_outputs!r}"
             )
         self.max_outputs = max_outputs if callable(max_outputs) else check_limit(max_outputs)
+
+    @property
+    def max_batch_size(self) -> int:
+        """How many requests a batch has at most, from now on."""
+        return self.limits.now.max_batch_size
+
+    @property
+    def batch_timeout(self) -> float:
+        """For how long a request waits for others, in seconds, from now on."""
+        return self.limits.now.batch_timeout
+
+    @property
+    def max_pending(self) -> int:
+        """How many requests may wait, from now on."""
+        return self.limits.now.max_pending
+
+    @property
+    def max_batch_cost(self) -> float | None:
+        """What the requests of a batch may cost together, from now on."""
+        return self.limits.now.max_batch_cost
+
+    def check_limits(self, limits: Limits) -> None:
+        """Check limits, each of which is right for itself, against the other arguments.
+
+        Raises:
+            ValueError: Together with another argument they cannot work.
+        """
+        if self.slots is not None and limits.max_batch_size > self.slots:
+            raise ValueError(
+                f"max_batch_size of a batcher that runs must be at most {self.slots}, with which "
+                f"it was made, got {limits.max_batch_size}: its engine has so many slots; make "
+                f"another batcher for more"
+            )
+        if self.max_pending_cost is not None:
+            check_max_pending_cost(self.max_pending_cost, limits.max_batch_cost)
+        if self.places is not None:
+            self.places.check_max_batch_cost(limits.max_batch_cost)
 
     def core(self, submissions: Sequence[Submission]) -> Demultiplexer[T]:
         """Make the core of a batch with a slot for each of these requests."""
@@ -152,9 +213,16 @@ class BatcherOptions(Generic[RequestT, T]):
         return decoder
 
     def cost_of(self, content: RequestT) -> float:
-        """Return what a request costs; for batchers with a `cost`."""
+        """Return what a request costs alone; for batchers whose requests have a cost."""
+        if self.batch_cost is not None:
+            return self.batch_cost_of([content])
         cost: Any = self.cost
         return check_number("what cost returns", cost(content))
+
+    def batch_cost_of(self, contents: list[RequestT]) -> float:
+        """Return what a batch of these requests costs; for batchers with a `batch_cost`."""
+        batch_cost: Any = self.batch_cost
+        return check_number("what batch_cost returns", batch_cost(contents))
 
     def step_cost_of(self, content: RequestT) -> float:
         """Return what a request's first step costs; for batchers with a `step_cost`.
@@ -182,6 +250,29 @@ def name_of(runs: object) -> str:
         runs = runs.func
     name = getattr(runs, "__qualname__", None)
     return name if isinstance(name, str) and name else type_name(runs)
+
+
+def check_batch_cost(batch_cost: object, **others: object) -> None:
+    """Check a function that says what a whole batch costs.
+
+    Args:
+        batch_cost: The function.
+        others: Arguments that exclude it, by name.
+
+    Raises:
+        TypeError: It is no function, or one of the others was given.
+    """
+    if not callable(batch_cost):
+        raise TypeError(
+            f"batch_cost takes a function of the list of a batch's requests, got {batch_cost!r}"
+        )
+    for name, value in others.items():
+        if value is not None:
+            raise TypeError(
+                f"{name} and batch_cost exclude each other: batch_cost says what a whole batch "
+                f"costs, and not what each request adds; pass cost without batch_cost where the "
+                f"costs of requests add up, or leave {name} out"
+            )
 
 
 def check_max_pending_cost(max_pending_cost: float, max_batch_cost: float | None) -> None:

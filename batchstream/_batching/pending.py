@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from batchstream._batching.fair_order import FairOrder
+    from batchstream._batching.limits import LimitsInForce
 
 RequestT = TypeVar("RequestT", bound=Placed)
 
@@ -26,7 +27,7 @@ class PendingBounds(Generic[RequestT]):
 
     Args:
         waiting: The requests that wait, the oldest first: the queue's own.
-        max_pending: How many may wait, for errors.
+        limits: How many may wait, for errors.
         max_pending_cost: What they may cost together.
         max_pending_per_tenant: How many of one tenant may wait.
         order: What knows the tenants.
@@ -36,13 +37,13 @@ class PendingBounds(Generic[RequestT]):
         self,
         waiting: Collection[RequestT],
         *,
-        max_pending: int,
+        limits: LimitsInForce,
         max_pending_cost: float | None,
         max_pending_per_tenant: int | None,
         order: FairOrder[RequestT] | None,
     ) -> None:
         self._waiting = waiting
-        self._max_pending = max_pending
+        self._limits = limits
         self._max_cost = max_pending_cost
         self._max_per_tenant = max_pending_per_tenant
         self._order = order
@@ -103,7 +104,7 @@ class PendingBounds(Generic[RequestT]):
                 f"{cost!r}, they would cost more than {max_cost!r} (max_pending_cost): submit the "
                 f"request again when some have joined a batch",
                 pending=len(self._waiting) - free,
-                max_pending=self._max_pending,
+                max_pending=self._limits.now.max_pending,
                 reason="pending_cost",
                 pending_cost=pending_cost,
                 max_pending_cost=max_cost,

@@ -15,6 +15,9 @@ until a request arrives.
 In continuous batching there is one group, no timeout, and `take` is asked before each step for as
 many requests as there are free slots.
 
+A request that costs more than a batch may, since the limit was lowered while it waited, joins one
+that has no other.
+
 Not safe for threads: the holder of the batcher's lock makes one call at a time. Groups are
 compared by identity; nothing of the caller's is compared, hashed or called.
 """
@@ -23,7 +26,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from heapq import heapify, heappop, heappush
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING, Final, Generic
 
 from typing_extensions import TypeVar
@@ -36,6 +39,7 @@ from batchstream._core.errors import CostError, OverloadedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from batchstream._batching.limits import Limits, LimitsInForce
     from batchstream._batching.readiness import Group
 
 _TIDY_ABOVE: Final = 64
@@ -48,13 +52,11 @@ class WaitingQueue(Generic[RequestT]):
     """The requests that wait for a batch. Times are in seconds, and given by the caller.
 
     Args:
-        max_batch_size: How many requests a batch has at most.
-        batch_timeout: For how long a request waits for others at most, while a worker is free.
-        max_batch_cost: What the requests of a batch may cost together.
-        max_pending: How many may wait.
+        limits: How large batches are, and how long requests wait for them.
         max_pending_cost: What the requests that wait may cost together.
         max_pending_per_tenant: How many requests of one tenant may wait.
         has_places: Whether requests have a `place`, by which they are in order.
+        is_measured: Whether only a function of the user's says what a batch costs.
 
     Attributes:
         expiries: Until when requests may wait, as a heap of pairs with a number; also of requests
@@ -63,17 +65,14 @@ class WaitingQueue(Generic[RequestT]):
 
     def __init__(
         self,
+        limits: LimitsInForce,
         *,
-        max_batch_size: int,
-        batch_timeout: float = 0.0,
-        max_batch_cost: float | None = None,
-        max_pending: int,
         max_pending_cost: float | None = None,
         max_pending_per_tenant: int | None = None,
         has_places: bool = False,
+        is_measured: bool = False,
     ) -> None:
-        self._max_batch_cost = max_batch_cost
-        self._max_pending = max_pending
+        self._limits = limits
         self._groups: dict[object, Group[RequestT]] = {}
         # Of numbers, not of requests: a stale entry must not hold the user's objects.
         self.expiries: list[tuple[float, int]] = []
@@ -89,23 +88,23 @@ class WaitingQueue(Generic[RequestT]):
         self._readiness: Readiness[RequestT] = Readiness(
             self._groups,
             self._order,
-            max_batch_size=max_batch_size,
-            batch_timeout=batch_timeout,
-            max_batch_cost=max_batch_cost,
+            limits=limits,
+            is_measured=is_measured,
         )
+        self._gathers = True
         # Else the group of the oldest request is always ready.
-        self._has_hints = batch_timeout > 0 or self._order is not None
+        self._has_hints = limits.now.batch_timeout > 0 or self._order is not None
         self._bounds: PendingBounds[RequestT] | None = None
         if max_pending_cost is not None or max_pending_per_tenant is not None:
             self._bounds = PendingBounds(
                 self._all,
-                max_pending=max_pending,
+                limits=limits,
                 max_pending_cost=max_pending_cost,
                 max_pending_per_tenant=max_pending_per_tenant,
                 order=self._order,
             )
         # Besides `max_pending`, which is looked at first: most requests need no more.
-        self._has_bounds = max_batch_cost is not None or self._bounds is not None
+        self._has_bounds = limits.now.max_batch_cost is not None or self._bounds is not None
 
     def __len__(self) -> int:
         return len(self._all)
@@ -132,7 +131,8 @@ class WaitingQueue(Generic[RequestT]):
             OverloadedError: As many requests wait as may, or they cost as much.
             CostError: It costs more than a batch may, and would wait for ever.
         """
-        if room is not None and (self._has_bounds or len(self._all) >= self._max_pending):
+        most = self._limits.now.max_pending
+        if room is not None and (self._has_bounds or len(self._all) >= most):
             self._check(request, room)
         bounds, order = self._bounds, self._order
         if bounds is not None:
@@ -159,15 +159,16 @@ class WaitingQueue(Generic[RequestT]):
         Raises:
             OverloadedError, CostError: See `append`.
         """
-        if self._max_batch_cost is not None and request.cost > self._max_batch_cost:
-            raise cost_error(request.cost, self._max_batch_cost)
-        waiting = len(self._all)
-        if waiting >= self._max_pending and (pending := waiting - room()) >= self._max_pending:
+        limits = self._limits.now
+        if limits.max_batch_cost is not None and request.cost > limits.max_batch_cost:
+            raise cost_error(request.cost, limits.max_batch_cost)
+        waiting, most = len(self._all), limits.max_pending
+        if waiting >= most and (pending := waiting - room()) >= most:
             raise OverloadedError(
-                f"{pending} requests are waiting, and no more than {self._max_pending} may "
+                f"{pending} requests are waiting, and no more than {most} may "
                 f"(max_pending): submit the request again when some have joined a batch",
                 pending=pending,
-                max_pending=self._max_pending,
+                max_pending=most,
             )
         if self._bounds is not None:
             self._bounds.check(request, room)
@@ -189,17 +190,29 @@ class WaitingQueue(Generic[RequestT]):
 
         Without a look at how many its tenant has.
         """
-        waiting = len(self._all)
-        if waiting >= self._max_pending and waiting - room() >= self._max_pending:
+        waiting, most = len(self._all), self._limits.now.max_pending
+        if waiting >= most and waiting - room() >= most:
             return False
         return self._bounds is None or self._bounds.has_room(cost, room)
 
     def gather_no_more(self) -> None:
         """Let no request wait for others any more: from now on each that waits is ready."""
+        self._gathers = False
         if self._order is None:
             self._has_hints = False
         else:
             self._readiness.gather_no_more()
+
+    def change_limits(self, limits: Limits) -> None:
+        """Go by other limits from now on, of all that share them with this queue."""
+        if self._gathers and (limits.batch_timeout > 0 or self._has_hints):
+            self._readiness.hint_all()
+            self._has_hints = True
+        self._limits.now = limits
+        if not limits.batch_timeout and self._order is None:
+            self._has_hints = False
+        if self._has_hints:
+            self._readiness.tidy()
 
     def has_group(self, group: object) -> bool:
         """Whether requests of this group wait."""
@@ -228,7 +241,7 @@ class WaitingQueue(Generic[RequestT]):
             pass
         return None
 
-    def take(self, now: float, *, slots: int, spent: float = 0.0) -> list[RequestT]:
+    def take(self, now: float, *, slots: int, spent: float | None = None) -> list[RequestT]:
         """Take out the requests that join a batch now; none, if it is better to wait.
 
         No request overtakes another of its group: where the next does not fit, the requests behind
@@ -237,30 +250,38 @@ class WaitingQueue(Generic[RequestT]):
         Args:
             now: What time it is.
             slots: How many there is room for.
-            spent: What the requests already in the batch cost.
+            spent: What the requests already in the batch cost; None if there are none.
         """
-        if slots < 1:
-            return []
-        group = self._readiness.first(now) if self._has_hints else self._oldest_group()
-        if group is None:
+        if slots < 1 or (group := self._ready_group(now)) is None:
             return []
         if self._order is not None:
             return self._take_in_turn(group, self._order, slots, spent)
-        joining = self._readiness.fitting(group, slots, spent)
+        joining = self._readiness.fitting(group, slots, 0.0 if spent is None else spent)
+        if not joining and spent is None:  # see the top of this module
+            joining = list(islice(group, 1))
         self._remove(joining)
         return joining
 
+    def candidates(self, now: float, *, slots: int) -> list[RequestT]:
+        """Return the requests that join a batch now if its cost allows; they still wait."""
+        group = self._ready_group(now)
+        return [] if group is None else list(islice(group, slots))
+
+    def _ready_group(self, now: float) -> Group[RequestT] | None:
+        return self._readiness.first(now) if self._has_hints else self._oldest_group()
+
     def _take_in_turn(
-        self, group: Group[RequestT], order: FairOrder[RequestT], slots: int, spent: float
+        self, group: Group[RequestT], order: FairOrder[RequestT], slots: int, spent: float | None
     ) -> list[RequestT]:
         joining: list[RequestT] = []
+        most = self._limits.now.max_batch_cost
         oldest = next(iter(group), None)
         while oldest is not None and len(joining) < slots:
             request = order.first(oldest.group)
             if request is None:
                 break
-            spent += request.cost
-            if self._max_batch_cost is not None and spent > self._max_batch_cost:
+            is_alone, spent = spent is None, (spent or 0.0) + request.cost
+            if most is not None and spent > most and not is_alone:
                 break
             order.charge(request)
             joining.append(request)

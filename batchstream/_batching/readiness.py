@@ -5,8 +5,10 @@ Theory of operation
 
 A group is *ready* when it fills a batch already, or when one of the requests that would join has
 waited for others as long as it should: for `batch_timeout`, or for half of the time that it may
-wait at all. Of several ready groups the one goes first whose next request does, so that none
-starves: the oldest one, where requests go in the order of arrival.
+wait at all. Where only a function of the user's says what a batch costs, a group is ready to be
+*measured* as well, when a request has come since it was measured last; see `measuring`. Of several
+ready groups the one goes first whose next request does, so that none starves: the oldest one, where
+requests go in the order of arrival.
 
 No call looks at every group. Two heaps say which to look at: `_due`, when a group may be ready, and
 `_ready`, those that were ready once, by their next request. Their entries are hints. One may be too
@@ -29,6 +31,7 @@ from typing_extensions import TypeVar
 
 if TYPE_CHECKING:
     from batchstream._batching.fair_order import FairOrder
+    from batchstream._batching.limits import LimitsInForce
     from batchstream._batching.places import Place
 
 _TIDY_ABOVE: Final = 64
@@ -44,11 +47,13 @@ class Waiting(Protocol):
         arrived: When it came.
         wait_until: Until when it may wait, if not for ever.
         place: Its band and its tenant; None where there are none.
+        measured: The limits by which its group was measured last with it, if ever.
     """
 
     group: object
     arrived: float
     place: Place | None
+    measured: object
 
     @property
     def cost(self) -> float: ...
@@ -68,9 +73,8 @@ class Readiness(Generic[RequestT]):
     Args:
         groups: The requests that wait, by group.
         order: Which request of a group is the next; None for the oldest.
-        max_batch_size: How many requests a batch has at most.
-        batch_timeout: For how long a request waits for others.
-        max_batch_cost: What the requests of a batch may cost together.
+        limits: How large batches are, and for how long requests wait for others.
+        is_measured: Whether only a function of the user's says what a batch costs.
     """
 
     def __init__(
@@ -78,15 +82,14 @@ class Readiness(Generic[RequestT]):
         groups: dict[object, Group[RequestT]],
         order: FairOrder[RequestT] | None,
         *,
-        max_batch_size: int,
-        batch_timeout: float,
-        max_batch_cost: float | None,
+        limits: LimitsInForce,
+        is_measured: bool,
     ) -> None:
         self._groups = groups
         self._order = order
-        self._max_batch_size = max_batch_size
-        self._batch_timeout = batch_timeout
-        self._max_batch_cost = max_batch_cost
+        self._limits = limits
+        self._is_measured = is_measured
+        self._gathers = True
         self._numbers = count()
         self._due: list[tuple[float, int, Group[RequestT]]] = []
         # By the arrival, or the rank, of the next request: all of one queue are of one kind.
@@ -98,7 +101,8 @@ class Readiness(Generic[RequestT]):
         at = request.arrived
         if self._order is None:
             waiting = len(group) + 1
-            if waiting < self._max_batch_size and self._max_batch_cost is None:
+            limits = self._limits.now
+            if waiting < limits.max_batch_size and limits.max_batch_cost is None:
                 if waiting > 1 and request.wait_until is None:
                     return  # it does not change when the group is ready
                 at = self._waits_for_others_until(request)
@@ -146,19 +150,27 @@ class Readiness(Generic[RequestT]):
 
     def gather_no_more(self) -> None:
         """Let all groups be ready, now and from now on."""
-        self._batch_timeout = 0.0
+        self._gathers = False
+        self.hint_all()
+
+    def hint_all(self) -> None:
+        """Take note that any group may be ready earlier than it was."""
         for group in list(self._groups.values()):
             # Twice: a signal's handler may call this where a hint is about to be removed.
             for request in [*islice(group, 1)] * 2:
                 self.hint_now(request, group)
 
     def fitting(self, group: Group[RequestT], slots: int, spent: float) -> list[RequestT]:
-        """Return the oldest of a group, as many as a batch has room for that costs so much."""
+        """Return the oldest of a group, as many as a batch has room for that costs so much.
+
+        Where batches are measured, they may be too many.
+        """
         first = list(islice(group, slots))
-        if self._max_batch_cost is not None:
+        most = self._limits.now.max_batch_cost
+        if most is not None and not self._is_measured:
             for position, request in enumerate(first):
                 spent += request.cost
-                if spent > self._max_batch_cost:
+                if spent > most:
                     return first[:position]
         return first
 
@@ -204,15 +216,18 @@ class Readiness(Generic[RequestT]):
 
         Whether it is full does not depend on the order: it is not if all of them fit.
         """
-        if not self._batch_timeout:
+        limits = self._limits.now
+        if not (limits.batch_timeout and self._gathers):
             return next(iter(group)).arrived
-        fitting = self.fitting(group, self._max_batch_size, 0.0)
-        if len(fitting) == self._max_batch_size or len(fitting) < len(group):
+        if self._is_measured and next(reversed(group)).measured is not limits:
+            return next(iter(group)).arrived
+        fitting = self.fitting(group, limits.max_batch_size, 0.0)
+        if len(fitting) == limits.max_batch_size or len(fitting) < len(group):
             return next(iter(group)).arrived
         return min(map(self._waits_for_others_until, fitting))
 
     def _waits_for_others_until(self, request: RequestT) -> float:
-        until = request.arrived + self._batch_timeout
+        until = request.arrived + self._limits.now.batch_timeout
         if request.wait_until is not None:
             until = min(until, (request.arrived + request.wait_until) / 2)
         return until

@@ -73,12 +73,10 @@ class Flight(Generic[T]):
         "_failure",
         "_held_back",
         "_in_flight",
-        "_most",
         "_numbers",
         "_ordered",
         "_requests_over",
         "_timeouts",
-        "_width",
         "is_cancelled",
         "room",
         "upstream",
@@ -101,11 +99,6 @@ class Flight(Generic[T]):
         forkable.add(self)
         self._ordered = ordered
         self._timeouts = timeout, wait_timeout, first_timeout, gap_timeout
-        options = upstream.dispatcher.options
-        size = options.max_batch_size
-        # One batch more than run, so that a worker finds the next one as it ends the last.
-        self._width = options.workers * size + min(size, options.max_pending)
-        self._most = HELD_PER_LIVE * self._width
         self._numbers = count()
         # With their numbers, in the order of the requests; and those among them that have ended,
         # in the order in which they did.
@@ -174,7 +167,11 @@ class Flight(Generic[T]):
         if self._requests_over or self.is_cancelled:
             return 0
         live, all_ = len(self._in_flight) - len(self._done), len(self._in_flight)
-        most = min(self._width - live, self._most - all_)
+        options = self.upstream.dispatcher.options
+        size = options.max_batch_size
+        # One batch more than run, so that a worker finds the next one as it ends the last.
+        width = options.workers * size + min(size, options.max_pending)
+        most = max(min(width - live, HELD_PER_LIVE * width - all_), 0)
         return min(most, 1) if self.has_reply else most
 
     @property

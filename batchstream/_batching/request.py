@@ -220,6 +220,7 @@ class Request(Buffer[T]):
         arrived: When it came.
         pump: What runs the batch that it has joined.
         id: What the caller calls it, or its number as text.
+        measured: The limits by which it was measured last together with others, if it was.
         joined_at: When it joined its batch, if it has.
         first_output_at: When it had its first output, if it has had one.
         trace: What to tell of it, until it has ended, if it is traced.
@@ -244,6 +245,7 @@ class Request(Buffer[T]):
         "is_kept",
         "is_warm_up",
         "joined_at",
+        "measured",
         "on_end",
         "place",
         "pump",
@@ -278,6 +280,7 @@ class Request(Buffer[T]):
         self.id = str(number) if request_id is None else request_id
         self.place: Place | None = None
         self.arrived = 0.0
+        self.measured: object = None
         self.joined_at: float | None = None
         self.first_output_at: float | None = None
         self.trace: RequestTracing | None = None

@@ -64,8 +64,11 @@ class BatchOwner(Protocol[T]):
     def reap(self) -> None:
         """Count the requests that have ended since the last time."""
 
-    def take_joining(self, slots: int, spent: float) -> Sequence[Request[T]]:
-        """Take requests for a running batch with so many free slots, which costs so much."""
+    def take_joining(self, slots: int, spent: float | None) -> Sequence[Request[T]]:
+        """Take requests for a running batch with so many free slots, which costs so much.
+
+        It costs None where it has no request.
+        """
 
     def count_joined(self, requests: Sequence[Request[T]], now: float) -> None:
         """Count requests that have joined the batch together."""
@@ -105,7 +108,9 @@ class RequestBatch(Generic[T]):
         self._owner = owner
         self.next_deadline: float | None = None
         self.is_warm_up = False
-        self._live_slots = 0  # summed over the steps
+        self._live_slots = 0  # summed over the steps, as the next
+        self._slots = 0
+        self._limits = owner.options.limits
         # The requests that have a deadline for their next output, and some that have ended.
         self._timed: list[Request[T]] = []
         # The requests that can get no output, as their own consumers have left no room.
@@ -177,11 +182,12 @@ class RequestBatch(Generic[T]):
 
     def step_totals(self) -> StepTotals:
         """Return what was done up to now."""
-        live_slots = self._live_slots  # before the steps: `after_step` adds behind them
+        live_slots = self._live_slots  # before steps and slots: `after_step` adds behind them
         core, log = self.pump.fanout.core.statistics(), self._log
         return StepTotals(
             core.steps,
             live_slots,
+            self._slots,
             core.outputs,
             core.dropped,
             log.first_outputs,
@@ -231,6 +237,8 @@ class RequestBatch(Generic[T]):
 
     def after_step(self, live: tuple[int, ...]) -> None:
         """Count a step that was made for these slots."""
+        # A batch may have more requests than another would be formed with now.
+        self._slots += max(len(live), self._limits.now.max_batch_size)
         self._live_slots += len(live)
         if self._timed:
             self._time_outputs()

@@ -20,6 +20,7 @@ of the user's, or drops the last reference to an object of the user's.
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic
 
@@ -28,6 +29,7 @@ from typing_extensions import TypeVar
 from batchstream._batching.decisions import NOTHING_REAPED, Decision, Reaped
 from batchstream._batching.departures import DepartureRate
 from batchstream._batching.life import BATCHER_LIFE, BatcherState, draining_error
+from batchstream._batching.measuring import Candidates
 from batchstream._batching.queue import WaitingQueue
 from batchstream._batching.request import FREED, REQUEST_LIFE, closed_error
 from batchstream._batching.totals import Totals
@@ -39,6 +41,8 @@ from batchstream._core.records import FinishReason, StreamEnd
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from batchstream._batching.limits import Limits
+    from batchstream._batching.measuring import Measured
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request, Submission
     from batchstream._batching.request_batch import RequestBatch
@@ -80,13 +84,11 @@ class Scheduler(Generic[T]):
         self.ended_requests: deque[Request[T]] = deque()
         places = options.places
         self.queue: WaitingQueue[Request[T]] = WaitingQueue(
-            max_batch_size=options.max_batch_size,
-            batch_timeout=options.batch_timeout,
-            max_batch_cost=options.max_batch_cost,
-            max_pending=options.max_pending,
+            options.limits,
             max_pending_cost=options.max_pending_cost,
             max_pending_per_tenant=None if places is None else places.max_pending_per_tenant,
             has_places=places is not None,
+            is_measured=options.batch_cost is not None,
         )
         self.warm_up: WarmUpQueue[T] = WarmUpQueue(options)
         self.workers = Workers(
@@ -99,7 +101,8 @@ class Scheduler(Generic[T]):
         self.closing = ""
         self.drains_until = math.inf
         self.requeued: set[Request[T]] = set()
-        self._max_batch_size = options.max_batch_size
+        self._limits = options.limits
+        self._measures = options.batch_cost is not None
         self._may_put_back = may_put_back
 
     def submit(self, request: Request[T], now: float) -> None:
@@ -117,7 +120,7 @@ class Scheduler(Generic[T]):
             raise self.refusal()
         request.arrived = now
         if request.is_warm_up:
-            self.warm_up.queue.append(request, self._room)
+            self.warm_up.queue.append(request, _room_for_all)
             request.state = REQUEST_LIFE[request.state, "submit"]
             return  # `begin_warm_up` has all of them taken together
         if request.deadlines is not None:
@@ -154,7 +157,16 @@ class Scheduler(Generic[T]):
             return 0
         free_workers = self.workers.most - sum(worker.busy for worker in self.workers.at_work)
         free_slots = sum(batch.free_slots for batch in self.batches)
-        return free_workers * self._max_batch_size + free_slots
+        return free_workers * self._limits.now.max_batch_size + free_slots
+
+    def change_limits(self, limits: Limits) -> None:
+        """Go by other limits from now on, for batches that are formed and requests that come.
+
+        One worker that waits is woken to ask again, before they are changed: see `workers`. It
+        wakes another if there is more than one batch.
+        """
+        self.workers.wake_one_waiting()
+        self.queue.change_limits(limits)
 
     def begin_warm_up(self, requests: Collection[Request[T]]) -> None:
         """Let requests of a warm-up that were submitted join batches, before all others."""
@@ -162,7 +174,7 @@ class Scheduler(Generic[T]):
         self.workers.wake_one()
 
     def take(
-        self, now: float, *, slots: int, spent: float = 0.0, begins: bool = False
+        self, now: float, *, slots: int, spent: float | None = None, begins: bool = False
     ) -> list[Request[T]]:
         """Take requests for a batch with so many free slots, which costs so much.
 
@@ -171,7 +183,7 @@ class Scheduler(Generic[T]):
         Args:
             now: What time it is.
             slots: How many slots are free.
-            spent: What the requests already in the batch cost.
+            spent: What the requests already in the batch cost; None if there are none.
             begins: Whether the batch begins with them. A batch of a warm-up has no other requests,
                 so that none joins one while a warm-up is under way.
         """
@@ -190,18 +202,55 @@ class Scheduler(Generic[T]):
                     request.state = REQUEST_LIFE[request.state, "take"]
                     taken.append(request)
         if taken and queue is self.queue:
-            others_wait = bool(queue)
-            if others_wait or self.departures.since is not None:
-                self.departures.count(len(taken), now, others_wait=others_wait)
+            self._count_departures(len(taken), now)
         return taken
 
-    def next_batch(self, worker: Worker, waiter: object, now: float) -> Decision[T] | None:
+    def _count_departures(self, count: int, now: float) -> None:
+        others_wait = bool(self.queue)
+        if others_wait or self.departures.since is not None:
+            self.departures.count(count, now, others_wait=others_wait)
+
+    def _candidates(self, now: float) -> Candidates[T] | None:
+        """Return the requests whose batch is to be measured now, if any; see `measuring`."""
+        limits = self._limits.now
+        queue = self.warm_up.queue if self.warm_up.live else self.queue
+        if self.state == "closed":
+            return None
+        requests = queue.candidates(now, slots=limits.max_batch_size)
+        contents = [request.submission.content for request in requests]
+        return Candidates(requests, contents, limits) if requests else None
+
+    def _take_measured(self, measured: Measured[T], now: float) -> list[Request[T]]:
+        """Take requests that were measured, if they still make a batch."""
+        queue = self.warm_up.queue if self.warm_up.live else self.queue
+        fitting = [it for it in measured.requests if not it.ends]
+        if self.state == "closed" or measured.limits is not self._limits.now:
+            return []
+        if not (fitting and all(it in queue for it in fitting)):
+            return []  # another worker has taken them
+        if not measured.is_full:
+            for request in fitting:
+                request.measured = measured.limits
+            candidates = queue.candidates(now, slots=measured.limits.max_batch_size)
+            if [it for it in candidates if not it.ends] != fitting:
+                return []  # they wait for others; or another has come, with which to measure again
+        for request in fitting:
+            queue.remove(request)
+            request.state = REQUEST_LIFE[request.state, "take"]
+        if queue is self.queue:
+            self._count_departures(len(fitting), now)
+        return fitting
+
+    def next_batch(
+        self, worker: Worker, waiter: object, now: float, measured: Measured[T] | None = None
+    ) -> Decision[T] | None:
         """Decide what a worker does next.
 
         Args:
             worker: The worker that asks.
             waiter: What it can be woken by, if it waits.
             now: What time it is.
+            measured: What the worker has measured, as the last decision has asked it to.
 
         Returns:
             The decision; None for a worker that is not at work any more: it was started twice.
@@ -211,7 +260,12 @@ class Scheduler(Generic[T]):
             return None
         worker.busy = False
         workers.waiting.pop(worker, None)
-        taken = self.take(now, slots=self._max_batch_size, begins=True)
+        if not self._measures:
+            taken = self.take(now, slots=self._limits.now.max_batch_size, begins=True)
+        else:
+            taken = [] if measured is None else self._take_measured(measured, now)
+            if not taken and (candidates := self._candidates(now)) is not None:
+                return Decision([], candidates=candidates)
         if taken:
             if not self._may_put_back:
                 self.join(taken, now)
@@ -405,5 +459,8 @@ class Scheduler(Generic[T]):
             buffered=sum(batch.buffered for batch in batches)
             + sum(len(it.outputs) for it in self.requeued if not (it.ends or it.is_warm_up)),
             prefilling=sum(batch.prefilling for batch in batches),
-            max_batch_size=self._max_batch_size,
         )
+
+
+def _room_for_all() -> int:
+    return sys.maxsize

@@ -46,7 +46,7 @@ class StepLog:
 
     def __init__(self, options: BatcherOptions[Any, Any]) -> None:
         self._metrics = options.metrics
-        self._capacity = options.max_batch_size
+        self._limits = options.limits
         self.awaiting: dict[Request[Any], None] = {}
         self.departures: deque[Buffer[Any]] = deque()
         methods = {} if options.metrics is None else options.metrics.methods
@@ -80,7 +80,7 @@ class StepLog:
         try:
             stepped(
                 len(live),
-                self._capacity,
+                max(len(live), self._limits.now.max_batch_size),
                 outputs - before,
                 gap,
                 going_on,

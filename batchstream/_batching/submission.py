@@ -65,9 +65,9 @@ def submit(
         TypeError, ValueError: A timeout, or a number that a function has returned for the
             request, is not one that it can be; or what `per_request` or `decode` returned is no
             predicate or no decoder.
-        Exception: What `key`, `cost`, `step_cost`, `max_outputs`, `decode`, `priority`,
-            `tenant`, `share`, the function of `per_request` or the factory of the metrics
-            raise.
+        Exception: What `key`, `cost`, `batch_cost`, `step_cost`, `max_outputs`, `decode`,
+            `priority`, `tenant`, `share`, the function of `per_request` or the factory of the
+            metrics raise.
     """
     dispatcher = upstream.dispatcher
     if dispatcher.forked:
@@ -84,7 +84,7 @@ def submit(
     bytes_are_bounded = options.bound.max_buffered_bytes is not None and on_end is None
     submission = Submission(
         content,
-        1.0 if options.cost is None else options.cost_of(content),
+        options.cost_of(content) if options.has_cost else 1.0,
         None if options.max_outputs is None else options.limit_of(content),
         None if options.rules.per_request is None else options.rules.is_eos_of(content),
         None if options.decode is None else options.decoder_of(content),

@@ -19,6 +19,7 @@ class StepTotals(NamedTuple):
     Attributes:
         steps: Steps that were made.
         live_slots: Live slots, summed over the steps.
+        slots: Slots that could have been live, summed over the steps.
         outputs: Outputs given to streams.
         dropped: Outputs for slots that had finished.
         first_outputs: Requests that have had their first output.
@@ -28,6 +29,7 @@ class StepTotals(NamedTuple):
 
     steps: int = 0
     live_slots: int = 0
+    slots: int = 0
     outputs: int = 0
     dropped: int = 0
     first_outputs: int = 0
@@ -99,7 +101,6 @@ class Totals:
         waiting: int,
         prefilling: int,
         buffered: int,
-        max_batch_size: int,
     ) -> BatcherStatistics:
         """Return all figures.
 
@@ -109,18 +110,16 @@ class Totals:
             waiting: How many requests wait.
             prefilling: How many requests in batches have had no output there.
             buffered: How many outputs wait in live streams.
-            max_batch_size: How many slots each step had.
         """
         newly = [request for request in ended if request in self.open]
         finished = self.finished + Counter(request.ends[0].reason for request in newly)
         total = _sum([self._past, *running])
-        capacity = total.steps * max_batch_size
         live = len(self.open) - len(newly)
         return BatcherStatistics(
             batches=self._batch_sizes.total(),
             batch_sizes=dict(sorted(self._batch_sizes.items())),
             steps=total.steps,
-            occupancy=total.live_slots / capacity if capacity else 0.0,
+            occupancy=total.live_slots / total.slots if total.slots else 0.0,
             outputs=total.outputs,
             dropped=total.dropped,
             opened=self.opened,

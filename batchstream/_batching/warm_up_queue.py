@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, Generic
 
 from typing_extensions import TypeVar
@@ -33,10 +32,9 @@ class WarmUpQueue(Generic[T]):
 
     def __init__(self, options: BatcherOptions[Any, T]) -> None:
         self.queue: WaitingQueue[Request[T]] = WaitingQueue(
-            max_batch_size=options.max_batch_size,
-            max_batch_cost=options.max_batch_cost,
-            max_pending=sys.maxsize,
+            options.limits, is_measured=options.batch_cost is not None
         )
+        self.queue.gather_no_more()
         self.live: set[Request[T]] = set()
 
     def begin(self, requests: Collection[Request[T]]) -> None:

@@ -109,6 +109,13 @@ class Workers:
             self.wakeups.append(WakeUp(worker))
             self.at_work.add(worker)
 
+    def wake_one_waiting(self) -> None:
+        """Queue the wake-up of a worker, if any waits: until when to wait is about to change."""
+        for worker, (_, waiter) in self.waiting.items():
+            self.wakeups.append(WakeUp(worker, waiter))  # first: see the top of this module
+            del self.waiting[worker]
+            return
+
     def wake_waiting(self) -> None:
         """Queue the wake-ups of all workers that wait."""
         self.wakeups.extend(WakeUp(it, waiter) for it, (_, waiter) in self.waiting.items())

@@ -12,10 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from batchstream import OverloadedError
 from batchstream._batching.places import ALONE
-from batchstream._batching.queue import WaitingQueue
+from batchstream._core.errors import CostError
 from support import interrupts, knobs
 from support.fairness import FairRules, Ticket
-from support.joining import JoiningRules
+from support.joining import CHANGES, JoiningRules, waiting_queue
 
 SIZE = 3
 
@@ -27,7 +27,7 @@ def no_room():
 def queue_of(tickets=(), **options):
     """Return a queue in which these wait; each comes a second after the other."""
     options = {"max_batch_size": SIZE, "max_pending": 10**9, "has_places": True} | options
-    made = WaitingQueue(**options)
+    made = waiting_queue(**options)
     for number, ticket in enumerate(tickets):
         ticket.arrived = float(number)
         made.append(ticket, no_room)
@@ -500,6 +500,10 @@ class FairQueueMachine(RuleBasedStateMachine):
         of_tenant = sum(other.tenant == tenant for other in self.waiting)
         total = sum(other.cost for other in self.waiting)
         reason = None
+        if self.rules.joining.max_cost is not None and cost > self.rules.joining.max_cost:
+            with pytest.raises(CostError):
+                self.queue.append(ticket, no_room)
+            return
         if len(self.waiting) >= self.max_pending:
             reason = "pending"
         elif self.max_cost is not None and total + cost > self.max_cost:
@@ -520,14 +524,22 @@ class FairQueueMachine(RuleBasedStateMachine):
     def let_time_pass(self, seconds):
         self.now += seconds
 
-    @rule(slots=st.integers(0, SIZE), spent=st.sampled_from([0.0, 0.0, 3.0]))
+    @rule(changes=st.fixed_dictionaries(CHANGES))
+    def change_limits(self, changes):
+        self.max_pending = changes["max_pending"] or self.max_pending
+        limits = self.rules.joining.changed(**changes | {"max_pending": self.max_pending})
+        self.rules.joining.go_by(limits)
+        self.queue.change_limits(limits)
+
+    @rule(slots=st.integers(0, SIZE), spent=st.sampled_from([None, None, 0.0, 3.0]))
     def take(self, slots, spent):
         expected = self.rules.expected(self.waiting, self.now, slots, spent)
         taken = self.queue.take(self.now, slots=slots, spent=spent)
         assert taken == expected
         assert len(taken) <= slots
         if self.rules.joining.max_cost is not None and taken:
-            assert spent + sum(ticket.cost for ticket in taken) <= self.rules.joining.max_cost
+            cost = (spent or 0.0) + sum(ticket.cost for ticket in taken)
+            assert cost <= self.rules.joining.max_cost or (spent is None and len(taken) == 1)
         for ticket in taken:
             self.check_order(ticket)
             self.rules.take(ticket)
@@ -575,11 +587,11 @@ class FairQueueMachine(RuleBasedStateMachine):
         if at > self.now:
             assert self.queue.take((self.now + at) / 2, slots=SIZE) == []
             self.now = at
-        expected = self.rules.expected(self.waiting, self.now, SIZE, 0.0)
+        expected = self.rules.expected(self.waiting, self.now, SIZE, None)
         overdue = [ticket for ticket in self.waiting if (ticket.wait_until or 1e9) <= self.now]
         assert expected or overdue
         self.expire()
-        self.take(SIZE, 0.0)
+        self.take(SIZE, None)
 
     @precondition(lambda self: self.submitted)
     @rule(data=st.data())

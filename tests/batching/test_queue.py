@@ -12,9 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from batchstream import OverloadedError
 from batchstream._batching.keys import KeyInterner
-from batchstream._batching.queue import WaitingQueue
+from batchstream._core.errors import CostError
 from support import interrupts, knobs
-from support.joining import JoiningRules
+from support.joining import CHANGES, JoiningRules, waiting_queue
 
 SIZE = 3
 
@@ -28,6 +28,7 @@ class Ticket:
     cost: float = 1.0
     arrived: float = 0.0
     wait_until: float | None = None
+    measured: object = None
 
     def __repr__(self):
         return self.name
@@ -39,7 +40,7 @@ def no_room():
 
 def queue_of(tickets=(), **options):
     """Return a queue in which these wait, given as pairs of name and group."""
-    made = WaitingQueue(**{"max_batch_size": SIZE, "max_pending": 99} | options)
+    made = waiting_queue(**{"max_batch_size": SIZE, "max_pending": 99} | options)
     waiting = []
     for number, ticket in enumerate(tickets):
         if isinstance(ticket, str):
@@ -357,7 +358,7 @@ class QueueMachine(RuleBasedStateMachine):
     def begin(self, timeout, max_cost, max_pending):
         self.joining = JoiningRules(timeout, max_cost, SIZE)
         self.max_pending = max_pending
-        self.queue = WaitingQueue(
+        self.queue = waiting_queue(
             max_batch_size=SIZE,
             batch_timeout=timeout,
             max_batch_cost=max_cost,
@@ -382,7 +383,11 @@ class QueueMachine(RuleBasedStateMachine):
         self.now += 0.125  # exact, and no two requests come at the same time
         ticket = Ticket(str(self.submitted), group, cost, self.now)
         ticket.wait_until = None if patience is None else self.now + patience
-        if len(self.waiting) == self.max_pending:
+        if self.joining.max_cost is not None and cost > self.joining.max_cost:
+            with pytest.raises(CostError):
+                self.queue.append(ticket, no_room)
+            return
+        if len(self.waiting) >= self.max_pending:
             with pytest.raises(OverloadedError) as raised:
                 self.queue.append(ticket, no_room)
             assert raised.value.pending == len(self.waiting)
@@ -395,7 +400,15 @@ class QueueMachine(RuleBasedStateMachine):
     def let_time_pass(self, seconds):
         self.now += seconds
 
-    @rule(slots=st.integers(0, SIZE), spent=st.sampled_from([0.0, 0.0, 3.0]))
+    @rule(changes=st.fixed_dictionaries(CHANGES))
+    def change_limits(self, changes):
+        """Change some limits at any moment: no request comes out by that, and none is lost."""
+        self.max_pending = changes["max_pending"] or self.max_pending
+        limits = self.joining.changed(**changes | {"max_pending": self.max_pending})
+        self.joining.go_by(limits)
+        self.queue.change_limits(limits)
+
+    @rule(slots=st.integers(0, SIZE + 1), spent=st.sampled_from([None, None, 0.0, 3.0]))
     def take(self, slots, spent):
         expected = self.joining.expected(self.waiting, self.now, slots, spent)
         taken = self.queue.take(self.now, slots=slots, spent=spent)
@@ -403,7 +416,8 @@ class QueueMachine(RuleBasedStateMachine):
         assert len(taken) <= slots
         assert len({ticket.group for ticket in taken}) <= 1
         if self.joining.max_cost is not None and taken:
-            assert spent + sum(ticket.cost for ticket in taken) <= self.joining.max_cost
+            cost = (spent or 0.0) + sum(ticket.cost for ticket in taken)
+            assert cost <= self.joining.max_cost or (spent is None and len(taken) == 1)
         self.come_out(taken)
 
     @rule()
@@ -429,11 +443,11 @@ class QueueMachine(RuleBasedStateMachine):
             assert expire(self.queue, before) == []
             assert self.queue.take(before, slots=SIZE) == []
             self.now = at
-        expected = self.joining.expected(self.waiting, self.now, SIZE, 0.0)
+        expected = self.joining.expected(self.waiting, self.now, SIZE, None)
         overdue = [ticket for ticket in self.waiting if (ticket.wait_until or 1e9) <= self.now]
         assert expected or overdue
         self.expire()
-        self.take(SIZE, 0.0)
+        self.take(SIZE, None)
 
     @precondition(lambda self: self.submitted)
     @rule(data=st.data())

@@ -18,7 +18,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from batchstream import ClosedError, FinishReason, OverloadedError, StreamEnd
-from batchstream._batching import scheduler, warm_up_queue, workers
+from batchstream._batching import queue, scheduler, warm_up_queue, workers
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.places import ALONE, Place
 from batchstream._batching.request import FREED, Deadlines, Request, Submission
@@ -27,12 +27,12 @@ from batchstream._batching.totals import StepTotals
 from batchstream._batching.workers import Worker
 from batchstream._core.rules import EndRules
 from support import knobs
-from support.joining import JoiningRules, groups_of
+from support.joining import CHANGES, JoiningRules, groups_of
 
 TICK = 0.125
 """Between two requests: exact in binary, so that sums of times are."""
 
-SCHEDULER = {module.__file__ for module in (scheduler, warm_up_queue, workers)}
+SCHEDULER = {module.__file__ for module in (queue, scheduler, warm_up_queue, workers)}
 
 
 class Struck(BaseException):
@@ -91,12 +91,13 @@ class Batch:
 
     requests: list[Request]
     free_slots: int
+    slots: int
     buffered: int = 1
     is_warm_up: bool = False
     prefilling: int = 1
 
     def step_totals(self):
-        return StepTotals(1, len(self.requests), 3, 2, first_outputs=5, wasted=4)
+        return StepTotals(1, len(self.requests), self.slots, 3, 2, first_outputs=5, wasted=4)
 
 
 @dataclass(eq=False)
@@ -170,8 +171,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.bands = bands
         self.in_front = set()  # requests that were put back
         self.joining = JoiningRules(batch_timeout, max_cost, size, self.rank)
-        self.size, self.max_workers = size, workers
-        self.max_pending, self.threads = max_pending, threads
+        self.limits = options.limits
+        self.max_workers = workers
+        self.threads = threads
         self.scheduler = Scheduler(options, reuses_workers=threads)
         self.now = 100.0
         self.closed = False
@@ -196,6 +198,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     def accepted(self):
         return [*self.waiting, *self.taken_out, *self.joined, *self.finished]
 
+    @property
+    def size(self):
+        return self.joining.max_size
+
+    @property
+    def max_pending(self):
+        return self.limits.now.max_pending
+
     def rank(self, request):
         """Return the band of a request: what was put back is in front of all."""
         if not self.bands:
@@ -217,7 +227,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def busy(self):
         return [run for run in self.active() if run.batch is not None and self.at_work(run)]
 
-    def next_requests(self, slots, spent=0.0):
+    def next_requests(self, slots, spent=None):
         """Return the requests that join a batch now."""
         waiting = [] if self.closed else self.waiting
         return self.joining.expected(waiting, self.now, slots, spent)
@@ -429,6 +439,33 @@ class SchedulerMachine(RuleBasedStateMachine):
     def let_time_pass(self, seconds):
         self.now += seconds
 
+    # ---- limits
+
+    @rule(changes=st.fixed_dictionaries(CHANGES))
+    def change_limits(self, changes):
+        """Limits change at any moment; a worker that waits is woken, and one only."""
+        wakeups, listening = list(self.scheduler.workers.wakeups), self.listening()
+        limits = self.changed(changes)
+        self.scheduler.change_limits(limits)
+        assert self.limits.now is limits
+        self.joining.go_by(limits)
+        added = list(self.scheduler.workers.wakeups)[len(wakeups) :]
+        assert len(added) == bool(listening)
+
+    @rule(where=STRIKES, changes=st.fixed_dictionaries(CHANGES))
+    def change_limits_interrupted(self, where, changes):
+        """All of them change, or none."""
+        before, after = self.limits.now, self.changed(changes)
+        strike(lambda: self.scheduler.change_limits(after), *where)
+        assert self.limits.now is before or self.limits.now is after
+        self.joining.go_by(self.limits.now)
+        self.recover()
+
+    def changed(self, changes):
+        return self.joining.changed(
+            **changes | {"max_pending": changes["max_pending"] or self.max_pending}
+        )
+
     # ---- workers
 
     @precondition(lambda self: self.scheduler.workers.wakeups)
@@ -551,10 +588,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert 0 < len(requests) <= self.size
         assert len({request.group for request in requests}) == 1
         if self.joining.max_cost is not None:
-            assert sum(request.cost for request in requests) <= self.joining.max_cost
+            cost = sum(request.cost for request in requests)
+            assert cost <= self.joining.max_cost or len(requests) == 1
         run.has_asked = False
         free_slots = 0 if self.joining.batch_timeout else self.size - len(requests)
-        run.batch = Batch(requests, free_slots)
+        run.batch = Batch(requests, free_slots, self.size)
         self.scheduler.batches.add(run.batch)
 
     @precondition(lambda self: self.asking())
@@ -812,7 +850,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert figures.first_outputs == 5 * len(batches)
         assert figures.wasted == 4 * len(batches)
         live = sum(len(batch.requests) for batch in batches)
-        assert figures.occupancy == (live / (len(batches) * self.size) if batches else 0.0)
+        assert figures.occupancy == (live / sum(it.slots for it in batches) if batches else 0.0)
 
 
 TestScheduler = SchedulerMachine.TestCase

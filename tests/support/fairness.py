@@ -27,6 +27,7 @@ class Ticket:
     group: object = "one"
     arrived: float = 0.0
     wait_until: float | None = None
+    measured: object = None
 
     def __post_init__(self):
         self.place = Place(self.priority, self.tenant, self.share)

@@ -8,6 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import hypothesis.strategies as st
+
+from batchstream._batching.limits import Limits, LimitsInForce
+from batchstream._batching.queue import WaitingQueue
+
 
 def groups_of(waiting):
     """Return the requests by group, the group of the oldest request first."""
@@ -15,6 +20,21 @@ def groups_of(waiting):
     for request in waiting:
         groups.setdefault(request.group, []).append(request)
     return list(groups.values())
+
+
+CHANGES = {
+    "size": st.none() | st.integers(1, 4),
+    "timeout": st.none() | st.sampled_from([0.0, 1.0, 2.0, 6.0]),
+    "max_cost": st.none() | st.sampled_from([1.0, 3.0, 5.0]),
+    "max_pending": st.none() | st.integers(1, 8),
+}
+"""Limits that change, and others that stay."""
+
+
+def waiting_queue(**options):
+    """Return a queue whose limits are among these options."""
+    limits = Limits(**{name: options.pop(name) for name in Limits._fields if name in options})
+    return WaitingQueue(LimitsInForce(limits), **options)
 
 
 @dataclass
@@ -33,9 +53,38 @@ class JoiningRules:
     max_size: int
     rank: Callable[[object], object] = lambda _: 0
 
+    def changed(self, *, size, timeout, max_cost, max_pending):
+        """Return the limits with these in place of those that they are not None for.
+
+        Args:
+            size: Of a batch.
+            timeout: How long a request waits for others.
+            max_cost: Of a batch; it stays None where there is none.
+            max_pending: How many may wait.
+        """
+        return Limits(
+            size or self.max_size,
+            max_pending,
+            self.batch_timeout if timeout is None else timeout,
+            self.max_cost and (max_cost or self.max_cost),
+        )
+
+    def go_by(self, limits):
+        """Go by other limits from now on."""
+        self.max_size, _, self.batch_timeout, self.max_cost = limits
+
     def fitting(self, group, slots, spent):
-        """Return the requests of a group for which a batch has room."""
+        """Return the requests of a group for which a batch has room.
+
+        Args:
+            group: The requests.
+            slots: How many there is room for.
+            spent: What the batch costs already; None if it has no request.
+        """
         fitting = []
+        if spent is None and self.max_cost is not None and group[0].cost > self.max_cost:
+            return group[: min(slots, 1)]
+        spent = spent or 0.0
         for request in group[:slots]:
             spent += request.cost
             if self.max_cost is not None and spent > self.max_cost:

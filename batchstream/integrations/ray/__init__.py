@@ -6,7 +6,7 @@ Theory of operation
 A decorated function is a function again, as Ray finds out by `inspect` how a method is called. What
 it needs stands in a `Handler` (`_handler.py`): it reads the arguments of a call by the function's
 own signature (`_arguments.py`), notes the context of the request, and submits both to a
-`DynamicBatcher`. The source of that batcher (`_source.py`) calls the function with one list for each
+`DynamicBatcher`. Its source (`_source.py`) calls the function with one list for each
 parameter, in the contexts of the batch's requests, and reads `StopIteration` as an end mark. Ray
 pickles a deployment's class by value: a handler pickles as its definition, and each replica makes
 its own.

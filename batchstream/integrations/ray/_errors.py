@@ -1,10 +1,6 @@
-"""The errors of a batch whose types Ray's users know."""
+"""The error of a request that no batch can hold."""
 
 from __future__ import annotations
-
-from typing import Any
-
-from ray.serve.exceptions import RayServeException
 
 from batchstream._core.errors import RequestError
 
@@ -14,18 +10,3 @@ class ItemSizeError(RequestError, RuntimeError):
 
     With `serve.batch` it is a plain `RuntimeError`. As a `RequestError` it is answered with 422.
     """
-
-
-def check_length(returned: Any, size: int) -> None:
-    """Refuse results, or a step, that do not have one element for each request.
-
-    What has no length is left to the code that reads it.
-
-    Raises:
-        RayServeException: They have another length.
-    """
-    if hasattr(type(returned), "__len__") and len(returned) != size:
-        raise RayServeException(
-            f"Batched function doesn't preserve batch size. The input list has length {size} but "
-            f"the returned list has length {len(returned)}."
-        )

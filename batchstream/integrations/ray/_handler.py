@@ -13,14 +13,8 @@ from batchstream._core.errors import CostError
 from batchstream.integrations.ray._arguments import Call, Parameters
 from batchstream.integrations.ray._errors import ItemSizeError
 from batchstream.integrations.ray._ongoing import warn_if_never_full
-from batchstream.integrations.ray._options import (
-    batcher_options,
-    check_batch_size,
-    check_batch_size_fn,
-    check_concurrency,
-    check_wait,
-)
-from batchstream.integrations.ray._source import source_of, streams
+from batchstream.integrations.ray._options import Settings, batcher_options
+from batchstream.integrations.ray._source import Function
 
 if TYPE_CHECKING:
     from batchstream import BatcherStatistics
@@ -62,10 +56,7 @@ class Handler:
 
     Args:
         function: The function, as it was before.
-        max_batch_size: See `batch`.
-        batch_wait_timeout_s: See `batch`.
-        max_concurrent_batches: See `batch`.
-        batch_size_fn: See `batch`.
+        settings: The arguments that `serve.batch` has, too.
         options: The other arguments of `DynamicBatcher`.
 
     Raises:
@@ -73,46 +64,44 @@ class Handler:
     """
 
     def __init__(
-        self,
-        function: Callable[..., Any],
-        max_batch_size: Any,
-        batch_wait_timeout_s: Any,
-        max_concurrent_batches: Any,
-        batch_size_fn: Any,
-        options: dict[str, Any],
+        self, function: Callable[..., Any], settings: Settings, options: dict[str, Any]
     ) -> None:
-        self._max_batch_size = check_batch_size(max_batch_size)
-        self._batch_wait_timeout_s = check_wait(batch_wait_timeout_s)
-        self._max_concurrent_batches = check_concurrency(max_concurrent_batches)
-        check_batch_size_fn(batch_size_fn, options)
         self._function = function
-        self._batch_size_fn = batch_size_fn
+        self._settings = settings
         self._options = options
         self._parameters = Parameters(function)
-        self._running: dict[object, float] = {}
-        self._batcher: DynamicBatcher[Call, Any] = DynamicBatcher(
-            source_of(function, self._parameters, self._running),
-            batch_timeout=self._batch_wait_timeout_s,
-            workers=self._max_concurrent_batches,
-            **batcher_options(
-                options,
-                self._parameters,
-                max_batch_size=self._max_batch_size,
-                batch_size_fn=batch_size_fn,
-                streams=streams(function),
-            ),
-        )
+        self._runs = Function(function, self._parameters)
         self._has_checked = False
+        self._batcher: DynamicBatcher[Call, Any] = DynamicBatcher(
+            self._runs.source(),
+            **batcher_options(settings, options, self._parameters, streams=self.streams),
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _made, (
-            self._function,
-            self._max_batch_size,
-            self._batch_wait_timeout_s,
-            self._max_concurrent_batches,
-            self._batch_size_fn,
-            self._options,
-        )
+        return _made, (self._function, self._settings, self._options)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the function gives many outputs for each request, and not one result."""
+        return self._runs.streams
+
+    @property
+    def attributes(self) -> dict[str, Callable[..., Any]]:
+        """What the decorated function has besides being called.
+
+        Some of the names are private: by these Ray's tests, and its users, look into a handler.
+        """
+        return {
+            "set_max_batch_size": self.set_max_batch_size,
+            "set_batch_wait_timeout_s": self.set_batch_wait_timeout_s,
+            "statistics": self.statistics,
+            "aclose": self.aclose,
+            "_get_max_batch_size": self.get_max_batch_size,
+            "_get_batch_wait_timeout_s": self.get_batch_wait_timeout_s,
+            "_get_curr_iteration_start_times": self.start_times,
+            "_is_batching_task_alive": self.is_alive,
+            "_get_handling_task_stack": self.stack,
+        }
 
     # ---- a call
 
@@ -136,34 +125,38 @@ class Handler:
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         call = self._parameters.bind(args, kwargs)
         if not self._has_checked:
-            self._check_ongoing()
+            self._has_checked = True
+            if self._settings.batch_size_fn is None:  # else the size is no number of requests
+                warn_if_never_full(
+                    self._settings.max_batch_size, self._settings.max_concurrent_batches
+                )
         return call
 
     # ---- what its users may ask and set
 
-    def get_max_batch_size(self) -> int:
-        """Return how large a batch may be."""
-        return self._max_batch_size
-
-    def get_batch_wait_timeout_s(self) -> float:
-        """Return for how long a batch waits for more requests."""
-        return self._batch_wait_timeout_s
-
     def set_max_batch_size(self, new_max_batch_size: int) -> None:
-        """Change how large the next batches may be; that of requests that wait included."""
-        size = check_batch_size(new_max_batch_size)
-        if self._batch_size_fn is None:
-            self._batcher.reconfigure(max_batch_size=size)
+        """Change how large the next batches may be; requests that wait already are in them."""
+        settings = self._settings.changed(max_batch_size=new_max_batch_size)
+        if settings.batch_size_fn is None:
+            self._batcher.reconfigure(max_batch_size=settings.max_batch_size)
         else:
-            self._batcher.reconfigure(max_batch_cost=size)
-        self._max_batch_size = size
+            self._batcher.reconfigure(max_batch_cost=settings.max_batch_size)
+        self._settings = settings
         self._has_checked = False
 
     def set_batch_wait_timeout_s(self, new_batch_wait_timeout_s: float) -> None:
-        """Change for how long the next batches wait for more requests."""
-        seconds = check_wait(new_batch_wait_timeout_s)
-        self._batcher.reconfigure(batch_timeout=seconds)
-        self._batch_wait_timeout_s = seconds
+        """Change for how long the next batches wait for more requests, in seconds."""
+        settings = self._settings.changed(batch_wait_timeout_s=new_batch_wait_timeout_s)
+        self._batcher.reconfigure(batch_timeout=settings.batch_wait_timeout_s)
+        self._settings = settings
+
+    def get_max_batch_size(self) -> int:
+        """Return how large a batch may be."""
+        return self._settings.max_batch_size
+
+    def get_batch_wait_timeout_s(self) -> float:
+        """Return for how long a batch waits for more requests, in seconds."""
+        return self._settings.batch_wait_timeout_s
 
     def statistics(self) -> BatcherStatistics:
         """Return the figures of the batcher in this process."""
@@ -175,7 +168,7 @@ class Handler:
 
     def start_times(self) -> StartTimes:
         """Return when the batches that run have begun."""
-        return StartTimes(list(self._running.values()))
+        return StartTimes(list(self._runs.running.values()))
 
     async def is_alive(self) -> bool:
         """Whether there are workers for new requests."""
@@ -183,11 +176,6 @@ class Handler:
 
     async def stack(self) -> None:
         """Return None, as Ray does for a handler without a task that forms its batches."""
-
-    def _check_ongoing(self) -> None:
-        self._has_checked = True
-        if self._batch_size_fn is None:  # else the size is no number of requests
-            warn_if_never_full(self._max_batch_size, self._max_concurrent_batches)
 
 
 async def _read(body: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:

@@ -6,8 +6,9 @@ arguments.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from batchstream import per_request
 from batchstream._core.arguments import UNLIMITED, check_number, check_seconds
@@ -16,69 +17,70 @@ from batchstream.integrations.ray._arguments import Call, Parameters
 
 # Options of `DynamicBatcher` that are functions of a request. `key` is made apart.
 _OF_A_REQUEST: Final = ("cost", "decode", "max_outputs", "priority", "share", "tenant")
+_OF_STREAMS: Final = (
+    *("eos", "is_eos", "include_eos", "max_outputs", "require_eos", "decode", "max_buffered"),
+    *("on_overflow", "merge", "max_buffered_bytes", "size_of"),
+)
 _BY_ANOTHER_NAME: Final = {
     "batch_cost": "batch_size_fn",
     "batch_timeout": "batch_wait_timeout_s",
     "workers": "max_concurrent_batches",
-    "single": "an asynchronous function that returns a list, in place of one that yields lists",
+    "single": "a function that returns a list, in place of one that yields lists",
 }
 
 
-def check_batch_size(max_batch_size: Any) -> int:
-    """Return the largest size of a batch.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The arguments that `serve.batch` has, too; see `batch` for their meaning.
+
+    The types of the errors are those of `serve.batch`.
 
     Raises:
-        TypeError: It is no whole number.
-        ValueError: It is less than 1.
+        TypeError: One is of the wrong kind; or `max_concurrent_batches` is less than 1.
+        ValueError: One cannot work.
     """
-    is_whole = isinstance(max_batch_size, int) or (
-        isinstance(max_batch_size, float) and max_batch_size.is_integer()
-    )
-    if not is_whole:
-        raise TypeError(f"max_batch_size must be integer >= 1, got {max_batch_size!r}")
-    if max_batch_size < 1:
-        raise ValueError(f"max_batch_size must be an integer >= 1, got {max_batch_size!r}")
-    return int(max_batch_size)
+
+    max_batch_size: int
+    batch_wait_timeout_s: float
+    max_concurrent_batches: int
+    batch_size_fn: Callable[[list[Any]], Any] | None
+
+    def __post_init__(self) -> None:
+        size: object = self.max_batch_size
+        if isinstance(size, float) and size.is_integer():
+            size = int(size)
+            object.__setattr__(self, "max_batch_size", size)
+        if not isinstance(size, int):
+            raise TypeError(f"max_batch_size must be integer >= 1, got {size!r}")
+        if size < 1:
+            raise ValueError(f"max_batch_size must be an integer >= 1, got {size!r}")
+        wait: object = self.batch_wait_timeout_s
+        if not isinstance(wait, float | int):
+            raise TypeError(f"batch_wait_timeout_s must be a float >= 0, got {wait!r}")
+        check_seconds("batch_wait_timeout_s", float(wait))
+        batches: object = self.max_concurrent_batches
+        if not isinstance(batches, int) or batches < 1:
+            raise TypeError(f"max_concurrent_batches must be an integer >= 1, got {batches!r}")
+        measure: object = self.batch_size_fn
+        if measure is not None and not callable(measure):
+            raise TypeError(f"batch_size_fn must be a callable or None, got {type(measure)}")
+
+    def changed(self, **changes: Any) -> Self:
+        """Return the same with another value, which is checked."""
+        return dataclasses.replace(self, **changes)
 
 
-def check_wait(batch_wait_timeout_s: Any) -> float:
-    """Return for how long a batch waits for more requests.
-
-    Raises:
-        TypeError: It is no number.
-        ValueError: It is negative, infinite or NaN.
-    """
-    if not isinstance(batch_wait_timeout_s, int | float):
-        raise TypeError(f"batch_wait_timeout_s must be a float >= 0, got {batch_wait_timeout_s!r}")
-    return check_seconds("batch_wait_timeout_s", float(batch_wait_timeout_s))
-
-
-def check_concurrency(max_concurrent_batches: Any) -> int:
-    """Return how many batches may run at once.
-
-    Raises:
-        TypeError: It is no whole number of at least 1: `serve.batch` does not raise a `ValueError`.
-    """
-    if not isinstance(max_concurrent_batches, int) or max_concurrent_batches < 1:
-        raise TypeError(
-            f"max_concurrent_batches must be an integer >= 1, got {max_concurrent_batches!r}"
-        )
-    return int(max_concurrent_batches)
-
-
-def check_batch_size_fn(batch_size_fn: Any, options: dict[str, Any]) -> None:
-    """Check the function that measures a batch, and that no other option does.
+def check_options(settings: Settings, options: dict[str, Any]) -> None:
+    """Refuse options that `batch` has by another name, or that do not go with its own.
 
     Raises:
-        TypeError: It cannot be called, or does not go with another option.
+        TypeError: There is one.
     """
     for name, instead in _BY_ANOTHER_NAME.items():
         if name in options:
             raise TypeError(f"batch takes no {name}: pass {instead}")
-    if batch_size_fn is None:
+    if settings.batch_size_fn is None:
         return
-    if not callable(batch_size_fn):
-        raise TypeError(f"batch_size_fn must be a callable or None, got {type(batch_size_fn)}")
     for name in ("cost", "max_batch_cost"):
         if name in options:
             raise TypeError(
@@ -88,14 +90,13 @@ def check_batch_size_fn(batch_size_fn: Any, options: dict[str, Any]) -> None:
 
 
 def batcher_options(
-    options: dict[str, Any],
-    parameters: Parameters,
-    *,
-    max_batch_size: int,
-    batch_size_fn: Callable[[list[Any]], Any] | None,
-    streams: bool,
+    settings: Settings, options: dict[str, Any], parameters: Parameters, *, streams: bool
 ) -> dict[str, Any]:
-    """Return the arguments of the `DynamicBatcher`, besides those that `batch` has itself."""
+    """Return the arguments of the `DynamicBatcher`.
+
+    Raises:
+        TypeError: An option is for functions that yield lists, and this one does not.
+    """
     made = dict(options)
     # Ray bounds what a replica is given, and None is an output, unless the options say otherwise.
     made.setdefault("max_pending", UNLIMITED)
@@ -103,18 +104,25 @@ def batcher_options(
         made.setdefault("eos", EOS)
         if isinstance(made.get("is_eos"), per_request):
             made["is_eos"] = per_request(_of_call(made["is_eos"].function))
+    elif given := [name for name in _OF_STREAMS if name in options]:
+        raise TypeError(
+            f"{' and '.join(given)} is for functions that yield lists: a request to one that "
+            f"returns a list has one result, whatever it is"
+        )
     else:
         made["single"] = True
     for name in _OF_A_REQUEST:
         if callable(made.get(name)):
             made[name] = _of_call(made[name])
     made["key"] = _key_of(options.get("key"), parameters)
-    if batch_size_fn is None:
-        made["max_batch_size"] = max_batch_size
+    made["batch_timeout"] = settings.batch_wait_timeout_s
+    made["workers"] = settings.max_concurrent_batches
+    measure = settings.batch_size_fn
+    if measure is None:
+        made["max_batch_size"] = settings.max_batch_size
     else:
-        measure = batch_size_fn
         made["max_batch_size"] = UNLIMITED
-        made["max_batch_cost"] = max_batch_size
+        made["max_batch_cost"] = settings.max_batch_size
         made["batch_cost"] = lambda calls: check_number(
             "what batch_size_fn returns", measure([call.item for call in calls])
         )

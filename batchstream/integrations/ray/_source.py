@@ -4,135 +4,130 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 from batchstream._core.arguments import is_kind
-from batchstream._core.markers import EOS, Many
+from batchstream._pumps.source import AsyncSource, Source
 from batchstream.integrations.ray import _private
 from batchstream.integrations.ray._arguments import Call, Parameters
-from batchstream.integrations.ray._errors import check_length
-
-_MARKS: Final = (StopIteration, StopAsyncIteration)
-# The types of what may be a mark of Ray's, or hold one: a step without them is taken as it is.
-_SUSPECTS: Final = frozenset({type, Many, *_MARKS})
-_NOTHING: Final = object()
+from batchstream.integrations.ray._steps import check_length, read_step
 
 
-def streams(function: Callable[..., Any]) -> bool:
-    """Whether a function gives many outputs for each request, and not one result."""
-    return is_kind(inspect.isasyncgenfunction, function) or is_kind(
-        inspect.isgeneratorfunction, function
-    )
+class Function:
+    """A decorated function, which is called for a batch.
 
-
-def source_of(
-    function: Callable[..., Any], parameters: Parameters, running: dict[object, float]
-) -> Callable[[list[Call]], Any]:
-    """Make what `DynamicBatcher` takes: a function of a list of calls.
+    Attributes:
+        running: When the batches that run have begun, in seconds since the epoch.
 
     Args:
-        function: The decorated function; of a synchronous one the source is synchronous too, and
-            runs in a thread.
+        function: The function, as it was before.
         parameters: Its parameters.
-        running: The batches that run, each with the time at which it has begun: it is kept here.
     """
 
+    def __init__(self, function: Callable[..., Any], parameters: Parameters) -> None:
+        self._function = function
+        self._parameters = parameters
+        self.running: dict[object, float] = {}
+
+    @property
+    def streams(self) -> bool:
+        """Whether it gives many outputs for each request, and not one result."""
+        kinds = inspect.isasyncgenfunction, inspect.isgeneratorfunction
+        return any(is_kind(kind, self._function) for kind in kinds)
+
+    def source(self) -> Callable[[list[Call]], Any]:
+        """Return what `DynamicBatcher` takes: a function of a list of calls.
+
+        It is of the function's own kind: synchronous, so that it runs in a thread, if that is.
+        """
+        if is_kind(inspect.isasyncgenfunction, self._function):
+            source: Callable[[list[Call]], Any] = _async_steps(self)
+        elif is_kind(inspect.isgeneratorfunction, self._function):
+            source = _steps(self)
+        elif is_kind(inspect.iscoroutinefunction, self._function):
+            source = _async_results(self)
+        else:
+            source = _results(self)
+        for name in ("__module__", "__name__", "__qualname__"):  # what errors and metrics call it
+            if hasattr(self._function, name):
+                setattr(source, name, getattr(self._function, name))
+        return source
+
+    def call(self, calls: list[Call]) -> Any:
+        """Call it with one list for each parameter."""
+        args, kwargs = self._parameters.merged(calls)
+        instance = calls[0].instance  # of them all: it is part of their key
+        if instance is not None:
+            args.insert(0, instance)
+        return self._function(*args, **kwargs)
+
     @contextmanager
-    def serving(calls: list[Call]) -> Iterator[None]:
+    def serving(self, calls: list[Call]) -> Iterator[None]:
         """Tell Ray which requests the code in the block serves: it is that of a worker."""
         batch = object()
-        running[batch] = time.time()
+        self.running[batch] = time.time()
         _private.enter_batch([call.context for call in calls])
         try:
             with _private.trace(calls[0].trace):  # a span has one trace: Ray takes the first, too
                 yield
         finally:
             _private.enter_batch([])
-            del running[batch]
+            del self.running[batch]
 
-    def called(calls: list[Call]) -> Any:
-        args, kwargs = parameters.merged(calls)
-        if calls[0].instance is not None:
-            args.insert(0, calls[0].instance)
-        return function(*args, **kwargs)
 
-    async def async_steps(calls: list[Call]) -> AsyncIterator[Any]:
-        with serving(calls):
-            generator = called(calls)
+def _async_steps(function: Function) -> Callable[[list[Call]], AsyncIterator[Any]]:
+    async def steps(calls: list[Call]) -> AsyncIterator[Any]:
+        with function.serving(calls):
+            source = AsyncSource(function.call(calls))
+            live: Any = ()
             try:
-                step = await anext(generator, _NOTHING)
-                while step is not _NOTHING:
-                    live = yield _step(step, len(calls))
+                while True:
                     try:
-                        step = await generator.asend(live)
+                        step = await source.advance(live)
                     except StopAsyncIteration:
                         return
+                    live = yield read_step(step, len(calls))
             finally:
-                await generator.aclose()
+                await source.aclose()
 
+    return steps
+
+
+def _steps(function: Function) -> Callable[[list[Call]], Iterator[Any]]:
     def steps(calls: list[Call]) -> Iterator[Any]:
-        with serving(calls):
-            generator = called(calls)
+        with function.serving(calls):
+            source = Source(function.call(calls))
+            live: Any = ()
             try:
-                step = next(generator, _NOTHING)
-                while step is not _NOTHING:
-                    live = yield _step(step, len(calls))
+                while True:
                     try:
-                        step = generator.send(live)
+                        step = source.advance(live)
                     except StopIteration:
                         return
+                    live = yield read_step(step, len(calls))
             finally:
-                generator.close()
+                source.close()
 
-    async def async_results(calls: list[Call]) -> Any:
-        with serving(calls):
-            found = await called(calls)
+    return steps
+
+
+def _async_results(function: Function) -> Callable[[list[Call]], Awaitable[Any]]:
+    async def results(calls: list[Call]) -> Any:
+        with function.serving(calls):
+            found = await function.call(calls)
         check_length(found, len(calls))
         return found
 
+    return results
+
+
+def _results(function: Function) -> Callable[[list[Call]], Any]:
     def results(calls: list[Call]) -> Any:
-        with serving(calls):
-            found = called(calls)
+        with function.serving(calls):
+            found = function.call(calls)
         check_length(found, len(calls))
         return found
 
-    source: Callable[[list[Call]], Any] = results
-    if is_kind(inspect.isasyncgenfunction, function):
-        source = async_steps
-    elif is_kind(inspect.isgeneratorfunction, function):
-        source = steps
-    elif is_kind(inspect.iscoroutinefunction, function):
-        source = async_results
-    for name in ("__module__", "__name__", "__qualname__"):  # by which errors and metrics call it
-        if hasattr(function, name):
-            setattr(source, name, getattr(function, name))
-    return source
-
-
-def _step(step: Any, size: int) -> Any:
-    """Return a step in which `StopIteration` is our end mark, if it holds one.
-
-    Raises:
-        RayServeException: It does not have one element for each request.
-    """
-    if isinstance(step, Mapping):
-        if _SUSPECTS.isdisjoint(map(type, step.values())):
-            return step
-        return {slot: _element(element) for slot, element in step.items()}
-    check_length(step, size)
-    if getattr(getattr(step, "dtype", None), "kind", None) == "O":
-        step = list(step)
-    if not isinstance(step, list | tuple) or _SUSPECTS.isdisjoint(map(type, step)):
-        return step
-    return [_element(element) for element in step]
-
-
-def _element(element: Any) -> Any:
-    if type(element) is Many:
-        return Many([_element(output) for output in element.outputs])
-    # By identity: equality of arrays is an array, and has no truth.
-    if element is StopIteration or element is StopAsyncIteration or type(element) in _MARKS:
-        return EOS
-    return element
+    return results

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from batchstream import OverloadedError
 from batchstream._batching.departures import DepartureRate
+from batchstream._batching.limits import Limits, LimitsInForce
 from batchstream._batching.places import Place
 from batchstream._batching.queue import WaitingQueue
 from batchstream.integrations.litserve._link.process_end import wait_for_end
@@ -56,6 +57,7 @@ class QueuedRequest:
     """
 
     __slots__ = ("arrived", "cost", "element", "group", "place", "wait_until")
+    measured: object = None
 
     def __init__(self, element: tuple[Any, ...], standing: Standing, arrived: float) -> None:
         self.element = element
@@ -92,8 +94,7 @@ class OrderedRequests:
 
     def __init__(self, max_pending: int | None, max_pending_per_tenant: int | None) -> None:
         self._waiting: WaitingQueue[QueuedRequest] = WaitingQueue(
-            max_batch_size=1,
-            max_pending=sys.maxsize if max_pending is None else max_pending,
+            LimitsInForce(Limits(1, sys.maxsize if max_pending is None else max_pending)),
             max_pending_per_tenant=max_pending_per_tenant,
             has_places=True,
         )

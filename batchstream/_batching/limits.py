@@ -1,0 +1,43 @@
+"""The limits of a batcher that may change while it serves requests.
+
+Theory of operation
+-------------------
+
+All that reads such a limit, the queue for example, shares one `LimitsInForce`, and reads it there
+each time. A change replaces the `Limits` as a whole, with one assignment: so a signal's exception
+leaves all that were in force before, or all new ones. What has to be done so that no reader misses
+the change is done before it; see `Scheduler.reconfigure`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Limits(NamedTuple):
+    """How large batches are, and how long requests wait for them.
+
+    Attributes:
+        max_batch_size: How many requests a batch has at most.
+        max_pending: How many may wait.
+        batch_timeout: For how long a request waits for others at most, while a worker is free.
+        max_batch_cost: What the requests of a batch may cost together; None if they cost nothing.
+    """
+
+    max_batch_size: int
+    max_pending: int
+    batch_timeout: float = 0.0
+    max_batch_cost: float | None = None
+
+
+class LimitsInForce:
+    """The limits that count at the moment.
+
+    Attributes:
+        now: They themselves; replaced as a whole, under the batcher's lock.
+    """
+
+    __slots__ = ("now",)
+
+    def __init__(self, limits: Limits) -> None:
+        self.now = limits
