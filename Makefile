@@ -10,7 +10,7 @@ CORE = --confcutdir=tests --ignore=tests/integrations --ignore=tests/docs \
 	--ignore=tests/test_mutants.py tests
 
 # What Ray's environment runs: the tests of its integration, and its snippets.
-RAY = tests/integrations/ray batchstream/integrations/ray $(wildcard docs/ray.md)
+RAY = tests/integrations/ray batchstream/integrations/ray
 
 .PHONY: help
 help:  ## list the targets
@@ -84,6 +84,11 @@ bench: environment  ## run the benchmarks; QUICK=1 for a first look
 .PHONY: bench-compare
 bench-compare: environment  ## compare the hot paths with another revision: make bench-compare REV=main~3
 	$(PY) benchmarks/compare.py $(REV) $(ARGS)
+
+.PHONY: ray-bench
+ray-bench:  ## compare batch and ContinuousBatcher with serve.batch, in replicas of a Ray
+	@.ci/environment .venv-ray -e . --group ray
+	@.ci/ray-test .venv-ray/bin/python benchmarks/ray_replicas.py $(ARGS)
 
 .PHONY: bench-plots
 bench-plots: environment  ## measure again and draw the plots of the documentation

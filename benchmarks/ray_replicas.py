@@ -13,6 +13,7 @@ usage: ray_replicas.py [ROUNDS]
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
 import time
@@ -39,26 +40,34 @@ DEFAULT, TUNED = "serve.batch", "serve.batch, 0.3 s"
 BATCH, TUNED_BATCH, CONTINUOUS = "batch", "batch, 0.3 s", "ContinuousBatcher"
 OURS = (BATCH, TUNED_BATCH, CONTINUOUS)
 
+Load = Callable[["Contestant", "Run", random.Random], Awaitable[None]]
 Request = tuple[int, int]  # a number, which tells it apart, and how many outputs it asks for
 
 
 class Counted:
-    """What all replicas count: steps, and the outputs that were made for each request."""
+    """What all replicas count: steps, and for each request when those began that served it."""
 
     def __init__(self) -> None:
         self.steps = 0
-        self.made: Counter[int] = Counter()
+        self.begun: dict[int, list[float]] = {}
 
-    def count(self, numbers: list[int]) -> None:
+    def count(self, began: float, numbers: list[int]) -> None:
         """Count a step for these requests."""
         self.steps += 1
-        self.made.update(numbers)
+        for number in numbers:
+            self.begun.setdefault(number, []).append(began)
 
-    async def figures(self) -> tuple[int, int, dict[int, int]]:
-        """Return which process this is, its steps, and what it has made for each request."""
-        import os  # noqa: PLC0415 - this class goes to the replicas by value
+    async def figures(self) -> tuple[int, int]:
+        """Return which process this is, and its steps."""
+        return os.getpid(), self.steps
 
-        return os.getpid(), self.steps, dict(self.made)
+    async def steps_since(self, left: dict[int, float]) -> dict[int, int]:
+        """Return how many steps began for requests after these times, of those it has had."""
+        return {
+            number: sum(began > time for began in self.begun[number])
+            for number, time in left.items()
+            if number in self.begun
+        }
 
 
 def batching(decorator: Callable[..., Any], wait: float) -> type:
@@ -69,8 +78,9 @@ def batching(decorator: Callable[..., Any], wait: float) -> type:
         async def reply(self, requests: list[Request]) -> Any:
             slots = range(len(requests))
             for position in range(max(length for _, length in requests)):
+                began = time.time()
                 await asyncio.sleep(STEP)
-                self.count([requests[slot][0] for slot in slots if position < requests[slot][1]])
+                self.count(began, [requests[slot][0] for slot in slots if position < requests[slot][1]])
                 # `serve.batch` tells nothing: all slots are served to the end of the batch.
                 told = yield [
                     position if position < length else StopIteration for _, length in requests
@@ -97,8 +107,9 @@ def continuous() -> type:
             self.left[slot] = list(request)
 
         def step(self) -> dict[int, Any]:
+            began = time.time()
             time.sleep(STEP)
-            self.counted.count([number for number, _ in self.left.values()])
+            self.counted.count(began, [number for number, _ in self.left.values()])
             step = {}
             for slot, pair in self.left.items():
                 pair[1] -= 1
@@ -127,7 +138,7 @@ class Run:
     first: list[float] = field(default_factory=list)
     last_to_end: list[float] = field(default_factory=list)
     received: Counter[int] = field(default_factory=Counter)
-    left: set[int] = field(default_factory=set)
+    left: dict[int, float] = field(default_factory=dict)  # when, by the machine's clock
     seconds: float = 0.0
     steps: int = 0
     wasted: float = 0.0
@@ -156,13 +167,28 @@ class Contestant:
         self._outputs = handle.options(stream=True)
         self._numbers = 0
 
-    async def replicas(self) -> dict[int, tuple[int, dict[int, int]]]:
-        """Return what each replica has counted; Ray chooses which one answers."""
-        found = {}
+    async def steps(self) -> dict[int, int]:
+        """Return the steps of each replica; Ray chooses which one answers."""
+        found: dict[int, int] = {}
         while len(found) < REPLICAS:
-            process, *figures = await self._handle.figures.remote()
-            found[process] = tuple(figures)
+            process, steps = await self._handle.figures.remote()
+            found[process] = steps
         return found
+
+    async def settled(self) -> dict[int, int]:
+        """Return the steps of each replica once they make none any more."""
+        before: dict[int, int] = {}
+        while before != (after := await self.steps()):
+            before = after
+            await asyncio.sleep(5 * STEP)
+        return after
+
+    async def steps_for_those_that_left(self, left: dict[int, float]) -> float:
+        """Return how many steps began for a client after it had left, as a mean."""
+        found: dict[int, int] = {}
+        while len(found) < len(left):
+            found |= await self._handle.steps_since.remote(left)
+        return fmean(found.values())
 
     async def request(self, run: Run, length: int, *, leaves: bool = False) -> None:
         """Make a request, and read its outputs; or leave after some."""
@@ -178,31 +204,21 @@ class Contestant:
             run.received[number] += 1
             if leaves and run.received[number] == OUTPUTS_BEFORE_LEAVING:
                 outputs.cancel()
-                run.left.add(number)
+                run.left[number] = time.time()
                 return
         assert run.received[number] == length, (run.received[number], length)
         run.last_to_end.append((time.perf_counter() - begin) / (latest - begin))
 
-    async def run(self, load: Callable[[Contestant, Run, random.Random], Awaitable[None]], seed: int) -> Run:
+    async def run(self, load: Load, seed: int) -> Run:
         """Run a load to its end."""
-        run, before = Run(), await self.replicas()
+        run, before = Run(), await self.steps()
         begin = time.perf_counter()
         await load(self, run, random.Random(seed))
         run.seconds = time.perf_counter() - begin
-        after = await self.settled()
-        run.steps = sum(after[process][0] - before[process][0] for process in after)
+        run.steps = sum((await self.settled()).values()) - sum(before.values())
         if run.left:
-            made = sum((Counter(made) for _, made in after.values()), Counter())
-            run.wasted = fmean(made[number] - run.received[number] for number in run.left)
+            run.wasted = await self.steps_for_those_that_left(run.left)
         return run
-
-    async def settled(self) -> dict[int, tuple[int, dict[int, int]]]:
-        """Return what the replicas have counted once they make no step any more."""
-        before, after = None, await self.replicas()
-        while before != after:
-            await asyncio.sleep(5 * STEP)
-            before, after = after, await self.replicas()
-        return after
 
 
 # ---- loads
@@ -212,7 +228,7 @@ def length_of(random_: random.Random) -> int:
     return random_.choice([SHORT, SHORT, SHORT, LONG])
 
 
-def arriving(rate: float, count: int) -> Callable[..., Awaitable[None]]:
+def arriving(rate: float, count: int) -> Load:
     """Requests that arrive by themselves, so many a second."""
 
     async def load(contestant: Contestant, run: Run, random_: random.Random) -> None:
@@ -224,7 +240,7 @@ def arriving(rate: float, count: int) -> Callable[..., Awaitable[None]]:
     return load
 
 
-def clients(count: int, each: int) -> Callable[..., Awaitable[None]]:
+def clients(count: int, each: int) -> Load:
     """Clients that make a request when they have the reply to the one before."""
 
     async def load(contestant: Contestant, run: Run, random_: random.Random) -> None:
@@ -239,7 +255,7 @@ def clients(count: int, each: int) -> Callable[..., Awaitable[None]]:
     return load
 
 
-def leaving(count: int) -> Callable[..., Awaitable[None]]:
+def leaving(count: int) -> Load:
     """Clients that come at once, of which each fourth leaves after some outputs."""
 
     async def load(contestant: Contestant, run: Run, random_: random.Random) -> None:

@@ -28,6 +28,7 @@ PORTS = {
     "metrics-export-port": 52304,
 }
 HTTP_PORT = 8000
+START_SECONDS = 180  # five processes that import for seconds, beside whatever else runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,7 +85,7 @@ def running_ray(*paths):
             env=environment,
         )
     try:
-        wait_until_ready(process, partial(has_started, log), log)
+        wait_until_ready(process, partial(has_started, log), log, seconds=START_SECONDS)
         with connected() as cluster:
             yield cluster
     finally:

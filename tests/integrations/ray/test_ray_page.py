@@ -1,18 +1,20 @@
 """The page on Ray Serve: its blocks are one program, and what it deploys does what it says."""
 
 import asyncio
-from pathlib import Path
+import sys
+import time
+from types import ModuleType
 
 import httpx
 import pytest
 import ray
 from held import Gate, Held
 from ray import serve
+from ray.cloudpickle import register_pickle_by_value, unregister_pickle_by_value
 from ray.serve.config import RequestRouterConfig
-from support.ray_cluster import ROOT
 
-from batchstream import OverloadedError
 from support.pages import Page
+from support.ray_cluster import ROOT
 from support.serving import SECONDS
 
 PAGE = Page(ROOT / "docs" / "ray.md")
@@ -20,11 +22,15 @@ PAGE = Page(ROOT / "docs" / "ray.md")
 
 @pytest.fixture(scope="module")
 def page():
-    """Run the blocks as a program that is started does: what it defines can be imported nowhere."""
-    names = {"__name__": "__main__"}
+    """Run the blocks as one module, which replicas cannot import: it goes to them by value."""
+    module = ModuleType("page_on_ray")
+    sys.modules[module.__name__] = module
+    register_pickle_by_value(module)
     for block in PAGE.blocks:
-        exec(compile(block.code, f"{PAGE.name}:{block.line}", "exec"), names)  # noqa: S102
-    return names
+        exec(compile(block.code, f"{PAGE.name}:{block.line}", "exec"), vars(module))  # noqa: S102
+    yield vars(module)
+    unregister_pickle_by_value(module)
+    del sys.modules[module.__name__]
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +61,10 @@ def test_a_continuous_batcher_in_a_deployment_is_reached_by_handles_and_http(app
 
 def test_what_is_not_read_to_its_end_is_cancelled(apps, page):
     assert asyncio.run(page["first_outputs"](apps["counter"], 10**9)) == ["x", "x"]
-    deadline = asyncio.timeout
-    handle = apps["counter"]
-
-    async def figures():
-        async with deadline(SECONDS):
-            while (await handle.record_autoscaling_stats.remote())["running"]:
-                await asyncio.sleep(0.02)
-
-    asyncio.run(figures())
+    deadline = time.monotonic() + SECONDS
+    while apps["counter"].record_autoscaling_stats.remote().result()["running"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_outputs_of_a_fast_model_come_in_lists(apps):
@@ -84,9 +85,8 @@ def test_a_replica_is_filled_before_the_next(deploy, page):
     )
     deploy(filled=Held.options(num_replicas=2, request_router_config=filling).bind(gate))
     handle = serve.get_app_handle("filled").options(stream=True)
-    streams = [handle.generate.remote(5) for _ in range(1)]
-    replicas = [next(streams[0])]
-    for _ in range(4):
+    streams, replicas = [], []
+    for _ in range(5):
         streams.append(handle.generate.remote(5))
         replicas.append(next(streams[-1]))
     assert len(set(replicas[:4])) == 1
