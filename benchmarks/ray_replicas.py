@@ -2,8 +2,8 @@
 
 The model sleeps 20 ms for each step, whatever the batch: in `asyncio.sleep` where the batch is
 closed, which is the best case of `@serve.batch`, as its model never holds up the event loop. Three
-requests in four ask for 5 outputs and one for 60. Contestants take turns with each load, in a Ray of
-their own that listens on loopback alone: `make ray-bench` runs this.
+requests in four ask for 5 outputs and one for 60. Contestants take turns with each load, in a Ray
+of their own that listens on loopback alone: `make ray-bench` runs this.
 
 Not `ray.py`: a script of that name would be imported in place of Ray.
 
@@ -27,6 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from harness import ratios, spread, table
+
 from support.ray_cluster import running_ray, why_not
 
 STEP = 0.02
@@ -80,7 +81,9 @@ def batching(decorator: Callable[..., Any], wait: float) -> type:
             for position in range(max(length for _, length in requests)):
                 began = time.time()
                 await asyncio.sleep(STEP)
-                self.count(began, [requests[slot][0] for slot in slots if position < requests[slot][1]])
+                self.count(
+                    began, [requests[slot][0] for slot in slots if position < requests[slot][1]]
+                )
                 # `serve.batch` tells nothing: all slots are served to the end of the batch.
                 told = yield [
                     position if position < length else StopIteration for _, length in requests
@@ -225,6 +228,7 @@ class Contestant:
 
 
 def length_of(random_: random.Random) -> int:
+    """Return how many outputs a request asks for."""
     return random_.choice([SHORT, SHORT, SHORT, LONG])
 
 
@@ -311,7 +315,10 @@ def rows(runs: dict[str, list[Run]]) -> tuple[list[str], list[list[str]]]:
     """Return a table of what was measured."""
     names = shown(runs)
     return ["", *names], [
-        [contestant, *(spread([FIGURES[name][0](run) for run in its], *FIGURES[name][1:]) for name in names)]
+        [
+            contestant,
+            *(spread([FIGURES[name][0](run) for run in its], *FIGURES[name][1:]) for name in names),
+        ]
         for contestant, its in runs.items()
     ]
 

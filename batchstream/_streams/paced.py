@@ -1,4 +1,4 @@
-"""A stream as lists of outputs, at most one list in so many seconds, where each message has a price."""
+"""A stream as lists of outputs, at most one in so many seconds: for what costs by the message."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ if TYPE_CHECKING:
 
     from batchstream._core.records import StreamEnd
 
-T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 ChunkT = TypeVar("ChunkT")
 
 EVERY: Final = 0.02
 
 
-class Drainable(Owned, Protocol[T_co]):
+class Drainable(Owned, Protocol[T]):
     """What can be paced: a stream for consumers in an event loop."""
 
-    async def __anext__(self) -> T_co:
+    async def __anext__(self) -> T:
         """Wait for the next output."""
 
-    def drain(self) -> list[T_co]:
+    def drain(self) -> list[T]:
         """Return all outputs that are buffered."""
 
 

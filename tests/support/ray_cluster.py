@@ -11,12 +11,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from support.serving import SECONDS, is_open, wait_until_ready
+from support.serving import SECONDS, is_open
 
 # Ray chooses ports that are free, and waits 15 seconds for what has chosen its own: too short where
 # other programs run. In a network namespace of its own every port is free.
@@ -28,7 +28,7 @@ PORTS = {
     "metrics-export-port": 52304,
 }
 HTTP_PORT = 8000
-START_SECONDS = 180  # five processes that import for seconds, beside whatever else runs
+STARTS = 4
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,7 +61,7 @@ def running_ray(*paths):
     Args:
         paths: Folders of modules that replicas import by name, besides those of the tests.
     """
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # noqa: S108 - sockets need a short path
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # for short paths of sockets
     log = folder / "start.log"
     everywhere = [*map(str, paths), str(ROOT), str(ROOT / "tests")]
     environment = {
@@ -70,32 +70,52 @@ def running_ray(*paths):
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": str(folder),
     }
-    with log.open("ab") as output:
-        process = subprocess.Popen(  # noqa: S603
-            [
-                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-                *("--num-cpus=4", "--object-store-memory=100000000", "--include-dashboard=false"),
-                *("--node-ip-address=127.0.0.1", f"--temp-dir={folder}"),
-                *(f"--{name}={port}" for name, port in PORTS.items()),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env=environment,
-        )
+    process = None
     try:
-        wait_until_ready(process, partial(has_started, log), log, seconds=START_SECONDS)
+        process = started(folder, log, environment)
         with connected() as cluster:
             yield cluster
     finally:
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(SECONDS)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def started(folder, log, environment):
+    """Start Ray; again if it gives up, as it does where its processes take 30 seconds to start."""
+    for attempt in range(STARTS):
+        with log.open("wb") as output:
+            process = subprocess.Popen(  # noqa: S603
+                [
+                    *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+                    *("--num-cpus=4", "--object-store-memory=100000000"),
+                    *("--include-dashboard=false", "--node-ip-address=127.0.0.1"),
+                    f"--temp-dir={folder / str(attempt)}",
+                    *(f"--{name}={port}" for name, port in PORTS.items()),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env=environment,
+            )
+        while not has_started(log) and process.poll() is None:
+            time.sleep(0.05)
+        if process.returncode is None:
+            return process
+        end(process)
+    raise AssertionError(f"Ray has not started:\n{log.read_text()}")
+
+
+def end(process):
+    """End Ray, with all its processes."""
+    if process is None:
+        return
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def has_started(log):

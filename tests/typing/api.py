@@ -49,6 +49,7 @@ from batchstream import (
     Traces,
     batched,
     demux,
+    paced,
     per_request,
     token_ids,
 )
@@ -258,6 +259,10 @@ async def in_an_event_loop() -> None:
             assert_type(owned.body(), AsyncGenerator[str, None])
             assert_type(owned.body(encode=str.encode), AsyncGenerator[bytes, None])
             owned.body(encode=int.bit_length)  # type: ignore[arg-type]
+            assert_type(paced(owned), AsyncGenerator[list[str], None])
+            assert_type(paced(owned, every=0.1, encode="".join), AsyncGenerator[str, None])
+            paced(owned, encode=str.encode)  # type: ignore[arg-type]
+            paced(batch)  # type: ignore[call-overload]
             owned.close()
         assert_type(batch[0:1], tuple[AsyncStream[str], ...])
         assert_type(batch.live, tuple[int, ...])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
+
 class Families:
     """The figures of one table in a registry.
 

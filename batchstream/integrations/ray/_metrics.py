@@ -160,10 +160,10 @@ class RayMetrics(Metrics):
         recorder = Recorder(figures, labels, self._label_of, None)  # type: ignore[arg-type] # the same methods
         gaps, gather = figures.one(BY_STEP, labels), recorder.stepped
 
-        def stepped(  # noqa: PLR0917 - see `Metrics.stepped`
+        def stepped(
             live: int, capacity: int, outputs: int, gap: float | None, going_on: int, *rest: int
         ) -> None:
-            gather(live, capacity, outputs, gap, going_on, *rest)  # type: ignore[call-arg]
+            gather(live, capacity, outputs, gap, going_on, *rest)
             if gap is not None and going_on:
                 gaps.observe(gap)
 

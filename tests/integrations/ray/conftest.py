@@ -5,6 +5,7 @@ its applications beside those of the others: a replica takes seconds to start, s
 module share them where they can.
 """
 
+import importlib
 import importlib.util
 import itertools
 import warnings
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from support.ray_cluster import running_ray, why_not
+from support.pages import Page
+from support.ray_cluster import ROOT, running_ray, why_not
 
 if importlib.util.find_spec("ray") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -32,13 +34,31 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def ray_cluster():
+def page_folder(tmp_path_factory):
+    """Write docs/ray.md as a module, whose blocks are one program."""
+    page = Page(ROOT / "docs" / "ray.md")
+    assert page.is_program
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "page_on_ray.py").write_text("\n".join(block.code for block in page.blocks))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(page_folder):
     """Start a Ray, with Serve in it, which ends with the tests."""
     if reason := why_not():
         pytest.skip(reason)
     # A deployment of a module of these tests is found by name, in the replicas too.
-    with running_ray(Path(__file__).parent) as cluster:
+    with running_ray(Path(__file__).parent, page_folder) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def page(page_folder):
+    """Return the page on Ray as a module, which the replicas can import."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(page_folder)
+        yield importlib.import_module("page_on_ray")
 
 
 numbers = itertools.count()

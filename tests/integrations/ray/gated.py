@@ -41,9 +41,7 @@ class Gated:
 
     def __init__(self, slots=4, max_pending=1024):
         self.engine = Countdown()
-        self.batcher = ContinuousBatcher(
-            self.engine, max_batch_size=slots, max_pending=max_pending
-        )
+        self.batcher = ContinuousBatcher(self.engine, max_batch_size=slots, max_pending=max_pending)
         self.streams = []
 
     def open(self, count):

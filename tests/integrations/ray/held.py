@@ -77,8 +77,8 @@ class Held:
         self.gate = gate
         self.batcher = ContinuousBatcher(HeldCountdown(gate), max_batch_size=4)
 
-    async def generate(self, count, timeout=None):
-        async for output in self.batcher.astream(count, timeout=timeout).body():
+    async def generate(self, count, seconds=None):
+        async for output in self.batcher.astream(count, timeout=seconds).body():
             yield output
 
     async def __call__(self, request: Request):

@@ -1,6 +1,5 @@
 """What becomes of open streams when replicas of Ray Serve are replaced, removed or killed."""
 
-import math
 import threading
 import time
 
@@ -121,7 +120,7 @@ def test_streams_that_outlast_the_grace_fail_and_a_deadline_below_it_says_why(
     clients = [
         Client(over_handle("removed")).wait(),
         Client(over_http(ray_cluster, "removed")).wait(),
-        Client(over_handle("removed", timeout=3)).wait(),
+        Client(over_handle("removed", seconds=3)).wait(),
     ]
     removal = in_thread(serve.delete, "removed")
     handled, served, limited = [client.ended() for client in clients]
@@ -156,15 +155,8 @@ def test_streams_of_a_killed_replica_fail_those_of_the_other_go_on_and_new_ones_
     assert Client(over_handle("killed")).wait().ended() == WHOLE
 
 
-def fill_slots(context):
-    """Return how many replicas what runs and waits would fill, four slots each."""
-    figures = context.aggregated_metrics or {}
-    requests = sum(sum(figures.get(key, {}).values()) for key in ("running", "waiting"))
-    return math.ceil(requests / 4), {}
-
-
 def test_replicas_are_added_while_requests_wait_and_removed_without_cutting_a_stream(
-    deploy, ray_cluster, gate
+    deploy, page, gate
 ):
     scaled = Held.options(
         autoscaling_config={
@@ -174,7 +166,7 @@ def test_replicas_are_added_while_requests_wait_and_removed_without_cutting_a_st
             "downscale_delay_s": 0,
             "metrics_interval_s": 0.1,
             "look_back_period_s": 0.5,
-            "policy": {"policy_function": fill_slots},
+            "policy": {"policy_function": page.fill_slots},
         }
     )
     deploy(scaled=scaled.bind(gate))

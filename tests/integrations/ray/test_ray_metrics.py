@@ -104,7 +104,7 @@ def test_the_names_are_those_of_prometheus_but_for_what_a_batcher_does_not_tell(
 
 
 def test_metrics_are_pickled_as_what_they_are_made_of():
-    metrics = cloudpickle.loads(cloudpickle.dumps(RayMetrics("mine", tenants=0)))  # noqa: S301
+    metrics = cloudpickle.loads(cloudpickle.dumps(RayMetrics("mine", tenants=0)))
     assert metrics._name == "mine"
     assert metrics._label_of("any") == "other"
 

@@ -31,7 +31,7 @@ def _full(deploy):
 
 def test_a_handle_raises_the_error_by_its_own_type():
     outputs = serve.get_app_handle("full").options(stream=True).generate.remote(9)
-    with pytest.raises(OverloadedError, match="1 request is waiting"):
+    with pytest.raises(OverloadedError, match="max_pending"):
         next(outputs)
 
 
@@ -47,9 +47,7 @@ def test_a_call_without_a_framework_fails_before_there_is_a_status(ray_cluster):
 
 def test_a_request_that_is_submitted_behind_the_status_is_cut(ray_cluster):
     url = f"{ray_cluster.http}/full/?count=9&late=1"
-    with (
-        httpx.stream("GET", url, timeout=SECONDS) as response,
-        pytest.raises(httpx.RemoteProtocolError),
-    ):
+    with httpx.stream("GET", url, timeout=SECONDS) as response:
         assert response.status_code == 200
-        response.read()
+        with pytest.raises(httpx.RemoteProtocolError):
+            response.read()

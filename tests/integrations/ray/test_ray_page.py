@@ -1,47 +1,23 @@
 """The page on Ray Serve: its blocks are one program, and what it deploys does what it says."""
 
 import asyncio
-import sys
 import time
-from types import ModuleType
 
 import httpx
 import pytest
 import ray
 from held import Gate, Held
 from ray import serve
-from ray.cloudpickle import register_pickle_by_value, unregister_pickle_by_value
 from ray.serve.config import RequestRouterConfig
 
-from support.pages import Page
-from support.ray_cluster import ROOT
 from support.serving import SECONDS
-
-PAGE = Page(ROOT / "docs" / "ray.md")
-
-
-@pytest.fixture(scope="module")
-def page():
-    """Run the blocks as one module, which replicas cannot import: it goes to them by value."""
-    module = ModuleType("page_on_ray")
-    sys.modules[module.__name__] = module
-    register_pickle_by_value(module)
-    for block in PAGE.blocks:
-        exec(compile(block.code, f"{PAGE.name}:{block.line}", "exec"), vars(module))  # noqa: S102
-    yield vars(module)
-    unregister_pickle_by_value(module)
-    del sys.modules[module.__name__]
 
 
 @pytest.fixture(scope="module")
 def apps(deploy, page):
     names = ("speller", "counter", "fast_counter", "tuned", "filled_counter")
-    handles = deploy(**{name: page[name] for name in names})
+    handles = deploy(**{name: getattr(page, name) for name in names})
     return dict(zip(names, handles, strict=True))
-
-
-def test_the_page_is_one_program():
-    assert PAGE.is_program
 
 
 def test_a_changed_import_is_all(apps, ray_cluster):
@@ -60,7 +36,7 @@ def test_a_continuous_batcher_in_a_deployment_is_reached_by_handles_and_http(app
 
 
 def test_what_is_not_read_to_its_end_is_cancelled(apps, page):
-    assert asyncio.run(page["first_outputs"](apps["counter"], 10**9)) == ["x", "x"]
+    assert asyncio.run(page.first_outputs(apps["counter"], 10**9)) == ["x", "x"]
     deadline = time.monotonic() + SECONDS
     while apps["counter"].record_autoscaling_stats.remote().result()["running"]:
         assert time.monotonic() < deadline
@@ -81,7 +57,7 @@ def test_a_user_config_is_taken_without_a_new_replica(apps):
 def test_a_replica_is_filled_before_the_next(deploy, page):
     gate = Gate.remote()
     filling = RequestRouterConfig(
-        request_router_class=page["FillingRouter"], request_router_kwargs={"slots": 4}
+        request_router_class=page.FillingRouter, request_router_kwargs={"slots": 4}
     )
     deploy(filled=Held.options(num_replicas=2, request_router_config=filling).bind(gate))
     handle = serve.get_app_handle("filled").options(stream=True)
