@@ -68,6 +68,7 @@ def running_ray(*paths):
         **os.environ,
         "PYTHONPATH": os.pathsep.join([*everywhere, os.environ.get("PYTHONPATH", "")]),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # else a busy machine runs everything else before a replica
         "RAY_TMPDIR": str(folder),
     }
     process = None
