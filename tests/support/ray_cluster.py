@@ -139,5 +139,4 @@ def connected():
                 f"http://127.0.0.1:{PORTS['metrics-export-port']}/metrics",
             )
         finally:
-            serve.shutdown()
-            ray.shutdown()
+            ray.shutdown()  # and not Serve: its replicas would take their time

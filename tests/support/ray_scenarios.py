@@ -88,9 +88,7 @@ class Counting:
             try:
                 for position in range(steps):
                     self.steps += 1
-                    yield [
-                        position if position < length else StopIteration for length in lengths
-                    ]
+                    yield [position if position < length else StopIteration for length in lengths]
                     await asyncio.sleep(0)
             finally:
                 self.closed = True

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Final
+from typing import Any, Final
 
+from batchstream import ContinuousBatcher, DynamicBatcher
 from batchstream._core.arguments import check_count
 from batchstream.integrations.ray import _private
 
@@ -12,7 +13,10 @@ from batchstream.integrations.ray import _private
 _log: Final = logging.getLogger("ray.serve")
 
 
-def warn_if_never_full(max_batch_size: int, max_concurrent_batches: int = 1) -> bool:
+def warn_if_never_full(
+    batcher: DynamicBatcher[Any, Any] | ContinuousBatcher[Any, Any] | int,
+    max_concurrent_batches: int = 1,
+) -> bool:
     """Log a warning if Ray gives this replica too few requests at once to fill its batches.
 
     `batch` does so by itself. Call it where a deployment makes a `ContinuousBatcher` or a
@@ -20,7 +24,7 @@ def warn_if_never_full(max_batch_size: int, max_concurrent_batches: int = 1) -> 
     and keeps the others elsewhere, where no batcher sees them.
 
     Args:
-        max_batch_size: That of the batcher.
+        batcher: The batcher; or its `max_batch_size`.
         max_concurrent_batches: How many batches run at once: `workers` of a `DynamicBatcher`.
 
     Returns:
@@ -35,10 +39,10 @@ def warn_if_never_full(max_batch_size: int, max_concurrent_batches: int = 1) -> 
         Outside of a replica there is nothing to warn of:
 
         >>> from batchstream.integrations.ray import warn_if_never_full
-        >>> warn_if_never_full(8)
+        >>> warn_if_never_full(8, max_concurrent_batches=2)
         False
     """
-    size = check_count("max_batch_size", max_batch_size, at_least=1)
+    size = check_count("max_batch_size", getattr(batcher, "max_batch_size", batcher), at_least=1)
     batches = check_count("max_concurrent_batches", max_concurrent_batches, at_least=1)
     most = _private.max_ongoing_requests()
     if most is None or most >= size * batches:

@@ -31,9 +31,7 @@ T_co = TypeVar("T_co", covariant=True)
 RequestT = TypeVar("RequestT")
 RequestT_contra = TypeVar("RequestT_contra", contravariant=True)
 
-Mark: TypeAlias = (
-    "type[StopIteration | StopAsyncIteration] | StopIteration | StopAsyncIteration"
-)
+Mark: TypeAlias = "type[StopIteration | StopAsyncIteration] | StopIteration | StopAsyncIteration"
 Steps: TypeAlias = (
     "AsyncIterator[Sequence[Element[T] | Mark] | Mapping[int, Element[T] | Mark]] | "
     "Iterator[Sequence[Element[T] | Mark] | Mapping[int, Element[T] | Mark]]"

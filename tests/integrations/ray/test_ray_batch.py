@@ -352,9 +352,9 @@ def test_options_of_a_request_are_called_with_its_arguments():
 
     @batch(
         max_batch_size=8,
-        key=lambda prompt, limit=None: len(prompt),  # noqa: ARG005
-        max_outputs=lambda prompt, limit=None: limit,  # noqa: ARG005
-        is_eos=batchstream.per_request(lambda prompt, limit=None: prompt[-1].__eq__),  # noqa: ARG005
+        key=lambda prompt, limit=None: len(prompt),
+        max_outputs=lambda prompt, limit=None: limit,
+        is_eos=batchstream.per_request(lambda prompt, limit=None: prompt[-1].__eq__),
         metrics=Counts,
     )
     async def model(prompts, limits=None):

@@ -9,10 +9,14 @@ import time
 
 import httpx
 import pytest
-from gated import Front, Ingress, Model
+
+pytest.importorskip("ray", reason="there is no Ray: make ray-test brings one")
+
 from ray import serve
 
+from support.ray_gated import Front, Ingress, Model
 from support.serving import SECONDS
+
 
 MANY = 1000
 FEW = 20

@@ -5,13 +5,17 @@ import time
 
 import httpx
 import pytest
+
+pytest.importorskip("ray", reason="there is no Ray: make ray-test brings one")
+
 import ray
-from held import FREE_STEPS, Gate, Held
 from ray import serve
 from ray.exceptions import RayError
 
 from batchstream import DeadlineError
+from support.ray_held import FREE_STEPS, Gate, Held
 from support.serving import SECONDS
+
 
 COUNT = 9
 

@@ -5,6 +5,9 @@ import time
 import cloudpickle
 import httpx
 import pytest
+
+pytest.importorskip("ray", reason="there is no Ray: make ray-test brings one")
+
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 

@@ -4,10 +4,13 @@ import time
 
 import httpx
 import pytest
-from gated import Ingress, Model
+
+pytest.importorskip("ray", reason="there is no Ray: make ray-test brings one")
+
 from ray import serve
 
 from batchstream import OverloadedError
+from support.ray_gated import Ingress, Model
 from support.serving import SECONDS
 
 

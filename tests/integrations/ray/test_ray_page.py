@@ -5,11 +5,14 @@ import time
 
 import httpx
 import pytest
+
+pytest.importorskip("ray", reason="there is no Ray: make ray-test brings one")
+
 import ray
-from held import Gate, Held
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
+from support.ray_held import Gate, Held
 from support.serving import SECONDS
 
 
