@@ -68,6 +68,7 @@ def running_ray(*paths):
         **os.environ,
         "PYTHONPATH": os.pathsep.join([*everywhere, os.environ.get("PYTHONPATH", "")]),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_prestart_worker_first_driver": "0",  # one for each of the CPUs, which are mere numbers
         "RAY_worker_niceness": "0",  # else a busy machine runs everything else before a replica
         "RAY_TMPDIR": str(folder),
     }
@@ -88,7 +89,7 @@ def started(folder, log, environment):
             process = subprocess.Popen(  # noqa: S603
                 [
                     *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-                    *("--num-cpus=4", "--object-store-memory=100000000"),
+                    *("--num-cpus=16", "--object-store-memory=100000000"),
                     *("--include-dashboard=false", "--node-ip-address=127.0.0.1"),
                     f"--temp-dir={folder / str(attempt)}",
                     *(f"--{name}={port}" for name, port in PORTS.items()),
