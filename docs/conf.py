@@ -43,6 +43,7 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_mock_imports = ["ray"]  # large, and in an environment of its own
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # an attribute is listed once, where autodoc finds it
 napoleon_custom_sections = [("Raises on iteration", "params_style")]

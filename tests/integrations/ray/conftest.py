@@ -30,8 +30,8 @@ if importlib.util.find_spec("ray") is not None:  # else each module says that it
         warnings.simplefilter("ignore")  # of pydantic, about how Ray uses it
         from ray import serve
 
-# Ray chooses ports that are free, and waits 15 seconds for what has chosen its own: too short where
-# other tests run. In a network namespace of its own every port is free.
+# Processes of Ray that choose their ports by themselves take longer to start. In a network
+# namespace of its own every port is free.
 PORTS = {
     "port": 6379,
     "dashboard-agent-grpc-port": 52301,
@@ -41,6 +41,7 @@ PORTS = {
 }
 HTTP_PORT = 8000
 
+PATIENCE = 300  # seconds: a dozen processes start, perhaps beside those of other tests
 TESTS = Path(serving.__file__).parents[1]
 
 
@@ -63,6 +64,7 @@ def pytest_collection_modifyitems(items):
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
             item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning"))
+            item.add_marker(pytest.mark.timeout(2 * PATIENCE))  # the first one waits for Ray, too
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +81,10 @@ def ray_cluster():
         **os.environ,
         "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # How long Ray waits for its own processes: too short where other tests run.
+        "RAY_raylet_start_wait_time_s": str(PATIENCE),
+        "RAY_agent_register_timeout_ms": str(PATIENCE * 1000),
+        "RAY_worker_register_timeout_seconds": str(PATIENCE),
         "RAY_TMPDIR": str(folder),
     }
     with log.open("ab") as output:
@@ -96,7 +102,7 @@ def ray_cluster():
             env=environment,
         )
     try:
-        wait_until_ready(process, partial(has_started, log), log)
+        wait_until_ready(process, partial(has_started, log), log, PATIENCE)
         yield from connected()
     finally:
         process.send_signal(signal.SIGTERM)
