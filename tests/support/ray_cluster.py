@@ -18,8 +18,8 @@ from pathlib import Path
 
 from support.serving import SECONDS, is_open
 
-# Ray chooses ports that are free, and waits 15 seconds for what has chosen its own: too short where
-# other programs run. In a network namespace of its own every port is free.
+# Processes of Ray that choose their ports by themselves take longer to start. In a network
+# namespace of its own every port is free.
 PORTS = {
     "port": 6379,
     "dashboard-agent-grpc-port": 52301,
@@ -29,6 +29,7 @@ PORTS = {
 }
 HTTP_PORT = 8000
 STARTS = 4
+PATIENCE = 300  # seconds: a dozen processes start
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,6 +69,9 @@ def running_ray(*paths):
         **os.environ,
         "PYTHONPATH": os.pathsep.join([*everywhere, os.environ.get("PYTHONPATH", "")]),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # How long Ray waits for its own processes: too short where other programs run.
+        "RAY_agent_register_timeout_ms": str(PATIENCE * 1000),
+        "RAY_worker_register_timeout_seconds": str(PATIENCE),
         "RAY_prestart_worker_first_driver": "0",  # one for each of the CPUs, which are mere numbers
         "RAY_worker_niceness": "0",  # else a busy machine runs everything else before a replica
         "RAY_TMPDIR": str(folder),

@@ -1,11 +1,8 @@
-"""A program whose deployment stands in `__main__`, as in a notebook; prints what two replicas say."""
+"""A deployment in `__main__`, as in a notebook: prints what its two replicas say."""
 
 import json
 import os
 import sys
-import warnings
-
-warnings.simplefilter("ignore")
 
 import ray
 from ray import serve

@@ -97,10 +97,7 @@ class Counting:
 
 
 async def all_finished(batch):
-    """All requests have ended early: how many steps were made, and was the generator closed early.
-
-    Three steps are for outputs, and one says that there are no more.
-    """
+    """All requests have ended early: how many steps were made, four of them for a request."""
     model = Counting(batch)
     outputs = await asyncio.gather(*(collected(model.model(length)) for length in (3, 1)))
     assert outputs == [[0, 1, 2], [0]]
@@ -109,7 +106,7 @@ async def all_finished(batch):
 
 
 async def all_cancelled(batch):
-    """The only client leaves after three outputs of many: how many steps were made."""
+    """The only client leaves after three outputs of many: steps made, and whether it is over."""
     model = Counting(batch)
 
     async def client():
@@ -126,7 +123,7 @@ async def all_cancelled(batch):
 
 
 async def never_closed(batch):
-    """The generator waits for what will never come, as all of its clients are gone: is it closed."""
+    """The only client of an endless generator leaves: is the generator closed."""
     closed = []
 
     @batch(max_batch_size=1, batch_wait_timeout_s=0)

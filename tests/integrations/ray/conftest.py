@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items):
     """Take what Ray leaves open for what it is: no fault of the test in which it is found."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.timeout(300))  # the start of Ray is a part of the first
+            item.add_marker(pytest.mark.timeout(600))  # the first one waits for Ray, too
             item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
             item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning"))
 

@@ -82,7 +82,7 @@ class Model:
     mark=st.sampled_from(sorted(MARKS)),
     kind=st.sampled_from(["astream", "stream"]),
 )
-def test_R01_each_stream_has_its_outputs_and_ends_exactly(lengths, mark, kind):
+def test_each_stream_has_its_outputs_and_ends_exactly(lengths, mark, kind):
     model = Model(MARKS[mark])
 
     async def main():
@@ -176,7 +176,7 @@ def test_an_object_array_may_hold_the_mark():
 
 @pytest.mark.rule(13)
 @pytest.mark.parametrize("kind", ["asynchronous", "synchronous"])
-def test_R13_a_generator_is_told_who_is_left(kind):
+def test_a_generator_is_told_who_is_left(kind):
     told = []
 
     def steps(lengths):
@@ -340,12 +340,12 @@ def test_the_instance_is_let_go_of_when_its_requests_have_ended():
 
 
 def test_options_of_a_request_are_called_with_its_arguments():
-    class Counts(batchstream.Metrics):
-        made = []
+    made = []
 
+    class Counts(batchstream.Metrics):
         def __init__(self):
             self.sizes = []
-            self.made.append(self)
+            made.append(self)
 
         def joined(self, waited, **_):
             self.sizes.append(len(waited))
@@ -361,15 +361,13 @@ def test_options_of_a_request_are_called_with_its_arguments():
         for position in range(10):
             yield [prompt[position % len(prompt)] for prompt in prompts]
 
-    model = functools.partial(model)
-
     async def main():
         return await asyncio.gather(
             *(collected(model(*call)) for call in [("abc", 1), ("de",), ("fgh",)])
         )
 
     assert asyncio.run(main()) == [["a"], ["d"], ["f", "g"]]
-    (metrics,) = Counts.made
+    (metrics,) = made
     assert sorted(metrics.sizes) == [1, 2]
 
 
@@ -441,7 +439,7 @@ def test_only_functions_and_methods_are_decorated(thing):
 
 @pytest.mark.rule(8, 15)
 @pytest.mark.parametrize("kind", ["asynchronous", "synchronous"])
-def test_R08_another_number_of_results_fails_the_batch_and_not_the_next(kind):
+def test_another_number_of_results_fails_the_batch_and_not_the_next(kind):
     @batch(max_batch_size=2)
     async def model(requests):
         return requests if 0 in requests else requests[1:]
@@ -463,7 +461,7 @@ def test_R08_another_number_of_results_fails_the_batch_and_not_the_next(kind):
 
 
 @pytest.mark.rule(8)
-def test_R08_another_number_of_outputs_fails_the_batch():
+def test_another_number_of_outputs_fails_the_batch():
     @batch(max_batch_size=2)
     async def model(requests):
         yield requests
@@ -480,7 +478,7 @@ def test_R08_another_number_of_outputs_fails_the_batch():
 
 
 @pytest.mark.rule(15, 16)
-def test_R15_an_error_fails_its_batch_alone():
+def test_an_error_fails_its_batch_alone():
     @batch(max_batch_size=2, batch_wait_timeout_s=0)
     async def model(requests):
         if "bad" in requests:
@@ -495,8 +493,8 @@ def test_R15_an_error_fails_its_batch_alone():
 
 
 @pytest.mark.rule(13, 25)
-@pytest.mark.parametrize("how", ["cancelled", "closed", "dropped", "never read"])
-def test_R13_a_caller_that_leaves_frees_its_slot(how):
+@pytest.mark.parametrize("how", ["cancelled", "closed", "dropped", "dropped unread"])
+def test_a_caller_that_leaves_frees_its_slot(how):
     closed = []
 
     @batch(max_batch_size=1, batch_wait_timeout_s=0)
@@ -532,7 +530,7 @@ def test_R13_a_caller_that_leaves_frees_its_slot(how):
 
 
 @pytest.mark.rule(11)
-def test_R11_a_caller_that_is_cancelled_leaves_the_others_of_its_batch_alone():
+def test_a_caller_that_is_cancelled_leaves_the_others_of_its_batch_alone():
     gate = asyncio.Event()
 
     @batch(max_batch_size=2)
@@ -587,7 +585,7 @@ def test_the_hooks_that_ray_s_own_tests_use_are_there():
 
 
 @pytest.mark.rule(27)
-def test_R27_a_local_function_pickles_by_value_with_its_settings_and_makes_its_own_batcher():
+def test_a_local_function_pickles_by_value_with_its_settings_and_makes_its_own_batcher():
     class Local(Model):
         @batch(max_batch_size=3, key=len)
         async def spell(self, words):
@@ -613,7 +611,7 @@ async def importable(requests):
 
 
 @pytest.mark.rule(27)
-def test_R27_a_function_of_a_module_pickles_by_name():
+def test_a_function_of_a_module_pickles_by_name():
     assert pickle.loads(pickle.dumps(importable)) is importable  # noqa: S301
 
 
