@@ -1,5 +1,6 @@
 """Deployments whose model makes a step only when a test allows it, so that steps can be counted."""
 
+import asyncio
 import os
 import threading
 
@@ -9,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from batchstream import EOS, ContinuousBatcher
+from batchstream.integrations.ray import batch
 from batchstream.integrations.starlette import TextResponse, exception_handlers
 
 OPTIONS = {"ray_actor_options": {"num_cpus": 0.1}, "max_ongoing_requests": 32}
@@ -81,6 +83,40 @@ class Model(Gated):
         if "late" in request.query_params:
             return StreamingResponse(self.generate(count), media_type="text/plain")
         return TextResponse(self.open(count))
+
+
+@serve.deployment(**OPTIONS)
+class Batched:
+    """Streams of `batch`, whose model waits for a permit before each step."""
+
+    def __init__(self):
+        self.permits = asyncio.Semaphore(0)
+        self.steps = 0
+        self.closed = 0
+
+    @batch(max_batch_size=4)
+    async def reply(self, counts):
+        try:
+            for position in range(max(counts)):
+                await self.permits.acquire()
+                self.steps += 1
+                yield [
+                    f"{count - position} " if position < count else StopIteration
+                    for count in counts
+                ]
+        finally:
+            self.closed += 1
+
+    async def __call__(self, request: Request):
+        outputs = self.reply(int(request.query_params["count"]))
+        return StreamingResponse(outputs, media_type="text/plain")
+
+    async def allow(self, steps):
+        for _ in range(steps):
+            self.permits.release()
+
+    async def seen(self):
+        return {"steps": self.steps, "closed": self.closed}
 
 
 app = FastAPI(exception_handlers=exception_handlers)

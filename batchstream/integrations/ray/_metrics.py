@@ -42,35 +42,38 @@ class _Series:
     def __init__(self, metric: Any, tags: dict[str, str]) -> None:
         self._metric = metric
         self._tags = tags
-        self._value = 0.0
-        self._lock = RLock()  # re-entrant: a signal's handler may submit a request
+
+    def inc(self, amount: float) -> None:
+        """Add to a counter."""
+        if amount:  # Ray refuses to add 0
+            self._metric.inc(amount, tags=self._tags)
 
     def observe(self, amount: float) -> None:
         """Add an observation to a histogram."""
         self._metric.observe(amount, tags=self._tags)
 
-    def set(self, value: float) -> None:
-        """Set a gauge."""
-        self._metric.set(value, tags=self._tags)
-
-
-class _CounterSeries(_Series):
-    def inc(self, amount: float) -> None:
-        """Add to the counter."""
-        if amount:  # Ray refuses to add 0
-            self._metric.inc(amount, tags=self._tags)
-
 
 class _GaugeSeries(_Series):
+    """A gauge: Ray's own can be set, and no more."""
+
+    def __init__(self, metric: Any, tags: dict[str, str]) -> None:
+        super().__init__(metric, tags)
+        self._value = 0.0
+        self._lock = RLock()  # re-entrant: a signal's handler may submit a request
+
     def inc(self, amount: float) -> None:
-        """Add to the gauge: Ray's gauges can only be set."""
+        """Add to the gauge."""
         with self._lock:
             self._value += amount
             self.set(self._value)
 
+    def set(self, value: float) -> None:
+        """Set the gauge."""
+        self._metric.set(value, tags=self._tags)
+
 
 class Families:
-    """The figures of batchers in this process, for all batchers in it.
+    """All figures of batchers whose names begin alike, as Ray has them.
 
     Args:
         name: What their names begin with.
@@ -99,7 +102,7 @@ class Families:
         """Return the series of a figure that there is."""
         figure, metric = self._families[key]
         tags = {label: labels[label] for label in figure.labels}
-        kind = _GaugeSeries if figure.kind == "gauge" else _CounterSeries
+        kind = _GaugeSeries if figure.kind == "gauge" else _Series
         # One for all batchers of a name: a gauge is their sum.
         return self._series.setdefault((key, *tags.values()), kind(metric, tags))
 
@@ -115,7 +118,7 @@ def _made(figure: Figure, name: str) -> Any:
 
 
 families = cache(Families)
-"""Return the figures of this process whose names begin so."""
+"""Return the figures of this process whose names begin so: all batchers in it have the same."""
 
 
 class RayMetrics(Metrics):

@@ -14,9 +14,8 @@ pytest.importorskip("ray", reason="there is no Ray: make ray-test brings one")
 
 from ray import serve
 
-from support.ray_gated import Front, Ingress, Model
+from support.ray_gated import Batched, Front, Ingress, Model
 from support.serving import SECONDS
-
 
 MANY = 1000
 FEW = 20
@@ -25,11 +24,17 @@ FEW = 20
 @pytest.fixture(scope="module")
 def models(deploy):
     """Return by the application's name the handle of the deployment that has the slots."""
-    deploy(model=Model.bind(), ingress=Ingress.bind(), front=Front.bind(Model.bind()))
+    deploy(
+        model=Model.bind(),
+        ingress=Ingress.bind(),
+        front=Front.bind(Model.bind()),
+        batched=Batched.bind(),
+    )
     return {
         "model": serve.get_deployment_handle("Model", "model"),
         "ingress": serve.get_deployment_handle("Ingress", "ingress"),
         "front": serve.get_deployment_handle("Model", "front"),
+        "batched": serve.get_deployment_handle("Batched", "batched"),
     }
 
 
@@ -62,19 +67,23 @@ def allow_three(model):
     return steps + 3
 
 
+def first_three(url):
+    """Return the first three outputs, and leave."""
+    got = ""
+    with httpx.stream("GET", url, params={"count": MANY}, timeout=SECONDS) as response:
+        for text in response.iter_text():
+            got += text
+            if got.count(" ") == 3:
+                return got.split()
+    raise AssertionError(got)
+
+
 @pytest.mark.rule(13)
 @pytest.mark.parametrize("name", ["model", "ingress", "front"])
 def test_an_http_client_that_leaves_costs_the_step_under_way(models, ray_cluster, name):
     model = models[name]
     steps = allow_three(model)
-    url = f"{ray_cluster.http}/{name}/"
-    with httpx.stream("GET", url, params={"count": MANY}, timeout=SECONDS) as response:
-        got = ""
-        for text in response.iter_text():
-            got += text
-            if got.count(" ") == 3:
-                break
-    assert got.split() == ["1000", "999", "998"]
+    assert first_three(f"{ray_cluster.http}/{name}/") == ["1000", "999", "998"]
     assert steps_for_what_has_left(model, steps) == 1
 
 
@@ -88,6 +97,16 @@ def test_a_generator_of_a_handle_that_is_cancelled_costs_the_step_under_way(mode
     assert [next(outputs) for _ in range(3)] == ["1000 ", "999 ", "998 "]
     outputs.cancel()
     assert steps_for_what_has_left(model, steps) == 1
+
+
+@pytest.mark.rule(13)
+def test_an_http_client_that_leaves_what_batch_returned_ends_the_model(models, ray_cluster):
+    model = models["batched"]
+    model.allow.remote(3).result()
+    assert first_three(f"{ray_cluster.http}/batched/") == ["1000", "999", "998"]
+    until(model, lambda seen: seen["closed"])
+    model.allow.remote(10).result()
+    assert seen_by(model) == {"steps": 3, "closed": 1}
 
 
 @pytest.mark.parametrize("how", ["break", "drop"])

@@ -53,7 +53,7 @@ def test_outputs_of_a_fast_model_come_in_lists(apps):
     assert lists[0] != lists[-1]
 
 
-def test_a_user_config_is_taken_without_a_new_replica(apps):
+def test_a_user_config_is_taken(apps):
     assert list(apps["tuned"].options(stream=True).generate.remote("tuned")) == list("tuned")
 
 
