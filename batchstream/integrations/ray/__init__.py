@@ -13,6 +13,8 @@ its own.
 
 Ray has no public way to what tells a batch its requests. The names that are used instead stand in
 one module (`_private.py`), which says so when it is imported if this version of Ray lacks one.
+
+`RayMetrics` and `autoscaling_stats` stand beside that, for batchers of any kind.
 """
 
 from batchstream.integrations.ray._autoscaling import autoscaling_stats as autoscaling_stats
