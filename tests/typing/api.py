@@ -347,6 +347,14 @@ with DynamicBatcher[str, str](translate, max_batch_size=8) as batcher:
     assert_type(batcher.ready, bool)
     assert_type(batcher.name, str | None)
     batcher.state = "closed"  # type: ignore[misc]
+    assert_type(batcher.max_batch_size, int)
+    assert_type(batcher.max_pending, int)
+    assert_type(batcher.batch_timeout, float)
+    assert_type(batcher.max_batch_cost, float | None)
+    batcher.max_batch_size = 4  # type: ignore[misc]
+    batcher.reconfigure(max_batch_size=4, batch_timeout=0.1, max_pending=9, max_batch_cost=2.5)
+    batcher.reconfigure(4)  # type: ignore[call-arg]
+    batcher.reconfigure(workers=2)  # type: ignore[call-arg]
     batcher.warm_up(["a", "b"], timeout=60)
     batcher.warm_up([1])  # type: ignore[list-item]
     batcher.wait_for_room()
@@ -912,3 +920,14 @@ def continuous_batching(model: Any) -> None:
     assert_type(request.stop_strings, tuple[str, ...])
     assert_type(Token(5, -0.1).logprob, float)
     ContinuousBatcher(lambda: TransformersEngine(model), max_batch_size=8)
+
+
+def padded(texts: list[str]) -> float:
+    return max(map(len, texts)) * len(texts)
+
+
+DynamicBatcher(translate, max_batch_size=8, batch_cost=padded, max_batch_cost=4096)
+DynamicBatcher(translate, max_batch_size=8, batch_cost=3, max_batch_cost=3)  # type: ignore[call-overload]
+batched(max_batch_size=8, batch_cost=padded, max_batch_cost=4096)(translate)
+ContinuousBatcher(PreemptingEngine, max_batch_size=4).reconfigure(max_batch_size=2, max_pending=9)
+ContinuousBatcher(PreemptingEngine, max_batch_size=4).reconfigure(batch_timeout=1.0)  # type: ignore[call-arg]
