@@ -57,7 +57,7 @@ nitpick_ignore_regex = [
         r"py:class",
         r"BackgroundTask|HTTPConnection|ServerSentEvent",
     ),  # of Starlette and sse-starlette
-    (r"py:class", r"_?Steps?(WithNone)?"),  # what the source's steps hold, in overloads
+    (r"py:class", r"_?Steps?(WithNone)?|Results"),  # what a function gives, in overloads
     (r"py:class", r"MetricsOrFactory"),  # the docstring of `metrics=` says what may be given
     (r"py:class", r"Skip"),  # the marker that encoders of responses may return
 ]

@@ -999,10 +999,10 @@ MUTANTS = [
     ),
     Mutant(
         "a worker takes a batch without the lock",
-        "        with self.lock:\n            now = clock.monotonic()\n"
-        "            reaped = self.scheduler.reap(now)\n            decision",
-        "        if True:\n            now = clock.monotonic()\n"
-        "            reaped = self.scheduler.reap(now)\n            decision",
+        "            with self.lock:\n                now = clock.monotonic()\n"
+        "                reaped = self.scheduler.reap(now)\n                decision",
+        "            if True:\n                now = clock.monotonic()\n"
+        "                reaped = self.scheduler.reap(now)\n                decision",
         BATCHERS_IN_THREADS,
     ),
     Mutant(
@@ -1094,6 +1094,50 @@ MUTANTS = [
         "                pending = min(pending, len(self._waiting) - room())\n",
         "                pass\n",
         FAIR_SHARES,
+    ),
+    Mutant(
+        "no worker that waits is woken by a change of limits",
+        "        self.workers.wake_one_waiting()\n",
+        "",
+        SCHEDULER,
+    ),
+    Mutant(
+        "a group that is ready by new limits is looked at when it was due by the old ones",
+        "            self._readiness.hint_all()\n            self._has_hints = True\n",
+        "            self._has_hints = True\n",
+        ("test_queue.py",),
+    ),
+    Mutant(
+        "a request that costs more than a lowered bound waits for ever",
+        "        if not joining and spent is None:  # see the top of this module\n",
+        "        if False:\n",
+        ("test_queue.py",),
+    ),
+    Mutant(
+        "a lowered size lets requests join up to the size that the engine was made with",
+        "        return max(len(self._free) - unused, 0)\n",
+        "        return len(self._free)\n",
+        ("test_reconfigure.py",),
+    ),
+    Mutant(
+        "a batch that was measured is not measured with a request that comes later",
+        "        if self._is_measured and next(reversed(group)).measured is not limits:\n",
+        "        if self._is_measured and next(iter(group)).measured is not limits:\n",
+        ("test_batch_cost.py",),
+    ),
+    Mutant(
+        "requests that were measured are taken though another worker has taken them",
+        "        if not (fitting and all(it in queue for it in fitting)):\n",
+        "        if not fitting:\n",
+        SCHEDULER,
+        "Measuring",
+    ),
+    Mutant(
+        "requests that were measured by other limits are taken",
+        '        if self.state == "closed" or measured.limits is not self._limits.now:\n',
+        '        if self.state == "closed":\n',
+        SCHEDULER,
+        "Measuring",
     ),
     Mutant(
         "all keys are kept while requests with one of them wait",
@@ -1193,8 +1237,8 @@ MUTANTS = [
     ),
     Mutant(
         "requests for which there is room are counted as waiting",
-        "(pending := waiting - room()) >= self._max_pending:",
-        "(pending := waiting) >= self._max_pending + room():",
+        "(pending := waiting - room()) >= most:",
+        "(pending := waiting) >= most + room():",
         ("test_queue.py",),
     ),
     Mutant(
@@ -1474,8 +1518,8 @@ MUTANTS = [
     ),
     Mutant(
         "what was all given back joins all at once",
-        "            most = len(self._free) if behind is None else 1\n",
-        "            most = len(self._free)\n",
+        "            self._take_joining(self._most_joining if behind is None else 1)\n",
+        "            self._take_joining(self._most_joining)\n",
         REQUEUES,
     ),
     Mutant(

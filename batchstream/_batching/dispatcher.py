@@ -195,7 +195,8 @@ class Dispatcher(ABC, Generic[T]):
                     is_counted = self._model is None and not decision.requests[0].is_warm_up
                     if is_counted and self.options.is_observed:
                         self.reports.joined(decision.requests, now)
-                    wake_another(self)
+                    if self.scheduler.workers.wakeups:
+                        wake_another(self)
                 elif decision.wait is None:
                     self.check_ended()
         except BaseException as error:  # KeyboardInterrupt too: no other code knows the batch

@@ -252,7 +252,10 @@ class WaitingQueue(Generic[RequestT]):
             slots: How many there is room for.
             spent: What the requests already in the batch cost; None if there are none.
         """
-        if slots < 1 or (group := self._ready_group(now)) is None:
+        if slots < 1:
+            return []
+        group = self._readiness.first(now) if self._has_hints else self._oldest_group()
+        if group is None:
             return []
         if self._order is not None:
             return self._take_in_turn(group, self._order, slots, spent)
@@ -264,11 +267,8 @@ class WaitingQueue(Generic[RequestT]):
 
     def candidates(self, now: float, *, slots: int) -> list[RequestT]:
         """Return the requests that join a batch now if its cost allows; they still wait."""
-        group = self._ready_group(now)
+        group = self._readiness.first(now) if self._has_hints else self._oldest_group()
         return [] if group is None else list(islice(group, slots))
-
-    def _ready_group(self, now: float) -> Group[RequestT] | None:
-        return self._readiness.first(now) if self._has_hints else self._oldest_group()
 
     def _take_in_turn(
         self, group: Group[RequestT], order: FairOrder[RequestT], slots: int, spent: float | None

@@ -584,6 +584,12 @@ def files_of_submission():
     return {sys.modules[f"batchstream._batching.{name}"].__file__ for name in names}
 
 
+def files_of_limits():
+    """Return the files of the modules in which limits are changed."""
+    names = ("limits", "options", "reconfiguration", "dynamic")
+    return {sys.modules[f"batchstream._batching.{name}"].__file__ for name in names}
+
+
 def files_of_giving_back():
     """Return the files of the modules that see to a slot that is given back, or to a cancel."""
     names = ("dispatcher", "ends", "engine_batch", "queue", "request", "scheduler", "upstream")

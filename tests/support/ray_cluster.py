@@ -29,7 +29,7 @@ PORTS = {
 }
 HTTP_PORT = 8000
 STARTS = 4
-PATIENCE = 300  # seconds: a dozen processes start
+PATIENCE = 150  # seconds: a dozen processes start, perhaps beside those of other programs
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,8 +69,6 @@ def running_ray(*paths):
         **os.environ,
         "PYTHONPATH": os.pathsep.join([*everywhere, os.environ.get("PYTHONPATH", "")]),
         "RAY_USAGE_STATS_ENABLED": "0",
-        # How long Ray waits for its own processes: too short where other programs run.
-        "RAY_agent_register_timeout_ms": str(PATIENCE * 1000),
         "RAY_worker_register_timeout_seconds": str(PATIENCE),
         "RAY_prestart_worker_first_driver": "0",  # one for each of the CPUs, which are mere numbers
         "RAY_worker_niceness": "0",  # else a busy machine runs everything else before a replica

@@ -213,6 +213,13 @@ def takes_what_they_are(_: AsyncIterator[str], __: Sequence[AsyncStream[str]]) -
     """A stream is an iterator, and a batch a sequence of them."""
 
 
+def at_a_pace(stream: AsyncStream[str], batch: AsyncBatchedStream[str]) -> None:
+    assert_type(paced(stream), AsyncGenerator[list[str], None])
+    assert_type(paced(stream, every=0.1, encode="".join), AsyncGenerator[str, None])
+    paced(stream, encode=str.encode)  # type: ignore[arg-type]
+    paced(batch)  # type: ignore[call-overload]
+
+
 async def in_an_event_loop() -> None:
     assert_type(demux(async_words(), 2), tuple[AsyncStream[str], ...])
     assert_type(demux(async_words(), 2, eos=EOS), tuple[AsyncStream[str | None], ...])
@@ -260,10 +267,6 @@ async def in_an_event_loop() -> None:
             assert_type(owned.body(), AsyncGenerator[str, None])
             assert_type(owned.body(encode=str.encode), AsyncGenerator[bytes, None])
             owned.body(encode=int.bit_length)  # type: ignore[arg-type]
-            assert_type(paced(owned), AsyncGenerator[list[str], None])
-            assert_type(paced(owned, every=0.1, encode="".join), AsyncGenerator[str, None])
-            paced(owned, encode=str.encode)  # type: ignore[arg-type]
-            paced(batch)  # type: ignore[call-overload]
             owned.close()
         assert_type(batch[0:1], tuple[AsyncStream[str], ...])
         assert_type(batch.live, tuple[int, ...])
@@ -352,6 +355,14 @@ with DynamicBatcher[str, str](translate, max_batch_size=8) as batcher:
     assert_type(batcher.ready, bool)
     assert_type(batcher.name, str | None)
     batcher.state = "closed"  # type: ignore[misc]
+    assert_type(batcher.max_batch_size, int)
+    assert_type(batcher.max_pending, int)
+    assert_type(batcher.batch_timeout, float)
+    assert_type(batcher.max_batch_cost, float | None)
+    batcher.max_batch_size = 4  # type: ignore[misc]
+    batcher.reconfigure(max_batch_size=4, batch_timeout=0.1, max_pending=9, max_batch_cost=2.5)
+    batcher.reconfigure(4)  # type: ignore[call-arg]
+    batcher.reconfigure(workers=2)  # type: ignore[call-arg]
     batcher.warm_up(["a", "b"], timeout=60)
     batcher.warm_up([1])  # type: ignore[list-item]
     batcher.wait_for_room()
@@ -917,3 +928,14 @@ def continuous_batching(model: Any) -> None:
     assert_type(request.stop_strings, tuple[str, ...])
     assert_type(Token(5, -0.1).logprob, float)
     ContinuousBatcher(lambda: TransformersEngine(model), max_batch_size=8)
+
+
+def padded(texts: list[str]) -> float:
+    return max(map(len, texts)) * len(texts)
+
+
+DynamicBatcher(translate, max_batch_size=8, batch_cost=padded, max_batch_cost=4096)
+DynamicBatcher(translate, max_batch_size=8, batch_cost=3, max_batch_cost=3)  # type: ignore[call-overload]
+batched(max_batch_size=8, batch_cost=padded, max_batch_cost=4096)(translate)
+ContinuousBatcher(PreemptingEngine, max_batch_size=4).reconfigure(max_batch_size=2, max_pending=9)
+ContinuousBatcher(PreemptingEngine, max_batch_size=4).reconfigure(batch_timeout=1.0)  # type: ignore[call-arg]

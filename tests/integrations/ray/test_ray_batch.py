@@ -5,8 +5,10 @@ import functools
 import gc
 import math
 import pickle
+import re
 import threading
 import weakref
+from pathlib import Path
 
 import cloudpickle
 import pytest
@@ -19,7 +21,7 @@ import numpy as np
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
-import batchstream
+import batchstream.integrations.ray
 from batchstream.integrations.ray import ItemSizeError, batch, warn_if_never_full
 from support.ray_scenarios import collected, raised, turns, until
 
@@ -613,6 +615,14 @@ async def importable(requests):
 @pytest.mark.rule(27)
 def test_a_function_of_a_module_pickles_by_name():
     assert pickle.loads(pickle.dumps(importable)) is importable  # noqa: S301
+
+
+def test_the_reference_has_every_public_name_and_no_other():
+    page = Path(__file__).parents[3] / "docs" / "reference.md"
+    named = re.findall(
+        r"^\.\. auto\w+:: batchstream\.integrations\.ray\.(\w+)", page.read_text(), re.MULTILINE
+    )
+    assert sorted(named) == sorted(batchstream.integrations.ray.__all__)
 
 
 def test_there_is_nothing_to_warn_of_outside_of_a_replica():

@@ -16,7 +16,6 @@ from batchstream import DeadlineError
 from support.ray_held import FREE_STEPS, Gate, Held
 from support.serving import SECONDS
 
-
 COUNT = 9
 
 
