@@ -87,6 +87,8 @@ FAIR_SHARES = ("test_fair_shares.py",)
 ENGINES = ("test_engines.py",)
 TRACES = ("test_traces.py",)
 REQUEUES = ("test_requeue.py",)
+UNREAD = ("test_litserve_unread.py",)
+ENGINES_IN_LITSERVE = ("test_litserve_engines.py",)
 BUDGETS = ("test_step_budgets.py",)
 STOP_STRINGS = ("test_stop_strings.py",)
 OVERFLOW = ("test_overflow.py",)
@@ -731,6 +733,30 @@ MUTANTS = [
         ("test_requeue_with_others.py",),
     ),
     Mutant(
+        "the outputs of a run of steps that is under way are read twice",
+        "            self._read.append(after)\n",
+        "            self._read.append(before)\n",
+        ("test_kept_steps.py",),
+    ),
+    Mutant(
+        "a tenant at its bound takes the wake-ups of others",
+        "            if waiter.is_held_up():\n                continue\n",
+        "",
+        ("test_waiting_for_room.py",),
+    ),
+    Mutant(
+        "a wake-up is not passed on by a turn that is held up since",
+        "        if not is_there and self._is_held_up():\n",
+        "        if False:\n",
+        ("test_waiting_for_room.py",),
+    ),
+    Mutant(
+        "a request that has ended holds its tenant up",
+        "it.place.account is account for it in ended)",
+        "it.place is None for it in ended)",
+        ("test_waiting_for_room.py",),
+    ),
+    Mutant(
         "a request that is cancelled as it waits makes no room",
         "        if self.room_waiters:  # with the lock they see that it waits no longer\n",
         "        if False:\n",
@@ -1091,7 +1117,7 @@ MUTANTS = [
     ),
     Mutant(
         "a tenant's requests for which there is room count as waiting",
-        "                pending = min(pending, len(self._waiting) - room())\n",
+        "            pending = min(pending, len(self._waiting) - room())\n",
         "                pass\n",
         FAIR_SHARES,
     ),
@@ -1580,6 +1606,25 @@ MUTANTS = [
         "        if self._requeued and self._requeued.pop(slot, None) is not None:\n",
         "        if False:\n",
         REQUEUES,
+    ),
+    # ---- clients of LitServe
+    Mutant(
+        "an output for a client of LitServe is merged in front of those before it",
+        "    output = merge(output_of(earlier[0]), output_of(later[0]))\n",
+        "    output = merge(output_of(later[0]), output_of(earlier[0]))\n",
+        UNREAD,
+    ),
+    Mutant(
+        "a client of LitServe may leave any number of bytes unread",
+        "        if sizes is not None and sizes.are_full(unread):\n",
+        "        if False:\n",
+        UNREAD,
+    ),
+    Mutant(
+        "an engine in LitServe that cannot say what its step costs fails the request that joins",
+        "                self._failure = error\n        return self._spent is not None and",
+        "                raise\n        return self._spent is not None and",
+        ENGINES_IN_LITSERVE,
     ),
     # ---- what a step costs
     Mutant(

@@ -290,6 +290,7 @@ class Dispatcher(ABC, Generic[T]):
 
     def end_batch(self, batch: RequestBatch[T]) -> None:
         """Count a batch that has ended."""
+        batch.end_log()
         with self.lock:
             self.scheduler.end_batch(batch)
         self.reap()

@@ -176,12 +176,17 @@ class Engine:
 
         Raises:
             TypeError, ValueError: It says what is no number, or less than 0.
+            SourceError: It raises `StopIteration`, which would end the sum of the costs.
             BaseException: What the engine raises.
         """
         method = getattr(self._engine, "step_cost", None)
         if method is None:
             return None
-        return check_number("what step_cost of the engine returns", self.run(method, slot))
+        try:
+            cost = self.run(method, slot)
+        except StopIteration as error:
+            raise SourceError(f"step_cost of the engine raised StopIteration: {error}") from error
+        return check_number("what step_cost of the engine returns", cost)
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function of the user's as the engine's methods are called."""

@@ -367,6 +367,8 @@ with DynamicBatcher[str, str](translate, max_batch_size=8) as batcher:
     batcher.warm_up([1])  # type: ignore[list-item]
     batcher.wait_for_room()
     batcher.wait_for_room(1.5, cost=12)
+    batcher.wait_for_room(1.5, request="a")
+    batcher.wait_for_room(request=1)  # type: ignore[arg-type]
     batcher.close(drain=30)
     batcher.close(30)  # type: ignore[call-arg]
     assert_type(batcher.map(["a", "b"], timeout=1.5, wait_timeout=1), Replies[list[str]])
@@ -737,6 +739,16 @@ def litserve_loops() -> None:
     ContinuousBatchLoop(make_engine, metrics=Metrics())  # type: ignore[arg-type]
     ContinuousBatchLoop(make_engine, step_cost=len, max_step_cost=8)
     ContinuousBatchLoop(make_engine, step_cost=8, max_step_cost=8)  # type: ignore[arg-type]
+    BatchedStreamLoop(
+        max_buffered=8,
+        on_overflow="merge",
+        merge=lambda earlier, later: earlier + later,
+        max_buffered_bytes=1000,
+        size_of=len,
+    )
+    BatchedStreamLoop(on_overflow="wait")  # type: ignore[arg-type]
+    ContinuousBatchLoop(make_engine, on_overflow="cancel", max_buffered_bytes=1000, size_of=len)
+    ContinuousBatchLoop(make_engine, on_overflow="merge", merge=len)  # type: ignore[arg-type]
     ContinuousBatchLoop(make_engine, max_outputs=8)
     BatchedStreamLoop(is_eos=per_request(stops_in_context))
     ContinuousBatchLoop(make_engine, is_eos=per_request(stops_in_context))
