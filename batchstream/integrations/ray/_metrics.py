@@ -1,8 +1,8 @@
 """The figures of batchers in `ray.serve.metrics`, by the names that Prometheus gets.
 
 Ray costs about 10 microseconds for each figure that is written. What goes by requests is written at
-once. Steps are gathered and written every 50 milliseconds of steps, as for Prometheus; but for the
-time between two of them, which is written for each, since Ray's histograms take one at a time.
+once. Steps are gathered and written every 50 milliseconds, but for the time between two of them:
+that is written for each step, since Ray's histograms take one at a time.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 from ray.serve import metrics as ray_metrics
 
 from batchstream import Metrics
+from batchstream._batching import clock
 from batchstream._core.arguments import check_name
 
 # Ray Serve needs prometheus-client itself, so what is counted has to stand in one place only.
 from batchstream.integrations.prometheus._figures import OWN, Figure
 from batchstream.integrations.prometheus._recorder import Recorder
+from batchstream.integrations.prometheus._steps import WRITE_AFTER
 from batchstream.integrations.prometheus._tenants import MAX_TENANTS, TenantLabels
 
 if TYPE_CHECKING:
@@ -161,17 +163,43 @@ class RayMetrics(Metrics):
         figures = families(self._name)
         labels = {"batcher": name}
         recorder = Recorder(figures, labels, self._label_of, None)  # type: ignore[arg-type] # the same methods
-        gaps, gather = figures.one(BY_STEP, labels), recorder.stepped
-
-        def stepped(
-            live: int, capacity: int, outputs: int, gap: float | None, going_on: int, *rest: int
-        ) -> None:
-            gather(live, capacity, outputs, gap, going_on, *rest)
-            if gap is not None and going_on:
-                gaps.observe(gap)
-
-        recorder.stepped = stepped  # type: ignore[method-assign, assignment] # as in `Recorder`
+        # Called for each step, in place of keeping them: Ray does not say when it reads.
+        recorder.stepped = _Steps(recorder, figures.one(BY_STEP, labels))  # type: ignore[method-assign] # as there
+        recorder.kept_steps = None  # type: ignore[assignment]
         return recorder
+
+
+class _Steps:
+    """Hears of each step of a batcher.
+
+    Args:
+        recorder: What the steps are counted by.
+        gaps: The times between them.
+    """
+
+    def __init__(self, recorder: Recorder, gaps: _Series) -> None:
+        self._gather = recorder.stepped
+        self._write = recorder.write
+        self._gaps = gaps
+        self._write_at = 0.0
+
+    def __call__(  # noqa: PLR0917 - see `Metrics.stepped`
+        self,
+        live: int,
+        capacity: int,
+        outputs: int,
+        gap: float | None,
+        going_on: int,
+        prefilling: int,
+        wasted: int,
+    ) -> None:
+        self._gather(live, capacity, outputs, gap, going_on, prefilling, wasted)
+        if gap is not None and going_on:
+            self._gaps.observe(gap)
+        now = clock.monotonic()
+        if now >= self._write_at:
+            self._write_at = now + WRITE_AFTER
+            self._write()
 
 
 def _remade(name: str, tenants: Any) -> RayMetrics:

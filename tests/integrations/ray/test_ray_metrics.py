@@ -14,7 +14,8 @@ from ray import serve
 from batchstream import EOS, ContinuousBatcher
 from batchstream.integrations.prometheus._figures import OWN
 from batchstream.integrations.ray import RayMetrics
-from batchstream.integrations.ray._metrics import Families
+from batchstream.integrations.ray._metrics import Families, families
+from support import knobs
 from support.serving import SECONDS
 
 
@@ -118,6 +119,33 @@ def test_two_batchers_of_one_name_are_added_up():
     first.inc(2)
     second.inc(1)
     assert first._value == 3
+
+
+class Noted:
+    """A figure of Ray's that notes what is done to it."""
+
+    def __init__(self):
+        self.amounts = []
+
+    def inc(self, amount, tags):
+        self.amounts.append(amount)
+
+    observe = set = inc
+
+
+def test_steps_are_written_together_and_the_time_between_two_for_each(monkeypatch):
+    now = [100.0]
+    knobs.set_clock(monkeypatch, lambda: now[0])
+    monkeypatch.setattr("batchstream.integrations.ray._metrics._made", lambda *_: Noted())
+    metrics = RayMetrics("noted").for_batcher("one")
+    noted = {key: metric.amounts for key, (_, metric) in families("noted")._families.items()}
+    for gap in (None, 0.02, 0.02, 0.02):
+        metrics.stepped(3, 4, 3, gap, 0 if gap is None else 3, 0, 0)
+        now[0] += 0.02
+    assert noted["gap"] == [0.02, 0.02, 0.02]
+    assert noted["steps"] == [1, 3]  # at once, and when 50 ms are over
+    assert noted["live"] == [3, 9]
+    assert noted["wasted"] == []  # Ray refuses to add 0
 
 
 @pytest.mark.parametrize(("wrong", "says"), [({"name": ""}, "name"), ({"tenants": -1}, "tenants")])
