@@ -12,6 +12,8 @@ import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
+from support.pages import Page
+from support.ray_cluster import ROOT
 from support.ray_held import Gate, Held
 from support.serving import SECONDS
 
@@ -21,6 +23,14 @@ def apps(deploy, page):
     names = ("speller", "counter", "fast_counter", "tuned", "filled_counter")
     handles = deploy(**{name: getattr(page, name) for name in names})
     return dict(zip(names, handles, strict=True))
+
+
+def test_the_diff_leads_to_the_deployment_of_the_page():
+    page = Page(ROOT / "docs" / "ray.md")
+    [diff] = [block.body for block in page.all if block.kind == "diff"]
+    code = "\n".join(block.code for block in page.blocks)
+    after = [line[1:] for line in diff.splitlines() if not line.startswith("-")]
+    assert "\n".join(after) in code
 
 
 def test_a_changed_import_is_all(apps, ray_cluster):
