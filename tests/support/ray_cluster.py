@@ -74,18 +74,16 @@ def running_ray(*paths):
         "RAY_worker_niceness": "0",  # else a busy machine runs everything else before a replica
         "RAY_TMPDIR": str(folder),
     }
-    process = None
     try:
-        process = started(folder, log, environment)
-        with connected() as cluster:
+        with started(folder, log, environment), connected() as cluster:
             yield cluster
     finally:
-        end(process)
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
 def started(folder, log, environment):
-    """Start Ray; again if it gives up, as it does where its processes take 30 seconds to start."""
+    """Run Ray; begin again if it gives up, as it does where its processes take 30 seconds."""
     for attempt in range(STARTS):
         with log.open("wb") as output:
             process = subprocess.Popen(  # noqa: S603
@@ -102,24 +100,28 @@ def started(folder, log, environment):
                 start_new_session=True,
                 env=environment,
             )
-        while not has_started(log) and process.poll() is None:
-            time.sleep(0.05)
-        if process.returncode is None:
-            return process
-        end(process)
+        try:
+            while not has_started(log) and process.poll() is None:
+                time.sleep(0.05)
+            if process.returncode is None:
+                yield
+                return
+        finally:
+            end(process, folder)
     raise AssertionError(f"Ray has not started:\n{log.read_text()}")
 
 
-def end(process):
-    """End Ray, with all its processes."""
-    if process is None:
-        return
+def end(process, folder):
+    """End a Ray: by their ids those of its processes, too, that it leaves behind if it gives up."""
     process.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(SECONDS)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"{folder}/".encode() in command.read_bytes():
+                os.kill(int(command.parent.name), signal.SIGKILL)
 
 
 def has_started(log):
