@@ -319,6 +319,18 @@ MUTANTS = [
         ("test_owned.py",),
     ),
     Mutant(
+        "the pause of a paced stream begins when its consumer asks for more",
+        "            await loop.wait(loop.new_waiter(), pause)\n",
+        "            await loop.wait(loop.new_waiter(), self._every)\n",
+        ("test_paced.py",),
+    ),
+    Mutant(
+        "the first output of a paced stream waits as all others do",
+        "        self._due: float | None = None  # by the clock of the loop",
+        "        self._due: float | None = current_loop().now() + every",
+        ("test_paced.py",),
+    ),
+    Mutant(
         "an interrupt in closing leaves the batch to its thread",
         "                    self.role.holder = NO_THREAD\n"
         "        finally:\n            if self.fanout.departures:\n",

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 if find_spec("torch") is None or find_spec("transformers") is None:
     PATHS.remove(ROOT / "docs" / "transformers.md")
+PATHS.remove(ROOT / "docs" / "ray.md")  # tests/integrations/ray/test_ray_page.py runs it
 PAGES = [page for page in map(Page, PATHS) if page.blocks]
 NOTEBOOKS = [page for page in PAGES if page.is_notebook]
 SECONDS = 60.0

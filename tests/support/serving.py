@@ -60,9 +60,9 @@ def running(command, is_ready, log_path):
             process.wait()
 
 
-def wait_until_ready(process, is_ready, log_path):
+def wait_until_ready(process, is_ready, log_path, seconds=60):
     """Poll a server that has been started, until it can be asked."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + seconds
     while not is_ready():
         assert process.poll() is None, log_path.read_text()
         assert time.monotonic() < deadline, f"not ready:\n{log_path.read_text()}"

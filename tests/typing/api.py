@@ -49,9 +49,11 @@ from batchstream import (
     Traces,
     batched,
     demux,
+    paced,
     per_request,
     token_ids,
 )
+from batchstream.integrations import ray
 from batchstream.integrations.grpc import (
     AsyncServerInterceptor,
     ServerInterceptor,
@@ -216,6 +218,13 @@ async def async_feedback() -> AsyncIterator[Mapping[int, object]]:
 
 def takes_what_they_are(_: AsyncIterator[str], __: Sequence[AsyncStream[str]]) -> None:
     """A stream is an iterator, and a batch a sequence of them."""
+
+
+def at_a_pace(stream: AsyncStream[str], batch: AsyncBatchedStream[str]) -> None:
+    assert_type(paced(stream), AsyncGenerator[list[str], None])
+    assert_type(paced(stream, every=0.1, encode="".join), AsyncGenerator[str, None])
+    paced(stream, encode=str.encode)  # type: ignore[arg-type]
+    paced(batch)  # type: ignore[call-overload]
 
 
 async def in_an_event_loop() -> None:
@@ -804,6 +813,56 @@ def streamer_of_transformers(tokenizer: Any, generate: Callable[..., list[int]])
     ids: BatchStreamer[int] = BatchStreamer(eos_token_id=[2, 3], max_new_tokens=[5], timeout=1.5)
     for token in ids:
         assert_type(token, int)
+
+
+class RayDeployment:
+    @ray.batch(max_batch_size=8, batch_wait_timeout_s=0.1, max_concurrent_batches=2, max_pending=9)
+    async def tokens(self, prompts: list[str]) -> AsyncIterator[list[int | type[StopIteration]]]:
+        yield [len(prompt) for prompt in prompts]
+        yield [StopIteration for _ in prompts]
+
+    @ray.batch
+    async def lengths(self, prompts: list[str]) -> list[int]:
+        return [len(prompt) for prompt in prompts]
+
+    @ray.batch(batch_size_fn=len, key=len, metrics=PrometheusMetrics)
+    def in_thread(self, prompts: list[str]) -> list[bytes]:
+        return [prompt.encode() for prompt in prompts]
+
+    @ray.batch(decode=lambda _: Detokenizer(Tokenizer()))
+    async def text(self, prompts: list[str]) -> AsyncIterator[list[int]]:
+        yield [len(prompt) for prompt in prompts]
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        self.tokens.set_max_batch_size(config["max_batch_size"])
+        self.tokens.set_batch_wait_timeout_s(config["batch_wait_timeout_s"])
+
+
+@ray.batch
+def halves(numbers: list[int]) -> Iterator[list[float | None]]:
+    yield [number / 2 or None for number in numbers]
+
+
+@ray.batch(max_batch_size=4)
+async def sums(lefts: list[int], rights: list[int]) -> list[int]:
+    return [left + right for left, right in zip(lefts, rights, strict=True)]
+
+
+async def ray_batches(model: RayDeployment) -> None:
+    assert_type(model.tokens("a"), AsyncGenerator[int, None])
+    assert_type(await model.lengths("a"), int)
+    assert_type(await model.in_thread("a"), bytes)
+    assert_type(halves(1), AsyncGenerator[float | None, None])
+    assert_type(await sums(1, 2), Any)
+    assert_type(model.text("a"), Any)
+    assert_type(model.tokens.statistics(), BatcherStatistics)
+    await halves.aclose(drain=1)
+    await sums.aclose()
+    assert_type(ray.warn_if_never_full(8, max_concurrent_batches=2), bool)
+    error = ray.ItemSizeError("too large")
+    as_request_error: RequestError = error
+    as_runtime_error: RuntimeError = error
+    assert_type((as_request_error, as_runtime_error), tuple[RequestError, RuntimeError])
 
 
 # ---- text
