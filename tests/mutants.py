@@ -623,9 +623,30 @@ MUTANTS = [
     ),
     Mutant(
         "a cancel does not resume the pump that waits for room",
-        "        self._room.resume_pump()\n        if not self.fanout",
-        "        if not self.fanout",
+        "        self._room.resume_pump()\n        if self.wake_source",
+        "        if self.wake_source",
         ("test_room.py",),
+    ),
+    Mutant(
+        "a cancel does not wake an engine that waits",
+        "            call_quietly(self.wake_source)\n",
+        "            pass\n",
+        ("test_engine_wake.py",),
+    ),
+    Mutant(
+        "an engine that waits is woken before the request can be found",
+        "    scheduler, metrics = dispatcher.scheduler, dispatcher.options.metrics\n",
+        "    scheduler, metrics = dispatcher.scheduler, dispatcher.options.metrics\n"
+        "    if (model := dispatcher.model) is not None and model.waker is not None:\n"
+        "        call_quietly(model.waker)\n"
+        "        dispatcher.model.waker = None\n",
+        ("test_engine_wake.py",),
+    ),
+    Mutant(
+        "an idle engine is woken",
+        "        self.waker = None\n        driving, self._driving",
+        "        driving, self._driving",
+        ("test_engine_wake.py",),
     ),
     Mutant(
         "an interrupt is forgotten",

@@ -45,7 +45,8 @@ class BatcherOptions(Generic[RequestT, T]):
     """The arguments of a batcher; see `DynamicBatcher` and `ContinuousBatcher` for their meaning.
 
     `runs` is its function or engine, from which a batcher without a name has its `label`: what
-    metrics and logs call it.
+    metrics and logs call it. `prepare` is called with each request as it is submitted: what it
+    returns is what the model takes.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -81,6 +82,7 @@ class BatcherOptions(Generic[RequestT, T]):
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
         drain: float | None = None,
+        prepare: Callable[[RequestT], object] | None = None,
     ) -> None:
         self.rules = rules
         if name is not None:
@@ -103,6 +105,7 @@ class BatcherOptions(Generic[RequestT, T]):
         self.traces = None if traces is None else TracesCaller(traces, self.label)
         self.is_observed = metrics is not None or traces is not None
         self.drain = check_drain(drain)
+        self.prepare = prepare
         self.batch_timeout = check_seconds("batch_timeout", batch_timeout)
         self.max_pending = check_count("max_pending", max_pending, at_least=1)
         if (cost is None) != (max_batch_cost is None):

@@ -17,6 +17,7 @@ import batchstream._eventloops.asyncio
 import batchstream._pumps.clock
 import batchstream._pumps.process
 import batchstream._pumps.stall
+from batchstream._batching.engine import Engine
 from batchstream._batching.engine_batch import EngineBatch
 from batchstream._batching.request import Request
 from batchstream._batching.scheduler import Scheduler
@@ -613,6 +614,11 @@ def files_of_streams():
     """Return the files of the modules that make streams."""
     names = ("stream", "async_stream")
     return {sys.modules[f"batchstream._streams.{name}"].__file__ for name in names}
+
+
+def engine(users):
+    """Return what a batcher makes of a user's engine."""
+    return Engine(users)
 
 
 def dispatcher_of(batcher):
