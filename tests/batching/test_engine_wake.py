@@ -14,56 +14,7 @@ from batchstream import ClosedError, ContinuousBatcher, DeadlineError, Last, Sou
 from batchstream.text import DecodingEngine
 from support import knobs
 from support.sources import TIMEOUT
-
-
-class Waiting:
-    """An engine whose outputs come from elsewhere: its step waits for them, or to be woken.
-
-    Attributes:
-        requests: Those that it has, by slot.
-        wakes: How often it was woken.
-        closed: Set when it is closed.
-        inside: Set while a step waits.
-        added: The requests that were added, to be taken.
-        removed: The same of those that were removed.
-    """
-
-    def __init__(self):
-        self.requests = {}
-        self.wakes = 0
-        self.closed = threading.Event()
-        self.inside = threading.Event()
-        self.added = queue.SimpleQueue()
-        self.removed = queue.SimpleQueue()
-        self._events = queue.SimpleQueue()
-
-    def add(self, slot, request):
-        if isinstance(request, Exception):
-            raise request
-        self.requests[slot] = request
-        self.added.put(request)
-
-    def remove(self, slot):
-        self.removed.put(self.requests.pop(slot))
-
-    def step(self):
-        self.inside.set()
-        event = self._events.get(timeout=TIMEOUT)
-        self.inside.clear()
-        if isinstance(event, Exception):
-            raise event
-        return event
-
-    def wake(self):
-        self.wakes += 1
-        self._events.put({})
-
-    def give(self, step):
-        """Let the step that waits, or the next, return this."""
-        self._events.put(step)
-
-    def close(self):
-        self.closed.set()
+from support.waiting_engine import Waiting, taken
 
 
 class Makes:
@@ -80,10 +31,6 @@ class Makes:
         engine = Waiting()
         self.made.put(engine)
         return engine
-
-
-def taken(events):
-    return events.get(timeout=TIMEOUT)
 
 
 def test_a_request_joins_an_engine_that_waits():
