@@ -79,7 +79,7 @@ class RemoteBatcher(Batcher[RequestT, T]):
             name=name,
             metrics=metrics,
             traces=traces,
-            runs=Link,
+            runs=RemoteBatcher,
             drain=drain,
             prepare=partial(_prepared, max_frame=most),
         )

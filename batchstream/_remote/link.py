@@ -338,7 +338,7 @@ class Link:
         except BlockingIOError:
             data = None
         if data == b"":
-            raise ConnectionLostError("it has ended")
+            raise ConnectionError("it has ended")
         if data:
             self._incoming.feed(data)
         return self._incoming.take_records()

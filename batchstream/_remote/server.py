@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import signal
-import stat
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -82,7 +81,7 @@ class _Listener:
                 f"a batcher is served, such as a ContinuousBatcher or a function that is batched, "
                 f"got {type_name(batcher)}"
             )
-        if type(mode) is not int or stat.S_IMODE(mode) != mode:
+        if type(mode) is not int or not 0 <= mode <= 0o777:
             raise ValueError(f"mode takes the permissions of a file, such as 0o600, got {mode!r}")
         self._batcher = batcher
         self._path = check_address(address)

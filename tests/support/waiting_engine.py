@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 
 from support.sources import TIMEOUT
 
@@ -11,6 +12,14 @@ from support.sources import TIMEOUT
 def taken(events):
     """Wait for an event, and return it."""
     return events.get(timeout=TIMEOUT)
+
+
+def until(condition):
+    """Poll until something that other threads bring about is so."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.001)
 
 
 class Waiting:
