@@ -100,8 +100,8 @@ class LinkOptions:
         assert fanout is not None  # noqa: S101 - a step has streams
         return fanout
 
-    def connect(self) -> tuple[socket.socket, bytes]:
-        """Connect, and return the connection and what has come already.
+    def connect(self) -> socket.socket:
+        """Connect.
 
         Raises:
             ConnectionLostError: It could not be.
@@ -172,16 +172,15 @@ class Link:
         self._bell.settimeout(0)
         self._ringer.settimeout(0)
         try:
-            self._open(*options.connect())
+            self._open(options.connect())
         except BaseException:
             self._close_bell()
             raise
         forkable.add(self)
 
-    def _open(self, connection: socket.socket, rest: bytes) -> None:
+    def _open(self, connection: socket.socket) -> None:
         self._connection = connection
         self._incoming = Incoming(FROM_SERVER, self._options.max_frame)
-        self._incoming.feed(rest)
         self._outgoing = Outgoing(self._options.max_frame)
         self._unsent = memoryview(b"")
         self._poll = select.poll()
@@ -311,9 +310,9 @@ class Link:
             return
         except (OSError, ProtocolError):
             pass
-        connection, rest = self._options.connect()
+        connection = self._options.connect()
         self._connection.close()
-        self._open(connection, rest)
+        self._open(connection)
 
     # ---- from the server
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from types import TracebackType
 
+_ALL_PERMISSIONS: Final = 0o777
+
 # For what has ended at the model, and what clients have still to take of it.
 _SECONDS_FOR_LAST_OUTPUTS: Final = 5.0
 _SECONDS_FOR_LAST_RECORDS: Final = 1.0
@@ -81,7 +83,7 @@ class _Listener:
                 f"a batcher is served, such as a ContinuousBatcher or a function that is batched, "
                 f"got {type_name(batcher)}"
             )
-        if type(mode) is not int or not 0 <= mode <= 0o777:
+        if type(mode) is not int or not 0 <= mode <= _ALL_PERMISSIONS:
             raise ValueError(f"mode takes the permissions of a file, such as 0o600, got {mode!r}")
         self._batcher = batcher
         self._path = check_address(address)

@@ -168,8 +168,8 @@ def refusal_of(peer: tuple[int, int] | None, trusted: Collection[int]) -> str | 
 
 def open_connection(
     path: str, window: int, seconds: float, trusted: Collection[int]
-) -> tuple[socket.socket, bytes]:
-    """Connect to a server, and return the connection and what has come behind its greeting.
+) -> socket.socket:
+    """Connect to a server, and return the connection once both ends have greeted.
 
     Args:
         path: Where the server listens.
@@ -184,7 +184,7 @@ def open_connection(
     try:
         connection.settimeout(seconds)
         connection.connect(path)
-        rest = _greet(connection, window, trusted)
+        _greet(connection, window, trusted)
         connection.settimeout(0)
     except BaseException as error:
         connection.close()
@@ -196,27 +196,27 @@ def open_connection(
         raise ConnectionLostError(
             f"cannot connect to the model's process at {path!r}: {said}"
         ) from error
-    return connection, rest
+    return connection
 
 
-def _greet(connection: socket.socket, window: int, trusted: Collection[int]) -> bytes:
-    """Say what this end is, and return what has come behind the server's greeting.
+def _greet(connection: socket.socket, window: int, trusted: Collection[int]) -> None:
+    """Say what this end is, and hear what the other is.
 
     Raises:
         ProtocolError: The server is not trusted, or another one than expected, or it refuses.
     """
     if (refusal := refusal_of(peer_of(connection), trusted)) is not None:
         raise ProtocolError(refusal)
-    connection.sendall(greeting(f"window={window}"))
-    answer, rest = _answer(connection)
+    with suppress(ConnectionError):  # it may have said why it refuses, and gone
+        connection.sendall(greeting(f"window={window}"))
+    answer = _answer(connection)
     if (difference := answer.difference("the model's process")) is not None:
         raise ProtocolError(difference)
     if answer.rest != "ok":
         raise ProtocolError(answer.rest)
-    return rest
 
 
-def _answer(connection: socket.socket) -> tuple[Greeting, bytes]:
+def _answer(connection: socket.socket) -> Greeting:
     data = b""
     while b"\n" not in data:
         if len(data) >= MAX_LINE or not (piece := connection.recv(MAX_LINE)):
@@ -225,4 +225,7 @@ def _answer(connection: socket.socket) -> tuple[Greeting, bytes]:
             raise ProtocolError("it has closed the connection without an answer")
         data += piece
     line, _, rest = data.partition(b"\n")
-    return read_greeting(line), rest
+    answer = read_greeting(line)
+    if rest:
+        raise ProtocolError("it has sent more than its greeting, though it was asked for nothing")
+    return answer

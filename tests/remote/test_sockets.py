@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -21,6 +22,7 @@ from support.sources import TIMEOUT
 from support.waiting_engine import until
 
 HELLO = f"batchstream-remote 1 {batchstream.__version__} window=4\n".encode()
+OK = HELLO.replace(b"window=4", b"ok")
 
 
 @pytest.fixture
@@ -314,20 +316,20 @@ def test_a_client_that_says_nothing_is_cut_off(path, batcher, monkeypatch, caplo
 
 @pytest.fixture
 def fake_server(path):
-    """Let a server answer the first connection with these bytes; or not, and close it at last."""
+    """Let a server answer the first connection: what is sent is answered with one piece each."""
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(path)
     listening.listen()
     threads = []
 
-    def answer(data, *, keep=False):
+    def answer(*data):
         def run():
             connection, _ = listening.accept()
-            with connection:
-                connection.recv(4096)
-                if data is not None:
-                    connection.sendall(data)
-                if data is None or keep:
+            with connection, contextlib.suppress(ConnectionError):
+                for piece in data:
+                    connection.recv(4096)
+                    connection.sendall(piece)
+                if data != (b"",):
                     while connection.recv(4096):  # until the client has gone
                         pass
 
@@ -346,9 +348,9 @@ def fake_server(path):
         (b"HTTP/1.1 400 Bad Request\r\n", r"is no batchstream\.remote"),
         (b"batchstream-remote 99 7.5 ok\n", r"has batchstream 7\.5 with protocol 99"),
         (b"batchstream-remote 1 0.0.1 ok\n", r"has batchstream 0\.0\.1 with protocol 1"),
-        (HELLO.replace(b"window=4", b"refused: not today"), "refused: not today"),
+        (OK.replace(b"ok", b"refused: not today"), "refused: not today"),
+        (OK + b"more", "more than its greeting"),
         (b"", "closed the connection without an answer"),
-        (b"batchstream", r"is no batchstream\.remote"),
         (b"x" * 600, r"is no batchstream\.remote"),
     ],
 )
@@ -359,7 +361,7 @@ def test_a_server_that_is_none_is_an_error_and_not_a_wait(path, fake_server, dat
 
 
 def test_a_server_that_does_not_answer_is_an_error_after_a_time(path, fake_server):
-    fake_server(None)
+    fake_server()
     with (
         connect(path, connect_timeout=0.05) as other,
         pytest.raises(ConnectionLostError, match=r"did not answer within 0\.05 seconds"),
@@ -369,7 +371,7 @@ def test_a_server_that_does_not_answer_is_an_error_after_a_time(path, fake_serve
 
 @pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", frame((1, 1, b""))])
 def test_a_server_that_breaks_the_protocol_fails_the_requests(path, fake_server, data):
-    fake_server(HELLO.replace(b"window=4", b"ok") + data, keep=True)
+    fake_server(OK, data)
     with connect(path) as other, pytest.raises(ConnectionLostError, match="was lost: a ") as caught:
         list(other.stream("a"))
     assert type(caught.value.__cause__) is ProtocolError
