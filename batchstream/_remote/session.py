@@ -317,9 +317,11 @@ class Session(asyncio.Protocol):
             if not served.left:
                 self._put(OUTPUTS, number, pickled_outputs(outputs))
         end = stream.end
-        if end is not None and end.error is not None and not served.left:
-            raise end.error
-        if end is not None and not served.left:
+        if end is None or served.left:
+            return
+        if end.error is not None:
+            self._put_error(number, end.error)
+        else:
             self._put(END, number, pickled_end(end))
 
     # ---- to the client

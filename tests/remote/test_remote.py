@@ -249,6 +249,16 @@ def test_an_error_that_cannot_be_pickled_becomes_one_with_its_text(path):
         assert list(other.stream("b")) == ["b"]
 
 
+@pytest.mark.rule(14, 17)
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, StopIteration])
+@pytest.mark.parametrize("step", [0, 1])
+def test_an_error_that_is_meant_for_a_thread_stops_no_server(path, error, step):
+    with served(path, lambda: Model(raises={step: error("it stops")})) as (_, other):
+        for _ in range(2):
+            with pytest.raises(SourceError, match="it stops"):
+                list(other.stream("abc"))
+
+
 def test_an_output_that_cannot_be_pickled_fails_its_stream_alone(path):
     engine = Waiting()
     with served(path, engine) as (batcher, other):
