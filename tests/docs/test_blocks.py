@@ -143,7 +143,9 @@ def ask(words, port):
 
 
 @servers
-def test_a_block_serves(server, tmp_path):
+def test_a_block_serves(server, tmp_path, monkeypatch):
+    # On a busy machine a process takes longer to begin than uvicorn waits for.
+    monkeypatch.setenv("UVICORN_TIMEOUT_WORKER_HEALTHCHECK", "60")
     with started(server, tmp_path) as (process, port):
         for words, answer in server.asks:
             response = ask(words, port)

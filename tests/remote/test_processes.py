@@ -84,15 +84,16 @@ class Service:
         self.path = folder / "model.sock"
         self._model_log = folder / "model.log"
         self._app_log = folder / "app.log"
-        self._stack = contextlib.ExitStack()
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._arguments = self.path, "--port", str(port), "--workers", str(WORKERS)
 
     def __enter__(self):
         command = self._app_log, EXAMPLES / "remote_app.py", *self._arguments
-        self.app = self._stack.enter_context(Process(*command))
-        poll(lambda: is_healthy(self.url))
+        with contextlib.ExitStack() as stack:  # nothing is left running if it does not start
+            self.app = stack.enter_context(Process(*command))
+            poll(lambda: is_healthy(self.url))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_):
