@@ -562,6 +562,13 @@ def test_a_client_without_a_server_is_refused_at_once_and_asks_again_with_the_ne
             assert list(other.stream("a")) == ["a"]  # no request is lost on the connection that was
 
 
+def test_a_server_that_was_replaced_in_a_pause_costs_no_request(path):
+    with connect(path) as other:
+        for _ in range(3):
+            with ContinuousBatcher(Model, max_batch_size=1) as batcher, serving(batcher, path):
+                assert list(other.stream("a")) == ["a"]
+
+
 def test_streams_fail_with_the_server_that_ends_and_say_why(path):
     engine = Waiting()
     with ContinuousBatcher(engine, max_batch_size=2) as batcher, connect(path) as other:
