@@ -649,9 +649,66 @@ MUTANTS = [
     ),
     Mutant(
         "a cancel does not resume the pump that waits for room",
-        "        self._room.resume_pump()\n        if not self.fanout",
-        "        if not self.fanout",
+        "        self._room.resume_pump()\n        if self.wake_source",
+        "        if self.wake_source",
         ("test_room.py",),
+    ),
+    Mutant(
+        "a cancel does not wake an engine that waits",
+        "            call_quietly(self.wake_source)\n",
+        "            pass\n",
+        ("test_engine_wake.py",),
+    ),
+    Mutant(
+        "an engine that waits is woken before the request can be found",
+        "    scheduler, metrics = dispatcher.scheduler, dispatcher.options.metrics\n",
+        "    scheduler, metrics = dispatcher.scheduler, dispatcher.options.metrics\n"
+        "    if (model := dispatcher.model) is not None and model.waker is not None:\n"
+        "        call_quietly(model.waker)\n"
+        "        dispatcher.model.waker = None\n",
+        ("test_engine_wake.py",),
+    ),
+    Mutant(
+        "a stream over a socket is acknowledged before its consumer has read",
+        "unread = 0 if self.is_unbounded else len(self.buffer.outputs)",
+        "unread = 0",
+        ("test_remote.py",),
+    ),
+    Mutant(
+        "a consumer that lags is not asked to call as it makes room",
+        "                sent.buffer.on_room = sent.made_room\n",
+        "",
+        ("test_remote.py",),
+    ),
+    Mutant(
+        "the last request that leaves is not cancelled at the model",
+        "            self._with_room.clear()\n            self._send_the_rest()\n",
+        "            self._with_room.clear()\n",
+        ("test_remote.py",),
+    ),
+    Mutant(
+        "a connection that has ended in a pause is not looked at",
+        "        if self._joining and not self._by_slot:\n            self._revive()\n",
+        "",
+        ("test_remote.py",),
+    ),
+    Mutant(
+        "a session sends more than the window of its client",
+        "            while not (served.window or served.left):\n",
+        "            while False:\n",
+        ("test_remote.py",),
+    ),
+    Mutant(
+        "a socket takes the place of one at which a server listens",
+        "            return  # left over by a server that was killed\n",
+        "            pass\n        return\n",
+        ("test_sockets.py",),
+    ),
+    Mutant(
+        "an idle engine is woken",
+        "        self.waker = None\n        driving, self._driving",
+        "        driving, self._driving",
+        ("test_engine_wake.py",),
     ),
     Mutant(
         "an interrupt is forgotten",

@@ -11,6 +11,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, closing
+from pathlib import Path
 from typing import Any, Literal, assert_type
 
 import numpy as np
@@ -76,6 +77,14 @@ from batchstream.integrations.transformers import (
     TransformersEngine,
     stream_generate,
     stream_text,
+)
+from batchstream.remote import (
+    ConnectionLostError,
+    RemoteBatcher,
+    aserve,
+    connect,
+    serve,
+    serving,
 )
 from batchstream.text import (
     AsyncDecodedSteps,
@@ -972,3 +981,23 @@ def grpc_servers(error: Exception) -> None:
     assert_type(timeout_of(CallContext(), at_most=60), float | None)
     timeout_of(object())  # type: ignore[arg-type]
     assert_type(status_of(error), Status | None)
+
+
+def other_processes() -> None:
+    far: RemoteBatcher[str, int] = connect("model.sock", window=64, trusted_users=[1001])
+    assert_type(far.stream("a", timeout=1.0), Stream[int])
+    assert_type(far.astream("a"), AsyncStream[int])
+    assert_type(far.call("a"), int)
+    assert_type(connect(Path("model.sock")), RemoteBatcher[Any, Any])
+    with ContinuousBatcher(Tokens(), max_batch_size=2) as batcher:
+        with serving(batcher, "model.sock", mode=0o660, drain=5.0) as server:
+            assert_type(server, serving)
+        serve(batcher, Path("model.sock"), max_frame=2**20)
+    serve(Tokens(), "model.sock")  # type: ignore[arg-type]
+    assert_type(ConnectionLostError("gone").args, tuple[Any, ...])
+
+
+async def another_process() -> None:
+    with connect("model.sock") as far:
+        assert_type(await far.acall("a"), Any)
+        await aserve(far, "another.sock")
