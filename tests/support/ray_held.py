@@ -86,7 +86,7 @@ class Held:
 
     async def die(self, process):
         """End this replica if it runs in this process: Ray asks another where one has died."""
-        if process == os.getpid():
+        if process == str(os.getpid()):
             os._exit(1)
 
     def record_autoscaling_stats(self):
