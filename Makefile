@@ -43,7 +43,7 @@ test-lowest: environment  ## run the tests of transformers with the oldest relea
 .PHONY: ray-test
 ray-test:  ## run the tests of Ray with a Ray of their own, in a network namespace with loopback alone
 	@.ci/environment .venv-ray -e . --group ray
-	@.ci/ray-test .venv-ray/bin/python -m pytest $(or $(ARGS),$(RAY))
+	@.ci/ray-test .venv-ray/bin/python -m pytest -o faulthandler_timeout=600 $(or $(ARGS),$(RAY))
 
 .PHONY: wheel-test
 wheel-test: environment  ## run the core's tests but races against the installed wheel

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from support import serving
-from support.serving import SECONDS, is_open, wait_until_ready
+from support.serving import is_open, wait_until_ready
 
 if importlib.util.find_spec("ray") is not None:  # else each module says that it is skipped
     with warnings.catch_warnings():
@@ -123,7 +123,7 @@ def started(folder):
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(SECONDS)
+            process.wait(5)
         process.kill()
         process.wait()
         end_those_of(folder)
