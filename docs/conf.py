@@ -43,7 +43,7 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_mock_imports = ["ray"]  # large, and in an environment of its own
+autodoc_mock_imports = ["ray"]  # it has an environment of its own
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # an attribute is listed once, where autodoc finds it
 napoleon_custom_sections = [("Raises on iteration", "params_style")]
@@ -118,6 +118,8 @@ def complete_pages(_app: Sphinx, page: str, source: list[str]) -> None:
         source[0] = list_rules.with_tests(source[0])
     elif page == "examples":
         source[0] = show_examples.with_programs(source[0])
+    elif page == "servers":
+        source[0] = show_examples.with_servers(source[0])
     source[0] = show_examples.with_links(source[0])
 
 

@@ -46,7 +46,8 @@ class BatcherOptions(Generic[RequestT, T]):
 
     `runs` is its function or engine, from which a batcher without a name has its `label`: what
     metrics and logs call it. With `has_slots` the `max_batch_size` is the number of slots that an
-    engine has.
+    engine has. `prepare` is called with each request as it is submitted: what it returns is what
+    the model takes.
 
     Attributes:
         limits: The limits that may change while requests are served, as they are now.
@@ -88,6 +89,7 @@ class BatcherOptions(Generic[RequestT, T]):
         max_pending_per_tenant: int | None = None,
         drain: float | None = None,
         has_slots: bool = False,
+        prepare: Callable[[RequestT], object] | None = None,
     ) -> None:
         self.rules = rules
         if name is not None:
@@ -109,6 +111,7 @@ class BatcherOptions(Generic[RequestT, T]):
         self.traces = None if traces is None else TracesCaller(traces, self.label)
         self.is_observed = metrics is not None or traces is not None
         self.drain = check_drain(drain)
+        self.prepare = prepare
         costs = {} if max_batch_cost is None else {"max_batch_cost": max_batch_cost}
         limits = check_limits(
             max_batch_size=max_batch_size,

@@ -185,15 +185,22 @@ class WaitingQueue(Generic[RequestT]):
         self._all.move_to_end(request, last=False)
         group.move_to_end(request, last=False)
 
-    def has_room(self, cost: float, room: Callable[[], int]) -> bool:
-        """Whether `append` would not refuse a request of this cost for the others; `room` as there.
+    def has_room(self, cost: float, account: object, room: Callable[[], int]) -> bool:
+        """Whether `append` would not refuse a request for the others.
 
-        Without a look at how many its tenant has.
+        Args:
+            cost: What it costs.
+            account: What stands for its tenant; None for any tenant with room.
+            room: As in `append`.
         """
         waiting, most = len(self._all), self._limits.now.max_pending
         if waiting >= most and waiting - room() >= most:
             return False
-        return self._bounds is None or self._bounds.has_room(cost, room)
+        return self._bounds is None or self._bounds.has_room(cost, account, room)
+
+    def has_most_of(self, account: object, but: int) -> bool:
+        """Whether as many requests of a tenant wait as may, all but so many; without the lock."""
+        return self._bounds is not None and self._bounds.has_most_of(account, but)
 
     def gather_no_more(self) -> None:
         """Let no request wait for others any more: from now on each that waits is ready."""

@@ -147,9 +147,22 @@ class Scheduler(Generic[T]):
         is_closed = self.state == "closed"
         return closed_error(self.closing) if is_closed else draining_error(self.closing)
 
-    def has_room(self, cost: float) -> bool:
-        """Whether the queue has room for a request of this cost."""
-        return self.queue.has_room(cost, self._room)
+    def has_room(self, cost: float, account: object = None) -> bool:
+        """Whether the queue has room for a request of this cost, and of a tenant, if given.
+
+        Args:
+            cost: What it costs.
+            account: What stands for its tenant.
+        """
+        return self.queue.has_room(cost, account, self._room)
+
+    def has_most_of(self, account: object) -> bool:
+        """Whether a tenant has as many requests waiting as it may; without the lock."""
+        if self.state != "accepting":
+            return False
+        ended = list(self.ended_requests)  # these wait no longer, and are still to be taken out
+        but = sum(it.place is not None and it.place.account is account for it in ended)
+        return self.queue.has_most_of(account, but)
 
     def _room(self) -> int:
         """Return how many requests could join at once."""

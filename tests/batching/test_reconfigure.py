@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import pickle
 from functools import partial
+from threading import Event
 
 import cloudpickle
 import pytest
 
-from batchstream import ClosedError, DynamicBatcher, OverloadedError, batched
+from batchstream import EOS, ClosedError, DynamicBatcher, OverloadedError, batched
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.request import Request, Submission
 from batchstream._batching.scheduler import Scheduler
@@ -477,7 +478,24 @@ async def test_a_batch_that_is_larger_than_another_would_be_is_full(form):
         await form.rest(stream)
     assert all(live <= capacity for live, capacity in metrics.named("stepped"))
     assert batcher.statistics().occupancy <= 1.0
-    assert "slots" in batcher._repr_html_()
+
+
+def test_a_notebook_shows_as_many_slots_as_a_batch_has_above_a_lowered_size():
+    began, goes_on = Event(), Event()
+
+    def model(words):
+        yield [word[0] for word in words]
+        began.set()
+        goes_on.wait()
+        yield [EOS for _ in words]
+
+    with DynamicBatcher(model, max_batch_size=3, batch_timeout=60.0, eos=EOS) as batcher:
+        streams = [batcher.stream(word) for word in ("ab", "cd", "ef")]
+        assert began.wait(TIMEOUT)
+        batcher.reconfigure(max_batch_size=1)
+        assert "3 of 3 slots live in 1 batch" in batcher._repr_html_()
+        goes_on.set()
+        assert [list(stream) for stream in streams] == [["a"], ["c"], ["e"]]
 
 
 def test_a_map_has_as_many_requests_in_flight_as_fit_now():

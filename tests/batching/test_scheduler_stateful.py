@@ -18,7 +18,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from batchstream import ClosedError, FinishReason, OverloadedError, StreamEnd
-from batchstream._batching import queue, scheduler, warm_up_queue, workers
+from batchstream._batching import scheduler, warm_up_queue, workers
 from batchstream._batching.measuring import Candidates, measure
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.places import ALONE, Place
@@ -33,7 +33,7 @@ from support.joining import CHANGES, JoiningRules, groups_of
 TICK = 0.125
 """Between two requests: exact in binary, so that sums of times are."""
 
-SCHEDULER = {module.__file__ for module in (queue, scheduler, warm_up_queue, workers)}
+SCHEDULER = {module.__file__ for module in (scheduler, warm_up_queue, workers)}
 
 
 class Struck(BaseException):

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 import batchstream
 import batchstream.text
-from batchstream.integrations import litserve, opentelemetry, prometheus, starlette
+from batchstream.integrations import grpc, litserve, opentelemetry, prometheus, starlette
 from support import knobs
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 EXECUTED = {"python", "pycon"}
-SHOWN_ONLY = {"console", "diff", "json", "text"}  # the diffs: tests/integrations/transformers
+SHOWN_ONLY = {"console", "diff", "json", "text"}  # the diffs: tests/integrations
 DIRECTIVES = {"{toctree}", "{eval-rst}", "{note}", "{warning}", "{layers}", "{life}"}
 
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -217,7 +217,15 @@ def test_the_reference_has_every_public_name_and_no_other():
 
 def documented_modules():
     """Return the modules besides the package itself whose names the reference has."""
-    return [litserve, opentelemetry, prometheus, starlette, batchstream.text, *installed()]
+    return [
+        grpc,
+        litserve,
+        opentelemetry,
+        prometheus,
+        starlette,
+        batchstream.text,
+        *installed(),
+    ]
 
 
 NEEDS = {

@@ -23,6 +23,7 @@ NAMES = (
 # These are tested in tests/integrations.
 OF_LITSERVE = ("batched_streaming_with_eos.py",)
 OF_SERVING = ("batched_function.py", "custom_server.py", "flood.py", "threaded_server.py")
+OF_REMOTE = ("remote_app.py", "remote_model.py")
 OF_ENGINES = (
     "engines/ctranslate2_channel.py",
     "engines/llama_cpp_engine.py",
@@ -34,7 +35,7 @@ OF_ENGINES = (
 )
 # Their imports take seconds: what the two tests of programs below say, a file of their own says.
 OF_TRANSFORMERS = ("llama_fastapi.py", "llama_litserve.py", "llama_model.py")
-ALL = (*NAMES, *OF_LITSERVE, *OF_SERVING, *OF_ENGINES, *OF_TRANSFORMERS)
+ALL = (*NAMES, *OF_LITSERVE, *OF_SERVING, *OF_REMOTE, *OF_ENGINES, *OF_TRANSFORMERS)
 SECONDS = 60.0
 
 
@@ -60,7 +61,12 @@ def run(tmp_path_factory):
 
 def test_every_example_is_tested():
     names = {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py")}
-    assert {name for name in names if not name.startswith("comparison/")} == set(ALL)
+    elsewhere = (
+        "comparison/",
+        "migrations/",
+        "servers/",
+    )  # tested with the pages that they belong to
+    assert {name for name in names if not name.startswith(elsewhere)} == set(ALL)
 
 
 PAGE = (EXAMPLES.parent / "docs" / "examples.md").read_text()
@@ -83,6 +89,17 @@ def test_a_link_to_an_example_leads_to_its_text_where_the_documentation_is_built
     assert show_examples.with_links(line) == (
         "[a](examples.md#threadspy) and [b](examples.md#custom_serverpy), [c](tutorial.md#x)"
     )
+
+
+def test_the_page_of_servers_has_each_program_and_its_text_where_the_documentation_is_built():
+    page = (EXAMPLES.parent / "docs" / "servers.md").read_text()
+    included = re.findall(
+        r"^```{literalinclude} \.\./examples/(.+)$", show_examples.with_servers(page), re.MULTILINE
+    )
+    programs = [path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("servers/**/*.py")]
+    assert sorted(included) == sorted(programs)
+    line = "[a](../examples/servers/model.py)"
+    assert show_examples.with_links(line) == "[a](servers.md)"
 
 
 def imported_by(path):
