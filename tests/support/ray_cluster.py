@@ -73,7 +73,7 @@ def running_ray(*paths):
         "RAY_prestart_worker_first_driver": "0",  # one for each of the CPUs, which are mere numbers
         "RAY_worker_niceness": "0",  # else a busy machine runs everything else before a replica
         "RAY_TMPDIR": str(folder),
-        # Else a token that another Ray of this user has made is asked for; there is no other client here.
+        # Else it asks for the token that another Ray of this user has made, if there is one.
         "RAY_AUTH_MODE": "disabled",
     }
     try:
