@@ -12,6 +12,9 @@ CORE = --confcutdir=tests --ignore=tests/integrations --ignore=tests/docs \
 # What Ray's environment runs: the tests of its integration, and its snippets.
 RAY = tests/integrations/ray batchstream/integrations/ray $(wildcard docs/ray.md)
 
+# The servers whose tests `make servers-test` runs, by their names in docs/servers.toml.
+SERVERS = BentoML or KServe
+
 .PHONY: help
 help:  ## list the targets
 	@echo 'make PYTHON=... names the Python of a new environment, make ARGS=... goes to what runs'
@@ -44,6 +47,11 @@ test-lowest: environment  ## run the tests of transformers with the oldest relea
 ray-test:  ## run the tests of Ray with a Ray of their own, in a network namespace with loopback alone
 	@.ci/environment .venv-ray -e . --group ray
 	@.ci/ray-test .venv-ray/bin/python -m pytest $(or $(ARGS),$(RAY))
+
+.PHONY: servers-test
+servers-test:  ## run the tests of the servers that `make test` does not install
+	@.ci/environment .venv-servers -e . --group servers
+	.venv-servers/bin/python -m pytest --confcutdir=tests tests/integrations/servers -k '$(SERVERS)' $(ARGS)
 
 .PHONY: wheel-test
 wheel-test: environment  ## run the core's tests but races against the installed wheel

@@ -118,6 +118,8 @@ def complete_pages(_app: Sphinx, page: str, source: list[str]) -> None:
         source[0] = list_rules.with_tests(source[0])
     elif page == "examples":
         source[0] = show_examples.with_programs(source[0])
+    elif page == "servers":
+        source[0] = show_examples.with_servers(source[0])
     source[0] = show_examples.with_links(source[0])
 
 

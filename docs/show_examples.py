@@ -1,7 +1,8 @@
 """Shows the programs of `examples/` on the built site, which has no other place for them.
 
-In the repository the page examples.md links to the files. When the documentation is built, each of
-its sections gets the text of its program, and a link from any page to a program leads to that.
+In the repository the pages examples.md and servers.md link to the files. When the documentation is
+built, each section of the first gets the text of its program, and so does each line of the second
+that is a link to a program of `examples/servers`. A link from any page to a program leads to that.
 """
 
 from __future__ import annotations
@@ -10,6 +11,20 @@ import re
 
 HEADING = re.compile(r"^## (?P<name>[\w/]+\.py)$", re.MULTILINE)
 LINK = re.compile(r"\]\(\.\./examples/(?P<name>[\w/]+\.py)\)")
+OF_SERVERS = re.compile(
+    r"^\[`(?P<path>examples/servers/[\w/]+\.py)`\]\(\.\./(?P=path)\)$", re.MULTILINE
+)
+TO_SERVERS = re.compile(r"\]\(\.\./examples/servers/[\w/]+\.\w+\)")
+
+
+def with_servers(page: str) -> str:
+    """Return the page of servers, with the text of each program in the place of its link."""
+    return OF_SERVERS.sub(
+        lambda link: (
+            f"`{link['path']}`:\n\n```{{literalinclude}} ../{link['path']}\n:language: python\n```"
+        ),
+        page,
+    )
 
 
 def with_programs(page: str) -> str:
@@ -24,4 +39,5 @@ def with_programs(page: str) -> str:
 
 def with_links(page: str) -> str:
     """Return a page whose links to programs lead to the page of examples."""
+    page = TO_SERVERS.sub("](servers.md)", page)
     return LINK.sub(lambda link: f"](examples.md#{re.sub('[./]', '', link['name'])})", page)

@@ -364,3 +364,44 @@ class AsyncStream(AnyStream[T_co], AsyncStreamReader[T_co]):
             [b'so', b'it ends']
         """
         return OwnedBody(self, encode)
+
+    @overload
+    async def begin(self, *, encode: None = None) -> AsyncGenerator[T_co, None]: ...
+    @overload
+    async def begin(self, *, encode: Callable[[T_co], ChunkT]) -> AsyncGenerator[ChunkT, None]: ...
+    async def begin(
+        self, *, encode: Callable[[T_co], Any] | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """Wait for the first output, and return the `body` that has it and all others.
+
+        A framework sends the status of a response before it asks for the first output. So an error
+        that comes earlier, such as a `RequestError` of the model, is to be raised before the
+        response is made: `return StreamingHttpResponse(await batcher.astream(prompt).begin())`.
+
+        Args:
+            encode: As for `body`.
+
+        Raises:
+            ClosedError: The stream was cancelled from elsewhere, or its error was raised earlier.
+            Exception: The stream has failed before its first output, or `encode` has.
+
+        Blocking: until there is an output, or the stream has ended.
+        Cancellation: the stream is cancelled, as by everything that breaks off its body.
+        Threads: as for `body`.
+
+        Example:
+            >>> import asyncio
+            >>> import batchstream
+            >>> async def model():
+            ...     yield ["so"]
+            ...     yield ["it ends"]
+            >>> async def main():
+            ...     (stream,) = batchstream.demux(model(), size=1)
+            ...     return [output async for output in await stream.begin()]
+            >>> asyncio.run(main())
+            ['so', 'it ends']
+        """
+        body = OwnedBody(self, encode)
+        del self  # the body cancels it, and the error of a wait keeps this frame
+        await body.begin()
+        return body

@@ -48,17 +48,27 @@ class OwnedBody(AsyncGenerator[ChunkT, None]):
         encode: Makes an output a chunk; None for a body of outputs.
     """
 
-    __slots__ = ("_encode", "_over", "_stream")
+    __slots__ = ("_encode", "_first", "_over", "_stream")
 
     def __init__(self, stream: Owned, encode: Callable[[Any], ChunkT] | None) -> None:
         self._stream = stream
         self._encode = encode
+        self._first: list[ChunkT] = []
         self._over = False
 
     def __repr__(self) -> str:
         return f"<the body of {self._stream!r}>"
 
+    async def begin(self) -> None:
+        """Wait for the first chunk, or the end of an empty body, and keep the chunk."""
+        try:
+            self._first.append(await self.__anext__())
+        except StopAsyncIteration:
+            pass
+
     async def __anext__(self) -> ChunkT:
+        if self._first:
+            return self._first.pop()
         if self._over:
             raise StopAsyncIteration
         try:
@@ -107,6 +117,7 @@ class OwnedBody(AsyncGenerator[ChunkT, None]):
     def close(self) -> None:
         """Cancel the stream, unless it has ended, and end the body."""
         self._over = True
+        self._first.clear()
         self._stream.cancel()
 
     async def aclose(self) -> None:

@@ -197,6 +197,36 @@ class Stream(AnyStream[T_co], StreamReader[T_co]):
             del self  # as in `__next__`
             raise
 
+    def begin(self) -> Self:
+        """Wait for the first output, and return this stream: the body of a response.
+
+        A server of threads sends the status of a response before the first output. So an error that
+        comes earlier, such as a `RequestError` of the model, is to be raised before the response is
+        made: `return Response(batcher.stream(prompt).begin())`. Nothing is taken.
+
+        Raises:
+            Exception: The stream has failed before its first output; what iteration raises.
+
+        Blocking: until there is an output, or the stream has ended.
+        Cancellation: one that was broken off by a signal's exception leaves the stream unchanged.
+        Threads: one consumer per stream at a time.
+
+        Example:
+            >>> import batchstream
+            >>> (stream,) = batchstream.demux([["so"], ["it ends"]])
+            >>> list(stream.begin())
+            ['so', 'it ends']
+        """
+        try:
+            while not self._buffer.outputs:
+                self._wait(None)
+        except StopIteration:
+            pass  # it has ended without an output
+        except BaseException:
+            del self  # as in `__next__`
+            raise
+        return self
+
     def drain(self) -> list[T_co]:
         """Return every buffered output at once, without letting the source go on.
 

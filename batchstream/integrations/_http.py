@@ -56,14 +56,14 @@ from anyio import (
     CancelScope,
     Event,
     Lock,
-    create_task_group,
-    get_cancelled_exc_class,
     move_on_after,
     sleep,
     sleep_forever,
 )
 from starlette.requests import Request
 from starlette.responses import Response
+
+from batchstream.integrations._disconnects import run_until
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
@@ -463,46 +463,14 @@ class Connection:
         respond: Callable[[], Awaitable[Any]],
         beside: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
-        """Await what sends the response, and cancel it when the client leaves.
-
-        What runs beside it raises nothing, and is cancelled with it or after it.
-
-        Raises:
-            BaseException: What `respond` raised, as it is and not in an exception group.
-        """
-        error: BaseException | None = None
-
-        async def run_to_the_end() -> None:
-            nonlocal error
-            try:
-                await respond()
-            except (get_cancelled_exc_class(), GeneratorExit):
-                raise
-            except BaseException as raised:  # noqa: BLE001 - raised again outside the task group
-                error = raised
-            tasks.cancel_scope.cancel()
-
-        # The response has a task of its own, and the disconnect is awaited here, and not the other
-        # way round: a task that is resumed goes through all coroutines that await each other in
-        # it. Here these are the framework's and those of every middleware, at every output.
-        async with create_task_group() as tasks:
-            tasks.start_soon(run_to_the_end)
-            if beside is not None:
-                tasks.start_soon(beside)
-            await self._cancel_at_disconnect(tasks.cancel_scope)
-        try:
-            if error is not None:
-                raise error
-        finally:
-            # The traceback holds this frame: the cycle would keep the response and its stream.
-            del error
+        """Await what sends the response, and cancel it when the client leaves; see `run_until`."""
+        await run_until(self._disconnected, respond, beside)
         if not self._started:
             await self._send_client_closed_request()
 
-    async def _cancel_at_disconnect(self, scope: CancelScope) -> None:
+    async def _disconnected(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        scope.cancel()
 
     async def _send_client_closed_request(self) -> None:
         """Send a response although the client has left: a middleware raises where there is none."""

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 import batchstream
 import batchstream.text
-from batchstream.integrations import litserve, opentelemetry, prometheus, starlette
+from batchstream.integrations import grpc, litserve, opentelemetry, prometheus, starlette
 from support import knobs
 
 ROOT = Path(__file__).parents[2]
@@ -216,7 +216,15 @@ def test_the_reference_has_every_public_name_and_no_other():
 
 def documented_modules():
     """Return the modules besides the package itself whose names the reference has."""
-    return [litserve, opentelemetry, prometheus, starlette, batchstream.text, *with_torch()]
+    return [
+        grpc,
+        litserve,
+        opentelemetry,
+        prometheus,
+        starlette,
+        batchstream.text,
+        *with_torch(),
+    ]
 
 
 HAS_TORCH = all(map(importlib.util.find_spec, ("torch", "transformers")))

@@ -60,7 +60,12 @@ def run(tmp_path_factory):
 
 def test_every_example_is_tested():
     names = {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py")}
-    assert {name for name in names if not name.startswith("comparison/")} == set(ALL)
+    elsewhere = (
+        "comparison/",
+        "migrations/",
+        "servers/",
+    )  # tested with the pages that they belong to
+    assert {name for name in names if not name.startswith(elsewhere)} == set(ALL)
 
 
 PAGE = (EXAMPLES.parent / "docs" / "examples.md").read_text()
@@ -83,6 +88,17 @@ def test_a_link_to_an_example_leads_to_its_text_where_the_documentation_is_built
     assert show_examples.with_links(line) == (
         "[a](examples.md#threadspy) and [b](examples.md#custom_serverpy), [c](tutorial.md#x)"
     )
+
+
+def test_the_page_of_servers_has_each_program_and_its_text_where_the_documentation_is_built():
+    page = (EXAMPLES.parent / "docs" / "servers.md").read_text()
+    included = re.findall(
+        r"^```{literalinclude} \.\./examples/(.+)$", show_examples.with_servers(page), re.MULTILINE
+    )
+    programs = [path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("servers/**/*.py")]
+    assert sorted(included) == sorted(programs)
+    line = "[a](../examples/servers/model.py)"
+    assert show_examples.with_links(line) == "[a](servers.md)"
 
 
 def imported_by(path):

@@ -28,7 +28,6 @@ from fastapi import FastAPI
 from flask import Response
 from litserve import LitAPI
 from starlette.responses import StreamingResponse
-from websockets.sync.client import connect
 
 import batchstream.integrations.litserve
 import batchstream.integrations.prometheus
@@ -240,30 +239,6 @@ def test_the_loop_runs_on_tensors():
         assert list(generate.map([1, 3])) == [[2, 3, 4], [4]]
 
 
-@pytest.mark.parametrize(
-    ("name", "command"),
-    [
-        ("Django", ("uvicorn", "recipe:app", "--port")),
-        ("Flask", ("flask", "--app", "recipe:site", "run", "--port")),
-    ],
-    ids=["Django", "Flask"],
-)
-def test_a_framework_streams_what_the_batcher_gives(tmp_path, name, command):
-    with serving(name, tmp_path, command) as client:
-        response = client.get("/spell/letters")
-        assert response.text == "letters"
-        assert response.headers["content-type"].startswith("text/plain")
-
-
-def test_a_websocket_is_served(tmp_path):
-    with serving("WebSocket", tmp_path) as client:
-        url = f"ws://127.0.0.1:{client.base_url.port}/spell"
-        with connect(url, open_timeout=SECONDS) as socket_:
-            socket_.send("word")
-            assert list(socket_) == ["w", "o", "r", "d"]
-            assert (socket_.close_code, socket_.close_reason) == (1000, "eos")
-
-
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_recipe_runs_as_a_file_of_its_own(tmp_path, name):
     (tmp_path / "recipe.py").write_text(BLOCKS[name])
@@ -278,46 +253,7 @@ def test_a_recipe_runs_as_a_file_of_its_own(tmp_path, name):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-# ---- websocket: an application of ASGI is called as a server calls it
-
-
-class Socket:
-    """The server's side of a WebSocket: what the client sends, and what the server has sent."""
-
-    def __init__(self, *texts):
-        self.sent = []
-        self.inbox = asyncio.Queue()
-        self.inbox.put_nowait({"type": "websocket.connect"})
-        for text in texts:
-            self.inbox.put_nowait({"type": "websocket.receive", "text": text})
-
-    def leave(self):
-        self.inbox.put_nowait({"type": "websocket.disconnect", "code": 1001})
-
-    async def send(self, message):
-        self.sent.append(message)
-
-    async def talk(self, app):
-        scope = {
-            "type": "websocket",
-            "path": "/spell",
-            "raw_path": b"/spell",
-            "query_string": b"",
-            "headers": [],
-            "subprotocols": [],
-        }
-        await asyncio.wait_for(app(scope, self.inbox.get, self.send), SECONDS)
-
-
-def test_a_websocket_gets_its_outputs_and_the_reason_of_the_end():
-    client = Socket("so")
-    recipe = run("WebSocket")
-    with recipe["spell"]:
-        asyncio.run(client.talk(recipe["app"]))
-    accept, *texts, close = client.sent
-    assert accept["type"] == "websocket.accept"
-    assert [message["text"] for message in texts] == ["s", "o"]
-    assert (close["type"], close["reason"]) == ("websocket.close", "eos")
+# ---- batchers that keep their streams
 
 
 class Keeping(DynamicBatcher):
@@ -409,47 +345,6 @@ def waiting_batcher():
         assert closed.wait(SECONDS)
 
 
-def test_a_websocket_that_is_left_cancels_its_stream():
-    recipe = run("WebSocket")
-
-    async def main():
-        client = Socket("word")
-        talking = asyncio.create_task(client.talk(recipe["app"]))
-        async with asyncio.timeout(SECONDS):
-            while len(client.sent) < 2:  # noqa: ASYNC110 - only the server's side knows
-                await asyncio.sleep(0)
-        client.leave()
-        await talking
-
-    with waiting_batcher() as recipe["spell"]:
-        asyncio.run(main())
-
-
-def test_a_websocket_that_is_left_before_its_first_word_is_no_error():
-    client = Socket()
-    client.leave()
-    asyncio.run(client.talk(run("WebSocket")["app"]))
-    assert [message["type"] for message in client.sent] == ["websocket.accept"]
-
-
-def test_a_websocket_whose_model_raises_keeps_no_task():
-    recipe = run("WebSocket")
-
-    def model(_):
-        yield ["x"]
-        raise OSError("device lost")
-
-    async def main():
-        with pytest.raises(OSError, match="device lost"):
-            await Socket("word").talk(recipe["app"])
-        async with asyncio.timeout(SECONDS):
-            while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - one that is cancelled ends soon
-                await asyncio.sleep(0)
-
-    with DynamicBatcher(model, max_batch_size=1) as recipe["spell"]:
-        asyncio.run(main())
-
-
 # ---- gRPC and Ray
 
 
@@ -486,43 +381,6 @@ async def serving_grpc(recipe):
             yield channel.unary_stream("/Speller/Spell")
     finally:
         await server.stop(None)
-
-
-class Overdue:
-    """A context of gRPC, whose deadline comes a moment after that of the stream."""
-
-    def time_remaining(self):
-        return 0.01
-
-    async def abort(self, code, _):
-        raise Aborted(code)
-
-
-class Aborted(Exception):
-    pass
-
-
-def test_a_stream_that_fails_at_its_deadline_has_the_status_of_a_deadline_of_grpc():
-    recipe = run("gRPC")
-
-    async def main():
-        replies = recipe["respond"](b"word", Overdue())
-        with pytest.raises(Aborted) as raised:
-            async for _ in replies:
-                pass
-        assert raised.value.args == (grpc.StatusCode.DEADLINE_EXCEEDED,)
-
-    over = threading.Event()
-
-    def model(_):
-        over.wait()
-        yield [None]
-
-    with DynamicBatcher(model, max_batch_size=1) as recipe["spell"]:
-        try:
-            asyncio.run(main())
-        finally:
-            over.set()
 
 
 def test_the_class_of_ray_serve_streams_and_frees_its_slot():

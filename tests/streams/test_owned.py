@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import weakref
 from contextlib import aclosing, closing
 
@@ -180,6 +181,91 @@ def test_a_second_consumer_of_a_body_is_refused_and_the_first_is_served():
         assert await read(body) == ([], None)
 
     asyncio.run(main())
+
+
+# ---- streams that begin before a response is made
+
+
+async def begun(stream, **options):
+    """Return what is sent of a stream, in a thread or in an event loop, once it has begun."""
+    body = stream.begin(**options)
+    return await body if inspect.isawaitable(body) else body
+
+
+@pytest.mark.rule(2, 3)
+@every_form
+async def test_a_stream_that_has_begun_gives_all_its_outputs(form):
+    first, second = form.open(form.script([["a", "x"], ["b", None], [None, None]]), 2)
+    body = await begun(first)
+    assert await form.rest(body) == ["a", "b"]
+    assert await form.rest(await begun(second)) == ["x"]
+    assert first.finish_reason is FinishReason.EOS
+
+
+@pytest.mark.rule(5)
+@every_form
+async def test_a_stream_without_outputs_begins_and_ends(form):
+    [stream] = form.open(form.script([[None]]), 1)
+    assert await form.rest(await begun(stream)) == []
+    assert stream.finish_reason is FinishReason.EOS
+
+
+@pytest.mark.rule(5)
+@every_form
+async def test_an_error_before_the_first_output_is_raised_as_a_stream_begins(form):
+    [stream] = form.open(form.script([OSError("of the model")]), 1)
+    with pytest.raises(OSError, match="of the model"):
+        await begun(stream)
+    assert await form.receive(stream) is OVER
+
+
+@pytest.mark.rule(2)
+@forms_in_loops
+async def test_a_body_that_has_begun_is_encoded_and_drops_its_first_output_when_it_is_closed(form):
+    first, second = form.open(form.script([["a", "x"], ["b", "y"], [None, None]]), 2)
+    assert await form.rest(await begun(first, encode=str.encode)) == [b"a", b"b"]
+    body = await begun(second)
+    body.close()
+    assert await form.receive(body) is OVER
+
+
+@pytest.mark.rule(5)
+@forms_in_loops
+async def test_a_stream_that_was_cancelled_does_not_begin_as_if_it_were_empty(form):
+    batch = form.open(form.script(pairs(99)), 2, max_buffered=2)
+    batch.cancel(0)
+    with pytest.raises(ClosedError, match="stream 0 had ended with 'cancelled'"):
+        await begun(batch[0])
+
+
+@pytest.mark.rule(12, 25)
+@pytest.mark.usefixtures("_no_collector")
+def test_a_stream_whose_beginning_is_broken_off_is_cancelled_at_once():
+    async def model():
+        await asyncio.Event().wait()
+        yield ["a"]
+
+    async def main():
+        batch = demux(model(), size=1)
+
+        async def send():
+            try:
+                await batch[0].begin()
+            except asyncio.CancelledError as error:
+                kept.append(error)
+                raise
+
+        kept = []
+        sending = await waiting_for(send())
+        sending.cancel()
+        await asyncio.wait([sending])
+        assert kept
+        assert batch[0].finish_reason is CANCELLED
+
+    asyncio.run(main())
+
+
+# ---- what a framework keeps
 
 
 def body_of(streams):

@@ -259,6 +259,8 @@ async def in_an_event_loop() -> None:
             assert_type(owned.body(), AsyncGenerator[str, None])
             assert_type(owned.body(encode=str.encode), AsyncGenerator[bytes, None])
             owned.body(encode=int.bit_length)  # type: ignore[arg-type]
+            assert_type(await owned.begin(), AsyncGenerator[str, None])
+            assert_type(await owned.begin(encode=str.encode), AsyncGenerator[bytes, None])
             owned.close()
         assert_type(batch[0:1], tuple[AsyncStream[str], ...])
         assert_type(batch.live, tuple[int, ...])

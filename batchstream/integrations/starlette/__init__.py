@@ -23,6 +23,7 @@ from batchstream.integrations.starlette._request_id import request_id as request
 from batchstream.integrations.starlette._responses import EventsResponse as EventsResponse
 from batchstream.integrations.starlette._responses import NDJSONResponse as NDJSONResponse
 from batchstream.integrations.starlette._responses import TextResponse as TextResponse
+from batchstream.integrations.starlette._websockets import send_stream as send_stream
 
 __all__ = [
     "EventsResponse",
@@ -32,5 +33,6 @@ __all__ = [
     "exception_handlers",
     "readiness",
     "request_id",
+    "send_stream",
     "timeout_of",
 ]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.websockets import WebSocket
 
 from batchstream._core.errors import (
     ClosedError,
@@ -13,44 +14,35 @@ from batchstream._core.errors import (
     OverloadedError,
     RequestError,
     SlowConsumerError,
-    error_text,
 )
-from batchstream.integrations._headers import retry_after
 from batchstream.integrations._http import SendTimeoutError
-from batchstream.integrations._timeouts import HeaderError
+from batchstream.integrations.http import known_status, status_of
+from batchstream.integrations.starlette._closing import close_for, refuse
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
+    from starlette.requests import HTTPConnection
     from starlette.responses import Response
     from starlette.types import Scope
 
     from batchstream.integrations._http import Handler
 
 
-async def _unavailable(_request: Request, error: Exception) -> Response:
-    seconds = error.retry_after if isinstance(error, OverloadedError) else None
-    return JSONResponse(detail_of(error), 503, {"retry-after": retry_after(seconds)})
-
-
-async def _too_late(_request: Request, error: Exception) -> Response:
-    return JSONResponse(detail_of(error), 504)
-
-
-async def _bad_request(_request: Request, error: Exception) -> Response:
-    return JSONResponse(detail_of(error), 400)
-
-
-async def _unprocessable(_request: Request, error: Exception) -> Response:
-    return JSONResponse(detail_of(error), 422)
+async def _answer(connection: HTTPConnection, error: Exception) -> Response:
+    status = status_of(error)
+    response = JSONResponse(detail_of(error), status.code, status.headers)
+    if not isinstance(connection, WebSocket):
+        return response
+    await refuse(connection, response)
+    await close_for(connection, error)
+    return None  # type: ignore[return-value]  # Starlette would send a response over the socket
 
 
 # The keys have the type that FastAPI declares, in which a status can be a key too.
 exception_handlers: Final[dict[int | type[Exception], Handler]] = {
-    OverloadedError: _unavailable,
-    ClosedError: _unavailable,
-    DeadlineError: _too_late,
-    RequestError: _unprocessable,
-    HeaderError: _bad_request,  # which is a RequestError: the nearest class counts
+    OverloadedError: _answer,
+    ClosedError: _answer,
+    DeadlineError: _answer,
+    RequestError: _answer,
 }
 """Responses to the errors of batchers: `FastAPI(exception_handlers=exception_handlers)`.
 
@@ -61,7 +53,13 @@ with a `{"detail": ...}` that says nothing about the server. `RequestError` and 
 that calls `astream`, or reads a stream itself, raises these errors, and the handlers respond. The
 responses of this module
 send the same by themselves, unless the application has a handler of its own for the error: then
-they raise it. A `ForkedError` has no handler: no later try will succeed, and the server has to log
+they raise it.
+
+An endpoint of a WebSocket that raises one closes the socket: with code 1013, which is to try again
+later, for the errors that get 503, with 1008 for a `RequestError`, and else with 1011. One that was
+not accepted yet is answered with the status, where the server can.
+
+A `ForkedError` has no handler: no later try will succeed, and the server has to log
 it.
 """
 
@@ -107,10 +105,5 @@ def detail_of(error: Exception) -> dict[str, str]:
     """Return what a client may know of an error: nothing about the server, but its own fault."""
     if isinstance(error, HTTPException):
         return {"detail": error.detail}
-    if isinstance(error, RequestError):
-        return {"detail": error_text(error)}
-    if isinstance(error, DeadlineError):
-        return {"detail": "Gateway Timeout"}
-    if isinstance(error, (ClosedError, OverloadedError)):
-        return {"detail": "Service Unavailable"}
-    return {"detail": "Internal Server Error"}
+    status = known_status(error)
+    return {"detail": "Internal Server Error" if status is None else status.detail}

@@ -1,0 +1,140 @@
+"""The programs of examples/migrations: what clients get is the same before and after."""
+
+import importlib.util
+import json
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import show_migrations
+from starlette.testclient import TestClient
+
+from support.serving import SECONDS
+
+PROGRAMS = Path(__file__).parents[3] / "examples" / "migrations"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, PROGRAMS / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # for pydantic
+    spec.loader.exec_module(module)
+    return module
+
+
+def at_once(function, requests):
+    """Call a function for each request in a thread of its own; return the results."""
+    with ThreadPoolExecutor(len(requests)) as threads:
+        return list(threads.map(function, requests, timeout=SECONDS))
+
+
+def test_the_page_shows_what_changes():
+    page = show_migrations.PAGE.read_text()
+    names = {path.stem.rpartition("_")[0] for path in PROGRAMS.glob("*.py")}
+    assert {match["name"] for match in show_migrations.BLOCK.finditer(page)} == names
+    assert show_migrations.with_differences(page) == page
+
+
+# ---- TorchServe
+
+
+@pytest.fixture
+def responses(monkeypatch):
+    """Put a stand-in in the place of TorchServe's function, and return what it has sent."""
+    sent = []
+
+    def send_intermediate_predict_response(ret, req_id_map, message, code, context=None):
+        assert (list(req_id_map), code) == (list(range(len(ret))), 200)
+        sent.append(list(ret))
+
+    utils = ModuleType("ts.handler_utils.utils")
+    utils.send_intermediate_predict_response = send_intermediate_predict_response
+    for name in ("ts", "ts.handler_utils"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, utils.__name__, utils)
+    return sent
+
+
+def test_torchserve_clients_get_the_same_text(responses):
+    words = ["so", "it", "goes"]
+    handler = load("torchserve_before").Handler()
+    context = SimpleNamespace(request_ids=dict(enumerate("abc")))
+    handler.initialize(context)
+    last = handler.handle([{"body": word.encode()} for word in words], context)
+    before = ["".join(pieces) for pieces in zip(*responses, last, strict=True)]
+    with TestClient(load("torchserve_after").app) as client:
+        after = at_once(lambda word: client.post("/predictions/speller", content=word).text, words)
+    assert before == after == words
+
+
+@pytest.mark.rule(7)
+def test_torchserve_a_short_request_ends_with_its_last_output_and_not_with_the_batch(responses):
+    handler = load("torchserve_before").Handler()
+    context = SimpleNamespace(request_ids={0: "a", 1: "b"})
+    handler.handle([{"body": b"a"}, {"body": b"bcd"}], context)
+    assert [first for first, _ in responses] == ["a", "", ""], "it is answered three times"
+    with load("torchserve_after").handle as handle:
+        short, long = handle.stream("a"), handle.stream("bcd")
+        assert list(short) == ["a"]
+        assert list(long) == ["b", "c", "d"]
+        assert handle.statistics().batches == 1
+
+
+# ---- TGI
+
+
+def post(client, request):
+    """Return the events of a request."""
+    with client.stream("POST", "/generate_stream", json=request) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in response.iter_lines() if line]
+    assert all(line.startswith("data:") for line in lines)
+    return [json.loads(line.removeprefix("data:")) for line in lines]
+
+
+REQUESTS = [
+    {"inputs": "a"},
+    {"inputs": "abcd", "parameters": {"max_new_tokens": 3}},
+    {"inputs": "abc", "parameters": {"max_new_tokens": 1}},
+    {"inputs": "", "parameters": {"max_new_tokens": 5}},
+]
+
+
+def test_tgi_clients_get_the_same_events():
+    answers = []
+    for name in ("tgi_before", "tgi_after"):
+        with TestClient(load(name).app) as client:
+            answers.append(at_once(lambda request: post(client, request), REQUESTS))
+    before, after = answers
+    assert before == after
+    assert [events[-1]["details"]["finish_reason"] for events in after] == [
+        "eos_token",
+        "eos_token",
+        "length",
+        "eos_token",
+    ]
+
+
+@pytest.mark.rule(30)
+def test_tgi_one_step_of_the_model_serves_all_requests(monkeypatch):
+    module = load("tgi_after")
+    begun, go_on, sizes = threading.Event(), threading.Event(), []
+    forward = module.forward
+
+    def gated(tokens):
+        begun.set()
+        assert go_on.wait(SECONDS)
+        sizes.append(len(tokens))
+        return forward(tokens)
+
+    monkeypatch.setattr(module, "forward", gated)
+    requests = [module.Request(inputs="a") for _ in range(4)]
+    with module.batcher as batcher:
+        first = batcher.stream(requests[0])
+        assert begun.wait(SECONDS)
+        others = [batcher.stream(request) for request in requests[1:]]
+        go_on.set()
+        assert [list(it) for it in (first, *others)] == [[2, 3, 4, 0]] * 4
+    assert sizes == [1, 4, 4, 4, 3]

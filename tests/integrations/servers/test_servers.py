@@ -1,0 +1,114 @@
+"""The programs of examples/servers, run as their texts say, and the table of what works.
+
+Each cell of the table on the page of servers is one test here: what a check returns is what the
+cell says, `no` as well as `yes`. The model waits for the test at each step.
+"""
+
+import contextlib
+import importlib.util
+import re
+
+import list_servers
+import pytest
+
+from support.server_recipes import CHECKS, CLIENTS, EXAMPLES, MODEL, STAND_IN, serving
+
+ROWS = {row["name"]: row for row in list_servers.servers()}
+RUN = {name: row for name, row in ROWS.items() if "recipe" in row}
+CELLS = [(name, column) for name in RUN for column in list_servers.COLUMNS]
+
+
+def skip_unless_installed(row):
+    needs = [row["program"], *row.get("needs", [])]
+    missing = [it for it in needs if it != "python" and importlib.util.find_spec(it) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} is not installed")
+
+
+@contextlib.contextmanager
+def started(name, folder, model=STAND_IN):
+    row = RUN[name]
+    skip_unless_installed(row)
+    client, apart = CLIENTS[row["client"]], row.get("apart", False)
+    with serving(row["recipe"], row["program"], client, folder, model, apart=apart) as server:
+        yield server
+
+
+class Servers:
+    """Servers of the table that run, each from its first check to its last, `drain`."""
+
+    def __init__(self, make_folder):
+        self._make_folder = make_folder
+        self._running = {}
+
+    @contextlib.contextmanager
+    def lent(self, name, *, last):
+        """Give a server of the table; behind the last check it is ended."""
+        if name not in self._running:
+            block = started(name, self._make_folder("server"))
+            self._running[name] = (block, block.__enter__())
+        try:
+            yield self._running[name][1]
+        finally:
+            if last:
+                self._end(name)
+
+    def _end(self, name):
+        block, _ = self._running.pop(name)
+        block.__exit__(None, None, None)
+
+    def end_all(self):
+        for name in list(self._running):
+            self._end(name)
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    running = Servers(tmp_path_factory.mktemp)
+    yield running
+    running.end_all()
+
+
+@pytest.mark.rule(7, 9, 13)
+@pytest.mark.parametrize(("name", "column"), CELLS)
+def test_a_cell_of_the_table_says_what_the_server_does(servers, name, column):
+    expected = list_servers.word(RUN[name]["works"][column])
+    with servers.lent(name, last=column == "drain") as server:
+        assert CHECKS[column](server, expected) == expected
+
+
+@pytest.mark.parametrize("recipe", {row["recipe"]: name for name, row in RUN.items()})
+def test_a_recipe_serves_the_model_of_the_examples(tmp_path, recipe):
+    name = next(name for name, row in RUN.items() if row["recipe"] == recipe)
+    with started(name, tmp_path, MODEL) as server:
+        short, long = server.ask_for("it"), server.ask_for("goes")
+        assert (short.wait(), long.wait()) == ("whole", "whole")
+        assert (short.received, long.received) == (b"it", b"goes")
+
+
+def test_each_recipe_has_a_row_and_a_list_of_what_it_needs():
+    recipes = {path.parent.name for path in EXAMPLES.glob("*/server.py")}
+    assert recipes == {row["recipe"] for row in RUN.values()}
+    for recipe in recipes:
+        assert (EXAMPLES / recipe / "requirements.txt").read_text().startswith("batchstream")
+        assert importlib.util.find_spec(recipe) is None, "it would be imported in its place"
+
+
+def test_the_page_has_the_table():
+    page = list_servers.PAGE.read_text()
+    assert len(list_servers.BLOCK.findall(page)) == 1
+    assert list_servers.with_table(page) == page
+
+
+def test_a_cell_without_a_recipe_names_a_test_that_exists():
+    for name, row in ROWS.items():
+        if name in RUN:
+            continue
+        assert set(row["works"]) == set(list_servers.COLUMNS)
+        for column, cell in row["works"].items():
+            if cell["is"] == list_servers.NOT_TRIED:
+                assert "test" not in cell
+                continue
+            path, _, test = cell["test"].partition("::")
+            text = (list_servers.ROOT / path).read_text()
+            assert re.search(rf"^(async )?def {test}\(", text, re.MULTILINE), f"{name}, {column}"
