@@ -9,11 +9,11 @@ PY = .venv/bin/python
 CORE = --confcutdir=tests --ignore=tests/integrations --ignore=tests/docs \
 	--ignore=tests/test_mutants.py tests
 
-# What Ray's environment runs: the tests of its integration, and its snippets.
-RAY = tests/integrations/ray batchstream/integrations/ray $(wildcard docs/ray.md)
-
 # The servers whose tests `make servers-test` runs, by their names in docs/servers.toml.
 SERVERS = BentoML or KServe
+
+# What Ray's environment runs: the tests of its integration, and its snippets.
+RAY = tests/integrations/ray batchstream/integrations/ray
 
 .PHONY: help
 help:  ## list the targets
@@ -43,15 +43,15 @@ test-lowest: environment  ## run the tests of transformers with the oldest relea
 	@.ci/environment .venv-lowest -e . --group lowest
 	.venv-lowest/bin/python -m pytest --confcutdir=tests tests/integrations/transformers $(ARGS)
 
-.PHONY: ray-test
-ray-test:  ## run the tests of Ray with a Ray of their own, in a network namespace with loopback alone
-	@.ci/environment .venv-ray -e . --group ray
-	@.ci/ray-test .venv-ray/bin/python -m pytest $(or $(ARGS),$(RAY))
-
 .PHONY: servers-test
 servers-test:  ## run the tests of the servers that `make test` does not install
 	@.ci/environment .venv-servers -e . --group servers
 	.venv-servers/bin/python -m pytest --confcutdir=tests tests/integrations/servers -k '$(SERVERS)' $(ARGS)
+
+.PHONY: ray-test
+ray-test:  ## run the tests of Ray with a Ray of their own, in a network namespace with loopback alone
+	@.ci/environment .venv-ray -e . --group ray
+	@.ci/ray-test .venv-ray/bin/python -m pytest $(or $(ARGS),$(RAY))
 
 .PHONY: wheel-test
 wheel-test: environment  ## run the core's tests but races against the installed wheel
@@ -92,6 +92,11 @@ bench: environment  ## run the benchmarks; QUICK=1 for a first look
 .PHONY: bench-compare
 bench-compare: environment  ## compare the hot paths with another revision: make bench-compare REV=main~3
 	$(PY) benchmarks/compare.py $(REV) $(ARGS)
+
+.PHONY: ray-bench
+ray-bench:  ## compare batch and ContinuousBatcher with serve.batch, in replicas of a Ray
+	@.ci/environment .venv-ray -e . --group ray
+	@.ci/ray-test .venv-ray/bin/python benchmarks/ray_replicas.py $(ARGS)
 
 .PHONY: bench-plots
 bench-plots: environment  ## measure again and draw the plots of the documentation

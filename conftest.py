@@ -54,8 +54,11 @@ class Docstrings(PythonDocStringDocument):
 NEED_MODELS = ["docs/transformers.md", "integrations/transformers/*.py"]
 """What needs torch and transformers, which the group `models` installs."""
 
-NEED_RAY = ["docs/ray.md", "integrations/ray/*.py"]
+NEED_RAY = ["integrations/ray/*.py"]
 """What needs Ray: `make ray-test` runs it, in an environment of its own."""
+
+IN_RAY = ["docs/ray.md"]
+"""What runs in a Ray: tests/integrations/ray/test_ray_page.py runs it."""
 
 without_models = [] if find_spec("torch") and find_spec("transformers") else NEED_MODELS
 without = without_models + ([] if find_spec("ray") else NEED_RAY)
@@ -63,7 +66,7 @@ pages = Sybil(
     parsers=[PythonCodeBlockParser(), parse_pycon_blocks],
     filenames=["README.md"],
     pattern="docs/*.md",
-    excludes=without,
+    excludes=without_models + IN_RAY,
     setup=Program,
 )
 docstrings = Sybil(

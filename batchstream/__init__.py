@@ -44,6 +44,7 @@ from batchstream._streams.async_stream import AsyncStream as AsyncStream
 from batchstream._streams.batch import BatchedStream as BatchedStream
 from batchstream._streams.channel import Channel as Channel
 from batchstream._streams.demux import demux as demux
+from batchstream._streams.paced import paced as paced
 from batchstream._streams.stream import Stream as Stream
 
 __version__ = "0.1.0"  # the one place: the build reads it here
@@ -91,6 +92,7 @@ __all__ = [
     "Traces",
     "batched",
     "demux",
+    "paced",
     "per_request",
     "token_ids",
 ]

@@ -43,7 +43,7 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_mock_imports = ["ray"]  # large, and in an environment of its own
+autodoc_mock_imports = ["ray"]  # it has an environment of its own
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # an attribute is listed once, where autodoc finds it
 napoleon_custom_sections = [("Raises on iteration", "params_style")]
@@ -57,7 +57,7 @@ nitpick_ignore_regex = [
         r"py:class",
         r"BackgroundTask|HTTPConnection|ServerSentEvent",
     ),  # of Starlette and sse-starlette
-    (r"py:class", r"_?Steps?(WithNone)?"),  # what the source's steps hold, in overloads
+    (r"py:class", r"_?Steps?(WithNone)?|Results"),  # what a function gives, in overloads
     (r"py:class", r"MetricsOrFactory"),  # the docstring of `metrics=` says what may be given
     (r"py:class", r"Skip"),  # the marker that encoders of responses may return
 ]

@@ -87,6 +87,8 @@ FAIR_SHARES = ("test_fair_shares.py",)
 ENGINES = ("test_engines.py",)
 TRACES = ("test_traces.py",)
 REQUEUES = ("test_requeue.py",)
+UNREAD = ("test_litserve_unread.py",)
+ENGINES_IN_LITSERVE = ("test_litserve_engines.py",)
 BUDGETS = ("test_step_budgets.py",)
 STOP_STRINGS = ("test_stop_strings.py",)
 OVERFLOW = ("test_overflow.py",)
@@ -303,6 +305,30 @@ MUTANTS = [
         "            self._over = True\n            check_complete(self._stream)\n",
         "            self._over = True\n",
         ("test_owned.py",),
+    ),
+    Mutant(
+        "a body that has begun and is closed still gives its first output",
+        "        self._over = True\n        self._first.clear()\n",
+        "        self._over = True\n",
+        ("test_owned.py",),
+    ),
+    Mutant(
+        "a stream begins before it has an output",
+        "            while not buffer.outputs:\n                self._wait(None)\n",
+        "            pass\n",
+        ("test_owned.py",),
+    ),
+    Mutant(
+        "the pause of a paced stream begins when its consumer asks for more",
+        "            await loop.wait(loop.new_waiter(), pause)\n",
+        "            await loop.wait(loop.new_waiter(), self._every)\n",
+        ("test_paced.py",),
+    ),
+    Mutant(
+        "the first output of a paced stream waits as all others do",
+        "        self._due: float | None = None  # by the clock of the loop",
+        "        self._due: float | None = current_loop().now() + every",
+        ("test_paced.py",),
     ),
     Mutant(
         "an interrupt in closing leaves the batch to its thread",
@@ -623,9 +649,66 @@ MUTANTS = [
     ),
     Mutant(
         "a cancel does not resume the pump that waits for room",
-        "        self._room.resume_pump()\n        if not self.fanout",
-        "        if not self.fanout",
+        "        self._room.resume_pump()\n        if self.wake_source",
+        "        if self.wake_source",
         ("test_room.py",),
+    ),
+    Mutant(
+        "a cancel does not wake an engine that waits",
+        "            call_quietly(self.wake_source)\n",
+        "            pass\n",
+        ("test_engine_wake.py",),
+    ),
+    Mutant(
+        "an engine that waits is woken before the request can be found",
+        "    scheduler, metrics = dispatcher.scheduler, dispatcher.options.metrics\n",
+        "    scheduler, metrics = dispatcher.scheduler, dispatcher.options.metrics\n"
+        "    if (model := dispatcher.model) is not None and model.waker is not None:\n"
+        "        call_quietly(model.waker)\n"
+        "        dispatcher.model.waker = None\n",
+        ("test_engine_wake.py",),
+    ),
+    Mutant(
+        "a stream over a socket is acknowledged before its consumer has read",
+        "unread = 0 if self.is_unbounded else len(self.buffer.outputs)",
+        "unread = 0",
+        ("test_remote.py",),
+    ),
+    Mutant(
+        "a consumer that lags is not asked to call as it makes room",
+        "                sent.buffer.on_room = sent.made_room\n",
+        "",
+        ("test_remote.py",),
+    ),
+    Mutant(
+        "the last request that leaves is not cancelled at the model",
+        "            self._with_room.clear()\n            self._send_the_rest()\n",
+        "            self._with_room.clear()\n",
+        ("test_remote.py",),
+    ),
+    Mutant(
+        "a connection that has ended in a pause is not looked at",
+        "        if self._joining and not self._by_slot:\n            self._revive()\n",
+        "",
+        ("test_remote.py",),
+    ),
+    Mutant(
+        "a session sends more than the window of its client",
+        "            while not (served.window or served.left):\n",
+        "            while False:\n",
+        ("test_remote.py",),
+    ),
+    Mutant(
+        "a socket takes the place of one at which a server listens",
+        "            return  # left over by a server that was killed\n",
+        "            pass\n        return\n",
+        ("test_sockets.py",),
+    ),
+    Mutant(
+        "an idle engine is woken",
+        "        self.waker = None\n        driving, self._driving",
+        "        driving, self._driving",
+        ("test_engine_wake.py",),
     ),
     Mutant(
         "an interrupt is forgotten",
@@ -717,6 +800,30 @@ MUTANTS = [
         "        self._owner.ends.tell_of_room()  #",
         "        #",
         ("test_requeue_with_others.py",),
+    ),
+    Mutant(
+        "the outputs of a run of steps that is under way are read twice",
+        "            self._read.append(after)\n",
+        "            self._read.append(before)\n",
+        ("test_kept_steps.py",),
+    ),
+    Mutant(
+        "a tenant at its bound takes the wake-ups of others",
+        "            if waiter.is_held_up():\n                continue\n",
+        "",
+        ("test_waiting_for_room.py",),
+    ),
+    Mutant(
+        "a wake-up is not passed on by a turn that is held up since",
+        "        if not is_there and self._is_held_up():\n",
+        "        if False:\n",
+        ("test_waiting_for_room.py",),
+    ),
+    Mutant(
+        "a request that has ended holds its tenant up",
+        "it.place.account is account for it in ended)",
+        "it.place is None for it in ended)",
+        ("test_waiting_for_room.py",),
     ),
     Mutant(
         "a request that is cancelled as it waits makes no room",
@@ -987,10 +1094,10 @@ MUTANTS = [
     ),
     Mutant(
         "a worker takes a batch without the lock",
-        "        with self.lock:\n            now = clock.monotonic()\n"
-        "            reaped = self.scheduler.reap(now)\n            decision",
-        "        if True:\n            now = clock.monotonic()\n"
-        "            reaped = self.scheduler.reap(now)\n            decision",
+        "            with self.lock:\n                now = clock.monotonic()\n"
+        "                reaped = self.scheduler.reap(now)\n                decision",
+        "            if True:\n                now = clock.monotonic()\n"
+        "                reaped = self.scheduler.reap(now)\n                decision",
         BATCHERS_IN_THREADS,
     ),
     Mutant(
@@ -1079,9 +1186,53 @@ MUTANTS = [
     ),
     Mutant(
         "a tenant's requests for which there is room count as waiting",
-        "                pending = min(pending, len(self._waiting) - room())\n",
+        "            pending = min(pending, len(self._waiting) - room())\n",
         "                pass\n",
         FAIR_SHARES,
+    ),
+    Mutant(
+        "no worker that waits is woken by a change of limits",
+        "        self.workers.wake_one_waiting()\n",
+        "",
+        SCHEDULER,
+    ),
+    Mutant(
+        "a group that is ready by new limits is looked at when it was due by the old ones",
+        "            self._readiness.hint_all()\n            self._has_hints = True\n",
+        "            self._has_hints = True\n",
+        ("test_queue.py",),
+    ),
+    Mutant(
+        "a request that costs more than a lowered bound waits for ever",
+        "        if not joining and spent is None:  # see the top of this module\n",
+        "        if False:\n",
+        ("test_queue.py",),
+    ),
+    Mutant(
+        "a lowered size lets requests join up to the size that the engine was made with",
+        "        return max(len(self._free) - unused, 0)\n",
+        "        return len(self._free)\n",
+        ("test_reconfigure.py",),
+    ),
+    Mutant(
+        "a batch that was measured is not measured with a request that comes later",
+        "        if self._is_measured and next(reversed(group)).measured is not limits:\n",
+        "        if self._is_measured and next(iter(group)).measured is not limits:\n",
+        ("test_batch_cost.py",),
+    ),
+    Mutant(
+        "requests that were measured are taken though another worker has taken them",
+        "        if not (fitting and all(it in queue for it in fitting)):\n",
+        "        if not fitting:\n",
+        SCHEDULER,
+        "Measuring",
+    ),
+    Mutant(
+        "requests that were measured by other limits are taken",
+        '        if self.state == "closed" or measured.limits is not self._limits.now:\n',
+        '        if self.state == "closed":\n',
+        SCHEDULER,
+        "Measuring",
     ),
     Mutant(
         "all keys are kept while requests with one of them wait",
@@ -1181,8 +1332,8 @@ MUTANTS = [
     ),
     Mutant(
         "requests for which there is room are counted as waiting",
-        "(pending := waiting - room()) >= self._max_pending:",
-        "(pending := waiting) >= self._max_pending + room():",
+        "(pending := waiting - room()) >= most:",
+        "(pending := waiting) >= most + room():",
         ("test_queue.py",),
     ),
     Mutant(
@@ -1462,8 +1613,8 @@ MUTANTS = [
     ),
     Mutant(
         "what was all given back joins all at once",
-        "            most = len(self._free) if behind is None else 1\n",
-        "            most = len(self._free)\n",
+        "            self._take_joining(self._most_joining if behind is None else 1)\n",
+        "            self._take_joining(self._most_joining)\n",
         REQUEUES,
     ),
     Mutant(
@@ -1524,6 +1675,25 @@ MUTANTS = [
         "        if self._requeued and self._requeued.pop(slot, None) is not None:\n",
         "        if False:\n",
         REQUEUES,
+    ),
+    # ---- clients of LitServe
+    Mutant(
+        "an output for a client of LitServe is merged in front of those before it",
+        "    output = merge(output_of(earlier[0]), output_of(later[0]))\n",
+        "    output = merge(output_of(later[0]), output_of(earlier[0]))\n",
+        UNREAD,
+    ),
+    Mutant(
+        "a client of LitServe may leave any number of bytes unread",
+        "        if sizes is not None and sizes.are_full(unread):\n",
+        "        if False:\n",
+        UNREAD,
+    ),
+    Mutant(
+        "an engine in LitServe that cannot say what its step costs fails the request that joins",
+        "                self._failure = error\n        return self._spent is not None and",
+        "                raise\n        return self._spent is not None and",
+        ENGINES_IN_LITSERVE,
     ),
     # ---- what a step costs
     Mutant(

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import batchstream
+import batchstream.remote
 import batchstream.text
 
 PACKAGE = Path(batchstream.__file__).parent
-MODULES = {"integrations", "text"}  # public, and imported by their own names
+MODULES = {"integrations", "remote", "text"}  # public, and imported by their own names
 
 
 def test_all_lists_every_public_name_in_order_and_each_exists():
@@ -30,19 +31,22 @@ def test_init_holds_names_and_no_logic():
     assert isinstance(version.value, ast.Constant)  # asking the metadata would cost import time
 
 
-@pytest.mark.parametrize("module", [batchstream, batchstream.text], ids=lambda it: it.__name__)
+@pytest.mark.parametrize(
+    "module", [batchstream, batchstream.remote, batchstream.text], ids=lambda it: it.__name__
+)
 def test_every_public_name_says_what_it_is(module):
     for name in module.__all__:
         thing = getattr(module, name)
         assert inspect.getdoc(thing), f"{name} has no docstring"
 
 
-def test_the_module_of_text_holds_names_and_no_logic():
-    docstring, *statements, last = ast.parse((PACKAGE / "text.py").read_text()).body
+@pytest.mark.parametrize("module", [batchstream.remote, batchstream.text])
+def test_a_module_beside_the_package_holds_names_and_no_logic(module):
+    docstring, *statements, last = ast.parse(Path(module.__file__).read_text()).body
     assert isinstance(docstring, ast.Expr)
     assert all(isinstance(statement, ast.ImportFrom) for statement in statements)
     assert ast.unparse(last.targets[0]) == "__all__"
-    assert batchstream.text.__all__ == sorted(batchstream.text.__all__)
+    assert module.__all__ == sorted(module.__all__)
 
 
 def test_methods_of_the_shells_say_what_waits_and_what_a_cancel_loses():

@@ -21,6 +21,8 @@ FOLDERS = (
     "_text",
     "_batching",
 )
+# Public modules beside `batchstream` itself, with the folders that they take their names from.
+BESIDE = {"_text", "_remote"}
 
 BELOW = {
     "_native": set(),
@@ -32,7 +34,9 @@ BELOW = {
     "_text": {"_core", "_pumps"},
     "_batching": {"_core", "_eventloops", "_handoff", "_pumps", "_streams", "_text"},
     "text": {"_text"},
-    "__init__": set(FOLDERS) - {"_text"},
+    "_remote": {"__init__", "_core", "_pumps", "_handoff", "_streams", "_batching"},
+    "remote": {"_remote"},
+    "__init__": set(FOLDERS) - BESIDE,
     "_cli": {"integrations"},
     "__main__": {"_cli"},
 }

@@ -10,7 +10,7 @@ from typing_extensions import TypeVar
 from batchstream._batching.closing import aclose, block_end, close, said_with
 from batchstream._batching.life import BatcherState, check_drain
 from batchstream._batching.replies import AsyncReplies, Flight, Replies
-from batchstream._batching.room import wait_for_room, wait_for_room_in_loop
+from batchstream._batching.room import ANY_REQUEST, AnyRequest, wait_for_room, wait_for_room_in_loop
 from batchstream._batching.submission import submit
 from batchstream._batching.warm_up import warm_up, warm_up_in_loop
 from batchstream._core.errors import ClosedError
@@ -288,21 +288,33 @@ class Batcher(Generic[RequestT, T]):
             return AsyncReplies(flight, aiter(requests))
         return AsyncReplies(flight, iter(_check_requests("amap", requests)))
 
-    def wait_for_room(self, timeout: float | None = None, *, cost: float = 0.0) -> None:
+    def wait_for_room(
+        self,
+        timeout: float | None = None,
+        *,
+        request: RequestT | AnyRequest = ANY_REQUEST,
+        cost: float = 0.0,
+    ) -> None:
         """Wait until a request would not be refused, for a caller that would rather wait.
 
         Callers that wait are woken in the order in which they came, one for each place. The place
         is not reserved: a request that another caller submits meanwhile may take it, so submit in a
-        loop. How many requests of one tenant may wait is not looked at.
+        loop. A caller whose tenant has as many requests waiting as it may holds up no caller of
+        another tenant.
 
         Args:
             timeout: For how long to wait, in seconds; None for any time.
-            cost: What the request will cost, with `max_pending_cost`. Without it there is room as
-                soon as any request would be accepted.
+            request: The request that will be submitted: its cost and its tenant are asked for as
+                `stream` does, and count with `max_pending_cost` and `max_pending_per_tenant`.
+            cost: In place of it, what the request will cost. Without both there is room as soon as
+                any request would be accepted, of a tenant with room.
 
         Raises:
             TimeoutError: There was no room in this time.
             RequestError: The cost is more than a batch may have: there is never room.
+            TypeError, ValueError: The timeout is no duration, the cost no number, or both a request
+                and a cost are given; or a function of the request returns what it may not.
+            Exception: What `cost`, `priority`, `tenant` or `share` raises for the request.
             ClosedError: The batcher was closed, or is draining.
             ForkedError: The batcher had requests when this process was forked.
             RuntimeError: The calling code is the model's own, or blocks the event loop that an
@@ -328,19 +340,21 @@ class Batcher(Generic[RequestT, T]):
             [0, 2, 4, 6]
             >>> double.close()
         """
-        wait_for_room(self._upstream, timeout, cost)
+        wait_for_room(self._upstream, timeout, cost, request)
 
     async def await_for_room(
         self,
         timeout: float | None = None,  # noqa: ASYNC109 - as `wait_for_room` has it
         *,
+        request: RequestT | AnyRequest = ANY_REQUEST,
         cost: float = 0.0,
     ) -> None:
         """Do the same in an event loop.
 
         Args:
             timeout: For how long to wait, in seconds; None for any time.
-            cost: What the request will cost, with `max_pending_cost`.
+            request: The request that will be submitted.
+            cost: In place of it, what the request will cost, with `max_pending_cost`.
 
         Raises:
             Exception: What `wait_for_room` raises.
@@ -349,7 +363,7 @@ class Batcher(Generic[RequestT, T]):
         Cancellation: nothing is lost; the next caller is woken instead.
         Threads: any event loop.
         """
-        await wait_for_room_in_loop(self._upstream, timeout, cost)
+        await wait_for_room_in_loop(self._upstream, timeout, cost, request)
 
     def warm_up(self, requests: Iterable[RequestT], *, timeout: float | None = None) -> None:
         """Run requests through the model once, before all others, and wait until all have ended.

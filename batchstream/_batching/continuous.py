@@ -9,28 +9,21 @@ from typing_extensions import TypeVar
 
 from batchstream._batching.batcher import Batcher
 from batchstream._batching.engine import Engine
-from batchstream._batching.engine_batch import VACANCY, EngineBatch
+from batchstream._batching.engine_dispatcher import engine_dispatcher
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.reconfiguration import reconfigure
-from batchstream._batching.thread_dispatcher import ThreadDispatcher
 from batchstream._batching.upstream import RequestUpstream
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
-from batchstream._core.cores import core_of
 from batchstream._core.rules import EndRules
-from batchstream._pumps.thread import ThreadPump
-from batchstream._text.core import decoding
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from batchstream._batching.metrics import MetricsOrFactory
-    from batchstream._batching.request import Request
     from batchstream._batching.traces import Traces
     from batchstream._core.arguments import OnOverflow
-    from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._core.markers import End, Fail, Last, Many, Requeue, Signal
     from batchstream._core.per_request import per_request
-    from batchstream._pumps.worker_thread import WorkerThread
     from batchstream._text.decoder import Decoder
 
 T = TypeVar("T", default=Any)
@@ -55,6 +48,17 @@ class StepEngine(Protocol[_RequestT_contra, _T_co]):
     engine. What `close` raises goes to `sys.unraisablehook`. An engine that you pass as an object
     is yours to close. In a forked child the engine of the parent is not closed: an idle batcher
     makes another there.
+
+    An engine whose `step` waits for something, such as a frame of another process, may have a
+    method `wake()`, a plain function: it makes the step return, with `{}` if there is nothing, so
+    that requests can join and leave. It is called when a request was submitted, when a live one has
+    ended otherwise than by a step, and when the batcher is closed, behind the change that it tells
+    of. It is called in any thread, in a signal's handler or a finalizer too: so it waits for
+    nothing, and takes no lock that other code holds. It may come before the step begins that has to
+    return: a `step` that waits forgets a `wake` as it returns, never as it begins. It may come for
+    no reason, and once more for an engine that was just closed. What it raises goes to
+    `sys.unraisablehook`. The `put` of a `queue.SimpleQueue` from which `step` takes what it waits
+    for does all of that.
     """
 
     def add(self, slot: int, request: _RequestT_contra) -> None:
@@ -304,37 +308,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             drain=drain,
             has_slots=True,
         )
-        slots = options.max_batch_size
-        engine_ = Engine(engine)
-
-        def open_in_thread(
-            dispatcher: ThreadDispatcher[T], requests: list[Request[T]], thread: WorkerThread
-        ) -> tuple[ThreadPump[T], EngineBatch[T]]:
-            made_before = engine_.made
-            engine_.drive(dispatcher.context)
-            if engine_.made > made_before > 0:
-                dispatcher.log.engine_made()
-            try:
-                batch: EngineBatch[T] = EngineBatch(dispatcher, engine_, requests)
-                core: Demultiplexer[T] = core_of(options.rules, slots, vacant=True, requeues=True)
-                if options.decode is not None:
-                    core = decoding(core)
-                pump: ThreadPump[T] = ThreadPump(
-                    engine_,
-                    core,
-                    options.bound,
-                    thread=thread,
-                    hooks=batch,
-                    parking=dispatcher.parking,
-                    buffers=[VACANCY] * slots,
-                )
-                batch.serve(pump, [])
-            except BaseException:  # no pump closes it
-                engine_.stop_driving()
-                raise
-            return pump, batch
-
-        self._dispatcher = ThreadDispatcher(options, open_in_thread, engine_)
+        self._dispatcher = engine_dispatcher(options, Engine(engine))
         self._upstream = RequestUpstream(self._dispatcher)
 
     def reconfigure(

@@ -307,6 +307,13 @@ class BatchedFunction(DynamicBatcher[RequestT, T]):
     def __deepcopy__(self, _: object) -> BatchedFunction[RequestT, T]:
         return self
 
+    def _check_own(self) -> None:
+        if self._kept_as:
+            raise TypeError(
+                f"{self._kept_as[0]} is batched, and each instance has a batcher of its own: "
+                f"reconfigure that of an instance"
+            )
+
     def __set_name__(self, owner: type, name: str) -> None:
         # Not by its name alone: a subclass may have its own, and use this one through super().
         self._kept_as[:] = [f"{name} of {owner.__module__}.{owner.__qualname__}"]

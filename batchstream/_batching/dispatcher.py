@@ -82,6 +82,7 @@ class Dispatcher(ABC, Generic[T]):
         reports: Tells metrics, traces and the log of requests.
         all_ended: Set when the batcher is closed, and no worker is at work.
         readiness: Whether the model is warm.
+        model: What all batches share, if they share anything.
         needs_loop: Whether the workers are tasks, and `prepare` and `poll` have something to do.
     """
 
@@ -94,7 +95,7 @@ class Dispatcher(ABC, Generic[T]):
         model: Model | None = None,
     ) -> None:
         self.options = options
-        self._model = model
+        self.model = model
         self.context = copy_context()
         self.parking = ParkingLot()
         self.ends: Ends[T] = Ends(self.parking)
@@ -114,7 +115,7 @@ class Dispatcher(ABC, Generic[T]):
         return Scheduler(
             self.options,
             reuses_workers=self._reuses_workers,
-            may_put_back=self._model is not None,
+            may_put_back=self.model is not None,
         )
 
     @property
@@ -192,10 +193,11 @@ class Dispatcher(ABC, Generic[T]):
                 if self.ends.room_waiters:  # a worker that waits makes room, too
                     self.ends.tell_of_room()
                 if decision.requests:
-                    is_counted = self._model is None and not decision.requests[0].is_warm_up
+                    is_counted = self.model is None and not decision.requests[0].is_warm_up
                     if is_counted and self.options.is_observed:
                         self.reports.joined(decision.requests, now)
-                    wake_another(self)
+                    if self.scheduler.workers.wakeups:
+                        wake_another(self)
                 elif decision.wait is None:
                     self.check_ended()
         except BaseException as error:  # KeyboardInterrupt too: no other code knows the batch
@@ -289,6 +291,7 @@ class Dispatcher(ABC, Generic[T]):
 
     def end_batch(self, batch: RequestBatch[T]) -> None:
         """Count a batch that has ended."""
+        batch.end_log()
         with self.lock:
             self.scheduler.end_batch(batch)
         self.reap()
@@ -404,7 +407,7 @@ class Dispatcher(ABC, Generic[T]):
         for request in (*self.scheduler.totals.open, *self.scheduler.ended_requests):
             request.trace = None
         in_use = any(not request.ends for request in self.scheduler.open_requests())
-        if not in_use and (self._model is None or self._model.begin_anew()):
+        if not in_use and (self.model is None or self.model.begin_anew()):
             self._begin_anew()
             return
         self.forked = True

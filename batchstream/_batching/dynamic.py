@@ -459,6 +459,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
             (2, 0.0)
             >>> sizes.close()
         """
+        self._check_own()
         reconfigure(
             self._dispatcher,
             max_batch_size=max_batch_size,
@@ -466,6 +467,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
             max_pending=max_pending,
             max_batch_cost=max_batch_cost,
         )
+
+    def _check_own(self) -> None:
+        """Refuse where instances have the batchers that serve requests."""
 
     @property
     def batch_timeout(self) -> float:

@@ -87,8 +87,13 @@ class Ends(Generic[T]):
             joined.depart(request)
 
     def tell_of_room(self) -> None:
-        """Wake what waits for room, up to the first waiter that wakes the next itself."""
+        """Wake what waits for room, up to the first waiter that wakes the next itself.
+
+        A waiter is passed over while its own tenant's bound holds it up.
+        """
         for waiter in list(self.room_waiters):
+            if waiter.is_held_up():
+                continue
             waiter.note_room()
             if waiter.passes_on:
                 return

@@ -38,10 +38,14 @@ class Model(Protocol):
 
     Attributes:
         is_open: Whether there is one to be closed. It is until `discard` has returned.
+        waker: What lets a step return that waits, while a batch runs; None for one that has no such
+            method.
     """
 
     @property
     def is_open(self) -> bool: ...
+    @property
+    def waker(self) -> Callable[[], object] | None: ...
     def discard(self) -> None:
         """Close it; where that is not this object's to do, do nothing.
 
@@ -67,6 +71,8 @@ class Engine:
         is_open: Whether there is an engine to be closed: it was made here, and has a `close`. It is
             until that has returned.
         made: How many engines were made here.
+        waker: The engine's `wake` from `use` or `drive` on, if it has one; None again from
+            `stop_driving` on. Any thread may call it, a moment later too.
 
     Raises:
         TypeError: It is neither; or its `step` is no plain function, or it needs arguments.
@@ -75,10 +81,13 @@ class Engine:
     def __init__(self, engine: Any) -> None:
         self._factory: Callable[[], Any] | None = None
         self._engine: Any = None
+        self._wake: Callable[[], object] | None = None
+        self.waker: Callable[[], object] | None = None
         if callable(engine) and (isinstance(engine, type) or not _is_engine(engine)):
             self._factory = check_factory("engine", engine)
         else:
             self._engine = _checked(engine, "engine")
+            self._wake = _method_of(engine, "wake", "from any thread")
         self._occupied: set[int] = set()
         self.is_full = False
         self.is_open = False
@@ -99,9 +108,13 @@ class Engine:
         if self._engine is None:
             assert self._factory is not None  # noqa: S101 - there is one of the two
             made = _checked(context.run(self._factory), "what the engine's factory returns")
-            self.is_open = _has_close(made)
+            wake = _method_of(made, "wake", "from any thread") if hasattr(made, "wake") else None
+            self.is_open = _method_of(made, "close", "in the worker's thread") is not None
             self._engine = made
+            self._wake = wake
             self.made += 1
+        # Before the batch looks at the queue: a request that comes earlier is seen there.
+        self.waker = self._wake
         return self
 
     def drive(self, context: Context) -> None:
@@ -116,6 +129,7 @@ class Engine:
         if driver is None:  # it was dropped, and had another engine
             _drivers[key] = own
         elif driver is not self:
+            self.waker = None
             engine = self._engine
             if self._factory is not None:
                 self._forget()
@@ -176,12 +190,17 @@ class Engine:
 
         Raises:
             TypeError, ValueError: It says what is no number, or less than 0.
+            SourceError: It raises `StopIteration`, which would end the sum of the costs.
             BaseException: What the engine raises.
         """
         method = getattr(self._engine, "step_cost", None)
         if method is None:
             return None
-        return check_number("what step_cost of the engine returns", self.run(method, slot))
+        try:
+            cost = self.run(method, slot)
+        except StopIteration as error:
+            raise SourceError(f"step_cost of the engine raised StopIteration: {error}") from error
+        return check_number("what step_cost of the engine returns", cost)
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function of the user's as the engine's methods are called."""
@@ -232,7 +251,7 @@ class Engine:
 
     def _forget(self) -> None:
         self.stop_driving()  # first: while the engine is there, no other has its `id`
-        self._engine = None
+        self._engine = self._wake = None
         self._occupied.clear()
         self.is_full = False
 
@@ -245,6 +264,7 @@ class Engine:
 
     def stop_driving(self) -> None:
         """Let another batcher drive the engine."""
+        self.waker = None
         driving, self._driving = self._driving, None
         if driving is not None:
             _drivers.pop(driving, None)
@@ -298,25 +318,30 @@ def check_factory(
     return factory
 
 
-def _has_close(engine: Any) -> bool:
-    """Whether an engine that was made has a `close` to be called.
+def _method_of(engine: Any, name: str, called: str) -> Callable[[], object] | None:
+    """Return a method that an engine may have, and that is called without arguments.
+
+    Args:
+        engine: The engine.
+        name: The method.
+        called: Where it is called, for the message.
 
     Raises:
         TypeError: It is a coroutine function, or needs arguments.
     """
-    close = getattr(engine, "close", None)
-    if not callable(close):
-        return False
-    wrong = None if takes(close, 0) else call_text(close)
-    if inspect.iscoroutinefunction(close):
+    method: Callable[[], object] | None = getattr(engine, name, None)
+    if not callable(method):
+        return None
+    wrong = None if takes(method, 0) else call_text(method)
+    if inspect.iscoroutinefunction(method):
         wrong = "a coroutine function"
     if wrong is not None:
         raise TypeError(
-            f"close of an engine is called without arguments in the worker's thread, got "
-            f"{engine!r} whose close is {wrong}: let it be a plain function without arguments, or "
-            f"give it another name"
+            f"{name} of an engine is called without arguments {called}, got {engine!r} whose "
+            f"{name} is {wrong}: let it be a plain function without arguments, or give it another "
+            f"name"
         )
-    return True
+    return method
 
 
 def _is_engine(engine: Any) -> bool:

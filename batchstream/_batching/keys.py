@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from batchstream._batching.options import BatcherOptions
+    from batchstream._batching.places import Place
     from batchstream._batching.queue import WaitingQueue
     from batchstream._batching.request import Request
 
@@ -104,8 +105,13 @@ class RequestKeys:
         if key is not None:
             request.group, keys = self._keys.intern(key)
         if (place := request.place) is not None:
-            place.account, tenants = self._tenants.intern(place.tenant)
+            tenants = self.intern_tenant(place)
         return keys, tenants
+
+    def intern_tenant(self, place: Place) -> object:
+        """Set what stands for the tenant of a place; return what `are_current` takes for it."""
+        place.account, tenants = self._tenants.intern(place.tenant)
+        return tenants
 
     def are_current(self, keys: object, tenants: object) -> bool:
         """Whether what stands for a request's key and tenant may be used; with the lock."""

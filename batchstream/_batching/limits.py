@@ -11,7 +11,9 @@ the change is done before it; see `Scheduler.reconfigure`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from batchstream._core.arguments import check_count, check_number, check_seconds
 
 
 class Limits(NamedTuple):
@@ -28,6 +30,24 @@ class Limits(NamedTuple):
     max_pending: int
     batch_timeout: float = 0.0
     max_batch_cost: float | None = None
+
+
+def check_limits(**limits: Any) -> dict[str, Any]:
+    """Return limits by name as plain numbers, of no class of a user's.
+
+    Raises:
+        TypeError, ValueError: One is no number, or none that it can be.
+    """
+    checked: dict[str, Any] = {}
+    for name, value in limits.items():
+        if name == "batch_timeout":
+            checked[name] = check_seconds(name, value)
+        elif name == "max_batch_cost":
+            number = check_number(name, value)
+            checked[name] = value if type(value) is int else number  # as it was given, for texts
+        else:
+            checked[name] = check_count(name, value, at_least=1)
+    return checked
 
 
 class LimitsInForce:

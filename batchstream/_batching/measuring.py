@@ -51,11 +51,13 @@ class Candidates(NamedTuple, Generic[T]):
     Attributes:
         requests: The requests, the oldest first; at least one. They wait in the queue.
         contents: What the callers have submitted.
+        first_cost: What the first costs alone, as it was submitted.
         limits: The limits by which they would join.
     """
 
     requests: list[Request[T]]
     contents: list[Any]
+    first_cost: float
     limits: Limits
 
 
@@ -65,7 +67,7 @@ class Measured(NamedTuple, Generic[T]):
     Attributes:
         requests: The requests, the oldest first; at least one.
         limits: The limits by which they fit.
-        is_full: Whether the next one does not fit.
+        is_full: Whether no other fits.
     """
 
     requests: list[Request[T]]
@@ -80,7 +82,7 @@ def measure(
 ) -> Measured[T]:
     """Return the candidates that fit into a batch; without the batcher's lock.
 
-    The first one always does: alone it costs no more than a batch might when it was submitted.
+    The first one always does: where a lowered bound is less than its cost, it goes alone.
 
     Args:
         candidates: The requests.
@@ -89,12 +91,15 @@ def measure(
     """
     requests, contents = list(candidates.requests), list(candidates.contents)
     most = candidates.limits.max_batch_cost
+    assert most is not None  # noqa: S101 - for the type checker
+    if candidates.first_cost > most:
+        return Measured(requests[:1], candidates.limits, is_full=True)
     fit, too_many = 1, len(requests) + 1
     error: BaseException | None = None  # what the function raises for `too_many`
     tried = len(requests)
     while too_many - fit > 1:
         try:
-            fits, raised = most is None or cost_of(contents[:tried]) <= most, None
+            fits, raised = cost_of(contents[:tried]) <= most, None
         except BaseException as caught:  # noqa: BLE001 - fails one request, and not the queue
             fits, raised = False, caught
         if fits:
@@ -108,4 +113,4 @@ def measure(
             tried = len(requests)
         else:
             tried = (fit + too_many) // 2
-    return Measured(requests[:fit], candidates.limits, too_many <= len(requests))
+    return Measured(requests[:fit], candidates.limits, is_full=too_many <= len(requests))

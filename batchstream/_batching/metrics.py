@@ -5,6 +5,7 @@ from __future__ import annotations
 from threading import RLock, current_thread, main_thread
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from batchstream._batching.kept_steps import KeptSteps
 from batchstream._core.errors import report_unraisable
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ class MetricsCaller:
     Attributes:
         unmade: Whether they are still to be made, by `make`.
         methods: The methods of theirs that do something, by name.
+        kept_steps: Where steps are kept in place of a call of `stepped`; see `kept_steps.py`.
     """
 
     def __init__(self, metrics: MetricsOrFactory, name: str = "") -> None:
@@ -158,6 +160,7 @@ class MetricsCaller:
         self._factory = metrics if is_factory else None
         self.unmade = is_factory
         self.methods: dict[str, Callable[..., object]] = {}
+        self.kept_steps: KeptSteps | None = None
         if not is_factory:
             self._bind(metrics)
         # Guards the factory alone, which is called once: whatever else comes meanwhile has to wait.
@@ -181,6 +184,8 @@ class MetricsCaller:
         if hasattr(type(metrics), "for_batcher"):
             metrics = metrics.for_batcher(self._name)
         self.methods = _methods_of(metrics)
+        kept_steps = getattr(metrics, "kept_steps", None)
+        self.kept_steps = kept_steps if isinstance(kept_steps, KeptSteps) else None
         self._metrics = metrics
 
     def after_fork(self) -> None:

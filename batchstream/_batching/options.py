@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from typing_extensions import TypeVar
 
 from batchstream._batching.life import check_drain
-from batchstream._batching.limits import Limits, LimitsInForce
+from batchstream._batching.limits import Limits, LimitsInForce, check_limits
 from batchstream._batching.metrics import MetricsCaller
 from batchstream._batching.places import PlaceRules
 from batchstream._batching.step_budget import check_step_budget, first_step_cost
@@ -21,7 +21,6 @@ from batchstream._core.arguments import (
     check_limit,
     check_name,
     check_number,
-    check_seconds,
 )
 from batchstream._core.cores import core_of
 from batchstream._core.errors import type_name
@@ -47,7 +46,8 @@ class BatcherOptions(Generic[RequestT, T]):
 
     `runs` is its function or engine, from which a batcher without a name has its `label`: what
     metrics and logs call it. With `has_slots` the `max_batch_size` is the number of slots that an
-    engine has.
+    engine has. `prepare` is called with each request as it is submitted: what it returns is what
+    the model takes.
 
     Attributes:
         limits: The limits that may change while requests are served, as they are now.
@@ -89,6 +89,7 @@ class BatcherOptions(Generic[RequestT, T]):
         max_pending_per_tenant: int | None = None,
         drain: float | None = None,
         has_slots: bool = False,
+        prepare: Callable[[RequestT], object] | None = None,
     ) -> None:
         self.rules = rules
         if name is not None:
@@ -110,14 +111,15 @@ class BatcherOptions(Generic[RequestT, T]):
         self.traces = None if traces is None else TracesCaller(traces, self.label)
         self.is_observed = metrics is not None or traces is not None
         self.drain = check_drain(drain)
-        self.limits = LimitsInForce(
-            Limits(
-                check_count("max_batch_size", max_batch_size, at_least=1),
-                check_count("max_pending", max_pending, at_least=1),
-                check_seconds("batch_timeout", batch_timeout),
-                None if max_batch_cost is None else check_number("max_batch_cost", max_batch_cost),
-            )
+        self.prepare = prepare
+        costs = {} if max_batch_cost is None else {"max_batch_cost": max_batch_cost}
+        limits = check_limits(
+            max_batch_size=max_batch_size,
+            batch_timeout=batch_timeout,
+            max_pending=max_pending,
+            **costs,
         )
+        self.limits = LimitsInForce(Limits(**limits))
         self.slots = self.limits.now.max_batch_size if has_slots else None
         if batch_cost is not None:
             check_batch_cost(
@@ -176,7 +178,7 @@ class BatcherOptions(Generic[RequestT, T]):
         """What the requests of a batch may cost together, from now on."""
         return self.limits.now.max_batch_cost
 
-    def check_limits(self, limits: Limits) -> None:
+    def check_together(self, limits: Limits) -> None:
         """Check limits, each of which is right for itself, against the other arguments.
 
         Raises:

@@ -62,30 +62,47 @@ class PendingBounds(Generic[RequestT]):
         """
         if self._max_cost is not None:
             self._check_cost(request.cost, self._max_cost, room)
-        if self._max_per_tenant is not None and self._order is not None:
-            place = request.place
-            pending = self._order.waiting_of(None if place is None else place.account)
-            if pending >= self._max_per_tenant:
-                pending = min(pending, len(self._waiting) - room())
-            if pending >= self._max_per_tenant:
-                raise OverloadedError(
-                    f"{pending} requests of its tenant are waiting, and no more than "
-                    f"{self._max_per_tenant} of one tenant may (max_pending_per_tenant): submit "
-                    f"the request again when some of them have joined a batch",
-                    pending=pending,
-                    max_pending=self._max_per_tenant,
-                    reason="tenant",
-                )
+        place = request.place
+        self._check_tenant(None if place is None else place.account, room)
 
-    def has_room(self, cost: float, room: Callable[[], int]) -> bool:
-        """Whether a request of this cost would not be refused for it; `room` as in `check`."""
-        if self._max_cost is None:
-            return True
+    def has_room(self, cost: float, account: object, room: Callable[[], int]) -> bool:
+        """Whether a request would not be refused for its cost, or its tenant.
+
+        Args:
+            cost: What it costs.
+            account: What stands for its tenant; None for any tenant with room.
+            room: As in `check`.
+        """
         try:
-            self._check_cost(cost, self._max_cost, room)
+            if self._max_cost is not None:
+                self._check_cost(cost, self._max_cost, room)
+            if account is not None:
+                self._check_tenant(account, room)
         except OverloadedError:
             return False
         return True
+
+    def has_most_of(self, account: object, but: int) -> bool:
+        """Whether as many requests of a tenant wait as may, all but so many; without the lock."""
+        if self._max_per_tenant is None or self._order is None:
+            return False
+        return self._order.waiting_of(account) - but >= self._max_per_tenant
+
+    def _check_tenant(self, account: object, room: Callable[[], int]) -> None:
+        if self._max_per_tenant is None or self._order is None:
+            return
+        pending = self._order.waiting_of(account)
+        if pending >= self._max_per_tenant:
+            pending = min(pending, len(self._waiting) - room())
+        if pending >= self._max_per_tenant:
+            raise OverloadedError(
+                f"{pending} requests of its tenant are waiting, and no more than "
+                f"{self._max_per_tenant} of one tenant may (max_pending_per_tenant): submit "
+                f"the request again when some of them have joined a batch",
+                pending=pending,
+                max_pending=self._max_per_tenant,
+                reason="tenant",
+            )
 
     def _check_cost(self, cost: float, max_cost: float, room: Callable[[], int]) -> None:
         if not self._waiting or self._announced:

@@ -185,15 +185,22 @@ class WaitingQueue(Generic[RequestT]):
         self._all.move_to_end(request, last=False)
         group.move_to_end(request, last=False)
 
-    def has_room(self, cost: float, room: Callable[[], int]) -> bool:
-        """Whether `append` would not refuse a request of this cost for the others; `room` as there.
+    def has_room(self, cost: float, account: object, room: Callable[[], int]) -> bool:
+        """Whether `append` would not refuse a request for the others.
 
-        Without a look at how many its tenant has.
+        Args:
+            cost: What it costs.
+            account: What stands for its tenant; None for any tenant with room.
+            room: As in `append`.
         """
         waiting, most = len(self._all), self._limits.now.max_pending
         if waiting >= most and waiting - room() >= most:
             return False
-        return self._bounds is None or self._bounds.has_room(cost, room)
+        return self._bounds is None or self._bounds.has_room(cost, account, room)
+
+    def has_most_of(self, account: object, but: int) -> bool:
+        """Whether as many requests of a tenant wait as may, all but so many; without the lock."""
+        return self._bounds is not None and self._bounds.has_most_of(account, but)
 
     def gather_no_more(self) -> None:
         """Let no request wait for others any more: from now on each that waits is ready."""
@@ -252,7 +259,10 @@ class WaitingQueue(Generic[RequestT]):
             slots: How many there is room for.
             spent: What the requests already in the batch cost; None if there are none.
         """
-        if slots < 1 or (group := self._ready_group(now)) is None:
+        if slots < 1:
+            return []
+        group = self._readiness.first(now) if self._has_hints else self._oldest_group()
+        if group is None:
             return []
         if self._order is not None:
             return self._take_in_turn(group, self._order, slots, spent)
@@ -264,11 +274,8 @@ class WaitingQueue(Generic[RequestT]):
 
     def candidates(self, now: float, *, slots: int) -> list[RequestT]:
         """Return the requests that join a batch now if its cost allows; they still wait."""
-        group = self._ready_group(now)
+        group = self._readiness.first(now) if self._has_hints else self._oldest_group()
         return [] if group is None else list(islice(group, slots))
-
-    def _ready_group(self, now: float) -> Group[RequestT] | None:
-        return self._readiness.first(now) if self._has_hints else self._oldest_group()
 
     def _take_in_turn(
         self, group: Group[RequestT], order: FairOrder[RequestT], slots: int, spent: float | None

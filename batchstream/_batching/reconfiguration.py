@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from batchstream._batching.limits import check_limits
 from batchstream._batching.request import closed_error
 from batchstream._batching.waking import wake_workers
-from batchstream._core.arguments import check_count, check_number, check_seconds
 
 if TYPE_CHECKING:
     from batchstream._batching.dispatcher import Dispatcher
     from batchstream._batching.limits import Limits
 
 
-def reconfigure(
-    dispatcher: Dispatcher[Any],
-    *,
-    max_batch_size: int | None = None,
-    batch_timeout: float | None = None,
-    max_pending: int | None = None,
-    max_batch_cost: float | None = None,
-) -> None:
-    """Change the limits that are given, all at once, or none of them.
+def reconfigure(dispatcher: Dispatcher[Any], **changes: Any) -> None:
+    """Change the limits that are not None, all at once, or none of them.
 
     Raises:
         TypeError, ValueError: One is of the wrong kind, or cannot work.
@@ -29,20 +22,12 @@ def reconfigure(
         ForkedError: The batcher had requests when this process was forked.
         RuntimeError: A signal's handler has interrupted the batcher.
     """
-    changes: dict[str, Any] = {}
-    if max_batch_size is not None:
-        changes["max_batch_size"] = check_count("max_batch_size", max_batch_size, at_least=1)
-    if batch_timeout is not None:
-        changes["batch_timeout"] = check_seconds("batch_timeout", batch_timeout)
-    if max_pending is not None:
-        changes["max_pending"] = check_count("max_pending", max_pending, at_least=1)
-    if max_batch_cost is not None:
-        changes["max_batch_cost"] = check_number("max_batch_cost", max_batch_cost)
-        if not dispatcher.options.has_cost:
-            raise TypeError(
-                "max_batch_cost of a batcher that runs needs requests that have a cost, and this "
-                "one was made without: make it with cost and max_batch_cost"
-            )
+    changes = check_limits(**{name: it for name, it in changes.items() if it is not None})
+    if "max_batch_cost" in changes and not dispatcher.options.has_cost:
+        raise TypeError(
+            "max_batch_cost of a batcher that runs needs requests that have a cost, and this one "
+            "was made without: make it with cost and max_batch_cost"
+        )
     dispatcher.check_not_forked()
     if dispatcher.lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - as Condition asks
         raise RuntimeError("a signal's handler has interrupted the batcher it reconfigures")
@@ -59,7 +44,7 @@ def _replace(dispatcher: Dispatcher[Any], changes: dict[str, Any]) -> bool:
     options, scheduler = dispatcher.options, dispatcher.scheduler
     before: Limits = options.limits.now
     after = before._replace(**changes)
-    options.check_limits(after)
+    options.check_together(after)
     with dispatcher.lock:
         is_closed = scheduler.state == "closed"
         is_current = options.limits.now is before

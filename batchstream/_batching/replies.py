@@ -65,6 +65,7 @@ class Flight(Generic[T]):
     """
 
     passes_on = False
+    is_held_up = staticmethod(bool)  # never: it looks for itself
     __slots__ = (
         "__weakref__",
         "_claim",

@@ -293,6 +293,11 @@ class Request(Buffer[T]):
         self.stalled = False
 
     @property
+    def is_named(self) -> bool:
+        """Whether the caller has named it."""
+        return self.name.startswith(f"request {self.id!r}")
+
+    @property
     def tenant(self) -> Hashable:
         """Whose it is, if that is said."""
         return None if self.place is None else self.place.tenant

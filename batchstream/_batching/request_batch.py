@@ -195,6 +195,10 @@ class RequestBatch(Generic[T]):
             log.wasted,
         )
 
+    def end_log(self) -> None:
+        """Note no step any more: the batch has ended."""
+        self._log.end()
+
     def close(self) -> None:
         """Fail the streams that have not ended: the batcher was closed."""
         buffers: list[Buffer[T]] = list(self.pump.fanout.buffers)

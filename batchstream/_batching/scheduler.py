@@ -147,9 +147,22 @@ class Scheduler(Generic[T]):
         is_closed = self.state == "closed"
         return closed_error(self.closing) if is_closed else draining_error(self.closing)
 
-    def has_room(self, cost: float) -> bool:
-        """Whether the queue has room for a request of this cost."""
-        return self.queue.has_room(cost, self._room)
+    def has_room(self, cost: float, account: object = None) -> bool:
+        """Whether the queue has room for a request of this cost, and of a tenant, if given.
+
+        Args:
+            cost: What it costs.
+            account: What stands for its tenant.
+        """
+        return self.queue.has_room(cost, account, self._room)
+
+    def has_most_of(self, account: object) -> bool:
+        """Whether a tenant has as many requests waiting as it may; without the lock."""
+        if self.state != "accepting":
+            return False
+        ended = list(self.ended_requests)  # these wait no longer, and are still to be taken out
+        but = sum(it.place is not None and it.place.account is account for it in ended)
+        return self.queue.has_most_of(account, but)
 
     def _room(self) -> int:
         """Return how many requests could join at once."""
@@ -202,13 +215,10 @@ class Scheduler(Generic[T]):
                     request.state = REQUEST_LIFE[request.state, "take"]
                     taken.append(request)
         if taken and queue is self.queue:
-            self._count_departures(len(taken), now)
+            others_wait = bool(queue)
+            if others_wait or self.departures.since is not None:
+                self.departures.count(len(taken), now, others_wait=others_wait)
         return taken
-
-    def _count_departures(self, count: int, now: float) -> None:
-        others_wait = bool(self.queue)
-        if others_wait or self.departures.since is not None:
-            self.departures.count(count, now, others_wait=others_wait)
 
     def _candidates(self, now: float) -> Candidates[T] | None:
         """Return the requests whose batch is to be measured now, if any; see `measuring`."""
@@ -218,7 +228,7 @@ class Scheduler(Generic[T]):
             return None
         requests = queue.candidates(now, slots=limits.max_batch_size)
         contents = [request.submission.content for request in requests]
-        return Candidates(requests, contents, limits) if requests else None
+        return Candidates(requests, contents, requests[0].cost, limits) if requests else None
 
     def _take_measured(self, measured: Measured[T], now: float) -> list[Request[T]]:
         """Take requests that were measured, if they still make a batch."""
@@ -238,7 +248,7 @@ class Scheduler(Generic[T]):
             queue.remove(request)
             request.state = REQUEST_LIFE[request.state, "take"]
         if queue is self.queue:
-            self._count_departures(len(fitting), now)
+            self.departures.count(len(fitting), now, others_wait=bool(queue))
         return fitting
 
     def next_batch(

@@ -8,6 +8,9 @@ first output in it, and which had left before it was done. Both are rare. A requ
 output is still to come stands in `awaiting`; one that has left stands in the fan-out's departures.
 While both are empty, and no metrics want to hear of steps, a step costs two looks at empty lists.
 
+Metrics that only count are not called for each step: it is kept for them, see `kept_steps.py`.
+Mostly it is like the one before, and one append to a list.
+
 The times between outputs go by steps: all slots that had an output before get the next one after
 the same time. So a step is one reading of the clock, whatever it is made for.
 
@@ -16,17 +19,23 @@ Not safe for threads: a batch's steps are made by one thread or task. `statistic
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from batchstream._batching import clock
+from batchstream._batching.kept_steps import MOST_KEPT, KeptSteps, StepKind, StepRun
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request
     from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._handoff.buffer import Buffer
     from batchstream._pumps.fanout import Fanout
+
+_NEVER_KEPT: Final = KeptSteps(int)
 
 
 class StepLog:
@@ -54,7 +63,16 @@ class StepLog:
         self.first_outputs = 0
         self.first_output_time = 0.0
         self.wasted = 0
-        self._last_step: float | None = None
+        kept_steps = None if options.metrics is None else options.metrics.kept_steps
+        self._keeps = kept_steps is not None
+        self._kept_steps = kept_steps or _NEVER_KEPT
+        self._run: StepRun | None = None
+        self._gaps: deque[float | None] = deque()  # of the run
+        # The slots of the last step, the core's own tuple, if another one that is made for them
+        # without anything happening is like it.
+        self._alike: tuple[int, ...] = ()
+        self._limits_then = self._limits.now  # at the last step
+        self._last_step = -math.inf  # before the first
         self._outputs = 0
         self._fanout: Fanout[Any]
         self._core: Demultiplexer[Any]
@@ -67,26 +85,61 @@ class StepLog:
     def note(self, live: tuple[int, ...]) -> None:
         """Note a step that was made for these slots, before any of them has another occupant."""
         now = clock.monotonic()
-        going_on = len(live)
+        is_alike = live is self._alike and self._limits.now is self._limits_then
+        if is_alike and not (self.awaiting or self.departures):
+            self._gaps.append(now - self._last_step)
+            self._last_step = now
+            if len(self._gaps) >= MOST_KEPT or now >= self._kept_steps.write_at:
+                self._call(self._kept_steps.write)
+            return
+        going_on = size = len(live)
         if self.awaiting:
             going_on -= self._look_for_first_outputs(live, now)
         wasted = self._count_wasted(live) if self.departures else 0
-        if (stepped := self.stepped) is None:
+        if self.stepped is None:
             return
-        gap = None if self._last_step is None else now - self._last_step
+        self._limits_then = limits = self._limits.now
+        capacity = max(size, limits.max_batch_size)  # a batch may be larger than a lowered limit
+        kind = StepKind(size, capacity, going_on, len(self.awaiting), wasted)
+        gap = None if self._last_step == -math.inf else now - self._last_step
         self._last_step = now
-        outputs, before = self._core.outputs, self._outputs
-        self._outputs = outputs
+        if self._keeps:
+            self._keep(kind, gap)
+            self._alike = live if going_on == size and not (self.awaiting or wasted) else ()
+            if len(self._gaps) >= MOST_KEPT or now >= self._kept_steps.write_at:
+                self._call(self._kept_steps.write)
+        else:
+            before, self._outputs = self._outputs, self._core.outputs
+            self._call(self.stepped, size, capacity, self._outputs - before, gap, *kind[2:])
+
+    def _keep(self, kind: StepKind, gap: float | None) -> None:
+        """Keep a step that is not like the one before, or may not be."""
+        run = self._run
+        if run is None or run.kind != kind:
+            before = self._end_run()
+            self._run = self._kept_steps.begin(kind, self._core, before)
+            self._gaps = self._run.gaps
+        self._gaps.append(gap)
+
+    def _end_run(self) -> int:
+        """End the run that is under way, and return how many outputs were given up to now.
+
+        Of a step that is not like those before, the outputs count with these: all are added up.
+        """
+        if self._run is None:
+            return 0
+        self._run.outputs_at_end = outputs = self._core.outputs
+        return outputs
+
+    def end(self) -> None:
+        """Keep no step any more: the batch has ended."""
+        self._end_run()
+        self._run, self._alike = None, ()
+
+    def _call(self, method: Callable[..., object], *args: object) -> None:
+        """Call a method of the metrics, and let no error of theirs out."""
         try:
-            stepped(
-                len(live),
-                max(len(live), self._limits.now.max_batch_size),
-                outputs - before,
-                gap,
-                going_on,
-                len(self.awaiting),
-                wasted,
-            )
+            method(*args)
         except BaseException as error:  # noqa: BLE001 - see `MetricsCaller.failed`
             assert self._metrics is not None  # noqa: S101 - for the type checker
             self._metrics.failed(error)

@@ -14,7 +14,7 @@ from batchstream._batching.decisions import NOTHING_REAPED
 from batchstream._batching.life import forked_error
 from batchstream._batching.request import Deadlines, Request, Submission, closed_error
 from batchstream._batching.waking import wake_unstarted, wake_workers
-from batchstream._core.errors import ClosedError, CostError, OverloadedError
+from batchstream._core.errors import ClosedError, CostError, OverloadedError, call_quietly
 from batchstream._core.records import FinishReason, StreamEnd
 from batchstream._handoff.buffer import Buffer
 from batchstream._pumps.intake import sizes_of
@@ -83,7 +83,7 @@ def submit(
         deadlines = Deadlines.checked(timeout, wait_timeout, first_timeout, gap_timeout)
     bytes_are_bounded = options.bound.max_buffered_bytes is not None and on_end is None
     submission = Submission(
-        content,
+        content if options.prepare is None else options.prepare(content),
         options.cost_of(content) if options.has_cost else 1.0,
         None if options.max_outputs is None else options.limit_of(content),
         None if options.rules.per_request is None else options.rules.is_eos_of(content),
@@ -136,7 +136,9 @@ def _take_back(upstream: RequestUpstream[T], request: Request[T]) -> None:
     wake_unstarted(dispatcher)
 
 
-def _enqueue(dispatcher: Dispatcher[T], request: Request[T], key: Any) -> Exception | None:
+def _enqueue(  # noqa: C901 - one frame for each request
+    dispatcher: Dispatcher[T], request: Request[T], key: Any
+) -> Exception | None:
     """Let a request wait, or return why it is refused."""
     scheduler, metrics = dispatcher.scheduler, dispatcher.options.metrics
     if dispatcher.options.traces is not None and not request.is_warm_up:
@@ -157,6 +159,9 @@ def _enqueue(dispatcher: Dispatcher[T], request: Request[T], key: Any) -> Except
             except (ClosedError, OverloadedError, CostError) as error:
                 refusals.append(error)
         break
+    # Behind the request: the step that this lets return is followed by a look at the queue.
+    if (model := dispatcher.model) is not None and model.waker is not None:
+        call_quietly(model.waker)
     if reaped is not NOTHING_REAPED:
         dispatcher.follow_up(reaped, now)
     if refusals:

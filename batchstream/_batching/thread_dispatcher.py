@@ -57,12 +57,12 @@ class ThreadDispatcher(Dispatcher[T]):
     @property
     def has_open_model(self) -> bool:
         """Whether the thread has still to close the model."""
-        return not self.forked and self._model is not None and self._model.is_open
+        return not self.forked and self.model is not None and self.model.is_open
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not hasattr(self, "_open_batch") or _is_finalizing() or self.forked:
             return  # half made, or without threads in this process
-        model, thread = self._model, self._thread_of_model
+        model, thread = self.model, self._thread_of_model
         if self.has_open_model and model is not None and thread is not None:
             LastJob(model.discard).do_in(thread)
         _end_all(self._threads)
@@ -112,7 +112,7 @@ class ThreadDispatcher(Dispatcher[T]):
             self.rest(worker)
 
     def _run_batch(self, requests: list[Request[T]], thread: WorkerThread) -> None:
-        if self._model is not None:
+        if self.model is not None:
             self._thread_of_model = thread
             with_models.add(self)
         try:
@@ -150,7 +150,7 @@ class ThreadDispatcher(Dispatcher[T]):
         )
 
     def _close_model(self) -> None:
-        model = self._model
+        model = self.model
         assert model is not None  # noqa: S101 - for the type checker
         try:
             model.discard()

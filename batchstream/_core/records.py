@@ -92,7 +92,8 @@ class BatcherStatistics:
         batch_sizes: How many of them had how many requests. It is not how many slots were in use:
             that is `occupancy`.
         steps: Steps that were made.
-        occupancy: Which part of `max_batch_size` was live, as a mean over the steps.
+        occupancy: Which part of `max_batch_size` was live, as a mean over the steps; of what it was
+            at each, if it was changed.
         outputs: Outputs given to streams, whether they were read or not.
         dropped: Outputs for slots that had finished.
         opened: Requests that were accepted: always `live` plus all that have finished.

@@ -161,6 +161,10 @@ class AsyncioEventLoop:
         """Resume the tasks that await these waiters; from within this loop."""
         self._loop.call_soon(AsyncioWaiter.resume_all, iter(waiters), self._loop)
 
+    def now(self) -> float:
+        """Return the seconds of the loop's own clock."""
+        return self._loop.time()
+
     async def wait(self, waiter: Waiter, seconds: float | None) -> None:
         """Await the waiter, for at most so many seconds."""
         if seconds is None:

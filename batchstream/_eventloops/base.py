@@ -91,6 +91,9 @@ class EventLoop(Protocol):
     def soon(self, function: Callable[[], object], /) -> object:
         """Call the function in the loop's next turn; from within the loop."""
 
+    def now(self) -> float:
+        """Return the seconds of the loop's own clock; from within this loop."""
+
     async def wait(self, waiter: Waiter, seconds: float | None) -> None:
         """Await the waiter, for at most so many seconds; None for any time."""
 

@@ -98,6 +98,10 @@ class TrioEventLoop:
         """Resume the tasks that await these waiters; from within this run."""
         _resume(waiters)
 
+    def now(self) -> float:
+        """Return the seconds of the run's own clock."""
+        return trio.current_time()
+
     async def wait(self, waiter: Waiter, seconds: float | None) -> None:
         """Await the waiter, for at most so many seconds."""
         with trio.move_on_after(math.inf if seconds is None else seconds):

@@ -21,7 +21,12 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from typing_extensions import TypeVar
 
-from batchstream._core.errors import ClosedError, SourceError, report_unraisable
+from batchstream._core.errors import (
+    ClosedError,
+    SourceError,
+    call_quietly,
+    report_unraisable,
+)
 from batchstream._handoff.buffer import Buffer
 from batchstream._handoff.event import Event
 from batchstream._handoff.parking import ParkingLot, earliest
@@ -88,6 +93,8 @@ class BackgroundPump(ABC, Generic[T]):
         forked: Whether this is a copy in a forked child, of no use there.
         consumers: Which thread waits for which buffer.
         times_out: Whether a receive can have a timeout.
+        wake_source: Called when a stream has ended otherwise than by a step, where a step may wait
+            for something else; any thread may call it.
     """
 
     times_out = True
@@ -105,6 +112,7 @@ class BackgroundPump(ABC, Generic[T]):
         view: View | None = None if hooks is None else "by slot"
         self.fanout: Fanout[T] = Fanout(core, buffers=buffers, view=view)
         self.forked = False
+        self.wake_source: Callable[[], object] | None = None
         self._exits = False  # whether the streams were cancelled as the interpreter exits
         self.consumers: dict[Buffer[Any], int] = {}
         self._parking = ParkingLot() if parking is None else parking
@@ -208,6 +216,8 @@ class BackgroundPump(ABC, Generic[T]):
 
     def _after_departure(self) -> None:
         self._room.resume_pump()
+        if self.wake_source is not None:
+            call_quietly(self.wake_source)
         if not self.fanout.live_buffers:
             if self._life.state == "new":
                 self._life.leave_new(self._drop)
@@ -462,6 +472,7 @@ class BackgroundPump(ABC, Generic[T]):
                 report_unraisable(last)
         self._life.advance("close")
         self._hooks = None  # which refer to this pump
+        self.wake_source = None
         self.closed.set()
         # Once more: `_drain` may have failed before it did so, out of memory perhaps.
         self._wake([*self.fanout.buffers, self.fanout.deliveries])

@@ -217,8 +217,9 @@ class Stream(AnyStream[T_co], StreamReader[T_co]):
             >>> list(stream.begin())
             ['so', 'it ends']
         """
+        buffer = self._buffer
         try:
-            while not self._buffer.outputs:
+            while not buffer.outputs:
                 self._wait(None)
         except StopIteration:
             pass  # it has ended without an output

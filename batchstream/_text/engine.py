@@ -146,6 +146,12 @@ class DecodingEngine(Generic[RequestT, T]):
         self._core.cancel(slot)
         self._engine.remove(slot)
 
+    def wake(self) -> None:
+        """Let a step that waits return, if the engine has a way to do so; from any thread."""
+        wake = getattr(self._engine, "wake", None)
+        if wake is not None:
+            wake()
+
     def close(self) -> None:
         """Close the engine, if it can be closed."""
         close = getattr(self._engine, "close", None)

@@ -44,12 +44,9 @@ class Status(NamedTuple):
 def status_of(error: BaseException) -> Status:
     """Return the status with which a server answers an error, or raise the error.
 
-    | error | status |
-    |---|---|
-    | `OverloadedError`, `ClosedError` | 503, and `Retry-After` |
-    | `DeadlineError` | 504 |
-    | `HeaderError`, of `timeout_of` | 400, with the text of the error |
-    | `RequestError` | 422, with the text of the error |
+    `OverloadedError` and `ClosedError` have 503 and `Retry-After`, `DeadlineError` has 504,
+    `HeaderError`, of `timeout_of`, has 400 and any other `RequestError` 422, both with the text of
+    the error.
 
     Args:
         error: What `stream`, `astream`, `begin` or reading a stream has raised.

@@ -285,6 +285,7 @@ async def test_slots_that_become_free_make_room_though_none_of_the_waiting_reque
     class Waiter:
         passes_on = False
         found = ()
+        is_held_up = staticmethod(bool)
 
         def note_room(self):
             self.found = [*self.found, has_room(dispatcher, 1)]

@@ -18,7 +18,8 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from batchstream import ClosedError, FinishReason, OverloadedError, StreamEnd
-from batchstream._batching import queue, scheduler, warm_up_queue, workers
+from batchstream._batching import scheduler, warm_up_queue, workers
+from batchstream._batching.measuring import Candidates, measure
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.places import ALONE, Place
 from batchstream._batching.request import FREED, Deadlines, Request, Submission
@@ -32,7 +33,7 @@ from support.joining import CHANGES, JoiningRules, groups_of
 TICK = 0.125
 """Between two requests: exact in binary, so that sums of times are."""
 
-SCHEDULER = {module.__file__ for module in (queue, scheduler, warm_up_queue, workers)}
+SCHEDULER = {module.__file__ for module in (scheduler, warm_up_queue, workers)}
 
 
 class Struck(BaseException):
@@ -108,10 +109,13 @@ class Run:
     waiter: Waiter | None = None
     batch: Batch | None = None
     has_asked: bool = True  # since its last batch
+    candidates: Candidates | None = None  # that it measures
 
     def asks(self, now):
-        return self.batch is None and (
-            self.waiter is None or self.waiter.woken or self.waiter.until <= now
+        return (
+            self.batch is None
+            and self.candidates is None
+            and (self.waiter is None or self.waiter.woken or self.waiter.until <= now)
         )
 
 
@@ -146,6 +150,8 @@ STRIKES = st.one_of(
 class SchedulerMachine(RuleBasedStateMachine):
     """Every request is asked for in time and ends once, whatever happens, and when."""
 
+    pads = False
+
     @initialize(
         size=st.sampled_from([2, 2, 3, 1]),
         workers=st.sampled_from([2, 2, 3, 1]),
@@ -164,13 +170,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             on_overflow="cancel",
             workers=workers,
             batch_timeout=batch_timeout,
-            cost=None if max_cost is None else len,
             max_batch_cost=max_cost,
-            priority=len if bands else None,
+            **self.functions(max_cost, bands),
         )
+        bands = options.places is not None
         self.bands = bands
         self.in_front = set()  # requests that were put back
-        self.joining = JoiningRules(batch_timeout, max_cost, size, self.rank)
+        self.joining = JoiningRules(batch_timeout, max_cost, size, self.rank, pads=self.pads)
         self.limits = options.limits
         self.max_workers = workers
         self.threads = threads
@@ -191,6 +197,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         # out of the queue without joining a batch are about to end.
         self.waiting, self.taken_out, self.joined, self.finished = [], [], [], []
         self.figures = Figures()
+
+    def functions(self, max_cost, bands):
+        return {
+            "cost": None if max_cost is None else len,
+            "priority": len if bands else None,
+        }
 
     # ---- the model
 
@@ -399,7 +411,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.start_failed = False
         added = list(self.scheduler.workers.wakeups)[len(wakeups) :]
         assert len(added) <= 1
-        if any(waiter.until <= self.ready_at() for waiter in listening):
+        if not self.pads and any(waiter.until <= self.ready_at() for waiter in listening):
             assert len(listening) > 1 or not added, "a worker that asks in time is woken"
         for wakeup in added:
             if wakeup.waiter is None:
@@ -448,7 +460,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         limits = self.changed(changes)
         self.scheduler.change_limits(limits)
         assert self.limits.now is limits
-        self.joining.go_by(limits)
+        self.go_by(limits)
         added = list(self.scheduler.workers.wakeups)[len(wakeups) :]
         assert len(added) == bool(listening)
 
@@ -458,8 +470,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         before, after = self.limits.now, self.changed(changes)
         strike(lambda: self.scheduler.change_limits(after), *where)
         assert self.limits.now is before or self.limits.now is after
-        self.joining.go_by(self.limits.now)
+        self.go_by(self.limits.now)
         self.recover()
+
+    def go_by(self, limits):
+        self.joining.go_by(limits)
+        if self.draining or self.closed:
+            self.joining.batch_timeout = 0.0  # none waits for others any more
 
     def changed(self, changes):
         return self.joining.changed(
@@ -547,22 +564,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         run = data.draw(st.sampled_from(self.asking()))
         self.let_ask(run, data.draw(st.sampled_from(self.waiting)))
 
-    def let_ask(self, run, ending=None):
+    def let_ask(self, run, ending=None, **measuring):
         at_work = self.at_work(run)
         reaped = self.scheduler.reap(self.now)
         self.leave_queue(reaped)
         if ending is not None:
             self.end(ending)
         waiter, expected = Waiter(0.0), self.next_requests(self.size)
-        decision = self.scheduler.next_batch(run.worker, waiter, self.now)
+        decision = self.decide(run, waiter, **measuring)
         run.waiter, run.has_asked = None, True
+        if decision is not None and decision.candidates is not None:
+            run.candidates = decision.candidates  # it is slow
+            return
         if ending in self.waiting and ending not in self.scheduler.queue:
             self.take_out(ending)
         if not at_work:
             assert decision is None
             self.end_run(run)
         elif decision.requests:
-            assert decision.requests == expected or ending is not None
+            assert decision.requests == expected or ending is not None or measuring
             self.run_batch(run, decision.requests)
         elif decision.wait is not None:
             waiter.until = self.now + decision.wait
@@ -582,13 +602,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         if ending is not None:
             self.reap()
 
+    def measuring(self):
+        return [run for run in self.active() if run.candidates is not None]
+
+    def decide(self, run, waiter):
+        return self.scheduler.next_batch(run.worker, waiter, self.now)
+
     def run_batch(self, run, requests):
         self.count_join(requests)
         self.start_failed = False
         assert 0 < len(requests) <= self.size
         assert len({request.group for request in requests}) == 1
         if self.joining.max_cost is not None:
-            cost = sum(request.cost for request in requests)
+            cost = self.joining.cost_of(requests)
             assert cost <= self.joining.max_cost or len(requests) == 1
         run.has_asked = False
         free_slots = 0 if self.joining.batch_timeout else self.size - len(requests)
@@ -640,7 +666,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         run.batch = None
         self.reap()
 
-    @precondition(lambda self: self.running() and not self.joining.batch_timeout)
+    @precondition(lambda self: self.running() and not (self.joining.batch_timeout or self.pads))
     @rule(data=st.data())
     def join_running_batch(self, data):
         """In continuous batching requests join between two steps, or are put back."""
@@ -745,6 +771,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.start_claimed()
             elif self.asking():
                 self.let_ask(self.asking()[0])
+            elif self.measuring():
+                self.finish_measuring(self.measuring()[0])
             elif self.running():
                 self.finish_batch(self.running()[0])
             elif self.runs:
@@ -853,8 +881,55 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert figures.occupancy == (live / sum(it.slots for it in batches) if batches else 0.0)
 
 
+class MeasuringMachine(SchedulerMachine):
+    """The same where a function says what a batch costs, without the lock: other things go on."""
+
+    pads = True
+
+    def functions(self, max_cost, bands):
+        return {"batch_cost": len} if max_cost is not None else super().functions(None, bands)
+
+    def measure(self, candidates):
+        costs = [request.cost for request in candidates.requests]
+        contents = list(range(len(costs)))
+
+        def cost_of(chosen):
+            assert chosen == contents[: len(chosen)]
+            return len(chosen) * max(costs[: len(chosen)])
+
+        return measure(candidates._replace(contents=contents), cost_of, None)
+
+    def decide(self, run, waiter, *, measured=None, is_slow=False):
+        while True:
+            decision = self.scheduler.next_batch(run.worker, waiter, self.now, measured)
+            if is_slow or decision is None or decision.candidates is None:
+                break
+            measured = self.measure(decision.candidates)
+            self.reap()
+        if decision is not None and decision.requests and measured is not None:
+            assert decision.requests == [it for it in measured.requests if not it.ends]
+        return decision
+
+    @precondition(lambda self: self.joining.max_cost is not None and self.asking())
+    @rule(data=st.data())
+    def begin_to_measure(self, data):
+        """A worker asks, and is slow to measure what it is told to."""
+        self.let_ask(data.draw(st.sampled_from(self.asking())), is_slow=True)
+
+    @precondition(lambda self: self.measuring())
+    @rule(data=st.data())
+    def end_measuring(self, data):
+        """It has measured by the limits of that time, and asks again."""
+        self.finish_measuring(data.draw(st.sampled_from(self.measuring())))
+
+    def finish_measuring(self, run):
+        candidates, run.candidates = run.candidates, None
+        self.let_ask(run, measured=self.measure(candidates))
+
+
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(
+TestMeasuring = MeasuringMachine.TestCase
+TestScheduler.settings = TestMeasuring.settings = settings(
     max_examples=2 * settings.default.max_examples,
     stateful_step_count=50,
     report_multiple_bugs=False,

@@ -14,6 +14,7 @@ from batchstream import (
     Many,
     RequestError,
     Requeue,
+    SourceError,
 )
 from support.engines import continuous_batchers
 from support.sources import Gate
@@ -149,7 +150,7 @@ async def test_what_step_cost_raises_fails_its_request_alone(form):
 
 
 @pytest.mark.rule(9, 15)
-@pytest.mark.parametrize("answer", [-1, "much", float("nan"), KeyError("slot")])
+@pytest.mark.parametrize("answer", [-1, "much", float("nan"), KeyError("slot"), StopIteration()])
 def test_what_the_engine_says_wrongly_fails_its_requests_and_none_that_waits(answer):
     class Wrong(Telling):
         def step_cost(self, slot):
@@ -171,7 +172,7 @@ def test_what_the_engine_says_wrongly_fails_its_requests_and_none_that_waits(ans
         assert gate.reached.wait(30)
         second = batcher.stream((2, 2))
         gate.opened.set()
-        with pytest.raises((TypeError, ValueError, KeyError)):
+        with pytest.raises((TypeError, ValueError, KeyError, SourceError)):
             list(first)
         assert list(second) == ["x", "x"]
 

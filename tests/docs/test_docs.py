@@ -5,11 +5,12 @@ The design page and the guarantees have files of their own beside this one.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import operator
 import re
 import shlex
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import list_metrics
@@ -30,7 +31,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 EXECUTED = {"python", "pycon"}
-SHOWN_ONLY = {"console", "diff", "json", "text"}  # the diffs: tests/integrations/transformers
+SHOWN_ONLY = {"console", "diff", "json", "text"}  # the diffs: tests/integrations
 DIRECTIVES = {"{toctree}", "{eval-rst}", "{note}", "{warning}", "{layers}", "{life}"}
 
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -145,7 +146,7 @@ def test_a_window_of_1280_pixels_shows_what_is_on_the_page():
     [(least, most)] = re.findall(r"\(min-width: (\d+)em\) and \(max-width: (\d+)em\)", css)
     assert int(least) * 16 <= 1280 <= int(most) * 16
     assert re.search(r"\.toc-drawer \{[^}]*position: static;", css)
-    [furo] = importlib.util.find_spec("furo").submodule_search_locations
+    [furo] = find_spec("furo").submodule_search_locations
     theme = (Path(furo) / "theme/furo/static/styles/furo.css").read_text()
     assert re.search(rf"@media\(max-width:{most}em\){{[^@]*\.toc-drawer{{[^}}]*right:-", theme)
     assert '"page.css"' in (ROOT / "docs" / "conf.py").read_text()
@@ -223,23 +224,24 @@ def documented_modules():
         prometheus,
         starlette,
         batchstream.text,
-        *with_torch(),
+        *installed(),
     ]
 
 
-HAS_TORCH = all(map(importlib.util.find_spec, ("torch", "transformers")))
+NEEDS = {
+    "batchstream.integrations.ray": ("ray",),  # tests/integrations/ray has its names
+    "batchstream.integrations.transformers": ("torch", "transformers"),
+}
+MISSING = tuple(name for name, needed in NEEDS.items() if not all(map(find_spec, needed)))
 
 
-def with_torch():
-    """Return the modules that need torch, if it is there."""
-    return [importlib.import_module(OF_TRANSFORMERS)] if HAS_TORCH else []
+def installed():
+    """Return the modules that need what is not everywhere, where it is."""
+    return [importlib.import_module(name) for name in NEEDS if name not in MISSING]
 
 
 def can_be_imported(name):
-    return HAS_TORCH or not name.startswith(OF_TRANSFORMERS)
-
-
-OF_TRANSFORMERS = "batchstream.integrations.transformers"
+    return not name.startswith(MISSING)
 
 
 def public_names(module):
@@ -258,7 +260,7 @@ def test_the_reference_lists_all_that_a_class_offers():
     for name, members in re.findall(r"autoclass:: ([\w.]+).*\n   :members: (.+)", text):
         if not can_be_imported(name):
             continue
-        with_torch()
+        installed()
         cls = operator.attrgetter(name.removeprefix("batchstream."))(batchstream)
         ours = [base for base in cls.__mro__ if base.__module__.startswith("batchstream.")]
         public = {member for base in ours for member in vars(base) if member[0] != "_"}

@@ -23,6 +23,7 @@ NAMES = (
 # These are tested in tests/integrations.
 OF_LITSERVE = ("batched_streaming_with_eos.py",)
 OF_SERVING = ("batched_function.py", "custom_server.py", "flood.py", "threaded_server.py")
+OF_REMOTE = ("remote_app.py", "remote_model.py")
 OF_ENGINES = (
     "engines/ctranslate2_channel.py",
     "engines/llama_cpp_engine.py",
@@ -34,7 +35,7 @@ OF_ENGINES = (
 )
 # Their imports take seconds: what the two tests of programs below say, a file of their own says.
 OF_TRANSFORMERS = ("llama_fastapi.py", "llama_litserve.py", "llama_model.py")
-ALL = (*NAMES, *OF_LITSERVE, *OF_SERVING, *OF_ENGINES, *OF_TRANSFORMERS)
+ALL = (*NAMES, *OF_LITSERVE, *OF_SERVING, *OF_REMOTE, *OF_ENGINES, *OF_TRANSFORMERS)
 SECONDS = 60.0
 
 

@@ -252,6 +252,57 @@ def test_two_workers_share_the_requests_of_two_threads():
 
 
 @pytest.mark.rule(29)
+def test_limits_that_change_as_requests_come_and_a_worker_waits_are_gone_by_in_time():
+    def scenario():
+        batcher, model = dynamic(max_batch_size=4, batch_timeout=9.0, cost=len, max_batch_cost=8)
+        clients = clients_of(batcher, "a0", "b0")
+
+        def lower():
+            batcher.reconfigure(max_batch_size=1, max_pending=2)
+
+        def shorten():
+            batcher.reconfigure(batch_timeout=1.0, max_batch_cost=4)
+
+        run_together(*[client.ask for client in clients], lower, shorten)
+        assert batcher.max_batch_size == 1, "a change is lost"
+        assert (batcher.batch_timeout, batcher.max_batch_cost) == (1.0, 4), "a change is lost"
+        assert all(client.served or client.refusal for client in clients)
+        assert batcher.statistics().longest_wait <= 1
+        end(batcher, model, clients)
+
+    explore(scenario)
+
+
+@pytest.mark.rule(29)
+def test_two_workers_measure_batches_as_requests_come_leave_and_limits_change():
+    def scenario():
+        batcher, model = dynamic(
+            Model(workers=2),
+            workers=2,
+            max_batch_size=4,
+            batch_timeout=1.0,
+            batch_cost=lambda requests: 2 * len(requests),
+            max_batch_cost=4,
+        )
+        first, second, third = clients = clients_of(batcher, "a0", "b0", "c0")
+
+        def leave():
+            third.submit()
+            third.give_up()
+
+        def change():
+            batcher.reconfigure(max_batch_cost=2)
+
+        run_together(first.ask, second.ask, leave, change)
+        assert first.served
+        assert second.served
+        assert max(map(len, model.batches)) <= 2
+        end(batcher, model, clients)
+
+    explore(scenario)
+
+
+@pytest.mark.rule(29)
 def test_two_requests_with_equal_keys_share_a_batch_as_the_keys_are_tidied_up(monkeypatch):
     knobs.set_many_keys(monkeypatch, 0)
 

@@ -29,6 +29,9 @@ from support.forms import (
 )
 from support.sources import TIMEOUT
 
+TOLERANCE = 1e-6
+"""Seconds, of sums of times."""
+
 
 class Model:
     """Gives each request its elements one by one, and then the end mark.
@@ -274,6 +277,16 @@ class ManualClock:
         with self._moved:
             assert self._moved.wait_for(lambda: self._sleepers, TIMEOUT), "no thread waits"
             return self._sleepers[0][0] - self._now
+
+    def wait_for_sleep_of(self, seconds):
+        """Wait until a thread waits by this clock for so long, and was not woken."""
+
+        def sleeps():
+            left = [until - self._now for until, lock in self._sleepers if not lock._free]
+            return any(abs(each - seconds) < TOLERANCE for each in left)
+
+        with self._moved:
+            assert self._moved.wait_for(sleeps, TIMEOUT), f"no thread waits for {seconds}"
 
     @property
     def holds(self):

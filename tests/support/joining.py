@@ -46,12 +46,14 @@ class JoiningRules:
         max_cost: Of a batch; None for any.
         max_size: Of a batch.
         rank: By what requests come before others, besides their arrival: the least goes first.
+        pads: Whether each request of a batch costs as much as the dearest.
     """
 
     batch_timeout: float
     max_cost: float | None
     max_size: int
     rank: Callable[[object], object] = lambda _: 0
+    pads: bool = False
 
     def changed(self, *, size, timeout, max_cost, max_pending):
         """Return the limits with these in place of those that they are not None for.
@@ -86,11 +88,16 @@ class JoiningRules:
             return group[: min(slots, 1)]
         spent = spent or 0.0
         for request in group[:slots]:
-            spent += request.cost
-            if self.max_cost is not None and spent > self.max_cost:
+            cost = spent + self.cost_of([*fitting, request])
+            if self.max_cost is not None and cost > self.max_cost:
                 break
             fitting.append(request)
         return fitting
+
+    def cost_of(self, requests):
+        """Return what these cost together."""
+        costs = [request.cost for request in requests]
+        return len(costs) * max(costs) if self.pads else sum(costs)
 
     def ready_at(self, group):
         """Return when a group makes a batch: now, if it is full or need not wait for others."""

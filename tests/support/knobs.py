@@ -17,6 +17,7 @@ import batchstream._eventloops.asyncio
 import batchstream._pumps.clock
 import batchstream._pumps.process
 import batchstream._pumps.stall
+from batchstream._batching.engine import Engine
 from batchstream._batching.engine_batch import EngineBatch
 from batchstream._batching.request import Request
 from batchstream._batching.scheduler import Scheduler
@@ -38,6 +39,7 @@ from batchstream._pumps.puts import PutInThread
 from batchstream._pumps.thread import ThreadPump
 from batchstream._pumps.worker_thread import WorkerThread
 from batchstream._streams.async_stream import AsyncStreamReader
+from support.sources import TIMEOUT
 
 __all__ = ["DEFAULT_MAX_BUFFERED", "OUTPUTS_PER_TURN"]
 
@@ -584,6 +586,12 @@ def files_of_submission():
     return {sys.modules[f"batchstream._batching.{name}"].__file__ for name in names}
 
 
+def files_of_limits():
+    """Return the files of the modules in which limits are changed."""
+    names = ("limits", "options", "reconfiguration", "dynamic")
+    return {sys.modules[f"batchstream._batching.{name}"].__file__ for name in names}
+
+
 def files_of_giving_back():
     """Return the files of the modules that see to a slot that is given back, or to a cancel."""
     names = ("dispatcher", "ends", "engine_batch", "queue", "request", "scheduler", "upstream")
@@ -613,6 +621,33 @@ def files_of_streams():
     """Return the files of the modules that make streams."""
     names = ("stream", "async_stream")
     return {sys.modules[f"batchstream._streams.{name}"].__file__ for name in names}
+
+
+batching_clock = batchstream._batching.clock
+
+
+def engine(users):
+    """Return what a batcher makes of a user's engine."""
+    return Engine(users)
+
+
+def engine_of(batcher):
+    """Return the engine that a batcher drives, or has driven."""
+    return dispatcher_of(batcher).model._engine
+
+
+def waits_for_room(batcher):
+    """Whether a batch of a batcher waits until a stream is read."""
+    batches = list(dispatcher_of(batcher).scheduler.batches)
+    return any(batch.pump._room._resume is not None for batch in batches)
+
+
+def wait_for_idle_workers(batcher):
+    """Wait until no thread of a batcher is at work."""
+    deadline = time.monotonic() + TIMEOUT
+    while dispatcher_of(batcher).scheduler.workers.at_work:
+        assert time.monotonic() < deadline, "a worker is still at work"
+        time.sleep(0.001)
 
 
 def dispatcher_of(batcher):

@@ -6,7 +6,8 @@ connection is lost, it goes on without.
 
 `{"trouble": [where, number, kind]}` lets a hook raise: "decode" and "add", or "encode" and "step"
 at the output of that number. `{"limit": seconds}` is from then on the longest that requests may
-wait, until this one leaves.
+wait, until this one leaves. `{"size": characters}` gives each output a text that long, its number
+with spaces before it.
 """
 
 import json
@@ -106,6 +107,7 @@ class StepwiseAPI(ls.LitAPI):
         self.ears = Ears()
         self.door = Door()
         self.uids = {}
+        self.is_finishing = False
         if self.setup_port is not None:
             door = Door(self.setup_port)
             door.report("setup")
@@ -116,6 +118,7 @@ class StepwiseAPI(ls.LitAPI):
         if port != self.door.port:
             self.door.close()
             self.door = Door(port)
+        self.is_finishing = False
         self.door.report("decode", request["tag"])
         self.uids[request.get("uid")] = request["tag"]
         raise_if(request, "decode")
@@ -123,11 +126,17 @@ class StepwiseAPI(ls.LitAPI):
             self.request_timeout = request["limit"]
         return request
 
+    def has_output(self, request, number):
+        return number < request["outputs"] and not self.is_finishing
+
     def wait_to_go(self, *words):
         self.door.report("step", *words)
         while True:
             command, *arguments = self.door.hear()
             if command == "go":
+                return
+            if command == "finish":  # instead of all outputs that are still to come
+                self.is_finishing = True
                 return
             if command == "departure":  # of a request by its tag, or by a uid that it had never
                 [tag] = arguments
@@ -146,7 +155,8 @@ def raise_if(request, where, number=0):
 
 
 def message(request, number):
-    return {"tag": request["tag"], "output": number, "pid": os.getpid()}
+    text = {"text": f"{number:>{request['size']}}"} if "size" in request else {}
+    return {"tag": request["tag"], "output": number, "pid": os.getpid(), **text}
 
 
 # ---- batches
@@ -167,7 +177,7 @@ class BatchAPI(StepwiseAPI):
                 ]
                 self.wait_to_go(*live, "|", *readable)
                 step = [
-                    message(request, number) if number < request["outputs"] else None
+                    message(request, number) if self.has_output(request, number) else None
                     for request in requests
                 ]
                 live = yield step
@@ -251,7 +261,7 @@ class Engine:
         for slot, (request, numbers) in self.rows.items():
             number = next(numbers)
             raise_if(request, "step", number)
-            step[slot] = (request, number) if number < request["outputs"] else EOS
+            step[slot] = (request, number) if self.api.has_output(request, number) else EOS
         return step
 
     def remove(self, slot):
@@ -404,6 +414,16 @@ OPERATED = {
 }
 
 
+# ---- clients that read slowly
+
+
+def joined(earlier, later):
+    return later | {"text": earlier["text"] + later["text"]}
+
+
+MERGING = {"max_buffered": 4, "on_overflow": "merge", "merge": joined}
+
+
 # ---- the server
 
 
@@ -430,6 +450,19 @@ def api(kind, setup_port, grace):
         "operated": lambda: (
             ContinuousAPI,
             {"max_batch_size": 1, "loop": ContinuousLoop(Engine, **OPERATED)},
+        ),
+        "merging": lambda: (
+            ContinuousAPI,
+            {"max_batch_size": SIZE, "loop": ContinuousLoop(Engine, **MERGING)},
+        ),
+        "merging_encode": lambda: (EncodingAPI, batches | {"loop": BatchLoop(**MERGING)}),
+        "bytes": lambda: (
+            ContinuousAPI,
+            {"max_batch_size": SIZE, "loop": ContinuousLoop(Engine, max_buffered_bytes=300_000)},
+        ),
+        "bytes_encode": lambda: (
+            EncodingAPI,
+            batches | {"loop": BatchLoop(max_buffered_bytes=300_000)},
         ),
         "operated_single": lambda: (SingleAPI, {"loop": BatchLoop(**OPERATED)}),
         "stock": lambda: (EncodingAPI, batches | {"loop": "auto"}),
@@ -472,6 +505,11 @@ def add_view(server):
             "active": server.active_requests,
             "answering": [
                 uid for uid in server.response_buffer if not uid.startswith("batchstream")
+            ],
+            "unread": [
+                len(entry.response_queue)
+                for uid, entry in server.response_buffer.items()
+                if not uid.startswith("batchstream")
             ],
         }
 

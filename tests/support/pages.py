@@ -58,6 +58,11 @@ class Block:
     def is_main(self):
         return 'if __name__ == "__main__":' in self.code
 
+    @property
+    def is_model(self):
+        """Whether it serves a model to the server of its page, from a process of its own."""
+        return self.is_main and "from batchstream.remote import serve" in self.code
+
 
 @dataclass
 class Server:
@@ -67,6 +72,7 @@ class Server:
     block: Block
     prepare: list
     start: list
+    models: list  # of other processes: pairs of a file's name and its code
     asks: list  # pairs of a curl command and what the page shows of its answer
 
     @property
@@ -103,7 +109,8 @@ class Page:
 
     def servers(self):
         """Return the files to serve: up to each block that starts a server, or makes an app."""
-        ends = [b for b in self.blocks if b.is_main or b.makes_app]
+        models = [b for b in self.blocks if b.is_model]
+        ends = [b for b in self.blocks if (b.is_main or b.makes_app) and b not in models]
         for end, following in zip_longest(ends, ends[1:]):
             if self.is_program and following is not None and following.is_main and not end.is_main:
                 continue  # the app of the server that is started there
@@ -114,12 +121,15 @@ class Page:
             prepare = commands(self.all[:at])
             after = commands(self.all[at:stop])
             starts = [words for words, _ in after if words[0] in ("uvicorn", "python")]
+            names = [words[1] for words in starts if words[-1] == "&"]
+            starts = [words for words in starts if words[-1] != "&"]
             default = ["python", "page.py"] if end.is_main else ["uvicorn", "page:app"]
             yield Server(
                 code="\n".join(block.code for block in [*earlier, end]),
                 block=end,
                 prepare=[words for words, _ in prepare if words[:2] == ["python", "-c"]],
                 start=starts[0] if starts else default,
+                models=list(zip(names, [b.code for b in models], strict=True)) if names else [],
                 asks=[(words, answer) for words, answer in after if words[0] == "curl"],
             )
 

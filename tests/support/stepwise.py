@@ -87,6 +87,10 @@ class Door:
     def go(self):
         self._send("go")
 
+    def finish(self):
+        """Let it make its last step, in which all requests end."""
+        self._send("finish")
+
     def make_steps_until(self, holds):
         """Let it make steps until it is at one where something holds of the tags in it.
 

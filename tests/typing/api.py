@@ -11,6 +11,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, closing
+from pathlib import Path
 from typing import Any, Literal, assert_type
 
 import numpy as np
@@ -49,10 +50,18 @@ from batchstream import (
     Traces,
     batched,
     demux,
+    paced,
     per_request,
     token_ids,
 )
 from batchstream.integrations import ray
+from batchstream.integrations.grpc import (
+    AsyncServerInterceptor,
+    ServerInterceptor,
+    Status,
+    status_of,
+    timeout_of,
+)
 from batchstream.integrations.litserve import (
     BatchedStreamLoop,
     ChatCompletionRequest,
@@ -68,6 +77,14 @@ from batchstream.integrations.transformers import (
     TransformersEngine,
     stream_generate,
     stream_text,
+)
+from batchstream.remote import (
+    ConnectionLostError,
+    RemoteBatcher,
+    aserve,
+    connect,
+    serve,
+    serving,
 )
 from batchstream.text import (
     AsyncDecodedSteps,
@@ -212,6 +229,13 @@ def takes_what_they_are(_: AsyncIterator[str], __: Sequence[AsyncStream[str]]) -
     """A stream is an iterator, and a batch a sequence of them."""
 
 
+def at_a_pace(stream: AsyncStream[str], batch: AsyncBatchedStream[str]) -> None:
+    assert_type(paced(stream), AsyncGenerator[list[str], None])
+    assert_type(paced(stream, every=0.1, encode="".join), AsyncGenerator[str, None])
+    paced(stream, encode=str.encode)  # type: ignore[arg-type]
+    paced(batch)  # type: ignore[call-overload]
+
+
 async def in_an_event_loop() -> None:
     assert_type(demux(async_words(), 2), tuple[AsyncStream[str], ...])
     assert_type(demux(async_words(), 2, eos=EOS), tuple[AsyncStream[str | None], ...])
@@ -349,10 +373,20 @@ with DynamicBatcher[str, str](translate, max_batch_size=8) as batcher:
     assert_type(batcher.ready, bool)
     assert_type(batcher.name, str | None)
     batcher.state = "closed"  # type: ignore[misc]
+    assert_type(batcher.max_batch_size, int)
+    assert_type(batcher.max_pending, int)
+    assert_type(batcher.batch_timeout, float)
+    assert_type(batcher.max_batch_cost, float | None)
+    batcher.max_batch_size = 4  # type: ignore[misc]
+    batcher.reconfigure(max_batch_size=4, batch_timeout=0.1, max_pending=9, max_batch_cost=2.5)
+    batcher.reconfigure(4)  # type: ignore[call-arg]
+    batcher.reconfigure(workers=2)  # type: ignore[call-arg]
     batcher.warm_up(["a", "b"], timeout=60)
     batcher.warm_up([1])  # type: ignore[list-item]
     batcher.wait_for_room()
     batcher.wait_for_room(1.5, cost=12)
+    batcher.wait_for_room(1.5, request="a")
+    batcher.wait_for_room(request=1)  # type: ignore[arg-type]
     batcher.close(drain=30)
     batcher.close(30)  # type: ignore[call-arg]
     assert_type(batcher.map(["a", "b"], timeout=1.5, wait_timeout=1), Replies[list[str]])
@@ -723,6 +757,16 @@ def litserve_loops() -> None:
     ContinuousBatchLoop(make_engine, metrics=Metrics())  # type: ignore[arg-type]
     ContinuousBatchLoop(make_engine, step_cost=len, max_step_cost=8)
     ContinuousBatchLoop(make_engine, step_cost=8, max_step_cost=8)  # type: ignore[arg-type]
+    BatchedStreamLoop(
+        max_buffered=8,
+        on_overflow="merge",
+        merge=lambda earlier, later: earlier + later,
+        max_buffered_bytes=1000,
+        size_of=len,
+    )
+    BatchedStreamLoop(on_overflow="wait")  # type: ignore[arg-type]
+    ContinuousBatchLoop(make_engine, on_overflow="cancel", max_buffered_bytes=1000, size_of=len)
+    ContinuousBatchLoop(make_engine, on_overflow="merge", merge=len)  # type: ignore[arg-type]
     ContinuousBatchLoop(make_engine, max_outputs=8)
     BatchedStreamLoop(is_eos=per_request(stops_in_context))
     ContinuousBatchLoop(make_engine, is_eos=per_request(stops_in_context))
@@ -914,3 +958,46 @@ def continuous_batching(model: Any) -> None:
     assert_type(request.stop_strings, tuple[str, ...])
     assert_type(Token(5, -0.1).logprob, float)
     ContinuousBatcher(lambda: TransformersEngine(model), max_batch_size=8)
+
+
+def padded(texts: list[str]) -> float:
+    return max(map(len, texts)) * len(texts)
+
+
+DynamicBatcher(translate, max_batch_size=8, batch_cost=padded, max_batch_cost=4096)
+DynamicBatcher(translate, max_batch_size=8, batch_cost=3, max_batch_cost=3)  # type: ignore[call-overload]
+batched(max_batch_size=8, batch_cost=padded, max_batch_cost=4096)(translate)
+ContinuousBatcher(PreemptingEngine, max_batch_size=4).reconfigure(max_batch_size=2, max_pending=9)
+ContinuousBatcher(PreemptingEngine, max_batch_size=4).reconfigure(batch_timeout=1.0)  # type: ignore[call-arg]
+
+
+class CallContext:
+    def time_remaining(self) -> float | None: ...
+
+
+def grpc_servers(error: Exception) -> None:
+    AsyncServerInterceptor()
+    ServerInterceptor()
+    assert_type(timeout_of(CallContext(), at_most=60), float | None)
+    timeout_of(object())  # type: ignore[arg-type]
+    assert_type(status_of(error), Status | None)
+
+
+def other_processes() -> None:
+    far: RemoteBatcher[str, int] = connect("model.sock", window=64, trusted_users=[1001])
+    assert_type(far.stream("a", timeout=1.0), Stream[int])
+    assert_type(far.astream("a"), AsyncStream[int])
+    assert_type(far.call("a"), int)
+    assert_type(connect(Path("model.sock")), RemoteBatcher[Any, Any])
+    with ContinuousBatcher(Tokens(), max_batch_size=2) as batcher:
+        with serving(batcher, "model.sock", mode=0o660, drain=5.0) as server:
+            assert_type(server, serving)
+        serve(batcher, Path("model.sock"), max_frame=2**20)
+    serve(Tokens(), "model.sock")  # type: ignore[arg-type]
+    assert_type(ConnectionLostError("gone").args, tuple[Any, ...])
+
+
+async def another_process() -> None:
+    with connect("model.sock") as far:
+        assert_type(await far.acall("a"), Any)
+        await aserve(far, "another.sock")

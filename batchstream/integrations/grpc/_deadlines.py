@@ -33,8 +33,8 @@ def timeout_of(context: Timed, *, at_most: float | None = None) -> float | None:
     Raises:
         TypeError, ValueError: `at_most` is no duration.
     """
-    times = [] if at_most is None else [check_seconds("at_most", at_most)]
+    most = None if at_most is None else check_seconds("at_most", at_most)
     left = context.time_remaining()
-    if left is not None and left < _YEARS:
-        times.append(left)
-    return min(times, default=None)
+    if left is None or left >= _YEARS:
+        return most
+    return left if most is None else min(left, most)

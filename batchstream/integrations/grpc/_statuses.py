@@ -40,13 +40,9 @@ class Status(NamedTuple):
 def status_of(error: BaseException) -> Status | None:
     """Return the status that a call ends with for an error; None if that is for gRPC to say.
 
-    | error | status |
-    |---|---|
-    | `OverloadedError` | `RESOURCE_EXHAUSTED`, and when to try again |
-    | `ClosedError` | `UNAVAILABLE`, and when to try again |
-    | `DeadlineError` | `DEADLINE_EXCEEDED` |
-    | `RequestError` | `INVALID_ARGUMENT`, with the text of the error |
-    | `SlowConsumerError` | `RESOURCE_EXHAUSTED` |
+    `OverloadedError` and `SlowConsumerError` are `RESOURCE_EXHAUSTED`, `ClosedError` is
+    `UNAVAILABLE`, `DeadlineError` is `DEADLINE_EXCEEDED`, and `RequestError` is `INVALID_ARGUMENT`,
+    with its text. With `OverloadedError` and `ClosedError` goes when to try again.
 
     Args:
         error: What a method has raised, or would raise. For a method that answers many requests in

@@ -44,10 +44,12 @@ interface the folder `_openai`). It holds the status back until there is an outp
 the connection if an error comes later.
 
 Of the server an endpoint uses what LitServe's own `OpenAISpec` uses: the request queue, and entries
-in the response buffer. Each request has an entry, a `ResponseQueue`, which fails a request whose
-client leaves more than `max_buffered` messages unread (`response_queue.py`), or that is late
-(`timers.py`). What a worker has to know besides the request, such as the client's name for it, goes
-with it in an `Envelope`. Batches of messages are addressed to one more entry, which takes them
+in the response buffer. Each request has an entry, a `ResponseQueue` (`response_queue.py`). Where
+its client has left as many messages unread as it may, what comes is merged with the last of them,
+or the request fails (`unread.py`). It fails as well if it is late (`timers.py`). The user's `merge`
+gets an output as `encode_response` has yielded it: for that the worker marks which text is JSON
+(`outputs.py`). What a worker has to know besides the request, such as the client's name for it,
+goes with it in an `Envelope`. Batches of messages are addressed to one more entry, which takes them
 apart (`router.py`).
 
 **Where a loop orders the requests that wait**, by priorities or tenants, the endpoint puts a queue

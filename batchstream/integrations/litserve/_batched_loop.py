@@ -13,6 +13,8 @@ from batchstream.integrations.litserve._options import (
     Hook,
     Limit,
     LoopOptions,
+    OnOverflow,
+    bound_of,
     ordering_of,
 )
 from batchstream.integrations.litserve._worker.batch import Batch
@@ -89,9 +91,20 @@ class BatchedStreamLoop(AnyLoop):
         require_eos: Fail the requests that are live when `predict` ends, instead of ending them.
         max_pending: How many requests may wait for a worker; the next is answered with 503. None
             for any number, as in LitServe's own loops.
-        max_buffered: How many outputs may wait for their client in the server process before a step
-            that has another. A request with more than that fails. None for any number, as in
-            LitServe.
+        max_buffered: How many outputs may wait for their client in the server process. None for any
+            number, as in LitServe.
+        on_overflow: What happens if there are as many when a step has another. `"cancel"` fails the
+            request: its client is cut off. `"merge"` merges what comes with the last one that
+            waits: nothing is lost, and no other request waits.
+        merge: For `"merge"`, a function of two neighbouring outputs that returns one, such as
+            `operator.add`. The server process calls it, in its event loop, with what
+            `encode_response` has yielded: text, bytes, or a dict as JSON has it, also for a
+            pydantic model; with text where the API has a `format_encoded_response` of its own. It
+            has to pickle, as has `size_of`. What it raises fails that request alone.
+        max_buffered_bytes: How many bytes may wait for a client, besides; a request with more than
+            that when a step has another fails, with `"merge"` too. None for any number.
+        size_of: A function of an output, as `merge` gets it, that returns how many bytes it has;
+            those that are sent without one.
         grace_period: How many seconds open responses, and requests that wait, may go on when the
             server is told to end; then they are cut. Until all have ended the server drains: it
             answers new requests with 503.
@@ -151,6 +164,10 @@ class BatchedStreamLoop(AnyLoop):
         require_eos: bool = False,
         max_pending: int | None = None,
         max_buffered: int | None = DEFAULT_MAX_BUFFERED,
+        on_overflow: OnOverflow = "cancel",
+        merge: Callable[[Any, Any], Any] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[Any], int] | None = None,
         grace_period: float = DEFAULT_GRACE_PERIOD,
         first_timeout: float | None = None,
         gap_timeout: float | None = None,
@@ -183,7 +200,7 @@ class BatchedStreamLoop(AnyLoop):
                 rules,
                 max_outputs,
                 max_pending,
-                max_buffered,
+                bound_of(max_buffered, on_overflow, merge, max_buffered_bytes, size_of),
                 grace_period,
                 decode,
                 first_timeout=first_timeout,

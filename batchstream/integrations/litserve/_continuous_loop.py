@@ -13,6 +13,8 @@ from batchstream.integrations.litserve._options import (
     Decode,
     Limit,
     LoopOptions,
+    OnOverflow,
+    bound_of,
     check_pickles,
     ordering_of,
 )
@@ -61,6 +63,10 @@ class ContinuousBatchLoop(AnyLoop):
         max_pending: How many requests may wait for a slot; the next is answered with 503. None
             for any number.
         max_buffered: How many outputs may wait for their client; see `BatchedStreamLoop`.
+        on_overflow: What happens if there are as many; see `BatchedStreamLoop`.
+        merge: Makes one output of two; see `BatchedStreamLoop`.
+        max_buffered_bytes: How many bytes may wait for a client; see `BatchedStreamLoop`.
+        size_of: How many bytes an output has; see `BatchedStreamLoop`.
         grace_period: How many seconds open responses may go on; see `BatchedStreamLoop`.
         first_timeout: How long a request may be without an output; see `BatchedStreamLoop`.
         gap_timeout: How long there may be no other output; see `BatchedStreamLoop`.
@@ -125,6 +131,10 @@ class ContinuousBatchLoop(AnyLoop):
         decode: Decode = None,
         max_pending: int | None = DEFAULT_MAX_PENDING,
         max_buffered: int | None = DEFAULT_MAX_BUFFERED,
+        on_overflow: OnOverflow = "cancel",
+        merge: Callable[[Any, Any], Any] | None = None,
+        max_buffered_bytes: int | None = None,
+        size_of: Callable[[Any], int] | None = None,
         grace_period: float = DEFAULT_GRACE_PERIOD,
         first_timeout: float | None = None,
         gap_timeout: float | None = None,
@@ -154,7 +164,7 @@ class ContinuousBatchLoop(AnyLoop):
                 rules,
                 max_outputs,
                 max_pending,
-                max_buffered,
+                bound_of(max_buffered, on_overflow, merge, max_buffered_bytes, size_of),
                 grace_period,
                 decode,
                 first_timeout=first_timeout,

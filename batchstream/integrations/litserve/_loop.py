@@ -68,7 +68,7 @@ class AnyLoop(LitLoop):
         make_link = partial(
             Link,
             options.max_pending,
-            options.max_buffered,
+            options.bound,
             grace_period=options.grace_period,
             first_timeout=options.first_timeout,
             gap_timeout=options.gap_timeout,

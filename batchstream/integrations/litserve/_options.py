@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from batchstream._batching.step_budget import check_step_budget, first_step_cost
 from batchstream._batching.traces import check_traces
-from batchstream._core.arguments import call_text, check_count, check_limit, check_seconds, takes
+from batchstream._core.arguments import (
+    UNLIMITED,
+    Bound,
+    call_text,
+    check_count,
+    check_limit,
+    check_seconds,
+    takes,
+)
 from batchstream._core.rules import EndRules
 from batchstream._text.decoder import check_decode, check_decoder
 from batchstream.integrations.litserve._link.ordering import Ordering
@@ -31,6 +39,9 @@ Limit: TypeAlias = "int | Callable[[Mapping[str, Any]], int | None] | None"
 Decode: TypeAlias = "Callable[[Any, dict[str, Any]], Decoder[Any, Any] | None] | None"
 """A function of the API and of the request's context that returns the decoder of its outputs."""
 
+OnOverflow: TypeAlias = Literal["cancel", "merge"]
+"""What happens to a client that has left too much unread, or to what comes for it."""
+
 
 @dataclass(frozen=True)
 class LoopOptions:
@@ -40,7 +51,7 @@ class LoopOptions:
         rules: How the ends of streams are recognised.
         max_outputs: The limit of each request.
         max_pending: How many requests may wait; None for any number.
-        max_buffered: How many messages may wait for a client; None for any number.
+        bound: How much may wait for a client, and what happens to what comes then.
         grace_period: How many seconds open responses may take when the server is told to end.
         decode: Returns the decoder of each request.
         first_timeout: After how many seconds a request has to have an output; None for any time.
@@ -60,7 +71,7 @@ class LoopOptions:
     rules: EndRules[Any]
     max_outputs: Limit
     max_pending: int | None
-    max_buffered: int | None
+    bound: Bound
     grace_period: float
     decode: Decode = None
     first_timeout: float | None = None
@@ -88,9 +99,10 @@ class LoopOptions:
             check_pickles("max_outputs", self.max_outputs)
         else:
             check_limit(self.max_outputs)
-        for name in ("max_pending", "max_buffered"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name), at_least=1)
+        if self.max_pending is not None:
+            check_count("max_pending", self.max_pending, at_least=1)
+        for name in ("merge", "size_of"):
+            check_pickles(name, getattr(self.bound, name))
         check_seconds("grace_period", self.grace_period)
         for name in ("first_timeout", "gap_timeout"):
             if getattr(self, name) is not None:
@@ -193,6 +205,38 @@ def _check_metrics(metrics: Any) -> None:
             f"metrics is called without arguments, which {call_text(metrics)} does not take"
         )
     check_pickles("metrics", metrics)
+
+
+def bound_of(
+    max_buffered: int | None,
+    on_overflow: OnOverflow,
+    merge: Callable[[Any, Any], Any] | None,
+    max_buffered_bytes: int | None,
+    size_of: Callable[[Any], int] | None,
+) -> Bound:
+    """Return how much may wait for a client.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, or does not go with another.
+    """
+    bound = Bound.checked(
+        UNLIMITED if max_buffered is None else max_buffered,
+        on_overflow,
+        merge=merge,
+        max_buffered_bytes=max_buffered_bytes,
+        size_of=size_of,
+    )
+    if bound.on_overflow == "wait":
+        raise ValueError(
+            "on_overflow='wait' is not for these loops: one client would hold up all requests of "
+            "its worker. Pass 'cancel', or 'merge'"
+        )
+    if bound.on_overflow == "merge" and max_buffered is None:
+        raise ValueError(
+            "on_overflow='merge' merges what comes for a client that has left max_buffered outputs "
+            "unread, and max_buffered=None is any number: pass a number"
+        )
+    return bound
 
 
 def ordering_of(

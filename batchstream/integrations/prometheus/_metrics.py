@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 from prometheus_client.registry import Collector
 
 from batchstream import Metrics
-from batchstream._core.arguments import check_count
 from batchstream.integrations.prometheus._figures import SEPARATORS, TABLES, Names
 from batchstream.integrations.prometheus._recorder import Recorder
 from batchstream.integrations.prometheus._steps import WeightedHistogram
+from batchstream.integrations.prometheus._tenants import MAX_TENANTS, TenantLabels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping
 
     from prometheus_client import Metric
-
-OTHER: Final = "other"
-"""The label of all tenants that have none of their own."""
-
-MAX_TENANTS: Final = 20
 
 
 class Families:
@@ -145,13 +140,10 @@ class PrometheusMetrics(Metrics):
                 f"cache_usage takes a function without arguments that returns a ratio, "
                 f"got {cache_usage!r}"
             )
-        self._max_tenants = (
-            tenants if callable(tenants) else check_count("tenants", tenants, at_least=0)
-        )
+        self._label_of = TenantLabels(tenants)
         self._labels = dict(labels or {})
         self._recorders: dict[str, Recorder] = {}  # by the names of batchers
         self._cache_usage = cache_usage
-        self._known: dict[Hashable, str] = {}
         self._lock = RLock()
         registry.register(_BeforeReading(self._write))  # in front: a registry reads in this order
         self._families = Families(name or names, names, registry, self._labels)
@@ -169,17 +161,3 @@ class PrometheusMetrics(Metrics):
     def _write(self) -> None:
         for recorder in list(self._recorders.values()):
             recorder.write()
-
-    def _label_of(self, tenant: Hashable) -> str:
-        """Return the label of a tenant."""
-        if tenant is None:
-            return ""
-        if callable(self._max_tenants):
-            return self._max_tenants(tenant) or OTHER
-        label = self._known.get(tenant)
-        if label is None:
-            with self._lock:
-                if len(self._known) >= self._max_tenants:
-                    return OTHER  # not kept: there may be any number of them
-                label = self._known.setdefault(tenant, str(tenant))
-        return label

@@ -4,37 +4,36 @@ Theory of operation
 -------------------
 
 `inc` of a series takes a lock and some Python; for all figures of a step that is as long as the
-step itself takes a small batcher. So steps are kept as they come, in a list without a lock, and
-written together: when the registry is read, after `WRITE_AFTER` seconds of steps, or when nothing
-runs. A registry that reads the files of several processes is not told when that is: then the series
-are behind by so many seconds of steps at most.
+step itself takes a small batcher. So steps are kept as they come, without a lock, and written
+together: when the registry is read, when there are many, or when nothing runs. A registry that
+reads the files of several processes cannot tell when that is. There steps are written after
+`WRITE_AFTER` seconds as well, and the series are behind by so much at most.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
+from collections import defaultdict, deque
 from contextlib import suppress
 from itertools import repeat
-from math import inf
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import Histogram
+from prometheus_client.values import MutexValue, ValueClass
 
+from batchstream._batching import clock
+from batchstream._batching.kept_steps import MOST_KEPT, KeptSteps, StepKind
 from batchstream.integrations.prometheus._figures import GAPS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 WRITE_AFTER: Final = 0.05
-"""Seconds of steps after which these are written, at the latest."""
+"""After how many seconds steps are written where the series are kept in files."""
 
-STEP_COUNTS: Final = WRITE_AFTER / 250
-"""What each step counts besides the seconds that it took: so no more are kept than that many."""
-
-_Step: TypeAlias = tuple[int, int, int, float | None, int, int, int]
-"""What `add` was given."""
+_IN_FILES: Final = ValueClass is not MutexValue
+"""Whether the series are kept in files, which other processes read."""
 
 
 class WeightedHistogram(Histogram):
@@ -59,6 +58,7 @@ class Steps:
         slots: The gauges of how many slots a batch has.
 
     Attributes:
+        kept: Where batches keep their steps, which is quicker than `add`.
         running: How many requests are in a batch; changed by `run`.
     """
 
@@ -75,9 +75,10 @@ class Steps:
         self._slot_gauges = slots
         self._lock = RLock()  # re-entrant: a signal's handler may submit a request
         self.running = 0
-        # Appending is atomic, and takes a third of what adding up under a lock does.
-        self._steps: deque[_Step] = deque()
-        self._left = 0.0  # seconds of steps until these are written, about
+        self.kept = KeptSteps(self.write)
+        self._added: deque[tuple[StepKind, list[float | None], int]] = deque()
+        if _IN_FILES:
+            self.kept.write_at = 0.0
 
     def run(self, requests: int) -> int:
         """Count requests that joined a batch, or that left theirs; return how many run."""
@@ -96,46 +97,58 @@ class Steps:
         wasted: int,
     ) -> None:
         """Add a step; see `Metrics.stepped`."""
-        self._steps.append((live, capacity, outputs, gap, going_on, prefilling, wasted))
-        self._left -= STEP_COUNTS if gap is None else gap + STEP_COUNTS
-        if self._left < 0:
+        self._added.append((StepKind(live, capacity, going_on, prefilling, wasted), [gap], outputs))
+        if _IN_FILES or len(self._added) >= MOST_KEPT:
             self.write()
 
     def write(self) -> None:
         """Write the steps that were added."""
-        # Where nothing runs, the next step is written at once: no other may follow.
-        self._left = WRITE_AFTER if self.running > 0 else 0.0
-        steps: list[_Step] = []
+        if _IN_FILES:
+            # Where nothing runs, the next step is written at once: no other may follow.
+            self.kept.write_at = clock.monotonic() + WRITE_AFTER if self.running > 0 else 0.0
+        runs = self.kept.take()
         with suppress(IndexError):  # another thread writes as well
-            steps.extend(map(deque.popleft, repeat(self._steps, len(self._steps))))
-        if not steps:
+            runs.extend(map(deque.popleft, repeat(self._added, len(self._added))))
+        if not runs:
             return
-        live, capacity, outputs, gaps, going_on, prefilling, wasted = zip(*steps, strict=True)
-        sums = (len(steps), *map(sum, (live, capacity, outputs, prefilling, wasted)))
+        steps = live = slots = outputs = prefilling = wasted = 0
+        gaps_by_weight: defaultdict[int, list[float]] = defaultdict(list)
+        for kind, gaps, given in runs:
+            made = len(gaps)
+            steps += made
+            live += kind.live * made
+            slots += kind.capacity * made
+            outputs += given
+            prefilling += kind.prefilling * made
+            wasted += kind.wasted * made
+            if gaps and gaps[0] is None:  # the first step of a batch
+                del gaps[0]
+            gaps_by_weight[kind.going_on] += gaps  # type: ignore[arg-type] # no other is None
+        sums = (steps, live, slots, outputs, prefilling, wasted)
         for counters, amount in zip(self._counters, sums, strict=True):
             for counter in counters:
                 counter.inc(amount)
         for gauge in self._slot_gauges:
-            gauge.set(capacity[-1])
-        counts, total = _count_gaps(gaps, going_on)
+            gauge.set(kind.capacity)
+        buckets, total = _count_gaps(gaps_by_weight)
         for histogram in self._gap_histograms:
-            histogram.add(counts, total)
+            histogram.add(buckets, total)
 
 
-def _count_gaps(gaps: Sequence[float | None], weights: Sequence[int]) -> tuple[list[int], float]:
+def _count_gaps(gaps_by_weight: Mapping[int, list[float]]) -> tuple[list[int], float]:
     """Return how many slots each bucket gets, and the sum of their gaps.
 
-    Steps of the same weight are sorted and counted together: mostly all of them have one weight,
-    and to look for the bucket of each takes a third of what there is to pay for a step.
+    Gaps of one weight are sorted and counted together: mostly all of them have one weight, and to
+    look for the bucket of each takes a third of what there is to pay for a step.
     """
     counts, total = [0] * (len(GAPS) + 1), 0.0
-    for weight in set(weights):
-        of_weight = [gap for gap, its in zip(gaps, weights, strict=True) if its == weight]
-        found = sorted(gap for gap in of_weight if gap is not None)
+    for weight, gaps in gaps_by_weight.items():
+        found = sorted(gaps)
         total += sum(found) * weight
         below = 0
-        for bucket, bound in enumerate((*GAPS, inf)):
-            up_to = bisect_right(found, bound)
+        for bucket, bound in enumerate(GAPS):
+            up_to = bisect_right(found, bound, below)
             counts[bucket] += (up_to - below) * weight
             below = up_to
+        counts[-1] += (len(found) - below) * weight
     return counts, total

@@ -13,10 +13,14 @@ its own.
 
 Ray has no public way to what tells a batch its requests. The names that are used instead stand in
 one module (`_private.py`), which says so when it is imported if this version of Ray lacks one.
+
+`RayMetrics` and `autoscaling_stats` stand beside that, for batchers of any kind.
 """
 
+from batchstream.integrations.ray._autoscaling import autoscaling_stats as autoscaling_stats
 from batchstream.integrations.ray._batch import batch as batch
 from batchstream.integrations.ray._errors import ItemSizeError as ItemSizeError
+from batchstream.integrations.ray._metrics import RayMetrics as RayMetrics
 from batchstream.integrations.ray._ongoing import warn_if_never_full as warn_if_never_full
 
-__all__ = ["ItemSizeError", "batch", "warn_if_never_full"]
+__all__ = ["ItemSizeError", "RayMetrics", "autoscaling_stats", "batch", "warn_if_never_full"]

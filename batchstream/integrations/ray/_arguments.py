@@ -33,9 +33,9 @@ class Call:
 
     @property
     def item(self) -> Any:
-        """The first argument, which `batch_size_fn` is given."""
+        """The first argument, which `batch_size_fn` is given; None if there is none."""
         args = self.bound.args
-        return args[0] if args else next(iter(self.bound.kwargs.values()))
+        return args[0] if args else next(iter(self.bound.kwargs.values()), None)
 
     @property
     def model_id(self) -> str:

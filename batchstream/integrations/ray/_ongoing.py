@@ -28,7 +28,7 @@ def warn_if_never_full(
         max_concurrent_batches: How many batches run at once: `workers` of a `DynamicBatcher`.
 
     Returns:
-        Whether it has warned: False too outside of a replica.
+        Whether it has warned; never outside of a replica.
 
     Raises:
         TypeError, ValueError: An argument is no whole number of at least 1.

@@ -81,11 +81,11 @@ def check_options(settings: Settings, options: dict[str, Any]) -> None:
             raise TypeError(f"batch takes no {name}: pass {instead}")
     if settings.batch_size_fn is None:
         return
-    for name in ("cost", "max_batch_cost"):
+    for name in ("cost", "max_batch_cost", "max_pending_cost", "priority", "tenant"):
         if name in options:
             raise TypeError(
-                f"batch_size_fn measures a batch, and so does {name}: pass one of them; with "
-                f"batch_size_fn, max_batch_size is the most that it may return"
+                f"{name} and batch_size_fn exclude each other: batch_size_fn says how large a "
+                f"whole batch is, which max_batch_size bounds, and not what each request adds"
             )
 
 

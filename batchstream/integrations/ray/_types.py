@@ -70,7 +70,7 @@ class BatchOptions(TypedDict, total=False):
     drain: float | None
 
 
-class Settings(Protocol):
+class Configurable(Protocol):
     """What a decorated function, or a method, has besides being called."""
 
     def set_max_batch_size(self, new_max_batch_size: int) -> None:
@@ -86,21 +86,21 @@ class Settings(Protocol):
         """Close its batcher in this process; see `DynamicBatcher.aclose`."""
 
 
-class OneResult(Settings, Protocol[RequestT_contra, T_co]):
+class OneResult(Configurable, Protocol[RequestT_contra, T_co]):
     """A function of one request, whose result is waited for."""
 
     def __call__(self, request: RequestT_contra, /) -> Coroutine[Any, Any, T_co]:
         """Submit a request, and wait for its result."""
 
 
-class Streaming(Settings, Protocol[RequestT_contra, T_co]):
+class Streaming(Configurable, Protocol[RequestT_contra, T_co]):
     """A function of one request, which returns its outputs one by one."""
 
     def __call__(self, request: RequestT_contra, /) -> AsyncGenerator[T_co, None]:
         """Submit a request at once, and return a generator of its outputs."""
 
 
-class Unknown(Settings, Protocol):
+class Unknown(Configurable, Protocol):
     """A function of several parameters, or of any that a type checker does not know."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

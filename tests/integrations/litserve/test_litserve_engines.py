@@ -7,7 +7,7 @@ from litserve.utils import LitAPIStatus
 from test_litserve_loop import FAILED, FINISHED, Messages, ok
 from test_litserve_serving import PAUSE, InLine, Waiting, run
 
-from batchstream import EOS, NotNow, RequestError
+from batchstream import EOS, Metrics, NotNow, RequestError
 from batchstream.integrations._timeouts import timeout_of
 from batchstream.integrations.litserve import ContinuousBatchLoop
 from batchstream.integrations.litserve._link.messages import Failure
@@ -309,6 +309,68 @@ def test_an_engine_may_say_what_its_next_step_costs():
     steps = [call[1:] for call in engine.calls if call[0] == "step"]
     # 8 are to come of "abcd", then 6, and 4: "ef" joins with its 2, and "gh" when "ef" has 2 left.
     assert steps[:5] == [("abcd",)] * 2 + [("abcd", "ef")] + [("abcd", "ef", "gh")] * 2
+
+
+class Unsure(Untold):
+    """The first of its kind cannot say what its next step costs."""
+
+    def step_cost(self, slot):
+        self.calls.append(("step_cost", self.slots[slot][0]))
+        if len(self.api.engines) == 1:
+            raise self.api.raises
+        return 1
+
+
+class Steps(Metrics):
+    """Keeps for how many slots each step was made."""
+
+    made = None
+
+    def __init__(self):
+        type(self).made = self
+        self.live = []
+
+    def stepped(self, live, *_):
+        self.live.append(live)
+
+
+def unsure(raises, **hooks):
+    api = budgeted(Unsure, 5, **hooks)
+    api.raises = raises
+    return api
+
+
+@pytest.mark.rule(9, 15, 29)
+@pytest.mark.parametrize("raises", [KeyError("slot"), StopIteration()], ids=repr)
+def test_an_engine_that_cannot_say_what_its_next_step_costs_fails_as_in_a_step(raises, caplog):
+    api = unsure(raises)
+    sent = served(api, "abc", "de", "f")
+    assert sent == {"r0": [FAILED], "r1": whole("de"), "r2": whole("f")}
+    broken, other = api.engines
+    assert broken.calls == [("add", "abc"), ("step_cost", "abc")]
+    assert other.asked == ["de", "f"]
+    [record] = caplog.records
+    assert raises in (record.exc_info[1], record.exc_info[1].__cause__)
+    assert record.getMessage().endswith(": r0")
+
+
+@pytest.mark.rule(29)
+def test_an_engine_that_fails_before_its_step_has_made_none():
+    api = unsure(KeyError("slot"))
+    api.loop = ContinuousBatchLoop(Unsure, step_cost=len, max_step_cost=5, metrics=Steps)
+    api.loop.pre_setup(api)
+    served(api, "abc", "de", "f")
+    _, other = api.engines
+    steps = [len(call[1:]) for call in other.calls if call[0] == "step"]
+    assert Steps.made.live == steps
+
+
+@pytest.mark.rule(9, 14)
+def test_a_worker_that_is_stopped_as_it_asks_for_a_cost_fails_its_requests():
+    api, transport = unsure(SystemExit()), Messages()
+    with pytest.raises(SystemExit):
+        served(api, "abc", "de", transport=transport)
+    assert transport.sent == {"r0": [FAILED], "r1": [FAILED]}
 
 
 @pytest.mark.rule(15, 29)

@@ -15,8 +15,9 @@ from litserve.callbacks import EventTypes
 from litserve.utils import LitAPIStatus
 
 from batchstream._batching.log import QUIET_SECONDS
+from batchstream._core.arguments import Bound
 from batchstream.integrations._http import CutError
-from batchstream.integrations.litserve._link.link import Link
+from batchstream.integrations.litserve._link.link import UNBOUNDED, Link
 from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Envelope, Failure
 from batchstream.integrations.litserve._link.pipes import WorkerPipes
 from batchstream.integrations.litserve._server import reports, setup, watch
@@ -66,7 +67,7 @@ def signals_alone(monkeypatch):
 
 
 def connected(server, **options):
-    link = Link(**{"max_pending": None, "max_buffered": None} | options)
+    link = Link(**{"max_pending": None, "bound": UNBOUNDED} | options)
     setup.check_server(link, server)
     assert link.usable
     setup.connect(link, server, "/predict")
@@ -94,7 +95,7 @@ class Sending:
     def __init__(self, *, connects=True, refuses=(), **options):
         self.servers = [Server(), Server()]
         links = [
-            connected(server, **options) if connects else Link(None, None)
+            connected(server, **options) if connects else Link(None, UNBOUNDED)
             for server in self.servers
         ]
         self.link = links[0]
@@ -296,7 +297,7 @@ def test_messages_for_a_request_that_has_gone_are_dropped():
 
 @pytest.mark.rule(19)
 def test_a_request_whose_client_reads_nothing_fails_and_the_workers_give_it_up(caplog):
-    sending = Sending(max_buffered=2)
+    sending = Sending(bound=Bound(2, "cancel"))
     idle, reads = sending.responses[0].queues
     for data in "abcd":
         sending.put(0, 0, data)

@@ -11,6 +11,7 @@ from litserve.utils import LitAPIStatus
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from batchstream.integrations.litserve._link.link import UNBOUNDED
 from batchstream.integrations.litserve._link.messages import EndMessage
 from batchstream.integrations.litserve._openai.answers import (
     CompletionResponse,
@@ -32,7 +33,9 @@ class Arriving:
     name = "the client's own"
 
     def __init__(self, number, messages):
-        self.queues = [ResponseQueue(str(n), asyncio.Event(), None, print) for n in range(number)]
+        self.queues = [
+            ResponseQueue(str(n), asyncio.Event(), UNBOUNDED, print) for n in range(number)
+        ]
         self._messages = iter(messages)
 
     async def wait(self):

@@ -265,6 +265,7 @@ def test_every_figure_of_a_run_is_reported_once(operated_guests, path):
     [whole] = [event for event in ended if event["tenant"] == "t" and event["joined"]]
     assert whole["outputs"] == 2
     assert 0 < whole["in_slot"] < whole["lasted"]
+    assert 0 < whole["first_output"] < whole["lasted"]
     workers = {event["pid"] for event in reported.events("stepped")}
     servers = {event["pid"] for event in reported.events("submitted")}
     assert len(workers) == 2

@@ -2,6 +2,7 @@
 
 import enum
 import itertools
+import operator
 import pickle
 import queue
 import threading
@@ -17,6 +18,7 @@ from litserve.loops.base import _SENTINEL_VALUE, _StopLoopError
 from test_litserve_loop import FAILED, FINISHED, Messages, ok, raising
 
 from batchstream import EOS, SKIP, End, Fail, Last, Many, Metrics, per_request, token_ids
+from batchstream._core.arguments import Bound
 from batchstream._core.rules import EndRules
 from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop
 from support.litserve_queue import RequestQueue
@@ -394,6 +396,9 @@ def test_a_predicate_that_is_none_fails_its_request_alone(where, stop, said, cap
 
 # ---- what is refused
 
+MERGE = {"on_overflow": "merge", "merge": operator.add}
+BYTES = {"max_buffered_bytes": 9}
+
 IN_BOTH = [
     ({"eos": object()}, ValueError, "eos is compared by identity, which <object .* loses"),
     ({"eos": 2}, ValueError, r"pass is_eos=token_ids\(2\)"),
@@ -416,6 +421,19 @@ IN_BOTH = [
     ({"max_pending": "3"}, TypeError, "max_pending takes a whole number, got '3'"),
     ({"max_buffered": 0}, ValueError, "max_buffered must be at least 1, got 0"),
     ({"max_buffered": True}, TypeError, "max_buffered takes a whole number, got True"),
+    ({"on_overflow": "wait"}, ValueError, "'wait' is not for these loops: one client would hold"),
+    ({"on_overflow": "drop"}, ValueError, "must be 'wait', 'cancel' or 'merge', got 'drop'"),
+    ({"on_overflow": "merge"}, TypeError, "on_overflow='merge' needs merge"),
+    ({"merge": operator.add}, TypeError, "merge goes with on_overflow='merge', got"),
+    ({**MERGE, "merge": 1}, TypeError, "merge takes a function of two outputs, got 1"),
+    ({**MERGE, "merge": is_full_stop}, TypeError, "merge is called with two outputs, which"),
+    ({**MERGE, "merge": lambda a, b: a + b}, TypeError, "merge has to be known by its name"),
+    ({**MERGE, "max_buffered": None}, ValueError, "max_buffered=None is any number"),
+    ({"max_buffered_bytes": 0}, ValueError, "max_buffered_bytes must be at least 1, got 0"),
+    ({"max_buffered_bytes": "1"}, TypeError, "max_buffered_bytes takes a whole number, got '1'"),
+    ({"size_of": len}, TypeError, "size_of says what an output takes of max_buffered_bytes"),
+    ({**BYTES, "size_of": 1}, TypeError, "size_of takes a function of one output, got 1"),
+    ({**BYTES, "size_of": lambda _: 1}, TypeError, "size_of has to be known by its name"),
     ({"grace_period": None}, TypeError, "grace_period must be a number, got None"),
     ({"grace_period": -1}, ValueError, "grace_period must be at least 0, got -1"),
     ({"grace_period": float("inf")}, ValueError, "grace_period must be finite, got inf"),
@@ -505,7 +523,9 @@ def test_the_loops_differ_in_how_many_may_wait_by_default():
 @everywhere
 def test_how_much_may_wait_is_known_to_the_endpoint(where):
     link = ready(where, max_pending=7, max_buffered=9).spec.link
-    assert (link.max_pending, link.max_buffered) == (7, 9)
+    assert (link.max_pending, link.bound) == (7, Bound(9, "cancel"))
+    link = ready(where, **MERGE, max_buffered_bytes=9, size_of=len).spec.link
+    assert link.bound == Bound(1024, "merge", operator.add, 9, len)
 
 
 # ---- an encode_response for each request

@@ -91,6 +91,10 @@ def test_a_refusal_says_when_to_come_again_by_the_rate_at_which_requests_leave(m
     monkeypatch.setattr(request_queue.time, "monotonic", lambda: next(clock))
     put(queue, "a", "b", tenant="one")
     put(queue, "c", "d", tenant="two")
+    for first, second in (("a", "c"), ("b", "d")):  # until a rate is known
+        assert taken(queue, 2) == [first, second]
+        put(queue, first, tenant="one")
+        put(queue, second, tenant="two")
     assert taken(queue, 2) == ["a", "c"]
     put(queue, "e", tenant="one")
     seconds = put(queue, "f", tenant="one").retry_after

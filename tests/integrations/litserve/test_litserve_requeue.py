@@ -39,7 +39,7 @@ class Noted(Metrics):
         live, capacity, outputs, gap, *others = figures
         self.events.append(("stepped", live, capacity, outputs, *others, gap is None))
 
-    def finished(self, end, *, joined, lasted, in_slot, tenant):
+    def finished(self, end, *, joined, lasted, in_slot, first_output, tenant):
         self.events.append(("finished", end.reason, end.outputs, joined))
 
 

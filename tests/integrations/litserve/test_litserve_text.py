@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from batchstream.integrations.litserve import BatchedStreamLoop, ContinuousBatchLoop
-from batchstream.integrations.litserve._link.link import Link
+from batchstream.integrations.litserve._link.link import UNBOUNDED, Link
 from batchstream.integrations.litserve._worker.request import ServedRequest
 from batchstream.text import TextDecoder
 from support import serving
@@ -100,7 +100,7 @@ class Asked:
             lit_api=SimpleNamespace(spec=spec, decode_request=lambda request: request),
             options=options,
             traces=None,
-            link=Link(None, None, decodes=True),
+            link=Link(None, UNBOUNDED, decodes=True),
         )
         self.request = ServedRequest(worker, 0, "uid", "content")
         self.request.context["stop"] = ["STOP"]

@@ -5,134 +5,58 @@ its applications beside those of the others: a replica takes seconds to start, s
 module share them where they can.
 """
 
-import contextlib
+import importlib
 import importlib.util
 import itertools
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import warnings
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from support import serving
-from support.serving import SECONDS, is_open, wait_until_ready
+from support.pages import Page
+from support.ray_cluster import ROOT, running_ray, why_not
 
 if importlib.util.find_spec("ray") is not None:  # else each module says that it is skipped
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pydantic, about how Ray uses it
         from ray import serve
 
-# Processes of Ray that choose their ports by themselves take longer to start. In a network
-# namespace of its own every port is free.
-PORTS = {
-    "port": 6379,
-    "dashboard-agent-grpc-port": 52301,
-    "dashboard-agent-listen-port": 52302,
-    "runtime-env-agent-port": 52303,
-    "metrics-export-port": 52304,
-}
-HTTP_PORT = 8000
-
-PATIENCE = 300  # seconds: a dozen processes start, perhaps beside those of other tests
-TESTS = Path(serving.__file__).parents[1]
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where the Ray of these tests is reached.
-
-    Attributes:
-        http: Where the proxy of Serve listens: an application is below its name.
-        metrics: What Prometheus would read.
-    """
-
-    http: str
-    metrics: str
-
 
 def pytest_collection_modifyitems(items):
     """Take what Ray leaves open for what it is: no fault of the test in which it is found."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(600))  # the first one waits for Ray, too
             item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
             item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning"))
-            item.add_marker(pytest.mark.timeout(2 * PATIENCE))  # the first one waits for Ray, too
 
 
 @pytest.fixture(scope="session")
-def ray_cluster():
+def page_folder(tmp_path_factory):
+    """Write docs/ray.md as a module, whose blocks are one program."""
+    page = Page(ROOT / "docs" / "ray.md")
+    assert page.is_program
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "page_on_ray.py").write_text("\n".join(block.code for block in page.blocks))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(page_folder):
     """Start a Ray, with Serve in it, which ends with the tests."""
-    interfaces = {name for _, name in socket.if_nameindex()}
-    if interfaces != {"lo"}:
-        pytest.skip(f"Ray would listen on {sorted(interfaces)}; make ray-test hides all but lo")
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    log = folder / "start.log"
+    if reason := why_not():
+        pytest.skip(reason)
     # A deployment of a module of these tests is found by name, in the replicas too.
-    paths = [str(TESTS.parent), str(TESTS), str(Path(__file__).parent)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # How long Ray waits for its own processes: too short where other tests run.
-        "RAY_raylet_start_wait_time_s": str(PATIENCE),
-        "RAY_agent_register_timeout_ms": str(PATIENCE * 1000),
-        "RAY_worker_register_timeout_seconds": str(PATIENCE),
-        "RAY_TMPDIR": str(folder),
-    }
-    with log.open("ab") as output:
-        process = subprocess.Popen(  # noqa: S603
-            [
-                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-                *("--num-cpus=4", "--object-store-memory=100000000", "--include-dashboard=false"),
-                *("--node-ip-address=127.0.0.1", f"--temp-dir={folder}"),
-                *(f"--{name}={port}" for name, port in PORTS.items()),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env=environment,
-        )
-    try:
-        wait_until_ready(process, partial(has_started, log), log, PATIENCE)
-        yield from connected()
-    finally:
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(SECONDS)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+    with running_ray(Path(__file__).parent, page_folder) as cluster:
+        yield cluster
 
 
-def has_started(log):
-    return "Ray runtime started" in log.read_text() and is_open(PORTS["port"])
-
-
-def connected():
-    """Connect to the Ray that has been started, with Serve in it."""
-    import ray  # noqa: PLC0415 - only where it is installed
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ray.init(address=f"127.0.0.1:{PORTS['port']}", log_to_driver=False)
-        try:
-            serve.start(http_options={"host": "127.0.0.1", "port": HTTP_PORT})
-            yield Cluster(
-                f"http://127.0.0.1:{HTTP_PORT}",
-                f"http://127.0.0.1:{PORTS['metrics-export-port']}/metrics",
-            )
-        finally:
-            ray.shutdown()  # and not Serve: its replicas would take their time
+@pytest.fixture(scope="session")
+def page(page_folder):
+    """Return the page on Ray as a module, which the replicas can import."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(page_folder)
+        yield importlib.import_module("page_on_ray")
 
 
 numbers = itertools.count()

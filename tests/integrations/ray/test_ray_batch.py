@@ -5,8 +5,10 @@ import functools
 import gc
 import math
 import pickle
+import re
 import threading
 import weakref
+from pathlib import Path
 
 import cloudpickle
 import pytest
@@ -19,7 +21,7 @@ import numpy as np
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
-import batchstream
+import batchstream.integrations.ray
 from batchstream.integrations.ray import ItemSizeError, batch, warn_if_never_full
 from support.ray_scenarios import collected, raised, turns, until
 
@@ -413,7 +415,8 @@ def test_arguments_may_come_by_position_and_as_whole_floats():
         ({"batch_timeout": 2}, "batch takes no batch_timeout: pass batch_wait_timeout_s"),
         ({"single": True}, "batch takes no single"),
         ({"batch_cost": len}, "batch takes no batch_cost: pass batch_size_fn"),
-        ({"batch_size_fn": len, "cost": len}, "batch_size_fn measures a batch, and so does cost"),
+        ({"batch_size_fn": len, "cost": len}, "cost and batch_size_fn exclude each other"),
+        ({"batch_size_fn": len, "tenant": len}, "tenant and batch_size_fn exclude each other"),
         ({"unknown": 1}, "unknown"),
         ({"key": 1}, "key takes a function of one request"),
     ],
@@ -613,6 +616,14 @@ async def importable(requests):
 @pytest.mark.rule(27)
 def test_a_function_of_a_module_pickles_by_name():
     assert pickle.loads(pickle.dumps(importable)) is importable  # noqa: S301
+
+
+def test_the_reference_has_every_public_name_and_no_other():
+    page = Path(__file__).parents[3] / "docs" / "reference.md"
+    named = re.findall(
+        r"^\.\. auto\w+:: batchstream\.integrations\.ray\.(\w+)", page.read_text(), re.MULTILINE
+    )
+    assert sorted(named) == sorted(batchstream.integrations.ray.__all__)
 
 
 def test_there_is_nothing_to_warn_of_outside_of_a_replica():

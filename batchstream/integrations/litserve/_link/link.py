@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from batchstream._core.arguments import UNLIMITED, Bound
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 DEFAULT_GRACE_PERIOD: Final = 5.0
 """Less than what Docker and others give a program between SIGTERM and SIGKILL."""
 
+UNBOUNDED: Final = Bound(UNLIMITED, "cancel")
+"""Any number of messages may wait for a client."""
+
 
 class Link:
     """The options of the endpoint, and the ways from the workers to it and back.
@@ -28,7 +33,7 @@ class Link:
 
     Args:
         max_pending: How many requests may wait in LitServe's queue; None for any number.
-        max_buffered: How many messages may wait for a client; None for any number.
+        bound: How much may wait for a client, and what happens to what comes then.
         sends_ends: Whether a worker sends how each request ended, as an `EndMessage`.
         grace_period: How many seconds open responses may take when the server is told to end.
         decodes: Whether the workers look for the stop strings that a client asks for.
@@ -52,7 +57,7 @@ class Link:
     def __init__(
         self,
         max_pending: int | None,
-        max_buffered: int | None,
+        bound: Bound,
         *,
         sends_ends: bool = False,
         grace_period: float = DEFAULT_GRACE_PERIOD,
@@ -65,7 +70,7 @@ class Link:
         ordering: Ordering | None = None,
     ) -> None:
         self.max_pending = max_pending
-        self.max_buffered = max_buffered
+        self.bound = bound
         self.sends_ends = sends_ends
         self.grace_period = grace_period
         self.decodes = decodes

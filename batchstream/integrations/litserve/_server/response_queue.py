@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException
 from litserve.utils import LitAPIStatus
 
+from batchstream._core.errors import type_name
 from batchstream.integrations._headers import REQUEST_ID
 from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Failure
+from batchstream.integrations.litserve._link.outputs import data_of
 from batchstream.integrations.litserve._log import fields, logger
+from batchstream.integrations.litserve._server.unread import UnreadMessages
 
 if TYPE_CHECKING:
     import asyncio
+    from collections import deque
     from collections.abc import Callable, Sequence
 
+    from batchstream._core.arguments import Bound
     from batchstream.integrations.litserve._server.timers import RequestTimer
 
 
@@ -25,7 +29,7 @@ class ResponseQueue:
     Args:
         uid: LitServe's name for the request.
         event: For LitServe to set.
-        max_buffered: How many messages may wait to be taken.
+        bound: How much may wait to be taken, and what happens to what comes then.
         give_up: Called with the uid if the request fails here, because more wait for example: it
             gets no more of them.
         name: The client's name for it.
@@ -49,7 +53,7 @@ class ResponseQueue:
         self,
         uid: str,
         event: asyncio.Event,
-        max_buffered: int | None,
+        bound: Bound,
         give_up: Callable[[str], None],
         *,
         name: str = "",
@@ -60,9 +64,9 @@ class ResponseQueue:
         self._batcher = batcher
         self.timer: RequestTimer | None = None
         self.event = event
-        self._max_buffered = max_buffered
+        self._unread = UnreadMessages(bound)
         self._give_up = give_up
-        self.response_queue: deque[Sequence[Any]] = deque()
+        self.response_queue: deque[Sequence[Any]] = self._unread.messages
         self.worker_id: int | None = None
         self.worker_pid: int | None = None
         self.end: EndMessage | None = None
@@ -72,15 +76,32 @@ class ResponseQueue:
         """Note that an output comes, and fail the request if its client has left it no room."""
         if self.timer is not None:
             self.timer.note_output()
-        if self._max_buffered is None or len(self.response_queue) < self._max_buffered:
-            return
-        logger.warning(
-            "request %s is cut off: its client has left %d messages unread (max_buffered)",
-            self.name,
-            len(self.response_queue),
-            extra=fields("slow", self._batcher, [self.name]),
-        )
-        self.fail(UNKNOWN)
+        excess = self._unread.excess()
+        if excess is not None:
+            logger.warning(
+                "request %s is cut off: its client has left %s",
+                self.name,
+                excess,
+                extra=fields("slow", self._batcher, [self.name]),
+            )
+            self.fail(UNKNOWN)
+
+    def add(self, data: Any, status: str) -> None:
+        """Add a message; an output may be merged with the last that waits, or fail the request."""
+        if status != LitAPIStatus.OK or isinstance(data, Failure):
+            self.response_queue.append((data, status))
+        else:
+            try:
+                self._unread.add((data, status))
+            except Exception as error:  # noqa: BLE001 - a function of the user's has raised it
+                logger.error(
+                    "an error has failed these requests: %s",
+                    self.name,
+                    exc_info=error,
+                    extra=fields("failed", self._batcher, [self.name], reason=type_name(error)),
+                )
+                self.fail(Failure.of(error))
+        self.event.set()
 
     def fail_late(self, failure: Failure) -> None:
         """Fail the request for a deadline, unless it has ended."""
@@ -126,7 +147,7 @@ class ResponseQueue:
                 self.end = data if isinstance(data, EndMessage) else EndMessage("eos", {})
                 self.over = True
             elif status == LitAPIStatus.OK and not isinstance(data, Failure):
-                outputs.append(data)
+                outputs.append(data_of(data))
             elif not outputs:
                 self.over = True
                 # LitServe's own message says no more than that a worker has died.

@@ -62,7 +62,7 @@ class Responses:
             ResponseQueue(
                 uid,
                 self._arrival,
-                link.max_buffered,
+                link.bound,
                 self._give_up_failed,
                 name=self.name,
                 batcher=link.name or "",

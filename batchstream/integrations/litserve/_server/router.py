@@ -49,7 +49,9 @@ class MessageRouter:
                 queue.expect_output()
         for uid, data, status in messages:
             queue = buffer.get(uid)
-            if queue is not None:
+            if isinstance(queue, ResponseQueue):
+                queue.add(data, status)
+            elif queue is not None:
                 queue.response_queue.append((data, status))
                 queue.event.set()
 

@@ -52,6 +52,8 @@ class WorkerContext:
         encodes: Whether outputs become something else before they are sent.
         sends_text: Whether what is sent has to be text or bytes: an endpoint of this package takes
             nothing else, and neither does LitServe's own.
+        marks_json: Whether what is sent of a dict is marked as JSON, for functions of the user's
+            that are called in the server process.
 
     Raises:
         Exception: What the loop's `metrics` raises.
@@ -94,6 +96,9 @@ class WorkerContext:
         passes_outputs_on = getattr(lit_api.spec, "passes_outputs_on", not has_spec)
         self.encodes = self.overrides("encode_response") or not passes_outputs_on
         self.sends_text = link is not None or not has_spec
+        functions = () if link is None else (link.bound.merge, link.bound.size_of)
+        calls_functions = any(function is not None for function in functions)
+        self.marks_json = calls_functions and not self.overrides("format_encoded_response")
 
     def claim(self, server: int, uid: object) -> None:
         """Let a server process know that this worker has a request, and watch that process.

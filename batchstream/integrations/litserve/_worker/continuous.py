@@ -14,6 +14,7 @@ from litserve.callbacks import EventTypes
 from batchstream._batching.engine import Engine
 from batchstream._batching.engine_batch import forgotten_error, stalled_error
 from batchstream._core.cores import core_of, requeued_in
+from batchstream._core.errors import INTERRUPTS
 from batchstream._core.markers import SAME
 from batchstream._text.core import decoding
 from batchstream.integrations.litserve._worker.queue import RequestPrefetcher
@@ -22,7 +23,7 @@ from batchstream.integrations.litserve._worker.request import (
     fail_all,
     report_joined,
 )
-from batchstream.integrations.litserve._worker.serving import Serving, make_step
+from batchstream.integrations.litserve._worker.serving import Serving, fail_step, make_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +44,7 @@ class ContinuousBatch:
         request_queue: Where requests come from.
 
     Attributes:
-        live: How many slots the last step was made for.
+        live: How many slots the last step was made for; 0 if the engine failed before it.
     """
 
     live = 0
@@ -67,6 +68,7 @@ class ContinuousBatch:
         self._again: list[ServedRequest] = []
         self._one_joins = False  # the first of these alone, as no other is in the engine
         self._spent: float | None = None  # of `max_step_cost`; None if not asked before this step
+        self._failure: BaseException | None = None  # of an engine that was asked, and has raised
         self._numbers = count()
         self._joined: list[ServedRequest] = []  # since the last step
         self._prefetcher = RequestPrefetcher(request_queue, self._size, context.claim)
@@ -260,13 +262,22 @@ class ContinuousBatch:
         return True
 
     def _has_room_in_step(self, request: ServedRequest) -> bool:
-        """Whether the next step may cost what it does with another request."""
+        """Whether the next step may cost what it does with another request.
+
+        An engine that cannot say what it costs for those in it has failed as in a step: the request
+        waits for another engine.
+        """
         most = self._context.options.max_step_cost
         if most is None or not self._core.has_live:
             return True
-        if self._spent is None:
-            self._spent = sum(map(self._step_cost, self._core.live))
-        return self._spent + request.step_cost <= most
+        if self._spent is None and self._failure is None:
+            try:
+                self._spent = sum(map(self._step_cost, self._core.live))
+            except INTERRUPTS:
+                raise
+            except BaseException as error:  # noqa: BLE001 - the user's engine may raise anything
+                self._failure = error
+        return self._spent is not None and self._spent + request.step_cost <= most
 
     def _step_cost(self, slot: int) -> float:
         cost = self._engine.step_cost(slot)
@@ -286,10 +297,15 @@ class ContinuousBatch:
         request.begin_encoding(self._serving.look_ahead)
 
     def _make_step(self) -> Delivery[Any]:
-        self._context.trigger(EventTypes.BEFORE_PREDICT.value)
-        self.live = len(self._core.live)
-        delivery = make_step(self._core, self._engine)
-        self._context.trigger(EventTypes.AFTER_PREDICT.value)
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self.live = 0
+            delivery = fail_step(self._core, failure)
+        else:
+            self._context.trigger(EventTypes.BEFORE_PREDICT.value)
+            self.live = len(self._core.live)
+            delivery = make_step(self._core, self._engine)
+            self._context.trigger(EventTypes.AFTER_PREDICT.value)
         if not self._core.running:  # the engine has raised, or its step could not be read
             fail_all([it for it in self._again if it.is_kept], forgotten_error())
             self._engine.discard()

@@ -6,7 +6,7 @@ import time
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from litserve.loops.base import _inject_context
 from litserve.utils import LitAPIStatus, PickleableHTTPException
@@ -20,6 +20,7 @@ from batchstream.integrations.litserve._link.messages import (
     Failure,
     text_of,
 )
+from batchstream.integrations.litserve._link.outputs import mark_json, text_or_bytes
 from batchstream.integrations.litserve._log import fields, logger
 from batchstream.integrations.litserve._worker.encoder import RequestEncoder
 
@@ -31,6 +32,14 @@ if TYPE_CHECKING:
     from batchstream.integrations.litserve._link.ordering import Tenant
     from batchstream.integrations.litserve._worker.context import WorkerContext
     from batchstream.text import Decoder
+
+_GIVEN: Final = (
+    "encode_response gives each request str, bytes, a dict, a pydantic model or a marker"
+)
+_HINT: Final = (
+    " (where it is called for each request, as at max_batch_size=1, it yields one element at a "
+    "time)"
+)
 
 
 class Context(dict[str, Any]):
@@ -93,6 +102,7 @@ class ServedRequest:
         self._server = server
         self._submitted = submitted
         self._outputs = 0
+        self._first_output: float | None = None  # after how many seconds
         self.tenant: Tenant = None
         self._joined_at: float | None = None
         self._waits_since: float | None = None  # once its slot was given back
@@ -193,9 +203,11 @@ class ServedRequest:
         if self.ended:
             return
         worker = self._worker
-        data = worker.format_output(output)
+        data: Any = worker.format_output(output)
         if worker.sends_text and not (type(data) is str and data.isascii()):
-            data = _text_or_bytes(data)
+            data = text_or_bytes(data, _GIVEN, _HINT)
+        if worker.marks_json:
+            data = mark_json(data, output)
         worker.outbox.put(self._server, self.uid, data, LitAPIStatus.OK)
         if self.trace is not None and not self.begun:
             self.trace.first_output()
@@ -281,7 +293,8 @@ class ServedRequest:
     def note_output(self, metrics: MetricsCaller) -> None:
         """Report the model's first output for it."""
         self.has_output = True
-        metrics("first_output", self.age, tenant=self.tenant)
+        self._first_output = self.age
+        metrics("first_output", self._first_output, tenant=self.tenant)
 
     def _report_end(self, end: StreamEnd) -> None:
         metrics, joined_at = self._worker.metrics, self._joined_at
@@ -297,6 +310,7 @@ class ServedRequest:
                 joined=joined_at is not None,
                 lasted=self.age,
                 in_slot=0.0 if joined_at is None else time.monotonic() - joined_at,
+                first_output=self._first_output,
                 tenant=self.tenant,
             )
 
@@ -370,29 +384,3 @@ def _log(error: BaseException, requests: list[ServedRequest]) -> None:
             listed,
             extra=fields("cut_short", requests[0].batcher, names, reason=reason),
         )
-
-
-def _text_or_bytes(data: object) -> str | bytes:
-    """Return an output as a type that every transport and every client can take.
-
-    Raises:
-        TypeError: It is neither text nor bytes.
-        UnicodeEncodeError: It is text with half a surrogate pair.
-    """
-    if isinstance(data, str):
-        text = str.__str__(data)  # the text of a subclass alone: its class may not unpickle
-        if not text.isascii():
-            text.encode()
-        return text
-    if isinstance(data, bytes | bytearray | memoryview):
-        return bytes(data)
-    hint = ""
-    if isinstance(data, list | tuple):
-        hint = (
-            " (where it is called for each request, as at max_batch_size=1, it yields one element "
-            "at a time)"
-        )
-    raise TypeError(
-        f"encode_response gives each request str, bytes, a dict, a pydantic model or a marker, "
-        f"got {type(data).__name__}{hint}"
-    )

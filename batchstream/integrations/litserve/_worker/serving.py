@@ -30,7 +30,7 @@ class Stepper(Protocol):
     """A model with requests in its slots.
 
     Attributes:
-        live: How many slots the last step was made for.
+        live: How many slots the last step was made for; 0 if it was none, but a failure before it.
     """
 
     live: int
@@ -60,6 +60,16 @@ def make_step(core: Demultiplexer[Any], model: Source | Engine) -> Delivery[Any]
         failure = error
     else:
         return core.feed(step)
+    return fail_step(core, failure)
+
+
+def fail_step(core: Demultiplexer[Any], failure: BaseException) -> Delivery[Any]:
+    """Return how all slots end whose model has failed; call it outside of the handler.
+
+    Args:
+        core: Of the slots.
+        failure: What the model has raised.
+    """
     # Outside of the handler, the exception being handled is that of an `encode_response` which
     # looks ahead. The failure of other requests must not show it.
     forget_context(failure, sys.exception())
@@ -181,7 +191,7 @@ class Serving:
             return False
         slots, outputs, ends = delivery
         requests = self._requests
-        if self.steps is not None:
+        if self.steps is not None and self._stepper.live:
             left = tuple(self._disconnects.unread)
             self.steps.note(self._stepper.live, delivery, requests, left)
         for slot, output in zip(slots, outputs, strict=True):

@@ -1,0 +1,1 @@
+"""One model, many server processes: streams over a Unix socket."""

@@ -1,0 +1,380 @@
+"""The model's end: a socket that listens, and the connections of other processes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import signal
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from batchstream._batching.batcher import Batcher
+from batchstream._batching.life import check_drain
+from batchstream._core.arguments import check_count
+from batchstream._core.errors import type_name
+from batchstream._pumps.worker_thread import WorkerThread
+from batchstream._remote.protocol import DEFAULT_MAX_FRAME, MOST_IN_FRAME
+from batchstream._remote.session import Session, _log
+from batchstream._remote.sockets import check_address, identity_of, listen, remove
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Collection
+    from types import TracebackType
+
+_ALL_PERMISSIONS: Final = 0o777
+
+# For what has ended at the model, and what clients have still to take of it.
+_SECONDS_FOR_LAST_OUTPUTS: Final = 5.0
+_SECONDS_FOR_LAST_RECORDS: Final = 1.0
+
+
+def check_users(users: Collection[int]) -> frozenset[int]:
+    """Return the numbers of users.
+
+    Raises:
+        TypeError: They are none.
+    """
+    if isinstance(users, str | bytes) or not all(type(user) is int for user in users):
+        raise TypeError(f"trusted_users takes numbers of users, such as [1001], got {users!r}")
+    return frozenset(users)
+
+
+def check_max_frame(max_frame: object) -> int:
+    """Return how many bytes a frame may have.
+
+    Raises:
+        TypeError: It is no whole number.
+        ValueError: It is too small or too large.
+    """
+    count = check_count("max_frame", max_frame, at_least=1024)
+    if count > MOST_IN_FRAME:
+        raise ValueError(f"max_frame must be at most {MOST_IN_FRAME} bytes, got {max_frame!r}")
+    return count
+
+
+class _Listener:
+    """What listens and has the connections; used in one event loop.
+
+    Args:
+        batcher: What serves the requests.
+        address: The path of the socket.
+        mode: The permissions of its file.
+        max_frame: How many bytes a frame may have.
+        trusted_users: Users that clients may run as, besides this process's own and root.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: An argument is of the wrong kind, or cannot work.
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher[Any, Any],
+        address: str | os.PathLike[str],
+        *,
+        mode: int,
+        max_frame: int,
+        trusted_users: Collection[int],
+    ) -> None:
+        if not isinstance(batcher, Batcher):
+            raise TypeError(
+                f"a batcher is served, such as a ContinuousBatcher or a function that is batched, "
+                f"got {type_name(batcher)}"
+            )
+        if type(mode) is not int or not 0 <= mode <= _ALL_PERMISSIONS:
+            raise ValueError(f"mode takes the permissions of a file, such as 0o600, got {mode!r}")
+        self._batcher = batcher
+        self._path = check_address(address)
+        self._mode = mode
+        self._max_frame = check_max_frame(max_frame)
+        self._trusted_users = check_users(trusted_users)
+        self._sessions: set[Session] = set()
+        self._changed = asyncio.Event()  # a session has no request any more, or has ended
+        self._server: asyncio.Server | None = None
+        self._identity = (0, 0)
+
+    async def begin(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: See `listen`.
+        """
+        listening = listen(self._path, self._mode)
+        self._identity = identity_of(self._path)
+        try:
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_unix_server(self._session, sock=listening)
+        except BaseException:
+            listening.close()
+            remove(self._path, self._identity)
+            raise
+        _log(logging.INFO, "remote_serves", f"{self._batcher!r} is served at {self._path}")
+
+    def _session(self) -> Session:
+        return Session(
+            self._batcher,
+            self._sessions,
+            self._changed,
+            max_frame=self._max_frame,
+            trusted_users=self._trusted_users,
+        )
+
+    def stop_listening(self) -> None:
+        """Let no other process connect."""
+        if self._server is not None:
+            remove(self._path, self._identity)
+            self._server.close()
+            self._server = None
+
+    async def end(self, drain: float | None, by: str) -> None:
+        """Accept no request, let those that there are end for so many seconds, and disconnect."""
+        self.stop_listening()
+        reason = f"the server of the model at {self._path!r} ends, as asked for by {by}"
+        try:
+            for session in self._sessions:
+                session.refusal = reason
+            await self._wait_until(lambda: not any(it.live for it in self._sessions), drain or 0.0)
+        finally:
+            for session in list(self._sessions):
+                session.fail_all(reason)
+                session.close()
+            try:
+                await self._wait_until(lambda: not self._sessions, _SECONDS_FOR_LAST_RECORDS)
+            finally:
+                for session in list(self._sessions):
+                    session.abort()
+
+    async def _wait_until(self, is_over: Callable[[], bool], seconds: float) -> None:
+        """Wait for what sessions do, for so many seconds at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if seconds == math.inf else seconds):
+                while not is_over():
+                    self._changed.clear()
+                    await self._changed.wait()
+
+
+async def aserve(
+    batcher: Batcher[Any, Any],
+    address: str | os.PathLike[str],
+    *,
+    mode: int = 0o600,
+    max_frame: int = DEFAULT_MAX_FRAME,
+    trusted_users: Collection[int] = (),
+) -> None:
+    """Serve a batcher to other processes, in an event loop of asyncio, until this is cancelled.
+
+    Then all requests fail, and the connections end. The batcher stays open: it is the caller's.
+
+    Args:
+        batcher: What serves the requests.
+        address: The path of the socket; see `serve`, as for the other arguments.
+        mode: The permissions of the socket's file.
+        max_frame: How many bytes a request or an output may have as it is pickled.
+        trusted_users: Numbers of users that clients may run as, besides this process's own.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, or cannot work.
+        FileExistsError: What is at the path is no socket.
+        OSError: Another server listens at the path, or the system refuses the socket.
+
+    Blocking: never; it waits until it is cancelled.
+    Cancellation: all requests of other processes fail with `ClosedError`.
+    Threads: one event loop of asyncio.
+    """
+    listener = _Listener(
+        batcher, address, mode=mode, max_frame=max_frame, trusted_users=trusted_users
+    )
+    await listener.begin()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await listener.end(None, "the end of aserve")
+
+
+def serve(
+    batcher: Batcher[Any, Any],
+    address: str | os.PathLike[str],
+    *,
+    mode: int = 0o600,
+    max_frame: int = DEFAULT_MAX_FRAME,
+    trusted_users: Collection[int] = (),
+    drain: float | None = None,
+) -> None:
+    """Serve a batcher to other processes, which `connect` to it, until a signal ends it.
+
+    The program of a model's process. SIGTERM and SIGINT end it: it lets no other process connect,
+    closes the batcher with its drain, and returns; a second signal breaks off the drain.
+
+    Whoever can open the socket can run code in this process, as requests are pickled. So the file
+    is this user's own, and the system is asked which user is at the other end.
+
+    Args:
+        batcher: What serves the requests: a batcher, or a function that is `batched`.
+        address: The path of the socket, in a folder that this user alone can write to. A socket
+            that a killed server has left over is replaced.
+        mode: The permissions of the socket's file. 0o660 lets processes of the file's group open
+            it; name their users in `trusted_users`, too.
+        max_frame: How many bytes a request or an output may have as it is pickled.
+        trusted_users: Numbers of users that clients may run as, besides this process's own and
+            root, on a system that says which user that is.
+        drain: For how many seconds to let requests end; None for the `drain` of the batcher.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, or cannot work.
+        FileExistsError: What is at the path is no socket.
+        OSError: Another server listens at the path, or the system refuses the socket.
+        RuntimeError: It is called in another thread than the main one, which gets no signals: use
+            `serving` there.
+        ClosedError: The batcher was closed.
+
+    Blocking: until a signal has come, and the batcher is closed.
+    Cancellation: an exception from a signal closes the batcher at once.
+    Threads: the main thread.
+    """
+    seconds = check_drain(drain)
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError(
+            "serve waits for a signal, and those come to the main thread: call it there, or use "
+            "`with serving(...)`"
+        )
+    listener = _Listener(
+        batcher, address, mode=mode, max_frame=max_frame, trusted_users=trusted_users
+    )
+    asyncio.run(_serve_until_signal(batcher, listener, seconds))
+
+
+async def _serve_until_signal(
+    batcher: Batcher[Any, Any], listener: _Listener, drain: float | None
+) -> None:
+    loop = asyncio.get_running_loop()
+    come: list[str] = []
+    first = asyncio.Event()
+    closing: list[asyncio.Task[None]] = []
+
+    def note(name: str) -> None:
+        come.append(name)
+        first.set()
+        if len(come) > 1:
+            for task in closing:
+                task.cancel()
+
+    signals = signal.SIGTERM, signal.SIGINT
+    async with batcher:
+        await listener.begin()
+        try:
+            for each in signals:
+                loop.add_signal_handler(each, note, each.name)
+            await first.wait()
+            listener.stop_listening()
+            closing.append(loop.create_task(_close(batcher, drain)))
+            with suppress(asyncio.CancelledError):
+                await closing[0]
+        finally:
+            for each in signals:
+                loop.remove_signal_handler(each)
+            await listener.end(_SECONDS_FOR_LAST_OUTPUTS, come[0] if come else "an error")
+
+
+async def _close(batcher: Batcher[Any, Any], drain: float | None) -> None:
+    seconds = batcher._dispatcher.options.drain if drain is None else drain  # noqa: SLF001 - its own
+    await batcher.aclose(drain=seconds)
+
+
+class serving:  # noqa: N801 - it is used as a function is, in a `with` statement
+    """Serve a batcher to other processes while a `with` block runs, in a thread of its own.
+
+    For a program that does something else as well. The end of the block lets no other process
+    connect, and ends the connections; the batcher stays open.
+
+    Args:
+        batcher: What serves the requests.
+        address: The path of the socket; see `serve`, as for the other arguments.
+        mode: The permissions of the socket's file.
+        max_frame: How many bytes a request or an output may have as it is pickled.
+        trusted_users: Numbers of users that clients may run as, besides this process's own.
+        drain: For how many seconds the end of the block lets requests end, which accepts no other
+            meanwhile; None ends them at once, with `ClosedError`.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind, or cannot work.
+
+    Example:
+        >>> import batchstream, tempfile
+        >>> from batchstream.remote import connect, serving
+        >>> @batchstream.batched(max_batch_size=4, single=True)
+        ... def double(numbers):
+        ...     return [2 * number for number in numbers]
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with double, serving(double, f"{folder.name}/model.sock"):
+        ...     with connect(f"{folder.name}/model.sock") as remote:  # in another process, mostly
+        ...         print(remote.call(21))
+        42
+        >>> folder.cleanup()
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher[Any, Any],
+        address: str | os.PathLike[str],
+        *,
+        mode: int = 0o600,
+        max_frame: int = DEFAULT_MAX_FRAME,
+        trusted_users: Collection[int] = (),
+        drain: float | None = None,
+    ) -> None:
+        self._listener = _Listener(
+            batcher, address, mode=mode, max_frame=max_frame, trusted_users=trusted_users
+        )
+        self._drain = check_drain(drain)
+        self._thread: WorkerThread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __enter__(self) -> Self:
+        """Listen.
+
+        Raises:
+            FileExistsError: What is at the path is no socket.
+            OSError: Another server listens at the path, or the system refuses the socket.
+            RuntimeError: It serves already.
+        """
+        if self._thread is not None:
+            raise RuntimeError("this server serves already: make another for another block")
+        loop = asyncio.new_event_loop()
+        thread = WorkerThread()
+        try:
+            thread.call(lambda: loop.run_until_complete(self._listener.begin())).result()
+        except BaseException:
+            thread.end_after(loop.close)
+            raise
+        self._loop, self._thread = loop, thread
+        thread.do(loop.run_forever)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let no other process connect, let requests end, and end the connections.
+
+        Blocking: until the drain is over.
+        """
+        loop, thread = self._loop, self._thread
+        assert loop is not None  # noqa: S101 - it was entered
+        assert thread is not None  # noqa: S101
+        drain = self._drain if exc_type is None else None
+        self._loop = self._thread = None
+        loop.call_soon_threadsafe(loop.stop)
+        thread.end_after(lambda: _end_loop(loop, self._listener, drain))
+        thread.join()
+
+
+def _end_loop(loop: asyncio.AbstractEventLoop, listener: _Listener, drain: float | None) -> None:
+    try:
+        loop.run_until_complete(listener.end(drain, "the end of its block"))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()

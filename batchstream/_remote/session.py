@@ -1,0 +1,358 @@
+"""One connection at the model's end: a client's requests, and what becomes of them.
+
+Theory of operation
+-------------------
+
+A request has a stream of the batcher, and a task that copies it: it takes what there is, up to what
+the client's window leaves, and queues a record. A step of the model wakes the tasks of all requests
+of a connection in one turn of the event loop, and what they queue is written behind that turn, with
+one call. Where the window leaves nothing the task does not read, and the batcher's `on_overflow`
+decides what becomes of the stream.
+
+A connection that ends cancels its requests, and so does a client that breaks the protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from batchstream._batching.log import logger
+from batchstream._core.errors import (
+    ClosedError,
+    OverloadedError,
+    SourceError,
+    error_text,
+    report_unraisable,
+)
+from batchstream._remote.errors import ProtocolError
+from batchstream._remote.payloads import (
+    pickled_end,
+    pickled_error,
+    pickled_outputs,
+    read_submission,
+)
+from batchstream._remote.protocol import (
+    CANCEL,
+    END,
+    ERROR,
+    FROM_CLIENT,
+    OUTPUTS,
+    SUBMIT,
+    Incoming,
+    Outgoing,
+    count_in,
+    greeting,
+    is_too_large,
+    read_greeting,
+    window_of,
+)
+from batchstream._remote.sockets import peer_of, refusal_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from batchstream._batching.batcher import Batcher
+    from batchstream._remote.payloads import Terms
+    from batchstream._remote.protocol import Record
+    from batchstream._streams.async_stream import AsyncStream
+
+GREETING_SECONDS: Final = 10.0
+"""For how long a client may take to say what it is."""
+
+
+class _Served:
+    """A request of the client.
+
+    Attributes:
+        window: How many outputs may be sent before the client has acknowledged others.
+        room: Set when that is not 0, or the request has left.
+        stream: Its stream, once it was accepted.
+        task: Copies it; kept here, as the event loop does not.
+        left: Whether the client does not want it any more.
+    """
+
+    __slots__ = ("left", "room", "stream", "task", "window")
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.room = asyncio.Event()
+        self.room.set()
+        self.stream: AsyncStream[Any] | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.left = False
+
+    def leave(self) -> None:
+        """Cancel it."""
+        self.left = True
+        if self.stream is not None:
+            self.stream.cancel()
+        elif self.task is not None:  # it waits for room
+            self.task.cancel()
+        self.room.set()
+
+
+class Session(asyncio.Protocol):
+    """A connection.
+
+    Args:
+        batcher: What serves the requests.
+        sessions: All connections of the server.
+        changed: Set when this one has no request any more, or has ended.
+        max_frame: How many bytes a frame may have.
+        trusted_users: Users that the client may run as, besides this process's own and root.
+
+    Attributes:
+        refusal: Why no request is accepted any more, of a server that ends.
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher[Any, Any],
+        sessions: set[Session],
+        changed: asyncio.Event,
+        *,
+        max_frame: int,
+        trusted_users: Collection[int],
+    ) -> None:
+        self._batcher = batcher
+        self._sessions = sessions
+        self._changed = changed
+        self._max_frame = max_frame
+        self._trusted_users = trusted_users
+        self._incoming = Incoming(FROM_CLIENT, max_frame)
+        self._outgoing = Outgoing(max_frame)
+        self._flushes = False  # whether what is queued will be written in a moment
+        self._window: int | None = None  # of the client, once it has greeted
+        self._served: dict[int, _Served] = {}
+        self._newest = 0  # the highest number of a request
+        self._name = "a client"
+        self.refusal: str | None = None
+
+    # ---- from the event loop
+
+    def connection_made(self, transport: Any) -> None:
+        """Look who connects, and wait for the greeting."""
+        self._loop = asyncio.get_running_loop()
+        self._transport: Any = transport
+        self._timer = self._loop.call_later(GREETING_SECONDS, self._has_not_greeted)
+        peer = peer_of(transport.get_extra_info("socket"))
+        if peer is not None:
+            self._name = f"process {peer[0]}"
+        self._sessions.add(self)
+        if (refusal := refusal_of(peer, self._trusted_users)) is not None:
+            self._refuse(refusal)
+
+    def data_received(self, data: bytes) -> None:
+        """Read what the client has sent; a mistake of its own ends this connection alone."""
+        if self._transport.is_closing():
+            return
+        self._incoming.feed(data)
+        try:
+            if self._window is None:
+                line = self._incoming.take_line()
+                if line is None:
+                    return
+                self._greet(line)
+            if self._window is not None:
+                for record in self._incoming.take_records():
+                    self._follow(record)
+        except ProtocolError as error:
+            self._refuse(error_text(error))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Cancel all requests: the client has gone."""
+        del error
+        self._timer.cancel()
+        self._sessions.discard(self)
+        for served in list(self._served.values()):
+            served.leave()
+        self._served.clear()
+        self._changed.set()
+
+    # ---- from the server
+
+    @property
+    def live(self) -> int:
+        """How many requests have not ended."""
+        return len(self._served)
+
+    def fail_all(self, reason: str) -> None:
+        """Fail all requests."""
+        for number, served in list(self._served.items()):
+            self._put_error(number, ClosedError(reason))
+            del self._served[number]
+            served.leave()
+
+    def close(self) -> None:
+        """End the connection behind what is queued."""
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """End the connection, whatever is queued."""
+        self._transport.abort()
+
+    # ---- the greeting
+
+    def _greet(self, line: bytes) -> None:
+        """Answer the client's greeting.
+
+        Raises:
+            ProtocolError: It is no client, or of another version.
+        """
+        said = read_greeting(line)
+        if (difference := said.difference(self._name)) is not None:
+            raise ProtocolError(difference)
+        self._window = window_of(said.rest)
+        self._timer.cancel()
+        self._transport.write(greeting("ok"))
+        _log(logging.INFO, "remote_connected", f"{self._name} has connected")
+
+    def _has_not_greeted(self) -> None:
+        self._refuse(f"the client has sent no greeting within {GREETING_SECONDS:g} seconds")
+
+    def _refuse(self, reason: str) -> None:
+        """End the connection, and say why at both ends."""
+        _log(
+            logging.WARNING,
+            "remote_refused",
+            f"the connection of {self._name} was ended: {reason}",
+        )
+        if self._window is None:  # it waits for an answer
+            self._transport.write(greeting(f"refused: {reason}"))
+        self._transport.close()
+
+    # ---- what the client asks for
+
+    def _follow(self, record: Record) -> None:
+        served = self._served.get(record.number)
+        if record.kind == SUBMIT:
+            if record.number <= self._newest:
+                raise ProtocolError(f"request {record.number} was submitted twice")
+            self._newest = record.number
+            self._submit(record)
+        elif record.number > self._newest:
+            raise ProtocolError(f"request {record.number} was never submitted")
+        elif record.kind == CANCEL:
+            if served is not None:
+                del self._served[record.number]
+                served.leave()
+        elif (count := count_in(record)) and served is not None:
+            served.window += count
+            served.room.set()
+
+    def _submit(self, record: Record) -> None:
+        number = record.number
+        assert self._window is not None  # noqa: S101 - for the type checker
+        served = _Served(self._window)
+        try:
+            if self.refusal is not None:
+                raise ClosedError(self.refusal)  # noqa: TRY301 - it ends as the others
+            terms, content = read_submission(record.payload)
+            if not terms.is_patient:
+                served.stream = self._astream(terms, content)
+        except Exception as error:  # noqa: BLE001 - goes to the client
+            self._put_error(number, error)
+            return
+        self._served[number] = served
+        served.task = self._loop.create_task(self._serve(number, served, terms, content))
+
+    def _astream(self, terms: Terms, content: Any) -> AsyncStream[Any]:
+        return self._batcher.astream(
+            content,
+            timeout=terms.timeout,
+            wait_timeout=terms.wait_timeout,
+            first_timeout=terms.first_timeout,
+            gap_timeout=terms.gap_timeout,
+            request_id=terms.request_id,
+        )
+
+    async def _serve(self, number: int, served: _Served, terms: Terms, content: Any) -> None:
+        """Copy the stream of a request to the client, and its end."""
+        try:
+            while served.stream is None:
+                try:
+                    served.stream = self._astream(terms, content)
+                except OverloadedError:
+                    await self._batcher.await_for_room()
+            del content
+            await self._copy(number, served, served.stream)
+        except asyncio.CancelledError:
+            served.leave()
+            raise
+        except Exception as error:  # noqa: BLE001 - goes to the client
+            if served.stream is not None:
+                served.stream.cancel()
+            if not served.left:
+                self._put_error(number, error)
+        except BaseException as error:  # noqa: BLE001 - the task has no caller
+            report_unraisable(error)
+        finally:
+            self._served.pop(number, None)
+            if not self._served:
+                self._changed.set()
+
+    async def _copy(self, number: int, served: _Served, stream: AsyncStream[Any]) -> None:
+        """Send what a stream gives, as far as the window lets it, and its end.
+
+        Raises:
+            Exception: What it ends with; or an output cannot be sent.
+        """
+        buffer = stream._buffer  # noqa: SLF001 - to take no more than may be sent
+        while stream.end is None or buffer.outputs:
+            while not (served.window or served.left):
+                served.room.clear()
+                await served.room.wait()
+            try:
+                outputs = [await anext(stream)]
+            except StopAsyncIteration:
+                break
+            if len(buffer.outputs) < served.window:
+                outputs += stream.drain()
+            while buffer.outputs and len(outputs) < served.window:
+                outputs.append(await anext(stream))  # which does not wait
+            served.window -= len(outputs)
+            if not served.left:
+                self._put(OUTPUTS, number, pickled_outputs(outputs))
+        end = stream.end
+        if end is None or served.left:
+            return
+        if end.error is not None:
+            self._put_error(number, end.error)
+        else:
+            self._put(END, number, pickled_end(end))
+
+    # ---- to the client
+
+    def _put_error(self, number: int, error: BaseException) -> None:
+        payload = pickled_error(error)
+        if is_too_large(payload, self._max_frame):
+            payload = pickled_error(SourceError(error_text(error)[:1000]))
+        self._put(ERROR, number, payload)
+
+    def _put(self, kind: int, number: int, payload: bytes) -> None:
+        """Queue a record, to be written with the others of this turn of the event loop.
+
+        Raises:
+            SourceError: It fits into no frame.
+        """
+        if is_too_large(payload, self._max_frame):
+            raise SourceError(
+                f"what the model gives has {len(payload)} bytes as it is pickled, more than "
+                f"{self._max_frame} (max_frame): pass a larger max_frame to serve and to connect"
+            )
+        self._outgoing.add(kind, number, payload)
+        if not self._flushes:
+            self._flushes = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushes = False
+        if self._outgoing and not self._transport.is_closing():
+            self._transport.write(self._outgoing.take())
+
+
+def _log(level: int, kind: str, text: str) -> None:
+    logger.log(level, "%s", text, extra={"kind": kind})

@@ -1,0 +1,231 @@
+"""The Unix socket: who may connect to it, and how it takes the place of one that is left over.
+
+Theory of operation
+-------------------
+
+Both ends unpickle what the other sends, so each can run code in the other. Two things keep others
+away: the permissions of the socket's file, which only its owner may open unless `mode` says
+otherwise; and the user that the system names for the other end, where it does, which has to be this
+process's own, root or a trusted one. The second also keeps a client from a server that another user
+has put at the path.
+
+A server listens under a name of its own first, gives the file its permissions, and only then
+renames it: so no process connects before, and there is no moment without a file where one is left
+over. A lock on the folder keeps two servers that start at once from replacing each other.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from batchstream._remote.errors import ConnectionLostError, ProtocolError
+from batchstream._remote.protocol import MAX_LINE, greeting, read_greeting
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from batchstream._remote.protocol import Greeting
+
+_LONGEST_PATH: Final = 103
+"""How many bytes the path of a socket may have on every system."""
+
+_BACKLOG: Final = 1024
+
+_CREDENTIALS: Final = struct.Struct("3i")
+
+ROOT: Final = 0
+
+
+def check_address(address: object) -> str:
+    """Return the path of a socket.
+
+    Raises:
+        TypeError: It is no path.
+        ValueError: It cannot be the path of a socket.
+        RuntimeError: The system has no Unix sockets.
+    """
+    if not hasattr(socket, "AF_UNIX"):
+        raise RuntimeError("batchstream.remote needs Unix sockets, which this system does not have")
+    if not isinstance(address, str | os.PathLike):
+        raise TypeError(
+            f"address takes the path of a socket, such as '/run/app/model.sock', got {address!r}"
+        )
+    path: Any = os.fspath(address)
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ValueError(
+            f"address takes the path of a socket, whose file has permissions, got {address!r}"
+        )
+    # Absolute: the process may change its folder before it connects.
+    absolute = str(Path(path).absolute())
+    if len(os.fsencode(absolute)) > _LONGEST_PATH:
+        raise ValueError(
+            f"the path of a socket has at most {_LONGEST_PATH} bytes, got {absolute!r}: put it "
+            f"into a folder with a shorter name"
+        )
+    return absolute
+
+
+def listen(path: str, mode: int) -> socket.socket:
+    """Return a socket that listens at a path, with these permissions.
+
+    Raises:
+        FileExistsError: What is there is no socket.
+        OSError: Another server listens there, or the folder cannot be written to.
+    """
+    with _folder_locked(path):
+        _check_free(path)
+        own = f"{path}.{os.getpid()}"
+        listening = socket.socket(socket.AF_UNIX)
+        try:
+            with suppress(FileNotFoundError):
+                Path(own).unlink()
+            listening.bind(own)
+            Path(own).chmod(mode)
+            listening.listen(_BACKLOG)
+            Path(own).rename(path)
+        except BaseException:
+            listening.close()
+            with suppress(OSError):
+                Path(own).unlink()
+            raise
+    return listening
+
+
+@contextmanager
+def _folder_locked(path: str) -> Iterator[None]:
+    import fcntl  # noqa: PLC0415 - there is none on systems without Unix sockets
+
+    folder = os.open(Path(path).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _check_free(path: str) -> None:
+    """Raise if the path is not free for a server; a socket that is left over may be replaced."""
+    try:
+        kind = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(kind):
+        raise FileExistsError(
+            errno.EEXIST, "there is a file that is no socket: remove it, or take another path", path
+        )
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return  # left over by a server that was killed
+        except BlockingIOError:
+            pass  # it listens, and has much to do
+    raise OSError(
+        errno.EADDRINUSE, "another server listens at this path: end it, or take another path", path
+    )
+
+
+def remove(path: str, identity: tuple[int, int]) -> None:
+    """Remove the file of a socket, if no other has taken its place."""
+    with suppress(OSError), _folder_locked(path):
+        if identity_of(path) == identity:
+            Path(path).unlink()
+
+
+def identity_of(path: str) -> tuple[int, int]:
+    """Return what tells a file from another that takes its place."""
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int] | None:
+    """Return the process and the user at the other end; None where the system does not say."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return None
+    data = connection.getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size)
+    pid, user, _ = _CREDENTIALS.unpack(data)
+    return pid, user
+
+
+def refusal_of(peer: tuple[int, int] | None, trusted: Collection[int]) -> str | None:
+    """Return why the other end is not trusted; None if it is, or the system does not say."""
+    if peer is None or peer[1] in {os.geteuid(), ROOT, *trusted}:
+        return None
+    return (
+        f"process {peer[0]} runs as user {peer[1]}, and this one as {os.geteuid()}: run both as "
+        f"one user, or name the other in trusted_users"
+    )
+
+
+def open_connection(
+    path: str, window: int, seconds: float, trusted: Collection[int]
+) -> socket.socket:
+    """Connect to a server, and return the connection once both ends have greeted.
+
+    Args:
+        path: Where the server listens.
+        window: How many outputs of a request it may send without an acknowledgement.
+        seconds: For how long to wait for its greeting.
+        trusted: Users that it may run as, besides this process's own and root.
+
+    Raises:
+        ConnectionLostError: There is none, or it does not answer in time, or refuses.
+    """
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(seconds)
+        connection.connect(path)
+        _greet(connection, window, trusted)
+        connection.settimeout(0)
+    except BaseException as error:
+        connection.close()
+        if not isinstance(error, OSError | ProtocolError):
+            raise
+        said = f"it did not answer within {seconds:g} seconds"
+        if not isinstance(error, TimeoutError):
+            said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        raise ConnectionLostError(
+            f"cannot connect to the model's process at {path!r}: {said}"
+        ) from error
+    return connection
+
+
+def _greet(connection: socket.socket, window: int, trusted: Collection[int]) -> None:
+    """Say what this end is, and hear what the other is.
+
+    Raises:
+        ProtocolError: The server is not trusted, or another one than expected, or it refuses.
+    """
+    if (refusal := refusal_of(peer_of(connection), trusted)) is not None:
+        raise ProtocolError(refusal)
+    with suppress(ConnectionError):  # it may have said why it refuses, and gone
+        connection.sendall(greeting(f"window={window}"))
+    answer = _answer(connection)
+    if (difference := answer.difference("the model's process")) is not None:
+        raise ProtocolError(difference)
+    if answer.rest != "ok":
+        raise ProtocolError(answer.rest)
+
+
+def _answer(connection: socket.socket) -> Greeting:
+    data = b""
+    while b"\n" not in data:
+        if len(data) >= MAX_LINE or not (piece := connection.recv(MAX_LINE)):
+            if data:
+                read_greeting(data[:MAX_LINE])
+            raise ProtocolError("it has closed the connection without an answer")
+        data += piece
+    line, _, rest = data.partition(b"\n")
+    answer = read_greeting(line)
+    if rest:
+        raise ProtocolError("it has sent more than its greeting, though it was asked for nothing")
+    return answer

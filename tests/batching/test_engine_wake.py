@@ -1,0 +1,276 @@
+"""Engines whose step waits for something, and that are woken for what happens meanwhile."""
+
+from __future__ import annotations
+
+import gc
+import queue
+import sys
+import threading
+from contextvars import copy_context
+
+import pytest
+
+from batchstream import ClosedError, ContinuousBatcher, DeadlineError, Last, SourceError
+from batchstream.text import DecodingEngine
+from support import knobs
+from support.sources import TIMEOUT
+from support.waiting_engine import Waiting, taken
+
+
+class Makes:
+    """Makes engines.
+
+    Attributes:
+        made: Those that were made, to be taken.
+    """
+
+    def __init__(self):
+        self.made = queue.SimpleQueue()
+
+    def __call__(self):
+        engine = Waiting()
+        self.made.put(engine)
+        return engine
+
+
+def test_a_request_joins_an_engine_that_waits():
+    make = Makes()
+    with ContinuousBatcher(make, max_batch_size=2) as batcher:
+        first = batcher.stream("a")
+        engine = taken(make.made)
+        assert taken(engine.added) == "a"
+        assert engine.inside.wait(TIMEOUT)
+        second = batcher.stream("b")
+        assert taken(engine.added) == "b"
+        engine.give({0: Last(1), 1: Last(2)})
+        assert (list(first), list(second)) == ([1], [2])
+
+
+def waiting(batcher, engine, *requests):
+    """Submit requests, and return their streams once a step waits for them."""
+    streams = [batcher.stream(request) for request in requests]
+    assert [taken(engine.added) for _ in requests] == list(requests)
+    assert engine.inside.wait(TIMEOUT)
+    return streams
+
+
+@pytest.mark.rule(13)
+def test_a_request_that_is_cancelled_leaves_an_engine_that_waits():
+    engine = Waiting()
+    with ContinuousBatcher(engine, max_batch_size=2) as batcher:
+        first, second = waiting(batcher, engine, "a", "b")
+        first.cancel()
+        assert taken(engine.removed) == "a"
+        engine.give({1: Last(2)})
+        assert list(second) == [2]
+
+
+@pytest.mark.rule(25)
+def test_a_stream_that_is_dropped_leaves_an_engine_that_waits():
+    engine = Waiting()
+    with ContinuousBatcher(engine, max_batch_size=2) as batcher:
+        streams = waiting(batcher, engine, "a", "b")
+        gc.disable()  # without the help of the cycle collector
+        try:
+            del streams[0]
+            assert taken(engine.removed) == "a"
+        finally:
+            gc.enable()
+        engine.give({1: Last(2)})
+        assert list(streams[0]) == [2]
+
+
+def test_a_request_whose_time_is_over_leaves_an_engine_that_waits():
+    engine = Waiting()
+    with ContinuousBatcher(engine, max_batch_size=1) as batcher:
+        stream = batcher.stream("a", timeout=0)
+        with pytest.raises(DeadlineError):
+            next(stream)
+        waiting(batcher, engine, "b")[0].cancel()
+
+
+@pytest.mark.rule(9)
+@pytest.mark.parametrize("live", [1, 2])
+def test_a_batcher_that_is_closed_does_not_wait_for_an_engine_that_waits(live):
+    make = Makes()
+    batcher = ContinuousBatcher(make, max_batch_size=2)
+    streams = [batcher.stream(number) for number in range(live)]
+    engine = taken(make.made)
+    for _ in streams:
+        taken(engine.added)
+    assert engine.inside.wait(TIMEOUT)
+    batcher.close()
+    assert engine.closed.is_set()
+    for stream in streams:
+        with pytest.raises(ClosedError):
+            next(stream)
+
+
+class BetweenRefillAndStep(Waiting):
+    """Calls something as a step begins, before it waits."""
+
+    before = None
+
+    def step(self):
+        before, self.before = self.before, None
+        if before is not None:
+            before()
+        return super().step()
+
+
+def test_a_request_that_comes_between_the_refill_and_the_step_joins():
+    engine = BetweenRefillAndStep()
+    with ContinuousBatcher(engine, max_batch_size=2) as batcher:
+        late = []
+        engine.before = lambda: late.append(batcher.stream("late"))
+        first = batcher.stream("early")
+        assert [taken(engine.added), taken(engine.added)] == ["early", "late"]
+        engine.give({0: Last(1), 1: Last(2)})
+        assert (list(first), list(late[0])) == ([1], [2])
+
+
+def test_a_cancel_that_comes_between_the_refill_and_the_step_is_seen():
+    engine = BetweenRefillAndStep()
+    with ContinuousBatcher(engine, max_batch_size=2) as batcher:
+        streams = []
+        submitted = threading.Event()
+
+        def cancel():
+            assert submitted.wait(TIMEOUT)
+            streams[0].cancel()
+
+        engine.before = cancel
+        streams += [batcher.stream("a"), batcher.stream("b")]
+        submitted.set()
+        assert taken(engine.removed) == "a"
+        streams[1].cancel()
+
+
+class Eager(Waiting):
+    """Lets the engine's thread do what it can before `wake` returns.
+
+    Attributes:
+        done: What that is: an event that `wake` waits for.
+    """
+
+    done = None
+
+    def wake(self):
+        super().wake()
+        done, self.done = self.done, None
+        if done is not None:
+            self.seen = taken(done)
+
+
+def test_a_request_can_be_found_when_the_engine_is_woken_for_it():
+    engine = Eager()
+    with ContinuousBatcher(engine, max_batch_size=2) as batcher:
+        first = waiting(batcher, engine, "a")[0]
+        engine.done = engine.added  # before `stream` returns
+        second = batcher.stream("b")
+        assert engine.seen == "b"
+        engine.done = engine.removed
+        first.cancel()
+        assert engine.seen == "a"
+        second.cancel()
+
+
+def test_an_engine_is_woken_while_a_batch_runs_and_not_before_or_after():
+    engine = knobs.engine(Waiting())
+    assert engine.waker is None
+    for _ in range(2):
+        engine.drive(copy_context())
+        assert engine.waker is not None
+        engine.close()
+        assert engine.waker is None
+
+
+def test_an_engine_that_is_made_after_an_error_is_woken():
+    make = Makes()
+    with ContinuousBatcher(make, max_batch_size=2) as batcher:
+        first = batcher.stream("a")
+        failing = taken(make.made)
+        taken(failing.added)
+        failing.give(OSError("gone"))
+        with pytest.raises(OSError, match="gone"):
+            next(first)
+        assert failing.closed.wait(TIMEOUT)
+        first = batcher.stream("b")
+        engine = taken(make.made)
+        assert taken(engine.added) == "b"
+        first.cancel()
+        assert taken(engine.removed) == "b"
+
+
+def test_what_wake_raises_is_reported_and_fails_no_caller(monkeypatch):
+    class Broken(Waiting):
+        def wake(self):
+            super().wake()
+            raise OSError("no bell")
+
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: reported.append(event.exc_value))
+    engine = Broken()
+    with ContinuousBatcher(engine, max_batch_size=2) as batcher:
+        first = waiting(batcher, engine, "a")[0]
+        second = batcher.stream("b")
+        assert taken(engine.added) == "b"
+        first.cancel()
+        assert taken(engine.removed) == "a"
+        second.cancel()
+        assert taken(engine.removed) == "b"
+    assert {str(error) for error in reported} == {"no bell"}
+    assert len(reported) == 3
+
+
+class NotPlain(Waiting):
+    async def wake(self):
+        """Do nothing."""
+
+
+class WithArgument(Waiting):
+    def wake(self, slot):
+        """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [(NotPlain, "a coroutine function"), (WithArgument, r"\(slot\)")]
+)
+def test_a_wake_that_could_not_be_called_is_refused(kind, text):
+    with pytest.raises(TypeError, match=rf"wake of an engine is called .*{text}"):
+        ContinuousBatcher(kind(), max_batch_size=1)
+    with ContinuousBatcher(kind, max_batch_size=1) as batcher:
+        stream = batcher.stream("a")
+        with pytest.raises(TypeError, match=rf"wake of an engine is called .*{text}"):
+            next(stream)
+
+
+def test_a_wake_that_is_no_function_is_an_attribute_like_others():
+    engine = Waiting()
+    engine.wake = 5
+    with ContinuousBatcher(engine, max_batch_size=1) as batcher:
+        stream = batcher.stream("a")
+        engine.give({0: Last(1)})
+        assert list(stream) == [1]
+
+
+def test_an_engine_that_decodes_hands_the_call_on():
+    engine = Waiting()
+    with ContinuousBatcher(
+        DecodingEngine(engine, lambda _: None, slots=2), max_batch_size=2
+    ) as batcher:
+        first = waiting(batcher, engine, "a")[0]
+        batcher.stream("b").cancel()
+        first.cancel()
+        assert taken(engine.removed)
+    assert engine.wakes
+
+
+def test_a_request_that_the_engine_refuses_fails_alone_while_another_waits():
+    engine = Waiting()
+    with ContinuousBatcher(engine, max_batch_size=2) as batcher:
+        first = waiting(batcher, engine, "a")[0]
+        with pytest.raises(SourceError, match="not this one"):
+            next(batcher.stream(SourceError("not this one")))
+        engine.give({0: Last(1)})
+        assert list(first) == [1]

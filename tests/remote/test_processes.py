@@ -1,0 +1,265 @@
+"""A real server of many processes in front of one model: the two examples, as a user runs them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from support.serving import free_port, is_healthy
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+WORKERS = 2
+SECONDS = 100  # a busy machine takes long to start so many processes
+
+
+class Process:
+    """A program in a session of its own, which ends with the block."""
+
+    def __init__(self, log, *command):
+        self.log = log
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def signal(self, number):
+        self._process.send_signal(number)
+
+    def kill(self):
+        self._process.kill()
+        self._process.wait()
+
+    def end(self):
+        """Wait until it has ended, and return its status."""
+        return self._process.wait(SECONDS)
+
+    @property
+    def pid(self):
+        return self._process.pid
+
+    @property
+    def has_ended(self):
+        return self._process.poll() is not None
+
+
+def poll(condition):
+    """Wait for what processes bring about, and return it."""
+    deadline = time.monotonic() + SECONDS
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.05)
+    return found
+
+
+class Service:
+    """A server of several processes, in front of a model that each test starts by itself."""
+
+    def __init__(self, folder):
+        self.path = folder / "model.sock"
+        self._model_log = folder / "model.log"
+        self._app_log = folder / "app.log"
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._arguments = self.path, "--port", str(port), "--workers", str(WORKERS)
+
+    def __enter__(self):
+        command = self._app_log, EXAMPLES / "remote_app.py", *self._arguments
+        with contextlib.ExitStack() as stack:  # nothing is left running if it does not start
+            self.app = stack.enter_context(Process(*command))
+            poll(lambda: is_healthy(self.url))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_):
+        self._stack.close()
+
+    @contextlib.contextmanager
+    def model_with(self, *options):
+        """Run a model with these options."""
+        with contextlib.ExitStack() as self._models:
+            self._options = options
+            self.start_model()
+            yield
+
+    def start_model(self):
+        """Start the model, and wait until it can be asked."""
+        arguments = EXAMPLES / "remote_model.py", self.path, *self._options
+        self.model = self._models.enter_context(Process(self._model_log, *arguments))
+        poll(self._listens)
+
+    def _listens(self):
+        with socket.socket(socket.AF_UNIX) as probe:
+            return not probe.connect_ex(str(self.path))
+
+    def get(self, words):
+        """Ask for a text, on a connection of its own, and return the response."""
+        return httpx.get(f"{self.url}/text?words={words}", timeout=SECONDS)
+
+    def get_many(self, *words):
+        with ThreadPoolExecutor(len(words)) as pool:
+            return list(pool.map(self.get, words))
+
+    @contextlib.contextmanager
+    def streams(self, words, count):
+        """Begin to read texts; give an iterator over the chunks of each."""
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(httpx.Client(timeout=SECONDS)) for _ in range(count)]
+            url = f"{self.url}/text?words={words}"
+            responses = [stack.enter_context(it.stream("GET", url)) for it in clients]
+            yield [response.iter_raw() for response in responses]
+
+    def workers(self):
+        """Return the processes that serve."""
+        pid = self.app.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+        return {int(pid) for pid, command in commands.items() if b"spawn_main" in command}
+
+    def figures(self):
+        """End the model, and return how many words, steps and requests there were."""
+        self.model.signal(signal.SIGTERM)
+        assert self.model.end() == 0
+        line = self._model_log.read_text().splitlines()[-1]
+        return tuple(map(int, re.findall(r"\d+", line)))
+
+    def wait_until_free(self, slots):
+        """Wait until no request has a slot: so many new ones get theirs at once."""
+        poll(lambda: {it.status_code for it in self.get_many(*[2] * slots)} == {200})
+
+
+def text(words):
+    from_model = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
+    return "".join(from_model[n % len(from_model)] + " " for n in range(words))
+
+
+def wholes(begun, streams):
+    """Return what responses say that have begun so, once they have ended."""
+    return [(first + b"".join(rest)).decode() for first, rest in zip(begun, streams, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    with Service(tmp_path_factory.mktemp("remote")) as service:
+        yield service
+
+
+def test_the_processes_share_one_model(service):
+    with service.model_with("--seconds", "0.05"):
+        responses = service.get_many(*[40] * 8)
+        assert [response.text for response in responses] == [text(40)] * 8
+        words, steps, requests = service.figures()
+        assert (words, requests) == (320, 8)
+        # They need not come in the same moment. One after the other they would make 320.
+        assert 40 <= steps < 160
+
+
+def test_a_client_that_leaves_frees_its_slot_and_those_that_are_too_many_get_503(service):
+    with service.model_with("--slots", "4", "--pending", "4"):
+        with service.streams(100_000, 4) as streams:
+            assert all(next(stream).startswith(b"the ") for stream in streams)
+        service.wait_until_free(4)
+        responses = service.get_many(*[25] * 40)
+        statuses = [response.status_code for response in responses]
+        assert set(statuses) == {200, 503}
+        assert statuses.count(200) >= 8
+        for response in responses:
+            if response.status_code == 200:
+                assert response.text == text(25)
+            else:
+                assert int(response.headers["retry-after"]) >= 1
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the processes in /proc")
+def test_the_requests_of_a_process_that_is_killed_leave_the_model(service):
+    with service.model_with("--slots", "4", "--pending", "4"):
+        before = service.workers()
+        assert len(before) == WORKERS
+        with service.streams(100_000, 4) as streams:
+            for stream in streams:
+                next(stream)
+            for process in before:
+                os.kill(process, signal.SIGKILL)
+            for stream in streams:
+                with pytest.raises(httpx.HTTPError):
+                    list(stream)
+        poll(lambda: is_healthy(service.url))  # uvicorn starts others
+        service.wait_until_free(4)
+        assert not before & service.workers()
+
+
+def test_a_model_that_is_killed_is_missed_visibly_and_found_again(service):
+    with service.model_with():
+        with service.streams(100_000, 4) as streams:
+            for stream in streams:
+                next(stream)
+            service.model.kill()
+            for stream in streams:
+                with pytest.raises(httpx.HTTPError):
+                    list(stream)
+        for response in service.get_many(*[3] * 8):
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "1"
+        service.start_model()  # in place of the socket that is left over
+        assert {it.text for it in service.get_many(*[3] * 16)} == {text(3)}
+
+
+def test_a_model_that_ends_lets_requests_end_and_refuses_others(service):
+    with service.model_with():
+        with service.streams(400, 4) as streams:
+            begun = [next(stream) for stream in streams]
+            service.model.signal(signal.SIGTERM)
+            poll(lambda: service.get(1).status_code == 503)
+            assert not service.model.has_ended
+            assert wholes(begun, streams) == [text(400)] * 4
+        assert service.model.end() == 0
+        assert not service.path.exists()
+
+
+def test_a_second_signal_ends_a_model_at_once(service):
+    with service.model_with("--drain", "1000"), service.streams(100_000, 1) as [stream]:
+        next(stream)
+        service.model.signal(signal.SIGINT)
+        poll(lambda: service.get(1).status_code == 503)
+        service.model.signal(signal.SIGINT)
+        with pytest.raises(httpx.HTTPError):
+            list(stream)
+        assert service.model.end() == 0
+
+
+def test_a_server_that_ends_lets_its_responses_end(tmp_path):
+    with (
+        Service(tmp_path) as service,
+        service.model_with(),
+        service.streams(60, 4) as streams,
+    ):
+        begun = [next(stream) for stream in streams]
+        service.app.signal(signal.SIGTERM)
+        assert wholes(begun, streams) == [text(60)] * 4
+        service.app.end()
+        assert "Traceback" not in service.app.log.read_text()

@@ -1,0 +1,148 @@
+"""Deployments whose model makes a step only when a test allows it, so that steps can be counted."""
+
+import asyncio
+import os
+import threading
+
+from fastapi import FastAPI
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+
+from batchstream import EOS, ContinuousBatcher
+from batchstream.integrations.ray import batch
+from batchstream.integrations.starlette import TextResponse, exception_handlers
+
+OPTIONS = {"ray_actor_options": {"num_cpus": 0.1}, "max_ongoing_requests": 32}
+
+
+class Countdown:
+    """An engine: a request is a number, and gets so many outputs. Each step needs a permit."""
+
+    def __init__(self):
+        self.left = {}
+        self.steps = 0
+        self.permits = threading.Semaphore(0)
+
+    def add(self, slot, request):
+        self.left[slot] = request
+
+    def step(self):
+        self.permits.acquire()
+        self.steps += 1
+        step = {slot: f"{count} " if count else EOS for slot, count in self.left.items()}
+        self.left = {slot: count - 1 for slot, count in self.left.items()}
+        return step
+
+    def remove(self, slot):
+        del self.left[slot]
+
+
+class Gated:
+    """What the deployments have in common: a batcher, and what tests ask."""
+
+    def __init__(self, slots=4, max_pending=1024):
+        self.engine = Countdown()
+        self.batcher = ContinuousBatcher(self.engine, max_batch_size=slots, max_pending=max_pending)
+        self.streams = []
+
+    def open(self, count):
+        stream = self.batcher.astream(count)
+        self.streams.append(stream)
+        return stream
+
+    async def generate(self, count):
+        async for output in self.open(count).body():
+            yield output
+
+    async def allow(self, steps):
+        self.engine.permits.release(steps)
+
+    async def forbid(self):
+        while self.engine.permits.acquire(blocking=False):
+            pass
+
+    async def seen(self):
+        """Return the steps made, the slots in use, and how each stream has ended."""
+        ends = [stream.finish_reason and stream.finish_reason.value for stream in self.streams]
+        return {"steps": self.engine.steps, "slots": len(self.engine.left), "ends": ends}
+
+    async def pid(self):
+        return os.getpid()
+
+    async def die(self):
+        os._exit(1)
+
+
+@serve.deployment(**OPTIONS)
+class Model(Gated):
+    """Streams to handles, and to HTTP without a framework."""
+
+    async def __call__(self, request: Request):
+        count = int(request.query_params["count"])
+        if "late" in request.query_params:
+            return StreamingResponse(self.generate(count), media_type="text/plain")
+        return TextResponse(self.open(count))
+
+
+@serve.deployment(**OPTIONS)
+class Batched:
+    """Streams of `batch`, whose model waits for a permit before each step."""
+
+    def __init__(self):
+        self.permits = asyncio.Semaphore(0)
+        self.steps = 0
+        self.closed = 0
+
+    @batch(max_batch_size=4)
+    async def reply(self, counts):
+        try:
+            for position in range(max(counts)):
+                await self.permits.acquire()
+                self.steps += 1
+                yield [
+                    f"{count - position} " if position < count else StopIteration
+                    for count in counts
+                ]
+        finally:
+            self.closed += 1
+
+    async def __call__(self, request: Request):
+        outputs = self.reply(int(request.query_params["count"]))
+        return StreamingResponse(outputs, media_type="text/plain")
+
+    async def allow(self, steps):
+        for _ in range(steps):
+            self.permits.release()
+
+    async def seen(self):
+        return {"steps": self.steps, "closed": self.closed}
+
+
+app = FastAPI(exception_handlers=exception_handlers)
+
+
+@serve.deployment(**OPTIONS)
+@serve.ingress(app)
+class Ingress(Gated):
+    """Streams from a FastAPI application."""
+
+    @app.get("/")
+    async def reply(self, count: int):
+        return TextResponse(self.open(count))
+
+
+@serve.deployment(**OPTIONS)
+class Front:
+    """Passes on what another deployment streams."""
+
+    def __init__(self, model):
+        self.model = model.options(stream=True)
+
+    async def generate(self, count):
+        async for output in self.model.generate.remote(count):
+            yield output
+
+    async def __call__(self, request: Request):
+        count = int(request.query_params["count"])
+        return StreamingResponse(self.generate(count), media_type="text/plain")
