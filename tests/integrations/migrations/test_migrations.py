@@ -170,7 +170,9 @@ class Server(uvicorn.Server):
     """A server in a thread, which knows when a response is over."""
 
     def __init__(self, app):
-        super().__init__(uvicorn.Config(self.respond, interface="asgi3", lifespan="on", log_config=None))
+        super().__init__(
+            uvicorn.Config(self.respond, interface="asgi3", lifespan="on", log_config=None)
+        )
         self.app = app
         self.ready, self.over = threading.Event(), threading.Event()
 

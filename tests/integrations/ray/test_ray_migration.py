@@ -1,7 +1,7 @@
 """The deployments of examples/migrations: their callers get the same, and one stops in time.
 
-The streams are read without a cluster: a stand-in is in the place of the replica's context, which is
-all that `serve.batch` asks for. One test deploys both.
+The streams are read without a cluster: a stand-in is in the place of the replica's context, which
+is all that `serve.batch` asks for. One test deploys both.
 """
 
 import asyncio
@@ -25,6 +25,8 @@ SECONDS = 200
 
 class Watched(str):
     """A word that notes which of its letters the model makes."""
+
+    __slots__ = ("steps",)
 
     def __init__(self, _):
         self.steps = []
