@@ -138,6 +138,10 @@ class StepLog:
         self._end_run()
         self._run, self._alike = None, ()
 
+    def __del__(self) -> None:
+        """Do so for a batch whose end an interrupt has skipped: or its run, and core, stay kept."""
+        self.end()
+
     def _call(self, method: Callable[..., object], *args: object) -> None:
         """Call a method of the metrics, and let no error of theirs out."""
         try:
