@@ -38,6 +38,9 @@ from support.engines import Model
 from support.sources import TIMEOUT, Gate, in_forked_child, needs_fork
 from support.waiting_engine import Waiting, taken, until
 
+LONG = 3600.0
+"""Seconds that never pass."""
+
 
 @pytest.fixture
 def path(tmp_path):
@@ -383,13 +386,15 @@ def test_a_map_that_is_closed_leaves_no_request_that_waits_for_room(path):
 
 def test_the_model_looks_after_the_time_that_a_request_waits(path):
     engine = Waiting()
-    with served(path, engine, max_batch_size=1) as (_, other):
+    with served(path, engine, max_batch_size=1) as (batcher, other):
         first = other.stream("a")
         taken(engine.added)
-        late = other.stream("b", wait_timeout=0.01)
+        late = other.stream("b", wait_timeout=LONG)
+        until(lambda: batcher.statistics().waiting)
+        knobs.let_deadline_at_model_pass(batcher)
         with pytest.raises(DeadlineError, match="joined no batch") as caught:
             next(late)
-        assert caught.value.timeout == 0.01
+        assert caught.value.timeout == LONG
         engine.give({0: Last("x")})
         assert list(first) == ["x"]
 
@@ -398,8 +403,9 @@ def test_the_model_looks_after_the_time_that_a_request_waits(path):
 def test_a_deadline_frees_the_slot_at_the_model(path, deadline):
     engine = Waiting()
     with served(path, engine) as (_, other):
-        stream = other.stream("a", **{deadline: 0.05})
+        stream = other.stream("a", **{deadline: LONG})
         assert taken(engine.added) == "a"
+        knobs.let_deadline_pass(stream)
         with pytest.raises(DeadlineError, match=deadline):
             next(stream)
         assert taken(engine.removed) == "a"
@@ -407,11 +413,13 @@ def test_a_deadline_frees_the_slot_at_the_model(path, deadline):
 
 def test_the_model_looks_after_gaps(path):
     engine = Waiting()
-    with served(path, engine) as (_, other):
-        stream = other.stream("a", gap_timeout=0.05)
+    with served(path, engine) as (batcher, other):
+        stream = other.stream("a", gap_timeout=LONG)
         taken(engine.added)
         engine.give({0: "x"})
         assert next(stream) == "x"
+        until(lambda: knobs.awaits_next_output(batcher))
+        knobs.let_deadline_at_model_pass(batcher)
         with pytest.raises(DeadlineError, match="gap_timeout"):
             next(stream)
 
@@ -591,15 +599,9 @@ def test_a_server_that_drains_lets_requests_end_and_refuses_others(path):
         taken(engine.added)
         thread = threading.Thread(target=server.__exit__, args=(None, None, None))
         thread.start()
-        refused = None
-        while refused is None:
-            try:
-                late = other.stream("b", wait_timeout=0.01)
-                next(late)
-            except ClosedError as error:
-                refused = error
-            except DeadlineError:  # it had come before the end of the block
-                pass
+        until(lambda: knobs.is_ending(server))
+        with pytest.raises(ClosedError, match=r"the server of the model .* ends"):
+            next(other.stream("b"))
         engine.give({0: Last("x")})
         assert list(stream) == ["x"]
         thread.join(TIMEOUT)
@@ -675,6 +677,7 @@ def test_a_remote_batcher_cannot_be_pickled_and_says_what_it_is(path):
         ({"window": 0}, ValueError),
         ({"window": 1.5}, TypeError),
         ({"connect_timeout": -1}, ValueError),
+        ({"connect_timeout": 0}, ValueError),
         ({"max_frame": 10}, ValueError),
         ({"max_frame": 2**32}, ValueError),
         ({"trusted_users": "me"}, TypeError),
