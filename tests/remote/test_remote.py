@@ -8,9 +8,11 @@ import math
 import operator
 import pickle
 import socket
+import sys
 import threading
 import time
 import weakref
+from collections import deque
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -32,6 +34,7 @@ from batchstream import (
     SourceError,
     batched,
 )
+from batchstream._remote.session import take
 from batchstream.remote import ConnectionLostError, RemoteTraceback, connect, serving
 from support import knobs
 from support.engines import Model
@@ -229,6 +232,24 @@ def test_an_error_arrives_with_its_type_its_data_and_the_traceback_at_the_model(
     assert "in _end_step" in str(shown)
 
 
+class Exits:
+    """An object whose pickling raises what ends a thread."""
+
+    def __reduce__(self):
+        raise SystemExit("it exits")
+
+
+class ExitsThere:
+    """An object whose unpickling does."""
+
+    def __reduce__(self):
+        return _exit, ()
+
+
+def _exit():
+    raise SystemExit("it exits")
+
+
 class Making(Model):
     """Makes what cannot be sent: a request is its name."""
 
@@ -239,6 +260,7 @@ class Making(Model):
         "info": lambda: [End("eos", {"it": Unreadable()})],
         "large output": lambda: ["a", b"x" * 6000],
         "large error": lambda: [Fail(ValueError("x" * 6000))],
+        "exit": lambda: ["a", Exits()],
     }
 
     def add(self, slot, request):
@@ -319,6 +341,19 @@ def test_a_request_that_cannot_be_unpickled_fails_alone(path):
         with pytest.raises(SourceError, match="request cannot be unpickled in the model's process"):
             list(other.stream(Unreadable()))
         assert list(other.stream("a")) == ["a"]
+
+
+@pytest.mark.rule(9, 14)
+@pytest.mark.parametrize("request_", ["exit", ExitsThere()])
+def test_a_pickle_that_ends_a_thread_fails_its_request_alone(path, request_, monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda it: reported.append(it.exc_value))
+    with served(path, Making) as (batcher, other):
+        with pytest.raises(SourceError, match="it exits"):
+            list(other.stream(request_))
+        assert list(other.stream("b")) == ["b"]
+        until(lambda: not batcher.statistics().live)
+    assert [type(it) for it in reported] == [SystemExit]
 
 
 def test_what_is_larger_than_a_frame_fails_alone(path):
@@ -436,6 +471,51 @@ def test_a_model_that_waits_for_a_consumer_misses_no_deadline(path, monkeypatch)
 
 
 # ---- back-pressure
+
+
+class AnotherComes:
+    """An output that lets others come to its stream as it is sent."""
+
+    let_come: ClassVar = None
+
+    def __reduce__(self):
+        self.let_come()
+        return str, ("first",)
+
+
+class Growing(deque):
+    """What a stream holds, to which the pump adds another output whenever it is counted."""
+
+    def __len__(self):
+        count = super().__len__()
+        self.append("z")
+        return count
+
+
+def test_what_comes_while_outputs_are_taken_is_not_taken_beyond_the_window():
+    with ContinuousBatcher(Waiting, max_batch_size=1) as batcher:
+        stream = batcher.stream("a")
+        for window in (2, 3, 10):
+            buffer = knobs.hold(stream, Growing("abc"))
+            assert len(take(buffer, window)) == min(window, 3)
+        buffer = knobs.hold(stream, Growing())
+        assert take(buffer, 5) == []
+
+
+def test_what_comes_while_others_are_sent_arrives(path, monkeypatch):
+    engine = Waiting()
+    with served(path, engine) as (batcher, other):
+        stream = other.stream("a")
+        taken(engine.added)
+
+        def let_come(_):
+            engine.give({0: "second"})
+            engine.give({0: Last("third")})
+            until(lambda: not batcher.statistics().running)
+
+        monkeypatch.setattr(AnotherComes, "let_come", let_come)
+        engine.give({0: AnotherComes()})
+        assert list(stream) == ["first", "second", "third"]
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 64])
