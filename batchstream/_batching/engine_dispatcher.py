@@ -39,7 +39,7 @@ def engine_dispatcher(
             for an engine that has to know the requests in its slots.
     """
     slots = options.slots  # of which fewer may be used later
-    assert slots is not None, "an engine has slots: make the options with has_slots"  # noqa: S101 - without one, no request would join, or end
+    assert slots is not None, "make the options with has_slots"  # noqa: S101 - or no request joins
 
     def open_in_thread(
         dispatcher: ThreadDispatcher[T], requests: list[Request[T]], thread: WorkerThread

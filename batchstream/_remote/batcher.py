@@ -15,7 +15,8 @@ from batchstream._batching.upstream import RequestUpstream
 from batchstream._core.arguments import check_count, check_seconds
 from batchstream._core.errors import ClosedError, RequestError
 from batchstream._core.rules import EndRules
-from batchstream._remote.link import Link, LinkOptions
+from batchstream._remote.link import Link
+from batchstream._remote.link_options import LinkOptions
 from batchstream._remote.payloads import Terms, pickled, submission
 from batchstream._remote.protocol import DEFAULT_MAX_FRAME, is_too_large
 from batchstream._remote.server import check_max_frame, check_users

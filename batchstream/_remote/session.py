@@ -97,9 +97,9 @@ class _Served:
 
 
 def take(buffer: Buffer[Any], most: int) -> list[Any]:
-    """Take so many outputs at most of what a stream holds, though its pump may add others meanwhile.
+    """Take so many outputs at most of what a stream holds.
 
-    With more than its window the client would end the stream, as one that is not read.
+    The pump may add others meanwhile. With more than its window the client would end the stream, as one that is not read.
     """
     outputs: deque[Any] = buffer.outputs
     taken: list[Any] = []
@@ -150,7 +150,7 @@ class Session(asyncio.Protocol):
     # ---- from the event loop
 
     def connection_made(self, transport: Any) -> None:
-        """Look who connects, and wait for the greeting."""
+        """See which process connects, and wait for the greeting."""
         self._loop = asyncio.get_running_loop()
         self._transport: Any = transport
         self._timer = self._loop.call_later(GREETING_SECONDS, self._has_not_greeted)

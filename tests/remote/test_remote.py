@@ -193,7 +193,7 @@ def test_the_steps_of_one_connection_are_read_in_one_turn(path):
 
 
 class Odd(Exception):
-    """An error that can be pickled, and made anew by no one but pickle."""
+    """An error that can be pickled, and made anew by pickle alone."""
 
     def __init__(self, code, *, reason):
         super().__init__(code)

@@ -1,4 +1,4 @@
-"""Who may connect, and which file a server may replace; peers that are none."""
+"""Which processes may connect, and which file a server may replace; peers that are none."""
 
 from __future__ import annotations
 

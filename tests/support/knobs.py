@@ -145,7 +145,7 @@ def _expire(deadlines, seconds):
 
 
 def let_deadline_at_model_pass(batcher):
-    """Let the deadline of the one open request be over that has any; its consumer may wait already."""
+    """Let the deadline of the one open request that has any be over; a consumer may wait for it."""
     [request] = _with_deadlines(batcher)
     _expire(request.deadlines, -1.0)
     dispatcher_of(batcher).parking.wake((request,))
@@ -659,7 +659,7 @@ def engine_of(batcher):
 
 def is_ending(server):
     """Whether a server of a model accepts no request of any connection any more."""
-    return all([session.refusal for session in server._listener._sessions])
+    return all(session.refusal for session in list(server._listener._sessions))
 
 
 def waits_for_room(batcher):
