@@ -699,6 +699,18 @@ MUTANTS = [
         ("test_remote.py",),
     ),
     Mutant(
+        "a session takes all that a stream holds, whatever is left of the window",
+        "outputs.popleft() for _ in range(min(len(outputs), most))",
+        "outputs.popleft() for _ in range(len(outputs))",
+        ("test_remote.py",),
+    ),
+    Mutant(
+        "a session does not answer a request whose pickle ends a thread",
+        "except BaseException as error:  # noqa: BLE001 - goes to the client; the task has no caller",
+        "except Exception as error:",
+        ("test_remote.py",),
+    ),
+    Mutant(
         "a socket takes the place of one at which a server listens",
         "            probe.connect(path)\n",
         "            return\n",

@@ -99,7 +99,8 @@ class _Served:
 def take(buffer: Buffer[Any], most: int) -> list[Any]:
     """Take so many outputs at most of what a stream holds.
 
-    The pump may add others meanwhile. With more than its window the client would end the stream, as one that is not read.
+    The pump may add others meanwhile. With more than its window the client would end the stream, as
+    one that is not read.
     """
     outputs: deque[Any] = buffer.outputs
     taken: list[Any] = []
