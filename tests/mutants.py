@@ -699,9 +699,21 @@ MUTANTS = [
         ("test_remote.py",),
     ),
     Mutant(
+        "a session takes all that a stream holds, whatever is left of the window",
+        "outputs.popleft() for _ in range(min(len(outputs), most))",
+        "outputs.popleft() for _ in range(len(outputs))",
+        ("test_remote.py",),
+    ),
+    Mutant(
+        "a session does not answer a request whose pickle ends a thread",
+        "except BaseException as error:  # noqa: BLE001 - goes to the client; the task has no",
+        "except Exception as error:  # noqa: BLE001 -",
+        ("test_remote.py",),
+    ),
+    Mutant(
         "a socket takes the place of one at which a server listens",
-        "            return  # left over by a server that was killed\n",
-        "            pass\n        return\n",
+        "            probe.connect(path)\n",
+        "            return\n",
         ("test_sockets.py",),
     ),
     Mutant(
@@ -1788,6 +1800,11 @@ def misfit(mutant: Mutant) -> str | None:
     if len(places) != 1:
         where = ", ".join(map(str, places)) or "nowhere"
         return f"DOES NOT APPLY: its text is to occur once in the package, but occurs in {where}"
+    [module] = places_of(mutant.right, ROOT / "batchstream")
+    try:
+        compile(module.read_text().replace(mutant.right, mutant.wrong), module.name, "exec")
+    except SyntaxError as error:  # every test would notice it, whatever it looks at
+        return f"DOES NOT APPLY: what it makes of {module.name} is no Python: {error}"
     for name in mutant.noticed_by:
         file, _, test = name.partition("::")
         found = list((ROOT / "tests").rglob(file))

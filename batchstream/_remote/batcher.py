@@ -15,7 +15,8 @@ from batchstream._batching.upstream import RequestUpstream
 from batchstream._core.arguments import check_count, check_seconds
 from batchstream._core.errors import ClosedError, RequestError
 from batchstream._core.rules import EndRules
-from batchstream._remote.link import Link, LinkOptions
+from batchstream._remote.link import Link
+from batchstream._remote.link_options import LinkOptions
 from batchstream._remote.payloads import Terms, pickled, submission
 from batchstream._remote.protocol import DEFAULT_MAX_FRAME, is_too_large
 from batchstream._remote.server import check_max_frame, check_users
@@ -67,7 +68,7 @@ class RemoteBatcher(Batcher[RequestT, T]):
             check_address(address),
             window=check_count("window", window, at_least=1),
             max_frame=most,
-            connect_timeout=check_seconds("connect_timeout", connect_timeout),
+            connect_timeout=_check_connect_timeout(connect_timeout),
             trusted_users=check_users(trusted_users),
         )
         options: BatcherOptions[RequestT, T] = BatcherOptions(
@@ -81,6 +82,7 @@ class RemoteBatcher(Batcher[RequestT, T]):
             traces=traces,
             runs=RemoteBatcher,
             drain=drain,
+            has_slots=True,
             prepare=partial(_prepared, max_frame=most),
         )
         self._dispatcher = engine_dispatcher(options, Engine(lambda: Link(links)), links.show)
@@ -169,6 +171,16 @@ class RemoteBatcher(Batcher[RequestT, T]):
             return _only(outputs, cancelled=stream.finish_reason == "cancelled")
 
 
+def _check_connect_timeout(connect_timeout: object) -> float:
+    seconds = check_seconds("connect_timeout", connect_timeout)
+    if not seconds:
+        raise ValueError(
+            f"connect_timeout must be more than 0 seconds, got {connect_timeout!r}: the model's "
+            f"process takes a moment to answer"
+        )
+    return seconds
+
+
 def _only(outputs: list[T], *, cancelled: bool) -> T:
     if len(outputs) == 1:
         return outputs[0]
@@ -228,7 +240,8 @@ def connect(
             wait here, and others are refused with `OverloadedError`.
         window: How many outputs a stream holds here at most. If its consumer lags, the others stay
             at the model, whose `on_overflow` decides.
-        connect_timeout: For how many seconds to wait for the model's process to answer.
+        connect_timeout: For how many seconds to wait for the model's process to answer; more
+            than 0.
         max_frame: How many bytes a request or an output may have as it is pickled; a request with
             more raises `RequestError` as it is submitted.
         trusted_users: Numbers of users that the model's process may run as, besides this process's

@@ -1,7 +1,7 @@
 """What the payloads of records hold: pickles, each of one request's.
 
 Each payload is pickled and unpickled by itself, so that what cannot be fails its own request alone.
-Pickle runs code of whoever has made it: see `_remote/sockets.py` for who that can be.
+To unpickle runs code that the other end has chosen: see `_remote/sockets.py` for what that can be.
 """
 
 from __future__ import annotations

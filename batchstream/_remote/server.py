@@ -207,8 +207,8 @@ def serve(
     The program of a model's process. SIGTERM and SIGINT end it: it lets no other process connect,
     closes the batcher with its drain, and returns; a second signal breaks off the drain.
 
-    Whoever can open the socket can run code in this process, as requests are pickled. So the file
-    is this user's own, and the system is asked which user is at the other end.
+    A process that can open the socket can run code in this one, as requests are pickled. So the
+    file is this user's own, and the system is asked which user is at the other end.
 
     Args:
         batcher: What serves the requests: a batcher, or a function that is `batched`.

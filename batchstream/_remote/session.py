@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from batchstream._batching.log import logger
@@ -51,9 +52,11 @@ from batchstream._remote.protocol import (
 from batchstream._remote.sockets import peer_of, refusal_of
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Collection
 
     from batchstream._batching.batcher import Batcher
+    from batchstream._handoff.buffer import Buffer
     from batchstream._remote.payloads import Terms
     from batchstream._remote.protocol import Record
     from batchstream._streams.async_stream import AsyncStream
@@ -91,6 +94,21 @@ class _Served:
         elif self.task is not None:  # it waits for room
             self.task.cancel()
         self.room.set()
+
+
+def take(buffer: Buffer[Any], most: int) -> list[Any]:
+    """Take so many outputs at most of what a stream holds.
+
+    The pump may add others meanwhile. With more than its window the client would end the stream, as
+    one that is not read.
+    """
+    outputs: deque[Any] = buffer.outputs
+    taken: list[Any] = []
+    with suppress(IndexError):  # another thread has just cancelled the stream
+        taken.extend(outputs.popleft() for _ in range(min(len(outputs), most)))
+    if taken and (on_room := buffer.on_room) is not None:
+        on_room(buffer)
+    return taken
 
 
 class Session(asyncio.Protocol):
@@ -133,7 +151,7 @@ class Session(asyncio.Protocol):
     # ---- from the event loop
 
     def connection_made(self, transport: Any) -> None:
-        """Look who connects, and wait for the greeting."""
+        """See which process connects, and wait for the greeting."""
         self._loop = asyncio.get_running_loop()
         self._transport: Any = transport
         self._timer = self._loop.call_later(GREETING_SECONDS, self._has_not_greeted)
@@ -253,8 +271,8 @@ class Session(asyncio.Protocol):
             terms, content = read_submission(record.payload)
             if not terms.is_patient:
                 served.stream = self._astream(terms, content)
-        except Exception as error:  # noqa: BLE001 - goes to the client
-            self._put_error(number, error)
+        except BaseException as error:  # noqa: BLE001 - goes to the client
+            self._put_raised(number, error)
             return
         self._served[number] = served
         served.task = self._loop.create_task(self._serve(number, served, terms, content))
@@ -282,13 +300,11 @@ class Session(asyncio.Protocol):
         except asyncio.CancelledError:
             served.leave()
             raise
-        except Exception as error:  # noqa: BLE001 - goes to the client
+        except BaseException as error:  # noqa: BLE001 - goes to the client; the task has no caller
             if served.stream is not None:
                 served.stream.cancel()
             if not served.left:
-                self._put_error(number, error)
-        except BaseException as error:  # noqa: BLE001 - the task has no caller
-            report_unraisable(error)
+                self._put_raised(number, error)
         finally:
             self._served.pop(number, None)
             if not self._served:
@@ -309,10 +325,7 @@ class Session(asyncio.Protocol):
                 outputs = [await anext(stream)]
             except StopAsyncIteration:
                 break
-            if len(buffer.outputs) < served.window:
-                outputs += stream.drain()
-            while buffer.outputs and len(outputs) < served.window:
-                outputs.append(await anext(stream))  # which does not wait
+            outputs += take(buffer, served.window - 1)
             served.window -= len(outputs)
             if not served.left:
                 self._put(OUTPUTS, number, pickled_outputs(outputs))
@@ -325,6 +338,12 @@ class Session(asyncio.Protocol):
             self._put(END, number, pickled_end(end))
 
     # ---- to the client
+
+    def _put_raised(self, number: int, error: BaseException) -> None:
+        """Let a request end with what was raised for it, be it what a pickle ends threads with."""
+        if not isinstance(error, Exception):
+            report_unraisable(error)
+        self._put_error(number, error)
 
     def _put_error(self, number: int, error: BaseException) -> None:
         payload = pickled_error(error)

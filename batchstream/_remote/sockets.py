@@ -1,4 +1,4 @@
-"""The Unix socket: who may connect to it, and how it takes the place of one that is left over.
+"""The Unix socket: which processes may connect, and how it takes the place of one left over.
 
 Theory of operation
 -------------------

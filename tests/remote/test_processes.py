@@ -16,12 +16,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from batchstream.remote import connect
 from support.serving import free_port, is_healthy
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+HELD_MODEL = Path(__file__).parents[1] / "support" / "remote_held_model.py"
 WORKERS = 2
 SECONDS = 100  # a busy machine takes long to start so many processes
 
@@ -77,6 +79,34 @@ def poll(condition):
     return found
 
 
+def listens(path):
+    """Whether a server listens at a path."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return not probe.connect_ex(str(path))
+
+
+class HeldModel(Process):
+    """A model that makes its first step when so many requests are in it."""
+
+    def __init__(self, path, requests):
+        super().__init__(path.with_suffix(".log"), HELD_MODEL, path, str(requests))
+
+    def figures(self):
+        """End the model, and return how many words there were, and in how many steps."""
+        self.signal(signal.SIGTERM)
+        assert self.end() == 0
+        line = self.log.read_text().splitlines()[-1]
+        return tuple(map(int, re.findall(r"\d+", line)))
+
+
+@contextlib.contextmanager
+def held_model(path, requests):
+    """Run such a model, and wait until it can be asked."""
+    with HeldModel(path, requests) as model:
+        poll(lambda: listens(path))
+        yield model
+
+
 class Service:
     """A server of several processes, in front of a model that each test starts by itself."""
 
@@ -111,11 +141,7 @@ class Service:
         """Start the model, and wait until it can be asked."""
         arguments = EXAMPLES / "remote_model.py", self.path, *self._options
         self.model = self._models.enter_context(Process(self._model_log, *arguments))
-        poll(self._listens)
-
-    def _listens(self):
-        with socket.socket(socket.AF_UNIX) as probe:
-            return not probe.connect_ex(str(self.path))
+        poll(lambda: listens(self.path))
 
     def get(self, words):
         """Ask for a text, on a connection of its own, and return the response."""
@@ -141,13 +167,6 @@ class Service:
         commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
         return {int(pid) for pid, command in commands.items() if b"spawn_main" in command}
 
-    def figures(self):
-        """End the model, and return how many words, steps and requests there were."""
-        self.model.signal(signal.SIGTERM)
-        assert self.model.end() == 0
-        line = self._model_log.read_text().splitlines()[-1]
-        return tuple(map(int, re.findall(r"\d+", line)))
-
     def wait_until_free(self, slots):
         """Wait until no request has a slot: so many new ones get theirs at once."""
         poll(lambda: {it.status_code for it in self.get_many(*[2] * slots)} == {200})
@@ -169,14 +188,22 @@ def service(tmp_path_factory):
         yield service
 
 
-def test_the_processes_share_one_model(service):
-    with service.model_with("--seconds", "0.05"):
-        responses = service.get_many(*[40] * 8)
-        assert [response.text for response in responses] == [text(40)] * 8
-        words, steps, requests = service.figures()
-        assert (words, requests) == (320, 8)
-        # They need not come in the same moment. One after the other they would make 320.
-        assert 40 <= steps < 160
+def texts_of_both(service, path):
+    """Return four texts that a server's processes stream, and four that this process does."""
+    with connect(path) as batcher:
+        streams = [batcher.stream(40) for _ in range(4)]
+        responses = service.get_many(*[40] * 4)
+        return [it.text for it in responses] + ["".join(stream) for stream in streams]
+
+
+def test_processes_that_share_one_model_make_half_the_steps_of_two_models(service, tmp_path):
+    own = tmp_path / "own.sock"
+    with held_model(service.path, 8) as shared:
+        assert texts_of_both(service, service.path) == [text(40)] * 8
+        assert shared.figures() == (320, 40)
+    with held_model(service.path, 4) as one, held_model(own, 4) as other:
+        assert texts_of_both(service, own) == [text(40)] * 8
+        assert (one.figures(), other.figures()) == ((160, 40), (160, 40))
 
 
 def test_a_client_that_leaves_frees_its_slot_and_those_that_are_too_many_get_503(service):

@@ -8,9 +8,11 @@ import math
 import operator
 import pickle
 import socket
+import sys
 import threading
 import time
 import weakref
+from collections import deque
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -32,11 +34,15 @@ from batchstream import (
     SourceError,
     batched,
 )
+from batchstream._remote.session import take
 from batchstream.remote import ConnectionLostError, RemoteTraceback, connect, serving
 from support import knobs
 from support.engines import Model
 from support.sources import TIMEOUT, Gate, in_forked_child, needs_fork
 from support.waiting_engine import Waiting, taken, until
+
+LONG = 3600.0
+"""Seconds that never pass."""
 
 
 @pytest.fixture
@@ -187,7 +193,7 @@ def test_the_steps_of_one_connection_are_read_in_one_turn(path):
 
 
 class Odd(Exception):
-    """An error that can be pickled, and made anew by no one but pickle."""
+    """An error that can be pickled, and made anew by pickle alone."""
 
     def __init__(self, code, *, reason):
         super().__init__(code)
@@ -226,6 +232,24 @@ def test_an_error_arrives_with_its_type_its_data_and_the_traceback_at_the_model(
     assert "in _end_step" in str(shown)
 
 
+class Exits:
+    """An object whose pickling raises what ends a thread."""
+
+    def __reduce__(self):
+        raise SystemExit("it exits")
+
+
+class ExitsThere:
+    """An object whose unpickling does."""
+
+    def __reduce__(self):
+        return _exit, ()
+
+
+def _exit():
+    raise SystemExit("it exits")
+
+
 class Making(Model):
     """Makes what cannot be sent: a request is its name."""
 
@@ -236,6 +260,7 @@ class Making(Model):
         "info": lambda: [End("eos", {"it": Unreadable()})],
         "large output": lambda: ["a", b"x" * 6000],
         "large error": lambda: [Fail(ValueError("x" * 6000))],
+        "exit": lambda: ["a", Exits()],
     }
 
     def add(self, slot, request):
@@ -318,6 +343,19 @@ def test_a_request_that_cannot_be_unpickled_fails_alone(path):
         assert list(other.stream("a")) == ["a"]
 
 
+@pytest.mark.rule(9, 14)
+@pytest.mark.parametrize("request_", ["exit", ExitsThere()])
+def test_a_pickle_that_ends_a_thread_fails_its_request_alone(path, request_, monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda it: reported.append(it.exc_value))
+    with served(path, Making) as (batcher, other):
+        with pytest.raises(SourceError, match="it exits"):
+            list(other.stream(request_))
+        assert list(other.stream("b")) == ["b"]
+        until(lambda: not batcher.statistics().live)
+    assert [type(it) for it in reported] == [SystemExit]
+
+
 def test_what_is_larger_than_a_frame_fails_alone(path):
     with (
         ContinuousBatcher(Making, max_batch_size=4) as batcher,
@@ -383,13 +421,15 @@ def test_a_map_that_is_closed_leaves_no_request_that_waits_for_room(path):
 
 def test_the_model_looks_after_the_time_that_a_request_waits(path):
     engine = Waiting()
-    with served(path, engine, max_batch_size=1) as (_, other):
+    with served(path, engine, max_batch_size=1) as (batcher, other):
         first = other.stream("a")
         taken(engine.added)
-        late = other.stream("b", wait_timeout=0.01)
+        late = other.stream("b", wait_timeout=LONG)
+        until(lambda: batcher.statistics().waiting)
+        knobs.let_deadline_at_model_pass(batcher)
         with pytest.raises(DeadlineError, match="joined no batch") as caught:
             next(late)
-        assert caught.value.timeout == 0.01
+        assert caught.value.timeout == LONG
         engine.give({0: Last("x")})
         assert list(first) == ["x"]
 
@@ -398,8 +438,9 @@ def test_the_model_looks_after_the_time_that_a_request_waits(path):
 def test_a_deadline_frees_the_slot_at_the_model(path, deadline):
     engine = Waiting()
     with served(path, engine) as (_, other):
-        stream = other.stream("a", **{deadline: 0.05})
+        stream = other.stream("a", **{deadline: LONG})
         assert taken(engine.added) == "a"
+        knobs.let_deadline_pass(stream)
         with pytest.raises(DeadlineError, match=deadline):
             next(stream)
         assert taken(engine.removed) == "a"
@@ -407,11 +448,13 @@ def test_a_deadline_frees_the_slot_at_the_model(path, deadline):
 
 def test_the_model_looks_after_gaps(path):
     engine = Waiting()
-    with served(path, engine) as (_, other):
-        stream = other.stream("a", gap_timeout=0.05)
+    with served(path, engine) as (batcher, other):
+        stream = other.stream("a", gap_timeout=LONG)
         taken(engine.added)
         engine.give({0: "x"})
         assert next(stream) == "x"
+        until(lambda: knobs.awaits_next_output(batcher))
+        knobs.let_deadline_at_model_pass(batcher)
         with pytest.raises(DeadlineError, match="gap_timeout"):
             next(stream)
 
@@ -428,6 +471,51 @@ def test_a_model_that_waits_for_a_consumer_misses_no_deadline(path, monkeypatch)
 
 
 # ---- back-pressure
+
+
+class AnotherComes:
+    """An output that lets others come to its stream as it is sent."""
+
+    let_come: ClassVar = None
+
+    def __reduce__(self):
+        self.let_come()
+        return str, ("first",)
+
+
+class Growing(deque):
+    """What a stream holds, to which the pump adds another output whenever it is counted."""
+
+    def __len__(self):
+        count = super().__len__()
+        self.append("z")
+        return count
+
+
+def test_what_comes_while_outputs_are_taken_is_not_taken_beyond_the_window():
+    with ContinuousBatcher(Waiting, max_batch_size=1) as batcher:
+        stream = batcher.stream("a")
+        for window in (2, 3, 10):
+            buffer = knobs.hold(stream, Growing("abc"))
+            assert len(take(buffer, window)) == min(window, 3)
+        buffer = knobs.hold(stream, Growing())
+        assert take(buffer, 5) == []
+
+
+def test_what_comes_while_others_are_sent_arrives(path, monkeypatch):
+    engine = Waiting()
+    with served(path, engine) as (batcher, other):
+        stream = other.stream("a")
+        taken(engine.added)
+
+        def let_come(_):
+            engine.give({0: "second"})
+            engine.give({0: Last("third")})
+            until(lambda: not batcher.statistics().running)
+
+        monkeypatch.setattr(AnotherComes, "let_come", let_come)
+        engine.give({0: AnotherComes()})
+        assert list(stream) == ["first", "second", "third"]
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 64])
@@ -591,15 +679,9 @@ def test_a_server_that_drains_lets_requests_end_and_refuses_others(path):
         taken(engine.added)
         thread = threading.Thread(target=server.__exit__, args=(None, None, None))
         thread.start()
-        refused = None
-        while refused is None:
-            try:
-                late = other.stream("b", wait_timeout=0.01)
-                next(late)
-            except ClosedError as error:
-                refused = error
-            except DeadlineError:  # it had come before the end of the block
-                pass
+        until(lambda: knobs.is_ending(server))
+        with pytest.raises(ClosedError, match=r"the server of the model .* ends"):
+            next(other.stream("b"))
         engine.give({0: Last("x")})
         assert list(stream) == ["x"]
         thread.join(TIMEOUT)
@@ -675,6 +757,7 @@ def test_a_remote_batcher_cannot_be_pickled_and_says_what_it_is(path):
         ({"window": 0}, ValueError),
         ({"window": 1.5}, TypeError),
         ({"connect_timeout": -1}, ValueError),
+        ({"connect_timeout": 0}, ValueError),
         ({"max_frame": 10}, ValueError),
         ({"max_frame": 2**32}, ValueError),
         ({"trusted_users": "me"}, TypeError),

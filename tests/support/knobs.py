@@ -133,13 +133,34 @@ def let_deadline_pass(stream):
 
 def expire_in(stream, seconds):
     """Let a request that has a timeout of either kind be overdue so many seconds from now."""
-    deadlines = request_of(stream).deadlines
+    _expire(request_of(stream).deadlines, seconds)
+
+
+def _expire(deadlines, seconds):
     deadlines.wait_until = time.monotonic() + seconds
     if deadlines.until is not None:
         deadlines.until = deadlines.wait_until
     given, until = deadlines.next_output
     if until is not None:
         deadlines.next_output = given, deadlines.wait_until
+
+
+def let_deadline_at_model_pass(batcher):
+    """Let the deadline of the one open request that has any be over; a consumer may wait for it."""
+    [request] = _with_deadlines(batcher)
+    _expire(request.deadlines, -1.0)
+    dispatcher_of(batcher).parking.wake((request,))
+
+
+def awaits_next_output(batcher):
+    """Whether the one open request of a batcher that has deadlines has one for its next output."""
+    [request] = _with_deadlines(batcher)
+    given, until = request.deadlines.next_output
+    return given > 0 and until is not None
+
+
+def _with_deadlines(batcher):
+    return [it for it in dispatcher_of(batcher).scheduler.open_requests() if it.deadlines]
 
 
 def next_output_deadline(stream):
@@ -646,6 +667,11 @@ def engine(users):
 def engine_of(batcher):
     """Return the engine that a batcher drives, or has driven."""
     return dispatcher_of(batcher).model._engine
+
+
+def is_ending(server):
+    """Whether a server of a model accepts no request of any connection any more."""
+    return all(session.refusal for session in list(server._listener._sessions))
 
 
 def waits_for_room(batcher):
