@@ -1471,7 +1471,7 @@ MUTANTS = [
         "what a step gives for a request that has left is its first output",
         "[it for it in given if not it.ends or it.ends[0].outputs]",
         "given",
-        ("test_metrics.py",),
+        ("test_order_of_reports.py",),
     ),
     Mutant(
         "a figure that is read by its name alone lacks the steps that are kept",

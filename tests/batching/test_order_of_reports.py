@@ -148,3 +148,24 @@ def test_a_request_that_ends_while_something_is_told_of_it_is_reaped_behind_that
     figures = batcher.statistics()
     assert (figures.live, figures.first_outputs) == (0, 1 if joined else 2)
     knobs.assert_nothing_is_left(batcher)
+
+
+def test_what_a_step_gives_to_a_request_that_has_left_is_no_first_output():
+    """It is cancelled in the step, and reaped only behind it."""
+    heard, streams, submitted = Heard(), [], threading.Event()
+
+    class Cancelling(OneOutputEach):
+        def step(self):
+            assert submitted.wait(TIMEOUT)
+            streams[0].cancel()
+            return super().step()
+
+    with ContinuousBatcher(
+        Cancelling, max_batch_size=1, tenant={"a": "first"}.get, metrics=heard, traces=heard
+    ) as batcher:
+        streams.append(batcher.stream("a"))
+        submitted.set()
+        assert list(streams[0]) == []
+    assert heard.events == IN_ORDER[:2] + IN_ORDER[4:]
+    assert heard.firsts == [None]
+    assert batcher.statistics().first_outputs == 0

@@ -149,7 +149,7 @@ def test_every_metric_is_exact(run, figures):
         given = DESCRIBED if error is None else DESCRIBED | {"error.type": error}
         assert dict(point.attributes) == given
     (first,) = figures.points("gen_ai.server.time_to_first_token").values()
-    assert (first.count, first.sum) == (5, 3 + 2 + 3.75 + 1 + 2)
+    assert (first.count, first.sum) == (4, 3 + 2 + 3.75 + 1)
     assert dict(first.attributes) == DESCRIBED
     (per_output,) = figures.points("gen_ai.server.time_per_output_token").values()
     assert (per_output.count, per_output.sum) == (1, 0.375)  # of a: 0.75 s for two outputs
