@@ -36,6 +36,7 @@ def reconfigure(dispatcher: Dispatcher[Any], **changes: Any) -> None:
             pass  # another thread has changed others meanwhile
     finally:
         wake_workers(dispatcher)
+        dispatcher.ends.wake_model()
         dispatcher.ends.tell_of_room()
 
 
