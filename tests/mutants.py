@@ -661,14 +661,14 @@ MUTANTS = [
     ),
     Mutant(
         "the end of a request that waits does not wake an engine that waits",
-        "            self.wake_model()  # others may have waited behind this one\n",
-        "",
+        "            self.wake_model()  # others may have waited behind it; last",
+        "            pass  # last",
         ("test_engine_wake.py",),
     ),
     Mutant(
         "raised limits do not wake an engine that waits",
-        "        dispatcher.ends.wake_model()\n        dispatcher.ends.tell",
-        "        dispatcher.ends.tell",
+        "        dispatcher.ends.tell_of_room()\n        dispatcher.ends.wake_model()\n",
+        "        dispatcher.ends.tell_of_room()\n",
         ("test_engine_wake.py",),
     ),
     Mutant(

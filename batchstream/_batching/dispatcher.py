@@ -323,11 +323,11 @@ class Dispatcher(ABC, Generic[T]):
                 self.ends.tell_closers()
             if reaped.wakes:
                 wake_another(self)
-            if reaped.wakes or reaped.overdue:  # others may join now
-                self.ends.wake_model()
         if reaped.finished:
             closed = self.scheduler.state == "closed"
             self.reports.ended(reaped.finished, now, closed=closed)
+        if reaped.wakes or reaped.overdue:  # others may join now
+            self.ends.wake_model()
 
     def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
         """Fail requests that are in no batch."""

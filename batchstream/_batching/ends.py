@@ -81,7 +81,6 @@ class Ends(Generic[T]):
         """
         if pump is None:
             self._parking.wake((request,))
-            self.wake_model()  # others may have waited behind this one
         if self.room_waiters:  # with the lock they see that it waits no longer
             self.tell_of_room()
         if self.closers:
@@ -90,6 +89,8 @@ class Ends(Generic[T]):
         joined = request.pump
         if joined is not None and joined is not pump:
             joined.depart(request)
+        if pump is None:
+            self.wake_model()  # others may have waited behind it; last, as it is code of the user's
 
     def wake_model(self) -> None:
         """Let a step return that waits for something, so that the batch looks at the queue."""

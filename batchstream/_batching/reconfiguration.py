@@ -36,8 +36,8 @@ def reconfigure(dispatcher: Dispatcher[Any], **changes: Any) -> None:
             pass  # another thread has changed others meanwhile
     finally:
         wake_workers(dispatcher)
-        dispatcher.ends.wake_model()
         dispatcher.ends.tell_of_room()
+        dispatcher.ends.wake_model()
 
 
 def _replace(dispatcher: Dispatcher[Any], changes: dict[str, Any]) -> bool:
