@@ -306,7 +306,6 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             share=share,
             max_pending_per_tenant=max_pending_per_tenant,
             drain=drain,
-            has_slots=True,
         )
         self._dispatcher = engine_dispatcher(options, Engine(engine))
         self._upstream = RequestUpstream(self._dispatcher)

@@ -33,12 +33,12 @@ def engine_dispatcher(
     """Return a dispatcher for an engine.
 
     Args:
-        options: What the batcher was made with.
+        options: What the batcher was made with; its `max_batch_size` is the number of slots.
         engine: The engine.
         show: Called with the fan-out of each batch before its first step, in the worker's thread,
             for an engine that has to know the requests in its slots.
     """
-    slots = options.max_batch_size  # the engine's own; fewer may be used later
+    options.slots = slots = options.max_batch_size  # the engine's own; fewer may be used later
 
     def open_in_thread(
         dispatcher: ThreadDispatcher[T], requests: list[Request[T]], thread: WorkerThread
