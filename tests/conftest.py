@@ -55,6 +55,7 @@ def pytest_collection_finish():
     """
     gc.collect()
     gc.freeze()
+    gc.collect()  # else it waits for a quarter of that million before it looks at cycles that are old
 
 
 @pytest.fixture

@@ -649,21 +649,33 @@ MUTANTS = [
     ),
     Mutant(
         "a cancel does not resume the pump that waits for room",
-        "        self._room.resume_pump()\n        if self.wake_source",
-        "        if self.wake_source",
+        "        self._room.resume_pump()\n        if (wake := self.wake_source)",
+        "        if (wake := self.wake_source)",
         ("test_room.py",),
     ),
     Mutant(
         "a cancel does not wake an engine that waits",
-        "            call_quietly(self.wake_source)\n",
-        "            pass\n",
+        "  # read once: the pump may be closed meanwhile\n            call_quietly(wake)\n",
+        "\n            pass\n",
+        ("test_engine_wake.py",),
+    ),
+    Mutant(
+        "the end of a request that waits does not wake an engine that waits",
+        "            self.wake_model()  # others may have waited behind it; last",
+        "            pass  # last",
+        ("test_engine_wake.py",),
+    ),
+    Mutant(
+        "raised limits do not wake an engine that waits",
+        "        dispatcher.ends.tell_of_room()\n        dispatcher.ends.wake_model()\n",
+        "        dispatcher.ends.tell_of_room()\n",
         ("test_engine_wake.py",),
     ),
     Mutant(
         "an engine that waits is woken before the request can be found",
         "    scheduler, metrics = dispatcher.scheduler, dispatcher.options.metrics\n",
         "    scheduler, metrics = dispatcher.scheduler, dispatcher.options.metrics\n"
-        "    if (model := dispatcher.model) is not None and model.waker is not None:\n"
+        "    if (model := dispatcher.model) is not None and model.waker:\n"
         "        call_quietly(model.waker)\n"
         "        dispatcher.model.waker = None\n",
         ("test_engine_wake.py",),
@@ -1198,8 +1210,8 @@ MUTANTS = [
     ),
     Mutant(
         "a tenant's requests for which there is room count as waiting",
-        "            pending = min(pending, len(self._waiting) - room())\n",
-        "                pass\n",
+        "            pending = min(pending, len(self._waiting) - but - room())\n",
+        "            pass\n",
         FAIR_SHARES,
     ),
     Mutant(

@@ -51,14 +51,14 @@ class StepEngine(Protocol[_RequestT_contra, _T_co]):
 
     An engine whose `step` waits for something, such as a frame of another process, may have a
     method `wake()`, a plain function: it makes the step return, with `{}` if there is nothing, so
-    that requests can join and leave. It is called when a request was submitted, when a live one has
-    ended otherwise than by a step, and when the batcher is closed, behind the change that it tells
-    of. It is called in any thread, in a signal's handler or a finalizer too: so it waits for
-    nothing, and takes no lock that other code holds. It may come before the step begins that has to
-    return: a `step` that waits forgets a `wake` as it returns, never as it begins. It may come for
-    no reason, and once more for an engine that was just closed. What it raises goes to
-    `sys.unraisablehook`. The `put` of a `queue.SimpleQueue` from which `step` takes what it waits
-    for does all of that.
+    that requests can join and leave. It is called when a request was submitted, when one has ended
+    otherwise than by a step, wherever it was, when limits were changed and when the batcher is
+    closed, behind the change that it tells of. It is called in any thread, in a signal's handler or
+    a finalizer too: so it waits for nothing, and takes no lock that other code holds. It may come
+    before the step begins that has to return: a `step` that waits forgets a `wake` as it returns,
+    never as it begins. It may come for no reason, and once more for an engine that was just closed.
+    What it raises goes to `sys.unraisablehook`. The `put` of a `queue.SimpleQueue` from which
+    `step` takes what it waits for does all of that.
     """
 
     def add(self, slot: int, request: _RequestT_contra) -> None:
@@ -306,7 +306,6 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             share=share,
             max_pending_per_tenant=max_pending_per_tenant,
             drain=drain,
-            has_slots=True,
         )
         self._dispatcher = engine_dispatcher(options, Engine(engine))
         self._upstream = RequestUpstream(self._dispatcher)

@@ -98,7 +98,7 @@ class Dispatcher(ABC, Generic[T]):
         self.model = model
         self.context = copy_context()
         self.parking = ParkingLot()
-        self.ends: Ends[T] = Ends(self.parking)
+        self.ends: Ends[T] = Ends(self.parking, model)
         self.forked = False
         self.readiness = WarmUps()
         self.scheduler = self._new_scheduler()
@@ -156,6 +156,10 @@ class Dispatcher(ABC, Generic[T]):
     def poll_after(self, seconds: float | None, loop: EventLoop | None) -> float | None:  # noqa: ARG002 - see TaskDispatcher
         """Return after how many seconds a consumer polls that would do so after these."""
         return seconds
+
+    def interrupts_of(self, worker: Worker) -> tuple[type[BaseException], ...]:  # noqa: ARG002 - see TaskDispatcher
+        """Return what a worker raises if code of the user's does: nothing, for threads."""
+        return ()
 
     def check_waitable(self, loop: EventLoop | None) -> None:  # noqa: ARG002 - see TaskDispatcher
         """Refuse to wait in vain.
@@ -222,7 +226,8 @@ class Dispatcher(ABC, Generic[T]):
                 self.follow_up(reaped, now)
             # In the context in which the batcher was made, as the model.
             run, cost_of = self.context.copy().run, self.options.batch_cost_of
-            measured = run(measure, candidates, cost_of, self.fail_all)
+            passing = self.interrupts_of(worker)
+            measured = run(measure, candidates, cost_of, self.fail_all, passing)
             del decision, candidates
 
     def take_joining(self, slots: int, spent: float | None) -> list[Request[T]]:
@@ -346,6 +351,8 @@ class Dispatcher(ABC, Generic[T]):
         if reaped.finished:
             closed = self.scheduler.state == "closed"
             self.reports.ended(reaped.finished, now, closed=closed)
+        if reaped.wakes or reaped.overdue:  # others may join now
+            self.ends.wake_model()
 
     def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
         """Fail requests that are in no batch."""
@@ -424,7 +431,7 @@ class Dispatcher(ABC, Generic[T]):
     def after_fork(self) -> None:
         """Begin anew if no request is open, and else make every use fail: workers do not fork."""
         self.lock = RLock()
-        self.ends = Ends(self.parking)  # without what waits in other threads
+        self.ends = Ends(self.parking, self.model)  # without what waits in other threads
         self.readiness.after_fork()
         if self.options.metrics is not None:
             self.options.metrics.after_fork()
@@ -455,7 +462,7 @@ class Dispatcher(ABC, Generic[T]):
         self.scheduler.totals = before.totals
         self.scheduler.ended_requests = before.ended_requests
         self.parking = ParkingLot()
-        self.ends = Ends(self.parking)
+        self.ends = Ends(self.parking, self.model)
         self.all_ended = Event(self.parking)
         self.keys = RequestKeys(self.options)
         self.context = self.context.copy()  # an engine's call in the parent may never leave it

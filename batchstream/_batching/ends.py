@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Generic
 
 from typing_extensions import TypeVar
 
+from batchstream._core.errors import call_quietly
 from batchstream._core.records import FinishReason, StreamEnd
 
 if TYPE_CHECKING:
+    from batchstream._batching.engine import Model
     from batchstream._batching.notice import AnyFlight, Notice
     from batchstream._batching.request import Request
     from batchstream._handoff.parking import ParkingLot
@@ -29,6 +31,7 @@ class Ends(Generic[T]):
 
     Args:
         parking: Where consumers wait.
+        model: What all batches share, if they share anything: an engine, whose step may wait.
 
     Attributes:
         room_waiters: What is to be woken by room in the queue, in the order in which it came:
@@ -36,8 +39,9 @@ class Ends(Generic[T]):
         closers: What is to be woken when the last request has ended, in a drain. See `closing.py`.
     """
 
-    def __init__(self, parking: ParkingLot) -> None:
+    def __init__(self, parking: ParkingLot, model: Model | None = None) -> None:
         self._parking = parking
+        self._model = model
         self.room_waiters: dict[AnyFlight[T], None] = {}
         self.closers: dict[Notice, None] = {}
 
@@ -85,6 +89,14 @@ class Ends(Generic[T]):
         joined = request.pump
         if joined is not None and joined is not pump:
             joined.depart(request)
+        if pump is None:
+            self.wake_model()  # others may have waited behind it; last, as it is code of the user's
+
+    def wake_model(self) -> None:
+        """Let a step return that waits for something, so that the batch looks at the queue."""
+        # Read once: the batch may end meanwhile.
+        if self._model is not None and (wake := self._model.waker) is not None:
+            call_quietly(wake)
 
     def tell_of_room(self) -> None:
         """Wake what waits for room, up to the first waiter that wakes the next itself.

@@ -33,13 +33,12 @@ def engine_dispatcher(
     """Return a dispatcher for an engine.
 
     Args:
-        options: What the batcher was made with.
+        options: What the batcher was made with; its `max_batch_size` is the number of slots.
         engine: The engine.
         show: Called with the fan-out of each batch before its first step, in the worker's thread,
             for an engine that has to know the requests in its slots.
     """
-    slots = options.slots  # of which fewer may be used later
-    assert slots is not None, "make the options with has_slots"  # noqa: S101 - or no request joins
+    options.slots = slots = options.max_batch_size  # the engine's own; fewer may be used later
 
     def open_in_thread(
         dispatcher: ThreadDispatcher[T], requests: list[Request[T]], thread: WorkerThread

@@ -6,7 +6,7 @@ Theory of operation
 All that reads such a limit, the queue for example, shares one `LimitsInForce`, and reads it there
 each time. A change replaces the `Limits` as a whole, with one assignment: so a signal's exception
 leaves all that were in force before, or all new ones. What has to be done so that no reader misses
-the change is done before it; see `Scheduler.reconfigure`.
+the change is done before it; see `Scheduler.change_limits`.
 """
 
 from __future__ import annotations

@@ -28,6 +28,9 @@ than it could be.
 A request with which the function raises, behind others with which it does not, fails with that
 error, and the others go on without it. What one request costs alone was measured as it was
 submitted: it is not measured again.
+
+An interrupt in a task that may raise it is no such error: it leaves the task, as that of a model
+does, and all requests wait on.
 """
 
 from __future__ import annotations
@@ -79,6 +82,7 @@ def measure(
     candidates: Candidates[T],
     cost_of: Callable[[list[Any]], float],
     fail: Callable[[Sequence[Request[T]], BaseException], object],
+    passing: tuple[type[BaseException], ...] = (),
 ) -> Measured[T]:
     """Return the candidates that fit into a batch; without the batcher's lock.
 
@@ -88,6 +92,10 @@ def measure(
         candidates: The requests.
         cost_of: The user's function.
         fail: Fails requests with which the function raises.
+        passing: What it may raise that fails no request.
+
+    Raises:
+        BaseException: One of `passing`.
     """
     requests, contents = list(candidates.requests), list(candidates.contents)
     most = candidates.limits.max_batch_cost
@@ -100,6 +108,8 @@ def measure(
     while too_many - fit > 1:
         try:
             fits, raised = cost_of(contents[:tried]) <= most, None
+        except passing:
+            raise
         except BaseException as caught:  # noqa: BLE001 - fails one request, and not the queue
             fits, raised = False, caught
         if fits:

@@ -45,13 +45,12 @@ class BatcherOptions(Generic[RequestT, T]):
     """The arguments of a batcher; see `DynamicBatcher` and `ContinuousBatcher` for their meaning.
 
     `runs` is its function or engine, from which a batcher without a name has its `label`: what
-    metrics and logs call it. With `has_slots` the `max_batch_size` is the number of slots that an
-    engine has. `prepare` is called with each request as it is submitted: what it returns is what
-    the model takes.
+    metrics and logs call it. `prepare` is called with each request as it is submitted: what it
+    returns is what the model takes.
 
     Attributes:
         limits: The limits that may change while requests are served, as they are now.
-        slots: How many slots an engine has; None where there is no engine.
+        slots: How many slots an engine has, set by `engine_dispatcher`; None where there is none.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -88,7 +87,6 @@ class BatcherOptions(Generic[RequestT, T]):
         share: Callable[[RequestT], float] | None = None,
         max_pending_per_tenant: int | None = None,
         drain: float | None = None,
-        has_slots: bool = False,
         prepare: Callable[[RequestT], object] | None = None,
     ) -> None:
         self.rules = rules
@@ -120,7 +118,7 @@ class BatcherOptions(Generic[RequestT, T]):
             **costs,
         )
         self.limits = LimitsInForce(Limits(**limits))
-        self.slots = self.limits.now.max_batch_size if has_slots else None
+        self.slots: int | None = None
         if batch_cost is not None:
             check_batch_cost(
                 batch_cost,

@@ -82,25 +82,37 @@ class PendingBounds(Generic[RequestT]):
             return False
         return True
 
-    def has_most_of(self, account: object, but: int) -> bool:
-        """Whether as many requests of a tenant wait as may, all but so many; without the lock."""
-        if self._max_per_tenant is None or self._order is None:
-            return False
-        return self._order.waiting_of(account) - but >= self._max_per_tenant
+    def has_most_of(self, account: object, but: int, room: Callable[[], int]) -> bool:
+        """Whether as many requests of a tenant wait as may; without the lock.
+
+        Args:
+            account: What stands for the tenant.
+            but: How many of those that wait are not to be counted.
+            room: As in `check`.
+        """
+        most = self._max_per_tenant
+        return most is not None and self._pending_of(account, but, most, room) >= most
+
+    def _pending_of(self, account: object, but: int, most: int, room: Callable[[], int]) -> int:
+        """Return how many requests of a tenant wait, and could not join at once."""
+        if self._order is None:
+            return 0
+        pending = self._order.waiting_of(account) - but
+        if pending >= most:
+            pending = min(pending, len(self._waiting) - but - room())
+        return pending
 
     def _check_tenant(self, account: object, room: Callable[[], int]) -> None:
-        if self._max_per_tenant is None or self._order is None:
+        most = self._max_per_tenant
+        if most is None:
             return
-        pending = self._order.waiting_of(account)
-        if pending >= self._max_per_tenant:
-            pending = min(pending, len(self._waiting) - room())
-        if pending >= self._max_per_tenant:
+        if (pending := self._pending_of(account, 0, most, room)) >= most:
             raise OverloadedError(
                 f"{pending} requests of its tenant are waiting, and no more than "
-                f"{self._max_per_tenant} of one tenant may (max_pending_per_tenant): submit "
+                f"{most} of one tenant may (max_pending_per_tenant): submit "
                 f"the request again when some of them have joined a batch",
                 pending=pending,
-                max_pending=self._max_per_tenant,
+                max_pending=most,
                 reason="tenant",
             )
 

@@ -198,9 +198,15 @@ class WaitingQueue(Generic[RequestT]):
             return False
         return self._bounds is None or self._bounds.has_room(cost, account, room)
 
-    def has_most_of(self, account: object, but: int) -> bool:
-        """Whether as many requests of a tenant wait as may, all but so many; without the lock."""
-        return self._bounds is not None and self._bounds.has_most_of(account, but)
+    def has_most_of(self, account: object, but: int, room: Callable[[], int]) -> bool:
+        """Whether as many requests of a tenant wait as may; without the lock.
+
+        Args:
+            account: What stands for the tenant.
+            but: How many of those that wait are not to be counted.
+            room: As in `append`.
+        """
+        return self._bounds is not None and self._bounds.has_most_of(account, but, room)
 
     def gather_no_more(self) -> None:
         """Let no request wait for others any more: from now on each that waits is ready."""

@@ -37,6 +37,7 @@ def reconfigure(dispatcher: Dispatcher[Any], **changes: Any) -> None:
     finally:
         wake_workers(dispatcher)
         dispatcher.ends.tell_of_room()
+        dispatcher.ends.wake_model()
 
 
 def _replace(dispatcher: Dispatcher[Any], changes: dict[str, Any]) -> bool:

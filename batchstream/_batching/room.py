@@ -83,14 +83,17 @@ class _Turn:
                     f"wait_for_room takes a request or a cost, got both, and {cost!r} as cost: "
                     f"leave cost out, it is asked for the request"
                 )
-            self._cost = 1.0 if options.cost is None else options.cost_of(request)
+            self._cost = options.cost_of(request) if options.has_cost else 1.0
             if options.places is not None and options.places.max_pending_per_tenant is not None:
                 self._place = options.places.place_of(request)
-        max_batch_cost = options.max_batch_cost
-        if max_batch_cost is not None and self._cost > max_batch_cost:
-            raise cost_error(self._cost, max_batch_cost)
+        self._check_cost()
         self.until = None if seconds is None else clock.monotonic() + seconds
         self.notice = Notice(dispatcher.parking, passes_on=True, is_held_up=self._is_held_up)
+
+    def _check_cost(self) -> None:
+        most = self._dispatcher.options.max_batch_cost
+        if most is not None and self._cost > most:
+            raise cost_error(self._cost, most)
 
     def _is_held_up(self) -> bool:
         """Whether as many requests of its tenant wait as may; from any thread, without the lock."""
@@ -102,9 +105,11 @@ class _Turn:
 
         Raises:
             ClosedError: The batcher accepts no request any more.
+            CostError: A batch may not cost as much any more.
             TimeoutError: The time is over.
         """
         self.notice.ready = False
+        self._check_cost()
         is_there = has_room(self._dispatcher, self._cost, self._place)
         waiters = list(self._dispatcher.ends.room_waiters)
         ahead = takewhile(lambda it: it is not self.notice, waiters)

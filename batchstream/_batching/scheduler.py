@@ -167,14 +167,15 @@ class Scheduler(Generic[T]):
             return False
         ended = list(self.ended_requests)  # these wait no longer, and are still to be taken out
         but = sum(it.place is not None and it.place.account is account for it in ended)
-        return self.queue.has_most_of(account, but)
+        return self.queue.has_most_of(account, but, self._room)
 
     def _room(self) -> int:
-        """Return how many requests could join at once."""
+        """Return how many requests could join at once; also without the lock, for a hint."""
         if self.warm_up.live:
             return 0
-        free_workers = self.workers.most - sum(worker.busy for worker in self.workers.at_work)
-        free_slots = sum(batch.free_slots for batch in self.batches)
+        # Lists at once: a holder of the lock may change the sets meanwhile.
+        free_workers = self.workers.most - sum(it.busy for it in list(self.workers.at_work))
+        free_slots = sum(batch.free_slots for batch in list(self.batches))
         return free_workers * self._limits.now.max_batch_size + free_slots
 
     def change_limits(self, limits: Limits) -> None:

@@ -160,8 +160,9 @@ def _enqueue(  # noqa: C901 - one frame for each request
                 refusals.append(error)
         break
     # Behind the request: the step that this lets return is followed by a look at the queue.
-    if (model := dispatcher.model) is not None and model.waker is not None:
-        call_quietly(model.waker)
+    # Read once: the batch may end meanwhile.
+    if (model := dispatcher.model) is not None and (wake := model.waker) is not None:
+        call_quietly(wake)
     if reaped is not NOTHING_REAPED:
         dispatcher.follow_up(reaped, now)
     if refusals:

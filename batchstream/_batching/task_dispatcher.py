@@ -208,6 +208,12 @@ class TaskDispatcher(Dispatcher[T]):
         if loop is not None and loop.closed:
             self._give_up_loop(loop)
 
+    def interrupts_of(self, worker: Worker) -> tuple[type[BaseException], ...]:
+        """Return what ends the event loop, where a task may do that."""
+        task = worker.thread_or_task
+        may_raise = task is not None and task.may_raise
+        return (KeyboardInterrupt, SystemExit) if may_raise else ()
+
     def may_block(self) -> bool:
         loop = self._loop
         goes_on = loop is None or (loop.runs and not loop.is_here)

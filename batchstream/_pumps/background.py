@@ -216,8 +216,8 @@ class BackgroundPump(ABC, Generic[T]):
 
     def _after_departure(self) -> None:
         self._room.resume_pump()
-        if self.wake_source is not None:
-            call_quietly(self.wake_source)
+        if (wake := self.wake_source) is not None:  # read once: the pump may be closed meanwhile
+            call_quietly(wake)
         if not self.fanout.live_buffers:
             if self._life.state == "new":
                 self._life.leave_new(self._drop)

@@ -268,6 +268,32 @@ async def test_one_that_is_first_when_the_function_fails_behind_it_is_served(for
     assert model.called_with == [["a"], ["b"], ["e"]]
 
 
+@pytest.mark.rule(14, 29)
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_in_it_ends_the_loop_and_fails_no_request(kind):
+    interrupts = [kind()]
+
+    def cost(requests):
+        if len(requests) > 1 and interrupts:
+            raise interrupts.pop()
+        return len(requests)
+
+    model = Model(lambda: None)
+    batcher = DynamicBatcher(model.agenerate, max_batch_size=4, batch_cost=cost, max_batch_cost=3)
+
+    async def submit():
+        streams = [batcher.astream(request) for request in "abc"]
+        return [[output async for output in stream] for stream in streams]
+
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        task = loop.create_task(submit())
+        with pytest.raises(kind):
+            loop.run_until_complete(task)
+        assert loop.run_until_complete(task) == [["a"], ["b"], ["c"]]
+        loop.run_until_complete(batcher.aclose())
+
+
 @pytest.mark.rule(24)
 @dynamic_batchers
 async def test_it_is_called_without_the_lock_and_may_submit_a_request(form):

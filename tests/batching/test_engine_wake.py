@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import itertools
 import queue
 import sys
 import threading
@@ -10,9 +12,12 @@ from contextvars import copy_context
 
 import pytest
 
-from batchstream import ClosedError, ContinuousBatcher, DeadlineError, Last, SourceError
+from batchstream import ClosedError, ContinuousBatcher, DeadlineError, Last, NotNow, SourceError
+from batchstream._batching.engine import Engine
+from batchstream._pumps.thread import ThreadPump
 from batchstream.text import DecodingEngine
 from support import knobs
+from support.engines import ManualClock
 from support.sources import TIMEOUT
 from support.waiting_engine import Waiting, taken
 
@@ -63,6 +68,116 @@ def test_a_request_that_is_cancelled_leaves_an_engine_that_waits():
         assert taken(engine.removed) == "a"
         engine.give({1: Last(2)})
         assert list(second) == [2]
+
+
+# ---- requests that wait for what is no step
+
+
+@pytest.mark.rule(29)
+@pytest.mark.parametrize("limit", ["max_batch_size", "max_batch_cost"])
+def test_a_request_joins_an_engine_that_waits_as_a_limit_is_raised(limit):
+    engine = Waiting()
+    with ContinuousBatcher(engine, max_batch_size=2, cost=len, max_batch_cost=2) as batcher:
+        batcher.reconfigure(**{limit: 1})
+        first = batcher.stream("a")
+        taken(engine.entered)
+        second = batcher.stream("b")
+        taken(engine.entered)  # it has looked at the queue: there is no room by the limit
+        batcher.reconfigure(**{limit: 2})
+        assert [taken(engine.added), taken(engine.added)] == ["a", "b"]
+        engine.give({0: Last(1), 1: Last(2)})
+        assert (list(first), list(second)) == ([1], [2])
+
+
+class Small(Waiting):
+    """Has room for requests of one letter, beside others."""
+
+    def add(self, slot, request):
+        if len(request) > 1:
+            raise NotNow
+        super().add(slot, request)
+
+
+def cancel(stream, batcher, clock):
+    stream.cancel()
+
+
+def see_its_time_is_over(stream, batcher, clock):
+    clock.move(9.0)
+    with pytest.raises(DeadlineError):
+        next(stream)
+
+
+def let_another_caller_see_it(stream, batcher, clock):
+    clock.move(9.0)
+    batcher.wait_for_room()
+
+
+@pytest.mark.rule(29)
+@pytest.mark.parametrize("end", [cancel, see_its_time_is_over, let_another_caller_see_it])
+def test_the_next_request_joins_an_engine_that_waits_when_the_one_before_it_ends(end, monkeypatch):
+    clock, engine = ManualClock.install(monkeypatch), Small()
+    with ContinuousBatcher(engine, max_batch_size=2) as batcher:
+        streams = []
+        for request, seconds in (("a", None), ("large", 5.0), ("b", None)):
+            streams.append(batcher.stream(request, wait_timeout=seconds))
+            taken(engine.entered)  # the second is refused, and the third waits behind it
+        end(streams[1], batcher, clock)
+        assert [taken(engine.added), taken(engine.added)] == ["a", "b"]
+        engine.give({0: Last(1), 1: Last(2)})
+        assert [list(stream) for stream in streams[::2]] == [[1], [2]]
+
+
+def test_a_request_joins_an_engine_that_waits_when_a_warm_up_is_given_up():
+    engine = Waiting()
+
+    async def main():
+        first = batcher.stream("a")
+        taken(engine.entered)
+        warm_up = asyncio.create_task(batcher.awarm_up(["w"]))  # once "a" has ended
+        await asyncio.sleep(0)
+        taken(engine.entered)
+        second = batcher.stream("b")
+        taken(engine.entered)  # it has to wait for the warm-up
+        warm_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await warm_up
+        assert [taken(engine.added), taken(engine.added)] == ["a", "b"]
+        first.cancel()
+        second.cancel()
+
+    with ContinuousBatcher(engine, max_batch_size=2) as batcher:
+        asyncio.run(main())
+
+
+class EverySecondTime:
+    """An attribute that is None when it is looked at again, as if another thread had reset it."""
+
+    def __init__(self):
+        self._reads = itertools.count(1)
+
+    def __get__(self, instance, owner):
+        return int if next(self._reads) % 2 else None
+
+    def __set__(self, instance, value):
+        pass
+
+
+@pytest.mark.parametrize("kind", [Engine, ThreadPump])
+def test_a_batch_that_ends_as_its_engine_is_to_be_woken_is_no_error(kind, monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: reported.append(event.exc_value))
+    attribute = "waker" if kind is Engine else "wake_source"
+    monkeypatch.setattr(kind, attribute, EverySecondTime(), raising=False)
+    engine = Waiting()
+    with ContinuousBatcher(engine, max_batch_size=2) as batcher:
+        stream = waiting(batcher, engine, "a")[0]
+        stream.cancel()
+        engine.wake()
+    assert reported == []
+
+
+# ---- what leaves
 
 
 @pytest.mark.rule(25)

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from batchstream import ClosedError, DynamicBatcher, OverloadedError
+from batchstream import ClosedError, DynamicBatcher, OverloadedError, RequestError
 from batchstream._batching import room
 from batchstream._batching.closing import request_drain
 from batchstream._batching.departures import BURST_SECONDS, DepartureRate
@@ -466,11 +466,64 @@ async def test_the_cost_of_a_request_is_asked_for(form):
         await form.rest(stream)
 
 
+@pytest.mark.rule(29)
+def test_what_a_batch_costs_is_asked_for_a_request_that_would_be_alone():
+    with DynamicBatcher(
+        lambda requests: iter([requests]),
+        max_batch_size=2,
+        batch_cost=lambda requests: len(requests) * max(map(len, requests)),
+        max_batch_cost=2,
+    ) as batcher:
+        batcher.wait_for_room(request="aa")
+        with pytest.raises(RequestError, match=r"costs 3\.0, more than a batch may cost: 2"):
+            batcher.wait_for_room(request="aaa")
+
+
+@every_batcher
+async def test_a_caller_whose_request_costs_more_than_a_lowered_limit_does_not_wait_on(form):
+    batcher, streams, gate = await filled(form, cost=len, max_batch_cost=2)
+
+    async def caller():
+        with pytest.raises(RequestError, match="more than a batch may cost: 1 "):
+            await wait_for_room_of(form, batcher, "cc")
+
+    async def lower():
+        while not batcher._dispatcher.ends.room_waiters:
+            await form.all_wait()
+        batcher.reconfigure(max_batch_cost=1)
+
+    await form.concurrently(caller, lower)
+    gate.open()
+    for stream in streams:
+        await form.rest(stream)
+
+
 def test_room_is_for_a_request_or_of_a_cost():
     with DynamicBatcher(lambda requests: iter([requests]), max_batch_size=1) as batcher:
         with pytest.raises(TypeError, match="a request or a cost, got both, and 2 as cost"):
             batcher.wait_for_room(request="a", cost=2)
         batcher.wait_for_room(request=None)  # which may be one
+
+
+def test_a_tenant_at_its_bound_is_woken_when_its_requests_could_join_at_once():
+    batcher = DynamicBatcher(lambda requests: iter([requests]), **TENANTS)
+    dispatcher = batcher._dispatcher
+    with dispatcher.lock:
+        dispatcher.scheduler.workers.most = 0  # none takes what waits
+    stream = batcher.stream("a1")
+    turn = room._Turn(dispatcher, None, 0.0, "a2")
+    dispatcher.ends.room_waiters[turn.notice] = None
+    assert not turn.has_come()
+    dispatcher.ends.tell_of_room()
+    assert not turn.notice.ready
+    with dispatcher.lock:
+        dispatcher.scheduler.workers.most = 1  # one is free, as if it waited for others to join
+    dispatcher.ends.tell_of_room()
+    assert turn.notice.ready
+    assert turn.has_come()
+    dispatcher.ends.room_waiters.clear()
+    stream.cancel()
+    batcher.close()
 
 
 def test_a_turn_that_is_held_up_before_it_looks_passes_the_wake_up_on():

@@ -32,6 +32,7 @@ class Waiting:
         inside: Set while a step waits.
         added: The requests that were added, to be taken.
         removed: The same of those that were removed.
+        entered: One thing for each step that has begun, to be taken.
     """
 
     def __init__(self):
@@ -41,6 +42,7 @@ class Waiting:
         self.inside = threading.Event()
         self.added = queue.SimpleQueue()
         self.removed = queue.SimpleQueue()
+        self.entered = queue.SimpleQueue()
         self._events = queue.SimpleQueue()
 
     def add(self, slot, request):
@@ -53,6 +55,7 @@ class Waiting:
         self.removed.put(self.requests.pop(slot))
 
     def step(self):
+        self.entered.put(None)
         self.inside.set()
         event = self._events.get(timeout=TIMEOUT)
         self.inside.clear()
