@@ -38,7 +38,8 @@ def engine_dispatcher(
         show: Called with the fan-out of each batch before its first step, in the worker's thread,
             for an engine that has to know the requests in its slots.
     """
-    slots = options.max_batch_size  # the engine's own; fewer may be used later
+    slots = options.slots  # of which fewer may be used later
+    assert slots is not None, "an engine has slots: make the options with has_slots"  # noqa: S101 - without one, no request would join, or end
 
     def open_in_thread(
         dispatcher: ThreadDispatcher[T], requests: list[Request[T]], thread: WorkerThread

@@ -81,6 +81,7 @@ class RemoteBatcher(Batcher[RequestT, T]):
             traces=traces,
             runs=RemoteBatcher,
             drain=drain,
+            has_slots=True,
             prepare=partial(_prepared, max_frame=most),
         )
         self._dispatcher = engine_dispatcher(options, Engine(lambda: Link(links)), links.show)
