@@ -158,7 +158,7 @@ def serving(recipe, command, reply, folder, model=STAND_IN, *, apart=False, remo
 def model_apart(model, folder):
     """Run a model in a process of its own, and put a batcher in its place that is connected to it.
 
-    The window is as small as the stand-in's `max_buffered`, for a check of clients that do not read.
+    The window is as small as the stand-in's `max_buffered`, for clients that do not read.
     """
     shutil.copy(model, folder / "model_apart.py")
     (folder / "model.py").write_text(

@@ -5,8 +5,8 @@ In the folder `examples/servers`:
     pip install -r grpc_aio/requirements.txt
     python -m grpc_aio.server --port 8000
 
-Its one method, `/Speller/Spell`, takes a word and streams its letters, all of them as bytes. A client
-in Python, without a `.proto` file:
+Its one method, `/Speller/Spell`, takes a word and streams its letters, all of them as bytes. A
+client in Python, without a `.proto` file:
 
     >>> channel = grpc.insecure_channel("127.0.0.1:8000")
     >>> list(channel.unary_stream("/Speller/Spell")(b"word"))
