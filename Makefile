@@ -51,7 +51,7 @@ servers-test:  ## run the tests of the servers that `make test` does not install
 .PHONY: ray-test
 ray-test:  ## run the tests of Ray with a Ray of their own, in a network namespace with loopback alone
 	@.ci/environment .venv-ray -e . --group ray
-	@.ci/ray-test .venv-ray/bin/python -m pytest $(or $(ARGS),$(RAY))
+	@.ci/ray-test .venv-ray/bin/python -m pytest -o faulthandler_timeout=600 $(or $(ARGS),$(RAY))
 
 .PHONY: wheel-test
 wheel-test: environment  ## run the core's tests but races against the installed wheel

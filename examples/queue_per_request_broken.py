@@ -22,10 +22,6 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-PATIENCE = 0.05  # seconds
-AT_LONGEST = 1.0
-MANY = 2_000
-
 
 class QueueStream:
     """The client's side of a queue."""
@@ -66,6 +62,10 @@ async def open_queues(source: Iterator[list[str | None]], size: int) -> AsyncIte
 
 
 # ---- the four cases, which know nothing of queues
+
+PATIENCE = 0.05  # seconds
+AT_LONGEST = 1.0
+MANY = 2_000
 
 
 class Model:

@@ -1108,8 +1108,8 @@ MUTANTS = [
     ),
     Mutant(
         "a request whose time is over waits on while others end",
-        "while has_expired and (request := self.queue.first_expired(now)) is not None:",
-        "while not self.ended_requests and (request := self.queue.first_expired(now)) is not None:",
+        "overdue = self._fail_overdue(now) if has_expired else []",
+        "overdue = self._fail_overdue(now) if has_expired and not self.ended_requests else []",
         SCHEDULER,
     ),
     Mutant(
@@ -1444,10 +1444,34 @@ MUTANTS = [
         TRACES,
     ),
     Mutant(
-        "a trace that ends in its first step is told of no output",
-        "        if end.outputs:\n            # A request that ends in its first step",
-        "        if not end.outputs:\n            # A request that ends in its first step",
-        TRACES,
+        "a request that is reaped before its step is noted has no first output",
+        "if request.first_output_at is None and request.ends[0].outputs:",
+        "if False:",
+        ("test_order_of_reports.py", "test_scheduler.py"),
+    ),
+    Mutant(
+        "the end of a request is told as its first output is",
+        "            if request in self.untold:\n                continue\n",
+        "",
+        ("test_order_of_reports.py", "test_scheduler.py"),
+    ),
+    Mutant(
+        "what a step gives for a request that has left is its first output",
+        "[it for it in given if not it.ends or it.ends[0].outputs]",
+        "given",
+        ("test_metrics.py",),
+    ),
+    Mutant(
+        "a figure that is read by its name alone lacks the steps that are kept",
+        "        self._write()\n        return [metric for family",
+        "        return [metric for family",
+        ("test_prometheus.py",),
+    ),
+    Mutant(
+        "slots that are filled one by one leave a queue one by one",
+        "now - since < BURST_SECONDS:",
+        "now - since < 0:",
+        ("test_waiting_for_room.py",),
     ),
     Mutant(
         "a batch is told of its end by the first of its requests",

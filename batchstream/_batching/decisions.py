@@ -20,6 +20,7 @@ class Reaped(NamedTuple):
 
     Attributes:
         finished: Requests that were counted as finished.
+        first_outputs: Those among them of which it was not counted before that they had an output.
         overdue: Requests that were waiting, and were failed because their time is over; their
             consumers are to be woken.
         dropped: Freed without the lock: to free them may run the user's code.
@@ -27,6 +28,7 @@ class Reaped(NamedTuple):
     """
 
     finished: Sequence[Request[Any]] = ()
+    first_outputs: Sequence[Request[Any]] = ()
     overdue: Sequence[Request[Any]] = ()
     dropped: object = None
     wakes: bool = False

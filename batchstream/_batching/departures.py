@@ -13,6 +13,11 @@ LEAST_INTERVALS: Final = 2
 ten times as long as the mean, if slots are free again one by one, or the model is slow at first."""
 
 
+BURST_SECONDS: Final = 0.005
+"""Requests that leave within this time have left together: slots are filled one by one, and then
+none is free for long."""
+
+
 class DepartureRate:
     """The rate at which requests leave a queue while others wait behind them.
 
@@ -21,11 +26,12 @@ class DepartureRate:
     fast it is, so the time in which no request waits does not count, nor do the requests that
     end it. The rate is the quotient of two sums, of requests and of seconds, in both of which a
     measurement weighs less and less (an exponentially weighted moving average): so many short
-    intervals and few long ones weigh as they should. It is unknown until a few requests have left,
-    in more than one interval.
+    intervals and few long ones weigh as they should. Requests that leave within milliseconds count
+    as one burst, with the interval that ends as the first of them leaves. The rate is unknown until
+    a few requests have left, in more than one interval.
 
     Attributes:
-        since: When requests left last, if others were left.
+        since: When requests left last, if others were left; of a burst, when it began.
     """
 
     __slots__ = ("_intervals", "_left", "_requests", "_seconds", "since")
@@ -39,9 +45,15 @@ class DepartureRate:
 
     def count(self, left: int, now: float, *, others_wait: bool) -> None:
         """Count so many requests that have left the queue together."""
-        if self.since is not None:
+        since = self.since
+        if since is not None and now - since < BURST_SECONDS:
+            if self._intervals:
+                self._left += left
+                self._requests += left
+            now = since
+        elif since is not None:
             self._left = _MEMORY * self._left + left
-            self._seconds = _MEMORY * self._seconds + now - self.since
+            self._seconds = _MEMORY * self._seconds + now - since
             self._requests += left
             self._intervals += 1
         self.since = now if others_wait else None

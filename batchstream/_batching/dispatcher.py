@@ -45,7 +45,7 @@ from batchstream._handoff.parking import ParkingLot
 from batchstream._pumps.process import forkable_batchers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from batchstream._batching.decisions import Decision, Reaped
     from batchstream._batching.engine import Model
@@ -195,7 +195,7 @@ class Dispatcher(ABC, Generic[T]):
                 if decision.requests:
                     is_counted = self.model is None and not decision.requests[0].is_warm_up
                     if is_counted and self.options.is_observed:
-                        self.reports.joined(decision.requests, now)
+                        self._tell(self.reports.joined, decision.requests, now)
                     if self.scheduler.workers.wakeups:
                         wake_another(self)
                 elif decision.wait is None:
@@ -249,7 +249,28 @@ class Dispatcher(ABC, Generic[T]):
         with self.lock:
             joined = self.scheduler.join(requests, now)
         if joined and self.options.is_observed:
-            self.reports.joined(joined, now)
+            self._tell(self.reports.joined, joined, now)
+
+    def count_first_outputs(self, requests: Sequence[Request[T]], now: float) -> None:
+        """Count requests that had their first output in a step."""
+        with self.lock:
+            first = self.scheduler.count_first_outputs(requests, now)
+        if first and self.options.is_observed:
+            self._tell(self.reports.first_outputs, first, now)
+
+    def _tell(
+        self,
+        report: Callable[[Sequence[Request[T]], float], object],
+        requests: Sequence[Request[T]],
+        now: float,
+    ) -> None:
+        """Tell metrics and traces of requests that are `untold`; then they can be reaped."""
+        try:
+            report(requests, now)
+        finally:
+            self.scheduler.untold.difference_update(requests)
+        if self.scheduler.ended_requests:
+            self.reap()
 
     def put_back(self, requests: Sequence[Request[T]]) -> None:
         """Let requests wait again that were taken, in their order and in front of all others."""
@@ -276,6 +297,7 @@ class Dispatcher(ABC, Generic[T]):
     def rest(self, worker: Worker) -> None:
         """Take a worker from work that has ended without asking for another batch."""
         with self.lock:
+            self.scheduler.untold.clear()  # of what the worker was telling, if it was broken off
             if self.scheduler.workers.rest(worker):
                 self.scheduler.workers.wake_one()
         wake_another(self)
@@ -298,7 +320,8 @@ class Dispatcher(ABC, Generic[T]):
 
     def reap(self) -> None:
         """Count the requests that have ended since the last time."""
-        while self.scheduler.ended_requests:
+        scheduler = self.scheduler
+        while not scheduler.untold.issuperset(scheduler.ended_requests):
             with self.lock:
                 now = clock.monotonic()
                 reaped = self.scheduler.reap(now)
@@ -318,6 +341,8 @@ class Dispatcher(ABC, Generic[T]):
                 self.ends.tell_closers()
             if reaped.wakes:
                 wake_another(self)
+        if reaped.first_outputs and self.options.is_observed:
+            self.reports.first_outputs(reaped.first_outputs, now)
         if reaped.finished:
             closed = self.scheduler.state == "closed"
             self.reports.ended(reaped.finished, now, closed=closed)

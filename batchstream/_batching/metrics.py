@@ -23,7 +23,8 @@ class Metrics:
 
     Requests wait, then run, then end. To know how many do at the moment: `submitted` adds one that
     waits; `joined` moves some from waiting to running, and `requeued` one back; `finished` takes
-    one away, that runs if `joined` is true, and else waits.
+    one away, that runs if `joined` is true, and else waits. Of one request `joined`, `first_output`
+    and `finished` come in this order, each in full before the next is called.
 
     A *tenant* is what the batcher's option `tenant` returned for the request; None without one.
 
@@ -118,7 +119,7 @@ class Metrics:
             lasted: How many seconds after it was submitted this was noticed.
             in_slot: How many seconds after it joined its batch; 0 if it was in none.
             first_output: How many seconds after it was submitted it had its first output; None if
-                it had none, or that was not noted.
+                it had none.
             tenant: Whose it was.
         """
 

@@ -93,6 +93,15 @@ class Reports(Generic[T]):
             traces = [request.trace for request in requests]
             self._options.traces.joined([trace for trace in traces if trace is not None])
 
+    def first_outputs(self, requests: Sequence[Request[T]], now: float) -> None:
+        """Tell metrics and traces of requests that had their first output at this time."""
+        metrics = self._options.metrics
+        for request in requests:
+            if metrics is not None:
+                metrics("first_output", now - request.arrived, tenant=request.tenant)
+            if (trace := request.trace) is not None:
+                trace.first_output()
+
     def requeued(self, requests: Iterable[Request[T]]) -> None:
         """Tell metrics and traces of requests whose slots were given back."""
         metrics = self._options.metrics

@@ -73,6 +73,9 @@ class BatchOwner(Protocol[T]):
     def count_joined(self, requests: Sequence[Request[T]], now: float) -> None:
         """Count requests that have joined the batch together."""
 
+    def count_first_outputs(self, requests: Sequence[Request[T]], now: float) -> None:
+        """Count requests that had their first output in a step."""
+
     def put_back(self, requests: Sequence[Request[T]]) -> None:
         """Let requests wait again that were taken, in their order and in front of all others."""
 
@@ -115,7 +118,7 @@ class RequestBatch(Generic[T]):
         self._timed: list[Request[T]] = []
         # The requests that can get no output, as their own consumers have left no room.
         self._held_up: set[Buffer[Any]] = set()
-        self._log = StepLog(owner.options)
+        self._log = StepLog(owner.options, owner.count_first_outputs)
 
     def serve(self, pump: BackgroundPump[T], requests: Sequence[Request[T]]) -> None:
         """Serve these requests, in the first slots of a pump that has not started."""
@@ -190,8 +193,6 @@ class RequestBatch(Generic[T]):
             self._slots,
             core.outputs,
             core.dropped,
-            log.first_outputs,
-            log.first_output_time,
             log.wasted,
         )
 

@@ -9,7 +9,9 @@ A request is submitted and waits in the queue, is taken for a batch by a worker 
 and is reaped when it has ended. Which worker asks, and when, is decided in `workers.py`.
 
 Requests end in any thread, without the lock: each queues itself in `ended_requests`, and the next
-holder of the lock reaps it, once.
+holder of the lock reaps it, once. Metrics and traces hear of a request in the order in which things
+happen to it, and hear it without the lock. So a request is in `untold` while they are told that it
+has joined, or had its first output; it is reaped when that is done, and then they hear of its end.
 
 What the holder of the lock has to do afterwards is queued in `Workers.wakeups`, or returned.
 
@@ -66,6 +68,7 @@ class Scheduler(Generic[T]):
 
     Attributes:
         ended_requests: Requests that have ended and were not reaped.
+        untold: Requests of which metrics or traces are just told, which are reaped only then.
         workers: Which of them run, wait or are idle, and what to do without the lock.
         queue: The requests that wait.
         batches: The batches that run.
@@ -82,6 +85,7 @@ class Scheduler(Generic[T]):
         self, options: BatcherOptions[Any, T], *, reuses_workers: bool, may_put_back: bool = False
     ) -> None:
         self.ended_requests: deque[Request[T]] = deque()
+        self.untold: set[Request[T]] = set()
         places = options.places
         self.queue: WaitingQueue[Request[T]] = WaitingQueue(
             options.limits,
@@ -102,6 +106,7 @@ class Scheduler(Generic[T]):
         self.drains_until = math.inf
         self.requeued: set[Request[T]] = set()
         self._limits = options.limits
+        self._is_observed = options.is_observed
         self._measures = options.batch_cost is not None
         self._may_put_back = may_put_back
 
@@ -292,7 +297,7 @@ class Scheduler(Generic[T]):
     def join(self, requests: Sequence[Request[T]], now: float) -> list[Request[T]]:
         """Count requests that have joined a batch together, and return them.
 
-        One that joins again was counted before; it is returned as well.
+        One that joins again was counted before; it is returned as well. All are `untold`.
 
         Args:
             requests: The requests; a request that has ended meanwhile, and was reaped, is left out.
@@ -310,9 +315,25 @@ class Scheduler(Generic[T]):
                 if is_first:
                     request.joined_at = now
                     waited.append(now - request.arrived)
+        if self._is_observed:
+            self.untold.update(joined)
         if waited:
             self.totals.count_joined(waited)
         return joined
+
+    def count_first_outputs(self, requests: Sequence[Request[T]], now: float) -> list[Request[T]]:
+        """Count requests that have had their first output, and return them; all are `untold`.
+
+        Args:
+            requests: The requests; one that was reaped meanwhile, which counts it, is left out.
+            now: When they had it.
+        """
+        first = [it for it in requests if it in self.totals.open and it.first_output_at is None]
+        if self._is_observed:
+            self.untold.update(first)
+        for request in first:
+            self.totals.count_first_output(request, now)
+        return first
 
     def put_back(self, requests: Sequence[Request[T]]) -> None:
         """Let requests wait again that were taken, in their order and in front of all others."""
@@ -379,22 +400,14 @@ class Scheduler(Generic[T]):
         has_expired = bool(expiries) and expiries[0][0] <= now
         if not (has_expired or self.ended_requests):
             return NOTHING_REAPED
-        overdue: list[Request[T]] = []
-        while has_expired and (request := self.queue.first_expired(now)) is not None:
-            # Ended first, then taken out: in between, an exception leaves it to the next holder.
-            if (error := request.deadline_error(now)) is not None:
-                end = StreamEnd(FinishReason.ERROR, request.given_before, error=error)
-                request.finish_quietly(end)
-                overdue.append(request)
-            self.queue.remove(request)
+        overdue = self._fail_overdue(now) if has_expired else []
         finished: list[Request[T]] = []
+        first_outputs: list[Request[T]] = []
         dropped: list[object] = []
         wakes = False
-        while self.ended_requests:
-            try:
-                request = self.ended_requests[0]
-            except IndexError:  # a signal's handler has closed the batcher, and reaped them all
-                break
+        for request in tuple(self.ended_requests):
+            if request in self.untold:
+                continue
             # One that is overdue was taken out above, and still is in the state of waiting.
             waited = self.queue.remove(request) or self.warm_up.queue.remove(request)
             if waited or request.state in ("waiting", "requeued"):
@@ -403,8 +416,11 @@ class Scheduler(Generic[T]):
                 self.requeued.discard(request)
             # No change for one that was refused, or that a reap which was broken off has counted.
             request.state = REQUEST_LIFE.get((request.state, "end"), request.state)
+            had_none = request.first_output_at is None
             if self.totals.count_finished(request, now):
                 finished.append(request)
+                if had_none and request.first_output_at is not None:
+                    first_outputs.append(request)
             else:
                 dropped.append(request)
             dropped.append(request.pump)  # which refers to the other requests of its batch
@@ -417,7 +433,19 @@ class Scheduler(Generic[T]):
                 self.ended_requests.remove(request)
             except ValueError:
                 pass  # a signal's handler has closed the batcher, and reaped it, a moment ago
-        return Reaped(finished, overdue, dropped, wakes)
+        return Reaped(finished, first_outputs, overdue, dropped, wakes)
+
+    def _fail_overdue(self, now: float) -> list[Request[T]]:
+        """Fail the requests that have waited too long, and take them out of the queue."""
+        overdue: list[Request[T]] = []
+        while (request := self.queue.first_expired(now)) is not None:
+            # Ended first, then taken out: in between, an exception leaves it to the next holder.
+            if (error := request.deadline_error(now)) is not None:
+                end = StreamEnd(FinishReason.ERROR, request.given_before, error=error)
+                request.finish_quietly(end)
+                overdue.append(request)
+            self.queue.remove(request)
+        return overdue
 
     def drain(self, until: float, closing: str) -> None:
         """Accept no request any more, and let the others end until then.

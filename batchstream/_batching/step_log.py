@@ -27,7 +27,7 @@ from batchstream._batching import clock
 from batchstream._batching.kept_steps import MOST_KEPT, KeptSteps, StepKind, StepRun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request
@@ -43,25 +43,27 @@ class StepLog:
 
     Args:
         options: What the batcher was made with.
+        count_first_outputs: Is told which requests had their first output in a step, and when.
 
     Attributes:
         awaiting: Requests in the batch whose first output is to come; also some that have ended.
         departures: Those of the fan-out: streams that ended otherwise than by a step.
         stepped: The method of the metrics that hears of steps, if there is one.
-        first_outputs: How many requests have had their first output here.
-        first_output_time: How long these waited for it since they were submitted, in seconds.
         wasted: Live slots whose request had left before the step was done, over all steps.
     """
 
-    def __init__(self, options: BatcherOptions[Any, Any]) -> None:
+    def __init__(
+        self,
+        options: BatcherOptions[Any, Any],
+        count_first_outputs: Callable[[Sequence[Request[Any]], float], object],
+    ) -> None:
+        self._count_first_outputs = count_first_outputs
         self._metrics = options.metrics
         self._limits = options.limits
         self.awaiting: dict[Request[Any], None] = {}
         self.departures: deque[Buffer[Any]] = deque()
         methods = {} if options.metrics is None else options.metrics.methods
         self.stepped = methods.get("stepped")
-        self.first_outputs = 0
-        self.first_output_time = 0.0
         self.wasted = 0
         kept_steps = None if options.metrics is None else options.metrics.kept_steps
         self._keeps = kept_steps is not None
@@ -136,6 +138,10 @@ class StepLog:
         self._end_run()
         self._run, self._alike = None, ()
 
+    def __del__(self) -> None:
+        """Do so for a batch whose end an interrupt has skipped: or its run, and core, stay kept."""
+        self.end()
+
     def _call(self, method: Callable[..., object], *args: object) -> None:
         """Call a method of the metrics, and let no error of theirs out."""
         try:
@@ -155,19 +161,11 @@ class StepLog:
         awaiting = [
             it for it in self.awaiting if it.slot in slots and fanout.buffers[it.slot] is it
         ]
-        self.awaiting = {}
-        for request in awaiting:
-            if self._core.given(request.slot):
-                seconds = now - request.arrived
-                request.first_output_at = now
-                self.first_outputs += 1
-                self.first_output_time += seconds
-                if self._metrics is not None:
-                    self._metrics("first_output", seconds, tenant=request.tenant)
-                if (trace := request.trace) is not None:
-                    trace.first_output()
-            elif not request.ends:
-                self.awaiting[request] = None
+        given = [it for it in awaiting if self._core.given(it.slot)]
+        self.awaiting = {it: None for it in awaiting if not (it in given or it.ends)}
+        # What a step gives for one that has left meanwhile is no output of it: its end says so.
+        if first := [it for it in given if not it.ends or it.ends[0].outputs]:
+            self._count_first_outputs(first, now)
         return len(awaiting)
 
     def _count_wasted(self, live: tuple[int, ...]) -> int:

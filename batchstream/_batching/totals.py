@@ -22,8 +22,6 @@ class StepTotals(NamedTuple):
         slots: Slots that could have been live, summed over the steps.
         outputs: Outputs given to streams.
         dropped: Outputs for slots that had finished.
-        first_outputs: Requests that have had their first output.
-        first_output_time: How long these waited for it, added up, in seconds.
         wasted: Live slots whose request had left before the step was done, summed over the steps.
     """
 
@@ -32,8 +30,6 @@ class StepTotals(NamedTuple):
     slots: int = 0
     outputs: int = 0
     dropped: int = 0
-    first_outputs: int = 0
-    first_output_time: float = 0.0
     wasted: int = 0
 
 
@@ -59,6 +55,8 @@ class Totals:
         self._waited = 0.0
         self._longest_wait = 0.0
         self._slot_time = 0.0
+        self._first_outputs = 0
+        self._first_output_time = 0.0
         self._output_time = 0.0
 
     @property
@@ -75,6 +73,9 @@ class Totals:
         """Count a request that has ended; False if it was counted before, or never accepted."""
         if request not in self.open:
             return False
+        if request.first_output_at is None and request.ends[0].outputs:
+            # Its batch has made the step, and is still to count it.
+            self.count_first_output(request, now)
         self.open.discard(request)
         self.finished[request.ends[0].reason] += 1
         if request.joined_at is not None:
@@ -82,6 +83,12 @@ class Totals:
         if request.first_output_at is not None:
             self._output_time += now - request.first_output_at
         return True
+
+    def count_first_output(self, request: Request[Any], now: float) -> None:
+        """Count that a request has had its first output."""
+        request.first_output_at = now
+        self._first_outputs += 1
+        self._first_output_time += now - request.arrived
 
     def count_joined(self, waited: Sequence[float]) -> None:
         """Count requests that joined a batch together, after so many seconds each."""
@@ -133,8 +140,8 @@ class Totals:
             running=live - waiting,
             prefilling=prefilling,
             refusals=dict(self.refusals),
-            first_outputs=total.first_outputs,
-            first_output_time=total.first_output_time,
+            first_outputs=self._first_outputs,
+            first_output_time=self._first_output_time,
             output_time=self._output_time,
             slot_time=self._slot_time,
             wasted=total.wasted,

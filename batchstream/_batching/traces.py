@@ -210,13 +210,12 @@ class RequestTracing:
         trace: The same.
     """
 
-    __slots__ = ("_end", "_groups", "_unended", "_unstarted", "trace")
+    __slots__ = ("_end", "_groups", "_unended", "trace")
 
     def __init__(self, trace: RequestTrace) -> None:
         self.trace = trace
         self._end: StreamEnd | None = None
-        # Each is popped, which is atomic, by the one thread that does what it stands for.
-        self._unstarted: list[None] = [None]
+        # Popped, which is atomic, by the one thread that tells of the end.
         self._unended: list[None] = [None]
         self._groups: list[_Group] = []
 
@@ -236,9 +235,8 @@ class RequestTracing:
             self._leave(self._end)
 
     def first_output(self) -> None:
-        """Tell it that it had its first output, unless it was told."""
-        if _popped(self._unstarted):
-            _quietly(self.trace.first_output)
+        """Tell it that it had its first output."""
+        _quietly(self.trace.first_output)
 
     def requeued(self) -> None:
         """Tell it that it waits again, unless it has ended meanwhile."""
@@ -250,10 +248,6 @@ class RequestTracing:
         """Tell it that it has ended, unless it was told."""
         if not _popped(self._unended):
             return
-        if end.outputs:
-            # A request that ends in its first step may be counted as ended, in another thread,
-            # before its worker has noted the step.
-            self.first_output()
         _quietly(self.trace.ended, end)
         self._end = end
         self._leave(end)

@@ -381,17 +381,22 @@ def test_an_exception_of_a_signals_handler_ends_the_drain_that_it_strikes():
     stream = batcher.stream("abc")
     assert gate.reached.wait(TIMEOUT)
 
+    struck = threading.Event()
+
     def interrupt(*_):
-        raise KeyboardInterrupt
+        if not struck.is_set():
+            struck.set()
+            raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGUSR1, interrupt)
     try:
         main = threading.get_ident()
 
         def strike():
-            while not batcher._dispatcher.ends.closers:  # the main thread waits
+            while not batcher._dispatcher.ends.closers:  # the main thread waits, or is about to
                 pass
-            signal.pthread_kill(main, signal.SIGUSR1)
+            while not struck.is_set():  # one just before it waits would be seen only behind that
+                signal.pthread_kill(main, signal.SIGUSR1)
 
         threading.Thread(target=strike).start()
         with pytest.raises(KeyboardInterrupt):

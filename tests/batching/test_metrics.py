@@ -58,7 +58,7 @@ def test_the_statistics_of_a_run_that_is_known_are_exact(monkeypatch):
     assert (figures.waited, figures.longest_wait) == (6.25, 2.75)
     assert (figures.steps, figures.occupancy) == (6, 10 / 12)
     assert (figures.outputs, figures.dropped, figures.wasted) == (8, 0, 2)
-    assert (figures.first_outputs, figures.first_output_time) == (5, 11.75)
+    assert (figures.first_outputs, figures.first_output_time) == (4, 9.75)
     assert (figures.output_time, figures.slot_time) == (3.25, 11.5)
     assert (figures.prefilling, figures.buffered) == (0, 0)
 
@@ -78,7 +78,7 @@ def test_the_calls_of_metrics_in_a_run_that_is_known_are_exact(monkeypatch):
         ([1.0], ["x"]),
     ]
     assert "requeued" not in calls
-    assert calls["first_output"] == [(3.0, "x"), (2.0, "y"), (3.75, "y"), (1.0, "z"), (2.0, "x")]
+    assert calls["first_output"] == [(3.0, "x"), (2.0, "y"), (3.75, "y"), (1.0, "z")]
     # live, capacity, outputs, gap, going_on, prefilling, wasted
     assert calls["stepped"] == [
         (1, 2, 0, None, 0, 1, 0),

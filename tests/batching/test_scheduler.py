@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from batchstream import ClosedError, FinishReason, OverloadedError, StreamEnd
+from batchstream import ClosedError, FinishReason, Metrics, OverloadedError, StreamEnd
+from batchstream._batching.metrics import MetricsCaller
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.request import Deadlines, Request, Submission
 from batchstream._batching.scheduler import Scheduler
@@ -201,6 +202,36 @@ def test_a_request_that_two_threads_have_ended_is_reaped_once(scheduler):
     assert scheduler.reap(1.0).finished == [request]
     assert scheduler.reap(1.0).finished == ()
     assert scheduler.statistics().finished == {FinishReason.EOS: 1}
+
+
+@pytest.mark.parametrize("told", ["that they joined", "of first outputs"])
+def test_requests_are_reaped_when_all_was_told_that_came_before_their_ends(told):
+    scheduler = scheduler_of(metrics=MetricsCaller(Metrics()))
+    requests = [submit(scheduler), submit(scheduler)]
+    worker, _ = woken(scheduler)[0]
+    assert scheduler.next_batch(worker, None, now=5.0).requests == requests
+    if told == "of first outputs":
+        scheduler.untold.clear()
+        assert scheduler.count_first_outputs(requests, 6.0) == requests
+    end(requests[1])
+    assert scheduler.reap(7.0).finished == []
+    assert scheduler.statistics().finished == {FinishReason.EOS: 1}
+    scheduler.untold.discard(requests[1])
+    assert scheduler.reap(8.0).finished == requests[1:]
+    assert scheduler.count_first_outputs(requests[1:], 8.0) == []
+
+
+def test_a_request_whose_step_is_noted_behind_its_end_is_reaped_with_its_first_output(scheduler):
+    request = submit(scheduler, now=1.0)
+    [(worker, _)] = woken(scheduler)
+    scheduler.next_batch(worker, None, now=6.0)
+    request.finish(StreamEnd(FinishReason.EOS, 1))
+    reaped = scheduler.reap(8.0)
+    assert reaped.first_outputs == reaped.finished == [request]
+    assert request.first_output_at == 8.0
+    assert scheduler.count_first_outputs([request], 9.0) == []
+    figures = scheduler.statistics()
+    assert (figures.first_outputs, figures.first_output_time) == (1, 7.0)
 
 
 def test_a_request_that_ended_while_it_waited_joins_no_batch(scheduler):

@@ -98,7 +98,7 @@ class Batch:
     prefilling: int = 1
 
     def step_totals(self):
-        return StepTotals(1, len(self.requests), self.slots, 3, 2, first_outputs=5, wasted=4)
+        return StepTotals(1, len(self.requests), self.slots, 3, 2, wasted=4)
 
 
 @dataclass(eq=False)
@@ -196,6 +196,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         # Of the requests that were accepted, each is in one of these lists. Those that were taken
         # out of the queue without joining a batch are about to end.
         self.waiting, self.taken_out, self.joined, self.finished = [], [], [], []
+        self.first_outputs = {}  # when requests had them
         self.figures = Figures()
 
     def functions(self, max_cost, bands):
@@ -266,7 +267,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     # ---- what the dispatcher does
 
     def end(self, request, reason=FinishReason.EOS):
-        request.finish(StreamEnd(reason, 0))
+        request.finish(StreamEnd(reason, int(request in self.joined)))
 
     def reap(self):
         reaped = self.scheduler.reap(self.now)
@@ -281,6 +282,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         for request in reaped.overdue:
             assert request in self.waiting
             assert request.ends[0].reason is FinishReason.ERROR
+        unnoted = [r for r in ended if r.ends[0].outputs and r not in self.first_outputs]
+        assert sorted(map(id, reaped.first_outputs)) == sorted(map(id, unnoted))
+        self.first_outputs.update(dict.fromkeys(unnoted, self.now))
         for request in reaped.finished:
             self.finish(request)
         assert not self.scheduler.ended_requests
@@ -362,6 +366,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 (self.waiting if waits else self.taken_out).append(request)
         for request in self.accepted:
             if request not in self.scheduler.totals.open and request not in self.finished:
+                if request.first_output_at is not None:
+                    self.first_outputs.setdefault(request, request.first_output_at)
                 self.finish(request)  # counted in what was broken off
         for request in list(self.waiting):
             if request not in self.scheduler.queue:  # its consumer polls, or cancels it
@@ -648,6 +654,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.rest(run.worker)
         self.reap()
 
+    @precondition(lambda self: self.joined)
+    @rule(data=st.data())
+    def note_first_outputs(self, data):
+        """A step is noted; some of its requests may have ended, and been reaped, meanwhile."""
+        among = st.sampled_from([*self.joined, *self.finished])
+        requests = data.draw(st.lists(among, max_size=3, unique_by=id))
+        expected = [r for r in requests if r in self.joined and r not in self.first_outputs]
+        assert self.scheduler.count_first_outputs(requests, self.now) == expected
+        assert not self.scheduler.untold  # as nothing hears of it
+        self.first_outputs.update(dict.fromkeys(expected, self.now))
+
     @precondition(lambda self: self.running())
     @rule(data=st.data())
     def end_batch(self, data):
@@ -875,7 +892,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert figures.dropped == 2 * len(batches)
         assert figures.buffered == figures.prefilling == len(running)
         assert figures.running == figures.live - figures.waiting
-        assert figures.first_outputs == 5 * len(batches)
+        seconds = sum(at - request.arrived for request, at in self.first_outputs.items())
+        assert figures.first_outputs == len(self.first_outputs)
+        assert figures.first_output_time == pytest.approx(seconds)
         assert figures.wasted == 4 * len(batches)
         live = sum(len(batch.requests) for batch in batches)
         assert figures.occupancy == (live / sum(it.slots for it in batches) if batches else 0.0)

@@ -22,7 +22,7 @@ from batchstream import (
     StreamEnd,
     Traces,
 )
-from batchstream._batching.traces import RequestTracing, TracesCaller
+from batchstream._batching.traces import TracesCaller
 from support.engines import ManualClock, Model, echo, every_batcher
 from support.forms import InLoop
 from support.scripted import Run
@@ -272,7 +272,7 @@ def test_traces_that_derive_from_the_base_need_no_method_of_their_own():
 
 
 @pytest.mark.rule(9)
-def test_a_request_that_another_thread_counts_as_ended_while_it_joins_leaves_its_batch():
+def test_a_request_that_ends_while_it_joins_joins_its_batch_and_leaves_it():
     streams = []
 
     class Cancelling(RecordedTraces):
@@ -280,7 +280,7 @@ def test_a_request_that_another_thread_counts_as_ended_while_it_joins_leaves_its
             if len(requests) == 2:
                 streams[1].cancel()
                 streams.append(batcher.stream("c"))  # which reaps it, and tells of its end
-                assert told(self.requests["1"]) == [("ended", "cancelled", 0, None)]
+                assert told(self.requests["1"]) == []  # of its end only when it was told this
             return super().joined(requests)
 
     traces = Cancelling()
@@ -293,19 +293,9 @@ def test_a_request_that_another_thread_counts_as_ended_while_it_joins_leaves_its
         gate.opened.set()
         assert [list(streams[number]) for number in (0, 2)] == [["x"], ["b"]]
         assert list(streams[3]) == ["c"]
-    assert told(traces.requests["1"]) == [("ended", "cancelled", 0, None)]
+    assert [call[0] for call in traces.requests["1"]] == ["submitted", "joined", "ended"]
     assert [len(batch.ends) for batch in traces.batches] == [1, 2, 1]
     traces.check(batcher.statistics())
-
-
-def test_a_request_that_is_counted_as_ended_before_its_step_is_noted_had_its_first_output():
-    trace = RecordedTraces().submitted("a", request_id="a")
-    tracing = RequestTracing(trace)
-    tracing.joined(None)
-    tracing.ended(StreamEnd(FinishReason.EOS, 1))
-    tracing.first_output()  # the worker's
-    tracing.ended(StreamEnd(FinishReason.EOS, 1))
-    assert told(trace.calls[2:]) == ["first_output", ("ended", "eos", 1, None)]
 
 
 def test_a_batch_ends_once_whichever_of_its_requests_leave_it_how():

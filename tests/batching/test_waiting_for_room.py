@@ -13,7 +13,7 @@ from hypothesis import given
 from batchstream import ClosedError, DynamicBatcher, OverloadedError
 from batchstream._batching import room
 from batchstream._batching.closing import request_drain
-from batchstream._batching.departures import DepartureRate
+from batchstream._batching.departures import BURST_SECONDS, DepartureRate
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.request import Request, Submission
 from batchstream._batching.scheduler import Scheduler
@@ -225,7 +225,11 @@ def test_what_clients_are_told_of_a_random_rate_is_mostly_within_a_factor_of_thr
     assert told[-15] < 4 * 3
 
 
-@given(st.lists(st.tuples(st.integers(1, 64), st.floats(0.001, 10.0)), min_size=4, max_size=60))
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 64), st.floats(2 * BURST_SECONDS, 10.0)), min_size=4, max_size=60
+    )
+)
 def test_the_rate_lies_between_the_slowest_and_the_quickest_interval(intervals):
     rate, now = DepartureRate(), 5.0
     rate.count(1, now, others_wait=True)
@@ -234,6 +238,27 @@ def test_the_rate_lies_between_the_slowest_and_the_quickest_interval(intervals):
         rate.count(left, now, others_wait=True)
     each = [seconds / left for left, seconds in intervals]
     assert min(each) * 0.99 <= rate.seconds_for(1) <= max(each) * 1.01
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.0005])
+def test_slots_that_are_filled_one_by_one_count_as_filled_together(gap):
+    """Eight slots, all free again every two seconds: four requests leave in a second."""
+    rate, told = DepartureRate(), []
+    for burst in range(4):
+        for number in range(8):
+            rate.count(1, 2.0 * burst + number * gap, others_wait=True)
+            told.append(rate.seconds_for(16))
+    assert told[:16] == [None] * 16
+    assert told[23] == told[31] == pytest.approx(4.0)
+    assert min(told[16:]) == pytest.approx(4.0)
+    assert max(told[16:]) <= 4.0 * 2  # as a burst has begun, and the others are about to leave
+
+
+def test_a_server_that_is_quicker_than_a_burst_is_long_has_its_rate_all_the_same():
+    rate = DepartureRate()
+    for number in range(1000):
+        rate.count(1, number * 0.001, others_wait=True)
+    assert rate.seconds_for(1000) == pytest.approx(1.0, rel=0.2)
 
 
 def test_a_model_that_becomes_slower_is_noticed_soon():

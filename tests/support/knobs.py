@@ -21,6 +21,7 @@ from batchstream._batching.engine import Engine
 from batchstream._batching.engine_batch import EngineBatch
 from batchstream._batching.request import Request
 from batchstream._batching.scheduler import Scheduler
+from batchstream._batching.step_log import StepLog
 from batchstream._batching.upstream import RequestUpstream
 from batchstream._batching.waking import wake_workers
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
@@ -600,6 +601,17 @@ def files_of_giving_back():
     return {sys.modules[name].__file__ for name in modules}
 
 
+def before_steps_are_noted(monkeypatch, then):
+    """Call this whenever a batch has handed a step out, and is about to note it."""
+    note = StepLog.note
+
+    def note_after(log, live):
+        then()
+        note(log, live)
+
+    monkeypatch.setattr(StepLog, "note", note_after)
+
+
 def around_refill(monkeypatch, around):
     """Let this function call what a batch of an engine does between two steps."""
     refill = EngineBatch.refill
@@ -710,6 +722,7 @@ def assert_nothing_is_left(batcher):
     assert not dispatcher.scheduler.batches
     assert not dispatcher.scheduler.ended_requests
     assert not dispatcher.all_ended._keys
+    assert not dispatcher.scheduler.untold
     order = dispatcher.scheduler.queue._order
     assert order is None or not (order._bands or order._lines or order._by_account)
     assert not any(lot.waiting for lot in dispatcher.parking._all)
@@ -718,6 +731,11 @@ def assert_nothing_is_left(batcher):
 def apply_closed_loops(batcher):
     """Do what a consumer in another loop does from time to time: give up what closed loops left."""
     batcher._upstream.poll(None)
+
+
+def skip_ends_of_batches(batcher):
+    """Let a batcher count no batch as ended, as where an interrupt strikes just then."""
+    dispatcher_of(batcher).end_batch = lambda _: None
 
 
 def around_first_decision(batcher, around):

@@ -16,7 +16,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.serving import SECONDS, is_open
+from support.serving import is_open
 
 # Processes of Ray that choose their ports by themselves take longer to start. In a network
 # namespace of its own every port is free.
@@ -73,6 +73,8 @@ def running_ray(*paths):
         "RAY_prestart_worker_first_driver": "0",  # one for each of the CPUs, which are mere numbers
         "RAY_worker_niceness": "0",  # else a busy machine runs everything else before a replica
         "RAY_TMPDIR": str(folder),
+        # Else it asks for the token that another Ray of this user has made, if there is one.
+        "RAY_AUTH_MODE": "disabled",
     }
     try:
         with started(folder, log, environment), connected() as cluster:
@@ -115,7 +117,7 @@ def end(process, folder):
     """End a Ray: by their ids those of its processes, too, that it leaves behind if it gives up."""
     process.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(SECONDS)
+        process.wait(5)  # some of its processes take half a minute
     process.kill()
     process.wait()
     for command in Path("/proc").glob("[0-9]*/cmdline"):

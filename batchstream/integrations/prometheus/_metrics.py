@@ -15,30 +15,34 @@ from batchstream.integrations.prometheus._steps import WeightedHistogram
 from batchstream.integrations.prometheus._tenants import MAX_TENANTS, TenantLabels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Mapping
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 
     from prometheus_client import Metric
 
 
-class Families:
-    """The figures of one table in a registry.
+class Families(Collector):
+    """The figures of one table, as one collector.
+
+    A registry asks its collectors one by one, and those of some names in no fixed order. So it has
+    this one for all names, which lets what is gathered be written before any figure is read.
 
     Args:
         name: What their names begin with.
         names: Which table.
-        registry: Where they are registered.
         labels: Labels with values that all series have besides.
+        write: Writes what is gathered.
     """
 
     def __init__(
-        self, name: str, names: Names, registry: CollectorRegistry, labels: Mapping[str, str]
+        self, name: str, names: Names, labels: Mapping[str, str], write: Callable[[], None]
     ) -> None:
         self._labels = labels
+        self._write = write
         self._families: dict[str, list[tuple[tuple[str, ...], Any]]] = {}
         for figure in TABLES[names]:
             own = tuple(label for label in figure.labels if label not in labels)
             full = f"{name}{SEPARATORS[names]}{figure.name}"
-            options: dict[str, Any] = {"labelnames": (*own, *labels), "registry": registry}
+            options: dict[str, Any] = {"labelnames": (*own, *labels), "registry": None}
             family: Any
             if figure.kind == "counter":
                 family = Counter(full, figure.meaning, **options)
@@ -62,19 +66,17 @@ class Families:
             for own, family in self._families.get(key, ())
         )
 
-
-class _BeforeReading(Collector):
-    """Stands in front of the figures in their registry, and is asked before them."""
-
-    def __init__(self, write: Callable[[], None]) -> None:
-        self._write = write
-
     def describe(self) -> Iterable[Metric]:
-        return ()
+        """Return what the registry has to know of the names."""
+        return [metric for family in self._all() for metric in family.describe()]
 
     def collect(self) -> Iterable[Metric]:
+        """Write what is gathered, and return all figures."""
         self._write()
-        return ()
+        return [metric for family in self._all() for metric in family.collect()]
+
+    def _all(self) -> Iterator[Any]:
+        return (family for group in self._families.values() for _, family in group)
 
 
 class PrometheusMetrics(Metrics):
@@ -145,8 +147,8 @@ class PrometheusMetrics(Metrics):
         self._recorders: dict[str, Recorder] = {}  # by the names of batchers
         self._cache_usage = cache_usage
         self._lock = RLock()
-        registry.register(_BeforeReading(self._write))  # in front: a registry reads in this order
-        self._families = Families(name or names, names, registry, self._labels)
+        self._families = Families(name or names, names, self._labels, self._write)
+        registry.register(self._families)
 
     def for_batcher(self, name: str) -> Recorder:
         """Return what the batcher of this name calls."""

@@ -144,7 +144,7 @@ def test_merge_may_return_what_encode_response_may_yield(merged, sent):
         ("\ud800", "surrogates not allowed"),
         ({"a": object()}, "not JSON serializable"),
     ],
-    ids=repr,
+    ids=["an error", "StopIteration", "None", "a surrogate", "no JSON"],
 )
 def test_a_merge_that_fails_fails_that_request_alone_behind_what_waits(result, said, caplog):
     def merge(*_):

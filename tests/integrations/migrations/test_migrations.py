@@ -1,15 +1,24 @@
-"""The programs of examples/migrations: what clients get is the same before and after."""
+"""The programs of examples/migrations: what clients get is the same before and after.
 
+The programs of Ray and of LitServe have tests with those of their integrations, and the queues with
+the other examples.
+"""
+
+import asyncio
+import contextlib
 import importlib.util
 import json
+import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import httpx
 import pytest
 import show_migrations
+import uvicorn
 from starlette.testclient import TestClient
 
 from support.serving import SECONDS
@@ -33,6 +42,7 @@ def at_once(function, requests):
 def test_the_page_shows_what_changes():
     page = show_migrations.PAGE.read_text()
     names = {path.stem.rpartition("_")[0] for path in PROGRAMS.glob("*.py")}
+    names |= set(show_migrations.ELSEWHERE)
     assert {match["name"] for match in show_migrations.BLOCK.finditer(page)} == names
     assert show_migrations.with_differences(page) == page
 
@@ -138,3 +148,86 @@ def test_tgi_one_step_of_the_model_serves_all_requests(monkeypatch):
         go_on.set()
         assert [list(it) for it in (first, *others)] == [[2, 3, 4, 0]] * 4
     assert sizes == [1, 4, 4, 4, 3]
+
+
+@pytest.mark.rule(30)
+def test_tgi_before_the_model_is_called_for_each_request_alone(monkeypatch):
+    module = load("tgi_before")
+    sizes = []
+    forward = module.forward
+
+    def counted(token):
+        sizes.append(1)
+        return forward(token)
+
+    monkeypatch.setattr(module, "forward", counted)
+    with TestClient(module.app) as client:
+        at_once(lambda request: post(client, request), [{"inputs": "a"}] * 4)
+    assert sizes == [1] * 16, "four calls for each, as one step after another"
+
+
+class Server(uvicorn.Server):
+    """A server in a thread, which knows when a response is over."""
+
+    def __init__(self, app):
+        super().__init__(
+            uvicorn.Config(self.respond, interface="asgi3", lifespan="on", log_config=None)
+        )
+        self.app = app
+        self.ready, self.over = threading.Event(), threading.Event()
+
+    async def startup(self, sockets=None):
+        await super().startup(sockets)
+        self.ready.set()
+
+    async def respond(self, scope, receive, send):
+        await self.app(scope, receive, send)
+        if scope["type"] == "http":
+            self.over.set()
+
+
+@contextlib.contextmanager
+def served(app):
+    """Serve an application, and return the server and a client."""
+    server = Server(app)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+        thread.start()
+        try:
+            assert server.ready.wait(SECONDS)
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            with httpx.Client(base_url=url, timeout=SECONDS) as client:
+                yield server, client
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join(SECONDS)
+    assert not thread.is_alive()
+
+
+@pytest.mark.rule(11, 13)
+def test_tgi_the_slot_of_a_client_that_leaves_is_free_after_the_step_that_runs(monkeypatch):
+    module = load("tgi_after")
+    gate, left, sizes = threading.Semaphore(1), threading.Event(), []
+    forward = module.forward
+    request = {"inputs": "abcd", "parameters": {"max_new_tokens": 1_000}}
+
+    def gated(tokens):
+        assert gate.acquire(timeout=SECONDS)
+        sizes.append(len(tokens))
+        return [token or 1 for token in forward(tokens)]  # its text has no end
+
+    monkeypatch.setattr(module, "forward", gated)
+    remove = module.Model.remove
+
+    def noted(model, slot):
+        remove(model, slot)
+        left.set()
+
+    monkeypatch.setattr(module.Model, "remove", noted)
+    with served(module.app) as (server, client):
+        with client.stream("POST", "/generate_stream", json=request) as response:
+            assert next(response.iter_lines()).startswith("data:")
+        assert server.over.wait(SECONDS)
+        gate.release()  # for the step that waits
+        assert left.wait(SECONDS)
+    assert sizes == [1, 1]

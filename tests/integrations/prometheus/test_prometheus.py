@@ -124,6 +124,23 @@ def test_the_counts_are_those_of_the_statistics(shown):
     assert occupancy == pytest.approx(figures.occupancy)
 
 
+@pytest.mark.parametrize("figure", ["steps", "outputs", "slot_steps_live"])
+def test_a_figure_that_is_read_by_its_name_alone_has_all_steps_that_are_kept(shown, figure):
+    """A batch that runs keeps alike steps; `name[]` of a scrape asks for some names alone."""
+    counted = []
+
+    def read(number):
+        if number == 20:
+            page = shown.registry.restricted_registry([f"batchstream_{figure}_total"])
+            (family,) = page.collect()
+            counted.append([sample.value for sample in family.samples])
+
+    model = Model(on_step=read)
+    with DynamicBatcher(model.generate, max_batch_size=1, metrics=shown.metrics) as batcher:
+        assert len(list(batcher.stream("a" * 30))) == 30
+    assert counted == [[20.0]]
+
+
 def test_what_prometheus_reads_has_a_type_and_a_meaning_for_everything(shown):
     families = list(text_string_to_metric_families(generate_latest(shown.registry).decode()))
     assert all(family.name.startswith("batchstream_") for family in families)

@@ -183,18 +183,16 @@ def test_a_generator_is_told_who_is_left(kind):
 
     def steps(lengths):
         live = range(len(lengths))
-        position = 0
-        while True:
+        for position in range(20):
             told.append(tuple(live))
             live = yield {
                 slot: position if position < lengths[slot] else StopIteration for slot in live
             }
-            position += 1
 
     async def asteps(lengths):
         source = steps(lengths)
         live = yield next(source)
-        while True:
+        for _ in range(19):
             live = yield source.send(live)
 
     model = batch(max_batch_size=3)(asteps if kind == "asynchronous" else steps)
@@ -496,7 +494,7 @@ def test_an_error_fails_its_batch_alone():
 
 
 @pytest.mark.rule(13, 25)
-@pytest.mark.parametrize("how", ["cancelled", "closed", "dropped", "dropped unread"])
+@pytest.mark.parametrize("how", ["cancelled", "closed", "thrown", "dropped", "dropped unread"])
 def test_a_caller_that_leaves_frees_its_slot(how):
     closed = []
 
@@ -523,6 +521,12 @@ def test_a_caller_that_leaves_frees_its_slot(how):
         elif how == "closed":
             await anext(outputs)
             await outputs.aclose()
+        elif how == "thrown":
+            await anext(outputs)
+            kept = await raised(outputs.athrow(KeyError()))
+            await turns(10)  # fewer than outputs that a stream may hold
+            assert kept.__traceback__  # which has the generator's frame, and what that holds
+            assert model.statistics().live == 0
         elif how == "dropped":
             await anext(outputs)
         del outputs
