@@ -52,13 +52,14 @@ copybutton_exclude = ".linenos, .gp, .go"  # neither prompts nor output
 
 # Other projects' inventories would have to be fetched, so references to them stay plain text.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(asyncio|collections\.abc|contextlib|prometheus_client|typing_extensions)\..*"),
+    (r"py:.*", r"(asyncio|collections\.abc|contextlib|os|prometheus_client|typing_extensions)\..*"),
     (
         r"py:class",
         r"BackgroundTask|HTTPConnection|ServerSentEvent",
     ),  # of Starlette and sse-starlette
     (r"py:class", r"_?Steps?(WithNone)?|Results"),  # what a function gives, in overloads
     (r"py:class", r"MetricsOrFactory"),  # the docstring of `metrics=` says what may be given
+    (r"py:class", r"TracebackType"),  # of a block that is left
     (r"py:class", r"Skip"),  # the marker that encoders of responses may return
 ]
 

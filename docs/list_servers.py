@@ -17,7 +17,9 @@ COLUMNS = ("ends", "disconnect", "back-pressure", "error", "overload", "bad requ
 NOT_TRIED = "not tried"
 
 BLOCK = re.compile(
-    r"(?<=<!-- what works: made by list_servers\.py -->\n).*?(?=<!-- end -->)", re.DOTALL
+    r"(?<=<!-- )(?P<name>what works|tests)(?P<rest>: made by list_servers\.py -->\n)"
+    r".*?(?=<!-- end -->)",
+    re.DOTALL,
 )
 
 
@@ -30,6 +32,20 @@ def servers() -> list[dict[str, Any]]:
 def word(cell: str | dict[str, str]) -> str:
     """Return what a cell says."""
     return cell if isinstance(cell, str) else cell["is"]
+
+
+def tests_of(row: dict[str, Any]) -> str:
+    """Return the tests of a row, each with what it shows; nothing if its program is run."""
+    if "recipe" in row:
+        return ""
+    cells = ((column, row["works"][column]) for column in COLUMNS)
+    named = [f"  - {column}: `{cell['test']}`" for column, cell in cells if "test" in cell]
+    return "\n".join([f"- {row['name']}:", *named])
+
+
+def tests() -> str:
+    """Return the list of tests of the rows without a program."""
+    return "\n".join([*filter(None, map(tests_of, servers())), ""])
 
 
 def table() -> str:
@@ -46,8 +62,9 @@ def table() -> str:
 
 
 def with_table(page: str) -> str:
-    """Return the page with the table as servers.toml has it."""
-    return BLOCK.sub(lambda _: f"\n{table()}\n", page)
+    """Return the page with the table, and the list of tests, as servers.toml has them."""
+    made = {"what works": table(), "tests": tests()}
+    return BLOCK.sub(lambda it: f"{it['name']}{it['rest']}\n{made[it['name']]}\n", page)
 
 
 if __name__ == "__main__":

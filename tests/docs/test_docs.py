@@ -19,8 +19,9 @@ import show_migrations
 from prometheus_client import CollectorRegistry
 
 import batchstream
+import batchstream.remote
 import batchstream.text
-from batchstream.integrations import grpc, litserve, opentelemetry, prometheus, starlette
+from batchstream.integrations import grpc, http, litserve, opentelemetry, prometheus, starlette
 from support import knobs
 
 ROOT = Path(__file__).parents[2]
@@ -221,10 +222,12 @@ def documented_modules():
     """Return the modules besides the package itself whose names the reference has."""
     return [
         grpc,
+        http,
         litserve,
         opentelemetry,
         prometheus,
         starlette,
+        batchstream.remote,
         batchstream.text,
         *installed(),
     ]

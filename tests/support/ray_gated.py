@@ -9,7 +9,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from batchstream import EOS, ContinuousBatcher
+from batchstream import EOS, ContinuousBatcher, RequestError
 from batchstream.integrations.ray import batch
 from batchstream.integrations.starlette import TextResponse, exception_handlers
 
@@ -17,20 +17,33 @@ OPTIONS = {"ray_actor_options": {"num_cpus": 0.1}, "max_ongoing_requests": 32}
 
 
 class Countdown:
-    """An engine: a request is a number, and gets so many outputs. Each step needs a permit."""
+    """An engine: a request is a number, and gets so many outputs. Each step needs a permit.
 
-    def __init__(self):
+    Args:
+        width: How many characters an output has, at least.
+    """
+
+    def __init__(self, width=1):
+        self.width = width
         self.left = {}
         self.steps = 0
+        self.fails = False
         self.permits = threading.Semaphore(0)
 
     def add(self, slot, request):
+        if request < 0:
+            raise RequestError("less than no output")
         self.left[slot] = request
 
     def step(self):
         self.permits.acquire()
+        if self.fails:
+            self.fails = False
+            raise RuntimeError("out of memory")
         self.steps += 1
-        step = {slot: f"{count} " if count else EOS for slot, count in self.left.items()}
+        step = {
+            slot: f"{count:<{self.width}} " if count else EOS for slot, count in self.left.items()
+        }
         self.left = {slot: count - 1 for slot, count in self.left.items()}
         return step
 
@@ -41,9 +54,11 @@ class Countdown:
 class Gated:
     """What the deployments have in common: a batcher, and what tests ask."""
 
-    def __init__(self, slots=4, max_pending=1024):
-        self.engine = Countdown()
-        self.batcher = ContinuousBatcher(self.engine, max_batch_size=slots, max_pending=max_pending)
+    def __init__(self, slots=4, max_pending=1024, width=1, max_buffered=1024):
+        self.engine = Countdown(width)
+        self.batcher = ContinuousBatcher(
+            self.engine, max_batch_size=slots, max_pending=max_pending, max_buffered=max_buffered
+        )
         self.streams = []
 
     def open(self, count):
@@ -57,6 +72,11 @@ class Gated:
 
     async def allow(self, steps):
         self.engine.permits.release(steps)
+
+    async def fail(self):
+        """Let the step fail that the model waits with."""
+        self.engine.fails = True
+        self.engine.permits.release()
 
     async def forbid(self):
         while self.engine.permits.acquire(blocking=False):
@@ -87,18 +107,29 @@ class Model(Gated):
 
 @serve.deployment(**OPTIONS)
 class Batched:
-    """Streams of `batch`, whose model waits for a permit before each step."""
+    """Streams of `batch`, whose model waits for a permit before each step.
 
-    def __init__(self):
+    Args:
+        size: How many requests a batch has.
+        seconds: For how long it waits for as many.
+    """
+
+    def __init__(self, size=4, seconds=0.01):
+        self.reply.set_max_batch_size(size)
+        self.reply.set_batch_wait_timeout_s(seconds)
         self.permits = asyncio.Semaphore(0)
         self.steps = 0
         self.closed = 0
+        self.fails = False
 
     @batch(max_batch_size=4)
     async def reply(self, counts):
         try:
             for position in range(max(counts)):
                 await self.permits.acquire()
+                if self.fails:
+                    self.fails = False
+                    raise RuntimeError("out of memory")
                 self.steps += 1
                 yield [
                     f"{count - position} " if position < count else StopIteration
@@ -110,6 +141,11 @@ class Batched:
     async def __call__(self, request: Request):
         outputs = self.reply(int(request.query_params["count"]))
         return StreamingResponse(outputs, media_type="text/plain")
+
+    async def fail(self):
+        """Let the step fail that the model waits with."""
+        self.fails = True
+        self.permits.release()
 
     async def allow(self, steps):
         for _ in range(steps):

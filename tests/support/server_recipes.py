@@ -1,7 +1,8 @@
 """Starts the programs of `examples/servers/` as their texts say, and checks what works.
 
 A recipe is a folder there with a `server.py`, whose text has the command that starts it. It runs in
-a folder of its own beside `server_model.py` under the name of `model.py`.
+a folder of its own beside `server_model.py` under the name of `model.py`; or the model runs in
+another process, and what the recipe imports is connected to that.
 
 Each check returns the words that the table on the page of servers has in this cell. They are few,
 and a test compares them: so a cell cannot say what is not so, be it good or bad.
@@ -27,6 +28,7 @@ MODEL = EXAMPLES / "model.py"
 STAND_IN = Path(__file__).with_name("server_model.py")
 PORT = "8000"  # which the texts have
 APART = Path(__file__).with_name("apart.py")
+SOCKET = "model.sock"
 CLIENTS = {
     "http": HttpReply,
     "websocket": WebSocketReply,
@@ -125,7 +127,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(recipe, command, reply, folder, model=STAND_IN, *, apart=False):
+def serving(recipe, command, reply, folder, model=STAND_IN, *, apart=False, remote=False):
     """Run a recipe in a folder for as long as the block lasts, and give the `Server`.
 
     Args:
@@ -135,15 +137,41 @@ def serving(recipe, command, reply, folder, model=STAND_IN, *, apart=False):
         folder: Where it runs.
         model: What it imports as its model.
         apart: Whether `apart.py` runs it.
+        remote: Whether the model runs in a process of its own.
     """
     port = free_port()
     shutil.copytree(EXAMPLES / recipe, folder / recipe)
-    shutil.copy(model, folder / "model.py")
     command = [word.replace(PORT, str(port)) for word in command_of(recipe, command)]
     if apart:
         command = [str(APART), *command[1:]]  # in place of -m
-    with running(command, partial(is_open, port), folder / "log") as process:
+    with contextlib.ExitStack() as stack:
+        if remote:
+            stack.enter_context(model_apart(model, folder))
+        else:
+            shutil.copy(model, folder / "model.py")
+        log = folder / "log"
+        process = stack.enter_context(running(command, partial(is_open, port), log))
         yield Server(reply, port, process, folder)
+
+
+@contextlib.contextmanager
+def model_apart(model, folder):
+    """Run a model in a process of its own, and put a batcher in its place that is connected to it.
+
+    The window is as small as the stand-in's `max_buffered`, for clients that do not read.
+    """
+    shutil.copy(model, folder / "model_apart.py")
+    (folder / "model.py").write_text(
+        "from batchstream.remote import connect\n"
+        f"batcher = connect({SOCKET!r}, window=8, drain=60)\n"
+    )
+    (folder / "serve_model.py").write_text(
+        "from batchstream.remote import serve\n"
+        "from model_apart import batcher\n"
+        f"serve(batcher, {SOCKET!r})\n"
+    )
+    with running(["serve_model.py"], (folder / SOCKET).exists, folder / "model.log"):
+        yield
 
 
 def let_all_through(gate):

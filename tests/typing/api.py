@@ -980,7 +980,7 @@ def grpc_servers(error: Exception) -> None:
     ServerInterceptor()
     assert_type(timeout_of(CallContext(), at_most=60), float | None)
     timeout_of(object())  # type: ignore[arg-type]
-    assert_type(status_of(error), Status | None)
+    assert_type(status_of(error), Status)
 
 
 def other_processes() -> None:

@@ -128,8 +128,6 @@ def _status_for(error: BatchStreamError, context: Any) -> Status:
         BatchStreamError: The error itself, for gRPC to answer.
     """
     status = status_of(error)
-    if status is None:
-        raise error
     # A method in a thread of an asynchronous server cannot ask for them.
     set_before: tuple[Any, ...] = getattr(context, "trailing_metadata", tuple)() or ()
     return status._replace(trailing_metadata=(*set_before, *status.trailing_metadata))

@@ -37,8 +37,8 @@ class Status(NamedTuple):
     trailing_metadata: tuple[tuple[str, str], ...] = ()
 
 
-def status_of(error: BaseException) -> Status | None:
-    """Return the status that a call ends with for an error; None if that is for gRPC to say.
+def status_of(error: BaseException) -> Status:
+    """Return the status that a call ends with for an error, or raise the error.
 
     `OverloadedError` and `SlowConsumerError` are `RESOURCE_EXHAUSTED`, `ClosedError` is
     `UNAVAILABLE`, `DeadlineError` is `DEADLINE_EXCEEDED`, and `RequestError` is `INVALID_ARGUMENT`,
@@ -47,6 +47,9 @@ def status_of(error: BaseException) -> Status | None:
     Args:
         error: What a method has raised, or would raise. For a method that answers many requests in
             one call, and tells its client of each error in a message.
+
+    Raises:
+        BaseException: The error itself, if it is none of these: gRPC ends the call for it.
     """
     if isinstance(error, OverloadedError):
         metadata = _try_again(error.retry_after)
@@ -59,7 +62,7 @@ def status_of(error: BaseException) -> Status | None:
         return Status(_codes.INVALID_ARGUMENT, error_text(error))
     if isinstance(error, SlowConsumerError):
         return Status(_codes.RESOURCE_EXHAUSTED, "the client reads too slowly")
-    return None
+    raise error
 
 
 _codes: Final = grpc.StatusCode

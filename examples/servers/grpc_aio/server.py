@@ -6,7 +6,13 @@ In the folder `examples/servers`:
     python -m grpc_aio.server --port 8000
 
 Its one method, `/Speller/Spell`, takes a word and streams its letters, all of them as bytes. A
-method of a servicer that protoc has made is the same, and yields messages.
+client in Python, without a `.proto` file:
+
+    >>> channel = grpc.insecure_channel("127.0.0.1:8000")
+    >>> list(channel.unary_stream("/Speller/Spell")(b"word"))
+    [b'w', b'o', b'r', b'd']
+
+A method of a servicer that protoc has made is the same, and yields messages.
 """
 
 import argparse

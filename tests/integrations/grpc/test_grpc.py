@@ -276,10 +276,13 @@ def test_each_error_of_a_batcher_has_a_status(error, code, details, metadata):
     assert status_of(error) == (code, details, tuple(metadata.items()))
 
 
-def test_an_error_of_the_server_has_none():
-    assert status_of(StepError("the model's fault", step=1)) is None
-    assert status_of(ForkedError("the operator's fault")) is None
-    assert status_of(ValueError()) is None
+@pytest.mark.parametrize(
+    "error", [StepError("the model's fault", step=1), ForkedError("the operator's"), ValueError()]
+)
+def test_an_error_of_the_server_is_raised_for_grpc(error):
+    with pytest.raises(type(error)) as raised:
+        status_of(error)
+    assert raised.value is error
 
 
 @pytest.mark.parametrize("server", SERVERS)

@@ -251,6 +251,11 @@ def test_an_http_exception_of_the_batch_answers_all_its_requests(server):
         assert call.headers["retry-after"] == "7"
 
 
+def test_a_request_error_of_the_batch_answers_all_its_requests_with_422(server):
+    for call in server.call({"tag": "a", "plan": [["raise", "rejecting", "too long"]]}):
+        assert_answer(call, 422, "too long")
+
+
 @pytest.mark.rule(18)
 @pytest.mark.parametrize("kind", KINDS_OF_500)
 def test_whatever_is_raised_the_client_gets_a_500_and_the_worker_lives(server, kind):
