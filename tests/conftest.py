@@ -55,7 +55,7 @@ def pytest_collection_finish():
     """
     gc.collect()
     gc.freeze()
-    gc.collect()  # else it waits for a quarter of that million before it looks at cycles that are old
+    gc.collect()  # else old cycles, and files in them, stay until there are a quarter as many more
 
 
 @pytest.fixture

@@ -335,10 +335,7 @@ class Dispatcher(ABC, Generic[T]):
     def follow_up(self, reaped: Reaped, now: float) -> None:
         """Do without the lock what the reaping asks for."""
         if reaped.overdue:
-            self.parking.wake(reaped.overdue)
-            for request in reaped.overdue:
-                if (on_end := request.on_end) is not None:
-                    on_end(request)
+            self._wake_overdue(reaped.overdue)
         if reaped is not NOTHING_REAPED:
             if self.ends.room_waiters:
                 self.ends.tell_of_room()
@@ -353,6 +350,13 @@ class Dispatcher(ABC, Generic[T]):
             self.reports.ended(reaped.finished, now, closed=closed)
         if reaped.wakes or reaped.overdue:  # others may join now
             self.ends.wake_model()
+
+    def _wake_overdue(self, requests: Sequence[Request[T]]) -> None:
+        """Wake the consumers of requests that were failed because their time is over."""
+        self.parking.wake(requests)
+        for request in requests:
+            if (on_end := request.on_end) is not None:
+                on_end(request)
 
     def fail_all(self, requests: Iterable[Request[T]], error: BaseException) -> None:
         """Fail requests that are in no batch."""

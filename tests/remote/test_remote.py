@@ -14,6 +14,7 @@ import time
 import weakref
 from collections import deque
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -492,14 +493,14 @@ class Growing(deque):
         return count
 
 
-def test_what_comes_while_outputs_are_taken_is_not_taken_beyond_the_window():
-    with ContinuousBatcher(Waiting, max_batch_size=1) as batcher:
-        stream = batcher.stream("a")
-        for window in (2, 3, 10):
-            buffer = knobs.hold(stream, Growing("abc"))
-            assert len(take(buffer, window)) == min(window, 3)
-        buffer = knobs.hold(stream, Growing())
-        assert take(buffer, 5) == []
+@pytest.mark.parametrize(
+    ("held", "window", "count"), [("abc", 2, 2), ("abc", 3, 3), ("abc", 10, 3), ("", 5, 0)]
+)
+def test_what_comes_while_outputs_are_taken_is_not_taken_beyond_the_window(held, window, count):
+    heard = []
+    buffer = SimpleNamespace(outputs=Growing(held), on_room=heard.append)
+    assert take(buffer, window) == list(held[:count])
+    assert heard == ([buffer] if count else [])
 
 
 def test_what_comes_while_others_are_sent_arrives(path, monkeypatch):
