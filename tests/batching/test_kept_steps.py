@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from types import SimpleNamespace
 
-from prometheus_client import CollectorRegistry
-
-from batchstream import DynamicBatcher
 from batchstream._batching.kept_steps import KeptSteps, StepKind
-from batchstream.integrations.prometheus import PrometheusMetrics
-from support import knobs
-from support.engines import Model
 
 KIND, OTHER = StepKind(2, 4, 2, 0, 0), StepKind(1, 4, 1, 0, 0)
 
@@ -44,21 +36,3 @@ def test_a_run_that_another_thread_is_reading_gives_its_outputs_to_that_one():
     run._read.append(token)
     run.gaps.append(0.5)
     assert kept.take() == [(KIND, [0.5], 3)]
-
-
-def test_a_batch_whose_end_was_skipped_is_not_kept_when_its_batcher_is_gone():
-    """By an interrupt, where the worker is a task in the main thread."""
-    registry = CollectorRegistry()
-    batcher = DynamicBatcher(
-        Model().generate, max_batch_size=1, metrics=PrometheusMetrics(registry=registry), name="m"
-    )
-    knobs.skip_ends_of_batches(batcher)
-    assert len(list(batcher.stream("abcd"))) == 4
-    batcher.close()
-    kept = knobs.metrics_of(batcher).kept_steps
-    cores = [weakref.ref(batch.fanout.core) for batch in knobs.runs_of(batcher)]
-    del batcher
-    gc.collect()
-    assert registry.get_sample_value("batchstream_steps_total", {"batcher": "m"}) == 5.0
-    assert registry.get_sample_value("batchstream_outputs_total", {"batcher": "m"}) == 4.0
-    assert (kept.take(), len(kept._runs), [core() for core in cores]) == ([], 0, [None])

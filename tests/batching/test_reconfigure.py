@@ -7,7 +7,6 @@ import pickle
 from functools import partial
 from threading import Event
 
-import cloudpickle
 import pytest
 
 from batchstream import EOS, ClosedError, DynamicBatcher, OverloadedError, batched
@@ -422,6 +421,8 @@ def spell(words):
 
 @pytest.mark.rule(27)
 def test_a_pickle_has_the_limits_of_the_definition():
+    cloudpickle = pytest.importorskip("cloudpickle")
+
     @batched(max_batch_size=4, batch_timeout=0.0)
     def local(words):
         yield from zip(*words, strict=True)

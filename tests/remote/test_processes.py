@@ -13,14 +13,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
+
+pytest.importorskip("fastapi", reason="the core's tests run without it")
+pytest.importorskip("httpx", reason="the core's tests run without it")
+pytest.importorskip("uvicorn", reason="the core's tests run without it")
+
+import httpx
 
 from batchstream.remote import connect
 from support.serving import free_port, is_healthy
-
-pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HELD_MODEL = Path(__file__).parents[1] / "support" / "remote_held_model.py"

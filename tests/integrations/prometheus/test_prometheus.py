@@ -2,10 +2,12 @@
 
 import contextlib
 import functools
+import gc
 import os
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -402,3 +404,21 @@ def test_metrics_that_raise_fail_no_request(monkeypatch):
         streams = [batcher.stream("ab") for _ in range(3)]
         assert ["".join(stream) for stream in streams] == ["ab"] * 3
     assert {type(error) for error in reported} == {OSError, ZeroDivisionError}
+
+
+def test_a_batch_whose_end_was_skipped_is_not_kept_when_its_batcher_is_gone():
+    """By an interrupt, where the worker is a task in the main thread."""
+    registry = CollectorRegistry()
+    batcher = DynamicBatcher(
+        Model().generate, max_batch_size=1, metrics=PrometheusMetrics(registry=registry), name="m"
+    )
+    knobs.skip_ends_of_batches(batcher)
+    assert len(list(batcher.stream("abcd"))) == 4
+    batcher.close()
+    kept = knobs.metrics_of(batcher).kept_steps
+    cores = [weakref.ref(batch.fanout.core) for batch in knobs.runs_of(batcher)]
+    del batcher
+    gc.collect()
+    assert registry.get_sample_value("batchstream_steps_total", {"batcher": "m"}) == 5.0
+    assert registry.get_sample_value("batchstream_outputs_total", {"batcher": "m"}) == 4.0
+    assert (kept.take(), len(kept._runs), [core() for core in cores]) == ([], 0, [None])
