@@ -47,9 +47,13 @@ def context(monkeypatch):
 
 def in_replica(scenario, when):
     """Run a scenario with what a replica makes of the program's class."""
-    # `serve.batch` answers the first event loop of a process alone, as a replica has but one.
-    program = importlib.reload(importlib.import_module(PROGRAMS[when]))
+    program = loaded(when)
     return asyncio.run(scenario(program.Speller.func_or_class(), program.MOST))
+
+
+def loaded(when):
+    """Load a program anew: `serve.batch` keeps the first event loop that it was called in."""
+    return importlib.reload(importlib.import_module(PROGRAMS[when]))
 
 
 @pytest.mark.parametrize("when", PROGRAMS)
@@ -92,8 +96,7 @@ def test_ray_the_model_stops_when_all_callers_have_left(context):
 
 
 def test_ray_clients_of_a_replica_get_the_same_text(ray_cluster, deploy):
-    programs = {when: importlib.import_module(name) for when, name in PROGRAMS.items()}
-    deploy(**{when: program.app for when, program in programs.items()})
+    deploy(**{when: loaded(when).app for when in PROGRAMS})
     with httpx.Client(timeout=SECONDS) as client:
         for name in PROGRAMS:
             texts = [client.post(f"{ray_cluster.http}/{name}", content=word).text for word in WORDS]
