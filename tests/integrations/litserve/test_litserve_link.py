@@ -1,12 +1,14 @@
 """Messages from a worker's outbox to the responses in a server process, without either process."""
 
 import asyncio
+import gc
 import os
 import pickle
 import queue
 import subprocess
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -342,6 +344,16 @@ def test_closing_leaves_nothing_in_litserves_buffer():
     before = dict(server.response_buffer)
     submitted(server, link, "first", "second").close()
     assert server.response_buffer == before
+
+
+def test_a_link_of_which_requests_were_reported_is_freed_with_its_pipes():
+    server = Server()
+    link = connected(server)
+    submitted(server, link, "first").close()
+    freed = weakref.ref(link)
+    del link, server
+    gc.collect()
+    assert freed() is None
 
 
 @pytest.mark.rule(19)

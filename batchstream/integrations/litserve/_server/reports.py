@@ -7,6 +7,7 @@ import time
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from batchstream import OverloadedError, StreamEnd
 from batchstream._batching.log import BatcherLog
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
     from batchstream.integrations.litserve._link.link import Link
     from batchstream.integrations.litserve._link.ordering import Tenant
 
-_callers: dict[tuple[int, Link], MetricsCaller] = {}
-_refusals: dict[tuple[int, Link], Refusals] = {}
+_callers: WeakKeyDictionary[Link, dict[int, MetricsCaller]] = WeakKeyDictionary()
+_refusals: WeakKeyDictionary[Link, dict[int, Refusals]] = WeakKeyDictionary()
 _made: dict[tuple[int, object], Any] = {}
-"""All by process: a fork inherits those of the process before it."""
+"""All by process: a fork inherits those of the process before it. A link's pipes close with it."""
 
 
 def metrics_of(link: Link) -> MetricsCaller | None:
@@ -34,12 +35,12 @@ def metrics_of(link: Link) -> MetricsCaller | None:
     """
     if link.metrics is None:
         return None
-    key = os.getpid(), link
-    caller = _callers.get(key)
+    callers = _callers.setdefault(link, {})
+    caller = callers.get(os.getpid())
     if caller is None:
         # Here, and not where the link is made: the main process has not forked this one yet then.
         caller = MetricsCaller(partial(_make_once, link.metrics), link.name or "")
-        caller = _callers.setdefault(key, caller)
+        caller = callers.setdefault(os.getpid(), caller)
     if caller.unmade:
         caller.make(copy_context())
     return caller
@@ -59,10 +60,10 @@ class Refusals:
     @classmethod
     def of(cls, link: Link) -> Refusals:
         """Return those of this process."""
-        key = os.getpid(), link
-        if key not in _refusals:
-            _refusals[key] = cls(link.name or "")
-        return _refusals[key]
+        refusals = _refusals.setdefault(link, {})
+        if os.getpid() not in refusals:
+            refusals[os.getpid()] = cls(link.name or "")
+        return refusals[os.getpid()]
 
     def note(self, error: OverloadedError, request_id: str) -> None:
         """Note one that was refused."""
