@@ -8,6 +8,12 @@ import sys
 import pytest
 
 from batchstream import BatchedStream, Last, SourceError
+from support.sources import in_forked_child, needs_fork
+
+try:
+    import _testcapi as memory
+except ImportError:
+    memory = None
 
 pytestmark = pytest.mark.rule(2, 9)
 
@@ -68,12 +74,8 @@ def lowest_limit():
             return limit
 
 
-@pytest.mark.parametrize("by_time", [False, True])
-@pytest.mark.parametrize("source", SOURCES)
-def test_a_receive_at_the_recursion_limit_loses_no_step_in_silence(source, by_time, monkeypatch):
+def receives_near_the_recursion_limit(source, *, by_time):
     normal = sys.getrecursionlimit()
-    # Finalizers have no stack either, of what the collector happens to find there.
-    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
 
     def receive(reader):
         try:
@@ -87,12 +89,7 @@ def test_a_receive_at_the_recursion_limit_loses_no_step_in_silence(source, by_ti
         assert_nothing_is_lost_in_silence(batch, receive, room, by_time=by_time)
 
 
-@pytest.mark.parametrize("by_time", [False, True])
-@pytest.mark.parametrize("source", SOURCES)
-def test_a_receive_without_memory_loses_no_step_in_silence(source, by_time, monkeypatch):
-    memory = pytest.importorskip("_testcapi")
-    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
-
+def receives_without_memory(source, *, by_time):
     def receive(reader):
         try:
             memory.set_nomemory(first, first + length)
@@ -105,3 +102,23 @@ def test_a_receive_without_memory_loses_no_step_in_silence(source, by_time, monk
             batch = BatchedStream(source(), size=2)
             where = (first, length)
             assert_nothing_is_lost_in_silence(batch, receive, where, by_time=by_time)
+
+
+@needs_fork
+@pytest.mark.parametrize("by_time", [False, True])
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    "receives",
+    [
+        receives_near_the_recursion_limit,
+        pytest.param(
+            receives_without_memory,
+            marks=pytest.mark.skipif(memory is None, reason="this Python has no _testcapi"),
+        ),
+    ],
+)
+def test_a_receive_that_runs_out_loses_no_step_in_silence(receives, source, by_time, monkeypatch):
+    # Finalizers have no stack or memory either, of what the collector happens to find there.
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    # In a process without other threads: all of them run out, those of the test runner as well.
+    assert in_forked_child(lambda: receives(source, by_time=by_time)) == "None"

@@ -9,7 +9,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from batchstream import EOS, ContinuousBatcher, RequestError
+from batchstream import EOS, ContinuousBatcher, Fail, RequestError
 from batchstream.integrations.ray import batch
 from batchstream.integrations.starlette import TextResponse, exception_handlers
 
@@ -105,42 +105,41 @@ class Model(Gated):
         return TextResponse(self.open(count))
 
 
-@serve.deployment(**OPTIONS)
-class Batched:
-    """Streams of `batch`, whose model waits for a permit before each step.
+class Countdowns:
+    """What the deployments of `batch` have in common. Each step of the model needs a permit.
 
     Args:
         size: How many requests a batch has.
         seconds: For how long it waits for as many.
+        width: How many characters an output has, at least.
     """
 
-    def __init__(self, size=4, seconds=0.01):
+    def __init__(self, size=4, seconds=0.01, width=1):
         self.reply.set_max_batch_size(size)
         self.reply.set_batch_wait_timeout_s(seconds)
+        self.width = width
         self.permits = asyncio.Semaphore(0)
         self.steps = 0
         self.closed = 0
         self.fails = False
 
-    @batch(max_batch_size=4)
+    @batch(max_batch_size=4, max_pending=4)
     async def reply(self, counts):
         try:
-            for position in range(max(counts)):
+            for position in range(max(1, *counts)):
                 await self.permits.acquire()
                 if self.fails:
                     self.fails = False
                     raise RuntimeError("out of memory")
                 self.steps += 1
-                yield [
-                    f"{count - position} " if position < count else StopIteration
-                    for count in counts
-                ]
+                yield [self.output(count, position) for count in counts]
         finally:
             self.closed += 1
 
-    async def __call__(self, request: Request):
-        outputs = self.reply(int(request.query_params["count"]))
-        return StreamingResponse(outputs, media_type="text/plain")
+    def output(self, count, position):
+        if count < 0:
+            return Fail(RequestError("less than no output"))
+        return f"{count - position:<{self.width}} " if position < count else StopIteration
 
     async def fail(self):
         """Let the step fail that the model waits with."""
@@ -152,7 +151,36 @@ class Batched:
             self.permits.release()
 
     async def seen(self):
-        return {"steps": self.steps, "closed": self.closed}
+        """Return the steps made, the batches that have ended, and where the requests are."""
+        requests = self.reply.statistics()
+        return {
+            "steps": self.steps,
+            "closed": self.closed,
+            "running": requests.running,
+            "waiting": requests.waiting,
+        }
+
+
+@serve.deployment(**OPTIONS)
+class Batched(Countdowns):
+    """Streams what `batch` returned to HTTP without a framework."""
+
+    async def __call__(self, request: Request):
+        outputs = self.reply(int(request.query_params["count"]))
+        return StreamingResponse(outputs, media_type="text/plain")
+
+
+batched_app = FastAPI(exception_handlers=exception_handlers)
+
+
+@serve.deployment(**OPTIONS)
+@serve.ingress(batched_app)
+class BatchedIngress(Countdowns):
+    """Streams what `batch` returned from a FastAPI application."""
+
+    @batched_app.get("/")
+    async def answer(self, count: int):
+        return TextResponse(self.reply(count))
 
 
 app = FastAPI(exception_handlers=exception_handlers)

@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 from starlette.requests import Request
 
 from batchstream import EOS, ContinuousBatcher
-from batchstream.integrations.ray import autoscaling_stats
+from batchstream.integrations.ray import autoscaling_stats, batch
 from batchstream.integrations.starlette import TextResponse
 
 OPTIONS = {"ray_actor_options": {"num_cpus": 0.1}, "max_ongoing_requests": 32}
@@ -95,5 +95,33 @@ class Held:
     async def __del__(self):
         open_requests = self.batcher.statistics().live
         await self.batcher.aclose()
+        with contextlib.suppress(RayError):
+            await self.gate.note.remote(f"closed with {open_requests} open")
+
+
+@serve.deployment(**OPTIONS)
+class HeldBatch:
+    """The same behind `batch`, with a batch for each request."""
+
+    def __init__(self, gate):
+        self.gate = gate
+
+    @batch(max_batch_size=1, max_concurrent_batches=4)
+    async def reply(self, counts):
+        for made in range(*counts):
+            while made == FREE_STEPS and not await self.gate.opens_within.remote(60):
+                pass
+            yield [f"{os.getpid()} "]
+
+    async def generate(self, count):
+        async for output in self.reply(count):
+            yield output
+
+    async def __call__(self, request: Request):
+        return TextResponse(self.reply(int(request.query_params["count"])))
+
+    async def __del__(self):
+        open_requests = self.reply.statistics().live
+        await self.reply.aclose()
         with contextlib.suppress(RayError):
             await self.gate.note.remote(f"closed with {open_requests} open")

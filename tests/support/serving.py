@@ -69,6 +69,14 @@ def wait_until_ready(process, is_ready, log_path, seconds=60):
         time.sleep(0.05)
 
 
+def wait_until_logged(log_path, text):
+    """Poll the log of a server until it holds the text."""
+    deadline = time.monotonic() + SECONDS
+    while text not in (log := log_path.read_text(errors="replace")):
+        assert time.monotonic() < deadline, log
+        time.sleep(0.01)
+
+
 def is_healthy(url):
     with contextlib.suppress(httpx.TransportError):
         return httpx.get(f"{url}/health", timeout=5).status_code == 200

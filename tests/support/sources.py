@@ -138,12 +138,16 @@ def in_forked_child(function):
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
+        status = 1
         try:
-            result = str(function())
-        except BaseException as error:  # noqa: BLE001 - the answer
-            result = f"{type(error).__name__}: {error}"
-        os.write(writer, result.encode())
-        os._exit(0)
+            try:
+                result = str(function())
+            except BaseException as error:  # noqa: BLE001 - the answer
+                result = f"{type(error).__name__}: {error}"
+            os.write(writer, result.encode())
+            status = 0
+        finally:
+            os._exit(status)  # whatever happens: else the child would run tests, too
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         result = pipe.read().decode()

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from support.serving import SECONDS, free_port, running
+from support.serving import SECONDS, free_port, running, wait_until_logged
 
 API = Path(__file__).with_name("litserve_stepwise_api.py")
 SIZE = 3  # of every batch, but where it says otherwise
@@ -166,10 +166,7 @@ class Server:
         return self._log_path.read_text(errors="replace")
 
     def wait_until_it_has_logged(self, text):
-        deadline = time.monotonic() + SECONDS
-        while text not in self.log():
-            assert time.monotonic() < deadline, self.log()
-            time.sleep(0.01)
+        wait_until_logged(self._log_path, text)
 
     def view(self):
         # Not httpx, which reads all certificates of the machine for each client that it makes.

@@ -14,7 +14,7 @@ from ray import serve
 from ray.exceptions import RayError
 
 from batchstream import DeadlineError
-from support.ray_held import FREE_STEPS, Gate, Held
+from support.ray_held import FREE_STEPS, Gate, Held, HeldBatch
 from support.serving import SECONDS
 
 COUNT = 9
@@ -96,15 +96,16 @@ def in_thread(function, *args, **options):
 WHOLE = (COUNT, type(None))
 
 
+@pytest.mark.parametrize("kind", [Held, HeldBatch], ids=["batcher", "batch"])
 def test_a_replica_that_is_replaced_lets_its_streams_end_and_is_closed_behind_them(
-    deploy, ray_cluster, gate
+    deploy, ray_cluster, gate, kind
 ):
-    deploy(replaced=Held.bind(gate))
+    deploy(replaced=kind.bind(gate))
     clients = [
         Client(over_handle("replaced")).wait(),
         Client(over_http(ray_cluster, "replaced")).wait(),
     ]
-    redeploy = in_thread(deploy, replaced=Held.bind(gate))
+    redeploy = in_thread(deploy, replaced=kind.bind(gate))
     wait_for_states("replaced", lambda found: found.get("STOPPING") == 1)
     assert ray.get(gate.noted.remote()) == []
     ray.get(gate.open.remote())

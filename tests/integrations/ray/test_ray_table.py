@@ -11,7 +11,7 @@ pytest.importorskip("ray", reason="there is no Ray: make ray-test brings one")
 
 from ray import serve
 
-from support.ray_gated import Batched, Ingress, Model
+from support.ray_gated import Batched, BatchedIngress, Ingress, Model
 from support.serving import SECONDS
 
 MANY = 1000
@@ -25,12 +25,16 @@ def handles(deploy):
     deploy(
         table=Ingress.bind(),
         batched_table=Batched.bind(2, 60),
+        batched_ingress=BatchedIngress.bind(1),
         wide=Model.bind(4, 4, BIG, 8),
+        batched_wide=Batched.bind(1, 0, BIG),
     )
     return {
         "table": serve.get_deployment_handle("Ingress", "table"),
         "batched_table": serve.get_deployment_handle("Batched", "batched_table"),
+        "batched_ingress": serve.get_deployment_handle("BatchedIngress", "batched_ingress"),
         "wide": serve.get_deployment_handle("Model", "wide"),
+        "batched_wide": serve.get_deployment_handle("Batched", "batched_wide"),
     }
 
 
@@ -124,14 +128,42 @@ def test_a_request_error_is_answered_with_422(handles, ray_cluster):
     assert (response.status_code, response.json()) == (422, {"detail": "less than no output"})
 
 
-def test_ray_takes_all_outputs_for_a_client_that_reads_nothing(handles, ray_cluster):
-    model = handles["wide"]
+def test_a_request_error_in_a_slot_of_batch_is_answered_with_422(handles, ray_cluster):
+    handles["batched_ingress"].allow.remote(1).result()
+    response = httpx.get(f"{ray_cluster.http}/batched_ingress/?count=-1", timeout=SECONDS)
+    assert (response.status_code, response.json()) == (422, {"detail": "less than no output"})
+
+
+def test_a_request_for_which_batch_has_no_room_is_answered_with_503(handles, ray_cluster):
+    model = handles["batched_ingress"]
+    readers = [Client(ray_cluster, "batched_ingress", 1)]
+    wait_until(model, lambda seen: seen["running"] == 1)
+    readers += [Client(ray_cluster, "batched_ingress", 1) for _ in range(4)]  # as many may wait
+    wait_until(model, lambda seen: seen["waiting"] == 4)
+    response = httpx.get(f"{ray_cluster.http}/batched_ingress/?count=1", timeout=SECONDS)
+    assert response.status_code == 503
+    assert int(response.headers["Retry-After"]) >= 1
+    model.allow.remote(5).result()
+    assert [reader.ended() for reader in readers] == ["whole"] * 5
+
+
+@pytest.mark.parametrize(
+    ("name", "is_in", "has_ended"),
+    [
+        ("wide", lambda seen: seen["slots"] == 1, lambda seen: seen["ends"] == ["eos"]),
+        ("batched_wide", lambda seen: not seen["closed"], lambda seen: seen["closed"] == 1),
+    ],
+)
+def test_ray_takes_all_outputs_for_a_client_that_reads_nothing(
+    handles, ray_cluster, name, is_in, has_ended
+):
+    model = handles[name]
     host, _, port = ray_cluster.http.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), SECONDS) as client:
-        client.sendall(f"GET /wide/?count={OUTPUTS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        wait_until(model, lambda seen: seen["slots"] == 1)
+        client.sendall(f"GET /{name}/?count={OUTPUTS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        wait_until(model, is_in)
         for made in range(1, OUTPUTS + 1):
             model.allow.remote(1).result()
             wait_until(model, lambda seen, made=made: seen["steps"] == made)
         model.allow.remote(1).result()
-        wait_until(model, lambda seen: seen["ends"] == ["eos"])
+        wait_until(model, has_ended)
