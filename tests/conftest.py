@@ -23,6 +23,11 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+# No test speaks TLS, but each client of httpx would read all certificates of the machine, which
+# takes longer than most tests.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = os.devnull
+
 # A shell lets programs in the background ignore interrupts, and these pass that on to what they
 # start: here to servers and workers, which then could not be interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -169,7 +169,6 @@ class Server:
         wait_until_logged(self._log_path, text)
 
     def view(self):
-        # Not httpx, which reads all certificates of the machine for each client that it makes.
         with urlopen(f"{self.url}/view", timeout=SECONDS) as response:  # noqa: S310
             return json.load(response)
 
