@@ -108,11 +108,15 @@ class Engine:
         if self._engine is None:
             assert self._factory is not None  # noqa: S101 - there is one of the two
             made = _checked(context.run(self._factory), "what the engine's factory returns")
-            wake = _method_of(made, "wake", "from any thread") if hasattr(made, "wake") else None
             self.is_open = _method_of(made, "close", "in the worker's thread") is not None
             self._engine = made
-            self._wake = wake
             self.made += 1
+            if hasattr(made, "wake"):
+                try:
+                    self._wake = _method_of(made, "wake", "from any thread")
+                except TypeError:
+                    self.discard()
+                    raise
         # Before the batch looks at the queue: a request that comes earlier is seen there.
         self.waker = self._wake
         return self

@@ -360,6 +360,21 @@ def test_a_wake_that_could_not_be_called_is_refused(kind, text):
             next(stream)
 
 
+def test_an_engine_that_is_refused_for_its_wake_is_closed():
+    closed = []
+
+    class Closing(NotPlain):
+        def close(self):
+            closed.append(self)
+
+    with ContinuousBatcher(Closing, max_batch_size=1) as batcher:
+        stream = batcher.stream("a")
+        with pytest.raises(TypeError, match="wake of an engine"):
+            next(stream)
+        assert len(closed) == 1
+    assert len(closed) == 1
+
+
 def test_a_wake_that_is_no_function_is_an_attribute_like_others():
     engine = Waiting()
     engine.wake = 5
