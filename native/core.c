@@ -573,7 +573,7 @@ static enum Outcome take_step(Core *core, PyObject *step, PyObject *live, PyObje
     return outcome;
 }
 
-/* Give to the buffers what a draft holds, and return a list of those that got something or ended. */
+/* Give the buffers what a draft holds; return a list of the buffers that got something or ended. */
 static PyObject *hand_out_draft(Draft *draft, PyObject *buffers, PyObject *live_buffers)
 {
     PyObject *touched = PyList_New(0);
@@ -615,7 +615,7 @@ int core_take(Core *core, PyObject *step, PyObject *buffers, PyObject *live_buff
               PyObject **touched)
 {
     Draft draft = {0};
-    PyObject *live = core_live(core); /* those before the step */
+    PyObject *live = core_live(core); /* the live slots before the step */
     PyObject *list = NULL;
     enum Outcome outcome = live == NULL ? FAILED
         : take_step(core, step, live, buffers, NULL, &draft);

@@ -76,7 +76,7 @@ PyObject *return_self(PyObject *self)
 /* ---- as the package is imported */
 
 /* Whether the caller may use this module. The first may, and no other: the objects of the package
-   that are kept here are those of one interpreter, and of one import. */
+   that are kept here belong to one interpreter, and to one import. */
 static PyObject *claim(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     static int claimed = 0;

@@ -376,8 +376,8 @@ class Batcher(Generic[RequestT, T]):
         With several workers no more of them are used than there are batches.
 
         Args:
-            requests: What the model takes; as many and as long as those that it should be ready
-                for. They go in batches of up to `max_batch_size`.
+            requests: Requests for the model, as many and as long as it should be ready for. They go
+                in batches of up to `max_batch_size`.
             timeout: For how long all of them may last, in seconds.
 
         Raises:
@@ -470,11 +470,11 @@ class Batcher(Generic[RequestT, T]):
 
         A stream gives what it holds before it raises. Repeated calls do nothing more.
 
-        With `drain` the requests that were accepted may end before that, those that wait included;
+        With `drain` the requests that were accepted may end before that, waiting ones included;
         deadlines go on, and no batch waits for others to fill it. New requests are refused with
-        `ClosedError` from the beginning, as are those that a `map` has not submitted yet: it gives
-        the replies to the others first. Of several drains the one that is over first counts; a
-        call without `drain` closes the batcher at once.
+        `ClosedError` from the beginning, as are requests that a `map` has not submitted yet: it
+        gives the replies to the others first. Of several drains the one that is over first counts;
+        a call without `drain` closes the batcher at once.
 
         Args:
             drain: For how many seconds to let requests end; `math.inf` for any time. None closes at

@@ -151,8 +151,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             a lower number waits, none of a higher one joins a batch. 0 for all if it is None.
         tenant: A function of a request that returns whose it is, such as an API key, hashable. The
             tenants of a band share the batches by what their requests cost, or by their number
-            if there is no `cost`. Among those of one tenant the first to come is the first to be
-            served.
+            if there is no `cost`. The requests of one tenant are served in the order of arrival.
         share: A function of a request that returns the weight of its tenant; 1 if it is None.
         max_pending_per_tenant: How many requests of one tenant may wait.
         drain: For how many seconds the end of a `with` or `async with` block lets requests end
@@ -317,18 +316,18 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_pending: int | None = None,
         max_batch_cost: float | None = None,
     ) -> None:
-        """Change limits while requests are served: those that are given, all at once or none.
+        """Change limits while requests are served: all given limits at once, or none.
 
         Requests that join from now on go by them; requests in the engine go on to their ends, also
         above a lowered limit. A request that costs more than a lowered `max_batch_cost` joins when
         no other is in the engine. More requests may wait than a lowered `max_pending`, until they
         have joined. A batcher that is draining takes them too.
 
-        The limits are those of this batcher in this process: a child that is forked later begins
-        with them.
+        The limits hold for this batcher in this process: a child that is forked later begins with
+        them.
 
         Args:
-            max_batch_size: How many slots are used, at most those that the batcher was made with,
+            max_batch_size: How many slots are used, at most as many as the batcher was made with,
                 as the engine has no more; None leaves it as it is.
             max_pending: How many requests may wait; None leaves it.
             max_batch_cost: What the requests in the engine may cost together, where the batcher

@@ -20,7 +20,7 @@ class Reaped(NamedTuple):
 
     Attributes:
         finished: Requests that were counted as finished.
-        first_outputs: Those among them of which it was not counted before that they had an output.
+        first_outputs: The requests among them whose first output was not counted before.
         overdue: Requests that were waiting, and were failed because their time is over; their
             consumers are to be woken.
         dropped: Freed without the lock: to free them may run the user's code.

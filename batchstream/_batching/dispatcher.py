@@ -309,7 +309,7 @@ class Dispatcher(ABC, Generic[T]):
         self.check_ended()
 
     def add_batch(self, batch: RequestBatch[T]) -> None:
-        """Count a batch among those that run."""
+        """Count a batch as running."""
         with self.lock:
             self.scheduler.batches.add(batch)
         # Behind the adding: `request_close` may not have seen it.
@@ -447,7 +447,8 @@ class Dispatcher(ABC, Generic[T]):
             self._begin_anew()
             return
         self.forked = True
-        # Not those in the queue: a worker may just have taken some, and have no pump for them yet.
+        # Every request without a pump, not the requests in the queue: a worker may just have taken
+        # some out of it, and have no pump for them yet.
         for request in self.scheduler.open_requests():
             if request.pump is None:
                 request.refuse_after_fork()

@@ -95,7 +95,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_pending: How many requests may wait while all workers are busy; others are refused with
             `OverloadedError`.
         workers: How many batches may run at once.
-        key: A function of a request. Only requests with equal keys share a batch; among those the
+        key: A function of a request. Only requests with equal keys share a batch; among them the
             first to come is the first to be served.
         cost: A function of a request that says what it takes of `max_batch_cost`, such as its
             number of tokens.
@@ -104,9 +104,9 @@ class DynamicBatcher(Batcher[RequestT, T]):
             batch's requests, such as its padded size, the longest times their number. A batch has
             as many of the oldest requests as cost no more than `max_batch_cost` together. It should
             not fall when a request is added. A request with which it raises fails alone. It is
-            called by the caller for each single request, and by the worker for those that wait,
-            about as often as requests come while it waits for others; in the event loop, if `fn`
-            is asynchronous. It excludes `max_pending_cost`, `priority` and `tenant`.
+            called by the caller for each single request, and by the worker for the requests that
+            wait, about as often as requests come while it waits for others; in the event loop, if
+            `fn` is asynchronous. It excludes `max_pending_cost`, `priority` and `tenant`.
         eos: See `BatchedStream`, as for the other options not explained here.
         is_eos: A predicate on outputs, or `per_request` of a function that returns a request's own.
             It runs where `fn` does.
@@ -142,8 +142,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
             a lower number waits, none of a higher one joins a batch. 0 for all if it is None.
         tenant: A function of a request that returns whose it is, such as an API key, hashable. The
             tenants of a band share the batches by what their requests cost, or by their number
-            if there is no `cost`. Among those of one tenant the first to come is the first to be
-            served.
+            if there is no `cost`. The requests of one tenant are served in the order of arrival.
         share: A function of a request that returns the weight of its tenant; 1 if it is None.
         max_pending_per_tenant: How many requests of one tenant may wait.
         drain: For how many seconds the end of a `with` or `async with` block lets requests end
@@ -420,15 +419,15 @@ class DynamicBatcher(Batcher[RequestT, T]):
         max_pending: int | None = None,
         max_batch_cost: float | None = None,
     ) -> None:
-        """Change limits while requests are served: those that are given, all at once or none.
+        """Change limits while requests are served: all given limits at once, or none.
 
         Batches that are formed from now on go by them; batches that run, and requests that were
         accepted, go on. A request that costs more than a lowered `max_batch_cost` joins a batch
         that has no other. More requests may wait than a lowered `max_pending`, until they have
         joined a batch. A batcher that is draining takes them too, though no batch waits for others.
 
-        The limits are those of this batcher in this process: a child that is forked later begins
-        with them, and the pickle of a `batched` function has those of its definition.
+        The limits hold for this batcher in this process: a child that is forked later begins with
+        them, and the pickle of a `batched` function has the limits of its definition.
 
         Args:
             max_batch_size: How many requests a batch has at most; None leaves it as it is.

@@ -58,7 +58,7 @@ class Model(Protocol):
 
 
 class Engine:
-    """The engine that a user gave, or the present one of those that the user's function makes.
+    """The engine that a user gave, or the present one that the user's function has made.
 
     Its methods are called in one thread at a time.
 
@@ -215,7 +215,7 @@ class Engine:
             self._in_call = False
 
     def keep(self, slots: Sequence[int]) -> list[int]:
-        """Remove all requests but those in these slots, and return the slots that became free."""
+        """Remove all requests outside these slots, and return the slots that became free."""
         interrupt: KeyboardInterrupt | None = None
         free = sorted(self._occupied.difference(slots))
         if free:

@@ -85,7 +85,7 @@ class EngineBatch(RequestBatch[T]):
 
     @property
     def _most_joining(self) -> int:
-        """How many slots are free, but for those that no request joins as a batch has too many."""
+        """How many free slots may be used: not all if `max_batch_size` was lowered."""
         unused = (self._owner.options.slots or 0) - self._limits.now.max_batch_size
         return max(len(self._free) - unused, 0)
 
@@ -98,7 +98,7 @@ class EngineBatch(RequestBatch[T]):
         return self._engine.is_full or self._is_over_budget
 
     def refill(self) -> tuple[int, ...]:
-        """Remove the requests that have ended, add those that join, and return the live slots."""
+        """Remove requests that have ended, add requests that join, and return the live slots."""
         owner, core = self._owner, self.pump.fanout.core
         if owner.scheduler.ended_requests:
             owner.reap()

@@ -102,7 +102,7 @@ class _Band(Generic[RequestT]):
 
     Attributes:
         clock: The greatest tag that was taken.
-        tenants: Those that wait, by what stands for them.
+        tenants: The tenants of which requests wait, by what stands for them.
     """
 
     __slots__ = ("clock", "tenants")
@@ -116,7 +116,7 @@ class _Line(Generic[RequestT]):
     """The requests of one group.
 
     Attributes:
-        put_back: Those that were put back, the next one first.
+        put_back: The requests that were put back, the next one first.
         flows: The others, in the order of arrival for each tenant.
         hints: A heap of what may be the first of a flow: its rank, a number, and the two.
     """

@@ -26,7 +26,7 @@ class KeyInterner:
     There are generations of keys, the youngest first. A key that is interned is in the youngest;
     when that has grown another begins. An older one is dropped once none of its requests waits any
     more, but for keys that a younger one has too. So a request that waits for long keeps the
-    generation of its key, and none of those that came later.
+    generation of its key, and no later one.
 
     Args:
         name: What returns the keys, for an error text.

@@ -18,7 +18,7 @@ BATCHER_LIFE: Final[dict[tuple[BatcherState, BatcherEvent], BatcherState]] = {
     ("accepting", "close"): "closed",
     ("draining", "close"): "closed",
 }
-"""A batcher that is draining accepts no request, and lets those that it has end. It is closed when
+"""A draining batcher accepts no request, and lets the requests that it has end. It is closed when
 all have ended, when the time of its drain is over, or when it is closed without a drain."""
 
 

@@ -97,8 +97,8 @@ class Metrics:
                 between two outputs of each slot that is going on.
             going_on: How many of the live slots had had an output before this step.
             prefilling: How many of the live slots have still had none after it.
-            wasted: How many of the live slots are those of requests that had left before the step
-                was done: their client is gone, or their time is over.
+            wasted: How many of the live slots belong to requests that had left before the step was
+                done: their client is gone, or their time is over.
         """
 
     def finished(
@@ -234,7 +234,8 @@ def _methods_of(metrics: object) -> dict[str, Callable[..., object]]:
     if not methods:
         raise TypeError(
             f"metrics must have one of the methods {', '.join(_EVENTS[:-1])} and {_EVENTS[-1]}, "
-            f"got {metrics!r}: derive its class from batchstream.Metrics, and write those you need"
+            f"got {metrics!r}: derive its class from batchstream.Metrics, and write the methods "
+            "that you need"
         )
     return {
         event: method

@@ -87,7 +87,7 @@ class PendingBounds(Generic[RequestT]):
 
         Args:
             account: What stands for the tenant.
-            but: How many of those that wait are not to be counted.
+            but: How many of its waiting requests are not to be counted.
             room: As in `check`.
         """
         most = self._max_per_tenant

@@ -78,7 +78,7 @@ class WaitingQueue(Generic[RequestT]):
         self.expiries: list[tuple[float, int]] = []
         self._expiring: dict[int, RequestT] = {}
         self._numbers = count()
-        # Every request that waits, in the order of arrival, with the numbers of those that expire.
+        # Every request that waits, in the order of arrival, with its number if it expires.
         # It may be in its group a moment earlier or later, if a signal's exception comes between.
         # Not a dict, whose first key is the farther the more were deleted.
         self._all: OrderedDict[RequestT, int | None] = OrderedDict()
@@ -203,7 +203,7 @@ class WaitingQueue(Generic[RequestT]):
 
         Args:
             account: What stands for the tenant.
-            but: How many of those that wait are not to be counted.
+            but: How many of its waiting requests are not to be counted.
             room: As in `append`.
         """
         return self._bounds is not None and self._bounds.has_most_of(account, but, room)

@@ -10,11 +10,11 @@ wait at all. Where only a function of the user's says what a batch costs, a grou
 ready groups the one goes first whose next request does, so that none starves: the oldest one, where
 requests go in the order of arrival.
 
-No call looks at every group. Two heaps say which to look at: `_due`, when a group may be ready, and
-`_ready`, those that were ready once, by their next request. Their entries are hints. One may be too
-early, or of a group that is gone, and is then put right or dropped; a group has none that is too
-late. So what may make a group ready earlier, or its next request an earlier one, adds its hint
-first, and then makes the change.
+No call looks at every group. Two heaps say which to look at: `_due` has the time when a group may
+be ready; `_ready` has the groups that were ready once, by their next request. The entries are
+hints. One may be too early, or of a group that is gone, and is then put right or dropped; a group
+has none that is too late. So what may make a group ready earlier, or its next request an earlier
+one, adds its hint first, and then makes the change.
 
 Not safe for threads, as the queue, whose groups these are.
 """
@@ -64,7 +64,7 @@ class Waiting(Protocol):
 RequestT = TypeVar("RequestT", bound=Waiting)
 
 Group: TypeAlias = OrderedDict[RequestT, None]
-"""Requests in the order of arrival, but for those in front that were put back."""
+"""Requests that were put back, and behind them the others in the order of arrival."""
 
 
 class Readiness(Generic[RequestT]):

@@ -41,7 +41,7 @@ def reconfigure(dispatcher: Dispatcher[Any], **changes: Any) -> None:
 
 
 def _replace(dispatcher: Dispatcher[Any], changes: dict[str, Any]) -> bool:
-    """Replace the limits in force; False if they are not those any more that were checked."""
+    """Replace the limits in force; False if they were changed since they were checked."""
     options, scheduler = dispatcher.options, dispatcher.scheduler
     before: Limits = options.limits.now
     after = before._replace(**changes)

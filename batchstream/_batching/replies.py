@@ -101,8 +101,8 @@ class Flight(Generic[T]):
         self._ordered = ordered
         self._timeouts = timeout, wait_timeout, first_timeout, gap_timeout
         self._numbers = count()
-        # With their numbers, in the order of the requests; and those among them that have ended,
-        # in the order in which they did.
+        # The requests with their numbers, in their order; and the ended ones among them, in the
+        # order of their ends.
         self._in_flight: dict[Request[T], int] = {}
         self._done: dict[Request[T], None] = {}
         self._ended: deque[Request[T]] = deque()  # added to by any thread; one may come twice

@@ -47,7 +47,7 @@ class StepLog:
 
     Attributes:
         awaiting: Requests in the batch whose first output is to come; also some that have ended.
-        departures: Those of the fan-out: streams that ended otherwise than by a step.
+        departures: The fan-out's `departures`: streams that ended otherwise than by a step.
         stepped: The method of the metrics that hears of steps, if there is one.
         wasted: Live slots whose request had left before the step was done, over all steps.
     """
@@ -126,7 +126,8 @@ class StepLog:
     def _end_run(self) -> int:
         """End the run that is under way, and return how many outputs were given up to now.
 
-        Of a step that is not like those before, the outputs count with these: all are added up.
+        A step unlike the steps before ends their run. Its outputs count with that run: the metrics
+        add up all runs.
         """
         if self._run is None:
             return 0

@@ -40,7 +40,7 @@ class BatchTrace:
         """The last of the requests has left the batch.
 
         Args:
-            ends: How they ended; without those that gave their slot back, and wait again.
+            ends: How the requests ended, but for requests that gave their slot back and wait again.
         """
 
 
@@ -57,7 +57,7 @@ class RequestTrace:
         """It has joined a batch.
 
         Args:
-            batch: What `Traces.joined` has returned for it and those that joined with it.
+            batch: What `Traces.joined` has returned for it and the requests that joined with it.
         """
 
     def first_output(self) -> None:
@@ -128,7 +128,7 @@ class Traces:
         `submitted` in the worker. A batcher never calls it.
 
         Args:
-            headers: Those of the HTTP request.
+            headers: The headers of the HTTP request.
         """
         del headers
         return None

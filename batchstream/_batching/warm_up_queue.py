@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class WarmUpQueue(Generic[T]):
-    """Those of one batcher; part of its `Scheduler`.
+    """The requests of one batcher's warm-ups; part of its `Scheduler`.
 
     Args:
         options: What the batcher was made with.

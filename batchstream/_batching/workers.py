@@ -64,7 +64,7 @@ class WakeUp:
 
 
 class Workers:
-    """Those of one batcher; part of its `Scheduler`.
+    """The workers of one batcher; part of its `Scheduler`.
 
     Args:
         most: How many there may be.
@@ -75,8 +75,8 @@ class Workers:
     Attributes:
         wakeups: What to do without the lock.
         most: How many there may be.
-        at_work: Those that have been woken and are not idle.
-        waiting: Those among them that wait: until when, and by what they can be woken.
+        at_work: The workers that have been woken and are not idle.
+        waiting: The workers at work that wait: until when, and by what they can be woken.
     """
 
     def __init__(

@@ -18,9 +18,9 @@ Show what a running server does at this moment, from its metrics page: its slots
 many requests wait, rates, times, refusals. A batcher has such figures if it is made with
 metrics=PrometheusMetrics(); the server shows them where prometheus_client's page is.
 
-The rates are those of the last ten seconds; so are the times, or else those since the start of the
-server. Where the output is no terminal, and with --once, the figures are printed once: the rates
-are then those of one interval.
+The rates are over the last ten seconds; so are the times, or else since the start of the server.
+Where the output is no terminal, and with --once, the figures are printed once: the rates are then
+over one interval.
 
 keys: q ends it
 """
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit status.
 
     Args:
-        arguments: What stands behind `python -m batchstream`; those of this process if it is None.
+        arguments: What stands behind `python -m batchstream`; None for this process's arguments.
     """
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command

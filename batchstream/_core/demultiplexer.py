@@ -512,7 +512,7 @@ class Demultiplexer(Generic[T]):
         live, outputs, ending = self.live, asked.outputs, asked.ending
         draft.slots.extend(live[:ending])
         draft.values.extend(outputs[:ending])
-        self._plain_steps += 1  # an output for every live slot, but those that are taken one by one
+        self._plain_steps += 1  # an output for each live slot but the slots taken one by one
         for slot in live[ending:]:
             self._extra[slot] -= 1
         self._end_by_output(draft, live[ending], outputs[ending], asked)
@@ -651,8 +651,8 @@ class _Asked(Generic[T]):
     """What `is_eos` said of a step's outputs: of which it is true, or raised, first.
 
     Attributes:
-        outputs: Those of the live slots, in order.
-        ending: The position of that output. Of those behind it nothing was asked.
+        outputs: The outputs of the live slots, in order.
+        ending: The position of that output. `is_eos` was not asked about the outputs behind it.
         end: What it returned, if that says how the slot ends.
         error: What it raised.
     """

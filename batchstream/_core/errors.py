@@ -149,9 +149,9 @@ class OverloadedError(BatchStreamError):
             `max_pending_cost`, `"tenant"` for `max_pending_per_tenant`.
         pending_cost: What the requests that were waiting cost, if that is the reason; or None.
         max_pending_cost: What they may cost together, if that is the reason; or None.
-        retry_after: In how many seconds those that were waiting will have left the queue, at the
-            rate at which requests have left it of late while others waited; None as long as that is
-            unknown. It is what the web integrations send as `Retry-After`.
+        retry_after: In how many seconds the requests that were waiting will have left the queue, at
+            the rate at which requests have left it of late while others waited; None as long as
+            that is unknown. It is what the web integrations send as `Retry-After`.
     """
 
     def __init__(
@@ -363,7 +363,7 @@ def begin_in_source(error: BaseException) -> None:
     """Cut our own frames from the start of an error's traceback, so that it begins in the source.
 
     The traceback of an error that never left our own frames is cut as a whole: a frame that it kept
-    would keep those of its callers, and with them the pump and a consumer's variables.
+    would keep its callers' frames, and with them the pump and a consumer's variables.
     """
     traceback: TracebackType | None = _TRACEBACK.__get__(error)
     while traceback is not None:

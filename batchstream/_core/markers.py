@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 T_co = TypeVar("T_co", covariant=True)
 
-# Those of a stream that a source wraps; what an error ends, `Fail` hands on.
+# The reasons that a source may hand on from a stream that it wraps; `Fail` hands on an error.
 _SOURCE_REASONS: Final = tuple(reason for reason in FinishReason if reason != FinishReason.ERROR)
 
 

@@ -56,7 +56,7 @@ class Delivery(NamedTuple, Generic[T]):
 
     Attributes:
         slots: The slot of each of `values`.
-        values: The outputs, those of one slot in their order.
+        values: The outputs; outputs of one slot are in their order.
         ends: The slots that finished in this step, each with its end. The outputs came before.
     """
 
@@ -104,7 +104,7 @@ class BatcherStatistics:
         live: Requests that have not finished, waiting ones included.
         waiting: Requests that wait to join a batch, for the first time or again.
         running: Requests that are in a batch: `live` without `waiting`.
-        prefilling: Those of them that have had no output since they have joined it.
+        prefilling: Running requests that have had no output since they joined the batch.
         finished: Requests that have finished, by reason.
         buffered: Outputs that wait in live streams to be received.
         waited: How long the requests that have joined a batch waited for it, added up, in seconds.

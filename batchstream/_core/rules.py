@@ -112,7 +112,7 @@ class EndRules(Generic[T]):
         """Warn once if the source of a batch ends, and `is_eos` has done nothing for it.
 
         Args:
-            statistics: Those of the batch, before its live streams end as `exhausted`.
+            statistics: The statistics of the batch, before its live streams end as `exhausted`.
             asked: The predicates of its live slots.
         """
         if self.matched or self.require_eos or not statistics.outputs:

@@ -50,7 +50,7 @@ class LoopBound(Protocol):
 
 
 class Lot:
-    """Where waiters are parked: those of all threads, or those of one event loop.
+    """Where waiters are parked: the waiters of all threads, or of one event loop.
 
     Args:
         resume: Resumes waiters, from any thread.

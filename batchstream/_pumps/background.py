@@ -378,7 +378,7 @@ class BackgroundPump(ABC, Generic[T]):
             return (fanout.deliveries,) if full else ()
         # Where all is collected no step is free, so that the bound holds again after that.
         slots = () if self._collectors else fanout.full_slots(self._room.limit)
-        if self._room.merges:  # it waits for none, and gives those something that are full
+        if self._room.merges:  # it waits for no stream: full ones get merged outputs
             fanout.careful, slots = fanout.measures or bool(slots), ()
         if not slots:
             self._stall.over()

@@ -83,7 +83,7 @@ with_models: Final[weakref.WeakSet[RunningWithModel]] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    # Batchers first: each asks whether a request is open, and the pumps end those that are.
+    # Batchers first: each asks whether a request is open, and the pumps end open requests.
     for each in [*forkable_batchers, *forkable]:
         # One that another thread was making may be half made: it keeps no other from refusing.
         call_quietly(each.after_fork)

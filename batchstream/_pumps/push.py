@@ -68,7 +68,7 @@ class PushPump(BackgroundPump[T]):
         self.fanout.read("by slot")
         self._turn = Lock()
         self._works_in: int | None = None  # the thread that has the turn
-        self._puts: dict[Put, None] = {}  # those that wait or may wait, in their order
+        self._puts: dict[Put, None] = {}  # the puts that wait or may wait, in their order
         self._asked: Sequence[Buffer[Any]] = ()  # for room, by the put that asked last
         self._turns_due: list[None] = []  # not empty until the other tasks of the loop had a turn
         self._orders: deque[Callable[[], object]] = deque()
@@ -152,7 +152,7 @@ class PushPump(BackgroundPump[T]):
         self._order(partial(self._fail_live, error))
 
     def finish(self) -> None:
-        """End the streams that have no end as those of a source without a further step."""
+        """End the streams that have no end, as if a source had no further step."""
         self._finished = True
         self._order(self._finish)
 

@@ -94,9 +94,9 @@ class Room:
             self.made_in(buffer)
 
     def made_in(self, buffer: Buffer[Any]) -> None:
-        """Resume the pump if this buffer has room, and is the last of those it waits for.
+        """Resume the pump if this buffer has room, and is the last that it waits for.
 
-        One that is watched resumes it in any case.
+        A watched buffer with room resumes it in any case.
         """
         # Not reset here: the pump may have asked anew meanwhile. And what breaks this off leaves it
         # to the next receive, as it may be called again and again.

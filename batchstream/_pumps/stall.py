@@ -4,9 +4,9 @@ Theory of operation
 -------------------
 
 A pump that waits for room also looks around when its wait has lasted `STALL_SECONDS`, and from then
-on as often, until it has warned. A stream that was read meanwhile is not among those that still
-have no room. Without a stream that is waited for there is no stall: the consumers may all be at
-work on what they have. A pump that waits for its source never comes here.
+on as often, until it has warned. A stream that was read meanwhile has room, and no longer
+counts. Without a stream that is waited for there is no stall: the consumers may all be at work on
+what they have. A pump that waits for its source never comes here.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class StallWatch:
         """Warn, once, if this is a stall.
 
         Args:
-            full: Those streams among them that still have no room.
+            full: The streams that the pump waits for, and that still have no room.
             waited_for: Returns the streams that consumers wait for.
         """
         since = self._since = {it: at for it, at in self._since.items() if it in full}

@@ -43,7 +43,7 @@ class RemoteBatcher(Batcher[RequestT, T]):
     """A batcher whose model is in another process: what `connect` returns.
 
     It is used as other batchers are. Its statistics, metrics, traces and log are about the requests
-    of this process; those of the model are about the requests of all.
+    of this process; the model's are about the requests of all processes.
     """
 
     __slots__ = ("__weakref__",)

@@ -129,7 +129,7 @@ class _Listener:
             self._server = None
 
     async def end(self, drain: float | None, by: str) -> None:
-        """Accept no request, let those that there are end for so many seconds, and disconnect."""
+        """Accept no request, let open requests end for so many seconds, and disconnect."""
         self.stop_listening()
         reason = f"the server of the model at {self._path!r} ends, as asked for by {by}"
         try:
@@ -236,7 +236,7 @@ def serve(
     seconds = check_drain(drain)
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError(
-            "serve waits for a signal, and those come to the main thread: call it there, or use "
+            "serve waits for a signal, and signals come to the main thread: call it there, or use "
             "`with serving(...)`"
         )
     listener = _Listener(

@@ -21,10 +21,9 @@ from typing import Any
 class StopStrings:
     r"""Cuts a text at its stop string, and lets through what is sure not to belong to one.
 
-    Of several stop strings in the text, the one counts that ends first, and of those that end
-    there, the longest. So it makes no difference how the text is cut into pieces. Text is held back
-    only while it may be the beginning of a stop string: exactly the longest end of the text that is
-    one.
+    Of several stop strings in the text, the one that ends first counts; if several end there, the
+    longest. So it makes no difference how the text is cut into pieces. Text is held back only while
+    it may be the beginning of a stop string: exactly the longest end of the text that is one.
 
     It is for the text of one stream. It can be a stream's decoder, see `decode_steps`, where the
     outputs are pieces of text.

@@ -41,7 +41,7 @@ async def run_until(
 
     # What sends has a task of its own, and the disconnect is awaited here, and not the other way
     # round: a task that is resumed goes through all coroutines that await each other in it. Here
-    # these are the framework's and those of every middleware, at every output.
+    # these are the coroutines of the framework and of every middleware, at every output.
     async with create_task_group() as tasks:
         tasks.start_soon(run_to_the_end)
         if beside is not None:

@@ -23,7 +23,7 @@ def given_id(headers: Mapping[str, str]) -> str | None:
     None if there is none, or none that can be logged.
 
     Args:
-        headers: Those of the request; the mapping ignores case.
+        headers: The headers of the request; the mapping ignores case.
     """
     value = headers.get(REQUEST_ID, "")
     return value if _FIT.fullmatch(value) else None

@@ -52,7 +52,7 @@ def timeout_of(headers: Mapping[str, str], *, at_most: float | None = None) -> f
     shorter of the two counts. A time of 0 is always too short, and so gets 504 like any other.
 
     Args:
-        headers: Those of the request, such as `request.headers` of Starlette and FastAPI. A
+        headers: The headers of the request, such as `request.headers` of Starlette and FastAPI. A
             mapping that does not ignore case is searched for both names in any case.
         at_most: The longest time that the server allows, in seconds, and what counts if the client
             says nothing; None for no limit.

@@ -217,7 +217,8 @@ def test_what_has_no_method_of_metrics_is_refused_before_any_request_is_served()
 
     says = (
         r"metrics must have one of the methods submitted, refused, joined, requeued, first_output, "
-        r"stepped and finished, got .*: derive its class from batchstream\.Metrics, and write those"
+        r"stepped and finished, got .*: derive its class from batchstream\.Metrics, and write the "
+        r"methods that you need"
     )
     with pytest.raises(TypeError, match=says):
         DynamicBatcher(echo, max_batch_size=1, metrics=Other())

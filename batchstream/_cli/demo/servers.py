@@ -172,7 +172,7 @@ def _last_lines(server: Server) -> str:
 
 
 def _free_port() -> int:
-    """Find a port that is free, and below those that outgoing connections are given."""
+    """Find a free port, below the ports that outgoing connections are given."""
     while True:
         port = random.randrange(10_000, 30_000)  # noqa: S311 - no secret
         with contextlib.suppress(OSError), socket.create_server((HOST, port)):

@@ -24,7 +24,7 @@ _ROW: Final = 12  # from one client to the next
 _TOP: Final = 104  # of the first client
 _PAUSE: Final = 3.0  # seconds in which the whole is shown, before it begins again
 
-# The first colours are for a light page, those in the middle for a dark one.
+# The first colours are for a light page, the colours in the middle for a dark one.
 _STYLE: Final = """
 text { font: 14px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif }
 text { fill: #24292f }

@@ -23,7 +23,7 @@ class History:
         self._readings: deque[Reading] = deque()
 
     def add(self, reading: Reading) -> None:
-        """Keep a reading, and forget those that are too old to be compared with it."""
+        """Keep a reading, and forget readings that are too old to be compared with it."""
         self._readings.append(reading)
         while len(self._readings) > 2 and self._readings[1].time <= reading.time - self._window:  # noqa: PLR2004 - two are compared
             self._readings.popleft()

@@ -31,7 +31,7 @@ class Times:
         what: What was measured.
         half: The time that half of them took at most, in seconds.
         most: The time that 95 of a hundred took at most.
-        recent: Whether they are those of the window; else all since the server's start.
+        recent: Whether only the window counts; else all since the server's start.
     """
 
     what: str
@@ -66,7 +66,7 @@ class View:
     Attributes:
         name: Of the batcher.
         slots: How many requests can run together.
-        running: How many are in a slot, those that are prefilling included.
+        running: How many are in a slot, prefilling ones included.
         prefilling: How many of these have had no output yet, estimated from the last steps.
         waiting: How many wait for a slot.
         requests: How many are submitted in a second.
@@ -136,7 +136,7 @@ def _view(name: str, changes: Changes) -> View:
 def _running(
     running: float | None, unfinished: float | None, waiting: float | None
 ) -> float | None:
-    """Return how many requests are in a slot; those that are unfinished may wait, too."""
+    """Return how many requests are in a slot; unfinished requests may wait, too."""
     if running is not None or unfinished is None:
         return running
     return max(unfinished - (waiting or 0), 0)

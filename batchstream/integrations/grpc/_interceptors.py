@@ -23,7 +23,7 @@ class AsyncServerInterceptor(grpc.aio.ServerInterceptor):
     `grpc.aio.server(interceptors=[AsyncServerInterceptor()])`; of several interceptors let it be
     the last. It closes the generator of a method as soon as its call is cancelled, so that a stream
     read in it frees its slot at once, also while its client reads nothing. Methods of all four
-    kinds are served, and those that are no coroutines, in gRPC's threads.
+    kinds are served; synchronous methods run in gRPC's threads.
     """
 
     async def intercept_service(

@@ -66,7 +66,7 @@ worker gets a receipt, so that it does not run ahead. The other way, a worker cl
 that it takes out of the queue, also through a pipe.
 
 **A process that is killed** says nothing. A server process watches the workers that have claimed a
-request of its clients, and fails those requests when the worker ends (`watch.py`). A worker watches
+request of its clients, and fails these requests when the worker ends (`watch.py`). A worker watches
 the server processes whose requests it has, which it knows by their uids, and drops them
 (`disconnects.py`).
 

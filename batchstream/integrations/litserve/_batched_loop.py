@@ -104,7 +104,7 @@ class BatchedStreamLoop(AnyLoop):
         max_buffered_bytes: How many bytes may wait for a client, besides; a request with more than
             that when a step has another fails, with `"merge"` too. None for any number.
         size_of: A function of an output, as `merge` gets it, that returns how many bytes it has;
-            those that are sent without one.
+            without it, the bytes that are sent count.
         grace_period: How many seconds open responses, and requests that wait, may go on when the
             server is told to end; then they are cut. Until all have ended the server drains: it
             answers new requests with 503.

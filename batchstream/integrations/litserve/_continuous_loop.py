@@ -55,7 +55,7 @@ class ContinuousBatchLoop(AnyLoop):
         engine_factory: A function of the API that makes a `StepEngine`, or its class. It is called
             in each worker after the API's `setup`, and again for the next request after an engine
             has raised in a step. It has to pickle.
-        eos: See `BatchedStreamLoop`; steps are those of the engine.
+        eos: See `BatchedStreamLoop`; steps are the engine's.
         is_eos: The same.
         include_eos: Deliver the output that `is_eos` recognised, before the end.
         max_outputs: How many outputs a request gets at most; see `BatchedStreamLoop`.

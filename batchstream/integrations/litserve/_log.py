@@ -1,6 +1,6 @@
 """The logger of all processes, and the extra fields of its lines.
 
-They are those of a batcher's lines, with the API in the place of the batcher: see
+The fields are the same as in a batcher's lines, with the API in the place of the batcher: see
 `batchstream._batching.log`.
 """
 

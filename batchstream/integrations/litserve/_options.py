@@ -59,7 +59,7 @@ class LoopOptions:
         metrics: Makes the metrics of a process; None for no metrics.
         traces: What is called for each single request; None for no traces.
         name: What metrics call the API; its path without one.
-        ordering: Says where each request stands among those that wait; None for the order of
+        ordering: Says where each request stands among the waiting requests; None for the order of
             arrival.
         step_cost: What a request's first step takes of `max_step_cost`; None where that is None.
         max_step_cost: What the next step may cost when a request joins; None for any.

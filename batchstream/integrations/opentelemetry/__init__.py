@@ -4,7 +4,7 @@ Needs the extra `opentelemetry`, which is the API alone: where spans and metrics
 OpenTelemetry's SDK, in the program that serves. The package says nowhere whose they are, and so a
 program without the SDK runs as before.
 
-The conventions are those of `open-telemetry/semantic-conventions-genai`, version 0.1.0. They are in
+The conventions are `open-telemetry/semantic-conventions-genai`, version 0.1.0. They are in
 development: names may change with a later version of this package.
 """
 

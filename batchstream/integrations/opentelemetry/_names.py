@@ -47,8 +47,7 @@ FINISH_REASON_OF: Final = {
     batchstream.FinishReason.CANCELLED: "cancelled",
     batchstream.FinishReason.ERROR: "error",
 }
-"""The conventions leave the words to the provider; these are those of OpenAI, as far as it has any.
-"""
+"""The conventions leave the words to the provider; these are OpenAI's, as far as it has any."""
 
 
 class Operation:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Families(Collector):
     """The figures of one table, as one collector.
 
-    A registry asks its collectors one by one, and those of some names in no fixed order. So it has
-    this one for all names, which lets what is gathered be written before any figure is read.
+    A registry asks its collectors one by one; if it is asked for some names only, in no fixed
+    order. So one collector has all names, and writes what is gathered before any figure is read.
 
     Args:
         name: What their names begin with.
@@ -55,11 +55,11 @@ class Families(Collector):
             self._families.setdefault(figure.key, []).append((own, family))
 
     def series(self, key: str, labels: Mapping[str, str]) -> tuple[Any, ...]:
-        """Return the series of a figure with these labels, of which it takes those it has.
+        """Return the series of a figure with these labels.
 
         Args:
             key: The figure; there may be none in this table, or several.
-            labels: The labels, and others.
+            labels: Values by label; labels that the figure does not have are left out.
         """
         return tuple(
             family.labels(**{label: labels[label] for label in own}, **self._labels)
@@ -86,7 +86,8 @@ class PrometheusMetrics(Metrics):
     one is called by what it runs. [Metrics](metrics.md) lists all names.
 
     Args:
-        name: What the names of the metrics begin with; `batchstream`, or `vllm` for those names.
+        name: What the names of the metrics begin with; None for `batchstream`, or for `vllm` with
+            `names="vllm"`.
         registry: Where the metrics are registered. It keeps them for good, so make one object for
             a server's whole life, and not one for each request.
         names: `"vllm"` gives what vLLM has as well vLLM's name and the label `model_name`, the

@@ -19,7 +19,7 @@ class TenantFigures:
     """The series of one tenant in one batcher, looked up once.
 
     Args:
-        families: Those of the registry.
+        families: The figures in the registry.
         labels: What the series are labelled with.
     """
 
@@ -51,7 +51,7 @@ class Recorder(Metrics):
     """What one batcher calls.
 
     Args:
-        families: Those of the registry.
+        families: The figures in the registry.
         labels: What all series of the batcher are labelled with.
         label_of: Returns the label of a tenant.
         cache_usage: Returns which part of the engine's cache is in use.

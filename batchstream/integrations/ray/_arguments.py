@@ -1,4 +1,4 @@
-"""The arguments of one call, and those of many calls as one list for each parameter."""
+"""The arguments of one call; and of many calls, as one list for each parameter."""
 
 from __future__ import annotations
 

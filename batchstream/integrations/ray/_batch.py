@@ -95,7 +95,7 @@ def batch(
     out has its default, which is no list then.
 
     The result is a function, with these attributes: `set_max_batch_size` and
-    `set_batch_wait_timeout_s`, to be called in `reconfigure`: no request is lost, those that wait
+    `set_batch_wait_timeout_s`, to be called in `reconfigure`: no request is lost, waiting ones
     join batches of the new size; `statistics()` of this replica, and `aclose(drain=)`. Ray pickles
     it with its deployment as its definition; each replica has workers of its own.
 

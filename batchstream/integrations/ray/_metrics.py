@@ -90,11 +90,11 @@ class Families:
         self._series: dict[tuple[str, ...], _Series] = {}
 
     def series(self, key: str, labels: Mapping[str, str]) -> tuple[_Series, ...]:
-        """Return the series of a figure with these labels, of which it takes those it has.
+        """Return the series of a figure with these labels.
 
         Args:
             key: The figure; there may be none.
-            labels: The labels, and others.
+            labels: Values by label; labels that the figure does not have are left out.
         """
         if key not in self._families or key == BY_STEP:
             return ()
@@ -126,7 +126,7 @@ families = cache(Families)
 class RayMetrics(Metrics):
     """The figures of batchers in `ray.serve.metrics`; pass it as `metrics`.
 
-    The names are those of `PrometheusMetrics`, with what Ray adds: `ray_` in front of all, and the
+    The names are as in `PrometheusMetrics`, with what Ray adds: `ray_` in front of all, and the
     tags `deployment`, `replica` and `application`. [Metrics](metrics.md) lists them. The time
     between two outputs, `gap_seconds`, counts once for each step, and `cache_usage_ratio` is left
     out.

@@ -33,7 +33,7 @@ _BY_ANOTHER_NAME: Final = {
 class Settings:
     """The arguments that `serve.batch` has, too; see `batch` for their meaning.
 
-    The types of the errors are those of `serve.batch`.
+    The errors have the same types as in `serve.batch`.
 
     Raises:
         TypeError: One is of the wrong kind; or `max_concurrent_batches` is less than 1.

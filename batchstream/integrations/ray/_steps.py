@@ -39,7 +39,7 @@ def read_step(step: Any, size: int) -> Any:
     Raises:
         RayServeException: It does not have one element for each request.
     """
-    if isinstance(step, Mapping):  # by slot: those that are left out are skipped
+    if isinstance(step, Mapping):  # by slot: slots that are left out are skipped
         if _SUSPECTS.isdisjoint(map(type, step.values())):
             return step
         return {slot: _read_element(element) for slot, element in step.items()}

@@ -43,7 +43,7 @@ Results: TypeAlias = "Awaitable[Iterable[T]] | Sequence[T]"
 
 
 class BatchOptions(TypedDict, total=False):
-    """The arguments of `DynamicBatcher` that `batch` takes besides those of `serve.batch`."""
+    """The arguments of `DynamicBatcher` that `batch` takes, and `serve.batch` does not."""
 
     max_pending: int
     key: Callable[..., Hashable] | None

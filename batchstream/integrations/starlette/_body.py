@@ -44,7 +44,7 @@ class Encoders(Generic[T]):
 
 
 class OutputsBody(Body, Generic[T]):
-    """Outputs, encoded. Those before one that cannot be encoded are sent.
+    """Outputs, encoded. If one cannot be encoded, the outputs before it are sent.
 
     Args:
         outputs: From now on only this object reads it.

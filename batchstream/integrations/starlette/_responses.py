@@ -92,7 +92,7 @@ class NDJSONResponse(_Response):
         encode_end: Returns what is written as a last line, for the `StreamEnd`. Without it there is
             no such line. The end of an iterator that is no stream has the reason `exhausted`.
         encode_error: Returns what is written as a last line for an error, before the connection is
-            cut. It gets any error that comes after the status, but for those of the connection.
+            cut. It gets any error that comes after the status, but for errors of the connection.
         status_code: The status, unless the stream fails before its first output.
         headers: Sent along.
         background: Run after the response, also if the client has left; not after an error.

@@ -79,7 +79,7 @@ class Decoding:
         config: The configuration of this call.
         kept: What the model wants besides its ids, from step to step.
         max_new_tokens: A limit for all slots, or one for each.
-        callers_criteria: Those of `criteria` that the caller has passed.
+        callers_criteria: The criteria in `criteria` that the caller has passed.
         has_own_cache: Whether the cache is the caller's.
         drop_rows: Whether rows that have ended are dropped; "auto" where that is known to be right.
 
@@ -153,7 +153,7 @@ class Decoding:
         self._kept = model._update_model_kwargs_for_generation(  # noqa: SLF001
             outputs, self._kept, is_encoder_decoder=model.config.is_encoder_decoder
         )
-        # A copy, as those of a prompt may be large, and a view would keep them.
+        # A copy, as the logits of a prompt may be large, and a view would keep them.
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=self._ids.device)
         del outputs
         scores = self._processors(self._ids, logits)

@@ -40,7 +40,7 @@ class TransformersEngine:
 
     Args:
         model: A decoder with plain or windowed attention, in evaluation mode. Others are refused.
-        eos_token_id: The token ids that end a text; None for those of the model's
+        eos_token_id: The token ids that end a text; None for the ids in the model's
             `generation_config`, `()` for none.
         prefill_chunk: How many tokens of a prompt a step computes: a long prompt then takes several
             steps, between which the running requests go on. None computes whole prompts.
@@ -98,7 +98,7 @@ class TransformersEngine:
         self._max_length = length_of(model)
         self._forward = Forward(model)
         self._requests: dict[int, _Running] = {}  # by slot
-        self._prefills: dict[int, Prefill] = {}  # of those whose prompt is not through, by slot
+        self._prefills: dict[int, Prefill] = {}  # of requests whose prompt is not through, by slot
         self._rows = Rows()
 
     def add(self, slot: int, request: Generation) -> None:

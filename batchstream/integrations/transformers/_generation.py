@@ -16,7 +16,7 @@ _BYTES: Final = (bytes, bytearray, memoryview)  # which are sequences of numbers
 class GenerationError(RequestError, ValueError):
     """A `Generation` cannot be served: a value in it is out of range, or too large for the model.
 
-    The fault is that of the client who sent the value; the web integrations answer it with 422.
+    The client that sent the value is at fault; the web integrations answer with 422.
     """
 
 

@@ -83,8 +83,8 @@ def in_lockstep(
     """Return the steps of a call of `generate`, which runs in a thread of its own.
 
     Args:
-        generate: The model's.
-        arguments: Those of the call, but for the streamer and the limit.
+        generate: The method of the model.
+        arguments: The arguments of the call, but for the streamer and the limit.
         max_new_tokens: A limit for all slots, or one for each.
         eos: The token ids that end a sequence.
         surroundings: Torch's state for the thread.

@@ -23,7 +23,7 @@ class Left(BaseException):
 
 
 class RowCriteria(StoppingCriteria):
-    """The stopping criteria of a call, and those rows that the streams have ended.
+    """The stopping criteria of a call, and the rows that the streams have ended.
 
     A row that `generate` stops by a criterion of its own shows in nothing but its padding. So it
     has no other than this one.
@@ -32,7 +32,7 @@ class RowCriteria(StoppingCriteria):
     instead: a verdict on them is answered, but stands only if what is put next are these ids.
 
     Args:
-        criteria: Those of the call.
+        criteria: The stopping criteria of the call.
         live: Returns the live slots; None if only `ended` says which rows have ended.
     """
 
@@ -93,7 +93,7 @@ def taken_criteria(settings: Settings) -> tuple[list[Any], dict[str, Any]]:
     """
     call = settings.without("stopping_criteria", "max_time", "stop_strings")
     criteria = list(settings.stopping_criteria or ())
-    given = set(map(type, criteria))  # which take the place of those below, as in generate
+    given = set(map(type, criteria))  # which take the place of the criteria below, as in generate
     if (seconds := settings.max_time) is not None and MaxTimeCriteria not in given:
         criteria.append(MaxTimeCriteria(seconds))
     if (stops := settings.stop_strings) is not None and StopStringCriteria not in given:

@@ -142,7 +142,7 @@ class Forward:
         Args:
             ids: What goes into the cache, of shape (rows, tokens).
             mask: 1 for the columns that a row has, of shape (rows, columns), new ones included.
-            positions: Those of `ids` in their rows, of the same shape.
+            positions: The positions of `ids` in their rows, of the same shape.
             cache: A `DynamicCache`.
         """
         output = self._model(

@@ -51,8 +51,8 @@ def encoded(tokenizer: Any, prompt: Any) -> list[int]:
 class Room:
     """What a request may ask of a model.
 
-    A model whose positions are rotated goes on beyond those that it was trained for, as in
-    `generate`. One with a table of positions fails there, with all of its batch.
+    A model with rotary positions goes on beyond the positions that it was trained for, as in
+    `generate`. A model with a table of positions fails there, with all of its batch.
     """
 
     def __init__(self, model: Any) -> None:
@@ -72,7 +72,7 @@ class Room:
         for token in (min(ids), max(ids)):
             if not 0 <= token < size:
                 raise RequestError(
-                    f"the ids of a prompt must be from 0 to {size - 1}, which are those of the "
+                    f"the ids of a prompt must be from 0 to {size - 1}, which are the ids of the "
                     f"model, got {token}"
                 )
         if positions is None:

@@ -16,7 +16,7 @@ import torch
 if TYPE_CHECKING:
     from batchstream.integrations.transformers._generation import Generation
 
-_BITS = 24  # those of a float32: a draw times a sum of probabilities then stays below the sum
+_BITS = 24  # as a float32 has: a draw times a sum of probabilities then stays below the sum
 _COLDEST = torch.finfo(torch.float32).tiny  # a float32 below it has no precision, or is 0
 _HOTTEST = torch.finfo(torch.float32).max
 
@@ -89,7 +89,7 @@ def _draw_sorted(logits: Any, samplers: Sequence[Sampler]) -> Any:
     probabilities = probabilities.where(places < top_k, 0)
     sums = probabilities.cumsum(-1)
     top_p = _column(logits, samplers, lambda request: request.top_p)
-    # A token stays if those before it fall short, and the first one also if top_p is rounded to 0.
+    # A token stays if the tokens before it fall short; the first also if top_p is rounded to 0.
     short = sums - probabilities < top_p * sums[:, -1:]
     probabilities = probabilities.where(short | (places == 0), 0)
     return order.gather(-1, _place(probabilities, samplers)[:, None])[:, 0]

@@ -35,7 +35,7 @@ class Settings:
 
     Args:
         model: The model, whose own settings hold where the call has none.
-        arguments: Those of the call.
+        arguments: The arguments of the call.
     """
 
     def __init__(self, model: Any, arguments: Mapping[str, Any]) -> None:
@@ -224,7 +224,7 @@ def as_arguments(inputs: Any) -> dict[str, Any]:
 def named(
     generate: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[Sequence[Any], dict[str, Any]]:
-    """Return the arguments of a call by name, behind those that have none.
+    """Return the arguments of a call that have no name, and the others by name.
 
     Raises:
         TypeError: An argument is there twice, or one too many.

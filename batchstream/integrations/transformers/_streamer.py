@@ -69,9 +69,9 @@ class BatchStreamer(BaseStreamer, Generic[T]):
     """A streamer for batches: a stream for each sequence, of text or of token ids.
 
     For a call of `generate` that is not yours to change into `stream_generate`. The first three
-    arguments, and those for decoding, are `TextIteratorStreamer`'s, and with one sequence it is
-    iterated over like that: `BatchStreamer` takes its place. With more, `streams` or `astreams`
-    hands out the streams. Use one for each call.
+    arguments, and the arguments for decoding, are `TextIteratorStreamer`'s. With one sequence
+    `BatchStreamer` takes its place: it is iterated over in the same way. With more, `streams` or
+    `astreams` hands out the streams. Use one for each call.
 
     Call `generate` by `run`: it hands an error to the streams, knows what ends a sequence, and
     stops `generate` when no stream is live. Where it is called otherwise, pass `stopping_criteria`
@@ -86,7 +86,7 @@ class BatchStreamer(BaseStreamer, Generic[T]):
             itself, until it raises `TimeoutError`. None for ever: an error never needs it.
         size: How many sequences there are: prompts times `num_return_sequences`.
         eos_token_id: The id or the ids that end a sequence. None for the tokenizer's, and with
-            `run` those of the model; but those of the call alone if it has this argument.
+            `run` also the model's; but for the call's alone if the call has this argument.
         pad_token_id: The id of padding. None for the tokenizer's. With `run` it ends nothing, and
             prompts are without padding by their attention mask, if the call has one.
         max_new_tokens: How many tokens a stream may have: one number for all, or one for each.
@@ -226,7 +226,7 @@ class BatchStreamer(BaseStreamer, Generic[T]):
         if len(self._channel) != 1:
             raise TypeError(
                 f"a streamer of {len(self._channel)} sequences has as many streams: iterate over "
-                f"those that streamer.{method}() returns"
+                f"the streams that streamer.{method}() returns"
             )
 
     # ---- for the call of generate

@@ -49,7 +49,7 @@ def stream_text(
         max_new_tokens: How many tokens a reply may have at most: one number for all, or one for
             each slot.
         stop: Stop strings: a text or several for all slots, or a list with a list or None for each.
-            Those of the generation config hold besides, for all slots.
+            Stop strings of the generation config hold besides, for all slots.
         include_stop: Whether the text includes the stop string that ends it.
         skip_special_tokens: Whether special tokens give no text.
         **generate_kwargs: What `stream_generate` takes besides.
@@ -168,7 +168,7 @@ def _after(failed: dict[int, Fail], steps: Steps) -> Steps:
 
 
 def _limits(max_new_tokens: Any, size: int) -> Sequence[Any]:
-    """Return the limit of each slot; those that were given one by one are not checked.
+    """Return the limit of each slot; limits that were given one by one are not checked.
 
     Raises:
         TypeError, ValueError: It is a limit for all, and cannot work; or there is not one for each.
@@ -207,7 +207,7 @@ def _decoder(tokenizer: Any, **options: Any) -> TextDecoder:
 
 
 def _stops(stop: Any, configured: Any, size: int) -> list[list[Any]]:
-    """Return the stop strings of each slot: its own, and those of the config.
+    """Return the stop strings of each slot: its own, and the config's.
 
     Raises:
         TypeError: Some are for all slots, and others for one.

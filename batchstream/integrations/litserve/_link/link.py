@@ -42,7 +42,7 @@ class Link:
         metrics: Makes the metrics of a process; None for no metrics.
         traces: The user's; None for no traces.
         name: What metrics call the API; its path without one.
-        ordering: Says where each request stands among those that wait; None for the order of
+        ordering: Says where each request stands among the waiting requests; None for the order of
             arrival.
 
     Attributes:

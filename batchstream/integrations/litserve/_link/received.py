@@ -1,4 +1,4 @@
-"""What the functions of a loop are given that say where a request stands among those that wait."""
+"""The argument of a loop's functions that order the waiting requests, such as `priority`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ReceivedRequest:
     Attributes:
         payload: What `decode_request` will be given: the JSON of the body, or what FastAPI has made
             of it by the annotation.
-        headers: Those of the HTTP request; their names in lower case.
+        headers: The headers of the HTTP request; their names in lower case.
         request_id: The client's name for it, as its `X-Request-ID` says; LitServe's uid without
             one.
     """

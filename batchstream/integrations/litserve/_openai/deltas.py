@@ -84,7 +84,7 @@ class Delta:
 
     Attributes:
         fields: What is added to the message.
-        logprobs: Those of its tokens.
+        logprobs: The log probabilities of its tokens.
     """
 
     fields: dict[str, Any]
@@ -156,7 +156,7 @@ class Choice:
         if fields:
             self._is_empty = False
         if logprobs:
-            # OpenAI's client takes those of a first delta twice.
+            # OpenAI's client takes the logprobs of a first delta twice.
             first = [] if self.begun else [self.begin()]
             return [*first, Delta(fields, {"content": None, "refusal": None} | logprobs)]
         if not self.begun and (fields or message.get("role")):
@@ -164,7 +164,7 @@ class Choice:
         return [Delta(fields)] if fields else []
 
     def usage(self) -> dict[str, int]:
-        """Return the numbers of tokens, by name. Figures at the end replace those of messages.
+        """Return the numbers of tokens, by name. Figures at the end replace the messages' own.
 
         Raises:
             FailedError: What the model gave at the end are no numbers.

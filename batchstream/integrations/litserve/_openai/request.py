@@ -1,7 +1,7 @@
 """What a client asks for: LitServe's request, widened to everything that OpenAI's own server takes.
 
-Fields without a declaration are kept: they are attributes of their object, and those of the request
-are in the context as well. A text is no number, and neither is a boolean: what OpenAI's server
+Fields without a declaration are kept: they are attributes of their object, and the context has such
+fields of the request as well. A text is no number, and neither is a boolean: what OpenAI's server
 refuses must not become something else on the way.
 """
 

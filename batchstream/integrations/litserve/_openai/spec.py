@@ -59,7 +59,7 @@ class OpenAISpec(stock.OpenAISpec):
     What the model gives is text, or a dict with any part of a message: `content`, `tool_calls`,
     `refusal`, `reasoning_content`, or a field of your own. The spec adds the role, and gives pieces
     of tool calls what they lack. Where the client asks for no stream, its message is the sum of
-    what a stream would have sent. `logprobs` in a dict are those of the choice.
+    what a stream would have sent. `logprobs` in a dict become the choice's.
 
     The model may give numbers of tokens (`prompt_tokens`, `completion_tokens`, `total_tokens`), in
     the `info` of the end or in its messages, whose numbers are added up. The prompt counts once,

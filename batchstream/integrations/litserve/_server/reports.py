@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _callers: WeakKeyDictionary[Link, dict[int, MetricsCaller]] = WeakKeyDictionary()
 _refusals: WeakKeyDictionary[Link, dict[int, Refusals]] = WeakKeyDictionary()
 _made: dict[tuple[int, object], Any] = {}
-"""All by process: a fork inherits those of the process before it. A link's pipes close with it."""
+"""All by process: a fork inherits its parent's objects. A link's pipes close with the link."""
 
 
 def metrics_of(link: Link) -> MetricsCaller | None:
@@ -59,7 +59,7 @@ class Refusals:
 
     @classmethod
     def of(cls, link: Link) -> Refusals:
-        """Return those of this process."""
+        """Return the object of this process for an endpoint, made at the first call."""
         refusals = _refusals.setdefault(link, {})
         if os.getpid() not in refusals:
             refusals[os.getpid()] = cls(link.name or "")

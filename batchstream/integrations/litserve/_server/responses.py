@@ -92,7 +92,7 @@ class Responses:
                 queue.worker_pid = worker
 
     def fail(self, failure: Failure, *, worker: int | None = None) -> int:
-        """Fail the requests that have not ended, or only those that a worker has taken.
+        """Fail the requests that have not ended; if a worker is given, only its requests.
 
         Returns:
             How many these were.

@@ -1,8 +1,8 @@
 """The messages that wait for one client: how much may, and what happens to what comes then.
 
-The rules are those of the streams of a batcher, see `batchstream._pumps.intake`. But what waits
-here are messages, and the functions of the user's are about outputs. So each is called through one
-that takes messages. All of it happens in the event loop of the server process.
+The rules are the same as for a batcher's streams, see `batchstream._pumps.intake`. But what waits
+here are messages, and the user's functions take outputs. So each is called through a function that
+takes messages. All of it happens in the event loop of the server process.
 """
 
 from __future__ import annotations

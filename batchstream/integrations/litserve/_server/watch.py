@@ -2,8 +2,8 @@
 
 At SIGTERM, or Ctrl-C, a server process *drains*. It goes on accepting connections, and answers each
 new request with 503, so that a load balancer sends it elsewhere. The requests that it has go on,
-also those that wait for a worker, until all have ended or the grace period is over; then the rest
-is cut. Only then does uvicorn learn of the signal: it closes its listening socket as the first
+also if they wait for a worker, until all have ended or the grace period is over; then the rest is
+cut. Only then does uvicorn learn of the signal: it closes its listening socket as the first
 thing, and clients that connect would be refused without an answer.
 """
 
@@ -45,7 +45,7 @@ class OpenResponses(Protocol):
         """Note the process id of the worker that has taken a request, if it is one of these."""
 
     def fail(self, failure: Failure, *, worker: int | None = None) -> int:
-        """Fail the requests that have not ended, or only those that a worker has taken."""
+        """Fail the requests that have not ended; if a worker is given, only its requests."""
 
 
 class ServerWatch:
@@ -189,7 +189,7 @@ class ServerWatch:
         return True
 
 
-# By process: a fork inherits those of the process before it.
+# By process: a fork inherits the watches of its parent.
 _watches: dict[tuple[int, asyncio.AbstractEventLoop, Link], ServerWatch] = {}
 _ending: set[int] = set()
 """This process's id, from when it begins to drain."""

@@ -264,8 +264,8 @@ class ContinuousBatch:
     def _has_room_in_step(self, request: ServedRequest) -> bool:
         """Whether the next step may cost what it does with another request.
 
-        An engine that cannot say what it costs for those in it has failed as in a step: the request
-        waits for another engine.
+        If the engine cannot say what a request in it costs, it has failed as in a step: the request
+        that was to join waits for another engine.
         """
         most = self._context.options.max_step_cost
         if most is None or not self._core.has_live:

@@ -131,7 +131,7 @@ class ParentWatch:
 def _interrupt_main_thread() -> None:
     """Raise KeyboardInterrupt in the main thread, whatever it waits for.
 
-    A process that ignores SIGINT, as do those that a shell starts in the background, is terminated.
+    A process that ignores SIGINT, as does one that a shell starts in the background, is terminated.
     """
     main = threading.main_thread().ident
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

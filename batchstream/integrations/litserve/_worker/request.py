@@ -300,7 +300,7 @@ class ServedRequest:
         metrics, joined_at = self._worker.metrics, self._joined_at
         if metrics is None and self.trace is None:
             return
-        end = replace(end, outputs=self._outputs)  # those that were sent
+        end = replace(end, outputs=self._outputs)  # the outputs that were sent
         if self.trace is not None:
             self.trace.ended(end)
         if metrics is not None:

@@ -97,7 +97,7 @@ class Serving:
         self._stepper = stepper
         self._requests: dict[int, ServedRequest] = {}  # by slot
         self._slots: dict[str, int] = {}  # by uid
-        self._unseated: dict[str, ServedRequest] = {}  # by uid: those that wait for a slot again
+        self._unseated: dict[str, ServedRequest] = {}  # by uid: requests that wait for a slot again
         # Requests with outputs to encode, in the order in which they got the first of them.
         self._to_encode: dict[ServedRequest, None] = {}
         # Requests that have left their slots, and how they end.

@@ -42,7 +42,7 @@ class StepReports:
         Args:
             live: How many slots it was made for.
             delivery: What it has given.
-            requests: Those in the slots.
+            requests: The requests in the slots.
             left: The uids of requests whose clients have left since the step before.
         """
         now = time.monotonic()
