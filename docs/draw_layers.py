@@ -77,7 +77,7 @@ def folders(imports: dict[str, set[str]]) -> dict[str, set[str]]:
 
 
 def floors(needs: dict[str, set[str]]) -> list[list[str]]:
-    """Return the floors from the highest: each imports from those below it only.
+    """Return the floors, the highest first: each imports only from the floors below it.
 
     Raises:
         ValueError: Some import one another in a circle.

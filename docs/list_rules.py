@@ -93,7 +93,7 @@ def heading(number: int, title: str) -> str:
 
 
 def with_tests(page: str) -> str:
-    """Return the page of the tests with those of each rule, by file, at the end of its section."""
+    """Return the page of the tests, with each rule's tests, by file, at the end of its section."""
     tests = carriers()
     parts = re.split(r"^(?=## R\d+$)", page, flags=re.MULTILINE)
     for n, part in enumerate(parts[1:], 1):

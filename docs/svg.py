@@ -50,7 +50,7 @@ def picture(
         width: In CSS pixels; the picture shrinks with the page.
         extent: The least and the greatest y.
         label: What it shows, for readers that cannot see it.
-        tip: What the tips of its arrows are called, unlike those of other pictures of the page.
+        tip: The id of the tip of its arrows. Each picture of a page needs its own.
     """
     head = element("path", d="M0,0 L8,4 L0,8 z", class_="tip")
     size = {"viewBox": "0 0 8 8", "refX": 8, "refY": 4, "markerWidth": 7, "markerHeight": 7}
