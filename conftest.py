@@ -87,7 +87,7 @@ LASTING = {
     "test_properties",
     "test_schedules",
 }
-"""Files whose tests take long each and share nothing, besides those of races."""
+"""Files whose tests take long each and share nothing, besides the files of races."""
 
 SHARING = {"test_litserve_continuous": "stepwise", "test_litserve_departures": "stepwise"}
 """Files whose tests share servers, which take long to start."""

@@ -56,7 +56,7 @@ class Core:
 
 
 def taken_out() -> dict[str, ModuleType]:
-    """Take the package's modules out of those that are imported, and return them."""
+    """Take the package's modules out of `sys.modules`, and return them."""
     ours = [name for name in sys.modules if name.partition(".")[0] == "batchstream"]
     return {name: sys.modules.pop(name) for name in ours}
 

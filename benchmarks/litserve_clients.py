@@ -87,7 +87,7 @@ class Server:
 
 
 def free_port() -> int:
-    """Find a port below those that outgoing connections are given."""
+    """Find a port below the range that outgoing connections get."""
     while True:
         port = random.randrange(10_000, 30_000)
         with contextlib.suppress(OSError), socket.create_server((HOST, port)):
@@ -267,7 +267,7 @@ async def _load(server: Server, requests: Sequence[Request], clients: int, secon
         await asyncio.gather(*tasks)
         lasted = time.perf_counter() - begin
         after = server.cpu() | {"client": time.process_time()}
-        connections.append(await _connect(server.port))  # the server closes those that idle
+        connections.append(await _connect(server.port))  # the server closes idle connections
         report = await connections[-1].ask({"report": True})
         for client in connections:
             client.close()

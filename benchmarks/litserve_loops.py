@@ -30,7 +30,7 @@ from models import SEED, Request, batched_steps, refilled_steps
 ROUNDS, QUICK_ROUNDS = 5, 1
 SIZE, LENGTH, REQUESTS = 8, 32, 200
 STEPS = (0.0, 0.005)  # seconds
-# Longer than it takes those whose batch has ended to ask again, so that batches are full.
+# Longer than clients whose batch has ended take to ask again, so that batches are full.
 TIMEOUT = 0.05
 
 STOCK, BATCHED, CONTINUOUS = "LitServe's loop", "BatchedStreamLoop", "ContinuousBatchLoop"

@@ -1,7 +1,7 @@
 """Five hundred streaming clients at once on one server, some of which leave or never read.
 
 What tests/integrations/starlette/test_load.py runs, with its figures. The engine sleeps for a
-millisecond a step, and computes nothing: the figures are those of what is between it and a client.
+millisecond a step, and computes nothing: the figures are of what is between it and a client.
 
 usage: load.py [ROUNDS]
 """

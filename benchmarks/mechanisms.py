@@ -2,7 +2,7 @@
 
 The first five are what servers do, reduced to the hand-off: no timeouts, no detokenizing, no
 metrics. Three more are packages. Consumers see the same in all of them, `async for output in
-stream`, and those written here are generators, which measured no slower than classes with
+stream`. The streams written here are generators, which measured no slower than classes with
 `__anext__`. None in a step ends a stream.
 """
 

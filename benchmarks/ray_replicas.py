@@ -46,7 +46,7 @@ Request = tuple[int, int]  # a number, which tells it apart, and how many output
 
 
 class Counted:
-    """What all replicas count: steps, and for each request when those began that served it."""
+    """What all replicas count: steps, and for each request when the steps that served it began."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -63,7 +63,7 @@ class Counted:
         return os.getpid(), self.steps
 
     async def steps_since(self, left: dict[int, float]) -> dict[int, int]:
-        """Return how many steps began for requests after these times, of those it has had."""
+        """Return how many steps began after these times for each of the requests it has had."""
         return {
             number: sum(began > time for began in self.begun[number])
             for number, time in left.items()
@@ -186,7 +186,7 @@ class Contestant:
             await asyncio.sleep(5 * STEP)
         return after
 
-    async def steps_for_those_that_left(self, left: dict[int, float]) -> float:
+    async def steps_after_leaving(self, left: dict[int, float]) -> float:
         """Return how many steps began for a client after it had left, as a mean."""
         found: dict[int, int] = {}
         while len(found) < len(left):
@@ -220,7 +220,7 @@ class Contestant:
         run.seconds = time.perf_counter() - begin
         run.steps = sum((await self.settled()).values()) - sum(before.values())
         if run.left:
-            run.wasted = await self.steps_for_those_that_left(run.left)
+            run.wasted = await self.steps_after_leaving(run.left)
         return run
 
 

@@ -32,7 +32,7 @@ def load() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=100_000,
-        initializer_range=0.5,  # large, so that a token tells on those that follow
+        initializer_range=0.5,  # large, so that a token affects the tokens after it
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -6,7 +6,7 @@ The model and the cases are imported from there, and are the same.
 
 - a client that gives up waiting for the moment receives the output when it comes back;
 - when all clients have gone away, the model is closed;
-- a client that does not read holds 8 outputs and those of one step, and is then told why it ended;
+- a client that does not read holds 8 outputs and the outputs of one step, then learns why it ended;
 - when the model raises, its clients are raised the same.
 """
 

@@ -5,7 +5,7 @@
 
 Requests of all processes share the batches of one model. It makes up texts of so many words as it
 is asked for, a word in each step. SIGTERM or Ctrl-C ends it: it takes no request any more, and lets
-those that it has end.
+the requests that it has end.
 """
 
 import argparse

@@ -10,9 +10,10 @@ With `--part=K/N` only every N-th is run, from the K-th on.
 With `--check` nothing is run: each mutant still has to apply, and its tests have to exist.
 
 A planted race names the one file that has to notice it, so that a blind tool is noticed as well.
-Those of an event loop are noticed in fewer schedules than `make test` tries. Races between threads
-need interleave-test, hence Python 3.12: they are run by this Python if it has that, or else by that
-of an environment that `make test-pythons` has made. Without either they are not run, and named.
+Races in an event loop are noticed in fewer schedules than `make test` tries. Races between threads
+need interleave-test, hence Python 3.12: they are run by this Python if it has that, or else by the
+Python of an environment that `make test-pythons` has made. Without either they are not run, and
+named.
 """
 
 from __future__ import annotations
@@ -581,7 +582,7 @@ MUTANTS = [
         ENGINES,
     ),
     Mutant(
-        "a request that was told not now goes behind those of other groups",
+        "a request that was told not now goes behind the requests of other groups",
         "        self._all.move_to_end(request, last=False)\n",
         "",
         ("test_queue.py",),
@@ -593,7 +594,7 @@ MUTANTS = [
         ENGINES,
     ),
     Mutant(
-        "a cancelled request holds up those behind it",
+        "a cancelled request holds up the requests behind it",
         "        if first is None or first.ends:\n            return False\n",
         "",
         ENGINES,
@@ -1143,7 +1144,7 @@ MUTANTS = [
         ("test_batched_definitions.py",),
     ),
     Mutant(
-        "a request that was told not now goes behind those of earlier bands",
+        "a request that was told not now goes behind the requests of earlier bands",
         "order.add(request, put_back=room is None)",
         "order.add(request)",
         FAIR_SHARES,
@@ -1726,7 +1727,7 @@ MUTANTS = [
     ),
     # ---- clients of LitServe
     Mutant(
-        "an output for a client of LitServe is merged in front of those before it",
+        "an output for a client of LitServe is merged in front of the outputs before it",
         "    output = merge(output_of(earlier[0]), output_of(later[0]))\n",
         "    output = merge(output_of(later[0]), output_of(earlier[0]))\n",
         UNREAD,

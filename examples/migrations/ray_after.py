@@ -1,6 +1,6 @@
 """The deployment of Ray Serve with another `batch`: `serve run ray_after:app`.
 
-The method, its arguments and its end mark are those of before.
+The method, its arguments and its end mark stay the same.
 """
 
 from ray import serve

@@ -62,7 +62,7 @@ def test_as_many_fit_as_are_within_the_bound_and_one_that_makes_it_raise_fails_a
     candidates = Candidates(
         requests, list(range(len(lengths))), lengths[0], Limits(99, 99, 0.0, most)
     )
-    measured = measure(candidates, cost_of, lambda those, error: failed.extend(those))
+    measured = measure(candidates, cost_of, lambda failing, error: failed.extend(failing))
     expected, faulty = [0], []
     for place in range(1, len(lengths)):
         if lengths[0] > most:

@@ -1029,7 +1029,7 @@ def test_no_object_of_the_user_is_freed_under_the_lock(deed, monkeypatch):
     stop_watching = knobs.watch_decisions(batcher, lambda found: found is None and idle.set())
     gate.opened.set()
     dropped.release()
-    for number in range(30 if deed != "close" else 0):  # each frees what those before have left
+    for number in range(30 if deed != "close" else 0):  # each frees what earlier requests left
         assert idle.wait(TIMEOUT)
         idle.clear()
         stream = batcher.stream(Input(number, record), timeout=60.0, wait_timeout=30.0)

@@ -41,7 +41,7 @@ async def test_what_a_tenant_gets_is_by_cost_and_share(form):
     gate.open()
     for stream in streams:
         await form.rest(stream)
-    # Up to: b 1, aaaa 2, bb 3, aaa 3.5, aaaaa 6, bbb 6; the one that came first of those at 6.
+    # Up to: b 1, aaaa 2, bb 3, aaa 3.5, aaaaa 6, bbb 6; of the two at 6, the first to come.
     assert joined(model) == ["x", "b", "aaaa", "bb", "aaa", "aaaaa", "bbb"]
 
 
@@ -175,7 +175,7 @@ async def test_a_tenant_stays_one_though_it_is_forgotten_as_its_request_comes(fo
 @pytest.mark.rule(29)
 @continuous_batchers
 async def test_a_request_for_which_there_is_no_room_is_before_urgent_ones(form):
-    """And before those of a tenant that has had less."""
+    """And before the requests of a tenant that has had less."""
     gate = form.gate()
     model = form.model(gates={0: gate})
     add, refused = model.add, []

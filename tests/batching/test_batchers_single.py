@@ -1,4 +1,4 @@
-"""Functions that return one result for each request; and those that do so without saying so."""
+"""Functions that return one result for each request, with `single=True` and without."""
 
 from __future__ import annotations
 

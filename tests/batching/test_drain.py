@@ -24,7 +24,7 @@ from support.engines import (
 from support.interrupts import at_line, needs_lines
 from support.sources import TIMEOUT, Gate, in_forked_child, needs_fork
 
-WHO = r"a?close\(drain=60\) in thread '.*' at .*"
+CALL = r"a?close\(drain=60\) in thread '.*' at .*"
 
 
 async def close(form, batcher, **options):
@@ -56,7 +56,7 @@ async def test_requests_that_run_and_wait_end_and_others_are_refused(form):
     async def then():
         assert (batcher.state, batcher.ready) == ("draining", False)
         assert "draining, 2 requests waiting" in repr(batcher)
-        says = rf"the batcher is draining, as asked for by {WHO}: .* another server"
+        says = rf"the batcher is draining, as asked for by {CALL}: .* another server"
         with pytest.raises(ClosedError, match=says):
             form.submit(batcher, "late")
         assert batcher.statistics().refusals == {"draining": 1}
@@ -67,7 +67,7 @@ async def test_requests_that_run_and_wait_end_and_others_are_refused(form):
 
     assert await draining(form, batcher, then) == [list("abc"), ["d"], list("ef")]
     assert (batcher.state, batcher.ready) == ("closed", False)
-    with pytest.raises(ClosedError, match=rf"the batcher was closed by {WHO}: let its requests"):
+    with pytest.raises(ClosedError, match=rf"the batcher was closed by {CALL}: let its requests"):
         form.submit(batcher, "late")
     assert batcher.statistics().opened == 3
 

@@ -26,7 +26,7 @@ class Makes:
     """Makes engines.
 
     Attributes:
-        made: Those that were made, to be taken.
+        made: The engines that were made, to be taken.
     """
 
     def __init__(self):

@@ -475,7 +475,7 @@ class FairQueueMachine(RuleBasedStateMachine):
             max_pending_per_tenant=self.max_per_tenant,
         )
         self.now = 100.0
-        self.waiting = []  # in the order of arrival, those in front that were put back
+        self.waiting = []  # first what was put back, then the others as they arrived
         self.submitted = 0
         self.out = []
         self.taken = []  # at last, and not put back
@@ -547,7 +547,7 @@ class FairQueueMachine(RuleBasedStateMachine):
         self.taken = taken
 
     def check_order(self, ticket):
-        """Check it against those that were left waiting, without the model's figures."""
+        """Check a ticket against the tickets left waiting, without the model's figures."""
         others = [it for it in self.waiting if it.group == ticket.group and it is not ticket]
         if ticket in self.rules.put_back:
             return

@@ -144,7 +144,7 @@ def test_refusals_have_a_line_as_they_begin_and_one_when_they_have_been_over_for
     assert over == ("chat: requests are accepted again: 5 requests were refused within 4 seconds")
 
 
-def test_what_is_the_clients_fault_is_told_to_those_that_look_for_it(lines):
+def test_what_is_the_clients_fault_is_told_at_debug_level(lines):
     def serve(requests):
         yield [Fail(RequestError("too long")) if it == "long" else Last(it) for it in requests]
 
@@ -212,7 +212,7 @@ def test_a_handler_that_raises_fails_no_request_and_is_called_without_the_lock(m
     assert figures
 
 
-def test_extra_fields_do_not_get_in_the_way_of_those_of_the_log():
+def test_extra_fields_do_not_get_in_the_way_of_the_fields_of_the_log():
     """A formatter for JSON or structlog takes every other attribute of a record for a field."""
     own = set(vars(logging.makeLogRecord({}))) | {
         "message",

@@ -205,7 +205,7 @@ async def test_what_the_iterable_raises_comes_behind_the_replies_to_what_it_gave
 
 
 @every_batcher
-async def test_timeouts_are_those_of_each_request(form, monkeypatch):
+async def test_timeouts_hold_for_each_request(form, monkeypatch):
     clock = ManualClock()
     knobs.set_clock(monkeypatch, clock)
     batcher, _, gate = form.held_batcher(1)

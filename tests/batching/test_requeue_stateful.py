@@ -157,7 +157,7 @@ def test_whatever_is_given_back_each_request_gets_what_it_gets_alone(
     assert (figures.opened, figures.live, figures.waiting) == (len(asks), 0, 0)
     assert (figures.buffered, figures.prefilling) == (0, 0)
     assert sum(size * count for size, count in figures.batch_sizes.items()) == len(asks)
-    # No starvation: each step makes an output, or is one of those in which the list says otherwise.
+    # No starvation: each step makes an output, unless `deeds` says otherwise for it.
     assert engine.steps <= len(deeds) + 2 * sum(len(ask.whole) + 1 for ask in asks)
 
 

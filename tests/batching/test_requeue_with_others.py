@@ -88,7 +88,7 @@ async def test_its_time_goes_on_while_it_waits_and_stands_still_where_it_is_full
     await held.reached.wait()
     deadlines = knobs.request_of(first).deadlines
     given, until = deadlines.next_output
-    assert (given, until is None) == (2, False)  # not for its consumer, who has not read
+    assert (given, until is None) == (2, False)  # not for its consumer, which has not read
     held.open()
     assert await form.rest(second) == list("vwxyz")
     while not knobs.is_paused_for(first):

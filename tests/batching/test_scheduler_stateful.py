@@ -46,7 +46,7 @@ def strike(call, lines, within=None):
     Args:
         call: The function.
         lines: The number of the line, from 1 on.
-        within: The method whose lines count; those of all methods if it is None.
+        within: The method whose lines count; if it is None, the lines of all methods count.
 
     Returns:
         What the function returned; None if it was broken off.
@@ -187,14 +187,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.half_closed = False  # an exception has broken off a close, and there was no other
         self.runs = []  # in the order of their starts
         self.started = set()  # workers whose starts were claimed, and that are not idle
-        self.claimed = []  # those of them that are started a moment later
+        self.claimed = []  # the workers in `started` that are started a moment later
         self.start_failed = False
         self.interrupted = set()  # what was to be woken when an exception struck
         self.half_refused = set()  # requests that were being refused when an exception struck
         self.taken = set()  # requests that ended while a worker had them, and no batch
         self.retired = set()  # workers whose tasks have ended
-        # Of the requests that were accepted, each is in one of these lists. Those that were taken
-        # out of the queue without joining a batch are about to end.
+        # Of the requests that were accepted, each is in one of these lists. A request that was
+        # taken out of the queue without joining a batch is about to end.
         self.waiting, self.taken_out, self.joined, self.finished = [], [], [], []
         self.first_outputs = {}  # when requests had them
         self.figures = Figures()

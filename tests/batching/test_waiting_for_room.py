@@ -117,7 +117,7 @@ async def test_the_time_to_wait_is_limited(form):
 
 @every_batcher
 @pytest.mark.parametrize("drain", [None, 60.0])
-async def test_all_who_wait_learn_that_the_batcher_was_closed_or_drains(form, drain):
+async def test_all_waiting_callers_learn_that_the_batcher_was_closed_or_drains(form, drain):
     batcher, _, gate = await filled(form)
 
     async def caller():
@@ -269,7 +269,7 @@ def test_a_model_that_becomes_slower_is_noticed_soon():
     assert 0.8 <= rate.seconds_for(1) <= 1.0
 
 
-def test_a_refusal_says_when_those_that_wait_will_have_left():
+def test_a_refusal_says_when_the_waiting_requests_will_have_left():
     options = BatcherOptions(
         EndRules(), max_batch_size=2, max_pending=4, max_buffered=1, on_overflow="cancel"
     )

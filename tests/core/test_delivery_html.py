@@ -42,7 +42,7 @@ class Wordy:
 
 
 def make_array():
-    class array:  # noqa: N801 - as those of some libraries are called
+    class array:  # noqa: N801 - what some libraries call theirs
         def _refuse(self, *_):
             raise AssertionError("an array was computed")
 

@@ -345,7 +345,7 @@ OURS = [
 ]
 
 
-def test_all_errors_are_among_those_that_are_pickled_here():
+def test_all_errors_are_pickled_here():
     public = {getattr(batchstream, name) for name in batchstream.__all__}
     errors = {each for each in public if isinstance(each, type) and issubclass(each, Exception)}
     assert errors | {CostError} == {type(error) for error in OURS}

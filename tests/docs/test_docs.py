@@ -250,7 +250,7 @@ def can_be_imported(name):
 
 
 def public_names(module):
-    """Return the names that a module is for: those it lists, or else those it defines."""
+    """Return the names that a module is for: the names it lists, or else the names it defines."""
     defined = [
         name
         for name, value in vars(module).items()

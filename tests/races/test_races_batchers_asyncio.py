@@ -199,7 +199,8 @@ class Service:
     """A batcher, its model, its metrics and its clients.
 
     Args:
-        options: Of the batcher; those of `Model` go to the model.
+        wait, fails_for: Options of the model.
+        options: Options of the batcher.
     """
 
     def __init__(self, *, wait=None, fails_for=None, **options):

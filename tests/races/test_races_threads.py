@@ -434,7 +434,7 @@ class FakeLoop:
         pass
 
     def run(self, coroutine, *, cancels=()):
-        """Run a coroutine; cancel those of its waits, counted from 0, that are in `cancels`."""
+        """Run a coroutine; cancel each of its waits whose number, from 0, is in `cancels`."""
         try:
             waiter = self.step(coroutine.send, None)
             for wait in count():

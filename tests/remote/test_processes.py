@@ -208,7 +208,7 @@ def test_processes_that_share_one_model_make_half_the_steps_of_two_models(servic
         assert (one.figures(), other.figures()) == ((160, 40), (160, 40))
 
 
-def test_a_client_that_leaves_frees_its_slot_and_those_that_are_too_many_get_503(service):
+def test_a_client_that_leaves_frees_its_slot_and_clients_that_are_too_many_get_503(service):
     with service.model_with("--slots", "4", "--pending", "4"):
         with service.streams(100_000, 4) as streams:
             assert all(next(stream).startswith(b"the ") for stream in streams)

@@ -50,7 +50,7 @@ def cut(data, places):
 
 
 def sent(records, takes):
-    """Return the bytes of records; those are taken out behind each whose number is in `takes`."""
+    """Return the bytes of records, taken out after each record whose number is in `takes`."""
     outgoing, data = Outgoing(MAX_FRAME), b""
     for number, record in enumerate(records):
         outgoing.add(*record)

@@ -18,7 +18,7 @@ COLUMNS = list(zip(*STEPS, strict=True))
 
 @dataclass(frozen=True)
 class FrozenError(Exception):
-    """Its class refuses attributes, those that an interpreter sets included."""
+    """Its class refuses attributes, even if the interpreter sets them."""
 
     request: str
 

@@ -120,5 +120,5 @@ def receives_without_memory(source, *, by_time):
 def test_a_receive_that_runs_out_loses_no_step_in_silence(receives, source, by_time, monkeypatch):
     # Finalizers have no stack or memory either, of what the collector happens to find there.
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
-    # In a process without other threads: all of them run out, those of the test runner as well.
+    # In a process without other threads, as the threads of the test runner would run out as well.
     assert in_forked_child(lambda: receives(source, by_time=by_time)) == "None"

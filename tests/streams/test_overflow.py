@@ -419,7 +419,7 @@ async def test_each_output_is_measured_once_and_a_merged_one_again(form):
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans(), st.integers(0, 5))))
-def test_sizes_are_those_of_what_is_held(events):
+def test_sizes_add_up_to_what_is_held(events):
     sizes, held = Sizes(20), []
     for size, merges, taken in events:
         if merges and held:

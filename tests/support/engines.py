@@ -3,8 +3,9 @@
 A request is a sequence of elements. Its stream gives one of them in each step, and then ends. So
 `"abc"` is a request for three outputs, and a list may hold markers.
 
-The forms are those of `forms`, for batchers: a scenario written once says what all of them promise.
-After every scenario the form makes sure that the model was treated well, and that nothing is left.
+The forms are the same as in `forms`, for batchers: a scenario written once says what all of them
+promise. After every scenario the form makes sure that the model was treated well, and that nothing
+is left.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 interleave-test lets one thread run at a time and decides before each opcode of the package, and at
 each operation of a lock, which thread runs next. A deadlock is found when it happens, without a
-timeout. It replaces names in the module `threading`; the package imports those names, so here they
+timeout. It replaces names in the module `threading`; the package imports these names, so here they
 are replaced where they were imported to, and the module itself is left alone.
 
 A scenario makes everything it uses, and ends every thread it starts: one that waits for ever is a

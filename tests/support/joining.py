@@ -56,7 +56,7 @@ class JoiningRules:
     pads: bool = False
 
     def changed(self, *, size, timeout, max_cost, max_pending):
-        """Return the limits with these in place of those that they are not None for.
+        """Return the limits, with each argument that is not None in place of its limit.
 
         Args:
             size: Of a batch.

@@ -819,7 +819,7 @@ def tenants_of(batcher):
 
 
 def forget_tenants_once(batcher, name):
-    """Let a batcher forget all tenants once, behind the look-up of this one; list those of it."""
+    """Let a batcher forget all tenants after the first look-up of this one; list its look-ups."""
     interner, asked = dispatcher_of(batcher).keys._tenants, []
     intern = interner.intern
 

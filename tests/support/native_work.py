@@ -51,7 +51,7 @@ class Work:
 
     Attributes:
         size: How many slots the batch has.
-        options: Those of the batch.
+        options: The options of the batch.
         errors: The kinds of error that streams end with, if all goes well.
         streams: What is read.
         places: For each stream, the places for its outputs.

@@ -21,7 +21,7 @@ def run_program(*parts, flags=(), environment=None):
     Args:
         parts: Code; each part may be indented as a whole.
         flags: Of the interpreter, besides development mode.
-        environment: Its variables, if not those of this process.
+        environment: Its environment variables; by default the same as in this process.
 
     Returns:
         What it ended with and printed: `(0, "", "")` if it went well and said nothing.

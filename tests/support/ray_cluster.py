@@ -29,7 +29,7 @@ PORTS = {
 }
 HTTP_PORT = 8000
 STARTS = 4
-PATIENCE = 150  # seconds: a dozen processes start, perhaps beside those of other programs
+PATIENCE = 150  # seconds: a dozen processes start, perhaps beside other programs
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,7 +60,7 @@ def running_ray(*paths):
     """Run a Ray with Serve in it, and connect to it, for as long as the block lasts.
 
     Args:
-        paths: Folders of modules that replicas import by name, besides those of the tests.
+        paths: Folders of modules that replicas import by name, besides the folders of the tests.
     """
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # for short paths of sockets
     log = folder / "start.log"
@@ -114,7 +114,7 @@ def started(folder, log, environment):
 
 
 def end(process, folder):
-    """End a Ray: by their ids those of its processes, too, that it leaves behind if it gives up."""
+    """End a Ray, and by their ids the processes that it leaves behind if it gives up."""
     process.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(5)  # some of its processes take half a minute

@@ -16,7 +16,7 @@ from batchstream.remote import serve
 
 
 class Held(Engine):
-    """Makes no step before so many requests are in it, and counts those that it makes."""
+    """Makes no step before so many requests are in it, and counts its steps."""
 
     def __init__(self, requests):
         super().__init__(0.0)

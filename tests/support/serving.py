@@ -19,7 +19,7 @@ SECONDS = 30  # for what should happen at once
 
 
 def free_port():
-    """Find a port below those that outgoing connections, of other tests say, are given."""
+    """Find a port below the range that outgoing connections, of other tests say, get."""
     while True:
         port = random.randrange(10_000, 30_000)  # noqa: S311
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):

@@ -207,7 +207,7 @@ def test_a_cancelled_timer_moves_no_clock():
     assert explore(scenario, 10) == [2] * 11
 
 
-def test_contexts_are_those_of_the_caller():
+def test_callbacks_run_in_the_context_of_the_caller():
     variable = contextvars.ContextVar("variable")
 
     async def scenario():
@@ -297,7 +297,7 @@ def test_leftovers_are_cancelled_and_awaited(seed):
     assert left == ["task"] * 3 + ["generator"]
 
 
-def test_leftovers_fail_if_they_shall_and_those_that_end_by_themselves_are_none():
+def test_leftovers_fail_if_they_shall_and_tasks_that_end_by_themselves_are_none():
     async def scenario(work):
         task = asyncio.create_task(work())
         await asyncio.sleep(0)

@@ -26,12 +26,12 @@ class Waiting:
     """An engine whose outputs come from elsewhere: its step waits for them, or to be woken.
 
     Attributes:
-        requests: Those that it has, by slot.
+        requests: The requests in it, by slot.
         wakes: How often it was woken.
         closed: Set when it is closed.
         inside: Set while a step waits.
         added: The requests that were added, to be taken.
-        removed: The same of those that were removed.
+        removed: The requests that were removed, to be taken.
         entered: One thing for each step that has begun, to be taken.
     """
 

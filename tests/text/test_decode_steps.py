@@ -124,7 +124,7 @@ async def test_a_malformed_step_fails_all_streams_and_closes_the_source(form):
 
 
 @every_form
-async def test_of_many_tokens_those_behind_a_stop_string_are_dropped(form):
+async def test_tokens_of_one_step_behind_a_stop_string_are_dropped(form):
     source = form.script([[Many([*b"ab"])], [Many([*b"cSTOP and on"])]])
     batch = form.open(decode_steps(source, decoders("STOP")), 1)
     assert await form.rest(batch[0]) == ["ab", "c"]

@@ -1,4 +1,4 @@
-"""Tokenizers of transformers, made from those that `tokenizers` trains: no hub is asked."""
+"""Tokenizers of transformers, made from trained ones of `tokenizers`: no hub is asked."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ EVENTS = [
 DIARY = "10.0 0 1 2\n11.0 0 1 2\n12.0 1 2\n13.0 1 2\n14.0\n"
 
 
-def test_the_counters_are_those_of_the_diary_and_of_the_clients():
+def test_the_counters_count_what_the_diary_and_the_clients_say():
     totals = board_of(*EVENTS, diary=DIARY).totals(now=99.0)
     assert totals.steps == 4
     assert (totals.open_mean, totals.open_longest) == (1.5, 2.5)  # of 2.5 and 0.5

@@ -32,7 +32,7 @@ def view(*pages, seconds=1.0):
 
 
 def page(figures, prefix="batchstream_"):
-    """Return a page with some figures, and with those that every batcher has."""
+    """Return a page with these figures, and with the figures that every batcher has."""
     needed = {"requests_submitted_total": 0, "steps_total": 0}
     return "".join(f"{prefix}{name} {value}\n" for name, value in (needed | figures).items())
 
@@ -203,7 +203,7 @@ def test_a_batcher_that_has_gone_is_not_shown():
     assert [each.name for each in views(found)] == ["batchstream"]
 
 
-def test_rates_are_those_of_the_last_seconds():
+def test_rates_are_of_the_last_seconds():
     found = History(window=10.0)
     for second in range(100):
         steps = 1000 * second if second < 50 else 50_000 + second - 50
@@ -211,7 +211,7 @@ def test_rates_are_those_of_the_last_seconds():
     assert views(found)[0].steps == 1.0
 
 
-def test_times_are_those_of_the_window_or_else_those_since_the_start():
+def test_times_are_of_the_window_or_else_since_the_start():
     def waits(low, high):
         buckets = {'wait_seconds_bucket{le="1"}': low, 'wait_seconds_bucket{le="2"}': high}
         return page(buckets | {'wait_seconds_bucket{le="+Inf"}': high})

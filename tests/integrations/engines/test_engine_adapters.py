@@ -1,7 +1,7 @@
 """The step engines of examples/engines, each with the real engine where that is installed.
 
-Every engine has the same model, of which `tiny_llama` says what a reply is. Those that run on few
-machines have a fake of their interface besides, which must pass the same tests.
+Every engine has the same model, of which `tiny_llama` says what a reply is. Engines that run on
+few machines have a fake of their interface besides, which must pass the same tests.
 """
 
 from __future__ import annotations

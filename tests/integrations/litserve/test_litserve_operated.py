@@ -38,7 +38,7 @@ class Busy:
         return door.slots
 
     def queue(self, tag, outputs=1, **more):
-        """Send one that waits, behind those before it."""
+        """Send a request that waits, behind the earlier ones."""
         waiting = self.guests.server.view()["waiting"][self.path]
         self.clients[tag] = self.guests.send(self.path, tag, outputs, **more)
         self.guests.server.wait_until_there_wait(waiting + 1, self.path)
@@ -294,7 +294,7 @@ class Scraped:
         ]
 
     def of(self, name, *labels):
-        """The samples of a name by the values of these labels, without those that are 0."""
+        """The samples of a name that are not 0, by the values of these labels."""
         found = Counter()
         for sample in self._samples:
             if sample.name == f"batchstream_{name}":

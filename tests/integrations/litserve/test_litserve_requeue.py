@@ -44,7 +44,7 @@ class Noted(Metrics):
 
 
 class Preempting(Cache):
-    """Gives the slots of the letters in `api.behind` back once, and of those in `api.never`."""
+    """Gives a slot back: once at a letter in `api.behind`, each time at a letter in `api.never`."""
 
     def add(self, slot, request):
         super().add(slot, request)

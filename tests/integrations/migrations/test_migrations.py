@@ -1,7 +1,7 @@
 """The programs of examples/migrations: what clients get is the same before and after.
 
-The programs of Ray and of LitServe have tests with those of their integrations, and the queues with
-the other examples.
+The programs of Ray and of LitServe are tested beside their integrations, and the queues beside the
+other examples.
 """
 
 import asyncio

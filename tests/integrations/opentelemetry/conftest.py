@@ -29,7 +29,7 @@ class Spans:
 
     @property
     def requests(self):
-        """Those of requests, by their ids."""
+        """The spans of requests, by the ids of the requests."""
         found = [span for span in self.all if "batchstream.request.id" in span.attributes]
         by_id = {span.attributes["batchstream.request.id"]: span for span in found}
         assert len(by_id) == len(found)
@@ -37,7 +37,7 @@ class Spans:
 
     @property
     def batches(self):
-        """Those of batches, in the order in which they started."""
+        """The spans of batches, in the order in which they started."""
         found = [span for span in self.all if "batchstream.batch.size" in span.attributes]
         return sorted(found, key=lambda span: span.start_time)
 

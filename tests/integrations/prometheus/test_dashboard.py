@@ -56,7 +56,7 @@ def registry():
 
 
 def samples_of(registry):
-    """Return the labels of each sample that a query can name, with those of all its series."""
+    """Return the labels of each sample that a query can name, over all its series."""
     found = {}
     for family in registry.collect():
         for sample in family.samples:

@@ -112,7 +112,7 @@ def test_what_a_batcher_did_is_counted(shown):
     assert shown.gauges == (0, 0)
 
 
-def test_the_counts_are_those_of_the_statistics(shown):
+def test_the_counts_are_the_same_as_in_the_statistics(shown):
     with ContinuousBatcher(Model(), max_batch_size=2, metrics=shown.metrics) as batcher:
         for stream in [batcher.stream("ab" * n) for n in range(7)]:
             list(stream)

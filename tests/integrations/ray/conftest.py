@@ -1,8 +1,8 @@
 """One Ray for all the tests of this folder: `make ray-test` runs them where Ray may bind.
 
-Ray binds all interfaces, so it is started only where loopback is the only one. Each test deploys
-its applications beside those of the others: a replica takes seconds to start, so the tests of a
-module share them where they can.
+Ray binds all interfaces, so it is started only where loopback is the only one. The tests deploy
+their applications side by side. A replica takes seconds to start, so the tests of a module share
+applications where they can.
 """
 
 import importlib
@@ -66,9 +66,9 @@ numbers = itertools.count()
 def deploy(ray_cluster):
     """Return a function that runs applications, for as long as the module's tests last.
 
-    It takes applications, and returns the handle of each; those of one call start at once. One is
-    reached over HTTP below its name, such as `/one` with `deploy(one=Model.bind())`; `deploy(app)`
-    makes a name. A name that runs already is redeployed.
+    It takes applications, starts them at the same time, and returns the handle of each. An
+    application is reached over HTTP below its name, such as `/one` with `deploy(one=Model.bind())`;
+    `deploy(app)` makes a name. A name that runs already is redeployed.
     """
     names = []
 

@@ -178,7 +178,7 @@ def test_an_object_array_may_hold_the_mark():
 
 @pytest.mark.rule(13)
 @pytest.mark.parametrize("kind", ["asynchronous", "synchronous"])
-def test_a_generator_is_told_who_is_left(kind):
+def test_a_generator_is_told_which_slots_are_left(kind):
     told = []
 
     def steps(lengths):

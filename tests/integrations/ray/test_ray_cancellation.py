@@ -52,7 +52,7 @@ def until(model, condition):
 
 
 def steps_for_what_has_left(model, steps):
-    """Return how many steps the model makes behind those, though it may make more."""
+    """Return how many steps the model makes after the first `steps`; it may make ten."""
     until(model, lambda seen: seen["ends"][-1] == "cancelled")
     model.allow.remote(10).result()
     used = until(model, lambda seen: not seen["slots"])["steps"] - steps

@@ -136,7 +136,7 @@ def test_streams_that_outlast_the_grace_fail_and_a_deadline_below_it_says_why(
     assert issubclass(limited[1], DeadlineError)
 
 
-def test_streams_of_a_killed_replica_fail_those_of_the_other_go_on_and_new_ones_work(
+def test_streams_of_a_killed_replica_fail_but_streams_of_the_other_go_on_and_new_ones_work(
     deploy, ray_cluster, gate
 ):
     deploy(killed=Held.options(num_replicas=2).bind(gate))

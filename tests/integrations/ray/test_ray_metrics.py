@@ -96,7 +96,7 @@ def test_a_batcher_in_a_replica_is_seen_by_the_names_that_prometheus_gets(deploy
     assert {sample.labels["replica"] for sample in samples} == {tags["replica"]}
 
 
-def test_the_names_are_those_of_prometheus_but_for_what_a_batcher_does_not_tell():
+def test_the_names_are_the_same_as_in_prometheus_but_for_what_a_batcher_does_not_tell():
     names = {figure.name for figure in OWN} - {"cache_usage_ratio"}
     made = Families("checked")
     for figure in OWN:

@@ -110,11 +110,11 @@ def results(replies):
         ("none", [(1,)], [None]),
     ],
 )
-def test_results_are_those_of_serve_batch(handle, method, calls, expected):
+def test_results_are_the_same_as_with_serve_batch(handle, method, calls, expected):
     assert results(handle.call.remote(method, *call) for call in calls) == expected
 
 
-def test_streams_are_those_of_serve_batch(handle):
+def test_streams_are_the_same_as_with_serve_batch(handle):
     streaming = handle.options(stream=True)
     streams = [streaming.stream.remote("count", length) for length in (3, 0, 5)]
     assert [list(stream) for stream in streams] == [[0, 1, 2], [], [0, 1, 2, 3, 4]]
@@ -127,7 +127,7 @@ def test_a_batched_method_may_be_the_endpoint_itself(handle):
 @pytest.mark.parametrize(
     ("method", "kind"), [("short_answer", RayServeException), ("broken", KeyError)]
 )
-def test_errors_have_the_types_of_those_of_serve_batch(handle, method, kind):
+def test_errors_have_the_same_types_as_with_serve_batch(handle, method, kind):
     with pytest.raises(kind):
         handle.call.remote(method, 1).result(timeout_s=SECONDS)
 

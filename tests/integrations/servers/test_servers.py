@@ -59,7 +59,7 @@ class Servers:
         block.__exit__(None, None, None)
 
     def end_all(self):
-        """End those that still run, each of them even if another one cannot be ended."""
+        """End each server that still runs, even if another one cannot be ended."""
         with contextlib.ExitStack() as stack:
             for name in self._running:
                 stack.push(self._running[name][0])

@@ -118,7 +118,7 @@ def next_of(sender):
 
 @pytest.mark.rule(7)
 def test_each_request_ends_in_the_step_after_its_last_output(triton):
-    """Those of one call of `execute`, which come while an earlier one still runs."""
+    """The requests of one call of `execute` come while an earlier call still runs."""
     [first] = triton.ask("ab")
     assert triton.engine.begun.acquire(timeout=SECONDS)
     second, third = triton.ask("c", "def")

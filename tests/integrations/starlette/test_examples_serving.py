@@ -166,7 +166,7 @@ async def ask_all(server, requests, headers=None):
         )
 
 
-def test_who_asks_together_gets_what_each_would_have_got_alone(custom, model):
+def test_requests_at_the_same_time_get_what_each_would_have_got_alone(custom, model):
     expected = [alone(model, request) for request in PROMPTS]
     steps = custom.metric("batchstream_steps_total")
     replies = [lines(response) for response in asyncio.run(ask_all(custom, PROMPTS))]
@@ -180,7 +180,7 @@ def test_who_asks_together_gets_what_each_would_have_got_alone(custom, model):
     assert len(set(expected)) > len(PROMPTS) / 2, "the seeds change nothing"
 
 
-def test_who_asks_alone_gets_the_same_again(custom, model):
+def test_a_request_alone_gets_the_same_again(custom, model):
     for request in PROMPTS[:2]:
         for _ in range(2):
             [response] = asyncio.run(ask_all(custom, [request]))

@@ -270,7 +270,7 @@ def test_a_limit_of_a_config_ends_with_length(limit):
     assert (running.result() is None) == (limit == 2)  # its own, before generate ended by itself
 
 
-def test_of_a_call_with_eos_token_id_those_ids_alone_end_a_stream():
+def test_of_a_call_with_eos_token_id_these_ids_alone_end_a_stream():
     model, tokenizer = tiny_text()
     assert tokenizer.eos_token_id == EOS
     for eos, expected in ((None, "no</s>no"), (tokenizer.encode("b"), "no</s>no")):

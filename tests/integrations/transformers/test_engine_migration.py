@@ -54,6 +54,6 @@ def test_the_answers_are_the_same():
     assert len(set(map(len, before))) > 1
 
 
-def test_the_answers_are_those_of_generate():
+def test_the_answers_are_the_same_as_from_generate():
     expected = [[token for token, _ in alone("Llama", tuple(ids), 20)] for ids in PROMPTS]
     assert answers("+", new()) == [[token for token in ids if token != EOS] for ids in expected]

@@ -453,7 +453,7 @@ def test_what_generate_refuses_is_raised_with_the_first_step():
 
 
 class HoldsMore(DynamicLayer):
-    """A layer that holds more than keys and values, as those with linear attention do."""
+    """A layer that holds more than keys and values, as a layer with linear attention does."""
 
 
 @pytest.mark.parametrize(

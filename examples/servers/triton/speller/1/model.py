@@ -28,7 +28,7 @@ class TritonPythonModel:
     """Spells words: `WORD` is one, and each response has one `LETTER`."""
 
     async def execute(self, requests: list) -> None:
-        """Answer requests; those of later calls run at the same time."""
+        """Answer requests; requests of later calls run at the same time."""
         await asyncio.gather(*map(respond, requests))
 
     def finalize(self) -> None:
