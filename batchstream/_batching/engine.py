@@ -359,6 +359,19 @@ def _checked(engine: Any, name: str) -> Any:
             f"{name} must have the methods add, step and remove, "
             f"got {engine!r} without {', '.join(missing)}"
         )
+    for method, arguments in _CALLS.items():
+        function = getattr(engine, method)
+        if isinstance(engine, type):
+            if not inspect.isfunction(inspect.getattr_static(engine, method)):
+                continue  # what an instance has is unknown
+            passed = ("self", *arguments)
+        else:
+            passed = arguments
+        if not takes(function, len(passed)):
+            raise TypeError(
+                f"{name} is called by {method}({', '.join(arguments)}), got {engine!r} whose "
+                f"{method} is {call_text(function)}: let it take that"
+            )
     for kind, is_it in _WRONG_STEPS.items():
         if is_it(engine.step):
             raise TypeError(
@@ -367,6 +380,13 @@ def _checked(engine: Any, name: str) -> Any:
             )
     return engine
 
+
+_CALLS: Final[dict[str, tuple[str, ...]]] = {
+    "add": ("slot", "request"),
+    "step": (),
+    "remove": ("slot",),
+}
+"""What each method of an engine is called with."""
 
 _WRONG_STEPS: Final[dict[str, Callable[[object], bool]]] = {
     "a coroutine function": inspect.iscoroutinefunction,

@@ -130,6 +130,42 @@ def test_an_engine_whose_step_returns_no_step_is_refused():
             ContinuousBatcher(engine, max_batch_size=2)
 
 
+class StepOfOutputs(Echo):
+    def step(self, outputs):
+        """Make a step of the outputs before it."""
+
+
+class AddOfSlot(Echo):
+    def add(self, slot):
+        """Add what there is no request of."""
+
+
+@pytest.mark.parametrize("form", [lambda kind: kind, lambda kind: kind()], ids=["class", "engine"])
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (
+            StepOfOutputs,
+            r"is called by step\(\), .* whose step is step\((self, )?outputs\): let it",
+        ),
+        (AddOfSlot, r"is called by add\(slot, request\), .* whose add is add\((self, )?slot\)"),
+    ],
+)
+def test_an_engine_whose_methods_cannot_be_called_is_refused_at_once(kind, says, form):
+    with pytest.raises(TypeError, match=says):
+        ContinuousBatcher(form(kind), max_batch_size=2)
+
+
+def test_an_engine_whose_methods_are_no_functions_of_its_class_is_taken():
+    class Made:
+        add = staticmethod(lambda slot, request: None)
+        step = staticmethod(lambda: {0: None})
+        remove = print
+
+    with ContinuousBatcher(Made, max_batch_size=1) as batcher:
+        assert list(batcher.stream("a")) == []
+
+
 def test_an_engine_that_another_batcher_drives_is_refused_until_that_has_ended_its_batch():
     entered, may_go_on = threading.Event(), threading.Event()
 

@@ -255,10 +255,10 @@ def test_the_error_of_a_step_shows_no_output(step):
 @pytest.mark.parametrize(
     ("step", "says"),
     [
-        ([1], "step 0 has 1 outputs, expected 2 (one per slot)"),
-        ([1, 2, 3], "step 0 has 3 outputs, expected 2 (one per slot)"),
-        ([], "step 0 has 0 outputs, expected 2 (one per slot)"),
-        (np.zeros(3), "step 0 has 3 outputs, expected 2 (one per slot)"),
+        ([1], "step 0 has 1 outputs, expected 2 (one per slot, or a dict {slot: output})"),
+        ([1, 2, 3], "step 0 has 3 outputs, expected 2 (one per slot, or a dict {slot: output})"),
+        ([], "step 0 has 0 outputs, expected 2 (one per slot, or a dict {slot: output})"),
+        (np.zeros(3), "step 0 has 3 outputs, expected 2 (one per slot, or a dict {slot: output})"),
         (np.float64(1.0), "step 0 is no sequence, mapping or array"),
         (np.array(1), "step 0 is no sequence, mapping or array"),
         (
@@ -302,7 +302,10 @@ def test_the_error_counts_the_steps():
     core.feed(["a"])
     core.feed(["b"])
     (_, end), *_ = core.feed(["c", "d"]).ends
-    assert str(end.error) == "step 2 has 2 outputs, expected 1 (one per slot)"
+    assert (
+        str(end.error)
+        == "step 2 has 2 outputs, expected 1 (one per slot, or a dict {slot: output})"
+    )
     assert end.error.step == 2
 
 

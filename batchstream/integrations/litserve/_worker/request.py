@@ -37,8 +37,8 @@ _GIVEN: Final = (
     "encode_response gives each request str, bytes, a dict, a pydantic model or a marker"
 )
 _HINT: Final = (
-    " (where it is called for each request, as at max_batch_size=1, it yields one element at a "
-    "time)"
+    " (where it is called for each request, as with eos_in='predict' or at max_batch_size=1, it "
+    "yields one element at a time)"
 )
 
 
