@@ -13,6 +13,8 @@ settings.register_profile(
     "default", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=5_000)
+# For runs that follow one another: each draws other examples.
+settings.register_profile("short", settings.get_profile("default"), max_examples=50)
 # For the second core of a Python, where the first was tried in full.
 settings.register_profile("brief", settings.get_profile("default"), max_examples=25)
 # Where it is enough to know that a test fails: to find the least example takes far longer.

@@ -123,7 +123,16 @@ def _context_of(prompt_ids: Any, decode: Decode) -> list[int]:
 class _FastStream:
     """Decodes ids with the `DecodeStream` of `tokenizers`."""
 
-    __slots__ = ("_context", "_decode", "_new_stream", "_pending", "_skips", "_step", "_tokenizer")
+    __slots__ = (
+        "_context",
+        "_decode",
+        "_new_stream",
+        "_newest",
+        "_pending",
+        "_skips",
+        "_step",
+        "_tokenizer",
+    )
 
     def __init__(
         self,
@@ -140,6 +149,7 @@ class _FastStream:
         self._skips = skip_special_tokens
         self._pending: list[int] = []
         self._context: Sequence[int]
+        self._newest: Sequence[int]  # the tokens that have become text last
         self._step: Callable[[Any, int | list[int]], str | None]
         self._begin(context)
 
@@ -154,15 +164,19 @@ class _FastStream:
         if text is None:
             self._pending.append(token)
             return "" if len(self._pending) < _MOST_PENDING else self._give_up()
+        newest: Sequence[int] = (token,)
         if self._pending:
-            self._context = (*self._pending, token)
+            newest = (*self._pending, token)
             self._pending.clear()
+        if text == " ":  # dropped where it is the first, and so no context by itself
+            self._begin((*self._newest, *newest))
         else:
-            self._context = (token,)
+            self._context = newest
+        self._newest = newest
         return text
 
     def _begin(self, context: Sequence[int]) -> None:
-        self._context = context
+        self._context = self._newest = context
         self._step = self._new_stream(list(context), self._skips).step
 
     def _begin_anew(self, token: int) -> str | None:
@@ -193,12 +207,13 @@ class _FastStream:
 class _PlainStream:
     """Decodes ids with nothing but a function that decodes a list of them."""
 
-    __slots__ = ("_context", "_decode", "_ids", "_shown")
+    __slots__ = ("_context", "_decode", "_ids", "_newest", "_shown")
 
     def __init__(self, decode: Decode, context: list[int]) -> None:
         self._decode = decode
         self._ids = context  # the context, and the pending tokens
         self._context = len(context)  # how many of these are the context
+        self._newest = 0  # where in the context the tokens begin that have become text last
         self._shown = decode(context) if context else ""  # its text
 
     def feed(self, token: int) -> str:
@@ -207,13 +222,13 @@ class _PlainStream:
         text = self._decode(self._ids)
         if not text.startswith(self._shown):  # what was given already stands for something else now
             del self._ids[: self._context]
-            self._context, self._shown = 0, ""
+            self._context, self._newest, self._shown = 0, 0, ""
             text = self._decode(self._ids)
         if text.endswith(_INCOMPLETE) or len(text) == len(self._shown):
             many = len(self._ids) - self._context >= _MOST_PENDING
             return self._give_up(text) if many else ""
         new = text[len(self._shown) :]
-        self._go_on_behind(len(self._ids))
+        self._go_on()
         return new
 
     def _give_up(self, text: str) -> str:
@@ -224,14 +239,19 @@ class _PlainStream:
         given = len(self._ids) - _KEPT_PENDING
         new = self._decode(self._ids[:given])[len(self._shown) :]
         del self._ids[:given]
-        self._context, self._shown = 0, ""
+        self._context, self._newest, self._shown = 0, 0, ""
         return new
 
-    def _go_on_behind(self, given: int) -> None:
+    def _go_on(self) -> None:
         """Make the tokens that have just become text the context of the next ones."""
-        del self._ids[: self._context]
-        self._context = given - self._context
-        self._shown = self._decode(self._ids)
+        start = self._context
+        shown = self._decode(self._ids[start:])
+        if not shown:  # it is a space, which is dropped where it is the first
+            start = self._newest
+            shown = self._decode(self._ids[start:])
+        del self._ids[:start]
+        self._newest = self._context - start
+        self._context, self._shown = len(self._ids), shown
 
     def finish(self) -> str:
         """Return the text of the pending tokens."""

@@ -87,11 +87,29 @@ def test_any_ids_give_the_text_that_decode_gives_for_all_of_them(name, way, data
 @given(data=st.data())
 def test_with_byte_fallback_a_character_that_was_complete_stays(way, data):
     tokenizer = TRAINED["metaspace"]()
-    byte = st.sampled_from([0xC3, 0xA9, 0xE2, 0x82, 0xAC, 0xFF, 0x41])
+    byte = st.sampled_from([0xC3, 0xA9, 0xE2, 0x82, 0xAC, 0xFF, 0x41, 0x20])
     byte_ids = byte.map(lambda it: tokenizer.token_to_id(byte_token(it)))
     one_id = st.one_of(st.integers(0, tokenizer.get_vocab_size() - 1), byte_ids, byte_ids)
     ids = data.draw(st.lists(one_id, max_size=16))
     assert decoded(way(tokenizer), ids)[0] == shown_by_runs(tokenizer, ids)
+
+
+@needs_tokenizers
+@both_ways
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (b"\x00 \x80", "\x00 \ufffd"),
+        (b"A  \x80\x80", "A  \ufffd\ufffd"),
+        (b" \x80", "\ufffd\ufffd"),  # the first space is dropped, so nothing was given
+        (b"A " + b"\x80" * 100, "A " + "\ufffd" * 100),
+        (b"A  B\xc3\xa9 \xc3", "A  B\xe9 \ufffd"),
+    ],
+)
+def test_a_space_of_a_byte_token_that_was_given_does_not_come_again(way, given, shown):
+    tokenizer = TRAINED["metaspace"]()
+    ids = [tokenizer.token_to_id(byte_token(byte)) for byte in given]
+    assert decoded(way(tokenizer), ids)[0] == shown
 
 
 @given(data=st.lists(st.one_of(st.integers(0, 257), st.sampled_from(list("é👍".encode())))))

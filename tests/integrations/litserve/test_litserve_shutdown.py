@@ -117,6 +117,14 @@ def servers_are(request):
 
 SIGNALS = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 signals = pytest.mark.parametrize("number", SIGNALS.values(), ids=SIGNALS)
+# Where the first test has shown that neither depends on the other.
+signal_and_servers = pytest.mark.parametrize(
+    ("number", "servers_are"),
+    [
+        pytest.param(signal.SIGTERM, "process", id="process-SIGTERM"),
+        pytest.param(signal.SIGINT, "thread", id="thread-SIGINT"),
+    ],
+)
 
 
 def wait_until_it_drains(server):
@@ -253,7 +261,7 @@ def test_a_server_under_load_drains_without_a_stream_that_is_cut(tmp_path):
 
 
 @pytest.mark.rule(28)
-@signals
+@signal_and_servers
 def test_a_client_that_is_not_served_in_time_is_cut_off_and_nothing_is_left(
     tmp_path, number, servers_are
 ):
@@ -282,7 +290,7 @@ def test_a_client_without_an_output_is_told_that_the_server_ends(tmp_path, path)
 
 
 @pytest.mark.rule(28)
-@signals
+@signal_and_servers
 def test_a_second_signal_ends_everything_at_once(tmp_path, number, servers_are):
     with streaming(tmp_path, servers_are=servers_are) as (server, running):
         server.process.send_signal(number)
@@ -343,8 +351,11 @@ def wait_until_one_is_answered(guests, path):
         assert time.monotonic() < deadline
 
 
-@pytest.mark.parametrize("restart", [False, True], ids=["", "restarted"])
-@pytest.mark.parametrize("outputs", [0, 1], ids=["before the first output", "in mid-stream"])
+@pytest.mark.parametrize(
+    ("outputs", "restart"),
+    [(0, True), (1, False)],
+    ids=["before the first output, restarted", "in mid-stream"],
+)
 @pytest.mark.parametrize("path", ["/single", "/predict", "/continuous"])
 def test_the_clients_of_a_worker_that_is_killed_do_not_wait(tmp_path, path, outputs, restart):
     with (
