@@ -228,7 +228,10 @@ class Engine:
             except KeyboardInterrupt as error:  # in a program's main thread, where it is meant
                 interrupt = error
             except BaseException as error:  # noqa: BLE001 - of a request that has ended
-                report_unraisable(error)
+                report_unraisable(
+                    error,
+                    f"remove({slot}) of the engine, called for every request, however it has ended",
+                )
             finally:
                 self._in_call = False
         if interrupt is not None:
@@ -248,7 +251,7 @@ class Engine:
         if engine is not None and self.is_open:
             self._in_call = True
             try:
-                call_quietly(partial(self._context.run, engine.close))
+                call_quietly(partial(self._context.run, engine.close), "close() of the engine")
             finally:
                 # Only now: a thread that closes the batcher must not find it ended before.
                 self.is_open = self._in_call = False

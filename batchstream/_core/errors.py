@@ -391,9 +391,17 @@ def forget_context(error: BaseException, handled: BaseException | None) -> None:
         link = context
 
 
-def report_unraisable(error: BaseException) -> None:
-    """Hand an error that no caller waits for to `sys.unraisablehook`."""
-    _Unraisable(error)
+_NO_CALLER: Final = "a call by batchstream that no caller waits for"
+
+
+def report_unraisable(error: BaseException, place: str = _NO_CALLER) -> None:
+    """Hand an error that no caller waits for to `sys.unraisablehook`.
+
+    Args:
+        error: The error.
+        place: What raised it, as Python prints it: "Exception ignored in: " stands in front.
+    """
+    _Unraisable(error, place)
 
 
 def report_or_raise(errors: Iterable[BaseException]) -> None:
@@ -416,8 +424,12 @@ def report_or_raise(errors: Iterable[BaseException]) -> None:
             del interrupt  # it holds this frame
 
 
-def call_quietly(function: Callable[[], object]) -> None:
+def call_quietly(function: Callable[[], object], place: str = _NO_CALLER) -> None:
     """Call a function, and hand what it raises to `sys.unraisablehook`: no caller waits for it.
+
+    Args:
+        function: The function.
+        place: See `report_unraisable`.
 
     Raises:
         BaseException: One of `INTERRUPTS`.
@@ -427,7 +439,7 @@ def call_quietly(function: Callable[[], object]) -> None:
     except INTERRUPTS:
         raise
     except BaseException as error:  # noqa: BLE001 - handed on, to the hook
-        report_unraisable(error)
+        report_unraisable(error, place)
 
 
 def warn_user(message: str) -> None:
@@ -448,8 +460,21 @@ def warn_user(message: str) -> None:
 class _Unraisable:
     """Raises an error in its finalizer: only the interpreter can make the hook's argument."""
 
-    def __init__(self, error: BaseException) -> None:
-        self._error = error
+    def __init__(self, error: BaseException, place: str) -> None:
+        self._finalizer = _Finalizer(error, place)
 
-    def __del__(self) -> None:
+    @property
+    def __del__(self) -> _Finalizer:  # a function would be printed as itself, and not as the place
+        return self._finalizer
+
+
+class _Finalizer:
+    def __init__(self, error: BaseException, place: str) -> None:
+        self._error = error
+        self._place = place
+
+    def __repr__(self) -> str:
+        return self._place
+
+    def __call__(self) -> None:
         raise self._error

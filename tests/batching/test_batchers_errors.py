@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import traceback
 from functools import partial
@@ -11,6 +12,7 @@ import pytest
 
 from batchstream import (
     ClosedError,
+    ContinuousBatcher,
     FinishReason,
     SourceError,
     StepError,
@@ -398,6 +400,25 @@ async def test_a_remove_that_raises_is_unheard_and_its_slot_is_used_again(form, 
         assert stream.slot == 0
     await form.close(batcher)
     assert [type(error) for error in unheard] == [SystemExit] * 3
+
+
+def test_python_prints_which_call_of_the_engine_has_raised(capfd, monkeypatch):
+    class Engine(Model):
+        def remove(self, slot):
+            super().remove(slot)
+            raise KeyError(slot)
+
+        def close(self):
+            raise OSError("in use")
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    with ContinuousBatcher(Engine, max_batch_size=1) as batcher:
+        assert list(batcher.stream("ab")) == ["a", "b"]
+    printed = capfd.readouterr().err
+    assert (
+        "in: remove(0) of the engine, called for every request, however it has ended\n" in printed
+    )
+    assert "in: close() of the engine\n" in printed
 
 
 @pytest.mark.rule(15)
