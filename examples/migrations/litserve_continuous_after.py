@@ -18,12 +18,13 @@ class Engine:
     """Says the words of replies."""
 
     def __init__(self, api):
-        """Take the model from the API: there is none here."""
+        """Take the model from the API, whose `setup` has run."""
+        self.model = api.model
         self.words = {}  # what is left to say
 
-    def add(self, slot, words):
+    def add(self, slot, prompt):
         """Let a request join."""
-        self.words[slot] = words
+        self.words[slot] = self.model[prompt].split()
 
     def step(self):
         """Return the next word of each request; the last is marked."""
@@ -40,9 +41,13 @@ class Engine:
 class Chat(ls.LitAPI):
     """Says the words of a reply."""
 
+    def setup(self, device):
+        """Load the model: a table of replies stands in for it."""
+        self.model = REPLIES
+
     def decode_request(self, request):
-        """Look the prompt up."""
-        return REPLIES[request["prompt"]].split()
+        """Take the prompt out of the request, for `add`."""
+        return request["prompt"]
 
     def encode_response(self, words):
         """Make a message of each word of a request."""

@@ -1,4 +1,4 @@
-"""The same events, from a model that is called once for all requests.
+"""The same events, from a model that is called once for all requests: `uvicorn tgi_after:app`.
 
 The model is an engine now. What was an event is made by `encode`, for one request as before.
 """
@@ -6,7 +6,7 @@ The model is an engine now. What was an event is made by `encode`, for one reque
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from batchstream import ContinuousBatcher, Last
 from batchstream.integrations.starlette import EventsResponse, exception_handlers
@@ -17,7 +17,7 @@ WORDS = ["</s>", "so", " it", " goes", " on"]
 class Parameters(BaseModel):
     """How to generate; TGI has more."""
 
-    max_new_tokens: int = 20
+    max_new_tokens: int = Field(20, ge=1)
 
 
 class Request(BaseModel):

@@ -1,4 +1,4 @@
-"""The events of text-generation-inference, from a model that is called once for each request.
+"""TGI's events, from a model that is called for each request alone: `uvicorn tgi_before:app`.
 
 A loop of this kind stands behind many a replacement of TGI's server: each request has the model to
 itself, and a client that leaves is noticed when the next event is written.
@@ -8,7 +8,7 @@ import json
 
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 WORDS = ["</s>", "so", " it", " goes", " on"]
 app = FastAPI()
@@ -17,7 +17,7 @@ app = FastAPI()
 class Parameters(BaseModel):
     """How to generate; TGI has more."""
 
-    max_new_tokens: int = 20
+    max_new_tokens: int = Field(20, ge=1)
 
 
 class Request(BaseModel):

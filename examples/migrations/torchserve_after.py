@@ -13,10 +13,10 @@ from batchstream.integrations.starlette import TextResponse, exception_handlers
 MOST = 20  # outputs
 
 
-@batched(max_batch_size=8, batch_timeout=0.1, max_outputs=MOST)  # batchSize, maxBatchDelay
+@batched(max_batch_size=8, batch_timeout=0.1)  # batchSize, maxBatchDelay
 def handle(words):
     """Spell the words of a batch."""
-    for step in range(MOST + 1):
+    for step in range(MOST):
         yield [word[step : step + 1] or EOS for word in words]  # your model's forward
 
 

@@ -67,6 +67,27 @@ def test_litserve_after_each_response_has_its_own_messages(client):
     assert [messages(call) for call in calls] == [WORDS[it] for it in BATCH[1:]]
 
 
+@program("litserve_before")
+def test_litserve_before_an_error_in_mid_stream_looks_complete(client):
+    for call in ask(client, "failing", *BATCH[1:]):
+        assert (call.status, call.body.count(b"\n"), call.error) == (200, 1, None)
+
+
+@program("litserve_after")
+@pytest.mark.rule(15)
+def test_litserve_after_an_error_in_mid_stream_cuts_the_connection(client):
+    for call in ask(client, "failing", *BATCH[1:]):
+        assert call.status == 200
+        assert isinstance(call.error, httpx.RemoteProtocolError)
+
+
+@program("litserve_after")
+@pytest.mark.rule(15)
+def test_litserve_after_the_status_is_the_one_that_decode_request_raises(client):
+    calls = ask(client, "forbidden", "bad", UNKNOWN, SHORT)
+    assert [call.status for call in calls] == [403, 422, 500, 200]
+
+
 @program("litserve_continuous_before", "litserve_continuous_after")
 def test_litserve_requests_that_join_a_batch_get_the_same_messages(client):
     prompts = [*BATCH, SHORT]  # one more than there are slots
