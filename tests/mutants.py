@@ -809,12 +809,6 @@ MUTANTS = [
         ("test_map.py",),
     ),
     Mutant(
-        "a flight that got room is told for ever that there is some",
-        "                self.room = False  # there was some meanwhile, and now it needs none\n",
-        "",
-        ("test_map.py",),
-    ),
-    Mutant(
         "room is not passed on by a caller that leaves",
         "        upstream.dispatcher.ends.tell_of_room()\n\n\nasync def",
         "\n\nasync def",
@@ -1398,9 +1392,33 @@ MUTANTS = [
     ),
     Mutant(
         "a byte that spoils a character before makes the text begin anew",
-        "            del self._ids[: self._context]\n            self._context, self._shown",
-        "            self._context, self._shown",
+        "            del self._ids[: self._context]\n            self._context, self._newest",
+        "            self._context, self._newest",
         TEXT,
+    ),
+    Mutant(
+        "a space that a decoder drops is the only context, where decode is all there is",
+        "            start = self._newest\n",
+        "            pass\n",
+        TEXT,
+    ),
+    Mutant(
+        "a space that a decoder drops is the only context, where the decoder is in Rust",
+        '        if text == " ":  # dropped',
+        '        if text == "":  # dropped',
+        TEXT,
+    ),
+    Mutant(
+        "an engine is taken whose methods cannot be called",
+        "        if not isinstance(engine, type) and not takes(",
+        "        if False and not takes(",
+        ("test_batchers_arguments.py",),
+    ),
+    Mutant(
+        "an engine that was made and is refused stays open",
+        "                self._close(made)\n                raise\n",
+        "                raise\n",
+        ("test_batchers_arguments.py",),
     ),
     Mutant(
         "half a character is text",

@@ -151,7 +151,8 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             a lower number waits, none of a higher one joins a batch. 0 for all if it is None.
         tenant: A function of a request that returns whose it is, such as an API key, hashable. The
             tenants of a band share the batches by what their requests cost, or by their number
-            if there is no `cost`. The requests of one tenant are served in the order of arrival.
+            if there is no `cost`. Within a band, a tenant's requests are served in the order of
+            arrival.
         share: A function of a request that returns the weight of its tenant; 1 if it is None.
         max_pending_per_tenant: How many requests of one tenant may wait.
         drain: For how many seconds the end of a `with` or `async with` block lets requests end

@@ -96,7 +96,7 @@ class Ends(Generic[T]):
         """Let a step return that waits for something, so that the batch looks at the queue."""
         # Read once: the batch may end meanwhile.
         if self._model is not None and (wake := self._model.waker) is not None:
-            call_quietly(wake)
+            call_quietly(wake, "wake() of the engine")
 
     def tell_of_room(self) -> None:
         """Wake what waits for room, up to the first waiter that wakes the next itself.

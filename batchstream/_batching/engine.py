@@ -107,16 +107,17 @@ class Engine:
         self._context = context
         if self._engine is None:
             assert self._factory is not None  # noqa: S101 - there is one of the two
-            made = _checked(context.run(self._factory), "what the engine's factory returns")
-            self.is_open = _method_of(made, "close", "in the worker's thread") is not None
-            self._engine = made
+            made = context.run(self._factory)
             self.made += 1
-            if hasattr(made, "wake"):
-                try:
-                    self._wake = _method_of(made, "wake", "from any thread")
-                except TypeError:
-                    self.discard()
-                    raise
+            try:
+                _checked(made, "what the engine's factory returns")
+                wake = _method_of(made, "wake", "from any thread")
+                self.is_open = _method_of(made, "close", "in the worker's thread") is not None
+            except BaseException:
+                self._close(made)
+                raise
+            self._engine = made
+            self._wake = wake
         # Before the batch looks at the queue: a request that comes earlier is seen there.
         self.waker = self._wake
         return self
@@ -228,10 +229,7 @@ class Engine:
             except KeyboardInterrupt as error:  # in a program's main thread, where it is meant
                 interrupt = error
             except BaseException as error:  # noqa: BLE001 - of a request that has ended
-                report_unraisable(
-                    error,
-                    f"remove({slot}) of the engine, called for every request, however it has ended",
-                )
+                report_unraisable(error, f"remove({slot}) of the engine")
             finally:
                 self._in_call = False
         if interrupt is not None:
@@ -251,10 +249,16 @@ class Engine:
         if engine is not None and self.is_open:
             self._in_call = True
             try:
-                call_quietly(partial(self._context.run, engine.close), "close() of the engine")
+                self._close(engine)
             finally:
                 # Only now: a thread that closes the batcher must not find it ended before.
                 self.is_open = self._in_call = False
+
+    def _close(self, engine: Any) -> None:
+        """Call `close` of an engine that was made here, if it has one."""
+        close = getattr(engine, "close", None)
+        if callable(close):
+            call_quietly(partial(self._context.run, close), "close() of the engine")
 
     def _forget(self) -> None:
         self.stop_driving()  # first: while the engine is there, no other has its `id`
@@ -363,17 +367,12 @@ def _checked(engine: Any, name: str) -> Any:
             f"got {engine!r} without {', '.join(missing)}"
         )
     for method, arguments in _CALLS.items():
-        function = getattr(engine, method)
-        if isinstance(engine, type):
-            if not inspect.isfunction(inspect.getattr_static(engine, method)):
-                continue  # what an instance has is unknown
-            passed = ("self", *arguments)
-        else:
-            passed = arguments
-        if not takes(function, len(passed)):
+        # Of a class it is not known: what its instances have may be set when they are made.
+        if not isinstance(engine, type) and not takes(getattr(engine, method), len(arguments)):
+            call = f"{method}({', '.join(arguments)})"
             raise TypeError(
-                f"{name} is called by {method}({', '.join(arguments)}), got {engine!r} whose "
-                f"{method} is {call_text(function)}: let it take that"
+                f"{name} is called by {call}, got {engine!r} whose {method} is "
+                f"{call_text(getattr(engine, method))}: give it the parameters of {call}"
             )
     for kind, is_it in _WRONG_STEPS.items():
         if is_it(engine.step):

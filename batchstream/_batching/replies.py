@@ -230,7 +230,6 @@ class Flight(Generic[T]):
                 return False
             else:
                 upstream.dispatcher.ends.room_waiters.pop(self, None)
-                self.room = False  # there was some meanwhile, and now it needs none
                 self._in_flight[request] = next(self._numbers)
                 if self.is_cancelled:  # by another thread, a moment ago
                     self.cancel()

@@ -162,7 +162,7 @@ def _enqueue(  # noqa: C901 - one frame for each request
     # Behind the request: the step that this lets return is followed by a look at the queue.
     # Read once: the batch may end meanwhile.
     if (model := dispatcher.model) is not None and (wake := model.waker) is not None:
-        call_quietly(wake)
+        call_quietly(wake, "wake() of the engine")
     if reaped is not NOTHING_REAPED:
         dispatcher.follow_up(reaped, now)
     if refusals:

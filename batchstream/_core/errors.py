@@ -401,7 +401,9 @@ def report_unraisable(error: BaseException, place: str = _NO_CALLER) -> None:
         error: The error.
         place: What raised it, as Python prints it: "Exception ignored in: " stands in front.
     """
-    _Unraisable(error, place)
+    holder = _Unraisable(error, place)
+    del error  # or its traceback, which has this frame, would keep it
+    del holder
 
 
 def report_or_raise(errors: Iterable[BaseException]) -> None:
@@ -477,4 +479,8 @@ class _Finalizer:
         return self._place
 
     def __call__(self) -> None:
-        raise self._error
+        error = self.__dict__.pop("_error")
+        try:
+            raise error
+        finally:
+            del error  # its traceback has this frame

@@ -46,8 +46,8 @@ def read_step(step: object, size: int, number: int) -> Elements:
         elements = _read_sequence(step, number)
     if len(elements) != size:
         raise StepError(
-            f"step {number} has {len(elements)} outputs, expected {size} (one per slot, or a dict "
-            "{slot: output})",
+            f"step {number} has {len(elements)} outputs, expected {size} (one per slot; a dict "
+            "{slot: output} may leave slots out)",
             step=number,
         )
     return elements

@@ -190,7 +190,11 @@ class _FastStream:
         text = self._text_of(self._pending[:-_KEPT_PENDING])
         self._begin(() if text else self._context)
         more = self._step(self._tokenizer, kept)
-        self._pending = kept if more is None else []
+        if more is None:
+            self._pending = kept
+        else:
+            self._pending = []
+            self._context = self._newest = kept
         return text + (more or "")
 
     def finish(self) -> str:

@@ -2,7 +2,7 @@
 
     curl -N http://127.0.0.1:8000/spell/word
 
-The model's loop is the one of before. `batched` makes the batches, and gives each request a stream.
+The model's loop is unchanged. `batched` makes the batches, and gives each request a stream.
 """
 
 from contextlib import asynccontextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import threading
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -140,29 +142,62 @@ class AddOfSlot(Echo):
         """Add what there is no request of."""
 
 
-@pytest.mark.parametrize("form", [lambda kind: kind, lambda kind: kind()], ids=["class", "engine"])
-@pytest.mark.parametrize(
-    ("kind", "says"),
-    [
-        (
-            StepOfOutputs,
-            r"is called by step\(\), .* whose step is step\((self, )?outputs\): let it",
-        ),
-        (AddOfSlot, r"is called by add\(slot, request\), .* whose add is add\((self, )?slot\)"),
-    ],
-)
-def test_an_engine_whose_methods_cannot_be_called_is_refused_at_once(kind, says, form):
+class RemoveOfNothing(Echo):
+    def remove(self):
+        """Remove what there is no slot of."""
+
+
+WRONG_METHODS = [
+    (StepOfOutputs, r"is called by step\(\), .* whose step is step\(outputs\): give it the param"),
+    (AddOfSlot, r"is called by add\(slot, request\), .* whose add is add\(slot\): give it"),
+    (RemoveOfNothing, r"is called by remove\(slot\), .* whose remove is remove\(\): give it"),
+]
+
+
+@pytest.mark.parametrize(("kind", "says"), WRONG_METHODS)
+def test_an_engine_whose_methods_cannot_be_called_is_refused_at_once(kind, says):
     with pytest.raises(TypeError, match=says):
-        ContinuousBatcher(form(kind), max_batch_size=2)
+        ContinuousBatcher(kind(), max_batch_size=2)
 
 
-def test_an_engine_whose_methods_are_no_functions_of_its_class_is_taken():
-    class Made:
-        add = staticmethod(lambda slot, request: None)
-        step = staticmethod(lambda: {0: None})
-        remove = print
+@pytest.mark.parametrize(("kind", "says"), WRONG_METHODS)
+def test_an_engine_that_was_made_and_is_refused_is_closed(kind, says):
+    closed = []
 
-    with ContinuousBatcher(Made, max_batch_size=1) as batcher:
+    class Closing(kind):
+        def close(self):
+            closed.append(self)
+
+    with ContinuousBatcher(Closing, max_batch_size=2) as batcher:
+        for count in (1, 2):
+            stream = batcher.stream("a")
+            with pytest.raises(TypeError, match=says):
+                next(stream)
+            assert len(closed) == count
+    assert len(closed) == 2
+
+
+@dataclasses.dataclass
+class Fields:
+    add: Callable[..., None] = lambda slot, request: None
+    step: Callable[..., dict] = lambda: {0: None}
+    remove: Callable[..., None] = print
+
+
+class Bound:
+    add = staticmethod(lambda slot, request: None)
+    remove = print
+
+    def __init__(self):
+        self.step = partial(self.step, {0: None})
+
+    def step(self, step):
+        return step
+
+
+@pytest.mark.parametrize("kind", [Fields, Bound])
+def test_what_the_instances_of_a_class_have_is_not_told_from_the_class(kind):
+    with ContinuousBatcher(kind, max_batch_size=1) as batcher:
         assert list(batcher.stream("a")) == []
 
 

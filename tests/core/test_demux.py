@@ -251,14 +251,17 @@ def test_the_error_of_a_step_shows_no_output(step):
     assert "client" not in str(end.error)
 
 
+ONE_EACH = "(one per slot; a dict {slot: output} may leave slots out)"
+
+
 @pytest.mark.rule(8)
 @pytest.mark.parametrize(
     ("step", "says"),
     [
-        ([1], "step 0 has 1 outputs, expected 2 (one per slot, or a dict {slot: output})"),
-        ([1, 2, 3], "step 0 has 3 outputs, expected 2 (one per slot, or a dict {slot: output})"),
-        ([], "step 0 has 0 outputs, expected 2 (one per slot, or a dict {slot: output})"),
-        (np.zeros(3), "step 0 has 3 outputs, expected 2 (one per slot, or a dict {slot: output})"),
+        ([1], f"step 0 has 1 outputs, expected 2 {ONE_EACH}"),
+        ([1, 2, 3], f"step 0 has 3 outputs, expected 2 {ONE_EACH}"),
+        ([], f"step 0 has 0 outputs, expected 2 {ONE_EACH}"),
+        (np.zeros(3), f"step 0 has 3 outputs, expected 2 {ONE_EACH}"),
         (np.float64(1.0), "step 0 is no sequence, mapping or array"),
         (np.array(1), "step 0 is no sequence, mapping or array"),
         (
@@ -302,10 +305,7 @@ def test_the_error_counts_the_steps():
     core.feed(["a"])
     core.feed(["b"])
     (_, end), *_ = core.feed(["c", "d"]).ends
-    assert (
-        str(end.error)
-        == "step 2 has 2 outputs, expected 1 (one per slot, or a dict {slot: output})"
-    )
+    assert str(end.error) == f"step 2 has 2 outputs, expected 1 {ONE_EACH}"
     assert end.error.step == 2
 
 

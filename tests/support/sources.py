@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from typing import Any
 
@@ -139,6 +140,8 @@ def in_forked_child(function):
     pid = os.fork()
     if pid == 0:
         status = 1
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(int(TIMEOUT))  # ends a child that hangs
         try:
             try:
                 result = str(function())

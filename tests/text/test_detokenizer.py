@@ -104,6 +104,7 @@ def test_with_byte_fallback_a_character_that_was_complete_stays(way, data):
         (b" \x80", "\ufffd\ufffd"),  # the first space is dropped, so nothing was given
         (b"A " + b"\x80" * 100, "A " + "\ufffd" * 100),
         (b"A  B\xc3\xa9 \xc3", "A  B\xe9 \ufffd"),
+        (b"\x80" * 60 + b"ABCD \x80", "\ufffd" * 60 + "ABCD \ufffd"),
     ],
 )
 def test_a_space_of_a_byte_token_that_was_given_does_not_come_again(way, given, shown):

@@ -136,7 +136,7 @@ def _not_selectable(name: str, value: Any) -> str | None:
     if name == "encoder_outputs":
         known = all(isinstance(part, torch.Tensor) for part in value.values())
     elif isinstance(value, torch.Tensor):
-        # Positions of three dimensions are for pictures; the model keeps such positions besides.
+        # Positions of three dimensions are for pictures, and the model keeps them besides.
         known = name in _FOR_ALL or (name in _BY_ROW and value.dim() <= _DIMENSIONS.get(name, 3))
     else:
         known = value is None or isinstance(value, bool | int | float | str)

@@ -85,8 +85,8 @@ class BatchStreamer(BaseStreamer, Generic[T]):
         timeout: For how many seconds to wait for the next output when the streamer is iterated over
             itself, until it raises `TimeoutError`. None for ever: an error never needs it.
         size: How many sequences there are: prompts times `num_return_sequences`.
-        eos_token_id: The id or the ids that end a sequence. None for the tokenizer's, and with
-            `run` also the model's; but for the call's alone if the call has this argument.
+        eos_token_id: The id or the ids that end a sequence. None for the tokenizer's; with
+            `run` the model's as well, or only the call's if the call has this argument.
         pad_token_id: The id of padding. None for the tokenizer's. With `run` it ends nothing, and
             prompts are without padding by their attention mask, if the call has one.
         max_new_tokens: How many tokens a stream may have: one number for all, or one for each.

@@ -117,14 +117,14 @@ def servers_are(request):
 
 SIGNALS = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 signals = pytest.mark.parametrize("number", SIGNALS.values(), ids=SIGNALS)
-# Where the first test has shown that neither depends on the other.
-signal_and_servers = pytest.mark.parametrize(
-    ("number", "servers_are"),
-    [
-        pytest.param(signal.SIGTERM, "process", id="process-SIGTERM"),
-        pytest.param(signal.SIGINT, "thread", id="thread-SIGINT"),
-    ],
-)
+
+
+def pairs(*pairs):
+    """Let a test have both signals and both kinds of servers, and not each with each."""
+    return pytest.mark.parametrize(
+        ("number", "servers_are"),
+        [pytest.param(SIGNALS[name], kind, id=f"{kind}-{name}") for name, kind in pairs],
+    )
 
 
 def wait_until_it_drains(server):
@@ -261,7 +261,7 @@ def test_a_server_under_load_drains_without_a_stream_that_is_cut(tmp_path):
 
 
 @pytest.mark.rule(28)
-@signal_and_servers
+@pairs(("SIGTERM", "process"), ("SIGINT", "thread"))
 def test_a_client_that_is_not_served_in_time_is_cut_off_and_nothing_is_left(
     tmp_path, number, servers_are
 ):
@@ -290,7 +290,7 @@ def test_a_client_without_an_output_is_told_that_the_server_ends(tmp_path, path)
 
 
 @pytest.mark.rule(28)
-@signal_and_servers
+@pairs(("SIGINT", "process"), ("SIGTERM", "thread"))
 def test_a_second_signal_ends_everything_at_once(tmp_path, number, servers_are):
     with streaming(tmp_path, servers_are=servers_are) as (server, running):
         server.process.send_signal(number)

@@ -1,4 +1,4 @@
-"""The argument of a loop's functions that order the waiting requests, such as `priority`."""
+"""What `priority` and the other functions of a loop are called with that order its queue."""
 
 from __future__ import annotations
 
