@@ -538,6 +538,31 @@ def test_a_caller_that_leaves_frees_its_slot(how):
 
 
 @pytest.mark.rule(11)
+def test_a_time_limit_around_the_reading_ends_the_model():
+    closed = asyncio.Event()
+
+    @batch
+    async def silent(requests):
+        try:
+            await asyncio.Event().wait()
+            yield requests
+        finally:
+            closed.set()
+
+    async def generate():
+        async with asyncio.timeout(0.01):
+            async for output in silent(0):
+                yield output
+
+    async def main():
+        with pytest.raises(TimeoutError):
+            await collected(generate())
+        await closed.wait()
+        assert silent.statistics().live == 0
+
+    asyncio.run(main())
+
+
 def test_a_caller_that_is_cancelled_leaves_the_others_of_its_batch_alone():
     gate = asyncio.Event()
 
