@@ -129,6 +129,24 @@ def test_none_is_an_output_unless_an_option_says_otherwise():
     asyncio.run(main())
 
 
+def test_a_list_of_results_may_hold_a_failure():
+    @batch(max_batch_size=2)
+    async def halves(numbers):
+        return [n // 2 if n % 2 == 0 else batchstream.Fail(KeyError(n)) for n in numbers]
+
+    async def main():
+        return await asyncio.gather(halves(4), halves(3), return_exceptions=True)
+
+    result, error = asyncio.run(main())
+    assert result == 2
+    assert type(error) is KeyError
+
+
+def test_a_deployment_runs_in_ray_s_local_testing_mode(page):
+    handle = serve.run(page.letters, _local_testing_mode=True)
+    assert list(handle.options(stream=True).generate.remote("local")) == list("local")
+
+
 def test_our_markers_are_understood():
     @batch(max_batch_size=6)
     async def model(requests):
