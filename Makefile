@@ -50,7 +50,7 @@ servers-test:  ## run the tests of the servers that `make test` does not install
 
 .PHONY: ray-test
 ray-test:  ## run the tests of Ray with a Ray of their own, in a network namespace with loopback alone
-	@.ci/environment .venv-ray -e . --group ray
+	@.ci/environment .venv-ray -e '.[ray]' --group ray
 	@.ci/ray-test .venv-ray/bin/python -m pytest -o faulthandler_timeout=600 $(or $(ARGS),$(RAY))
 
 .PHONY: wheel-test
@@ -95,7 +95,7 @@ bench-compare: environment  ## compare the hot paths with another revision: make
 
 .PHONY: ray-bench
 ray-bench:  ## compare batch and ContinuousBatcher with serve.batch, in replicas of a Ray
-	@.ci/environment .venv-ray -e . --group ray
+	@.ci/environment .venv-ray -e '.[ray]' --group ray
 	@.ci/ray-test .venv-ray/bin/python benchmarks/ray_replicas.py $(ARGS)
 
 .PHONY: bench-plots

@@ -52,7 +52,10 @@ class Batcher(Generic[RequestT, T]):
         return kind if name is None else f"{kind} {name!r}"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError(f"a {self._kind} cannot be pickled or copied: it has workers")
+        raise TypeError(
+            f"a {self._kind} cannot be pickled or copied: it has workers; make it in the "
+            f"process that uses it"
+        )
 
     def stream(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from contextvars import Context
@@ -22,6 +23,7 @@ from typing import (
 from typing_extensions import TypeVar, Unpack
 
 from batchstream._batching.dynamic import DynamicBatcher
+from batchstream._core.arguments import check_known
 from batchstream._pumps.process import forkable
 
 if TYPE_CHECKING:
@@ -251,12 +253,15 @@ def batched(
         5
         >>> measure.close()
     """
+    check_known("batched", options, _OPTIONS)
     options.update(max_batch_size=max_batch_size, batch_timeout=batch_timeout)
     if fn is None:
         return functools.partial(BatchedFunction, **options)
     return BatchedFunction(fn, **options)
 
 
+# Not `fn`, and not what `self` is.
+_OPTIONS: Final = tuple(inspect.signature(DynamicBatcher.__init__).parameters)[2:]
 _DEFINITION: Final = "_definition"
 _FIRST_WITH_NESTED_NAMES: Final = 4  # of pickle's protocols
 

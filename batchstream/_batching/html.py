@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from batchstream._batching.life import state_text
+from batchstream._batching.limits import slots_of_step
 from batchstream._core.html import MAX_ROWS, counted, table
 from batchstream._streams.html import HEAD, LEGEND, ended, time_line
 
@@ -26,7 +27,9 @@ def batcher_table(kind: str, dispatcher: Dispatcher[Any]) -> str:
         for fanout in fanouts
         for buffer in sorted(fanout.live_buffers, key=lambda it: it.slot)
     ]
-    slots = max(len(fanouts) * options.max_batch_size, len(running))
+    limits = options.limits.now
+    slots = sum(slots_of_step(limits, 0, len(fanout.buffers)) for fanout in fanouts)
+    slots = max(slots, len(running))
     joined = sum(size * count for size, count in statistics.batch_sizes.items())
     notes = []
     if (more := len(running) - MAX_ROWS) > 0:

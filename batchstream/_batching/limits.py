@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from batchstream._core.arguments import check_count, check_number, check_seconds
+from batchstream._core.arguments import UNLIMITED, check_count, check_number, check_seconds
 
 
 class Limits(NamedTuple):
@@ -30,6 +30,20 @@ class Limits(NamedTuple):
     max_pending: int
     batch_timeout: float = 0.0
     max_batch_cost: float | None = None
+
+
+def slots_of_step(limits: Limits, live: int, batch: int) -> int:
+    """Return how many slots a step could have filled.
+
+    Where nothing but its cost limits a batch, that is as many as requests have begun it.
+
+    Args:
+        limits: What holds at the moment; a batch may be larger than a limit that was lowered.
+        live: For how many slots the step is made.
+        batch: How many slots the batch has.
+    """
+    most = limits.max_batch_size
+    return max(live, batch if most >= UNLIMITED else most)
 
 
 def check_limits(**limits: Any) -> dict[str, Any]:

@@ -84,14 +84,15 @@ class Metrics:
         prefilling: int,
         wasted: int,
     ) -> None:
-        """A step was made for so many live slots out of `max_batch_size`.
+        """A step was made for so many live slots out of `capacity`.
 
         All comes by position, which is quicker: so a method that needs the first two alone is
         `def stepped(self, live, capacity, *_, **__)`.
 
         Args:
             live: How many slots the step was made for.
-            capacity: `max_batch_size`; or `live` if that is more, since it was made less.
+            capacity: `max_batch_size`; or `live` if that is more, since it was made less. How many
+                requests began the batch, if `max_batch_size` is no limit (`sys.maxsize`).
             outputs: How many outputs it gave.
             gap: Seconds since the step before, in this batch; None for its first. That is the time
                 between two outputs of each slot that is going on.

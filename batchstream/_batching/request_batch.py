@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol
 from typing_extensions import TypeVar
 
 from batchstream._batching import clock
+from batchstream._batching.limits import slots_of_step
 from batchstream._batching.request import FREED, closed_error
 from batchstream._batching.step_log import StepLog
 from batchstream._batching.totals import StepTotals
@@ -242,8 +243,7 @@ class RequestBatch(Generic[T]):
 
     def after_step(self, live: tuple[int, ...]) -> None:
         """Count a step that was made for these slots."""
-        # A batch may have more requests than another would be formed with now.
-        self._slots += max(len(live), self._limits.now.max_batch_size)
+        self._slots += slots_of_step(self._limits.now, len(live), len(self.pump.fanout.buffers))
         self._live_slots += len(live)
         if self._timed:
             self._time_outputs()

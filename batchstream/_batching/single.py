@@ -101,6 +101,6 @@ def _step_of(fn: object, results: Any, size: int) -> list[Any]:
 def _refuse(fn: object, returned: str, size: int) -> NoReturn:
     raise StepError(
         f"{fn!r} returned {returned} for {size} requests, expected a list, tuple or array with one "
-        f"result for each (single=True)",
+        f"result for each",
         step=0,
     )

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchstream._batching import clock
 from batchstream._batching.kept_steps import MOST_KEPT, KeptSteps, StepKind, StepRun
+from batchstream._batching.limits import slots_of_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -101,7 +102,7 @@ class StepLog:
         if self.stepped is None:
             return
         self._limits_then = limits = self._limits.now
-        capacity = max(size, limits.max_batch_size)  # a batch may be larger than a lowered limit
+        capacity = slots_of_step(limits, size, len(self._fanout.buffers))
         kind = StepKind(size, capacity, going_on, len(self.awaiting), wasted)
         gap = None if self._last_step == -math.inf else now - self._last_step
         self._last_step = now

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import math
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from batchstream._core.end_marks import what_finds
@@ -82,6 +83,21 @@ class Bound(NamedTuple):
         """Whether a stream that holds too much is ended, so that no source waits for it."""
         merges_any_number = self.on_overflow == "merge" and self.max_buffered_bytes is None
         return self.on_overflow != "wait" and not merges_any_number
+
+
+def check_known(taker: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse options by name that there are not.
+
+    Raises:
+        TypeError: There is one.
+    """
+    names = list(known)
+    for name in options:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            raise TypeError(
+                f"{taker} takes no {name}" + "".join(f": did you mean {it}?" for it in near)
+            )
 
 
 def check_eos(eos: object, is_eos: object) -> None:

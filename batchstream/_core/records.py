@@ -93,7 +93,8 @@ class BatcherStatistics:
             that is `occupancy`.
         steps: Steps that were made.
         occupancy: Which part of `max_batch_size` was live, as a mean over the steps; of what it was
-            at each, if it was changed.
+            at each, if it was changed. Where that is no limit (`sys.maxsize`), which part of the
+            requests that began the batch.
         outputs: Outputs given to streams, whether they were read or not.
         dropped: Outputs for slots that had finished.
         opened: Requests that were accepted: always `live` plus all that have finished.

@@ -127,7 +127,7 @@ def paced(
     seconds = check_seconds("every", every)
     if not (hasattr(stream, "__anext__") and hasattr(stream, "drain")):
         raise TypeError(
-            f"paced takes a stream that is read in an event loop, such as "
+            f"paced takes a batcher's stream that is read in an event loop, such as "
             f"`batcher.astream(request)`, got {stream!r}"
         )
     return OwnedBody(PacedReader(stream, seconds), encode)

@@ -283,6 +283,15 @@ def test_arguments_that_single_excludes_are_refused():
         DynamicBatcher(embed_async, max_batch_size=1)
 
 
+def test_an_option_that_there_is_not_is_called_by_its_name():
+    with pytest.raises(
+        TypeError, match=r"batched takes no max_batchsize: did you mean max_batch_s"
+    ):
+        batched(max_batchsize=2)
+    with pytest.raises(TypeError, match=r"batched takes no function$"):
+        batched(function=len)
+
+
 def test_a_decorated_function_or_method_can_be_single():
     @batched(max_batch_size=2, single=True)
     def double(numbers):

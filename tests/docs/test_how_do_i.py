@@ -147,8 +147,8 @@ def names_of_the_page(batcher):
         "embed": lambda texts: [1] * len(texts),
         "batcher": batcher,
         "self": SimpleNamespace(batcher=batcher),
-        "engine": SimpleNamespace(add=id, step=dict, remove=id),
-        "Adapter": lambda: SimpleNamespace(add=id, step=dict, remove=id),
+        "engine": SimpleNamespace(add=lambda slot, request: None, step=dict, remove=id),
+        "Adapter": lambda: SimpleNamespace(add=lambda slot, request: None, step=dict, remove=id),
         "batch": lambda model: model,  # Ray is not in this environment
         "TransformersEngine": lambda _: None,  # not made before a request comes
         "Chat": Chat,

@@ -105,7 +105,7 @@ class Model(Gated):
         return TextResponse(self.open(count))
 
 
-class Countdowns:
+class GatedBatch:
     """What the deployments of `batch` have in common. Each step of the model needs a permit.
 
     Args:
@@ -123,7 +123,7 @@ class Countdowns:
         self.closed = 0
         self.fails = False
 
-    @batch(max_batch_size=4, max_pending=4)
+    @batch(max_batch_size=4, max_pending=4, max_buffered=8)
     async def reply(self, counts):
         try:
             for position in range(max(1, *counts)):
@@ -162,7 +162,7 @@ class Countdowns:
 
 
 @serve.deployment(**OPTIONS)
-class Batched(Countdowns):
+class Batched(GatedBatch):
     """Streams what `batch` returned to HTTP without a framework."""
 
     async def __call__(self, request: Request):
@@ -175,7 +175,7 @@ batched_app = FastAPI(exception_handlers=exception_handlers)
 
 @serve.deployment(**OPTIONS)
 @serve.ingress(batched_app)
-class BatchedIngress(Countdowns):
+class BatchedIngress(GatedBatch):
     """Streams what `batch` returned from a FastAPI application."""
 
     @batched_app.get("/")

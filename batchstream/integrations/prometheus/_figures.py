@@ -86,7 +86,7 @@ OWN: Final = (
     ),
     Figure(
         *("slots", "slots", "gauge", "slots"),
-        "Slots of a batch, max_batch_size; 0 before the first step",
+        "Slots of a batch: max_batch_size, or its requests if that is no limit; 0 before a step",
         _OF_BATCHER,
     ),
     Figure(
@@ -102,7 +102,7 @@ OWN: Final = (
     ),
     Figure(
         *("slot_steps", "slot_steps", "counter", "slots"),
-        "Slots that steps had, added up: max_batch_size for each step",
+        "Slots that steps had, added up: those of a batch for each step",
         _OF_BATCHER,
     ),
     Figure(

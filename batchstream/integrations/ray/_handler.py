@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchstream import DynamicBatcher
+from batchstream._batching.options import name_of
 from batchstream._core.errors import CostError
+from batchstream._eventloops.current import current_loop
 from batchstream.integrations.ray._arguments import Call, Parameters
 from batchstream.integrations.ray._errors import ItemSizeError
 from batchstream.integrations.ray._ongoing import warn_if_never_full
@@ -116,11 +118,29 @@ class Handler:
     def outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any, None]:
         """Submit a call at once, and return a generator of its outputs."""
         call = self._call(args, kwargs)
+        if self._runs.is_async:
+            self._check_loop()
         try:
             body = self._batcher.astream(call).body()
         except CostError as error:
             raise _too_large() from error
         return _read(body)
+
+    def _check_loop(self) -> None:
+        """Refuse a call where no event loop runs: by a handle, Ray makes it in a thread.
+
+        Raises:
+            RuntimeError: None does.
+        """
+        try:
+            current_loop()
+        except RuntimeError:
+            name = getattr(self._function, "__name__", "function")
+            raise RuntimeError(
+                f"{name_of(self._function)} was called where no event loop runs, as Ray does where "
+                f"a handle calls it: let the handle call a method that yields from it, "
+                f"`async for output in self.{name}(...): yield output`"
+            ) from None
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         call = self._parameters.bind(args, kwargs)
@@ -128,7 +148,9 @@ class Handler:
             self._has_checked = True
             if self._settings.batch_size_fn is None:  # else the size is no number of requests
                 warn_if_never_full(
-                    self._settings.max_batch_size, self._settings.max_concurrent_batches
+                    self._settings.max_batch_size,
+                    self._settings.max_concurrent_batches,
+                    name=self._batcher.name or name_of(self._function),
                 )
         return call
 

@@ -16,6 +16,8 @@ _log: Final = logging.getLogger("ray.serve")
 def warn_if_never_full(
     batcher: DynamicBatcher[Any, Any] | ContinuousBatcher[Any, Any] | int,
     max_concurrent_batches: int = 1,
+    *,
+    name: str | None = None,
 ) -> bool:
     """Log a warning if Ray gives this replica too few requests at once to fill its batches.
 
@@ -26,6 +28,7 @@ def warn_if_never_full(
     Args:
         batcher: The batcher; or its `max_batch_size`.
         max_concurrent_batches: How many batches run at once: `workers` of a `DynamicBatcher`.
+        name: What the warning calls it; else what metrics call the batcher.
 
     Returns:
         Whether it has warned; never outside of a replica.
@@ -47,14 +50,24 @@ def warn_if_never_full(
     most = _private.max_ongoing_requests()
     if most is None or most >= size * batches:
         return False
+    filling = size * batches
+    times = f" times max_concurrent_batches={batches}" if batches > 1 else ""
     _log.warning(
-        "max_ongoing_requests=%d of this deployment is less than max_batch_size=%d times "
-        "max_concurrent_batches=%d: the batches are never all full. Set "
-        "@serve.deployment(max_ongoing_requests=%d), or more, so that requests wait in the replica "
-        "for the next batch.",
+        "%s: max_ongoing_requests=%d of this deployment is less than max_batch_size=%d%s, so its "
+        "batches are never all full. %d fills them: set "
+        "@serve.deployment(max_ongoing_requests=%d), and add max_pending for requests that wait in "
+        "the replica.",
+        name or _name_of(batcher),
         most,
         size,
-        batches,
-        size * batches,
+        times,
+        filling,
+        filling,
     )
     return True
+
+
+def _name_of(batcher: DynamicBatcher[Any, Any] | ContinuousBatcher[Any, Any] | int) -> str:
+    if isinstance(batcher, int):
+        return "a batcher"
+    return f"{type(batcher).__name__} {batcher._dispatcher.options.label!r}"  # noqa: SLF001 - as metrics do

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any, Final, Self
 
 from batchstream import per_request
-from batchstream._core.arguments import UNLIMITED, check_number, check_seconds
+from batchstream._core.arguments import UNLIMITED, check_known, check_number, check_seconds
 from batchstream._core.markers import EOS
 from batchstream.integrations.ray._arguments import Call, Parameters
+from batchstream.integrations.ray._types import BatchOptions
 
 # Options of `DynamicBatcher` that are functions of a request. `key` is made apart.
 _OF_A_REQUEST: Final = ("cost", "decode", "max_outputs", "priority", "share", "tenant")
@@ -27,6 +28,12 @@ _BY_ANOTHER_NAME: Final = {
     "workers": "max_concurrent_batches",
     "single": "a function that returns a list, in place of one that yields lists",
 }
+# The settings stand among them to be found where one is misspelt.
+_NAMES: Final = (
+    *BatchOptions.__annotations__,
+    *("decode", "max_batch_size", "batch_wait_timeout_s", "max_concurrent_batches"),
+    "batch_size_fn",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +86,7 @@ def check_options(settings: Settings, options: dict[str, Any]) -> None:
     for name, instead in _BY_ANOTHER_NAME.items():
         if name in options:
             raise TypeError(f"batch takes no {name}: pass {instead}")
+    check_known("batch", options, _NAMES)
     if settings.batch_size_fn is None:
         return
     for name in ("cost", "max_batch_cost", "max_pending_cost", "priority", "tenant"):

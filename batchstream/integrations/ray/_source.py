@@ -37,6 +37,12 @@ class Function:
         kinds = inspect.isasyncgenfunction, inspect.isgeneratorfunction
         return any(is_kind(kind, self._function) for kind in kinds)
 
+    @property
+    def is_async(self) -> bool:
+        """Whether it runs in an event loop, and not in a thread."""
+        kinds = inspect.isasyncgenfunction, inspect.iscoroutinefunction
+        return any(is_kind(kind, self._function) for kind in kinds)
+
     def source(self) -> Callable[[list[Call]], Any]:
         """Return what `DynamicBatcher` takes: a function of a list of calls.
 

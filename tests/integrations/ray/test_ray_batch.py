@@ -129,6 +129,24 @@ def test_none_is_an_output_unless_an_option_says_otherwise():
     asyncio.run(main())
 
 
+def test_a_list_of_results_may_hold_a_failure():
+    @batch(max_batch_size=2)
+    async def halves(numbers):
+        return [n // 2 if n % 2 == 0 else batchstream.Fail(KeyError(n)) for n in numbers]
+
+    async def main():
+        return await asyncio.gather(halves(4), halves(3), return_exceptions=True)
+
+    result, error = asyncio.run(main())
+    assert result == 2
+    assert type(error) is KeyError
+
+
+def test_a_deployment_runs_in_ray_s_local_testing_mode(page):
+    handle = serve.run(page.letters, _local_testing_mode=True)
+    assert list(handle.options(stream=True).generate.remote("local")) == list("local")
+
+
 def test_our_markers_are_understood():
     @batch(max_batch_size=6)
     async def model(requests):
@@ -415,7 +433,8 @@ def test_arguments_may_come_by_position_and_as_whole_floats():
         ({"batch_cost": len}, "batch takes no batch_cost: pass batch_size_fn"),
         ({"batch_size_fn": len, "cost": len}, "cost and batch_size_fn exclude each other"),
         ({"batch_size_fn": len, "tenant": len}, "tenant and batch_size_fn exclude each other"),
-        ({"unknown": 1}, "unknown"),
+        ({"unknown": 1}, "batch takes no unknown$"),
+        ({"max_batchsize": 1}, r"batch takes no max_batchsize: did you mean max_batch_size\?"),
         ({"key": 1}, "key takes a function of one request"),
     ],
 )
@@ -537,6 +556,31 @@ def test_a_caller_that_leaves_frees_its_slot(how):
 
 
 @pytest.mark.rule(11)
+def test_a_time_limit_around_the_reading_ends_the_model():
+    closed = asyncio.Event()
+
+    @batch
+    async def silent(requests):
+        try:
+            await asyncio.Event().wait()
+            yield requests
+        finally:
+            closed.set()
+
+    async def generate():
+        async with asyncio.timeout(0.01):
+            async for output in silent(0):
+                yield output
+
+    async def main():
+        with pytest.raises(TimeoutError):
+            await collected(generate())
+        await closed.wait()
+        assert silent.statistics().live == 0
+
+    asyncio.run(main())
+
+
 def test_a_caller_that_is_cancelled_leaves_the_others_of_its_batch_alone():
     gate = asyncio.Event()
 
@@ -653,6 +697,45 @@ def test_an_item_that_no_batch_can_hold_is_the_fault_of_its_request():
         ]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["acall", "call"])
+def test_results_are_asked_for_in_words_that_its_user_has(kind):
+    async def anone(requests):
+        return None
+
+    def none(requests):
+        return None
+
+    error = asyncio.run(raised_by({"acall": anone, "call": none}[kind]))
+    assert "returned a NoneType for 1 requests" in str(error)
+    assert "single" not in str(error)
+
+
+async def raised_by(function):
+    return await raised(batch(function)(0))
+
+
+def test_slots_of_a_batch_without_a_limit_of_requests_are_its_requests():
+    @batch(max_batch_size=9, batch_size_fn=len)
+    async def model(counts):
+        for position in range(max(counts)):
+            yield [position if position < count else StopIteration for count in counts]
+
+    async def main():
+        await asyncio.gather(*(collected(model(count)) for count in (1, 3)))
+        return model.statistics()
+
+    figures = asyncio.run(main())
+    assert figures.batch_sizes == {2: 1}
+    assert figures.occupancy == pytest.approx((2 + 2 + 1) / 6)  # the mark ends one in a step
+
+
+def test_a_call_in_a_thread_says_what_a_handle_has_to_call_instead():
+    model = Model()
+    with pytest.raises(RuntimeError, match=r"async for output in self\.astream\(\.\.\.\)"):
+        model.astream(1)
+    assert asyncio.run(collected(model.stream(1))) == [0]  # its worker is a thread
 
 
 def test_the_settings_change_while_requests_wait():

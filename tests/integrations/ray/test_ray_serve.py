@@ -358,10 +358,11 @@ def test_a_replica_whose_batches_are_never_full_says_so_once(deploy):
     handle = deploy(Narrow.bind())
     warned, texts = handle.warnings.remote().result(timeout_s=SECONDS)
     assert warned == (True, False)
-    begins = "max_ongoing_requests=5 of this deployment is less than max_batch_size="
-    assert [text.partition(":")[0] for text in texts] == [
-        f"{begins}6 times max_concurrent_batches=1",
-        f"{begins}4 times max_concurrent_batches=2",
-        f"{begins}3 times max_concurrent_batches=2",
+    says = "max_ongoing_requests=5 of this deployment is less than max_batch_size="
+    assert [text.partition(",")[0] for text in texts] == [
+        f"ContinuousBatcher 'Engine': {says}6",
+        f"Narrow.reply: {says}4 times max_concurrent_batches=2",
+        f"Narrow.reply: {says}3 times max_concurrent_batches=2",
     ]
-    assert "Set @serve.deployment(max_ongoing_requests=8)" in texts[1]
+    assert "8 fills them: set @serve.deployment(max_ongoing_requests=8)" in texts[1]
+    assert "add max_pending for requests that wait in the replica" in texts[1]

@@ -151,7 +151,7 @@ def test_a_request_for_which_batch_has_no_room_is_answered_with_503(handles, ray
     ("name", "is_in", "has_ended"),
     [
         ("wide", lambda seen: seen["slots"] == 1, lambda seen: seen["ends"] == ["eos"]),
-        ("batched_wide", lambda seen: not seen["closed"], lambda seen: seen["closed"] == 1),
+        ("batched_wide", lambda seen: seen["running"] == 1, lambda seen: seen["closed"] == 1),
     ],
 )
 def test_ray_takes_all_outputs_for_a_client_that_reads_nothing(
