@@ -184,7 +184,7 @@ def test_queue_a_generator_of_ones_own_has_to_own_its_stream(own, made, monkeypa
     assert letters_for_a_client_that_leaves(module, monkeypatch) == made
 
 
-def test_queue_before_a_client_hangs_if_the_model_raises(monkeypatch):
+def test_queue_before_all_clients_hang_if_the_model_raises(monkeypatch):
     module = load("queue_before")
     Letters(module, monkeypatch, fail_at=1)
     ended, queues = threading.Event(), []
@@ -199,20 +199,24 @@ def test_queue_before_a_client_hangs_if_the_model_raises(monkeypatch):
     monkeypatch.setattr(threading, "excepthook", lambda _: ended.set())
     with (
         served(module.app) as (_, client),
-        ThreadPoolExecutor(1) as thread,
+        ThreadPoolExecutor(2) as threads,
         client.stream("GET", "/spell/long") as response,
     ):
         chunks = response.iter_text()
         assert next(chunks) == "l"
-        following = thread.submit(next, chunks, "the end")
+        following = threads.submit(next, chunks, "the end")
         assert ended.wait(SECONDS)
+        later = threads.submit(client.get, "/spell/later")
         try:
-            [outputs] = queues
-            assert outputs.empty()
+            word, _ = module.inbox.get(timeout=SECONDS)
+            assert word == "later", "no thread takes it from there"
+            assert [outputs.empty() for outputs in queues] == [True, True]
             assert not following.done(), "the thread that would put its end there has ended"
         finally:
-            outputs.put(None)
+            for outputs in queues:
+                outputs.put(None)
         assert following.result(SECONDS) == "the end"
+        assert later.result(SECONDS).text == ""
 
 
 @pytest.mark.rule(15)
