@@ -20,6 +20,9 @@ from batchstream._pumps.process import forkable
 if TYPE_CHECKING:
     from contextvars import Context
 
+_CLOSE: Final = "close() of the engine"
+"""What Python prints of an error of it."""
+
 _drivers: Final[dict[int, weakref.ref[Engine]]] = {}
 """What drives a user's engine at the moment, by the `id` of that engine, which it keeps alive."""
 
@@ -109,13 +112,15 @@ class Engine:
             assert self._factory is not None  # noqa: S101 - there is one of the two
             made = context.run(self._factory)
             self.made += 1
+            close = _method_of(made, "close", "in the worker's thread")
             try:
                 _checked(made, "what the engine's factory returns")
                 wake = _method_of(made, "wake", "from any thread")
-                self.is_open = _method_of(made, "close", "in the worker's thread") is not None
             except BaseException:
-                self._close(made)
+                if close is not None:
+                    call_quietly(partial(context.run, close), _CLOSE)
                 raise
+            self.is_open = close is not None
             self._engine = made
             self._wake = wake
         # Before the batch looks at the queue: a request that comes earlier is seen there.
@@ -249,16 +254,10 @@ class Engine:
         if engine is not None and self.is_open:
             self._in_call = True
             try:
-                self._close(engine)
+                call_quietly(partial(self._context.run, engine.close), _CLOSE)
             finally:
                 # Only now: a thread that closes the batcher must not find it ended before.
                 self.is_open = self._in_call = False
-
-    def _close(self, engine: Any) -> None:
-        """Call `close` of an engine that was made here, if it has one."""
-        close = getattr(engine, "close", None)
-        if callable(close):
-            call_quietly(partial(self._context.run, close), "close() of the engine")
 
     def _forget(self) -> None:
         self.stop_driving()  # first: while the engine is there, no other has its `id`
