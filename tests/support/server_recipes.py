@@ -15,9 +15,12 @@ import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import time
 from functools import partial
 from pathlib import Path
+
+import pytest
 
 from support.rpc_clients import GrpcReply, KServeReply, PostReply
 from support.server_clients import HttpReply, WebSocketReply
@@ -111,6 +114,14 @@ class Server:
         until = time.monotonic() + NOTICES
         while log.stat().st_size == size and is_open(self.port) and time.monotonic() < until:
             time.sleep(0.1)
+
+    def wait_for_its_end(self):
+        """Wait until the process has ended; show its log if it does not."""
+        try:
+            self.process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            log = (self._folder / "log").read_text(errors="replace")
+            pytest.fail(f"the server has not ended:\n{log}")
 
     def asked(self, gate, *letters):
         """Begin requests, each in the batcher before the next.
@@ -289,7 +300,7 @@ def drain(server, _expected):
         server.tell_to_stop()
         let_all_through(gate)
         ends = [reply.wait() for reply in replies]
-        server.process.wait(SECONDS)
+        server.wait_for_its_end()
     if ends != ["whole", "whole"]:
         return "no"
     return "yes"
