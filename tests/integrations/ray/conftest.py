@@ -5,6 +5,7 @@ their applications side by side. A replica takes seconds to start, so the tests 
 applications where they can.
 """
 
+import gc
 import importlib
 import importlib.util
 import itertools
@@ -22,13 +23,23 @@ if importlib.util.find_spec("ray") is not None:  # else each module says that it
         from ray import serve
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Take what Ray leaves open for what it is: no fault of the test in which it is found."""
+    config.add_cleanup(
+        _collect_what_ray_leaves_open
+    )  # before pytest collects it, and fails the run
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(600))  # the first one waits for Ray, too
             item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
             item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning"))
+
+
+def _collect_what_ray_leaves_open():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(3):  # a finalizer may leave more
+            gc.collect()
 
 
 @pytest.fixture(scope="session")
