@@ -253,15 +253,14 @@ def batched(
         5
         >>> measure.close()
     """
-    check_known("batched", options, _OPTIONS)
+    # Not `self`, and not `fn`.
+    check_known("batched", options, list(inspect.signature(DynamicBatcher.__init__).parameters)[2:])
     options.update(max_batch_size=max_batch_size, batch_timeout=batch_timeout)
     if fn is None:
         return functools.partial(BatchedFunction, **options)
     return BatchedFunction(fn, **options)
 
 
-# Not `fn`, and not what `self` is.
-_OPTIONS: Final = tuple(inspect.signature(DynamicBatcher.__init__).parameters)[2:]
 _DEFINITION: Final = "_definition"
 _FIRST_WITH_NESTED_NAMES: Final = 4  # of pickle's protocols
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -94,6 +93,8 @@ def check_known(taker: str, options: Iterable[str], known: Iterable[str]) -> Non
     names = list(known)
     for name in options:
         if name not in names:
+            import difflib  # noqa: PLC0415 - for this error alone
+
             near = difflib.get_close_matches(name, names, 1)
             raise TypeError(
                 f"{taker} takes no {name}" + "".join(f": did you mean {it}?" for it in near)
