@@ -244,7 +244,8 @@ def test_a_model_stops_when_its_client_leaves(tmp_path):
     log = tmp_path / "log"
     with serving("A client that leaves", tmp_path) as client:
         with client.stream("GET", "/count", params={"to": 1_000_000}) as response:
-            assert next(response.iter_lines()) == "1"
+            lines = response.iter_lines()  # which would close the connection if it were dropped
+            assert next(lines) == "1"
             assert "stopped" not in log.read_text()
         while "stopped" not in log.read_text():  # only the log says so
             time.sleep(0.01)

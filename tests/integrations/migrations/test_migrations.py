@@ -134,7 +134,8 @@ def letters_for_a_client_that_leaves(module, monkeypatch):
     letters = Letters(module, monkeypatch, stop_at=1)
     with served(module.app) as (server, client):
         with client.stream("GET", "/spell/long") as response:
-            assert next(response.iter_text()) == "l"
+            text = response.iter_text()  # which would close the connection if it were dropped
+            assert next(text) == "l"
             assert letters.stopped.wait(SECONDS)
         assert server.left.wait(SECONDS)
         if module.__name__ == "queue_after":  # before, the response waits for the next letter
@@ -385,7 +386,8 @@ def test_tgi_the_slot_of_a_client_that_leaves_is_free_after_the_step_that_runs(m
     monkeypatch.setattr(module.Model, "remove", noted)
     with served(module.app) as (server, client):
         with client.stream("POST", "/generate_stream", json=request) as response:
-            assert next(response.iter_lines()).startswith("data:")
+            lines = response.iter_lines()  # which would close the connection if it were dropped
+            assert next(lines).startswith("data:")
         assert server.over.wait(SECONDS)
         gate.release()  # for the step that waits
         assert left.wait(SECONDS)
