@@ -44,7 +44,8 @@ class Detokenizer:
     The pieces add up to what `decode` gives for all ids together, whatever the ids are. There is
     one difference, for tokenizers whose byte tokens stand for characters that they do not know
     ("byte fallback"): if the model spoils a run of byte tokens, `decode` makes U+FFFD of each of
-    them. Here a character that was complete before has been given, and stays.
+    them. Here a character that was complete before has been given, and stays; and a run of 64
+    tokens and more is decoded in parts, so that a character that is complete in its part is text.
 
     Memory: the ids that have not become text yet, and a few before them.
 

@@ -209,6 +209,15 @@ def test_a_byte_that_spoils_a_character_before_does_not_silence_the_stream(way):
 
 
 @needs_tokenizers
+@both_ways
+def test_a_long_run_of_bytes_is_decoded_in_parts(way):
+    """`decode` shows U+FFFD for all bytes of the run."""
+    tokenizer = TRAINED["metaspace"]()
+    ids = [tokenizer.token_to_id(byte_token(byte)) for byte in [0xFF] * 60 + list("abé".encode())]
+    assert decoded(way(tokenizer), ids)[0] == "\ufffd" * 60 + "abé"
+
+
+@needs_tokenizers
 @every_tokenizer
 @both_ways
 def test_special_tokens_are_skipped_or_shown(name, way):
