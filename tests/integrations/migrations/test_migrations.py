@@ -220,6 +220,17 @@ def test_queue_before_all_clients_hang_if_the_model_raises(monkeypatch):
         assert later.result(SECONDS).text == ""
 
 
+def test_queue_before_what_a_client_does_not_read_fills_its_queue(monkeypatch):
+    module = load("queue_before")
+    many = 10_000
+    letters, unread = Letters(module, monkeypatch, stop_at=many), queue.Queue()
+    threading.Thread(target=module.work, daemon=True).start()
+    module.inbox.put(("o" * many, unread))
+    assert letters.stopped.wait(SECONDS)
+    assert unread.qsize() == many
+    letters.go_on.set()
+
+
 @pytest.mark.rule(15)
 def test_queue_after_a_client_gets_500_or_a_cut_if_the_model_raises(monkeypatch):
     module = load("queue_after")
