@@ -4,6 +4,7 @@ import contextlib
 import os
 import queue
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -75,6 +76,16 @@ def wait_until_logged(log_path, text):
     while text not in (log := log_path.read_text(errors="replace")):
         assert time.monotonic() < deadline, log
         time.sleep(0.01)
+
+
+def without_monitor(log):
+    """Return a log without the traceback that LitServe's monitor of workers may leave at the end.
+
+    It asks a process of LitServe's each second whether the server has ended, and once more a moment
+    after that process has ended too.
+    """
+    lines = r"\n|(?:Traceback |During handling | |[\w.]+Error\b).*\n?"
+    return re.sub(rf"(?m)^.*Monitoring worker crashed\n(?:{lines})+", "", log)
 
 
 def is_healthy(url):
