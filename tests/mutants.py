@@ -589,14 +589,14 @@ MUTANTS = [
     ),
     Mutant(
         "a request that was told not now is asked again at each step",
-        "        return self._engine.is_full or self._is_over_budget\n",
-        "        return self._is_over_budget\n",
+        "        return first is not None and not first.ends and self._engine.is_full\n",
+        "        return False\n",
         ENGINES,
     ),
     Mutant(
         "a cancelled request holds up the requests behind it",
-        "        if first is None or first.ends:\n            return False\n",
-        "",
+        "        return first is not None and not first.ends and self._engine.is_full\n",
+        "        return first is not None and self._engine.is_full\n",
         ENGINES,
     ),
     Mutant(
@@ -1223,8 +1223,8 @@ MUTANTS = [
     ),
     Mutant(
         "a request that costs more than a lowered bound waits for ever",
-        "        if not joining and spent is None:  # see the top of this module\n",
-        "        if False:\n",
+        "        if self._spent is not None and spent > self._most:\n",
+        "        if spent > self._most:\n",
         ("test_queue.py",),
     ),
     Mutant(
@@ -1680,8 +1680,8 @@ MUTANTS = [
     ),
     Mutant(
         "what was all given back joins all at once",
-        "            self._take_joining(self._most_joining if behind is None else 1)\n",
-        "            self._take_joining(self._most_joining)\n",
+        "            self._join(alone=behind is not None)\n",
+        "            self._join(alone=False)\n",
         REQUEUES,
     ),
     Mutant(
@@ -1765,15 +1765,15 @@ MUTANTS = [
     # ---- what a step costs
     Mutant(
         "a request joins a step that costs too much",
-        "        return self._spent + submission.step_cost <= self._most\n",
-        "        return self._spent <= self._most\n",
+        "        return lambda request: budget.admits(request.step_cost)\n",
+        "        return lambda request: budget.admits(0.0)\n",
         BUDGETS,
     ),
     Mutant(
         "what joins in the same refill is not counted",
-        "        if self._spent is not None:\n            self._spent += submission.step_cost\n",
-        "",
-        BUDGETS,
+        "            self._step_spent += submission.step_cost\n",
+        "            pass\n",
+        ("test_batchers_places.py",),
     ),
     Mutant(
         "a slot costs for ever what its first step did",
@@ -1782,10 +1782,22 @@ MUTANTS = [
         BUDGETS,
     ),
     Mutant(
-        "an empty engine waits for a cheaper step",
-        "        if self._most is None or not self._costs:\n",
-        "        if self._most is None:\n",
+        "slots that the batch has no budget for count as room",
+        "        if self._holds_back and self.queue:",
+        "        if False:",
         BUDGETS,
+    ),
+    Mutant(
+        "what was taken with a refused request goes before urgent ones",
+        "        self._adds_one_by_one = owner.options.places is not None\n",
+        "        self._adds_one_by_one = False\n",
+        ("test_batchers_places.py",),
+    ),
+    Mutant(
+        "what begins a batch with a refused request goes before urgent ones",
+        "        self._begins_with_one = may_put_back and places is not None\n",
+        "        self._begins_with_one = False\n",
+        ("test_scheduler.py",),
     ),
     Mutant(
         "a request that has output counts as prefilling",

@@ -230,14 +230,14 @@ class Dispatcher(ABC, Generic[T]):
             measured = run(measure, candidates, cost_of, self.fail_all, passing)
             del decision, candidates
 
-    def take_joining(self, slots: int, spent: float | None) -> list[Request[T]]:
+    def take_joining(
+        self, slots: int, spent: float | None, step_spent: float | None
+    ) -> list[Request[T]]:
         """Take the requests that join a running batch, which costs so much, in its free slots."""
-        if not self.scheduler.queue:  # asked without the lock: a moment later there may be one
-            return []
         with self.lock:
             now = clock.monotonic()
             reaped = self.scheduler.reap(now)
-            taken = self.scheduler.take(now, slots=slots, spent=spent)
+            taken = self.scheduler.take(now, slots=slots, spent=spent, step_spent=step_spent)
             stale = self.keys.tidy(self.scheduler.queue)
         del stale  # without the lock, as in `next_batch`
         try:

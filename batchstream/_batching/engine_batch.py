@@ -5,8 +5,10 @@ Theory of operation
 
 Before each step, `refill` removes from the engine what has left its slot, and adds the requests
 that join. The first request of the queue may have to wait although a slot is free, and then none
-behind it is added either: because the engine has no room for it, because the step would cost too
-much, or because it was given back.
+behind it is added either: because the engine has no room for it, or because it was given back. What
+the engine refuses is put back in front of all others. So where requests have priorities or tenants
+each is taken from the queue when the one before is in the engine: a request that was taken with a
+refused one would be in front of a more urgent one.
 
 A request that the engine gives back, with `Requeue`, waits in the queue in front of all others. It
 would be given back again if nothing changed. So it is added again once another request has left
@@ -74,9 +76,9 @@ class EngineBatch(RequestBatch[T]):
         self._joining = deque(requests)
         # The first of the queue, if it has to wait although there is a free slot.
         self._first: Request[T] | None = None
-        self._is_over_budget = False  # whether it waits for a step that costs less
-        self._most = owner.options.max_step_cost
-        self._spent: float | None = None  # of that; None if not asked in this refill
+        self._adds_one_by_one = owner.options.places is not None
+        self._has_step_costs = owner.options.max_step_cost is not None
+        self._step_spent: float | None = None  # of that; None if not asked in this refill
 
     @property
     def free_slots(self) -> int:
@@ -93,16 +95,14 @@ class EngineBatch(RequestBatch[T]):
     def _is_held_up(self) -> bool:
         """Whether the first request of the queue waits for the engine, and is not added now."""
         first = self._first
-        if first is None or first.ends:
-            return False
-        return self._engine.is_full or self._is_over_budget
+        return first is not None and not first.ends and self._engine.is_full
 
     def refill(self) -> tuple[int, ...]:
         """Remove requests that have ended, add requests that join, and return the live slots."""
         owner, core = self._owner, self.pump.fanout.core
         if owner.scheduler.ended_requests:
             owner.reap()
-        self._spent = behind = None
+        self._step_spent = behind = None
         if self._costs:
             live = core.live
             if not live and not core.running:  # it was fed what is no step
@@ -110,21 +110,48 @@ class EngineBatch(RequestBatch[T]):
                 return ()
             if len(live) < len(self._costs):
                 behind = self._vacate(live)
-        if self._is_over_budget:
-            self._look_at_budget()
         if not self._is_held_up:
             self._first = None  # it may have ended, and is kept no longer
-        if self._free and not (self._joining or self.is_warm_up) and self._first is None:
-            self._take_joining(self._most_joining if behind is None else 1)
-        if self._joining:
-            self._add_joining()
+        # Asked without the lock: a moment later a request may wait, and joins before the next step.
+        if self._joining or (self._free and owner.scheduler.queue):
+            self._join(alone=behind is not None)
         if behind is not None and self._costs:
             self._hold_up(behind)
         return core.live
 
-    def _take_joining(self, most: int) -> None:
-        spent = sum(self._costs.values()) if self._costs else None
-        self._joining.extend(self._owner.take_joining(most, spent))
+    def _join(self, *, alone: bool) -> None:
+        """Add the requests that were taken, or take others and add them, up to one that waits.
+
+        Args:
+            alone: Whether only one is to be taken.
+        """
+        joined: list[Request[T]] = []
+        now: float | None = None
+        try:
+            while self._joining or self._take_joining(alone=alone):
+                if now is None:
+                    now = clock.monotonic()
+                self._add_joining(joined)
+                if alone or not self._adds_one_by_one:
+                    break
+        finally:
+            if joined and now is not None:
+                self._owner.count_joined(joined, now)
+
+    def _take_joining(self, *, alone: bool) -> bool:
+        """Take requests that join now, and return whether there are any."""
+        if self.is_warm_up or self._first is not None:
+            return False
+        most = self._most_joining
+        if alone or self._adds_one_by_one:
+            most = min(most, 1)
+        spent: float | None = None
+        if self._costs:
+            spent = sum(self._costs.values())
+            if self._has_step_costs and self._step_spent is None:
+                self._step_spent = sum(map(self._step_cost, self._costs))
+        self._joining.extend(self._owner.take_joining(most, spent, self._step_spent))
+        return bool(self._joining)
 
     def _vacate(self, live: Sequence[int]) -> Request[T] | None:
         """Remove from the engine what has left its slot, and let wait again what was given back.
@@ -193,28 +220,13 @@ class EngineBatch(RequestBatch[T]):
         """Return what was submitted with what the engine wants in place of it."""
         submission = self._submissions[slot]
         step_cost = submission.step_cost
-        if self._most is not None:
+        if self._has_step_costs:
             try:
                 # If it is more than that, it joins when no other is in the engine.
                 step_cost = self._engine.run(self._owner.options.first_step_of, content)
             except BaseException as error:  # noqa: BLE001 - fails this request alone
                 self._owner.fail_all([request], error)
         return submission._replace(content=content, step_cost=step_cost)
-
-    def _look_at_budget(self) -> None:
-        """See whether the first of the queue has still to wait for a step that costs less."""
-        first = self._first
-        self._is_over_budget = not (
-            first is None or first.ends or self._has_room_in_step(first.submission)
-        )
-
-    def _has_room_in_step(self, submission: Submission) -> bool:
-        """Whether the next step may cost what it does with another request."""
-        if self._most is None or not self._costs:
-            return True
-        if self._spent is None:
-            self._spent = sum(map(self._step_cost, self._costs))
-        return self._spent + submission.step_cost <= self._most
 
     def _step_cost(self, slot: int) -> float:
         cost = self._engine.step_cost(slot)
@@ -225,17 +237,13 @@ class EngineBatch(RequestBatch[T]):
         is_prefilling = fanout.core.given(slot) == request.given_before
         return self._submissions[slot].step_cost if is_prefilling else 1.0
 
-    def _add_joining(self) -> None:
-        """Add the requests that were taken, up to one that has to wait."""
-        owner, joining, now = self._owner, self._joining, clock.monotonic()
-        joined: list[Request[T]] = []
-        if self._most is not None:
-            try:
-                self._has_room_in_step(joining[0].submission)  # asks the engine, which may raise
-            except BaseException:
-                owner.put_back(joining)
-                joining.clear()
-                raise
+    def _add_joining(self, joined: list[Request[T]]) -> None:
+        """Add the requests that were taken, up to one that has to wait.
+
+        Args:
+            joined: Gets the requests that are in the engine then.
+        """
+        joining = self._joining
         while joining:
             request = joining.popleft()
             if self._add(request):
@@ -243,10 +251,8 @@ class EngineBatch(RequestBatch[T]):
             elif not request.ends:
                 self._first = request
                 joining.appendleft(request)
-                owner.put_back(joining)
+                self._owner.put_back(joining)
                 joining.clear()
-        if joined:
-            owner.count_joined(joined, now)
 
     def _add(self, request: Request[T]) -> bool:
         """Add a request, and return whether it has joined; if not, it has failed or has to wait."""
@@ -254,9 +260,6 @@ class EngineBatch(RequestBatch[T]):
             self._owner.fail_all([request], closed_error(self._owner.scheduler.closing))
             return False
         submission = request.submission
-        if self._most is not None and not self._has_room_in_step(submission):
-            self._is_over_budget = True
-            return False
         slot = self._free.pop()
         try:
             if not self._engine.add(slot, submission.content):
@@ -268,8 +271,8 @@ class EngineBatch(RequestBatch[T]):
             return False
         self._costs[slot] = submission.cost
         self._submissions[slot] = submission
-        if self._spent is not None:
-            self._spent += submission.step_cost
+        if self._step_spent is not None:
+            self._step_spent += submission.step_cost
         request.slot = slot  # before it is one of the pump's buffers, which others may end by slot
         self.pump.fanout.occupy(
             slot,

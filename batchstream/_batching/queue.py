@@ -26,11 +26,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from heapq import heapify, heappop, heappush
-from itertools import count, islice
+from itertools import count, islice, takewhile
 from typing import TYPE_CHECKING, Final, Generic
 
 from typing_extensions import TypeVar
 
+from batchstream._batching.budget import Budget
 from batchstream._batching.fair_order import FairOrder
 from batchstream._batching.pending import PendingBounds
 from batchstream._batching.readiness import Readiness, Waiting
@@ -254,7 +255,14 @@ class WaitingQueue(Generic[RequestT]):
             pass
         return None
 
-    def take(self, now: float, *, slots: int, spent: float | None = None) -> list[RequestT]:
+    def take(
+        self,
+        now: float,
+        *,
+        slots: int,
+        spent: float | None = None,
+        admits: Callable[[RequestT], bool] | None = None,
+    ) -> list[RequestT]:
         """Take out the requests that join a batch now; none, if it is better to wait.
 
         No request overtakes another of its group: where the next does not fit, the requests behind
@@ -264,17 +272,23 @@ class WaitingQueue(Generic[RequestT]):
             now: What time it is.
             slots: How many there is room for.
             spent: What the requests already in the batch cost; None if there are none.
+            admits: Says of one request after another whether it may join besides.
         """
         if slots < 1:
             return []
         group = self._readiness.first(now) if self._has_hints else self._oldest_group()
         if group is None:
             return []
+        most = self._limits.now.max_batch_cost
+        batch = None if most is None else Budget(most, spent)
+
+        def fits(request: RequestT) -> bool:
+            in_batch = batch is None or batch.admits(request.cost)
+            return in_batch and (admits is None or admits(request))
+
         if self._order is not None:
-            return self._take_in_turn(group, self._order, slots, spent)
-        joining = self._readiness.fitting(group, slots, 0.0 if spent is None else spent)
-        if not joining and spent is None:  # see the top of this module
-            joining = list(islice(group, 1))
+            return self._take_in_turn(group, self._order, slots, fits)
+        joining = list(takewhile(fits, islice(group, slots)))
         self._remove(joining)
         return joining
 
@@ -284,17 +298,17 @@ class WaitingQueue(Generic[RequestT]):
         return [] if group is None else list(islice(group, slots))
 
     def _take_in_turn(
-        self, group: Group[RequestT], order: FairOrder[RequestT], slots: int, spent: float | None
+        self,
+        group: Group[RequestT],
+        order: FairOrder[RequestT],
+        slots: int,
+        fits: Callable[[RequestT], bool],
     ) -> list[RequestT]:
         joining: list[RequestT] = []
-        most = self._limits.now.max_batch_cost
         oldest = next(iter(group), None)
         while oldest is not None and len(joining) < slots:
             request = order.first(oldest.group)
-            if request is None:
-                break
-            is_alone, spent = spent is None, (spent or 0.0) + request.cost
-            if most is not None and spent > most and not is_alone:
+            if request is None or not fits(request):
                 break
             order.charge(request)
             joining.append(request)

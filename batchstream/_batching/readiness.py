@@ -160,13 +160,13 @@ class Readiness(Generic[RequestT]):
             for request in [*islice(group, 1)] * 2:
                 self.hint_now(request, group)
 
-    def fitting(self, group: Group[RequestT], slots: int, spent: float) -> list[RequestT]:
-        """Return the oldest of a group, as many as a batch has room for that costs so much.
+    def _fitting(self, group: Group[RequestT]) -> list[RequestT]:
+        """Return the oldest of a group, as many as a batch has room for.
 
         Where batches are measured, they may be too many.
         """
-        first = list(islice(group, slots))
-        most = self._limits.now.max_batch_cost
+        limits = self._limits.now
+        first, most, spent = list(islice(group, limits.max_batch_size)), limits.max_batch_cost, 0.0
         if most is not None and not self._is_measured:
             for position, request in enumerate(first):
                 spent += request.cost
@@ -221,7 +221,7 @@ class Readiness(Generic[RequestT]):
             return next(iter(group)).arrived
         if self._is_measured and next(reversed(group)).measured is not limits:
             return next(iter(group)).arrived
-        fitting = self.fitting(group, limits.max_batch_size, 0.0)
+        fitting = self._fitting(group)
         if len(fitting) == limits.max_batch_size or len(fitting) < len(group):
             return next(iter(group)).arrived
         return min(map(self._waits_for_others_until, fitting))

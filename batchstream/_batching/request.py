@@ -308,6 +308,11 @@ class Request(Buffer[T]):
         return self.submission.cost
 
     @property
+    def step_cost(self) -> float:
+        """What its first step takes of `max_step_cost`."""
+        return self.submission.step_cost
+
+    @property
     def wait_until(self) -> float | None:
         """When it fails if it still waits for a batch, if ever."""
         deadlines = self.deadlines

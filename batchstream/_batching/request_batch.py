@@ -16,7 +16,7 @@ from batchstream._handoff.parking import earliest
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Sequence, Sized
 
     from batchstream._batching import life
     from batchstream._batching.ends import Ends
@@ -36,6 +36,7 @@ class BatcherState(Protocol[T]):
         state: Where the batcher is in its life; if that is closed, all requests are to fail.
         closing: By what and when it was closed.
         ended_requests: Requests that have ended and were not reaped.
+        queue: The requests that wait.
         requeued: The requests whose slots were given back, and that wait again.
     """
 
@@ -43,6 +44,9 @@ class BatcherState(Protocol[T]):
     closing: str
     ended_requests: deque[Request[T]]
     requeued: set[Request[T]]
+
+    @property
+    def queue(self) -> Sized: ...
 
 
 class BatchOwner(Protocol[T]):
@@ -65,10 +69,15 @@ class BatchOwner(Protocol[T]):
     def reap(self) -> None:
         """Count the requests that have ended since the last time."""
 
-    def take_joining(self, slots: int, spent: float | None) -> Sequence[Request[T]]:
-        """Take requests for a running batch with so many free slots, which costs so much.
+    def take_joining(
+        self, slots: int, spent: float | None, step_spent: float | None
+    ) -> Sequence[Request[T]]:
+        """Take requests for a running batch.
 
-        It costs None where it has no request.
+        Args:
+            slots: How many free slots it has.
+            spent: What it costs; None if it has no request.
+            step_spent: What its next step costs without others, if that is bounded; likewise.
         """
 
     def count_joined(self, requests: Sequence[Request[T]], now: float) -> None:

@@ -58,7 +58,8 @@ class _Turn:
     Raises:
         TypeError, ValueError: The timeout is no duration, or the cost no number; or both a cost and
             a request are given.
-        CostError: A batch may not cost as much, and there is never room.
+        CostError: A batch, or the first step of the request, may not cost as much, and there is
+            never room.
         ForkedError: The batcher had requests when this process was forked.
         Exception: What the batcher's functions of a request raise.
 
@@ -84,6 +85,8 @@ class _Turn:
                     f"leave cost out, it is asked for the request"
                 )
             self._cost = options.cost_of(request) if options.has_cost else 1.0
+            if options.step_cost is not None:
+                options.step_cost_of(request)
             if options.places is not None and options.places.max_pending_per_tenant is not None:
                 self._place = options.places.place_of(request)
         self._check_cost()

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic
 
 from typing_extensions import TypeVar
 
+from batchstream._batching.budget import Budget
 from batchstream._batching.decisions import NOTHING_REAPED, Decision, Reaped
 from batchstream._batching.departures import DepartureRate
 from batchstream._batching.life import BATCHER_LIFE, BatcherState, draining_error
@@ -41,7 +42,7 @@ from batchstream._core.errors import CostError, OverloadedError
 from batchstream._core.records import FinishReason, StreamEnd
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from batchstream._batching.limits import Limits
     from batchstream._batching.measuring import Measured
@@ -109,6 +110,10 @@ class Scheduler(Generic[T]):
         self._is_observed = options.is_observed
         self._measures = options.batch_cost is not None
         self._may_put_back = may_put_back
+        # An engine may refuse a request: those taken with it would be in front of all bands then.
+        self._begins_with_one = may_put_back and places is not None
+        self._max_step_cost = options.max_step_cost
+        self._holds_back = False  # whether `take` has left requests for which there were slots
 
     def submit(self, request: Request[T], now: float) -> None:
         """Let a request wait, and queue the wake-up of the worker that has to ask for it.
@@ -176,6 +181,8 @@ class Scheduler(Generic[T]):
         # Lists at once: a holder of the lock may change the sets meanwhile.
         free_workers = self.workers.most - sum(it.busy for it in list(self.workers.at_work))
         free_slots = sum(batch.free_slots for batch in list(self.batches))
+        if self._holds_back and self.queue:  # they wait until the batch costs less
+            free_slots = 0
         return free_workers * self._limits.now.max_batch_size + free_slots
 
     def change_limits(self, limits: Limits) -> None:
@@ -193,7 +200,13 @@ class Scheduler(Generic[T]):
         self.workers.wake_one()
 
     def take(
-        self, now: float, *, slots: int, spent: float | None = None, begins: bool = False
+        self,
+        now: float,
+        *,
+        slots: int,
+        spent: float | None = None,
+        step_spent: float | None = None,
+        begins: bool = False,
     ) -> list[Request[T]]:
         """Take requests for a batch with so many free slots, which costs so much.
 
@@ -203,6 +216,7 @@ class Scheduler(Generic[T]):
             now: What time it is.
             slots: How many slots are free.
             spent: What the requests already in the batch cost; None if there are none.
+            step_spent: What its next step costs without others, likewise.
             begins: Whether the batch begins with them. A batch of a warm-up has no other requests,
                 so that none joins one while a warm-up is under way.
         """
@@ -213,18 +227,28 @@ class Scheduler(Generic[T]):
                 return []
             queue, slots = self.warm_up.queue, self.warm_up.slots_for(slots, self.requeued)
         while not taken and self.state != "closed":
-            if not (requests := queue.take(now, slots=slots, spent=spent)):
+            admits = self._admits_to_step(step_spent)
+            if not (requests := queue.take(now, slots=slots, spent=spent, admits=admits)):
                 break
             for request in requests:
                 if not request.ends:
                     self.requeued.discard(request)
                     request.state = REQUEST_LIFE[request.state, "take"]
                     taken.append(request)
+        self._holds_back = len(taken) < slots and bool(queue)
         if taken and queue is self.queue:
             others_wait = bool(queue)
             if others_wait or self.departures.since is not None:
                 self.departures.count(len(taken), now, others_wait=others_wait)
         return taken
+
+    def _admits_to_step(self, spent: float | None) -> Callable[[Request[T]], bool] | None:
+        """Return what says whether a request may join a step that costs so much without it."""
+        most = self._max_step_cost
+        if most is None:
+            return None
+        budget = Budget(most, spent)
+        return lambda request: budget.admits(request.step_cost)
 
     def _candidates(self, now: float) -> Candidates[T] | None:
         """Return the requests whose batch is to be measured now, if any; see `measuring`."""
@@ -277,7 +301,9 @@ class Scheduler(Generic[T]):
         worker.busy = False
         workers.waiting.pop(worker, None)
         if not self._measures:
-            taken = self.take(now, slots=self._limits.now.max_batch_size, begins=True)
+            is_one = self._begins_with_one and not self.warm_up.live
+            slots = 1 if is_one else self._limits.now.max_batch_size
+            taken = self.take(now, slots=slots, begins=True)
         else:
             taken = [] if measured is None else self._take_measured(measured, now)
             if not taken and (candidates := self._candidates(now)) is not None:

@@ -199,3 +199,60 @@ async def test_a_request_for_which_there_is_no_room_is_before_urgent_ones(form):
     for stream in streams[2:]:
         await form.rest(stream)
     assert joined(model) == ["abc", "big", "urgent", "other"]
+
+
+class Roomy:
+    """What an engine of a form's model has room for, at the most."""
+
+    def __init__(self, model, room):
+        self.inside, self._room = set(), room
+        self._add, self._remove = model.add, model.remove
+        model.add, model.remove = self.add, self.remove
+
+    def add(self, slot, request):
+        if len(self.inside) == self._room:
+            raise NotNow
+        self._add(slot, request)
+        self.inside.add(slot)
+
+    def remove(self, slot):
+        self.inside.discard(slot)
+        self._remove(slot)
+
+
+BOUNDS = {
+    "slots": {"max_batch_size": 2},
+    "room": {"max_batch_size": 8},
+    "batch cost": {"max_batch_size": 8, "cost": lambda _: 1, "max_batch_cost": 2},
+    "step cost": {"max_batch_size": 8, "step_cost": lambda _: 1, "max_step_cost": 2},
+}
+"""What an engine may be full by, when two requests are in it."""
+
+
+@pytest.mark.rule(29)
+@continuous_batchers
+@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize(
+    ("place", "before"),
+    [({"priority": lambda it: int(it != "urgent")}, 1), ({"tenant": lambda it: it[0]}, 2)],
+    ids=["band", "tenant"],
+)
+async def test_an_engine_that_is_full_takes_no_request_out_of_its_turn(form, bound, place, before):
+    """But for the one that it has refused, which keeps its place."""
+    gates = [form.gate(), form.gate()]
+    model = form.model(gates=dict(enumerate(gates)))
+    if bound == "room":
+        Roomy(model, 2)
+    batcher = form.batcher(model, **BOUNDS[bound], **place)
+    flood = [f"a{number}" for number in range(7)]
+    streams = await form.submit_behind(batcher, gates[0], "aaaaaaaa", *flood)
+    gates[0].open()
+    await gates[1].reached.wait()  # one of the flood has joined, and the engine is full
+    streams.append(form.submit(batcher, "urgent"))
+    gates[1].open()
+    for stream in streams:
+        await form.rest(stream)
+    order = joined(model)
+    assert order[:2] == ["aaaaaaaa", "a0"]
+    assert order.index("urgent") <= 2 + before, order
+    assert [request for request in order if request in flood] == flood

@@ -7,13 +7,14 @@ import pytest
 from batchstream import ClosedError, FinishReason, Metrics, OverloadedError, StreamEnd
 from batchstream._batching.metrics import MetricsCaller
 from batchstream._batching.options import BatcherOptions
+from batchstream._batching.places import Place
 from batchstream._batching.request import Deadlines, Request, Submission
 from batchstream._batching.scheduler import Scheduler
 from batchstream._batching.workers import Worker
 from batchstream._core.rules import EndRules
 
 
-def scheduler_of(*, reuses_workers=True, **options):
+def scheduler_of(*, reuses_workers=True, may_put_back=False, **options):
     """Return a scheduler of batches of two, with two workers, where a request waits 5 seconds."""
     made = {
         "max_batch_size": 2,
@@ -23,7 +24,11 @@ def scheduler_of(*, reuses_workers=True, **options):
         "workers": 2,
         "batch_timeout": 5.0,
     }
-    return Scheduler(BatcherOptions(EndRules(), **made | options), reuses_workers=reuses_workers)
+    return Scheduler(
+        BatcherOptions(EndRules(), **made | options),
+        reuses_workers=reuses_workers,
+        may_put_back=may_put_back,
+    )
 
 
 @pytest.fixture
@@ -36,6 +41,8 @@ def submit(scheduler, now=0.0, *, group=None, wait_timeout=None):
     deadlines = Deadlines(None, wait_timeout)
     request = Request(0, Submission("content"), deadlines, scheduler.ended_requests)
     request.group = group
+    request.place = Place()
+    request.place.account = request.place.tenant
     scheduler.submit(request, now)
     return request
 
@@ -151,6 +158,18 @@ def test_a_worker_that_takes_a_batch_wakes_another_for_the_requests_that_are_lef
     assert other is not worker
     assert waiter is None
     assert scheduler.next_batch(other, "waiter", now=5.0).wait == 1.0
+
+
+@pytest.mark.rule(29)
+@pytest.mark.parametrize(("places", "count"), [({}, 2), ({"priority": len}, 1)])
+def test_where_an_engine_may_refuse_a_request_none_is_taken_with_it_that_has_a_place(places, count):
+    """What is put back with a refused request would be in front of all bands."""
+    scheduler = scheduler_of(batch_timeout=0.0, may_put_back=True, **places)
+    worker = started(scheduler)
+    for _ in range(2):
+        submit(scheduler)
+    assert len(scheduler.next_batch(worker, "waiter", 0.0).requests) == count
+    assert len(scheduler.take(0.0, slots=2, spent=0.0)) == min(2, 3 - count)
 
 
 def test_a_worker_that_was_started_twice_is_dismissed_the_second_time(scheduler):

@@ -18,7 +18,7 @@ from batchstream._batching.options import BatcherOptions
 from batchstream._batching.request import Request, Submission
 from batchstream._batching.scheduler import Scheduler
 from batchstream._core.rules import EndRules
-from support.engines import InLoop, every_batcher
+from support.engines import InLoop, continuous_batchers, every_batcher
 from support.interrupts import at_line, needs_lines
 
 FULL = {"max_batch_size": 1, "max_pending": 1}
@@ -477,6 +477,14 @@ def test_what_a_batch_costs_is_asked_for_a_request_that_would_be_alone():
         batcher.wait_for_room(request="aa")
         with pytest.raises(RequestError, match=r"costs 3\.0, more than a batch may cost: 2"):
             batcher.wait_for_room(request="aaa")
+
+
+@continuous_batchers
+async def test_a_request_whose_first_step_costs_too_much_is_not_waited_for(form):
+    batcher = form.batcher(step_cost=len, max_step_cost=2)
+    await wait_for_room_of(form, batcher, "aa")
+    with pytest.raises(RequestError, match=r"step of the request costs 3\.0, more than a step may"):
+        await wait_for_room_of(form, batcher, "aaa")
 
 
 @every_batcher

@@ -713,7 +713,7 @@ def fail_as_requests_join(monkeypatch, batcher, error):
     dispatcher = dispatcher_of(batcher)
     take_joining, follow_up = dispatcher.take_joining, dispatcher.follow_up
 
-    def take(slots, spent):
+    def take(*asked):
         def fail(*args):
             monkeypatch.setattr(dispatcher, "follow_up", follow_up)
             monkeypatch.setattr(dispatcher, "take_joining", take_joining)
@@ -721,7 +721,7 @@ def fail_as_requests_join(monkeypatch, batcher, error):
 
         if dispatcher.scheduler.queue:
             monkeypatch.setattr(dispatcher, "follow_up", fail)
-        return take_joining(slots, spent)
+        return take_joining(*asked)
 
     monkeypatch.setattr(dispatcher, "take_joining", take)
 
