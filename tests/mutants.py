@@ -52,7 +52,7 @@ SECONDS = 400
 SCHEDULES = 500
 NOT_RUN = "NOT RUN: it needs Python 3.12, see make test-pythons"
 PYTEST = ["-m", "pytest", "-x", "-q", "--no-header", "--confcutdir=tests"]
-PYTEST += ["-p", "no:cacheprovider", "-o", "timeout=20"]
+PYTEST += ["-p", "no:cacheprovider", "-o", "timeout=45"]
 PYTEST += ["-p", "timeout", "-p", "hypothesispytest"]
 PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 """What else is installed takes longer to load than most mutants take to be noticed."""

@@ -279,16 +279,17 @@ class WaitingQueue(Generic[RequestT]):
         group = self._readiness.first(now) if self._has_hints else self._oldest_group()
         if group is None:
             return []
-        most = self._limits.now.max_batch_cost
-        batch = None if most is None else Budget(most, spent)
+        fits = admits
+        if (most := self._limits.now.max_batch_cost) is not None:
+            batch = Budget(most, spent)
 
-        def fits(request: RequestT) -> bool:
-            in_batch = batch is None or batch.admits(request.cost)
-            return in_batch and (admits is None or admits(request))
+            def fits(request: RequestT) -> bool:
+                return batch.admits(request.cost) and (admits is None or admits(request))
 
         if self._order is not None:
             return self._take_in_turn(group, self._order, slots, fits)
-        joining = list(takewhile(fits, islice(group, slots)))
+        first = islice(group, slots)
+        joining = list(first if fits is None else takewhile(fits, first))
         self._remove(joining)
         return joining
 
@@ -302,13 +303,13 @@ class WaitingQueue(Generic[RequestT]):
         group: Group[RequestT],
         order: FairOrder[RequestT],
         slots: int,
-        fits: Callable[[RequestT], bool],
+        fits: Callable[[RequestT], bool] | None,
     ) -> list[RequestT]:
         joining: list[RequestT] = []
         oldest = next(iter(group), None)
         while oldest is not None and len(joining) < slots:
             request = order.first(oldest.group)
-            if request is None or not fits(request):
+            if request is None or not (fits is None or fits(request)):
                 break
             order.charge(request)
             joining.append(request)

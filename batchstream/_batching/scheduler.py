@@ -227,7 +227,8 @@ class Scheduler(Generic[T]):
                 return []
             queue, slots = self.warm_up.queue, self.warm_up.slots_for(slots, self.requeued)
         while not taken and self.state != "closed":
-            admits = self._admits_to_step(step_spent)
+            most = self._max_step_cost
+            admits = None if most is None else _admits_within(most, step_spent)
             if not (requests := queue.take(now, slots=slots, spent=spent, admits=admits)):
                 break
             for request in requests:
@@ -235,20 +236,12 @@ class Scheduler(Generic[T]):
                     self.requeued.discard(request)
                     request.state = REQUEST_LIFE[request.state, "take"]
                     taken.append(request)
-        self._holds_back = len(taken) < slots and bool(queue)
+        others_wait = bool(queue)
+        self._holds_back = others_wait and len(taken) < slots
         if taken and queue is self.queue:
-            others_wait = bool(queue)
             if others_wait or self.departures.since is not None:
                 self.departures.count(len(taken), now, others_wait=others_wait)
         return taken
-
-    def _admits_to_step(self, spent: float | None) -> Callable[[Request[T]], bool] | None:
-        """Return what says whether a request may join a step that costs so much without it."""
-        most = self._max_step_cost
-        if most is None:
-            return None
-        budget = Budget(most, spent)
-        return lambda request: budget.admits(request.step_cost)
 
     def _candidates(self, now: float) -> Candidates[T] | None:
         """Return the requests whose batch is to be measured now, if any; see `measuring`."""
@@ -525,6 +518,12 @@ class Scheduler(Generic[T]):
             + sum(len(it.outputs) for it in self.requeued if not (it.ends or it.is_warm_up)),
             prefilling=sum(batch.prefilling for batch in batches),
         )
+
+
+def _admits_within(most: float, spent: float | None) -> Callable[[Request[Any]], bool]:
+    """Return what says whether a request may join a step that costs so much without it."""
+    budget = Budget(most, spent)
+    return lambda request: budget.admits(request.step_cost)
 
 
 def _room_for_all() -> int:
