@@ -238,9 +238,9 @@ class Scheduler(Generic[T]):
                     taken.append(request)
         others_wait = bool(queue)
         self._holds_back = others_wait and len(taken) < slots
-        if taken and queue is self.queue:
-            if others_wait or self.departures.since is not None:
-                self.departures.count(len(taken), now, others_wait=others_wait)
+        is_counted = others_wait or self.departures.since is not None
+        if is_counted and taken and queue is self.queue:
+            self.departures.count(len(taken), now, others_wait=others_wait)
         return taken
 
     def _candidates(self, now: float) -> Candidates[T] | None:
