@@ -33,7 +33,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 EXECUTED = {"python", "pycon"}
-SHOWN_ONLY = {"console", "diff", "json", "text"}  # the diffs: tests/integrations
+SHOWN_ONLY = {"console", "diff", "json", "text", "yaml"}  # the diffs: tests/integrations
 DIRECTIVES = {"{toctree}", "{eval-rst}", "{note}", "{warning}", "{layers}", "{life}"}
 
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)

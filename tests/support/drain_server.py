@@ -2,8 +2,8 @@
 
 usage: drain_server.py SERVER PORT GATE JOB
 
-SERVER is uvicorn, hypercorn or granian; the model waits at a gate before each step, and what comes
-of a job is written to the file JOB.
+SERVER is uvicorn, uvicorn-workers, hypercorn or granian; the model waits at a gate before each
+step, and what comes of a job is written to the file JOB.
 """
 
 import asyncio
@@ -134,6 +134,10 @@ def main(server, port, gate, job_file):
         import uvicorn  # noqa: PLC0415 - each server alone
 
         uvicorn.run(app, port=int(port))
+    elif server == "uvicorn-workers":
+        import uvicorn  # noqa: PLC0415
+
+        uvicorn.run("drain_server:app", port=int(port), workers=2)
     elif server == "hypercorn":
         from hypercorn.config import Config  # noqa: PLC0415
         from hypercorn.run import run  # noqa: PLC0415

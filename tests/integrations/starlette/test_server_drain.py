@@ -19,7 +19,15 @@ from websockets.sync.client import connect
 
 from batchstream import DynamicBatcher, OverloadedError, batched
 from batchstream.integrations.starlette import exception_handlers, readiness
-from support.serving import SECONDS, Call, Gate, free_port, is_open, running
+from support.serving import (
+    SECONDS,
+    Call,
+    Gate,
+    free_port,
+    is_open,
+    running,
+    wait_until_logged,
+)
 
 EVENTS = b"data: 0\r\n\r\ndata: 1\r\n\r\ndata: 2\r\n\r\n"
 EXIT_STATUS = {"uvicorn": -signal.SIGTERM, "hypercorn": 0, "granian": 0}
@@ -137,6 +145,25 @@ def test_a_server_that_is_told_to_stop_lets_every_stream_end(serve, server):
     if server == "hypercorn":
         with pytest.raises(ConnectionError):  # of which `RemoteDisconnected` is one
             late.getresponse()
+
+
+def test_the_first_process_of_uvicorn_with_workers_goes_on_to_listen(serve, tmp_path):
+    service, log = serve("uvicorn-workers"), tmp_path / "log"
+    service.wait_until(lambda: log.read_text().count("Application startup complete") == 2)
+    call = service.call(3)
+    service.gate.let_through(0)
+    call.wait_for_lines(1)
+    service.process.send_signal(signal.SIGTERM)
+    # The worker with the response, and the other one: both have closed their sockets.
+    wait_until_logged(log, "Waiting for connections to close")
+    wait_until_logged(log, "Finished server process")
+    late = service.connection()
+    late.request("GET", "/ready")
+    service.let_all_through()
+    assert call.wait().body == b"0\n1\n2\n"
+    assert service.process.wait(SECONDS) == 0
+    with pytest.raises(ConnectionError):
+        late.getresponse()
 
 
 def test_hypercorn_waits_for_three_seconds_if_not_told_otherwise():
