@@ -352,7 +352,8 @@ def test_a_signal_alone_in_a_flood_cuts_no_reply_and_refuses_connections(tmp_pat
         port = int(server.url.rpartition(":")[2])
         flood = [str(EXAMPLES / "flood.py"), "--port", str(port), "--outputs", "1000000"]
         with flooding([*flood, "--clients", "12"]) as clients:
-            asyncio.run(server.wait_until_health_is(live=4 * 8, waiting=3 * 8))
+            asyncio.run(server.wait_until_health_is(waiting=3 * 8))
+            server.wait_until(lambda: "bigrams: requests are refused" in server.log())
             server.process.send_signal(sent)
             done = rows_of(clients.communicate(timeout=SECONDS)[0])
         with pytest.raises(ConnectionRefusedError):
