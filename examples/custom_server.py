@@ -173,7 +173,7 @@ async def metrics() -> Response:
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
-app.add_api_route("/ready", readiness(batcher))
+app.add_route("/ready", readiness(batcher))  # for GET and HEAD
 
 
 @app.post("/drain", status_code=202)
@@ -197,4 +197,10 @@ if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s:     %(message)s")
     logging.getLogger("batchstream").setLevel(logging.INFO)
     print(f"starting a server at http://127.0.0.1:{args.port}/generate", flush=True)
-    uvicorn.run(app, host="127.0.0.1", port=args.port, timeout_graceful_shutdown=GRACE)
+    uvicorn.run(  # without a line for each request, in which the lines of the batcher would be lost
+        app,
+        host="127.0.0.1",
+        port=args.port,
+        access_log=False,
+        timeout_graceful_shutdown=GRACE,
+    )

@@ -1315,8 +1315,8 @@ MUTANTS = [
     ),
     Mutant(
         "refusals are over with the first request that is accepted",
-        "        if now - self._last_refusal < QUIET_SECONDS:\n",
-        "        if False:\n",
+        "        if now - self._last_refusal >= QUIET_SECONDS:\n",
+        "        if True:\n",
         ("test_log.py",),
     ),
     Mutant(

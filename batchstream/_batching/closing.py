@@ -134,12 +134,13 @@ def request_drain(dispatcher: Dispatcher[Any], by: str, seconds: float) -> bool:
         is_first = dispatcher.scheduler.state == "accepting"
         dispatcher.scheduler.drain(now + seconds, closing)
         unfinished = len(dispatcher.scheduler.totals.open)
+        refused = dispatcher.scheduler.totals.refused
     dispatcher.follow_up(reaped, now)
     wake_workers(dispatcher)
     dispatcher.ends.tell_of_room()  # there is none, as it finds
     dispatcher.ends.tell_closers()  # of a drain before this one, which may be over earlier now
     if is_first:
-        dispatcher.log.drains(closing, seconds, unfinished)
+        dispatcher.log.drains(closing, seconds, unfinished, now, refused)
     return True
 
 

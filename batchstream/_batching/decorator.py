@@ -253,6 +253,12 @@ def batched(
         5
         >>> measure.close()
     """
+    for name in ("step_cost", "max_step_cost"):
+        if name in options:
+            raise TypeError(
+                f"batched takes no {name}: all requests of a batch join with its first step; "
+                f"pass cost and max_batch_cost, or use a ContinuousBatcher, which takes it"
+            )
     # Not `self`, and not `fn`.
     check_known("batched", options, list(inspect.signature(DynamicBatcher.__init__).parameters)[2:])
     options.update(max_batch_size=max_batch_size, batch_timeout=batch_timeout)

@@ -390,6 +390,7 @@ class Dispatcher(ABC, Generic[T]):
             reaped = self.scheduler.reap(now)
             waiting, batches = self.scheduler.close()
             unfinished = len(self.scheduler.totals.open)
+            refused = self.scheduler.totals.refused
         self.follow_up(reaped, now)
         self.fail_all(waiting, closed_error(self.scheduler.closing))
         wake_workers(self)
@@ -399,7 +400,7 @@ class Dispatcher(ABC, Generic[T]):
         self.ends.tell_of_room()  # there is none, as it finds
         self.ends.tell_closers()
         if is_first:  # only now: a handler of the user's may take long, or be broken off
-            self.log.closed(self.scheduler.closing, unfinished)
+            self.log.closed(self.scheduler.closing, unfinished, now, refused)
         self.check_ended()
 
     def request_exit(self) -> None:

@@ -38,6 +38,8 @@ logger.addHandler(logging.NullHandler())
 QUIET_SECONDS: Final = 10.0
 """For how long no request may be refused until refusals are over."""
 
+_NO_MORE: Final = "the overload is over, as no more requests are accepted"
+
 _GROUPED: Final = (DeadlineError, SlowConsumerError, ClosedError, RequestError)
 """Errors that each request has for itself, and that share a line all the same."""
 
@@ -55,6 +57,7 @@ class BatcherLog:
         # popping are atomic.
         self._refusing: dict[str, tuple[float, int]] = {}
         self._last_refusal = 0.0
+        self._drains_since: float | None = None
 
     # ---- refusals
 
@@ -85,17 +88,19 @@ class BatcherLog:
 
     def accepted(self, now: float, so_far: int) -> None:
         """Log that requests are accepted again, if that has been so for a while."""
-        if now - self._last_refusal < QUIET_SECONDS:
-            return
+        if now - self._last_refusal >= QUIET_SECONDS:
+            self._refusals_end("requests are accepted again", so_far)
+
+    def _refusals_end(self, why: str, so_far: int) -> None:
         began = self._refusing.pop("since", None)
         if began is not None:
             since, before = began
             count = so_far - before
+            seconds = max(1, math.ceil(self._last_refusal - since))
             self._write(
                 logging.INFO,
                 "refusals_ended",
-                f"requests are accepted again: {_counted(count)} refused within "
-                f"{self._last_refusal - since:.3g} seconds",
+                f"{why}: {_counted(count)} refused within {seconds:,} s",
                 requests=count,
             )
 
@@ -159,15 +164,21 @@ class BatcherLog:
         """Log that an engine was made in place of one that was discarded."""
         self._write(logging.INFO, "engine_made", "another engine was made")
 
-    def drains(self, closing: str, seconds: float, unfinished: int) -> None:
+    def drains(
+        self, closing: str, seconds: float, unfinished: int, now: float, refused: int
+    ) -> None:
         """Log that a drain has begun; its end is that the batcher is closed.
 
         Args:
             closing: By what and when; see `Scheduler.closing`.
             seconds: For how long requests may go on.
             unfinished: How many there are.
+            now: What time it is.
+            refused: How many requests were refused for want of room.
         """
-        limit = "to their end" if seconds == math.inf else f"for {seconds:g} s at most"
+        self._drains_since = now
+        self._refusals_end(_NO_MORE, refused)
+        limit = "to the end" if seconds == math.inf else f"for {seconds:g} s at most"
         have = "1 request has" if unfinished == 1 else f"{unfinished:,} requests have"
         rest = (
             f"{have} not ended, and may go on {limit}" if unfinished else "all requests have ended"
@@ -179,17 +190,23 @@ class BatcherLog:
             requests=unfinished,
         )
 
-    def closed(self, closing: str, unfinished: int) -> None:
-        """Log that the batcher was closed.
+    def closed(self, closing: str, unfinished: int, now: float, refused: int) -> None:
+        """Log that the batcher was closed, and how long its drain took if there was one.
 
         Args:
-            closing: By what and when; see `Scheduler.closing`.
+            closing: By what and when that or the drain was asked for; see `Scheduler.closing`.
             unfinished: How many requests fail by that.
+            now: What time it is.
+            refused: How many requests were refused for want of room.
         """
+        self._refusals_end(_NO_MORE, refused)
+        since = self._drains_since
+        drained = "" if since is None else f" after {now - since:.1f} s of draining, as asked for"
         self._write(
             logging.WARNING if unfinished else logging.INFO,
             "closed",
-            f"closed{closing}" + (f": {_counted(unfinished)} cut short" if unfinished else ""),
+            f"closed{drained}{closing}"
+            + (f": {_counted(unfinished)} cut short" if unfinished else ""),
             requests=unfinished,
         )
 

@@ -252,7 +252,12 @@ class StreamResponse(Response):
             await alive.stop()
             reason = await self._send_word_for(error, connection)
             if self._is_expected(reason, scope):
-                logger.warning("a response was cut: %s: %s", type(reason).__name__, reason)
+                logger.warning(
+                    "a response was cut: %s: %s",
+                    type(reason).__name__,
+                    reason,
+                    extra={"kind": "cut", "reason": type(reason).__name__},
+                )
                 keep_cuts_out_of_the_log()
                 cut = CutError(reason)
                 cut.__cause__ = reason  # before the cut, in which a server may raise it

@@ -290,6 +290,9 @@ def test_an_option_that_there_is_not_is_called_by_its_name():
         batched(max_batchsize=2)
     with pytest.raises(TypeError, match=r"batched takes no function$"):
         batched(function=len)
+    for name in ("step_cost", "max_step_cost"):  # and not: did you mean batch_cost?
+        with pytest.raises(TypeError, match=rf"batched takes no {name}: .* a ContinuousBatcher"):
+            batched(**{name: len})
 
 
 def test_a_decorated_function_or_method_can_be_single():

@@ -3,6 +3,8 @@
 import logging
 import math
 import sys
+import threading
+from functools import partial
 
 import pytest
 
@@ -17,10 +19,11 @@ from batchstream import (
     RequestError,
     SlowConsumerError,
 )
-from batchstream._batching import log
+from batchstream._batching import clock, log
 from support import knobs
 from support.engines import Model, Turnstile
 from support.scripted import Run
+from support.sources import TIMEOUT
 
 
 class Lines:
@@ -68,14 +71,15 @@ def test_the_lines_of_a_run_that_is_known(lines, monkeypatch):
         ("WARNING", "engine_discarded", {}),
         ("ERROR", "failed", {"reason": "RuntimeError", "requests": 2, "request_id": "g"}),
         ("INFO", "engine_made", {}),
+        ("INFO", "refusals_ended", {"requests": 1}),
         ("WARNING", "closed", {"requests": 2}),
     ]
     assert {record.batcher for record in lines.records} == {"chat"}
     texts = [record.getMessage() for record in lines.records if record.levelno > logging.DEBUG]
     assert texts[0].startswith("chat: requests are refused: 2 requests are waiting, and no more")
     assert texts[3] == "chat: 2 requests were ended by RuntimeError: out of memory"
-    assert texts[5].startswith("chat: closed by close() in thread ")
-    assert texts[5].endswith(": 2 requests were cut short")
+    assert texts[6].startswith("chat: closed by close() in thread ")
+    assert texts[6].endswith(": 2 requests were cut short")
     [_, failure] = [record for record in lines.records if record.kind == "failed"]
     assert isinstance(failure.exc_info[1], RuntimeError)
 
@@ -100,17 +104,64 @@ def test_a_drain_has_a_line_as_it_begins_and_one_as_the_batcher_is_closed(lines)
     assert first.endswith(": all requests have ended")
 
 
+def test_the_line_of_a_close_says_how_long_the_drain_before_it_took(lines, monkeypatch):
+    now = [100.0]
+    knobs.set_clock(monkeypatch, lambda: now[0])
+    monkeypatch.setattr(clock, "time_of_day", lambda: "12:34:56")
+    gate = Turnstile()
+    has_line, on_line = threading.Event(), logging.Handler()
+    monkeypatch.setattr(on_line, "emit", lambda _: has_line.set())
+    monkeypatch.setattr(log.logger, "handlers", [on_line])
+    model = Model(gates=dict.fromkeys(range(1000), gate))
+    batcher = ContinuousBatcher(model, max_batch_size=2, name="chat")
+    stream = batcher.stream("a")
+    gate.wait_until(lambda: gate.holds)
+    closer = threading.Thread(target=partial(batcher.close, drain=math.inf), name="closer")
+    closer.start()
+    assert has_line.wait(TIMEOUT)  # of the drain
+    now[0] += 6.21
+    gate.open()
+    assert list(stream) == ["a"]
+    closer.join()
+    asked = "as asked for by close(drain=inf) in thread 'closer' at 12:34:56"
+    assert [record.getMessage() for record in lines.records] == [
+        f"chat: draining, {asked}: 1 request has not ended, and may go on to the end",
+        f"chat: closed after 6.2 s of draining, {asked}",
+    ]
+
+
+@pytest.mark.parametrize("drain", [None, 60])
+def test_refusals_that_go_on_to_the_close_have_their_last_line_before_it(lines, drain):
+    gate = Turnstile()
+    model = Model(gates=dict.fromkeys(range(1000), gate))
+    batcher = DynamicBatcher(model.generate, max_batch_size=1, max_pending=1, name="chat")
+    streams = [batcher.stream("a")]
+    gate.wait_until(lambda: gate.holds)
+    streams.append(batcher.stream("b"))
+    for _ in range(2):
+        with pytest.raises(OverloadedError):
+            batcher.stream("c")
+    for stream in streams:
+        stream.cancel()
+    gate.open()
+    batcher.close(drain=drain)
+    kinds = ["refusals_started", "refusals_ended", *(["draining"] if drain else []), "closed"]
+    assert [kind for _, kind, _ in lines()] == kinds
+    over = "chat: the overload is over, as no more requests are accepted: 2 requests were refused "
+    assert lines.records[1].getMessage().startswith(over)
+
+
 @pytest.mark.parametrize(
     ("seconds", "unfinished", "text"),
     [
         (60.0, 0, "all requests have ended"),
         (60.0, 1, "1 request has not ended, and may go on for 60 s at most"),
         (0.5, 1200, "1,200 requests have not ended, and may go on for 0.5 s at most"),
-        (math.inf, 2, "2 requests have not ended, and may go on to their end"),
+        (math.inf, 2, "2 requests have not ended, and may go on to the end"),
     ],
 )
 def test_the_line_of_a_drain_says_how_many_requests_may_go_on(lines, seconds, unfinished, text):
-    log.BatcherLog("chat").drains(" by a test", seconds, unfinished)
+    log.BatcherLog("chat").drains(" by a test", seconds, unfinished, 0.0, 0)
     [record] = lines.records
     assert record.getMessage() == f"chat: draining, as asked for by a test: {text}"
 
@@ -141,7 +192,7 @@ def test_refusals_have_a_line_as_they_begin_and_one_when_they_have_been_over_for
         assert list(batcher.stream("e")) == list(batcher.stream("e")) == ["e"]
         assert lines() == [started, ("INFO", "refusals_ended", {"requests": 5})]
     [_, over, _] = [record.getMessage() for record in lines.records]
-    assert over == ("chat: requests are accepted again: 5 requests were refused within 4 seconds")
+    assert over == ("chat: requests are accepted again: 5 requests were refused within 4 s")
 
 
 def test_what_is_the_clients_fault_is_told_at_debug_level(lines):

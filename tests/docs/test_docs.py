@@ -33,7 +33,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 EXECUTED = {"python", "pycon"}
-SHOWN_ONLY = {"console", "diff", "json", "text"}  # the diffs: tests/integrations
+SHOWN_ONLY = {"console", "diff", "json", "text", "yaml"}  # the diffs: tests/integrations
 DIRECTIVES = {"{toctree}", "{eval-rst}", "{note}", "{warning}", "{layers}", "{life}"}
 
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -168,6 +168,22 @@ def test_the_server_on_the_page_is_the_one_that_is_tested():
 
 def lines_of(code):
     return [line for line in code.splitlines() if line.strip()]
+
+
+# ---- operating.md
+
+
+def test_the_pod_on_the_page_gives_the_server_of_the_examples_the_time_to_drain():
+    [pod] = blocks(ROOT / "docs" / "operating.md", "yaml")
+    example = (ROOT / "examples" / "custom_server.py").read_text()
+    [period] = re.findall(r"terminationGracePeriodSeconds: (\d+)", pod)
+    [sleep] = re.findall(r"sleep (\d+)", pod)
+    [grace] = re.findall(r"^GRACE = (\d+)", example, re.MULTILINE)
+    assert int(period) > int(sleep) + int(grace)
+    asked = re.findall(r"path: (/\w+)", pod) + re.findall(r"POST http://127.0.0.1:8000(/\w+)", pod)
+    assert asked == ["/ready", "/health", "/drain"]
+    for route in ('add_route("/ready"', 'get("/health")', 'post("/drain"'):
+        assert f"app.{route}" in example
 
 
 # ---- metrics.md

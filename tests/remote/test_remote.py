@@ -81,6 +81,14 @@ def test_requests_share_the_batches_of_the_model(path):
     assert model.faults == []
 
 
+def test_a_warm_up_from_another_process_runs_at_the_model_among_other_requests(path):
+    with served(path) as (batcher, other):
+        other.warm_up(["ab", "c"])
+        assert other.ready
+        assert batcher.statistics().opened == 2, "the model counts them as requests"
+        assert other.statistics().opened == 0
+
+
 @pytest.mark.parametrize(
     "last",
     [

@@ -2,15 +2,14 @@
 
 usage: drain_server.py SERVER PORT GATE JOB
 
-SERVER is uvicorn, hypercorn or granian; the model waits at a gate before each step, and what comes
-of a job is written to the file JOB.
+SERVER is uvicorn, uvicorn-workers, hypercorn or granian; the model waits at a gate before each
+step, and what comes of a job is written to the file JOB.
 """
 
 import asyncio
 import contextlib
 import itertools
 import os
-import signal
 import socket
 import sys
 from dataclasses import asdict
@@ -21,7 +20,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 
 from batchstream import EOS, ClosedError, ContinuousBatcher
-from batchstream.integrations.starlette import NDJSONResponse, exception_handlers, readiness
+from batchstream.integrations.starlette import (
+    EventsResponse,
+    NDJSONResponse,
+    exception_handlers,
+    readiness,
+)
 
 SECONDS = 60  # which only a failure reaches
 
@@ -62,6 +66,10 @@ async def lifespan(_):
 
 async def generate(request):
     return NDJSONResponse(batcher.astream(await request.json()))
+
+
+async def events(request):
+    return EventsResponse(batcher.astream(await request.json()))
 
 
 async def chat(websocket):
@@ -108,6 +116,7 @@ async def statistics(_):
 app = Starlette(
     routes=[
         Route("/generate", generate, methods=["POST"]),
+        Route("/events", events, methods=["POST"]),
         WebSocketRoute("/chat", chat),
         Route("/drain", drain, methods=["POST"]),
         Route("/job", job, methods=["POST"]),
@@ -124,9 +133,11 @@ def main(server, port, gate, job_file):
     if server == "uvicorn":
         import uvicorn  # noqa: PLC0415 - each server alone
 
-        # Behind its own end, uvicorn raises the signal that it was sent anew.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         uvicorn.run(app, port=int(port))
+    elif server == "uvicorn-workers":
+        import uvicorn  # noqa: PLC0415
+
+        uvicorn.run("drain_server:app", port=int(port), workers=2)
     elif server == "hypercorn":
         from hypercorn.config import Config  # noqa: PLC0415
         from hypercorn.run import run  # noqa: PLC0415

@@ -114,6 +114,7 @@ class Call:
     """One request in a thread of its own, and what its client has seen up to now."""
 
     def __init__(self, client, path, request):
+        self.path = path
         self._chunks = queue.Queue()
         self._over = threading.Event()
         self.status = None

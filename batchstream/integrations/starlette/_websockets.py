@@ -177,4 +177,9 @@ class _Sending:
             self.is_over = True
         if not is_expected(error, self._websocket.scope):
             raise error
-        logger.warning("a WebSocket was closed: %s: %s", type(error).__name__, error)
+        logger.warning(
+            "a WebSocket was closed: %s: %s",
+            type(error).__name__,
+            error,
+            extra={"kind": "cut", "reason": type(error).__name__},
+        )

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -321,6 +322,7 @@ def test_a_flood_is_shared_and_a_drain_cuts_no_reply(tmp_path):
     """What the page Operating does with the server: flood it, read its figures, and stop it."""
     with serve("custom_server.py", tmp_path) as server:
         assert server.get("/ready").json()["batchers"][0]["name"] == "bigrams"
+        assert httpx.head(f"{server.url}/ready").status_code == 200
         flood = [str(EXAMPLES / "flood.py"), "--port", server.url.rpartition(":")[2], "--clients"]
         done = ask_flood([*flood, "12", "--outputs", "2000"])
         outputs = {tenant: int(row["outputs"]) for tenant, row in done.items()}
@@ -341,6 +343,30 @@ def test_a_flood_is_shared_and_a_drain_cuts_no_reply(tmp_path):
         assert (row["late"], row["cut"]) == ("0", "0")
         assert int(row["outputs"]) == 50 * int(row["replies"]) > 0, "a reply was not whole"
     assert "bigrams: draining, as asked for by aclose(drain=30)" in server.log()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_alone_in_a_flood_cuts_no_reply_and_refuses_connections(tmp_path, sent):
+    """What the page Operating says of a signal without `/drain` before it."""
+    with serve("custom_server.py", tmp_path) as server:
+        port = int(server.url.rpartition(":")[2])
+        flood = [str(EXAMPLES / "flood.py"), "--port", str(port), "--outputs", "1000000"]
+        with flooding([*flood, "--clients", "12"]) as clients:
+            asyncio.run(server.wait_until_health_is(waiting=3 * 8))
+            server.wait_until(lambda: "bigrams: requests are refused" in server.log())
+            server.process.send_signal(sent)
+            done = rows_of(clients.communicate(timeout=SECONDS)[0])
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), SECONDS)
+        status = -signal.SIGTERM if sent == signal.SIGTERM else 0
+        assert server.process.wait(SECONDS) == status
+    for row in done.values():
+        assert (row["late"], row["cut"]) == ("0", "0")
+        assert int(row["outputs"]) == 50 * int(row["replies"]) > 0, "a reply was not whole"
+    asked = r"bigrams: draining, as asked for by the end of its async with block \(drain=30\)"
+    assert re.search(rf"{asked} .*: all requests have ended$", server.log(), re.MULTILINE)
+    assert re.search(r"bigrams: closed after \d+\.\d s of draining", server.log())
+    assert "POST /generate" not in server.log(), "the server logs each request"
 
 
 def flooding(command):

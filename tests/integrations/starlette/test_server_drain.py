@@ -1,6 +1,8 @@
 """Servers that are told to stop: what ends in time ends as a whole, and nothing is left."""
 
+import http.client
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
+from hypercorn.config import Config
 from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
@@ -16,7 +19,18 @@ from websockets.sync.client import connect
 
 from batchstream import DynamicBatcher, OverloadedError, batched
 from batchstream.integrations.starlette import exception_handlers, readiness
-from support.serving import SECONDS, Call, Gate, free_port, is_open, running
+from support.serving import (
+    SECONDS,
+    Call,
+    Gate,
+    free_port,
+    is_open,
+    running,
+    wait_until_logged,
+)
+
+EVENTS = b"data: 0\r\n\r\ndata: 1\r\n\r\ndata: 2\r\n\r\n"
+EXIT_STATUS = {"uvicorn": -signal.SIGTERM, "hypercorn": 0, "granian": 0}
 
 IN_FLIGHT = 8  # requests of a map: as many as the engine has slots for, and one batch more
 
@@ -29,13 +43,32 @@ class Service:
     def __init__(self, port, process, gate, job):
         self.port, self.process, self.gate = port, process, gate
         self._job = job
+        self.connections = []
         limits = httpx.Limits(max_connections=20)
         self.client = httpx.Client(
             base_url=f"http://127.0.0.1:{port}", timeout=SECONDS, limits=limits
         )
 
-    def call(self, request):
-        return Call(self.client, "/generate", request)
+    def call(self, request, path="/generate"):
+        return Call(self.client, path, request)
+
+    def connection(self):
+        """Return a connection of its own, to be closed with the service."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
+        self.connections.append(connection)
+        return connection
+
+    def wait_until_refused(self):
+        """Wait until the server's socket is closed: a connection that waits for long is none."""
+
+        def is_refused():
+            try:
+                socket.create_connection(("127.0.0.1", self.port), SECONDS).close()
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        self.wait_until(is_refused)
 
     def wait_until_live(self, live):
         """Wait until so many requests have been submitted, and have not ended."""
@@ -75,7 +108,8 @@ def serve(tmp_path, request):
 
     yield start
     for service, block in services:
-        service.client.close()
+        for connection in (service.client, *service.connections):
+            connection.close()
         block.__exit__(None, None, None)
         service.gate.close()
 
@@ -83,19 +117,57 @@ def serve(tmp_path, request):
 @pytest.mark.rule(9)
 @pytest.mark.parametrize("server", ["uvicorn", "hypercorn", "granian"])
 def test_a_server_that_is_told_to_stop_lets_every_stream_end(serve, server):
+    """What a page says of SIGTERM: of responses, of connections, and of the exit status."""
     service = serve(server)
-    calls = [service.call(3) for _ in range(8)]  # as many wait as are in slots
-    service.wait_until_live(8)
+    idle = service.connection()
+    idle.request("GET", "/statistics")
+    assert idle.getresponse().read() == b'{"live":0}'
+    calls = [service.call(3, path) for path in ("/generate", "/events") * 2]
+    service.wait_until_live(4)
+    calls += [service.call(3, path) for path in ("/generate", "/events") * 2]
+    service.wait_until_live(8)  # as many wait as are in slots
     service.gate.let_through(0)  # of the first request alone, perhaps
     service.gate.let_through(1)
     service.wait_until(lambda: sum(call.body.count(b"\n") > 0 for call in calls) == 4)
     service.process.send_signal(signal.SIGTERM)
-    service.wait_until(lambda: not is_open(service.port))  # it takes no connection any more
+    assert idle.sock.recv(1) == b"", "a connection that is kept is closed"
+    if server == "hypercorn":  # whose first process goes on to listen
+        late = service.connection()
+        late.request("GET", "/ready")
+    else:
+        service.wait_until_refused()
     service.let_all_through()
     for call in calls:
         assert call.wait().error is None
-        assert (call.status, call.body) == (200, b"0\n1\n2\n")
+        body = b"0\n1\n2\n" if call.path == "/generate" else EVENTS
+        assert (call.status, call.body) == (200, body)
+    assert service.process.wait(SECONDS) == EXIT_STATUS[server]
+    if server == "hypercorn":
+        with pytest.raises(ConnectionError):  # of which `RemoteDisconnected` is one
+            late.getresponse()
+
+
+def test_the_first_process_of_uvicorn_with_workers_goes_on_to_listen(serve, tmp_path):
+    service, log = serve("uvicorn-workers"), tmp_path / "log"
+    service.wait_until(lambda: log.read_text().count("Application startup complete") == 2)
+    call = service.call(3)
+    service.gate.let_through(0)
+    call.wait_for_lines(1)
+    service.process.send_signal(signal.SIGTERM)
+    # The worker with the response, and the other one: both have closed their sockets.
+    wait_until_logged(log, "Waiting for connections to close")
+    wait_until_logged(log, "Finished server process")
+    late = service.connection()
+    late.request("GET", "/ready")
+    service.let_all_through()
+    assert call.wait().body == b"0\n1\n2\n"
     assert service.process.wait(SECONDS) == 0
+    with pytest.raises(ConnectionError):
+        late.getresponse()
+
+
+def test_hypercorn_waits_for_three_seconds_if_not_told_otherwise():
+    assert Config().graceful_timeout == 3
 
 
 def test_what_no_connection_waits_for_ends_at_the_end_of_the_lifespan(serve):
@@ -103,9 +175,9 @@ def test_what_no_connection_waits_for_ends_at_the_end_of_the_lifespan(serve):
     assert service.client.post("/job", json=2).status_code == 202
     service.wait_until_live(IN_FLIGHT)
     service.process.send_signal(signal.SIGTERM)
-    service.wait_until(lambda: not is_open(service.port))
+    service.wait_until_refused()
     service.let_all_through()
-    assert service.process.wait(SECONDS) == 0
+    assert service.process.wait(SECONDS) == EXIT_STATUS["uvicorn"]
     replies, error = service.job().splitlines()
     assert int(replies) >= IN_FLIGHT, "what was submitted has its replies"
     assert "the batcher is draining, as asked for by the end of its async with block" in error
@@ -132,7 +204,7 @@ def test_while_a_server_drains_its_probe_and_new_requests_get_503(serve):
     states = [{"state": "closed", "ready": False}]
     service.wait_until(lambda: service.client.get("/ready").json()["batchers"] == states)
     service.process.send_signal(signal.SIGTERM)
-    assert service.process.wait(SECONDS) == 0
+    assert service.process.wait(SECONDS) == EXIT_STATUS["uvicorn"]
 
 
 def test_uvicorn_closes_websockets_at_once_when_it_is_told_to_stop(serve):
@@ -143,12 +215,12 @@ def test_uvicorn_closes_websockets_at_once_when_it_is_told_to_stop(serve):
         service.gate.let_through(0)
         assert websocket.recv(SECONDS) == "0"
         service.process.send_signal(signal.SIGTERM)
-        service.wait_until(lambda: not is_open(service.port))
+        service.wait_until_refused()
         service.let_all_through()
         with pytest.raises(ConnectionClosedError) as closed:
             list(websocket)
     assert closed.value.rcvd.code == 1012  # service restart
-    assert service.process.wait(SECONDS) == 0
+    assert service.process.wait(SECONDS) == EXIT_STATUS["uvicorn"]
 
 
 # ---- the probe and Retry-After, without a server
@@ -158,16 +230,21 @@ def model(requests):
     yield requests
 
 
-@pytest.mark.parametrize("make_app", ["starlette", "fastapi"])
+@pytest.mark.parametrize("make_app", ["starlette", "fastapi", "fastapi api"])
 def test_a_probe_says_the_state_of_all_batchers(make_app):
     one, other = (DynamicBatcher(model, max_batch_size=2) for _ in range(2))
     endpoint = readiness(one, other)
     if make_app == "fastapi":
         app = FastAPI()
+        app.add_route("/ready", endpoint)
+    elif make_app == "fastapi api":
+        app = FastAPI()
         app.add_api_route("/ready", endpoint)
     else:
         app = Starlette(routes=[Route("/ready", endpoint)])
     client = TestClient(app)
+    if make_app != "fastapi api":  # where GET is the only method unless there are others
+        assert client.head("/ready").status_code == 200
     response = client.get("/ready")
     assert response.status_code == 200
     assert response.headers["cache-control"] == "no-store"

@@ -868,6 +868,8 @@ def test_a_cut_that_the_server_cannot_help_is_one_line_in_the_log(
         middleware=middleware,
     )
     assert cuts_in_log(app, caplog) == [f"a response was cut: {type(error).__name__}: {error}"]
+    [record] = [record for record in caplog.records if record.name == "batchstream"]
+    assert (record.kind, record.reason) == ("cut", type(error).__name__)
 
 
 async def respond_to(request, error):

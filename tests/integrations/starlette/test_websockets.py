@@ -271,7 +271,7 @@ def test_a_request_that_cannot_be_served_closes_the_socket_with_its_text(caplog)
     code, reason = client.close
     assert (code, reason) == (1008, "é" * 61)
     [record] = [it for it in caplog.records if "a WebSocket was closed" in it.message]
-    assert record.levelno == logging.WARNING
+    assert (record.levelno, record.kind, record.reason) == (logging.WARNING, "cut", "RequestError")
 
 
 @pytest.mark.rule(5)
