@@ -149,7 +149,15 @@ class PrometheusMetrics(Metrics):
         self._cache_usage = cache_usage
         self._lock = RLock()
         self._families = Families(name or names, names, self._labels, self._write)
-        registry.register(self._families)
+        try:
+            registry.register(self._families)
+        except ValueError as error:
+            begin = (name or names) + SEPARATORS[names]
+            raise ValueError(
+                f"the registry has metrics whose names begin with {begin!r} already: pass one "
+                f"PrometheusMetrics to all batchers, as their names tell them apart; or give this "
+                f"one another `name` or `registry`"
+            ) from error
 
     def for_batcher(self, name: str) -> Recorder:
         """Return what the batcher of this name calls."""
