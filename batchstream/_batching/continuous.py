@@ -141,7 +141,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             refused.
         metrics: Its methods are called as things happen; see `Metrics`. Or a function without
             arguments that returns such an object, such as its class: it is called once, in the
-            process and by the call that submits the first request.
+            process and by the call that submits the first request. Or several, in a list.
         traces: Its methods are called for each single request, to trace it; see `Traces`.
         name: What metrics, logs and errors call the batcher; without it metrics and logs call it
             by the name of what it runs.

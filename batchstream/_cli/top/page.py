@@ -96,6 +96,13 @@ def _batchers(samples: list[Sample]) -> Iterator[tuple[str, Figures]]:
         for place, figures in sorted(found.items())
         if any(needed <= figures.keys() for needed in _NEEDED)
     }
+    # A batcher may be there by the names of vLLM as well, which say less.
+    whole = {name for (_, name), figures in shown.items() if "steps" in figures}
+    shown = {
+        (prefix, name): figures
+        for (prefix, name), figures in shown.items()
+        if "steps" in figures or name not in whole
+    }
     names = Counter(name for _, name in shown)
     for (prefix, name), figures in shown.items():
         alone = names[name] == 1

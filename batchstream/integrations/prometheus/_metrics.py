@@ -92,6 +92,7 @@ class PrometheusMetrics(Metrics):
             a server's whole life, and not one for each request.
         names: `"vllm"` gives what vLLM has as well vLLM's name and the label `model_name`, the
             batcher's name, and leaves out the rest: dashboards and gateways made for vLLM read it.
+            For both, `metrics=[PrometheusMetrics(), PrometheusMetrics(names="vllm")]`.
         labels: Labels that all series have besides, with their values. One that is called as a
             label of a figure takes its place: `{"model_name": "llama-3"}`.
         tenants: Which tenants have a label of their own, all others being `"other"`: the first so

@@ -104,6 +104,18 @@ def test_a_page_with_the_names_of_vllm_is_shown_as_far_as_it_goes():
     ]
 
 
+def test_a_batcher_that_has_the_names_of_vllm_as_well_is_shown_once():
+    registry = CollectorRegistry()
+    for names in ("vllm", "batchstream"):
+        PrometheusMetrics(registry=registry, names=names).for_batcher("chat").submitted()
+    PrometheusMetrics("other", registry=registry, names="vllm").for_batcher("draft").submitted()
+    batchers = history(generate_latest(registry).decode()).last().batchers
+    assert {name: "steps" in figures for name, figures in batchers.items()} == {
+        "chat": True,
+        "draft": False,
+    }
+
+
 def test_a_slot_that_was_given_back_is_shown():
     recorded = Recorded("chat")
     work(recorded.batchers[0])
