@@ -31,7 +31,10 @@ def _keys(names: Names) -> dict[str, str]:
 
 
 # Behind the name of all metrics: `batchstream_steps_total` and `vllm:num_requests_running`.
-_OURS: Final = _keys("batchstream") | {"requests_live": "unfinished"}  # up to 0.1
+_OURS: Final = _keys("batchstream") | {
+    "request_outputs_sum": "outputs_of_ended",
+    "requests_live": "unfinished",  # up to 0.1
+}
 _VLLM: Final = _keys("vllm")
 # Whichever a page has of these tells batchers apart whose metrics have one name.
 _BATCHER: Final = ("batcher", "model_name")
