@@ -140,7 +140,7 @@ class DynamicBatcher(Batcher[RequestT, T]):
             is refused as well.
         priority: A function of a request that returns a whole number, its band. While a request of
             a lower number waits, none of a higher one joins a batch. 0 for all if it is None.
-        tenant: A function of a request that returns whose it is, such as an API key, hashable. The
+        tenant: A function of a request that returns whose it is, such as an account, hashable. The
             tenants of a band share the batches by what their requests cost, or by their number
             if there is no `cost`. Within a band, a tenant's requests are served in the order of
             arrival.
