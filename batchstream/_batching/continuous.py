@@ -141,7 +141,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             refused.
         metrics: Its methods are called as things happen; see `Metrics`. Or a function without
             arguments that returns such an object, such as its class: it is called once, in the
-            process and by the call that submits the first request.
+            process and by the call that submits the first request. Or several, in a list.
         traces: Its methods are called for each single request, to trace it; see `Traces`.
         name: What metrics, logs and errors call the batcher; without it metrics and logs call it
             by the name of what it runs.
@@ -149,7 +149,7 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             is refused as well.
         priority: A function of a request that returns a whole number, its band. While a request of
             a lower number waits, none of a higher one joins a batch. 0 for all if it is None.
-        tenant: A function of a request that returns whose it is, such as an API key, hashable. The
+        tenant: A function of a request that returns whose it is, such as an account, hashable. The
             tenants of a band share the batches by what their requests cost, or by their number
             if there is no `cost`. Within a band, a tenant's requests are served in the order of
             arrival.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from threading import RLock, current_thread, main_thread
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -125,7 +126,8 @@ class Metrics:
         """
 
 
-MetricsOrFactory: TypeAlias = "Metrics | Callable[[], Metrics]"
+OneMetrics: TypeAlias = "Metrics | Callable[[], Metrics]"
+MetricsOrFactory: TypeAlias = "OneMetrics | Sequence[OneMetrics]"
 
 _EVENTS: Final = (
     "submitted",
@@ -143,6 +145,7 @@ class MetricsCaller:
 
     Args:
         metrics: The metrics; or a function without arguments that makes them, such as their class.
+            Or several of these, in a list or tuple, each of which is called.
         name: The name of the batcher.
 
     Raises:
@@ -151,16 +154,16 @@ class MetricsCaller:
     Attributes:
         unmade: Whether they are still to be made, by `make`.
         methods: The methods of theirs that do something, by name.
-        kept_steps: Where steps are kept in place of a call of `stepped`; see `kept_steps.py`.
+        kept_steps: Where steps are kept in place of a call of `stepped`; see `kept_steps.py`. If
+            several metrics hear of steps, all are called: what is kept is taken out once.
     """
 
     def __init__(self, metrics: MetricsOrFactory, name: str = "") -> None:
-        is_factory = callable(metrics) and (
-            isinstance(metrics, type) or not any(hasattr(metrics, event) for event in _EVENTS)
-        )
+        is_factory = callable(metrics) and (isinstance(metrics, type) or not _hears(metrics))
         self._name = name
         self._factory = metrics if is_factory else None
-        self.unmade = is_factory
+        self._parts: Sequence[MetricsCaller] = ()  # those of several
+        self.unmade = True
         self.methods: dict[str, Callable[..., object]] = {}
         self.kept_steps: KeptSteps | None = None
         if not is_factory:
@@ -176,12 +179,21 @@ class MetricsCaller:
             Exception: What it raises. The next call tries again.
         """
         with self._making:
-            if self.unmade and callable(self._factory):
+            if callable(self._factory):
                 self._bind(context.run(self._factory))
-                self.unmade = False
+                self._factory = None
+            if self.unmade:
+                for part in self._parts:  # the ones that are made already stay
+                    part.make(context)
+                self._join()
 
     def _bind(self, metrics: Any) -> None:
         """Look the methods up that the batcher of this name calls."""
+        if isinstance(metrics, (list, tuple)) and not _hears(metrics):
+            self._parts = [MetricsCaller(each, self._name) for each in metrics]
+            if not any(part.unmade for part in self._parts):
+                self._join()
+            return
         # In the class: an object that has every attribute, to record calls, means no such method.
         if hasattr(type(metrics), "for_batcher"):
             metrics = metrics.for_batcher(self._name)
@@ -189,10 +201,25 @@ class MetricsCaller:
         kept_steps = getattr(metrics, "kept_steps", None)
         self.kept_steps = kept_steps if isinstance(kept_steps, KeptSteps) else None
         self._metrics = metrics
+        self.unmade = False
+
+    def _join(self) -> None:
+        """Call the methods of all parts."""
+        for event in _EVENTS:
+            hearing = [part for part in self._parts if event in part.methods]
+            if len(hearing) == 1:  # as if it were alone
+                self.methods[event] = hearing[0].methods[event]
+            elif hearing:
+                self.methods[event] = partial(_call_each, hearing, event)
+            if event == "stepped" and len(hearing) == 1:
+                self.kept_steps = hearing[0].kept_steps
+        self.unmade = False
 
     def after_fork(self) -> None:
         """Forget that another thread, which is not in this process, was in the factory."""
         self._making = RLock()
+        for part in self._parts:
+            part.after_fork()
 
     def __call__(self, event: str, *args: object, **kwargs: object) -> None:
         """Call the method of this name, if there is one."""
@@ -210,6 +237,19 @@ class MetricsCaller:
             KeyboardInterrupt: It is one, in the program's main thread.
         """
         report_of_user(error)
+
+
+def _hears(metrics: object) -> bool:
+    """Return whether an object has one of the methods."""
+    return any(hasattr(metrics, event) for event in _EVENTS)
+
+
+def _call_each(
+    callers: Sequence[MetricsCaller], event: str, *args: object, **kwargs: object
+) -> None:
+    """Call the method of this name of each, whatever the others raise."""
+    for caller in callers:
+        caller(event, *args, **kwargs)
 
 
 def report_of_user(error: BaseException) -> None:

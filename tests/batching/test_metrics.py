@@ -1,8 +1,11 @@
 """Statistics and metrics against a run of which every figure is known."""
 
+import sys
 import threading
+from contextvars import copy_context
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from batchstream import (
     EOS,
@@ -13,6 +16,8 @@ from batchstream import (
     Last,
     Metrics,
 )
+from batchstream._batching.metrics import MetricsCaller
+from batchstream.integrations.prometheus import PrometheusMetrics
 from support import knobs
 from support.engines import Model, echo
 from support.scripted import Run
@@ -191,3 +196,121 @@ def test_steps_that_only_metrics_want_read_no_clock_without_them(monkeypatch, me
             counts.append(len(readings))
         # A consumer may read it as it waits; each step would have added 38.
         assert abs(counts[1] - counts[0]) < 38
+
+
+class Broken(Calls):
+    """Records nothing, and raises at everything."""
+
+    def _record(self, method, *_, **__):
+        raise ValueError(method)
+
+
+def told(metrics):
+    """Return how many times each method was called."""
+    return {method: len(calls) for method, calls in metrics.calls.items()}
+
+
+def counted(registry, name, **labels):
+    """Return a figure of the registry; 0 if it is not there."""
+    return registry.get_sample_value(name, labels) or 0
+
+
+def test_each_of_several_metrics_hears_all_and_an_error_of_one_keeps_no_other_from_it(monkeypatch):
+    errors = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: errors.append(str(event.exc_value)))
+    alone, first, last = Calls(), Calls(), Calls()
+    Run(monkeypatch, alone)
+    Run(monkeypatch, [first, Broken(), last])
+    assert alone.calls["stepped"]
+    assert first.calls == last.calls
+    assert told(first) == told(alone)
+    assert first.names == last.names == ["chat"]
+    assert set(errors) == set(alone.calls)
+
+
+def test_several_metrics_count_what_each_counts_alone(monkeypatch):
+    """Two that have steps kept for them when they are alone."""
+    registry = CollectorRegistry()
+    own, vllm = (
+        PrometheusMetrics(registry=registry, names=names) for names in ("batchstream", "vllm")
+    )
+    Run(monkeypatch, (own, vllm))
+    assert counted(registry, "batchstream_steps_total", batcher="chat") == 6
+    assert counted(registry, "batchstream_outputs_total", batcher="chat") == 8
+    assert counted(registry, "batchstream_gap_seconds_sum", batcher="chat") == 1.25
+    assert counted(registry, "vllm:generation_tokens_total", model_name="chat") == 8
+    assert counted(registry, "vllm:inter_token_latency_seconds_sum", model_name="chat") == 1.25
+
+
+class Ends(Metrics):
+    """Counts ends alone."""
+
+    def __init__(self):
+        self.count = 0
+
+    def finished(self, *_, **__):
+        self.count += 1
+
+
+def test_steps_are_kept_for_the_only_one_of_several_that_hears_of_them(monkeypatch):
+    registry = CollectorRegistry()
+    metrics, ends = PrometheusMetrics(registry=registry), Ends()
+    caller = MetricsCaller([ends, metrics], "chat")
+    assert caller.kept_steps is metrics.for_batcher("chat").kept_steps is not None
+    Run(monkeypatch, [ends, metrics])
+    assert counted(registry, "batchstream_steps_total", batcher="chat") == 6
+    assert ends.count == 7
+
+
+def test_no_metrics_in_a_list_are_none(monkeypatch):
+    assert Run(monkeypatch, []).statistics.steps == 6
+
+
+def test_functions_that_make_metrics_may_be_among_several_and_each_is_called_once(monkeypatch):
+    made = []
+
+    def make():
+        made.append(Calls())
+        return made[-1]
+
+    def fail_once():
+        if len(made) == 1:
+            made.append(None)
+            raise OSError("no registry")
+        return make()
+
+    given = Calls()
+    caller = MetricsCaller([make, given, fail_once], "chat")
+    assert caller.unmade
+    with pytest.raises(OSError, match="no registry"):
+        caller.make(copy_context())
+    assert caller.unmade
+    for _ in range(2):
+        caller.make(copy_context())
+    first, nothing, last = made
+    assert (nothing, caller.unmade) == (None, False)
+    caller("submitted", tenant="x")
+    assert first.calls == given.calls == last.calls == {"submitted": [("x",)]}
+
+
+def test_a_function_may_return_several_metrics():
+    made = [Calls(), Calls()]
+    caller = MetricsCaller(lambda: made, "chat")
+    caller.make(copy_context())
+    caller("refused", "cost", tenant="x")
+    assert [each.calls for each in made] == [{"refused": [("cost", "x")]}] * 2
+
+
+def test_what_is_no_metrics_among_several_is_refused_where_the_batcher_is_made():
+    with pytest.raises(TypeError, match=r"metrics must have one of the methods .*, got 5"):
+        DynamicBatcher(echo, max_batch_size=1, metrics=[Calls(), 5])
+
+
+def test_a_list_that_has_the_methods_itself_is_no_list_of_metrics():
+    class Names(list):
+        def refused(self, reason, **_):
+            self.append(reason)
+
+    names = Names()
+    MetricsCaller(names)("refused", "cost")
+    assert names == ["cost"]

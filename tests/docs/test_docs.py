@@ -202,7 +202,7 @@ def test_every_metric_on_the_page_exists_and_no_other(names):
     exist = {f.name + "_total" * (f.type == "counter") for f in registry.collect()}
     page = list_metrics.PAGE.read_text()
     assert set(re.findall(rf"^\| `({names}[_:]\w+)` \|", page, re.MULTILINE)) == exist
-    named = set(re.findall(rf"\b({names}[_:]\w+?)(?:_bucket)?\b[`[]", page))
+    named = set(re.findall(rf"\b({names}[_:]\w+?)(?:_bucket|_sum)?\b[`[]", page))
     assert named <= exist
 
 

@@ -609,6 +609,7 @@ with DynamicBatcher(embed, single=True, max_batch_size=8, metrics=Printed) as em
 
 DynamicBatcher(embed, single=True, max_batch_size=8, max_outputs=1)  # type: ignore[call-overload]
 DynamicBatcher(translate, max_batch_size=8, metrics=lambda: printed)
+DynamicBatcher(translate, max_batch_size=8, metrics=[printed, PrometheusMetrics(), Printed])
 ContinuousBatcher(engine, max_batch_size=4, metrics=Printed)
 
 

@@ -31,7 +31,10 @@ def _keys(names: Names) -> dict[str, str]:
 
 
 # Behind the name of all metrics: `batchstream_steps_total` and `vllm:num_requests_running`.
-_OURS: Final = _keys("batchstream") | {"requests_live": "unfinished"}  # up to 0.1
+_OURS: Final = _keys("batchstream") | {
+    "request_outputs_sum": "outputs_of_ended",
+    "requests_live": "unfinished",  # up to 0.1
+}
 _VLLM: Final = _keys("vllm")
 # Whichever a page has of these tells batchers apart whose metrics have one name.
 _BATCHER: Final = ("batcher", "model_name")
@@ -95,6 +98,13 @@ def _batchers(samples: list[Sample]) -> Iterator[tuple[str, Figures]]:
         place: figures
         for place, figures in sorted(found.items())
         if any(needed <= figures.keys() for needed in _NEEDED)
+    }
+    # A batcher may be there by the names of vLLM as well, which say less.
+    whole = {name for (_, name), figures in shown.items() if "steps" in figures}
+    shown = {
+        (prefix, name): figures
+        for (prefix, name), figures in shown.items()
+        if "steps" in figures or name not in whole
     }
     names = Counter(name for _, name in shown)
     for (prefix, name), figures in shown.items():

@@ -58,14 +58,15 @@ def _show(address: str, interval: float) -> None:
 
     from batchstream._cli.top.changes import History  # noqa: PLC0415
     from batchstream._cli.top.keys import single_keys, wait_for_key  # noqa: PLC0415
-    from batchstream._cli.top.show import picture  # noqa: PLC0415
+    from batchstream._cli.top.show import Picture  # noqa: PLC0415
     from batchstream._cli.top.view import views  # noqa: PLC0415
 
     history, notice = History(), ""
     history.add(_read(address))  # before the screen is taken: what is wrong is printed
     with single_keys() as has_keys, Live(screen=True, auto_refresh=False) as live:
         while True:
-            live.update(picture(views(history), address, notice), refresh=True)
+            shown = Picture(views(history), address, notice, live.console.height)
+            live.update(shown, refresh=True)
             if wait_for_key("qQ", interval, has_keys=has_keys):
                 return
             try:

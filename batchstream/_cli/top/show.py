@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
 
     from batchstream._cli.top.view import View
 
@@ -30,11 +32,20 @@ _STYLES: Final = {
 }
 _CELLS: Final = {"running": "#", "prefilling": "+", "free": "."}
 _PAINTED: Final = {"running": "■", "prefilling": "▣", "free": "□"}
+_BOUNDS: Final = {
+    "pending": "max_pending",
+    "pending_cost": "max_pending_cost",
+    "tenant": "max_pending_per_tenant",
+    "cost": "max_batch_cost",
+}
+"""Which option a reason of refusals stands for: `tenant 8` would read as a tenant."""
 
 
 def rows(view: View) -> Iterator[Row]:
     """Yield the rows of a batcher."""
     yield "slots", list(_slots(view))
+    if view.state:
+        yield "state", [(f"{view.state}: new requests are refused", "bad")]
     waiting = _count(view.waiting)
     yield "waiting", [(waiting, "waiting" if view.waiting else "")]
     rates = {"requests": view.requests, "outputs": view.outputs, "steps": view.steps}
@@ -51,7 +62,11 @@ def rows(view: View) -> Iterator[Row]:
         yield times.what, [(text, ""), (since, "aside")]
     if view.refused_rate is not None or view.refused:
         total = sum(view.refused.values())
-        reasons = [f"{reason} {count:.0f}" for reason, count in view.refused.items() if reason]
+        reasons = [
+            f"{_BOUNDS.get(reason, reason)} {count:.0f}"
+            for reason, count in view.refused.items()
+            if reason
+        ]
         text = f"{total:.0f}" + "".join(f"  {reason}" for reason in reasons)
         yield "refused", [(text, "bad" if view.refused_rate else ""), *_now(view.refused_rate)]
     if view.finished:
@@ -64,6 +79,7 @@ def rows(view: View) -> Iterator[Row]:
             "running": _count(tenant.running),
             "waiting": _count(tenant.waiting),
             "requests/s": _rate(tenant.per_second),
+            "outputs/s": _rate(tenant.outputs),
             "refused": _count(tenant.refused),
         }
         text = _joined(f"{value} {what}" for what, value in figures.items() if value != _UNKNOWN)
@@ -131,31 +147,97 @@ def lines(views: Iterable[View]) -> Iterator[str]:
             yield f"  {label:<{_LABEL}}{''.join(text for text, _ in parts)}".rstrip()
 
 
-def picture(views: Iterable[View], title: str, notice: str = "") -> RenderableType:
-    """Return what shows batchers on a terminal.
+@dataclass
+class Picture:
+    """What shows batchers on a terminal: as many rows as it has room for.
 
-    Args:
+    Attributes:
         views: The batchers.
         title: What stands above them.
         notice: What is wrong, if something is.
+        height: How many lines the terminal has; None for any number.
     """
-    from rich.console import Group  # noqa: PLC0415 - where there is a terminal
-    from rich.panel import Panel  # noqa: PLC0415
+
+    views: Sequence[View]
+    title: str
+    notice: str = ""
+    height: int | None = None
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
+        """Yield the parts, for rich."""
+        from rich.text import Text  # noqa: PLC0415 - where there is a terminal
+
+        head = [Text.assemble((self.title, "bold"), ("   q ends it", "bright_black"))]
+        if self.notice:
+            head.append(Text(self.notice, "bold red"))
+        yield from head
+        free = options.reset_height()
+
+        def lines_of(part: RenderableType) -> int:
+            return len(console.render_lines(part, free))
+
+        room = math.inf if self.height is None else self.height - sum(map(lines_of, head))
+        yield from _fitting(self.views, room, lines_of)
+
+
+def _fitting(
+    views: Sequence[View], room: float, lines_of: Callable[[RenderableType], int]
+) -> list[RenderableType]:
+    """Return the batchers with as many rows of each as there is room for.
+
+    The last rows are left out first, which are those of tenants, and where there are the most; a
+    line in each says how many. What has no room with one row each is left out as a whole.
+
+    Args:
+        views: The batchers.
+        room: How many lines there are.
+        lines_of: Returns how many lines something takes.
+    """
+    from rich.text import Text  # noqa: PLC0415 - where there is a terminal
+
+    all_rows = [list(rows(view)) for view in views]
+    shown = [len(each) for each in all_rows]
+    panels = [_panel(view, each) for view, each in zip(views, all_rows, strict=True)]
+    heights = [lines_of(panel) for panel in panels]
+    while (excess := sum(heights) - room) > 0 and max(shown) > 1:
+        cut = set()
+        for _ in range(max(int(excess) // 2, 1)):  # a row may take two lines
+            longest = shown.index(max(shown))
+            shown[longest] = max(shown[longest] - 1, 1)
+            cut.add(longest)
+        for number in cut:
+            panels[number] = _panel(views[number], all_rows[number], shown[number])
+            heights[number] = lines_of(panels[number])
+    left_out = 0
+    while sum(heights) + bool(left_out) > room and len(panels) > 1:
+        del panels[-1], heights[-1]
+        left_out += 1
+    if left_out:
+        panels.append(Text(_left_out(left_out, "batcher"), _STYLES["aside"]))
+    return panels
+
+
+def _panel(view: View, all_rows: Sequence[Row], shown: int | None = None) -> RenderableType:
+    """Return the frame of a batcher, with so many of its rows."""
+    from rich.panel import Panel  # noqa: PLC0415 - where there is a terminal
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    panels: list[RenderableType] = [
-        Text.assemble((title, "bold"), ("   q ends it", "bright_black"))
-    ]
-    if notice:
-        panels.append(Text(notice, "bold red"))
-    for view in views:
-        grid = Table.grid(padding=(0, 2))
-        for label, parts in rows(view):
-            painted = Text()
-            for text, kind in parts:
-                cell = _CELLS.get(kind)
-                painted.append(text.replace(cell, _PAINTED[kind]) if cell else text, _STYLES[kind])
-            grid.add_row(Text(label, "bold"), painted)
-        panels.append(Panel(grid, title=Text(view.name), title_align="left"))
-    return Group(*panels)
+    grid = Table.grid(padding=(0, 2))
+    for label, parts in all_rows[:shown]:
+        painted = Text()
+        for text, kind in parts:
+            cell = _CELLS.get(kind)
+            painted.append(text.replace(cell, _PAINTED[kind]) if cell else text, _STYLES[kind])
+        grid.add_row(Text(label, "bold"), painted)
+    left_out = 0 if shown is None else len(all_rows) - shown
+    if left_out:
+        what = "tenant" if left_out <= len(view.tenants) else "row"
+        grid.add_row("", Text(_left_out(left_out, what), _STYLES["aside"]))
+    return Panel(grid, title=Text(view.name), title_align="left")
+
+
+def _left_out(count: int, what: str) -> str:
+    return f"and {count} more {what}{'s' * (count > 1)}, for which this terminal is too low"

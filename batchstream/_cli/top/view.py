@@ -49,6 +49,7 @@ class Tenant:
         waiting: How many of its requests wait.
         running: How many are in a slot.
         per_second: How many it submits in a second.
+        outputs: How many outputs in a second its requests had that have ended.
         refused: How many were refused since the server's start.
     """
 
@@ -56,6 +57,7 @@ class Tenant:
     waiting: float | None
     running: float | None
     per_second: float | None
+    outputs: float | None
     refused: float | None
 
 
@@ -78,6 +80,7 @@ class View:
         times: How long things took.
         refused: How many requests were refused since the server's start, by the reason.
         refused_rate: How many are refused in a second.
+        state: `closed` or `draining`, if requests are refused for it; else empty.
         finished: How many requests have ended since then, by the reason.
         requeued: How many slots were given back since then by requests that wait again.
         tenants: The tenants, if the figures tell them apart.
@@ -97,6 +100,7 @@ class View:
     times: tuple[Times, ...]
     refused: Mapping[str, float]
     refused_rate: float | None
+    state: str
     finished: Mapping[str, float]
     requeued: float
     tenants: tuple[Tenant, ...]
@@ -127,6 +131,7 @@ def _view(name: str, changes: Changes) -> View:
         times=tuple(times for figure in _TIMES if (times := _times(changes, figure)) is not None),
         refused=_by("reason", changes.now.get("refused", {})),
         refused_rate=changes.rate("refused"),
+        state=_state(_by("reason", changes.grown("refused"))),
         finished=_by_any(("reason", "finished_reason"), changes.now.get("finished", {})),
         requeued=now("requeued") or 0,
         tenants=_tenants(changes),
@@ -175,6 +180,11 @@ def _times(changes: Changes, figure: str) -> Times | None:
     return None
 
 
+def _state(refused: Mapping[str, float]) -> str:
+    """Return the state that a batcher has, as far as what it refuses tells."""
+    return next((state for state in ("closed", "draining") if state in refused), "")
+
+
 def _by(label: str, series: Mapping[Labels, float]) -> dict[str, float]:
     """Add up the series that have the same value of a label; without the label it is empty."""
     counts: dict[str, float] = {}
@@ -199,7 +209,11 @@ def _tenants(changes: Changes) -> tuple[Tenant, ...]:
         return counts
 
     now = {figure: of(changes.now.get(figure, {})) for figure in _OF_TENANTS}
-    submitted = of(changes.grown("submitted"))
+    submitted, outputs = (of(changes.grown(each)) for each in ("submitted", "outputs_of_ended"))
+
+    def rate(grown: Mapping[str, float], name: str) -> float | None:
+        return grown[name] / changes.seconds if name in grown and changes.seconds else None
+
     # A page may have the figures of requests without a tenant before there is any.
     names = sorted({name for counts in now.values() for name in counts if name or counts[name]})
     if names == [""]:  # no request has one
@@ -211,7 +225,8 @@ def _tenants(changes: Changes) -> tuple[Tenant, ...]:
             _running(
                 now["running"].get(name), now["unfinished"].get(name), now["waiting"].get(name)
             ),
-            submitted[name] / changes.seconds if name in submitted and changes.seconds else None,
+            rate(submitted, name),
+            rate(outputs, name),
             now["refused"].get(name),
         )
         for name in names

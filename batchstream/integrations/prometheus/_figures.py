@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from batchstream import FinishReason
+from batchstream import DeadlineError, FinishReason, RequestError, SlowConsumerError
 
 Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
 Names: TypeAlias = Literal["batchstream", "vllm"]
 
 # Three for each power of ten: a quantile is off by a factor of 2.5 at most, and mostly by less.
+# Closer between 2.5 and 10 seconds, where requests lie that wait for a slot. What an alert compares
+# a quantile with is a bound, so that the alert is exact.
 SECONDS: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-    *(1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0),
+    *(1.0, 2.5, 3.5, 5.0, 7.0, 10.0, 25.0, 50.0, 100.0, 250.0),
 )
 # Closer where steps of language models lie: between 5 and 200 milliseconds.
 GAPS: Final = (
@@ -26,6 +28,17 @@ SIZES: Final = tuple(float(2**exponent) for exponent in range(11))
 OUTPUTS: Final = tuple(float(2**exponent) for exponent in range(16))
 
 REFUSALS: Final = ("pending", "pending_cost", "tenant", "cost", "closed", "draining")
+
+ERRORS: Final = {
+    DeadlineError: "deadline",
+    SlowConsumerError: "slow",
+    RequestError: "request_error",
+}
+"""The errors that a client can bring about, each with the reason that it counts as: `error` is left
+for what an operator has to look at."""
+
+ENDS: Final = (*(reason.value for reason in FinishReason), *ERRORS.values())
+"""The ways to end."""
 
 
 class Figure(NamedTuple):
@@ -250,14 +263,15 @@ TABLES: Final[dict[Names, tuple[Figure, ...]]] = {"batchstream": OWN, "vllm": VL
 SEPARATORS: Final[dict[Names, str]] = {"batchstream": "_", "vllm": ":"}
 """What stands between the name of all and that of a figure."""
 
-VLLM_REASONS: Final = {
+VLLM_REASONS: Final[dict[str, str]] = {
     FinishReason.EOS: "stop",
     FinishReason.EXHAUSTED: "stop",
     FinishReason.LENGTH: "length",
     FinishReason.CANCELLED: "abort",
     FinishReason.ERROR: "error",
 }
-"""What vLLM calls the ways to end. An error of the source is none there: `error` is one more."""
+"""What vLLM calls the ways to end. An error of the source is none there: `error` is one more, and
+stands for the reasons in `ERRORS` as well."""
 
 
 def exposed(figure: Figure, name: str, names: Names = "batchstream") -> str:

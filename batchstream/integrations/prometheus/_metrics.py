@@ -92,6 +92,7 @@ class PrometheusMetrics(Metrics):
             a server's whole life, and not one for each request.
         names: `"vllm"` gives what vLLM has as well vLLM's name and the label `model_name`, the
             batcher's name, and leaves out the rest: dashboards and gateways made for vLLM read it.
+            For both, `metrics=[PrometheusMetrics(), PrometheusMetrics(names="vllm")]`.
         labels: Labels that all series have besides, with their values. One that is called as a
             label of a figure takes its place: `{"model_name": "llama-3"}`.
         tenants: Which tenants have a label of their own, all others being `"other"`: the first so
@@ -149,7 +150,15 @@ class PrometheusMetrics(Metrics):
         self._cache_usage = cache_usage
         self._lock = RLock()
         self._families = Families(name or names, names, self._labels, self._write)
-        registry.register(self._families)
+        try:
+            registry.register(self._families)
+        except ValueError as error:
+            begin = (name or names) + SEPARATORS[names]
+            raise ValueError(
+                f"the registry has metrics whose names begin with {begin!r} already: pass one "
+                f"PrometheusMetrics to all batchers, as their names tell them apart; or give this "
+                f"one another `name` or `registry`"
+            ) from error
 
     def for_batcher(self, name: str) -> Recorder:
         """Return what the batcher of this name calls."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from batchstream import FinishReason, Metrics
-from batchstream.integrations.prometheus._figures import REFUSALS, VLLM_REASONS
+from batchstream.integrations.prometheus._figures import ENDS, ERRORS, REFUSALS, VLLM_REASONS
 from batchstream.integrations.prometheus._steps import Steps
 
 if TYPE_CHECKING:
@@ -41,9 +41,13 @@ class TenantFigures:
         self.finished = {
             reason: families.series(
                 "finished",
-                {**labels, "reason": reason.value, "finished_reason": VLLM_REASONS[reason]},
+                {
+                    **labels,
+                    "reason": reason,
+                    "finished_reason": VLLM_REASONS.get(reason, VLLM_REASONS[FinishReason.ERROR]),
+                },
             )
-            for reason in FinishReason
+            for reason in ENDS
         }
 
 
@@ -151,7 +155,7 @@ class Recorder(Metrics):
         """Count a request that has ended."""
         figures = self._of(tenant)
         _add(figures.running if joined else figures.waiting, -1)
-        _add(figures.finished[end.reason], 1)
+        _add(figures.finished[_reason_of(end)], 1)
         _observe(figures.outputs, end.outputs)
         _observe(figures.request, lasted)
         if joined:
@@ -162,6 +166,15 @@ class Recorder(Metrics):
             tokens = end.info.get("prompt_tokens")
             if isinstance(tokens, int):
                 _add(self._prompt_tokens, tokens)
+
+
+def _reason_of(end: StreamEnd) -> str:
+    """Return what an end counts as."""
+    if end.error is not None:
+        for kind, reason in ERRORS.items():
+            if isinstance(end.error, kind):
+                return reason
+    return end.reason
 
 
 def _add(series: Sequence[Any], amount: float) -> None:

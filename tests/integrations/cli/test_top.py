@@ -1,5 +1,6 @@
 """What `top` makes of metrics pages: no server, no terminal, no clock."""
 
+import io
 import re
 
 import pytest
@@ -11,7 +12,7 @@ from batchstream._cli.errors import CommandError
 from batchstream._cli.top.changes import History, quantile
 from batchstream._cli.top.fetch import page_address
 from batchstream._cli.top.page import read_page
-from batchstream._cli.top.show import lines, picture
+from batchstream._cli.top.show import Picture, lines
 from batchstream._cli.top.view import views
 from batchstream.integrations.prometheus import PrometheusMetrics
 
@@ -81,7 +82,7 @@ def test_a_page_of_prometheus_metrics_is_shown_figure_by_figure():
         "  in the queue  p50 375 ms  p95 487 ms",
         "  in a slot     p50 1.75 s  p95 2.42 s",
         "  whole request p50 1.75 s  p95 2.42 s",
-        "  refused       1  pending 1  0.5 per second",
+        "  refused       1  max_pending 1  0.5 per second",
         "  ended         eos 1",
     ]
 
@@ -102,6 +103,18 @@ def test_a_page_with_the_names_of_vllm_is_shown_as_far_as_it_goes():
         "  whole request p50 1.75 s  p95 2.42 s",
         "  ended         stop 1",
     ]
+
+
+def test_a_batcher_that_has_the_names_of_vllm_as_well_is_shown_once():
+    registry = CollectorRegistry()
+    for names in ("vllm", "batchstream"):
+        PrometheusMetrics(registry=registry, names=names).for_batcher("chat").submitted()
+    PrometheusMetrics("other", registry=registry, names="vllm").for_batcher("draft").submitted()
+    batchers = history(generate_latest(registry).decode()).last().batchers
+    assert {name: "steps" in figures for name, figures in batchers.items()} == {
+        "chat": True,
+        "draft": False,
+    }
 
 
 def test_a_slot_that_was_given_back_is_shown():
@@ -134,8 +147,8 @@ def test_tenants_of_prometheus_metrics_are_shown():
     work(recorded.batchers[0], "acme")
     shown = list(lines(views(history(recorded.page(), recorded.page()))))
     assert shown[-2:] == [
-        "  no tenant     0 running  1 waiting  0.0 requests/s  0 refused",
-        "  tenant acme   2 running  2 waiting  0.0 requests/s  1 refused",
+        "  no tenant     0 running  1 waiting  0.0 requests/s  0.0 outputs/s  0 refused",
+        "  tenant acme   2 running  2 waiting  0.0 requests/s  0.0 outputs/s  1 refused",
     ]
 
 
@@ -273,11 +286,55 @@ def test_a_batcher_that_has_made_no_step_does_not_say_how_many_slots_it_has():
 
 def test_refusals_are_shown_by_their_reasons():
     figures = {
-        'requests_refused_total{reason="max_pending"}': 3,
+        'requests_refused_total{reason="tenant"}': 3,
         'requests_refused_total{reason="draining"}': 1,
+        'requests_refused_total{reason="a later one"}': 2,
     }
     shown = list(lines([view(page({}), page(figures))]))
-    assert "  refused       4  draining 1  max_pending 3  4.0 per second" in shown
+    [row] = [line for line in shown if line.startswith("  refused")]
+    assert row == (
+        "  refused       6  a later one 2  draining 1  max_pending_per_tenant 3  6.0 per second"
+    )
+
+
+def test_a_batcher_that_refuses_requests_as_it_is_closed_or_drains_has_a_row_that_says_so():
+    def refused(**reasons):
+        return page({f'requests_refused_total{{reason="{it}"}}': reasons[it] for it in reasons})
+
+    def state(before, after):
+        shown = lines([view(before, after)])
+        return [line.split(maxsplit=1)[1] for line in shown if line.startswith("  state")]
+
+    drained = refused(pending=3, draining=2, closed=0)
+    assert state(refused(pending=0, draining=0, closed=0), drained) == [
+        "draining: new requests are refused"
+    ]
+    closed = refused(pending=3, draining=3, closed=1)
+    assert state(drained, closed) == ["closed: new requests are refused"]
+    assert state(closed, closed) == []  # by a batcher of this name before, perhaps
+
+
+def test_the_outputs_of_tenants_are_shown_as_their_shares_are_of_them():
+    recorded = Recorded("chat")
+    [chat] = recorded.batchers
+
+    def end(tenant, outputs, times):
+        for _ in range(times):
+            chat.submitted(tenant=tenant)
+            end = StreamEnd(FinishReason.EOS, outputs)
+            chat.finished(end, joined=True, lasted=2.0, in_slot=1.5, tenant=tenant)
+
+    end("long", 1, 1)
+    end("short", 1, 1)
+    before = recorded.page()
+    end("long", 500, 2)
+    end("short", 5, 20)
+    found = view(before, recorded.page(), seconds=2.0)
+    assert [(it.name, it.per_second, it.outputs) for it in found.tenants] == [
+        ("long", 1.0, 500.0),
+        ("short", 10.0, 50.0),
+    ]
+    assert "10.0 requests/s  50.0 outputs/s" in "\n".join(lines([found]))
 
 
 def test_tenants_are_shown_where_the_figures_tell_them_apart():
@@ -308,16 +365,65 @@ def test_requests_of_no_tenant_have_no_row_where_there_were_none():
 
 def test_the_picture_says_the_same_as_the_lines():
     found = views(history(page({"requests_running": 3, "slots": 4, "requests_waiting": 2})))
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
-    with console.file:
-        console.print(picture(found, ADDRESS, "no server answers"))
-        text = console.export_text()
+    text = drawn(found, "no server answers")
     words = set(re.findall(r"\w+", "\n".join(lines(found))))
     assert words <= set(re.findall(r"\w+", text))
     assert "■■■□" in text
     assert ADDRESS in text
     assert "no server answers" in text
     assert "q ends it" in text
+
+
+def drawn(found, notice="", width=100, height=None):
+    """Return what a terminal shows that is so wide and high."""
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(Picture(found, ADDRESS, notice, height))
+    return console.export_text()
+
+
+def with_tenants(**batchers):
+    """Return the views of batchers that have so many tenants."""
+    recorded = Recorded(*batchers)
+    for recorder, count in zip(recorded.batchers, batchers.values(), strict=True):
+        work(recorder, "t00" if count else None)
+        for number in range(count):
+            recorder.submitted(tenant=f"t{number:02}")
+    return views(history(recorded.page()))
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (50, 28), (200, 24)])
+def test_a_low_terminal_leaves_tenants_out_and_says_how_many(width, height):
+    text = drawn(with_tenants(chat=12), width=width, height=height)
+    shown = text.splitlines()
+    assert len(shown) <= height
+    assert shown[-1].startswith("╰")
+    tenants = re.findall(r"tenant t(\d\d)", text)
+    assert tenants == [f"{number:02}" for number in range(len(tenants))]
+    left_out = int(re.search(r"and (\d+) more tenants, for which", text)[1])
+    assert len(tenants) + left_out == 12
+    # Not more is left out than has to be: a row takes up to two lines.
+    assert len(shown) >= height - 2
+
+
+def test_a_low_terminal_shows_every_batcher_that_it_has_room_for():
+    text = drawn(with_tenants(chat=20, draft=20), "old", height=24)
+    assert len(text.splitlines()) <= 24
+    assert re.findall(r"╭─ (\w+) ─", text) == ["chat", "draft"]
+    assert re.findall(r"and \d+ more (\w+), for which this terminal is too low", text) == [
+        "rows",
+        "rows",
+    ]
+    text = drawn(with_tenants(a=0, b=0, c=0, d=1), height=13)
+    assert len(text.splitlines()) <= 13
+    assert re.findall(r"╭─ (\w+) ─", text) == ["a", "b"]
+    assert text.splitlines()[-1] == "and 2 more batchers, for which this terminal is too low"
+
+
+def test_a_terminal_that_is_high_enough_shows_everything():
+    found = with_tenants(chat=3, draft=2)
+    whole = drawn(found)
+    assert "too low" not in whole
+    assert drawn(found, height=len(whole.splitlines())).splitlines() == whole.splitlines()
 
 
 # ---- what is no page of a batcher

@@ -99,7 +99,7 @@ def test_the_figures_of_a_running_server_are_printed_once(served):
     assert shown[0] == "chat"
     assert "  slots         ##  2 of 2 running" in shown
     assert "  waiting       1" in shown
-    assert "  refused       1  pending 1" in shown
+    assert "  refused       1  max_pending 1" in shown
     served.gate.open()
     assert [list(stream) for stream in streams] == [["a", "b"]] * 3
 
@@ -170,16 +170,16 @@ class Tty(io.StringIO):
 class Terminal:
     """A terminal, the program that runs on it, and what it has shown."""
 
-    def __init__(self, command):
+    def __init__(self, command, lines=40):
         self.ours, self.theirs = pty.openpty()
-        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 110, 0, 0))
+        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, 110, 0, 0))
         self.before = termios.tcgetattr(self.theirs)
         self.process = subprocess.Popen(  # noqa: S603
             command,
             stdin=self.theirs,
             stdout=self.theirs,
             stderr=self.theirs,
-            env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "110", "LINES": "40"},
+            env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "110", "LINES": f"{lines}"},
         )
         self.shown = ""
 
@@ -209,6 +209,16 @@ def terminal(served):
     terminal = Terminal([*TOP, f"http://127.0.0.1:{served.port}/metrics"])
     yield terminal
     terminal.close()
+
+
+def test_a_terminal_that_is_too_low_for_all_rows_says_so(served):
+    terminal = Terminal([*TOP, f"http://127.0.0.1:{served.port}/metrics"], lines=6)
+    try:
+        terminal.wait_for("more rows, for which this terminal is too low")
+        terminal.press("q")
+        assert terminal.process.wait(SECONDS) == 0
+    finally:
+        terminal.close()
 
 
 def test_a_terminal_shows_what_changes_until_q_is_pressed(served, terminal):

@@ -35,6 +35,8 @@ ALERTS = (DASHBOARDS / "alerts.yml").read_text()
 
 SELECTOR = re.compile(r"\b(batchstream_\w+)(?:\{([^}]*)\})?")
 LABEL = re.compile(r'(\w+)\s*=~?\s*"')
+TARGET = {"instance"}
+"""Labels that Prometheus adds, by where it reads."""
 GROUPED_BY = re.compile(r"\bby \(([\w, ]*)\)")
 SUFFIX = re.compile(r"_(bucket|sum|count)$")
 
@@ -76,17 +78,34 @@ def test_what_queries_name_is_in_the_registry(registry):
         assert selectors, query
         for name, filters in selectors:
             assert name in samples, query
-            assert set(LABEL.findall(filters)) <= samples[name], query
+            assert set(LABEL.findall(filters)) <= samples[name] | TARGET, query
         grouped = {
             label.strip() for group in GROUPED_BY.findall(query) for label in group.split(",")
         }
         assert all(grouped <= samples[name] for name, _ in selectors), query
         named = re.search(r"label_values\(.*, (\w+)\)", query)
-        assert named is None or named[1] in samples[selectors[0][0]]
+        assert named is None or named[1] in samples[selectors[0][0]] | TARGET
+
+
+def test_every_panel_shows_the_batchers_and_instances_that_are_chosen():
+    for query in QUERIES:
+        for _, filters in SELECTOR.findall(query):
+            assert 'batcher=~"$batcher"' in filters, query
+            assert 'instance=~"$instance"' in filters, query
 
 
 def test_there_are_as_many_alerts_as_expressions():
-    assert ALERTS.count("- alert:") == len(re.findall(r"^\s+expr: >-\n", ALERTS, re.MULTILINE)) == 7
+    assert (
+        ALERTS.count("- alert:") == len(re.findall(r"^\s+expr: >-\n", ALERTS, re.MULTILINE)) == 10
+    )
+
+
+def test_what_an_alert_compares_a_quantile_with_is_a_bound_of_a_bucket():
+    bounds = {exposed(figure, "batchstream"): figure.buckets for figure in OWN}
+    compared = re.findall(r"histogram_quantile\(.*?(batchstream_\w+)_bucket.*> ([\d.]+)\n", ALERTS)
+    assert len(compared) == ALERTS.count("histogram_quantile(") == 3
+    for name, limit in compared:
+        assert float(limit) in bounds[name]
 
 
 def test_a_panel_shows_each_figure():
@@ -199,7 +218,7 @@ class Prometheus:
 
 def filled_in(query):
     """Return a query as Grafana sends it, for all batchers and tenants."""
-    for variable in ("$batcher", "$tenant"):
+    for variable in ("$batcher", "$instance", "$tenant"):
         query = query.replace(variable, ".*")
     return query.replace("$__rate_interval", "5m")
 
@@ -251,6 +270,10 @@ def test_a_real_prometheus_evaluates_every_query_of_the_dashboard(registry, tmp_
     assert high == [pytest.approx(0.3 + 0.2 * (2.85 - 1) / 2)]
     # Of four requests one had it within 1 second, one more within 2.5, and the others within 5.
     assert values["Time to first output"][0] == [pytest.approx(2.5)]
+    outputs = shown["Outputs per second, by tenant"][0]
+    assert {labels[0][1]: value for labels, value in outputs.items() if labels} == {
+        tenant: pytest.approx(given / 300) for tenant, given in {"x": 3, "y": 2, "other": 1}.items()
+    }
     by_tenant = shown["Time in the queue, by tenant"][0]
     assert {dict(labels).get("tenant") for labels in by_tenant} == {"x", "y", "other", None}
     accepted, refused = shown["Requests that come"]

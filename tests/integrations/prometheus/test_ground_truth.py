@@ -5,7 +5,14 @@ from collections import Counter
 import pytest
 from prometheus_client import CollectorRegistry
 
-from batchstream import StreamEnd
+from batchstream import (
+    BatchStreamError,
+    DeadlineError,
+    FinishReason,
+    RequestError,
+    SlowConsumerError,
+    StreamEnd,
+)
 from batchstream.integrations.prometheus import PrometheusMetrics
 from support.scripted import Run
 
@@ -112,6 +119,36 @@ def test_the_samples_by_the_names_of_vllm_are_exact(monkeypatch):
         assert registry.get_sample_value(f"vllm:{name}", given) == value
     for gauge in ("num_requests_running", "num_requests_waiting"):
         assert registry.get_sample_value(f"vllm:{gauge}", {"model_name": "tiny"}) == 0
+
+
+class InvalidPrompt(RequestError):
+    pass
+
+
+REASONS = {
+    "deadline": DeadlineError("late", timeout=0.3),
+    "slow": SlowConsumerError("unread", slot=0, max_buffered=4),
+    "request_error": InvalidPrompt("too long"),
+    "error": BatchStreamError("out of memory"),
+}
+
+
+@pytest.mark.parametrize(("reason", "error"), REASONS.items(), ids=REASONS)
+def test_an_error_that_a_client_can_bring_about_has_a_reason_of_its_own(reason, error):
+    registry = CollectorRegistry()
+    end = StreamEnd(FinishReason.ERROR, 0, error=error)
+    for names in ("batchstream", "vllm"):
+        recorder = PrometheusMetrics(registry=registry, names=names).for_batcher("chat")
+        recorder.finished(end, joined=False, lasted=1.0, in_slot=0.0)
+    found = {
+        name: value
+        for name, value in samples_of(registry).items()
+        if name[0] in {"batchstream_requests_finished_total", "vllm:request_success_total"}
+    }
+    assert found == {
+        ("batchstream_requests_finished_total", "chat", "", reason): 1,
+        ("vllm:request_success_total", "chat", "error"): 1,
+    }
 
 
 def test_requests_that_wait_and_run_are_told_apart_and_one_that_goes_back_waits_again():
