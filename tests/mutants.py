@@ -1765,8 +1765,8 @@ MUTANTS = [
     # ---- what a step costs
     Mutant(
         "a request joins a step that costs too much",
-        "        return lambda request: budget.admits(request.step_cost)\n",
-        "        return lambda request: budget.admits(0.0)\n",
+        "    return lambda request: budget.admits(request.step_cost)\n",
+        "    return lambda request: budget.admits(0.0)\n",
         BUDGETS,
     ),
     Mutant(
