@@ -80,6 +80,7 @@ def first_three(url):
 
 @pytest.mark.rule(13)
 @pytest.mark.parametrize("name", ["model", "ingress", "front"])
+@pytest.mark.cell("Ray Serve, `ContinuousBatcher`", "disconnect", "at once")
 def test_an_http_client_that_leaves_costs_the_step_under_way(models, ray_cluster, name):
     model = models[name]
     steps = allow_three(model)
@@ -100,6 +101,7 @@ def test_a_generator_of_a_handle_that_is_cancelled_costs_the_step_under_way(mode
 
 
 @pytest.mark.rule(13)
+@pytest.mark.cell("Ray Serve, `batch`", "disconnect", "at once")
 def test_an_http_client_that_leaves_what_batch_returned_ends_the_model(models, ray_cluster):
     model = models["batched"]
     model.allow.remote(3).result()

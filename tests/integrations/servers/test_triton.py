@@ -117,6 +117,7 @@ def next_of(sender):
 
 
 @pytest.mark.rule(7)
+@pytest.mark.cell("Triton, Python backend", "ends", "yes")
 def test_each_request_ends_in_the_step_after_its_last_output(triton):
     """The requests of one call of `execute` come while an earlier call still runs."""
     [first] = triton.ask("ab")
@@ -135,6 +136,7 @@ def test_each_request_ends_in_the_step_after_its_last_output(triton):
 
 
 @pytest.mark.rule(13)
+@pytest.mark.cell("Triton, Python backend", "disconnect", "by the next output")
 def test_a_request_that_is_cancelled_frees_its_slot_by_its_next_output(triton):
     [sender] = triton.ask("abcdefghij")
     triton.engine.allow(1)
@@ -147,6 +149,9 @@ def test_a_request_that_is_cancelled_frees_its_slot_by_its_next_output(triton):
 
 
 @pytest.mark.rule(15)
+@pytest.mark.cell("Triton, Python backend", "error", "INTERNAL")
+@pytest.mark.cell("Triton, Python backend", "overload", "UNAVAILABLE")
+@pytest.mark.cell("Triton, Python backend", "bad request", "INVALID_ARG")
 def test_an_error_ends_a_request_with_its_code(triton):
     [bad] = triton.ask("?")
     assert (next_of(bad), next_of(bad)) == (("INVALID_ARG", "no word"), None)
@@ -160,6 +165,7 @@ def test_an_error_ends_a_request_with_its_code(triton):
 
 
 @pytest.mark.rule(28)
+@pytest.mark.cell("Triton, Python backend", "drain", "yes")
 def test_a_model_that_is_unloaded_lets_its_requests_end(triton):
     [sender] = triton.ask("abc")
     triton.engine.allow(1)
