@@ -25,8 +25,8 @@ def skip_unless_installed(row):
 
 
 @contextlib.contextmanager
-def started(name, folder, model=STAND_IN):
-    row = RUN[name]
+def started(name, folder, model=STAND_IN, **changes):
+    row = RUN[name] | changes
     skip_unless_installed(row)
     client = CLIENTS[row["client"]]
     how = {name: row.get(name, False) for name in ("apart", "remote")}
@@ -77,6 +77,18 @@ def test_a_cell_of_the_table_says_what_the_server_does(servers, name, column):
     expected = RUN[name]["works"][column]
     with servers.lent(name, last=column == "drain") as server:
         assert CHECKS[column](server, expected) == expected
+
+
+@pytest.mark.rule(7, 9, 13)
+@pytest.mark.parametrize("recipe", ["flask_threads", "grpc_aio", "fastapi_websocket"])
+def test_all_that_a_server_does_stays_where_the_model_moves_to_a_process_of_its_own(
+    tmp_path, recipe
+):
+    name = next(name for name, row in RUN.items() if row["recipe"] == recipe)
+    works = RUN[name]["works"]
+    with started(name, tmp_path, remote=True) as server:
+        found = {column: CHECKS[column](server, works[column]) for column in CHECKS}
+    assert found == works
 
 
 @pytest.mark.parametrize("recipe", {row["recipe"]: name for name, row in RUN.items()})
