@@ -21,7 +21,15 @@ from prometheus_client import CollectorRegistry
 import batchstream
 import batchstream.remote
 import batchstream.text
-from batchstream.integrations import grpc, http, litserve, opentelemetry, prometheus, starlette
+from batchstream.integrations import (
+    grpc,
+    http,
+    litserve,
+    opentelemetry,
+    prometheus,
+    starlette,
+    triton,
+)
 from support import knobs
 
 ROOT = Path(__file__).parents[2]
@@ -243,6 +251,7 @@ def documented_modules():
         opentelemetry,
         prometheus,
         starlette,
+        triton,
         batchstream.remote,
         batchstream.text,
         *installed(),

@@ -1,7 +1,8 @@
 """An application that `gunicorn --preload` imports before it forks, in one of three ways.
 
 What stands in the file `before` says what is done with the batcher at import: `nothing`, `warm` for
-a whole request, `open` for one that goes on while the workers are forked.
+a whole request, `open` for one that goes on while the workers are forked. Where there is a
+`model.py`, the batcher is the one in it: that of a model in a process of its own.
 """
 
 import os
@@ -27,7 +28,10 @@ class Speller:
         del self.rest[slot]
 
 
-batcher = ContinuousBatcher(Speller, max_batch_size=8, max_buffered=2, on_overflow="wait")
+if Path("model.py").exists():
+    from model import batcher
+else:
+    batcher = ContinuousBatcher(Speller, max_batch_size=8, max_buffered=2, on_overflow="wait")
 app = Flask(__name__)
 
 before = Path("before").read_text()

@@ -105,6 +105,31 @@ class Model(Gated):
         return TextResponse(self.open(count))
 
 
+class Noted(StreamingResponse):
+    """A response that counts its ends."""
+
+    ends = 0
+
+    async def __call__(self, scope, receive, send):
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            Noted.ends += 1
+
+
+@serve.deployment(**OPTIONS)
+class Bare(Gated):
+    """Streams to HTTP by Starlette's own response, of the stream itself or of its body."""
+
+    async def __call__(self, request: Request):
+        stream = self.batcher.astream(int(request.query_params["count"]))
+        is_body = "body" in request.query_params
+        return Noted(stream.body() if is_body else stream, media_type="text/plain")
+
+    async def ends(self):
+        return Noted.ends
+
+
 class GatedBatch:
     """What the deployments of `batch` have in common. Each step of the model needs a permit.
 

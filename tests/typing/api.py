@@ -839,7 +839,11 @@ class RayDeployment:
     def in_thread(self, prompts: list[str]) -> list[bytes]:
         return [prompt.encode() for prompt in prompts]
 
-    @ray.batch(decode=lambda _: Detokenizer(Tokenizer()))
+    @ray.batch(pace=0.02, timeout=15, max_outputs=9)
+    async def paced(self, prompts: list[str]) -> AsyncIterator[list[int]]:
+        yield [len(prompt) for prompt in prompts]
+
+    @ray.batch(decode=lambda _: Detokenizer(Tokenizer()), pace=0.02, timeout=len)
     async def text(self, prompts: list[str]) -> AsyncIterator[list[int]]:
         yield [len(prompt) for prompt in prompts]
 
@@ -864,6 +868,7 @@ async def ray_batches(model: RayDeployment) -> None:
     assert_type(await model.in_thread("a"), bytes)
     assert_type(halves(1), AsyncGenerator[float | None, None])
     assert_type(await sums(1, 2), Any)
+    assert_type(model.paced("a"), AsyncGenerator[list[int], None])
     assert_type(model.text("a"), Any)
     assert_type(model.tokens.statistics(), BatcherStatistics)
     await halves.aclose(drain=1)

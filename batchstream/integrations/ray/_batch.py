@@ -16,6 +16,7 @@ from batchstream.integrations.ray._types import (
     Decorator,
     OneResult,
     OneResultMethod,
+    PacedDecorator,
     RequestT,
     Results,
     Steps,
@@ -48,8 +49,21 @@ def batch(
     batch_size_fn: Callable[[list[Any]], float] | None = None,
     *,
     decode: Callable[..., Any],
+    pace: float | None = None,
     **options: Unpack[BatchOptions],
 ) -> DecodingDecorator: ...
+@overload
+def batch(
+    _func: None = None,
+    /,
+    max_batch_size: int = 10,
+    batch_wait_timeout_s: float = 0.01,
+    max_concurrent_batches: int = 1,
+    batch_size_fn: Callable[[list[Any]], float] | None = None,
+    *,
+    pace: float,
+    **options: Unpack[BatchOptions],
+) -> PacedDecorator: ...
 @overload
 def batch(
     _func: None = None,
@@ -110,10 +124,14 @@ def batch(
             returns how large that batch is: padded tokens, for example. It need not be a sum, but
             must not become less with another request. What it raises fails the request that asks
             to join.
-        **options: The other arguments of `DynamicBatcher` but `workers`, `batch_timeout` and
-            `batch_cost`, which have other names here. A function of a request (`key`, `cost`,
-            `decode`, `max_outputs`, `priority`, `share`, `tenant`) is called with the arguments of
-            the call. `max_pending` has no limit of its own, as Ray limits what a replica is given.
+        **options: `pace` makes outputs come in lists, the first at once and then one every so many
+            seconds at most, as `paced` does: for a model that is faster than Ray's messages.
+            `timeout` is for how long a call may last, in seconds; then it fails with
+            `DeadlineError`. The others are those of `DynamicBatcher` but `workers`, `batch_timeout`
+            and `batch_cost`, which have other names here. A function of a request (`key`, `cost`,
+            `decode`, `max_outputs`, `priority`, `share`, `tenant`, `timeout`) is called with the
+            arguments of the call. `max_pending` has no limit of its own, as Ray limits what a
+            replica is given.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work; as `serve.batch`,

@@ -8,14 +8,14 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from batchstream import DynamicBatcher
+from batchstream import DynamicBatcher, paced
 from batchstream._batching.options import name_of
 from batchstream._core.errors import CostError
 from batchstream._eventloops.current import current_loop
 from batchstream.integrations.ray._arguments import Call, Parameters
 from batchstream.integrations.ray._errors import ItemSizeError
 from batchstream.integrations.ray._ongoing import warn_if_never_full
-from batchstream.integrations.ray._options import Settings, batcher_options
+from batchstream.integrations.ray._options import Settings, batcher_options, timeout_of_call
 from batchstream.integrations.ray._source import Function
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Handler:
     Args:
         function: The function, as it was before.
         settings: The arguments that `serve.batch` has, too.
-        options: The other arguments of `DynamicBatcher`.
+        options: The other arguments of `batch`.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -73,6 +73,7 @@ class Handler:
         self._options = options
         self._parameters = Parameters(function)
         self._runs = Function(function, self._parameters)
+        self._timeout_of = timeout_of_call(options)
         self._has_checked = False
         self._batcher: DynamicBatcher[Call, Any] = DynamicBatcher(
             self._runs.source(),
@@ -111,7 +112,7 @@ class Handler:
         """Submit a call, and wait for its one result."""
         call = self._call(args, kwargs)
         try:
-            return await self._batcher.acall(call)
+            return await self._batcher.acall(call, timeout=self._timeout_of(call))
         except CostError as error:
             raise _too_large() from error
 
@@ -121,10 +122,11 @@ class Handler:
         if self._runs.is_async:
             self._check_loop()
         try:
-            body = self._batcher.astream(call).body()
+            stream = self._batcher.astream(call, timeout=self._timeout_of(call))
         except CostError as error:
             raise _too_large() from error
-        return _read(body)
+        pace = self._options.get("pace")
+        return _read(stream.body() if pace is None else paced(stream, every=pace))
 
     def _check_loop(self) -> None:
         """Refuse a call where no event loop runs: by a handle, Ray makes it in a thread.

@@ -15,7 +15,7 @@ _log: Final = logging.getLogger("ray.serve")
 
 def warn_if_never_full(
     batcher: DynamicBatcher[Any, Any] | ContinuousBatcher[Any, Any] | int,
-    max_concurrent_batches: int = 1,
+    max_concurrent_batches: int | None = None,
     *,
     name: str | None = None,
 ) -> bool:
@@ -27,7 +27,8 @@ def warn_if_never_full(
 
     Args:
         batcher: The batcher; or its `max_batch_size`.
-        max_concurrent_batches: How many batches run at once: `workers` of a `DynamicBatcher`.
+        max_concurrent_batches: How many batches run at once; without it the `workers` of the
+            batcher, or 1.
         name: What the warning calls it; else what metrics call the batcher.
 
     Returns:
@@ -46,12 +47,15 @@ def warn_if_never_full(
         False
     """
     size = check_count("max_batch_size", getattr(batcher, "max_batch_size", batcher), at_least=1)
+    factor = "max_concurrent_batches"
+    if max_concurrent_batches is None:
+        factor, max_concurrent_batches = "workers", _workers_of(batcher)
     batches = check_count("max_concurrent_batches", max_concurrent_batches, at_least=1)
     most = _private.max_ongoing_requests()
     if most is None or most >= size * batches:
         return False
     filling = size * batches
-    times = f" times max_concurrent_batches={batches}" if batches > 1 else ""
+    times = f" times {factor}={batches}" if batches > 1 else ""
     _log.warning(
         "%s: max_ongoing_requests=%d of this deployment is less than max_batch_size=%d%s, so its "
         "batches are never all full. %d fills them: set "
@@ -65,6 +69,10 @@ def warn_if_never_full(
         filling,
     )
     return True
+
+
+def _workers_of(batcher: DynamicBatcher[Any, Any] | ContinuousBatcher[Any, Any] | int) -> int:
+    return 1 if isinstance(batcher, int) else batcher._dispatcher.options.workers  # noqa: SLF001 - as metrics do
 
 
 def _name_of(batcher: DynamicBatcher[Any, Any] | ContinuousBatcher[Any, Any] | int) -> str:

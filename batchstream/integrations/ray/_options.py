@@ -20,8 +20,9 @@ from batchstream.integrations.ray._types import BatchOptions
 _OF_A_REQUEST: Final = ("cost", "decode", "max_outputs", "priority", "share", "tenant")
 _OF_STREAMS: Final = (
     *("eos", "is_eos", "include_eos", "max_outputs", "require_eos", "decode", "max_buffered"),
-    *("on_overflow", "merge", "max_buffered_bytes", "size_of"),
+    *("on_overflow", "merge", "max_buffered_bytes", "size_of", "pace"),
 )
+_OF_CALLS: Final = ("pace", "timeout")  # what `DynamicBatcher` has for a call, or not at all
 _BY_ANOTHER_NAME: Final = {
     "batch_cost": "batch_size_fn",
     "batch_timeout": "batch_wait_timeout_s",
@@ -32,7 +33,7 @@ _BY_ANOTHER_NAME: Final = {
 _NAMES: Final = (
     *BatchOptions.__annotations__,
     *("decode", "max_batch_size", "batch_wait_timeout_s", "max_concurrent_batches"),
-    "batch_size_fn",
+    *("batch_size_fn", "pace"),
 )
 
 
@@ -81,12 +82,16 @@ def check_options(settings: Settings, options: dict[str, Any]) -> None:
     """Refuse options that `batch` has by another name, or that do not go with its own.
 
     Raises:
-        TypeError: There is one.
+        TypeError, ValueError: There is one, or `pace` or `timeout` is no duration.
     """
     for name, instead in _BY_ANOTHER_NAME.items():
         if name in options:
             raise TypeError(f"batch takes no {name}: pass {instead}")
     check_known("batch", options, _NAMES)
+    for name in _OF_CALLS:
+        value = options.get(name)
+        if value is not None and not (name == "timeout" and callable(value)):
+            check_seconds(name, value)
     if settings.batch_size_fn is None:
         return
     for name in ("cost", "max_batch_cost", "max_pending_cost", "priority", "tenant"):
@@ -105,7 +110,7 @@ def batcher_options(
     Raises:
         TypeError: An option is for functions that yield lists, and this one does not.
     """
-    made = dict(options)
+    made = {name: value for name, value in options.items() if name not in _OF_CALLS}
     # Ray bounds what a replica is given, and None is an output, unless the options say otherwise.
     made.setdefault("max_pending", UNLIMITED)
     if streams:
@@ -135,6 +140,12 @@ def batcher_options(
             "what batch_size_fn returns", measure([call.item for call in calls])
         )
     return made
+
+
+def timeout_of_call(options: dict[str, Any]) -> Callable[[Call], float | None]:
+    """Return a function that says for how long a call may last."""
+    timeout = options.get("timeout")
+    return _of_call(timeout) if callable(timeout) else lambda _: timeout
 
 
 def _of_call(function: Callable[..., Any]) -> Callable[[Call], Any]:

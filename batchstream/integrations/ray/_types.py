@@ -43,8 +43,12 @@ Results: TypeAlias = "Awaitable[Iterable[T]] | Sequence[T]"
 
 
 class BatchOptions(TypedDict, total=False):
-    """The arguments of `DynamicBatcher` that `batch` takes, and `serve.batch` does not."""
+    """What `batch` takes, and `serve.batch` does not.
 
+    All but `timeout` are arguments of `DynamicBatcher`.
+    """
+
+    timeout: float | Callable[..., float | None] | None
     max_pending: int
     key: Callable[..., Hashable] | None
     cost: Callable[..., float] | None
@@ -140,6 +144,23 @@ class Decorator(Protocol):
     def __call__(
         self, function: Callable[[Any, list[RequestT]], Results[T]], /
     ) -> OneResultMethod[RequestT, T]: ...
+    @overload
+    def __call__(self, function: Callable[..., Any], /) -> Any: ...
+
+
+class PacedDecorator(Protocol):
+    """The same where outputs come in lists."""
+
+    @overload
+    def __call__(self, function: Callable[[list[Any], list[Any]], Any], /) -> Unknown: ...
+    @overload
+    def __call__(
+        self, function: Callable[[list[RequestT]], Steps[T]], /
+    ) -> Streaming[RequestT, list[T]]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[Any, list[RequestT]], Steps[T]], /
+    ) -> StreamingMethod[RequestT, list[T]]: ...
     @overload
     def __call__(self, function: Callable[..., Any], /) -> Any: ...
 

@@ -62,6 +62,7 @@ def assert_answer(call, status, detail):
 
 
 @pytest.mark.rule(7)
+@pytest.mark.cell("LitServe, `BatchedStreamLoop`", "ends", "yes")
 def test_a_response_is_complete_while_the_rest_of_its_batch_goes_on(any_server, gate):
     short, long, _ = any_server.call(counting("short", 3), counting("long", 9, gate=gate.port))
     for step in range(4):  # the fourth says that short has ended
@@ -230,6 +231,7 @@ def test_a_first_step_of_the_wrong_width_is_answered_with_500(server):
         assert_answer(call, 500, "Internal server error")
 
 
+@pytest.mark.cell("LitServe, `BatchedStreamLoop`", "error", "cut")
 def test_an_error_in_mid_stream_is_visible_to_every_client_it_concerns(any_server):
     failing = {"tag": "a", "plan": [["out", 0], ["out", 1], ["raise", "plain", "bad luck"]]}
     a, b, c = any_server.call(failing, counting("b", 5), counting("c", 1))
@@ -251,6 +253,7 @@ def test_an_http_exception_of_the_batch_answers_all_its_requests(server):
         assert call.headers["retry-after"] == "7"
 
 
+@pytest.mark.cell("LitServe, `BatchedStreamLoop`", "bad request", "422")
 def test_a_request_error_of_the_batch_answers_all_its_requests_with_422(server):
     for call in server.call({"tag": "a", "plan": [["raise", "rejecting", "too long"]]}):
         assert_answer(call, 422, "too long")

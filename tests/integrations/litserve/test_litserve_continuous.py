@@ -22,6 +22,7 @@ def one(guests_of_one_worker):
 
 
 @pytest.mark.rule(30)
+@pytest.mark.cell("LitServe, `ContinuousBatchLoop`", "ends", "yes")
 def test_requests_join_a_running_batch_between_two_steps(one):
     long = one.send(PATH, "long", MANY)
     door = one.street.door()
@@ -82,6 +83,7 @@ def test_each_worker_has_an_engine_with_slots_of_its_own(guests):
 
 
 @pytest.mark.rule(13)
+@pytest.mark.cell("LitServe, `ContinuousBatchLoop`", "disconnect", "at once")
 def test_a_request_whose_client_leaves_is_removed_before_the_next_step(guests):
     clients = guests.fill(PATH, MANY)
     for door in guests.doors():
@@ -153,6 +155,7 @@ def test_a_client_that_leaves_while_its_request_waits_is_not_served(one):
 # ---- more than it can take
 
 
+@pytest.mark.cell("LitServe, `ContinuousBatchLoop`", "overload", "503, Retry-After")
 def test_a_client_that_finds_the_queue_full_is_asked_to_come_again_and_served_then(one):
     clients = {"a": one.send(NARROW, "a", 1)}
     door = one.street.door()
@@ -193,6 +196,7 @@ def test_a_request_that_has_waited_too_long_gets_504_and_the_others_go_on(one):
     ("kind", "status"),
     [("http", 429), ("rejecting", 422), ("plain", None), ("unpicklable", None)],
 )
+@pytest.mark.cell("LitServe, `ContinuousBatchLoop`", "bad request", "422")
 def test_an_error_of_one_request_fails_it_alone(one, where, kind, status):
     other = one.send(PATH, "other", MANY)
     door = one.street.door()
@@ -245,6 +249,7 @@ def test_whatever_a_step_raises_the_worker_lives_and_makes_a_new_engine(one, kin
 
 
 @pytest.mark.rule(15)
+@pytest.mark.cell("LitServe, `ContinuousBatchLoop`", "error", "cut")
 def test_an_error_in_a_step_fails_all_in_the_engine_and_no_waiting_request(one):
     clients = {tag: one.send(PATH, tag, MANY) for tag in "ab"}
     door = one.street.door()

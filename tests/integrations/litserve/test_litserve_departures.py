@@ -31,6 +31,7 @@ def test_a_client_that_leaves_is_out_before_the_next_step_and_the_others_go_on(g
 
 
 @pytest.mark.rule(13)
+@pytest.mark.cell("LitServe, `BatchedStreamLoop`", "disconnect", "at once")
 def test_a_client_that_leaves_in_mid_stream_is_out_before_the_next_step(guests, path):
     clients = guests.fill(path, 4)
     for door in guests.doors():

@@ -103,6 +103,7 @@ def test_a_tenant_gets_as_much_as_its_share(operated_guests, path):
 
 @pytest.mark.rule(19)
 @paths
+@pytest.mark.cell("LitServe, `BatchedStreamLoop`", "overload", "503, Retry-After")
 def test_no_more_wait_than_may_of_a_tenant_and_of_all_and_one_that_leaves_makes_room(
     operated_guests, path
 ):

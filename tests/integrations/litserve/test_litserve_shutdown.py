@@ -137,6 +137,8 @@ def wait_until_it_drains(server):
 
 @pytest.mark.rule(28)
 @signals
+@pytest.mark.cell("LitServe, `BatchedStreamLoop`", "drain", "yes")
+@pytest.mark.cell("LitServe, `ContinuousBatchLoop`", "drain", "yes")
 def test_a_client_that_is_served_when_the_server_is_terminated_is_served_to_the_end(
     tmp_path, number, servers_are
 ):

@@ -76,6 +76,8 @@ def test_a_client_that_reads_nothing_for_long_gets_all_of_it_in_fewer_outputs(se
 
 
 @pytest.mark.rule(11, 13, 19)
+@pytest.mark.cell("LitServe, `BatchedStreamLoop`", "back-pressure", "felt")
+@pytest.mark.cell("LitServe, `ContinuousBatchLoop`", "back-pressure", "felt")
 def test_a_client_that_leaves_too_many_bytes_unread_is_cut_off_and_the_others_go_on(send):
     sent = send("bytes")
     before = sent.server.log().count("bytes unread (max_buffered_bytes)")

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import gc
+import inspect
 import math
 import pickle
 import re
@@ -23,7 +24,9 @@ from ray.serve.exceptions import RayServeException
 
 import batchstream.integrations.ray
 from batchstream.integrations.ray import ItemSizeError, batch, warn_if_never_full
+from support import shuffled_loop
 from support.ray_scenarios import collected, raised, turns, until
+from support.serving import SECONDS
 
 MARKS = {
     "StopIteration": StopIteration,
@@ -436,6 +439,8 @@ def test_arguments_may_come_by_position_and_as_whole_floats():
         ({"unknown": 1}, "batch takes no unknown$"),
         ({"max_batchsize": 1}, r"batch takes no max_batchsize: did you mean max_batch_size\?"),
         ({"key": 1}, "key takes a function of one request"),
+        ({"pace": "soon"}, "pace must be a number"),
+        ({"timeout": "soon"}, "timeout must be a number"),
     ],
 )
 def test_options_that_do_not_go_with_it_are_refused(options, match):
@@ -446,6 +451,8 @@ def test_options_that_do_not_go_with_it_are_refused(options, match):
 def test_options_of_streams_are_refused_for_results():
     with pytest.raises(TypeError, match="eos and max_outputs is for functions that yield lists"):
         batch(eos=None, max_outputs=3)(Model.acall.__wrapped__)
+    with pytest.raises(TypeError, match="pace is for functions that yield lists"):
+        batch(pace=0.02)(Model.acall.__wrapped__)
 
 
 @pytest.mark.parametrize("thing", [3, "model", Model])
@@ -577,6 +584,112 @@ def test_a_time_limit_around_the_reading_ends_the_model():
             await collected(generate())
         await closed.wait()
         assert silent.statistics().live == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.rule(11)
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [({"timeout": 0.01}, ()), ({"timeout": lambda _, seconds: seconds}, (0.01,))],
+    ids=["of all", "of each"],
+)
+@pytest.mark.parametrize("kind", ["stream", "result"])
+def test_a_call_that_lasts_too_long_fails_and_ends_the_model(options, arguments, kind):
+    closed = asyncio.Event()
+
+    async def silence():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    @batch(**options)
+    async def silent(requests, seconds=None):
+        await silence()
+        yield requests
+
+    @batch(**options)
+    async def silent_result(requests, seconds=None):
+        await silence()
+        return requests
+
+    async def main():
+        if kind == "stream":
+            call = collected(silent(0, *arguments))
+        else:
+            call = silent_result(0, *arguments)
+        with pytest.raises(batchstream.DeadlineError, match="timeout"):
+            await asyncio.wait_for(call, SECONDS)
+        await closed.wait()
+
+    asyncio.run(main())
+
+
+def test_a_function_may_give_a_call_any_time():
+    @batch(timeout=lambda _: None)
+    async def model(requests):
+        return requests
+
+    assert asyncio.run(model(1)) == 1
+
+
+@pytest.mark.rule(2, 3)
+@pytest.mark.parametrize("kind", ["async", "sync"])
+def test_with_a_pace_outputs_come_in_lists_of_what_has_come_since(kind):
+    steps = 5
+
+    @batch(pace=0)
+    async def model(requests):
+        for position in range(steps):
+            yield [position for _ in requests]
+
+    @batch(pace=0)
+    def model_in_thread(requests):
+        for position in range(steps):
+            yield [position for _ in requests]
+
+    paced = model if kind == "async" else model_in_thread
+
+    async def main():
+        outputs = paced(0)
+        assert inspect.isasyncgen(outputs), "by which Ray tells a stream from a result"
+        first = await anext(outputs)
+        await until(lambda: paced.statistics().live == 0)
+        return first, await collected(outputs)
+
+    first, rest = asyncio.run(main())
+    assert first[0] == 0
+    assert len(rest) <= 1
+    assert sum(rest, first) == list(range(steps))
+
+
+def test_a_pace_lets_a_list_come_at_most_every_so_many_seconds():
+    @batch(pace=0.01, batch_wait_timeout_s=0)
+    async def model(requests):
+        for position in range(9):
+            await asyncio.sleep(0.003)
+            yield [position for _ in requests]
+
+    async def main():
+        return await collected(model(0))
+
+    assert shuffled_loop.run(main()) == [[0], [1, 2, 3], [4, 5, 6], [7, 8]]
+
+
+@pytest.mark.rule(13)
+def test_a_caller_that_leaves_what_is_paced_frees_its_slot():
+    @batch(pace=0)
+    async def model(requests):
+        while True:
+            yield requests
+            await asyncio.sleep(0)
+
+    async def main():
+        outputs = model(0)
+        await anext(outputs)
+        await outputs.aclose()
+        await until(lambda: model.statistics().live == 0)
 
     asyncio.run(main())
 

@@ -14,7 +14,7 @@ pytest.importorskip("ray", reason="there is no Ray: make ray-test brings one")
 
 from ray import serve
 
-from support.ray_gated import Batched, Front, Ingress, Model
+from support.ray_gated import Bare, Batched, Front, Ingress, Model
 from support.serving import SECONDS
 
 MANY = 1000
@@ -29,12 +29,14 @@ def models(deploy):
         ingress=Ingress.bind(),
         front=Front.bind(Model.bind()),
         batched=Batched.bind(),
+        bare=Bare.bind(),
     )
     return {
         "model": serve.get_deployment_handle("Model", "model"),
         "ingress": serve.get_deployment_handle("Ingress", "ingress"),
         "front": serve.get_deployment_handle("Model", "front"),
         "batched": serve.get_deployment_handle("Batched", "batched"),
+        "bare": serve.get_deployment_handle("Bare", "bare"),
     }
 
 
@@ -67,10 +69,11 @@ def allow_three(model):
     return steps + 3
 
 
-def first_three(url):
+def first_three(url, **params):
     """Return the first three outputs, and leave."""
     got = ""
-    with httpx.stream("GET", url, params={"count": MANY}, timeout=SECONDS) as response:
+    params = {"count": MANY} | params
+    with httpx.stream("GET", url, params=params, timeout=SECONDS) as response:
         for text in response.iter_text():
             got += text
             if got.count(" ") == 3:
@@ -80,6 +83,7 @@ def first_three(url):
 
 @pytest.mark.rule(13)
 @pytest.mark.parametrize("name", ["model", "ingress", "front"])
+@pytest.mark.cell("Ray Serve, `ContinuousBatcher`", "disconnect", "at once")
 def test_an_http_client_that_leaves_costs_the_step_under_way(models, ray_cluster, name):
     model = models[name]
     steps = allow_three(model)
@@ -100,6 +104,7 @@ def test_a_generator_of_a_handle_that_is_cancelled_costs_the_step_under_way(mode
 
 
 @pytest.mark.rule(13)
+@pytest.mark.cell("Ray Serve, `batch`", "disconnect", "at once")
 def test_an_http_client_that_leaves_what_batch_returned_ends_the_model(models, ray_cluster):
     model = models["batched"]
     model.allow.remote(3).result()
@@ -108,6 +113,26 @@ def test_an_http_client_that_leaves_what_batch_returned_ends_the_model(models, r
     model.allow.remote(10).result()
     seen = seen_by(model)
     assert (seen["steps"], seen["closed"]) == (3, 1)
+
+
+@pytest.mark.parametrize("what", ["body", "stream"])
+def test_starlette_s_own_response_cancels_a_body_and_no_stream(models, ray_cluster, what):
+    model = models["bare"]
+    steps, ends = allow_three(model), model.ends.remote().result()
+    first_three(f"{ray_cluster.http}/bare/", count=FEW, **{what: 1})
+    deadline = time.monotonic() + SECONDS
+    while model.ends.remote().result() == ends:
+        assert time.monotonic() < deadline
+    model.allow.remote(10).result()
+    if what == "body":
+        until(model, lambda seen: not seen["slots"])
+        assert seen_by(model)["steps"] == steps + 1
+    else:
+        seen = until(model, lambda seen: seen["steps"] == steps + 10)
+        assert seen["slots"] == 1
+        model.allow.remote(FEW).result()
+        until(model, lambda seen: not seen["slots"])
+    model.forbid.remote().result()
 
 
 @pytest.mark.parametrize("how", ["break", "drop"])

@@ -97,6 +97,8 @@ WHOLE = (COUNT, type(None))
 
 
 @pytest.mark.parametrize("kind", [Held, HeldBatch], ids=["batcher", "batch"])
+@pytest.mark.cell("Ray Serve, `batch`", "drain", "yes")
+@pytest.mark.cell("Ray Serve, `ContinuousBatcher`", "drain", "yes")
 def test_a_replica_that_is_replaced_lets_its_streams_end_and_is_closed_behind_them(
     deploy, ray_cluster, gate, kind
 ):

@@ -38,6 +38,7 @@ def test_a_handle_raises_the_error_by_its_own_type():
         next(outputs)
 
 
+@pytest.mark.cell("Ray Serve, `ContinuousBatcher`", "overload", "503, Retry-After")
 def test_fastapi_with_the_handlers_answers_503_with_retry_after(ray_cluster):
     response = httpx.get(f"{ray_cluster.http}/full_ingress/?count=9", timeout=SECONDS)
     assert response.status_code == 503

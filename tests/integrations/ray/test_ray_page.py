@@ -41,7 +41,8 @@ class Pausing:
 
 @pytest.fixture(scope="module")
 def apps(deploy, page):
-    names = ("speller", "letters", "counter", "fast_counter", "served", "tuned", "filled_counter")
+    names = ("speller", "letters", "counter", "fast_counter", "fast_speller", "served", "tuned")
+    names += ("filled_counter",)
     apps = {name: getattr(page, name) for name in names}
     small = {"ray_actor_options": {"num_cpus": 0.1}}
 
@@ -178,6 +179,12 @@ def test_outputs_of_a_fast_model_come_in_chunks_over_http(apps, ray_cluster):
     url = f"{ray_cluster.http}/fast_counter/"
     with httpx.stream("GET", url, params={"count": 1000}, timeout=SECONDS) as response:
         assert "".join(response.iter_text()) == "x" * 1000
+
+
+def test_letters_of_a_fast_model_come_in_chunks_over_http(apps, ray_cluster):
+    url = f"{ray_cluster.http}/fast_speller/"
+    word = "abcdefghij" * 50
+    assert httpx.get(url, params={"word": word}, timeout=SECONDS).text == word
 
 
 def test_a_user_config_is_taken(apps):

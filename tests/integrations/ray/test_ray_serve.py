@@ -333,7 +333,9 @@ class Narrow:
         handler.emit = lambda record: self.logged.append(record.getMessage())
         logging.getLogger("ray.serve").addHandler(handler)
         batcher = batchstream.ContinuousBatcher(ray_apps.Engine(), max_batch_size=6)
-        self.warned = warn_if_never_full(batcher), warn_if_never_full(5)
+        pair = batchstream.DynamicBatcher(list, max_batch_size=3, workers=2, single=True)
+        batchers = (batcher, 5, pair)
+        self.warned = [warn_if_never_full(each) for each in batchers]
 
     @batch(max_batch_size=4, max_concurrent_batches=2)
     async def reply(self, requests):
@@ -357,12 +359,13 @@ class Narrow:
 def test_a_replica_whose_batches_are_never_full_says_so_once(deploy):
     handle = deploy(Narrow.bind())
     warned, texts = handle.warnings.remote().result(timeout_s=SECONDS)
-    assert warned == (True, False)
+    assert warned == [True, False, True]
     says = "max_ongoing_requests=5 of this deployment is less than max_batch_size="
     assert [text.partition(",")[0] for text in texts] == [
         f"ContinuousBatcher 'Engine': {says}6",
+        f"DynamicBatcher 'list': {says}3 times workers=2",
         f"Narrow.reply: {says}4 times max_concurrent_batches=2",
         f"Narrow.reply: {says}3 times max_concurrent_batches=2",
     ]
-    assert "8 fills them: set @serve.deployment(max_ongoing_requests=8)" in texts[1]
-    assert "add max_pending for requests that wait in the replica" in texts[1]
+    assert "8 fills them: set @serve.deployment(max_ongoing_requests=8)" in texts[2]
+    assert "add max_pending for requests that wait in the replica" in texts[2]

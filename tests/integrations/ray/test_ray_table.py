@@ -83,6 +83,7 @@ def wait_until(handle, condition):
 
 
 @pytest.mark.rule(7)
+@pytest.mark.cell("Ray Serve, `ContinuousBatcher`", "ends", "yes")
 def test_a_response_of_a_continuous_batcher_ends_in_the_step_after_its_last_output(
     handles, ray_cluster
 ):
@@ -101,6 +102,7 @@ def test_a_response_of_a_continuous_batcher_ends_in_the_step_after_its_last_outp
 
 
 @pytest.mark.rule(7)
+@pytest.mark.cell("Ray Serve, `batch`", "ends", "yes")
 def test_a_response_of_batch_ends_in_the_step_after_its_last_output(handles, ray_cluster):
     model = handles["batched_table"]
     short, long = (Client(ray_cluster, "batched_table", count) for count in (1, 3))
@@ -113,6 +115,8 @@ def test_a_response_of_batch_ends_in_the_step_after_its_last_output(handles, ray
 
 
 @pytest.mark.parametrize(("name", "clients"), [("table", 1), ("batched_table", 2)])
+@pytest.mark.cell("Ray Serve, `batch`", "error", "cut")
+@pytest.mark.cell("Ray Serve, `ContinuousBatcher`", "error", "cut")
 def test_an_error_in_mid_stream_cuts_the_body(handles, ray_cluster, name, clients):
     model = handles[name]
     readers = [Client(ray_cluster, name, MANY) for _ in range(clients)]
@@ -123,17 +127,20 @@ def test_an_error_in_mid_stream_cuts_the_body(handles, ray_cluster, name, client
     assert [reader.ended() for reader in readers] == ["cut"] * clients
 
 
+@pytest.mark.cell("Ray Serve, `ContinuousBatcher`", "bad request", "422")
 def test_a_request_error_is_answered_with_422(handles, ray_cluster):
     response = httpx.get(f"{ray_cluster.http}/table/?count=-1", timeout=SECONDS)
     assert (response.status_code, response.json()) == (422, {"detail": "less than no output"})
 
 
+@pytest.mark.cell("Ray Serve, `batch`", "bad request", "422")
 def test_a_request_error_in_a_slot_of_batch_is_answered_with_422(handles, ray_cluster):
     handles["batched_ingress"].allow.remote(1).result()
     response = httpx.get(f"{ray_cluster.http}/batched_ingress/?count=-1", timeout=SECONDS)
     assert (response.status_code, response.json()) == (422, {"detail": "less than no output"})
 
 
+@pytest.mark.cell("Ray Serve, `batch`", "overload", "503, Retry-After")
 def test_a_request_for_which_batch_has_no_room_is_answered_with_503(handles, ray_cluster):
     model = handles["batched_ingress"]
     readers = [Client(ray_cluster, "batched_ingress", 1)]
@@ -154,6 +161,8 @@ def test_a_request_for_which_batch_has_no_room_is_answered_with_503(handles, ray
         ("batched_wide", lambda seen: seen["running"] == 1, lambda seen: seen["closed"] == 1),
     ],
 )
+@pytest.mark.cell("Ray Serve, `batch`", "back-pressure", "not felt")
+@pytest.mark.cell("Ray Serve, `ContinuousBatcher`", "back-pressure", "not felt")
 def test_ray_takes_all_outputs_for_a_client_that_reads_nothing(
     handles, ray_cluster, name, is_in, has_ended
 ):

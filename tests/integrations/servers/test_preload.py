@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from support.server_recipes import MODEL, model_apart
 from support.serving import SECONDS, free_port, is_open, running
 
 APP = Path(__file__).parents[2] / "support" / "preloaded_app.py"
@@ -16,8 +17,19 @@ pytest.importorskip("gunicorn")
 
 
 @contextlib.contextmanager
-def preloaded(folder, before):
-    """Run two workers of an application with which this was done `before` the fork."""
+def preloaded(folder, before, *, remote=False):
+    """Run two workers of an application with which this was done `before` the fork.
+
+    With `remote` the model has a process of its own.
+    """
+    model = model_apart(MODEL, folder) if remote else contextlib.nullcontext()
+    with model, forked(folder, before) as port:
+        yield port
+
+
+@contextlib.contextmanager
+def forked(folder, before):
+    """Run the workers, and no model beside them."""
     port = free_port()
     shutil.copy(APP, folder / "preloaded_app.py")
     (folder / "before").write_text(before)
@@ -34,8 +46,9 @@ def ask(port):
 
 @pytest.mark.rule(27)
 @pytest.mark.parametrize("before", ["nothing", "warm"])
-def test_every_worker_serves_where_no_request_was_open_at_the_fork(tmp_path, before):
-    with preloaded(tmp_path, before) as port:
+@pytest.mark.parametrize("remote", [False, True], ids=["here", "remote"])
+def test_every_worker_serves_where_no_request_was_open_at_the_fork(tmp_path, before, remote):
+    with preloaded(tmp_path, before, remote=remote) as port:
         workers = set()
         for _ in range(1000):
             response = ask(port)

@@ -6,7 +6,6 @@ cell says, `no` as well as `yes`. The model waits for the test at each step.
 
 import contextlib
 import importlib.util
-import re
 
 import list_servers
 import pytest
@@ -26,8 +25,8 @@ def skip_unless_installed(row):
 
 
 @contextlib.contextmanager
-def started(name, folder, model=STAND_IN):
-    row = RUN[name]
+def started(name, folder, model=STAND_IN, **changes):
+    row = RUN[name] | changes
     skip_unless_installed(row)
     client = CLIENTS[row["client"]]
     how = {name: row.get(name, False) for name in ("apart", "remote")}
@@ -75,9 +74,21 @@ def servers(tmp_path_factory):
 @pytest.mark.rule(7, 9, 13)
 @pytest.mark.parametrize(("name", "column"), CELLS)
 def test_a_cell_of_the_table_says_what_the_server_does(servers, name, column):
-    expected = list_servers.word(RUN[name]["works"][column])
+    expected = RUN[name]["works"][column]
     with servers.lent(name, last=column == "drain") as server:
         assert CHECKS[column](server, expected) == expected
+
+
+@pytest.mark.rule(7, 9, 13)
+@pytest.mark.parametrize("recipe", ["flask_threads", "grpc_aio", "fastapi_websocket"])
+def test_all_that_a_server_does_stays_where_the_model_moves_to_a_process_of_its_own(
+    tmp_path, recipe
+):
+    name = next(name for name, row in RUN.items() if row["recipe"] == recipe)
+    works = RUN[name]["works"]
+    with started(name, tmp_path, remote=True) as server:
+        found = {column: CHECKS[column](server, works[column]) for column in CHECKS}
+    assert found == works
 
 
 @pytest.mark.parametrize("recipe", {row["recipe"]: name for name, row in RUN.items()})
@@ -103,15 +114,40 @@ def test_the_page_has_the_table():
     assert list_servers.with_table(page) == page
 
 
-def test_a_cell_without_a_recipe_names_a_test_that_exists():
-    for name, row in ROWS.items():
-        if name in RUN:
-            continue
-        assert set(row["works"]) == set(list_servers.COLUMNS)
-        for column, cell in row["works"].items():
-            if cell["is"] == list_servers.NOT_TRIED:
-                assert "test" not in cell
-                continue
-            path, _, test = cell["test"].partition("::")
-            text = (list_servers.ROOT / path).read_text()
-            assert re.search(rf"^(async )?def {test}\(", text, re.MULTILINE), f"{name}, {column}"
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in RUN])
+def test_a_cell_of_a_server_without_a_recipe_says_what_the_mark_of_its_test_says(name):
+    words = {column: [] for column in list_servers.COLUMNS}
+    for cell in list_servers.shown():
+        if cell.server == name:
+            words[cell.column].append(cell.word)
+    found = {column: " or ".join(sorted({*of})) for column, of in words.items()}
+    works = ROWS[name]["works"]
+    tried = {
+        column: "" if word == list_servers.NOT_TRIED else word for column, word in works.items()
+    }
+    assert found == tried
+
+
+def test_each_mark_names_a_server_without_a_recipe():
+    """The checks show the cells of all others."""
+    assert {cell.server for cell in list_servers.shown()} == ROWS.keys() - RUN.keys()
+
+
+def test_a_mark_is_read_from_the_source(tmp_path):
+    (tmp_path / "tests").mkdir()
+    code = """
+@pytest.mark.rule(1)
+@pytest.mark.cell("one", "ends", "yes")
+@pytest.mark.cell("two", "error", "cut")
+def test_it(): ...
+
+
+@pytest.mark.cell("two", "drain", "no")
+async def test_drain(): ...
+"""
+    (tmp_path / "tests" / "test_one.py").write_text(code)
+    assert list_servers.shown(tmp_path) == [
+        ("one", "ends", "yes", "tests/test_one.py::test_it"),
+        ("two", "error", "cut", "tests/test_one.py::test_it"),
+        ("two", "drain", "no", "tests/test_one.py::test_drain"),
+    ]

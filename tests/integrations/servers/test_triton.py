@@ -10,7 +10,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from batchstream import EOS, ContinuousBatcher, RequestError
+from batchstream import EOS, ContinuousBatcher, DeadlineError, RequestError
+from batchstream.integrations.triton import error_of
 from support.serving import SECONDS
 
 ROOT = Path(__file__).parents[3]
@@ -68,9 +69,13 @@ class Triton:
     def ask(self, *words):
         """Pass requests to the model, in one call of `execute`, and return their senders."""
         requests = [self.request(word) for word in words]
+        self.send(*requests)
+        return [request.sender for request in requests]
+
+    def send(self, *requests):
+        """Pass requests to the model, in one call of `execute`."""
         call = self.model.execute(requests)
         self._calls.append(asyncio.run_coroutine_threadsafe(call, self._loop))
-        return [request.sender for request in requests]
 
     def request(self, word):
         array = np.array([word.encode()], dtype=object)
@@ -117,6 +122,7 @@ def next_of(sender):
 
 
 @pytest.mark.rule(7)
+@pytest.mark.cell("Triton, Python backend", "ends", "yes")
 def test_each_request_ends_in_the_step_after_its_last_output(triton):
     """The requests of one call of `execute` come while an earlier call still runs."""
     [first] = triton.ask("ab")
@@ -135,6 +141,7 @@ def test_each_request_ends_in_the_step_after_its_last_output(triton):
 
 
 @pytest.mark.rule(13)
+@pytest.mark.cell("Triton, Python backend", "disconnect", "by the next output")
 def test_a_request_that_is_cancelled_frees_its_slot_by_its_next_output(triton):
     [sender] = triton.ask("abcdefghij")
     triton.engine.allow(1)
@@ -147,19 +154,40 @@ def test_a_request_that_is_cancelled_frees_its_slot_by_its_next_output(triton):
 
 
 @pytest.mark.rule(15)
+@pytest.mark.cell("Triton, Python backend", "error", "INTERNAL")
+@pytest.mark.cell("Triton, Python backend", "overload", "UNAVAILABLE")
+@pytest.mark.cell("Triton, Python backend", "bad request", "INVALID_ARG")
 def test_an_error_ends_a_request_with_its_code(triton):
     [bad] = triton.ask("?")
     assert (next_of(bad), next_of(bad)) == (("INVALID_ARG", "no word"), None)
     running = triton.ask("aX", "b", "c", "d")
     [refused] = triton.ask("e")
-    assert (next_of(refused), next_of(refused)) == (("UNAVAILABLE", "the server is busy"), None)
+    assert next_of(refused) == ("UNAVAILABLE", "the server is overloaded")
+    assert next_of(refused) is None
     triton.engine.allow(1000)
     assert next_of(running[0]) == "a"
     assert next_of(running[0]) == ("INTERNAL", "the model has failed: out of memory")
     assert next_of(running[0]) is None
 
 
+def test_a_request_that_took_too_long_is_told_so(triton):
+    error = error_of(DeadlineError("too late", timeout=1))
+    assert (error.code(), error.message()) == ("UNAVAILABLE", "the request took too long")
+
+
+def test_an_input_that_is_left_out_ends_its_request_alone(triton):
+    """`submit` raises: Triton would end all requests of the call for it."""
+    [without, other] = [triton.request("a"), triton.request("b")]
+    without.inputs().clear()
+    triton.send(without, other)
+    code, _ = next_of(without.sender)
+    assert (code, next_of(without.sender)) == ("INTERNAL", None)
+    triton.engine.allow(2)
+    assert [next_of(other.sender), next_of(other.sender)] == ["b", None]
+
+
 @pytest.mark.rule(28)
+@pytest.mark.cell("Triton, Python backend", "drain", "yes")
 def test_a_model_that_is_unloaded_lets_its_requests_end(triton):
     [sender] = triton.ask("abc")
     triton.engine.allow(1)
@@ -170,7 +198,7 @@ def test_a_model_that_is_unloaded_lets_its_requests_end(triton):
     assert [next_of(sender) for _ in range(3)] == ["b", "c", None]
     unloading.join(SECONDS)
     [refused] = triton.ask("d")
-    assert next_of(refused) == ("UNAVAILABLE", "the server is busy")
+    assert next_of(refused) == ("UNAVAILABLE", "the server is closing")
 
 
 def test_the_configuration_has_the_tensors_of_the_model():
