@@ -328,7 +328,7 @@ class Session(asyncio.Protocol):
             outputs += take(buffer, served.window - 1)
             served.window -= len(outputs)
             if not served.left:
-                self._put(OUTPUTS, number, pickled_outputs(outputs))
+                self._put_outputs(number, outputs)
         end = stream.end
         if end is None or served.left:
             return
@@ -338,6 +338,21 @@ class Session(asyncio.Protocol):
             self._put(END, number, pickled_end(end))
 
     # ---- to the client
+
+    def _put_outputs(self, number: int, outputs: list[Any]) -> None:
+        """Queue outputs, in as many records as it takes for each to fit into a frame.
+
+        Raises:
+            SourceError: One cannot be pickled, or is too large by itself.
+        """
+        payload = pickled_outputs(outputs)
+        if len(outputs) == 1 or not is_too_large(payload, self._max_frame):
+            self._put(OUTPUTS, number, payload)
+            return
+        del payload  # it may be many times as large as a frame
+        half = len(outputs) // 2
+        self._put_outputs(number, outputs[:half])
+        self._put_outputs(number, outputs[half:])
 
     def _put_raised(self, number: int, error: BaseException) -> None:
         """Let a request end with what was raised for it, be it what a pickle ends threads with."""

@@ -372,6 +372,41 @@ def test_what_is_larger_than_a_frame_fails_alone(path):
         assert list(other.stream([bytes([n]) * 1000 for n in range(3)]))[2] == b"\2" * 1000
 
 
+class ManyAtOnce(Model):
+    """Gives what `large_outputs` makes of a request, in one step."""
+
+    def add(self, slot, request):
+        super().add(slot, [Many(large_outputs(request))])
+
+
+def large_outputs(request):
+    """Return an output for each letter: of 3000 bytes, but of 6000 for an x."""
+    return [letter.encode() * (6000 if letter == "x" else 3000) for letter in request]
+
+
+@pytest.mark.parametrize("request_", ["a", "ab", "abcdefghi"])
+def test_outputs_that_are_too_large_together_are_sent_one_after_another(path, request_):
+    with (
+        ContinuousBatcher(ManyAtOnce, max_batch_size=4) as batcher,
+        serving(batcher, path, max_frame=5000),
+        connect(path, max_frame=5000) as other,
+    ):
+        assert list(other.stream(request_)) == large_outputs(request_)
+
+
+def test_an_output_that_is_too_large_fails_its_stream_behind_those_before_it(path):
+    read = []
+    with (
+        ContinuousBatcher(ManyAtOnce, max_batch_size=4) as batcher,
+        serving(batcher, path, max_frame=5000),
+        connect(path, max_frame=5000) as other,
+    ):
+        with pytest.raises(SourceError, match=r"more than 5000 \(max_frame\)"):
+            read.extend(other.stream("abcxd"))
+        assert read == large_outputs("abc")
+        assert list(other.stream("ab")) == large_outputs("ab")
+
+
 def test_a_request_id_travels(path, caplog):
     caplog.set_level("WARNING", "batchstream")
     with served(path, Model(raises={0: ValueError("no")}), name="model") as (_, other):
