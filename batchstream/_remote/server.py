@@ -15,7 +15,7 @@ from batchstream._batching.life import check_drain
 from batchstream._core.arguments import check_count
 from batchstream._core.errors import type_name
 from batchstream._pumps.worker_thread import WorkerThread
-from batchstream._remote.protocol import DEFAULT_MAX_FRAME, MOST_IN_FRAME
+from batchstream._remote.protocol import DEFAULT_MAX_FRAME, LEAST_IN_FRAME, MOST_IN_FRAME
 from batchstream._remote.session import Session, _log
 from batchstream._remote.sockets import check_address, identity_of, listen, remove
 
@@ -49,7 +49,7 @@ def check_max_frame(max_frame: object) -> int:
         TypeError: It is no whole number.
         ValueError: It is too small or too large.
     """
-    count = check_count("max_frame", max_frame, at_least=1024)
+    count = check_count("max_frame", max_frame, at_least=LEAST_IN_FRAME)
     if count > MOST_IN_FRAME:
         raise ValueError(f"max_frame must be at most {MOST_IN_FRAME} bytes, got {max_frame!r}")
     return count

@@ -46,8 +46,9 @@ from batchstream._remote.protocol import (
     count_in,
     greeting,
     is_too_large,
+    read_client_greeting,
     read_greeting,
-    window_of,
+    server_greeting,
 )
 from batchstream._remote.sockets import peer_of, refusal_of
 
@@ -118,7 +119,7 @@ class Session(asyncio.Protocol):
         batcher: What serves the requests.
         sessions: All connections of the server.
         changed: Set when this one has no request any more, or has ended.
-        max_frame: How many bytes a frame may have.
+        max_frame: How many bytes a frame may have; what is sent has no more than the client takes.
         trusted_users: Users that the client may run as, besides this process's own and root.
 
     Attributes:
@@ -223,9 +224,11 @@ class Session(asyncio.Protocol):
         said = read_greeting(line)
         if (difference := said.difference(self._name)) is not None:
             raise ProtocolError(difference)
-        self._window = window_of(said.rest)
+        self._window, taken = read_client_greeting(said.rest)
         self._timer.cancel()
-        self._transport.write(greeting("ok"))
+        self._transport.write(server_greeting(self._max_frame))
+        self._max_frame = min(self._max_frame, taken)
+        self._outgoing = Outgoing(self._max_frame)
         _log(logging.INFO, "remote_connected", f"{self._name} has connected")
 
     def _has_not_greeted(self) -> None:
@@ -361,9 +364,10 @@ class Session(asyncio.Protocol):
         self._put_error(number, error)
 
     def _put_error(self, number: int, error: BaseException) -> None:
-        payload = pickled_error(error)
-        if is_too_large(payload, self._max_frame):
-            payload = pickled_error(SourceError(error_text(error)[:1000]))
+        payload, length = pickled_error(error), 1000
+        while is_too_large(payload, self._max_frame):
+            payload = pickled_error(SourceError(error_text(error)[:length]))
+            length //= 2
         self._put(ERROR, number, payload)
 
     def _put(self, kind: int, number: int, payload: bytes) -> None:

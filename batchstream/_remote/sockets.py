@@ -23,10 +23,15 @@ import stat
 import struct
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from batchstream._remote.errors import ConnectionLostError, ProtocolError
-from batchstream._remote.protocol import MAX_LINE, greeting, read_greeting
+from batchstream._remote.protocol import (
+    MAX_LINE,
+    client_greeting,
+    read_greeting,
+    read_server_greeting,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -166,14 +171,27 @@ def refusal_of(peer: tuple[int, int] | None, trusted: Collection[int]) -> str | 
     )
 
 
+class Connection(NamedTuple):
+    """A connection to a server, once both ends have greeted.
+
+    Attributes:
+        socket: It.
+        max_frame: How many bytes a frame of the client may have, as both ends say.
+    """
+
+    socket: socket.socket
+    max_frame: int
+
+
 def open_connection(
-    path: str, window: int, seconds: float, trusted: Collection[int]
-) -> socket.socket:
-    """Connect to a server, and return the connection once both ends have greeted.
+    path: str, window: int, max_frame: int, seconds: float, trusted: Collection[int]
+) -> Connection:
+    """Connect to a server.
 
     Args:
         path: Where the server listens.
         window: How many outputs of a request it may send without an acknowledgement.
+        max_frame: How many bytes a frame may have.
         seconds: For how long to wait for its greeting.
         trusted: Users that it may run as, besides this process's own and root.
 
@@ -184,7 +202,7 @@ def open_connection(
     try:
         connection.settimeout(seconds)
         connection.connect(path)
-        _greet(connection, window, trusted)
+        taken = _greet(connection, window, max_frame, trusted)
         connection.settimeout(0)
     except BaseException as error:
         connection.close()
@@ -196,11 +214,11 @@ def open_connection(
         raise ConnectionLostError(
             f"cannot connect to the model's process at {path!r}: {said}"
         ) from error
-    return connection
+    return Connection(connection, min(max_frame, taken))
 
 
-def _greet(connection: socket.socket, window: int, trusted: Collection[int]) -> None:
-    """Say what this end is, and hear what the other is.
+def _greet(connection: socket.socket, window: int, max_frame: int, trusted: Collection[int]) -> int:
+    """Say what this end is, hear what the other is, and return how large a frame it takes.
 
     Raises:
         ProtocolError: The server is not trusted, or another one than expected, or it refuses.
@@ -208,12 +226,11 @@ def _greet(connection: socket.socket, window: int, trusted: Collection[int]) -> 
     if (refusal := refusal_of(peer_of(connection), trusted)) is not None:
         raise ProtocolError(refusal)
     with suppress(ConnectionError):  # it may have said why it refuses, and gone
-        connection.sendall(greeting(f"window={window}"))
+        connection.sendall(client_greeting(window, max_frame))
     answer = _answer(connection)
     if (difference := answer.difference("the model's process")) is not None:
         raise ProtocolError(difference)
-    if answer.rest != "ok":
-        raise ProtocolError(answer.rest)
+    return read_server_greeting(answer.rest)
 
 
 def _answer(connection: socket.socket) -> Greeting:

@@ -407,6 +407,55 @@ def test_an_output_that_is_too_large_fails_its_stream_behind_those_before_it(pat
         assert list(other.stream("ab")) == large_outputs("ab")
 
 
+@pytest.mark.parametrize(("taken_there", "taken_here"), [(5000, 10_000), (10_000, 5000)])
+def test_of_two_ends_with_a_different_max_frame_the_smaller_counts(path, taken_there, taken_here):
+    engine = Waiting()
+    with (
+        ContinuousBatcher(engine, max_batch_size=4) as batcher,
+        serving(batcher, path, max_frame=taken_there),
+        connect(path, max_frame=taken_here) as other,
+    ):
+        good = other.stream("good")
+        taken(engine.added)
+        with pytest.raises(RequestError, match=r"more than 5000 \(max_frame"):
+            list(other.stream("x" * 6000))
+        bad = other.stream("bad")
+        taken(engine.added)
+        slots = {request: slot for slot, request in engine.requests.items()}
+        engine.give({slots["bad"]: b"x" * 6000, slots["good"]: "a"})
+        with pytest.raises(SourceError, match=r"more than 5000 \(max_frame\)"):
+            next(bad)
+        assert taken(engine.removed) == "bad"
+        engine.give({slots["good"]: Last("b")})
+        assert list(good) == ["a", "b"]
+        assert batcher.statistics().opened == 2
+
+
+def test_a_request_that_is_too_large_for_the_model_is_refused_with_the_first_step(path):
+    with (
+        ContinuousBatcher(Model, max_batch_size=4) as batcher,
+        serving(batcher, path, max_frame=5000),
+        connect(path) as other,
+    ):
+        with pytest.raises(RequestError, match="max_frame of the model's process"):
+            list(other.stream("x" * 6000))
+        assert list(other.stream("ab")) == ["a", "b"]
+
+
+@pytest.mark.parametrize("letter", ["x", "\N{SNOWMAN}", "\N{GRINNING FACE}"])
+def test_the_text_of_an_error_is_cut_to_the_smallest_frame_that_there_is(path, letter):
+    with (
+        ContinuousBatcher(
+            Model(raises={0: ValueError(letter * 2000)}), max_batch_size=4
+        ) as batcher,
+        serving(batcher, path),
+        connect(path, max_frame=2048) as other,
+    ):
+        with pytest.raises(SourceError, match=f"^{letter * 50}"):
+            list(other.stream("a"))
+        assert list(other.stream("ab")) == ["a", "b"]
+
+
 def test_a_request_id_travels(path, caplog):
     caplog.set_level("WARNING", "batchstream")
     with served(path, Model(raises={0: ValueError("no")}), name="model") as (_, other):

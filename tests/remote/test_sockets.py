@@ -13,16 +13,22 @@ from pathlib import Path
 
 import pytest
 
-import batchstream
 from batchstream import ContinuousBatcher
 from batchstream._remote import session, sockets
+from batchstream._remote.protocol import (
+    DEFAULT_MAX_FRAME,
+    PROTOCOL,
+    client_greeting,
+    greeting,
+    server_greeting,
+)
 from batchstream.remote import ConnectionLostError, ProtocolError, connect, serve, serving
 from support.engines import Model
 from support.sources import TIMEOUT
 from support.waiting_engine import until
 
-HELLO = f"batchstream-remote 1 {batchstream.__version__} window=4\n".encode()
-OK = HELLO.replace(b"window=4", b"ok")
+HELLO = client_greeting(4, DEFAULT_MAX_FRAME)
+OK = server_greeting(DEFAULT_MAX_FRAME)
 
 
 @pytest.fixture
@@ -270,7 +276,7 @@ WRONG = {
     "no greeting": ([b"GET / HTTP/1.1\r\n\r\n"], "is no batchstream.remote"),
     "no end": ([b"x" * 2000], "is no batchstream.remote"),
     "another protocol": ([b"batchstream-remote 99 0.1 window=4\n"], "the versions differ"),
-    "no window": ([HELLO.replace(b"4", b"none")], "says its window"),
+    "no window": ([HELLO.replace(b"window=4", b"window=none")], "says its window"),
     "too large": ([HELLO, b"\xff\xff\xff\xff"], "more than 67108864 (max_frame)"),
     "no record": ([HELLO, struct.pack("!I", 3) + b"abc"], "that are no record"),
     "another kind": ([HELLO, frame((11, 1, b""))], "of the kind 11"),
@@ -347,8 +353,11 @@ def fake_server(path):
     [
         (b"HTTP/1.1 400 Bad Request\r\n", r"is no batchstream\.remote"),
         (b"batchstream-remote 99 7.5 ok\n", r"has batchstream 7\.5 with protocol 99"),
-        (b"batchstream-remote 1 0.0.1 ok\n", r"has batchstream 0\.0\.1 with protocol 1"),
-        (OK.replace(b"ok", b"refused: not today"), "refused: not today"),
+        (
+            f"batchstream-remote {PROTOCOL} 0.0.1 ok\n".encode(),
+            rf"has batchstream 0\.0\.1 with protocol {PROTOCOL}",
+        ),
+        (greeting("refused: not today"), "refused: not today"),
         (OK + b"more", "more than its greeting"),
         (b"", "closed the connection without an answer"),
         (b"x" * 600, r"is no batchstream\.remote"),
