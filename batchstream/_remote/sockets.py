@@ -38,8 +38,11 @@ if TYPE_CHECKING:
 
     from batchstream._remote.protocol import Greeting
 
-_LONGEST_PATH: Final = 103
-"""How many bytes the path of a socket may have on every system."""
+_AT_FIRST: Final = "~"
+"""What the name of a socket's file ends with before its server is ready."""
+
+_LONGEST_PATH: Final = 103 - len(_AT_FIRST)
+"""How many bytes the path of a socket may have on every system, as its name at first has more."""
 
 _BACKLOG: Final = 1024
 
@@ -67,6 +70,11 @@ def check_address(address: object) -> str:
         raise ValueError(
             f"address takes the path of a socket, whose file has permissions, got {address!r}"
         )
+    if "://" in path:
+        raise ValueError(
+            f"address takes the path of a socket alone, such as '/run/app/model.sock', and no URL, "
+            f"got {address!r}: there is no form for TCP"
+        )
     # Absolute: the process may change its folder before it connects.
     absolute = str(Path(path).absolute())
     if len(os.fsencode(absolute)) > _LONGEST_PATH:
@@ -85,8 +93,9 @@ def listen(path: str, mode: int) -> socket.socket:
         OSError: Another server listens there, or the folder cannot be written to.
     """
     with _folder_locked(path):
+        own = f"{path}{_AT_FIRST}"
         _check_free(path)
-        own = f"{path}.{os.getpid()}"
+        _check_free(own)
         listening = socket.socket(socket.AF_UNIX)
         try:
             with suppress(FileNotFoundError):
@@ -151,6 +160,20 @@ def identity_of(path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def drop_copy(descriptor: int) -> None:
+    """Let this process, a forked child, have no copy of a socket of its parent.
+
+    The number stays taken: objects that still have it may close it later.
+    """
+    if descriptor < 0:  # it was closed before
+        return
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        os.dup2(null, descriptor, inheritable=False)
+    finally:
+        os.close(null)
+
+
 def peer_of(connection: socket.socket) -> tuple[int, int] | None:
     """Return the process and the user at the other end; None where the system does not say."""
     option = getattr(socket, "SO_PEERCRED", None)
@@ -208,9 +231,16 @@ def open_connection(
         connection.close()
         if not isinstance(error, OSError | ProtocolError):
             raise
-        said = f"it did not answer within {seconds:g} seconds"
-        if not isinstance(error, TimeoutError):
-            said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        if isinstance(error, TimeoutError):
+            said = f"it did not answer within {seconds:g} seconds"
+        elif isinstance(error, OSError):
+            said = error.strerror or str(error)
+        else:
+            said = str(error)
+        if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+            said += (
+                ": no server listens there, so start the process that calls serve with this path"
+            )
         raise ConnectionLostError(
             f"cannot connect to the model's process at {path!r}: {said}"
         ) from error

@@ -320,6 +320,26 @@ def test_an_output_that_cannot_be_unpickled_fails_its_stream_alone(path):
         until(lambda: not batcher.statistics().live)
 
 
+@pytest.mark.rule(13)
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_a_request_whose_output_cannot_be_unpickled_leaves_the_model(path, is_alone):
+    engine = Waiting()
+    with served(path, engine) as (_, other):
+        others = [] if is_alone else [other.stream("good")]
+        bad = other.stream("bad")
+        assert {taken(engine.added) for _ in [bad, *others]} == {"bad", "good"} - {
+            "good" if is_alone else ""
+        }
+        slots = {request: slot for slot, request in engine.requests.items()}
+        engine.give({slots["bad"]: Unreadable()})
+        with pytest.raises(SourceError, match="output cannot be unpickled"):
+            next(bad)
+        assert taken(engine.removed) == "bad"
+        for stream in others:
+            engine.give({slots["good"]: Last("x")})
+            assert list(stream) == ["x"]
+
+
 def test_info_that_cannot_be_pickled_or_unpickled_fails_its_stream_alone(path):
     with served(path, Making) as (_, other):
         with pytest.raises(SourceError, match="info of a stream's end cannot be pickled"):
@@ -725,7 +745,11 @@ def test_an_idle_client_keeps_no_output_alive(path):
 def test_a_client_without_a_server_is_refused_at_once_and_asks_again_with_the_next_request(path):
     with connect(path) as other:
         for _ in range(2):
-            with pytest.raises(ConnectionLostError, match=r"No such file"):
+            with pytest.raises(
+                ConnectionLostError,
+                match=r"No such file or directory: no server listens there, so start the process "
+                r"that calls serve with this path",
+            ):
                 list(other.stream("a"))
         with ContinuousBatcher(Model, max_batch_size=1) as batcher, serving(batcher, path):
             assert list(other.stream("a")) == ["a"]
@@ -733,6 +757,16 @@ def test_a_client_without_a_server_is_refused_at_once_and_asks_again_with_the_ne
             list(other.stream("a"))
         with ContinuousBatcher(Model, max_batch_size=1) as batcher, serving(batcher, path):
             assert list(other.stream("a")) == ["a"]  # no request is lost on the connection that was
+
+
+def test_a_socket_that_was_left_over_is_no_server(path):
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(path)
+    with (
+        connect(path) as other,
+        pytest.raises(ConnectionLostError, match=r"refused: no server listens there, so start"),
+    ):
+        list(other.stream("a"))
 
 
 def test_a_server_that_was_replaced_in_a_pause_costs_no_request(path):

@@ -89,6 +89,35 @@ def test_a_server_that_lives_is_not_displaced(path, batcher):
         assert os.listdir(Path(path).parent) == ["model.sock"]  # noqa: PTH208
 
 
+def test_a_path_may_be_as_long_as_it_is_said_to_be(tmp_path, batcher):
+    name = "x" * (sockets._LONGEST_PATH - len(os.fsencode(tmp_path / "")) - 1)
+    path = str(tmp_path / name)
+    assert len(path) == sockets._LONGEST_PATH
+    with serving(batcher, path), connect(path) as other:
+        assert list(other.stream("ab")) == ["a", "b"]
+    for end in (connect, lambda address: serving(batcher, address)):
+        with pytest.raises(ValueError, match=f"at most {sockets._LONGEST_PATH} bytes"):
+            end(path + "x")
+
+
+def test_a_server_that_starts_takes_the_place_of_no_other_at_the_name_that_it_has_first(
+    path, batcher
+):
+    at_first = Path(f"{path}~")
+    with serving(batcher, at_first), connect(at_first) as other:
+        with pytest.raises(OSError, match=r"another server listens.*~"), serving(batcher, path):
+            pass
+        assert list(other.stream("ab")) == ["a", "b"]
+    at_first.touch()
+    with pytest.raises(FileExistsError, match=r"no socket.*~"), serving(batcher, path):
+        pass
+    at_first.unlink()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(at_first))
+    with serving(batcher, path):
+        assert not at_first.exists()
+
+
 def test_of_two_servers_that_start_at_once_one_listens(path, batcher):
     left = socket.socket(socket.AF_UNIX)
     left.bind(path)
@@ -149,7 +178,9 @@ def test_a_server_can_be_entered_once(path, batcher):
         (b"model.sock", TypeError, "path of a socket"),
         ("", ValueError, "path of a socket"),
         ("\0abstract", ValueError, "whose file has permissions"),
-        ("/tmp/" + "x" * 100, ValueError, "at most 103 bytes"),  # noqa: S108
+        ("/tmp/" + "x" * 100, ValueError, "at most 102 bytes"),  # noqa: S108
+        ("tcp://127.0.0.1:80", ValueError, "no URL, .*: there is no form for TCP"),
+        ("unix:///run/app/model.sock", ValueError, "a socket alone, such as '/run/app/model.sock'"),
     ],
 )
 def test_an_address_that_cannot_be_is_refused(batcher, address, error, text):
@@ -301,6 +332,35 @@ def test_a_peer_that_breaks_the_protocol_is_cut_off_and_the_server_goes_on(
         assert text in answer or pieces[0].startswith(HELLO)
         assert list(stream) == ["b", "c"]
         assert list(other.stream("d")) == ["d"]
+
+
+def refusals(caplog):
+    """Return what the log says about connections that were ended."""
+    kinds = [(record.kind, record.getMessage()) for record in caplog.records]
+    return [text for kind, text in kinds if kind == "remote_refused"]
+
+
+def test_the_log_has_a_line_for_a_client_that_is_refused_with_each_request(path, batcher, caplog):
+    with serving(batcher, path):
+        for _ in range(3):
+            assert "the versions differ" in talk(path, b"batchstream-remote 99 0.1 x\n")
+        assert "is no batchstream.remote" in talk(path, b"GET / HTTP/1.1\r\n\r\n")
+    different, none = refusals(caplog)
+    assert "the versions differ" in different
+    assert "is no batchstream.remote" in none
+
+
+def test_a_server_remembers_so_many_lines_about_clients_and_no_more(
+    path, batcher, caplog, monkeypatch
+):
+    monkeypatch.setattr(session, "_MOST_REMEMBERED", 2)
+    with serving(batcher, path) as server:
+        for number in (91, 92, 91, 93, 91):
+            talk(path, f"batchstream-remote {number} 0.1 x\n".encode())
+            assert len(server._listener._refused) <= 2
+    assert re.findall(r"0\.1 with protocol (\d+)", " ".join(refusals(caplog))) == [
+        *("91", "92", "93", "91"),
+    ]
 
 
 def test_a_submission_that_cannot_be_read_fails_alone(path, batcher):
