@@ -321,23 +321,22 @@ def test_an_output_that_cannot_be_unpickled_fails_its_stream_alone(path):
 
 
 @pytest.mark.rule(13)
-@pytest.mark.parametrize("is_alone", [True, False])
-def test_a_request_whose_output_cannot_be_unpickled_leaves_the_model(path, is_alone):
+@pytest.mark.parametrize("others", [[], ["good"]])
+def test_a_request_whose_output_cannot_be_unpickled_leaves_the_model(path, others):
     engine = Waiting()
-    with served(path, engine) as (_, other):
-        others = [] if is_alone else [other.stream("good")]
-        bad = other.stream("bad")
-        assert {taken(engine.added) for _ in [bad, *others]} == {"bad", "good"} - {
-            "good" if is_alone else ""
-        }
+    with served(path, engine) as (batcher, other):
+        bad, *good = map(other.stream, ["bad", *others])
+        assert {taken(engine.added) for _ in [bad, *good]} == {"bad", *others}
         slots = {request: slot for slot, request in engine.requests.items()}
         engine.give({slots["bad"]: Unreadable()})
         with pytest.raises(SourceError, match="output cannot be unpickled"):
             next(bad)
         assert taken(engine.removed) == "bad"
-        for stream in others:
+        for stream in good:
             engine.give({slots["good"]: Last("x")})
             assert list(stream) == ["x"]
+        until(lambda: not batcher.statistics().live)
+        assert set(batcher.statistics().finished) <= {"cancelled", "eos"}  # no step waited in vain
 
 
 def test_info_that_cannot_be_pickled_or_unpickled_fails_its_stream_alone(path):

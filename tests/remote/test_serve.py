@@ -59,7 +59,7 @@ def serve_while(batcher, path, act, **options):
             assert has_ended.wait(TIMEOUT), "the server goes on"
         finally:
             for _ in range(2):  # nothing is left running if it has failed
-                if not has_ended.is_set():
+                if not has_ended.wait(TIMEOUT):  # a signal behind its end would end this process
                     ask_to_end()
 
     with ThreadPoolExecutor(1) as pool:
