@@ -779,7 +779,7 @@ MUTANTS = [
     ),
     Mutant(
         "a forked child keeps the connections of its parent",
-        "        drop_copy(self._transport.get_extra_info(\"socket\").fileno())\n",
+        '        drop_copy(self._transport.get_extra_info("socket").fileno())\n',
         "",
         ("test_serve.py",),
     ),
