@@ -25,7 +25,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from batchstream._core.errors import SourceError
+from batchstream._core.errors import RequestError, SourceError
 from batchstream._core.markers import End, Fail, Many
 from batchstream._pumps.process import forkable
 from batchstream._remote.errors import ConnectionLostError, ProtocolError
@@ -46,12 +46,14 @@ from batchstream._remote.protocol import (
     Incoming,
     Outgoing,
     counted,
+    is_too_large,
 )
 
 if TYPE_CHECKING:
     from batchstream._handoff.buffer import Buffer
     from batchstream._remote.link_options import LinkOptions
     from batchstream._remote.protocol import Record
+    from batchstream._remote.sockets import Connection
 
 _RECEIVED_AT_ONCE: Final = 2**18
 _SECONDS_FOR_LAST_RECORDS: Final = 1.0
@@ -126,10 +128,11 @@ class Link:
             raise
         forkable.add(self)
 
-    def _open(self, connection: socket.socket) -> None:
-        self._connection = connection
+    def _open(self, opened: Connection) -> None:
+        self._connection = connection = opened.socket
+        self._max_frame = opened.max_frame
         self._incoming = Incoming(FROM_SERVER, self._options.max_frame)
-        self._outgoing = Outgoing(self._options.max_frame)
+        self._outgoing = Outgoing(self._max_frame)
         self._unsent = memoryview(b"")
         self._poll = select.poll()
         self._poll.register(self._bell, select.POLLIN)
@@ -173,12 +176,13 @@ class Link:
         """
         if self._joining and not self._by_slot:
             self._revive()
-        self._submit()
+        refused = self._submit()
         self._acknowledge()
         try:
             self._send()
-            self._wait()
-            return self._read(self._receive())
+            if not refused:
+                self._wait()
+            return self._read(self._receive()) | refused
         except (OSError, ProtocolError) as error:
             raise ConnectionLostError(
                 f"the connection to the model's process at {self._options.path!r} was lost: {error}"
@@ -201,17 +205,27 @@ class Link:
 
     # ---- to the server
 
-    def _submit(self) -> None:
+    def _submit(self) -> dict[int, Any]:
+        """Let requests be sent, and return what becomes of those that are too large for the model.
+
+        How large that is, this end may know only now: it has connected with these requests.
+        """
         buffers: list[Any] = self._options.fanout.buffers
+        refused: dict[int, Any] = {}
         for slot, content in self._joining:
             request = buffers[slot]
+            payload = submission(_terms_of(request), content)
+            if is_too_large(payload, self._max_frame):
+                refused[slot] = Fail(_too_large(content, self._max_frame))
+                continue
             self._numbers += 1
             sent = _Sent(
                 self, self._numbers, slot, request, is_unbounded=request.on_end is not None
             )
             self._by_slot[slot] = self._by_number[sent.number] = sent
-            self._outgoing.add(SUBMIT, sent.number, submission(_terms_of(request), content))
+            self._outgoing.add(SUBMIT, sent.number, payload)
         self._joining.clear()
+        return refused
 
     def _acknowledge(self) -> None:
         """Acknowledge what consumers have taken, where it is enough, and ask others to call."""
@@ -258,9 +272,9 @@ class Link:
             return
         except (OSError, ProtocolError):
             pass
-        connection = self._options.connect()
+        opened = self._options.connect()
         self._connection.close()
-        self._open(connection)
+        self._open(opened)
 
     # ---- from the server
 
@@ -325,6 +339,13 @@ class Link:
         if given != sent.received:  # a decoder has made others of them
             self._options.fanout.core._go_on(sent.slot, given - sent.received)  # noqa: SLF001 - made for this
         return end
+
+
+def _too_large(content: bytes, max_frame: int) -> RequestError:
+    return RequestError(
+        f"the request has {len(content)} bytes as it is pickled, and with how it is submitted more "
+        f"than {max_frame} (max_frame of the model's process)"
+    )
 
 
 def _terms_of(request: Any) -> Terms:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from batchstream._remote.sockets import open_connection
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Collection
 
     from batchstream._pumps.fanout import Fanout
+    from batchstream._remote.sockets import Connection
 
 
 class LinkOptions:
@@ -53,10 +53,12 @@ class LinkOptions:
         assert fanout is not None  # noqa: S101 - a step has streams
         return fanout
 
-    def connect(self) -> socket.socket:
+    def connect(self) -> Connection:
         """Connect.
 
         Raises:
             ConnectionLostError: It could not be.
         """
-        return open_connection(self.path, self.window, self.connect_timeout, self.trusted_users)
+        return open_connection(
+            self.path, self.window, self.max_frame, self.connect_timeout, self.trusted_users
+        )

@@ -5,8 +5,9 @@ Theory of operation
 
 Each end begins with one line of text: the name of the protocol, its version, the version of
 batchstream and what else the end has to say. The client says its window, and the server whether
-the client may go on. So two versions that cannot talk with each other find that out, whatever a
-later version makes of the rest; and so does a program that is no peer at all.
+the client may go on; both say how large a frame they take, and neither sends a larger one. So two
+versions that cannot talk with each other find that out, whatever a later version makes of the rest;
+and so does a program that is no peer at all.
 
 Behind its line an end sends frames. A frame is a length and as many bytes of records; a record has
 a kind, the number of a request, and a payload. A step makes many records, and one frame, for all
@@ -36,7 +37,7 @@ from typing import Final, NamedTuple
 import batchstream
 from batchstream._remote.errors import ProtocolError
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """The version of what is described above. Ends with different ones refuse each other."""
 
 MAX_LINE: Final = 512
@@ -45,6 +46,7 @@ MAX_LINE: Final = 512
 DEFAULT_MAX_FRAME: Final = 64 * 2**20
 """How many bytes a frame may have, and so a request or an output that is pickled."""
 
+LEAST_IN_FRAME: Final = 1024
 MOST_IN_FRAME: Final = 2**32 - 1
 
 NAME: Final = "batchstream-remote"
@@ -58,6 +60,8 @@ _LENGTH: Final = Struct("!I")
 _RECORD: Final = Struct("!BQI")
 _COUNT: Final = Struct("!I")
 _GREETING: Final = re.compile(rf"{NAME} ([0-9]{{1,9}}) (\S{{1,100}}) (.*)")
+_FROM_CLIENT: Final = re.compile(r"window=([1-9][0-9]{0,8}) max_frame=([1-9][0-9]{3,9})")
+_FROM_SERVER: Final = re.compile(r"ok max_frame=([1-9][0-9]{3,9})")
 
 
 class Record(NamedTuple):
@@ -127,15 +131,39 @@ def read_greeting(line: bytes) -> Greeting:
     return Greeting(int(match[1]), match[2], match[3])
 
 
-def window_of(rest: str) -> int:
-    """Return the window that a client's greeting says.
+def client_greeting(window: int, max_frame: int) -> bytes:
+    """Return the line of a client."""
+    return greeting(f"window={window} max_frame={max_frame}")
+
+
+def read_client_greeting(rest: str) -> tuple[int, int]:
+    """Return the window that a client's greeting says, and how large a frame it takes.
 
     Raises:
-        ProtocolError: It says none.
+        ProtocolError: It does not say them.
     """
-    match = re.fullmatch(r"window=([1-9][0-9]{0,8})", rest)
+    match = _FROM_CLIENT.fullmatch(rest)
     if match is None:
-        raise ProtocolError(f"the greeting of a client says its window, got {rest[:80]!r}")
+        raise ProtocolError(
+            f"the greeting of a client says its window and max_frame, got {rest[:80]!r}"
+        )
+    return int(match[1]), int(match[2])
+
+
+def server_greeting(max_frame: int) -> bytes:
+    """Return the line of a server that lets the client go on."""
+    return greeting(f"ok max_frame={max_frame}")
+
+
+def read_server_greeting(rest: str) -> int:
+    """Return how large a frame a server takes.
+
+    Raises:
+        ProtocolError: It refuses the client, and says why.
+    """
+    match = _FROM_SERVER.fullmatch(rest)
+    if match is None:
+        raise ProtocolError(rest)
     return int(match[1])
 
 

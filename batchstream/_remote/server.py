@@ -14,21 +14,26 @@ from batchstream._batching.batcher import Batcher
 from batchstream._batching.life import check_drain
 from batchstream._core.arguments import check_count
 from batchstream._core.errors import type_name
+from batchstream._pumps.process import forkable
 from batchstream._pumps.worker_thread import WorkerThread
-from batchstream._remote.protocol import DEFAULT_MAX_FRAME, MOST_IN_FRAME
+from batchstream._remote.protocol import DEFAULT_MAX_FRAME, LEAST_IN_FRAME, MOST_IN_FRAME
 from batchstream._remote.session import Session, _log
-from batchstream._remote.sockets import check_address, identity_of, listen, remove
+from batchstream._remote.sockets import check_address, drop_copy, identity_of, listen, remove
 
 if TYPE_CHECKING:
     import os
+    import socket
     from collections.abc import Callable, Collection
     from types import TracebackType
 
 _ALL_PERMISSIONS: Final = 0o777
 
-# For what has ended at the model, and what clients have still to take of it.
 _SECONDS_FOR_LAST_OUTPUTS: Final = 5.0
+"""For what has ended at the model, and what clients have still to take of it, if the drain leaves
+less; see docs/remote.md."""
+
 _SECONDS_FOR_LAST_RECORDS: Final = 1.0
+"""For what is on its way to clients, if the drain leaves less."""
 
 
 def check_users(users: Collection[int]) -> frozenset[int]:
@@ -49,7 +54,7 @@ def check_max_frame(max_frame: object) -> int:
         TypeError: It is no whole number.
         ValueError: It is too small or too large.
     """
-    count = check_count("max_frame", max_frame, at_least=1024)
+    count = check_count("max_frame", max_frame, at_least=LEAST_IN_FRAME)
     if count > MOST_IN_FRAME:
         raise ValueError(f"max_frame must be at most {MOST_IN_FRAME} bytes, got {max_frame!r}")
     return count
@@ -92,6 +97,8 @@ class _Listener:
         self._trusted_users = check_users(trusted_users)
         self._sessions: set[Session] = set()
         self._changed = asyncio.Event()  # a session has no request any more, or has ended
+        self._refused: set[str] = set()
+        self._listening: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._identity = (0, 0)
 
@@ -101,7 +108,8 @@ class _Listener:
         Raises:
             OSError: See `listen`.
         """
-        listening = listen(self._path, self._mode)
+        self._listening = listening = listen(self._path, self._mode)
+        forkable.add(self)
         self._identity = identity_of(self._path)
         try:
             loop = asyncio.get_running_loop()
@@ -119,29 +127,39 @@ class _Listener:
             self._changed,
             max_frame=self._max_frame,
             trusted_users=self._trusted_users,
+            refused=self._refused,
         )
+
+    def after_fork(self) -> None:
+        """Drop the copy that a forked child has: the path is free when this process has ended."""
+        if self._listening is not None:
+            drop_copy(self._listening.fileno())
+        self._server = None  # the file is the parent's
 
     def stop_listening(self) -> None:
         """Let no other process connect."""
         if self._server is not None:
             remove(self._path, self._identity)
             self._server.close()
-            self._server = None
+            self._server = self._listening = None
 
     async def end(self, drain: float | None, by: str) -> None:
         """Accept no request, let open requests end for so many seconds, and disconnect."""
         self.stop_listening()
         reason = f"the server of the model at {self._path!r} ends, as asked for by {by}"
+        time, left = asyncio.get_running_loop().time, _SECONDS_FOR_LAST_RECORDS
         try:
+            until = time() + (drain or 0.0)
             for session in self._sessions:
                 session.refusal = reason
             await self._wait_until(lambda: not any(it.live for it in self._sessions), drain or 0.0)
+            left = max(left, until - time())
         finally:
             for session in list(self._sessions):
                 session.fail_all(reason)
                 session.close()
             try:
-                await self._wait_until(lambda: not self._sessions, _SECONDS_FOR_LAST_RECORDS)
+                await self._wait_until(lambda: not self._sessions, left)
             finally:
                 for session in list(self._sessions):
                     session.abort()
@@ -162,10 +180,12 @@ async def aserve(
     mode: int = 0o600,
     max_frame: int = DEFAULT_MAX_FRAME,
     trusted_users: Collection[int] = (),
+    drain: float | None = None,
 ) -> None:
     """Serve a batcher to other processes, in an event loop of asyncio, until this is cancelled.
 
-    Then all requests fail, and the connections end. The batcher stays open: it is the caller's.
+    Then it lets no other process connect, lets requests end if there is a drain, and ends the
+    connections. The batcher stays open: it is the caller's.
 
     Args:
         batcher: What serves the requests.
@@ -173,16 +193,20 @@ async def aserve(
         mode: The permissions of the socket's file.
         max_frame: How many bytes a request or an output may have as it is pickled.
         trusted_users: Numbers of users that clients may run as, besides this process's own.
+        drain: For how many seconds to let requests end, and clients take their outputs, once this
+            is cancelled; no other request is accepted meanwhile. None ends them at once.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
         FileExistsError: What is at the path is no socket.
         OSError: Another server listens at the path, or the system refuses the socket.
 
-    Blocking: never; it waits until it is cancelled.
-    Cancellation: all requests of other processes fail with `ClosedError`.
+    Blocking: never; it waits until it is cancelled, and until the drain is over.
+    Cancellation: requests of other processes that the drain does not let end fail with
+        `ClosedError`. A second one breaks off the drain.
     Threads: one event loop of asyncio.
     """
+    seconds = check_drain(drain)
     listener = _Listener(
         batcher, address, mode=mode, max_frame=max_frame, trusted_users=trusted_users
     )
@@ -190,7 +214,7 @@ async def aserve(
     try:
         await asyncio.Event().wait()
     finally:
-        await listener.end(None, "the end of aserve")
+        await listener.end(seconds, "the end of aserve")
 
 
 def serve(
@@ -219,7 +243,9 @@ def serve(
         max_frame: How many bytes a request or an output may have as it is pickled.
         trusted_users: Numbers of users that clients may run as, besides this process's own and
             root, on a system that says which user that is.
-        drain: For how many seconds to let requests end; None for the `drain` of the batcher.
+        drain: For how many seconds to let requests end, and clients take their outputs; None for
+            the `drain` of the batcher. Clients have at least 5 seconds for outputs of requests that
+            have ended at the model, and a second signal ends these, too.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or cannot work.
@@ -262,24 +288,30 @@ async def _serve_until_signal(
 
     signals = signal.SIGTERM, signal.SIGINT
     async with batcher:
-        await listener.begin()
         try:
             for each in signals:
                 loop.add_signal_handler(each, note, each.name)
+            await listener.begin()
             await first.wait()
             listener.stop_listening()
-            closing.append(loop.create_task(_close(batcher, drain)))
+            closing.append(loop.create_task(_drain(batcher, listener, drain, come[0])))
             with suppress(asyncio.CancelledError):
                 await closing[0]
         finally:
             for each in signals:
                 loop.remove_signal_handler(each)
-            await listener.end(_SECONDS_FOR_LAST_OUTPUTS, come[0] if come else "an error")
+            await listener.end(None, come[0] if come else "an error")
 
 
-async def _close(batcher: Batcher[Any, Any], drain: float | None) -> None:
+async def _drain(
+    batcher: Batcher[Any, Any], listener: _Listener, drain: float | None, by: str
+) -> None:
+    """Let requests end, let clients take their outputs for the rest of the time, and disconnect."""
     seconds = batcher._dispatcher.options.drain if drain is None else drain  # noqa: SLF001 - its own
+    time = asyncio.get_running_loop().time
+    until = time() + (seconds or 0.0)
     await batcher.aclose(drain=seconds)
+    await listener.end(max(until - time(), _SECONDS_FOR_LAST_OUTPUTS), by)
 
 
 class serving:  # noqa: N801 - it is used as a function is, in a `with` statement

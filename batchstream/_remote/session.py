@@ -10,6 +10,9 @@ one call. Where the window leaves nothing the task does not read, and the batche
 decides what becomes of the stream.
 
 A connection that ends cancels its requests, and so does a client that breaks the protocol.
+
+A forked child drops its copies of the connections, so that they end with this process's own. One
+that the event loop has just accepted, and that has no session yet, is a copy that stays.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from batchstream._core.errors import (
     error_text,
     report_unraisable,
 )
+from batchstream._pumps.process import forkable
 from batchstream._remote.errors import ProtocolError
 from batchstream._remote.payloads import (
     pickled_end,
@@ -46,10 +50,11 @@ from batchstream._remote.protocol import (
     count_in,
     greeting,
     is_too_large,
+    read_client_greeting,
     read_greeting,
-    window_of,
+    server_greeting,
 )
-from batchstream._remote.sockets import peer_of, refusal_of
+from batchstream._remote.sockets import drop_copy, peer_of, refusal_of
 
 if TYPE_CHECKING:
     from collections import deque
@@ -63,6 +68,9 @@ if TYPE_CHECKING:
 
 GREETING_SECONDS: Final = 10.0
 """For how long a client may take to say what it is."""
+
+_MOST_REMEMBERED: Final = 1000
+"""How many lines of the log about processes that were refused are remembered."""
 
 
 class _Served:
@@ -118,8 +126,9 @@ class Session(asyncio.Protocol):
         batcher: What serves the requests.
         sessions: All connections of the server.
         changed: Set when this one has no request any more, or has ended.
-        max_frame: How many bytes a frame may have.
+        max_frame: How many bytes a frame may have; what is sent has no more than the client takes.
         trusted_users: Users that the client may run as, besides this process's own and root.
+        refused: Why processes were refused, as the log has it; added to.
 
     Attributes:
         refusal: Why no request is accepted any more, of a server that ends.
@@ -133,12 +142,14 @@ class Session(asyncio.Protocol):
         *,
         max_frame: int,
         trusted_users: Collection[int],
+        refused: set[str],
     ) -> None:
         self._batcher = batcher
         self._sessions = sessions
         self._changed = changed
         self._max_frame = max_frame
         self._trusted_users = trusted_users
+        self._refused = refused
         self._incoming = Incoming(FROM_CLIENT, max_frame)
         self._outgoing = Outgoing(max_frame)
         self._flushes = False  # whether what is queued will be written in a moment
@@ -159,6 +170,7 @@ class Session(asyncio.Protocol):
         if peer is not None:
             self._name = f"process {peer[0]}"
         self._sessions.add(self)
+        forkable.add(self)
         if (refusal := refusal_of(peer, self._trusted_users)) is not None:
             self._refuse(refusal)
 
@@ -182,12 +194,17 @@ class Session(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Cancel all requests: the client has gone."""
         del error
+        forkable.discard(self)
         self._timer.cancel()
         self._sessions.discard(self)
         for served in list(self._served.values()):
             served.leave()
         self._served.clear()
         self._changed.set()
+
+    def after_fork(self) -> None:
+        """Drop the copy that a forked child has: the connection ends with this process's own."""
+        drop_copy(self._transport.get_extra_info("socket").fileno())
 
     # ---- from the server
 
@@ -223,21 +240,24 @@ class Session(asyncio.Protocol):
         said = read_greeting(line)
         if (difference := said.difference(self._name)) is not None:
             raise ProtocolError(difference)
-        self._window = window_of(said.rest)
+        self._window, taken = read_client_greeting(said.rest)
         self._timer.cancel()
-        self._transport.write(greeting("ok"))
+        self._transport.write(server_greeting(self._max_frame))
+        self._max_frame = min(self._max_frame, taken)
+        self._outgoing = Outgoing(self._max_frame)
         _log(logging.INFO, "remote_connected", f"{self._name} has connected")
 
     def _has_not_greeted(self) -> None:
         self._refuse(f"the client has sent no greeting within {GREETING_SECONDS:g} seconds")
 
     def _refuse(self, reason: str) -> None:
-        """End the connection, and say why at both ends."""
-        _log(
-            logging.WARNING,
-            "remote_refused",
-            f"the connection of {self._name} was ended: {reason}",
-        )
+        """End the connection, and say why at both ends: in the log once, as a client asks again."""
+        text = f"the connection of {self._name} was ended: {reason}"
+        if text not in self._refused:
+            if len(self._refused) == _MOST_REMEMBERED:
+                self._refused.clear()
+            self._refused.add(text)
+            _log(logging.WARNING, "remote_refused", text)
         if self._window is None:  # it waits for an answer
             self._transport.write(greeting(f"refused: {reason}"))
         self._transport.close()
@@ -328,7 +348,7 @@ class Session(asyncio.Protocol):
             outputs += take(buffer, served.window - 1)
             served.window -= len(outputs)
             if not served.left:
-                self._put(OUTPUTS, number, pickled_outputs(outputs))
+                self._put_outputs(number, outputs)
         end = stream.end
         if end is None or served.left:
             return
@@ -339,6 +359,21 @@ class Session(asyncio.Protocol):
 
     # ---- to the client
 
+    def _put_outputs(self, number: int, outputs: list[Any]) -> None:
+        """Queue outputs, in as many records as it takes for each to fit into a frame.
+
+        Raises:
+            SourceError: One cannot be pickled, or is too large by itself.
+        """
+        payload = pickled_outputs(outputs)
+        if len(outputs) == 1 or not is_too_large(payload, self._max_frame):
+            self._put(OUTPUTS, number, payload)
+            return
+        del payload  # it may be many times as large as a frame
+        half = len(outputs) // 2
+        self._put_outputs(number, outputs[:half])
+        self._put_outputs(number, outputs[half:])
+
     def _put_raised(self, number: int, error: BaseException) -> None:
         """Let a request end with what was raised for it, be it what a pickle ends threads with."""
         if not isinstance(error, Exception):
@@ -346,9 +381,10 @@ class Session(asyncio.Protocol):
         self._put_error(number, error)
 
     def _put_error(self, number: int, error: BaseException) -> None:
-        payload = pickled_error(error)
-        if is_too_large(payload, self._max_frame):
-            payload = pickled_error(SourceError(error_text(error)[:1000]))
+        payload, length = pickled_error(error), 1000
+        while is_too_large(payload, self._max_frame):
+            payload = pickled_error(SourceError(error_text(error)[:length]))
+            length //= 2
         self._put(ERROR, number, payload)
 
     def _put(self, kind: int, number: int, payload: bytes) -> None:

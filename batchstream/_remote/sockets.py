@@ -23,18 +23,26 @@ import stat
 import struct
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from batchstream._remote.errors import ConnectionLostError, ProtocolError
-from batchstream._remote.protocol import MAX_LINE, greeting, read_greeting
+from batchstream._remote.protocol import (
+    MAX_LINE,
+    client_greeting,
+    read_greeting,
+    read_server_greeting,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from batchstream._remote.protocol import Greeting
 
-_LONGEST_PATH: Final = 103
-"""How many bytes the path of a socket may have on every system."""
+_AT_FIRST: Final = "~"
+"""What the name of a socket's file ends with before its server is ready."""
+
+_LONGEST_PATH: Final = 103 - len(_AT_FIRST)
+"""How many bytes the path of a socket may have on every system, as its name at first has more."""
 
 _BACKLOG: Final = 1024
 
@@ -62,6 +70,11 @@ def check_address(address: object) -> str:
         raise ValueError(
             f"address takes the path of a socket, whose file has permissions, got {address!r}"
         )
+    if "://" in path:
+        raise ValueError(
+            f"address takes the path of a socket alone, such as '/run/app/model.sock', and no URL, "
+            f"got {address!r}: there is no form for TCP"
+        )
     # Absolute: the process may change its folder before it connects.
     absolute = str(Path(path).absolute())
     if len(os.fsencode(absolute)) > _LONGEST_PATH:
@@ -80,8 +93,9 @@ def listen(path: str, mode: int) -> socket.socket:
         OSError: Another server listens there, or the folder cannot be written to.
     """
     with _folder_locked(path):
+        own = f"{path}{_AT_FIRST}"
         _check_free(path)
-        own = f"{path}.{os.getpid()}"
+        _check_free(own)
         listening = socket.socket(socket.AF_UNIX)
         try:
             with suppress(FileNotFoundError):
@@ -146,6 +160,20 @@ def identity_of(path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def drop_copy(descriptor: int) -> None:
+    """Let this process, a forked child, have no copy of a socket of its parent.
+
+    The number stays taken: objects that still have it may close it later.
+    """
+    if descriptor < 0:  # it was closed before
+        return
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        os.dup2(null, descriptor, inheritable=False)
+    finally:
+        os.close(null)
+
+
 def peer_of(connection: socket.socket) -> tuple[int, int] | None:
     """Return the process and the user at the other end; None where the system does not say."""
     option = getattr(socket, "SO_PEERCRED", None)
@@ -166,14 +194,27 @@ def refusal_of(peer: tuple[int, int] | None, trusted: Collection[int]) -> str | 
     )
 
 
+class Connection(NamedTuple):
+    """A connection to a server, once both ends have greeted.
+
+    Attributes:
+        socket: It.
+        max_frame: How many bytes a frame of the client may have, as both ends say.
+    """
+
+    socket: socket.socket
+    max_frame: int
+
+
 def open_connection(
-    path: str, window: int, seconds: float, trusted: Collection[int]
-) -> socket.socket:
-    """Connect to a server, and return the connection once both ends have greeted.
+    path: str, window: int, max_frame: int, seconds: float, trusted: Collection[int]
+) -> Connection:
+    """Connect to a server.
 
     Args:
         path: Where the server listens.
         window: How many outputs of a request it may send without an acknowledgement.
+        max_frame: How many bytes a frame may have.
         seconds: For how long to wait for its greeting.
         trusted: Users that it may run as, besides this process's own and root.
 
@@ -184,23 +225,30 @@ def open_connection(
     try:
         connection.settimeout(seconds)
         connection.connect(path)
-        _greet(connection, window, trusted)
+        taken = _greet(connection, window, max_frame, trusted)
         connection.settimeout(0)
     except BaseException as error:
         connection.close()
         if not isinstance(error, OSError | ProtocolError):
             raise
-        said = f"it did not answer within {seconds:g} seconds"
-        if not isinstance(error, TimeoutError):
-            said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        if isinstance(error, TimeoutError):
+            said = f"it did not answer within {seconds:g} seconds"
+        elif isinstance(error, OSError):
+            said = error.strerror or str(error)
+        else:
+            said = str(error)
+        if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+            said += (
+                ": no server listens there, so start the process that calls serve with this path"
+            )
         raise ConnectionLostError(
             f"cannot connect to the model's process at {path!r}: {said}"
         ) from error
-    return connection
+    return Connection(connection, min(max_frame, taken))
 
 
-def _greet(connection: socket.socket, window: int, trusted: Collection[int]) -> None:
-    """Say what this end is, and hear what the other is.
+def _greet(connection: socket.socket, window: int, max_frame: int, trusted: Collection[int]) -> int:
+    """Say what this end is, hear what the other is, and return how large a frame it takes.
 
     Raises:
         ProtocolError: The server is not trusted, or another one than expected, or it refuses.
@@ -208,12 +256,11 @@ def _greet(connection: socket.socket, window: int, trusted: Collection[int]) -> 
     if (refusal := refusal_of(peer_of(connection), trusted)) is not None:
         raise ProtocolError(refusal)
     with suppress(ConnectionError):  # it may have said why it refuses, and gone
-        connection.sendall(greeting(f"window={window}"))
+        connection.sendall(client_greeting(window, max_frame))
     answer = _answer(connection)
     if (difference := answer.difference("the model's process")) is not None:
         raise ProtocolError(difference)
-    if answer.rest != "ok":
-        raise ProtocolError(answer.rest)
+    return read_server_greeting(answer.rest)
 
 
 def _answer(connection: socket.socket) -> Greeting:

@@ -22,12 +22,15 @@ from batchstream._remote.protocol import (
     Incoming,
     Outgoing,
     Record,
+    client_greeting,
     count_in,
     counted,
     greeting,
     is_too_large,
+    read_client_greeting,
     read_greeting,
-    window_of,
+    read_server_greeting,
+    server_greeting,
 )
 from batchstream.remote import ProtocolError
 
@@ -160,18 +163,26 @@ def test_an_acknowledgement_without_a_count_is_an_error():
 # ---- the greeting
 
 
-@given(window=st.integers(1, 10**9 - 1), places=st.lists(st.integers(0, 600)), rest=st.binary())
-def test_a_greeting_is_read_wherever_it_is_cut_and_records_follow(window, places, rest):
+FRAMES = st.integers(protocol.LEAST_IN_FRAME, protocol.MOST_IN_FRAME)
+
+
+@given(
+    window=st.integers(1, 10**9 - 1),
+    max_frame=FRAMES,
+    places=st.lists(st.integers(0, 600)),
+    rest=st.binary(),
+)
+def test_a_greeting_is_read_wherever_it_is_cut_and_records_follow(window, max_frame, places, rest):
     incoming = Incoming(FROM_SERVER, MAX_FRAME)
     lines = []
-    data = greeting(f"window={window}") + sent([Record(ERROR, 1, rest[:100])], ())
+    data = client_greeting(window, max_frame) + sent([Record(ERROR, 1, rest[:100])], ())
     for piece in cut(data, places):
         incoming.feed(piece)
         if not lines and (line := incoming.take_line()) is not None:
             lines.append(line)
     said = read_greeting(lines[0])
     assert said.difference("the server") is None
-    assert window_of(said.rest) == window
+    assert read_client_greeting(said.rest) == (window, max_frame)
     assert incoming.take_records() == [(ERROR, 1, rest[:100])]
 
 
@@ -197,7 +208,9 @@ def test_a_greeting_is_one_line_that_is_not_too_long():
     assert read_greeting(line[:-1]).rest.startswith("refused: one two")
 
 
-@pytest.mark.parametrize(("protocol_", "version"), [(2, None), (1, "9.9"), (0, "x")])
+@pytest.mark.parametrize(
+    ("protocol_", "version"), [(protocol.PROTOCOL + 1, None), (protocol.PROTOCOL, "9.9"), (0, "x")]
+)
 def test_other_versions_differ_and_the_text_says_both(protocol_, version):
     line = f"batchstream-remote {protocol_} {version or batchstream.__version__} ok"
     difference = read_greeting(line.encode()).difference("the other")
@@ -207,7 +220,27 @@ def test_other_versions_differ_and_the_text_says_both(protocol_, version):
     assert f"with protocol {protocol.PROTOCOL}:" in difference
 
 
-@pytest.mark.parametrize("rest", ["ok", "window=0", "window=-1", "window=x", "window=1 more", ""])
-def test_a_client_that_says_no_window_is_refused(rest):
-    with pytest.raises(ProtocolError, match="says its window"):
-        window_of(rest)
+@pytest.mark.parametrize(
+    "rest",
+    [
+        *("ok max_frame=4096", "window=4", "max_frame=4096", ""),
+        *(f"window={it} max_frame=4096" for it in ("0", "-1", "x", "")),
+        *(f"window=4 max_frame={it}" for it in ("0", "-1", "x", "", "999", "4096 more")),
+    ],
+)
+def test_a_client_that_does_not_say_its_window_and_max_frame_is_refused(rest):
+    with pytest.raises(ProtocolError, match="says its window and max_frame"):
+        read_client_greeting(rest)
+
+
+@given(max_frame=FRAMES)
+def test_a_server_says_how_large_a_frame_it_takes(max_frame):
+    said = read_greeting(server_greeting(max_frame)[:-1])
+    assert read_server_greeting(said.rest) == max_frame
+
+
+@pytest.mark.parametrize("rest", ["refused: not today", "ok", "ok max_frame=x", ""])
+def test_what_else_a_server_says_is_why_it_refuses(rest):
+    with pytest.raises(ProtocolError) as caught:
+        read_server_greeting(rest)
+    assert str(caught.value) == rest

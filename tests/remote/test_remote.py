@@ -328,6 +328,25 @@ def test_an_output_that_cannot_be_unpickled_fails_its_stream_alone(path):
         until(lambda: not batcher.statistics().live)
 
 
+@pytest.mark.rule(13)
+@pytest.mark.parametrize("others", [[], ["good"]])
+def test_a_request_whose_output_cannot_be_unpickled_leaves_the_model(path, others):
+    engine = Waiting()
+    with served(path, engine) as (batcher, other):
+        bad, *good = map(other.stream, ["bad", *others])
+        assert {taken(engine.added) for _ in [bad, *good]} == {"bad", *others}
+        slots = {request: slot for slot, request in engine.requests.items()}
+        engine.give({slots["bad"]: Unreadable()})
+        with pytest.raises(SourceError, match="output cannot be unpickled"):
+            next(bad)
+        assert taken(engine.removed) == "bad"
+        for stream in good:
+            engine.give({slots["good"]: Last("x")})
+            assert list(stream) == ["x"]
+        until(lambda: not batcher.statistics().live)
+        assert set(batcher.statistics().finished) <= {"cancelled", "eos"}  # no step waited in vain
+
+
 def test_info_that_cannot_be_pickled_or_unpickled_fails_its_stream_alone(path):
     with served(path, Making) as (_, other):
         with pytest.raises(SourceError, match="info of a stream's end cannot be pickled"):
@@ -378,6 +397,90 @@ def test_what_is_larger_than_a_frame_fails_alone(path):
         with pytest.raises(SourceError, match="x" * 100):
             list(other.stream("large error"))
         assert list(other.stream([bytes([n]) * 1000 for n in range(3)]))[2] == b"\2" * 1000
+
+
+class ManyAtOnce(Model):
+    """Gives what `large_outputs` makes of a request, in one step."""
+
+    def add(self, slot, request):
+        super().add(slot, [Many(large_outputs(request))])
+
+
+def large_outputs(request):
+    """Return an output for each letter: of 3000 bytes, but of 6000 for an x."""
+    return [letter.encode() * (6000 if letter == "x" else 3000) for letter in request]
+
+
+@pytest.mark.parametrize("request_", ["a", "ab", "abcdefghi"])
+def test_outputs_that_are_too_large_together_are_sent_one_after_another(path, request_):
+    with (
+        ContinuousBatcher(ManyAtOnce, max_batch_size=4) as batcher,
+        serving(batcher, path, max_frame=5000),
+        connect(path, max_frame=5000) as other,
+    ):
+        assert list(other.stream(request_)) == large_outputs(request_)
+
+
+def test_an_output_that_is_too_large_fails_its_stream_behind_those_before_it(path):
+    read = []
+    with (
+        ContinuousBatcher(ManyAtOnce, max_batch_size=4) as batcher,
+        serving(batcher, path, max_frame=5000),
+        connect(path, max_frame=5000) as other,
+    ):
+        with pytest.raises(SourceError, match=r"more than 5000 \(max_frame\)"):
+            read.extend(other.stream("abcxd"))
+        assert read == large_outputs("abc")
+        assert list(other.stream("ab")) == large_outputs("ab")
+
+
+@pytest.mark.parametrize(("taken_there", "taken_here"), [(5000, 10_000), (10_000, 5000)])
+def test_of_two_ends_with_a_different_max_frame_the_smaller_counts(path, taken_there, taken_here):
+    engine = Waiting()
+    with (
+        ContinuousBatcher(engine, max_batch_size=4) as batcher,
+        serving(batcher, path, max_frame=taken_there),
+        connect(path, max_frame=taken_here) as other,
+    ):
+        good = other.stream("good")
+        taken(engine.added)
+        with pytest.raises(RequestError, match=r"more than 5000 \(max_frame"):
+            list(other.stream("x" * 6000))
+        bad = other.stream("bad")
+        taken(engine.added)
+        slots = {request: slot for slot, request in engine.requests.items()}
+        engine.give({slots["bad"]: b"x" * 6000, slots["good"]: "a"})
+        with pytest.raises(SourceError, match=r"more than 5000 \(max_frame\)"):
+            next(bad)
+        assert taken(engine.removed) == "bad"
+        engine.give({slots["good"]: Last("b")})
+        assert list(good) == ["a", "b"]
+        assert batcher.statistics().opened == 2
+
+
+def test_a_request_that_is_too_large_for_the_model_is_refused_with_the_first_step(path):
+    with (
+        ContinuousBatcher(Model, max_batch_size=4) as batcher,
+        serving(batcher, path, max_frame=5000),
+        connect(path) as other,
+    ):
+        with pytest.raises(RequestError, match="max_frame of the model's process"):
+            list(other.stream("x" * 6000))
+        assert list(other.stream("ab")) == ["a", "b"]
+
+
+@pytest.mark.parametrize("letter", ["x", "\N{SNOWMAN}", "\N{GRINNING FACE}"])
+def test_the_text_of_an_error_is_cut_to_the_smallest_frame_that_there_is(path, letter):
+    with (
+        ContinuousBatcher(
+            Model(raises={0: ValueError(letter * 2000)}), max_batch_size=4
+        ) as batcher,
+        serving(batcher, path),
+        connect(path, max_frame=2048) as other,
+    ):
+        with pytest.raises(SourceError, match=f"^{letter * 50}"):
+            list(other.stream("a"))
+        assert list(other.stream("ab")) == ["a", "b"]
 
 
 def test_a_request_id_travels(path, caplog):
@@ -649,7 +752,11 @@ def test_an_idle_client_keeps_no_output_alive(path):
 def test_a_client_without_a_server_is_refused_at_once_and_asks_again_with_the_next_request(path):
     with connect(path) as other:
         for _ in range(2):
-            with pytest.raises(ConnectionLostError, match=r"No such file"):
+            with pytest.raises(
+                ConnectionLostError,
+                match=r"No such file or directory: no server listens there, so start the process "
+                r"that calls serve with this path",
+            ):
                 list(other.stream("a"))
         with ContinuousBatcher(Model, max_batch_size=1) as batcher, serving(batcher, path):
             assert list(other.stream("a")) == ["a"]
@@ -657,6 +764,16 @@ def test_a_client_without_a_server_is_refused_at_once_and_asks_again_with_the_ne
             list(other.stream("a"))
         with ContinuousBatcher(Model, max_batch_size=1) as batcher, serving(batcher, path):
             assert list(other.stream("a")) == ["a"]  # no request is lost on the connection that was
+
+
+def test_a_socket_that_was_left_over_is_no_server(path):
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(path)
+    with (
+        connect(path) as other,
+        pytest.raises(ConnectionLostError, match=r"refused: no server listens there, so start"),
+    ):
+        list(other.stream("a"))
 
 
 def test_a_server_that_was_replaced_in_a_pause_costs_no_request(path):

@@ -13,16 +13,22 @@ from pathlib import Path
 
 import pytest
 
-import batchstream
 from batchstream import ContinuousBatcher
 from batchstream._remote import session, sockets
+from batchstream._remote.protocol import (
+    DEFAULT_MAX_FRAME,
+    PROTOCOL,
+    client_greeting,
+    greeting,
+    server_greeting,
+)
 from batchstream.remote import ConnectionLostError, ProtocolError, connect, serve, serving
 from support.engines import Model
 from support.sources import TIMEOUT
 from support.waiting_engine import until
 
-HELLO = f"batchstream-remote 1 {batchstream.__version__} window=4\n".encode()
-OK = HELLO.replace(b"window=4", b"ok")
+HELLO = client_greeting(4, DEFAULT_MAX_FRAME)
+OK = server_greeting(DEFAULT_MAX_FRAME)
 
 
 @pytest.fixture
@@ -81,6 +87,35 @@ def test_a_server_that_lives_is_not_displaced(path, batcher):
             pass
         assert list(other.stream("ab")) == ["a", "b"]
         assert os.listdir(Path(path).parent) == ["model.sock"]  # noqa: PTH208
+
+
+def test_a_path_may_be_as_long_as_it_is_said_to_be(tmp_path, batcher):
+    name = "x" * (sockets._LONGEST_PATH - len(os.fsencode(tmp_path / "")) - 1)
+    path = str(tmp_path / name)
+    assert len(path) == sockets._LONGEST_PATH
+    with serving(batcher, path), connect(path) as other:
+        assert list(other.stream("ab")) == ["a", "b"]
+    for end in (connect, lambda address: serving(batcher, address)):
+        with pytest.raises(ValueError, match=f"at most {sockets._LONGEST_PATH} bytes"):
+            end(path + "x")
+
+
+def test_a_server_that_starts_takes_the_place_of_no_other_at_the_name_that_it_has_first(
+    path, batcher
+):
+    at_first = Path(f"{path}~")
+    with serving(batcher, at_first), connect(at_first) as other:
+        with pytest.raises(OSError, match=r"another server listens.*~"), serving(batcher, path):
+            pass
+        assert list(other.stream("ab")) == ["a", "b"]
+    at_first.touch()
+    with pytest.raises(FileExistsError, match=r"no socket.*~"), serving(batcher, path):
+        pass
+    at_first.unlink()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(at_first))
+    with serving(batcher, path):
+        assert not at_first.exists()
 
 
 def test_of_two_servers_that_start_at_once_one_listens(path, batcher):
@@ -143,7 +178,9 @@ def test_a_server_can_be_entered_once(path, batcher):
         (b"model.sock", TypeError, "path of a socket"),
         ("", ValueError, "path of a socket"),
         ("\0abstract", ValueError, "whose file has permissions"),
-        ("/tmp/" + "x" * 100, ValueError, "at most 103 bytes"),  # noqa: S108
+        ("/tmp/" + "x" * 100, ValueError, "at most 102 bytes"),  # noqa: S108
+        ("tcp://127.0.0.1:80", ValueError, "no URL, .*: there is no form for TCP"),
+        ("unix:///run/app/model.sock", ValueError, "a socket alone, such as '/run/app/model.sock'"),
     ],
 )
 def test_an_address_that_cannot_be_is_refused(batcher, address, error, text):
@@ -270,7 +307,7 @@ WRONG = {
     "no greeting": ([b"GET / HTTP/1.1\r\n\r\n"], "is no batchstream.remote"),
     "no end": ([b"x" * 2000], "is no batchstream.remote"),
     "another protocol": ([b"batchstream-remote 99 0.1 window=4\n"], "the versions differ"),
-    "no window": ([HELLO.replace(b"4", b"none")], "says its window"),
+    "no window": ([HELLO.replace(b"window=4", b"window=none")], "says its window"),
     "too large": ([HELLO, b"\xff\xff\xff\xff"], "more than 67108864 (max_frame)"),
     "no record": ([HELLO, struct.pack("!I", 3) + b"abc"], "that are no record"),
     "another kind": ([HELLO, frame((11, 1, b""))], "of the kind 11"),
@@ -295,6 +332,35 @@ def test_a_peer_that_breaks_the_protocol_is_cut_off_and_the_server_goes_on(
         assert text in answer or pieces[0].startswith(HELLO)
         assert list(stream) == ["b", "c"]
         assert list(other.stream("d")) == ["d"]
+
+
+def refusals(caplog):
+    """Return what the log says about connections that were ended."""
+    kinds = [(record.kind, record.getMessage()) for record in caplog.records]
+    return [text for kind, text in kinds if kind == "remote_refused"]
+
+
+def test_the_log_has_a_line_for_a_client_that_is_refused_with_each_request(path, batcher, caplog):
+    with serving(batcher, path):
+        for _ in range(3):
+            assert "the versions differ" in talk(path, b"batchstream-remote 99 0.1 x\n")
+        assert "is no batchstream.remote" in talk(path, b"GET / HTTP/1.1\r\n\r\n")
+    different, none = refusals(caplog)
+    assert "the versions differ" in different
+    assert "is no batchstream.remote" in none
+
+
+def test_a_server_remembers_so_many_lines_about_clients_and_no_more(
+    path, batcher, caplog, monkeypatch
+):
+    monkeypatch.setattr(session, "_MOST_REMEMBERED", 2)
+    with serving(batcher, path) as server:
+        for number in (91, 92, 91, 93, 91):
+            talk(path, f"batchstream-remote {number} 0.1 x\n".encode())
+            assert len(server._listener._refused) <= 2
+    assert re.findall(r"0\.1 with protocol (\d+)", " ".join(refusals(caplog))) == [
+        *("91", "92", "93", "91"),
+    ]
 
 
 def test_a_submission_that_cannot_be_read_fails_alone(path, batcher):
@@ -347,8 +413,11 @@ def fake_server(path):
     [
         (b"HTTP/1.1 400 Bad Request\r\n", r"is no batchstream\.remote"),
         (b"batchstream-remote 99 7.5 ok\n", r"has batchstream 7\.5 with protocol 99"),
-        (b"batchstream-remote 1 0.0.1 ok\n", r"has batchstream 0\.0\.1 with protocol 1"),
-        (OK.replace(b"ok", b"refused: not today"), "refused: not today"),
+        (
+            f"batchstream-remote {PROTOCOL} 0.0.1 ok\n".encode(),
+            rf"has batchstream 0\.0\.1 with protocol {PROTOCOL}",
+        ),
+        (greeting("refused: not today"), "refused: not today"),
         (OK + b"more", "more than its greeting"),
         (b"", "closed the connection without an answer"),
         (b"x" * 600, r"is no batchstream\.remote"),

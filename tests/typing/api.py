@@ -1006,4 +1006,4 @@ def other_processes() -> None:
 async def another_process() -> None:
     with connect("model.sock") as far:
         assert_type(await far.acall("a"), Any)
-        await aserve(far, "another.sock")
+        await aserve(far, "another.sock", drain=5.0)
