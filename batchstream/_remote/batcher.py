@@ -13,14 +13,14 @@ from batchstream._batching.engine_dispatcher import engine_dispatcher
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.upstream import RequestUpstream
 from batchstream._core.arguments import check_count, check_seconds
-from batchstream._core.errors import ClosedError, RequestError
+from batchstream._core.errors import ClosedError, OverloadedError, RequestError
 from batchstream._core.rules import EndRules
 from batchstream._remote.link import Link
 from batchstream._remote.link_options import LinkOptions
 from batchstream._remote.payloads import Terms, pickled, submission
 from batchstream._remote.protocol import DEFAULT_MAX_FRAME, is_too_large
 from batchstream._remote.server import check_max_frame, check_users
-from batchstream._remote.sockets import check_address
+from batchstream._remote.sockets import check_address, is_served
 
 if TYPE_CHECKING:
     import os
@@ -46,7 +46,7 @@ class RemoteBatcher(Batcher[RequestT, T]):
     of this process; the model's are about the requests of all processes.
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "_links")
 
     def __init__(
         self,
@@ -83,9 +83,23 @@ class RemoteBatcher(Batcher[RequestT, T]):
             runs=RemoteBatcher,
             drain=drain,
             prepare=partial(_prepared, max_frame=most),
+            overloaded=_overloaded,
         )
         self._dispatcher = engine_dispatcher(options, Engine(lambda: Link(links)), links.show)
         self._upstream = RequestUpstream(self._dispatcher)
+        self._links = links
+
+    @property
+    def ready(self) -> bool:
+        """Whether to send it requests: it accepts them, and a model listens at the address.
+
+        The system is asked each time, by a connection that is closed at once. A model that drains
+        does not listen any more; as soon as another does, this is True again.
+
+        Blocking: never; the model's process need not answer.
+        Threads: any.
+        """
+        return super().ready and is_served(self._links.path, self._links.trusted_users)
 
     def call(
         self,
@@ -189,6 +203,19 @@ def _only(outputs: list[T], *, cancelled: bool) -> T:
     raise TypeError(
         f"call and acall are for a model with one result for each request (single=True), and this "
         f"one has given {how_many}: use stream or astream"
+    )
+
+
+def _overloaded(error: OverloadedError) -> OverloadedError:
+    """Return the error of a request for which this process has no room."""
+    return OverloadedError(
+        f"the model has as many requests of this process as it may, {error.pending} more are "
+        f"waiting here, and no more than {error.max_pending} may (max_requests): submit the "
+        f"request again when some have ended",
+        pending=error.pending,
+        max_pending=error.max_pending,
+        reason=error.reason,
+        retry_after=error.retry_after,
     )
 
 

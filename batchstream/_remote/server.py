@@ -94,6 +94,7 @@ class _Listener:
         self._changed = asyncio.Event()  # a session has no request any more, or has ended
         self._server: asyncio.Server | None = None
         self._identity = (0, 0)
+        self._refusal: str | None = None  # once it does not listen any more
 
     async def begin(self) -> None:
         """Listen.
@@ -113,28 +114,34 @@ class _Listener:
         _log(logging.INFO, "remote_serves", f"{self._batcher!r} is served at {self._path}")
 
     def _session(self) -> Session:
-        return Session(
+        session = Session(
             self._batcher,
             self._sessions,
             self._changed,
             max_frame=self._max_frame,
             trusted_users=self._trusted_users,
         )
+        session.refusal = self._refusal
+        return session
 
-    def stop_listening(self) -> None:
-        """Let no other process connect."""
+    def stop_listening(self, by: str) -> None:
+        """Let no other process connect, and no process submit a request."""
         if self._server is not None:
             remove(self._path, self._identity)
             self._server.close()
             self._server = None
+            self._refusal = self._reason(by)
+            for session in self._sessions:
+                session.go_away(self._refusal)
+
+    def _reason(self, by: str) -> str:
+        return f"the server of the model at {self._path!r} ends, as asked for by {by}"
 
     async def end(self, drain: float | None, by: str) -> None:
         """Accept no request, let open requests end for so many seconds, and disconnect."""
-        self.stop_listening()
-        reason = f"the server of the model at {self._path!r} ends, as asked for by {by}"
+        self.stop_listening(by)
+        reason = self._reason(by)
         try:
-            for session in self._sessions:
-                session.refusal = reason
             await self._wait_until(lambda: not any(it.live for it in self._sessions), drain or 0.0)
         finally:
             for session in list(self._sessions):
@@ -267,7 +274,7 @@ async def _serve_until_signal(
             for each in signals:
                 loop.add_signal_handler(each, note, each.name)
             await first.wait()
-            listener.stop_listening()
+            listener.stop_listening(come[0])
             closing.append(loop.create_task(_close(batcher, drain)))
             with suppress(asyncio.CancelledError):
                 await closing[0]

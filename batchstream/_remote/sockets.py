@@ -166,6 +166,18 @@ def refusal_of(peer: tuple[int, int] | None, trusted: Collection[int]) -> str | 
     )
 
 
+def is_served(path: str, trusted: Collection[int]) -> bool:
+    """Whether a server that is trusted listens at a path; it is not waited for."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(0)
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            return True  # it listens, and has much to do
+        return refusal_of(peer_of(probe), trusted) is None
+    return False
+
+
 def open_connection(
     path: str, window: int, seconds: float, trusted: Collection[int]
 ) -> socket.socket:
