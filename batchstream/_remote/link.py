@@ -255,9 +255,6 @@ class Link:
         if not step:
             for connection in self._wait():
                 self._read(connection, step)
-        for connection in self._connections[:]:
-            if connection.leaves is not None and not connection.by_number:
-                self._drop(connection)
         return {
             slot: elements[0] if len(elements) == 1 else Many(elements)
             for slot, elements in step.items()
@@ -300,12 +297,6 @@ class Link:
         self._connections.append(connection)
         self._left = None
         return connection
-
-    def _drop(self, connection: _Connection) -> None:
-        """End a connection."""
-        self._connections.remove(connection)
-        self._poll.unregister(connection.socket)
-        connection.socket.close()
 
     # ---- to the server
 
@@ -405,8 +396,9 @@ class Link:
         lost.__cause__ = error
         for sent in connection.by_number.values():
             step.setdefault(sent.slot, []).append(Fail(lost))
-        connection.by_number.clear()
-        self._drop(connection)
+        self._connections.remove(connection)
+        self._poll.unregister(connection.socket)
+        connection.socket.close()
 
     def _read_record(self, connection: _Connection, record: Record, step: Elements) -> None:
         if record.kind == GOAWAY:

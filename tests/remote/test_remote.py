@@ -16,6 +16,7 @@ import time
 import weakref
 from collections import deque
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -833,12 +834,18 @@ def test_requests_go_to_the_next_server_while_the_one_before_drains(path, caplog
                 assert list(old) == ["y"]
                 successor.give({0: Last("2")})
                 assert list(new) == ["2"]
-                [connection] = knobs.engine_of(other)._connections
-                assert connection.leaves is None
+                # A server that is killed says nothing: what fails by that was not refused.
+                Path(path).unlink()
+                knobs.engine_of(other)._connections[-1].socket.shutdown(socket.SHUT_RDWR)
+                with pytest.raises(ConnectionLostError, match=r"process at .* No such file"):
+                    next(other.stream("a"))
+                until(lambda: not other.statistics().live)
+                assert other.statistics().refusals == {"draining": 2}
         assert batcher.statistics().opened == 1
     lines = [it.kind for it in caplog.records if getattr(it, "batcher", "far") == "far"]
     assert lines.count("remote_leaves") == 1
-    assert not {"cut_short", "failed", "engine_discarded"} & set(lines)
+    assert lines.count("cut_short") == 1
+    assert not {"failed", "engine_discarded"} & set(lines)
 
 
 def test_an_idle_client_goes_to_the_next_server_while_the_one_before_drains(path):
@@ -964,7 +971,7 @@ os.read(0, 1)
 @needs_fork
 def test_the_requests_of_a_process_that_is_killed_leave_the_model_though_its_fork_lives(path):
     engine = Waiting()
-    with served(path, engine):
+    with served(path, engine) as (batcher, _):
         command = [sys.executable, "-W", "ignore", "-c", WORKER, path]
         with subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -975,6 +982,9 @@ def test_the_requests_of_a_process_that_is_killed_leave_the_model_though_its_for
                 assert worker.stdout.readline() == "has forked\n"
                 worker.kill()
                 assert taken(engine.removed) == "a"
+                until(lambda: not batcher.statistics().live)
+                # It has not failed, as it would when the engine has waited for long.
+                assert batcher.statistics().finished == {FinishReason.CANCELLED: 1}
             finally:
                 worker.kill()
                 worker.stdin.close()
