@@ -161,10 +161,8 @@ class _Connection:
             except BlockingIOError:
                 return
             except OSError:
-                # Its end is found behind what has come, which may say why.
+                # It has ended, which is found behind what has come: that may say why.
                 self._unsent = memoryview(b"")
-                with suppress(OSError):
-                    self.socket.shutdown(socket.SHUT_RD)
 
     def receive(self) -> list[Record] | None:
         """Return the records that have come whole; None if nothing has come.
