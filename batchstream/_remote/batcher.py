@@ -253,7 +253,8 @@ def connect(
     It connects with the first request, so that it may be made as a module is imported, and before
     a fork. If the model's process is not there, the request fails with `ConnectionLostError`, which
     web integrations answer with 503; if it goes away, so do the requests under way. The next
-    request connects again.
+    request connects again. While a model drains that has got its signal, requests go to the next
+    one that listens at the address; `ready` says whether one does.
 
     Requests are accepted or refused, ordered, bounded and given deadlines by the model's batcher;
     its errors arrive with their types. What it refuses is raised by the first receive. Requests,
@@ -264,8 +265,8 @@ def connect(
         address: The path of the socket.
         max_requests: How many requests of this process the model may have at a time. As many again
             wait here, and others are refused with `OverloadedError`.
-        window: How many outputs a stream holds here at most. If its consumer lags, the others stay
-            at the model, whose `on_overflow` decides.
+        window: How many outputs a stream holds here at most, of whatever size. If its consumer
+            lags, the others stay at the model, whose `on_overflow` decides.
         connect_timeout: For how many seconds to wait for the model's process to answer; more
             than 0.
         max_frame: How many bytes a request or an output may have as it is pickled; a request with
