@@ -347,7 +347,8 @@ class Dispatcher(ABC, Generic[T]):
             self.reports.first_outputs(reaped.first_outputs, now)
         if reaped.finished:
             closed = self.scheduler.state == "closed"
-            self.reports.ended(reaped.finished, now, closed=closed)
+            so_far = self.scheduler.totals.refused
+            self.reports.ended(reaped.finished, now, closed=closed, so_far=so_far)
         if reaped.wakes or reaped.overdue:  # others may join now
             self.ends.wake_model()
 

@@ -51,6 +51,9 @@ class Metrics:
     def refused(self, reason: str, *, tenant: Hashable = None) -> None:
         """A request was refused, and counts as nothing else.
 
+        One that the model of a `batchstream.remote.connect` refuses was `submitted` before, and has
+        `joined`; `finished` is called for it next.
+
         Args:
             reason: `pending` for `max_pending`, or what else an `OverloadedError` gives as its
                 reason; `cost` for one that costs more than a batch may; `closed`, or `draining`.
@@ -112,6 +115,7 @@ class Metrics:
         in_slot: float,
         first_output: float | None = None,
         tenant: Hashable = None,
+        refused: bool = False,
     ) -> None:
         """A request has ended, once for each that was submitted.
 
@@ -123,6 +127,8 @@ class Metrics:
             first_output: How many seconds after it was submitted it had its first output; None if
                 it had none.
             tenant: Whose it was.
+            refused: Whether a model in another process has refused it; passed only where it is
+                true. `refused` was called for it, so count it as no request that has failed.
         """
 
 

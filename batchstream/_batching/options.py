@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from batchstream._batching.request import Submission
     from batchstream._batching.traces import Traces
     from batchstream._core.demultiplexer import Demultiplexer
+    from batchstream._core.errors import OverloadedError
     from batchstream._text.decoder import Decoder
 
 T = TypeVar("T")
@@ -46,7 +47,8 @@ class BatcherOptions(Generic[RequestT, T]):
 
     `runs` is its function or engine, from which a batcher without a name has its `label`: what
     metrics and logs call it. `prepare` is called with each request as it is submitted: what it
-    returns is what the model takes.
+    returns is what the model takes. `overloaded` makes another `OverloadedError` of one, which
+    names the limit as the caller knows it.
 
     Attributes:
         limits: The limits that may change while requests are served, as they are now.
@@ -88,6 +90,7 @@ class BatcherOptions(Generic[RequestT, T]):
         max_pending_per_tenant: int | None = None,
         drain: float | None = None,
         prepare: Callable[[RequestT], object] | None = None,
+        overloaded: Callable[[OverloadedError], OverloadedError] | None = None,
     ) -> None:
         self.rules = rules
         if name is not None:
@@ -110,6 +113,7 @@ class BatcherOptions(Generic[RequestT, T]):
         self.is_observed = metrics is not None or traces is not None
         self.drain = check_drain(drain)
         self.prepare = prepare
+        self.overloaded = overloaded
         costs = {} if max_batch_cost is None else {"max_batch_cost": max_batch_cost}
         limits = check_limits(
             max_batch_size=max_batch_size,

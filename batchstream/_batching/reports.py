@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from typing_extensions import TypeVar
 
+from batchstream._batching.totals import refusal_reason
 from batchstream._core.errors import CostError, OverloadedError
 from batchstream._core.records import FinishReason, StreamEnd
 
@@ -111,17 +112,24 @@ class Reports(Generic[T]):
             if (trace := request.trace) is not None:
                 trace.requeued()
 
-    def ended(self, finished: Sequence[Request[T]], now: float, *, closed: bool) -> None:
-        """Tell metrics, traces and the log of requests that were counted as finished.
+    def ended(
+        self, finished: Sequence[Request[T]], now: float, *, closed: bool, so_far: int
+    ) -> None:
+        """Tell metrics, traces and the log of requests that were counted as finished or refused.
 
         Args:
             finished: The requests.
             now: What time it is.
             closed: Whether the batcher was closed, which has had its line.
+            so_far: How many requests were refused for want of room, these included.
         """
         metrics = self._options.metrics
         if metrics is not None:
             for request in finished:
+                more: dict[str, Any] = {}
+                if (refusal := request.refused_with) is not None and request.was_refused:
+                    metrics("refused", refusal_reason(refusal), tenant=request.tenant)
+                    more["refused"] = True
                 joined, joined_at = request.state == "finished", request.joined_at
                 first_output = request.first_output_at
                 metrics(
@@ -132,11 +140,24 @@ class Reports(Generic[T]):
                     in_slot=now - joined_at if joined and joined_at is not None else 0.0,
                     first_output=None if first_output is None else first_output - request.arrived,
                     tenant=request.tenant,
+                    **more,
                 )
         if self._options.traces is not None:
             for request in finished:
                 trace, request.trace = request.trace, None  # the stream may be kept for long
                 if trace is not None:
                     trace.ended(request.ends[0])
-        if any(request.ends[0].error is not None for request in finished):
-            self._log.failed(finished, closed=closed)
+        failed = [it for it in finished if it.ends[0].error is not None]
+        if failed:
+            refused = [it for it in failed if it.was_refused]
+            if refused:
+                self._log_refused(refused, now, so_far)
+                failed = [it for it in failed if not it.was_refused]
+            self._log.failed(failed, closed=closed)
+
+    def _log_refused(self, requests: Sequence[Request[T]], now: float, so_far: int) -> None:
+        """Log requests that were refused in another process, as such that were refused here."""
+        overloads = [it for it in requests if isinstance(it.refused_with, OverloadedError)]
+        if overloads:
+            error: Any = overloads[0].refused_with
+            self._log.refused(error, overloads[0].id, now, so_far - len(overloads))

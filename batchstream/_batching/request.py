@@ -232,6 +232,7 @@ class Request(Buffer[T]):
         is_kept: Whether the engine that has given its slot back alone knows how to go on with it.
         stalled: Whether its slot was given back without an output since it had joined, although no
             other request was in the engine.
+        refused_with: What the batcher of another process has refused it with, if it has.
     """
 
     __slots__ = (
@@ -249,6 +250,7 @@ class Request(Buffer[T]):
         "on_end",
         "place",
         "pump",
+        "refused_with",
         "requeued_at",
         "stalled",
         "state",
@@ -291,6 +293,13 @@ class Request(Buffer[T]):
         self.requeued_at: float | None = None
         self.is_kept = False
         self.stalled = False
+        self.refused_with: Exception | None = None
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether it has ended with what the batcher of another process has refused it with."""
+        refusal = self.refused_with
+        return refusal is not None and self.ends[0].error is refusal
 
     @property
     def is_named(self) -> bool:

@@ -166,6 +166,9 @@ def _enqueue(  # noqa: C901 - one frame for each request
     if reaped is not NOTHING_REAPED:
         dispatcher.follow_up(reaped, now)
     if refusals:
+        overloaded = dispatcher.options.overloaded
+        if overloaded is not None and isinstance(refusals[0], OverloadedError):
+            refusals[0] = overloaded(refusals[0])
         dispatcher.reports.refused(
             request,
             refusals[0],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from batchstream._core.errors import CostError, OverloadedError
 from batchstream._core.records import BatcherStatistics, FinishReason
 
 if TYPE_CHECKING:
@@ -70,13 +71,21 @@ class Totals:
         self.refusals[reason] += 1
 
     def count_finished(self, request: Request[Any], now: float) -> bool:
-        """Count a request that has ended; False if it was counted before, or never accepted."""
+        """Count a request that has ended; False if it was counted before, or never accepted.
+
+        One that was refused in another process counts as refused, and as nothing else.
+        """
         if request not in self.open:
             return False
         if request.first_output_at is None and request.ends[0].outputs:
             # Its batch has made the step, and is still to count it.
             self.count_first_output(request, now)
         self.open.discard(request)
+        if (refusal := request.refused_with) is not None and request.was_refused:
+            self.count_refused(
+                refusal_reason(refusal), for_room=isinstance(refusal, OverloadedError)
+            )
+            return True
         self.finished[request.ends[0].reason] += 1
         if request.joined_at is not None:
             self._slot_time += now - request.joined_at
@@ -119,7 +128,9 @@ class Totals:
             buffered: How many outputs wait in live streams.
         """
         newly = [request for request in ended if request in self.open]
-        finished = self.finished + Counter(request.ends[0].reason for request in newly)
+        finished = self.finished + Counter(
+            request.ends[0].reason for request in newly if not request.was_refused
+        )
         total = _sum([self._past, *running])
         live = len(self.open) - len(newly)
         return BatcherStatistics(
@@ -147,6 +158,13 @@ class Totals:
             wasted=total.wasted,
             requeued=self.requeued,
         )
+
+
+def refusal_reason(refusal: Exception) -> str:
+    """Return by which limit the batcher of another process has refused a request."""
+    if isinstance(refusal, OverloadedError):
+        return refusal.reason
+    return "cost" if isinstance(refusal, CostError) else "draining"
 
 
 def _sum(totals: Sequence[StepTotals]) -> StepTotals:

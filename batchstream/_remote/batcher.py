@@ -13,14 +13,14 @@ from batchstream._batching.engine_dispatcher import engine_dispatcher
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.upstream import RequestUpstream
 from batchstream._core.arguments import check_count, check_seconds
-from batchstream._core.errors import ClosedError, RequestError
+from batchstream._core.errors import ClosedError, OverloadedError, RequestError
 from batchstream._core.rules import EndRules
 from batchstream._remote.link import Link
 from batchstream._remote.link_options import LinkOptions
 from batchstream._remote.payloads import Terms, pickled, submission
 from batchstream._remote.protocol import DEFAULT_MAX_FRAME, is_too_large
 from batchstream._remote.server import check_max_frame, check_users
-from batchstream._remote.sockets import check_address
+from batchstream._remote.sockets import check_address, is_served
 
 if TYPE_CHECKING:
     import os
@@ -46,7 +46,7 @@ class RemoteBatcher(Batcher[RequestT, T]):
     of this process; the model's are about the requests of all processes.
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "_links")
 
     def __init__(
         self,
@@ -83,9 +83,23 @@ class RemoteBatcher(Batcher[RequestT, T]):
             runs=RemoteBatcher,
             drain=drain,
             prepare=partial(_prepared, max_frame=most),
+            overloaded=_overloaded,
         )
         self._dispatcher = engine_dispatcher(options, Engine(lambda: Link(links)), links.show)
         self._upstream = RequestUpstream(self._dispatcher)
+        self._links = links
+
+    @property
+    def ready(self) -> bool:
+        """Whether to send it requests: it accepts them, and a model listens at the address.
+
+        The system is asked each time, by a connection that is closed at once. A model that drains
+        does not listen any more; as soon as another does, this is True again.
+
+        Blocking: never; the model's process need not answer.
+        Threads: any.
+        """
+        return super().ready and is_served(self._links.path, self._links.trusted_users)
 
     def call(
         self,
@@ -192,6 +206,19 @@ def _only(outputs: list[T], *, cancelled: bool) -> T:
     )
 
 
+def _overloaded(error: OverloadedError) -> OverloadedError:
+    """Return the error of a request for which this process has no room."""
+    return OverloadedError(
+        f"the model has as many requests of this process as it may, {error.pending} more are "
+        f"waiting here, and no more than {error.max_pending} may (max_requests): submit the "
+        f"request again when some have ended",
+        pending=error.pending,
+        max_pending=error.max_pending,
+        reason=error.reason,
+        retry_after=error.retry_after,
+    )
+
+
 def _prepared(content: object, *, max_frame: int) -> bytes:
     """Return a request as it is sent.
 
@@ -226,7 +253,8 @@ def connect(
     It connects with the first request, so that it may be made as a module is imported, and before
     a fork. If the model's process is not there, the request fails with `ConnectionLostError`, which
     web integrations answer with 503; if it goes away, so do the requests under way. The next
-    request connects again.
+    request connects again. While a model drains that has got its signal, requests go to the next
+    one that listens at the address; `ready` says whether one does.
 
     Requests are accepted or refused, ordered, bounded and given deadlines by the model's batcher;
     its errors arrive with their types. What it refuses is raised by the first receive. Requests,
@@ -237,8 +265,8 @@ def connect(
         address: The path of the socket.
         max_requests: How many requests of this process the model may have at a time. As many again
             wait here, and others are refused with `OverloadedError`.
-        window: How many outputs a stream holds here at most. If its consumer lags, the others stay
-            at the model, whose `on_overflow` decides.
+        window: How many outputs a stream holds here at most, of whatever size. If its consumer
+            lags, the others stay at the model, whose `on_overflow` decides.
         connect_timeout: For how many seconds to wait for the model's process to answer; more
             than 0.
         max_frame: How many bytes a request or an output may have as it is pickled; a request with

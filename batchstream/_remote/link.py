@@ -1,4 +1,4 @@
-"""A connection to a model in another process, as an engine whose steps are made there.
+"""A model in another process, as an engine whose steps are made there.
 
 Theory of operation
 -------------------
@@ -12,9 +12,13 @@ Each request has a window: as many outputs as its stream holds at most. Outputs 
 its consumer takes them. A consumer that keeps up costs no call for that, as each step looks at what
 its stream holds; for one that lags the stream is asked to call back, and the call wakes the step.
 
-A connection that has ended is noticed with the next step. If that step was to send the first
-requests after a pause, the link connects anew, and no request has been lost; or else the step
-raises, and all requests fail.
+Requests go over one connection, which is opened for the first. Before a step sends requests it
+reads what has come. If the connection has ended meanwhile, or the server has said that it goes
+away, the requests go over a new one, to the server that listens by then. Streams end on the
+connection on which they have begun. If there is no server, the requests to be sent fail, and no
+other.
+
+A connection that ends fails the requests that were sent over it.
 """
 
 from __future__ import annotations
@@ -25,7 +29,14 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from batchstream._core.errors import RequestError, SourceError
+from batchstream._batching.log import logger
+from batchstream._core.errors import (
+    ClosedError,
+    CostError,
+    OverloadedError,
+    RequestError,
+    SourceError,
+)
 from batchstream._core.markers import End, Fail, Many
 from batchstream._pumps.process import forkable
 from batchstream._remote.errors import ConnectionLostError, ProtocolError
@@ -41,7 +52,9 @@ from batchstream._remote.protocol import (
     CANCEL,
     END,
     FROM_SERVER,
+    GOAWAY,
     OUTPUTS,
+    REFUSED,
     SUBMIT,
     Incoming,
     Outgoing,
@@ -50,10 +63,15 @@ from batchstream._remote.protocol import (
 )
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from batchstream._handoff.buffer import Buffer
     from batchstream._remote.link_options import LinkOptions
     from batchstream._remote.protocol import Record
-    from batchstream._remote.sockets import Connection
+    from batchstream._remote.sockets import Opened
+
+    Elements: TypeAlias = dict[int, list[Any]]
+    """What a step gives, by slot."""
 
 _RECEIVED_AT_ONCE: Final = 2**18
 _SECONDS_FOR_LAST_RECORDS: Final = 1.0
@@ -64,18 +82,36 @@ class _Sent:
 
     Args:
         link: The link.
-        number: Its number on the connection.
+        connection: Over which it was sent.
+        number: Its number there.
         slot: Its slot.
         buffer: What its stream holds.
         is_unbounded: Whether that may be any number of outputs: all count as taken at once.
     """
 
-    __slots__ = ("_link", "acknowledged", "buffer", "is_unbounded", "number", "received", "slot")
+    __slots__ = (
+        "_link",
+        "acknowledged",
+        "buffer",
+        "connection",
+        "is_unbounded",
+        "number",
+        "received",
+        "slot",
+    )
 
     def __init__(
-        self, link: Link, number: int, slot: int, buffer: Buffer[Any], *, is_unbounded: bool
+        self,
+        link: Link,
+        connection: _Connection,
+        number: int,
+        slot: int,
+        buffer: Buffer[Any],
+        *,
+        is_unbounded: bool,
     ) -> None:
         self._link = link
+        self.connection = connection
         self.number = number
         self.slot = slot
         self.buffer = buffer
@@ -96,14 +132,70 @@ class _Sent:
             self._link.note_room(self)
 
 
+class _Connection:
+    """A connection to a server.
+
+    Args:
+        opened: It, once both ends have greeted.
+        max_frame: How many bytes a frame of the server may have.
+
+    Attributes:
+        socket: Its socket.
+        max_frame: How many bytes a frame of this end may have.
+        outgoing: What is to be sent.
+        by_number: The requests that were sent over it, and have not ended.
+        leaves: Why the server accepts no other; None if it does.
+    """
+
+    def __init__(self, opened: Opened, max_frame: int) -> None:
+        self.socket = opened.socket
+        self.max_frame = opened.max_frame
+        self.outgoing = Outgoing(opened.max_frame)
+        self.by_number: dict[int, _Sent] = {}
+        self.leaves: str | None = None
+        self._incoming = Incoming(FROM_SERVER, max_frame)
+        self._unsent = memoryview(b"")
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether the system has not taken all that is to be sent."""
+        return bool(self._unsent)
+
+    def send(self) -> None:
+        """Send as much as the system takes."""
+        while self._unsent or self.outgoing:
+            if not self._unsent:
+                self._unsent = memoryview(self.outgoing.take())
+            try:
+                self._unsent = self._unsent[self.socket.send(self._unsent) :]
+            except BlockingIOError:
+                return
+            except OSError:
+                # It has ended, which is found behind what has come: that may say why.
+                self._unsent = memoryview(b"")
+
+    def receive(self) -> list[Record] | None:
+        """Return the records that have come whole; None if nothing has come.
+
+        Raises:
+            OSError: The connection has ended.
+            ProtocolError: What has come is no record.
+        """
+        try:
+            data = self.socket.recv(_RECEIVED_AT_ONCE)
+        except BlockingIOError:
+            return None
+        if not data:
+            raise ConnectionError("it has ended")
+        self._incoming.feed(data)
+        return self._incoming.take_records()
+
+
 class Link:
     """The engine.
 
     Args:
         options: What it is made with.
-
-    Raises:
-        ConnectionLostError: The server cannot be reached.
 
     Attributes:
         enough: How many outputs that were taken are acknowledged at once.
@@ -115,28 +207,17 @@ class Link:
         self._numbers = 0
         self._joining: list[tuple[int, bytes]] = []
         self._by_slot: dict[int, _Sent] = {}
-        self._by_number: dict[int, _Sent] = {}
         self._touched: list[_Sent] = []  # which the last step has given outputs
         self._with_room: deque[_Sent] = deque()  # appended to by any thread
+        # New requests go over the last, if its server accepts any; the others end their streams.
+        self._connections: list[_Connection] = []
+        self._left: str | None = None  # why the last server has gone away, until there is another
+        self._poll = select.poll()
         self._bell, self._ringer = socket.socketpair()
         self._bell.settimeout(0)
         self._ringer.settimeout(0)
-        try:
-            self._open(options.connect())
-        except BaseException:
-            self._close_bell()
-            raise
-        forkable.add(self)
-
-    def _open(self, opened: Connection) -> None:
-        self._connection = connection = opened.socket
-        self._max_frame = opened.max_frame
-        self._incoming = Incoming(FROM_SERVER, self._options.max_frame)
-        self._outgoing = Outgoing(self._max_frame)
-        self._unsent = memoryview(b"")
-        self._poll = select.poll()
         self._poll.register(self._bell, select.POLLIN)
-        self._poll.register(connection, select.POLLIN)
+        forkable.add(self)
 
     # ---- the engine
 
@@ -151,8 +232,8 @@ class Link:
         if sent is None:
             return
         sent.buffer.on_room = None
-        if self._by_number.pop(sent.number, None) is not None:
-            self._outgoing.add(CANCEL, sent.number)
+        if sent.connection.by_number.pop(sent.number, None) is not None:
+            sent.connection.outgoing.add(CANCEL, sent.number)
         if not self._by_slot:  # the next step may be long in coming
             self._touched.clear()
             self._with_room.clear()
@@ -169,63 +250,98 @@ class Link:
         self.wake()
 
     def step(self) -> dict[int, Any]:
-        """Send what there is, wait, and return what has come.
-
-        Raises:
-            ConnectionLostError: The connection has ended.
-        """
-        if self._joining and not self._by_slot:
-            self._revive()
-        refused = self._submit()
+        """Send what there is, wait, and return what has come."""
+        step: Elements = {}
+        if self._joining:
+            for connection in list(self._connections):
+                while self._read(connection, step):
+                    pass
+            self._submit(step)
         self._acknowledge()
-        try:
-            self._send()
-            if not refused:
-                self._wait()
-            return self._read(self._receive()) | refused
-        except (OSError, ProtocolError) as error:
-            raise ConnectionLostError(
-                f"the connection to the model's process at {self._options.path!r} was lost: {error}"
-            ) from error
+        for connection in self._connections:
+            connection.send()
+        if not step:
+            for connection in self._wait():
+                self._read(connection, step)
+        return {
+            slot: elements[0] if len(elements) == 1 else Many(elements)
+            for slot, elements in step.items()
+        }
 
     def close(self) -> None:
-        """End the connection: the server cancels what it has of it."""
-        self._connection.close()
-        self._close_bell()
+        """End the connections: the servers cancel what they have of them."""
+        for connection in self._connections:
+            connection.socket.close()
+        self._bell.close()
+        self._ringer.close()
         for sent in self._by_slot.values():
             sent.buffer.on_room = None
 
     def after_fork(self) -> None:
-        """Close the copies that a forked child has: the connection ends with this process's own."""
+        """Close the copies that a forked child has: a connection ends with this process's own."""
         self.close()
 
-    def _close_bell(self) -> None:
-        self._bell.close()
-        self._ringer.close()
+    # ---- the connections
+
+    def _current(self) -> _Connection:
+        """Return the connection for new requests, to a server that accepts them.
+
+        Raises:
+            ConnectionLostError: There is none.
+            OSError: The system has no socket left.
+        """
+        if self._connections and self._connections[-1].leaves is None:
+            return self._connections[-1]
+        try:
+            opened = self._options.connect()
+        except ConnectionLostError as error:
+            if self._left is None:
+                raise
+            raise ConnectionLostError(
+                f"{self._left}, and no other is there yet: {error}"
+            ) from error
+        connection = _Connection(opened, self._options.max_frame)
+        self._poll.register(connection.socket, select.POLLIN)
+        self._connections.append(connection)
+        self._left = None
+        return connection
 
     # ---- to the server
 
-    def _submit(self) -> dict[int, Any]:
-        """Let requests be sent, and return what becomes of those that are too large for the model.
+    def _submit(self, step: Elements) -> None:
+        """Send the requests that join, or fail them if there is no server.
 
-        How large that is, this end may know only now: it has connected with these requests.
+        One that is too large for the model fails, too: how large that is, this end may know only
+        now, as it has connected with these requests.
         """
+        joining, self._joining = self._joining, []
         buffers: list[Any] = self._options.fanout.buffers
-        refused: dict[int, Any] = {}
-        for slot, content in self._joining:
+        try:
+            connection = self._current()
+        except (ConnectionLostError, OSError) as error:
+            for slot, _ in joining:
+                if self._left is not None:  # a server goes away, as it is meant to
+                    buffers[slot].refused_with = error
+                step.setdefault(slot, []).append(Fail(error))
+            return
+        for slot, content in joining:
             request = buffers[slot]
             payload = submission(_terms_of(request), content)
-            if is_too_large(payload, self._max_frame):
-                refused[slot] = Fail(_too_large(content, self._max_frame))
+            if is_too_large(payload, connection.max_frame):
+                refusal = _too_large(content, connection.max_frame)
+                step.setdefault(slot, []).append(Fail(refusal))
                 continue
             self._numbers += 1
             sent = _Sent(
-                self, self._numbers, slot, request, is_unbounded=request.on_end is not None
+                self,
+                connection,
+                self._numbers,
+                slot,
+                request,
+                is_unbounded=request.on_end is not None,
             )
-            self._by_slot[slot] = self._by_number[sent.number] = sent
-            self._outgoing.add(SUBMIT, sent.number, payload)
-        self._joining.clear()
-        return refused
+            self._by_slot[slot] = connection.by_number[sent.number] = sent
+            connection.outgoing.add(SUBMIT, sent.number, payload)
 
     def _acknowledge(self) -> None:
         """Acknowledge what consumers have taken, where it is enough, and ask others to call."""
@@ -233,105 +349,103 @@ class Link:
         while self._with_room:
             touched.append(self._with_room.popleft())
         for sent in touched:
-            if sent.number not in self._by_number:
+            if sent.number not in sent.connection.by_number:
                 continue
             if (taken := sent.taken) >= self.enough:
                 sent.acknowledged += taken
-                self._outgoing.add(ACKNOWLEDGE, sent.number, counted(taken))
+                sent.connection.outgoing.add(ACKNOWLEDGE, sent.number, counted(taken))
             if sent.received - sent.acknowledged >= self.enough:
                 sent.buffer.on_room = sent.made_room
                 sent.made_room(None)  # once more: what was taken before has not called
 
-    def _send(self) -> None:
-        """Send as much as the system takes."""
-        while self._unsent or self._outgoing:
-            if not self._unsent:
-                self._unsent = memoryview(self._outgoing.take())
-            try:
-                self._unsent = self._unsent[self._connection.send(self._unsent) :]
-            except BlockingIOError:
-                return
-
     def _send_the_rest(self) -> None:
-        """Send all, as far as the server takes it in a moment: no step may follow."""
-        with suppress(OSError):  # a lost connection is noticed with the next request
-            self._send()
-            if self._unsent:
-                self._poll.modify(self._connection, select.POLLOUT)
-                self._poll.poll(_SECONDS_FOR_LAST_RECORDS * 1000)
-                self._send()
-                self._poll.modify(self._connection, select.POLLIN)
-
-    def _revive(self) -> None:
-        """Connect anew if the connection has ended while no request was under way."""
-        try:
-            while data := self._connection.recv(_RECEIVED_AT_ONCE):
-                self._incoming.feed(data)
-                self._incoming.take_records()  # of requests that have left
-        except BlockingIOError:
-            return
-        except (OSError, ProtocolError):
-            pass
-        opened = self._options.connect()
-        self._connection.close()
-        self._open(opened)
+        """Send all, as far as the servers take it in a moment: no step may follow."""
+        for connection in self._connections:
+            connection.send()
+            if connection.has_unsent:
+                poll = select.poll()
+                poll.register(connection.socket, select.POLLOUT)
+                poll.poll(_SECONDS_FOR_LAST_RECORDS * 1000)
+                connection.send()
 
     # ---- from the server
 
-    def _wait(self) -> None:
-        """Wait until something has come, or `wake` was called; send meanwhile what is left."""
+    def _wait(self) -> list[_Connection]:
+        """Wait until something has come, or `wake` was called; send meanwhile what is left.
+
+        Returns:
+            The connections to be read.
+        """
         while True:
-            self._poll.modify(
-                self._connection, select.POLLIN | (select.POLLOUT if self._unsent else 0)
-            )
+            for connection in self._connections:
+                is_full = connection.has_unsent
+                events = select.POLLIN | (select.POLLOUT if is_full else 0)
+                self._poll.modify(connection.socket, events)
             ready = dict(self._poll.poll())
+            found = [
+                it for it in self._connections if ready.get(it.socket.fileno(), 0) & ~select.POLLOUT
+            ]
             if self._bell.fileno() in ready:
                 with suppress(BlockingIOError):
                     self._bell.recv(_RECEIVED_AT_ONCE)
-                return
-            if ready.get(self._connection.fileno(), 0) & ~select.POLLOUT:
-                return
-            self._send()
+                return found
+            if found:
+                return found
+            for connection in self._connections:
+                connection.send()
 
-    def _receive(self) -> list[Record]:
+    def _read(self, connection: _Connection, step: Elements) -> bool:
+        """Add to a step what has come, and return whether anything has."""
         try:
-            data = self._connection.recv(_RECEIVED_AT_ONCE)
-        except BlockingIOError:
-            data = None
-        if data == b"":
-            raise ConnectionError("it has ended")
-        if data:
-            self._incoming.feed(data)
-        return self._incoming.take_records()
+            records = connection.receive()
+        except (OSError, ProtocolError) as error:
+            self._lose(connection, error, step)
+            return False
+        for record in records or ():
+            self._read_record(connection, record, step)
+        return records is not None
 
-    def _read(self, records: list[Record]) -> dict[int, Any]:
-        """Return the step that records make."""
-        step: dict[int, list[Any]] = {}
-        for record in records:
-            sent = self._by_number.get(record.number)
-            if sent is None:  # it has left
-                continue
-            elements = step.setdefault(sent.slot, [])
-            try:
-                if record.kind == OUTPUTS:
-                    outputs = read_outputs(record.payload)
-                    sent.received += len(outputs)
-                    elements += outputs
-                    self._touched.append(sent)
-                    continue
-                if record.kind == END:
-                    elements.append(self._end(sent, record))
-                else:
-                    elements.append(Fail(read_error(record.payload)))
-            except SourceError as error:
-                if record.kind == OUTPUTS:
-                    self._outgoing.add(CANCEL, sent.number)
-                elements.append(Fail(error))
-            del self._by_number[sent.number]
-        return {
-            slot: elements[0] if len(elements) == 1 else Many(elements)
-            for slot, elements in step.items()
-        }
+    def _lose(self, connection: _Connection, error: Exception, step: Elements) -> None:
+        """Fail the requests of a connection that has ended."""
+        lost = ConnectionLostError(
+            f"the connection to the model's process at {self._options.path!r} was lost: {error}"
+        )
+        lost.__cause__ = error
+        for sent in connection.by_number.values():
+            step.setdefault(sent.slot, []).append(Fail(lost))
+        self._connections.remove(connection)
+        self._poll.unregister(connection.socket)
+        connection.socket.close()
+
+    def _read_record(self, connection: _Connection, record: Record, step: Elements) -> None:
+        if record.kind == GOAWAY:
+            self._left = connection.leaves = record.payload.decode(errors="replace")
+            logger.info(
+                "%s: requests go to the next that listens there",
+                self._left,
+                extra={"kind": "remote_leaves"},
+            )
+            return
+        sent = connection.by_number.get(record.number)
+        if sent is None:  # it has left
+            return
+        elements = step.setdefault(sent.slot, [])
+        try:
+            if record.kind == OUTPUTS:
+                outputs = read_outputs(record.payload)
+                sent.received += len(outputs)
+                elements += outputs
+                self._touched.append(sent)
+                return
+            if record.kind == END:
+                elements.append(self._end(sent, record))
+            else:
+                elements.append(Fail(_error_of(sent, record)))
+        except SourceError as error:
+            if record.kind == OUTPUTS:
+                connection.outgoing.add(CANCEL, sent.number)
+            elements.append(Fail(error))
+        del connection.by_number[sent.number]
 
     def _end(self, sent: _Sent, record: Record) -> End:
         """Return an end, and let the stream's end say how many outputs the model has given."""
@@ -346,6 +460,15 @@ def _too_large(content: bytes, max_frame: int) -> RequestError:
         f"the request has {len(content)} bytes as it is pickled, and with how it is submitted more "
         f"than {max_frame} (max_frame of the model's process)"
     )
+
+
+def _error_of(sent: _Sent, record: Record) -> Exception:
+    """Return the error that a request has ended with, or was refused with."""
+    error = read_error(record.payload)
+    if record.kind == REFUSED and isinstance(error, OverloadedError | ClosedError | CostError):
+        request: Any = sent.buffer
+        request.refused_with = error
+    return error
 
 
 def _terms_of(request: Any) -> Terms:

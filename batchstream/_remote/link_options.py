@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from batchstream._pumps.fanout import Fanout
-    from batchstream._remote.sockets import Connection
+    from batchstream._remote.sockets import Opened
 
 
 class LinkOptions:
@@ -53,7 +53,7 @@ class LinkOptions:
         assert fanout is not None  # noqa: S101 - a step has streams
         return fanout
 
-    def connect(self) -> Connection:
+    def connect(self) -> Opened:
         """Connect.
 
         Raises:

@@ -21,6 +21,8 @@ requests of a connection.
 | `OUTPUTS` | the server | outputs, in their order |
 | `END` | the server | why the request has ended, and with what info |
 | `ERROR` | the server | the error that it has ended with |
+| `REFUSED` | the server | the error with which it was refused |
+| `GOAWAY` | the server | why it accepts no request on this connection any more; of no request |
 
 The client gives each request a number, and no number twice. Of each request the server sends at
 most as many outputs without an acknowledgement as the client's window has.
@@ -52,9 +54,9 @@ MOST_IN_FRAME: Final = 2**32 - 1
 NAME: Final = "batchstream-remote"
 
 SUBMIT, CANCEL, ACKNOWLEDGE = 1, 2, 3
-OUTPUTS, END, ERROR = 11, 12, 13
+OUTPUTS, END, ERROR, REFUSED, GOAWAY = 11, 12, 13, 14, 15
 FROM_CLIENT: Final = frozenset({SUBMIT, CANCEL, ACKNOWLEDGE})
-FROM_SERVER: Final = frozenset({OUTPUTS, END, ERROR})
+FROM_SERVER: Final = frozenset({OUTPUTS, END, ERROR, REFUSED, GOAWAY})
 
 _LENGTH: Final = Struct("!I")
 _RECORD: Final = Struct("!BQI")

@@ -101,6 +101,7 @@ class _Listener:
         self._listening: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._identity = (0, 0)
+        self._refusal: str | None = None  # once it does not listen any more
 
     async def begin(self) -> None:
         """Listen.
@@ -121,7 +122,7 @@ class _Listener:
         _log(logging.INFO, "remote_serves", f"{self._batcher!r} is served at {self._path}")
 
     def _session(self) -> Session:
-        return Session(
+        session = Session(
             self._batcher,
             self._sessions,
             self._changed,
@@ -129,6 +130,8 @@ class _Listener:
             trusted_users=self._trusted_users,
             refused=self._refused,
         )
+        session.refusal = self._refusal
+        return session
 
     def after_fork(self) -> None:
         """Drop the copy that a forked child has: the path is free when this process has ended."""
@@ -136,22 +139,26 @@ class _Listener:
             drop_copy(self._listening.fileno())
         self._server = None  # the file is the parent's
 
-    def stop_listening(self) -> None:
-        """Let no other process connect."""
+    def stop_listening(self, by: str) -> None:
+        """Let no other process connect, and no process submit a request."""
         if self._server is not None:
             remove(self._path, self._identity)
             self._server.close()
             self._server = self._listening = None
+            self._refusal = self._reason(by)
+            for session in self._sessions:
+                session.go_away(self._refusal)
+
+    def _reason(self, by: str) -> str:
+        return f"the server of the model at {self._path!r} ends, as asked for by {by}"
 
     async def end(self, drain: float | None, by: str) -> None:
         """Accept no request, let open requests end for so many seconds, and disconnect."""
-        self.stop_listening()
-        reason = f"the server of the model at {self._path!r} ends, as asked for by {by}"
+        self.stop_listening(by)
+        reason = self._reason(by)
         time, left = asyncio.get_running_loop().time, _SECONDS_FOR_LAST_RECORDS
         try:
             until = time() + (drain or 0.0)
-            for session in self._sessions:
-                session.refusal = reason
             await self._wait_until(lambda: not any(it.live for it in self._sessions), drain or 0.0)
             left = max(left, until - time())
         finally:
@@ -293,7 +300,7 @@ async def _serve_until_signal(
                 loop.add_signal_handler(each, note, each.name)
             await listener.begin()
             await first.wait()
-            listener.stop_listening()
+            listener.stop_listening(come[0])
             closing.append(loop.create_task(_drain(batcher, listener, drain, come[0])))
             with suppress(asyncio.CancelledError):
                 await closing[0]

@@ -43,7 +43,9 @@ from batchstream._remote.protocol import (
     END,
     ERROR,
     FROM_CLIENT,
+    GOAWAY,
     OUTPUTS,
+    REFUSED,
     SUBMIT,
     Incoming,
     Outgoing,
@@ -213,6 +215,12 @@ class Session(asyncio.Protocol):
         """How many requests have not ended."""
         return len(self._served)
 
+    def go_away(self, reason: str) -> None:
+        """Refuse requests from now on, and let the client submit them to the next server."""
+        self.refusal = reason
+        if self._window is not None:
+            self._put(GOAWAY, 0, reason.encode())
+
     def fail_all(self, reason: str) -> None:
         """Fail all requests."""
         for number, served in list(self._served.items()):
@@ -240,6 +248,8 @@ class Session(asyncio.Protocol):
         said = read_greeting(line)
         if (difference := said.difference(self._name)) is not None:
             raise ProtocolError(difference)
+        if self.refusal is not None:
+            raise ProtocolError(self.refusal)
         self._window, taken = read_client_greeting(said.rest)
         self._timer.cancel()
         self._transport.write(server_greeting(self._max_frame))
@@ -292,7 +302,7 @@ class Session(asyncio.Protocol):
             if not terms.is_patient:
                 served.stream = self._astream(terms, content)
         except BaseException as error:  # noqa: BLE001 - goes to the client
-            self._put_raised(number, error)
+            self._put_raised(REFUSED, number, error)
             return
         self._served[number] = served
         served.task = self._loop.create_task(self._serve(number, served, terms, content))
@@ -324,7 +334,7 @@ class Session(asyncio.Protocol):
             if served.stream is not None:
                 served.stream.cancel()
             if not served.left:
-                self._put_raised(number, error)
+                self._put_raised(REFUSED if served.stream is None else ERROR, number, error)
         finally:
             self._served.pop(number, None)
             if not self._served:
@@ -374,18 +384,18 @@ class Session(asyncio.Protocol):
         self._put_outputs(number, outputs[:half])
         self._put_outputs(number, outputs[half:])
 
-    def _put_raised(self, number: int, error: BaseException) -> None:
+    def _put_raised(self, kind: int, number: int, error: BaseException) -> None:
         """Let a request end with what was raised for it, be it what a pickle ends threads with."""
         if not isinstance(error, Exception):
             report_unraisable(error)
-        self._put_error(number, error)
+        self._put_error(number, error, kind)
 
-    def _put_error(self, number: int, error: BaseException) -> None:
+    def _put_error(self, number: int, error: BaseException, kind: int = ERROR) -> None:
         payload, length = pickled_error(error), 1000
         while is_too_large(payload, self._max_frame):
             payload = pickled_error(SourceError(error_text(error)[:length]))
             length //= 2
-        self._put(ERROR, number, payload)
+        self._put(kind, number, payload)
 
     def _put(self, kind: int, number: int, payload: bytes) -> None:
         """Queue a record, to be written with the others of this turn of the event loop.

@@ -194,11 +194,11 @@ def refusal_of(peer: tuple[int, int] | None, trusted: Collection[int]) -> str | 
     )
 
 
-class Connection(NamedTuple):
+class Opened(NamedTuple):
     """A connection to a server, once both ends have greeted.
 
     Attributes:
-        socket: It.
+        socket: Its socket.
         max_frame: How many bytes a frame of the client may have, as both ends say.
     """
 
@@ -206,9 +206,21 @@ class Connection(NamedTuple):
     max_frame: int
 
 
+def is_served(path: str, trusted: Collection[int]) -> bool:
+    """Whether a server that is trusted listens at a path; it is not waited for."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(0)
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            return True  # it listens, and has much to do
+        return refusal_of(peer_of(probe), trusted) is None
+    return False
+
+
 def open_connection(
     path: str, window: int, max_frame: int, seconds: float, trusted: Collection[int]
-) -> Connection:
+) -> Opened:
     """Connect to a server.
 
     Args:
@@ -244,7 +256,7 @@ def open_connection(
         raise ConnectionLostError(
             f"cannot connect to the model's process at {path!r}: {said}"
         ) from error
-    return Connection(connection, min(max_frame, taken))
+    return Opened(connection, min(max_frame, taken))
 
 
 def _greet(connection: socket.socket, window: int, max_frame: int, trusted: Collection[int]) -> int:

@@ -25,6 +25,7 @@ from batchstream.remote import connect
 from support.serving import free_port, is_healthy
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+PAGE = Path(__file__).parents[2] / "docs" / "remote.md"
 HELD_MODEL = Path(__file__).parents[1] / "support" / "remote_held_model.py"
 WORKERS = 2
 SECONDS = 100  # a busy machine takes long to start so many processes
@@ -33,7 +34,7 @@ SECONDS = 100  # a busy machine takes long to start so many processes
 class Process:
     """A program in a session of its own, which ends with the block."""
 
-    def __init__(self, log, *command):
+    def __init__(self, log, *command, folder=None):
         self.log = log
         with log.open("ab") as file:
             self._process = subprocess.Popen(  # noqa: S603
@@ -42,6 +43,7 @@ class Process:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                cwd=folder,
             )
 
     def __enter__(self):
@@ -164,14 +166,18 @@ class Service:
 
     def workers(self):
         """Return the processes that serve."""
-        pid = self.app.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
-        return {int(pid) for pid, command in commands.items() if b"spawn_main" in command}
+        return workers_of(self.app.pid)
 
     def wait_until_free(self, slots):
         """Wait until no request has a slot: so many new ones get theirs at once."""
         poll(lambda: {it.status_code for it in self.get_many(*[2] * slots)} == {200})
+
+
+def workers_of(pid):
+    """Return the processes that serve for a process of uvicorn's."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    return {int(pid) for pid, command in commands.items() if b"spawn_main" in command}
 
 
 def text(words):
@@ -270,6 +276,23 @@ def test_a_model_that_ends_lets_requests_end_and_refuses_others(service):
         assert not service.path.exists()
 
 
+def test_requests_go_to_the_next_model_while_the_one_before_drains(service):
+    with service.model_with("--drain", "1000"):
+        with service.streams(100_000, 4) as streams:
+            for stream in streams:
+                next(stream)
+            first = service.model
+            first.signal(signal.SIGTERM)
+            poll(lambda: not listens(service.path))
+            service.start_model()
+            poll(lambda: service.get(1).status_code == 200)
+            assert {it.text for it in service.get_many(*[3] * 16)} == {text(3)}
+            assert not first.has_ended
+            assert all(map(next, streams))
+        assert first.end() == 0
+        assert {it.text for it in service.get_many(*[3] * 16)} == {text(3)}
+
+
 def test_a_second_signal_ends_a_model_at_once(service):
     with service.model_with("--drain", "1000"), service.streams(100_000, 1) as [stream]:
         next(stream)
@@ -292,3 +315,56 @@ def test_a_server_that_ends_lets_its_responses_end(tmp_path):
         assert wholes(begun, streams) == [text(60)] * 4
         service.app.end()
         assert "Traceback" not in service.app.log.read_text()
+
+
+def is_stopped(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+
+
+@contextlib.contextmanager
+def stopped(processes):
+    """Let processes stand still."""
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        poll(lambda: all(map(is_stopped, processes)))
+        yield
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the processes in /proc")
+def test_the_two_commands_of_the_page_start_four_processes_that_share_a_model(tmp_path):
+    page = PAGE.read_text()
+    model, app = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:2]
+    (tmp_path / "model.py").write_text(model)
+    (tmp_path / "app.py").write_text(app)
+    commands = re.search(r"```console\n\$ (python model\.py) &\n\$ (uvicorn .*)\n```", page)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    log, app_log = tmp_path / "model.log", tmp_path / "app.log"
+    with (
+        Process(log, *commands[1].split()[1:], folder=tmp_path),
+        Process(app_log, "-m", *commands[2].split(), "--port", str(port), folder=tmp_path) as app,
+    ):
+        poll(lambda: listens(tmp_path / "model.sock"))
+        poll(lambda: len(workers_of(app.pid)) == 4)
+
+        def get(count):
+            return httpx.get(f"{url}/count?down_from={count}", timeout=SECONDS)
+
+        def is_served():
+            with contextlib.suppress(httpx.TransportError):
+                return get(1).text == "1\n"
+
+        poll(is_served)
+        poll(lambda: app_log.read_text().count("Application startup complete") == 4)
+        workers = workers_of(app.pid)
+        for worker in workers:
+            with stopped(workers - {worker}):
+                assert get(3).text == "3\n2\n1\n"
+        with ThreadPoolExecutor(16) as pool:
+            texts = [response.text for response in pool.map(get, [20] * 16)]
+        assert texts == ["".join(f"{n}\n" for n in range(20, 0, -1))] * 16
+        assert workers_of(app.pid) == workers

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import math
 import operator
 import pickle
 import socket
+import subprocess
 import sys
 import threading
 import time
 import weakref
 from collections import deque
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -511,6 +514,80 @@ def test_a_request_is_refused_as_the_model_refuses_it(path):
         second.cancel()
 
 
+class Told:
+    """Metrics that note how requests were refused and have ended."""
+
+    def __init__(self):
+        self.events = []
+
+    def refused(self, reason, *, tenant):
+        self.events.append(("refused", reason, tenant))
+
+    def finished(self, end, *, joined, refused=False, **_):
+        self.events.append(("finished", str(end.reason), joined, refused))
+
+
+def test_requests_that_the_model_refuses_count_as_refused_and_have_one_line(path, caplog):
+    caplog.set_level("INFO", "batchstream")
+    engine, told = Waiting(), Told()
+    with (
+        served(path, engine, max_batch_size=1, max_pending=1) as (_, _),
+        connect(path, metrics=told, name="far") as other,
+    ):
+        first = other.stream("a")
+        taken(engine.added)
+        second = other.stream("b")
+        for _ in range(5):
+            with pytest.raises(OverloadedError):
+                next(other.stream("c"))
+        until(lambda: len(told.events) == 10)
+        statistics = other.statistics()
+        assert (statistics.refused, statistics.refusals) == (5, {"pending": 5})
+        assert statistics.finished == {}
+        assert statistics.opened == 2
+        assert (
+            told.events
+            == [
+                ("refused", "pending", None),
+                ("finished", "error", True, True),
+            ]
+            * 5
+        )
+        first.cancel()
+        engine.give({})
+        taken(engine.added)
+        engine.give({0: Last("x")})
+        assert list(second) == ["x"]
+    lines = [
+        (it.kind, it.levelname) for it in caplog.records if getattr(it, "batcher", "") == "far"
+    ]
+    ends = ("refusals_ended", "INFO"), ("closed", "INFO")
+    assert lines == [("refusals_started", "WARNING"), *ends]
+
+
+def test_an_overload_that_the_model_itself_fails_a_request_with_is_no_refusal(path):
+    error = OverloadedError("its own", pending=1, max_pending=1)
+    with served(path) as (_, other):
+        with pytest.raises(OverloadedError, match="its own"):
+            list(other.stream(["a", Fail(error)]))
+        until(lambda: not other.statistics().live)
+        assert other.statistics().finished == {FinishReason.ERROR: 1}
+        assert other.statistics().refused == 0
+
+
+def test_a_request_for_which_this_process_has_no_room_says_by_which_option(path):
+    engine = Waiting()
+    with served(path, engine, max_requests=1) as (_, other):
+        first = other.stream("a")
+        taken(engine.added)
+        second = other.stream("b")
+        with pytest.raises(OverloadedError, match=r"no more than 1 may \(max_requests\)") as caught:
+            other.stream("c")
+        assert (caught.value.pending, caught.value.max_pending) == (1, 1)
+        first.cancel()
+        second.cancel()
+
+
 def test_the_requests_of_a_map_wait_for_room_at_the_model(path):
     with served(path, max_batch_size=1, max_pending=1) as (batcher, other):
         requests = [str(number) for number in range(20)]
@@ -814,12 +891,157 @@ def test_a_server_that_drains_lets_requests_end_and_refuses_others(path):
         assert not thread.is_alive()
 
 
+@contextmanager
+def draining(batcher, path, other, engine, idle=None):
+    """Let a server drain while it has a stream of a client; give the stream, of one output."""
+    server = serving(batcher, path, drain=TIMEOUT)
+    server.__enter__()
+    if idle is not None:  # one that has a connection, and no stream
+        before = idle.stream("before")
+        assert taken(engine.added) == "before"
+        engine.give({0: Last("x")})
+        assert list(before) == ["x"]
+    stream = other.stream("old")
+    assert taken(engine.added) == "old"
+    thread = threading.Thread(target=server.__exit__, args=(None, None, None))
+    thread.start()
+    until(lambda: knobs.is_ending(server))
+    # The client's link reads the notice before it reads this output.
+    engine.give({0: "x"})
+    assert next(stream) == "x"
+    try:
+        yield stream
+    finally:
+        engine.give({0: Last("y")})
+        thread.join(TIMEOUT)
+    assert not thread.is_alive()
+
+
+def test_requests_go_to_the_next_server_while_the_one_before_drains(path, caplog):
+    caplog.set_level("INFO", "batchstream")
+    engine, successor = Waiting(), Waiting()
+    with (
+        ContinuousBatcher(engine, max_batch_size=2) as batcher,
+        ContinuousBatcher(successor, max_batch_size=2) as another,
+        connect(path, name="far") as other,
+    ):
+        with draining(batcher, path, other, engine) as old:
+            for _ in range(2):
+                with pytest.raises(ConnectionLostError, match=r"ends, .* no other is there yet"):
+                    next(other.stream("a"))
+            until(lambda: other.statistics().live == 1)
+            assert other.statistics().refusals == {"draining": 2}
+            with serving(another, path):
+                new = other.stream("b")
+                assert taken(successor.added) == "b"
+                successor.give({0: "1"})
+                assert next(new) == "1"
+                engine.give({0: "x"})
+                assert next(old) == "x"
+                dropped = other.stream("c")
+                assert taken(successor.added) == "c"
+                dropped.cancel()
+                assert taken(successor.removed) == "c"
+                engine.give({0: Last("y")})
+                assert list(old) == ["y"]
+                successor.give({0: Last("2")})
+                assert list(new) == ["2"]
+                # A server that is killed says nothing: what fails by that was not refused.
+                Path(path).unlink()
+                knobs.engine_of(other)._connections[-1].socket.shutdown(socket.SHUT_RDWR)
+                with pytest.raises(ConnectionLostError, match=r"process at .* No such file"):
+                    next(other.stream("a"))
+                until(lambda: not other.statistics().live)
+                assert other.statistics().refusals == {"draining": 2}
+        assert batcher.statistics().opened == 1
+    lines = [it.kind for it in caplog.records if getattr(it, "batcher", "far") == "far"]
+    assert lines.count("remote_leaves") == 1
+    assert lines.count("cut_short") == 1
+    assert not {"failed", "engine_discarded"} & set(lines)
+
+
+def test_an_idle_client_goes_to_the_next_server_while_the_one_before_drains(path):
+    engine = Waiting()
+    with (
+        ContinuousBatcher(engine, max_batch_size=2) as batcher,
+        ContinuousBatcher(Model, max_batch_size=2) as another,
+        connect(path) as other,
+        connect(path) as idle,
+    ):
+        with draining(batcher, path, other, engine, idle), serving(another, path):
+            for _ in range(2):
+                assert list(idle.stream("ab")) == ["a", "b"]
+        assert batcher.statistics().opened == 2
+
+
+def test_a_stream_that_is_cut_as_a_server_ends_fails_alone(path):
+    engine, successor = Waiting(), Waiting()
+    with (
+        ContinuousBatcher(engine, max_batch_size=2) as batcher,
+        ContinuousBatcher(successor, max_batch_size=2) as another,
+        connect(path) as other,
+        draining(batcher, path, other, engine) as old,
+        serving(another, path),
+    ):
+        new = other.stream("b")
+        assert taken(successor.added) == "b"
+        leaving, _ = knobs.engine_of(other)._connections
+        leaving.socket.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(ConnectionLostError, match="was lost"):
+            next(old)
+        successor.give({0: Last("2")})
+        assert list(new) == ["2"]
+
+
+def test_a_client_is_ready_while_a_server_listens(path):
+    engine = Waiting()
+    with ContinuousBatcher(engine, max_batch_size=1) as batcher, connect(path) as other:
+        assert not other.ready
+        with serving(batcher, path):
+            assert other.ready
+        assert not other.ready
+        with draining(batcher, path, other, engine):
+            assert not other.ready
+            with (
+                ContinuousBatcher(Model, max_batch_size=1) as another,
+                serving(another, path),
+            ):
+                assert other.ready  # without a request
+        assert not other.ready
+        assert other.state == "accepting"
+    with ContinuousBatcher(Model, max_batch_size=1) as batcher, serving(batcher, path):
+        assert not other.ready  # it was closed
+
+
+def test_a_client_is_not_ready_where_a_killed_server_has_left_its_socket(path):
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(path)
+    left.close()
+    with connect(path) as other:
+        assert not other.ready
+
+
+def test_a_client_does_not_wait_to_say_whether_it_is_ready(path):
+    full = socket.socket(socket.AF_UNIX)
+    full.bind(path)
+    full.listen(0)
+    with connect(path) as other, contextlib.ExitStack() as stack:
+        while True:
+            filler = stack.enter_context(socket.socket(socket.AF_UNIX))
+            filler.setblocking(False)
+            if filler.connect_ex(path):
+                break
+        assert other.ready
+    full.close()
+
+
 def test_a_connection_that_is_lost_fails_all_streams_and_the_next_request_connects(path):
     engine = Waiting()
     with served(path, engine) as (_, other):
         streams = [other.stream("a"), other.stream("b")]
         assert {taken(engine.added), taken(engine.added)} == {"a", "b"}
-        knobs.engine_of(other)._connection.shutdown(socket.SHUT_RDWR)
+        [connection] = knobs.engine_of(other)._connections
+        connection.socket.shutdown(socket.SHUT_RDWR)
         for stream in streams:
             with pytest.raises(ConnectionLostError, match="was lost: it has ended"):
                 next(stream)
@@ -842,6 +1064,42 @@ def test_a_client_that_was_made_or_used_before_a_fork_connects_anew_in_the_child
         assert in_forked_child(lambda: list(other.stream("ef"))) == "['e', 'f']"
         assert list(other.stream("gh")) == ["g", "h"]
         assert batcher.statistics().opened == 4
+
+
+WORKER = """
+import os, sys
+from batchstream.remote import connect
+
+stream = connect(sys.argv[1]).stream("a")
+next(stream)
+if not os.fork():
+    os.read(0, 1)  # until the test ends
+    os._exit(0)
+print("has forked", flush=True)
+os.read(0, 1)
+"""
+
+
+@needs_fork
+def test_the_requests_of_a_process_that_is_killed_leave_the_model_though_its_fork_lives(path):
+    engine = Waiting()
+    with served(path, engine) as (batcher, _):
+        command = [sys.executable, "-W", "ignore", "-c", WORKER, path]
+        with subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as worker:
+            try:
+                assert taken(engine.added) == "a"
+                engine.give({0: "x"})
+                assert worker.stdout.readline() == "has forked\n"
+                worker.kill()
+                assert taken(engine.removed) == "a"
+                until(lambda: not batcher.statistics().live)
+                # It has not failed, as it would when the engine has waited for long.
+                assert batcher.statistics().finished == {FinishReason.CANCELLED: 1}
+            finally:
+                worker.kill()
+                worker.stdin.close()
 
 
 def test_many_threads_share_a_connection(path):

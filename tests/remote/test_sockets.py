@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from batchstream import ContinuousBatcher
+from batchstream import ContinuousBatcher, FinishReason, StreamEnd
 from batchstream._remote import session, sockets
+from batchstream._remote.payloads import pickled_end, pickled_outputs
 from batchstream._remote.protocol import (
     DEFAULT_MAX_FRAME,
     PROTOCOL,
@@ -23,6 +24,7 @@ from batchstream._remote.protocol import (
     server_greeting,
 )
 from batchstream.remote import ConnectionLostError, ProtocolError, connect, serve, serving
+from support import knobs
 from support.engines import Model
 from support.sources import TIMEOUT
 from support.waiting_engine import until
@@ -444,6 +446,72 @@ def test_a_server_that_breaks_the_protocol_fails_the_requests(path, fake_server,
     with connect(path) as other, pytest.raises(ConnectionLostError, match="was lost: a ") as caught:
         list(other.stream("a"))
     assert type(caught.value.__cause__) is ProtocolError
+
+
+GATES = []
+
+
+def held():
+    """Unpickle an output only when the server has gone."""
+    reached, gone = GATES.pop()
+    reached.set()
+    assert gone.wait(TIMEOUT)
+    return "first"
+
+
+class Held:
+    """An output that holds up the process in which it is unpickled."""
+
+    def __reduce__(self):
+        return held, ()
+
+
+def test_what_a_server_has_sent_before_it_went_arrives_though_nothing_can_be_sent_to_it(path):
+    reached, gone = threading.Event(), threading.Event()
+    GATES.append((reached, gone))
+
+    def serve_one(listening):
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(OK)
+            connection.recv(4096)  # a request of a map, whose outputs are acknowledged at once
+            connection.sendall(frame((11, 1, pickled_outputs([Held(), "second"]))))
+            assert reached.wait(TIMEOUT)
+            connection.sendall(frame((11, 1, pickled_outputs(["third"]))))
+            connection.sendall(frame((12, 1, pickled_end(StreamEnd(FinishReason.EOS, 3)))))
+        gone.set()
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        server = threading.Thread(target=serve_one, args=(listening,))
+        server.start()
+        with connect(path, window=2) as other:
+            assert list(other.map(["a"])) == [["first", "second", "third"]]
+        server.join(TIMEOUT)
+
+
+def test_a_client_that_connects_to_a_server_that_ends_is_told_so(path, batcher):
+    server = serving(batcher, path, drain=TIMEOUT)
+    with connect(path) as other:
+        server.__enter__()
+        slow = other.stream("x" * 10**6)
+        next(slow)
+        with socket.socket(socket.AF_UNIX) as late:
+            late.settimeout(TIMEOUT)
+            late.connect(path)
+            until(lambda: len(server._listener._sessions) == 2)
+            thread = threading.Thread(target=server.__exit__, args=(None, None, None))
+            thread.start()
+            until(lambda: knobs.is_ending(server))
+            late.sendall(HELLO)
+            assert b"refused: the server of the model" in late.recv(4096)
+            # So is one that the system has accepted, and that has no session yet.
+            assert "ends, as asked for" in server._listener._session().refusal
+        slow.cancel()
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
 
 
 def test_a_client_that_vanishes_leaves_the_model(path, batcher):

@@ -151,9 +151,12 @@ class _Recorder(Metrics):
         in_slot: float,
         first_output: float | None = None,
         tenant: Hashable = None,
+        refused: bool = False,
     ) -> None:
         del in_slot, tenant
         (self._to.running if joined else self._to.waiting).add(-1, self._own)
+        if refused:
+            return
         kind = error_type(end)
         attributes = self._attributes if kind is None else {**self._attributes, ERROR_TYPE: kind}
         self._to.duration.record(lasted, attributes)

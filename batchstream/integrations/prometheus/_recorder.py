@@ -151,15 +151,18 @@ class Recorder(Metrics):
         in_slot: float,
         first_output: float | None = None,  # noqa: ARG002 - `first_output` was told
         tenant: Hashable = None,
+        refused: bool = False,
     ) -> None:
-        """Count a request that has ended."""
+        """Count a request that has ended; one that was refused leaves its place, and no more."""
         figures = self._of(tenant)
         _add(figures.running if joined else figures.waiting, -1)
-        _add(figures.finished[_reason_of(end)], 1)
-        _observe(figures.outputs, end.outputs)
-        _observe(figures.request, lasted)
+        if not refused:
+            _add(figures.finished[_reason_of(end)], 1)
+            _observe(figures.outputs, end.outputs)
+            _observe(figures.request, lasted)
         if joined:
-            _observe(figures.slot, in_slot)
+            if not refused:
+                _observe(figures.slot, in_slot)
             if self._steps.run(-1) <= 0:
                 self.write()
         if self._prompt_tokens and end.info is not None:

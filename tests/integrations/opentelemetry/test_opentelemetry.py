@@ -207,6 +207,18 @@ def test_a_response_of_one_output_or_that_failed_has_no_time_per_output(figures)
     assert (point.count, point.sum) == (1, 0.5)
 
 
+def test_a_request_that_a_model_in_another_process_refuses_is_counted_as_that_alone(figures):
+    recorder = OpenTelemetryMetrics(meter_provider=figures.provider).for_batcher("chat")
+    recorder.submitted()
+    recorder.joined([1.0])
+    recorder.refused("pending")
+    recorder.finished(StreamEnd("error", 0), joined=True, lasted=2.0, in_slot=1.0, refused=True)
+    (refused,) = figures.points("batchstream.requests.refused").values()
+    (running,) = figures.points("batchstream.requests.running").values()
+    assert (refused.value, running.value) == (1, 0)
+    assert "gen_ai.server.request.duration" not in figures.metrics
+
+
 @pytest.mark.parametrize("kind", [OpenTelemetryTraces, OpenTelemetryMetrics])
 @pytest.mark.parametrize("argument", ["operation", "model", "provider"])
 def test_names_are_checked(kind, argument):

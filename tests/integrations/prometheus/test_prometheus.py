@@ -19,6 +19,7 @@ from batchstream import (
     DeadlineError,
     DynamicBatcher,
     OverloadedError,
+    StreamEnd,
 )
 from batchstream.integrations.prometheus import PrometheusMetrics
 from support import knobs
@@ -111,6 +112,19 @@ def test_what_a_batcher_did_is_counted(shown):
     assert shown("wait_seconds_count") == shown("request_seconds_count") == 4
     assert 0 <= shown("wait_seconds_sum") <= shown("request_seconds_sum") < 4 * SECONDS
     assert shown.gauges == (0, 0)
+
+
+def test_a_request_that_a_model_in_another_process_refuses_is_counted_as_that_alone(shown):
+    recorder = shown.metrics.for_batcher("chat")
+    recorder.submitted()
+    recorder.joined([1.0])
+    recorder.refused("pending")
+    recorder.finished(StreamEnd("error", 0), joined=True, lasted=2.0, in_slot=1.0, refused=True)
+    assert shown("requests_refused_total", reason="pending") == 1
+    assert shown.finished() == {}
+    assert shown.gauges == (0, 0)
+    assert shown("request_seconds_count") == shown("slot_seconds_count") == 0
+    assert shown("request_outputs_count") == 0
 
 
 def test_the_counts_are_the_same_as_in_the_statistics(shown):
