@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from queue import Empty
 
 import pytest
@@ -31,17 +32,25 @@ def put(queue, *names, **standing):
 
 
 def taken(queue, number=1000):
-    return [queue.get_nowait()[1] for _ in range(min(number, queue.qsize()))]
+    take = queue.take if isinstance(queue, OrderedRequests) else partial(queue.take, block=False)
+    return [take()[0][1] for _ in range(min(number, queue.qsize()))]
 
 
 def test_a_request_comes_out_as_litserve_puts_it_in():
     queue = OrderedRequests(None, None)
     put(queue, "a")
     assert queue.qsize() == 1
-    assert queue.get_nowait() == element("a")
+    assert queue.take() == (element("a"), False)
     assert queue.qsize() == 0
     with pytest.raises(Empty):
-        queue.get_nowait()
+        queue.take()
+
+
+def test_one_that_takes_a_request_is_told_whether_there_is_more_to_take():
+    queue = OrderedRequests(None, None)
+    put(queue, "a", "b")
+    queue.put(None)
+    assert [queue.take()[1] for _ in range(3)] == [True, True, False]
 
 
 @pytest.mark.rule(29)
@@ -128,7 +137,7 @@ def test_what_is_no_request_comes_behind_all_requests():
     sentinel = (None,) * 4
     queue.put(sentinel)
     put(queue, "a", priority=10**6)
-    assert [queue.get_nowait() for _ in range(2)] == [element("a"), sentinel]
+    assert [queue.take()[0] for _ in range(2)] == [element("a"), sentinel]
 
 
 # ---- where a request stands
@@ -180,10 +189,16 @@ def test_other_processes_see_the_same_as_its_own(queue):
     put(queue, "sooner")
     assert (queue.qsize(), queue.empty()) == (2, False)
     assert [queue.get(timeout=SECONDS)[1] for _ in range(2)] == ["sooner", "later"]
+    put(queue, "a", "b")
+    assert queue.take(timeout=SECONDS) == (element("a"), True)
+    assert queue.take(block=False) == (element("b"), False)
+    for take in (queue.get, queue.take):
+        with pytest.raises(Empty):
+            take(timeout=0)
+        with pytest.raises(Empty):
+            take(block=False)
     with pytest.raises(Empty):
-        queue.get(timeout=0)
-    with pytest.raises(Empty):
-        queue.get(block=False)
+        queue.get_nowait()
     assert put(queue, *"abcde").reason == "pending"
 
 

@@ -25,6 +25,7 @@ import os
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from multiprocessing.managers import BaseManager, BaseProxy
 from queue import Empty
 from threading import Condition, Thread
@@ -143,8 +144,8 @@ class OrderedRequests:
         with self._changed:
             return self._changed.wait_for(self.qsize, timeout) > 0
 
-    def get_nowait(self) -> Any:
-        """Take the next request.
+    def take(self) -> tuple[Any, bool]:
+        """Take the next request, and return it with whether there is more to take.
 
         Raises:
             queue.Empty: None waits.
@@ -155,9 +156,9 @@ class OrderedRequests:
                 [request] = taken
                 self._forget(request)
                 self._rate.count(1, time.monotonic(), others_wait=len(self._waiting) > 0)
-                return request.element
+                return request.element, self.qsize() > 0
             if self._others:
-                return self._others.popleft()
+                return self._others.popleft(), self.qsize() > 0
             raise Empty
 
     def discard(self, uid: object) -> bool:
@@ -192,7 +193,7 @@ def _no_room() -> int:
 class RequestQueueProxy(BaseProxy):
     """The queue, as other processes have it."""
 
-    _exposed_ = ("put_all", "put", "wait", "get_nowait", "discard", "qsize")
+    _exposed_ = ("put_all", "put", "wait", "take", "discard", "qsize")
 
     def _call(self, method: str, *arguments: object) -> Any:
         call: Any = self._callmethod
@@ -207,23 +208,38 @@ class RequestQueueProxy(BaseProxy):
         """See `OrderedRequests`."""
         self._call("put", element)
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002 - as of a queue
-        """Take the next request, as `queue.Queue` does."""
+    def take(self, *, block: bool = True, timeout: float | None = None) -> tuple[Any, bool]:
+        """Take the next request, and return it with whether there is more to take.
+
+        Raises:
+            queue.Empty: None waits, or none has come in that time.
+        """
         until = None if timeout is None else time.monotonic() + timeout
         while block:
             left = 60.0 if until is None else max(0.0, until - time.monotonic())
             if self._call("wait", left):
-                try:
-                    return self.get_nowait()
-                except Empty:  # another worker was faster
-                    pass
+                # Another worker may be faster.
+                with suppress(Empty):
+                    return self._take_nowait()
             elif until is not None:
                 raise Empty
-        return self.get_nowait()
+        return self._take_nowait()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002 - as of a queue
+        """Take the next request, as `queue.Queue` does."""
+        if block:
+            # In one call where one waits.
+            with suppress(Empty):
+                return self.get_nowait()
+        return self.take(block=block, timeout=timeout)[0]
 
     def get_nowait(self) -> Any:
-        """See `OrderedRequests`."""
-        return self._call("get_nowait")
+        """Take the next request, as `queue.Queue` does."""
+        return self._take_nowait()[0]
+
+    def _take_nowait(self) -> tuple[Any, bool]:
+        taken: tuple[Any, bool] = self._call("take")
+        return taken
 
     def discard(self, uid: object) -> bool:
         """See `OrderedRequests`."""
