@@ -50,8 +50,8 @@ class Ears:
         self.heard = set()
         add = disconnects.add
 
-        def add_and_notify(uid, **how):
-            add(uid, **how)
+        def add_and_notify(uid, *how):
+            add(uid, *how)
             with self._news:
                 self.heard.add(uid)
                 self._news.notify_all()

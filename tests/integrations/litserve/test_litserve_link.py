@@ -10,12 +10,14 @@ import threading
 import time
 import weakref
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from fastapi import HTTPException
 from litserve.callbacks import EventTypes
 from litserve.utils import LitAPIStatus
 
+from batchstream import Metrics
 from batchstream._batching.log import QUIET_SECONDS
 from batchstream._core.arguments import Bound
 from batchstream.integrations._http import CutError
@@ -310,7 +312,10 @@ def test_a_request_whose_client_reads_nothing_fails_and_the_workers_give_it_up(c
     assert idle.take() == ["a", "b"]
     with pytest.raises(FailedError):
         idle.take()
-    assert sent_disconnects(sending.link) == [f"{idle.uid} failed", reads.uid]
+    assert sent_disconnects(sending.link) == [
+        f"{idle.uid} failed 500 Internal server error",
+        reads.uid,
+    ]
     [record] = caplog.records
     assert idle.uid in record.getMessage()
     assert (record.kind, record.requests, record.request_id) == ("slow", 1, idle.uid)
@@ -476,6 +481,38 @@ def test_a_server_that_is_about_to_end_takes_no_new_request_and_then_fails_the_o
     asyncio.run(end())
 
 
+class Ends(Metrics):
+    """Keeps what is told of ends."""
+
+    told: ClassVar = []
+
+    def finished(self, end, *, joined, **_):
+        self.told.append((end.reason, joined))
+
+
+def test_a_server_that_cuts_its_requests_reports_their_ends_and_tells_the_workers_so(
+    drains, monkeypatch
+):
+    async def end():
+        server = Server()
+        link = connected(server, grace_period=0, metrics=Ends)
+        responses = submitted(server, link, "has ended", "a worker has it", "waits", "is discarded")
+        ended, claimed, waits, discarded = responses.queues
+        server.deliver(ended.uid, "", FINISH)
+        responses.claim(claimed.uid, 1)
+        responses.discard = lambda uid: uid == discarded.uid
+        watch.drain_all(lambda: drains.append("over"))
+        while not waits.has_end:
+            await responses.wait()
+        responses.close()  # reports none again
+        text = "reported 503 the server is shutting down"
+        assert sent_disconnects(link)[:2] == [f"{claimed.uid} {text}", f"{waits.uid} {text}"]
+
+    monkeypatch.setattr(Ends, "told", [])
+    asyncio.run(end())
+    assert Ends.told == [("error", True), ("error", False), ("error", False)]
+
+
 def test_a_server_has_drained_when_the_last_response_of_all_its_endpoints_is_closed(drains):
     async def end():
         server = Server()
@@ -545,7 +582,8 @@ def test_a_request_without_an_output_in_time_is_answered_with_504_and_given_up(c
             await body.begin()
         assert raised.value.headers == {"x-request-id": "mine"}
         assert "within 2 seconds (first_timeout)" in raised.value.detail
-        assert sent_disconnects(link) == [f"{queue.uid} failed"]
+        text = "504 no output has come within 2 seconds (first_timeout)"
+        assert sent_disconnects(link) == [f"{queue.uid} failed {text}"]
         body.cancel()
         assert sent_disconnects(link) == []
         [record] = caplog.records
@@ -573,7 +611,8 @@ def test_a_request_with_no_further_output_in_time_is_cut_behind_what_has_come():
             await body._next()
         assert asyncio.get_running_loop().time() == pytest.approx(before + 2)
         assert "(gap_timeout)" in raised.value.__cause__.detail
-        assert sent_disconnects(link) == [f"{queue.uid} failed"]
+        text = "504 no output has come for 2 seconds (gap_timeout)"
+        assert sent_disconnects(link) == [f"{queue.uid} failed {text}"]
         body.cancel()
 
     run(read())

@@ -1,4 +1,4 @@
-"""The thread that fetches requests from LitServe's queue, one by one, as the worker can add them."""
+"""The thread that fetches requests from LitServe's queue one by one, as its worker adds them."""
 
 import queue
 import threading

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from litserve.callbacks import EventTypes
 
 from batchstream import FinishReason
+from batchstream.integrations.litserve._link.pipes import Departure
 from batchstream.integrations.litserve._server.response_queue import ResponseQueue
 from batchstream.integrations.litserve._server.timers import RequestTimer, Timeouts
 
@@ -56,6 +57,7 @@ class Responses:
         self._reports = reports
         self._arrival = asyncio.Event()
         self._closed = False
+        self._is_cut = False
         self.name = asked.request_id or uids[0]
         self.discard: Callable[[str], bool] | None = None
         self.queues = [
@@ -90,6 +92,14 @@ class Responses:
         for queue in self.queues:
             if queue.uid == uid:
                 queue.worker_pid = worker
+
+    def cut(self, failure: Failure) -> None:
+        """Fail the requests that have not ended, as the server ends.
+
+        Their ends are reported here, as the workers may end before they could.
+        """
+        self._is_cut = True
+        self.fail(failure)
 
     def fail(self, failure: Failure, *, worker: int | None = None) -> int:
         """Fail the requests that have not ended; if a worker is given, only its requests.
@@ -126,28 +136,34 @@ class Responses:
         if self._closed:
             return
         for uid in self.forget():
-            self._give_up(uid, failed=False)
+            self._give_up(uid)
         self._server._callback_runner.trigger_event(  # type: ignore[no-untyped-call]  # noqa: SLF001
             EventTypes.ON_RESPONSE.value, litserver=self._server
         )
 
-    def _give_up_failed(self, uid: str) -> None:
+    def _give_up_failed(self, uid: str, failure: Failure) -> None:
         self._server.response_buffer.pop(uid, None)
-        self._give_up(uid, failed=True)
+        self._give_up(uid, failure)
 
-    def _give_up(self, uid: str, *, failed: bool) -> None:
+    def _give_up(self, uid: str, failure: Failure | None = None) -> None:
+        reason = FinishReason.CANCELLED if failure is None else FinishReason.ERROR
         if self._is_discarded(uid):
             # No worker has seen it, so none will report its end.
-            reason = FinishReason.ERROR if failed else FinishReason.CANCELLED
             self._reports.finished(reason, joined=False)
-        elif self._pipes is not None:
-            self._pipes.send_disconnect(uid, failed=failed)
+            return
+        is_reported = self._is_cut and failure is not None
+        if is_reported:
+            self._reports.finished(reason, joined=self._is_claimed(uid))
+        if self._pipes is not None:
+            self._pipes.send_departure(Departure(uid, failure, is_reported))
+
+    def _is_claimed(self, uid: str) -> bool:
+        """Whether a worker has said that it has taken the request."""
+        return any(queue.uid == uid and queue.worker_pid is not None for queue in self.queues)
 
     def _is_discarded(self, uid: str) -> bool:
         """Take a request out of the queue, and return whether it was still there."""
-        if self.discard is None or any(
-            queue.uid == uid and queue.worker_pid is not None for queue in self.queues
-        ):
+        if self.discard is None or self._is_claimed(uid):
             return False
         try:
             return self.discard(uid)
