@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import os
 import pickle
 import queue
@@ -21,9 +22,12 @@ from batchstream import Metrics
 from batchstream._batching.log import QUIET_SECONDS
 from batchstream._core.arguments import Bound
 from batchstream.integrations._http import CutError
+from batchstream.integrations.litserve._link import request_queue
 from batchstream.integrations.litserve._link.link import UNBOUNDED, Link
 from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Envelope, Failure
+from batchstream.integrations.litserve._link.ordering import Ordering
 from batchstream.integrations.litserve._link.pipes import WorkerPipes
+from batchstream.integrations.litserve._link.request_queue import OrderedRequests
 from batchstream.integrations.litserve._server import reports, setup, watch
 from batchstream.integrations.litserve._server.asked import Asked
 from batchstream.integrations.litserve._server.endpoint import TextBody
@@ -41,15 +45,18 @@ class Server:
 
     def __init__(self, workers=1):
         self.response_buffer = {}
-        self.requests = queue.Queue()
+        self.litapi_request_queues = {"/predict": queue.Queue()}
         self.active_requests = 0
         self.events = []
         self._callback_runner = self
         self._workers = workers
 
     def _get_request_queue(self, api_path):
-        assert api_path == "/predict"
-        return self.requests
+        return self.litapi_request_queues[api_path]
+
+    @property
+    def requests(self):
+        return self.litapi_request_queues["/predict"]
 
     def _inference_workers_config_for_api(self, api_path):
         return [None] * self._workers
@@ -66,8 +73,9 @@ class Server:
 
 
 @pytest.fixture(autouse=True)
-def signals_alone(monkeypatch):
+def no_process(monkeypatch):
     monkeypatch.setattr(setup, "install_signal_handlers", lambda *_: None)
+    monkeypatch.setattr(setup, "start_queue", OrderedRequests)
 
 
 def connected(server, **options):
@@ -332,7 +340,7 @@ def test_refusals_have_a_line_as_they_begin_and_one_when_they_are_over(caplog, m
     for name in ("first", "second"):
         with pytest.raises(FailedError, match="503"):
             submitted(server, link, "?", asked=Asked(request_id=name))
-    server.requests.get_nowait()
+    server.requests.take()
     now[0] += QUIET_SECONDS
     submitted(server, link, "waits")
     begun, over = caplog.records
@@ -370,7 +378,8 @@ def test_no_more_requests_wait_than_max_pending(waiting, payloads, refused):
     server = Server()
     link = connected(server, max_pending=2)
     for _ in range(waiting):
-        server.requests.put("waits")
+        submitted(server, link, "waits")
+    server.events.clear()
     before = dict(server.response_buffer)
     if not refused:
         submitted(server, link, *["?"] * payloads)
@@ -391,6 +400,57 @@ def test_more_requests_than_may_ever_wait_are_not_asked_to_come_again():
         submitted(server, link, "?", "?", "?")
     assert raised.value.status_code == 400
     assert server.requests.qsize() == 0
+
+
+@pytest.mark.rule(19)
+def test_a_refusal_for_max_pending_alone_says_when_to_come_again_by_the_measured_rate(monkeypatch):
+    now = itertools.count(0, 10)
+    monkeypatch.setattr(request_queue.time, "monotonic", lambda: next(now))
+    server = Server()
+    link = connected(server, max_pending=4)
+    for _ in range(4):
+        submitted(server, link, "waits")
+    for _ in range(9):
+        server.requests.take()
+        submitted(server, link, "waits")
+    with pytest.raises(FailedError, match="503") as raised:
+        submitted(server, link, "?")
+    assert int(raised.value.headers["retry-after"]) > 10
+
+
+def half_of(request):
+    return request.payload / 2
+
+
+@pytest.mark.rule(19)
+def test_no_more_wait_than_may_cost_so_much(monkeypatch):
+    told = []
+    monkeypatch.setattr(Refused, "refused", lambda _, reason, **more: told.append(reason))
+    server = Server()
+    ordering = Ordering(cost=half_of, max_pending_cost=10)
+    link = connected(server, ordering=ordering, metrics=Refused)
+    submitted(server, link, 8)
+    submitted(server, link, 4)
+    with pytest.raises(FailedError, match="503") as raised:
+        submitted(server, link, 10)
+    assert "requests that cost 6.0 wait already (max_pending_cost=10)" in str(
+        raised.value.__cause__
+    )
+    with pytest.raises(FailedError, match="422") as raised:
+        submitted(server, link, 22)
+    assert "costs 11.0, more than all that wait may cost together: 10" in raised.value.detail
+    with pytest.raises(FailedError, match="503"):  # all of one client, or none
+        submitted(server, link, 6, 6)
+    submitted(server, link, 8)
+    with pytest.raises(FailedError, match="503"):
+        submitted(server, link, 1)
+    server.requests.take()
+    submitted(server, link, 8)
+    assert told == ["pending_cost", "cost", "pending_cost", "pending_cost"]
+
+
+class Refused(Metrics):
+    """The test puts a method there."""
 
 
 def test_without_a_limit_any_number_may_wait():
@@ -561,6 +621,36 @@ def test_a_request_that_a_killed_worker_had_not_claimed_goes_on():
 
 
 # ---- deadlines, in virtual time
+
+
+@pytest.mark.rule(29)
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_request_that_waits_too_long_leaves_the_queue_unless_a_worker_has_it(
+    is_taken, monkeypatch
+):
+    async def wait():
+        server = Server()
+        link = connected(server, wait_timeout=2, metrics=Ends)
+        responses = submitted(server, link, "?")
+        [queue] = responses.queues
+        if is_taken:
+            server.requests.take()
+        await asyncio.sleep(1.9)
+        assert not queue.has_end
+        await asyncio.sleep(0.2)
+        assert queue.has_end != is_taken
+        assert server.requests.qsize() == 0
+        if not is_taken:
+            with pytest.raises(FailedError, match="504") as raised:
+                queue.take()
+            text = "no worker has taken the request within 2 seconds (wait_timeout)"
+            assert raised.value.detail == text
+        responses.close()
+        assert sent_disconnects(link) == ([queue.uid] if is_taken else [])
+
+    monkeypatch.setattr(Ends, "told", [])
+    run(wait())
+    assert Ends.told == ([] if is_taken else [("error", False)])
 
 
 def send_output(server, link, uid, data):

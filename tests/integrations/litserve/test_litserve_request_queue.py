@@ -94,6 +94,18 @@ def test_as_many_wait_as_may_of_all_and_of_each_tenant_and_all_of_a_client_or_no
     assert queue.qsize() == 3
 
 
+@pytest.mark.rule(19)
+def test_no_more_wait_than_may_cost_so_much_and_all_of_a_client_or_none():
+    queue = OrderedRequests(None, None, 10)
+    put(queue, "a", "b", cost=3.0)
+    assert put(queue, "c", "d", cost=3.0) == Refusal("pending_cost", None, 2, 6.0)
+    assert put(queue, "c", cost=4.0) is None
+    assert put(queue, "d", cost=0.5) == Refusal("pending_cost", None, 3, 10.0)
+    assert queue.discard("c")
+    assert put(queue, "d", cost=0.5) is None
+    assert taken(queue) == ["a", "b", "d"]
+
+
 def test_a_refusal_says_when_to_come_again_by_the_rate_at_which_requests_leave(monkeypatch):
     queue = OrderedRequests(4, 2)
     clock = iter(range(0, 1000, 10))
@@ -146,7 +158,7 @@ def test_what_is_no_request_comes_behind_all_requests():
 def standing(**returned):
     functions = {name: lambda _, value=value: value for name, value in returned.items()}
     arguments = [functions.get(name) for name in ("priority", "tenant", "share", "cost")]
-    return Ordering(*arguments, None).standing_of(ReceivedRequest("payload", {}, "name"))
+    return Ordering(*arguments).standing_of(ReceivedRequest("payload", {}, "name"))
 
 
 def test_functions_say_where_a_request_stands():

@@ -4,11 +4,12 @@ Theory of operation
 -------------------
 
 LitServe's request queue is one for all server processes and all workers of an API, in a process of
-its own, and its order is that of arrival. Where a loop orders the requests that wait, this queue
-takes its place: also one for all, also in a process of its own, and with the methods that LitServe
-and the loops call. In it lies the `WaitingQueue` of the batchers. So what that one guarantees holds
-for the API as a whole, with any number of workers and of server processes: whichever worker has a
-free slot takes the request that is next at this moment, of all that wait.
+its own, and its order is that of arrival. Where a loop orders the requests that wait, or bounds
+them, this queue takes its place: also one for all, also in a process of its own, and with the
+methods that LitServe and the loops call. In it lies the `WaitingQueue` of the batchers. So what
+that one guarantees holds for the API as a whole, with any number of workers and of server
+processes: whichever worker has a free slot takes the request that is next at this moment, of all
+that wait. One lock is around each call, so that no more wait than may.
 
 The functions that say where a request stands are called in the server process, before the request
 is put. What comes here is plain data.
@@ -76,11 +77,13 @@ class Refusal(NamedTuple):
         reason: That of an `OverloadedError`.
         retry_after: After how many seconds there may be room for it; None if that is unknown.
         pending: How many requests wait; of the same tenant, if that is the reason.
+        pending_cost: What they cost, if that is the reason.
     """
 
     reason: OverloadReason
     retry_after: float | None
     pending: int
+    pending_cost: float | None = None
 
 
 class OrderedRequests:
@@ -89,13 +92,20 @@ class OrderedRequests:
     Args:
         max_pending: How many requests may wait; None for any number.
         max_pending_per_tenant: How many of one tenant may wait; None for any number.
+        max_pending_cost: What those that wait may cost together; None for any cost.
 
     Threads: any.
     """
 
-    def __init__(self, max_pending: int | None, max_pending_per_tenant: int | None) -> None:
+    def __init__(
+        self,
+        max_pending: int | None,
+        max_pending_per_tenant: int | None,
+        max_pending_cost: float | None = None,
+    ) -> None:
         self._waiting: WaitingQueue[QueuedRequest] = WaitingQueue(
             LimitsInForce(Limits(1, sys.maxsize if max_pending is None else max_pending)),
+            max_pending_cost=max_pending_cost,
             max_pending_per_tenant=max_pending_per_tenant,
             has_places=True,
         )
@@ -109,7 +119,8 @@ class OrderedRequests:
         """Add requests of one client, or none of them.
 
         Returns:
-            Why none was added: as many requests wait as may, of all or of this tenant.
+            Why none was added: as many requests wait as may, of all or of this tenant, or they
+            cost as much.
         """
         added: list[QueuedRequest] = []
         with self._changed:
@@ -126,9 +137,11 @@ class OrderedRequests:
                     self._waiting.remove(request)
                 self._forget_tenant(standing.tenant)
                 # Tenants take turns: one of its own has left when each has had one.
-                turns = 1 if error.reason == "pending" else len(self._accounts)
-                pending = error.pending - len(added)
-                return Refusal(error.reason, self._rate.seconds_for(turns), pending)
+                turns = len(self._accounts) if error.reason == "tenant" else 1
+                pending, pending_cost = error.pending - len(added), error.pending_cost
+                if pending_cost is not None:
+                    pending_cost -= len(added) * standing.cost
+                return Refusal(error.reason, self._rate.seconds_for(turns), pending, pending_cost)
             self._by_uid |= {request.element[1]: request for request in added}
             self._changed.notify_all()
         return None
@@ -261,7 +274,11 @@ class RequestQueueManager(BaseManager):
 RequestQueueManager.register("OrderedRequests", OrderedRequests, RequestQueueProxy)
 
 
-def start_queue(max_pending: int | None, max_pending_per_tenant: int | None) -> RequestQueueProxy:
+def start_queue(
+    max_pending: int | None,
+    max_pending_per_tenant: int | None,
+    max_pending_cost: float | None = None,
+) -> RequestQueueProxy:
     """Start the process of a queue, and return the queue; the process lives as long as that."""
     methods = multiprocessing.get_all_start_methods()
     # As LitServe starts its servers. To spawn it would import the program once more.
@@ -269,7 +286,7 @@ def start_queue(max_pending: int | None, max_pending_per_tenant: int | None) -> 
     manager = RequestQueueManager(ctx=context)
     manager.start(_end_with, (os.getpid(),))
     make: Any = manager.OrderedRequests  # type: ignore[attr-defined]
-    queue: RequestQueueProxy = make(max_pending, max_pending_per_tenant)
+    queue: RequestQueueProxy = make(max_pending, max_pending_per_tenant, max_pending_cost)
     return queue
 
 

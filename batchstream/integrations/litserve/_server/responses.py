@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from litserve.callbacks import EventTypes
@@ -58,6 +59,7 @@ class Responses:
         self._arrival = asyncio.Event()
         self._closed = False
         self._is_cut = False
+        self._discarded: set[str] = set()
         self.name = asked.request_id or uids[0]
         self.discard: Callable[[str], bool] | None = None
         self.queues = [
@@ -76,11 +78,12 @@ class Responses:
         self._watch = watch
         if watch is not None:
             watch.add(self)
-        timeouts = Timeouts(asked.timeout, link.first_timeout, link.gap_timeout)
+        timeouts = Timeouts(asked.timeout, link.first_timeout, link.gap_timeout, link.wait_timeout)
         if timeouts:
             loop = asyncio.get_running_loop()
             for queue in self.queues:
-                queue.timer = RequestTimer(timeouts, queue.fail_late, loop)
+                take_back = partial(self._is_discarded, queue.uid)
+                queue.timer = RequestTimer(timeouts, queue.fail_late, loop, take_back)
 
     async def wait(self) -> None:
         """Wait until something new is in a queue."""
@@ -162,10 +165,14 @@ class Responses:
         return any(queue.uid == uid and queue.worker_pid is not None for queue in self.queues)
 
     def _is_discarded(self, uid: str) -> bool:
-        """Take a request out of the queue, and return whether it was still there."""
+        """Take a request out of the queue, and return whether it was there until now."""
+        if uid in self._discarded:
+            return True
         if self.discard is None or self._is_claimed(uid):
             return False
         try:
-            return self.discard(uid)
+            if self.discard(uid):
+                self._discarded.add(uid)
         except (OSError, EOFError):  # the queue's process has ended
             return False
+        return uid in self._discarded
