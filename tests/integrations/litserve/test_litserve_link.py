@@ -1,6 +1,7 @@
 """Messages from a worker's outbox to the responses in a server process, without either process."""
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import os
@@ -457,6 +458,17 @@ def test_without_a_limit_any_number_may_wait():
     server = Server()
     server.requests.qsize = None  # some queues have none
     submitted(server, connected(server), *range(100))
+
+
+@pytest.mark.parametrize(("options", "is_usable"), [({}, True), ({"max_pending": 3}, False)])
+def test_a_server_that_takes_no_other_queue_is_usable_where_none_is_needed(options, is_usable):
+    server = Server()
+    del server.litapi_request_queues
+    link = Link(**{"max_pending": None, "bound": UNBOUNDED} | options)
+    says_so = pytest.warns(RuntimeWarning, match="has no LitServer.litapi_request_queues")
+    with contextlib.nullcontext() if is_usable else says_so:
+        setup.check_server(link, server)
+    assert link.usable == is_usable
 
 
 @pytest.mark.rule(27)
