@@ -326,6 +326,20 @@ def test_a_request_that_waits_for_room_fails_when_the_worker_is_stopped(when):
 # ---- the fault of a client
 
 
+@pytest.mark.rule(12, 15)
+def test_many_requests_that_fail_as_they_join_do_not_hold_up_the_next_step():
+    api = texts(room=9)
+    served(api, "abcdef", *["bad"] * 9)
+    [engine] = api.engines
+    assert [call[0] for call in engine.calls[:10]] == [
+        *["add"] * 4,
+        "step",
+        *["add"] * 3,
+        "step",
+        "add",
+    ]
+
+
 @pytest.mark.rule(15)
 def test_a_request_that_add_rejects_is_answered_with_422(caplog):
     api = texts(room=9)

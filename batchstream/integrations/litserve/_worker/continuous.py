@@ -135,8 +135,9 @@ class ContinuousBatch:
         and another worker may take it.
         """
         block = not self._core.has_live
-        while self._free and not self._holds_one:
-            request = self._prefetcher.take(block=block)
+        # One for each slot, also if it fails: else many that do would hold up the next step.
+        for _ in range(len(self._free)):
+            request = None if self._holds_one else self._prefetcher.take(block=block)
             if request is None:
                 return
             block = False  # what has been put into the outbox is sent before the next wait
