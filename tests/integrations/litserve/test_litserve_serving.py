@@ -618,7 +618,7 @@ def engine_plans(draw, encodings):
 
 def serve_engines(plan, terms, waiting, *, encodes, exactly):
     size, wanted, leaving, raises = plan
-    loop = ContinuousBatchLoop(make_engine, **terms.options)
+    loop = ContinuousBatchLoop(make_engine, max_pending=None, **terms.options)
     api = ready(loop, size, wanted, encodes=encodes, collects=terms.collects)
     api.first_step_of_one_that_leaves_in_decode = 0  # it is in the step that follows at once
     api.engines = engines = Engines(api, terms.mark, leaving, raises)
@@ -703,7 +703,7 @@ class Waiting(queue.Queue):
 
 
 def letters(**hooks):
-    loop = ContinuousBatchLoop(LetterEngine)
+    loop = ContinuousBatchLoop(LetterEngine, max_pending=None)
     api = Letters(stream=True, max_batch_size=4, loop=loop)
     api.pre_setup()
     loop.pre_setup(api)
