@@ -50,8 +50,8 @@ class Ears:
         self.heard = set()
         add = disconnects.add
 
-        def add_and_notify(uid, **how):
-            add(uid, **how)
+        def add_and_notify(uid, *how):
+            add(uid, *how)
             with self._news:
                 self.heard.add(uid)
                 self._news.notify_all()
@@ -303,7 +303,10 @@ class StockContinuousAPI(StepwiseAPI):
 
 
 class Naming:
-    """LitServe's request queue, but requests say by which uid they are known."""
+    """The request queue, but requests say by which uid they are known.
+
+    With bounds it is that of the loop, which can `take`.
+    """
 
     def __init__(self, request_queue):
         self._queue = request_queue
@@ -313,6 +316,10 @@ class Naming:
 
     def get_nowait(self):
         return self._named(self._queue.get_nowait())
+
+    def take(self, **how):
+        element, others_wait = self._queue.take(**how)
+        return self._named(element), others_wait
 
     def _named(self, element):
         if element == _SENTINEL_VALUE:

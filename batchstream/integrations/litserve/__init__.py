@@ -21,7 +21,8 @@ process, and runs them in each worker.
 LitServe's own batched streaming loop, in their order, and reads the iterators that they return
 (`batch.py`); where LitServe has no batches, each hook takes one request, and each output is a step
 of a batch of one (`hooks.py`). `ContinuousBatchLoop` drives an engine, and takes requests in
-between two steps (`continuous.py`); a thread fetches them from the queue (`queue.py`). Either way
+between two steps, one by one, as many as the engine takes (`continuous.py`); a thread fetches them
+from the queue (`queue.py`). Either way
 the core, a `Demultiplexer`, decides which slot gets what of a step, and a `Serving` hands that out
 (`serving.py`):
 
@@ -52,9 +53,9 @@ gets an output as `encode_response` has yielded it: for that the worker marks wh
 goes with it in an `Envelope`. Batches of messages are addressed to one more entry, which takes them
 apart (`router.py`).
 
-**Where a loop orders the requests that wait**, by priorities or tenants, the endpoint puts a queue
-of its own in the place of LitServe's: one for all server processes and workers, in a process of its
-own (`request_queue.py`).
+**Where a loop orders or bounds the requests that wait**, by priorities, tenants or `max_pending`,
+the endpoint puts a queue of its own in the place of LitServe's: one for all server processes and
+workers, in a process of its own (`request_queue.py`).
 
 A failure travels in place of an output, as plain data (`messages.py`). A client gets nothing of a
 user's objects through this endpoint but text and bytes: nothing that might not pickle or unpickle.

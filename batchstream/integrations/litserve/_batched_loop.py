@@ -126,10 +126,14 @@ class BatchedStreamLoop(AnyLoop):
             one tenant keep their order.
         share: A function of a `ReceivedRequest` that returns the weight of its tenant; 1 without
             one.
-        cost: A function of a `ReceivedRequest` that returns what its tenant is charged for it, more
-            than 0; 1 without one.
+        cost: A function of a `ReceivedRequest` that returns what it costs, more than 0: its tenant
+            is charged that, and it counts in `max_pending_cost`; 1 without one.
         max_pending_per_tenant: How many requests of one tenant may wait; the next is answered with
             503. None for any number.
+        max_pending_cost: What the requests that wait may cost together; one that would be too much
+            is answered with 503, and with 422 if it costs more by itself. None for any cost.
+        wait_timeout: After how many seconds from its submission a worker has to have taken a
+            request; it is answered with 504. None for any time.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or would not reach a worker.
@@ -179,6 +183,8 @@ class BatchedStreamLoop(AnyLoop):
         share: Callable[[ReceivedRequest], float] | None = None,
         cost: Callable[[ReceivedRequest], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        max_pending_cost: float | None = None,
+        wait_timeout: float | None = None,
     ) -> None:
         if eos_in not in get_args(Hook):
             hooks = " or ".join(map(repr, get_args(Hook)))
@@ -208,7 +214,15 @@ class BatchedStreamLoop(AnyLoop):
                 metrics=metrics,
                 traces=traces,
                 name=name,
-                ordering=ordering_of(priority, tenant, share, cost, max_pending_per_tenant),
+                ordering=ordering_of(
+                    priority,
+                    tenant,
+                    share,
+                    cost,
+                    max_pending_per_tenant=max_pending_per_tenant,
+                    max_pending_cost=max_pending_cost,
+                ),
+                wait_timeout=wait_timeout,
             )
         )
         self._eos_in = eos_in

@@ -48,8 +48,9 @@ class ContinuousBatchLoop(AnyLoop):
 
     Errors fail requests, and clients see that, as with `BatchedStreamLoop`. An error in the
     engine's `add` fails the request that was to be added, but for `NotNow`, at which it waits until
-    another has left the engine. An error in `step` fails all requests in the engine, and the next
-    request gets a new engine. An engine that has a `close` is closed then, or as the worker ends.
+    another has left the engine, and its worker takes none meanwhile. An error in `step` fails all
+    requests in the engine, and the next request gets a new engine. An engine that has a `close` is
+    closed then, or as the worker ends.
 
     Args:
         engine_factory: A function of the API that makes a `StepEngine`, or its class. It is called
@@ -76,8 +77,10 @@ class ContinuousBatchLoop(AnyLoop):
         priority: Which requests go first; see `BatchedStreamLoop`.
         tenant: Whose a request is; see `BatchedStreamLoop`.
         share: The weight of a request's tenant; see `BatchedStreamLoop`.
-        cost: What a request's tenant is charged for it; see `BatchedStreamLoop`.
+        cost: What a request costs; see `BatchedStreamLoop`.
         max_pending_per_tenant: How many requests of one tenant may wait; see `BatchedStreamLoop`.
+        max_pending_cost: What the requests that wait may cost; see `BatchedStreamLoop`.
+        wait_timeout: How long a request may wait for a worker; see `BatchedStreamLoop`.
         step_cost: A function of what `decode_request` returns that says what its first step takes
             of `max_step_cost`, the length of its prompt for example. From its first output on a
             request takes 1; unless the engine has a method `step_cost(slot)`, which says what it
@@ -146,6 +149,8 @@ class ContinuousBatchLoop(AnyLoop):
         share: Callable[[ReceivedRequest], float] | None = None,
         cost: Callable[[ReceivedRequest], float] | None = None,
         max_pending_per_tenant: int | None = None,
+        max_pending_cost: float | None = None,
+        wait_timeout: float | None = None,
         step_cost: Callable[[Any], float] | None = None,
         max_step_cost: float | None = None,
     ) -> None:
@@ -172,7 +177,15 @@ class ContinuousBatchLoop(AnyLoop):
                 metrics=metrics,
                 traces=traces,
                 name=name,
-                ordering=ordering_of(priority, tenant, share, cost, max_pending_per_tenant),
+                ordering=ordering_of(
+                    priority,
+                    tenant,
+                    share,
+                    cost,
+                    max_pending_per_tenant=max_pending_per_tenant,
+                    max_pending_cost=max_pending_cost,
+                ),
+                wait_timeout=wait_timeout,
                 step_cost=step_cost,
                 max_step_cost=max_step_cost,
             )

@@ -76,6 +76,7 @@ class AnyLoop(LitLoop):
             traces=options.traces,
             name=options.name or lit_api.api_path,
             ordering=options.ordering,
+            wait_timeout=options.wait_timeout,
         )
         spec = lit_api.spec
         if spec is None or isinstance(spec, StreamingEndpoint):

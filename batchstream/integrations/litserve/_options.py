@@ -61,6 +61,8 @@ class LoopOptions:
         name: What metrics call the API; its path without one.
         ordering: Says where each request stands among the waiting requests; None for the order of
             arrival.
+        wait_timeout: After how many seconds a request has to have reached a worker; None for any
+            time.
         step_cost: What a request's first step takes of `max_step_cost`; None where that is None.
         max_step_cost: What the next step may cost when a request joins; None for any.
 
@@ -80,6 +82,7 @@ class LoopOptions:
     traces: Traces | None = None
     name: str | None = None
     ordering: Ordering | None = None
+    wait_timeout: float | None = None
     step_cost: Callable[[Any], float] | None = None
     max_step_cost: float | None = None
 
@@ -104,7 +107,7 @@ class LoopOptions:
         for name in ("merge", "size_of"):
             check_pickles(name, getattr(self.bound, name))
         check_seconds("grace_period", self.grace_period)
-        for name in ("first_timeout", "gap_timeout"):
+        for name in ("wait_timeout", "first_timeout", "gap_timeout"):
             if getattr(self, name) is not None:
                 check_seconds(name, getattr(self, name))
         _check_observers(self.metrics, self.traces)
@@ -244,7 +247,9 @@ def ordering_of(
     tenant: Callable[[ReceivedRequest], Tenant] | None,
     share: Callable[[ReceivedRequest], float] | None,
     cost: Callable[[ReceivedRequest], float] | None,
+    *,
     max_pending_per_tenant: int | None,
+    max_pending_cost: float | None,
 ) -> Ordering | None:
     """Return what says where each request stands, if anything does.
 
@@ -252,9 +257,16 @@ def ordering_of(
         TypeError, ValueError: An argument is of the wrong kind, needs another, or does not pickle.
     """
     functions = {"priority": priority, "tenant": tenant, "share": share, "cost": cost}
-    if max_pending_per_tenant is None and not any(functions.values()):
+    if max_pending_per_tenant is max_pending_cost is None and not any(functions.values()):
         return None
-    ordering = Ordering(priority, tenant, share, cost, max_pending_per_tenant)
+    ordering = Ordering(
+        priority,
+        tenant,
+        share,
+        cost,
+        max_pending_per_tenant=max_pending_per_tenant,
+        max_pending_cost=max_pending_cost,
+    )
     for name, function in functions.items():
         if function is not None:
             _check_function(name, function, "a ReceivedRequest")

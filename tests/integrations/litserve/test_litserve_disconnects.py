@@ -6,7 +6,8 @@ import uuid
 
 import pytest
 
-from batchstream.integrations.litserve._link.pipes import WorkerPipes
+from batchstream.integrations.litserve._link.messages import Failure
+from batchstream.integrations.litserve._link.pipes import Departure, WorkerPipes
 from batchstream.integrations.litserve._worker.disconnects import Disconnects
 from support.sources import TIMEOUT, run_in_threads
 
@@ -20,8 +21,8 @@ def test_a_server_process_does_not_wait_for_a_worker_whose_pipe_is_full(caplog):
 
     def announce():
         while not caplog.records:
-            pipes.send_disconnect(UID)
-        pipes.send_disconnect(UID)
+            pipes.send_departure(Departure(UID))
+        pipes.send_departure(Departure(UID))
 
     run_in_threads(announce)
     [record] = caplog.records
@@ -32,12 +33,12 @@ def test_a_server_process_does_not_wait_for_a_worker_whose_pipe_is_full(caplog):
 def test_what_a_full_pipe_has_taken_is_whole_and_it_goes_on_when_there_is_room(caplog):
     pipes = WorkerPipes(1)
     while not caplog.records:
-        pipes.send_disconnect(UID)
+        pipes.send_departure(Departure(UID))
     [reader] = pipes.disconnects
     heard = set()
     while reader.poll():
         heard.add(reader.recv_bytes())
-    pipes.send_disconnect("another")
+    pipes.send_departure(Departure("another"))
     assert heard == {UID.encode()}
     assert reader.recv_bytes() == b"another"
 
@@ -45,9 +46,9 @@ def test_what_a_full_pipe_has_taken_is_whole_and_it_goes_on_when_there_is_room(c
 def test_a_worker_that_does_not_read_its_pipe_does_not_keep_others_from_hearing(caplog):
     pipes = WorkerPipes(2)
     while not caplog.records:
-        pipes.send_disconnect(UID)
+        pipes.send_departure(Departure(UID))
         assert pipes.disconnects[1].recv_bytes() == UID.encode()
-    pipes.send_disconnect("another")
+    pipes.send_departure(Departure("another"))
     assert pipes.disconnects[1].recv_bytes() == b"another"
 
 
@@ -56,8 +57,8 @@ class Noting(Disconnects):
 
     heard = threading.Event()
 
-    def add(self, uid, **how):
-        super().add(uid, **how)
+    def add(self, uid, *how):
+        super().add(uid, *how)
         if uid == "last":
             self.heard.set()
 
@@ -68,15 +69,22 @@ def test_a_worker_knows_which_clients_have_disconnected(monkeypatch):
     pipes = WorkerPipes(1)
     disconnects = Noting(pipes.disconnects[0])
     number = uuid.UUID(int=2)
-    for uid in (UID, number, "last"):
-        pipes.send_disconnect(uid, failed=uid is number)
+    failed = Departure(str(number), Failure(504, "late: ü\ud800 " + "x" * 9999, None))
+    reported = Departure("reported", Failure(503, {"any": "detail"}, {"retry-after": "1"}), True)
+    for departure in (Departure(UID), failed, reported, Departure("last")):
+        pipes.send_departure(departure)
     assert disconnects.heard.wait(TIMEOUT)
     assert UID in disconnects
     assert number in disconnects
     assert str(number) in disconnects
     assert "another" not in disconnects
-    assert [disconnects.has_failed(uid) for uid in (UID, number, "another")] == [False, True, False]
-    assert disconnects.take() == [UID, str(number), "last"]
+    assert disconnects.departure_of(UID) == Departure(UID)
+    assert disconnects.departure_of("another") == Departure("another")
+    failure = Failure(504, "late: ü? " + "x" * 491, None)
+    assert disconnects.departure_of(number) == Departure(str(number), failure)
+    failure = Failure(503, "{'any': 'detail'}", None)
+    assert disconnects.departure_of("reported") == Departure("reported", failure, True)
+    assert disconnects.take() == [UID, str(number), "reported", "last"]
     assert disconnects.take() == []
     assert UID in disconnects
 

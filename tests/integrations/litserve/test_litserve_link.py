@@ -1,7 +1,9 @@
 """Messages from a worker's outbox to the responses in a server process, without either process."""
 
 import asyncio
+import contextlib
 import gc
+import itertools
 import os
 import pickle
 import queue
@@ -10,18 +12,23 @@ import threading
 import time
 import weakref
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from fastapi import HTTPException
 from litserve.callbacks import EventTypes
 from litserve.utils import LitAPIStatus
 
+from batchstream import Metrics
 from batchstream._batching.log import QUIET_SECONDS
 from batchstream._core.arguments import Bound
 from batchstream.integrations._http import CutError
+from batchstream.integrations.litserve._link import request_queue
 from batchstream.integrations.litserve._link.link import UNBOUNDED, Link
 from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Envelope, Failure
+from batchstream.integrations.litserve._link.ordering import Ordering
 from batchstream.integrations.litserve._link.pipes import WorkerPipes
+from batchstream.integrations.litserve._link.request_queue import OrderedRequests
 from batchstream.integrations.litserve._server import reports, setup, watch
 from batchstream.integrations.litserve._server.asked import Asked
 from batchstream.integrations.litserve._server.endpoint import TextBody
@@ -39,15 +46,18 @@ class Server:
 
     def __init__(self, workers=1):
         self.response_buffer = {}
-        self.requests = queue.Queue()
+        self.litapi_request_queues = {"/predict": queue.Queue()}
         self.active_requests = 0
         self.events = []
         self._callback_runner = self
         self._workers = workers
 
     def _get_request_queue(self, api_path):
-        assert api_path == "/predict"
-        return self.requests
+        return self.litapi_request_queues[api_path]
+
+    @property
+    def requests(self):
+        return self.litapi_request_queues["/predict"]
 
     def _inference_workers_config_for_api(self, api_path):
         return [None] * self._workers
@@ -64,8 +74,9 @@ class Server:
 
 
 @pytest.fixture(autouse=True)
-def signals_alone(monkeypatch):
+def no_process(monkeypatch):
     monkeypatch.setattr(setup, "install_signal_handlers", lambda *_: None)
+    monkeypatch.setattr(setup, "start_queue", OrderedRequests)
 
 
 def connected(server, **options):
@@ -310,7 +321,10 @@ def test_a_request_whose_client_reads_nothing_fails_and_the_workers_give_it_up(c
     assert idle.take() == ["a", "b"]
     with pytest.raises(FailedError):
         idle.take()
-    assert sent_disconnects(sending.link) == [f"{idle.uid} failed", reads.uid]
+    assert sent_disconnects(sending.link) == [
+        f"{idle.uid} failed 500 Internal server error",
+        reads.uid,
+    ]
     [record] = caplog.records
     assert idle.uid in record.getMessage()
     assert (record.kind, record.requests, record.request_id) == ("slow", 1, idle.uid)
@@ -327,7 +341,7 @@ def test_refusals_have_a_line_as_they_begin_and_one_when_they_are_over(caplog, m
     for name in ("first", "second"):
         with pytest.raises(FailedError, match="503"):
             submitted(server, link, "?", asked=Asked(request_id=name))
-    server.requests.get_nowait()
+    server.requests.take()
     now[0] += QUIET_SECONDS
     submitted(server, link, "waits")
     begun, over = caplog.records
@@ -365,7 +379,8 @@ def test_no_more_requests_wait_than_max_pending(waiting, payloads, refused):
     server = Server()
     link = connected(server, max_pending=2)
     for _ in range(waiting):
-        server.requests.put("waits")
+        submitted(server, link, "waits")
+    server.events.clear()
     before = dict(server.response_buffer)
     if not refused:
         submitted(server, link, *["?"] * payloads)
@@ -388,10 +403,72 @@ def test_more_requests_than_may_ever_wait_are_not_asked_to_come_again():
     assert server.requests.qsize() == 0
 
 
+@pytest.mark.rule(19)
+def test_a_refusal_for_max_pending_alone_says_when_to_come_again_by_the_measured_rate(monkeypatch):
+    now = itertools.count(0, 10)
+    monkeypatch.setattr(request_queue.time, "monotonic", lambda: next(now))
+    server = Server()
+    link = connected(server, max_pending=4)
+    for _ in range(4):
+        submitted(server, link, "waits")
+    for _ in range(9):
+        server.requests.take()
+        submitted(server, link, "waits")
+    with pytest.raises(FailedError, match="503") as raised:
+        submitted(server, link, "?")
+    assert int(raised.value.headers["retry-after"]) > 10
+
+
+def half_of(request):
+    return request.payload / 2
+
+
+@pytest.mark.rule(19)
+def test_no_more_wait_than_may_cost_so_much(monkeypatch):
+    told = []
+    monkeypatch.setattr(Refused, "refused", lambda _, reason, **more: told.append(reason))
+    server = Server()
+    ordering = Ordering(cost=half_of, max_pending_cost=10)
+    link = connected(server, ordering=ordering, metrics=Refused)
+    submitted(server, link, 8)
+    submitted(server, link, 4)
+    with pytest.raises(FailedError, match="503") as raised:
+        submitted(server, link, 10)
+    assert "requests that cost 6.0 wait already (max_pending_cost=10)" in str(
+        raised.value.__cause__
+    )
+    with pytest.raises(FailedError, match="422") as raised:
+        submitted(server, link, 22)
+    assert "costs 11.0, more than all that wait may cost together: 10" in raised.value.detail
+    with pytest.raises(FailedError, match="503"):  # all of one client, or none
+        submitted(server, link, 6, 6)
+    submitted(server, link, 8)
+    with pytest.raises(FailedError, match="503"):
+        submitted(server, link, 1)
+    server.requests.take()
+    submitted(server, link, 8)
+    assert told == ["pending_cost", "cost", "pending_cost", "pending_cost"]
+
+
+class Refused(Metrics):
+    """The test puts a method there."""
+
+
 def test_without_a_limit_any_number_may_wait():
     server = Server()
     server.requests.qsize = None  # some queues have none
     submitted(server, connected(server), *range(100))
+
+
+@pytest.mark.parametrize(("options", "is_usable"), [({}, True), ({"max_pending": 3}, False)])
+def test_a_server_that_takes_no_other_queue_is_usable_where_none_is_needed(options, is_usable):
+    server = Server()
+    del server.litapi_request_queues
+    link = Link(**{"max_pending": None, "bound": UNBOUNDED} | options)
+    says_so = pytest.warns(RuntimeWarning, match="has no LitServer.litapi_request_queues")
+    with contextlib.nullcontext() if is_usable else says_so:
+        setup.check_server(link, server)
+    assert link.usable == is_usable
 
 
 @pytest.mark.rule(27)
@@ -476,6 +553,38 @@ def test_a_server_that_is_about_to_end_takes_no_new_request_and_then_fails_the_o
     asyncio.run(end())
 
 
+class Ends(Metrics):
+    """Keeps what is told of ends."""
+
+    told: ClassVar = []
+
+    def finished(self, end, *, joined, **_):
+        self.told.append((end.reason, joined))
+
+
+def test_a_server_that_cuts_its_requests_reports_their_ends_and_tells_the_workers_so(
+    drains, monkeypatch
+):
+    async def end():
+        server = Server()
+        link = connected(server, grace_period=0, metrics=Ends)
+        responses = submitted(server, link, "has ended", "a worker has it", "waits", "is discarded")
+        ended, claimed, waits, discarded = responses.queues
+        server.deliver(ended.uid, "", FINISH)
+        responses.claim(claimed.uid, 1)
+        responses.discard = lambda uid: uid == discarded.uid
+        watch.drain_all(lambda: drains.append("over"))
+        while not waits.has_end:
+            await responses.wait()
+        responses.close()  # reports none again
+        text = "reported 503 the server is shutting down"
+        assert sent_disconnects(link)[:2] == [f"{claimed.uid} {text}", f"{waits.uid} {text}"]
+
+    monkeypatch.setattr(Ends, "told", [])
+    asyncio.run(end())
+    assert Ends.told == [("error", True), ("error", False), ("error", False)]
+
+
 def test_a_server_has_drained_when_the_last_response_of_all_its_endpoints_is_closed(drains):
     async def end():
         server = Server()
@@ -526,6 +635,36 @@ def test_a_request_that_a_killed_worker_had_not_claimed_goes_on():
 # ---- deadlines, in virtual time
 
 
+@pytest.mark.rule(29)
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_request_that_waits_too_long_leaves_the_queue_unless_a_worker_has_it(
+    is_taken, monkeypatch
+):
+    async def wait():
+        server = Server()
+        link = connected(server, wait_timeout=2, metrics=Ends)
+        responses = submitted(server, link, "?")
+        [queue] = responses.queues
+        if is_taken:
+            server.requests.take()
+        await asyncio.sleep(1.9)
+        assert not queue.has_end
+        await asyncio.sleep(0.2)
+        assert queue.has_end != is_taken
+        assert server.requests.qsize() == 0
+        if not is_taken:
+            with pytest.raises(FailedError, match="504") as raised:
+                queue.take()
+            text = "no worker has taken the request within 2 seconds (wait_timeout)"
+            assert raised.value.detail == text
+        responses.close()
+        assert sent_disconnects(link) == ([queue.uid] if is_taken else [])
+
+    monkeypatch.setattr(Ends, "told", [])
+    run(wait())
+    assert Ends.told == ([] if is_taken else [("error", False)])
+
+
 def send_output(server, link, uid, data):
     """Do as LitServe does with a batch of messages from a worker."""
     router = server.response_buffer[link.router_uid]
@@ -545,7 +684,8 @@ def test_a_request_without_an_output_in_time_is_answered_with_504_and_given_up(c
             await body.begin()
         assert raised.value.headers == {"x-request-id": "mine"}
         assert "within 2 seconds (first_timeout)" in raised.value.detail
-        assert sent_disconnects(link) == [f"{queue.uid} failed"]
+        text = "504 no output has come within 2 seconds (first_timeout)"
+        assert sent_disconnects(link) == [f"{queue.uid} failed {text}"]
         body.cancel()
         assert sent_disconnects(link) == []
         [record] = caplog.records
@@ -573,7 +713,8 @@ def test_a_request_with_no_further_output_in_time_is_cut_behind_what_has_come():
             await body._next()
         assert asyncio.get_running_loop().time() == pytest.approx(before + 2)
         assert "(gap_timeout)" in raised.value.__cause__.detail
-        assert sent_disconnects(link) == [f"{queue.uid} failed"]
+        text = "504 no output has come for 2 seconds (gap_timeout)"
+        assert sent_disconnects(link) == [f"{queue.uid} failed {text}"]
         body.cancel()
 
     run(read())

@@ -4,7 +4,6 @@ import enum
 import itertools
 import operator
 import pickle
-import queue
 import threading
 import time
 from contextvars import ContextVar
@@ -447,6 +446,12 @@ IN_BOTH = [
     ({"tenant": two_arguments}, TypeError, "tenant is called with a ReceivedRequest, which"),
     ({"share": is_full_stop}, TypeError, "share is about tenants, and there is no tenant"),
     ({"cost": is_full_stop}, TypeError, "cost is what a request takes of its tenant's share"),
+    ({"max_pending_cost": 3}, TypeError, "max_pending_cost needs cost"),
+    ({"max_pending_cost": 0, "cost": is_full_stop}, ValueError, "max_pending_cost must be more"),
+    ({"max_pending_cost": "3", "cost": is_full_stop}, TypeError, "max_pending_cost must be a num"),
+    ({"max_pending_cost": 3, "cost": lambda _: 1}, TypeError, "cost has to be known by its name"),
+    ({"wait_timeout": -1}, ValueError, "wait_timeout must be at least 0, got -1"),
+    ({"wait_timeout": "2"}, TypeError, "wait_timeout must be a number, got '2'"),
     ({"cost": 2, "tenant": is_full_stop}, TypeError, "cost takes a function of one request"),
     ({"max_pending_per_tenant": 3}, TypeError, "max_pending_per_tenant is about tenants"),
     (
@@ -707,7 +712,7 @@ def test_a_request_that_looks_ahead_ends_although_no_output_follows():
             if FINISHED in self.sent["r0"]:
                 self.finished.set()
 
-    class NothingFollows(queue.Queue):
+    class NothingFollows(RequestQueue):
         def get(self, block=True, timeout=None):
             element = super().get(block, timeout)
             if element == _SENTINEL_VALUE:

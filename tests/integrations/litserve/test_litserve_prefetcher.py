@@ -1,4 +1,4 @@
-"""The thread that fetches requests from LitServe's queue for the slots that are free."""
+"""The thread that fetches requests from LitServe's queue one by one, as its worker adds them."""
 
 import queue
 import threading
@@ -11,30 +11,36 @@ from support.sources import TIMEOUT
 
 
 class Watched(queue.Queue):
-    """A queue that fails if more requests are taken than there are slots."""
+    """A queue that notes how it is asked, and says when it is waited for.
 
-    def __init__(self, *elements, slots=1000, error=None):
+    Args:
+        elements: What is in it.
+        error: What it raises when it is empty, if anything.
+    """
+
+    def __init__(self, *elements, error=None):
         super().__init__()
         for element in elements:
             self.put(element)
-        self.slots = slots
         self._error = error
-        self._asking = threading.Condition()
+        self.asked = []
+        self.waited_for = threading.Event()
 
     def get(self, block=True, timeout=None):
-        assert self.slots > 0, "it takes more than there are slots"
+        self.asked.append("wait" if block else "look")
         if self._error is not None and self.empty():
             raise self._error
-        element = super().get(block, timeout)
-        self.slots -= 1
-        return element
+        if block and self.empty():
+            self.waited_for.set()
+        return super().get(block, timeout)
 
 
-def take_until(prefetcher, count):
-    taken = []
-    while len(taken) < count:
-        taken += prefetcher.take(block=True)
-    return taken
+class Telling(Watched):
+    """A queue that tells whether others wait, as that of a loop that orders its requests does."""
+
+    def take(self, *, block=True, timeout=None):
+        element = self.get(block, timeout)
+        return element, not self.empty()
 
 
 def ended(prefetcher, before):
@@ -45,54 +51,85 @@ def ended(prefetcher, before):
     return True
 
 
+def take_all_that_wait(prefetcher):
+    taken = []
+    while (one := prefetcher.take(block=not taken)) is not None:
+        taken.append(one)
+    return taken
+
+
 @pytest.mark.rule(30)
-def test_it_fetches_no_more_than_there_are_slots_and_leaves_the_rest_to_other_workers():
-    waiting = Watched(*"abcdef", slots=2)
-    prefetcher = RequestPrefetcher(waiting, 2)
-    assert take_until(prefetcher, 2) == ["a", "b"]
-    assert waiting.qsize() == 4
-    waiting.slots = 1
-    prefetcher.release_slot()
-    assert take_until(prefetcher, 1) == ["c"]
-    assert prefetcher.take(block=False) == []
-    assert waiting.qsize() == 3
+@pytest.mark.parametrize("kind", [Watched, Telling])
+def test_it_fetches_none_before_it_is_told_to_and_leaves_the_rest_to_other_workers(kind):
+    waiting = kind(*"abc")
+    prefetcher = RequestPrefetcher(waiting)
+    assert waiting.asked == []
+    assert prefetcher.take(block=True) == "a"
+    assert waiting.qsize() == 2
+    prefetcher.fetch()
+    prefetcher.fetch()  # it fetches already
+    assert prefetcher.take(block=True) == "b"
+    assert waiting.qsize() == 1
     assert not prefetcher.over
+    prefetcher.close()
+
+
+@pytest.mark.rule(30)
+@pytest.mark.parametrize("kind", [Watched, Telling])
+def test_all_that_wait_are_found_without_waiting_for_more(kind):
+    waiting = kind(*"abcdef")
+    prefetcher = RequestPrefetcher(waiting)
+    assert take_all_that_wait(prefetcher) == list("abcdef")
+    assert waiting.waited_for.wait(TIMEOUT)
+    waiting.put("g")
+    assert prefetcher.take(block=True) == "g"
+    prefetcher.close()
+
+
+def test_a_queue_that_tells_that_it_is_empty_is_not_asked_in_vain():
+    waiting = Telling(*"ab")
+    prefetcher = RequestPrefetcher(waiting)
+    assert take_all_that_wait(prefetcher) == list("ab")
+    assert waiting.waited_for.wait(TIMEOUT)
+    assert waiting.asked == ["wait", "look", "wait"]
     prefetcher.close()
 
 
 def test_the_sentinel_ends_it_behind_what_came_before():
     before = set(threading.enumerate())
-    prefetcher = RequestPrefetcher(Watched("a", "b", _SENTINEL_VALUE, "c"), 9)
-    assert ended(prefetcher, before)
+    prefetcher = RequestPrefetcher(Watched("a", "b", _SENTINEL_VALUE, "c"))
+    assert prefetcher.take(block=True) == "a"
+    assert prefetcher.take(block=True) == "b"
     assert not prefetcher.over
-    assert prefetcher.take(block=True) == ["a", "b"]
-    for _ in range(2):
-        assert prefetcher.take(block=True) == []
+    for block in (True, False):
+        assert prefetcher.take(block=block) is None
         assert prefetcher.over
+    assert ended(prefetcher, before)
 
 
 @pytest.mark.rule(9)
 def test_an_error_of_the_queue_is_raised_behind_what_came_before():
     before = set(threading.enumerate())
-    prefetcher = RequestPrefetcher(Watched("a", error=EOFError("gone")), 9)
-    assert ended(prefetcher, before)
-    assert prefetcher.take(block=False) == ["a"]
+    prefetcher = RequestPrefetcher(Watched("a", error=EOFError("gone")))
+    assert prefetcher.take(block=True) == "a"
     for block in (True, False):
         with pytest.raises(EOFError, match="gone"):
             prefetcher.take(block=block)
+    assert ended(prefetcher, before)
 
 
 def test_it_looks_for_news_without_waiting():
-    prefetcher = RequestPrefetcher(Watched(), 0)
-    assert prefetcher.take(block=False) == []
+    prefetcher = RequestPrefetcher(Watched())
+    assert prefetcher.take(block=False) is None
+    assert prefetcher.take(block=False) is None
     prefetcher.close()
 
 
 @pytest.mark.rule(28)
-def test_closing_ends_its_thread_that_waits_for_a_slot():
+def test_closing_ends_its_thread_that_has_not_been_told_to_fetch():
     before = set(threading.enumerate())
-    prefetcher = RequestPrefetcher(Watched("a", "b"), 1)
-    assert take_until(prefetcher, 1) == ["a"]
+    prefetcher = RequestPrefetcher(Watched("a", "b"))
+    assert prefetcher.take(block=True) == "a"
     assert list(prefetcher.close()) == []
     assert ended(prefetcher, before)
 
@@ -112,7 +149,8 @@ def test_closing_ends_its_thread_that_waits_in_the_queue():
         given_up = False
 
     before, idle = set(threading.enumerate()), Idle()
-    prefetcher = RequestPrefetcher(idle, 1)
+    prefetcher = RequestPrefetcher(idle)
+    prefetcher.fetch()
     assert idle.asked.wait(TIMEOUT)
     prefetcher.close()
     idle.closed.set()
@@ -121,20 +159,14 @@ def test_closing_ends_its_thread_that_waits_in_the_queue():
 
 
 @pytest.mark.rule(9)
-def test_closing_returns_the_requests_that_have_been_fetched():
-    class Asked(Watched):
-        third = threading.Event()
-
-        def get(self, block=True, timeout=None):
-            if self.empty():
-                self.third.set()  # both have been handed over by now
-            return super().get(block, timeout)
-
-    waiting = Asked("a", "b")
-    prefetcher = RequestPrefetcher(waiting, 3)
-    assert waiting.third.wait(TIMEOUT)
-    assert list(prefetcher.close()) == ["a", "b"]
-    waiting.put("late")
+def test_closing_returns_the_request_that_has_been_fetched():
+    taken = threading.Event()
+    prefetcher = RequestPrefetcher(Watched((0, "a"), (0, "b")), lambda *_: taken.set())
+    prefetcher.fetch()
+    assert taken.wait(TIMEOUT)
+    while not prefetcher._fetched:
+        prefetcher._changed.wait(TIMEOUT)
+    assert list(prefetcher.close()) == [(0, "a")]
 
 
 @pytest.mark.rule(2)
@@ -149,7 +181,8 @@ def test_a_request_that_is_fetched_after_closing_goes_back_into_the_queue():
 
     before, waiting = set(threading.enumerate()), Late()
     waiting.put("late")
-    prefetcher = RequestPrefetcher(waiting, 1)
+    prefetcher = RequestPrefetcher(waiting)
+    prefetcher.fetch()
     assert waiting.asked.wait(TIMEOUT)
     assert list(prefetcher.close()) == []
     waiting.closed.set()

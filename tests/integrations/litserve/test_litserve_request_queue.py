@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from queue import Empty
 
 import pytest
@@ -31,17 +32,25 @@ def put(queue, *names, **standing):
 
 
 def taken(queue, number=1000):
-    return [queue.get_nowait()[1] for _ in range(min(number, queue.qsize()))]
+    take = queue.take if isinstance(queue, OrderedRequests) else partial(queue.take, block=False)
+    return [take()[0][1] for _ in range(min(number, queue.qsize()))]
 
 
 def test_a_request_comes_out_as_litserve_puts_it_in():
     queue = OrderedRequests(None, None)
     put(queue, "a")
     assert queue.qsize() == 1
-    assert queue.get_nowait() == element("a")
+    assert queue.take() == (element("a"), False)
     assert queue.qsize() == 0
     with pytest.raises(Empty):
-        queue.get_nowait()
+        queue.take()
+
+
+def test_one_that_takes_a_request_is_told_whether_there_is_more_to_take():
+    queue = OrderedRequests(None, None)
+    put(queue, "a", "b")
+    queue.put(None)
+    assert [queue.take()[1] for _ in range(3)] == [True, True, False]
 
 
 @pytest.mark.rule(29)
@@ -83,6 +92,18 @@ def test_as_many_wait_as_may_of_all_and_of_each_tenant_and_all_of_a_client_or_no
     assert sorted(taken(queue)) == ["a", "b", "c", "e", "f"]
     put(queue, "c", "d", "g", tenant="one")
     assert queue.qsize() == 3
+
+
+@pytest.mark.rule(19)
+def test_no_more_wait_than_may_cost_so_much_and_all_of_a_client_or_none():
+    queue = OrderedRequests(None, None, 10)
+    put(queue, "a", "b", cost=3.0)
+    assert put(queue, "c", "d", cost=3.0) == Refusal("pending_cost", None, 2, 6.0)
+    assert put(queue, "c", cost=4.0) is None
+    assert put(queue, "d", cost=0.5) == Refusal("pending_cost", None, 3, 10.0)
+    assert queue.discard("c")
+    assert put(queue, "d", cost=0.5) is None
+    assert taken(queue) == ["a", "b", "d"]
 
 
 def test_a_refusal_says_when_to_come_again_by_the_rate_at_which_requests_leave(monkeypatch):
@@ -128,7 +149,7 @@ def test_what_is_no_request_comes_behind_all_requests():
     sentinel = (None,) * 4
     queue.put(sentinel)
     put(queue, "a", priority=10**6)
-    assert [queue.get_nowait() for _ in range(2)] == [element("a"), sentinel]
+    assert [queue.take()[0] for _ in range(2)] == [element("a"), sentinel]
 
 
 # ---- where a request stands
@@ -137,7 +158,7 @@ def test_what_is_no_request_comes_behind_all_requests():
 def standing(**returned):
     functions = {name: lambda _, value=value: value for name, value in returned.items()}
     arguments = [functions.get(name) for name in ("priority", "tenant", "share", "cost")]
-    return Ordering(*arguments, None).standing_of(ReceivedRequest("payload", {}, "name"))
+    return Ordering(*arguments).standing_of(ReceivedRequest("payload", {}, "name"))
 
 
 def test_functions_say_where_a_request_stands():
@@ -180,10 +201,16 @@ def test_other_processes_see_the_same_as_its_own(queue):
     put(queue, "sooner")
     assert (queue.qsize(), queue.empty()) == (2, False)
     assert [queue.get(timeout=SECONDS)[1] for _ in range(2)] == ["sooner", "later"]
+    put(queue, "a", "b")
+    assert queue.take(timeout=SECONDS) == (element("a"), True)
+    assert queue.take(block=False) == (element("b"), False)
+    for take in (queue.get, queue.take):
+        with pytest.raises(Empty):
+            take(timeout=0)
+        with pytest.raises(Empty):
+            take(block=False)
     with pytest.raises(Empty):
-        queue.get(timeout=0)
-    with pytest.raises(Empty):
-        queue.get(block=False)
+        queue.get_nowait()
     assert put(queue, *"abcde").reason == "pending"
 
 

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import pickle
 import queue
-import threading
 import time
 from dataclasses import dataclass, field
 from multiprocessing.reduction import ForkingPickler
@@ -29,6 +28,7 @@ from batchstream.integrations.litserve._server.submit import submit
 from batchstream.integrations.litserve._worker import context as worker_context
 from batchstream.integrations.litserve._worker import continuous
 from batchstream.integrations.litserve._worker.disconnects import Disconnects
+from batchstream.integrations.litserve._worker.queue import RequestPrefetcher
 from support.sources import TIMEOUT
 from support.strategies import SHAPES, in_shape
 
@@ -486,35 +486,32 @@ class InLine:
 
     made: Any = None
 
-    def __init__(self, request_queue, slots, taken):
-        type(self).made = self
+    def __init__(self, request_queue, taken):
         self._queue = request_queue
         self._paused = False
         self._ended = False
-        self.slots = slots
         self.over = False
+        self.told = []  # to fetch: how many waited each time
+        type(self).made = self
 
-    def release_slot(self):
-        self.slots += 1
+    def fetch(self):
+        self.told.append(self._queue.qsize())
 
     def take(self, *, block):
-        taken = []
-        while self.slots and not self._ended:
+        while not self._ended:
             one = self._queue.queue[0]
-            if one is PAUSE and not (block and not taken) and not self._paused:
+            if one is PAUSE and not block and not self._paused:
                 self._paused = True
-                break
+                return None
             assert self._queue.get_nowait() is one
             if one is PAUSE:
                 self._paused = False
             elif one == _SENTINEL_VALUE:
                 self._ended = True
             else:
-                self.slots -= 1
-                taken.append(one)
-        self.over = self._ended and not taken
-        assert taken or self.over or not block, "it would wait for ever: its slots are not free"
-        return taken
+                return one
+        self.over = True
+        return None
 
     def close(self):
         return []
@@ -621,7 +618,7 @@ def engine_plans(draw, encodings):
 
 def serve_engines(plan, terms, waiting, *, encodes, exactly):
     size, wanted, leaving, raises = plan
-    loop = ContinuousBatchLoop(make_engine, **terms.options)
+    loop = ContinuousBatchLoop(make_engine, max_pending=None, **terms.options)
     api = ready(loop, size, wanted, encodes=encodes, collects=terms.collects)
     api.first_step_of_one_that_leaves_in_decode = 0  # it is in the step that follows at once
     api.engines = engines = Engines(api, terms.mark, leaving, raises)
@@ -649,14 +646,13 @@ def test_requests_of_an_engine_have_their_own_outputs_where_some_look_ahead(plan
 
 
 def check_in_line(plan, terms, data, **how):
-    size, wanted, *_ = plan
+    _, wanted, *_ = plan
     waiting = []
     for request in wanted:
         waiting += [PAUSE] * data.draw(st.sampled_from([0, 0, 1, 4]), label="pauses") + [request]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(continuous, "RequestPrefetcher", InLine)
         serve_engines(plan, terms, waiting, **how)
-    assert InLine.made.slots == size, "a slot was lost, or given twice"
 
 
 @pytest.mark.rule(2, 7, 30)
@@ -695,25 +691,19 @@ class LetterEngine:
 
 
 class Waiting(queue.Queue):
-    """Says when all that it had has been taken, and handed over."""
+    """A queue of requests."""
 
     def __init__(self, *requests):
         super().__init__()
-        self.drained = threading.Event()
         for number, request in enumerate(requests):
             self.add(f"r{number}", request)
 
     def add(self, uid, request):
         self.put((0, uid, time.monotonic(), request))
 
-    def get(self, block=True, timeout=None):
-        if self.empty():
-            self.drained.set()
-        return super().get(block, timeout)
-
 
 def letters(**hooks):
-    loop = ContinuousBatchLoop(LetterEngine)
+    loop = ContinuousBatchLoop(LetterEngine, max_pending=None)
     api = Letters(stream=True, max_batch_size=4, loop=loop)
     api.pre_setup()
     loop.pre_setup(api)
@@ -737,9 +727,6 @@ def test_the_sentinel_ends_the_loop_behind_all_that_came_before_it():
         if request == "bad":  # meanwhile come the others, and the end
             waiting.add("r1", "ab")
             waiting.put(_SENTINEL_VALUE)
-            for thread in threading.enumerate():
-                if thread.name == "batchstream prefetcher":
-                    thread.join(TIMEOUT)
             raise ValueError(request)
         return request
 
@@ -762,23 +749,38 @@ def test_requests_that_have_ended_get_an_end_when_another_stops_the_worker(stopp
     assert transport.sent["r1"][-1] in (FAILED, FINISHED)
 
 
+class Seen(RequestPrefetcher):
+    """One that the test can find, and ask whether it has fetched the next."""
+
+    made: Any = None
+
+    def __init__(self, *args):
+        type(self).made = self
+        super().__init__(*args)
+
+    def wait_until_it_has_one(self):
+        while not self._fetched:
+            assert self._changed.wait(TIMEOUT)
+
+
 @pytest.mark.rule(9, 14)
-def test_requests_that_are_to_join_fail_when_the_worker_is_stopped():
+def test_a_request_that_is_to_join_fails_when_the_worker_is_stopped_and_none_in_the_queue(
+    monkeypatch,
+):
+    monkeypatch.setattr(continuous, "RequestPrefetcher", Seen)
     waiting = Waiting("ab")
 
     def in_step():
-        waiting.drained.clear()
         waiting.add("r1", "xy")
-        assert waiting.drained.wait(TIMEOUT)
-        waiting.drained.clear()
         waiting.add("r2", "st")
-        assert waiting.drained.wait(TIMEOUT)
+        Seen.made.wait_until_it_has_one()
         raise SystemExit
 
     api, transport = letters(in_step=in_step), Messages()
     with pytest.raises(SystemExit):
         run(api, waiting, transport)
-    assert transport.sent == {"r0": [FAILED], "r1": [FAILED], "r2": [FAILED]}
+    assert transport.sent == {"r0": [FAILED], "r1": [FAILED]}
+    assert [uid for _, uid, *_ in waiting.queue] == ["r2"]
 
 
 @pytest.mark.rule(2)

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from test_litserve_operated import Reported
 
 from support.serving import SECONDS, free_port, without_monitor
 from support.stepwise import API, MANY, SIZE, Server, Street, guests_of, numbers_of, serve
@@ -289,6 +291,27 @@ def test_a_client_without_an_output_is_told_that_the_server_ends(tmp_path, path)
         assert client.answer() == (503, {"detail": "the server is shutting down"})
         assert client.response.headers["retry-after"] == "1"
         assert_ended_quietly(server)
+
+
+@pytest.mark.rule(28)
+@pytest.mark.parametrize("path", ["/operated", "/operated_single"])
+def test_what_is_cut_is_reported_once_whether_it_ran_or_waited(tmp_path, path):
+    with (
+        serve(tmp_path, apis=["operated", "operated_single"], grace=0) as server,
+        guests_of(server) as guests,
+    ):
+        clients = [guests.send(path, "runs", MANY)]
+        guests.street.door().make_steps_until(bool)  # where the worker stays until it is ended
+        clients += [guests.send(path, f"waits{number}", 1) for number in range(3)]
+        server.wait_until_there_wait(3, path)
+        server.process.terminate()
+        for client in clients:
+            assert client.answer() == (503, {"detail": "the server is shutting down"})
+        assert_ended_quietly(server)
+        reported = Reported(server, path, ever=True)
+        assert len(reported.events("submitted")) == 4
+        ends = Counter((end["reason"], end["joined"]) for end in reported.events("finished"))
+        assert ends == {("error", True): 1, ("error", False): 3}
 
 
 @pytest.mark.rule(28)

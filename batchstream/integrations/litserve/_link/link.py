@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from batchstream._core.arguments import UNLIMITED, Bound
+from batchstream.integrations.litserve._link.ordering import Ordering
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from litserve.specs.base import LitSpec
 
     from batchstream import Metrics, Traces
-    from batchstream.integrations.litserve._link.ordering import Ordering
     from batchstream.integrations.litserve._link.pipes import WorkerPipes
 
 
@@ -44,6 +44,8 @@ class Link:
         name: What metrics call the API; its path without one.
         ordering: Says where each request stands among the waiting requests; None for the order of
             arrival.
+        wait_timeout: After how many seconds a request has to have reached a worker; None for any
+            time.
 
     Attributes:
         usable: Whether the endpoint understands the messages of this package.
@@ -52,6 +54,9 @@ class Link:
         pipes: To the workers; None if LitServe does not say how many there are.
         server: LitServe's, which the endpoint belongs to.
         response_buffer: LitServe's, of the server that the link was last set up for.
+        ordering: That of the API's own queue; None if it has LitServe's. Its own is one for all
+            server processes, so that bounds count what waits in all of them, and what is given up
+            can be taken out.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class Link:
         traces: Traces | None = None,
         name: str | None = None,
         ordering: Ordering | None = None,
+        wait_timeout: float | None = None,
     ) -> None:
         self.max_pending = max_pending
         self.bound = bound
@@ -79,7 +85,10 @@ class Link:
         self.metrics = metrics
         self.traces = traces
         self.name = name
+        if ordering is None and not max_pending is wait_timeout is None:
+            ordering = Ordering()
         self.ordering = ordering
+        self.wait_timeout = wait_timeout
         self.usable = True
         self.router_uid: str | None = None
         self.pipes: WorkerPipes | None = None

@@ -25,7 +25,7 @@ class Standing(NamedTuple):
         priority: Its band; lower is earlier.
         tenant: Whose it is.
         share: The weight of its tenant; infinite if requests have none.
-        cost: What its tenant is charged for it.
+        cost: What it takes of its tenant's share, and of `max_pending_cost`.
     """
 
     priority: int = 0
@@ -41,8 +41,10 @@ class Ordering:
         priority: A function of a `ReceivedRequest` that returns its band, lower first.
         tenant: A function of it that returns whose it is.
         share: A function of it that returns the weight of its tenant.
-        cost: A function of it that returns what its tenant is charged for it; 1 without one.
+        cost: A function of it that returns what it takes of its tenant's share, and of
+            `max_pending_cost`; 1 without one.
         max_pending_per_tenant: How many requests of one tenant may wait.
+        max_pending_cost: What the requests that wait may cost together.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or needs another.
@@ -50,21 +52,27 @@ class Ordering:
 
     def __init__(
         self,
-        priority: Callable[[ReceivedRequest], int] | None,
-        tenant: Callable[[ReceivedRequest], Tenant] | None,
-        share: Callable[[ReceivedRequest], float] | None,
-        cost: Callable[[ReceivedRequest], float] | None,
-        max_pending_per_tenant: int | None,
+        priority: Callable[[ReceivedRequest], int] | None = None,
+        tenant: Callable[[ReceivedRequest], Tenant] | None = None,
+        share: Callable[[ReceivedRequest], float] | None = None,
+        cost: Callable[[ReceivedRequest], float] | None = None,
+        *,
+        max_pending_per_tenant: int | None = None,
+        max_pending_cost: float | None = None,
     ) -> None:
         self._places = PlaceRules(priority, tenant, share, max_pending_per_tenant)
         if cost is not None and not callable(cost):
             raise TypeError(f"cost takes a function of one request, got {cost!r}")
-        if cost is not None and tenant is None:
+        if cost is not None and tenant is None and max_pending_cost is None:
             raise TypeError(
-                "cost is what a request takes of its tenant's share, and there is no tenant: pass "
-                "a function of one request as tenant, or leave cost out"
+                "cost is what a request takes of its tenant's share and of max_pending_cost, and "
+                "there is neither: pass a function of one request as tenant, or max_pending_cost, "
+                "or leave cost out"
             )
+        if max_pending_cost is not None:
+            _check_max_pending_cost(max_pending_cost, cost)
         self._cost = cost
+        self.max_pending_cost = max_pending_cost
         self.max_pending_per_tenant = self._places.max_pending_per_tenant
 
     def standing_of(self, request: ReceivedRequest) -> Standing:
@@ -85,11 +93,21 @@ class Ordering:
         return Standing(place.priority, tenant, place.share, cost)
 
 
+def _check_max_pending_cost(value: object, cost: object) -> None:
+    if cost is None:
+        raise TypeError(
+            "max_pending_cost needs cost, which says what a request costs: pass a function of one "
+            "request, or bound the number of requests with max_pending"
+        )
+    if not check_number("max_pending_cost", value) > 0:
+        raise ValueError(f"max_pending_cost must be more than 0, got {value!r}")
+
+
 def _check_cost(value: object) -> float:
     cost = check_number("what cost returns", value)
     if not 0 < cost < float("inf"):
         raise ValueError(
             f"what cost returns must be more than 0 and finite, got {value!r}: requests that cost "
-            f"their tenant nothing would hold up all others"
+            f"nothing would hold up all others, and any number of them could wait"
         )
     return cost

@@ -14,15 +14,48 @@ import os
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from batchstream.integrations.litserve._link.messages import Failure, text_of
 from batchstream.integrations.litserve._log import logger
 
 SERVER_NUMBERS: Final = 256
 """How many server processes a receipt can tell apart: it is one byte, the number of one."""
 
-FAILED: Final = " failed"
-"""What follows the uid of a request that the server process has failed."""
+_FAILED: Final = "failed"
+_REPORTED: Final = "reported"
+_MOST_TEXT: Final = 500
+
+
+class Departure(NamedTuple):
+    """What a server process tells workers of a request that nothing waits for any more.
+
+    Attributes:
+        uid: The request's.
+        failure: With what it was answered, if the server process has failed it.
+        is_reported: Whether the server process has reported its end to the metrics.
+    """
+
+    uid: str
+    failure: Failure | None = None
+    is_reported: bool = False
+
+    def as_bytes(self) -> bytes:
+        """Return what is written into a pipe: short enough to go in one piece."""
+        if self.failure is None:
+            return self.uid.encode()
+        word = _REPORTED if self.is_reported else _FAILED
+        text = text_of(self.failure.detail)[:_MOST_TEXT]
+        return f"{self.uid} {word} {self.failure.status_code} {text}".encode(errors="replace")
+
+    @classmethod
+    def of(cls, message: bytes) -> Departure:
+        """Return what was written."""
+        uid, _, rest = message.decode().partition(" ")
+        if not rest:
+            return cls(uid)
+        word, status, text = rest.split(" ", 2)
+        return cls(uid, Failure(int(status), text, None), word == _REPORTED)
 
 
 class WorkerPipes:
@@ -61,19 +94,15 @@ class WorkerPipes:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_disconnect_writers": [], "_receipt_writers": [], "_claims": []}
 
-    def send_disconnect(self, uid: object, *, failed: bool = False) -> None:
-        """Send every worker the uid of a request whose client has disconnected.
+    def send_departure(self, departure: Departure) -> None:
+        """Tell every worker of a request whose client has disconnected, or that has failed.
 
         A worker whose pipe is full goes on serving that request.
-
-        Args:
-            uid: The request's.
-            failed: Whether the server process has failed it, and its client may still be there.
         """
-        message = f"{uid}{FAILED}" if failed else str(uid)
+        message = departure.as_bytes()
         for writer in self._disconnect_writers:
             try:
-                writer.send_bytes(message.encode())
+                writer.send_bytes(message)
             except OSError as error:
                 if not self._has_warned:
                     self._has_warned = True

@@ -4,11 +4,12 @@ Theory of operation
 -------------------
 
 LitServe's request queue is one for all server processes and all workers of an API, in a process of
-its own, and its order is that of arrival. Where a loop orders the requests that wait, this queue
-takes its place: also one for all, also in a process of its own, and with the methods that LitServe
-and the loops call. In it lies the `WaitingQueue` of the batchers. So what that one guarantees holds
-for the API as a whole, with any number of workers and of server processes: whichever worker has a
-free slot takes the request that is next at this moment, of all that wait.
+its own, and its order is that of arrival. Where a loop orders the requests that wait, or bounds
+them, this queue takes its place: also one for all, also in a process of its own, and with the
+methods that LitServe and the loops call. In it lies the `WaitingQueue` of the batchers. So what
+that one guarantees holds for the API as a whole, with any number of workers and of server
+processes: whichever worker has a free slot takes the request that is next at this moment, of all
+that wait. One lock is around each call, so that no more wait than may.
 
 The functions that say where a request stands are called in the server process, before the request
 is put. What comes here is plain data.
@@ -25,6 +26,7 @@ import os
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from multiprocessing.managers import BaseManager, BaseProxy
 from queue import Empty
 from threading import Condition, Thread
@@ -75,11 +77,13 @@ class Refusal(NamedTuple):
         reason: That of an `OverloadedError`.
         retry_after: After how many seconds there may be room for it; None if that is unknown.
         pending: How many requests wait; of the same tenant, if that is the reason.
+        pending_cost: What they cost, if that is the reason.
     """
 
     reason: OverloadReason
     retry_after: float | None
     pending: int
+    pending_cost: float | None = None
 
 
 class OrderedRequests:
@@ -88,13 +92,20 @@ class OrderedRequests:
     Args:
         max_pending: How many requests may wait; None for any number.
         max_pending_per_tenant: How many of one tenant may wait; None for any number.
+        max_pending_cost: What those that wait may cost together; None for any cost.
 
     Threads: any.
     """
 
-    def __init__(self, max_pending: int | None, max_pending_per_tenant: int | None) -> None:
+    def __init__(
+        self,
+        max_pending: int | None,
+        max_pending_per_tenant: int | None,
+        max_pending_cost: float | None = None,
+    ) -> None:
         self._waiting: WaitingQueue[QueuedRequest] = WaitingQueue(
             LimitsInForce(Limits(1, sys.maxsize if max_pending is None else max_pending)),
+            max_pending_cost=max_pending_cost,
             max_pending_per_tenant=max_pending_per_tenant,
             has_places=True,
         )
@@ -108,7 +119,8 @@ class OrderedRequests:
         """Add requests of one client, or none of them.
 
         Returns:
-            Why none was added: as many requests wait as may, of all or of this tenant.
+            Why none was added: as many requests wait as may, of all or of this tenant, or they
+            cost as much.
         """
         added: list[QueuedRequest] = []
         with self._changed:
@@ -125,9 +137,11 @@ class OrderedRequests:
                     self._waiting.remove(request)
                 self._forget_tenant(standing.tenant)
                 # Tenants take turns: one of its own has left when each has had one.
-                turns = 1 if error.reason == "pending" else len(self._accounts)
-                pending = error.pending - len(added)
-                return Refusal(error.reason, self._rate.seconds_for(turns), pending)
+                turns = len(self._accounts) if error.reason == "tenant" else 1
+                pending, pending_cost = error.pending - len(added), error.pending_cost
+                if pending_cost is not None:
+                    pending_cost -= len(added) * standing.cost
+                return Refusal(error.reason, self._rate.seconds_for(turns), pending, pending_cost)
             self._by_uid |= {request.element[1]: request for request in added}
             self._changed.notify_all()
         return None
@@ -143,8 +157,8 @@ class OrderedRequests:
         with self._changed:
             return self._changed.wait_for(self.qsize, timeout) > 0
 
-    def get_nowait(self) -> Any:
-        """Take the next request.
+    def take(self) -> tuple[Any, bool]:
+        """Take the next request, and return it with whether there is more to take.
 
         Raises:
             queue.Empty: None waits.
@@ -155,9 +169,9 @@ class OrderedRequests:
                 [request] = taken
                 self._forget(request)
                 self._rate.count(1, time.monotonic(), others_wait=len(self._waiting) > 0)
-                return request.element
+                return request.element, self.qsize() > 0
             if self._others:
-                return self._others.popleft()
+                return self._others.popleft(), self.qsize() > 0
             raise Empty
 
     def discard(self, uid: object) -> bool:
@@ -192,7 +206,7 @@ def _no_room() -> int:
 class RequestQueueProxy(BaseProxy):
     """The queue, as other processes have it."""
 
-    _exposed_ = ("put_all", "put", "wait", "get_nowait", "discard", "qsize")
+    _exposed_ = ("put_all", "put", "wait", "take", "discard", "qsize")
 
     def _call(self, method: str, *arguments: object) -> Any:
         call: Any = self._callmethod
@@ -207,23 +221,38 @@ class RequestQueueProxy(BaseProxy):
         """See `OrderedRequests`."""
         self._call("put", element)
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002 - as of a queue
-        """Take the next request, as `queue.Queue` does."""
+    def take(self, *, block: bool = True, timeout: float | None = None) -> tuple[Any, bool]:
+        """Take the next request, and return it with whether there is more to take.
+
+        Raises:
+            queue.Empty: None waits, or none has come in that time.
+        """
         until = None if timeout is None else time.monotonic() + timeout
         while block:
             left = 60.0 if until is None else max(0.0, until - time.monotonic())
             if self._call("wait", left):
-                try:
-                    return self.get_nowait()
-                except Empty:  # another worker was faster
-                    pass
+                # Another worker may be faster.
+                with suppress(Empty):
+                    return self._take_nowait()
             elif until is not None:
                 raise Empty
-        return self.get_nowait()
+        return self._take_nowait()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002 - as of a queue
+        """Take the next request, as `queue.Queue` does."""
+        if block:
+            # In one call where one waits.
+            with suppress(Empty):
+                return self.get_nowait()
+        return self.take(block=block, timeout=timeout)[0]
 
     def get_nowait(self) -> Any:
-        """See `OrderedRequests`."""
-        return self._call("get_nowait")
+        """Take the next request, as `queue.Queue` does."""
+        return self._take_nowait()[0]
+
+    def _take_nowait(self) -> tuple[Any, bool]:
+        taken: tuple[Any, bool] = self._call("take")
+        return taken
 
     def discard(self, uid: object) -> bool:
         """See `OrderedRequests`."""
@@ -245,7 +274,11 @@ class RequestQueueManager(BaseManager):
 RequestQueueManager.register("OrderedRequests", OrderedRequests, RequestQueueProxy)
 
 
-def start_queue(max_pending: int | None, max_pending_per_tenant: int | None) -> RequestQueueProxy:
+def start_queue(
+    max_pending: int | None,
+    max_pending_per_tenant: int | None,
+    max_pending_cost: float | None = None,
+) -> RequestQueueProxy:
     """Start the process of a queue, and return the queue; the process lives as long as that."""
     methods = multiprocessing.get_all_start_methods()
     # As LitServe starts its servers. To spawn it would import the program once more.
@@ -253,7 +286,7 @@ def start_queue(max_pending: int | None, max_pending_per_tenant: int | None) -> 
     manager = RequestQueueManager(ctx=context)
     manager.start(_end_with, (os.getpid(),))
     make: Any = manager.OrderedRequests  # type: ignore[attr-defined]
-    queue: RequestQueueProxy = make(max_pending, max_pending_per_tenant)
+    queue: RequestQueueProxy = make(max_pending, max_pending_per_tenant, max_pending_cost)
     return queue
 
 

@@ -30,8 +30,8 @@ class ResponseQueue:
         uid: LitServe's name for the request.
         event: For LitServe to set.
         bound: How much may wait to be taken, and what happens to what comes then.
-        give_up: Called with the uid if the request fails here, because more wait for example: it
-            gets no more of them.
+        give_up: Called with the uid and the failure if the request fails here, because more wait
+            for example: it gets no more of them.
         name: The client's name for it.
         batcher: What the log calls the API.
 
@@ -54,7 +54,7 @@ class ResponseQueue:
         uid: str,
         event: asyncio.Event,
         bound: Bound,
-        give_up: Callable[[str], None],
+        give_up: Callable[[str, Failure], None],
         *,
         name: str = "",
         batcher: str = "",
@@ -132,7 +132,7 @@ class ResponseQueue:
         self.close()
         self.response_queue.append((failure, LitAPIStatus.OK))
         self.event.set()
-        self._give_up(self.uid)
+        self._give_up(self.uid, failure)
 
     def take(self) -> list[Any]:
         """Take the outputs that have come, and the end behind them.

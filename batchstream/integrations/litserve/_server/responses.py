@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from litserve.callbacks import EventTypes
 
 from batchstream import FinishReason
+from batchstream.integrations.litserve._link.pipes import Departure
 from batchstream.integrations.litserve._server.response_queue import ResponseQueue
 from batchstream.integrations.litserve._server.timers import RequestTimer, Timeouts
 
@@ -56,6 +58,8 @@ class Responses:
         self._reports = reports
         self._arrival = asyncio.Event()
         self._closed = False
+        self._is_cut = False
+        self._discarded: set[str] = set()
         self.name = asked.request_id or uids[0]
         self.discard: Callable[[str], bool] | None = None
         self.queues = [
@@ -74,11 +78,12 @@ class Responses:
         self._watch = watch
         if watch is not None:
             watch.add(self)
-        timeouts = Timeouts(asked.timeout, link.first_timeout, link.gap_timeout)
+        timeouts = Timeouts(asked.timeout, link.first_timeout, link.gap_timeout, link.wait_timeout)
         if timeouts:
             loop = asyncio.get_running_loop()
             for queue in self.queues:
-                queue.timer = RequestTimer(timeouts, queue.fail_late, loop)
+                take_back = partial(self._is_discarded, queue.uid)
+                queue.timer = RequestTimer(timeouts, queue.fail_late, loop, take_back)
 
     async def wait(self) -> None:
         """Wait until something new is in a queue."""
@@ -90,6 +95,14 @@ class Responses:
         for queue in self.queues:
             if queue.uid == uid:
                 queue.worker_pid = worker
+
+    def cut(self, failure: Failure) -> None:
+        """Fail the requests that have not ended, as the server ends.
+
+        Their ends are reported here, as the workers may end before they could.
+        """
+        self._is_cut = True
+        self.fail(failure)
 
     def fail(self, failure: Failure, *, worker: int | None = None) -> int:
         """Fail the requests that have not ended; if a worker is given, only its requests.
@@ -126,30 +139,40 @@ class Responses:
         if self._closed:
             return
         for uid in self.forget():
-            self._give_up(uid, failed=False)
+            self._give_up(uid)
         self._server._callback_runner.trigger_event(  # type: ignore[no-untyped-call]  # noqa: SLF001
             EventTypes.ON_RESPONSE.value, litserver=self._server
         )
 
-    def _give_up_failed(self, uid: str) -> None:
+    def _give_up_failed(self, uid: str, failure: Failure) -> None:
         self._server.response_buffer.pop(uid, None)
-        self._give_up(uid, failed=True)
+        self._give_up(uid, failure)
 
-    def _give_up(self, uid: str, *, failed: bool) -> None:
+    def _give_up(self, uid: str, failure: Failure | None = None) -> None:
+        reason = FinishReason.CANCELLED if failure is None else FinishReason.ERROR
         if self._is_discarded(uid):
             # No worker has seen it, so none will report its end.
-            reason = FinishReason.ERROR if failed else FinishReason.CANCELLED
             self._reports.finished(reason, joined=False)
-        elif self._pipes is not None:
-            self._pipes.send_disconnect(uid, failed=failed)
+            return
+        is_reported = self._is_cut and failure is not None
+        if is_reported:
+            self._reports.finished(reason, joined=self._is_claimed(uid))
+        if self._pipes is not None:
+            self._pipes.send_departure(Departure(uid, failure, is_reported))
+
+    def _is_claimed(self, uid: str) -> bool:
+        """Whether a worker has said that it has taken the request."""
+        return any(queue.uid == uid and queue.worker_pid is not None for queue in self.queues)
 
     def _is_discarded(self, uid: str) -> bool:
-        """Take a request out of the queue, and return whether it was still there."""
-        if self.discard is None or any(
-            queue.uid == uid and queue.worker_pid is not None for queue in self.queues
-        ):
+        """Take a request out of the queue, and return whether it was there until now."""
+        if uid in self._discarded:
+            return True
+        if self.discard is None or self._is_claimed(uid):
             return False
         try:
-            return self.discard(uid)
+            if self.discard(uid):
+                self._discarded.add(uid)
         except (OSError, EOFError):  # the queue's process has ended
             return False
+        return uid in self._discarded

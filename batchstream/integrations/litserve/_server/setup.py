@@ -34,7 +34,8 @@ def check_server(link: Link, server: LitServer | None) -> None:
     link.server = server
     if server is not None:
         _limit_shutdown(server)
-    missing = [name for name in NEEDED_OF_SERVER if not hasattr(server, name)]
+    own_queue = () if link.ordering is None else ("litapi_request_queues",)
+    missing = [name for name in (*NEEDED_OF_SERVER, *own_queue) if not hasattr(server, name)]
     link.usable = not missing
     if missing:
         warnings.warn(
@@ -73,7 +74,7 @@ def connect(link: Link, server: LitServer, api_path: str) -> None:
     if link.ordering is not None:
         # Before the pipes: its process shall not have their ends.
         server.litapi_request_queues[api_path] = start_queue(
-            link.max_pending, link.ordering.max_pending_per_tenant
+            link.max_pending, link.ordering.max_pending_per_tenant, link.ordering.max_pending_cost
         )
     try:
         workers = len(server._inference_workers_config_for_api(api_path))  # noqa: SLF001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,11 +13,10 @@ from starlette import exceptions as starlette
 
 from batchstream import OverloadedError, RequestError
 from batchstream._batching.traces import carrier_of
-from batchstream._core.errors import type_name
+from batchstream._core.errors import CostError, type_name
 from batchstream.integrations._headers import REQUEST_ID, retry_after
 from batchstream.integrations.litserve._link.messages import UNKNOWN, Envelope, Failure, new_uid
 from batchstream.integrations.litserve._link.received import ReceivedRequest
-from batchstream.integrations.litserve._link.request_queue import Refusal
 from batchstream.integrations.litserve._log import fields, logger
 from batchstream.integrations.litserve._server.asked import NOTHING, Asked
 from batchstream.integrations.litserve._server.reports import Reports
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from litserve.specs.base import LitSpec
 
     from batchstream.integrations.litserve._link.link import Link
+    from batchstream.integrations.litserve._link.ordering import Standing
+    from batchstream.integrations.litserve._link.request_queue import Refusal
 
 
 @contextmanager
@@ -66,9 +68,9 @@ def submit(link: Link, spec: LitSpec, payloads: Sequence[Any], asked: Asked = NO
     """Send requests to the workers, all of one client.
 
     Raises:
-        HTTPException: 503, as many requests wait as may, or the server is about to end; 400, these
-            alone are more; 500, one does not pickle, or the queue is gone, or a function of the
-            loop's has raised. None is served.
+        HTTPException: 503, as many requests wait as may, or cost as much, or the server is about to
+            end; 400, these alone are more; 422, they cost more; 500, one does not pickle, or the
+            queue is gone, or a function of the loop's has raised. None is served.
     """
     uids = [new_uid() for _ in payloads]
     with errors_as_answers(link, asked.request_id or uids[0]):
@@ -92,7 +94,7 @@ def _submit(
     if watch is not None and watch.is_ending:
         reports.refused("draining")
         raise FailedError(SHUTTING_DOWN)
-    _check_room(link, requests, len(payloads), reports, name)
+    _check_ever_room(link, len(payloads), standing, reports)
     responses = Responses(server, link, uids, asked, watch=watch, reports=reports)
     carrier = None if link.traces is None else carrier_of(link.traces, asked.headers)
     elements = [
@@ -125,20 +127,23 @@ def _submit(
     return responses
 
 
-def _check_room(link: Link, requests: Any, count: int, reports: Reports, name: str) -> None:
-    """Check whether so many requests may wait, too.
+def _check_ever_room(link: Link, count: int, standing: Standing | None, reports: Reports) -> None:
+    """Check whether so many requests could wait if no other did.
 
     Raises:
-        HTTPException: 503, as many requests wait as may; 400, these alone are more.
+        HTTPException: 400, they are more than may wait.
+        CostError: They cost more.
     """
-    if link.max_pending is None:
-        return
-    if count > link.max_pending:
+    if link.max_pending is not None and count > link.max_pending:
         text = f"no more than {link.max_pending} requests may wait"
         raise HTTPException(400, text)
-    # A queue that orders its requests looks by itself, for all server processes at once.
-    if link.ordering is None and (pending := requests.qsize()) + count > link.max_pending:
-        _refuse(link, Refusal("pending", None, pending), reports, name)
+    most = None if link.ordering is None else link.ordering.max_pending_cost
+    if most is not None and standing is not None and count * standing.cost > most:
+        reports.refused("cost")
+        raise CostError(
+            f"the request costs {count * standing.cost!r}, more than all that wait may cost "
+            f"together: {most!r} (max_pending_cost)"
+        )
 
 
 def _refuse(link: Link, refusal: Refusal, reports: Reports, name: str) -> NoReturn:
@@ -147,17 +152,26 @@ def _refuse(link: Link, refusal: Refusal, reports: Reports, name: str) -> NoRetu
     Raises:
         HTTPException: 503, there is no room for them.
     """
-    of_tenant = refusal.reason == "tenant"
-    most: Any = link.max_pending
-    if of_tenant and link.ordering is not None:
-        most = link.ordering.max_pending_per_tenant
-    bound = "max_pending_per_tenant" if of_tenant else "max_pending"
-    whose = " of its tenant" if of_tenant else ""
+    ordering, most, most_cost = link.ordering, link.max_pending, None
+    text = f"{refusal.pending} requests wait already (max_pending={most})"
+    if ordering is not None and refusal.reason == "tenant":
+        most = ordering.max_pending_per_tenant
+        text = (
+            f"{refusal.pending} requests of its tenant wait already (max_pending_per_tenant={most})"
+        )
+    elif ordering is not None and refusal.reason == "pending_cost":
+        most_cost = ordering.max_pending_cost
+        text = (
+            f"requests that cost {refusal.pending_cost!r} wait already "
+            f"(max_pending_cost={most_cost!r})"
+        )
     error = OverloadedError(
-        f"{refusal.pending} requests{whose} wait already ({bound}={most})",
+        text,
         pending=refusal.pending,
-        max_pending=most,
+        max_pending=sys.maxsize if most is None else most,
         reason=refusal.reason,
+        pending_cost=refusal.pending_cost,
+        max_pending_cost=most_cost,
         retry_after=refusal.retry_after,
     )
     reports.overloaded(error, name)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _GATEWAY_TIMEOUT = 504
 
+_WAITED = "wait_timeout"
+
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
@@ -20,6 +22,7 @@ class Timeouts:
 
     Attributes:
         total: From its submission to its end, as the client asks.
+        wait: From its submission until a worker takes it.
         first: From its submission to its first output.
         gap: Between two outputs, and between the last one and the end.
     """
@@ -27,9 +30,10 @@ class Timeouts:
     total: float | None = None
     first: float | None = None
     gap: float | None = None
+    wait: float | None = None
 
     def __bool__(self) -> bool:
-        return not self.total is self.first is self.gap is None
+        return not self.total is self.first is self.gap is self.wait is None
 
 
 class Clock(Protocol):
@@ -46,10 +50,20 @@ class RequestTimer:
         timeouts: How long it may take.
         fail: Called with the failure; it does nothing if the request has ended.
         clock: The event loop.
+        take_back: Called when the request has waited for too long: takes it out of the queue, and
+            returns whether it was still there.
     """
 
-    def __init__(self, timeouts: Timeouts, fail: Callable[[Failure], object], clock: Clock) -> None:
+    def __init__(
+        self,
+        timeouts: Timeouts,
+        fail: Callable[[Failure], object],
+        clock: Clock,
+        take_back: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._timeouts = timeouts
+        self._take_back = take_back
+        self._waits = timeouts.wait is not None
         self._fail = fail
         self._clock = clock
         self._submitted = clock.time()
@@ -78,9 +92,18 @@ class RequestTimer:
             self._handle = self._clock.call_at(min(deadlines)[0], self._check)
 
     def _check(self) -> None:
-        when, text = min(self._deadlines())
+        deadlines = self._deadlines()
+        if not deadlines:
+            return
+        when, text = min(deadlines)
         if self._clock.time() < when:  # an output has come meanwhile
             self._wait()
+        elif text is _WAITED and not self._take_back():
+            self._waits = False  # a worker has it
+            self._wait()
+        elif text is _WAITED:
+            text = f"no worker has taken the request within {self._timeouts.wait} seconds"
+            self._fail(Failure(_GATEWAY_TIMEOUT, f"{text} (wait_timeout)", None))
         else:
             self._fail(Failure(_GATEWAY_TIMEOUT, text, None))
 
@@ -91,6 +114,8 @@ class RequestTimer:
             text = f"the request has not ended within {timeouts.total} seconds, as asked for"
             deadlines.append((self._submitted + timeouts.total, text))
         if self._last_output is None:
+            if timeouts.wait is not None and self._waits:
+                deadlines.append((self._submitted + timeouts.wait, _WAITED))
             if timeouts.first is not None:
                 text = f"no output has come within {timeouts.first} seconds (first_timeout)"
                 deadlines.append((self._submitted + timeouts.first, text))

@@ -47,6 +47,9 @@ class OpenResponses(Protocol):
     def fail(self, failure: Failure, *, worker: int | None = None) -> int:
         """Fail the requests that have not ended; if a worker is given, only its requests."""
 
+    def cut(self, failure: Failure) -> None:
+        """Fail the requests that have not ended, as the server ends."""
+
 
 class ServerWatch:
     """The open responses of one endpoint in one event loop, and what cuts them off.
@@ -130,7 +133,7 @@ class ServerWatch:
                 extra=fields("cut_short", self._name, requests=len(self._responses)),
             )
         for responses in tuple(self._responses):
-            responses.fail(SHUTTING_DOWN)
+            responses.cut(SHUTTING_DOWN)
         self._has_drained()
 
     # ---- the ends of workers

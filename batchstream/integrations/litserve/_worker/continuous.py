@@ -61,7 +61,7 @@ class ContinuousBatch:
         self._variables = copy_context()
         self._engine = Engine(partial(make_engine, context.lit_api)).use(self._variables)
         self._start_over()
-        self._joining: deque[tuple[int, object, float, Any]] = deque()
+        self._joining: deque[tuple[Any, ...]] = deque()  # one at a time
         # For which the engine has no room, ready to be added, with the time of its submission.
         self._first: tuple[ServedRequest, float] | None = None
         # Whose slots the engine has given back, in the order in which they came.
@@ -71,7 +71,7 @@ class ContinuousBatch:
         self._failure: BaseException | None = None  # of an engine that was asked, and has raised
         self._numbers = count()
         self._joined: list[ServedRequest] = []  # since the last step
-        self._prefetcher = RequestPrefetcher(request_queue, self._size, context.claim)
+        self._prefetcher = RequestPrefetcher(request_queue, context.claim)
 
     def serve(self) -> None:
         """Serve requests until LitServe stops the loop.
@@ -112,25 +112,50 @@ class ContinuousBatch:
             self._spent = None
             self._free += self._vacate(live)
             self._add_held_up()
-            live = self._core.live
-            self._joining.extend(self._prefetcher.take(block=not live))
-            while self._joining and self._first is None and not self._again:
-                # Removed last: what interrupts this finds the request, and fails it.
-                if not self._let_join(*self._joining[0]):
-                    self._prefetcher.release_slot()
-                self._joining.popleft()
+            self._take_joining()
             if self._joined:
                 report_joined(self._joined, self._context)
                 self._joined = []
             if self._core.has_live:
                 return self._make_step()
             if self._prefetcher.over:
+                self._context.outbox.flush(everything=True)  # of those that did not join
                 return None
 
     def vacate(self, slot: int) -> None:
         """Cancel the slot; the engine removes it before the next step."""
-        if self._core.cancel(slot).ends or requeued_in(self._core).pop(slot, None) is not None:
-            self._prefetcher.release_slot()
+        self._core.cancel(slot)
+        requeued_in(self._core).pop(slot, None)
+        self._fetch_ahead()
+
+    def _take_joining(self) -> None:
+        """Take requests out of the queue and add them, one by one.
+
+        None is taken that could not be added at once: in the queue an urgent one may overtake it,
+        and another worker may take it.
+        """
+        block = not self._core.has_live
+        # One for each slot, also if it fails: else many that do would hold up the next step.
+        for _ in range(len(self._free)):
+            request = None if self._holds_one else self._prefetcher.take(block=block)
+            if request is None:
+                return
+            block = False  # what has been put into the outbox is sent before the next wait
+            # Removed last: what interrupts this finds the request, and fails it.
+            self._joining.append(request)
+            self._let_join(*request)
+            self._joining.popleft()
+
+    def _fetch_ahead(self) -> None:
+        """Let a request be fetched while the step is made, or sent, if it can be added then."""
+        is_free = len(self._core.live) + len(requeued_in(self._core)) < self._size
+        if is_free and not self._holds_one:
+            self._prefetcher.fetch()
+
+    @property
+    def _holds_one(self) -> bool:
+        """Whether a request waits in this worker, for which the engine has no room."""
+        return self._first is not None or bool(self._again)
 
     def _vacate(self, live: tuple[int, ...]) -> list[int]:
         """Remove from the engine what has left its slot; return the slots that became free."""
@@ -189,7 +214,6 @@ class ContinuousBatch:
     def _forget(self, request: ServedRequest) -> None:
         self._again.remove(request)
         self._serving.dismiss(request)
-        self._prefetcher.release_slot()
 
     def _reseat(self, request: ServedRequest) -> None:
         if self._enter(request):
@@ -202,16 +226,13 @@ class ContinuousBatch:
             self._core = decoding(self._core)
         self._free = list(reversed(range(self._size)))  # the lowest comes last, and is taken first
 
-    def _let_join(self, server: int, uid: object, submitted: float, content: object) -> bool:
-        """Let a request join, and return whether it did."""
+    def _let_join(self, server: int, uid: object, submitted: float, content: object) -> None:
+        """Let a request join, or fail, or wait for room."""
         context = self._context
         request = ServedRequest(context, server, uid, content, submitted)
         context.acknowledge(server, uid)
-        if self._has_given_up(request, submitted):
-            return False
-        if not request.attempt(self._prepare):
-            return False
-        return self._add(request, submitted)
+        if not self._has_given_up(request, submitted) and request.attempt(self._prepare):
+            self._add(request, submitted)
 
     def _has_given_up(self, request: ServedRequest, submitted: float) -> bool:
         """Whether a request that waits needs no answer of the engine's any more."""
@@ -230,7 +251,6 @@ class ContinuousBatch:
         elif self._engine.is_full or self._add(request, submitted):
             return
         self._first = None
-        self._prefetcher.release_slot()
 
     def _add(self, request: ServedRequest, submitted: float) -> bool:
         """Add a request that is ready, or let it wait for room; False if it has failed."""
@@ -310,6 +330,6 @@ class ContinuousBatch:
             fail_all([it for it in self._again if it.is_kept], forgotten_error())
             self._engine.discard()
             self._start_over()
-        for _ in delivery.ends:  # now, and not when a request comes: that may take long
-            self._prefetcher.release_slot()
+        if delivery.ends:  # while its outputs are sent: then the request can join the next step
+            self._fetch_ahead()
         return delivery

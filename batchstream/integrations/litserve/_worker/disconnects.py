@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Final
 
 from batchstream.integrations.litserve._link.messages import server_pid_of
-from batchstream.integrations.litserve._link.pipes import FAILED
+from batchstream.integrations.litserve._link.pipes import Departure
 from batchstream.integrations.litserve._link.process_end import wait_for_end
 
 _REMEMBERED: Final = 10_000
@@ -36,8 +36,7 @@ class Disconnects:
 
     def __init__(self, reader: Connection | None = None) -> None:
         self.unread: deque[str] = deque(maxlen=_REMEMBERED)
-        # In the order in which they came, and whether the server process has failed them.
-        self._remembered: dict[str, bool] = {}
+        self._remembered: dict[str, Departure] = {}  # in the order in which they came
         self._watched_servers: set[int] = set()
         self._ended_servers: set[int] = set()
         if reader is not None:
@@ -55,15 +54,16 @@ class Disconnects:
             bool(self._ended_servers) and server_pid_of(uid) in self._ended_servers
         )
 
-    def has_failed(self, uid: object) -> bool:
-        """Whether the server process has failed a request, whose client has not disconnected."""
-        return self._remembered.get(str(uid), False)
+    def departure_of(self, uid: object) -> Departure:
+        """Return what a server process has said of a request; nothing, if it was killed."""
+        uid = str(uid)
+        return self._remembered.get(uid, Departure(uid))
 
-    def add(self, uid: str, *, failed: bool = False) -> None:
+    def add(self, uid: str, departure: Departure | None = None) -> None:
         """Remember that the client of a request has disconnected, or that it has failed."""
         # Before `unread`: the loop may take the uid at once, and a request that joins after that
         # has to find it here.
-        self._remembered[uid] = failed
+        self._remembered[uid] = departure or Departure(uid)
         if len(self._remembered) > _REMEMBERED:
             self._remembered.pop(next(iter(self._remembered)))
         self.unread.append(uid)
@@ -91,8 +91,8 @@ class Disconnects:
             try:
                 ready = wait([reader, *parent.sentinels], parent.timeout)
                 if reader in ready:
-                    message = reader.recv_bytes().decode()
-                    self.add(message.removesuffix(FAILED), failed=message.endswith(FAILED))
+                    departure = Departure.of(reader.recv_bytes())
+                    self.add(departure.uid, departure)
             except (EOFError, OSError):
                 return
             if parent.has_ended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from queue import Empty
 from threading import Event, Semaphore, Thread
 from typing import TYPE_CHECKING, Any, Final
@@ -18,17 +19,13 @@ if TYPE_CHECKING:
 _SECONDS_OF_WAITING: Final = 1.0
 
 
-def wait_for_request(request_queue: Queue[Any], closed: Event | None = None) -> Any:
-    """Return the next request, or LitServe's sentinel, however long that takes.
-
-    It returns the sentinel also soon after `closed` is set.
-    """
-    while closed is None or not closed.is_set():
+def wait_for_request(request_queue: Queue[Any]) -> Any:
+    """Return the next request, or LitServe's sentinel, however long that takes."""
+    while True:
         try:
             return request_queue.get(timeout=_SECONDS_OF_WAITING)
         except Empty:
             pass
-    return _SENTINEL_VALUE
 
 
 class ArrivalTimes:
@@ -75,13 +72,13 @@ class PushbackQueue:
 
 
 class RequestPrefetcher:
-    """Takes requests from the queue in a thread, no more of them than there are free slots.
+    """Takes requests from the queue in a thread: one at a time, and none before it is told to.
 
-    So a step never waits for the queue, and other workers can take what this one has no slot for.
+    So no step waits for a request to come, and what this worker cannot add waits in the queue:
+    there it counts as waiting, an urgent request can overtake it, and another worker can take it.
 
     Args:
         request_queue: Shared by all workers.
-        slots: How many are free.
         taken: Called with each request that this worker takes, in the thread.
 
     Attributes:
@@ -89,15 +86,17 @@ class RequestPrefetcher:
     """
 
     def __init__(
-        self,
-        request_queue: Queue[Any],
-        slots: int,
-        taken: Callable[[int, object], None] = lambda *_: None,
+        self, request_queue: Queue[Any], taken: Callable[[int, object], None] = lambda *_: None
     ) -> None:
         self._queue = request_queue
         self._taken = taken
-        self._free = Semaphore(slots)
+        # One that tells whether others wait, so that it need not be asked in vain.
+        self._tells = hasattr(request_queue, "take")
+        self._is_told = False
+        self._told = Semaphore(0)
         self._fetched: deque[tuple[Any, ...]] = deque()
+        self._others_wait = False  # as far as the queue has told, behind the one fetched last
+        self._is_asking = False  # for one that is there; the thread clears it before it waits
         self._changed = Event()
         self._error: BaseException | None = None
         self._ended = False
@@ -105,58 +104,86 @@ class RequestPrefetcher:
         self.over = False
         Thread(target=self._run, name="batchstream prefetcher", daemon=True).start()
 
-    def release_slot(self) -> None:
-        """Let one more request be fetched."""
-        self._free.release()
+    def fetch(self) -> None:
+        """Let the next request be fetched, unless the one before has not been taken."""
+        if not self._is_told:
+            self._is_told, self._is_asking = True, self._others_wait
+            self._told.release()
 
-    def take(self, *, block: bool) -> list[tuple[Any, ...]]:
-        """Return the requests that have been fetched, as LitServe puts them into the queue.
+    def take(self, *, block: bool) -> tuple[Any, ...] | None:
+        """Return the next request, as LitServe puts it into the queue; None if there is none.
 
         Args:
-            block: Whether to wait if there is none.
+            block: Whether to wait until one comes. Else this waits only until the queue has given
+                the next one, if there was one.
 
         Raises:
             BaseException: What the queue raises, after all earlier requests have been taken.
 
         Returns:
-            An empty list, without waiting, if LitServe has stopped the loop: `over` is set then.
+            None, without waiting, also if LitServe has stopped the loop: `over` is set then.
         """
-        if block:
+        self.fetch()
+        while not (self._fetched or self._ended) and (block or self._is_asking):
             self._changed.wait()
-        self._changed.clear()
-        # Read before the requests: what was fetched before the end is then found below.
-        ended = self._ended
-        taken = []
-        while self._fetched:
-            taken.append(self._fetched.popleft())
-        if ended:
-            self._changed.set()  # the thread is gone, and must not be waited for again
-            if not taken and self._error is not None:
+            self._changed.clear()
+        if self._fetched:
+            request = self._fetched.popleft()
+            self._is_told = False
+            return request
+        if self._ended:
+            if self._error is not None:
                 raise self._error
-            self.over = not taken
-        return taken
+            self.over = True
+        return None
 
     def close(self) -> list[tuple[Any, ...]]:
         """Fetch nothing more, and return what has been fetched; the thread ends within a second."""
         self._closed.set()
-        self._free.release()
-        return list(self._fetched)
+        self._told.release()
+        left = []
+        with suppress(IndexError):  # as the thread may have put it back
+            left.append(self._fetched.popleft())
+        return left
 
     def _run(self) -> None:
         try:
             while True:
-                self._free.acquire()
-                request = wait_for_request(self._queue, self._closed)
+                self._told.acquire()
+                request = self._next()
                 if request == _SENTINEL_VALUE:
                     return
-                if self._closed.is_set():
-                    self._queue.put(request)  # another worker may serve it
-                    return
-                self._taken(*request[:2])
+                if not self._closed.is_set():
+                    self._taken(*request[:2])
                 self._fetched.append(request)
+                if self._closed.is_set():  # looked at behind: `close` has found it, or this does
+                    with suppress(IndexError):
+                        self._queue.put(self._fetched.popleft())  # another worker may serve it
+                    return
                 self._changed.set()
         except BaseException as error:  # noqa: BLE001 - raised in the thread that takes
             self._error = error
         finally:
             self._ended = True
             self._changed.set()
+
+    def _next(self) -> Any:
+        """Return the next request, or LitServe's sentinel, which also comes soon after `close`."""
+        if self._others_wait and not self._closed.is_set():
+            with suppress(Empty):
+                return self._get(block=False)
+        self._is_asking = False
+        self._changed.set()
+        while not self._closed.is_set():
+            with suppress(Empty):
+                return self._get(timeout=_SECONDS_OF_WAITING)
+        return _SENTINEL_VALUE
+
+    def _get(self, **how: Any) -> Any:
+        queue: Any = self._queue
+        if self._tells:
+            request, others_wait = queue.take(**how)
+        else:
+            request, others_wait = queue.get(**how), True
+        self._others_wait = others_wait
+        return request

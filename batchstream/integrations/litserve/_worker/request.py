@@ -236,8 +236,11 @@ class ServedRequest:
         """Send nothing more: the client has disconnected, or the server process has failed it."""
         if not self.ended:
             self.ended = True
-            failed = self._worker.disconnects.has_failed(self.uid)
-            self._report_end(StreamEnd(FinishReason.ERROR if failed else FinishReason.CANCELLED, 0))
+            _, failure, is_reported = self._worker.disconnects.departure_of(self.uid)
+            end = StreamEnd(FinishReason.CANCELLED, 0)
+            if failure is not None:
+                end = _failed(HTTPException(failure.status_code, failure.detail))
+            self._report_end(end, is_reported=is_reported)
 
     def time_out(self) -> None:
         """Fail, as no worker has taken the request in time."""
@@ -296,8 +299,10 @@ class ServedRequest:
         self._first_output = self.age
         metrics("first_output", self._first_output, tenant=self.tenant)
 
-    def _report_end(self, end: StreamEnd) -> None:
-        metrics, joined_at = self._worker.metrics, self._joined_at
+    def _report_end(self, end: StreamEnd, *, is_reported: bool = False) -> None:
+        """Tell metrics and the trace of the end; the trace alone, if metrics know of it."""
+        metrics = None if is_reported else self._worker.metrics
+        joined_at = self._joined_at
         if metrics is None and self.trace is None:
             return
         end = replace(end, outputs=self._outputs)  # the outputs that were sent
