@@ -743,8 +743,8 @@ MUTANTS = [
     ),
     Mutant(
         "an output that cannot be unpickled does not cancel its request at the model",
-        "                    self._outgoing.add(CANCEL, sent.number)\n                elements",
-        "                    pass\n                elements",
+        "                connection.outgoing.add(CANCEL, sent.number)\n            elements",
+        "                pass\n            elements",
         ("test_remote.py",),
     ),
     Mutant(
