@@ -601,8 +601,8 @@ MUTANTS = [
     ),
     Mutant(
         "a request is counted as joined before the engine has it",
-        "            if not self._may_put_back:\n                self.join(taken, now)\n",
-        "            self.join(taken, now)\n",
+        "            if not self._may_put_back:\n                self.join(taken)\n",
+        "            self.join(taken)\n",
         ENGINES,
     ),
     Mutant(
@@ -1825,8 +1825,8 @@ MUTANTS = [
     # ---- what a step costs
     Mutant(
         "a request joins a step that costs too much",
-        "    return lambda request: budget.admits(request.step_cost)\n",
-        "    return lambda request: budget.admits(0.0)\n",
+        "(step is None or step.admit(request.step_cost))",
+        "(step is None or step.admit(0.0))",
         BUDGETS,
     ),
     Mutant(
@@ -1843,21 +1843,39 @@ MUTANTS = [
     ),
     Mutant(
         "slots that the batch has no budget for count as room",
-        "        if self._holds_back and self.queue:",
+        "        if held_back is not None and not held_back.ends:",
         "        if False:",
         BUDGETS,
     ),
     Mutant(
+        "slots are held for a request that was cancelled",
+        "        if held_back is not None and not held_back.ends:",
+        "        if held_back is not None:",
+        BUDGETS,
+    ),
+    Mutant(
         "what was taken with a refused request goes before urgent ones",
-        "        self._adds_one_by_one = owner.options.places is not None\n",
-        "        self._adds_one_by_one = False\n",
+        "        one_by_one = self._owner.options.joins_one_by_one\n",
+        "        one_by_one = False\n",
         ("test_batchers_places.py",),
     ),
     Mutant(
         "what begins a batch with a refused request goes before urgent ones",
-        "        self._begins_with_one = may_put_back and places is not None\n",
+        "        self._begins_with_one = may_put_back and options.joins_one_by_one\n",
         "        self._begins_with_one = False\n",
         ("test_scheduler.py",),
+    ),
+    Mutant(
+        "requests that fail as they are added hold up the step",
+        "        rounds = len(self._free) if one_by_one and not alone else 1\n",
+        "        rounds = 99 if one_by_one and not alone else 1\n",
+        ("test_batchers_places.py",),
+    ),
+    Mutant(
+        "a request has waited until the requests of its step are in the engine",
+        "                    waited.append(request.taken_at - request.arrived)\n",
+        "                    waited.append(requests[0].taken_at - request.arrived)\n",
+        ("test_batchers_places.py",),
     ),
     Mutant(
         "a request that has output counts as prefilling",

@@ -7,7 +7,7 @@ class Budget:
     """What a batch, or its next step, may cost.
 
     Args:
-        most: How much.
+        most: The bound.
         spent: What it costs without the requests that join; None if no request is in it. Then the
             first that joins may cost more: no other batch could take it either.
     """
@@ -18,8 +18,8 @@ class Budget:
         self._most = most
         self._spent = spent
 
-    def admits(self, cost: float) -> bool:
-        """Whether a request that costs so much may join; if so, it counts from now on."""
+    def admit(self, cost: float) -> bool:
+        """Count a request that costs so much, and return True; False if it may not join."""
         spent = cost if self._spent is None else self._spent + cost
         if self._spent is not None and spent > self._most:
             return False

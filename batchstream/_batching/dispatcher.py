@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextvars import copy_context
+from functools import partial
 from itertools import count
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Generic
@@ -199,7 +200,7 @@ class Dispatcher(ABC, Generic[T]):
                 if decision.requests:
                     is_counted = self.model is None and not decision.requests[0].is_warm_up
                     if is_counted and self.options.is_observed:
-                        self._tell(self.reports.joined, decision.requests, now)
+                        self._tell(self.reports.joined, decision.requests)
                     if self.scheduler.workers.wakeups:
                         wake_another(self)
                 elif decision.wait is None:
@@ -249,29 +250,28 @@ class Dispatcher(ABC, Generic[T]):
             raise
         return taken
 
-    def count_joined(self, requests: Sequence[Request[T]], now: float) -> None:
+    def count_joined(self, requests: Sequence[Request[T]]) -> None:
         """Count requests that have joined a running batch together."""
         with self.lock:
-            joined = self.scheduler.join(requests, now)
+            joined = self.scheduler.join(requests)
         if joined and self.options.is_observed:
-            self._tell(self.reports.joined, joined, now)
+            self._tell(self.reports.joined, joined)
 
     def count_first_outputs(self, requests: Sequence[Request[T]], now: float) -> None:
         """Count requests that had their first output in a step."""
         with self.lock:
             first = self.scheduler.count_first_outputs(requests, now)
         if first and self.options.is_observed:
-            self._tell(self.reports.first_outputs, first, now)
+            self._tell(partial(self.reports.first_outputs, now=now), first)
 
     def _tell(
         self,
-        report: Callable[[Sequence[Request[T]], float], object],
+        report: Callable[[Sequence[Request[T]]], object],
         requests: Sequence[Request[T]],
-        now: float,
     ) -> None:
         """Tell metrics and traces of requests that are `untold`; then they can be reaped."""
         try:
-            report(requests, now)
+            report(requests)
         finally:
             self.scheduler.untold.difference_update(requests)
         if self.scheduler.ended_requests:

@@ -7,8 +7,8 @@ Before each step, `refill` removes from the engine what has left its slot, and a
 that join. The first request of the queue may have to wait although a slot is free, and then none
 behind it is added either: because the engine has no room for it, or because it was given back. What
 the engine refuses is put back in front of all others. So where requests have priorities or tenants
-each is taken from the queue when the one before is in the engine: a request that was taken with a
-refused one would be in front of a more urgent one.
+each is taken from the queue when the one before is in the engine, see
+`BatcherOptions.joins_one_by_one`.
 
 A request that the engine gives back, with `Requeue`, waits in the queue in front of all others. It
 would be given back again if nothing changed. So it is added again once another request has left
@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from typing_extensions import TypeVar
 
-from batchstream._batching import clock
 from batchstream._batching.request import closed_error
 from batchstream._batching.request_batch import RequestBatch
 from batchstream._core.cores import requeued_in
@@ -76,9 +75,8 @@ class EngineBatch(RequestBatch[T]):
         self._joining = deque(requests)
         # The first of the queue, if it has to wait although there is a free slot.
         self._first: Request[T] | None = None
-        self._adds_one_by_one = owner.options.places is not None
         self._has_step_costs = owner.options.max_step_cost is not None
-        self._step_spent: float | None = None  # of that; None if not asked in this refill
+        self._step_spent: float | None = None  # what the next step costs; None if not asked yet
 
     @property
     def free_slots(self) -> int:
@@ -112,7 +110,7 @@ class EngineBatch(RequestBatch[T]):
                 behind = self._vacate(live)
         if not self._is_held_up:
             self._first = None  # it may have ended, and is kept no longer
-        # Asked without the lock: a moment later a request may wait, and joins before the next step.
+        # Asked without the lock: a request that comes a moment later joins before the step after.
         if self._joining or (self._free and owner.scheduler.queue):
             self._join(alone=behind is not None)
         if behind is not None and self._costs:
@@ -126,31 +124,31 @@ class EngineBatch(RequestBatch[T]):
             alone: Whether only one is to be taken.
         """
         joined: list[Request[T]] = []
-        now: float | None = None
+        one_by_one = self._owner.options.joins_one_by_one
+        # One for each slot, also if it fails: else many that do would hold up the next step.
+        rounds = len(self._free) if one_by_one and not alone else 1
         try:
-            while self._joining or self._take_joining(alone=alone):
-                if now is None:
-                    now = clock.monotonic()
-                self._add_joining(joined)
-                if alone or not self._adds_one_by_one:
+            for _ in range(rounds):
+                if not (self._joining or self._take_joining(only_one=alone or one_by_one)):
                     break
+                self._add_joining(joined)
         finally:
-            if joined and now is not None:
-                self._owner.count_joined(joined, now)
+            if joined:
+                self._owner.count_joined(joined)
 
-    def _take_joining(self, *, alone: bool) -> bool:
+    def _take_joining(self, *, only_one: bool) -> bool:
         """Take requests that join now, and return whether there are any."""
         if self.is_warm_up or self._first is not None:
             return False
-        most = self._most_joining
-        if alone or self._adds_one_by_one:
-            most = min(most, 1)
+        slots = min(self._most_joining, 1) if only_one else self._most_joining
+        if slots < 1:
+            return False
         spent: float | None = None
         if self._costs:
             spent = sum(self._costs.values())
             if self._has_step_costs and self._step_spent is None:
                 self._step_spent = sum(map(self._step_cost, self._costs))
-        self._joining.extend(self._owner.take_joining(most, spent, self._step_spent))
+        self._joining.extend(self._owner.take_joining(slots, spent, self._step_spent))
         return bool(self._joining)
 
     def _vacate(self, live: Sequence[int]) -> Request[T] | None:

@@ -153,6 +153,9 @@ class BatcherOptions(Generic[RequestT, T]):
         if any(it is not None for it in (priority, tenant, share, max_pending_per_tenant)):
             self.places = PlaceRules(priority, tenant, share, max_pending_per_tenant)
             self.places.check_max_batch_cost(self.max_batch_cost)
+        # What an engine refuses is put back in front of all bands: a request that was taken with
+        # it would be before a more urgent one.
+        self.joins_one_by_one = self.places is not None
         if isinstance(max_outputs, Sequence):
             raise TypeError(
                 f"max_outputs takes a whole number, or a function of one request, "

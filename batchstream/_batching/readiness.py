@@ -24,10 +24,12 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from heapq import heapify, heappop, heappush
-from itertools import count, islice
+from itertools import count, islice, takewhile
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias
 
 from typing_extensions import TypeVar
+
+from batchstream._batching.budget import Budget
 
 if TYPE_CHECKING:
     from batchstream._batching.fair_order import FairOrder
@@ -44,6 +46,7 @@ class Waiting(Protocol):
     Attributes:
         group: Stands for its key; compared by identity.
         cost: What it takes of `max_batch_cost`.
+        step_cost: What its first step takes of `max_step_cost`.
         arrived: When it came.
         wait_until: Until when it may wait, if not for ever.
         place: Its band and its tenant; None where there are none.
@@ -57,6 +60,8 @@ class Waiting(Protocol):
 
     @property
     def cost(self) -> float: ...
+    @property
+    def step_cost(self) -> float: ...
     @property
     def wait_until(self) -> float | None: ...
 
@@ -166,13 +171,11 @@ class Readiness(Generic[RequestT]):
         Where batches are measured, they may be too many.
         """
         limits = self._limits.now
-        first, most, spent = list(islice(group, limits.max_batch_size)), limits.max_batch_cost, 0.0
-        if most is not None and not self._is_measured:
-            for position, request in enumerate(first):
-                spent += request.cost
-                if spent > most:
-                    return first[:position]
-        return first
+        first = islice(group, limits.max_batch_size)
+        if limits.max_batch_cost is None or self._is_measured:
+            return list(first)
+        budget = Budget(limits.max_batch_cost, 0.0)
+        return list(takewhile(lambda request: budget.admit(request.cost), first))
 
     def tidy(self) -> None:
         """Drop the hints of groups that are gone, and all but one of others, if there are many."""

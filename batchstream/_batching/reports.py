@@ -79,14 +79,14 @@ class Reports(Generic[T]):
         if request.trace is not None:
             request.trace.ended(StreamEnd(FinishReason.ERROR, 0, error=refusal))
 
-    def joined(self, requests: Sequence[Request[T]], now: float) -> None:
+    def joined(self, requests: Sequence[Request[T]]) -> None:
         """Tell metrics and traces of requests that have joined a batch together."""
         if self._options.metrics is not None:
             self._options.metrics(
                 "joined",
                 [
-                    now - (request.arrived if (back := request.requeued_at) is None else back)
-                    for request in requests
+                    it.taken_at - (it.arrived if it.requeued_at is None else it.requeued_at)
+                    for it in requests
                 ],
                 tenants=[request.tenant for request in requests],
             )
@@ -127,7 +127,7 @@ class Reports(Generic[T]):
         if metrics is not None:
             for request in finished:
                 more: dict[str, Any] = {}
-                if (refusal := request.refused_with) is not None and request.was_refused:
+                if (refusal := request.remote_refusal) is not None:
                     metrics("refused", refusal_reason(refusal), tenant=request.tenant)
                     more["refused"] = True
                 joined, joined_at = request.state == "finished", request.joined_at
@@ -149,14 +149,14 @@ class Reports(Generic[T]):
                     trace.ended(request.ends[0])
         failed = [it for it in finished if it.ends[0].error is not None]
         if failed:
-            refused = [it for it in failed if it.was_refused]
+            refused = [it for it in failed if it.remote_refusal is not None]
             if refused:
                 self._log_refused(refused, now, so_far)
-                failed = [it for it in failed if not it.was_refused]
+                failed = [it for it in failed if it.remote_refusal is None]
             self._log.failed(failed, closed=closed)
 
     def _log_refused(self, requests: Sequence[Request[T]], now: float, so_far: int) -> None:
-        """Log requests that were refused in another process, as such that were refused here."""
+        """Log requests that were refused in another process, as if they had been refused here."""
         overloads = [it for it in requests if isinstance(it.refused_with, OverloadedError)]
         if overloads:
             error: Any = overloads[0].refused_with

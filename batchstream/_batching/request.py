@@ -221,6 +221,7 @@ class Request(Buffer[T]):
         pump: What runs the batch that it has joined.
         id: What the caller calls it, or its number as text.
         measured: The limits by which it was measured last together with others, if it was.
+        taken_at: When it was taken out of the queue last, if it was.
         joined_at: When it joined its batch, if it has.
         first_output_at: When it had its first output, if it has had one.
         trace: What to tell of it, until it has ended, if it is traced.
@@ -255,6 +256,7 @@ class Request(Buffer[T]):
         "stalled",
         "state",
         "submission",
+        "taken_at",
         "trace",
     )
 
@@ -283,6 +285,7 @@ class Request(Buffer[T]):
         self.place: Place | None = None
         self.arrived = 0.0
         self.measured: object = None
+        self.taken_at = 0.0
         self.joined_at: float | None = None
         self.first_output_at: float | None = None
         self.trace: RequestTracing | None = None
@@ -296,10 +299,10 @@ class Request(Buffer[T]):
         self.refused_with: Exception | None = None
 
     @property
-    def was_refused(self) -> bool:
-        """Whether it has ended with what the batcher of another process has refused it with."""
-        refusal = self.refused_with
-        return refusal is not None and self.ends[0].error is refusal
+    def remote_refusal(self) -> Exception | None:
+        """What the batcher of another process has refused it with, if it has ended with that."""
+        refused = self.refused_with is not None and self.ends[0].error is self.refused_with
+        return self.refused_with if refused else None
 
     @property
     def is_named(self) -> bool:

@@ -80,7 +80,7 @@ class BatchOwner(Protocol[T]):
             step_spent: What its next step costs without others, if that is bounded; likewise.
         """
 
-    def count_joined(self, requests: Sequence[Request[T]], now: float) -> None:
+    def count_joined(self, requests: Sequence[Request[T]]) -> None:
         """Count requests that have joined the batch together."""
 
     def count_first_outputs(self, requests: Sequence[Request[T]], now: float) -> None:

@@ -42,7 +42,7 @@ from batchstream._core.errors import CostError, OverloadedError
 from batchstream._core.records import FinishReason, StreamEnd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Collection, Sequence
 
     from batchstream._batching.limits import Limits
     from batchstream._batching.measuring import Measured
@@ -110,10 +110,8 @@ class Scheduler(Generic[T]):
         self._is_observed = options.is_observed
         self._measures = options.batch_cost is not None
         self._may_put_back = may_put_back
-        # An engine may refuse a request: those taken with it would be in front of all bands then.
-        self._begins_with_one = may_put_back and places is not None
+        self._begins_with_one = may_put_back and options.joins_one_by_one
         self._max_step_cost = options.max_step_cost
-        self._holds_back = False  # whether `take` has left requests for which there were slots
 
     def submit(self, request: Request[T], now: float) -> None:
         """Let a request wait, and queue the wake-up of the worker that has to ask for it.
@@ -181,7 +179,8 @@ class Scheduler(Generic[T]):
         # Lists at once: a holder of the lock may change the sets meanwhile.
         free_workers = self.workers.most - sum(it.busy for it in list(self.workers.at_work))
         free_slots = sum(batch.free_slots for batch in list(self.batches))
-        if self._holds_back and self.queue:  # they wait until the batch costs less
+        held_back = self.queue.held_back
+        if held_back is not None and not held_back.ends:  # until the batch costs less
             free_slots = 0
         return free_workers * self._limits.now.max_batch_size + free_slots
 
@@ -228,19 +227,19 @@ class Scheduler(Generic[T]):
             queue, slots = self.warm_up.queue, self.warm_up.slots_for(slots, self.requeued)
         while not taken and self.state != "closed":
             most = self._max_step_cost
-            admits = None if most is None else _admits_within(most, step_spent)
-            if not (requests := queue.take(now, slots=slots, spent=spent, admits=admits)):
+            step = None if most is None else Budget(most, step_spent)
+            if not (requests := queue.take(now, slots=slots, spent=spent, step=step)):
                 break
             for request in requests:
                 if not request.ends:
+                    request.taken_at = now
                     self.requeued.discard(request)
                     request.state = REQUEST_LIFE[request.state, "take"]
                     taken.append(request)
-        others_wait = bool(queue)
-        self._holds_back = others_wait and len(taken) < slots
-        is_counted = others_wait or self.departures.since is not None
-        if is_counted and taken and queue is self.queue:
-            self.departures.count(len(taken), now, others_wait=others_wait)
+        if taken and queue is self.queue:
+            others_wait = bool(queue)
+            if others_wait or self.departures.since is not None:
+                self.departures.count(len(taken), now, others_wait=others_wait)
         return taken
 
     def _candidates(self, now: float) -> Candidates[T] | None:
@@ -269,6 +268,7 @@ class Scheduler(Generic[T]):
                 return []  # they wait for others; or another has come, with which to measure again
         for request in fitting:
             queue.remove(request)
+            request.taken_at = now
             request.state = REQUEST_LIFE[request.state, "take"]
         if queue is self.queue:
             self.departures.count(len(fitting), now, others_wait=bool(queue))
@@ -303,7 +303,7 @@ class Scheduler(Generic[T]):
                 return Decision([], candidates=candidates)
         if taken:
             if not self._may_put_back:
-                self.join(taken, now)
+                self.join(taken)
             worker.busy = True
             workers.wake_one()  # for the requests that still wait
             return Decision(taken)
@@ -314,14 +314,14 @@ class Scheduler(Generic[T]):
         workers.rest(worker)  # no request waits, or another worker asks in time
         return Decision([])
 
-    def join(self, requests: Sequence[Request[T]], now: float) -> list[Request[T]]:
+    def join(self, requests: Sequence[Request[T]]) -> list[Request[T]]:
         """Count requests that have joined a batch together, and return them.
 
-        One that joins again was counted before; it is returned as well. All are `untold`.
+        Each has waited until it was taken: what an engine does to add it is no waiting. One that
+        joins again was counted before; it is returned as well. All are `untold`.
 
         Args:
             requests: The requests; a request that has ended meanwhile, and was reaped, is left out.
-            now: When they joined it.
         """
         joined: list[Request[T]] = []
         waited: list[float] = []
@@ -333,8 +333,8 @@ class Scheduler(Generic[T]):
                     continue
                 joined.append(request)
                 if is_first:
-                    request.joined_at = now
-                    waited.append(now - request.arrived)
+                    request.joined_at = request.taken_at
+                    waited.append(request.taken_at - request.arrived)
         if self._is_observed:
             self.untold.update(joined)
         if waited:
@@ -518,12 +518,6 @@ class Scheduler(Generic[T]):
             + sum(len(it.outputs) for it in self.requeued if not (it.ends or it.is_warm_up)),
             prefilling=sum(batch.prefilling for batch in batches),
         )
-
-
-def _admits_within(most: float, spent: float | None) -> Callable[[Request[Any]], bool]:
-    """Return what says whether a request may join a step that costs so much without it."""
-    budget = Budget(most, spent)
-    return lambda request: budget.admits(request.step_cost)
 
 
 def _room_for_all() -> int:

@@ -81,7 +81,7 @@ class Totals:
             # Its batch has made the step, and is still to count it.
             self.count_first_output(request, now)
         self.open.discard(request)
-        if (refusal := request.refused_with) is not None and request.was_refused:
+        if (refusal := request.remote_refusal) is not None:
             self.count_refused(
                 refusal_reason(refusal), for_room=isinstance(refusal, OverloadedError)
             )
@@ -128,9 +128,9 @@ class Totals:
             buffered: How many outputs wait in live streams.
         """
         newly = [request for request in ended if request in self.open]
-        finished = self.finished + Counter(
-            request.ends[0].reason for request in newly if not request.was_refused
-        )
+        refused = [refusal for it in newly if (refusal := it.remote_refusal) is not None]
+        for_room = sum(isinstance(it, OverloadedError) for it in refused)
+        reasons = [it.ends[0].reason for it in newly if it.remote_refusal is None]
         total = _sum([self._past, *running])
         live = len(self.open) - len(newly)
         return BatcherStatistics(
@@ -140,17 +140,17 @@ class Totals:
             occupancy=total.live_slots / total.slots if total.slots else 0.0,
             outputs=total.outputs,
             dropped=total.dropped,
-            opened=self.opened,
-            refused=self.refused,
+            opened=self.opened - len(refused),
+            refused=self.refused + for_room,
             live=live,
             waiting=waiting,
-            finished=dict(finished),
+            finished=dict(self.finished + Counter(reasons)),
             buffered=buffered,
             waited=self._waited,
             longest_wait=self._longest_wait,
             running=live - waiting,
             prefilling=prefilling,
-            refusals=dict(self.refusals),
+            refusals=dict(self.refusals + Counter(map(refusal_reason, refused))),
             first_outputs=self._first_outputs,
             first_output_time=self._first_output_time,
             output_time=self._output_time,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import itemgetter
+
 import pytest
 
 from batchstream import NotNow, OverloadedError
@@ -256,3 +259,43 @@ async def test_an_engine_that_is_full_takes_no_request_out_of_its_turn(form, bou
     assert order[:2] == ["aaaaaaaa", "a0"]
     assert order.index("urgent") <= 2 + before, order
     assert [request for request in order if request in flood] == flood
+
+
+@pytest.mark.rule(29)
+@continuous_batchers
+async def test_a_request_that_comes_while_another_is_added_has_waited_for_no_less_than_nothing(
+    form,
+):
+    told = form.recorder()
+    batcher = form.batcher(model := form.model(), priority=lambda _: 0, metrics=told)
+    add = model.add
+
+    def add_and_submit(slot, request):
+        add(slot, request)
+        if request == "a":
+            streams.append(form.submit(batcher, "b"))
+
+    model.add = add_and_submit
+    streams = [form.submit(batcher, "a")]
+    assert await form.rest(streams[0]) == ["a"]
+    assert await form.rest(streams[1]) == ["b"]
+    statistics = batcher.statistics()
+    assert statistics.waited >= statistics.longest_wait >= 0
+    assert statistics.slot_time <= statistics.first_output_time + statistics.output_time
+
+
+@pytest.mark.rule(29)
+@continuous_batchers
+async def test_requests_that_fail_as_they_are_added_do_not_hold_up_the_others(form):
+    gate = form.gate()
+    model = form.model(gates={0: gate})
+    batcher = form.batcher(model, max_batch_size=4, priority=lambda _: 0)
+    bad = [KeyError(number) for number in range(20)]
+    stream, *failing = await form.submit_behind(batcher, gate, "aaaaaaaa", *bad)
+    gate.open()
+    assert await form.rest(stream) == ["a"] * 8
+    runs = [(call, len(list(run))) for call, run in groupby(model.calls, itemgetter(0))]
+    assert max(length for call, length in runs if call == "add") <= 3, "one for each free slot"
+    for failed in failing:
+        with pytest.raises(KeyError):
+            await form.rest(failed)

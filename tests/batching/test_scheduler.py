@@ -223,6 +223,21 @@ def test_a_request_that_two_threads_have_ended_is_reaped_once(scheduler):
     assert scheduler.statistics().finished == {FinishReason.EOS: 1}
 
 
+@pytest.mark.rule(30)
+@pytest.mark.parametrize("is_reaped", [False, True])
+def test_a_request_that_another_process_refused_counts_as_refused_whenever_one_asks(is_reaped):
+    scheduler = scheduler_of()
+    started(scheduler)
+    request = submit(scheduler)
+    request.refused_with = error = OverloadedError("full", pending=1, max_pending=1)
+    request.finish(StreamEnd(FinishReason.ERROR, 0, error=error))
+    if is_reaped:
+        scheduler.reap(1.0)
+    statistics = scheduler.statistics()
+    assert (statistics.opened, statistics.live, statistics.finished) == (1, 1, {})
+    assert (statistics.refused, statistics.refusals) == (1, {"pending": 1})
+
+
 @pytest.mark.parametrize("told", ["that they joined", "of first outputs"])
 def test_requests_are_reaped_when_all_was_told_that_came_before_their_ends(told):
     scheduler = scheduler_of(metrics=MetricsCaller(Metrics()))

@@ -218,8 +218,10 @@ async def test_slots_that_there_is_no_budget_for_are_no_room(form, bound):
     await gates[1].reached.wait()
     with pytest.raises(OverloadedError):  # though three slots are free
         form.submit(batcher, "c")
+    streams[1].cancel()
+    streams += [form.submit(batcher, text) for text in ("c", "d")]  # of which one may wait
     gates[1].open()
-    assert [await form.rest(stream) for stream in streams] == [["a"] * 3, ["b"] * 8]
+    assert [await form.rest(stream) for stream in streams] == [["a"] * 3, [], ["c"], ["d"]]
 
 
 # ---- requests that have joined, and have no output yet

@@ -22,6 +22,7 @@ class Ticket:
     name: str
     tenant: object = None
     cost: float = 1.0
+    step_cost: float = 0.0
     share: float = 1.0
     priority: int = 0
     group: object = "one"

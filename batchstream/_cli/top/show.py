@@ -187,8 +187,8 @@ def _fitting(
 ) -> list[RenderableType]:
     """Return the batchers with as many rows of each as there is room for.
 
-    The last rows are left out first, which are those of tenants, and where there are the most; a
-    line in each says how many. What has no room with one row each is left out as a whole.
+    Rows are left out from the end, where the rows of tenants are, first of the batcher with the
+    most rows; a line in each says how many. What has no room with one row is left out.
 
     Args:
         views: The batchers.
@@ -201,7 +201,7 @@ def _fitting(
     shown = [len(each) for each in all_rows]
     panels = [_panel(view, each) for view, each in zip(views, all_rows, strict=True)]
     heights = [lines_of(panel) for panel in panels]
-    while (excess := sum(heights) - room) > 0 and max(shown) > 1:
+    while (excess := sum(heights) - room) > 0 and max(shown, default=0) > 1:
         cut = set()
         for _ in range(max(int(excess) // 2, 1)):  # a row may take two lines
             longest = shown.index(max(shown))

@@ -419,6 +419,10 @@ def test_a_low_terminal_shows_every_batcher_that_it_has_room_for():
     assert text.splitlines()[-1] == "and 2 more batchers, for which this terminal is too low"
 
 
+def test_a_very_low_terminal_shows_what_is_said_where_there_is_no_batcher():
+    assert "no answer" in drawn([], "no answer", height=1)
+
+
 def test_a_terminal_that_is_high_enough_shows_everything():
     found = with_tenants(chat=3, draft=2)
     whole = drawn(found)

@@ -60,6 +60,7 @@ class QueuedRequest:
 
     __slots__ = ("arrived", "cost", "element", "group", "place", "wait_until")
     measured: object = None
+    step_cost = 0.0
 
     def __init__(self, element: tuple[Any, ...], standing: Standing, arrived: float) -> None:
         self.element = element
