@@ -1843,14 +1843,14 @@ MUTANTS = [
     ),
     Mutant(
         "slots that the batch has no budget for count as room",
-        "        if held_back is not None and not held_back.ends:",
+        "        if self.queue.held_back is not None:",
         "        if False:",
         BUDGETS,
     ),
     Mutant(
         "slots are held for a request that was cancelled",
-        "        if held_back is not None and not held_back.ends:",
-        "        if held_back is not None:",
+        "        if request is self.held_back:\n            self.held_back = None\n",
+        "",
         BUDGETS,
     ),
     Mutant(
