@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from threading import RLock, current_thread, main_thread
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -10,7 +11,7 @@ from batchstream._batching.kept_steps import KeptSteps
 from batchstream._core.errors import report_unraisable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable
     from contextvars import Context
 
     from batchstream._core.records import StreamEnd
@@ -151,7 +152,7 @@ class MetricsCaller:
 
     Args:
         metrics: The metrics; or a function without arguments that makes them, such as their class.
-            Or several of these, in a list or tuple, each of which is called.
+            Or several of these in a sequence, each of which is called.
         name: The name of the batcher.
 
     Raises:
@@ -191,14 +192,15 @@ class MetricsCaller:
             if self.unmade:
                 for part in self._parts:  # the ones that are made already stay
                     part.make(context)
-                self._join()
+                self._combine()
 
     def _bind(self, metrics: Any) -> None:
         """Look the methods up that the batcher of this name calls."""
-        if isinstance(metrics, (list, tuple)) and not _hears(metrics):
+        is_one = isinstance(metrics, str) or _hears(metrics)
+        if isinstance(metrics, Sequence) and not is_one:
             self._parts = [MetricsCaller(each, self._name) for each in metrics]
             if not any(part.unmade for part in self._parts):
-                self._join()
+                self._combine()
             return
         # In the class: an object that has every attribute, to record calls, means no such method.
         if hasattr(type(metrics), "for_batcher"):
@@ -209,7 +211,7 @@ class MetricsCaller:
         self._metrics = metrics
         self.unmade = False
 
-    def _join(self) -> None:
+    def _combine(self) -> None:
         """Call the methods of all parts."""
         for event in _EVENTS:
             hearing = [part for part in self._parts if event in part.methods]
@@ -282,7 +284,7 @@ def _methods_of(metrics: object) -> dict[str, Callable[..., object]]:
         raise TypeError(
             f"metrics must have one of the methods {', '.join(_EVENTS[:-1])} and {_EVENTS[-1]}, "
             f"got {metrics!r}: derive its class from batchstream.Metrics, and write the methods "
-            "that you need"
+            "that you need; several such objects go into a list"
         )
     return {
         event: method

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 from typing_extensions import TypeVar
 
 from batchstream._core.arguments import check_name, check_seconds
-from batchstream._core.errors import ClosedError, DeadlineError
+from batchstream._core.errors import ClosedError, CostError, DeadlineError, OverloadedError
 from batchstream._handoff.buffer import Buffer
 from batchstream._handoff.parking import earliest
 
@@ -62,6 +62,13 @@ or puts it back; one that ended while it waited is withdrawn. An engine may give
 one that has joined: it waits again, and has outputs already. Its stream may have ended a
 moment before: then it is queued in `Scheduler.ended_requests`, and counted as ended when the
 scheduler reaps it."""
+
+
+def refusal_reason(refusal: Exception) -> str:
+    """Return for which reason the batcher of another process has refused a request."""
+    if isinstance(refusal, OverloadedError):
+        return refusal.reason
+    return "cost" if isinstance(refusal, CostError) else "draining"
 
 
 def closed_error(closing: str = "") -> ClosedError:

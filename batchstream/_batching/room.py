@@ -86,7 +86,7 @@ class _Turn:
                 )
             self._cost = options.cost_of(request) if options.has_cost else 1.0
             if options.step_cost is not None:
-                options.step_cost_of(request)
+                options.step_cost_of(request)  # raises if it is too much; there is no room by it
             if options.places is not None and options.places.max_pending_per_tenant is not None:
                 self._place = options.places.place_of(request)
         self._check_cost()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from batchstream._core.errors import CostError, OverloadedError
+from batchstream._batching.request import refusal_reason
+from batchstream._core.errors import OverloadedError
 from batchstream._core.records import BatcherStatistics, FinishReason
 
 if TYPE_CHECKING:
@@ -158,13 +159,6 @@ class Totals:
             wasted=total.wasted,
             requeued=self.requeued,
         )
-
-
-def refusal_reason(refusal: Exception) -> str:
-    """Return by which limit the batcher of another process has refused a request."""
-    if isinstance(refusal, OverloadedError):
-        return refusal.reason
-    return "cost" if isinstance(refusal, CostError) else "draining"
 
 
 def _sum(totals: Sequence[StepTotals]) -> StepTotals:

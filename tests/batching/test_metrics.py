@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from collections import deque
 from contextvars import copy_context
 
 import pytest
@@ -304,6 +305,16 @@ def test_a_function_may_return_several_metrics():
 def test_what_is_no_metrics_among_several_is_refused_where_the_batcher_is_made():
     with pytest.raises(TypeError, match=r"metrics must have one of the methods .*, got 5"):
         DynamicBatcher(echo, max_batch_size=1, metrics=[Calls(), 5])
+
+
+def test_several_metrics_are_any_sequence_but_a_text():
+    made = [Calls(), Calls()]
+    MetricsCaller(deque(made))("refused", "cost", tenant="x")
+    assert [each.calls for each in made] == [{"refused": [("cost", "x")]}] * 2
+    with pytest.raises(
+        TypeError, match=r"got 'prometheus': .* several such objects go into a list"
+    ):
+        MetricsCaller("prometheus")
 
 
 def test_a_list_that_has_the_methods_itself_is_no_list_of_metrics():
