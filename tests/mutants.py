@@ -1842,18 +1842,6 @@ MUTANTS = [
         BUDGETS,
     ),
     Mutant(
-        "slots that the batch has no budget for count as room",
-        "        if self.queue.held_back is not None:",
-        "        if False:",
-        BUDGETS,
-    ),
-    Mutant(
-        "slots are held for a request that was cancelled",
-        "        if request is self.held_back:\n            self.held_back = None\n",
-        "",
-        BUDGETS,
-    ),
-    Mutant(
         "what was taken with a refused request goes before urgent ones",
         "        one_by_one = self._owner.options.joins_one_by_one\n",
         "        one_by_one = False\n",

@@ -63,8 +63,6 @@ class WaitingQueue(Generic[RequestT]):
     Attributes:
         expiries: Until when requests may wait, as a heap of pairs with a number; also of requests
             that do not wait any more.
-        held_back: The request for which the last `take` had slots and no budget, if any, while it
-            waits.
     """
 
     def __init__(
@@ -81,7 +79,6 @@ class WaitingQueue(Generic[RequestT]):
         # Of numbers, not of requests: a stale entry must not hold the user's objects.
         self.expiries: list[tuple[float, int]] = []
         self._expiring: dict[int, RequestT] = {}
-        self.held_back: RequestT | None = None
         self._numbers = count()
         # Every request that waits, in the order of arrival, with its number if it expires.
         # It may be in its group a moment earlier or later, if a signal's exception comes between.
@@ -244,8 +241,6 @@ class WaitingQueue(Generic[RequestT]):
         """Take a request out; False if it was not waiting."""
         if request not in self._all:
             return False
-        if request is self.held_back:
-            self.held_back = None
         self._remove((request,))
         return True
 
@@ -280,7 +275,6 @@ class WaitingQueue(Generic[RequestT]):
             spent: What the requests already in the batch cost; None if there are none.
             step: What the next step of the batch may cost, if that is bounded.
         """
-        self.held_back = None
         if slots < 1:
             return []
         group = self._readiness.first(now) if self._has_hints else self._oldest_group()
@@ -288,7 +282,7 @@ class WaitingQueue(Generic[RequestT]):
             return []
         most = self._limits.now.max_batch_cost
         batch = None if most is None else Budget(most, spent)
-        fits = None if batch is step is None else partial(self._fits, batch, step)
+        fits = None if batch is step is None else partial(_fits, batch, step)
         if self._order is not None:
             return self._take_in_turn(group, self._order, slots, fits)
         first = islice(group, slots)
@@ -300,14 +294,6 @@ class WaitingQueue(Generic[RequestT]):
         """Return the requests that join a batch now if its cost allows; they still wait."""
         group = self._readiness.first(now) if self._has_hints else self._oldest_group()
         return [] if group is None else list(islice(group, slots))
-
-    def _fits(self, batch: Budget | None, step: Budget | None, request: RequestT) -> bool:
-        """Count a request that is to join, and return True; False if it costs too much."""
-        fits = batch is None or batch.admit(request.cost)
-        fits = fits and (step is None or step.admit(request.step_cost))
-        if not fits:
-            self.held_back = request
-        return fits
 
     def _take_in_turn(
         self,
@@ -383,6 +369,12 @@ class WaitingQueue(Generic[RequestT]):
             heapify(self.expiries)
         if self._has_hints:
             self._readiness.tidy()
+
+
+def _fits(batch: Budget | None, step: Budget | None, request: Waiting) -> bool:
+    """Count a request that is to join, and return True; False if it costs too much."""
+    in_batch = batch is None or batch.admit(request.cost)
+    return in_batch and (step is None or step.admit(request.step_cost))
 
 
 def cost_error(cost: float, max_batch_cost: float) -> CostError:

@@ -179,8 +179,6 @@ class Scheduler(Generic[T]):
         # Lists at once: a holder of the lock may change the sets meanwhile.
         free_workers = self.workers.most - sum(it.busy for it in list(self.workers.at_work))
         free_slots = sum(batch.free_slots for batch in list(self.batches))
-        if self.queue.held_back is not None:  # which waits until the batch costs less
-            free_slots = 0
         return free_workers * self._limits.now.max_batch_size + free_slots
 
     def change_limits(self, limits: Limits) -> None:

@@ -702,7 +702,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.put_back(put_back)
         self.in_front.update(put_back)
         assert all(request in self.scheduler.queue for request in put_back)
-        assert self.scheduler.join(joining, self.now) == joining
+        assert self.scheduler.join(joining) == joining
         assert {request.joined_at for request in joining} <= {self.now}
         self.reap()
         if joining:

@@ -12,7 +12,6 @@ from batchstream import (
     ContinuousBatcher,
     DynamicBatcher,
     Many,
-    OverloadedError,
     RequestError,
     Requeue,
     SourceError,
@@ -203,25 +202,6 @@ def test_no_step_costs_more_than_it_may_and_all_are_served(requests, chunk, budg
     figures = served(engine, requests, step_cost=first_step(chunk), max_step_cost=budget)
     assert max(engine.costs) <= budget
     assert figures.finished == {"eos": len(requests)}
-
-
-@pytest.mark.rule(29)
-@continuous_batchers
-@pytest.mark.parametrize("bound", ["cost", "step_cost"])
-async def test_slots_that_there_is_no_budget_for_are_no_room(form, bound):
-    most = {"cost": "max_batch_cost", "step_cost": "max_step_cost"}[bound]
-    gates = [form.gate(), form.gate()]
-    model = form.model(gates=dict(enumerate(gates)))
-    batcher = form.batcher(model, max_pending=1, **{bound: len, most: 8})
-    streams = await form.submit_behind(batcher, gates[0], "aaa", "bbbbbbbb")
-    gates[0].open()
-    await gates[1].reached.wait()
-    with pytest.raises(OverloadedError):  # though three slots are free
-        form.submit(batcher, "c")
-    streams[1].cancel()
-    streams += [form.submit(batcher, text) for text in ("c", "d")]  # of which one may wait
-    gates[1].open()
-    assert [await form.rest(stream) for stream in streams] == [["a"] * 3, [], ["c"], ["d"]]
 
 
 # ---- requests that have joined, and have no output yet

@@ -22,13 +22,13 @@ class Ticket:
     name: str
     tenant: object = None
     cost: float = 1.0
-    step_cost: float = 0.0
     share: float = 1.0
     priority: int = 0
     group: object = "one"
     arrived: float = 0.0
     wait_until: float | None = None
     measured: object = None
+    step_cost: float = 0.0
 
     def __post_init__(self):
         self.place = Place(self.priority, self.tenant, self.share)
