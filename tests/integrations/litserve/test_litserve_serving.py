@@ -122,9 +122,13 @@ def read(part, terms):
     return [part], None
 
 
+def parts_of(element):
+    return element.outputs if type(element) is Many else [element]
+
+
 def give(element, encoder, terms):
     """Give an encoder what an element holds, and say whether that is the end."""
-    for part in element.outputs if type(element) is Many else [element]:
+    for part in parts_of(element):
         outputs, end = read(part, terms)
         for output in outputs:
             encoder.take(output)
@@ -521,19 +525,37 @@ class Engines:
     """Makes engines, which note how they were treated.
 
     Args:
+        terms: How ends are recognised.
         leaving: By number of step, over all engines: whose clients leave in it.
         raises: In which steps an engine raises.
+        encodes: Whether there is an `encode_response`.
     """
 
-    def __init__(self, api, mark, leaving, raises):
+    def __init__(self, api, terms, leaving, raises, *, encodes):
         self.api = api
-        self.mark = mark
+        self.terms = terms
+        self.encodes = encodes
         self.leaving = leaving
         self.raises = raises
         self.steps = 0
         self.made = []
         self.joined = []
         self.given_back = []  # and not added again
+
+    def forget(self):
+        """Break off the requests that were given back, and have had an output; an engine raises.
+
+        It alone knew how to go on with them.
+        """
+        for request in self.given_back:
+            work_out(request, self.terms, encodes=self.encodes)
+            parts = [
+                part for element in request.elements[: request.steps] for part in parts_of(element)
+            ]
+            has_output = any(read(part, self.terms)[0] for part in parts)
+            if has_output and request.lasts_until >= request.steps:
+                request.broken_at = request.steps
+                request.steps += 1
 
     def make(self):
         assert all(engine.broken for engine in self.made), "there was one"
@@ -569,7 +591,7 @@ class Engine:
             self._all.api.let_leave(request, self._last_step_of(request, breaks=breaks))
         step = {}
         for slot, request in self.slots.items():
-            scripted = [*request.elements, self._all.mark, *[PAUSE] * 100]
+            scripted = [*request.elements, self._all.terms.mark, *[PAUSE] * 100]
             element = scripted[request.steps]
             gives_back = request.back_at == request.steps and not breaks
             if gives_back:
@@ -583,6 +605,7 @@ class Engine:
             if not gives_back or request.back_after:
                 request.steps += 1
         if breaks:
+            self._all.forget()
             self.broken = True
             raise OSError("the engine")
         return step
@@ -621,7 +644,7 @@ def serve_engines(plan, terms, waiting, *, encodes, exactly):
     loop = ContinuousBatchLoop(make_engine, max_pending=None, **terms.options)
     api = ready(loop, size, wanted, encodes=encodes, collects=terms.collects)
     api.first_step_of_one_that_leaves_in_decode = 0  # it is in the step that follows at once
-    api.engines = engines = Engines(api, terms.mark, leaving, raises)
+    api.engines = engines = Engines(api, terms, leaving, raises, encodes=encodes)
     serve(api, waiting)
     compare(api, wanted, terms, encodes=encodes, exactly=exactly)
     assert not any(engine.slots for engine in engines.made if not engine.broken), "not removed"
