@@ -1,12 +1,13 @@
 """Statistics and metrics against a run of which every figure is known."""
 
+import importlib
 import sys
 import threading
 from collections import deque
 from contextvars import copy_context
+from functools import partial
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from batchstream import (
     EOS,
@@ -18,7 +19,6 @@ from batchstream import (
     Metrics,
 )
 from batchstream._batching.metrics import MetricsCaller
-from batchstream.integrations.prometheus import PrometheusMetrics
 from support import knobs
 from support.engines import Model, echo
 from support.scripted import Run
@@ -229,12 +229,18 @@ def test_each_of_several_metrics_hears_all_and_an_error_of_one_keeps_no_other_fr
     assert set(errors) == set(alone.calls)
 
 
-def test_several_metrics_count_what_each_counts_alone(monkeypatch):
+@pytest.fixture
+def prometheus():
+    """Return a registry, and what makes metrics for it."""
+    registry = pytest.importorskip("prometheus_client").CollectorRegistry()
+    module = importlib.import_module("batchstream.integrations.prometheus")
+    return registry, partial(module.PrometheusMetrics, registry=registry)
+
+
+def test_several_metrics_count_what_each_counts_alone(prometheus, monkeypatch):
     """Two that have steps kept for them when they are alone."""
-    registry = CollectorRegistry()
-    own, vllm = (
-        PrometheusMetrics(registry=registry, names=names) for names in ("batchstream", "vllm")
-    )
+    registry, make = prometheus
+    own, vllm = make(names="batchstream"), make(names="vllm")
     Run(monkeypatch, (own, vllm))
     assert counted(registry, "batchstream_steps_total", batcher="chat") == 6
     assert counted(registry, "batchstream_outputs_total", batcher="chat") == 8
@@ -253,9 +259,9 @@ class Ends(Metrics):
         self.count += 1
 
 
-def test_steps_are_kept_for_the_only_one_of_several_that_hears_of_them(monkeypatch):
-    registry = CollectorRegistry()
-    metrics, ends = PrometheusMetrics(registry=registry), Ends()
+def test_steps_are_kept_for_the_only_one_of_several_that_hears_of_them(prometheus, monkeypatch):
+    registry, make = prometheus
+    metrics, ends = make(), Ends()
     caller = MetricsCaller([ends, metrics], "chat")
     assert caller.kept_steps is metrics.for_batcher("chat").kept_steps is not None
     Run(monkeypatch, [ends, metrics])

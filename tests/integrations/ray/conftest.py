@@ -9,6 +9,7 @@ import gc
 import importlib
 import importlib.util
 import itertools
+import os
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,11 @@ import pytest
 
 from support.pages import Page
 from support.ray_cluster import ROOT, running_ray, why_not
+
+# How many seconds a replica may take to say how many requests it has: where none answers in time, as
+# on a busy machine, a request goes to any, also to one that is full. Read as Ray is imported.
+for name in ("RAY_SERVE_QUEUE_LENGTH", "RAY_SERVE_MAX_QUEUE_LENGTH"):
+    os.environ[f"{name}_RESPONSE_DEADLINE_S"] = "20"
 
 if importlib.util.find_spec("ray") is not None:  # else each module says that it is skipped
     with warnings.catch_warnings():
