@@ -18,8 +18,8 @@ import pytest
 from support.pages import Page
 from support.ray_cluster import ROOT, running_ray, why_not
 
-# How many seconds a replica may take to say how many requests it has: where none answers in time, as
-# on a busy machine, a request goes to any, also to one that is full. Read as Ray is imported.
+# How many seconds a replica may take to say how many requests it has. Where none answers in time,
+# as on a busy machine, a request goes to any, also to one that is full. Read as Ray is imported.
 for name in ("RAY_SERVE_QUEUE_LENGTH", "RAY_SERVE_MAX_QUEUE_LENGTH"):
     os.environ[f"{name}_RESPONSE_DEADLINE_S"] = "20"
 
