@@ -131,13 +131,16 @@ class ContinuousBatch:
     def _take_joining(self) -> None:
         """Take requests out of the queue and add them, one by one.
 
-        None is taken that could not be added at once: in the queue an urgent one may overtake it,
-        and another worker may take it.
+        None is taken while one waits here for the engine: in the queue an urgent one may overtake
+        it, and another worker may take it.
         """
         block = not self._core.has_live
         # One for each slot, also if it fails: else many that do would hold up the next step.
         for _ in range(len(self._free)):
-            request = None if self._holds_one else self._prefetcher.take(block=block)
+            if self._holds_one:
+                self._prefetcher.recall()  # what no step before has found
+                return
+            request = self._prefetcher.take(block=block)
             if request is None:
                 return
             block = False  # what has been put into the outbox is sent before the next wait
@@ -148,8 +151,9 @@ class ContinuousBatch:
 
     def _fetch_ahead(self) -> None:
         """Let a request be fetched while the step is made, or sent, if it can be added then."""
-        is_free = len(self._core.live) + len(requeued_in(self._core)) < self._size
-        if is_free and not self._holds_one:
+        if self._holds_one or requeued_in(self._core):
+            return
+        if len(self._core.live) < self._size:
             self._prefetcher.fetch()
 
     @property
