@@ -394,13 +394,30 @@ def test_no_more_requests_wait_than_max_pending(waiting, payloads, refused):
 
 
 @pytest.mark.rule(19)
-def test_more_requests_than_may_ever_wait_are_not_asked_to_come_again():
+@pytest.mark.parametrize(
+    ("options", "reason", "text"),
+    [
+        ({"max_pending": 2}, "pending", "no more than 2 requests may wait"),
+        (
+            {"ordering": Ordering(tenant=str, max_pending_per_tenant=2)},
+            "tenant",
+            "no more than 2 requests of one tenant may wait",
+        ),
+    ],
+)
+def test_more_requests_than_may_ever_wait_are_not_asked_to_come_again(
+    options, reason, text, monkeypatch
+):
+    told = []
+    monkeypatch.setattr(Refused, "refused", lambda _, reason, **more: told.append(reason))
     server = Server()
-    link = connected(server, max_pending=2)
+    link = connected(server, metrics=Refused, **options)
     with pytest.raises(HTTPException) as raised:
         submitted(server, link, "?", "?", "?")
-    assert raised.value.status_code == 400
-    assert server.requests.qsize() == 0
+    assert (raised.value.status_code, raised.value.detail) == (400, text)
+    assert "retry-after" not in (raised.value.headers or {})
+    assert (server.requests.qsize(), told) == (0, [reason])
+    submitted(server, link, "?", "?")
 
 
 @pytest.mark.rule(19)
