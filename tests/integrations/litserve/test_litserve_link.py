@@ -352,6 +352,26 @@ def test_refusals_have_a_line_as_they_begin_and_one_when_they_are_over(caplog, m
 
 
 @pytest.mark.rule(19)
+@pytest.mark.usefixtures("drains")
+def test_refusals_are_over_when_the_server_drains(caplog):
+    caplog.set_level("INFO", logger="batchstream")
+
+    async def end():
+        server = Server()
+        link = connected(server, max_pending=1)
+        waiting, drained = submitted(server, link, "waits"), asyncio.Event()
+        with pytest.raises(FailedError, match="503"):
+            submitted(server, link, "?")
+        watch.drain_all(drained.set)
+        waiting.close()
+        await drained.wait()
+
+    run(end())
+    refusals = [it.kind for it in caplog.records if it.name == "batchstream"]
+    assert refusals == ["refusals_started", "refusals_ended"]
+
+
+@pytest.mark.rule(19)
 def test_closing_leaves_nothing_in_litserves_buffer():
     server = Server()
     link = connected(server)
@@ -482,7 +502,9 @@ def test_a_server_that_takes_no_other_queue_is_usable_where_none_is_needed(optio
     server = Server()
     del server.litapi_request_queues
     link = Link(**{"max_pending": None, "bound": UNBOUNDED} | options)
-    says_so = pytest.warns(RuntimeWarning, match="has no LitServer.litapi_request_queues")
+    says_so = pytest.warns(
+        RuntimeWarning, match="has no LitServer.litapi_request_queues: .* whatever max_pending, "
+    )
     with contextlib.nullcontext() if is_usable else says_so:
         setup.check_server(link, server)
     assert link.usable == is_usable
