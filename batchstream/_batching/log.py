@@ -38,8 +38,6 @@ logger.addHandler(logging.NullHandler())
 QUIET_SECONDS: Final = 10.0
 """For how long no request may be refused until refusals are over."""
 
-_NO_MORE: Final = "the overload is over, as no more requests are accepted"
-
 _GROUPED: Final = (DeadlineError, SlowConsumerError, ClosedError, RequestError)
 """Errors that each request has for itself, and that share a line all the same."""
 
@@ -90,6 +88,10 @@ class BatcherLog:
         """Log that requests are accepted again, if that has been so for a while."""
         if now - self._last_refusal >= QUIET_SECONDS:
             self._refusals_end("requests are accepted again", so_far)
+
+    def accepts_no_more(self, so_far: int) -> None:
+        """Log that refusals are over, as all requests will be refused for another reason."""
+        self._refusals_end("the overload is over, as no more requests are accepted", so_far)
 
     def _refusals_end(self, why: str, so_far: int) -> None:
         began = self._refusing.pop("since", None)
@@ -177,7 +179,7 @@ class BatcherLog:
             refused: How many requests were refused for want of room.
         """
         self._drains_since = now
-        self._refusals_end(_NO_MORE, refused)
+        self.accepts_no_more(refused)
         limit = "to the end" if seconds == math.inf else f"for {seconds:g} s at most"
         have = "1 request has" if unfinished == 1 else f"{unfinished:,} requests have"
         rest = (
@@ -199,7 +201,7 @@ class BatcherLog:
             now: What time it is.
             refused: How many requests were refused for want of room.
         """
-        self._refusals_end(_NO_MORE, refused)
+        self.accepts_no_more(refused)
         since = self._drains_since
         drained = "" if since is None else f" after {now - since:.1f} s of draining, as asked for"
         self._write(

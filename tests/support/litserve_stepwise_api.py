@@ -305,7 +305,7 @@ class StockContinuousAPI(StepwiseAPI):
 class Naming:
     """The request queue, but requests say by which uid they are known.
 
-    With bounds it is that of the loop, which can `take`.
+    With bounds it is that of the loop, which can `wait` and `take`.
     """
 
     def __init__(self, request_queue):
@@ -316,6 +316,9 @@ class Naming:
 
     def get_nowait(self):
         return self._named(self._queue.get_nowait())
+
+    def wait(self, timeout):
+        return self._queue.wait(timeout)
 
     def take(self, **how):
         element, others_wait = self._queue.take(**how)

@@ -257,7 +257,8 @@ def ordering_of(
         TypeError, ValueError: An argument is of the wrong kind, needs another, or does not pickle.
     """
     functions = {"priority": priority, "tenant": tenant, "share": share, "cost": cost}
-    if max_pending_per_tenant is max_pending_cost is None and not any(functions.values()):
+    bounds = (max_pending_per_tenant, max_pending_cost)
+    if not any(functions.values()) and all(bound is None for bound in bounds):
         return None
     ordering = Ordering(
         priority,

@@ -6,8 +6,8 @@ import uuid
 
 import pytest
 
-from batchstream.integrations.litserve._link.messages import Failure
-from batchstream.integrations.litserve._link.pipes import Departure, WorkerPipes
+from batchstream.integrations.litserve._link.messages import Departure, Failure, new_uid
+from batchstream.integrations.litserve._link.pipes import WorkerPipes
 from batchstream.integrations.litserve._worker.disconnects import Disconnects
 from support.sources import TIMEOUT, run_in_threads
 
@@ -80,13 +80,37 @@ def test_a_worker_knows_which_clients_have_disconnected(monkeypatch):
     assert "another" not in disconnects
     assert disconnects.departure_of(UID) == Departure(UID)
     assert disconnects.departure_of("another") == Departure("another")
-    failure = Failure(504, "late: ü? " + "x" * 491, None)
+    failure = Failure(504, "late: ü? " + "x" * 390, None)
     assert disconnects.departure_of(number) == Departure(str(number), failure)
     failure = Failure(503, "{'any': 'detail'}", None)
     assert disconnects.departure_of("reported") == Departure("reported", failure, True)
     assert disconnects.take() == [UID, str(number), "reported", "last"]
     assert disconnects.take() == []
     assert UID in disconnects
+
+
+@pytest.mark.parametrize("character", ["x", "ü", "\N{GRINNING FACE}", "\ud800"])
+def test_a_departure_fits_into_one_piece_of_any_systems_pipe(character):
+    sent = Departure(new_uid(), Failure(503, "x" + character * 9999, None), is_reported=True)
+    message = sent.as_bytes()
+    assert len(message) + 4 <= 512  # as PIPE_BUF is at least; the pipe puts the length in front
+    received = Departure.of(message)
+    assert (received.uid, received.is_reported) == (sent.uid, True)
+    assert set(received.failure.detail) == {"x", character.encode(errors="replace").decode()}
+
+
+@pytest.mark.rule(13)
+@pytest.mark.parametrize("message", [b"\xff", b"uid failed", b"uid failed soon text"])
+def test_a_message_that_cannot_be_read_does_not_keep_later_ones_from_being_heard(
+    message, monkeypatch
+):
+    monkeypatch.setattr(Noting, "heard", threading.Event())
+    pipes = WorkerPipes(1)
+    disconnects = Noting(pipes.disconnects[0])
+    pipes._disconnect_writers[0].send_bytes(message)
+    pipes.send_departure(Departure("last"))
+    assert disconnects.heard.wait(TIMEOUT)
+    assert disconnects.take() == ["last"]
 
 
 @pytest.mark.rule(19)

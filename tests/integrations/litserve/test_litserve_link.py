@@ -352,6 +352,26 @@ def test_refusals_have_a_line_as_they_begin_and_one_when_they_are_over(caplog, m
 
 
 @pytest.mark.rule(19)
+@pytest.mark.usefixtures("drains")
+def test_refusals_are_over_when_the_server_drains(caplog):
+    caplog.set_level("INFO", logger="batchstream")
+
+    async def end():
+        server = Server()
+        link = connected(server, max_pending=1)
+        waiting, drained = submitted(server, link, "waits"), asyncio.Event()
+        with pytest.raises(FailedError, match="503"):
+            submitted(server, link, "?")
+        watch.drain_all(drained.set)
+        waiting.close()
+        await drained.wait()
+
+    run(end())
+    refusals = [it.kind for it in caplog.records if it.name == "batchstream"]
+    assert refusals == ["refusals_started", "refusals_ended"]
+
+
+@pytest.mark.rule(19)
 def test_closing_leaves_nothing_in_litserves_buffer():
     server = Server()
     link = connected(server)
@@ -394,13 +414,30 @@ def test_no_more_requests_wait_than_max_pending(waiting, payloads, refused):
 
 
 @pytest.mark.rule(19)
-def test_more_requests_than_may_ever_wait_are_not_asked_to_come_again():
+@pytest.mark.parametrize(
+    ("options", "reason", "text"),
+    [
+        ({"max_pending": 2}, "pending", "no more than 2 requests may wait"),
+        (
+            {"ordering": Ordering(tenant=str, max_pending_per_tenant=2)},
+            "tenant",
+            "no more than 2 requests of one tenant may wait",
+        ),
+    ],
+)
+def test_more_requests_than_may_ever_wait_are_not_asked_to_come_again(
+    options, reason, text, monkeypatch
+):
+    told = []
+    monkeypatch.setattr(Refused, "refused", lambda _, reason, **more: told.append(reason))
     server = Server()
-    link = connected(server, max_pending=2)
+    link = connected(server, metrics=Refused, **options)
     with pytest.raises(HTTPException) as raised:
         submitted(server, link, "?", "?", "?")
-    assert raised.value.status_code == 400
-    assert server.requests.qsize() == 0
+    assert (raised.value.status_code, raised.value.detail) == (400, text)
+    assert "retry-after" not in (raised.value.headers or {})
+    assert (server.requests.qsize(), told) == (0, [reason])
+    submitted(server, link, "?", "?")
 
 
 @pytest.mark.rule(19)
@@ -465,7 +502,9 @@ def test_a_server_that_takes_no_other_queue_is_usable_where_none_is_needed(optio
     server = Server()
     del server.litapi_request_queues
     link = Link(**{"max_pending": None, "bound": UNBOUNDED} | options)
-    says_so = pytest.warns(RuntimeWarning, match="has no LitServer.litapi_request_queues")
+    says_so = pytest.warns(
+        RuntimeWarning, match="has no LitServer.litapi_request_queues: .* whatever max_pending, "
+    )
     with contextlib.nullcontext() if is_usable else says_so:
         setup.check_server(link, server)
     assert link.usable == is_usable

@@ -6,6 +6,8 @@ import threading
 import pytest
 from litserve.loops.base import _SENTINEL_VALUE
 
+from batchstream.integrations.litserve._link.ordering import Standing
+from batchstream.integrations.litserve._link.request_queue import OrderedRequests
 from batchstream.integrations.litserve._worker.queue import RequestPrefetcher
 from support.sources import TIMEOUT
 
@@ -38,8 +40,15 @@ class Watched(queue.Queue):
 class Telling(Watched):
     """A queue that tells whether others wait, as that of a loop that orders its requests does."""
 
-    def take(self, *, block=True, timeout=None):
-        element = self.get(block, timeout)
+    def wait(self, timeout):
+        self.asked.append("wait")
+        if self.empty():
+            self.waited_for.set()
+        with self.not_empty:
+            return bool(self.queue or self.not_empty.wait(timeout))
+
+    def take(self, *, block):
+        element = self.get(block)
         return element, not self.empty()
 
 
@@ -91,7 +100,7 @@ def test_a_queue_that_tells_that_it_is_empty_is_not_asked_in_vain():
     prefetcher = RequestPrefetcher(waiting)
     assert take_all_that_wait(prefetcher) == list("ab")
     assert waiting.waited_for.wait(TIMEOUT)
-    assert waiting.asked == ["wait", "look", "wait"]
+    assert waiting.asked == ["wait", "look", "look", "wait"]
     prefetcher.close()
 
 
@@ -169,22 +178,105 @@ def test_closing_returns_the_request_that_has_been_fetched():
     assert list(prefetcher.close()) == [(0, "a")]
 
 
-@pytest.mark.rule(2)
-def test_a_request_that_is_fetched_after_closing_goes_back_into_the_queue():
-    class Late(queue.Queue):
-        asked, closed = threading.Event(), threading.Event()
+class Held:
+    """A queue whose answers come when the test lets them.
 
-        def get(self, block=True, timeout=None):
+    Args:
+        queue: A `Queue` or an `OrderedRequests`, with what is in it.
+    """
+
+    def __init__(self, queue):
+        self._queue = queue
+        self.asked, self.answers = threading.Event(), threading.Event()
+        if hasattr(queue, "take"):
+            self.take = lambda block: queue.take()
+            self.wait = self._held(queue.wait)
+        else:
+            self.get = self._held(queue.get)
+            self.put = queue.put
+
+    def _held(self, method):
+        def ask(*timeout, **how):
             self.asked.set()
-            assert self.closed.wait(TIMEOUT)
-            return super().get(block, timeout)
+            assert self.answers.wait(TIMEOUT)
+            return method(*timeout, **how)
 
-    before, waiting = set(threading.enumerate()), Late()
-    waiting.put("late")
-    prefetcher = RequestPrefetcher(waiting)
+        return ask
+
+
+def in_litserves_queue():
+    waiting = queue.Queue()
+    waiting.put(ELEMENT)
+    return waiting
+
+
+def in_order():
+    waiting = OrderedRequests(1, None)
+    assert waiting.put_all([ELEMENT], Standing(priority=-1)) is None
+    return waiting
+
+
+ELEMENT = (0, "late", 0.0, "payload")
+
+
+@pytest.mark.rule(2)
+@pytest.mark.parametrize("made", [in_litserves_queue, in_order])
+def test_a_request_that_would_come_after_closing_is_in_the_queue_and_claimed_by_none(made):
+    before, waiting, claimed = set(threading.enumerate()), made(), []
+    held = Held(waiting)
+    prefetcher = RequestPrefetcher(held, lambda *of: claimed.append(of))
     prefetcher.fetch()
-    assert waiting.asked.wait(TIMEOUT)
-    assert list(prefetcher.close()) == []
-    waiting.closed.set()
+    assert held.asked.wait(TIMEOUT)
+    assert prefetcher.close() == []
+    held.answers.set()
     assert ended(prefetcher, before)
-    assert waiting.queue == type(waiting.queue)(["late"])
+    assert (waiting.qsize(), claimed) == (1, [])
+
+
+@pytest.mark.rule(19)
+def test_what_would_come_after_closing_keeps_its_place_and_counts_and_can_be_taken_back():
+    before, waiting = set(threading.enumerate()), in_order()
+    held = Held(waiting)
+    prefetcher = RequestPrefetcher(held)
+    prefetcher.fetch()
+    assert held.asked.wait(TIMEOUT)
+    waiting.put(_SENTINEL_VALUE)
+    prefetcher.close()
+    held.answers.set()
+    assert ended(prefetcher, before)
+    refusal = waiting.put_all([(0, "other", 0.0, "payload")], Standing())
+    assert (refusal.reason, refusal.pending) == ("pending", 1)
+    assert waiting.discard("late")
+    assert waiting.take() == (_SENTINEL_VALUE, False)
+
+
+@pytest.mark.rule(30)
+@pytest.mark.parametrize("made", [in_litserves_queue, in_order])
+def test_what_is_recalled_stays_in_the_queue_for_other_workers_until_it_is_told_anew(made):
+    waiting, claimed = made(), []
+    held = Held(waiting)
+    prefetcher = RequestPrefetcher(held, lambda *of: claimed.append(of))
+    assert prefetcher.take(block=False) is None
+    assert held.asked.wait(TIMEOUT)
+    prefetcher.recall()
+    idle, wait = threading.Event(), prefetcher._told.wait
+    prefetcher._told.wait = lambda: (idle.set(), wait())
+    held.answers.set()
+    assert idle.wait(TIMEOUT)
+    assert (waiting.qsize(), claimed, list(prefetcher._fetched)) == (1, [], [])
+    assert prefetcher.take(block=True) == ELEMENT
+    assert (waiting.qsize(), claimed) == (0, [(0, "late")])
+    prefetcher.close()
+
+
+@pytest.mark.rule(2)
+def test_what_was_fetched_before_a_recall_is_there_to_take():
+    taken = threading.Event()
+    prefetcher = RequestPrefetcher(in_litserves_queue(), lambda *_: taken.set())
+    prefetcher.fetch()
+    assert taken.wait(TIMEOUT)
+    prefetcher.recall()
+    prefetcher.fetch()
+    assert not prefetcher._told.is_set()  # to fetch another
+    assert prefetcher.take(block=False) == ELEMENT
+    prefetcher.close()

@@ -1,9 +1,10 @@
 """Engines in LitServe's worker that give slots back: their requests wait there, and go on."""
 
 import pytest
+from litserve.loops.base import _SENTINEL_VALUE
 from test_litserve_engines import Cache, served, texts, whole
 from test_litserve_loop import FAILED, ok
-from test_litserve_serving import InLine
+from test_litserve_serving import PAUSE, InLine, Waiting, run
 
 from batchstream import Many, Metrics, NotNow, Requeue
 from batchstream.integrations.litserve import ContinuousBatchLoop
@@ -99,6 +100,28 @@ def test_a_request_whose_slot_is_given_back_goes_on_when_another_has_left():
     assert sorted(api.decoded) == ["abcdef", "uvwx", "yz"]
     steps = [call[1:] for call in engine.calls if call[0] == "step"]
     assert steps[2:4] == [("uvwx", "yz"), ("cdef", "uvwx")]  # as "yz" has left
+
+
+@pytest.mark.rule(30)
+def test_none_is_taken_out_of_the_queue_while_one_waits_whose_slot_was_given_back():
+    api = preempting("b")
+    waiting = Waiting("abcdef", "uvw")
+    for _ in range(2):  # the next comes in the second step
+        waiting.put(PAUSE)
+    waiting.add("r2", "z")
+    waiting.put(_SENTINEL_VALUE)
+    assert run(api, waiting) == {"r0": whole("abcdef"), "r1": whole("uvw"), "r2": whole("z")}
+    assert set(InLine.made.recalled) == {3}  # a pause, the request and the sentinel
+    assert api.engines[0].asked == ["abcdef", "uvw", "cdef", "z"]
+
+
+@pytest.mark.rule(30)
+def test_none_is_fetched_in_the_step_that_gives_a_slot_back():
+    api = preempting("b")
+    assert served(api, "abcdef", "u") == {"r0": whole("abcdef"), "r1": whole("u")}
+    steps = [call for call in api.engines[0].calls if call[0] == "step"]
+    assert steps[1] == ("step", "abcdef", "u")  # its first letter came in the step before
+    assert len(InLine.made.told) == 1  # as "abcdef" ended
 
 
 @pytest.mark.rule(9, 15)

@@ -496,10 +496,14 @@ class InLine:
         self._ended = False
         self.over = False
         self.told = []  # to fetch: how many waited each time
+        self.recalled = []  # the same
         type(self).made = self
 
     def fetch(self):
         self.told.append(self._queue.qsize())
+
+    def recall(self):
+        self.recalled.append(self._queue.qsize())
 
     def take(self, *, block):
         while not self._ended:

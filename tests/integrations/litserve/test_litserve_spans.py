@@ -9,8 +9,7 @@ from test_litserve_loop import ok
 from test_litserve_metrics import Ends
 from test_litserve_options import everywhere, ready, served
 
-from batchstream.integrations.litserve._link.messages import Failure
-from batchstream.integrations.litserve._link.pipes import Departure
+from batchstream.integrations.litserve._link.messages import Departure, Failure
 from batchstream.integrations.litserve._worker import context as worker_context
 from batchstream.integrations.litserve._worker.disconnects import Disconnects
 from batchstream.integrations.opentelemetry import OpenTelemetryTraces

@@ -40,10 +40,10 @@ class Call:
 
 
 class Request:
-    def __init__(self, **timeouts):
+    def __init__(self, *, take_back=lambda: False, **timeouts):
         self.clock = Clock()
         self.failed = []
-        self.timer = RequestTimer(Timeouts(**timeouts), self._fail, self.clock)
+        self.timer = RequestTimer(Timeouts(**timeouts), self._fail, self.clock, take_back)
 
     def _fail(self, failure):
         self.failed.append((self.clock.now, failure.status_code, failure.detail))
@@ -83,6 +83,31 @@ def test_a_request_is_failed_at_the_first_deadline_that_passes(timeouts, outputs
     request.output_at(*outputs)
     request.clock.advance(100)
     assert request.failed == ([] if failed is None else [failed])
+
+
+WAIT = "no worker has taken the request within 3 seconds (wait_timeout)"
+
+
+@pytest.mark.rule(29)
+@pytest.mark.parametrize(
+    ("was_there", "failed"), [(True, (3, 504, WAIT)), (False, (5, 504, TOTAL))]
+)
+def test_a_request_that_a_worker_has_by_then_has_not_waited_for_too_long(was_there, failed):
+    request = Request(wait=3, total=5, take_back=lambda: was_there)
+    request.clock.advance(100)
+    assert request.failed == [failed]
+
+
+@pytest.mark.rule(29)
+def test_the_other_deadlines_hold_where_the_queue_raises():
+    def take_back():
+        raise RuntimeError("the queue has another error than that its process has ended")
+
+    request = Request(wait=3, total=5, take_back=take_back)
+    with pytest.raises(RuntimeError):
+        request.clock.advance(4)
+    request.clock.advance(100)
+    assert request.failed == [(5, 504, TOTAL)]
 
 
 def test_no_deadline_passes_after_the_end():

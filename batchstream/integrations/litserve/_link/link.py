@@ -85,7 +85,7 @@ class Link:
         self.metrics = metrics
         self.traces = traces
         self.name = name
-        if ordering is None and not max_pending is wait_timeout is None:
+        if ordering is None and any(it is not None for it in (max_pending, wait_timeout)):
             ordering = Ordering()
         self.ordering = ordering
         self.wait_timeout = wait_timeout

@@ -1,4 +1,4 @@
-"""Wire format of the messages from a worker to a server process: plain data only.
+"""Wire format of the messages between workers and server processes: plain data only.
 
 A message crosses a third process on its way, and its client need not have the user's classes. So
 it holds text, bytes and JSON values, and nothing that might not pickle or unpickle.
@@ -10,7 +10,7 @@ import json
 import os
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from starlette.exceptions import HTTPException
 
@@ -29,6 +29,12 @@ MessageBatch: TypeAlias = "tuple[int | None, int, list[Message]]"
 _DASHES_OF_UUID: Final = 4
 
 _FINAL_STATUS: Final = range(200, 600)
+
+_FAILED: Final = "failed"
+_REPORTED: Final = "reported"
+
+# A uid, a word, a status and what the pipe adds take less than 100 more.
+_MOST_BYTES_OF_TEXT: Final = 400
 
 _BAD_REQUEST: Final = 400
 _UNPROCESSABLE: Final = 422
@@ -106,6 +112,42 @@ class EndMessage:
         """Return the reason and the info of an end, `info` converted to JSON values."""
         info = _plain_json(None if end.info is None else dict(end.info))
         return cls(str(end.reason), info if isinstance(info, dict) else {})
+
+
+class Departure(NamedTuple):
+    """What a server process tells workers of a request that nothing waits for any more.
+
+    Attributes:
+        uid: The request's.
+        failure: With what it was answered, if the server process has failed it.
+        is_reported: Whether the server process has reported its end to the metrics.
+    """
+
+    uid: str
+    failure: Failure | None = None
+    is_reported: bool = False
+
+    def as_bytes(self) -> bytes:
+        """Return what is written into a pipe: short enough to go in one piece."""
+        if self.failure is None:
+            return self.uid.encode()
+        word = _REPORTED if self.is_reported else _FAILED
+        text = text_of(self.failure.detail).encode(errors="replace")[:_MOST_BYTES_OF_TEXT]
+        text = text.decode(errors="ignore").encode()  # without half a character
+        return f"{self.uid} {word} {self.failure.status_code} ".encode() + text
+
+    @classmethod
+    def of(cls, message: bytes) -> Departure:
+        """Return what was written.
+
+        Raises:
+            ValueError: It is nothing of the kind.
+        """
+        uid, _, rest = message.decode().partition(" ")
+        if not rest:
+            return cls(uid)
+        word, status, text = rest.split(" ", 2)
+        return cls(uid, Failure(int(status), text, None), word == _REPORTED)
 
 
 def new_uid() -> str:

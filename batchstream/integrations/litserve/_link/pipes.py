@@ -3,9 +3,9 @@
 Every worker has two pipes of its own, and every server process writes to the pipes of all workers:
 it does not know which worker has a request, or whether any has it yet. Every server process has one
 pipe, in which workers claim the requests that they take: if a worker is killed, no message would
-say which requests it had. A write is shorter than what
-a pipe takes in one piece, so that several processes can write without a lock. No write waits: where
-a pipe is full, the message is dropped.
+say which requests it had. No write is longer than the 512 bytes that any system's pipe takes in one
+piece, so that several processes can write without a lock. No write waits: where a pipe is full, the
+message is dropped.
 """
 
 from __future__ import annotations
@@ -14,48 +14,15 @@ import os
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-from batchstream.integrations.litserve._link.messages import Failure, text_of
 from batchstream.integrations.litserve._log import logger
+
+if TYPE_CHECKING:
+    from batchstream.integrations.litserve._link.messages import Departure
 
 SERVER_NUMBERS: Final = 256
 """How many server processes a receipt can tell apart: it is one byte, the number of one."""
-
-_FAILED: Final = "failed"
-_REPORTED: Final = "reported"
-_MOST_TEXT: Final = 500
-
-
-class Departure(NamedTuple):
-    """What a server process tells workers of a request that nothing waits for any more.
-
-    Attributes:
-        uid: The request's.
-        failure: With what it was answered, if the server process has failed it.
-        is_reported: Whether the server process has reported its end to the metrics.
-    """
-
-    uid: str
-    failure: Failure | None = None
-    is_reported: bool = False
-
-    def as_bytes(self) -> bytes:
-        """Return what is written into a pipe: short enough to go in one piece."""
-        if self.failure is None:
-            return self.uid.encode()
-        word = _REPORTED if self.is_reported else _FAILED
-        text = text_of(self.failure.detail)[:_MOST_TEXT]
-        return f"{self.uid} {word} {self.failure.status_code} {text}".encode(errors="replace")
-
-    @classmethod
-    def of(cls, message: bytes) -> Departure:
-        """Return what was written."""
-        uid, _, rest = message.decode().partition(" ")
-        if not rest:
-            return cls(uid)
-        word, status, text = rest.split(" ", 2)
-        return cls(uid, Failure(int(status), text, None), word == _REPORTED)
 
 
 class WorkerPipes:

@@ -93,7 +93,7 @@ class OrderedRequests:
     Args:
         max_pending: How many requests may wait; None for any number.
         max_pending_per_tenant: How many of one tenant may wait; None for any number.
-        max_pending_cost: What those that wait may cost together; None for any cost.
+        max_pending_cost: What the waiting requests may cost together; None for any cost.
 
     Threads: any.
     """
@@ -222,6 +222,10 @@ class RequestQueueProxy(BaseProxy):
         """See `OrderedRequests`."""
         self._call("put", element)
 
+    def wait(self, timeout: float) -> bool:
+        """See `OrderedRequests`."""
+        return bool(self._call("wait", timeout))
+
     def take(self, *, block: bool = True, timeout: float | None = None) -> tuple[Any, bool]:
         """Take the next request, and return it with whether there is more to take.
 
@@ -231,7 +235,7 @@ class RequestQueueProxy(BaseProxy):
         until = None if timeout is None else time.monotonic() + timeout
         while block:
             left = 60.0 if until is None else max(0.0, until - time.monotonic())
-            if self._call("wait", left):
+            if self.wait(left):
                 # Another worker may be faster.
                 with suppress(Empty):
                     return self._take_nowait()
@@ -242,7 +246,7 @@ class RequestQueueProxy(BaseProxy):
     def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002 - as of a queue
         """Take the next request, as `queue.Queue` does."""
         if block:
-            # In one call where one waits.
+            # Saves a call where a request waits.
             with suppress(Empty):
                 return self.get_nowait()
         return self.take(block=block, timeout=timeout)[0]

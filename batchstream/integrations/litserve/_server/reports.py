@@ -75,6 +75,10 @@ class Refusals:
         if self._log.is_refusing:
             self._log.accepted(time.monotonic(), self._count)
 
+    def end(self) -> None:
+        """Note that none is accepted any more."""
+        self._log.accepts_no_more(self._count)
+
 
 class Reports:
     """What a server process reports of the requests of one client.

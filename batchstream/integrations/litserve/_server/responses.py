@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from litserve.callbacks import EventTypes
 
 from batchstream import FinishReason
-from batchstream.integrations.litserve._link.pipes import Departure
+from batchstream.integrations.litserve._link.messages import Departure
 from batchstream.integrations.litserve._server.response_queue import ResponseQueue
 from batchstream.integrations.litserve._server.timers import RequestTimer, Timeouts
 

@@ -27,6 +27,11 @@ _SECONDS_OF_LITSERVE: Final = 30.0
 NEEDED_OF_SERVER: Final = ("response_buffer", "_get_request_queue", "_callback_runner")
 """What `responses.py` uses of a server, as LitServe's own `OpenAISpec` does."""
 
+_UNORDERED: Final = (
+    "; requests wait in the order of arrival, any number of them and for any time, whatever "
+    "max_pending, priority, tenant, wait_timeout and the like say"
+)
+
 
 def check_server(link: Link, server: LitServer | None) -> None:
     """Find out whether an endpoint can use this server, and warn if it cannot."""
@@ -38,10 +43,11 @@ def check_server(link: Link, server: LitServer | None) -> None:
     missing = [name for name in (*NEEDED_OF_SERVER, *own_queue) if not hasattr(server, name)]
     link.usable = not missing
     if missing:
+        unordered = "" if link.ordering is None else _UNORDERED
         warnings.warn(
             f"this LitServe has no LitServer.{missing[0]}: streams go on, but a client that "
             f"leaves is not noticed, and one whose stream fails gets status 200 and a response "
-            f"that ends early",
+            f"that ends early{unordered}",
             RuntimeWarning,
             stacklevel=2,
         )

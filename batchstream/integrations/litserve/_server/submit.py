@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from litserve.specs.base import LitSpec
 
     from batchstream.integrations.litserve._link.link import Link
-    from batchstream.integrations.litserve._link.ordering import Standing
+    from batchstream.integrations.litserve._link.ordering import Ordering, Standing
     from batchstream.integrations.litserve._link.request_queue import Refusal
 
 
@@ -85,10 +85,10 @@ def _submit(
     requests = server._get_request_queue(spec.api_path)  # noqa: SLF001 - as does its own spec
     watch = watch_of(link, spec.response_queue_id)  # type: ignore[arg-type]  # set by then
     name = asked.request_id or uids[0]
-    standing = None
-    if link.ordering is not None:
+    ordering, standing = link.ordering, None
+    if ordering is not None:
         received = ReceivedRequest(payloads[0], asked.headers, name)
-        standing = link.ordering.standing_of(received)
+        standing = ordering.standing_of(received)
     tenant = None if standing is None else standing.tenant
     reports = Reports(link, tenant)
     if watch is not None and watch.is_ending:
@@ -107,11 +107,11 @@ def _submit(
         for uid, payload in zip(uids, payloads, strict=True)
     ]
     try:
-        if standing is not None:
+        if ordering is not None and standing is not None:
             refusal = requests.put_all(elements, standing)
             if refusal is not None:
                 responses.forget()
-                _refuse(link, refusal, reports, name)
+                _refuse(link, ordering, refusal, reports, name)
             responses.discard = requests.discard
         trigger = server._callback_runner.trigger_event  # noqa: SLF001
         trigger(
@@ -131,14 +131,19 @@ def _check_ever_room(link: Link, count: int, standing: Standing | None, reports:
     """Check whether so many requests could wait if no other did.
 
     Raises:
-        HTTPException: 400, they are more than may wait.
+        HTTPException: 400, they are more than may wait, of all or of one tenant.
         CostError: They cost more.
     """
     if link.max_pending is not None and count > link.max_pending:
-        text = f"no more than {link.max_pending} requests may wait"
-        raise HTTPException(400, text)
-    most = None if link.ordering is None else link.ordering.max_pending_cost
-    if most is not None and standing is not None and count * standing.cost > most:
+        reports.refused("pending")
+        raise HTTPException(400, f"no more than {link.max_pending} requests may wait")
+    if link.ordering is None or standing is None:
+        return
+    most_of_tenant, most = link.ordering.max_pending_per_tenant, link.ordering.max_pending_cost
+    if most_of_tenant is not None and count > most_of_tenant:
+        reports.refused("tenant")
+        raise HTTPException(400, f"no more than {most_of_tenant} requests of one tenant may wait")
+    if most is not None and count * standing.cost > most:
         reports.refused("cost")
         raise CostError(
             f"the request costs {count * standing.cost!r}, more than all that wait may cost "
@@ -146,20 +151,22 @@ def _check_ever_room(link: Link, count: int, standing: Standing | None, reports:
         )
 
 
-def _refuse(link: Link, refusal: Refusal, reports: Reports, name: str) -> NoReturn:
+def _refuse(
+    link: Link, ordering: Ordering, refusal: Refusal, reports: Reports, name: str
+) -> NoReturn:
     """Refuse the requests of a client.
 
     Raises:
         HTTPException: 503, there is no room for them.
     """
-    ordering, most, most_cost = link.ordering, link.max_pending, None
+    most, most_cost = link.max_pending, None
     text = f"{refusal.pending} requests wait already (max_pending={most})"
-    if ordering is not None and refusal.reason == "tenant":
+    if refusal.reason == "tenant":
         most = ordering.max_pending_per_tenant
         text = (
             f"{refusal.pending} requests of its tenant wait already (max_pending_per_tenant={most})"
         )
-    elif ordering is not None and refusal.reason == "pending_cost":
+    elif refusal.reason == "pending_cost":
         most_cost = ordering.max_pending_cost
         text = (
             f"requests that cost {refusal.pending_cost!r} wait already "

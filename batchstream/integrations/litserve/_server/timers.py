@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from batchstream.integrations.litserve._link.messages import Failure
 
@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _GATEWAY_TIMEOUT = 504
-
-_WAITED = "wait_timeout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +31,15 @@ class Timeouts:
     wait: float | None = None
 
     def __bool__(self) -> bool:
-        return not self.total is self.first is self.gap is self.wait is None
+        return any(it is not None for it in (self.total, self.first, self.gap, self.wait))
+
+
+class _Deadline(NamedTuple):
+    """When a request is late, and what its client is told then."""
+
+    when: float
+    text: str
+    is_of_wait: bool = False  # in the queue, out of which it has to be taken first
 
 
 class Clock(Protocol):
@@ -89,37 +95,38 @@ class RequestTimer:
         self.close()
         deadlines = self._deadlines()
         if deadlines:
-            self._handle = self._clock.call_at(min(deadlines)[0], self._check)
+            self._handle = self._clock.call_at(min(deadlines).when, self._check)
 
     def _check(self) -> None:
         deadlines = self._deadlines()
         if not deadlines:
             return
-        when, text = min(deadlines)
-        if self._clock.time() < when:  # an output has come meanwhile
+        deadline = min(deadlines)
+        if self._clock.time() < deadline.when:  # an output has come meanwhile
             self._wait()
-        elif text is _WAITED and not self._take_back():
-            self._waits = False  # a worker has it
+            return
+        if deadline.is_of_wait:
+            # First: the others hold also if the request cannot be taken back.
+            self._waits = False
             self._wait()
-        elif text is _WAITED:
-            text = f"no worker has taken the request within {self._timeouts.wait} seconds"
-            self._fail(Failure(_GATEWAY_TIMEOUT, f"{text} (wait_timeout)", None))
-        else:
-            self._fail(Failure(_GATEWAY_TIMEOUT, text, None))
+            if not self._take_back():
+                return  # a worker has it
+        self._fail(Failure(_GATEWAY_TIMEOUT, deadline.text, None))
 
-    def _deadlines(self) -> list[tuple[float, str]]:
-        """Return when which failure is due."""
+    def _deadlines(self) -> list[_Deadline]:
         timeouts, deadlines = self._timeouts, []
         if timeouts.total is not None:
             text = f"the request has not ended within {timeouts.total} seconds, as asked for"
-            deadlines.append((self._submitted + timeouts.total, text))
+            deadlines.append(_Deadline(self._submitted + timeouts.total, text))
         if self._last_output is None:
             if timeouts.wait is not None and self._waits:
-                deadlines.append((self._submitted + timeouts.wait, _WAITED))
+                text = f"no worker has taken the request within {timeouts.wait} seconds"
+                text += " (wait_timeout)"
+                deadlines.append(_Deadline(self._submitted + timeouts.wait, text, is_of_wait=True))
             if timeouts.first is not None:
                 text = f"no output has come within {timeouts.first} seconds (first_timeout)"
-                deadlines.append((self._submitted + timeouts.first, text))
+                deadlines.append(_Deadline(self._submitted + timeouts.first, text))
         elif timeouts.gap is not None:
             text = f"no output has come for {timeouts.gap} seconds (gap_timeout)"
-            deadlines.append((self._last_output + timeouts.gap, text))
+            deadlines.append(_Deadline(self._last_output + timeouts.gap, text))
         return deadlines

@@ -23,6 +23,7 @@ from batchstream.integrations.litserve._link.process_end import (
     open_process,
 )
 from batchstream.integrations.litserve._log import fields, logger
+from batchstream.integrations.litserve._server.reports import Refusals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +65,7 @@ class ServerWatch:
 
     def __init__(self, link: Link, server: int) -> None:
         self._loop = asyncio.get_running_loop()
+        self._link = link
         self._grace_period = link.grace_period
         self._name = link.name or ""
         self._workers: set[int] = set()  # by process id
@@ -103,6 +105,7 @@ class ServerWatch:
     def _begin_to_drain(self, when_drained: Callable[[], object]) -> None:
         self.is_ending = True
         self._when_drained = when_drained
+        Refusals.of(self._link).end()
         if self._responses:
             logger.info(
                 "draining: new requests are refused, and %d responses may go on for %s seconds "

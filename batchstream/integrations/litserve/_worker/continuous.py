@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
@@ -61,7 +60,8 @@ class ContinuousBatch:
         self._variables = copy_context()
         self._engine = Engine(partial(make_engine, context.lit_api)).use(self._variables)
         self._start_over()
-        self._joining: deque[tuple[Any, ...]] = deque()  # one at a time
+        # The request that joins at this moment, if any, so that an interrupt finds it.
+        self._joining: list[tuple[Any, ...]] = []
         # For which the engine has no room, ready to be added, with the time of its submission.
         self._first: tuple[ServedRequest, float] | None = None
         # Whose slots the engine has given back, in the order in which they came.
@@ -131,25 +131,29 @@ class ContinuousBatch:
     def _take_joining(self) -> None:
         """Take requests out of the queue and add them, one by one.
 
-        None is taken that could not be added at once: in the queue an urgent one may overtake it,
-        and another worker may take it.
+        None is taken while one waits here for the engine: in the queue an urgent one may overtake
+        it, and another worker may take it.
         """
         block = not self._core.has_live
         # One for each slot, also if it fails: else many that do would hold up the next step.
         for _ in range(len(self._free)):
-            request = None if self._holds_one else self._prefetcher.take(block=block)
+            if self._holds_one:
+                self._prefetcher.recall()  # told to fetch when none waited here
+                return
+            request = self._prefetcher.take(block=block)
             if request is None:
                 return
             block = False  # what has been put into the outbox is sent before the next wait
             # Removed last: what interrupts this finds the request, and fails it.
             self._joining.append(request)
             self._let_join(*request)
-            self._joining.popleft()
+            self._joining.clear()
 
     def _fetch_ahead(self) -> None:
         """Let a request be fetched while the step is made, or sent, if it can be added then."""
-        is_free = len(self._core.live) + len(requeued_in(self._core)) < self._size
-        if is_free and not self._holds_one:
+        if self._holds_one or requeued_in(self._core):
+            return
+        if len(self._core.live) < self._size:
             self._prefetcher.fetch()
 
     @property

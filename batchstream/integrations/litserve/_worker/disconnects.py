@@ -8,11 +8,11 @@ import os
 import signal
 import threading
 from collections import deque
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Final
 
-from batchstream.integrations.litserve._link.messages import server_pid_of
-from batchstream.integrations.litserve._link.pipes import Departure
+from batchstream.integrations.litserve._link.messages import Departure, server_pid_of
 from batchstream.integrations.litserve._link.process_end import wait_for_end
 
 _REMEMBERED: Final = 10_000
@@ -90,11 +90,13 @@ class Disconnects:
         while True:
             try:
                 ready = wait([reader, *parent.sentinels], parent.timeout)
-                if reader in ready:
-                    departure = Departure.of(reader.recv_bytes())
-                    self.add(departure.uid, departure)
+                message = reader.recv_bytes() if reader in ready else None
             except (EOFError, OSError):
                 return
+            if message is not None:
+                with suppress(ValueError):  # nothing is known of it, and others will come
+                    departure = Departure.of(message)
+                    self.add(departure.uid, departure)
             if parent.has_ended:
                 _interrupt_main_thread()
                 return

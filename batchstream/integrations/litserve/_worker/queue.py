@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from queue import Empty
-from threading import Event, Semaphore, Thread
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, Final
 
 from litserve.loops.base import _SENTINEL_VALUE
@@ -77,9 +77,14 @@ class RequestPrefetcher:
     So no step waits for a request to come, and what this worker cannot add waits in the queue:
     there it counts as waiting, an urgent request can overtake it, and another worker can take it.
 
+    A queue with a `take`, that of a loop which orders its requests, is asked in two calls: whether
+    a request waits, and for that request. What was told is looked at between the two. LitServe's
+    queue is asked in one call, and gets back what comes too late: it has no order to keep.
+
     Args:
         request_queue: Shared by all workers.
-        taken: Called with each request that this worker takes, in the thread.
+        taken: Called with each request that this worker takes, in the thread; not with one that
+            goes back.
 
     Attributes:
         over: Whether LitServe has stopped the loop, and all earlier requests have been taken.
@@ -88,19 +93,21 @@ class RequestPrefetcher:
     def __init__(
         self, request_queue: Queue[Any], taken: Callable[[int, object], None] = lambda *_: None
     ) -> None:
-        self._queue = request_queue
+        self._queue: Any = request_queue
         self._taken = taken
         # One that tells whether others wait, so that it need not be asked in vain.
         self._tells = hasattr(request_queue, "take")
-        self._is_told = False
-        self._told = Semaphore(0)
+        self._is_told = False  # or one that was fetched has not been taken
+        self._told = Event()  # what the thread knows of it
         self._fetched: deque[tuple[Any, ...]] = deque()
         self._others_wait = False  # as far as the queue has told, behind the one fetched last
         self._is_asking = False  # for one that is there; the thread clears it before it waits
         self._changed = Event()
         self._error: BaseException | None = None
         self._ended = False
-        self._closed = Event()
+        self._closed = False
+        # Held where `recall` and `close` must find a request either in the queue or here.
+        self._keeping = Lock()
         self.over = False
         Thread(target=self._run, name="batchstream prefetcher", daemon=True).start()
 
@@ -108,7 +115,16 @@ class RequestPrefetcher:
         """Let the next request be fetched, unless the one before has not been taken."""
         if not self._is_told:
             self._is_told, self._is_asking = True, self._others_wait
-            self._told.release()
+            self._told.set()
+
+    def recall(self) -> None:
+        """Let none be fetched until the next `fetch`; one that has been is there to take."""
+        if not self._is_told:
+            return
+        with self._keeping:
+            if not self._fetched:
+                self._told.clear()
+                self._is_told = False
 
     def take(self, *, block: bool) -> tuple[Any, ...] | None:
         """Return the next request, as LitServe puts it into the queue; None if there is none.
@@ -139,28 +155,17 @@ class RequestPrefetcher:
 
     def close(self) -> list[tuple[Any, ...]]:
         """Fetch nothing more, and return what has been fetched; the thread ends within a second."""
-        self._closed.set()
-        self._told.release()
-        left = []
-        with suppress(IndexError):  # as the thread may have put it back
-            left.append(self._fetched.popleft())
-        return left
+        with self._keeping:
+            self._closed = True
+        self._told.set()
+        return list(self._fetched)
 
     def _run(self) -> None:
         try:
-            while True:
-                self._told.acquire()
-                request = self._next()
-                if request == _SENTINEL_VALUE:
-                    return
-                if not self._closed.is_set():
-                    self._taken(*request[:2])
-                self._fetched.append(request)
-                if self._closed.is_set():  # looked at behind: `close` has found it, or this does
-                    with suppress(IndexError):
-                        self._queue.put(self._fetched.popleft())  # another worker may serve it
-                    return
-                self._changed.set()
+            while self._told.wait() and not self._closed:
+                with suppress(Empty):
+                    if self._next() == _SENTINEL_VALUE:
+                        return
         except BaseException as error:  # noqa: BLE001 - raised in the thread that takes
             self._error = error
         finally:
@@ -168,22 +173,41 @@ class RequestPrefetcher:
             self._changed.set()
 
     def _next(self) -> Any:
-        """Return the next request, or LitServe's sentinel, which also comes soon after `close`."""
-        if self._others_wait and not self._closed.is_set():
-            with suppress(Empty):
-                return self._get(block=False)
-        self._is_asking = False
-        self._changed.set()
-        while not self._closed.is_set():
-            with suppress(Empty):
-                return self._get(timeout=_SECONDS_OF_WAITING)
-        return _SENTINEL_VALUE
+        """Fetch the next request, and return it, or LitServe's sentinel.
 
-    def _get(self, **how: Any) -> Any:
-        queue: Any = self._queue
+        Raises:
+            queue.Empty: None has come, or it is not wanted any more.
+        """
+        others_waited, self._others_wait = self._others_wait, False
+        if not others_waited:
+            self._is_asking = False
+            self._changed.set()
         if self._tells:
-            request, others_wait = queue.take(**how)
-        else:
-            request, others_wait = queue.get(**how), True
-        self._others_wait = others_wait
-        return request
+            if not (others_waited or self._queue.wait(_SECONDS_OF_WAITING)):
+                raise Empty
+            with self._keeping:
+                if not self._is_wanted:
+                    raise Empty
+                request, self._others_wait = self._queue.take(block=False)
+                self._keep(request)
+            return request
+        request = self._queue.get(block=not others_waited, timeout=_SECONDS_OF_WAITING)
+        with self._keeping:
+            if self._is_wanted:
+                self._others_wait = True  # for all that is known
+                self._keep(request)
+                return request
+        self._queue.put(request)  # another worker may serve it
+        raise Empty
+
+    @property
+    def _is_wanted(self) -> bool:
+        return self._told.is_set() and not self._closed
+
+    def _keep(self, request: Any) -> None:
+        if request == _SENTINEL_VALUE:
+            return
+        self._taken(*request[:2])
+        self._told.clear()  # before the loop can see the request, and tell anew
+        self._fetched.append(request)
+        self._changed.set()
