@@ -111,13 +111,20 @@ class _Listener:
         """
         self._listening = listening = listen(self._path, self._mode)
         forkable.add(self)
-        self._identity = identity_of(self._path)
         try:
-            loop = asyncio.get_running_loop()
-            self._server = await loop.create_unix_server(self._session, sock=listening)
+            self._identity = identity_of(self._path)
+            # In two calls, as a cancellation may end the second: the server has to be known then.
+            self._server = await asyncio.get_running_loop().create_unix_server(
+                self._session, sock=listening, start_serving=False
+            )
+            await self._server.start_serving()
         except BaseException:
+            if self._server is not None:
+                self._server.close()  # first, so that the event loop forgets the socket's number
             listening.close()
             remove(self._path, self._identity)
+            self._server = self._listening = None
+            self._refusal = self._reason("an error")  # for a client that was accepted meanwhile
             raise
         _log(logging.INFO, "remote_serves", f"{self._batcher!r} is served at {self._path}")
 

@@ -249,6 +249,37 @@ def test_an_event_loop_ends_clients_without_a_drain_or_if_it_is_cancelled_twice(
     asyncio.run(main())
 
 
+def test_a_server_that_is_cancelled_as_it_begins_leaves_the_event_loop_as_it_was(path):
+    async def main():
+        polled = asyncio.get_running_loop()._selector.get_map()
+        before = dict(polled)
+        async with ContinuousBatcher(Model, max_batch_size=4) as batcher:
+            task = asyncio.create_task(aserve(batcher, path))
+            await asyncio.sleep(0)  # it listens, and has not begun to wait
+            assert Path(path).exists()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert dict(polled) == before
+            assert not Path(path).exists()
+
+    asyncio.run(main())
+
+
+def test_a_server_that_cannot_find_its_file_leaves_no_socket(path, monkeypatch):
+    def fails(_):
+        raise FileNotFoundError("it was removed")
+
+    monkeypatch.setattr(server, "identity_of", fails)
+    with ContinuousBatcher(Model, max_batch_size=4) as batcher:
+        serves = serving(batcher, path)
+        with pytest.raises(FileNotFoundError, match="it was removed"), serves:
+            pass
+        assert serves._listener._listening is None
+        with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
+            client.connect(path)
+
+
 def test_a_drain_that_is_none_is_refused(path):
     batcher = ContinuousBatcher(Model, max_batch_size=4)
     with batcher, pytest.raises(ValueError, match="drain"):
