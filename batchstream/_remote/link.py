@@ -171,8 +171,11 @@ class _Connection:
             except BlockingIOError:
                 return
             except OSError:
-                # It has ended, which is found behind what has come: that may say why.
+                # Some bytes are lost, so that the connection has to end, if it has not ended. The
+                # end is read after the records that came before it; the last one may be the reason.
                 self._unsent = memoryview(b"")
+                with suppress(OSError):
+                    self.socket.shutdown(socket.SHUT_RDWR)
 
     def receive(self) -> list[Record] | None:
         """Return the records that have come whole; None if nothing has come.

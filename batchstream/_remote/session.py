@@ -372,14 +372,21 @@ class Session(asyncio.Protocol):
     def _put_outputs(self, number: int, outputs: list[Any]) -> None:
         """Queue outputs, in as many records as it takes for each to fit into a frame.
 
+        The outputs before one that cannot be sent are sent.
+
         Raises:
             SourceError: One cannot be pickled, or is too large by itself.
         """
-        payload = pickled_outputs(outputs)
-        if len(outputs) == 1 or not is_too_large(payload, self._max_frame):
-            self._put(OUTPUTS, number, payload)
-            return
-        del payload  # it may be many times as large as a frame
+        try:
+            payload = pickled_outputs(outputs)
+        except SourceError:
+            if len(outputs) == 1:
+                raise
+        else:
+            if len(outputs) == 1 or not is_too_large(payload, self._max_frame):
+                self._put(OUTPUTS, number, payload)
+                return
+            del payload  # it may be many times as large as a frame
         half = len(outputs) // 2
         self._put_outputs(number, outputs[:half])
         self._put_outputs(number, outputs[half:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import math
 import operator
@@ -435,6 +436,21 @@ def test_an_output_that_is_too_large_fails_its_stream_behind_those_before_it(pat
             read.extend(other.stream("abcxd"))
         assert read == large_outputs("abc")
         assert list(other.stream("ab")) == large_outputs("ab")
+
+
+class ManyOfWhichOneIsBad(Model):
+    """Gives four outputs in one step, of which one cannot be pickled."""
+
+    def add(self, slot, _):
+        super().add(slot, [Many([1, 2, threading.Lock(), 4])])
+
+
+def test_an_output_that_cannot_be_pickled_fails_its_stream_behind_those_before_it(path):
+    read = []
+    with served(path, ManyOfWhichOneIsBad) as (_, other):
+        with pytest.raises(SourceError, match="output cannot be pickled"):
+            read.extend(other.stream("a"))
+    assert read == [1, 2]
 
 
 @pytest.mark.parametrize(("taken_there", "taken_here"), [(5000, 10_000), (10_000, 5000)])
@@ -1050,6 +1066,33 @@ def test_a_connection_that_is_lost_fails_all_streams_and_the_next_request_connec
         assert taken(engine.added) == "c"
         engine.give({slot: Last("x") for slot in engine.requests})
         assert list(stream) == ["x"]
+
+
+class FailsOnce:
+    """A socket whose next call to send fails, though its connection lives."""
+
+    def __init__(self, whole):
+        self._whole = whole
+        self._fails = True
+
+    def send(self, data):
+        if self._fails:
+            self._fails = False
+            raise OSError(errno.ENOBUFS, "No buffer space available")
+        return self._whole.send(data)
+
+    def __getattr__(self, name):
+        return getattr(self._whole, name)
+
+
+def test_a_request_that_the_system_does_not_send_fails_and_the_next_one_connects(path):
+    with served(path) as (_, other):
+        assert list(other.stream("a")) == ["a"]
+        [connection] = knobs.engine_of(other)._connections
+        connection.socket = FailsOnce(connection.socket)
+        with pytest.raises(ConnectionLostError, match="was lost: it has ended"):
+            list(other.stream("b", timeout=TIMEOUT))
+        assert list(other.stream("c")) == ["c"]
 
 
 # ---- forks, threads, pickles
