@@ -18,7 +18,14 @@ from batchstream._pumps.process import forkable
 from batchstream._pumps.worker_thread import WorkerThread
 from batchstream._remote.protocol import DEFAULT_MAX_FRAME, LEAST_IN_FRAME, MOST_IN_FRAME
 from batchstream._remote.session import Session, _log
-from batchstream._remote.sockets import check_address, drop_copy, identity_of, listen, remove
+from batchstream._remote.sockets import (
+    BACKLOG,
+    check_address,
+    drop_copy,
+    identity_of,
+    listen,
+    remove,
+)
 
 if TYPE_CHECKING:
     import os
@@ -115,7 +122,7 @@ class _Listener:
             self._identity = identity_of(self._path)
             # In two calls, as a cancellation may end the second: the server has to be known then.
             self._server = await asyncio.get_running_loop().create_unix_server(
-                self._session, sock=listening, start_serving=False
+                self._session, sock=listening, backlog=BACKLOG, start_serving=False
             )
             await self._server.start_serving()
         except BaseException:

@@ -44,7 +44,8 @@ _AT_FIRST: Final = "~"
 _LONGEST_PATH: Final = 103 - len(_AT_FIRST)
 """How many bytes the path of a socket may have on every system, as its name at first has more."""
 
-_BACKLOG: Final = 1024
+BACKLOG: Final = 1024
+"""How many connections may wait for the server to accept them."""
 
 _CREDENTIALS: Final = struct.Struct("3i")
 
@@ -102,7 +103,7 @@ def listen(path: str, mode: int) -> socket.socket:
                 Path(own).unlink()
             listening.bind(own)
             Path(own).chmod(mode)
-            listening.listen(_BACKLOG)
+            listening.listen(BACKLOG)
             Path(own).rename(path)
         except BaseException:
             listening.close()
@@ -121,6 +122,8 @@ def _folder_locked(path: str) -> Iterator[None]:
         fcntl.flock(folder, fcntl.LOCK_EX)
         yield
     finally:
+        # Not by the close alone: a child that was forked meanwhile has a copy that keeps the lock.
+        fcntl.flock(folder, fcntl.LOCK_UN)
         os.close(folder)
 
 
@@ -245,6 +248,8 @@ def open_connection(
             raise
         if isinstance(error, TimeoutError):
             said = f"it did not answer within {seconds:g} seconds"
+        elif isinstance(error, BlockingIOError):
+            said = "too many connections wait there for the server to accept them"
         elif isinstance(error, OSError):
             said = error.strerror or str(error)
         else:

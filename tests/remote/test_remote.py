@@ -39,6 +39,7 @@ from batchstream import (
     SourceError,
     batched,
 )
+from batchstream._remote.protocol import LEAST_IN_FRAME
 from batchstream._remote.session import take
 from batchstream.remote import ConnectionLostError, RemoteTraceback, connect, serving
 from support import knobs
@@ -488,6 +489,17 @@ def test_a_request_that_is_too_large_for_the_model_is_refused_with_the_first_ste
         assert list(other.stream("ab")) == ["a", "b"]
 
 
+def test_with_the_smallest_frame_that_there_is_requests_are_served(path):
+    with (
+        ContinuousBatcher(Model, max_batch_size=4) as batcher,
+        serving(batcher, path, max_frame=LEAST_IN_FRAME),
+        connect(path, max_frame=LEAST_IN_FRAME) as other,
+    ):
+        named = other.stream("ab", request_id="x" * 200)
+        assert list(named) == ["a", "b"]
+        assert list(other.stream("x" * 1000)) == ["x"] * 1000
+
+
 @pytest.mark.parametrize("letter", ["x", "\N{SNOWMAN}", "\N{GRINNING FACE}"])
 def test_the_text_of_an_error_is_cut_to_the_smallest_frame_that_there_is(path, letter):
     with (
@@ -495,7 +507,7 @@ def test_the_text_of_an_error_is_cut_to_the_smallest_frame_that_there_is(path, l
             Model(raises={0: ValueError(letter * 2000)}), max_batch_size=4
         ) as batcher,
         serving(batcher, path),
-        connect(path, max_frame=2048) as other,
+        connect(path, max_frame=LEAST_IN_FRAME) as other,
     ):
         with pytest.raises(SourceError, match=f"^{letter * 50}"):
             list(other.stream("a"))
@@ -1185,7 +1197,7 @@ def test_a_remote_batcher_cannot_be_pickled_and_says_what_it_is(path):
         ({"window": 1.5}, TypeError),
         ({"connect_timeout": -1}, ValueError),
         ({"connect_timeout": 0}, ValueError),
-        ({"max_frame": 10}, ValueError),
+        ({"max_frame": 4095}, ValueError),
         ({"max_frame": 2**32}, ValueError),
         ({"trusted_users": "me"}, TypeError),
         ({"trusted_users": ["me"]}, TypeError),

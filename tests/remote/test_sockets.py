@@ -26,7 +26,7 @@ from batchstream._remote.protocol import (
 from batchstream.remote import ConnectionLostError, ProtocolError, connect, serve, serving
 from support import knobs
 from support.engines import Model
-from support.sources import TIMEOUT
+from support.sources import TIMEOUT, needs_fork
 from support.waiting_engine import until
 
 HELLO = client_greeting(4, DEFAULT_MAX_FRAME)
@@ -71,6 +71,35 @@ def test_no_process_connects_before_the_file_has_its_permissions(path, batcher, 
     monkeypatch.setattr(sockets.socket, "socket", Socket)
     with serving(batcher, path):
         assert listened == [0o600]
+
+
+def test_as_many_connections_may_wait_as_the_system_lets(path, batcher, monkeypatch):
+    backlogs = []
+
+    class Socket(socket.socket):
+        def listen(self, *arguments):
+            backlogs.append(arguments)
+            super().listen(*arguments)
+
+    monkeypatch.setattr(sockets.socket, "socket", Socket)
+    with serving(batcher, path):
+        assert set(backlogs) == {(sockets.BACKLOG,)}  # asyncio calls it once more
+
+
+def test_a_client_says_that_too_many_connections_wait(path):
+    with socket.socket(socket.AF_UNIX) as full, contextlib.ExitStack() as stack:
+        full.bind(path)
+        full.listen(0)
+        while True:
+            filler = stack.enter_context(socket.socket(socket.AF_UNIX))
+            filler.setblocking(False)
+            if filler.connect_ex(path):
+                break
+        with (
+            connect(path) as other,
+            pytest.raises(ConnectionLostError, match="too many connections wait there"),
+        ):
+            list(other.stream("a"))
 
 
 def test_a_socket_that_is_left_over_is_replaced(path, batcher):
@@ -145,6 +174,27 @@ def test_of_two_servers_that_start_at_once_one_listens(path, batcher):
     for thread in threads:
         thread.join(TIMEOUT)
     assert len(refused) == 3
+
+
+@needs_fork
+def test_a_child_that_is_forked_as_a_server_starts_does_not_keep_the_folder_locked(path):
+    import fcntl  # noqa: PLC0415 - there is none on systems without Unix sockets
+
+    reading, writing = os.pipe()
+    with sockets._folder_locked(path):
+        child = os.fork()
+        if child == 0:  # it lives until the pipe ends
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0)
+    folder = os.open(Path(path).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(folder)
+        os.close(reading)
+        os.close(writing)
+        os.waitpid(child, 0)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
