@@ -737,8 +737,8 @@ MUTANTS = [
     ),
     Mutant(
         "a client sends frames that are larger than its server takes",
-        "Opened(connection, min(max_frame, taken))",
-        "Opened(connection, max_frame)",
+        "Opened(self.socket, min(self._max_frame, taken))",
+        "Opened(self.socket, self._max_frame)",
         ("test_remote.py",),
     ),
     Mutant(

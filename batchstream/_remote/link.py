@@ -15,14 +15,16 @@ its stream holds; for one that lags the stream is asked to call back, and the ca
 Requests go over one connection, which is opened for the first. Before a step sends requests it
 reads what has come. If the connection has ended meanwhile, or the server has said that it goes
 away, the requests go over a new one, to the server that listens by then. Streams end on the
-connection on which they have begun. If there is no server, the requests to be sent fail, and no
-other.
+connection on which they have begun. If there is no server, only the requests still to be sent fail.
+While a server has not answered the greeting they wait, and the steps give what the streams of other
+connections get: a server that hangs holds up its own requests alone.
 
 A connection that ends fails the requests that were sent over it.
 """
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 from collections import deque
@@ -68,13 +70,15 @@ if TYPE_CHECKING:
     from batchstream._handoff.buffer import Buffer
     from batchstream._remote.link_options import LinkOptions
     from batchstream._remote.protocol import Record
-    from batchstream._remote.sockets import Opened
+    from batchstream._remote.sockets import Handshake, Opened
 
     Elements: TypeAlias = dict[int, list[Any]]
     """What a step gives, by slot."""
 
 _RECEIVED_AT_ONCE: Final = 2**18
 _SECONDS_FOR_LAST_RECORDS: Final = 1.0
+_LONGEST_WAIT: Final = 3600.0
+"""Seconds, of which the system takes no more than so many."""
 
 
 class _Sent:
@@ -215,6 +219,7 @@ class Link:
         # New requests go over the last, if its server accepts any; the others end their streams.
         self._connections: list[_Connection] = []
         self._left: str | None = None  # why the last server has gone away, until there is another
+        self._handshake: Handshake | None = None  # with the next server; there are requests for it
         self._poll = select.poll()
         self._bell, self._ringer = socket.socketpair()
         self._bell.settimeout(0)
@@ -231,6 +236,8 @@ class Link:
     def remove(self, slot: int) -> None:
         """Let the server cancel a request, unless it has ended."""
         self._joining = [it for it in self._joining if it[0] != slot]
+        if not self._joining:  # a later request begins its own, with the whole time for it
+            self._drop_handshake()
         sent = self._by_slot.pop(slot, None)
         if sent is None:
             return
@@ -273,6 +280,7 @@ class Link:
 
     def close(self) -> None:
         """End the connections: the servers cancel what they have of them."""
+        self._drop_handshake()
         for connection in self._connections:
             connection.socket.close()
         self._bell.close()
@@ -286,8 +294,8 @@ class Link:
 
     # ---- the connections
 
-    def _current(self) -> _Connection:
-        """Return the connection for new requests, to a server that accepts them.
+    def _current(self) -> _Connection | None:
+        """Return the connection for new requests; None while a server has not answered yet.
 
         Raises:
             ConnectionLostError: There is none.
@@ -296,37 +304,54 @@ class Link:
         if self._connections and self._connections[-1].leaves is None:
             return self._connections[-1]
         try:
-            opened = self._options.connect()
+            if self._handshake is None:
+                self._handshake = self._options.connect()
+                self._poll.register(self._handshake.socket, select.POLLIN)
+            opened = self._handshake.opened()
         except ConnectionLostError as error:
+            self._drop_handshake()
             if self._left is None:
                 raise
             raise ConnectionLostError(
                 f"{self._left}, and no other is there yet: {error}"
             ) from error
-        connection = _Connection(opened, self._options.max_frame)
-        self._poll.register(connection.socket, select.POLLIN)
+        if opened is None:
+            return None
+        self._handshake = None
+        connection = _Connection(opened, self._options.max_frame)  # its socket is polled already
         self._connections.append(connection)
         self._left = None
         return connection
+
+    def _drop_handshake(self) -> None:
+        if self._handshake is not None:
+            self._poll.unregister(self._handshake.socket)
+            self._handshake.socket.close()
+            self._handshake = None
 
     # ---- to the server
 
     def _submit(self, step: Elements) -> None:
         """Send the requests that join, or fail them if there is no server.
 
+        While a server has not answered yet they wait for a later step.
+
         One that is too large for the model fails, too: how large that is, this end may know only
         now, as it has connected with these requests.
         """
-        joining, self._joining = self._joining, []
         buffers: list[Any] = self._options.fanout.buffers
         try:
             connection = self._current()
         except (ConnectionLostError, OSError) as error:
+            joining, self._joining = self._joining, []
             for slot, _ in joining:
                 if self._left is not None:  # a server goes away, as it is meant to
                     buffers[slot].refused_with = error
                 step.setdefault(slot, []).append(Fail(error))
             return
+        if connection is None:
+            return
+        joining, self._joining = self._joining, []
         for slot, content in joining:
             request = buffers[slot]
             payload = submission(_terms_of(request), content)
@@ -376,6 +401,8 @@ class Link:
     def _wait(self) -> list[_Connection]:
         """Wait until something has come, or `wake` was called; send meanwhile what is left.
 
+        The next server's answer, and the end of the time for it, are waited for, too.
+
         Returns:
             The connections to be read.
         """
@@ -384,7 +411,11 @@ class Link:
                 is_full = connection.has_unsent
                 events = select.POLLIN | (select.POLLOUT if is_full else 0)
                 self._poll.modify(connection.socket, events)
-            ready = dict(self._poll.poll())
+            handshake = self._handshake
+            most = None
+            if handshake is not None:
+                most = math.ceil(min(handshake.seconds_left, _LONGEST_WAIT) * 1000)
+            ready = dict(self._poll.poll(most))
             found = [
                 it for it in self._connections if ready.get(it.socket.fileno(), 0) & ~select.POLLOUT
             ]
@@ -392,7 +423,8 @@ class Link:
                 with suppress(BlockingIOError):
                     self._bell.recv(_RECEIVED_AT_ONCE)
                 return found
-            if found:
+            # Nothing is ready where the time for the handshake is over.
+            if found or (handshake and (not ready or handshake.socket.fileno() in ready)):
                 return found
             for connection in self._connections:
                 connection.send()

@@ -39,7 +39,15 @@ from batchstream import (
     SourceError,
     batched,
 )
-from batchstream._remote.protocol import LEAST_IN_FRAME
+from batchstream._remote.payloads import read_submission
+from batchstream._remote.protocol import (
+    DEFAULT_MAX_FRAME,
+    FROM_CLIENT,
+    LEAST_IN_FRAME,
+    Incoming,
+    greeting,
+    server_greeting,
+)
 from batchstream._remote.session import take
 from batchstream.remote import ConnectionLostError, RemoteTraceback, connect, serving
 from support import knobs
@@ -449,8 +457,9 @@ class ManyOfWhichOneIsBad(Model):
 def test_an_output_that_cannot_be_pickled_fails_its_stream_behind_those_before_it(path):
     read = []
     with served(path, ManyOfWhichOneIsBad) as (_, other):
+        stream = other.stream("a")
         with pytest.raises(SourceError, match="output cannot be pickled"):
-            read.extend(other.stream("a"))
+            read.extend(stream)
     assert read == [1, 2]
 
 
@@ -1019,6 +1028,73 @@ def test_a_stream_that_is_cut_as_a_server_ends_fails_alone(path):
             next(old)
         successor.give({0: Last("2")})
         assert list(new) == ["2"]
+
+
+@contextmanager
+def silent(path):
+    """Let a server listen that answers nothing; give what accepts a connection."""
+
+    def accept():
+        connection, _ = listening.accept()
+        connection.settimeout(TIMEOUT)
+        return connection
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.settimeout(TIMEOUT)
+        listening.bind(path)
+        listening.listen()
+        yield accept
+
+
+def test_streams_go_on_while_the_next_server_does_not_answer(path):
+    engine = Waiting()
+    with (
+        ContinuousBatcher(engine, max_batch_size=2) as batcher,
+        connect(path, connect_timeout=LONG) as other,
+        draining(batcher, path, other, engine) as old,
+        silent(path) as accept,
+    ):
+        new = other.stream("b")
+        with accept() as connection:
+            for output in "xyz":
+                engine.give({0: output})
+                assert next(old) == output
+            new.cancel()
+            assert connection.recv(1000).startswith(b"batchstream-remote")
+            assert connection.recv(1000) == b""
+
+
+def test_a_request_that_leaves_before_the_server_answers_lets_the_next_connect_anew(path):
+    with connect(path, connect_timeout=LONG) as other, silent(path) as accept:
+        first = other.stream("a")
+        with accept() as one:
+            first.cancel()
+            assert one.recv(1000).startswith(b"batchstream-remote")
+            assert one.recv(1000) == b""
+        second = other.stream("a")
+        with accept() as another:
+            another.sendall(greeting("refused: not today"))
+            with pytest.raises(ConnectionLostError, match="refused: not today"):
+                next(second)
+
+
+def test_requests_that_come_before_the_server_answers_wait_for_it(path):
+    with connect(path, connect_timeout=LONG) as other, silent(path) as accept:
+        streams = [other.stream("a")]
+        with accept() as connection:
+            streams.append(other.stream("b"))
+            line, submitted = b"", []
+            while b"\n" not in line:
+                line += connection.recv(1)
+            connection.sendall(server_greeting(DEFAULT_MAX_FRAME))
+            incoming = Incoming(FROM_CLIENT, DEFAULT_MAX_FRAME)
+            while len(submitted) < 2:
+                incoming.feed(connection.recv(1000))
+                submitted += incoming.take_records()
+            assert [read_submission(it.payload)[1] for it in submitted] == ["a", "b"]
+        for stream in streams:
+            with pytest.raises(ConnectionLostError, match="was lost"):
+                next(stream)
 
 
 def test_a_client_is_ready_while_a_server_listens(path):

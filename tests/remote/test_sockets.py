@@ -490,6 +490,25 @@ def test_a_server_that_does_not_answer_is_an_error_after_a_time(path, fake_serve
         list(other.stream("a"))
 
 
+def test_a_server_has_one_time_for_its_whole_answer(path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(sockets, "monotonic", lambda: now)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        handshake = sockets.Handshake(path, 4, DEFAULT_MAX_FRAME, 5.0, ())
+        server, _ = listening.accept()
+        with server, handshake.socket:
+            for now in range(5):
+                server.sendall(OK[now : now + 1])
+                assert handshake.opened() is None
+                assert handshake.seconds_left == 5 - now
+            now = 5
+            server.sendall(OK[5:6])
+            with pytest.raises(ConnectionLostError, match="did not answer within 5 seconds"):
+                handshake.opened()
+
+
 @pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", frame((1, 1, b""))])
 def test_a_server_that_breaks_the_protocol_fails_the_requests(path, fake_server, data):
     fake_server(OK, data)
