@@ -253,7 +253,7 @@ def connect(
     It connects with the first request, so that it may be made as a module is imported, and before
     a fork. If the model's process is not there, the request fails with `ConnectionLostError`, which
     web integrations answer with 503; if it goes away, so do the requests under way. The next
-    request connects again. While a model drains that has got its signal, requests go to the next
+    request connects again. After the model's process has received SIGTERM, requests go to the next
     one that listens at the address; `ready` says whether one does.
 
     Requests are accepted or refused, ordered, bounded and given deadlines by the model's batcher;
@@ -269,8 +269,10 @@ def connect(
             lags, the others stay at the model, whose `on_overflow` decides.
         connect_timeout: For how many seconds to wait for the model's process to answer; more
             than 0.
-        max_frame: How many bytes a request or an output may have as it is pickled; a request with
-            more raises `RequestError` as it is submitted.
+        max_frame: How many bytes a request or an output may have as it is pickled, at least 4096;
+            where the server says another number, the smaller one counts. A request with more than
+            this raises `RequestError` as it is submitted; one with more than the server's raises it
+            at the first receive.
         trusted_users: Numbers of users that the model's process may run as, besides this process's
             own and root.
         name: What metrics, logs and errors of this process call the batcher.

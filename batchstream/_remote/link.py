@@ -447,6 +447,8 @@ class Link:
         )
         lost.__cause__ = error
         for sent in connection.by_number.values():
+            if connection.leaves is not None and not sent.received:  # it was not begun, in all
+                sent.buffer.refused_with = lost  # likelihood: the server refuses, and then ends
             step.setdefault(sent.slot, []).append(Fail(lost))
         self._connections.remove(connection)
         self._poll.unregister(connection.socket)

@@ -173,6 +173,9 @@ class _Listener:
         time, left = asyncio.get_running_loop().time, _SECONDS_FOR_LAST_RECORDS
         try:
             until = time() + (drain or 0.0)
+            # Two turns of the event loop read what was sent before: it gets its refusal.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
             await self._wait_until(lambda: not any(it.live for it in self._sessions), drain or 0.0)
             left = max(left, until - time())
         finally:
@@ -212,7 +215,8 @@ async def aserve(
         batcher: What serves the requests.
         address: The path of the socket; see `serve`, as for the other arguments.
         mode: The permissions of the socket's file.
-        max_frame: How many bytes a request or an output may have as it is pickled.
+        max_frame: How many bytes a request or an output may have as it is pickled; where the client
+            says another number, the smaller one counts.
         trusted_users: Numbers of users that clients may run as, besides this process's own.
         drain: For how many seconds to let requests end, and clients take their outputs, once this
             is cancelled; no other request is accepted meanwhile. None ends them at once.
@@ -261,7 +265,8 @@ def serve(
             that a killed server has left over is replaced.
         mode: The permissions of the socket's file. 0o660 lets processes of the file's group open
             it; name their users in `trusted_users`, too.
-        max_frame: How many bytes a request or an output may have as it is pickled.
+        max_frame: How many bytes a request or an output may have as it is pickled, at least 4096;
+            where the client says another number, the smaller one counts.
         trusted_users: Numbers of users that clients may run as, besides this process's own and
             root, on a system that says which user that is.
         drain: For how many seconds to let requests end, and clients take their outputs; None for
@@ -345,7 +350,8 @@ class serving:  # noqa: N801 - it is used as a function is, in a `with` statemen
         batcher: What serves the requests.
         address: The path of the socket; see `serve`, as for the other arguments.
         mode: The permissions of the socket's file.
-        max_frame: How many bytes a request or an output may have as it is pickled.
+        max_frame: How many bytes a request or an output may have as it is pickled; where the client
+            says another number, the smaller one counts.
         trusted_users: Numbers of users that clients may run as, besides this process's own.
         drain: For how many seconds the end of the block lets requests end, which accepts no other
             meanwhile; None ends them at once, with `ClosedError`.

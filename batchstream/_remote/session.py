@@ -31,7 +31,7 @@ from batchstream._core.errors import (
     report_unraisable,
 )
 from batchstream._pumps.process import forkable
-from batchstream._remote.errors import ProtocolError
+from batchstream._remote.errors import ConnectionLostError, ProtocolError
 from batchstream._remote.payloads import (
     pickled_end,
     pickled_error,
@@ -199,10 +199,13 @@ class Session(asyncio.Protocol):
         forkable.discard(self)
         self._timer.cancel()
         self._sessions.discard(self)
+        self._leave_all()
+        self._changed.set()
+
+    def _leave_all(self) -> None:
         for served in list(self._served.values()):
             served.leave()
         self._served.clear()
-        self._changed.set()
 
     def after_fork(self) -> None:
         """Drop the copy that a forked child has: the connection ends with this process's own."""
@@ -261,7 +264,10 @@ class Session(asyncio.Protocol):
         self._refuse(f"the client has sent no greeting within {GREETING_SECONDS:g} seconds")
 
     def _refuse(self, reason: str) -> None:
-        """End the connection, and say why at both ends: in the log once, as a client asks again."""
+        """End the connection, and say why at both ends: in the log once, as a client asks again.
+
+        One that has greeted ends at once, with its requests: it may read nothing any more.
+        """
         text = f"the connection of {self._name} was ended: {reason}"
         if text not in self._refused:
             if len(self._refused) == _MOST_REMEMBERED:
@@ -270,7 +276,10 @@ class Session(asyncio.Protocol):
             _log(logging.WARNING, "remote_refused", text)
         if self._window is None:  # it waits for an answer
             self._transport.write(greeting(f"refused: {reason}"))
-        self._transport.close()
+            self._transport.close()
+        else:
+            self._leave_all()
+            self._transport.abort()
 
     # ---- what the client asks for
 
@@ -297,7 +306,7 @@ class Session(asyncio.Protocol):
         served = _Served(self._window)
         try:
             if self.refusal is not None:
-                raise ClosedError(self.refusal)  # noqa: TRY301 - it ends as the others
+                raise ConnectionLostError(self.refusal)  # noqa: TRY301 - it ends as the others
             terms, content = read_submission(record.payload)
             if not terms.is_patient:
                 served.stream = self._astream(terms, content)

@@ -15,7 +15,7 @@ import pytest
 
 from batchstream import ContinuousBatcher, FinishReason, StreamEnd
 from batchstream._remote import session, sockets
-from batchstream._remote.payloads import pickled_end, pickled_outputs
+from batchstream._remote.payloads import Terms, pickled, pickled_end, pickled_outputs, submission
 from batchstream._remote.protocol import (
     DEFAULT_MAX_FRAME,
     PROTOCOL,
@@ -27,7 +27,7 @@ from batchstream.remote import ConnectionLostError, ProtocolError, connect, serv
 from support import knobs
 from support.engines import Model
 from support.sources import TIMEOUT, needs_fork
-from support.waiting_engine import until
+from support.waiting_engine import Waiting, taken, until
 
 HELLO = client_greeting(4, DEFAULT_MAX_FRAME)
 OK = server_greeting(DEFAULT_MAX_FRAME)
@@ -559,6 +559,51 @@ def test_what_a_server_has_sent_before_it_went_arrives_though_nothing_can_be_sen
         with connect(path, window=2) as other:
             assert list(other.map(["a"])) == [["first", "second", "third"]]
         server.join(TIMEOUT)
+
+
+@pytest.mark.parametrize("outputs", [[], ["x"]])
+def test_a_request_without_outputs_that_a_server_loses_as_it_goes_away_was_refused(path, outputs):
+    def serve_one(listening):
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(OK)
+            connection.recv(4096)
+            if outputs:
+                connection.sendall(frame((11, 1, pickled_outputs(outputs))))
+            connection.sendall(frame((15, 0, b"the server ends")))
+
+    with socket.socket(socket.AF_UNIX) as listening, connect(path) as other:
+        listening.bind(path)
+        listening.listen()
+        server = threading.Thread(target=serve_one, args=(listening,))
+        server.start()
+        read = []
+        stream = other.stream("a")
+        with pytest.raises(ConnectionLostError, match="was lost"):
+            read.extend(stream)
+        assert read == outputs
+        server.join(TIMEOUT)
+        until(lambda: not other.statistics().live)
+        assert other.statistics().refusals == ({} if outputs else {"draining": 1})
+
+
+def test_a_peer_that_breaks_the_protocol_and_reads_nothing_is_cut_off(path):
+    engine = Waiting()
+    with (
+        ContinuousBatcher(engine, max_batch_size=4) as batcher,
+        serving(batcher, path) as server,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        client.connect(path)
+        client.sendall(HELLO + frame((1, 1, submission(Terms(), pickled("a")))))
+        assert taken(engine.added) == "a"
+        [session] = server._listener._sessions
+        engine.give({0: b"x" * 10_000_000})
+        until(session._transport.get_write_buffer_size)
+        client.sendall(b"\xff" * 4)
+        assert taken(engine.removed) == "a"
+        until(lambda: not server._listener._sessions)
 
 
 def test_a_client_that_connects_to_a_server_that_ends_is_told_so(path, batcher):
