@@ -13,11 +13,11 @@ from batchstream._batching.engine_dispatcher import engine_dispatcher
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.upstream import RequestUpstream
 from batchstream._core.arguments import check_count, check_seconds
-from batchstream._core.errors import ClosedError, OverloadedError, RequestError
+from batchstream._core.errors import ClosedError, OverloadedError
 from batchstream._core.rules import EndRules
 from batchstream._remote.link import Link
 from batchstream._remote.link_options import LinkOptions
-from batchstream._remote.payloads import Terms, pickled, submission
+from batchstream._remote.payloads import Terms, pickled, submission, too_large
 from batchstream._remote.protocol import DEFAULT_MAX_FRAME, is_too_large
 from batchstream._remote.server import check_max_frame, check_users
 from batchstream._remote.sockets import check_address, is_served
@@ -228,10 +228,7 @@ def _prepared(content: object, *, max_frame: int) -> bytes:
     """
     payload = pickled(content)
     if is_too_large(payload, max_frame - _LONGEST_TERMS):
-        raise RequestError(
-            f"the request has {len(payload)} bytes as it is pickled, and with how it is submitted "
-            f"more than {max_frame} (max_frame)"
-        )
+        raise too_large(payload, f"{max_frame} (max_frame)")
     return payload
 
 

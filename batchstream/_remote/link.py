@@ -29,6 +29,8 @@ import select
 import socket
 from collections import deque
 from contextlib import suppress
+from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from batchstream._batching.log import logger
@@ -36,8 +38,8 @@ from batchstream._core.errors import (
     ClosedError,
     CostError,
     OverloadedError,
-    RequestError,
     SourceError,
+    call_quietly,
 )
 from batchstream._core.markers import End, Fail, Many
 from batchstream._pumps.process import forkable
@@ -48,6 +50,7 @@ from batchstream._remote.payloads import (
     read_error,
     read_outputs,
     submission,
+    too_large,
 )
 from batchstream._remote.protocol import (
     ACKNOWLEDGE,
@@ -76,7 +79,7 @@ if TYPE_CHECKING:
     """What a step gives, by slot."""
 
 _RECEIVED_AT_ONCE: Final = 2**18
-_SECONDS_FOR_LAST_RECORDS: Final = 1.0
+_SECONDS_FOR_LAST_CANCELS: Final = 1.0
 _LONGEST_WAIT: Final = 3600.0
 """Seconds, of which the system takes no more than so many."""
 
@@ -244,6 +247,7 @@ class Link:
         sent.buffer.on_room = None
         if sent.connection.by_number.pop(sent.number, None) is not None:
             sent.connection.outgoing.add(CANCEL, sent.number)
+        self._end_unused()
         if not self._by_slot:  # the next step may be long in coming
             self._touched.clear()
             self._with_room.clear()
@@ -273,6 +277,7 @@ class Link:
         if not step:
             for connection in self._wait():
                 self._read(connection, step)
+        self._end_unused()
         return {
             slot: elements[0] if len(elements) == 1 else Many(elements)
             for slot, elements in step.items()
@@ -323,6 +328,17 @@ class Link:
         self._left = None
         return connection
 
+    def _end_unused(self) -> None:
+        """End connections to servers that go away, once they have no request."""
+        for connection in list(self._connections):
+            if connection.leaves is not None and not connection.by_number:
+                self._end_connection(connection)
+
+    def _end_connection(self, connection: _Connection) -> None:
+        self._connections.remove(connection)
+        self._poll.unregister(connection.socket)
+        connection.socket.close()
+
     def _drop_handshake(self) -> None:
         if self._handshake is not None:
             self._poll.unregister(self._handshake.socket)
@@ -342,12 +358,22 @@ class Link:
         buffers: list[Any] = self._options.fanout.buffers
         try:
             connection = self._current()
-        except (ConnectionLostError, OSError) as error:
-            joining, self._joining = self._joining, []
-            for slot, _ in joining:
+        except ConnectionLostError as error:
+            for slot, _ in self._joining:
                 if self._left is not None:  # a server goes away, as it is meant to
                     buffers[slot].refused_with = error
                 step.setdefault(slot, []).append(Fail(error))
+            self._joining.clear()
+            return
+        except OSError as error:  # this process has no socket left, which no server is at fault for
+            lost = ConnectionLostError(
+                f"cannot connect to the model's process at {self._options.path!r}: "
+                f"{error.strerror or error}"
+            )
+            lost.__cause__ = error
+            for slot, _ in self._joining:
+                step.setdefault(slot, []).append(Fail(lost))
+            self._joining.clear()
             return
         if connection is None:
             return
@@ -356,7 +382,9 @@ class Link:
             request = buffers[slot]
             payload = submission(_terms_of(request), content)
             if is_too_large(payload, connection.max_frame):
-                refusal = _too_large(content, connection.max_frame)
+                refusal = too_large(
+                    content, f"{connection.max_frame} (max_frame of the model's process)"
+                )
                 step.setdefault(slot, []).append(Fail(refusal))
                 continue
             self._numbers += 1
@@ -388,12 +416,13 @@ class Link:
 
     def _send_the_rest(self) -> None:
         """Send all, as far as the servers take it in a moment: no step may follow."""
+        until = monotonic() + _SECONDS_FOR_LAST_CANCELS
         for connection in self._connections:
             connection.send()
             if connection.has_unsent:
                 poll = select.poll()
                 poll.register(connection.socket, select.POLLOUT)
-                poll.poll(_SECONDS_FOR_LAST_RECORDS * 1000)
+                poll.poll(max(until - monotonic(), 0.0) * 1000)
                 connection.send()
 
     # ---- from the server
@@ -447,21 +476,21 @@ class Link:
         )
         lost.__cause__ = error
         for sent in connection.by_number.values():
-            if connection.leaves is not None and not sent.received:  # it was not begun, in all
-                sent.buffer.refused_with = lost  # likelihood: the server refuses, and then ends
+            # A server that goes away refuses what it has not begun, and then ends: nothing came of
+            # this request, so that it was refused, in all likelihood.
+            if connection.leaves is not None and not sent.received:
+                request: Any = sent.buffer
+                request.refused_with = lost
             step.setdefault(sent.slot, []).append(Fail(lost))
-        self._connections.remove(connection)
-        self._poll.unregister(connection.socket)
-        connection.socket.close()
+        connection.by_number.clear()
+        self._end_connection(connection)
 
     def _read_record(self, connection: _Connection, record: Record, step: Elements) -> None:
         if record.kind == GOAWAY:
             self._left = connection.leaves = record.payload.decode(errors="replace")
-            logger.info(
-                "%s: requests go to the next that listens there",
-                self._left,
-                extra={"kind": "remote_leaves"},
-            )
+            text = f"{self._left}: requests go to the next that listens there"
+            # Quietly: an error of a handler, which is the user's, is no error of the requests.
+            call_quietly(partial(logger.info, "%s", text, extra={"kind": "remote_leaves"}))
             return
         sent = connection.by_number.get(record.number)
         if sent is None:  # it has left
@@ -490,13 +519,6 @@ class Link:
         if given != sent.received:  # a decoder has made others of them
             self._options.fanout.core._go_on(sent.slot, given - sent.received)  # noqa: SLF001 - made for this
         return end
-
-
-def _too_large(content: bytes, max_frame: int) -> RequestError:
-    return RequestError(
-        f"the request has {len(content)} bytes as it is pickled, and with how it is submitted more "
-        f"than {max_frame} (max_frame of the model's process)"
-    )
 
 
 def _error_of(sent: _Sent, record: Record) -> Exception:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 import struct
@@ -46,6 +47,9 @@ _LONGEST_PATH: Final = 103 - len(_AT_FIRST)
 BACKLOG: Final = 1024
 """How many connections may wait for the server to accept them."""
 
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+"""How a URL begins, also one that a `Path` was made of, which has a single slash."""
+
 _CREDENTIALS: Final = struct.Struct("3i")
 
 ROOT: Final = 0
@@ -70,7 +74,7 @@ def check_address(address: object) -> str:
         raise ValueError(
             f"address takes the path of a socket, whose file has permissions, got {address!r}"
         )
-    if "://" in path:
+    if _URL.match(path):
         raise ValueError(
             f"address takes the path of a socket alone, such as '/run/app/model.sock', and no URL, "
             f"got {address!r}: there is no form for TCP"

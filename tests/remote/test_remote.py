@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import logging
 import math
 import operator
 import pickle
@@ -1009,6 +1010,47 @@ def test_an_idle_client_goes_to_the_next_server_while_the_one_before_drains(path
             for _ in range(2):
                 assert list(idle.stream("ab")) == ["a", "b"]
         assert batcher.statistics().opened == 2
+
+
+def test_a_connection_to_a_server_that_drains_ends_with_its_last_stream(path):
+    engine = Waiting()
+    with (
+        ContinuousBatcher(engine, max_batch_size=2) as batcher,
+        connect(path) as other,
+        draining(batcher, path, other, engine) as old,
+    ):
+        link = knobs.engine_of(other)
+        [connection] = link._connections
+        engine.give({0: "x"})
+        assert next(old) == "x"
+        assert link._connections == [connection]
+        old.cancel()
+        assert taken(engine.removed) == "old"
+        until(lambda: link._connections == [])
+
+
+class Fails(logging.Handler):
+    """A handler that fails with the notice of a server that goes away."""
+
+    def emit(self, record):
+        if record.kind == "remote_leaves":
+            raise ValueError("no disk")
+
+
+def test_a_handler_that_fails_fails_no_stream(path, caplog, monkeypatch):
+    raised = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda it: raised.append(str(it.exc_value)))
+    caplog.set_level("INFO", "batchstream")
+    monkeypatch.setattr(logging.getLogger("batchstream"), "handlers", [Fails()])
+    engine = Waiting()
+    with (
+        ContinuousBatcher(engine, max_batch_size=2) as batcher,
+        connect(path) as other,
+        draining(batcher, path, other, engine) as old,
+    ):
+        engine.give({0: Last("y")})
+        assert list(old) == ["y"]
+    assert "no disk" in raised
 
 
 def test_a_stream_that_is_cut_as_a_server_ends_fails_alone(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import batchstream
 from batchstream import ContinuousBatcher, FinishReason, StreamEnd
 from batchstream._remote import session, sockets
 from batchstream._remote.payloads import Terms, pickled, pickled_end, pickled_outputs, submission
@@ -232,6 +234,7 @@ def test_a_server_can_be_entered_once(path, batcher):
         ("\0abstract", ValueError, "whose file has permissions"),
         ("/tmp/" + "x" * 100, ValueError, "at most 102 bytes"),  # noqa: S108
         ("tcp://127.0.0.1:80", ValueError, "no URL, .*: there is no form for TCP"),
+        (Path("tcp://127.0.0.1:80"), ValueError, "no URL"),
         ("unix:///run/app/model.sock", ValueError, "a socket alone, such as '/run/app/model.sock'"),
     ],
 )
@@ -359,6 +362,10 @@ WRONG = {
     "no greeting": ([b"GET / HTTP/1.1\r\n\r\n"], "is no batchstream.remote"),
     "no end": ([b"x" * 2000], "is no batchstream.remote"),
     "another protocol": ([b"batchstream-remote 99 0.1 window=4\n"], "the versions differ"),
+    "version 1": (
+        [f"batchstream-remote 1 {batchstream.__version__} window=4 max_frame=4096\n".encode()],
+        "with protocol 1,",
+    ),
     "no window": ([HELLO.replace(b"window=4", b"window=none")], "says its window"),
     "too large": ([HELLO, b"\xff\xff\xff\xff"], "more than 67108864 (max_frame)"),
     "no record": ([HELLO, struct.pack("!I", 3) + b"abc"], "that are no record"),
@@ -604,6 +611,22 @@ def test_a_peer_that_breaks_the_protocol_and_reads_nothing_is_cut_off(path):
         client.sendall(b"\xff" * 4)
         assert taken(engine.removed) == "a"
         until(lambda: not server._listener._sessions)
+
+
+def test_a_process_that_has_no_socket_left_refuses_no_request(path, batcher, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with connect(path) as other:
+        first = other.stream("a")
+        with pytest.raises(ConnectionLostError):
+            next(first)
+        knobs.engine_of(other)._left = "the server of the model ends"
+        monkeypatch.setattr(sockets.socket, "socket", fails)
+        with pytest.raises(ConnectionLostError, match="Too many open files"):
+            next(other.stream("a"))
+        monkeypatch.undo()
+        assert other.statistics().refusals == {}
 
 
 def test_a_client_that_connects_to_a_server_that_ends_is_told_so(path, batcher):
