@@ -89,8 +89,8 @@ class _Sent:
 
     Args:
         link: The link.
-        connection: Over which it was sent.
-        number: Its number there.
+        connection: The connection that carried it.
+        number: Its number on that connection.
         slot: Its slot.
         buffer: What its stream holds.
         is_unbounded: Whether that may be any number of outputs: all count as taken at once.
@@ -143,7 +143,7 @@ class _Connection:
     """A connection to a server.
 
     Args:
-        opened: It, once both ends have greeted.
+        opened: The socket and the frame limit, after the greeting.
         max_frame: How many bytes a frame of the server may have.
 
     Attributes:
@@ -151,7 +151,7 @@ class _Connection:
         max_frame: How many bytes a frame of this end may have.
         outgoing: What is to be sent.
         by_number: The requests that were sent over it, and have not ended.
-        leaves: Why the server accepts no other; None if it does.
+        goaway_reason: Why the server accepts no other request; None if it does.
     """
 
     def __init__(self, opened: Opened, max_frame: int) -> None:
@@ -159,7 +159,7 @@ class _Connection:
         self.max_frame = opened.max_frame
         self.outgoing = Outgoing(opened.max_frame)
         self.by_number: dict[int, _Sent] = {}
-        self.leaves: str | None = None
+        self.goaway_reason: str | None = None
         self._incoming = Incoming(FROM_SERVER, max_frame)
         self._unsent = memoryview(b"")
 
@@ -221,7 +221,7 @@ class Link:
         self._with_room: deque[_Sent] = deque()  # appended to by any thread
         # New requests go over the last, if its server accepts any; the others end their streams.
         self._connections: list[_Connection] = []
-        self._left: str | None = None  # why the last server has gone away, until there is another
+        self._last_goaway_reason: str | None = None  # until there is another server
         self._handshake: Handshake | None = None  # with the next server; there are requests for it
         self._poll = select.poll()
         self._bell, self._ringer = socket.socketpair()
@@ -306,7 +306,7 @@ class Link:
             ConnectionLostError: There is none.
             OSError: The system has no socket left.
         """
-        if self._connections and self._connections[-1].leaves is None:
+        if self._connections and self._connections[-1].goaway_reason is None:
             return self._connections[-1]
         try:
             if self._handshake is None:
@@ -315,23 +315,23 @@ class Link:
             opened = self._handshake.opened()
         except ConnectionLostError as error:
             self._drop_handshake()
-            if self._left is None:
+            if self._last_goaway_reason is None:
                 raise
             raise ConnectionLostError(
-                f"{self._left}, and no other is there yet: {error}"
+                f"{self._last_goaway_reason}, and no other is there yet: {error}"
             ) from error
         if opened is None:
             return None
         self._handshake = None
         connection = _Connection(opened, self._options.max_frame)  # its socket is polled already
         self._connections.append(connection)
-        self._left = None
+        self._last_goaway_reason = None
         return connection
 
     def _end_unused(self) -> None:
         """End connections to servers that go away, once they have no request."""
         for connection in list(self._connections):
-            if connection.leaves is not None and not connection.by_number:
+            if connection.goaway_reason is not None and not connection.by_number:
                 self._end_connection(connection)
 
     def _end_connection(self, connection: _Connection) -> None:
@@ -360,7 +360,7 @@ class Link:
             connection = self._current()
         except ConnectionLostError as error:
             for slot, _ in self._joining:
-                if self._left is not None:  # a server goes away, as it is meant to
+                if self._last_goaway_reason is not None:  # a server goes away, as it is meant to
                     buffers[slot].refused_with = error
                 step.setdefault(slot, []).append(Fail(error))
             self._joining.clear()
@@ -478,7 +478,7 @@ class Link:
         for sent in connection.by_number.values():
             # A server that goes away refuses what it has not begun, and then ends: nothing came of
             # this request, so that it was refused, in all likelihood.
-            if connection.leaves is not None and not sent.received:
+            if connection.goaway_reason is not None and not sent.received:
                 request: Any = sent.buffer
                 request.refused_with = lost
             step.setdefault(sent.slot, []).append(Fail(lost))
@@ -487,8 +487,10 @@ class Link:
 
     def _read_record(self, connection: _Connection, record: Record, step: Elements) -> None:
         if record.kind == GOAWAY:
-            self._left = connection.leaves = record.payload.decode(errors="replace")
-            text = f"{self._left}: requests go to the next that listens there"
+            self._last_goaway_reason = connection.goaway_reason = record.payload.decode(
+                errors="replace"
+            )
+            text = f"{self._last_goaway_reason}: requests go to the next that listens there"
             # Quietly: an error of a handler, which is the user's, is no error of the requests.
             call_quietly(partial(logger.info, "%s", text, extra={"kind": "remote_leaves"}))
             return

@@ -117,6 +117,7 @@ class _Listener:
             OSError: See `listen`.
         """
         self._listening = listening = listen(self._path, self._mode)
+        self._refusal = None  # of a time before
         forkable.add(self)
         try:
             self._identity = identity_of(self._path)

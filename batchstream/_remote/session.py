@@ -264,9 +264,10 @@ class Session(asyncio.Protocol):
         self._refuse(f"the client has sent no greeting within {GREETING_SECONDS:g} seconds")
 
     def _refuse(self, reason: str) -> None:
-        """End the connection, and say why at both ends: in the log once, as a client asks again.
+        """End the connection, and say why at both ends.
 
-        One that has greeted ends at once, with its requests: it may read nothing any more.
+        Each text is logged once, because clients retry. A connection that has greeted ends at once,
+        with its requests: its client may read nothing any more.
         """
         text = f"the connection of {self._name} was ended: {reason}"
         if text not in self._refused:
@@ -401,7 +402,7 @@ class Session(asyncio.Protocol):
         self._put_outputs(number, outputs[half:])
 
     def _put_raised(self, kind: int, number: int, error: BaseException) -> None:
-        """Let a request end with what was raised for it, be it what a pickle ends threads with."""
+        """Let a request end with what was raised for it, including SystemExit of a pickle."""
         if not isinstance(error, Exception):
             report_unraisable(error)
         self._put_error(number, error, kind)

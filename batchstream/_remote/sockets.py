@@ -213,7 +213,7 @@ class Opened(NamedTuple):
 
 
 def is_served(path: str, trusted: Collection[int]) -> bool:
-    """Whether a server that is trusted listens at a path; it is not waited for."""
+    """Whether a server that is trusted listens at a path. Never blocks."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(0)
         try:

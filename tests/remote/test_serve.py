@@ -306,6 +306,9 @@ def test_a_server_that_cannot_find_its_file_leaves_no_socket(path, monkeypatch):
         assert serves._listener._listening is None
         with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
             client.connect(path)
+        monkeypatch.undo()
+        with serves, connect(path) as other:
+            assert list(other.stream("ab")) == ["a", "b"]
 
 
 def test_a_drain_that_is_none_is_refused(path):

@@ -621,7 +621,7 @@ def test_a_process_that_has_no_socket_left_refuses_no_request(path, batcher, mon
         first = other.stream("a")
         with pytest.raises(ConnectionLostError):
             next(first)
-        knobs.engine_of(other)._left = "the server of the model ends"
+        knobs.engine_of(other)._last_goaway_reason = "the server of the model ends"
         monkeypatch.setattr(sockets.socket, "socket", fails)
         with pytest.raises(ConnectionLostError, match="Too many open files"):
             next(other.stream("a"))
