@@ -748,6 +748,30 @@ MUTANTS = [
         ("test_remote.py",),
     ),
     Mutant(
+        "outputs before one that cannot be pickled are lost",
+        "            if len(outputs) == 1:\n                raise\n",
+        "            raise\n",
+        ("test_remote.py",),
+    ),
+    Mutant(
+        "a server that is cancelled as it begins stays in its event loop",
+        "                self._server.close()  # first, so that the event loop forgets the socket's number\n",
+        "                pass\n",
+        ("test_serve.py",),
+    ),
+    Mutant(
+        "a request that was sent before a server ends gets no refusal",
+        "            await asyncio.sleep(0)\n            await asyncio.sleep(0)\n            await self",
+        "            await self",
+        ("test_serve.py",),
+    ),
+    Mutant(
+        "a connection to a server that goes away stays open without requests",
+        "                self._end_connection(connection)\n\n    def _end",
+        "                pass\n\n    def _end",
+        ("test_remote.py",),
+    ),
+    Mutant(
         "a server listens while it drains",
         "            await first.wait()\n            listener.stop_listening(come[0])\n",
         "            await first.wait()\n",

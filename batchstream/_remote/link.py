@@ -285,7 +285,9 @@ class Link:
 
     def close(self) -> None:
         """End the connections: the servers cancel what they have of them."""
-        self._drop_handshake()
+        handshake, self._handshake = self._handshake, None
+        if handshake is not None:
+            handshake.socket.close()
         for connection in self._connections:
             connection.socket.close()
         self._bell.close()

@@ -40,6 +40,7 @@ from batchstream import (
     SourceError,
     batched,
 )
+from batchstream._remote import link
 from batchstream._remote.payloads import read_submission
 from batchstream._remote.protocol import (
     DEFAULT_MAX_FRAME,
@@ -859,6 +860,29 @@ def test_an_idle_client_keeps_no_output_alive(path):
         gc.collect()
         assert gone() is None
         assert knobs.engine_of(other)._touched == []
+
+
+def test_the_last_cancellations_have_one_time_for_all_connections(monkeypatch):
+    now, waited = 0.0, []
+
+    class Poll:
+        def register(self, *_):
+            pass
+
+        def poll(self, most):
+            nonlocal now
+            waited.append(most)
+            now += most / 1000
+
+    engine = link.Link(SimpleNamespace(window=4))
+    full = SimpleNamespace(send=lambda: None, has_unsent=True, socket=None)
+    engine._connections = [full, full]
+    monkeypatch.setattr(link, "select", SimpleNamespace(poll=Poll, POLLOUT=4))
+    monkeypatch.setattr(link, "monotonic", lambda: now)
+    engine._send_the_rest()
+    assert waited == [1000, 0]
+    engine._connections = []
+    engine.close()
 
 
 # ---- the server goes, and comes back
