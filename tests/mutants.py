@@ -755,14 +755,14 @@ MUTANTS = [
     ),
     Mutant(
         "a server that is cancelled as it begins stays in its event loop",
-        "                self._server.close()  # first, so that the event loop forgets the socket's number\n",
-        "                pass\n",
+        "                self._server.close()  # first, so that",
+        "                pass  #",
         ("test_serve.py",),
     ),
     Mutant(
         "a request that was sent before a server ends gets no refusal",
-        "            await asyncio.sleep(0)\n            await asyncio.sleep(0)\n            await self",
-        "            await self",
+        "            await asyncio.sleep(0)\n            await asyncio.sleep(0)\n",
+        "",
         ("test_serve.py",),
     ),
     Mutant(
