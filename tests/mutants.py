@@ -1955,6 +1955,7 @@ def run(mutant: Mutant) -> str:
         copy = Path(folder)
         shutil.copytree(ROOT / "batchstream", copy / "batchstream")
         shutil.copytree(ROOT / "tests", copy / "tests")
+        shutil.copytree(ROOT / "docs", copy / "docs")  # which some tests read
         shutil.copy(ROOT / "pyproject.toml", copy)
         if reason := misfit(mutant):
             return reason
