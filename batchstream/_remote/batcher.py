@@ -13,11 +13,11 @@ from batchstream._batching.engine_dispatcher import engine_dispatcher
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.upstream import RequestUpstream
 from batchstream._core.arguments import check_count, check_seconds
-from batchstream._core.errors import ClosedError, OverloadedError, RequestError
+from batchstream._core.errors import ClosedError, OverloadedError
 from batchstream._core.rules import EndRules
 from batchstream._remote.link import Link
 from batchstream._remote.link_options import LinkOptions
-from batchstream._remote.payloads import Terms, pickled, submission
+from batchstream._remote.payloads import Terms, pickled, submission, too_large
 from batchstream._remote.protocol import DEFAULT_MAX_FRAME, is_too_large
 from batchstream._remote.server import check_max_frame, check_users
 from batchstream._remote.sockets import check_address, is_served
@@ -228,10 +228,7 @@ def _prepared(content: object, *, max_frame: int) -> bytes:
     """
     payload = pickled(content)
     if is_too_large(payload, max_frame - _LONGEST_TERMS):
-        raise RequestError(
-            f"the request has {len(payload)} bytes as it is pickled, and with how it is submitted "
-            f"more than {max_frame} (max_frame)"
-        )
+        raise too_large(payload, f"{max_frame} (max_frame)")
     return payload
 
 
@@ -253,7 +250,7 @@ def connect(
     It connects with the first request, so that it may be made as a module is imported, and before
     a fork. If the model's process is not there, the request fails with `ConnectionLostError`, which
     web integrations answer with 503; if it goes away, so do the requests under way. The next
-    request connects again. While a model drains that has got its signal, requests go to the next
+    request connects again. After the model's process has received SIGTERM, requests go to the next
     one that listens at the address; `ready` says whether one does.
 
     Requests are accepted or refused, ordered, bounded and given deadlines by the model's batcher;
@@ -269,8 +266,10 @@ def connect(
             lags, the others stay at the model, whose `on_overflow` decides.
         connect_timeout: For how many seconds to wait for the model's process to answer; more
             than 0.
-        max_frame: How many bytes a request or an output may have as it is pickled; a request with
-            more raises `RequestError` as it is submitted.
+        max_frame: How many bytes a request or an output may have as it is pickled, at least 4096;
+            where the server says another number, the smaller one counts. A request with more than
+            this raises `RequestError` as it is submitted; one with more than the server's raises it
+            at the first receive.
         trusted_users: Numbers of users that the model's process may run as, besides this process's
             own and root.
         name: What metrics, logs and errors of this process call the batcher.

@@ -15,18 +15,22 @@ its stream holds; for one that lags the stream is asked to call back, and the ca
 Requests go over one connection, which is opened for the first. Before a step sends requests it
 reads what has come. If the connection has ended meanwhile, or the server has said that it goes
 away, the requests go over a new one, to the server that listens by then. Streams end on the
-connection on which they have begun. If there is no server, the requests to be sent fail, and no
-other.
+connection on which they have begun. If there is no server, only the requests still to be sent fail.
+While a server has not answered the greeting they wait, and the steps give what the streams of other
+connections get: a server that hangs holds up its own requests alone.
 
 A connection that ends fails the requests that were sent over it.
 """
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 from collections import deque
 from contextlib import suppress
+from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from batchstream._batching.log import logger
@@ -34,8 +38,8 @@ from batchstream._core.errors import (
     ClosedError,
     CostError,
     OverloadedError,
-    RequestError,
     SourceError,
+    call_quietly,
 )
 from batchstream._core.markers import End, Fail, Many
 from batchstream._pumps.process import forkable
@@ -46,6 +50,7 @@ from batchstream._remote.payloads import (
     read_error,
     read_outputs,
     submission,
+    too_large,
 )
 from batchstream._remote.protocol import (
     ACKNOWLEDGE,
@@ -68,13 +73,15 @@ if TYPE_CHECKING:
     from batchstream._handoff.buffer import Buffer
     from batchstream._remote.link_options import LinkOptions
     from batchstream._remote.protocol import Record
-    from batchstream._remote.sockets import Opened
+    from batchstream._remote.sockets import Handshake, Opened
 
     Elements: TypeAlias = dict[int, list[Any]]
     """What a step gives, by slot."""
 
 _RECEIVED_AT_ONCE: Final = 2**18
-_SECONDS_FOR_LAST_RECORDS: Final = 1.0
+_SECONDS_FOR_LAST_CANCELS: Final = 1.0
+_LONGEST_WAIT: Final = 3600.0
+"""Seconds, of which the system takes no more than so many."""
 
 
 class _Sent:
@@ -82,8 +89,8 @@ class _Sent:
 
     Args:
         link: The link.
-        connection: Over which it was sent.
-        number: Its number there.
+        connection: The connection that carried it.
+        number: Its number on that connection.
         slot: Its slot.
         buffer: What its stream holds.
         is_unbounded: Whether that may be any number of outputs: all count as taken at once.
@@ -136,7 +143,7 @@ class _Connection:
     """A connection to a server.
 
     Args:
-        opened: It, once both ends have greeted.
+        opened: The socket and the frame limit, after the greeting.
         max_frame: How many bytes a frame of the server may have.
 
     Attributes:
@@ -144,7 +151,7 @@ class _Connection:
         max_frame: How many bytes a frame of this end may have.
         outgoing: What is to be sent.
         by_number: The requests that were sent over it, and have not ended.
-        leaves: Why the server accepts no other; None if it does.
+        goaway_reason: Why the server accepts no other request; None if it does.
     """
 
     def __init__(self, opened: Opened, max_frame: int) -> None:
@@ -152,7 +159,7 @@ class _Connection:
         self.max_frame = opened.max_frame
         self.outgoing = Outgoing(opened.max_frame)
         self.by_number: dict[int, _Sent] = {}
-        self.leaves: str | None = None
+        self.goaway_reason: str | None = None
         self._incoming = Incoming(FROM_SERVER, max_frame)
         self._unsent = memoryview(b"")
 
@@ -171,8 +178,11 @@ class _Connection:
             except BlockingIOError:
                 return
             except OSError:
-                # It has ended, which is found behind what has come: that may say why.
+                # Some bytes are lost, so that the connection has to end, if it has not ended. The
+                # end is read after the records that came before it; the last one may be the reason.
                 self._unsent = memoryview(b"")
+                with suppress(OSError):
+                    self.socket.shutdown(socket.SHUT_RDWR)
 
     def receive(self) -> list[Record] | None:
         """Return the records that have come whole; None if nothing has come.
@@ -211,7 +221,8 @@ class Link:
         self._with_room: deque[_Sent] = deque()  # appended to by any thread
         # New requests go over the last, if its server accepts any; the others end their streams.
         self._connections: list[_Connection] = []
-        self._left: str | None = None  # why the last server has gone away, until there is another
+        self._last_goaway_reason: str | None = None  # until there is another server
+        self._handshake: Handshake | None = None  # with the next server; there are requests for it
         self._poll = select.poll()
         self._bell, self._ringer = socket.socketpair()
         self._bell.settimeout(0)
@@ -228,12 +239,15 @@ class Link:
     def remove(self, slot: int) -> None:
         """Let the server cancel a request, unless it has ended."""
         self._joining = [it for it in self._joining if it[0] != slot]
+        if not self._joining:  # a later request begins its own, with the whole time for it
+            self._drop_handshake()
         sent = self._by_slot.pop(slot, None)
         if sent is None:
             return
         sent.buffer.on_room = None
         if sent.connection.by_number.pop(sent.number, None) is not None:
             sent.connection.outgoing.add(CANCEL, sent.number)
+        self._end_unused()
         if not self._by_slot:  # the next step may be long in coming
             self._touched.clear()
             self._with_room.clear()
@@ -263,6 +277,7 @@ class Link:
         if not step:
             for connection in self._wait():
                 self._read(connection, step)
+        self._end_unused()
         return {
             slot: elements[0] if len(elements) == 1 else Many(elements)
             for slot, elements in step.items()
@@ -270,6 +285,9 @@ class Link:
 
     def close(self) -> None:
         """End the connections: the servers cancel what they have of them."""
+        handshake, self._handshake = self._handshake, None
+        if handshake is not None:
+            handshake.socket.close()
         for connection in self._connections:
             connection.socket.close()
         self._bell.close()
@@ -283,52 +301,92 @@ class Link:
 
     # ---- the connections
 
-    def _current(self) -> _Connection:
-        """Return the connection for new requests, to a server that accepts them.
+    def _current(self) -> _Connection | None:
+        """Return the connection for new requests; None while a server has not answered yet.
 
         Raises:
             ConnectionLostError: There is none.
             OSError: The system has no socket left.
         """
-        if self._connections and self._connections[-1].leaves is None:
+        if self._connections and self._connections[-1].goaway_reason is None:
             return self._connections[-1]
         try:
-            opened = self._options.connect()
+            if self._handshake is None:
+                self._handshake = self._options.connect()
+                self._poll.register(self._handshake.socket, select.POLLIN)
+            opened = self._handshake.opened()
         except ConnectionLostError as error:
-            if self._left is None:
+            self._drop_handshake()
+            if self._last_goaway_reason is None:
                 raise
             raise ConnectionLostError(
-                f"{self._left}, and no other is there yet: {error}"
+                f"{self._last_goaway_reason}, and no other is there yet: {error}"
             ) from error
-        connection = _Connection(opened, self._options.max_frame)
-        self._poll.register(connection.socket, select.POLLIN)
+        if opened is None:
+            return None
+        self._handshake = None
+        connection = _Connection(opened, self._options.max_frame)  # its socket is polled already
         self._connections.append(connection)
-        self._left = None
+        self._last_goaway_reason = None
         return connection
+
+    def _end_unused(self) -> None:
+        """End connections to servers that go away, once they have no request."""
+        for connection in list(self._connections):
+            if connection.goaway_reason is not None and not connection.by_number:
+                self._end_connection(connection)
+
+    def _end_connection(self, connection: _Connection) -> None:
+        self._connections.remove(connection)
+        self._poll.unregister(connection.socket)
+        connection.socket.close()
+
+    def _drop_handshake(self) -> None:
+        if self._handshake is not None:
+            self._poll.unregister(self._handshake.socket)
+            self._handshake.socket.close()
+            self._handshake = None
 
     # ---- to the server
 
     def _submit(self, step: Elements) -> None:
         """Send the requests that join, or fail them if there is no server.
 
+        While a server has not answered yet they wait for a later step.
+
         One that is too large for the model fails, too: how large that is, this end may know only
         now, as it has connected with these requests.
         """
-        joining, self._joining = self._joining, []
         buffers: list[Any] = self._options.fanout.buffers
         try:
             connection = self._current()
-        except (ConnectionLostError, OSError) as error:
-            for slot, _ in joining:
-                if self._left is not None:  # a server goes away, as it is meant to
+        except ConnectionLostError as error:
+            for slot, _ in self._joining:
+                if self._last_goaway_reason is not None:  # a server goes away, as it is meant to
                     buffers[slot].refused_with = error
                 step.setdefault(slot, []).append(Fail(error))
+            self._joining.clear()
             return
+        except OSError as error:  # this process has no socket left, which no server is at fault for
+            lost = ConnectionLostError(
+                f"cannot connect to the model's process at {self._options.path!r}: "
+                f"{error.strerror or error}"
+            )
+            lost.__cause__ = error
+            for slot, _ in self._joining:
+                step.setdefault(slot, []).append(Fail(lost))
+            self._joining.clear()
+            return
+        if connection is None:
+            return
+        joining, self._joining = self._joining, []
         for slot, content in joining:
             request = buffers[slot]
             payload = submission(_terms_of(request), content)
             if is_too_large(payload, connection.max_frame):
-                refusal = _too_large(content, connection.max_frame)
+                refusal = too_large(
+                    content, f"{connection.max_frame} (max_frame of the model's process)"
+                )
                 step.setdefault(slot, []).append(Fail(refusal))
                 continue
             self._numbers += 1
@@ -360,18 +418,21 @@ class Link:
 
     def _send_the_rest(self) -> None:
         """Send all, as far as the servers take it in a moment: no step may follow."""
+        until = monotonic() + _SECONDS_FOR_LAST_CANCELS
         for connection in self._connections:
             connection.send()
             if connection.has_unsent:
                 poll = select.poll()
                 poll.register(connection.socket, select.POLLOUT)
-                poll.poll(_SECONDS_FOR_LAST_RECORDS * 1000)
+                poll.poll(max(until - monotonic(), 0.0) * 1000)
                 connection.send()
 
     # ---- from the server
 
     def _wait(self) -> list[_Connection]:
         """Wait until something has come, or `wake` was called; send meanwhile what is left.
+
+        The next server's answer, and the end of the time for it, are waited for, too.
 
         Returns:
             The connections to be read.
@@ -381,7 +442,11 @@ class Link:
                 is_full = connection.has_unsent
                 events = select.POLLIN | (select.POLLOUT if is_full else 0)
                 self._poll.modify(connection.socket, events)
-            ready = dict(self._poll.poll())
+            handshake = self._handshake
+            most = None
+            if handshake is not None:
+                most = math.ceil(min(handshake.seconds_left, _LONGEST_WAIT) * 1000)
+            ready = dict(self._poll.poll(most))
             found = [
                 it for it in self._connections if ready.get(it.socket.fileno(), 0) & ~select.POLLOUT
             ]
@@ -389,7 +454,8 @@ class Link:
                 with suppress(BlockingIOError):
                     self._bell.recv(_RECEIVED_AT_ONCE)
                 return found
-            if found:
+            # Nothing is ready where the time for the handshake is over.
+            if found or (handshake and (not ready or handshake.socket.fileno() in ready)):
                 return found
             for connection in self._connections:
                 connection.send()
@@ -412,19 +478,23 @@ class Link:
         )
         lost.__cause__ = error
         for sent in connection.by_number.values():
+            # A server that goes away refuses what it has not begun, and then ends: nothing came of
+            # this request, so that it was refused, in all likelihood.
+            if connection.goaway_reason is not None and not sent.received:
+                request: Any = sent.buffer
+                request.refused_with = lost
             step.setdefault(sent.slot, []).append(Fail(lost))
-        self._connections.remove(connection)
-        self._poll.unregister(connection.socket)
-        connection.socket.close()
+        connection.by_number.clear()
+        self._end_connection(connection)
 
     def _read_record(self, connection: _Connection, record: Record, step: Elements) -> None:
         if record.kind == GOAWAY:
-            self._left = connection.leaves = record.payload.decode(errors="replace")
-            logger.info(
-                "%s: requests go to the next that listens there",
-                self._left,
-                extra={"kind": "remote_leaves"},
+            self._last_goaway_reason = connection.goaway_reason = record.payload.decode(
+                errors="replace"
             )
+            text = f"{self._last_goaway_reason}: requests go to the next that listens there"
+            # Quietly: an error of a handler, which is the user's, is no error of the requests.
+            call_quietly(partial(logger.info, "%s", text, extra={"kind": "remote_leaves"}))
             return
         sent = connection.by_number.get(record.number)
         if sent is None:  # it has left
@@ -453,13 +523,6 @@ class Link:
         if given != sent.received:  # a decoder has made others of them
             self._options.fanout.core._go_on(sent.slot, given - sent.received)  # noqa: SLF001 - made for this
         return end
-
-
-def _too_large(content: bytes, max_frame: int) -> RequestError:
-    return RequestError(
-        f"the request has {len(content)} bytes as it is pickled, and with how it is submitted more "
-        f"than {max_frame} (max_frame of the model's process)"
-    )
 
 
 def _error_of(sent: _Sent, record: Record) -> Exception:

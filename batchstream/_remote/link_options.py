@@ -5,13 +5,12 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from batchstream._remote.sockets import open_connection
+from batchstream._remote.sockets import Handshake
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from batchstream._pumps.fanout import Fanout
-    from batchstream._remote.sockets import Opened
 
 
 class LinkOptions:
@@ -21,7 +20,7 @@ class LinkOptions:
         path: Where the server listens.
         window: How many outputs of a request the server may send without an acknowledgement.
         max_frame: How many bytes a frame may have.
-        connect_timeout: For how many seconds to wait for the server's greeting.
+        connect_timeout: For how many seconds to wait for the server's whole greeting.
         trusted_users: Users that the server may run as.
 
     """
@@ -53,12 +52,13 @@ class LinkOptions:
         assert fanout is not None  # noqa: S101 - a step has streams
         return fanout
 
-    def connect(self) -> Opened:
-        """Connect.
+    def connect(self) -> Handshake:
+        """Begin to connect.
 
         Raises:
-            ConnectionLostError: It could not be.
+            ConnectionLostError: No connection could be made.
+            OSError: The system has no socket left.
         """
-        return open_connection(
+        return Handshake(
             self.path, self.window, self.max_frame, self.connect_timeout, self.trusted_users
         )

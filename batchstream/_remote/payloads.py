@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from batchstream._core.errors import (
     BatchStreamError,
+    RequestError,
     SourceError,
     consumer_error,
     error_text,
@@ -62,6 +63,14 @@ def pickled(content: object) -> bytes:
             f"a request to a model in another process has to be pickled, and "
             f"{type_name(content)} cannot be: {error_text(error)}"
         ) from error
+
+
+def too_large(content: bytes, most: str) -> RequestError:
+    """Return the error of a request that has more bytes than this, as the text has it."""
+    return RequestError(
+        f"the request has {len(content)} bytes as it is pickled, and with how it is submitted more "
+        f"than {most}"
+    )
 
 
 def submission(terms: Terms, content: bytes) -> bytes:

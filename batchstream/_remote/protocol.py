@@ -48,7 +48,9 @@ MAX_LINE: Final = 512
 DEFAULT_MAX_FRAME: Final = 64 * 2**20
 """How many bytes a frame may have, and so a request or an output that is pickled."""
 
-LEAST_IN_FRAME: Final = 1024
+LEAST_IN_FRAME: Final = 4096
+"""How many bytes `max_frame` is at least: how a request was submitted alone may take over 1000."""
+
 MOST_IN_FRAME: Final = 2**32 - 1
 
 NAME: Final = "batchstream-remote"

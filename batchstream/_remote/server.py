@@ -18,7 +18,14 @@ from batchstream._pumps.process import forkable
 from batchstream._pumps.worker_thread import WorkerThread
 from batchstream._remote.protocol import DEFAULT_MAX_FRAME, LEAST_IN_FRAME, MOST_IN_FRAME
 from batchstream._remote.session import Session, _log
-from batchstream._remote.sockets import check_address, drop_copy, identity_of, listen, remove
+from batchstream._remote.sockets import (
+    BACKLOG,
+    check_address,
+    drop_copy,
+    identity_of,
+    listen,
+    remove,
+)
 
 if TYPE_CHECKING:
     import os
@@ -110,14 +117,22 @@ class _Listener:
             OSError: See `listen`.
         """
         self._listening = listening = listen(self._path, self._mode)
+        self._refusal = None  # of a time before
         forkable.add(self)
-        self._identity = identity_of(self._path)
         try:
-            loop = asyncio.get_running_loop()
-            self._server = await loop.create_unix_server(self._session, sock=listening)
+            self._identity = identity_of(self._path)
+            # In two calls, as a cancellation may end the second: the server has to be known then.
+            self._server = await asyncio.get_running_loop().create_unix_server(
+                self._session, sock=listening, backlog=BACKLOG, start_serving=False
+            )
+            await self._server.start_serving()
         except BaseException:
+            if self._server is not None:
+                self._server.close()  # first, so that the event loop forgets the socket's number
             listening.close()
             remove(self._path, self._identity)
+            self._server = self._listening = None
+            self._refusal = self._reason("an error")  # for a client that was accepted meanwhile
             raise
         _log(logging.INFO, "remote_serves", f"{self._batcher!r} is served at {self._path}")
 
@@ -159,6 +174,9 @@ class _Listener:
         time, left = asyncio.get_running_loop().time, _SECONDS_FOR_LAST_RECORDS
         try:
             until = time() + (drain or 0.0)
+            # Two turns of the event loop read what was sent before: it gets its refusal.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
             await self._wait_until(lambda: not any(it.live for it in self._sessions), drain or 0.0)
             left = max(left, until - time())
         finally:
@@ -198,7 +216,8 @@ async def aserve(
         batcher: What serves the requests.
         address: The path of the socket; see `serve`, as for the other arguments.
         mode: The permissions of the socket's file.
-        max_frame: How many bytes a request or an output may have as it is pickled.
+        max_frame: How many bytes a request or an output may have as it is pickled; where the client
+            says another number, the smaller one counts.
         trusted_users: Numbers of users that clients may run as, besides this process's own.
         drain: For how many seconds to let requests end, and clients take their outputs, once this
             is cancelled; no other request is accepted meanwhile. None ends them at once.
@@ -247,7 +266,8 @@ def serve(
             that a killed server has left over is replaced.
         mode: The permissions of the socket's file. 0o660 lets processes of the file's group open
             it; name their users in `trusted_users`, too.
-        max_frame: How many bytes a request or an output may have as it is pickled.
+        max_frame: How many bytes a request or an output may have as it is pickled, at least 4096;
+            where the client says another number, the smaller one counts.
         trusted_users: Numbers of users that clients may run as, besides this process's own and
             root, on a system that says which user that is.
         drain: For how many seconds to let requests end, and clients take their outputs; None for
@@ -331,7 +351,8 @@ class serving:  # noqa: N801 - it is used as a function is, in a `with` statemen
         batcher: What serves the requests.
         address: The path of the socket; see `serve`, as for the other arguments.
         mode: The permissions of the socket's file.
-        max_frame: How many bytes a request or an output may have as it is pickled.
+        max_frame: How many bytes a request or an output may have as it is pickled; where the client
+            says another number, the smaller one counts.
         trusted_users: Numbers of users that clients may run as, besides this process's own.
         drain: For how many seconds the end of the block lets requests end, which accepts no other
             meanwhile; None ends them at once, with `ClosedError`.

@@ -31,7 +31,7 @@ from batchstream._core.errors import (
     report_unraisable,
 )
 from batchstream._pumps.process import forkable
-from batchstream._remote.errors import ProtocolError
+from batchstream._remote.errors import ConnectionLostError, ProtocolError
 from batchstream._remote.payloads import (
     pickled_end,
     pickled_error,
@@ -199,10 +199,13 @@ class Session(asyncio.Protocol):
         forkable.discard(self)
         self._timer.cancel()
         self._sessions.discard(self)
+        self._leave_all()
+        self._changed.set()
+
+    def _leave_all(self) -> None:
         for served in list(self._served.values()):
             served.leave()
         self._served.clear()
-        self._changed.set()
 
     def after_fork(self) -> None:
         """Drop the copy that a forked child has: the connection ends with this process's own."""
@@ -261,7 +264,11 @@ class Session(asyncio.Protocol):
         self._refuse(f"the client has sent no greeting within {GREETING_SECONDS:g} seconds")
 
     def _refuse(self, reason: str) -> None:
-        """End the connection, and say why at both ends: in the log once, as a client asks again."""
+        """End the connection, and say why at both ends.
+
+        Each text is logged once, because clients retry. A connection that has greeted ends at once,
+        with its requests: its client may read nothing any more.
+        """
         text = f"the connection of {self._name} was ended: {reason}"
         if text not in self._refused:
             if len(self._refused) == _MOST_REMEMBERED:
@@ -270,7 +277,10 @@ class Session(asyncio.Protocol):
             _log(logging.WARNING, "remote_refused", text)
         if self._window is None:  # it waits for an answer
             self._transport.write(greeting(f"refused: {reason}"))
-        self._transport.close()
+            self._transport.close()
+        else:
+            self._leave_all()
+            self._transport.abort()
 
     # ---- what the client asks for
 
@@ -297,7 +307,7 @@ class Session(asyncio.Protocol):
         served = _Served(self._window)
         try:
             if self.refusal is not None:
-                raise ClosedError(self.refusal)  # noqa: TRY301 - it ends as the others
+                raise ConnectionLostError(self.refusal)  # noqa: TRY301 - it ends as the others
             terms, content = read_submission(record.payload)
             if not terms.is_patient:
                 served.stream = self._astream(terms, content)
@@ -372,20 +382,27 @@ class Session(asyncio.Protocol):
     def _put_outputs(self, number: int, outputs: list[Any]) -> None:
         """Queue outputs, in as many records as it takes for each to fit into a frame.
 
+        The outputs before one that cannot be sent are sent.
+
         Raises:
             SourceError: One cannot be pickled, or is too large by itself.
         """
-        payload = pickled_outputs(outputs)
-        if len(outputs) == 1 or not is_too_large(payload, self._max_frame):
-            self._put(OUTPUTS, number, payload)
-            return
-        del payload  # it may be many times as large as a frame
+        try:
+            payload = pickled_outputs(outputs)
+        except SourceError:
+            if len(outputs) == 1:
+                raise
+        else:
+            if len(outputs) == 1 or not is_too_large(payload, self._max_frame):
+                self._put(OUTPUTS, number, payload)
+                return
+            del payload  # it may be many times as large as a frame
         half = len(outputs) // 2
         self._put_outputs(number, outputs[:half])
         self._put_outputs(number, outputs[half:])
 
     def _put_raised(self, kind: int, number: int, error: BaseException) -> None:
-        """Let a request end with what was raised for it, be it what a pickle ends threads with."""
+        """Let a request end with what was raised for it, including SystemExit of a pickle."""
         if not isinstance(error, Exception):
             report_unraisable(error)
         self._put_error(number, error, kind)

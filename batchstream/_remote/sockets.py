@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 import struct
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from batchstream._remote.errors import ConnectionLostError, ProtocolError
@@ -36,15 +38,17 @@ from batchstream._remote.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from batchstream._remote.protocol import Greeting
-
 _AT_FIRST: Final = "~"
 """What the name of a socket's file ends with before its server is ready."""
 
 _LONGEST_PATH: Final = 103 - len(_AT_FIRST)
 """How many bytes the path of a socket may have on every system, as its name at first has more."""
 
-_BACKLOG: Final = 1024
+BACKLOG: Final = 1024
+"""How many connections may wait for the server to accept them."""
+
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+"""How a URL begins, also one that a `Path` was made of, which has a single slash."""
 
 _CREDENTIALS: Final = struct.Struct("3i")
 
@@ -70,7 +74,7 @@ def check_address(address: object) -> str:
         raise ValueError(
             f"address takes the path of a socket, whose file has permissions, got {address!r}"
         )
-    if "://" in path:
+    if _URL.match(path):
         raise ValueError(
             f"address takes the path of a socket alone, such as '/run/app/model.sock', and no URL, "
             f"got {address!r}: there is no form for TCP"
@@ -102,7 +106,7 @@ def listen(path: str, mode: int) -> socket.socket:
                 Path(own).unlink()
             listening.bind(own)
             Path(own).chmod(mode)
-            listening.listen(_BACKLOG)
+            listening.listen(BACKLOG)
             Path(own).rename(path)
         except BaseException:
             listening.close()
@@ -121,6 +125,8 @@ def _folder_locked(path: str) -> Iterator[None]:
         fcntl.flock(folder, fcntl.LOCK_EX)
         yield
     finally:
+        # Not by the close alone: a child that was forked meanwhile has a copy that keeps the lock.
+        fcntl.flock(folder, fcntl.LOCK_UN)
         os.close(folder)
 
 
@@ -207,7 +213,7 @@ class Opened(NamedTuple):
 
 
 def is_served(path: str, trusted: Collection[int]) -> bool:
-    """Whether a server that is trusted listens at a path; it is not waited for."""
+    """Whether a server that is trusted listens at a path. Never blocks."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(0)
         try:
@@ -218,73 +224,107 @@ def is_served(path: str, trusted: Collection[int]) -> bool:
     return False
 
 
-def open_connection(
-    path: str, window: int, max_frame: int, seconds: float, trusted: Collection[int]
-) -> Opened:
-    """Connect to a server.
+class Handshake:
+    """A connection to a server that has not answered yet. No call blocks.
 
     Args:
         path: Where the server listens.
         window: How many outputs of a request it may send without an acknowledgement.
         max_frame: How many bytes a frame may have.
-        seconds: For how long to wait for its greeting.
+        seconds: For how long to wait for its whole greeting.
         trusted: Users that it may run as, besides this process's own and root.
 
+    Attributes:
+        socket: Its socket, which is readable when more of the answer has come.
+
     Raises:
-        ConnectionLostError: There is none, or it does not answer in time, or refuses.
+        ConnectionLostError: There is no server, or it is not trusted.
+        OSError: The system has no socket left.
     """
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.settimeout(seconds)
-        connection.connect(path)
-        taken = _greet(connection, window, max_frame, trusted)
-        connection.settimeout(0)
-    except BaseException as error:
-        connection.close()
-        if not isinstance(error, OSError | ProtocolError):
+
+    def __init__(
+        self, path: str, window: int, max_frame: int, seconds: float, trusted: Collection[int]
+    ) -> None:
+        self._path = path
+        self._max_frame = max_frame
+        self._seconds = seconds
+        self._until = monotonic() + seconds
+        self._answer = b""
+        self.socket = socket.socket(socket.AF_UNIX)
+        try:
+            self.socket.settimeout(0)
+            with self._explained():
+                self.socket.connect(path)
+                if (refusal := refusal_of(peer_of(self.socket), trusted)) is not None:
+                    raise ProtocolError(refusal)  # noqa: TRY301 - it ends as the others
+                with suppress(ConnectionError):  # it may have said why it refuses, and gone
+                    self.socket.sendall(client_greeting(window, max_frame))
+        except BaseException:
+            self.socket.close()
             raise
-        if isinstance(error, TimeoutError):
-            said = f"it did not answer within {seconds:g} seconds"
-        elif isinstance(error, OSError):
-            said = error.strerror or str(error)
-        else:
-            said = str(error)
-        if isinstance(error, FileNotFoundError | ConnectionRefusedError):
-            said += (
-                ": no server listens there, so start the process that calls serve with this path"
-            )
-        raise ConnectionLostError(
-            f"cannot connect to the model's process at {path!r}: {said}"
-        ) from error
-    return Opened(connection, min(max_frame, taken))
 
+    @property
+    def seconds_left(self) -> float:
+        """For how many seconds the server may still take; none are left when it is too late."""
+        return max(self._until - monotonic(), 0.0)
 
-def _greet(connection: socket.socket, window: int, max_frame: int, trusted: Collection[int]) -> int:
-    """Say what this end is, hear what the other is, and return how large a frame it takes.
+    def opened(self) -> Opened | None:
+        """Return the connection; None if the server has not answered yet.
 
-    Raises:
-        ProtocolError: The server is not trusted, or another one than expected, or it refuses.
-    """
-    if (refusal := refusal_of(peer_of(connection), trusted)) is not None:
-        raise ProtocolError(refusal)
-    with suppress(ConnectionError):  # it may have said why it refuses, and gone
-        connection.sendall(client_greeting(window, max_frame))
-    answer = _answer(connection)
-    if (difference := answer.difference("the model's process")) is not None:
-        raise ProtocolError(difference)
-    return read_server_greeting(answer.rest)
+        Raises:
+            ConnectionLostError: The server does not answer in time, or refuses.
+        """
+        with self._explained():
+            if not self._read():
+                return None
+            line, _, rest = self._answer.partition(b"\n")
+            answer = read_greeting(line)
+            if rest:
+                raise ProtocolError(
+                    "it has sent more than its greeting, though it was asked for nothing"
+                )
+            if (difference := answer.difference("the model's process")) is not None:
+                raise ProtocolError(difference)
+            taken = read_server_greeting(answer.rest)
+        return Opened(self.socket, min(self._max_frame, taken))
 
+    def _read(self) -> bool:
+        """Read what has come, and return whether that is a whole line."""
+        while b"\n" not in self._answer:
+            piece = b""
+            if len(self._answer) < MAX_LINE:
+                try:
+                    piece = self.socket.recv(MAX_LINE)
+                except BlockingIOError:
+                    if not self.seconds_left:
+                        raise TimeoutError from None
+                    return False
+            if not piece:
+                if self._answer:
+                    read_greeting(self._answer[:MAX_LINE])
+                raise ProtocolError("it has closed the connection without an answer")
+            self._answer += piece
+        return True
 
-def _answer(connection: socket.socket) -> Greeting:
-    data = b""
-    while b"\n" not in data:
-        if len(data) >= MAX_LINE or not (piece := connection.recv(MAX_LINE)):
-            if data:
-                read_greeting(data[:MAX_LINE])
-            raise ProtocolError("it has closed the connection without an answer")
-        data += piece
-    line, _, rest = data.partition(b"\n")
-    answer = read_greeting(line)
-    if rest:
-        raise ProtocolError("it has sent more than its greeting, though it was asked for nothing")
-    return answer
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise what goes wrong as a `ConnectionLostError` that says why."""
+        try:
+            yield
+        except (OSError, ProtocolError) as error:
+            if isinstance(error, TimeoutError):
+                said = f"it did not answer within {self._seconds:g} seconds"
+            elif isinstance(error, BlockingIOError):
+                said = "too many connections wait there for the server to accept them"
+            elif isinstance(error, OSError):
+                said = error.strerror or str(error)
+            else:
+                said = str(error)
+            if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+                said += (
+                    ": no server listens there, so start the process that calls serve with this "
+                    "path"
+                )
+            raise ConnectionLostError(
+                f"cannot connect to the model's process at {self._path!r}: {said}"
+            ) from error

@@ -43,7 +43,7 @@ async def send_stream(
         submit: Returns the stream of the request, such as that of `batcher.astream`.
         encode: Returns the output tensors of the response for an output.
 
-    Cancellation: cancels the stream.
+    Cancellation: cancels the stream; the last response is an error, `UNAVAILABLE`.
     Threads: the event loop in which Triton calls `execute`.
     """
     import triton_python_backend_utils as pb_utils  # noqa: PLC0415 - only Triton has it
@@ -58,7 +58,12 @@ async def send_stream(
                 sender.send(pb_utils.InferenceResponse(output_tensors=encode(output)))
     except Exception as error:  # noqa: BLE001 - whatever it is, the client waits for an end
         last = [pb_utils.InferenceResponse(error=error_of(error))]
-    sender.send(*last, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    except BaseException:  # it was cancelled: no half answer may look whole
+        closed = ClosedError("the task that answers the request was cancelled")
+        last = [pb_utils.InferenceResponse(error=error_of(closed))]
+        raise
+    finally:
+        sender.send(*last, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def error_of(error: Exception) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
+import logging
 import math
 import operator
 import pickle
@@ -37,6 +39,16 @@ from batchstream import (
     SlowConsumerError,
     SourceError,
     batched,
+)
+from batchstream._remote import link
+from batchstream._remote.payloads import read_submission
+from batchstream._remote.protocol import (
+    DEFAULT_MAX_FRAME,
+    FROM_CLIENT,
+    LEAST_IN_FRAME,
+    Incoming,
+    greeting,
+    server_greeting,
 )
 from batchstream._remote.session import take
 from batchstream.remote import ConnectionLostError, RemoteTraceback, connect, serving
@@ -437,6 +449,22 @@ def test_an_output_that_is_too_large_fails_its_stream_behind_those_before_it(pat
         assert list(other.stream("ab")) == large_outputs("ab")
 
 
+class ManyOfWhichOneIsBad(Model):
+    """Gives four outputs in one step, of which one cannot be pickled."""
+
+    def add(self, slot, _):
+        super().add(slot, [Many([1, 2, threading.Lock(), 4])])
+
+
+def test_an_output_that_cannot_be_pickled_fails_its_stream_behind_those_before_it(path):
+    read = []
+    with served(path, ManyOfWhichOneIsBad) as (_, other):
+        stream = other.stream("a")
+        with pytest.raises(SourceError, match="output cannot be pickled"):
+            read.extend(stream)
+    assert read == [1, 2]
+
+
 @pytest.mark.parametrize(("taken_there", "taken_here"), [(5000, 10_000), (10_000, 5000)])
 def test_of_two_ends_with_a_different_max_frame_the_smaller_counts(path, taken_there, taken_here):
     engine = Waiting()
@@ -472,6 +500,17 @@ def test_a_request_that_is_too_large_for_the_model_is_refused_with_the_first_ste
         assert list(other.stream("ab")) == ["a", "b"]
 
 
+def test_with_the_smallest_frame_that_there_is_requests_are_served(path):
+    with (
+        ContinuousBatcher(Model, max_batch_size=4) as batcher,
+        serving(batcher, path, max_frame=LEAST_IN_FRAME),
+        connect(path, max_frame=LEAST_IN_FRAME) as other,
+    ):
+        named = other.stream("ab", request_id="x" * 200)
+        assert list(named) == ["a", "b"]
+        assert list(other.stream("x" * 1000)) == ["x"] * 1000
+
+
 @pytest.mark.parametrize("letter", ["x", "\N{SNOWMAN}", "\N{GRINNING FACE}"])
 def test_the_text_of_an_error_is_cut_to_the_smallest_frame_that_there_is(path, letter):
     with (
@@ -479,7 +518,7 @@ def test_the_text_of_an_error_is_cut_to_the_smallest_frame_that_there_is(path, l
             Model(raises={0: ValueError(letter * 2000)}), max_batch_size=4
         ) as batcher,
         serving(batcher, path),
-        connect(path, max_frame=2048) as other,
+        connect(path, max_frame=LEAST_IN_FRAME) as other,
     ):
         with pytest.raises(SourceError, match=f"^{letter * 50}"):
             list(other.stream("a"))
@@ -823,6 +862,29 @@ def test_an_idle_client_keeps_no_output_alive(path):
         assert knobs.engine_of(other)._touched == []
 
 
+def test_the_last_cancellations_have_one_time_for_all_connections(monkeypatch):
+    now, waited = 0.0, []
+
+    class Poll:
+        def register(self, *_):
+            pass
+
+        def poll(self, most):
+            nonlocal now
+            waited.append(most)
+            now += most / 1000
+
+    engine = link.Link(SimpleNamespace(window=4))
+    full = SimpleNamespace(send=lambda: None, has_unsent=True, socket=None)
+    engine._connections = [full, full]
+    monkeypatch.setattr(link, "select", SimpleNamespace(poll=Poll, POLLOUT=4))
+    monkeypatch.setattr(link, "monotonic", lambda: now)
+    engine._send_the_rest()
+    assert waited == [1000, 0]
+    engine._connections = []
+    engine.close()
+
+
 # ---- the server goes, and comes back
 
 
@@ -974,6 +1036,47 @@ def test_an_idle_client_goes_to_the_next_server_while_the_one_before_drains(path
         assert batcher.statistics().opened == 2
 
 
+def test_a_connection_to_a_server_that_drains_ends_with_its_last_stream(path):
+    engine = Waiting()
+    with (
+        ContinuousBatcher(engine, max_batch_size=2) as batcher,
+        connect(path) as other,
+        draining(batcher, path, other, engine) as old,
+    ):
+        link = knobs.engine_of(other)
+        [connection] = link._connections
+        engine.give({0: "x"})
+        assert next(old) == "x"
+        assert link._connections == [connection]
+        old.cancel()
+        assert taken(engine.removed) == "old"
+        until(lambda: link._connections == [])
+
+
+class Fails(logging.Handler):
+    """A handler that fails with the notice of a server that goes away."""
+
+    def emit(self, record):
+        if record.kind == "remote_leaves":
+            raise ValueError("no disk")
+
+
+def test_a_handler_that_fails_fails_no_stream(path, caplog, monkeypatch):
+    raised = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda it: raised.append(str(it.exc_value)))
+    caplog.set_level("INFO", "batchstream")
+    monkeypatch.setattr(logging.getLogger("batchstream"), "handlers", [Fails()])
+    engine = Waiting()
+    with (
+        ContinuousBatcher(engine, max_batch_size=2) as batcher,
+        connect(path) as other,
+        draining(batcher, path, other, engine) as old,
+    ):
+        engine.give({0: Last("y")})
+        assert list(old) == ["y"]
+    assert "no disk" in raised
+
+
 def test_a_stream_that_is_cut_as_a_server_ends_fails_alone(path):
     engine, successor = Waiting(), Waiting()
     with (
@@ -991,6 +1094,73 @@ def test_a_stream_that_is_cut_as_a_server_ends_fails_alone(path):
             next(old)
         successor.give({0: Last("2")})
         assert list(new) == ["2"]
+
+
+@contextmanager
+def silent(path):
+    """Let a server listen that answers nothing; give what accepts a connection."""
+
+    def accept():
+        connection, _ = listening.accept()
+        connection.settimeout(TIMEOUT)
+        return connection
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.settimeout(TIMEOUT)
+        listening.bind(path)
+        listening.listen()
+        yield accept
+
+
+def test_streams_go_on_while_the_next_server_does_not_answer(path):
+    engine = Waiting()
+    with (
+        ContinuousBatcher(engine, max_batch_size=2) as batcher,
+        connect(path, connect_timeout=LONG) as other,
+        draining(batcher, path, other, engine) as old,
+        silent(path) as accept,
+    ):
+        new = other.stream("b")
+        with accept() as connection:
+            for output in "xyz":
+                engine.give({0: output})
+                assert next(old) == output
+            new.cancel()
+            assert connection.recv(1000).startswith(b"batchstream-remote")
+            assert connection.recv(1000) == b""
+
+
+def test_a_request_that_leaves_before_the_server_answers_lets_the_next_connect_anew(path):
+    with connect(path, connect_timeout=LONG) as other, silent(path) as accept:
+        first = other.stream("a")
+        with accept() as one:
+            first.cancel()
+            assert one.recv(1000).startswith(b"batchstream-remote")
+            assert one.recv(1000) == b""
+        second = other.stream("a")
+        with accept() as another:
+            another.sendall(greeting("refused: not today"))
+            with pytest.raises(ConnectionLostError, match="refused: not today"):
+                next(second)
+
+
+def test_requests_that_come_before_the_server_answers_wait_for_it(path):
+    with connect(path, connect_timeout=LONG) as other, silent(path) as accept:
+        streams = [other.stream("a")]
+        with accept() as connection:
+            streams.append(other.stream("b"))
+            line, submitted = b"", []
+            while b"\n" not in line:
+                line += connection.recv(1)
+            connection.sendall(server_greeting(DEFAULT_MAX_FRAME))
+            incoming = Incoming(FROM_CLIENT, DEFAULT_MAX_FRAME)
+            while len(submitted) < 2:
+                incoming.feed(connection.recv(1000))
+                submitted += incoming.take_records()
+            assert [read_submission(it.payload)[1] for it in submitted] == ["a", "b"]
+        for stream in streams:
+            with pytest.raises(ConnectionLostError, match="was lost"):
+                next(stream)
 
 
 def test_a_client_is_ready_while_a_server_listens(path):
@@ -1050,6 +1220,33 @@ def test_a_connection_that_is_lost_fails_all_streams_and_the_next_request_connec
         assert taken(engine.added) == "c"
         engine.give({slot: Last("x") for slot in engine.requests})
         assert list(stream) == ["x"]
+
+
+class FailsOnce:
+    """A socket whose next call to send fails, though its connection lives."""
+
+    def __init__(self, whole):
+        self._whole = whole
+        self._fails = True
+
+    def send(self, data):
+        if self._fails:
+            self._fails = False
+            raise OSError(errno.ENOBUFS, "No buffer space available")
+        return self._whole.send(data)
+
+    def __getattr__(self, name):
+        return getattr(self._whole, name)
+
+
+def test_a_request_that_the_system_does_not_send_fails_and_the_next_one_connects(path):
+    with served(path) as (_, other):
+        assert list(other.stream("a")) == ["a"]
+        [connection] = knobs.engine_of(other)._connections
+        connection.socket = FailsOnce(connection.socket)
+        with pytest.raises(ConnectionLostError, match="was lost: it has ended"):
+            list(other.stream("b", timeout=TIMEOUT))
+        assert list(other.stream("c")) == ["c"]
 
 
 # ---- forks, threads, pickles
@@ -1142,7 +1339,7 @@ def test_a_remote_batcher_cannot_be_pickled_and_says_what_it_is(path):
         ({"window": 1.5}, TypeError),
         ({"connect_timeout": -1}, ValueError),
         ({"connect_timeout": 0}, ValueError),
-        ({"max_frame": 10}, ValueError),
+        ({"max_frame": 4095}, ValueError),
         ({"max_frame": 2**32}, ValueError),
         ({"trusted_users": "me"}, TypeError),
         ({"trusted_users": ["me"]}, TypeError),

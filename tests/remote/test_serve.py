@@ -18,12 +18,13 @@ import pytest
 
 from batchstream import ClosedError, ContinuousBatcher, Last
 from batchstream._remote import server
-from batchstream._remote.payloads import Terms, pickled, submission
+from batchstream._remote.payloads import Terms, pickled, read_error, submission
 from batchstream._remote.protocol import (
     DEFAULT_MAX_FRAME,
     END,
     FROM_SERVER,
     GOAWAY,
+    REFUSED,
     SUBMIT,
     Incoming,
     Outgoing,
@@ -247,6 +248,67 @@ def test_an_event_loop_ends_clients_without_a_drain_or_if_it_is_cancelled_twice(
                     await read_all(stream)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("drain", [None, LONG])
+def test_a_request_that_was_sent_before_an_event_loop_ends_its_server_is_refused(path, drain):
+    request = Outgoing(DEFAULT_MAX_FRAME)
+    request.add(SUBMIT, 1, submission(Terms(), pickled("a")))
+    incoming = Incoming(FROM_SERVER, DEFAULT_MAX_FRAME)
+
+    async def main():
+        async with ContinuousBatcher(Model, max_batch_size=4) as batcher:
+            task = asyncio.create_task(aserve(batcher, path, drain=drain))
+            await comes(Path(path).exists)
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(client_greeting(4, DEFAULT_MAX_FRAME))
+            await reader.readline()
+            writer.write(request.take())  # the system has it; the server reads it when it has ended
+            task.cancel()
+            incoming.feed(await reader.read())
+            writer.close()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(main())
+    left, refused = incoming.take_records()
+    assert (left.kind, refused.kind, refused.number) == (GOAWAY, REFUSED, 1)
+    error = read_error(refused.payload)
+    assert type(error) is ConnectionLostError
+    assert "ends, as asked for by the end of aserve" in str(error)
+
+
+def test_a_server_that_is_cancelled_as_it_begins_leaves_the_event_loop_as_it_was(path):
+    async def main():
+        polled = asyncio.get_running_loop()._selector.get_map()
+        before = dict(polled)
+        async with ContinuousBatcher(Model, max_batch_size=4) as batcher:
+            task = asyncio.create_task(aserve(batcher, path))
+            await asyncio.sleep(0)  # it listens, and has not begun to wait
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert dict(polled) == before
+
+    asyncio.run(main())
+    assert not Path(path).exists()
+
+
+def test_a_server_that_cannot_find_its_file_leaves_no_socket(path, monkeypatch):
+    def fails(_):
+        raise FileNotFoundError("it was removed")
+
+    monkeypatch.setattr(server, "identity_of", fails)
+    with ContinuousBatcher(Model, max_batch_size=4) as batcher:
+        serves = serving(batcher, path)
+        with pytest.raises(FileNotFoundError, match="it was removed"), serves:
+            pass
+        assert serves._listener._listening is None
+        with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
+            client.connect(path)
+        monkeypatch.undo()
+        with serves, connect(path) as other:
+            assert list(other.stream("ab")) == ["a", "b"]
 
 
 def test_a_drain_that_is_none_is_refused(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+import batchstream
 from batchstream import ContinuousBatcher, FinishReason, StreamEnd
 from batchstream._remote import session, sockets
-from batchstream._remote.payloads import pickled_end, pickled_outputs
+from batchstream._remote.payloads import Terms, pickled, pickled_end, pickled_outputs, submission
 from batchstream._remote.protocol import (
     DEFAULT_MAX_FRAME,
     PROTOCOL,
@@ -26,8 +28,8 @@ from batchstream._remote.protocol import (
 from batchstream.remote import ConnectionLostError, ProtocolError, connect, serve, serving
 from support import knobs
 from support.engines import Model
-from support.sources import TIMEOUT
-from support.waiting_engine import until
+from support.sources import TIMEOUT, needs_fork
+from support.waiting_engine import Waiting, taken, until
 
 HELLO = client_greeting(4, DEFAULT_MAX_FRAME)
 OK = server_greeting(DEFAULT_MAX_FRAME)
@@ -71,6 +73,35 @@ def test_no_process_connects_before_the_file_has_its_permissions(path, batcher, 
     monkeypatch.setattr(sockets.socket, "socket", Socket)
     with serving(batcher, path):
         assert listened == [0o600]
+
+
+def test_as_many_connections_may_wait_as_the_system_lets(path, batcher, monkeypatch):
+    backlogs = []
+
+    class Socket(socket.socket):
+        def listen(self, *arguments):
+            backlogs.append(arguments)
+            super().listen(*arguments)
+
+    monkeypatch.setattr(sockets.socket, "socket", Socket)
+    with serving(batcher, path):
+        assert set(backlogs) == {(sockets.BACKLOG,)}  # asyncio calls it once more
+
+
+def test_a_client_says_that_too_many_connections_wait(path):
+    with socket.socket(socket.AF_UNIX) as full, contextlib.ExitStack() as stack:
+        full.bind(path)
+        full.listen(0)
+        while True:
+            filler = stack.enter_context(socket.socket(socket.AF_UNIX))
+            filler.setblocking(False)
+            if filler.connect_ex(path):
+                break
+        with (
+            connect(path) as other,
+            pytest.raises(ConnectionLostError, match="too many connections wait there"),
+        ):
+            list(other.stream("a"))
 
 
 def test_a_socket_that_is_left_over_is_replaced(path, batcher):
@@ -147,6 +178,27 @@ def test_of_two_servers_that_start_at_once_one_listens(path, batcher):
     assert len(refused) == 3
 
 
+@needs_fork
+def test_a_child_that_is_forked_as_a_server_starts_does_not_keep_the_folder_locked(path):
+    import fcntl  # noqa: PLC0415 - there is none on systems without Unix sockets
+
+    reading, writing = os.pipe()
+    with sockets._folder_locked(path):
+        child = os.fork()
+        if child == 0:  # it lives until the pipe ends
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0)
+    folder = os.open(Path(path).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(folder)
+        os.close(reading)
+        os.close(writing)
+        os.waitpid(child, 0)
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
 def test_what_is_no_socket_stays(path, batcher, kind):
     {
@@ -182,6 +234,7 @@ def test_a_server_can_be_entered_once(path, batcher):
         ("\0abstract", ValueError, "whose file has permissions"),
         ("/tmp/" + "x" * 100, ValueError, "at most 102 bytes"),  # noqa: S108
         ("tcp://127.0.0.1:80", ValueError, "no URL, .*: there is no form for TCP"),
+        (Path("tcp://127.0.0.1:80"), ValueError, "no URL"),
         ("unix:///run/app/model.sock", ValueError, "a socket alone, such as '/run/app/model.sock'"),
     ],
 )
@@ -309,6 +362,10 @@ WRONG = {
     "no greeting": ([b"GET / HTTP/1.1\r\n\r\n"], "is no batchstream.remote"),
     "no end": ([b"x" * 2000], "is no batchstream.remote"),
     "another protocol": ([b"batchstream-remote 99 0.1 window=4\n"], "the versions differ"),
+    "version 1": (
+        [f"batchstream-remote 1 {batchstream.__version__} window=4 max_frame=4096\n".encode()],
+        "with protocol 1,",
+    ),
     "no window": ([HELLO.replace(b"window=4", b"window=none")], "says its window"),
     "too large": ([HELLO, b"\xff\xff\xff\xff"], "more than 67108864 (max_frame)"),
     "no record": ([HELLO, struct.pack("!I", 3) + b"abc"], "that are no record"),
@@ -440,6 +497,25 @@ def test_a_server_that_does_not_answer_is_an_error_after_a_time(path, fake_serve
         list(other.stream("a"))
 
 
+def test_a_server_has_one_time_for_its_whole_answer(path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(sockets, "monotonic", lambda: now)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        handshake = sockets.Handshake(path, 4, DEFAULT_MAX_FRAME, 5.0, ())
+        server, _ = listening.accept()
+        with server, handshake.socket:
+            for now in range(5):
+                server.sendall(OK[now : now + 1])
+                assert handshake.opened() is None
+                assert handshake.seconds_left == 5 - now
+            now = 5
+            server.sendall(OK[5:6])
+            with pytest.raises(ConnectionLostError, match="did not answer within 5 seconds"):
+                handshake.opened()
+
+
 @pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", frame((1, 1, b""))])
 def test_a_server_that_breaks_the_protocol_fails_the_requests(path, fake_server, data):
     fake_server(OK, data)
@@ -490,6 +566,67 @@ def test_what_a_server_has_sent_before_it_went_arrives_though_nothing_can_be_sen
         with connect(path, window=2) as other:
             assert list(other.map(["a"])) == [["first", "second", "third"]]
         server.join(TIMEOUT)
+
+
+@pytest.mark.parametrize("outputs", [[], ["x"]])
+def test_a_request_without_outputs_that_a_server_loses_as_it_goes_away_was_refused(path, outputs):
+    def serve_one(listening):
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(OK)
+            connection.recv(4096)
+            if outputs:
+                connection.sendall(frame((11, 1, pickled_outputs(outputs))))
+            connection.sendall(frame((15, 0, b"the server ends")))
+
+    with socket.socket(socket.AF_UNIX) as listening, connect(path) as other:
+        listening.bind(path)
+        listening.listen()
+        server = threading.Thread(target=serve_one, args=(listening,))
+        server.start()
+        read = []
+        stream = other.stream("a")
+        with pytest.raises(ConnectionLostError, match="was lost"):
+            read.extend(stream)
+        assert read == outputs
+        server.join(TIMEOUT)
+        until(lambda: not other.statistics().live)
+        assert other.statistics().refusals == ({} if outputs else {"draining": 1})
+
+
+def test_a_peer_that_breaks_the_protocol_and_reads_nothing_is_cut_off(path):
+    engine = Waiting()
+    with (
+        ContinuousBatcher(engine, max_batch_size=4) as batcher,
+        serving(batcher, path) as server,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        client.connect(path)
+        client.sendall(HELLO + frame((1, 1, submission(Terms(), pickled("a")))))
+        assert taken(engine.added) == "a"
+        [session] = server._listener._sessions
+        engine.give({0: b"x" * 10_000_000})
+        until(session._transport.get_write_buffer_size)
+        client.sendall(b"\xff" * 4)
+        assert taken(engine.removed) == "a"
+        until(lambda: not server._listener._sessions)
+
+
+def test_a_process_that_has_no_socket_left_refuses_no_request(path, batcher, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with connect(path) as other:
+        first = other.stream("a")
+        with pytest.raises(ConnectionLostError):
+            next(first)
+        knobs.engine_of(other)._last_goaway_reason = "the server of the model ends"
+        monkeypatch.setattr(sockets.socket, "socket", fails)
+        with pytest.raises(ConnectionLostError, match="Too many open files"):
+            next(other.stream("a"))
+        monkeypatch.undo()
+        assert other.statistics().refusals == {}
 
 
 def test_a_client_that_connects_to_a_server_that_ends_is_told_so(path, batcher):

@@ -77,6 +77,10 @@ class Triton:
         call = self.model.execute(requests)
         self._calls.append(asyncio.run_coroutine_threadsafe(call, self._loop))
 
+    def cancel(self):
+        """Cancel the last call of `execute`."""
+        self._calls.pop().cancel()
+
     def request(self, word):
         array = np.array([word.encode()], dtype=object)
         return self.utils.InferenceRequest([self.utils.Tensor("WORD", array)])
@@ -168,6 +172,14 @@ def test_an_error_ends_a_request_with_its_code(triton):
     assert next_of(running[0]) == "a"
     assert next_of(running[0]) == ("INTERNAL", "the model has failed: out of memory")
     assert next_of(running[0]) is None
+
+
+def test_a_task_that_is_cancelled_ends_its_request_with_an_error(triton):
+    [sender] = triton.ask("abc")
+    triton.engine.allow(1)
+    assert next_of(sender) == "a"
+    triton.cancel()
+    assert (next_of(sender), next_of(sender)) == (("UNAVAILABLE", "the server is closing"), None)
 
 
 def test_a_request_that_took_too_long_is_told_so(triton):
