@@ -331,3 +331,32 @@ def test_a_list_that_has_the_methods_itself_is_no_list_of_metrics():
     names = Names()
     MetricsCaller(names)("refused", "cost")
     assert names == ["cost"]
+
+
+def test_a_request_that_left_between_two_steps_does_not_count_with_the_next_in_its_slot():
+    may_step, streams, told = threading.Event(), [], []
+
+    class Told(Metrics):
+        def stepped(self, *figures):
+            live, _, outputs, _, going_on, prefilling, _ = figures
+            told.append((live, outputs, going_on, prefilling))
+            if len(told) == 1:
+                streams[0].cancel()
+
+    class Engine:
+        def add(self, slot, request):
+            self.outputs = iter([SKIP if request == "leaves" else "output", EOS])
+
+        def step(self):
+            assert may_step.wait(TIMEOUT)
+            return [next(self.outputs)]
+
+        def remove(self, slot):
+            pass
+
+    with ContinuousBatcher(Engine, max_batch_size=1, metrics=Told()) as batcher:
+        streams += [batcher.stream("leaves"), batcher.stream("stays")]
+        may_step.set()
+        assert list(streams[1]) == ["output"]
+    # Of the second request: its first output, before which it had none, and its end.
+    assert told == [(1, 0, 0, 1), (1, 1, 0, 0), (1, 0, 1, 0)]
