@@ -43,6 +43,7 @@ from batchstream._core.errors import (
 )
 from batchstream._core.markers import End, Fail, Many
 from batchstream._pumps.process import forkable
+from batchstream._remote.connection import Connection, SentRequest
 from batchstream._remote.errors import ConnectionLostError, ProtocolError
 from batchstream._remote.payloads import (
     Terms,
@@ -56,13 +57,10 @@ from batchstream._remote.protocol import (
     ACKNOWLEDGE,
     CANCEL,
     END,
-    FROM_SERVER,
     GOAWAY,
     OUTPUTS,
     REFUSED,
     SUBMIT,
-    Incoming,
-    Outgoing,
     counted,
     is_too_large,
 )
@@ -70,135 +68,17 @@ from batchstream._remote.protocol import (
 if TYPE_CHECKING:
     from typing import TypeAlias
 
-    from batchstream._handoff.buffer import Buffer
     from batchstream._remote.link_options import LinkOptions
     from batchstream._remote.protocol import Record
-    from batchstream._remote.sockets import Handshake, Opened
+    from batchstream._remote.sockets import Handshake
 
     Elements: TypeAlias = dict[int, list[Any]]
     """What a step gives, by slot."""
 
-_RECEIVED_AT_ONCE: Final = 2**18
+_CALLS_AT_ONCE: Final = 2**18
 _SECONDS_FOR_LAST_CANCELS: Final = 1.0
 _LONGEST_WAIT: Final = 3600.0
 """Seconds, of which the system takes no more than so many."""
-
-
-class _Sent:
-    """A request that was sent.
-
-    Args:
-        link: The link.
-        connection: The connection that carried it.
-        number: Its number on that connection.
-        slot: Its slot.
-        buffer: What its stream holds.
-        is_unbounded: Whether that may be any number of outputs: all count as taken at once.
-    """
-
-    __slots__ = (
-        "_link",
-        "acknowledged",
-        "buffer",
-        "connection",
-        "is_unbounded",
-        "number",
-        "received",
-        "slot",
-    )
-
-    def __init__(
-        self,
-        link: Link,
-        connection: _Connection,
-        number: int,
-        slot: int,
-        buffer: Buffer[Any],
-        *,
-        is_unbounded: bool,
-    ) -> None:
-        self._link = link
-        self.connection = connection
-        self.number = number
-        self.slot = slot
-        self.buffer = buffer
-        self.is_unbounded = is_unbounded
-        self.received = 0
-        self.acknowledged = 0
-
-    @property
-    def taken(self) -> int:
-        """How many outputs the consumer has taken that were not acknowledged."""
-        unread = 0 if self.is_unbounded else len(self.buffer.outputs)
-        return self.received - unread - self.acknowledged
-
-    def made_room(self, _: object) -> None:
-        """Wake the step if there is enough to acknowledge; from the consumer."""
-        if self.taken >= self._link.enough:
-            self.buffer.on_room = None
-            self._link.note_room(self)
-
-
-class _Connection:
-    """A connection to a server.
-
-    Args:
-        opened: The socket and the frame limit, after the greeting.
-        max_frame: How many bytes a frame of the server may have.
-
-    Attributes:
-        socket: Its socket.
-        max_frame: How many bytes a frame of this end may have.
-        outgoing: What is to be sent.
-        by_number: The requests that were sent over it, and have not ended.
-        goaway_reason: Why the server accepts no other request; None if it does.
-    """
-
-    def __init__(self, opened: Opened, max_frame: int) -> None:
-        self.socket = opened.socket
-        self.max_frame = opened.max_frame
-        self.outgoing = Outgoing(opened.max_frame)
-        self.by_number: dict[int, _Sent] = {}
-        self.goaway_reason: str | None = None
-        self._incoming = Incoming(FROM_SERVER, max_frame)
-        self._unsent = memoryview(b"")
-
-    @property
-    def has_unsent(self) -> bool:
-        """Whether the system has not taken all that is to be sent."""
-        return bool(self._unsent)
-
-    def send(self) -> None:
-        """Send as much as the system takes."""
-        while self._unsent or self.outgoing:
-            if not self._unsent:
-                self._unsent = memoryview(self.outgoing.take())
-            try:
-                self._unsent = self._unsent[self.socket.send(self._unsent) :]
-            except BlockingIOError:
-                return
-            except OSError:
-                # Some bytes are lost, so that the connection has to end, if it has not ended. The
-                # end is read after the records that came before it; the last one may be the reason.
-                self._unsent = memoryview(b"")
-                with suppress(OSError):
-                    self.socket.shutdown(socket.SHUT_RDWR)
-
-    def receive(self) -> list[Record] | None:
-        """Return the records that have come whole; None if nothing has come.
-
-        Raises:
-            OSError: The connection has ended.
-            ProtocolError: What has come is no record.
-        """
-        try:
-            data = self.socket.recv(_RECEIVED_AT_ONCE)
-        except BlockingIOError:
-            return None
-        if not data:
-            raise ConnectionError("it has ended")
-        self._incoming.feed(data)
-        return self._incoming.take_records()
 
 
 class Link:
@@ -216,11 +96,11 @@ class Link:
         self.enough = max(options.window // 2, 1)
         self._numbers = 0
         self._joining: list[tuple[int, bytes]] = []
-        self._by_slot: dict[int, _Sent] = {}
-        self._touched: list[_Sent] = []  # which the last step has given outputs
-        self._with_room: deque[_Sent] = deque()  # appended to by any thread
+        self._by_slot: dict[int, SentRequest] = {}
+        self._touched: list[SentRequest] = []  # which the last step has given outputs
+        self._with_room: deque[SentRequest] = deque()  # appended to by any thread
         # New requests go over the last, if its server accepts any; the others end their streams.
-        self._connections: list[_Connection] = []
+        self._connections: list[Connection] = []
         self._last_goaway_reason: str | None = None  # until there is another server
         self._handshake: Handshake | None = None  # with the next server; there are requests for it
         self._poll = select.poll()
@@ -258,7 +138,7 @@ class Link:
         with suppress(OSError):  # it is full of calls to wake, or closed
             self._ringer.send(b"!")
 
-    def note_room(self, sent: _Sent) -> None:
+    def note_room(self, sent: SentRequest) -> None:
         """Take note that the consumer of a request has taken outputs; from any thread."""
         self._with_room.append(sent)
         self.wake()
@@ -301,7 +181,7 @@ class Link:
 
     # ---- the connections
 
-    def _current(self) -> _Connection | None:
+    def _current(self) -> Connection | None:
         """Return the connection for new requests; None while a server has not answered yet.
 
         Raises:
@@ -325,7 +205,7 @@ class Link:
         if opened is None:
             return None
         self._handshake = None
-        connection = _Connection(opened, self._options.max_frame)  # its socket is polled already
+        connection = Connection(opened, self._options.max_frame)  # its socket is polled already
         self._connections.append(connection)
         self._last_goaway_reason = None
         return connection
@@ -336,7 +216,7 @@ class Link:
             if connection.goaway_reason is not None and not connection.by_number:
                 self._end_connection(connection)
 
-    def _end_connection(self, connection: _Connection) -> None:
+    def _end_connection(self, connection: Connection) -> None:
         self._connections.remove(connection)
         self._poll.unregister(connection.socket)
         connection.socket.close()
@@ -390,7 +270,7 @@ class Link:
                 step.setdefault(slot, []).append(Fail(refusal))
                 continue
             self._numbers += 1
-            sent = _Sent(
+            sent = SentRequest(
                 self,
                 connection,
                 self._numbers,
@@ -429,7 +309,7 @@ class Link:
 
     # ---- from the server
 
-    def _wait(self) -> list[_Connection]:
+    def _wait(self) -> list[Connection]:
         """Wait until something has come, or `wake` was called; send meanwhile what is left.
 
         The next server's answer, and the end of the time for it, are waited for, too.
@@ -452,7 +332,7 @@ class Link:
             ]
             if self._bell.fileno() in ready:
                 with suppress(BlockingIOError):
-                    self._bell.recv(_RECEIVED_AT_ONCE)
+                    self._bell.recv(_CALLS_AT_ONCE)
                 return found
             # Nothing is ready where the time for the handshake is over.
             if found or (handshake and (not ready or handshake.socket.fileno() in ready)):
@@ -460,7 +340,7 @@ class Link:
             for connection in self._connections:
                 connection.send()
 
-    def _read(self, connection: _Connection, step: Elements) -> bool:
+    def _read(self, connection: Connection, step: Elements) -> bool:
         """Add to a step what has come, and return whether anything has."""
         try:
             records = connection.receive()
@@ -471,7 +351,7 @@ class Link:
             self._read_record(connection, record, step)
         return records is not None
 
-    def _lose(self, connection: _Connection, error: Exception, step: Elements) -> None:
+    def _lose(self, connection: Connection, error: Exception, step: Elements) -> None:
         """Fail the requests of a connection that has ended."""
         lost = ConnectionLostError(
             f"the connection to the model's process at {self._options.path!r} was lost: {error}"
@@ -487,7 +367,7 @@ class Link:
         connection.by_number.clear()
         self._end_connection(connection)
 
-    def _read_record(self, connection: _Connection, record: Record, step: Elements) -> None:
+    def _read_record(self, connection: Connection, record: Record, step: Elements) -> None:
         if record.kind == GOAWAY:
             self._last_goaway_reason = connection.goaway_reason = record.payload.decode(
                 errors="replace"
@@ -517,7 +397,7 @@ class Link:
             elements.append(Fail(error))
         del connection.by_number[sent.number]
 
-    def _end(self, sent: _Sent, record: Record) -> End:
+    def _end(self, sent: SentRequest, record: Record) -> End:
         """Return an end, and let the stream's end say how many outputs the model has given."""
         end, given = read_end(record.payload)
         if given != sent.received:  # a decoder has made others of them
@@ -525,7 +405,7 @@ class Link:
         return end
 
 
-def _error_of(sent: _Sent, record: Record) -> Exception:
+def _error_of(sent: SentRequest, record: Record) -> Exception:
     """Return the error that a request has ended with, or was refused with."""
     error = read_error(record.payload)
     if record.kind == REFUSED and isinstance(error, OverloadedError | ClosedError | CostError):

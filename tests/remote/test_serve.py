@@ -80,6 +80,19 @@ def refuses(other):
 # ---- serve
 
 
+@contextmanager
+def reading_as_it_ends(path, batcher):
+    """Connect, and read the first of 300 outputs; the model has given all, and was asked to end."""
+    with connect(path, window=2) as other:
+        stream = other.stream("x" * 300)
+        assert next(stream) == "x"
+        until(lambda: batcher.statistics().live == 0)
+        ask_to_end()
+        until(lambda: batcher.state == "closed")
+        refuses(other)
+        yield other, stream
+
+
 @pytest.mark.parametrize(
     ("drain", "at_least"), [(LONG, 0.0), (math.inf, 0.0), (None, LONG), (0, LONG)]
 )
@@ -92,13 +105,7 @@ def test_clients_take_what_the_model_has_given_within_the_drain_and_some_time_at
     batcher = ContinuousBatcher(Model, max_batch_size=4, max_buffered=1000, **own)
 
     def act():
-        with connect(path, window=2) as other:
-            stream = other.stream("x" * 300)
-            assert next(stream) == "x"
-            until(lambda: batcher.statistics().live == 0)
-            ask_to_end()
-            until(lambda: batcher.state == "closed")
-            refuses(other)
+        with reading_as_it_ends(path, batcher) as (_, stream):
             assert "".join(stream) == "x" * 299
 
     serve_while(batcher, path, act, **options)
@@ -109,13 +116,7 @@ def test_a_second_signal_ends_clients_that_take_what_the_model_has_given(path, m
     batcher = ContinuousBatcher(Model, max_batch_size=4, max_buffered=1000)
 
     def act():
-        with connect(path, window=2) as other:
-            stream = other.stream("x" * 300)
-            assert next(stream) == "x"
-            until(lambda: batcher.statistics().live == 0)
-            ask_to_end()
-            until(lambda: batcher.state == "closed")
-            refuses(other)
+        with reading_as_it_ends(path, batcher) as (other, stream):
             ask_to_end()
             until(lambda: not other.statistics().live)
             read = []
