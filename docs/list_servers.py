@@ -17,7 +17,16 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "servers.md"
 TABLE = ROOT / "docs" / "servers.toml"
-COLUMNS = ("ends", "disconnect", "back-pressure", "error", "overload", "bad request", "drain")
+COLUMNS = (
+    "ends",
+    "disconnect",
+    "back-pressure",
+    "early error",
+    "error",
+    "overload",
+    "bad request",
+    "drain",
+)
 NOT_TRIED = "not tried"
 
 BLOCK = re.compile(

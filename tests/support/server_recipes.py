@@ -258,6 +258,16 @@ def back_pressure(server, _expected):
     return "felt" if felt else "not felt"
 
 
+def early_error(server, _expected):
+    """The model fails before the first output."""
+    with Gate() as gate:
+        [reply] = server.asked(gate, 100)
+        gate.close()
+        end = reply.wait()
+    assert server.wait_until(live=0)
+    return end
+
+
 def error(server, _expected):
     """The model fails after an output."""
     with Gate() as gate:
@@ -310,6 +320,7 @@ CHECKS = {
     "ends": ends,
     "disconnect": disconnect,
     "back-pressure": back_pressure,
+    "early error": early_error,
     "error": error,
     "overload": overload,
     "bad request": bad_request,

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator
 
 import bentoml
 from model import batcher
+from starlette.middleware.errors import ServerErrorMiddleware
 
 from batchstream.integrations.starlette import TextResponse
 
@@ -38,3 +39,8 @@ class Speller:
     async def close(self) -> None:
         """Close the batcher, once the requests that ran have ended."""
         await batcher.aclose()
+
+
+# Without it, BentoML answers an error before the first output only once its own `timeout` is over:
+# its middleware for that waits for a response, and what answers errors is outside of it.
+Speller.add_asgi_middleware(ServerErrorMiddleware)

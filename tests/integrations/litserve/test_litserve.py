@@ -241,6 +241,7 @@ def test_an_error_in_mid_stream_is_visible_to_every_client_it_concerns(any_serve
     test_concurrent_requests_get_1_3_and_9_outputs(any_server)
 
 
+@pytest.mark.cell("LitServe, `BatchedStreamLoop`", "early error", "500")
 def test_an_error_before_the_first_output_is_answered_with_500(server):
     for call in server.call({"tag": "a", "plan": [["raise", "plain", "bad luck"]]}):
         assert_answer(call, 500, "Internal server error")

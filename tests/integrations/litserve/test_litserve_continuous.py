@@ -235,6 +235,7 @@ def test_an_error_of_one_encode_response_in_mid_stream_cuts_off_one_client(one):
 
 @pytest.mark.rule(18)
 @pytest.mark.parametrize("kind", ["plain", "unpicklable", "unshowable", "stop iteration"])
+@pytest.mark.cell("LitServe, `ContinuousBatchLoop`", "early error", "500")
 def test_whatever_a_step_raises_the_worker_lives_and_makes_a_new_engine(one, kind):
     before = one.send(PATH, "before", 1, at_door=False).outputs()
     failing = one.send(PATH, "failing", 1, trouble=["step", 0, kind])

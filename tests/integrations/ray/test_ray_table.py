@@ -114,6 +114,15 @@ def test_a_response_of_batch_ends_in_the_step_after_its_last_output(handles, ray
     assert (short.text, long.text) == ("1 ", "3 2 1 ")
 
 
+@pytest.mark.parametrize("name", ["table", "batched_ingress"])
+@pytest.mark.cell("Ray Serve, `batch`", "early error", "500")
+@pytest.mark.cell("Ray Serve, `ContinuousBatcher`", "early error", "500")
+def test_an_error_before_the_first_output_is_answered_with_500(handles, ray_cluster, name):
+    reader = Client(ray_cluster, name, MANY)
+    handles[name].fail.remote().result()
+    assert reader.ended() == 500
+
+
 @pytest.mark.parametrize(("name", "clients"), [("table", 1), ("batched_table", 2)])
 @pytest.mark.cell("Ray Serve, `batch`", "error", "cut")
 @pytest.mark.cell("Ray Serve, `ContinuousBatcher`", "error", "cut")

@@ -158,6 +158,7 @@ def test_a_request_that_is_cancelled_frees_its_slot_by_its_next_output(triton):
 
 
 @pytest.mark.rule(15)
+@pytest.mark.cell("Triton, Python backend", "early error", "INTERNAL")
 @pytest.mark.cell("Triton, Python backend", "error", "INTERNAL")
 @pytest.mark.cell("Triton, Python backend", "overload", "UNAVAILABLE")
 @pytest.mark.cell("Triton, Python backend", "bad request", "INVALID_ARG")
@@ -172,6 +173,9 @@ def test_an_error_ends_a_request_with_its_code(triton):
     assert next_of(running[0]) == "a"
     assert next_of(running[0]) == ("INTERNAL", "the model has failed: out of memory")
     assert next_of(running[0]) is None
+    [early] = triton.ask("X")
+    assert next_of(early) == ("INTERNAL", "the model has failed: out of memory")
+    assert next_of(early) is None
 
 
 def test_a_task_that_is_cancelled_ends_its_request_with_an_error(triton):
