@@ -25,7 +25,7 @@ from batchstream.integrations.prometheus import PrometheusMetrics
 from support import knobs
 from support.engines import Model, Turnstile
 
-SECONDS = 10
+SECONDS = 30
 ENDS = (
     *("eos", "length", "exhausted", "cancelled", "error"),
     *("deadline", "slow", "request_error"),

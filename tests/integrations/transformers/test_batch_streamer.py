@@ -28,7 +28,7 @@ from support.tiny_models import (
     tiny_text,
 )
 
-SECONDS = 20
+SECONDS = 40
 MOST = 16
 SETTINGS = {"max_new_tokens": MOST, "do_sample": False, "suppress_tokens": FEW}
 

@@ -15,7 +15,7 @@ from support.tiny_models import tiny_text
 PAGE = Path(__file__).parents[3] / "docs" / "transformers.md"
 DIFFS = re.findall(r"^```diff\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 PROMPTS = ["so it is", "no"]
-SECONDS = 20
+SECONDS = 40
 
 
 class QueuesStreamer:

@@ -22,7 +22,7 @@ from batchstream.integrations.transformers import _rows, stream_generate
 from support.tiny_models import EOS, FEW, Forwards, Script, generated, prompts, tiny
 
 LINES = [[10, 11, 12], [20], [30, 31, 32, 33, 34, 35], [40, 41]]
-SECONDS = 20
+SECONDS = 40
 # Its name in calls of generate, which later releases have changed.
 CACHE = "cache" if "cache" in inspect.signature(tiny().forward).parameters else "past_key_values"
 
