@@ -61,7 +61,7 @@ def running(command, is_ready, log_path):
             process.wait()
 
 
-def wait_until_ready(process, is_ready, log_path, seconds=60):
+def wait_until_ready(process, is_ready, log_path, seconds=100):
     """Poll a server that has been started, until it can be asked."""
     deadline = time.monotonic() + seconds
     while not is_ready():
