@@ -1312,6 +1312,18 @@ MUTANTS = [
         ("test_queue.py",),
     ),
     Mutant(
+        "a process that keeps its figures in files does not write a state that changes",
+        "            self.reports.state_changed()\n",
+        "",
+        ("test_prometheus.py",),
+    ),
+    Mutant(
+        "a batcher that cannot be used in a forked child counts as one that accepts requests",
+        "            if batcher is not None and not batcher.forked:\n",
+        "            if batcher is not None:\n",
+        ("test_prometheus.py",),
+    ),
+    Mutant(
         "a bound that comes where there was none counts the requests alone that come after it",
         "        self._announced = 1  # some may wait already\n",
         "        self._announced = 0\n",
