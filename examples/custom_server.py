@@ -167,7 +167,7 @@ async def generate(
     return response(stream, encode=as_line, encode_end=as_last_line)
 
 
-@app.get("/metrics")
+@app.api_route("/metrics", methods=["GET", "HEAD"], include_in_schema=False)
 async def metrics() -> Response:
     """Return the figures that Prometheus reads."""
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -1312,6 +1312,37 @@ MUTANTS = [
         ("test_queue.py",),
     ),
     Mutant(
+        "a process that keeps its figures in files does not write a state that changes",
+        "            self.reports.state_changed()\n",
+        "",
+        ("test_prometheus.py",),
+    ),
+    Mutant(
+        "a batcher that cannot be used in a forked child counts as one that accepts requests",
+        "            if batcher is not None and not batcher.forked:\n",
+        "            if batcher is not None:\n",
+        ("test_prometheus.py",),
+    ),
+    Mutant(
+        "a bound that comes where there was none counts the requests alone that come after it",
+        "        self._announced = 1  # some may wait already\n",
+        "        self._announced = 0\n",
+        ("test_reconfigure.py",),
+    ),
+    Mutant(
+        "a bound for tenants that comes meanwhile holds up no caller that waits for room",
+        "            if options.places is not None and options.places.tenant is not None:\n",
+        "            if options.max_pending_per_tenant is not None:\n",
+        ("test_waiting_for_room.py",),
+    ),
+    Mutant(
+        "limits on what requests cost together are not checked against each other",
+        "        if limits.max_pending_cost is not None:\n"
+        "            check_max_pending_cost(limits.max_pending_cost, limits.max_batch_cost)\n",
+        "",
+        ("test_reconfigure.py",),
+    ),
+    Mutant(
         "a lowered size lets requests join up to the size that the engine was made with",
         "        return max(len(self._free) - unused, 0)\n",
         "        return len(self._free)\n",

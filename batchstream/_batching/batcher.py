@@ -450,6 +450,22 @@ class Batcher(Generic[RequestT, T]):
         return self._dispatcher.options.max_batch_cost
 
     @property
+    def max_pending_cost(self) -> float | None:
+        """What the requests that wait may cost together; None for any cost; see `reconfigure`.
+
+        Threads: any.
+        """
+        return self._dispatcher.options.max_pending_cost
+
+    @property
+    def max_pending_per_tenant(self) -> int | None:
+        """How many requests of one tenant may wait; None for any number; see `reconfigure`.
+
+        Threads: any.
+        """
+        return self._dispatcher.options.max_pending_per_tenant
+
+    @property
     def state(self) -> BatcherState:
         """Whether it is `"accepting"` requests, `"draining"` or `"closed"`.
 

@@ -140,6 +140,7 @@ def request_drain(dispatcher: Dispatcher[Any], by: str, seconds: float) -> bool:
     dispatcher.ends.tell_of_room()  # there is none, as it finds
     dispatcher.ends.tell_closers()  # of a drain before this one, which may be over earlier now
     if is_first:
+        dispatcher.reports.state_changed()
         dispatcher.log.drains(closing, seconds, unfinished, now, refused)
     return True
 

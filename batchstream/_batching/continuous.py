@@ -316,13 +316,18 @@ class ContinuousBatcher(Batcher[RequestT, T]):
         max_batch_size: int | None = None,
         max_pending: int | None = None,
         max_batch_cost: float | None = None,
+        max_pending_cost: float | None = None,
+        max_pending_per_tenant: int | None = None,
+        max_step_cost: float | None = None,
     ) -> None:
         """Change limits while requests are served: all given limits at once, or none.
 
         Requests that join from now on go by them; requests in the engine go on to their ends, also
-        above a lowered limit. A request that costs more than a lowered `max_batch_cost` joins when
-        no other is in the engine. More requests may wait than a lowered `max_pending`, until they
-        have joined. A batcher that is draining takes them too.
+        above a lowered limit. A request that costs more than a lowered `max_batch_cost`, or whose
+        first step costs more than a lowered `max_step_cost`, joins when no other is in the engine.
+        More requests may wait than a lowered `max_pending`, `max_pending_cost` or
+        `max_pending_per_tenant` allows, until they have joined. A batcher that is draining takes
+        them too.
 
         The limits hold for this batcher in this process: a child that is forked later begins with
         them.
@@ -333,6 +338,12 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             max_pending: How many requests may wait; None leaves it.
             max_batch_cost: What the requests in the engine may cost together, where the batcher
                 was made with a `cost`; None leaves it.
+            max_pending_cost: What the requests that wait may cost together, where the batcher was
+                made with a `cost`; None leaves it, and `math.inf` takes the bound away.
+            max_pending_per_tenant: How many requests of one tenant may wait, where the batcher was
+                made with a `tenant`; None leaves it, and `sys.maxsize` takes the bound away.
+            max_step_cost: What the next step may cost when a request joins, where the batcher was
+                made with a `step_cost`; None leaves it.
 
         Raises:
             TypeError, ValueError: An argument is of the wrong kind, or cannot work: nothing is
@@ -350,4 +361,15 @@ class ContinuousBatcher(Batcher[RequestT, T]):
             max_batch_size=max_batch_size,
             max_pending=max_pending,
             max_batch_cost=max_batch_cost,
+            max_pending_cost=max_pending_cost,
+            max_pending_per_tenant=max_pending_per_tenant,
+            max_step_cost=max_step_cost,
         )
+
+    @property
+    def max_step_cost(self) -> float | None:
+        """What the next step may cost when a request joins; None for any cost; see `reconfigure`.
+
+        Threads: any.
+        """
+        return self._dispatcher.options.max_step_cost

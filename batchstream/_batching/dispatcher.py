@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from batchstream._batching.decisions import Decision, Reaped
     from batchstream._batching.engine import Model
+    from batchstream._batching.life import BatcherState
     from batchstream._batching.measuring import Measured
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.request import Request, Submission
@@ -111,6 +112,8 @@ class Dispatcher(ABC, Generic[T]):
         self.log = BatcherLog(options.label)
         self.reports: Reports[T] = Reports(options, self.log)
         forkable_batchers.add(self)
+        if options.metrics is not None:
+            options.metrics.watch(self)
 
     def _new_scheduler(self) -> Scheduler[T]:
         return Scheduler(
@@ -133,6 +136,11 @@ class Dispatcher(ABC, Generic[T]):
         requests = "request" if waiting == 1 else "requests"
         batches = "batch runs" if running == 1 else "batches run"
         return f"{state}, {waiting} {requests} waiting, {running} {batches}"
+
+    @property
+    def state(self) -> BatcherState:
+        """Where the batcher is in its life."""
+        return self.scheduler.state
 
     # ---- of the workers: threads or tasks
 
@@ -401,6 +409,7 @@ class Dispatcher(ABC, Generic[T]):
         self.ends.tell_of_room()  # there is none, as it finds
         self.ends.tell_closers()
         if is_first:  # only now: a handler of the user's may take long, or be broken off
+            self.reports.state_changed()
             self.log.closed(self.scheduler.closing, unfinished, now, refused)
         self.check_ended()
 

@@ -419,13 +419,16 @@ class DynamicBatcher(Batcher[RequestT, T]):
         batch_timeout: float | None = None,
         max_pending: int | None = None,
         max_batch_cost: float | None = None,
+        max_pending_cost: float | None = None,
+        max_pending_per_tenant: int | None = None,
     ) -> None:
         """Change limits while requests are served: all given limits at once, or none.
 
         Batches that are formed from now on go by them; batches that run, and requests that were
         accepted, go on. A request that costs more than a lowered `max_batch_cost` joins a batch
-        that has no other. More requests may wait than a lowered `max_pending`, until they have
-        joined a batch. A batcher that is draining takes them too, though no batch waits for others.
+        that has no other. More requests may wait than a lowered `max_pending`,
+        `max_pending_cost` or `max_pending_per_tenant` allows, until they have joined a batch. A
+        batcher that is draining takes them too, though no batch waits for others.
 
         The limits hold for this batcher in this process: a child that is forked later begins with
         them, and the pickle of a `batched` function has the limits of its definition.
@@ -437,6 +440,10 @@ class DynamicBatcher(Batcher[RequestT, T]):
             max_pending: How many requests may wait; None leaves it.
             max_batch_cost: What the requests of a batch may cost together, where the batcher was
                 made with a cost; None leaves it.
+            max_pending_cost: What the requests that wait may cost together, where the batcher was
+                made with a `cost`; None leaves it, and `math.inf` takes the bound away.
+            max_pending_per_tenant: How many requests of one tenant may wait, where the batcher was
+                made with a `tenant`; None leaves it, and `sys.maxsize` takes the bound away.
 
         Raises:
             TypeError, ValueError: An argument is of the wrong kind, or cannot work: nothing is
@@ -466,6 +473,8 @@ class DynamicBatcher(Batcher[RequestT, T]):
             batch_timeout=batch_timeout,
             max_pending=max_pending,
             max_batch_cost=max_batch_cost,
+            max_pending_cost=max_pending_cost,
+            max_pending_per_tenant=max_pending_per_tenant,
         )
 
     def _check_own(self) -> None:

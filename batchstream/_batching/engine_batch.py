@@ -75,7 +75,7 @@ class EngineBatch(RequestBatch[T]):
         self._joining = deque(requests)
         # The first of the queue, if it has to wait although there is a free slot.
         self._first: Request[T] | None = None
-        self._has_step_costs = owner.options.max_step_cost is not None
+        self._has_step_costs = owner.options.step_cost is not None
         self._step_spent: float | None = None  # what the next step costs; None if not asked yet
 
     @property

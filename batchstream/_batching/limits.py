@@ -11,25 +11,34 @@ the change is done before it; see `Scheduler.change_limits`.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from batchstream._core.arguments import UNLIMITED, check_count, check_number, check_seconds
 
 
 class Limits(NamedTuple):
-    """How large batches are, and how long requests wait for them.
+    """How large batches are, how long requests wait for them, and how many may.
 
     Attributes:
         max_batch_size: How many requests a batch has at most.
         max_pending: How many may wait.
         batch_timeout: For how long a request waits for others at most, while a worker is free.
         max_batch_cost: What the requests of a batch may cost together; None if they cost nothing.
+        max_pending_cost: What the requests that wait may cost together; None for any cost.
+        max_pending_per_tenant: How many requests of one tenant may wait; None for any number.
+        max_step_cost: What the next step may cost when a request joins; None for any cost.
     """
 
     max_batch_size: int
     max_pending: int
     batch_timeout: float = 0.0
     max_batch_cost: float | None = None
+    max_pending_cost: float | None = None
+    max_pending_per_tenant: int | None = None
+    max_step_cost: float | None = None
+
+
+_COSTS: Final = ("max_batch_cost", "max_pending_cost", "max_step_cost")
 
 
 def slots_of_step(limits: Limits, live: int, batch: int) -> int:
@@ -56,7 +65,7 @@ def check_limits(**limits: Any) -> dict[str, Any]:
     for name, value in limits.items():
         if name == "batch_timeout":
             checked[name] = check_seconds(name, value)
-        elif name == "max_batch_cost":
+        elif name in _COSTS:
             number = check_number(name, value)
             checked[name] = value if type(value) is int else number  # as it was given, for texts
         else:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from functools import partial
 from threading import RLock, current_thread, main_thread
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from batchstream._batching.kept_steps import KeptSteps
+from batchstream._batching.states import States
 from batchstream._core.errors import report_unraisable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from contextvars import Context
 
+    from batchstream._batching.states import Watched
     from batchstream._core.records import StreamEnd
 
 
@@ -163,6 +166,7 @@ class MetricsCaller:
         methods: The methods of theirs that do something, by name.
         kept_steps: Where steps are kept in place of a call of `stepped`; see `kept_steps.py`. If
             several metrics hear of steps, all are called: what is kept is taken out once.
+        states: What asks batchers for their state, of metrics that show it; see `states.py`.
     """
 
     def __init__(self, metrics: MetricsOrFactory, name: str = "") -> None:
@@ -173,6 +177,8 @@ class MetricsCaller:
         self.unmade = True
         self.methods: dict[str, Callable[..., object]] = {}
         self.kept_steps: KeptSteps | None = None
+        self.states: States | None = None
+        self._batcher: weakref.ref[Watched] | None = None
         if not is_factory:
             self._bind(metrics)
         # Guards the factory alone, which is called once: whatever else comes meanwhile has to wait.
@@ -199,6 +205,7 @@ class MetricsCaller:
         is_one = isinstance(metrics, str) or _hears(metrics)
         if isinstance(metrics, Sequence) and not is_one:
             self._parts = [MetricsCaller(each, self._name) for each in metrics]
+            self._show_state()
             if not any(part.unmade for part in self._parts):
                 self._combine()
             return
@@ -208,8 +215,11 @@ class MetricsCaller:
         self.methods = _methods_of(metrics)
         kept_steps = getattr(metrics, "kept_steps", None)
         self.kept_steps = kept_steps if isinstance(kept_steps, KeptSteps) else None
+        states = getattr(metrics, "states", None)
+        self.states = states if isinstance(states, States) else None
         self._metrics = metrics
         self.unmade = False
+        self._show_state()
 
     def _combine(self) -> None:
         """Call the methods of all parts."""
@@ -222,6 +232,33 @@ class MetricsCaller:
             if event == "stepped" and len(hearing) == 1:
                 self.kept_steps = hearing[0].kept_steps
         self.unmade = False
+
+    def watch(self, batcher: Watched) -> None:
+        """Let the metrics show the state of a batcher, as soon as they are made."""
+        self._batcher = weakref.ref(batcher)
+        self._show_state()
+
+    def _show_state(self) -> None:
+        batcher = None if self._batcher is None else self._batcher()
+        if batcher is None:
+            return
+        for part in self._parts:
+            part.watch(batcher)
+        if self.states is not None:
+            try:
+                self.states.watch(batcher)
+            except BaseException as error:  # noqa: BLE001 - see `failed`
+                self.failed(error)
+
+    def state_changed(self) -> None:
+        """Tell metrics that show the state of the batcher that it has another."""
+        for part in self._parts:
+            part.state_changed()
+        if self.states is not None:
+            try:
+                self.states.changed()
+            except BaseException as error:  # noqa: BLE001 - see `failed`
+                self.failed(error)
 
     def after_fork(self) -> None:
         """Forget that another thread, which is not in this process, was in the factory."""

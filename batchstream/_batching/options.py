@@ -11,7 +11,7 @@ from typing_extensions import TypeVar
 from batchstream._batching.life import check_drain
 from batchstream._batching.limits import Limits, LimitsInForce, check_limits
 from batchstream._batching.metrics import MetricsCaller
-from batchstream._batching.places import PlaceRules
+from batchstream._batching.places import PlaceRules, check_tenant_bound
 from batchstream._batching.step_budget import check_step_budget, first_step_cost
 from batchstream._batching.traces import TracesCaller
 from batchstream._core.arguments import (
@@ -114,12 +114,17 @@ class BatcherOptions(Generic[RequestT, T]):
         self.drain = check_drain(drain)
         self.prepare = prepare
         self.overloaded = overloaded
-        costs = {} if max_batch_cost is None else {"max_batch_cost": max_batch_cost}
+        may_be_none = {
+            "max_batch_cost": max_batch_cost,
+            "max_pending_cost": max_pending_cost,
+            "max_pending_per_tenant": check_tenant_bound(max_pending_per_tenant, tenant),
+            "max_step_cost": max_step_cost,
+        }
         limits = check_limits(
             max_batch_size=max_batch_size,
             batch_timeout=batch_timeout,
             max_pending=max_pending,
-            **costs,
+            **{name: it for name, it in may_be_none.items() if it is not None},
         )
         self.limits = LimitsInForce(Limits(**limits))
         self.slots: int | None = None
@@ -145,13 +150,11 @@ class BatcherOptions(Generic[RequestT, T]):
         self.batch_cost = batch_cost
         self.has_cost = max_batch_cost is not None
         self.step_cost = step_cost
-        self.max_step_cost = max_step_cost
-        self.max_pending_cost = max_pending_cost
-        if max_pending_cost is not None:
-            check_max_pending_cost(max_pending_cost, self.max_batch_cost)
+        if self.max_pending_cost is not None:
+            check_max_pending_cost(self.max_pending_cost, self.max_batch_cost)
         self.places: PlaceRules | None = None
-        if any(it is not None for it in (priority, tenant, share, max_pending_per_tenant)):
-            self.places = PlaceRules(priority, tenant, share, max_pending_per_tenant)
+        if any(it is not None for it in (priority, tenant, share)):
+            self.places = PlaceRules(priority, tenant, share)
             self.places.check_max_batch_cost(self.max_batch_cost)
         # What an engine refuses is put back in front of all bands: a request that was taken with
         # it would be before a more urgent one.
@@ -183,6 +186,21 @@ class BatcherOptions(Generic[RequestT, T]):
         """What the requests of a batch may cost together, from now on."""
         return self.limits.now.max_batch_cost
 
+    @property
+    def max_pending_cost(self) -> float | None:
+        """What the requests that wait may cost together, from now on."""
+        return self.limits.now.max_pending_cost
+
+    @property
+    def max_pending_per_tenant(self) -> int | None:
+        """How many requests of one tenant may wait, from now on."""
+        return self.limits.now.max_pending_per_tenant
+
+    @property
+    def max_step_cost(self) -> float | None:
+        """What the next step may cost when a request joins, from now on."""
+        return self.limits.now.max_step_cost
+
     def check_together(self, limits: Limits) -> None:
         """Check limits, each of which is right for itself, against the other arguments.
 
@@ -195,8 +213,8 @@ class BatcherOptions(Generic[RequestT, T]):
                 f"it was made, got {limits.max_batch_size}: its engine has so many slots; make "
                 f"another batcher for more"
             )
-        if self.max_pending_cost is not None:
-            check_max_pending_cost(self.max_pending_cost, limits.max_batch_cost)
+        if limits.max_pending_cost is not None:
+            check_max_pending_cost(limits.max_pending_cost, limits.max_batch_cost)
         if self.places is not None:
             self.places.check_max_batch_cost(limits.max_batch_cost)
 
@@ -241,7 +259,7 @@ class BatcherOptions(Generic[RequestT, T]):
         return first_step_cost(step_cost, content, self.max_step_cost)
 
     def first_step_of(self, content: RequestT) -> float:
-        """Do the same, whether it is too much or not; for a request that joins again."""
+        """Do the same, whether it is too much or not."""
         step_cost: Any = self.step_cost
         return first_step_cost(step_cost, content, None)
 

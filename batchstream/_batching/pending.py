@@ -27,9 +27,8 @@ class PendingBounds(Generic[RequestT]):
 
     Args:
         waiting: The requests that wait, the oldest first: the queue's own.
-        limits: How many may wait, for errors.
-        max_pending_cost: What they may cost together.
-        max_pending_per_tenant: How many of one tenant may wait.
+        limits: What they may cost together, and how many of one tenant may wait; either may be
+            None, for no bound.
         order: What knows the tenants.
     """
 
@@ -38,17 +37,13 @@ class PendingBounds(Generic[RequestT]):
         waiting: Collection[RequestT],
         *,
         limits: LimitsInForce,
-        max_pending_cost: float | None,
-        max_pending_per_tenant: int | None,
         order: FairOrder[RequestT] | None,
     ) -> None:
         self._waiting = waiting
         self._limits = limits
-        self._max_cost = max_pending_cost
-        self._max_per_tenant = max_pending_per_tenant
         self._order = order
         self._cost = 0.0
-        self._announced = 0
+        self._announced = 1  # some may wait already
 
     def check(self, request: RequestT, room: Callable[[], int]) -> None:
         """Check whether a request may wait, too.
@@ -60,8 +55,7 @@ class PendingBounds(Generic[RequestT]):
         Raises:
             OverloadedError: It may not.
         """
-        if self._max_cost is not None:
-            self._check_cost(request.cost, self._max_cost, room)
+        self._check_cost(request.cost, room)
         place = request.place
         self._check_tenant(None if place is None else place.account, room)
 
@@ -74,8 +68,7 @@ class PendingBounds(Generic[RequestT]):
             room: As in `check`.
         """
         try:
-            if self._max_cost is not None:
-                self._check_cost(cost, self._max_cost, room)
+            self._check_cost(cost, room)
             if account is not None:
                 self._check_tenant(account, room)
         except OverloadedError:
@@ -90,7 +83,7 @@ class PendingBounds(Generic[RequestT]):
             but: How many of its waiting requests are not to be counted.
             room: As in `check`.
         """
-        most = self._max_per_tenant
+        most = self._limits.now.max_pending_per_tenant
         return most is not None and self._pending_of(account, but, most, room) >= most
 
     def _pending_of(self, account: object, but: int, most: int, room: Callable[[], int]) -> int:
@@ -103,7 +96,7 @@ class PendingBounds(Generic[RequestT]):
         return pending
 
     def _check_tenant(self, account: object, room: Callable[[], int]) -> None:
-        most = self._max_per_tenant
+        most = self._limits.now.max_pending_per_tenant
         if most is None:
             return
         if (pending := self._pending_of(account, 0, most, room)) >= most:
@@ -116,7 +109,10 @@ class PendingBounds(Generic[RequestT]):
                 reason="tenant",
             )
 
-    def _check_cost(self, cost: float, max_cost: float, room: Callable[[], int]) -> None:
+    def _check_cost(self, cost: float, room: Callable[[], int]) -> None:
+        max_cost = self._limits.now.max_pending_cost
+        if max_cost is None:
+            return
         if not self._waiting or self._announced:
             self._announced = 0
             self._cost = sum(each.cost for each in tuple(self._waiting))

@@ -49,7 +49,6 @@ class PlaceRules:
         priority: A function of a request that returns its band, lower first.
         tenant: A function of a request that returns whose it is.
         share: A function of a request that returns the weight of its tenant.
-        max_pending_per_tenant: How many requests of one tenant may wait.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind, or needs another.
@@ -60,27 +59,13 @@ class PlaceRules:
         priority: Callable[[Any], int] | None,
         tenant: Callable[[Any], Hashable] | None,
         share: Callable[[Any], float] | None,
-        max_pending_per_tenant: int | None,
     ) -> None:
         functions = {"priority": priority, "tenant": tenant, "share": share}
         for name, function in functions.items():
             if function is not None and not callable(function):
                 raise TypeError(f"{name} takes a function of one request, got {function!r}")
-        for name, value in {
-            "share": share,
-            "max_pending_per_tenant": max_pending_per_tenant,
-        }.items():
-            if value is not None and tenant is None:
-                raise TypeError(
-                    f"{name} is about tenants, and there is no tenant: pass a function of one "
-                    f"request as tenant, or leave {name} out"
-                )
-        if max_pending_per_tenant is not None:
-            max_pending_per_tenant = check_count(
-                "max_pending_per_tenant", max_pending_per_tenant, at_least=1
-            )
+        _check_needs_tenant("share", share, tenant)
         self.tenant = tenant
-        self.max_pending_per_tenant = max_pending_per_tenant
         self._priority = priority
         self._share = share
 
@@ -110,6 +95,29 @@ class PlaceRules:
             _priority_of(priority, content),
             tenant(content),
             1.0 if share is None else _check_share(share(content)),
+        )
+
+
+def check_tenant_bound(
+    max_pending_per_tenant: int | None, tenant: Callable[[Any], Hashable] | None
+) -> int | None:
+    """Return how many requests of one tenant may wait.
+
+    Raises:
+        TypeError: It is no whole number, or there are no tenants.
+        ValueError: It is less than 1.
+    """
+    _check_needs_tenant("max_pending_per_tenant", max_pending_per_tenant, tenant)
+    if max_pending_per_tenant is None:
+        return None
+    return check_count("max_pending_per_tenant", max_pending_per_tenant, at_least=1)
+
+
+def _check_needs_tenant(name: str, value: object, tenant: object) -> None:
+    if value is not None and tenant is None:
+        raise TypeError(
+            f"{name} is about tenants, and there is no tenant: pass a function of one "
+            f"request as tenant, or leave {name} out"
         )
 
 

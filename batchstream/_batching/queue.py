@@ -54,9 +54,7 @@ class WaitingQueue(Generic[RequestT]):
     """The requests that wait for a batch. Times are in seconds, and given by the caller.
 
     Args:
-        limits: How large batches are, and how long requests wait for them.
-        max_pending_cost: What the requests that wait may cost together.
-        max_pending_per_tenant: How many requests of one tenant may wait.
+        limits: How large batches are, how long requests wait for them, and how many may.
         has_places: Whether requests have a `place`, by which they are in order.
         is_measured: Whether only a function of the user's says what a batch costs.
 
@@ -69,8 +67,6 @@ class WaitingQueue(Generic[RequestT]):
         self,
         limits: LimitsInForce,
         *,
-        max_pending_cost: float | None = None,
-        max_pending_per_tenant: int | None = None,
         has_places: bool = False,
         is_measured: bool = False,
     ) -> None:
@@ -97,16 +93,9 @@ class WaitingQueue(Generic[RequestT]):
         # Else the group of the oldest request is always ready.
         self._has_hints = limits.now.batch_timeout > 0 or self._order is not None
         self._bounds: PendingBounds[RequestT] | None = None
-        if max_pending_cost is not None or max_pending_per_tenant is not None:
-            self._bounds = PendingBounds(
-                self._all,
-                limits=limits,
-                max_pending_cost=max_pending_cost,
-                max_pending_per_tenant=max_pending_per_tenant,
-                order=self._order,
-            )
         # Besides `max_pending`, which is looked at first: most requests need no more.
-        self._has_bounds = limits.now.max_batch_cost is not None or self._bounds is not None
+        self._has_bounds = limits.now.max_batch_cost is not None
+        self._make_bounds(limits.now)
 
     def __len__(self) -> int:
         return len(self._all)
@@ -223,11 +212,20 @@ class WaitingQueue(Generic[RequestT]):
         if self._gathers and (limits.batch_timeout > 0 or self._has_hints):
             self._readiness.hint_all()
             self._has_hints = True
+        self._make_bounds(limits)
         self._limits.now = limits
         if not limits.batch_timeout and self._order is None:
             self._has_hints = False
         if self._has_hints:
             self._readiness.tidy()
+
+    def _make_bounds(self, limits: Limits) -> None:
+        """Keep from now on what the requests that wait cost, if a limit asks for it."""
+        if limits.max_pending_cost is None and limits.max_pending_per_tenant is None:
+            return
+        self._has_bounds = True  # first: harmless alone, if a signal's exception comes between
+        if self._bounds is None:
+            self._bounds = PendingBounds(self._all, limits=self._limits, order=self._order)
 
     def has_group(self, group: object) -> bool:
         """Whether requests of this group wait."""

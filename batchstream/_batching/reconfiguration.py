@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from batchstream._batching.limits import check_limits
 from batchstream._batching.request import closed_error
 from batchstream._batching.waking import wake_workers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from batchstream._batching.dispatcher import Dispatcher
     from batchstream._batching.limits import Limits
+    from batchstream._batching.options import BatcherOptions
+
+_NEEDS: Final = {
+    "max_batch_cost": ("have a cost", "cost and max_batch_cost"),
+    "max_pending_cost": ("have a cost each", "cost and max_batch_cost"),
+    "max_pending_per_tenant": ("have a tenant", "tenant"),
+    "max_step_cost": ("say what their first step costs", "step_cost and max_step_cost"),
+}
+"""What a limit needs, and the arguments of the batcher that bring it."""
 
 
 def reconfigure(dispatcher: Dispatcher[Any], **changes: Any) -> None:
@@ -23,11 +34,7 @@ def reconfigure(dispatcher: Dispatcher[Any], **changes: Any) -> None:
         RuntimeError: A signal's handler has interrupted the batcher.
     """
     changes = check_limits(**{name: it for name, it in changes.items() if it is not None})
-    if "max_batch_cost" in changes and not dispatcher.options.has_cost:
-        raise TypeError(
-            "max_batch_cost of a batcher that runs needs requests that have a cost, and this one "
-            "was made without: make it with cost and max_batch_cost"
-        )
+    _check_needs(dispatcher.options, changes)
     dispatcher.check_not_forked()
     if dispatcher.lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - as Condition asks
         raise RuntimeError("a signal's handler has interrupted the batcher it reconfigures")
@@ -38,6 +45,27 @@ def reconfigure(dispatcher: Dispatcher[Any], **changes: Any) -> None:
         wake_workers(dispatcher)
         dispatcher.ends.tell_of_room()
         dispatcher.ends.wake_model()
+
+
+def _check_needs(options: BatcherOptions[Any, Any], changes: Iterable[str]) -> None:
+    """Refuse limits on what the requests of the batcher do not have.
+
+    Raises:
+        TypeError: There is one.
+    """
+    lacks = {
+        "max_batch_cost": not options.has_cost,
+        "max_pending_cost": options.cost is None,
+        "max_pending_per_tenant": options.places is None or options.places.tenant is None,
+        "max_step_cost": options.step_cost is None,
+    }
+    for name in changes:
+        if lacks.get(name):
+            what, arguments = _NEEDS[name]
+            raise TypeError(
+                f"{name} of a batcher that runs needs requests that {what}, and this one was made "
+                f"without: make it with {arguments}"
+            )
 
 
 def _replace(dispatcher: Dispatcher[Any], changes: dict[str, Any]) -> bool:

@@ -34,6 +34,11 @@ class Reports(Generic[T]):
         self._options = options
         self._log = log
 
+    def state_changed(self) -> None:
+        """Tell metrics that the batcher has another state."""
+        if self._options.metrics is not None:
+            self._options.metrics.state_changed()
+
     def traced(self, request: Request[T]) -> RequestTracing | None:
         """Return what to tell of a request that is about to be submitted, if it is traced."""
         submission, traces = request.submission, self._options.traces

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from batchstream._batching import clock
 from batchstream._batching.notice import Notice
 from batchstream._batching.queue import cost_error
+from batchstream._batching.step_budget import check_first_step
 from batchstream._core.arguments import check_number, check_seconds
 from batchstream._eventloops.current import current_loop
 
@@ -76,6 +77,7 @@ class _Turn:
         self._dispatcher = dispatcher
         self._timeout = timeout
         self._cost = check_number("cost", cost)
+        self._step_cost = 0.0
         self._place: Place | None = None
         options = dispatcher.options
         if request is not ANY_REQUEST:
@@ -86,17 +88,19 @@ class _Turn:
                 )
             self._cost = options.cost_of(request) if options.has_cost else 1.0
             if options.step_cost is not None:
-                options.step_cost_of(request)  # raises if it is too much; there is no room by it
-            if options.places is not None and options.places.max_pending_per_tenant is not None:
+                self._step_cost = options.first_step_of(request)
+            if options.places is not None and options.places.tenant is not None:
                 self._place = options.places.place_of(request)
         self._check_cost()
         self.until = None if seconds is None else clock.monotonic() + seconds
         self.notice = Notice(dispatcher.parking, passes_on=True, is_held_up=self._is_held_up)
 
     def _check_cost(self) -> None:
-        most = self._dispatcher.options.max_batch_cost
+        limits = self._dispatcher.options.limits.now
+        most = limits.max_batch_cost
         if most is not None and self._cost > most:
             raise cost_error(self._cost, most)
+        check_first_step(self._step_cost, limits.max_step_cost)
 
     def _is_held_up(self) -> bool:
         """Whether as many requests of its tenant wait as may; from any thread, without the lock."""
@@ -108,7 +112,7 @@ class _Turn:
 
         Raises:
             ClosedError: The batcher accepts no request any more.
-            CostError: A batch may not cost as much any more.
+            CostError: A batch, or a step, may not cost as much any more.
             TimeoutError: The time is over.
         """
         self.notice.ready = False

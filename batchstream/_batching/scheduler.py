@@ -87,12 +87,9 @@ class Scheduler(Generic[T]):
     ) -> None:
         self.ended_requests: deque[Request[T]] = deque()
         self.untold: set[Request[T]] = set()
-        places = options.places
         self.queue: WaitingQueue[Request[T]] = WaitingQueue(
             options.limits,
-            max_pending_cost=options.max_pending_cost,
-            max_pending_per_tenant=None if places is None else places.max_pending_per_tenant,
-            has_places=places is not None,
+            has_places=options.places is not None,
             is_measured=options.batch_cost is not None,
         )
         self.warm_up: WarmUpQueue[T] = WarmUpQueue(options)
@@ -111,7 +108,6 @@ class Scheduler(Generic[T]):
         self._measures = options.batch_cost is not None
         self._may_put_back = may_put_back
         self._begins_with_one = may_put_back and options.joins_one_by_one
-        self._max_step_cost = options.max_step_cost
 
     def submit(self, request: Request[T], now: float) -> None:
         """Let a request wait, and queue the wake-up of the worker that has to ask for it.
@@ -223,7 +219,7 @@ class Scheduler(Generic[T]):
                 return []
             queue, slots = self.warm_up.queue, self.warm_up.slots_for(slots, self.requeued)
         while not taken and self.state != "closed":
-            most = self._max_step_cost
+            most = self._limits.now.max_step_cost
             step = None if most is None else Budget(most, step_spent)
             if not (requests := queue.take(now, slots=slots, spent=spent, step=step)):
                 break

@@ -42,9 +42,18 @@ def first_step_cost(
         TypeError, ValueError: The function returned what is no cost.
     """
     found = check_number("what step_cost returns", step_cost(content))
-    if most is not None and found > most:
+    check_first_step(found, most)
+    return found
+
+
+def check_first_step(cost: float, most: float | None) -> None:
+    """Check what a request's first step costs.
+
+    Raises:
+        CostError: It is more than a step may cost: the request would wait for ever.
+    """
+    if most is not None and cost > most:
         raise CostError(
-            f"the first step of the request costs {found!r}, more than a step may cost: "
+            f"the first step of the request costs {cost!r}, more than a step may cost: "
             f"{most!r} (max_step_cost)"
         )
-    return found

@@ -74,10 +74,11 @@ def test_a_request_that_is_cancelled_leaves_an_engine_that_waits():
 
 
 @pytest.mark.rule(29)
-@pytest.mark.parametrize("limit", ["max_batch_size", "max_batch_cost"])
+@pytest.mark.parametrize("limit", ["max_batch_size", "max_batch_cost", "max_step_cost"])
 def test_a_request_joins_an_engine_that_waits_as_a_limit_is_raised(limit):
     engine = Waiting()
-    with ContinuousBatcher(engine, max_batch_size=2, cost=len, max_batch_cost=2) as batcher:
+    options = {"cost": len, "max_batch_cost": 2, "step_cost": len, "max_step_cost": 2}
+    with ContinuousBatcher(engine, max_batch_size=2, **options) as batcher:
         batcher.reconfigure(**{limit: 1})
         first = batcher.stream("a")
         taken(engine.entered)

@@ -524,11 +524,21 @@ class FairQueueMachine(RuleBasedStateMachine):
     def let_time_pass(self, seconds):
         self.now += seconds
 
-    @rule(changes=st.fixed_dictionaries(CHANGES))
-    def change_limits(self, changes):
+    @rule(
+        changes=st.fixed_dictionaries(CHANGES),
+        max_cost=st.none() | st.sampled_from([3.0, 6.0, 9.0]),
+        max_per_tenant=st.none() | st.integers(1, 4),
+    )
+    def change_limits(self, changes, max_cost, max_per_tenant):
+        """Change some limits at any moment, also to what had no bound before."""
         self.max_pending = changes["max_pending"] or self.max_pending
+        self.max_cost = max_cost or self.max_cost
+        self.max_per_tenant = max_per_tenant or self.max_per_tenant
         limits = self.rules.joining.changed(**changes | {"max_pending": self.max_pending})
         self.rules.joining.go_by(limits)
+        limits = limits._replace(
+            max_pending_cost=self.max_cost, max_pending_per_tenant=self.max_per_tenant
+        )
         self.queue.change_limits(limits)
 
     @rule(slots=st.integers(0, SIZE), spent=st.sampled_from([None, None, 0.0, 3.0]))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import pickle
+import sys
 from functools import partial
 from threading import Event
 
 import pytest
 
-from batchstream import EOS, ClosedError, DynamicBatcher, OverloadedError, batched
+from batchstream import EOS, ClosedError, DynamicBatcher, OverloadedError, RequestError, batched
 from batchstream._batching.options import BatcherOptions
 from batchstream._batching.request import Request, Submission
 from batchstream._batching.scheduler import Scheduler
@@ -35,6 +37,10 @@ def clock(monkeypatch):
 
 def limits_of(batcher):
     return batcher.max_batch_size, batcher.max_pending, batcher.max_batch_cost
+
+
+def bounds_of(batcher):
+    return batcher.max_pending_cost, batcher.max_pending_per_tenant
 
 
 # ---- batches that are formed from then on
@@ -108,6 +114,111 @@ async def test_requests_that_wait_beyond_a_lowered_limit_stay(form):
 
 @pytest.mark.rule(29)
 @every_batcher
+@pytest.mark.parametrize(
+    ("made_with", "lower", "raised", "text"),
+    [
+        (
+            {"max_pending_cost": 8},
+            {"max_pending_cost": 2},
+            {"max_pending_cost": 7},
+            r"requests that cost 6\.0 are waiting, and with this one, of 1\.0, .* more than 2 ",
+        ),
+        (
+            {},
+            {"max_pending_cost": 6},
+            {"max_pending_cost": math.inf},
+            r"requests that cost 6\.0 are waiting, and with this one, of 1\.0, .* more than 6 ",
+        ),
+        (
+            {"max_pending_per_tenant": 3},
+            {"max_pending_per_tenant": 2},
+            {"max_pending_per_tenant": 4},
+            "3 requests of its tenant are waiting, and no more than 2 of one tenant may",
+        ),
+        (
+            {"cost": None, "max_batch_cost": None},
+            {"max_pending_per_tenant": 3},
+            {"max_pending_per_tenant": sys.maxsize},
+            "3 requests of its tenant are waiting, and no more than 3 of one tenant may",
+        ),
+    ],
+    ids=["cost", "a first cost", "tenant", "a first of tenants"],
+)
+async def test_requests_that_wait_beyond_another_lowered_bound_stay(
+    form, made_with, lower, raised, text
+):
+    options = {"cost": len, "max_batch_cost": 2, "tenant": lambda request: request[0]}
+    batcher, _, gate = form.held_batcher(0, max_batch_size=1, **options | made_with)
+    requests = ["a1", "a2", "a3", "a4", "a"]
+    streams = await form.submit_behind(batcher, gate, *requests[:4])
+    batcher.reconfigure(**lower)
+    with pytest.raises(OverloadedError, match=text):
+        form.submit(batcher, "a")
+    batcher.reconfigure(**raised)
+    streams.append(form.submit(batcher, "a"))
+    gate.open()
+    assert [await form.rest(stream) for stream in streams] == [list(each) for each in requests]
+    streams = [form.submit(batcher, each) for each in requests[:2]]
+    assert [await form.rest(stream) for stream in streams] == [["a", "1"], ["a", "2"]]
+
+
+@pytest.mark.rule(29)
+@every_batcher
+async def test_what_requests_cost_that_wait_is_bounded_from_then_on_as_they_leave(form):
+    batcher, _, gate = form.held_batcher(0, max_batch_size=1, cost=len, max_batch_cost=2)
+    streams = await form.submit_behind(batcher, gate, "a", "bb", "cc")
+    batcher.reconfigure(max_pending_cost=4)
+    with pytest.raises(OverloadedError, match="max_pending_cost"):
+        form.submit(batcher, "d")
+    streams[1].cancel()
+    streams += [form.submit(batcher, each) for each in "de"]
+    with pytest.raises(OverloadedError, match="max_pending_cost"):
+        form.submit(batcher, "f")
+    gate.open()
+    outputs = [await form.rest(stream) for stream in streams if stream is not streams[1]]
+    assert outputs == [["a"], ["c", "c"], ["d"], ["e"]]
+
+
+@pytest.mark.rule(29, 30)
+@continuous_batchers
+async def test_a_request_joins_in_the_next_step_that_a_raised_limit_allows(form):
+    """The first request, which has its first step behind it, costs 1."""
+    gates = {step: form.gate() for step in (1, 3, 5)}
+    model = form.model(gates=gates)
+    batcher = form.batcher(model, max_batch_size=3, step_cost=len, max_step_cost=4)
+    streams = [form.submit(batcher, "abcd")]
+    await gates[1].reached.wait()
+    streams += [form.submit(batcher, request) for request in ("efg", "hi")]
+    batcher.reconfigure(max_step_cost=3)
+    with pytest.raises(RequestError, match=r"first step of the request costs 4\.0, .*: 3 "):
+        form.submit(batcher, "wxyz")
+    gates[1].open()
+    await gates[3].reached.wait()
+    assert model.worked_on[3] == ("abcd",), "the second would make the step cost 4"
+    batcher.reconfigure(max_step_cost=6)
+    gates[3].open()
+    await gates[5].reached.wait()
+    assert batcher.max_step_cost == 6
+    gates[5].open()
+    outputs = [await form.rest(stream) for stream in streams]
+    assert outputs == [list("abcd"), list("efg"), list("hi")]
+    assert model.worked_on[4] == ("abcd", "efg", "hi")
+
+
+@pytest.mark.rule(29)
+@continuous_batchers
+async def test_a_request_whose_first_step_costs_more_than_a_lowered_limit_joins_alone(form):
+    batcher, model, gate = form.held_batcher(0, max_batch_size=3, step_cost=len, max_step_cost=9)
+    streams = await form.submit_behind(batcher, gate, "ab", "cdefg", "h", "i")
+    batcher.reconfigure(max_step_cost=2)
+    gate.open()
+    assert "".join(["".join(await form.rest(stream)) for stream in streams]) == "abcdefghi"
+    first = next(step for step in model.worked_on if "cdefg" in step)
+    assert first == ("cdefg",)
+
+
+@pytest.mark.rule(29)
+@every_batcher
 async def test_only_the_limits_that_are_given_change(form):
     batcher = form.batcher(max_batch_size=4, max_pending=9, cost=len, max_batch_cost=5)
     batcher.reconfigure()
@@ -116,6 +227,26 @@ async def test_only_the_limits_that_are_given_change(form):
     assert limits_of(batcher) == (4, 8, 5)
     batcher.reconfigure(max_batch_size=2, max_batch_cost=4.5)
     assert limits_of(batcher) == (2, 8, 4.5)
+    assert bounds_of(batcher) == (None, None)
+    batcher.reconfigure(max_pending_cost=9)
+    assert (limits_of(batcher), bounds_of(batcher)) == ((2, 8, 4.5), (9, None))
+
+
+@pytest.mark.rule(29)
+@continuous_batchers
+async def test_what_a_step_may_cost_changes_with_the_others_or_not_at_all(form):
+    options = {"step_cost": len, "max_step_cost": 5, "tenant": str, "max_pending_per_tenant": 3}
+    batcher = form.batcher(max_batch_size=4, **options)
+    for wrong in (-1, "much", math.nan):
+        with pytest.raises((TypeError, ValueError), match="max_step_cost"):
+            batcher.reconfigure(max_batch_size=2, max_pending_per_tenant=2, max_step_cost=wrong)
+        with pytest.raises((TypeError, ValueError), match="max_pending_per_tenant"):
+            batcher.reconfigure(max_pending_per_tenant=wrong, max_step_cost=2)
+        assert (batcher.max_batch_size, *bounds_of(batcher)) == (4, None, 3)
+        assert batcher.max_step_cost == 5
+    batcher.reconfigure(max_batch_size=2, max_pending_per_tenant=2, max_step_cost=4)
+    assert (batcher.max_batch_size, *bounds_of(batcher)) == (2, None, 2)
+    assert batcher.max_step_cost == 4
 
 
 @pytest.mark.rule(29)
@@ -131,17 +262,66 @@ async def test_only_the_limits_that_are_given_change(form):
         ({"max_batch_cost": float("nan")}, ValueError),
         ({"max_batch_cost": 10}, ValueError),  # more than may wait together
         ({"max_batch_cost": float("inf")}, ValueError),
+        ({"max_pending_cost": "much"}, TypeError),
+        ({"max_pending_cost": float("nan")}, ValueError),
+        ({"max_pending_cost": 2}, ValueError),  # less than a batch
+        ({"max_pending_per_tenant": 0}, ValueError),
+        ({"max_pending_per_tenant": 1.5}, TypeError),
     ],
 )
 def test_all_limits_change_or_none(wrong, error):
     options = {"cost": len, "max_batch_cost": 5, "max_pending_cost": 9, "tenant": str}
     with DynamicBatcher(echo, max_batch_size=4, **options) as batcher:
         right = {"max_batch_size": 2, "max_pending": 7, "batch_timeout": 1.0, "max_batch_cost": 3}
+        right |= {"max_pending_cost": 8, "max_pending_per_tenant": 6}
         with pytest.raises(error, match=next(iter(wrong))):
             batcher.reconfigure(**right | wrong)
         assert (*limits_of(batcher), batcher.batch_timeout) == (4, 1024, 5, 0.0)
+        assert bounds_of(batcher) == (9, None)
         batcher.reconfigure(**right)
         assert (*limits_of(batcher), batcher.batch_timeout) == (2, 7, 3, 1.0)
+        assert bounds_of(batcher) == (8, 6)
+
+
+def test_limits_that_go_together_change_together():
+    options = {"cost": len, "max_batch_cost": 5, "max_pending_cost": 9}
+    with DynamicBatcher(echo, max_batch_size=4, **options) as batcher:
+        batcher.reconfigure(max_batch_cost=20, max_pending_cost=30)
+        assert (batcher.max_batch_cost, batcher.max_pending_cost) == (20, 30)
+        batcher.reconfigure(max_batch_cost=1, max_pending_cost=1)
+        assert (batcher.max_batch_cost, batcher.max_pending_cost) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("limit", "made_with", "text"),
+    [
+        ("max_pending_cost", {}, "have a cost each, .*: make it with cost and max_batch_cost"),
+        (
+            "max_pending_cost",
+            {"batch_cost": len, "max_batch_cost": 3},
+            "have a cost each, .*: make it with cost and max_batch_cost",
+        ),
+        ("max_pending_per_tenant", {}, "have a tenant, .*: make it with tenant"),
+        (
+            "max_pending_per_tenant",
+            {"priority": lambda _: 0},
+            "have a tenant, .*: make it with tenant",
+        ),
+    ],
+)
+def test_what_has_a_limit_is_what_the_batcher_was_made_with(limit, made_with, text):
+    with DynamicBatcher(echo, max_batch_size=4, **made_with) as batcher:
+        with pytest.raises(TypeError, match=f"{limit} of a batcher that runs needs .*{text}"):
+            batcher.reconfigure(max_batch_size=2, **{limit: 3})
+        assert (batcher.max_batch_size, *bounds_of(batcher)) == (4, None, None)
+
+
+@continuous_batchers
+async def test_a_step_has_a_limit_only_where_requests_say_what_their_first_costs(form):
+    batcher = form.batcher(max_batch_size=4)
+    with pytest.raises(TypeError, match="make it with step_cost and max_step_cost"):
+        batcher.reconfigure(max_step_cost=3)
+    assert batcher.max_step_cost is None
 
 
 def test_the_cost_of_a_batch_has_a_limit_only_where_requests_have_a_cost():
@@ -258,20 +438,22 @@ def test_in_a_loop_a_worker_that_waits_takes_a_batch_that_is_ready_now(monkeypat
 
 
 @every_batcher
-async def test_a_caller_that_waits_for_room_is_woken_by_a_raised_limit(form):
-    batcher, _, gate = form.held_batcher(0, max_batch_size=1, max_pending=1)
+@pytest.mark.parametrize("limit", ["max_pending", "max_pending_cost", "max_pending_per_tenant"])
+async def test_a_caller_that_waits_for_room_is_woken_by_a_raised_limit(form, limit):
+    options = {"cost": len, "max_batch_cost": 1, "tenant": lambda _: "one"}
+    batcher, _, gate = form.held_batcher(0, max_batch_size=1, **options, **{limit: 1})
     streams = await form.submit_behind(batcher, gate, "a", "b")
 
     async def wait():
         if isinstance(form, InLoop):
-            await batcher.await_for_room(3600)
+            await batcher.await_for_room(3600, request="c")
         else:
-            batcher.wait_for_room(3600)
+            batcher.wait_for_room(3600, request="c")
         streams.append(form.submit(batcher, "c"))
 
     async def raise_limit():
         await form.all_wait()
-        batcher.reconfigure(max_pending=2)
+        batcher.reconfigure(**{limit: 2})
 
     await form.concurrently(wait, raise_limit)
     gate.open()
@@ -293,17 +475,23 @@ def test_an_interrupt_anywhere_leaves_all_limits_or_none_and_no_request_waits_in
         lines += 1
         clock = ManualClock.install(monkeypatch)
         batcher = DynamicBatcher(
-            echo, max_batch_size=4, batch_timeout=before, cost=len, max_batch_cost=9
+            echo, max_batch_size=4, batch_timeout=before, cost=len, max_batch_cost=9, tenant=str
         )
         first = batcher.stream("a") if before else None
         if first is not None:
             clock.wait_for_sleeper()
         change = partial(
-            batcher.reconfigure, max_batch_size=1, batch_timeout=after, max_batch_cost=3
+            batcher.reconfigure,
+            max_batch_size=1,
+            batch_timeout=after,
+            max_batch_cost=3,
+            max_pending_cost=3,
+            max_pending_per_tenant=1,
         )
         where = interrupts.at_line(lines, change, files=files)
         limits = (batcher.max_batch_size, batcher.batch_timeout, batcher.max_batch_cost)
-        assert limits in {(4, before, 9), (1, after, 3)}, where
+        limits += bounds_of(batcher)
+        assert limits in {(4, before, 9, None, None), (1, after, 3, 3, 1)}, where
         outcomes.add(limits)
         change()
         last = batcher.stream("b")
@@ -334,7 +522,8 @@ def test_a_signal_handler_that_has_interrupted_the_batcher_changes_nothing(monke
 
 @pytest.mark.rule(24)
 def test_what_is_given_is_asked_for_its_number_without_the_lock():
-    with DynamicBatcher(echo, max_batch_size=4, cost=len, max_batch_cost=5) as batcher:
+    options = {"cost": len, "max_batch_cost": 5, "tenant": str}
+    with DynamicBatcher(echo, max_batch_size=4, **options) as batcher:
         asked = []
 
         class Number:
@@ -347,11 +536,13 @@ def test_what_is_given_is_asked_for_its_number_without_the_lock():
 
         two = Number()
         batcher.reconfigure(
-            max_batch_size=two, max_pending=two, batch_timeout=two, max_batch_cost=two
+            **dict.fromkeys(("max_batch_size", "max_pending", "batch_timeout"), two),
+            **dict.fromkeys(("max_batch_cost", "max_pending_cost", "max_pending_per_tenant"), two),
         )
-        assert len(asked) >= 4
+        assert len(asked) >= 6
         assert not any(asked)
-        assert {type(it) for it in (*limits_of(batcher), batcher.batch_timeout)} == {int, float}
+        limits = (*limits_of(batcher), *bounds_of(batcher), batcher.batch_timeout)
+        assert {type(it) for it in limits} == {int, float}
 
 
 # ---- the life of a batcher

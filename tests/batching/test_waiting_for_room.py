@@ -506,6 +506,49 @@ async def test_a_caller_whose_request_costs_more_than_a_lowered_limit_does_not_w
         await form.rest(stream)
 
 
+@continuous_batchers
+async def test_a_caller_whose_first_step_costs_more_than_a_lowered_limit_does_not_wait_on(form):
+    batcher, streams, gate = await filled(form, step_cost=len, max_step_cost=2)
+
+    async def caller():
+        with pytest.raises(RequestError, match="more than a step may cost: 1 "):
+            await wait_for_room_of(form, batcher, "cc")
+
+    async def lower():
+        while not batcher._dispatcher.ends.room_waiters:
+            await form.all_wait()
+        batcher.reconfigure(max_step_cost=1)
+
+    await form.concurrently(caller, lower)
+    gate.open()
+    for stream in streams:
+        await form.rest(stream)
+
+
+@every_batcher
+async def test_a_bound_for_each_tenant_that_comes_meanwhile_counts_for_a_caller_that_waits(form):
+    options = {**TENANTS, "max_pending": 1, "max_pending_per_tenant": None}
+    batcher, streams, gate = await with_a_full_tenant(form, **options)
+    came = []
+
+    async def caller(place, name):
+        while len(batcher._dispatcher.ends.room_waiters) < place:
+            await form.all_wait()
+        await wait_for_room_of(form, batcher, name)
+        came.append(name)
+        gate.open()
+
+    async def change():
+        while len(batcher._dispatcher.ends.room_waiters) < 2:
+            await form.all_wait()
+        batcher.reconfigure(max_pending=2, max_pending_per_tenant=1)
+
+    await form.concurrently(partial(caller, 0, "a3"), partial(caller, 1, "b1"), change)
+    assert came == ["b1", "a3"]
+    for stream in streams:
+        await form.rest(stream)
+
+
 def test_room_is_for_a_request_or_of_a_cost():
     with DynamicBatcher(lambda requests: iter([requests]), max_batch_size=1) as batcher:
         with pytest.raises(TypeError, match="a request or a cost, got both, and 2 as cost"):

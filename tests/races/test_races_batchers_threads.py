@@ -261,11 +261,12 @@ def test_limits_that_change_as_requests_come_and_a_worker_waits_are_gone_by_in_t
             batcher.reconfigure(max_batch_size=1, max_pending=2)
 
         def shorten():
-            batcher.reconfigure(batch_timeout=1.0, max_batch_cost=4)
+            batcher.reconfigure(batch_timeout=1.0, max_batch_cost=4, max_pending_cost=6)
 
         run_together(*[client.ask for client in clients], lower, shorten)
         assert batcher.max_batch_size == 1, "a change is lost"
         assert (batcher.batch_timeout, batcher.max_batch_cost) == (1.0, 4), "a change is lost"
+        assert batcher.max_pending_cost == 6, "a change is lost"
         assert all(client.served or client.refusal for client in clients)
         assert batcher.statistics().longest_wait <= 1
         end(batcher, model, clients)

@@ -73,7 +73,8 @@ class JoiningRules:
 
     def go_by(self, limits):
         """Go by other limits from now on."""
-        self.max_size, _, self.batch_timeout, self.max_cost = limits
+        self.max_size, self.batch_timeout = limits.max_batch_size, limits.batch_timeout
+        self.max_cost = limits.max_batch_cost
 
     def fitting(self, group, slots, spent):
         """Return the requests of a group for which a batch has room.

@@ -530,7 +530,7 @@ def add_metrics(server):
     folder.mkdir()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
-    @server.app.get("/metrics")
+    @server.app.api_route("/metrics", methods=["GET", "HEAD"], include_in_schema=False)
     def metrics():
         from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415
         from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415

@@ -377,8 +377,13 @@ with DynamicBatcher[str, str](translate, max_batch_size=8) as batcher:
     assert_type(batcher.max_pending, int)
     assert_type(batcher.batch_timeout, float)
     assert_type(batcher.max_batch_cost, float | None)
+    assert_type(batcher.max_pending_cost, float | None)
+    assert_type(batcher.max_pending_per_tenant, int | None)
     batcher.max_batch_size = 4  # type: ignore[misc]
     batcher.reconfigure(max_batch_size=4, batch_timeout=0.1, max_pending=9, max_batch_cost=2.5)
+    batcher.reconfigure(max_pending_cost=float("inf"), max_pending_per_tenant=4)
+    batcher.reconfigure(max_pending_per_tenant=1.5)  # type: ignore[arg-type]
+    batcher.reconfigure(max_step_cost=2.5)  # type: ignore[call-arg]
     batcher.reconfigure(4)  # type: ignore[call-arg]
     batcher.reconfigure(workers=2)  # type: ignore[call-arg]
     batcher.warm_up(["a", "b"], timeout=60)
@@ -974,6 +979,11 @@ DynamicBatcher(translate, max_batch_size=8, batch_cost=padded, max_batch_cost=40
 DynamicBatcher(translate, max_batch_size=8, batch_cost=3, max_batch_cost=3)  # type: ignore[call-overload]
 batched(max_batch_size=8, batch_cost=padded, max_batch_cost=4096)(translate)
 ContinuousBatcher(PreemptingEngine, max_batch_size=4).reconfigure(max_batch_size=2, max_pending=9)
+ContinuousBatcher(PreemptingEngine, max_batch_size=4).reconfigure(max_step_cost=2.5)
+ContinuousBatcher(PreemptingEngine, max_batch_size=4).reconfigure(
+    max_pending_cost=9, max_pending_per_tenant=3
+)
+assert_type(ContinuousBatcher(PreemptingEngine, max_batch_size=4).max_step_cost, float | None)
 ContinuousBatcher(PreemptingEngine, max_batch_size=4).reconfigure(batch_timeout=1.0)  # type: ignore[call-arg]
 
 

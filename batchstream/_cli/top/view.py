@@ -80,7 +80,8 @@ class View:
         times: How long things took.
         refused: How many requests were refused since the server's start, by the reason.
         refused_rate: How many are refused in a second.
-        state: `closed` or `draining`, if requests are refused for it; else empty.
+        state: `closed` or `draining`, if it is; `1 of 4 draining`, of several that are added up;
+            else empty.
         finished: How many requests have ended since then, by the reason.
         requeued: How many slots were given back since then by requests that wait again.
         tenants: The tenants, if the figures tell them apart.
@@ -131,7 +132,7 @@ def _view(name: str, changes: Changes) -> View:
         times=tuple(times for figure in _TIMES if (times := _times(changes, figure)) is not None),
         refused=_by("reason", changes.now.get("refused", {})),
         refused_rate=changes.rate("refused"),
-        state=_state(_by("reason", changes.grown("refused"))),
+        state=_state(changes),
         finished=_by_any(("reason", "finished_reason"), changes.now.get("finished", {})),
         requeued=now("requeued") or 0,
         tenants=_tenants(changes),
@@ -180,9 +181,14 @@ def _times(changes: Changes, figure: str) -> Times | None:
     return None
 
 
-def _state(refused: Mapping[str, float]) -> str:
-    """Return the state that a batcher has, as far as what it refuses tells."""
-    return next((state for state in ("closed", "draining") if state in refused), "")
+def _state(changes: Changes) -> str:
+    """Return the state that a batcher has; where the page does not say, by what it refuses."""
+    batchers = _by("state", changes.now.get("state", {}))
+    found = batchers or _by("reason", changes.grown("refused"))
+    state = next((state for state in ("closed", "draining") if state in found), "")
+    if state and batchers and (count := batchers[state]) < (total := sum(batchers.values())):
+        return f"{count:.0f} of {total:.0f} {state}"
+    return state
 
 
 def _by(label: str, series: Mapping[Labels, float]) -> dict[str, float]:

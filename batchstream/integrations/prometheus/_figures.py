@@ -98,6 +98,11 @@ OWN: Final = (
         _OF_TENANT,
     ),
     Figure(
+        *("state", "state", "gauge", "batchers"),
+        "Batchers that are in this state: accepting, draining or closed; a series for each",
+        (*_OF_BATCHER, "state"),
+    ),
+    Figure(
         *("slots", "slots", "gauge", "slots"),
         "Slots of a batch: max_batch_size, or its requests if that is no limit; 0 before a step",
         _OF_BATCHER,

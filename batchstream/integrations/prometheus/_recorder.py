@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from batchstream import FinishReason, Metrics
+from batchstream._batching.states import STATES, States
 from batchstream.integrations.prometheus._figures import ENDS, ERRORS, REFUSALS, VLLM_REASONS
-from batchstream.integrations.prometheus._steps import Steps
+from batchstream.integrations.prometheus._steps import IN_FILES, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from batchstream import StreamEnd
+    from batchstream._batching.life import BatcherState
     from batchstream.integrations.prometheus._metrics import Families
 
 
@@ -84,6 +87,9 @@ class Recorder(Metrics):
         )
         self.stepped = self._steps.add  # type: ignore[method-assign] # without a call in between
         self.kept_steps = self._steps.kept
+        self.states = States(self._state_changed)
+        self._state_gauges: dict[BatcherState, tuple[Any, ...]] = {}
+        self._written: tuple[int, dict[BatcherState, int]] | None = None
 
     def _of(self, tenant: Hashable) -> TenantFigures:
         label = "" if tenant is None else self._label_of(tenant)
@@ -94,12 +100,36 @@ class Recorder(Metrics):
         return figures
 
     def write(self) -> None:
-        """Write what is gathered, and how much of the engine's cache is in use."""
+        """Write what is gathered, the states, and how much of the engine's cache is in use."""
         self._steps.write()
+        self._write_states()
         if self._usage is not None:
             usage = self._usage()
             for gauge in self._cache_usage:
                 gauge.set(usage)
+
+    # ---- states
+
+    def _state_changed(self) -> None:
+        """Have series of the states, and write them where other processes read them."""
+        if not self._state_gauges:  # not before: a process may have no batcher, as in LitServe
+            self._state_gauges = {
+                state: self._families.series("state", {**self._labels, "state": state})
+                for state in STATES
+            }
+        if IN_FILES:
+            self._write_states()
+
+    def _write_states(self) -> None:
+        """Write how many batchers have each state."""
+        # Of this process: a child that was forked has files of its own, and nothing in them.
+        found = os.getpid(), self.states.counts()
+        while self._written != found:
+            for state, gauges in self._state_gauges.items():
+                for gauge in gauges:
+                    gauge.set(found[1][state])
+            self._written = found
+            found = found[0], self.states.counts()  # another thread may have written others
 
     # ---- requests
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 WRITE_AFTER: Final = 0.05
 """After how many seconds steps are written where the series are kept in files."""
 
-_IN_FILES: Final = ValueClass is not MutexValue
+IN_FILES: Final = ValueClass is not MutexValue
 """Whether the series are kept in files, which other processes read."""
 
 
@@ -77,7 +77,7 @@ class Steps:
         self.running = 0
         self.kept = KeptSteps(self.write)
         self._added: deque[tuple[StepKind, list[float | None], int]] = deque()
-        if _IN_FILES:
+        if IN_FILES:
             self.kept.write_at = 0.0
 
     def run(self, requests: int) -> int:
@@ -98,12 +98,12 @@ class Steps:
     ) -> None:
         """Add a step; see `Metrics.stepped`."""
         self._added.append((StepKind(live, capacity, going_on, prefilling, wasted), [gap], outputs))
-        if _IN_FILES or len(self._added) >= MOST_KEPT:
+        if IN_FILES or len(self._added) >= MOST_KEPT:
             self.write()
 
     def write(self) -> None:
         """Write the steps that were added."""
-        if _IN_FILES:
+        if IN_FILES:
             # Where nothing runs, the next step is written at once: no other may follow.
             self.kept.write_at = clock.monotonic() + WRITE_AFTER if self.running > 0 else 0.0
         runs = self.kept.take()

@@ -26,8 +26,8 @@ from batchstream.integrations.prometheus._tenants import MAX_TENANTS, TenantLabe
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
-LEFT_OUT: Final = frozenset({"cache_usage"})
-"""Figures that a batcher does not tell of."""
+LEFT_OUT: Final = frozenset({"cache_usage", "state"})
+"""Figures that a batcher does not tell of: they are asked for when a registry is read."""
 
 BY_STEP: Final = "gap"
 """The figure that is written for each step."""
@@ -128,8 +128,8 @@ class RayMetrics(Metrics):
 
     The names are as in `PrometheusMetrics`, with what Ray adds: `ray_` in front of all, and the
     tags `deployment`, `replica` and `application`. [Metrics](metrics.md) lists them. The time
-    between two outputs, `gap_seconds`, counts once for each step, and `cache_usage_ratio` is left
-    out.
+    between two outputs, `gap_seconds`, counts once for each step; `cache_usage_ratio` and `state`
+    are left out.
 
     `metrics=RayMetrics`, without a call, will do. An object is pickled as what it was made of, so
     that a decorated function which has one among its options can be in a deployment.

@@ -314,6 +314,27 @@ def test_a_batcher_that_refuses_requests_as_it_is_closed_or_drains_has_a_row_tha
     assert state(closed, closed) == []  # by a batcher of this name before, perhaps
 
 
+@pytest.mark.parametrize(
+    ("counts", "shown"),
+    [
+        ({"accepting": 2}, []),
+        ({"draining": 1}, ["draining: new requests are refused"]),
+        ({"closed": 1}, ["closed: new requests are refused"]),
+        ({"accepting": 3, "draining": 1}, ["1 of 4 draining: new requests are refused"]),
+        ({}, ["draining: new requests are refused"]),  # by what was refused
+    ],
+)
+def test_the_state_is_the_one_that_the_page_says(counts, shown):
+    states = {
+        f'state{{state="{state}"}}': counts.get(state, 0)
+        for state in ("accepting", "draining", "closed")
+    }
+    refused = {'requests_refused_total{reason="draining"}': 0}
+    pages = [page(states | dict.fromkeys(refused, count)) for count in (0, 3)]
+    rows = lines([view(*pages)])
+    assert [row.split(maxsplit=1)[1] for row in rows if row.startswith("  state")] == shown
+
+
 def test_the_outputs_of_tenants_are_shown_as_their_shares_are_of_them():
     recorded = Recorded("chat")
     [chat] = recorded.batchers

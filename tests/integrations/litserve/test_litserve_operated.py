@@ -6,7 +6,7 @@ Two workers with a slot each, and two server processes, so that what holds here 
 import json
 import time
 from collections import Counter
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -312,6 +312,12 @@ class Scraped:
 def counted(events, *keys):
     """How many events there are, by the values of these keys, as labels."""
     return dict(Counter(tuple(event[key] or "" for key in keys) for event in events))
+
+
+def test_a_probe_gets_the_head_of_the_metrics_page(operated_guests):
+    probe = Request(f"{operated_guests.server.url}/metrics", method="HEAD")  # noqa: S310
+    with urlopen(probe, timeout=SECONDS) as response:  # noqa: S310
+        assert (response.status, response.read()) == (200, b"")
 
 
 @paths

@@ -31,8 +31,9 @@ def samples_of(registry):
 
 def test_the_samples_of_a_run_that_is_known_are_exact(monkeypatch):
     registry = CollectorRegistry()
-    Run(monkeypatch, PrometheusMetrics(registry=registry, tenants=2))
+    run = Run(monkeypatch, PrometheusMetrics(registry=registry, tenants=2))
     expected = {
+        ("state", "closed"): 1,
         ("requests_submitted_total", "x"): 3,
         ("requests_submitted_total", "y"): 3,
         ("requests_submitted_total", "other"): 1,
@@ -65,6 +66,12 @@ def test_the_samples_of_a_run_that_is_known_are_exact(monkeypatch):
         (f"batchstream_{name}", "chat", *labels): value
         for (name, *labels), value in expected.items()
     }
+    assert len(run.refusals) == 3  # the batcher is there until here, and has a state
+    states = {
+        state: registry.get_sample_value("batchstream_state", CHAT | {"state": state})
+        for state in ("accepting", "draining", "closed")
+    }
+    assert states == {"accepting": 0, "draining": 0, "closed": 1}
 
 
 def histogram(name, **tenants):

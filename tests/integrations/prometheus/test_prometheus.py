@@ -18,12 +18,14 @@ from batchstream import (
     ContinuousBatcher,
     DeadlineError,
     DynamicBatcher,
+    Metrics,
     OverloadedError,
     StreamEnd,
 )
 from batchstream.integrations.prometheus import PrometheusMetrics
 from support import knobs
 from support.engines import Model, Turnstile
+from support.sources import in_forked_child, needs_fork
 
 SECONDS = 30
 ENDS = (
@@ -173,6 +175,7 @@ def test_what_prometheus_reads_has_a_type_and_a_meaning_for_everything(shown):
         "requests_requeued": "counter",
         "requests_waiting": "gauge",
         "requests_running": "gauge",
+        "state": "gauge",
         "slots": "gauge",
         "cache_usage_ratio": "gauge",
         "steps": "counter",
@@ -282,6 +285,119 @@ def test_the_refused_are_counted_and_are_not_live(shown, gate, make):
     assert shown.gauges == (0, 0)
 
 
+# ---- the state
+
+
+@pytest.fixture
+def state_of(shown):
+    """Return what is shown of the states of batchers with a name: a number for each."""
+
+    def state_of(name="Model"):
+        states = {
+            sample.labels["state"]: sample.value
+            for family in shown.registry.collect()
+            for sample in family.samples
+            if sample.name == "batchstream_state" and sample.labels["batcher"] == name
+        }
+        assert set(states) in (set(), {"accepting", "draining", "closed"})
+        return {state: value for state, value in states.items() if value}
+
+    return state_of
+
+
+def test_a_batcher_has_a_state_before_its_first_request_and_when_it_is_closed(shown, state_of):
+    batcher = ContinuousBatcher(Model(), max_batch_size=1, metrics=shown.metrics)
+    assert state_of() == {batcher.state: 1} == {"accepting": 1}
+    batcher.close()
+    assert state_of() == {batcher.state: 1} == {"closed": 1}
+
+
+def test_a_batcher_that_drains_is_seen_as_no_request_comes(shown, gate, state_of):
+    batcher = ContinuousBatcher(gated(gate), max_batch_size=1, metrics=shown.metrics)
+    stream = batcher.stream("ab")
+    gate.wait_until(lambda: gate.holds)
+    closer = threading.Thread(target=batcher.close, kwargs={"drain": LONG})
+    closer.start()
+    gate.wait_until(lambda: batcher.state == "draining")
+    assert state_of() == {"draining": 1}
+    gate.open()
+    assert list(stream) == ["a", "b"]
+    closer.join(SECONDS)
+    assert state_of() == {"closed": 1}
+
+
+def test_the_states_of_batchers_with_one_name_are_added_up_and_a_dropped_one_has_none(
+    shown, state_of
+):
+    batchers = [
+        DynamicBatcher(Model().generate, max_batch_size=1, metrics=shown.metrics, name="chat")
+        for _ in range(3)
+    ]
+    other = ContinuousBatcher(Model(), max_batch_size=1, metrics=shown.metrics)
+    batchers[0].close()
+    assert state_of("chat") == {"accepting": 2, "closed": 1}
+    del batchers[0]
+    gc.collect()
+    assert state_of("chat") == {"accepting": 2}
+    batchers.clear()
+    gc.collect()
+    assert state_of("chat") == {}
+    assert state_of() == {"accepting": 1}
+    other.close()
+
+
+def test_metrics_that_are_one_of_several_and_are_made_late_show_the_state(shown, state_of):
+    late = []
+
+    def make():
+        late.append(shown.metrics)
+        return late
+
+    for metrics in ([Metrics(), shown.metrics], make, [Metrics(), make]):
+        with ContinuousBatcher(Model(), max_batch_size=1, metrics=metrics) as batcher:
+            assert list(batcher.stream("a")) == ["a"]
+            assert state_of() == {"accepting": 1}
+        assert state_of() == {"closed": 1}
+        del batcher
+        gc.collect()
+        assert state_of() == {}
+
+
+@needs_fork
+def test_a_forked_child_shows_a_batcher_that_it_can_use_and_no_other(shown, gate, state_of):
+    idle = ContinuousBatcher(Model(), max_batch_size=1, metrics=shown.metrics)
+    assert state_of() == {"accepting": 1}
+
+    def close():
+        before = state_of()
+        idle.close()
+        return [before, state_of()]
+
+    assert in_forked_child(close) == str([{"accepting": 1.0}, {"closed": 1.0}])
+    assert state_of() == {"accepting": 1}
+    busy = ContinuousBatcher(gated(gate), max_batch_size=1, metrics=shown.metrics, name="busy")
+    stream = busy.stream("ab")
+    gate.wait_until(lambda: gate.holds)
+    assert in_forked_child(lambda: [state_of("busy"), state_of()]) == str([{}, {"accepting": 1.0}])
+    gate.open()
+    assert list(stream) == ["a", "b"]
+    busy.close()
+    idle.close()
+
+
+def test_what_a_registry_raises_for_a_state_breaks_off_no_close(shown, monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: reported.append(event.exc_value))
+    recorder = shown.metrics.for_batcher("chat")
+    monkeypatch.setattr(recorder.states, "changed", lambda: 1 / 0)
+    with ContinuousBatcher(
+        Model(), max_batch_size=1, metrics=shown.metrics, name="chat"
+    ) as batcher:
+        assert list(batcher.stream("a")) == ["a"]
+    assert batcher.state == "closed"
+    assert [type(error) for error in reported] == [ZeroDivisionError] * 2
+
+
 # ---- several batchers
 
 
@@ -346,6 +462,7 @@ def once(requests):
 if len(sys.argv) > 1:
     (kept := DynamicBatcher(once, max_batch_size=2, batch_timeout=3600, metrics=metrics))
     stream = kept.stream("waits")
+    (drained := DynamicBatcher(once, max_batch_size=2, metrics=metrics)).close(drain=1)
     print("ready", flush=True)
     sys.stdin.read()
 else:
@@ -354,6 +471,11 @@ else:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
         print(generate_latest(registry).decode())
+        if (child := os.fork()) == 0:
+            list(batcher.stream("served"))
+            os._exit(0)
+        os.waitpid(child, 0)
+        print(generate_latest(registry).decode().replace("batchstream_", "with_child_"))
 """
 
 
@@ -396,6 +518,10 @@ def test_processes_of_one_server_are_added_up(tmp_path):
     # What is gathered was written as nothing ran any more: no one reads this process's registry.
     assert 'batchstream_steps_total{batcher="once"} 2.0' in shown
     assert 'batchstream_slots{batcher="once"} 1.0' in shown
+    # The closed one is drained, and nothing has happened in its process since then.
+    for state, count in {"accepting": 2, "draining": 0, "closed": 1}.items():
+        assert f'batchstream_state{{batcher="once",state="{state}"}} {count}.0' in shown
+    assert 'with_child_state{batcher="once",state="accepting"} 3.0' in shown
 
 
 # ---- metrics that raise

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
 
 from support.serving import SECONDS, free_port, running
@@ -323,6 +324,11 @@ def test_a_flood_is_shared_and_a_drain_cuts_no_reply(tmp_path):
     with serve("custom_server.py", tmp_path) as server:
         assert server.get("/ready").json()["batchers"][0]["name"] == "bigrams"
         assert httpx.head(f"{server.url}/ready").status_code == 200
+        assert server.metric("batchstream_state", state="accepting") == 1
+        head = httpx.head(f"{server.url}/metrics")
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == CONTENT_TYPE_LATEST
+        assert int(head.headers["content-length"]) > 0
         flood = [str(EXAMPLES / "flood.py"), "--port", server.url.rpartition(":")[2], "--clients"]
         done = ask_flood([*flood, "12", "--outputs", "2000"])
         outputs = {tenant: int(row["outputs"]) for tenant, row in done.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from batchstream._batching.places import PlaceRules
+from batchstream._batching.places import PlaceRules, check_tenant_bound
 from batchstream._core.arguments import check_number
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Ordering:
         max_pending_per_tenant: int | None = None,
         max_pending_cost: float | None = None,
     ) -> None:
-        self._places = PlaceRules(priority, tenant, share, max_pending_per_tenant)
+        self._places = PlaceRules(priority, tenant, share)
         if cost is not None and not callable(cost):
             raise TypeError(f"cost takes a function of one request, got {cost!r}")
         if cost is not None and tenant is None and max_pending_cost is None:
@@ -73,7 +73,7 @@ class Ordering:
             _check_max_pending_cost(max_pending_cost, cost)
         self._cost = cost
         self.max_pending_cost = max_pending_cost
-        self.max_pending_per_tenant = self._places.max_pending_per_tenant
+        self.max_pending_per_tenant = check_tenant_bound(max_pending_per_tenant, tenant)
 
     def standing_of(self, request: ReceivedRequest) -> Standing:
         """Return where a request stands.

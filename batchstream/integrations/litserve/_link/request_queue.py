@@ -104,11 +104,13 @@ class OrderedRequests:
         max_pending_per_tenant: int | None,
         max_pending_cost: float | None = None,
     ) -> None:
-        self._waiting: WaitingQueue[QueuedRequest] = WaitingQueue(
-            LimitsInForce(Limits(1, sys.maxsize if max_pending is None else max_pending)),
+        limits = Limits(
+            *(1, sys.maxsize if max_pending is None else max_pending),
             max_pending_cost=max_pending_cost,
             max_pending_per_tenant=max_pending_per_tenant,
-            has_places=True,
+        )
+        self._waiting: WaitingQueue[QueuedRequest] = WaitingQueue(
+            LimitsInForce(limits), has_places=True
         )
         self._by_uid: dict[object, QueuedRequest] = {}
         self._accounts: dict[object, object] = {}
