@@ -500,7 +500,8 @@ class CutError(Exception):
         super().__init__(f"a stream has failed{what}: its connection is cut")
 
 
-_SERVER_LOGS: Final = ("uvicorn.error", "hypercorn.error")
+_GRANIAN_LOG: Final = "_granian.utils"
+_SERVER_LOGS: Final = ("uvicorn.error", "hypercorn.error", _GRANIAN_LOG)
 
 
 def keep_cuts_out_of_the_log() -> None:
@@ -510,7 +511,14 @@ def keep_cuts_out_of_the_log() -> None:
 
 
 def _is_no_cut(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], CutError))
+    if record.name == _GRANIAN_LOG:  # whose record is the text of a traceback, without the error
+        return f"\n{CutError.__name__}: " not in record.getMessage()
+    error = record.exc_info[1] if record.exc_info else None
+    while error is not None:  # Litestar raises another error from it
+        if isinstance(error, CutError):
+            return False
+        error = error.__cause__
+    return True
 
 
 class TripwireName(str):

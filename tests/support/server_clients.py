@@ -117,13 +117,15 @@ def connected(port):
 class HttpReply(Reply):
     """A request as curl sends it. A body is whole if it ends with its last chunk."""
 
+    method = "GET"
+
     def _begin(self):
         self._socket = connected(self.port)
-        path = f"/spell/{self.request}"
-        self._socket.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        line = f"{self.method} /spell/{self.request} HTTP/1.1"
+        self._socket.sendall(f"{line}\r\nHost: localhost\r\n\r\n".encode())
 
     def _read(self):
-        with http.client.HTTPResponse(self._socket, method="GET") as response:
+        with http.client.HTTPResponse(self._socket, method=self.method) as response:
             return self._read_response(response)
 
     def _read_response(self, response):
@@ -144,6 +146,21 @@ class HttpReply(Reply):
 
     def _close(self):
         self._socket.close()
+
+
+class HeadReply(HttpReply):
+    """A request for the status and the headers alone: it has received the status as a line.
+
+    It ends as the client leaves, or the server closes the connection.
+    """
+
+    method = "HEAD"
+
+    def _read_response(self, response):
+        response.begin()
+        self._has(f"{response.status}\n".encode())
+        self._socket.recv(1)
+        return "closed"
 
 
 class WebSocketReply(Reply):

@@ -2,8 +2,9 @@
 
 It goes as far as a test lets it. A request is the text `GATE.LETTERS.SIZE`: the port of a
 `serving.Gate`, of one that all requests at a time have in common, how many outputs the request
-gets, and of how many characters each is. The model tells the gate each of its steps, from its first
-request to its last, and then that it is closed. It fails if the gate is gone.
+gets, and of how many characters each is. If that number of outputs is negative, the request gets as
+many without the sign, and then its client is at fault. The model tells the gate each of its steps,
+from its first request to its last, and then that it is closed. It fails if the gate is gone.
 
 Once there was a request, what the batcher counts is to be had at a port, whose number is in the
 file `figures` beside this one. So a test asks the batcher and not the server.
@@ -14,7 +15,7 @@ import socket
 import threading
 from pathlib import Path
 
-from batchstream import EOS, ContinuousBatcher, RequestError
+from batchstream import EOS, ContinuousBatcher, Fail, RequestError
 
 SLOTS = 3
 PENDING = 1
@@ -42,7 +43,8 @@ class Gated:
             self._gate = socket.create_connection(("127.0.0.1", gate))
             self._lines = self._gate.makefile()
             self._steps = 0
-        self._requests[slot] = (iter(range(letters)), size)
+        end = EOS if letters >= 0 else Fail(RequestError("it has no end"))
+        self._requests[slot] = (iter(range(abs(letters))), size, end)
 
     def step(self):
         self._steps += 1
@@ -58,8 +60,8 @@ class Gated:
                 self._gate.sendall(b"closed\n")
 
 
-def output(numbers, size):
-    return EOS if next(numbers, None) is None else "x" * (size - 1) + "\n"
+def output(numbers, size, end):
+    return end if next(numbers, None) is None else "x" * (size - 1) + "\n"
 
 
 def tell_figures(listener):

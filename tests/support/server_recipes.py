@@ -43,6 +43,8 @@ CLIENTS = {
 
 AT_ONCE = "at once"
 BY_A_WRITE = "by a failed write"
+FROM_THE_FIRST_OUTPUT = "at once, from the first output on"
+ERROR = "the gate is gone"  # the text of the stand-in's
 STEPS = 60  # of outputs of 1 MB: what no server may take for a client that reads nothing
 NOTICES = 2  # seconds within which a server has noticed SIGTERM
 FEW = 6  # outputs that may pass before a write fails
@@ -103,6 +105,20 @@ class Server:
             time.sleep(0.01)
         return True
 
+    def log(self, start=0):
+        """Return what the server has logged, from this byte on."""
+        return (self._folder / "log").read_bytes()[start:].decode(errors="replace")
+
+    @contextlib.contextmanager
+    def logs(self, text):
+        """Wait until the server has logged this text, from the beginning of the block on."""
+        start = len((self._folder / "log").read_bytes())
+        yield
+        until = time.monotonic() + SECONDS
+        while text not in (log := self.log(start)):
+            assert time.monotonic() < until, f"{text!r} is not logged:\n{log}"
+            time.sleep(0.01)
+
     def tell_to_stop(self):
         """Send SIGTERM, and give the server the time to notice.
 
@@ -120,8 +136,7 @@ class Server:
         try:
             self.process.wait(SECONDS)
         except subprocess.TimeoutExpired:
-            log = (self._folder / "log").read_text(errors="replace")
-            pytest.fail(f"the server has not ended:\n{log}")
+            pytest.fail(f"the server has not ended:\n{self.log()}")
 
     def asked(self, gate, *letters):
         """Begin requests, each in the batcher before the next.
@@ -216,6 +231,30 @@ def ends(server, _expected):
 
 
 def disconnect(server, expected):
+    """Clients leave in the queue, before their first output and after it."""
+    early, late = leave_early(server, expected), leave_late(server, expected)
+    if (early, late) == (BY_A_WRITE, AT_ONCE):
+        return FROM_THE_FIRST_OUTPUT
+    return late if early == late else f"early: {early}, late: {late}"
+
+
+def leave_early(server, expected):
+    """A client leaves in the queue, and then those in the slots, during the first step."""
+    seconds = SECONDS if expected == AT_ONCE else 1
+    with Gate() as gate:
+        *in_slots, waiting = server.asked(gate, 100, 100, 100, 100)
+        waiting.leave()
+        left_queue = server.wait_until(seconds, live=len(in_slots))
+        for reply in in_slots:
+            reply.leave()
+        left_slots = server.wait_until(seconds, live=0)
+        if left_queue != left_slots:
+            gate.close()
+            return f"queue: {left_queue}, slots: {left_slots}"
+        return how_it_leaves(server, gate, at_once=left_slots)
+
+
+def leave_late(server, expected):
     """A client leaves after its first output, while the model is in the second step."""
     with Gate() as gate:
         [reply] = server.asked(gate, 100)
@@ -223,16 +262,22 @@ def disconnect(server, expected):
         reply.wait_for(1)
         assert gate.next_line() == "step 2"
         reply.leave()
-        if server.wait_until(SECONDS if expected == AT_ONCE else 1, live=0):
-            gate.go_on()
-            assert gate.next_line() == "closed", "the model makes another step"
-            return AT_ONCE
-        for _ in range(FEW):
-            gate.go_on()
-            if gate.next_line() == "closed":
-                return BY_A_WRITE
-            server.wait_until(1, live=0)  # a write of before may still be in the making
-        gate.close()
+        at_once = server.wait_until(1 if expected == BY_A_WRITE else SECONDS, live=0)
+        return how_it_leaves(server, gate, at_once=at_once)
+
+
+def how_it_leaves(server, gate, *, at_once):
+    """Let the model go on without clients, and return in which words it comes to its end."""
+    if at_once:
+        gate.go_on()
+        assert gate.next_line() == "closed", "the model makes another step"
+        return AT_ONCE
+    for _ in range(FEW):
+        gate.go_on()
+        if gate.next_line() == "closed":
+            return BY_A_WRITE
+        server.wait_until(1, live=0)  # a write of before may still be in the making
+    gate.close()
     return "no"
 
 
@@ -259,8 +304,8 @@ def back_pressure(server, _expected):
 
 
 def early_error(server, _expected):
-    """The model fails before the first output."""
-    with Gate() as gate:
+    """The model fails before the first output; the log says why."""
+    with server.logs(ERROR), Gate() as gate:
         [reply] = server.asked(gate, 100)
         gate.close()
         end = reply.wait()
@@ -269,8 +314,8 @@ def early_error(server, _expected):
 
 
 def error(server, _expected):
-    """The model fails after an output."""
-    with Gate() as gate:
+    """The model fails after an output; the log says why."""
+    with server.logs(ERROR), Gate() as gate:
         [reply] = server.asked(gate, 100)
         gate.go_on()
         reply.wait_for(1)
@@ -301,9 +346,10 @@ def bad_request(server, _expected):
 
 
 def drain(server, _expected):
-    """The server is told to stop while streams are under way."""
+    """The server is told to stop while streams are under way, and another request waits."""
+    start = len(server.log().encode())
     with Gate() as gate:
-        replies = server.asked(gate, 2, 3)
+        replies = server.asked(gate, 2, 3, 3, 2)
         gate.go_on()
         replies[0].wait_for(1)
         assert gate.next_line() == "step 2"
@@ -311,9 +357,8 @@ def drain(server, _expected):
         let_all_through(gate)
         ends = [reply.wait() for reply in replies]
         server.wait_for_its_end()
-    if ends != ["whole", "whole"]:
-        return "no"
-    return "yes"
+    assert "Traceback" not in server.log(start)
+    return "yes" if set(ends) == {"whole"} else "no"
 
 
 CHECKS = {

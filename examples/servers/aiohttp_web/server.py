@@ -9,6 +9,7 @@ In the folder `examples/servers`:
 """
 
 import argparse
+import logging
 
 from aiohttp import web
 from model import batcher
@@ -33,10 +34,11 @@ async def lifespan(_):
 
 
 app = web.Application()
-app.add_routes([web.get("/spell/{word}", spell)])
+app.add_routes([web.get("/spell/{word}", spell, allow_head=False)])
 app.cleanup_ctx.append(lifespan)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="stream the letters of words")
     parser.add_argument("--port", type=int, default=8000)
+    logging.basicConfig()  # for the lines of the batcher
     web.run_app(app, host="127.0.0.1", port=parser.parse_args().port, handler_cancellation=True)

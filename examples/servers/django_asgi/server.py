@@ -8,18 +8,23 @@ In the folder `examples/servers`:
     curl -N http://127.0.0.1:8000/spell/word
 """
 
+import logging
+
 from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.http import JsonResponse, StreamingHttpResponse
 from django.urls import path
+from django.views.decorators.http import require_GET
 from model import batcher
 
 from batchstream import BatchStreamError
 from batchstream.integrations.http import status_of
 
+logging.basicConfig()  # without it, an error of the model shows nowhere
 settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="of no use here")
 
 
+@require_GET  # Django sends the body of HEAD, too, and the server drops it
 async def spell(request, word):
     try:
         body = await batcher.astream(word).begin()

@@ -17,6 +17,7 @@ A method of a servicer that protoc has made is the same, and yields messages.
 
 import argparse
 import asyncio
+import logging
 import signal
 from collections.abc import AsyncIterator
 
@@ -55,4 +56,5 @@ async def serve(port: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="stream the letters of words over gRPC")
     parser.add_argument("--port", type=int, default=50051)
+    logging.basicConfig()  # without it, an error of the model shows nowhere
     asyncio.run(serve(parser.parse_args().port))

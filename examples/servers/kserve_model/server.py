@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator
 from kserve import Model, ModelServer, model_server
 from model import batcher
 
+from batchstream import RequestError
 from batchstream.integrations.starlette import exception_handlers, timeout_of
 
 
@@ -32,8 +33,11 @@ class Speller(Model):
     ) -> AsyncGenerator[str, None]:
         """Wait for the first letter of a word, and return what streams all."""
         del response_headers
-        timeout = timeout_of(headers or {}, at_most=60)
-        return await batcher.astream(payload["word"], timeout=timeout).begin()
+        match payload:
+            case {"word": str(word)}:
+                timeout = timeout_of(headers or {}, at_most=60)
+                return await batcher.astream(word, timeout=timeout).begin()
+        raise RequestError('expected {"word": "..."}')
 
 
 if __name__ == "__main__":

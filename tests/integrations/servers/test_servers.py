@@ -6,14 +6,20 @@ cell says, `no` as well as `yes`. The model waits for the test at each step.
 
 import contextlib
 import importlib.util
+import re
+import time
 
+import httpx
 import list_servers
 import pytest
 
+from support.server_clients import HeadReply
 from support.server_recipes import CHECKS, CLIENTS, EXAMPLES, MODEL, STAND_IN, serving
+from support.serving import SECONDS, Gate
 
 ROWS = {row["name"]: row for row in list_servers.servers()}
 RUN = {name: row for name, row in ROWS.items() if "recipe" in row}
+RECIPES = {row["recipe"]: name for name, row in RUN.items()}
 CELLS = [(name, column) for name in RUN for column in list_servers.COLUMNS]
 
 
@@ -91,10 +97,67 @@ def test_all_that_a_server_does_stays_where_the_model_moves_to_a_process_of_its_
     assert found == works
 
 
-@pytest.mark.parametrize("recipe", {row["recipe"]: name for name, row in RUN.items()})
+@pytest.mark.rule(13)
+@pytest.mark.parametrize(
+    "recipe", [recipe for recipe, name in RECIPES.items() if RUN[name]["client"] == "http"]
+)
+def test_a_request_for_the_head_alone_leaves_no_stream_behind(tmp_path, recipe):
+    """A framework that takes HEAD where GET is allowed sends no body: the stream has to end."""
+    with started(RECIPES[recipe], tmp_path) as server, Gate() as gate:
+        assert server.ask_for("no.word").wait() == "422"  # behind which there are figures
+        reply = HeadReply(server.port, f"{gate.port}.100.10")
+        while not reply.received and not server.figures()["live"]:
+            time.sleep(0.01)
+        if server.figures()["live"]:  # it waits for the first output
+            gate.let_through(1)
+        reply.wait_for(1)
+        assert server.wait_until(live=0)
+        reply.leave()
+
+
+OURS = [
+    name
+    for name, row in RUN.items()
+    if re.search("TextResponse|send_stream", (EXAMPLES / row["recipe"] / "server.py").read_text())
+]
+
+
+@pytest.mark.rule(5)
+@pytest.mark.parametrize("name", OURS)
+def test_a_cut_that_the_server_cannot_help_leaves_no_traceback_in_its_log(tmp_path, name):
+    with started(name, tmp_path) as server:
+        with Gate() as gate:
+            [reply] = server.asked(gate, -1)
+            gate.go_on()
+            reply.wait_for(1)
+            gate.let_through(2)
+            assert reply.wait() in {"cut", "close code 1008"}
+            assert gate.next_line() == "closed"
+        server.tell_to_stop()
+        server.wait_for_its_end()
+        assert "Traceback" not in server.log()
+
+
+PAYLOADS = [b"", b"{", b"null", b"[]", b'"word"', b"{}", b'{"word": 5}', b'{"word": null}']
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, row in RUN.items() if row["client"] in {"post", "kserve"}]
+)
+def test_a_payload_without_a_word_is_the_fault_of_the_client(tmp_path, name):
+    with started(name, tmp_path) as server:
+        url = f"http://127.0.0.1:{server.port}{CLIENTS[RUN[name]['client']].path}"
+        headers = {"content-type": "application/json"}
+        statuses = [
+            httpx.post(url, content=payload, headers=headers, timeout=SECONDS).status_code
+            for payload in PAYLOADS
+        ]
+    assert set(statuses) <= {400, 422}, statuses
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_serves_the_model_of_the_examples(tmp_path, recipe):
-    name = next(name for name, row in RUN.items() if row["recipe"] == recipe)
-    with started(name, tmp_path, MODEL) as server:
+    with started(RECIPES[recipe], tmp_path, MODEL) as server:
         short, long = server.ask_for("it"), server.ask_for("goes")
         assert (short.wait(), long.wait()) == ("whole", "whole")
         assert (short.received, long.received) == (b"it", b"goes")
