@@ -116,7 +116,8 @@ class BatchedStreamLoop(AnyLoop):
             `PrometheusMetrics`. Each worker calls it once, and each server process. It has to
             pickle.
         traces: What is called for each single request, such as `OpenTelemetryTraces()`, in the
-            worker; the server process sends the caller's trace context along. It has to pickle.
+            worker, to which the server process sends the caller's trace context; and in the server
+            process for a request that no worker reports. It has to pickle.
         name: What metrics call this API; its path without one.
         priority: A function of a `ReceivedRequest`, called in the server process, that returns its
             priority, a whole number; lower is earlier. No request goes to a worker while one of a
