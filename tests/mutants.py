@@ -1843,8 +1843,8 @@ MUTANTS = [
     ),
     Mutant(
         "a worker of LitServe reports its own end of a request that its server has failed",
-        "        if self.uid in self._worker.disconnects:  # it has ended otherwise, for its client\n",
-        "        if False:\n",
+        "        if self.uid in self._worker.disconnects:  # it has ended otherwise, for its client",
+        "        if False:",
         ENDS_IN_LITSERVE,
     ),
     Mutant(
