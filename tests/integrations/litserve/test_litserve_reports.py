@@ -289,15 +289,15 @@ async def over_in(drains):
 def test_what_is_cut_is_reported_by_its_worker_or_at_last_by_the_server(released, drains, told):
     async def end():
         server = Claiming()
-        link = observed(server, grace_period=0)
+        link = observed(server, grace_period=10**6)
         responses = submitted(server, link, "has it", "waits")
-        has_it, waits = [queue.uid for queue in responses.queues]
-        claim(link, has_it)
+        has_it, waits = [each.uid for each in responses.queues]
+        watch.drain_all(lambda: drains.append("over"))
+        await asyncio.sleep(0)
+        claim(link, has_it)  # at the last moment: the loop has not heard of it
         if released == "before the cut":
             link.pipes.release(NUMBER, has_it)  # its last message is on its way
-        watch.drain_all(lambda: drains.append("over"))
-        while not responses.queues[0].has_end:
-            await responses.wait()
+        watch.watch_of(link, NUMBER)._cut_off_all()
         text = "HTTPException 503: the server is shutting down"
         assert sent_disconnects(link) == [f"{has_it} {text}", f"{waits} {text} reported"]
         assert drains == (["over"] if released == "before the cut" else [])

@@ -42,6 +42,9 @@ _HINT: Final = (
 )
 
 
+_CANCELLED: Final = StreamEnd(FinishReason.CANCELLED, 0)
+
+
 class Context(dict[str, Any]):
     """What LitServe hands to the hooks as a request's `context`: a dict.
 
@@ -242,9 +245,7 @@ class ServedRequest:
         """Send nothing more: the client has disconnected, or the server process has failed it."""
         if not self.ended:
             self.ended = True
-            _, error, is_reported = self._worker.disconnects.departure_of(self.uid)
-            end = StreamEnd(FinishReason.CANCELLED, 0) if error is None else _failed(error)
-            self._report_end(end, is_reported=is_reported)
+            self._report_end(_CANCELLED)
 
     def time_out(self) -> None:
         """Fail, as no worker has taken the request in time."""
@@ -262,9 +263,6 @@ class ServedRequest:
         self.fail(error, Failure(504, "Request timed out", None))
 
     def _send_end(self, data: object, status: str, end: StreamEnd) -> None:
-        if self.uid in self._worker.disconnects:  # it has ended otherwise, for its client
-            self.abandon()
-            return
         # An end that cannot be sent does not count: the request fails instead. If the failure
         # cannot be sent either, the transport's error stops the worker, as in LitServe's loop.
         self._worker.outbox.put(self._server, self.uid, data, status)
@@ -310,8 +308,11 @@ class ServedRequest:
         self._first_output = self.age
         metrics("first_output", self._first_output, tenant=self.tenant)
 
-    def _report_end(self, end: StreamEnd, *, is_reported: bool = False) -> None:
+    def _report_end(self, end: StreamEnd) -> None:
         """Tell metrics and the trace of the end; the trace alone, if metrics know of it."""
+        _, error, is_reported = self._worker.disconnects.departure_of(self.uid)
+        if self.uid in self._worker.disconnects:  # it has ended otherwise, for its client
+            end = _CANCELLED if error is None else _failed(error)
         metrics = None if is_reported else self._worker.metrics
         joined_at = self._joined_at
         end = replace(end, outputs=self._outputs)  # the outputs that were sent
