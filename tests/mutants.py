@@ -90,6 +90,7 @@ TRACES = ("test_traces.py",)
 REQUEUES = ("test_requeue.py",)
 UNREAD = ("test_litserve_unread.py",)
 ENGINES_IN_LITSERVE = ("test_litserve_engines.py",)
+ENDS_IN_LITSERVE = ("test_litserve_reports.py", "test_litserve_spans.py")
 BUDGETS = ("test_step_budgets.py",)
 STOP_STRINGS = ("test_stop_strings.py",)
 OVERFLOW = ("test_overflow.py",)
@@ -1870,6 +1871,24 @@ MUTANTS = [
         "        if sizes is not None and sizes.are_full(unread):\n",
         "        if False:\n",
         UNREAD,
+    ),
+    Mutant(
+        "a worker of LitServe reports its own end of a request that a server has failed",
+        "a LitServe worker reports its own end of a request that a server has failed",
+        "        if False:",
+        ENDS_IN_LITSERVE,
+    ),
+    Mutant(
+        "a server process of LitServe reports the ends that a worker has reported",
+        "                self._due.pop(uid, None)\n                continue\n",
+        "                continue\n",
+        ENDS_IN_LITSERVE,
+    ),
+    Mutant(
+        "a server process of LitServe cuts its requests before it reads which a worker has",
+        "        self._read_claims()  # of a request that has one, the worker reports the end\n",
+        "",
+        ENDS_IN_LITSERVE,
     ),
     Mutant(
         "an engine in LitServe that cannot say what its step costs fails the request that joins",

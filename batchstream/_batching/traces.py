@@ -125,7 +125,8 @@ class Traces:
         """Return what carries the caller's trace context to another process, as plain text.
 
         The LitServe loops call it in the server process, in the call that receives the request, and
-        `submitted` in the worker. A batcher never calls it.
+        `submitted` in the worker; of a request that no worker reports, `submitted` too in the
+        server process, as the request is refused or ends. A batcher never calls it.
 
         Args:
             headers: The headers of the HTTP request.

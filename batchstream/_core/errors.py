@@ -114,7 +114,7 @@ class SlowConsumerError(BatchStreamError):
     """The stream held too many unread outputs, and was ended so that other streams go on.
 
     Attributes:
-        slot: The stream's slot.
+        slot: The stream's slot; -1 in the LitServe loops, where it is ended in another process.
         max_buffered: The bound that it exceeded, in outputs.
     """
 

@@ -4,6 +4,7 @@ A request is `{"tag": ..., "outputs": how many}`. With a "port" the worker conne
 there, reports what it does in lines, and waits before each step until it reads `go`. If the
 connection is lost, it goes on without.
 
+`{"tail": true}` lets it wait once more when it has encoded all of it.
 `{"trouble": [where, number, kind]}` lets a hook raise: "decode" and "add", or "encode" and "step"
 at the output of that number. `{"limit": seconds}` is from then on the longest that requests may
 wait, until this one leaves. `{"size": characters}` gives each output a text that long, its number
@@ -274,9 +275,13 @@ class Engine:
 
 class ContinuousAPI(StepwiseAPI):
     def encode_response(self, outputs):
+        request = {}
         for request, number in outputs:
             raise_if(request, "encode", number)
             yield message(request, number)
+        if "tail" in request:  # behind its last output, and before any end of this step is sent
+            self.door.report("tail", request["tag"])
+            self.door.hear()
 
 
 class StockContinuousAPI(StepwiseAPI):
@@ -389,13 +394,15 @@ class FileMetrics(Metrics):
         self._write("stepped", live=live, capacity=capacity, outputs=outputs)
 
     def finished(self, end, **figures):
+        # Not sooner: prometheus-client looks for the folder of its files where it is imported.
+        from batchstream.integrations.prometheus._recorder import _reason_of  # noqa: PLC0415
+
         self._others.finished(end, **figures)
-        self._write("finished", reason=end.reason, outputs=end.outputs, **figures)
+        self._write("finished", reason=_reason_of(end), outputs=end.outputs, **figures)
 
 
 def operated_metrics():
-    # Not sooner: prometheus-client looks for the folder of its files where it is imported.
-    from batchstream.integrations.prometheus import PrometheusMetrics  # noqa: PLC0415
+    from batchstream.integrations.prometheus import PrometheusMetrics  # noqa: PLC0415 - as above
 
     return FileMetrics(PrometheusMetrics())
 
@@ -473,6 +480,13 @@ def api(kind, setup_port, grace):
         "bytes_encode": lambda: (
             EncodingAPI,
             batches | {"loop": BatchLoop(max_buffered_bytes=300_000)},
+        ),
+        "tailed": lambda: (
+            ContinuousAPI,
+            {
+                "max_batch_size": SIZE,
+                "loop": ContinuousLoop(Engine, tenant=tenant_of, metrics=operated_metrics),
+            },
         ),
         "operated_single": lambda: (SingleAPI, {"loop": BatchLoop(**OPERATED)}),
         "stock": lambda: (EncodingAPI, batches | {"loop": "auto"}),

@@ -94,6 +94,10 @@ class ContinuousAPI(ls.LitAPI):
         return request["count"]
 
 
+def cost_of(request):
+    return request.payload.get("count", 1)
+
+
 def main(port):
     trace_to_file()
     traces = OpenTelemetryTraces(model="tiny")
@@ -103,7 +107,7 @@ def main(port):
             stream=True,
             max_batch_size=2,
             api_path="/counted",
-            loop=BatchedStreamLoop(traces=traces),
+            loop=BatchedStreamLoop(traces=traces, cost=cost_of, max_pending_cost=9),
         ),
         ContinuousAPI(
             stream=True,

@@ -64,7 +64,11 @@ user's objects through this endpoint but text and bytes: nothing that might not 
 gets the uid: a thread there sleeps on the pipe, and the loop drops the request before the model's
 next step (`disconnects.py`). And for each batch of messages that a server process has taken, its
 worker gets a receipt, so that it does not run ahead. The other way, a worker claims each request
-that it takes out of the queue, also through a pipe.
+that it takes out of the queue, also through a pipe, and says when it has reported its end.
+
+**Metrics and traces** are told of the end of a request once, by its worker: that knows the most of
+it. The server process tells them of requests that no worker has claimed, and of those whose worker
+has ended, or the server ends, before the worker has reported them (`reports.py`).
 
 **A process that is killed** says nothing. A server process watches the workers that have claimed a
 request of its clients, and fails these requests when the worker ends (`watch.py`). A worker watches

@@ -20,7 +20,7 @@ from batchstream.integrations.litserve._options import (
 from batchstream.integrations.litserve._worker.batch import Batch
 from batchstream.integrations.litserve._worker.context import WorkerContext
 from batchstream.integrations.litserve._worker.queue import (
-    ArrivalTimes,
+    Arrivals,
     PushbackQueue,
     wait_for_request,
 )
@@ -116,7 +116,8 @@ class BatchedStreamLoop(AnyLoop):
             `PrometheusMetrics`. Each worker calls it once, and each server process. It has to
             pickle.
         traces: What is called for each single request, such as `OpenTelemetryTraces()`, in the
-            worker; the server process sends the caller's trace context along. It has to pickle.
+            worker, to which the server process sends the caller's trace context; and in the server
+            process for a request that no worker reports. It has to pickle.
         name: What metrics call this API; its path without one.
         priority: A function of a `ReceivedRequest`, called in the server process, that returns its
             priority, a whole number; lower is earlier. No request goes to a worker while one of a
@@ -283,16 +284,18 @@ class BatchedStreamLoop(AnyLoop):
     def _next_requests(
         self, context: WorkerContext, request_queue: Queue[Any]
     ) -> list[ServedRequest]:
-        lit_api, arrivals = context.lit_api, ArrivalTimes(request_queue)
+        lit_api, arrivals = context.lit_api, Arrivals(request_queue)
         found, late = self.get_batch_requests(
             lit_api,
             arrivals,  # type: ignore[arg-type]
             context.transport,
         )
+        unknown = None, None  # of a `get_batch_requests` that takes requests from elsewhere
         for server, uid in late:
-            ServedRequest(context, server, uid, None, arrivals.of.get(uid)).time_out()
+            submitted, content = arrivals.of.get(uid, unknown)
+            ServedRequest(context, server, uid, content, submitted).time_out()
         requests = [
-            ServedRequest(context, server, uid, content, arrivals.of.get(uid))
+            ServedRequest(context, server, uid, content, arrivals.of.get(uid, unknown)[0])
             for server, uid, content in found
         ]
         for request in requests:

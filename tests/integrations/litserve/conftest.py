@@ -6,6 +6,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from batchstream.integrations.litserve._link.request_queue import OrderedRequests
+from batchstream.integrations.litserve._server import setup, watch
 from support import stepwise
 from support.serving import Call, Gate, free_port, running
 
@@ -40,6 +42,21 @@ class Server:
         """Send requests that make a batch, with idle ones in the places that are left."""
         idle = [IDLE] * (SIZES[path] - len(requests))
         return call_together(self.client, path, [*requests, *idle])
+
+
+@pytest.fixture
+def no_process(monkeypatch):
+    """Let an endpoint be set up without another process, and without signal handlers."""
+    monkeypatch.setattr(setup, "install_signal_handlers", lambda *_: None)
+    monkeypatch.setattr(setup, "start_queue", OrderedRequests)
+
+
+@pytest.fixture
+def drains():
+    """What draining calls when it is over, and the process serves again after the test."""
+    drained = []
+    yield drained
+    watch.begin_anew()
 
 
 @contextlib.contextmanager

@@ -25,10 +25,15 @@ from batchstream._core.arguments import Bound
 from batchstream.integrations._http import CutError
 from batchstream.integrations.litserve._link import request_queue
 from batchstream.integrations.litserve._link.link import UNBOUNDED, Link
-from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Envelope, Failure
+from batchstream.integrations.litserve._link.messages import (
+    UNKNOWN,
+    Departure,
+    EndMessage,
+    Envelope,
+    Failure,
+)
 from batchstream.integrations.litserve._link.ordering import Ordering
 from batchstream.integrations.litserve._link.pipes import WorkerPipes
-from batchstream.integrations.litserve._link.request_queue import OrderedRequests
 from batchstream.integrations.litserve._server import reports, setup, watch
 from batchstream.integrations.litserve._server.asked import Asked
 from batchstream.integrations.litserve._server.endpoint import TextBody
@@ -73,10 +78,7 @@ class Server:
             entry.event.set()
 
 
-@pytest.fixture(autouse=True)
-def no_process(monkeypatch):
-    monkeypatch.setattr(setup, "install_signal_handlers", lambda *_: None)
-    monkeypatch.setattr(setup, "start_queue", OrderedRequests)
+pytestmark = pytest.mark.usefixtures("no_process")
 
 
 def connected(server, **options):
@@ -267,12 +269,14 @@ def test_a_client_is_woken_by_messages_for_any_of_its_requests():
 
 
 def sent_disconnects(link):
-    """The uids that the worker has been sent until now."""
+    """What the worker has been sent until now: uids, and how they have failed."""
     [reader] = link.pipes.disconnects
-    uids = []
+    sent = []
     while reader.poll():
-        uids.append(reader.recv_bytes().decode())
-    return uids
+        uid, error, is_reported = Departure.of(reader.recv_bytes())
+        how = [] if error is None else [type(error).__name__, str(error)]
+        sent.append(" ".join([uid, *how, *["reported"] * is_reported]))
+    return sent
 
 
 @pytest.mark.rule(13)
@@ -322,7 +326,7 @@ def test_a_request_whose_client_reads_nothing_fails_and_the_workers_give_it_up(c
     with pytest.raises(FailedError):
         idle.take()
     assert sent_disconnects(sending.link) == [
-        f"{idle.uid} failed 500 Internal server error",
+        f"{idle.uid} SlowConsumerError the client has left 2 messages unread (max_buffered)",
         reads.uid,
     ]
     [record] = caplog.records
@@ -436,7 +440,7 @@ def test_more_requests_than_may_ever_wait_are_not_asked_to_come_again(
         submitted(server, link, "?", "?", "?")
     assert (raised.value.status_code, raised.value.detail) == (400, text)
     assert "retry-after" not in (raised.value.headers or {})
-    assert (server.requests.qsize(), told) == (0, [reason])
+    assert (server.requests.qsize(), told) == (0, [reason] * 3)
     submitted(server, link, "?", "?")
 
 
@@ -484,7 +488,7 @@ def test_no_more_wait_than_may_cost_so_much(monkeypatch):
         submitted(server, link, 1)
     server.requests.take()
     submitted(server, link, 8)
-    assert told == ["pending_cost", "cost", "pending_cost", "pending_cost"]
+    assert told == ["pending_cost", "cost", "pending_cost", "pending_cost", "pending_cost"]
 
 
 class Refused(Metrics):
@@ -556,14 +560,6 @@ def test_where_the_number_of_workers_is_unknown_streams_go_on():
     responses.close()
 
 
-@pytest.fixture
-def drains():
-    """What draining calls when it is over, and the process serves again after the test."""
-    drained = []
-    yield drained
-    watch.begin_anew()
-
-
 def test_a_server_that_is_about_to_end_takes_no_new_request_and_then_fails_the_others(drains):
     async def end():
         server = Server()
@@ -607,21 +603,20 @@ def test_a_server_that_cuts_its_requests_reports_their_ends_and_tells_the_worker
     async def end():
         server = Server()
         link = connected(server, grace_period=0, metrics=Ends)
-        responses = submitted(server, link, "has ended", "a worker has it", "waits", "is discarded")
-        ended, claimed, waits, discarded = responses.queues
+        responses = submitted(server, link, "has ended", "waits", "is discarded")
+        ended, waits, discarded = responses.queues
         server.deliver(ended.uid, "", FINISH)
-        responses.claim(claimed.uid, 1)
         responses.discard = lambda uid: uid == discarded.uid
         watch.drain_all(lambda: drains.append("over"))
         while not waits.has_end:
             await responses.wait()
         responses.close()  # reports none again
-        text = "reported 503 the server is shutting down"
-        assert sent_disconnects(link)[:2] == [f"{claimed.uid} {text}", f"{waits.uid} {text}"]
+        text = "HTTPException 503: the server is shutting down reported"
+        assert sent_disconnects(link)[0] == f"{waits.uid} {text}"
 
     monkeypatch.setattr(Ends, "told", [])
     asyncio.run(end())
-    assert Ends.told == [("error", True), ("error", False), ("error", False)]
+    assert Ends.told == [("error", False), ("error", False)]
 
 
 def test_a_server_has_drained_when_the_last_response_of_all_its_endpoints_is_closed(drains):
@@ -658,7 +653,7 @@ def test_a_request_that_a_killed_worker_had_not_claimed_goes_on():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "getpid", lambda: worker.pid)
             link.pipes.claim(7, claimed.uid)
-        while claimed.worker_pid is None:  # noqa: ASYNC110 - nothing else says so
+        while responses._reports[claimed.uid].worker is None:  # noqa: ASYNC110 - nothing else says so
             await asyncio.sleep(0)
         worker.kill()
         await responses.wait()
@@ -723,8 +718,8 @@ def test_a_request_without_an_output_in_time_is_answered_with_504_and_given_up(c
             await body.begin()
         assert raised.value.headers == {"x-request-id": "mine"}
         assert "within 2 seconds (first_timeout)" in raised.value.detail
-        text = "504 no output has come within 2 seconds (first_timeout)"
-        assert sent_disconnects(link) == [f"{queue.uid} failed {text}"]
+        text = "no output has come within 2 seconds (first_timeout)"
+        assert sent_disconnects(link) == [f"{queue.uid} DeadlineError {text}"]
         body.cancel()
         assert sent_disconnects(link) == []
         [record] = caplog.records
@@ -752,8 +747,8 @@ def test_a_request_with_no_further_output_in_time_is_cut_behind_what_has_come():
             await body._next()
         assert asyncio.get_running_loop().time() == pytest.approx(before + 2)
         assert "(gap_timeout)" in raised.value.__cause__.detail
-        text = "504 no output has come for 2 seconds (gap_timeout)"
-        assert sent_disconnects(link) == [f"{queue.uid} failed {text}"]
+        text = "no output has come for 2 seconds (gap_timeout)"
+        assert sent_disconnects(link) == [f"{queue.uid} DeadlineError {text}"]
         body.cancel()
 
     run(read())

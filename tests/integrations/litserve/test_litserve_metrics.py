@@ -6,6 +6,7 @@ from test_litserve_options import everywhere, ready, served
 
 from batchstream import Fail, Metrics
 from batchstream.integrations.opentelemetry import OpenTelemetryMetrics
+from batchstream.integrations.prometheus._recorder import _reason_of
 
 
 class Ends(Metrics):
@@ -16,9 +17,11 @@ class Ends(Metrics):
     def __init__(self):
         type(self).made = self
         self.told = []
+        self.reasons = []  # as Prometheus has them
 
     def finished(self, end, **figures):
         self.told.append((end.reason, end.outputs, figures))
+        self.reasons.append(_reason_of(end))
 
 
 @everywhere

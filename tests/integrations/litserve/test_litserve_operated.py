@@ -259,7 +259,7 @@ def test_every_figure_of_a_run_is_reported_once(operated_guests, path):
         (None, "eos" if path == "/operated" else "exhausted", True): 2,
         ("t", "eos" if path == "/operated" else "exhausted", True): 1,
         ("t", "cancelled", False): 1,
-        ("u", "error", False): 1,
+        ("u", "deadline", False): 1,
         ("v", "cancelled", True): 1,
         ("fill", "cancelled", False): 8,
     }

@@ -315,6 +315,44 @@ def test_what_is_cut_is_reported_once_whether_it_ran_or_waited(tmp_path, path):
 
 
 @pytest.mark.rule(28)
+@pytest.mark.parametrize("how", ["the server ends", "the worker is killed"])
+def test_a_request_whose_end_is_on_its_way_as_it_is_cut_is_reported_once(tmp_path, how):
+    """The worker has reported the end of one request, and is held up before it sends it."""
+    with (
+        serve(tmp_path, apis=["tailed"], grace=0, restart=True) as server,
+        guests_of(server) as guests,
+    ):
+        first = guests.send("/tailed", "a", MANY, headers={"x-tenant": "a"})
+        door = guests.street.door()
+        door.make_steps_until_it_serves("a")
+        second = guests.send("/tailed", "b", MANY, headers={"x-tenant": "b"}, tail=True)
+        door.go()
+        door.make_steps_until_it_serves("a", "b")
+        door.go()
+        door.make_steps_until_it_serves("a", "b")  # now both have an output
+        assert first.next_output()["tag"] == "a"
+        assert second.next_output()["tag"] == "b"
+        door.finish()
+        assert door.next_line() == "tail b"
+        reported = Reported(server, "/tailed", ever=True)
+        reported.wait_for(1, "finished")
+        if how == "the server ends":
+            server.process.terminate()
+        else:
+            [worker] = {event["pid"] for event in reported.events("stepped")}
+            os.kill(worker, signal.SIGKILL)
+        for client in (first, second):
+            assert_cut(client)
+        if how == "the server ends":
+            assert_ended_quietly(server)
+        ends = {
+            (end["tenant"], end["reason"], end["joined"])
+            for end in reported.wait_for(2, "finished")
+        }
+        assert ends == {("a", "eos", True), ("b", "error", True)}
+
+
+@pytest.mark.rule(28)
 @pairs(("SIGINT", "process"), ("SIGTERM", "thread"))
 def test_a_second_signal_ends_everything_at_once(tmp_path, number, servers_are):
     with streaming(tmp_path, servers_are=servers_are) as (server, running):

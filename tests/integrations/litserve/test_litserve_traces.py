@@ -67,6 +67,15 @@ def test_without_instrumentation_it_is_the_child_of_the_clients(server):
     assert request["attributes"]["gen_ai.usage.output_tokens"] == 2
 
 
+def test_a_request_that_is_refused_has_a_span_of_the_server_process(server):
+    request, parent = server.spans_of("/counted", {"count": 10}, "dear", wanted=2)
+    assert (request["trace"], parent["trace"]) == (TRACE_ID, TRACE_ID)
+    assert (request["parent"], parent["parent"]) == (parent["id"], SPAN_ID)
+    assert request["pid"] == parent["pid"]
+    assert (request["name"], request["error"]) == ("text_completion tiny", "CostError")
+    assert (request["events"], request["links"]) == ([], [])
+
+
 def test_a_request_that_fails_in_the_worker_has_the_status_of_its_error(server):
     spans = server.spans_of("/counted", {"bad": True}, "bad", wanted=2)
     request = spans[0]

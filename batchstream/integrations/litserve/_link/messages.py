@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from starlette.exceptions import HTTPException
 
-from batchstream import RequestError
+from batchstream import DeadlineError, RequestError, SlowConsumerError
 from batchstream.integrations._timeouts import HeaderError
 
 if TYPE_CHECKING:
@@ -30,10 +30,7 @@ _DASHES_OF_UUID: Final = 4
 
 _FINAL_STATUS: Final = range(200, 600)
 
-_FAILED: Final = "failed"
-_REPORTED: Final = "reported"
-
-# A uid, a word, a status and what the pipe adds take less than 100 more.
+# A uid, two words, two numbers and what the pipe adds take less than 110 more.
 _MOST_BYTES_OF_TEXT: Final = 400
 
 _BAD_REQUEST: Final = 400
@@ -119,22 +116,22 @@ class Departure(NamedTuple):
 
     Attributes:
         uid: The request's.
-        failure: With what it was answered, if the server process has failed it.
+        error: With what the server process has failed it; None if its client has left. In the
+            worker it is a `DeadlineError`, a `SlowConsumerError`, a `RequestError`, or for any
+            other an `HTTPException` that says the answer.
         is_reported: Whether the server process has reported its end to the metrics.
     """
 
     uid: str
-    failure: Failure | None = None
+    error: Exception | None = None
     is_reported: bool = False
 
     def as_bytes(self) -> bytes:
         """Return what is written into a pipe: short enough to go in one piece."""
-        if self.failure is None:
-            return self.uid.encode()
-        word = _REPORTED if self.is_reported else _FAILED
-        text = text_of(self.failure.detail).encode(errors="replace")[:_MOST_BYTES_OF_TEXT]
-        text = text.decode(errors="ignore").encode()  # without half a character
-        return f"{self.uid} {word} {self.failure.status_code} ".encode() + text
+        kind, number, text = _words_of(self.error)
+        encoded = text.encode(errors="replace")[:_MOST_BYTES_OF_TEXT]
+        encoded = encoded.decode(errors="ignore").encode()  # without half a character
+        return f"{self.uid} {self.is_reported:d} {kind} {number} ".encode() + encoded
 
     @classmethod
     def of(cls, message: bytes) -> Departure:
@@ -143,11 +140,47 @@ class Departure(NamedTuple):
         Raises:
             ValueError: It is nothing of the kind.
         """
-        uid, _, rest = message.decode().partition(" ")
-        if not rest:
-            return cls(uid)
-        word, status, text = rest.split(" ", 2)
-        return cls(uid, Failure(int(status), text, None), word == _REPORTED)
+        uid, is_reported, kind, number, text = message.decode().split(" ", 4)
+        return cls(uid, _error_of(kind, number, text), is_reported == "1")
+
+
+_LEFT: Final = "left"
+_DEADLINE: Final = "deadline"
+_SLOW: Final = "slow"
+_REQUEST_ERROR: Final = "request_error"
+_ERROR: Final = "error"
+
+
+def _words_of(error: Exception | None) -> tuple[str, float, str]:
+    """Return what an error is called in a departure, a number of its own, and its text."""
+    if error is None:
+        return _LEFT, 0, ""
+    if isinstance(error, DeadlineError):
+        return _DEADLINE, error.timeout, text_of(error)
+    if isinstance(error, SlowConsumerError):
+        return _SLOW, error.max_buffered, text_of(error)
+    failure = Failure.of(error)
+    kind = _REQUEST_ERROR if failure.rejects else _ERROR
+    return kind, failure.status_code, text_of(failure.detail)
+
+
+def _error_of(kind: str, number: str, text: str) -> Exception | None:
+    """Return the error of which `_words_of` has returned this.
+
+    Raises:
+        ValueError: It has not.
+    """
+    if kind == _LEFT:
+        return None
+    if kind == _DEADLINE:
+        return DeadlineError(text, timeout=float(number))
+    if kind == _SLOW:
+        return SlowConsumerError(text, slot=-1, max_buffered=int(number))
+    if kind == _REQUEST_ERROR:
+        return RequestError(text)
+    if kind == _ERROR:
+        return HTTPException(int(number), text)
+    raise ValueError(f"a departure for no known reason: {kind!r}")
 
 
 def new_uid() -> str:

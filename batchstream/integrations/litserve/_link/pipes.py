@@ -2,10 +2,10 @@
 
 Every worker has two pipes of its own, and every server process writes to the pipes of all workers:
 it does not know which worker has a request, or whether any has it yet. Every server process has one
-pipe, in which workers claim the requests that they take: if a worker is killed, no message would
-say which requests it had. No write is longer than the 512 bytes that any system's pipe takes in one
-piece, so that several processes can write without a lock. No write waits: where a pipe is full, the
-message is dropped.
+pipe, in which workers claim the requests that they take, and say when they have reported how these
+ended: if a worker is killed, no message would say which requests it had. No write is longer than
+the 512 bytes that any system's pipe takes in one piece, so that several processes can write without
+a lock. No write waits: where a pipe is full, the message is dropped.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from batchstream.integrations.litserve._log import logger
 
 if TYPE_CHECKING:
     from batchstream.integrations.litserve._link.messages import Departure
+
+_REPORTED: Final = "reported"
 
 SERVER_NUMBERS: Final = 256
 """How many server processes a receipt can tell apart: it is one byte, the number of one."""
@@ -85,8 +87,18 @@ class WorkerPipes:
         with suppress(OSError, IndexError):
             os.write(self._claim_writers[server].fileno(), f"{os.getpid()} {uid}\n".encode())
 
+    def release(self, server: int, uid: object) -> None:
+        """Let a server process know that this worker has reported the end of a request."""
+        with suppress(OSError, IndexError):
+            os.write(
+                self._claim_writers[server].fileno(), f"{os.getpid()} {uid} {_REPORTED}\n".encode()
+            )
+
     def claims_for(self, server: int) -> int | None:
-        """Return the descriptor from which a server process reads lines: a worker's id, a uid."""
+        """Return the descriptor from which a server process reads lines.
+
+        Each is a worker's id and a uid; and one word more if the worker has reported its end.
+        """
         return self._claims[server].fileno() if server < len(self._claims) else None
 
 

@@ -1,4 +1,10 @@
-"""The user's metrics and the log, as a server process calls them: for what no worker sees."""
+"""The user's metrics, traces and the log, as a server process calls them: for what no worker sees.
+
+A request that a worker has taken is the worker's to report: it knows how many outputs the request
+had, and for how long it was in a slot. All others are reported here, and so are the requests of a
+worker that has ended without having reported them. So a worker says when it takes a request, its
+*claim*, and when it has reported its end (`pipes.py`).
+"""
 
 from __future__ import annotations
 
@@ -9,18 +15,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from batchstream import OverloadedError, StreamEnd
+from batchstream import FinishReason, OverloadedError, StreamEnd
 from batchstream._batching.log import BatcherLog
 from batchstream._batching.metrics import MetricsCaller
+from batchstream._batching.traces import TracesCaller, carrier_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
-    from batchstream import FinishReason, Metrics
+    from batchstream import Metrics
     from batchstream.integrations.litserve._link.link import Link
     from batchstream.integrations.litserve._link.ordering import Tenant
 
 _callers: WeakKeyDictionary[Link, dict[int, MetricsCaller]] = WeakKeyDictionary()
+_tracers: WeakKeyDictionary[Link, dict[int, TracesCaller]] = WeakKeyDictionary()
 _refusals: WeakKeyDictionary[Link, dict[int, Refusals]] = WeakKeyDictionary()
 _made: dict[tuple[int, object], Any] = {}
 """All by process: a fork inherits its parent's objects. A link's pipes close with the link."""
@@ -44,6 +52,16 @@ def metrics_of(link: Link) -> MetricsCaller | None:
     if caller.unmade:
         caller.make(copy_context())
     return caller
+
+
+def traces_of(link: Link) -> TracesCaller | None:
+    """Return what calls an endpoint's traces in this process, made at the first call."""
+    if link.traces is None:
+        return None
+    tracers = _tracers.setdefault(link, {})
+    if os.getpid() not in tracers:
+        tracers[os.getpid()] = TracesCaller(link.traces, link.name or "")
+    return tracers[os.getpid()]
 
 
 class Refusals:
@@ -85,17 +103,29 @@ class Reports:
 
     Args:
         link: Of the endpoint.
+        name: The client's name for them.
         tenant: Whose they are.
+        headers: Of the HTTP request.
+
+    Attributes:
+        carrier: The trace context of the call, for workers; None without traces.
+        is_traced: Whether there are traces.
 
     Raises:
         Exception: What the loop's `metrics` raises.
     """
 
-    def __init__(self, link: Link, tenant: Tenant) -> None:
+    def __init__(self, link: Link, name: str, tenant: Tenant, headers: Mapping[str, str]) -> None:
         self._metrics = metrics_of(link)
+        self._traces = traces_of(link)
+        self.is_traced = self._traces is not None
         self._refusals = Refusals.of(link)
+        self._name = name
         self._tenant = tenant
         self._submitted = time.monotonic()
+        self.carrier = None if link.traces is None else carrier_of(link.traces, headers)
+        # What is current in the call that submits, such as a span, is the parent of its spans.
+        self._context = None if link.traces is None else copy_context()
 
     def submitted(self) -> None:
         """Report a request that waits."""
@@ -103,27 +133,77 @@ class Reports:
         if self._metrics is not None:
             self._metrics("submitted", tenant=self._tenant)
 
-    def refused(self, reason: str) -> None:
-        """Report that they were refused."""
-        if self._metrics is not None:
-            self._metrics("refused", reason, tenant=self._tenant)
+    def refused(self, reason: str, error: Exception, payloads: Sequence[Any]) -> None:
+        """Report that these were refused."""
+        for payload in payloads:
+            if isinstance(error, OverloadedError):
+                self._refusals.note(error, self._name)
+            if self._metrics is not None:
+                self._metrics("refused", reason, tenant=self._tenant)
+            self._trace(payload, StreamEnd(FinishReason.ERROR, 0, error=error))
 
-    def overloaded(self, error: OverloadedError, request_id: str) -> None:
-        """Report that they were refused for a bound."""
-        self._refusals.note(error, request_id)
-        self.refused(error.reason)
-
-    def finished(self, reason: FinishReason, *, joined: bool) -> None:
+    def finished(self, payload: Any, end: StreamEnd, *, joined: bool) -> None:
         """Report the end of a request of which no worker can."""
+        lasted = time.monotonic() - self._submitted
         if self._metrics is not None:
             self._metrics(
-                "finished",
-                StreamEnd(reason, 0),
-                joined=joined,
-                lasted=time.monotonic() - self._submitted,
-                in_slot=0.0,
-                tenant=self._tenant,
+                "finished", end, joined=joined, lasted=lasted, in_slot=0.0, tenant=self._tenant
             )
+        self._trace(payload, end, waited=lasted)
+
+    def _trace(self, payload: Any, end: StreamEnd, *, waited: float = 0.0) -> None:
+        """Tell traces of a request from its submission to its end, all at once."""
+        if self._traces is None or self._context is None:
+            return
+        trace = self._context.run(
+            self._traces.submitted,
+            payload,
+            request_id=self._name,
+            tenant=self._tenant,
+            max_outputs=None,
+            carrier=self.carrier,
+            waited=waited,
+        )
+        if trace is not None:
+            trace.ended(end)
+
+
+class RequestReport:
+    """The report of one request's end, which is made once: by a worker, or here.
+
+    Args:
+        reports: Of its client.
+        uid: The request's.
+        payload: As `decode_request` will be given it.
+        due: Where it is, by its uid, from its submission until its end has been reported.
+
+    Attributes:
+        worker: The process id of the worker that has taken the request; None if none has said so.
+        error: With what this process has failed it; None if it has not, or its client has left.
+    """
+
+    def __init__(
+        self, reports: Reports, uid: str, payload: Any, due: dict[str, RequestReport]
+    ) -> None:
+        self._reports = reports
+        self._uid = uid
+        self._payload = payload if reports.is_traced else None
+        self._due = due
+        self.worker: int | None = None
+        self.error: Exception | None = None
+
+    def submitted(self) -> None:
+        """Report that the request waits."""
+        self._due[self._uid] = self
+        self._reports.submitted()
+
+    def ended(self) -> None:
+        """Report its end, unless that has been reported: no worker will."""
+        if self._due.pop(self._uid, None) is None:
+            return
+        reason = FinishReason.CANCELLED if self.error is None else FinishReason.ERROR
+        end = StreamEnd(reason, 0, error=self.error)
+        self._reports.finished(self._payload, end, joined=self.worker is not None)
 
 
 def _make_once(factory: Callable[[], Metrics]) -> Metrics:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import HTTPException
 from litserve.utils import LitAPIStatus
 
+from batchstream import SlowConsumerError
 from batchstream._core.errors import type_name
 from batchstream.integrations._headers import REQUEST_ID
 from batchstream.integrations.litserve._link.messages import UNKNOWN, EndMessage, Failure
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Sequence
 
+    from batchstream import DeadlineError
     from batchstream._core.arguments import Bound
     from batchstream.integrations.litserve._server.timers import RequestTimer
+
+
+_GATEWAY_TIMEOUT: Final = 504
 
 
 class ResponseQueue:
@@ -30,8 +35,8 @@ class ResponseQueue:
         uid: LitServe's name for the request.
         event: For LitServe to set.
         bound: How much may wait to be taken, and what happens to what comes then.
-        give_up: Called with the uid and the failure if the request fails here, because more wait
-            for example: it gets no more of them.
+        give_up: Called with the uid and the error if the request fails here, because more wait for
+            example: it gets no more of them.
         name: The client's name for it.
         batcher: What the log calls the API.
 
@@ -42,7 +47,6 @@ class ResponseQueue:
         response_queue: LitServe appends messages to it.
         event: LitServe sets it then.
         worker_id: LitServe writes it if it restarts workers.
-        worker_pid: The process id of the worker that has taken the request.
         end: How the request ended, once everything has been taken.
         over: Whether the request has ended or failed, and everything has been taken.
     """
@@ -54,7 +58,7 @@ class ResponseQueue:
         uid: str,
         event: asyncio.Event,
         bound: Bound,
-        give_up: Callable[[str, Failure], None],
+        give_up: Callable[[str, Exception], None],
         *,
         name: str = "",
         batcher: str = "",
@@ -65,10 +69,10 @@ class ResponseQueue:
         self.timer: RequestTimer | None = None
         self.event = event
         self._unread = UnreadMessages(bound)
+        self._max_buffered = bound.max_buffered
         self._give_up = give_up
         self.response_queue: deque[Sequence[Any]] = self._unread.messages
         self.worker_id: int | None = None
-        self.worker_pid: int | None = None
         self.end: EndMessage | None = None
         self.over = False
 
@@ -84,7 +88,8 @@ class ResponseQueue:
                 excess,
                 extra=fields("slow", self._batcher, [self.name]),
             )
-            self.fail(UNKNOWN)
+            text = f"the client has left {excess}"
+            self.fail(UNKNOWN, SlowConsumerError(text, slot=-1, max_buffered=self._max_buffered))
 
     def add(self, data: Any, status: str) -> None:
         """Add a message; an output may be merged with the last that waits, or fail the request."""
@@ -100,19 +105,19 @@ class ResponseQueue:
                     exc_info=error,
                     extra=fields("failed", self._batcher, [self.name], reason=type_name(error)),
                 )
-                self.fail(Failure.of(error))
+                self.fail(Failure.of(error), error)
         self.event.set()
 
-    def fail_late(self, failure: Failure) -> None:
-        """Fail the request for a deadline, unless it has ended."""
+    def fail_late(self, error: DeadlineError) -> None:
+        """Fail the request for a deadline, with 504, unless it has ended."""
         if not self.has_end:
             logger.warning(
                 "request %s is given up: %s",
                 self.name,
-                failure.detail,
+                error,
                 extra=fields("overdue", self._batcher, [self.name]),
             )
-            self.fail(failure)
+            self.fail(Failure(_GATEWAY_TIMEOUT, str(error), None), error)
 
     def close(self) -> None:
         """Let no deadline pass any more."""
@@ -127,12 +132,17 @@ class ResponseQueue:
         data, status = self.response_queue[-1]
         return status != LitAPIStatus.OK or isinstance(data, Failure)
 
-    def fail(self, failure: Failure) -> None:
-        """Fail the request, after what has come, and let the workers give it up."""
+    def fail(self, failure: Failure, error: Exception | None = None) -> None:
+        """Fail the request, after what has come, and let the workers give it up.
+
+        Args:
+            failure: The answer.
+            error: What metrics and traces are told; that answer, if it is None.
+        """
         self.close()
         self.response_queue.append((failure, LitAPIStatus.OK))
         self.event.set()
-        self._give_up(self.uid, failure)
+        self._give_up(self.uid, error or HTTPException(failure.status_code, failure.detail))
 
     def take(self) -> list[Any]:
         """Take the outputs that have come, and the end behind them.

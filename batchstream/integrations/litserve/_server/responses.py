@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from litserve.callbacks import EventTypes
 
-from batchstream import FinishReason
 from batchstream.integrations.litserve._link.messages import Departure
+from batchstream.integrations.litserve._server.reports import RequestReport
 from batchstream.integrations.litserve._server.response_queue import ResponseQueue
 from batchstream.integrations.litserve._server.timers import RequestTimer, Timeouts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping
 
     from litserve import LitServer
 
@@ -31,7 +31,7 @@ class Responses:
     Args:
         server: LitServe's.
         link: Of the endpoint.
-        uids: The names of the requests.
+        payloads: The requests, by their uids.
         asked: What the client asks for besides.
         watch: Of the endpoint.
         reports: To the endpoint's metrics.
@@ -47,7 +47,7 @@ class Responses:
         self,
         server: LitServer,
         link: Link,
-        uids: Sequence[str],
+        payloads: Mapping[str, Any],
         asked: Asked,
         *,
         watch: ServerWatch | None,
@@ -55,12 +55,15 @@ class Responses:
     ) -> None:
         self._server = server
         self._pipes = link.pipes
-        self._reports = reports
         self._arrival = asyncio.Event()
         self._closed = False
         self._is_cut = False
         self._discarded: set[str] = set()
-        self.name = asked.request_id or uids[0]
+        due: dict[str, RequestReport] = {} if watch is None else watch.due_reports()
+        self._reports = {
+            uid: RequestReport(reports, uid, payload, due) for uid, payload in payloads.items()
+        }
+        self.name = asked.request_id or next(iter(payloads))
         self.discard: Callable[[str], bool] | None = None
         self.queues = [
             ResponseQueue(
@@ -71,7 +74,7 @@ class Responses:
                 name=self.name,
                 batcher=link.name or "",
             )
-            for uid in uids
+            for uid in payloads
         ]
         buffer: dict[Any, Any] = server.response_buffer
         buffer.update({queue.uid: queue for queue in self.queues})
@@ -90,16 +93,14 @@ class Responses:
         await self._arrival.wait()
         self._arrival.clear()
 
-    def claim(self, uid: str, worker: int) -> None:
-        """Note the process id of the worker that has taken a request, if it is one of these."""
-        for queue in self.queues:
-            if queue.uid == uid:
-                queue.worker_pid = worker
+    def submitted(self, uid: str) -> None:
+        """Report that a request waits."""
+        self._reports[uid].submitted()
 
     def cut(self, failure: Failure) -> None:
         """Fail the requests that have not ended, as the server ends.
 
-        Their ends are reported here, as the workers may end before they could.
+        If no worker has a request, its end is reported here: none may take it any more.
         """
         self._is_cut = True
         self.fail(failure)
@@ -113,12 +114,10 @@ class Responses:
         failing = [
             queue
             for queue in self.queues
-            if not queue.has_end and worker in (None, queue.worker_pid)
+            if not queue.has_end and worker in (None, self._reports[queue.uid].worker)
         ]
         for queue in failing:
             queue.fail(failure)
-            if worker is not None:  # which has ended without a word
-                self._reports.finished(FinishReason.ERROR, joined=True)
         return len(failing)
 
     def forget(self) -> list[str]:
@@ -144,31 +143,27 @@ class Responses:
             EventTypes.ON_RESPONSE.value, litserver=self._server
         )
 
-    def _give_up_failed(self, uid: str, failure: Failure) -> None:
+    def _give_up_failed(self, uid: str, error: Exception) -> None:
         self._server.response_buffer.pop(uid, None)
-        self._give_up(uid, failure)
+        self._give_up(uid, error)
 
-    def _give_up(self, uid: str, failure: Failure | None = None) -> None:
-        reason = FinishReason.CANCELLED if failure is None else FinishReason.ERROR
+    def _give_up(self, uid: str, error: Exception | None = None) -> None:
+        report = self._reports[uid]
+        report.error = error
         if self._is_discarded(uid):
-            # No worker has seen it, so none will report its end.
-            self._reports.finished(reason, joined=False)
+            report.ended()  # no worker has seen it
             return
-        is_reported = self._is_cut and failure is not None
+        is_reported = self._is_cut and error is not None and report.worker is None
         if is_reported:
-            self._reports.finished(reason, joined=self._is_claimed(uid))
+            report.ended()
         if self._pipes is not None:
-            self._pipes.send_departure(Departure(uid, failure, is_reported))
-
-    def _is_claimed(self, uid: str) -> bool:
-        """Whether a worker has said that it has taken the request."""
-        return any(queue.uid == uid and queue.worker_pid is not None for queue in self.queues)
+            self._pipes.send_departure(Departure(uid, error, is_reported))
 
     def _is_discarded(self, uid: str) -> bool:
         """Take a request out of the queue, and return whether it was there until now."""
         if uid in self._discarded:
             return True
-        if self.discard is None or self._is_claimed(uid):
+        if self.discard is None or self._reports[uid].worker is not None:
             return False
         try:
             if self.discard(uid):

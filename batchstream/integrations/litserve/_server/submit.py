@@ -11,8 +11,7 @@ from fastapi import HTTPException
 from litserve.callbacks import EventTypes
 from starlette import exceptions as starlette
 
-from batchstream import OverloadedError, RequestError
-from batchstream._batching.traces import carrier_of
+from batchstream import ClosedError, OverloadedError, RequestError
 from batchstream._core.errors import CostError, type_name
 from batchstream.integrations._headers import REQUEST_ID, retry_after
 from batchstream.integrations.litserve._link.messages import UNKNOWN, Envelope, Failure, new_uid
@@ -90,69 +89,77 @@ def _submit(
         received = ReceivedRequest(payloads[0], asked.headers, name)
         standing = ordering.standing_of(received)
     tenant = None if standing is None else standing.tenant
-    reports = Reports(link, tenant)
+    reports = Reports(link, name, tenant, asked.headers)
     if watch is not None and watch.is_ending:
-        reports.refused("draining")
+        reports.refused("draining", ClosedError(str(SHUTTING_DOWN.detail)), payloads)
         raise FailedError(SHUTTING_DOWN)
-    _check_ever_room(link, len(payloads), standing, reports)
-    responses = Responses(server, link, uids, asked, watch=watch, reports=reports)
-    carrier = None if link.traces is None else carrier_of(link.traces, asked.headers)
+    _check_ever_room(link, payloads, standing, reports)
+    by_uid = dict(zip(uids, payloads, strict=True))
+    responses = Responses(server, link, by_uid, asked, watch=watch, reports=reports)
     elements = [
         (
             spec.response_queue_id,
             uid,
             time.monotonic(),
-            _enclosed(payload, uid, Envelope(payload, name, tenant, carrier)),
+            _enclosed(payload, uid, Envelope(payload, name, tenant, reports.carrier)),
         )
-        for uid, payload in zip(uids, payloads, strict=True)
+        for uid, payload in by_uid.items()
     ]
     try:
         if ordering is not None and standing is not None:
             refusal = requests.put_all(elements, standing)
             if refusal is not None:
                 responses.forget()
-                _refuse(link, ordering, refusal, reports, name)
+                _refuse(link, ordering, refusal, reports, payloads)
             responses.discard = requests.discard
+            for uid in uids:
+                responses.submitted(uid)
         trigger = server._callback_runner.trigger_event  # noqa: SLF001
         trigger(
             EventTypes.ON_REQUEST.value, active_requests=server.active_requests, litserver=server
         )
-        for element in () if standing is not None else elements:
-            requests.put(element)
+        if standing is None:
+            for element, uid in zip(elements, uids, strict=True):
+                requests.put(element)
+                responses.submitted(uid)
     except BaseException:
         responses.close()  # does nothing if they were refused
         raise
-    for _ in uids:
-        reports.submitted()
     return responses
 
 
-def _check_ever_room(link: Link, count: int, standing: Standing | None, reports: Reports) -> None:
+def _check_ever_room(
+    link: Link, payloads: Sequence[Any], standing: Standing | None, reports: Reports
+) -> None:
     """Check whether so many requests could wait if no other did.
 
     Raises:
         HTTPException: 400, they are more than may wait, of all or of one tenant.
         CostError: They cost more.
     """
+    count = len(payloads)
     if link.max_pending is not None and count > link.max_pending:
-        reports.refused("pending")
-        raise HTTPException(400, f"no more than {link.max_pending} requests may wait")
+        error = HTTPException(400, f"no more than {link.max_pending} requests may wait")
+        reports.refused("pending", error, payloads)
+        raise error
     if link.ordering is None or standing is None:
         return
     most_of_tenant, most = link.ordering.max_pending_per_tenant, link.ordering.max_pending_cost
     if most_of_tenant is not None and count > most_of_tenant:
-        reports.refused("tenant")
-        raise HTTPException(400, f"no more than {most_of_tenant} requests of one tenant may wait")
+        error = HTTPException(400, f"no more than {most_of_tenant} requests of one tenant may wait")
+        reports.refused("tenant", error, payloads)
+        raise error
     if most is not None and count * standing.cost > most:
-        reports.refused("cost")
-        raise CostError(
+        too_much = CostError(
             f"the request costs {count * standing.cost!r}, more than all that wait may cost "
             f"together: {most!r} (max_pending_cost)"
         )
+        reports.refused("cost", too_much, payloads)
+        raise too_much
 
 
 def _refuse(
-    link: Link, ordering: Ordering, refusal: Refusal, reports: Reports, name: str
+    link: Link, ordering: Ordering, refusal: Refusal, reports: Reports, payloads: Sequence[Any]
 ) -> NoReturn:
     """Refuse the requests of a client.
 
@@ -181,10 +188,9 @@ def _refuse(
         max_pending_cost=most_cost,
         retry_after=refusal.retry_after,
     )
-    reports.overloaded(error, name)
+    reports.refused(error.reason, error, payloads)
     headers = {"retry-after": retry_after(refusal.retry_after)}
-    failure = Failure(503, "Service Unavailable", headers)
-    raise FailedError(failure) from error
+    raise FailedError(Failure(503, "Service Unavailable", headers)) from error
 
 
 def _enclosed(payload: Any, uid: str, envelope: Envelope) -> Any:

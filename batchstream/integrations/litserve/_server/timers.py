@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from batchstream.integrations.litserve._link.messages import Failure
+from batchstream import DeadlineError
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
     from collections.abc import Callable
-
-_GATEWAY_TIMEOUT = 504
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +36,7 @@ class _Deadline(NamedTuple):
     """When a request is late, and what its client is told then."""
 
     when: float
+    timeout: float
     text: str
     is_of_wait: bool = False  # in the queue, out of which it has to be taken first
 
@@ -50,11 +49,11 @@ class Clock(Protocol):
 
 
 class RequestTimer:
-    """Fails a request that is late, with 504.
+    """Fails a request that is late.
 
     Args:
         timeouts: How long it may take.
-        fail: Called with the failure; it does nothing if the request has ended.
+        fail: Called with the error; it does nothing if the request has ended.
         clock: The event loop.
         take_back: Called when the request has waited for too long: takes it out of the queue, and
             returns whether it was still there.
@@ -63,7 +62,7 @@ class RequestTimer:
     def __init__(
         self,
         timeouts: Timeouts,
-        fail: Callable[[Failure], object],
+        fail: Callable[[DeadlineError], object],
         clock: Clock,
         take_back: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -111,22 +110,23 @@ class RequestTimer:
             self._wait()
             if not self._take_back():
                 return  # a worker has it
-        self._fail(Failure(_GATEWAY_TIMEOUT, deadline.text, None))
+        self._fail(DeadlineError(deadline.text, timeout=deadline.timeout))
 
     def _deadlines(self) -> list[_Deadline]:
         timeouts, deadlines = self._timeouts, []
         if timeouts.total is not None:
             text = f"the request has not ended within {timeouts.total} seconds, as asked for"
-            deadlines.append(_Deadline(self._submitted + timeouts.total, text))
+            deadlines.append(_Deadline(self._submitted + timeouts.total, timeouts.total, text))
         if self._last_output is None:
             if timeouts.wait is not None and self._waits:
                 text = f"no worker has taken the request within {timeouts.wait} seconds"
                 text += " (wait_timeout)"
-                deadlines.append(_Deadline(self._submitted + timeouts.wait, text, is_of_wait=True))
+                when = self._submitted + timeouts.wait
+                deadlines.append(_Deadline(when, timeouts.wait, text, is_of_wait=True))
             if timeouts.first is not None:
                 text = f"no output has come within {timeouts.first} seconds (first_timeout)"
-                deadlines.append(_Deadline(self._submitted + timeouts.first, text))
+                deadlines.append(_Deadline(self._submitted + timeouts.first, timeouts.first, text))
         elif timeouts.gap is not None:
             text = f"no output has come for {timeouts.gap} seconds (gap_timeout)"
-            deadlines.append(_Deadline(self._last_output + timeouts.gap, text))
+            deadlines.append(_Deadline(self._last_output + timeouts.gap, timeouts.gap, text))
         return deadlines

@@ -16,7 +16,7 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from batchstream.integrations.litserve._link.messages import UNKNOWN, Failure
+from batchstream.integrations.litserve._link.messages import UNKNOWN, Departure, Failure
 from batchstream.integrations.litserve._link.process_end import (
     SECONDS_BETWEEN_CHECKS,
     is_running,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batchstream.integrations.litserve._link.link import Link
+    from batchstream.integrations.litserve._server.reports import RequestReport
 
 SHUTTING_DOWN: Final = Failure(
     503, "the server is shutting down", {"retry-after": "1", "connection": "close"}
@@ -38,12 +39,13 @@ over. A client, or a proxy, that keeps the connection would ask the same server 
 
 _ALL_CLAIMS: Final = 65536
 
+SECONDS_TO_REPORT: Final = 1.0
+"""How long workers may take to report the ends of requests, once the last response is closed. One
+that is in a longer step may be ended in it, so the server process reports the rest by itself."""
+
 
 class OpenResponses(Protocol):
     """What comes back to one client, whose requests may be several."""
-
-    def claim(self, uid: str, worker: int) -> None:
-        """Note the process id of the worker that has taken a request, if it is one of these."""
 
     def fail(self, failure: Failure, *, worker: int | None = None) -> int:
         """Fail the requests that have not ended; if a worker is given, only its requests."""
@@ -71,11 +73,20 @@ class ServerWatch:
         self._workers: set[int] = set()  # by process id
         self._unread_claim = b""
         self._responses: set[OpenResponses] = set()
+        self._due: dict[str, RequestReport] = {}  # by uid
+        self._is_waiting_for_reports = False
         self._when_drained: Callable[[], object] | None = None
         self.is_ending = is_ending()
-        claims = None if link.pipes is None else link.pipes.claims_for(server)
-        if claims is not None:
-            self._watch_descriptor(claims, partial(self._read_claims, claims))
+        self._claims = None if link.pipes is None else link.pipes.claims_for(server)
+        if self._claims is not None and not self._watch_descriptor(self._claims, self._hear):
+            self._claims = None
+
+    def due_reports(self) -> dict[str, RequestReport]:
+        """Return the reports of requests whose ends have not been reported, by uid.
+
+        Where no worker says what it takes, and what it has reported, it is a new one each time.
+        """
+        return {} if self._claims is None else self._due
 
     def add(self, responses: OpenResponses) -> None:
         """Watch a response from now on."""
@@ -118,8 +129,23 @@ class ServerWatch:
         self._check_drained()
 
     def _check_drained(self) -> None:
-        if self._when_drained is not None and not self._responses:
+        if self._when_drained is None or self._responses:
+            return
+        self._read_claims()
+        if not self._due:
             self._has_drained()
+        elif not self._is_waiting_for_reports:
+            self._is_waiting_for_reports = True
+            self._loop.call_later(SECONDS_TO_REPORT, self._report_rest)
+
+    def _report_rest(self) -> None:
+        """Report the ends of requests that no worker has reported; none shall any more."""
+        self._read_claims()
+        for uid, report in tuple(self._due.items()):
+            if self._link.pipes is not None:
+                self._link.pipes.send_departure(Departure(uid, report.error, is_reported=True))
+            report.ended()
+        self._has_drained()
 
     def _has_drained(self) -> None:
         when_drained, self._when_drained = self._when_drained, None
@@ -135,22 +161,33 @@ class ServerWatch:
                 self._grace_period,
                 extra=fields("cut_short", self._name, requests=len(self._responses)),
             )
+        self._read_claims()  # of a request that has one, the worker reports the end
         for responses in tuple(self._responses):
             responses.cut(SHUTTING_DOWN)
-        self._has_drained()
+            self._responses.discard(responses)
+        self._check_drained()
 
-    # ---- the ends of workers
+    # ---- what workers say of requests, and the ends of workers
 
-    def _read_claims(self, claims: int) -> None:
+    def _hear(self) -> None:
+        self._read_claims()
+        self._check_drained()
+
+    def _read_claims(self) -> None:
+        if self._claims is None:
+            return
         try:
-            data = self._unread_claim + os.read(claims, _ALL_CLAIMS)
+            data = self._unread_claim + os.read(self._claims, _ALL_CLAIMS)
         except OSError:
             return
         *lines, self._unread_claim = data.split(b"\n")
         for line in lines:
-            pid, _, uid = line.decode().partition(" ")
-            for responses in self._responses:
-                responses.claim(uid, int(pid))
+            pid, uid, *is_reported = line.decode().split(" ")
+            if is_reported:
+                self._due.pop(uid, None)
+                continue
+            if uid in self._due:
+                self._due[uid].worker = int(pid)
             self._watch_worker(int(pid))
 
     def _watch_worker(self, pid: int) -> None:
@@ -177,6 +214,7 @@ class ServerWatch:
         if descriptor is not None:
             self._loop.remove_reader(descriptor)
             os.close(descriptor)
+        self._read_claims()  # what it has still said
         self._workers.discard(pid)
         failed = sum(responses.fail(UNKNOWN, worker=pid) for responses in tuple(self._responses))
         if failed:
@@ -186,6 +224,10 @@ class ServerWatch:
                 failed,
                 extra=fields("worker_ended", self._name, requests=failed),
             )
+        for report in tuple(self._due.values()):
+            if report.worker == pid:
+                report.ended()
+        self._check_drained()
 
     def _watch_descriptor(self, descriptor: int, callback: Callable[[], Any]) -> bool:
         try:

@@ -28,18 +28,19 @@ def wait_for_request(request_queue: Queue[Any]) -> Any:
             pass
 
 
-class ArrivalTimes:
-    """A queue that remembers when the requests were put into it that were taken from it.
+class Arrivals:
+    """A queue that remembers what was taken from it.
 
-    LitServe drops that before the loop sees a request.
+    LitServe drops when a request was put into it, and all of one that is late, before the loop sees
+    it.
 
     Attributes:
-        of: The times, by uid.
+        of: When each request was put into it, and its content, by uid.
     """
 
     def __init__(self, request_queue: Queue[Any]) -> None:
         self._queue = request_queue
-        self.of: dict[object, float] = {}
+        self.of: dict[object, tuple[float, Any]] = {}
 
     def get(self, *, timeout: float) -> Any:
         """Return an element, as `queue.Queue` does."""
@@ -50,8 +51,8 @@ class ArrivalTimes:
         return self._noted(self._queue.get_nowait())
 
     def _noted(self, element: Any) -> Any:
-        _, uid, submitted, _ = element
-        self.of[uid] = submitted
+        _, uid, submitted, content = element
+        self.of[uid] = submitted, content
         return element
 
 

@@ -12,7 +12,7 @@ from litserve.loops.base import _inject_context
 from litserve.utils import LitAPIStatus, PickleableHTTPException
 from starlette.exceptions import HTTPException
 
-from batchstream import FinishReason, RequestError, StreamEnd
+from batchstream import DeadlineError, FinishReason, RequestError, StreamEnd
 from batchstream._core.errors import INTERRUPTS, type_name
 from batchstream.integrations.litserve._link.messages import (
     EndMessage,
@@ -40,6 +40,9 @@ _HINT: Final = (
     " (where it is called for each request, as with eos_in='predict' or at max_batch_size=1, it "
     "yields one element at a time)"
 )
+
+
+_CANCELLED: Final = StreamEnd(FinishReason.CANCELLED, 0)
 
 
 class Context(dict[str, Any]):
@@ -129,7 +132,8 @@ class ServedRequest:
         self.has_output = False
         self.ended = False
         self.trace: RequestTracing | None = None
-        if worker.traces is not None:
+        # What the server process has reported, it has traced as well.
+        if worker.traces is not None and not worker.disconnects.departure_of(uid).is_reported:
             self.trace = worker.traces.submitted(
                 content,
                 request_id=self.name,
@@ -221,11 +225,16 @@ class ServedRequest:
             message = EndMessage.of(end) if link is not None and link.sends_ends else ""
             self._send_end(message, LitAPIStatus.FINISH_STREAMING, end)
 
-    def fail(self, error: BaseException) -> None:
-        """End the response as failed."""
+    def fail(self, error: BaseException, failure: Failure | None = None) -> None:
+        """End the response as failed.
+
+        Args:
+            error: Why.
+            failure: The answer, if the error does not say it.
+        """
         if self.ended:
             return
-        failure = Failure.of(error)
+        failure = failure or Failure.of(error)
         if self._worker.link is not None:
             self._send_end(failure, LitAPIStatus.OK, _failed(error))
         else:
@@ -236,22 +245,22 @@ class ServedRequest:
         """Send nothing more: the client has disconnected, or the server process has failed it."""
         if not self.ended:
             self.ended = True
-            _, failure, is_reported = self._worker.disconnects.departure_of(self.uid)
-            end = StreamEnd(FinishReason.CANCELLED, 0)
-            if failure is not None:
-                end = _failed(HTTPException(failure.status_code, failure.detail))
-            self._report_end(end, is_reported=is_reported)
+            self._report_end(_CANCELLED)
 
     def time_out(self) -> None:
         """Fail, as no worker has taken the request in time."""
         limit = self._worker.lit_api.request_timeout
+        assert limit is not None  # noqa: S101 - for the type checker
         logger.error(
             "request %s waited for a worker longer than %s seconds",
             self.name,
             limit,
             extra=fields("overdue", self.batcher, [self.name]),
         )
-        self.fail(HTTPException(504, "Request timed out"))
+        error = DeadlineError(
+            f"no worker has taken the request within {limit} seconds", timeout=limit
+        )
+        self.fail(error, Failure(504, "Request timed out", None))
 
     def _send_end(self, data: object, status: str, end: StreamEnd) -> None:
         # An end that cannot be sent does not count: the request fails instead. If the failure
@@ -299,12 +308,13 @@ class ServedRequest:
         self._first_output = self.age
         metrics("first_output", self._first_output, tenant=self.tenant)
 
-    def _report_end(self, end: StreamEnd, *, is_reported: bool = False) -> None:
+    def _report_end(self, end: StreamEnd) -> None:
         """Tell metrics and the trace of the end; the trace alone, if metrics know of it."""
+        _, error, is_reported = self._worker.disconnects.departure_of(self.uid)
+        if self.uid in self._worker.disconnects:  # it has ended otherwise, for its client
+            end = _CANCELLED if error is None else _failed(error)
         metrics = None if is_reported else self._worker.metrics
         joined_at = self._joined_at
-        if metrics is None and self.trace is None:
-            return
         end = replace(end, outputs=self._outputs)  # the outputs that were sent
         if self.trace is not None:
             self.trace.ended(end)
@@ -318,6 +328,7 @@ class ServedRequest:
                 first_output=self._first_output,
                 tenant=self.tenant,
             )
+        self._worker.release(self._server, self.uid)
 
 
 def _failed(error: BaseException) -> StreamEnd:
