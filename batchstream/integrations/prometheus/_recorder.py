@@ -83,7 +83,7 @@ class Recorder(Metrics):
             families.series("slots", labels),
         )
         self.stepped = self._steps.add  # type: ignore[method-assign] # without a call in between
-        self.kept_steps = self._steps.kept
+        self.counts_reader = self._steps.reader
 
     def _of(self, tenant: Hashable) -> TenantFigures:
         label = "" if tenant is None else self._label_of(tenant)
