@@ -927,7 +927,7 @@ MUTANTS = [
         "the first step of a batch is a time between steps",
         "            self._last_step, going_on = now, 0  # there",
         "            self._last_step = now  # there",
-        ("test_metrics.py",),
+        ("test_step_counts.py",),
     ),
     Mutant(
         "a tenant at its bound takes the wake-ups of others",

@@ -263,6 +263,17 @@ def test_of_several_metrics_some_are_called_for_each_step_and_others_count_the_s
     assert counted(registry, "batchstream_gap_seconds_sum", batcher="chat") == 1.25
 
 
+def test_metrics_beside_others_that_count_are_called_for_steps_like_the_one_before(prometheus):
+    registry, make = prometheus
+    called = Calls()
+    with DynamicBatcher(
+        Model().generate, max_batch_size=1, metrics=[make(), called], name="chat"
+    ) as batcher:
+        assert "".join(batcher.stream("x" * 20)) == "x" * 20
+    steps = counted(registry, "batchstream_steps_total", batcher="chat")
+    assert len(called.calls["stepped"]) == steps > 20
+
+
 def test_a_batch_that_is_never_idle_keeps_no_more_for_metrics_that_are_not_read(prometheus):
     """Each of its steps is unlike the one before."""
     _, make = prometheus

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from types import SimpleNamespace
 
 from batchstream._batching.step_counts import CountsReader, StepCounts
+from batchstream._batching.step_log import StepLog
 
 
 def test_each_step_and_output_is_read_once_while_a_batch_goes_on_and_ends():
@@ -46,3 +48,21 @@ def test_counts_that_another_thread_is_reading_are_left_to_that_one():
     assert reader.take().outputs == 0
     read.append(token)
     assert reader.take().outputs == 3
+
+
+def test_before_the_first_step_of_a_batch_is_no_gap_though_its_requests_had_outputs_before(
+    monkeypatch,
+):
+    """As of requests that had given their slots back."""
+    times = iter([10.0, 10.25])
+    monkeypatch.setattr("batchstream._batching.step_log.clock.monotonic", lambda: next(times))
+    reader, slots = CountsReader(int), (0, 1)
+    metrics = SimpleNamespace(stepped=None, counts_readers=[reader])
+    log = StepLog(SimpleNamespace(metrics=metrics), lambda *_: None)
+    log.follow(SimpleNamespace(core=SimpleNamespace(outputs=0), departures=deque()))
+    log.note(slots, 4)
+    sums = reader.take()
+    assert (sums.steps, sum(sums.gaps), sums.seconds) == (1, 0, 0)
+    log.note(slots, 4)
+    sums = reader.take()
+    assert (sums.steps, sum(sums.gaps), sums.seconds) == (1, 2, 0.5)
