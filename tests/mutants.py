@@ -906,10 +906,29 @@ MUTANTS = [
         ("test_requeue_with_others.py",),
     ),
     Mutant(
-        "the outputs of a run of steps that is under way are read twice",
-        "            self._read.append(after)\n",
-        "            self._read.append(before)\n",
-        ("test_kept_steps.py",),
+        "what a batch has counted is read twice",
+        "                read.append(after)\n",
+        "                read.append(before)\n",
+        ("test_step_counts.py",),
+    ),
+    Mutant(
+        "the end of a batch is missed that another thread is reading",
+        "            except LookupError:  # another thread reads on\n                continue\n",
+        "            except LookupError:\n                self._batches.pop(counts, None)\n"
+        "                continue\n",
+        ("test_step_counts.py",),
+    ),
+    Mutant(
+        "metrics that are called for each step hear of some steps alone beside others that count",
+        "and not (self.awaiting or self._stepped)",
+        "and not self.awaiting",
+        ("test_metrics.py",),
+    ),
+    Mutant(
+        "the first step of a batch is a time between steps",
+        "            self._last_step, going_on = now, 0  # there",
+        "            self._last_step = now  # there",
+        ("test_step_counts.py",),
     ),
     Mutant(
         "a tenant at its bound takes the wake-ups of others",

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import math
-from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, Final
 
 from batchstream._core.errors import (
@@ -23,17 +22,14 @@ from batchstream._core.errors import (
     RequestError,
     SlowConsumerError,
     error_text,
-    report_unraisable,
     type_name,
 )
+from batchstream._pumps.log import write_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from batchstream._batching.request import Request
-
-logger: Final = logging.getLogger("batchstream")
-logger.addHandler(logging.NullHandler())
 
 QUIET_SECONDS: Final = 10.0
 """For how long no request may be refused until refusals are over."""
@@ -221,22 +217,16 @@ class BatcherLog:
         error: BaseException | None = None,
         **extra: object,
     ) -> None:
-        if not logger.isEnabledFor(level):
-            return
-        try:
-            logger.log(
-                level,
-                "%s: %s",
-                self._batcher,
-                text,
-                exc_info=error,
-                extra={"batcher": self._batcher, "kind": kind, **extra},
-            )
-        except BaseException as raised:
-            # Of a handler; it is not the batch's, but an interrupt is meant for the caller.
-            if isinstance(raised, KeyboardInterrupt) and current_thread() is main_thread():
-                raise
-            report_unraisable(raised)
+        write_line(
+            level,
+            kind,
+            "%s: %s",
+            self._batcher,
+            text,
+            error=error,
+            batcher=self._batcher,
+            **extra,
+        )
 
 
 def _counted(requests: int) -> str:

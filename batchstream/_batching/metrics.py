@@ -8,8 +8,8 @@ from functools import partial
 from threading import RLock, current_thread, main_thread
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from batchstream._batching.kept_steps import KeptSteps
 from batchstream._batching.states import States
+from batchstream._batching.step_counts import CountsReader
 from batchstream._core.errors import report_unraisable
 
 if TYPE_CHECKING:
@@ -164,8 +164,8 @@ class MetricsCaller:
     Attributes:
         unmade: Whether they are still to be made, by `make`.
         methods: The methods of theirs that do something, by name.
-        kept_steps: Where steps are kept in place of a call of `stepped`; see `kept_steps.py`. If
-            several metrics hear of steps, all are called: what is kept is taken out once.
+        counts_readers: What read the counts of batches, in place of a call of `stepped`.
+        stepped: Calls this method of those that do not, if any.
         states: What asks batchers for their state, of metrics that show it; see `states.py`.
     """
 
@@ -176,7 +176,8 @@ class MetricsCaller:
         self._parts: Sequence[MetricsCaller] = ()  # those of several
         self.unmade = True
         self.methods: dict[str, Callable[..., object]] = {}
-        self.kept_steps: KeptSteps | None = None
+        self.counts_readers: Sequence[CountsReader] = ()
+        self.stepped: Callable[..., object] | None = None
         self.states: States | None = None
         self._batcher: weakref.ref[Watched] | None = None
         if not is_factory:
@@ -213,8 +214,11 @@ class MetricsCaller:
         if hasattr(type(metrics), "for_batcher"):
             metrics = metrics.for_batcher(self._name)
         self.methods = _methods_of(metrics)
-        kept_steps = getattr(metrics, "kept_steps", None)
-        self.kept_steps = kept_steps if isinstance(kept_steps, KeptSteps) else None
+        reader = getattr(metrics, "counts_reader", None)
+        if isinstance(reader, CountsReader):
+            self.counts_readers = (reader,)
+        else:
+            self.stepped = self.methods.get("stepped")
         states = getattr(metrics, "states", None)
         self.states = states if isinstance(states, States) else None
         self._metrics = metrics
@@ -224,13 +228,11 @@ class MetricsCaller:
     def _combine(self) -> None:
         """Call the methods of all parts."""
         for event in _EVENTS:
-            hearing = [part for part in self._parts if event in part.methods]
-            if len(hearing) == 1:  # as if it were alone
-                self.methods[event] = hearing[0].methods[event]
-            elif hearing:
-                self.methods[event] = partial(_call_each, hearing, event)
-            if event == "stepped" and len(hearing) == 1:
-                self.kept_steps = hearing[0].kept_steps
+            method = _one_of_all(self._parts, event)
+            if method is not None:
+                self.methods[event] = method
+        self.counts_readers = [it for part in self._parts for it in part.counts_readers]
+        self.stepped = _one_of_all([it for it in self._parts if it.stepped is not None], "stepped")
         self.unmade = False
 
     def watch(self, batcher: Watched) -> None:
@@ -287,6 +289,14 @@ class MetricsCaller:
 def _hears(metrics: object) -> bool:
     """Return whether an object has one of the methods."""
     return any(hasattr(metrics, event) for event in _EVENTS)
+
+
+def _one_of_all(parts: Sequence[MetricsCaller], event: str) -> Callable[..., object] | None:
+    """Return what calls the method of this name of all that have it."""
+    hearing = [part for part in parts if event in part.methods]
+    if len(hearing) == 1:  # as if it were alone
+        return hearing[0].methods[event]
+    return partial(_call_each, hearing, event) if hearing else None
 
 
 def _call_each(

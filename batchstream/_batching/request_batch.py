@@ -121,8 +121,6 @@ class RequestBatch(Generic[T]):
         self._owner = owner
         self.next_deadline: float | None = None
         self.is_warm_up = False
-        self._live_slots = 0  # summed over the steps, as the next
-        self._slots = 0
         self._limits = owner.options.limits
         # The requests that have a deadline for their next output, and some that have ended.
         self._timed: list[Request[T]] = []
@@ -195,15 +193,16 @@ class RequestBatch(Generic[T]):
 
     def step_totals(self) -> StepTotals:
         """Return what was done up to now."""
-        live_slots = self._live_slots  # before steps and slots: `after_step` adds behind them
-        core, log = self.pump.fanout.core.statistics(), self._log
+        counts = self._log.counts
+        live_slots = counts.live  # before steps and slots: `after_step` adds behind them
+        core = self.pump.fanout.core.statistics()
         return StepTotals(
             core.steps,
             live_slots,
-            self._slots,
+            counts.slots,
             core.outputs,
             core.dropped,
-            log.wasted,
+            counts.wasted,
         )
 
     def end_log(self) -> None:
@@ -252,13 +251,17 @@ class RequestBatch(Generic[T]):
 
     def after_step(self, live: tuple[int, ...]) -> None:
         """Count a step that was made for these slots."""
-        self._slots += slots_of_step(self._limits.now, len(live), len(self.pump.fanout.buffers))
-        self._live_slots += len(live)
+        log = self._log
+        capacity = slots_of_step(self._limits.now, len(live), len(self.pump.fanout.buffers))
+        log.counts.slots += capacity
+        log.counts.live += len(live)
         if self._timed:
             self._time_outputs()
-        log = self._log
-        if (log.awaiting or log.departures or log.stepped is not None) and not self.is_warm_up:
-            log.note(live)
+        if log.awaiting or log.departures or live is not log.alike:
+            if (log.wants_all or log.awaiting or log.departures) and not self.is_warm_up:
+                log.note(live, capacity)
+        else:
+            log.add(clock.monotonic(), capacity)
 
     def _time_outputs(self) -> None:
         """Let the time for the next output begin where the step has given one."""

@@ -8,8 +8,8 @@ first output in it, and which had left before it was done. Both are rare. A requ
 output is still to come stands in `awaiting`; one that has left stands in the fan-out's departures.
 While both are empty, and no metrics want to hear of steps, a step costs two looks at empty lists.
 
-Metrics that only count are not called for each step: it is kept for them, see `kept_steps.py`.
-Mostly it is like the one before, and one append to a list.
+Metrics that only count are not called for each step: they read what steps add up to, see
+`step_counts.py`. Mostly a step is like the one before, and `add` is all there is to do.
 
 The times between outputs go by steps: all slots that had an output before get the next one after
 the same time. So a step is one reading of the clock, whatever it is made for.
@@ -20,12 +20,12 @@ Not safe for threads: a batch's steps are made by one thread or task. `statistic
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from batchstream._batching import clock
-from batchstream._batching.kept_steps import MOST_KEPT, KeptSteps, StepKind, StepRun
-from batchstream._batching.limits import slots_of_step
+from batchstream._batching.step_counts import GAPS, StepCounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._handoff.buffer import Buffer
     from batchstream._pumps.fanout import Fanout
-
-_NEVER_KEPT: Final = KeptSteps(int)
 
 
 class StepLog:
@@ -49,9 +47,13 @@ class StepLog:
     Attributes:
         awaiting: Requests in the batch whose first output is to come; also some that have ended.
         departures: The fan-out's `departures`: streams that ended otherwise than by a step.
-        stepped: The method of the metrics that hears of steps, if there is one.
-        wasted: Live slots whose request had left before the step was done, over all steps.
+        counts: What the steps add up to; set by `follow`.
+        wants_all: Whether metrics want to hear of each step, or to read the counts.
+        alike: The slots of the last step, the core's own tuple, if another one that is made for
+            them without anything happening is like it, and `add` is enough for it.
     """
+
+    counts: StepCounts
 
     def __init__(
         self,
@@ -59,23 +61,16 @@ class StepLog:
         count_first_outputs: Callable[[Sequence[Request[Any]], float], object],
     ) -> None:
         self._count_first_outputs = count_first_outputs
-        self._metrics = options.metrics
-        self._limits = options.limits
+        self._metrics = metrics = options.metrics
         self.awaiting: dict[Request[Any], None] = {}
         self.departures: deque[Buffer[Any]] = deque()
-        methods = {} if options.metrics is None else options.metrics.methods
-        self.stepped = methods.get("stepped")
-        self.wasted = 0
-        kept_steps = None if options.metrics is None else options.metrics.kept_steps
-        self._keeps = kept_steps is not None
-        self._kept_steps = kept_steps or _NEVER_KEPT
-        self._run: StepRun | None = None
-        self._gaps: deque[float | None] = deque()  # of the run
-        # The slots of the last step, the core's own tuple, if another one that is made for them
-        # without anything happening is like it.
-        self._alike: tuple[int, ...] = ()
-        self._limits_then = self._limits.now  # at the last step
-        self._last_step = -math.inf  # before the first
+        self._stepped = None if metrics is None else metrics.stepped
+        self._readers = () if metrics is None else metrics.counts_readers
+        self.wants_all = bool(self._stepped or self._readers)
+        self._write_at = -math.inf  # when the readers are to write
+        self.alike: tuple[int, ...] = ()
+        self._last_step = -math.inf  # when it was made; before the first
+        self._going_on = 0.0  # of the last step; see `Metrics.stepped`
         self._outputs = 0
         self._fanout: Fanout[Any]
         self._core: Demultiplexer[Any]
@@ -84,65 +79,78 @@ class StepLog:
         """Note the steps of this fan-out; before the first."""
         self._fanout, self._core = fanout, fanout.core
         self.departures = fanout.departures
+        self.counts = StepCounts(fanout.core)
 
-    def note(self, live: tuple[int, ...]) -> None:
-        """Note a step that was made for these slots, before any of them has another occupant."""
+    def add(self, now: float, capacity: int) -> None:
+        """Count a step for metrics that read what steps add up to.
+
+        Args:
+            now: When it was made.
+            capacity: How many slots it could have filled.
+        """
+        gap = now - self._last_step
+        self._last_step = now
+        counts, going_on = self.counts, self._going_on
+        counts.steps += 1.0
+        counts.seconds += gap * going_on
+        counts.gaps[bisect_left(GAPS, gap)] += going_on
+        counts.capacity = capacity
+        if now >= self._write_at:
+            self._write(now)
+
+    def note(self, live: tuple[int, ...], capacity: int) -> None:
+        """Note a step that was made for these slots, before any of them has another occupant.
+
+        Args:
+            live: The slots.
+            capacity: How many slots it could have filled.
+        """
         now = clock.monotonic()
-        is_alike = live is self._alike and self._limits.now is self._limits_then
-        if is_alike and not (self.awaiting or self.departures):
-            self._gaps.append(now - self._last_step)
-            self._last_step = now
-            if len(self._gaps) >= MOST_KEPT or now >= self._kept_steps.write_at:
-                self._call(self._kept_steps.write)
-            return
-        going_on = size = len(live)
+        going_on = len(live)
         if self.awaiting:
             going_on -= self._look_for_first_outputs(live, now)
         wasted = self._count_wasted(live) if self.departures else 0
-        if self.stepped is None:
+        if not self.wants_all:
             return
-        self._limits_then = limits = self._limits.now
-        capacity = slots_of_step(limits, size, len(self._fanout.buffers))
-        kind = StepKind(size, capacity, going_on, len(self.awaiting), wasted)
         gap = None if self._last_step == -math.inf else now - self._last_step
+        if self._readers:
+            self._count(live, capacity, now, going_on)
         self._last_step = now
-        if self._keeps:
-            self._keep(kind, gap)
-            self._alike = live if going_on == size and not (self.awaiting or wasted) else ()
-            if len(self._gaps) >= MOST_KEPT or now >= self._kept_steps.write_at:
-                self._call(self._kept_steps.write)
-        else:
+        if self._stepped is not None:
             before, self._outputs = self._outputs, self._core.outputs
-            self._call(self.stepped, size, capacity, self._outputs - before, gap, *kind[2:])
+            given, prefilling = self._outputs - before, len(self.awaiting)
+            self._call(
+                *(self._stepped, len(live), capacity, given, gap, going_on, prefilling, wasted)
+            )
 
-    def _keep(self, kind: StepKind, gap: float | None) -> None:
-        """Keep a step that is not like the one before, or may not be."""
-        run = self._run
-        if run is None or run.kind != kind:
-            before = self._end_run()
-            self._run = self._kept_steps.begin(kind, self._core, before)
-            self._gaps = self._run.gaps
-        self._gaps.append(gap)
+    def _count(self, live: tuple[int, ...], capacity: int, now: float, going_on: int) -> None:
+        """Count a step that is not like the one before, or may not be."""
+        if self._last_step == -math.inf:
+            for reader in self._readers:
+                reader.add(self.counts)
+            self._last_step, going_on = now, 0  # there is no time from a step before
+        self._going_on = float(going_on)
+        self.counts.prefilling += len(self.awaiting)
+        self.add(now, capacity)
+        is_like_next = going_on == len(live) and not (self.awaiting or self._stepped)
+        self.alike = live if is_like_next else ()
 
-    def _end_run(self) -> int:
-        """End the run that is under way, and return how many outputs were given up to now.
-
-        A step unlike the steps before ends their run. Its outputs count with that run: the metrics
-        add up all runs.
-        """
-        if self._run is None:
-            return 0
-        self._run.outputs_at_end = outputs = self._core.outputs
-        return outputs
+    def _write(self, now: float) -> None:
+        """Let metrics be written for which it is time."""
+        for reader in self._readers:
+            if now >= reader.write_at:
+                self._call(reader.write)
+        self._write_at = min(reader.write_at for reader in self._readers)
 
     def end(self) -> None:
-        """Keep no step any more: the batch has ended."""
-        self._end_run()
-        self._run, self._alike = None, ()
+        """Note no step any more: the batch has ended."""
+        self.alike = ()
+        self.counts.end()
 
     def __del__(self) -> None:
-        """Do so for a batch whose end an interrupt has skipped: or its run, and core, stay kept."""
-        self.end()
+        """Do so for a batch whose end an interrupt has skipped: or metrics keep it."""
+        if hasattr(self, "counts"):
+            self.end()
 
     def _call(self, method: Callable[..., object], *args: object) -> None:
         """Call a method of the metrics, and let no error of theirs out."""
@@ -176,5 +184,5 @@ class StepLog:
         # A list at once: other threads append meanwhile.
         slots = {it.slot for it in list(self.departures) if buffers[it.slot] is it}
         wasted = len(slots.intersection(live))
-        self.wasted += wasted
+        self.counts.wasted += wasted
         return wasted

@@ -14,8 +14,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from batchstream._core.errors import report_unraisable
 from batchstream._pumps import clock
+from batchstream._pumps.log import write_line
 from batchstream._pumps.room import ways_out
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ STALL_SECONDS: Final = 5.0
 
 _NAMED: Final = 3
 """How many streams a warning names."""
-
-logger: Final = logging.getLogger("batchstream")
 
 
 class StallWatch:
@@ -85,18 +83,17 @@ class StallWatch:
             return
         self._warned, self._since = True, {}
         one = len(since) == 1
-        try:
-            logger.warning(
-                "%s: no consumer reads %s, so that the source has waited for room for %.0f "
-                "seconds, while a consumer waits for %s: %s",
-                _holdings(list(since)),
-                "it" if one else "them",
-                longest,
-                _names(waiting),
-                ways_out(self._unbounded, "'cancel' to end a stream that is not read"),
-            )
-        except Exception as error:  # noqa: BLE001 - of a filter or handler: no reason to fail
-            report_unraisable(error)
+        write_line(
+            logging.WARNING,
+            "stalled",
+            "%s: no consumer reads %s, so that the source has waited for room for %.0f seconds, "
+            "while a consumer waits for %s: %s",
+            _holdings(list(since)),
+            "it" if one else "them",
+            longest,
+            _names(waiting),
+            ways_out(self._unbounded, "'cancel' to end a stream that is not read"),
+        )
 
 
 def _holdings(buffers: list[Buffer[Any]]) -> str:

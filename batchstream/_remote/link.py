@@ -24,24 +24,23 @@ A connection that ends fails the requests that were sent over it.
 
 from __future__ import annotations
 
+import logging
 import math
 import select
 import socket
 from collections import deque
 from contextlib import suppress
-from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from batchstream._batching.log import logger
 from batchstream._core.errors import (
     ClosedError,
     CostError,
     OverloadedError,
     SourceError,
-    call_quietly,
 )
 from batchstream._core.markers import End, Fail, Many
+from batchstream._pumps.log import write_line
 from batchstream._pumps.process import forkable
 from batchstream._remote.connection import Connection, SentRequest
 from batchstream._remote.errors import ConnectionLostError, ProtocolError
@@ -373,8 +372,7 @@ class Link:
                 errors="replace"
             )
             text = f"{self._last_goaway_reason}: requests go to the next that listens there"
-            # Quietly: an error of a handler, which is the user's, is no error of the requests.
-            call_quietly(partial(logger.info, "%s", text, extra={"kind": "remote_leaves"}))
+            write_line(logging.INFO, "remote_leaves", "%s", text)
             return
         sent = connection.by_number.get(record.number)
         if sent is None:  # it has left

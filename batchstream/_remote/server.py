@@ -14,10 +14,11 @@ from batchstream._batching.batcher import Batcher
 from batchstream._batching.life import check_drain
 from batchstream._core.arguments import check_count
 from batchstream._core.errors import type_name
+from batchstream._pumps.log import write_line
 from batchstream._pumps.process import forkable
 from batchstream._pumps.worker_thread import WorkerThread
 from batchstream._remote.protocol import DEFAULT_MAX_FRAME, LEAST_IN_FRAME, MOST_IN_FRAME
-from batchstream._remote.session import Session, _log
+from batchstream._remote.session import Session
 from batchstream._remote.sockets import (
     BACKLOG,
     check_address,
@@ -134,7 +135,8 @@ class _Listener:
             self._server = self._listening = None
             self._refusal = self._reason("an error")  # for a client that was accepted meanwhile
             raise
-        _log(logging.INFO, "remote_serves", f"{self._batcher!r} is served at {self._path}")
+        batcher, path = self._batcher, self._path
+        write_line(logging.INFO, "remote_serves", "%r is served at %s", batcher, path)
 
     def _session(self) -> Session:
         session = Session(

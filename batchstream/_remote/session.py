@@ -22,7 +22,6 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from batchstream._batching.log import logger
 from batchstream._core.errors import (
     ClosedError,
     OverloadedError,
@@ -30,6 +29,7 @@ from batchstream._core.errors import (
     error_text,
     report_unraisable,
 )
+from batchstream._pumps.log import write_line
 from batchstream._pumps.process import forkable
 from batchstream._remote.errors import ConnectionLostError, ProtocolError
 from batchstream._remote.payloads import (
@@ -258,7 +258,7 @@ class Session(asyncio.Protocol):
         self._transport.write(server_greeting(self._max_frame))
         self._max_frame = min(self._max_frame, taken)
         self._outgoing = Outgoing(self._max_frame)
-        _log(logging.INFO, "remote_connected", f"{self._name} has connected")
+        write_line(logging.INFO, "remote_connected", "%s has connected", self._name)
 
     def _has_not_greeted(self) -> None:
         self._refuse(f"the client has sent no greeting within {GREETING_SECONDS:g} seconds")
@@ -274,7 +274,7 @@ class Session(asyncio.Protocol):
             if len(self._refused) == _MOST_REMEMBERED:
                 self._refused.clear()
             self._refused.add(text)
-            _log(logging.WARNING, "remote_refused", text)
+            write_line(logging.WARNING, "remote_refused", "%s", text)
         if self._window is None:  # it waits for an answer
             self._transport.write(greeting(f"refused: {reason}"))
             self._transport.close()
@@ -434,7 +434,3 @@ class Session(asyncio.Protocol):
         self._flushes = False
         if self._outgoing and not self._transport.is_closing():
             self._transport.write(self._outgoing.take())
-
-
-def _log(level: int, kind: str, text: str) -> None:
-    logger.log(level, "%s", text, extra={"kind": kind})

@@ -63,6 +63,7 @@ from anyio import (
 from starlette.requests import Request
 from starlette.responses import Response
 
+from batchstream._pumps.log import write_line
 from batchstream.integrations._disconnects import run_until
 
 if TYPE_CHECKING:
@@ -74,8 +75,6 @@ if TYPE_CHECKING:
 
 Handler: TypeAlias = "Callable[[Request, Any], Coroutine[Any, Any, Response]]"
 """Makes the response to an error, as Starlette's `exception_handlers` do."""
-
-logger: Final = logging.getLogger("batchstream")
 
 STREAM_HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
 """What every body that is sent as it comes says: no cache keeps it, and nginx passes on at once."""
@@ -252,12 +251,9 @@ class StreamResponse(Response):
             await alive.stop()
             reason = await self._send_word_for(error, connection)
             if self._is_expected(reason, scope):
-                logger.warning(
-                    "a response was cut: %s: %s",
-                    type(reason).__name__,
-                    reason,
-                    extra={"kind": "cut", "reason": type(reason).__name__},
-                )
+                name = type(reason).__name__
+                message = "a response was cut: %s: %s"
+                write_line(logging.WARNING, "cut", message, name, reason, reason=name)
                 keep_cuts_out_of_the_log()
                 cut = CutError(reason)
                 cut.__cause__ = reason  # before the cut, in which a server may raise it

@@ -20,6 +20,7 @@ from batchstream import (
     SlowConsumerError,
 )
 from batchstream._batching import clock, log
+from batchstream._pumps.log import logger
 from support import knobs
 from support.engines import Model, Turnstile
 from support.scripted import Run
@@ -111,7 +112,7 @@ def test_the_line_of_a_close_says_how_long_the_drain_before_it_took(lines, monke
     gate = Turnstile()
     has_line, on_line = threading.Event(), logging.Handler()
     monkeypatch.setattr(on_line, "emit", lambda _: has_line.set())
-    monkeypatch.setattr(log.logger, "handlers", [on_line])
+    monkeypatch.setattr(logger, "handlers", [on_line])
     model = Model(gates=dict.fromkeys(range(1000), gate))
     batcher = ContinuousBatcher(model, max_batch_size=2, name="chat")
     stream = batcher.stream("a")
@@ -279,5 +280,5 @@ def test_a_program_that_sets_up_no_logging_sees_no_line(capfd):
     batcher = failing()
     with batcher, pytest.raises(ValueError, match="no"):
         list(batcher.stream("a"))
-    assert any(isinstance(it, logging.NullHandler) for it in log.logger.handlers)
+    assert any(isinstance(it, logging.NullHandler) for it in logger.handlers)
     assert capfd.readouterr().err == ""

@@ -238,7 +238,7 @@ def prometheus():
 
 
 def test_several_metrics_count_what_each_counts_alone(prometheus, monkeypatch):
-    """Two that have steps kept for them when they are alone."""
+    """Two that read what steps add up to."""
     registry, make = prometheus
     own, vllm = make(names="batchstream"), make(names="vllm")
     Run(monkeypatch, (own, vllm))
@@ -247,6 +247,45 @@ def test_several_metrics_count_what_each_counts_alone(prometheus, monkeypatch):
     assert counted(registry, "batchstream_gap_seconds_sum", batcher="chat") == 1.25
     assert counted(registry, "vllm:generation_tokens_total", model_name="chat") == 8
     assert counted(registry, "vllm:inter_token_latency_seconds_sum", model_name="chat") == 1.25
+
+
+def test_of_several_metrics_some_are_called_for_each_step_and_others_count_the_same(
+    prometheus, monkeypatch
+):
+    registry, make = prometheus
+    alone, first, last = Calls(), Calls(), Calls()
+    Run(monkeypatch, alone)
+    Run(monkeypatch, [first, make(), last])
+    assert first.calls == last.calls
+    assert first.calls["stepped"] == alone.calls["stepped"]
+    assert counted(registry, "batchstream_steps_total", batcher="chat") == 6
+    assert counted(registry, "batchstream_outputs_total", batcher="chat") == 8
+    assert counted(registry, "batchstream_gap_seconds_sum", batcher="chat") == 1.25
+
+
+def test_metrics_beside_others_that_count_are_called_for_steps_like_the_one_before(prometheus):
+    registry, make = prometheus
+    called = Calls()
+    with DynamicBatcher(
+        Model().generate, max_batch_size=1, metrics=[make(), called], name="chat"
+    ) as batcher:
+        assert "".join(batcher.stream("x" * 20)) == "x" * 20
+    steps = counted(registry, "batchstream_steps_total", batcher="chat")
+    assert len(called.calls["stepped"]) == steps > 20
+
+
+def test_a_batch_that_is_never_idle_keeps_no_more_for_metrics_that_are_not_read(prometheus):
+    """Each of its steps is unlike the one before."""
+    _, make = prometheus
+    metrics = make()
+    with ContinuousBatcher(Model(), max_batch_size=2, metrics=metrics, name="chat") as batcher:
+        first = batcher.stream("x" * 200)
+        kept = set()
+        for _ in range(20):
+            assert "".join(batcher.stream("ab")) == "ab"
+            kept.add(len(metrics.for_batcher("chat").counts_reader._batches))
+        first.cancel()
+    assert kept == {1}
 
 
 class Ends(Metrics):
@@ -259,11 +298,14 @@ class Ends(Metrics):
         self.count += 1
 
 
-def test_steps_are_kept_for_the_only_one_of_several_that_hears_of_them(prometheus, monkeypatch):
+def test_the_only_one_of_several_that_counts_steps_reads_them_and_is_not_called(
+    prometheus, monkeypatch
+):
     registry, make = prometheus
     metrics, ends = make(), Ends()
     caller = MetricsCaller([ends, metrics], "chat")
-    assert caller.kept_steps is metrics.for_batcher("chat").kept_steps is not None
+    assert caller.counts_readers == [metrics.for_batcher("chat").counts_reader]
+    assert caller.stepped is None
     Run(monkeypatch, [ends, metrics])
     assert counted(registry, "batchstream_steps_total", batcher="chat") == 6
     assert ends.count == 7

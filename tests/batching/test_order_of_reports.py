@@ -109,11 +109,13 @@ def test_a_request_that_is_reaped_before_its_step_is_noted_had_its_first_output(
         if not found:
             others.append(batcher.stream("b"))
             found.append(batcher.statistics())
+            reaped.set()
 
-    others = []
+    others, reaped = [], threading.Event()
     knobs.before_steps_are_noted(monkeypatch, reap)
     with batcher_of(kind, heard) as batcher:
         assert batcher.stream("a").receive(timeout=TIMEOUT) == "a"
+        assert reaped.wait(TIMEOUT)  # the output is there before its step is noted
         assert list(others[0]) == ["b"]
     assert heard.events == IN_ORDER
     assert (found[0].first_outputs, found[0].finished) == (1, {"eos": 1})

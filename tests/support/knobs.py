@@ -626,9 +626,9 @@ def before_steps_are_noted(monkeypatch, then):
     """Call this whenever a batch has handed a step out, and is about to note it."""
     note = StepLog.note
 
-    def note_after(log, live):
+    def note_after(log, live, capacity):
         then()
-        note(log, live)
+        note(log, live, capacity)
 
     monkeypatch.setattr(StepLog, "note", note_after)
 

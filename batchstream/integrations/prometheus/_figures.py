@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from batchstream import DeadlineError, FinishReason, RequestError, SlowConsumerError
+from batchstream._batching.step_counts import GAPS
 
 Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
 Names: TypeAlias = Literal["batchstream", "vllm"]
@@ -18,11 +19,6 @@ Names: TypeAlias = Literal["batchstream", "vllm"]
 SECONDS: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 3.5, 5.0, 7.0, 10.0, 25.0, 50.0, 100.0, 250.0),
-)
-# Closer where steps of language models lie: between 5 and 200 milliseconds.
-GAPS: Final = (
-    *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05),
-    *(0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0),
 )
 SIZES: Final = tuple(float(2**exponent) for exponent in range(11))
 OUTPUTS: Final = tuple(float(2**exponent) for exponent in range(16))

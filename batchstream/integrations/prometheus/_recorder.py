@@ -86,7 +86,7 @@ class Recorder(Metrics):
             families.series("slots", labels),
         )
         self.stepped = self._steps.add  # type: ignore[method-assign] # without a call in between
-        self.kept_steps = self._steps.kept
+        self.counts_reader = self._steps.reader
         self.states = States(self._state_changed)
         self._state_gauges: dict[BatcherState, tuple[Any, ...]] = {}
         self._written: tuple[int, dict[BatcherState, int]] | None = None

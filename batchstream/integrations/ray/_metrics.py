@@ -163,9 +163,9 @@ class RayMetrics(Metrics):
         figures = families(self._name)
         labels = {"batcher": name}
         recorder = Recorder(figures, labels, self._label_of, None)  # type: ignore[arg-type] # the same methods
-        # Called for each step, in place of keeping them: Ray does not say when it reads.
+        # Called for each step, in place of reading their sums: Ray does not say when it reads.
         recorder.stepped = _Steps(recorder, figures.one(BY_STEP, labels))  # type: ignore[method-assign] # as there
-        recorder.kept_steps = None  # type: ignore[assignment]
+        recorder.counts_reader = None  # type: ignore[assignment]
         return recorder
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from starlette.websockets import WebSocketDisconnect
 from typing_extensions import TypeVar
 
 from batchstream import SKIP, AsyncStream, ClosedError, FinishReason
+from batchstream._pumps.log import write_line
 from batchstream.integrations._disconnects import run_until
 from batchstream.integrations.starlette._closing import close_for
 from batchstream.integrations.starlette._handlers import is_expected
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from batchstream import StreamEnd
 
 T = TypeVar("T")
-
-logger: Final = logging.getLogger("batchstream")
 
 
 async def send_stream(
@@ -177,9 +176,6 @@ class _Sending:
             self.is_over = True
         if not is_expected(error, self._websocket.scope):
             raise error
-        logger.warning(
-            "a WebSocket was closed: %s: %s",
-            type(error).__name__,
-            error,
-            extra={"kind": "cut", "reason": type(error).__name__},
-        )
+        reason = type(error).__name__
+        message = "a WebSocket was closed: %s: %s"
+        write_line(logging.WARNING, "cut", message, reason, error, reason=reason)
