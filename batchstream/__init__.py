@@ -1,16 +1,16 @@
 """One stream per request from a batched generator, each ending exactly at its own end."""
 
+from batchstream._batching.calls.replies import AsyncReplies as AsyncReplies
+from batchstream._batching.calls.replies import Replies as Replies
 from batchstream._batching.continuous import ContinuousBatcher as ContinuousBatcher
 from batchstream._batching.continuous import StepEngine as StepEngine
 from batchstream._batching.decorator import batched as batched
 from batchstream._batching.dynamic import DynamicBatcher as DynamicBatcher
 from batchstream._batching.engine import NotNow as NotNow
-from batchstream._batching.metrics import Metrics as Metrics
-from batchstream._batching.replies import AsyncReplies as AsyncReplies
-from batchstream._batching.replies import Replies as Replies
-from batchstream._batching.traces import BatchTrace as BatchTrace
-from batchstream._batching.traces import RequestTrace as RequestTrace
-from batchstream._batching.traces import Traces as Traces
+from batchstream._batching.telemetry.metrics import Metrics as Metrics
+from batchstream._batching.telemetry.traces import BatchTrace as BatchTrace
+from batchstream._batching.telemetry.traces import RequestTrace as RequestTrace
+from batchstream._batching.telemetry.traces import Traces as Traces
 from batchstream._core.demultiplexer import Demultiplexer as Demultiplexer
 from batchstream._core.errors import BatchStreamError as BatchStreamError
 from batchstream._core.errors import BufferOverflowError as BufferOverflowError

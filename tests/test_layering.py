@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -40,15 +41,41 @@ BELOW = {
     "_cli": {"integrations"},
     "__main__": {"_cli"},
 }
-MODULES = sorted(
-    path.relative_to(PACKAGE).with_suffix("").as_posix()
-    for path in PACKAGE.rglob("*.py")
-    if path.relative_to(PACKAGE).parts[0] != "integrations"
+EVERY = sorted(
+    path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py")
 )
+MODULES = [module for module in EVERY if not module.startswith("integrations/")]
 CORE = [module for module in MODULES if module.startswith("_core/")]
-# The folders of an integration that runs in several processes: what one kind of process runs knows
-# what all of them share, and not what another kind runs.
+# Folders that have layers of their own. Those of LitServe's integration are kinds of processes too:
+# what one runs knows what all of them share, and not what another kind runs.
+BATCHING = "_batching"
 LITSERVE = "integrations/litserve"
+BELOW_IN_BATCHING = {
+    "clock": set(),
+    "engine": set(),
+    "single": set(),
+    "waiting": set(),
+    "telemetry": {"life"},
+    "life": {"clock"},
+    "requests": {"engine", "telemetry", "waiting"},
+    "options": {"life", "requests", "telemetry", "waiting"},
+    "reporting": {"clock", "life", "options", "requests", "telemetry", "waiting"},
+    "batches": {"clock", "engine", "life", "options", "reporting", "requests", "waiting"},
+    "scheduling": {"batches", "life", "options", "reporting", "requests", "waiting"},
+    "dispatching": {
+        *("batches", "clock", "engine", "life", "options", "reporting", "requests", "scheduling"),
+    },
+    "calls": {"clock", "dispatching", "life", "options", "requests", "scheduling", "waiting"},
+    "html": {"dispatching", "life", "waiting"},
+    "batcher": {"calls", "dispatching", "html", "life"},
+    "dynamic": {
+        *("batcher", "batches", "calls", "dispatching", "options", "requests", "single"),
+        "telemetry",
+    },
+    "continuous": {"batcher", "calls", "dispatching", "engine", "options", "telemetry"},
+    "decorator": {"dynamic", "telemetry"},
+    "__init__": set(),
+}
 BELOW_IN_LITSERVE = {
     "_log": set(),
     "_options": {"_link"},
@@ -62,10 +89,7 @@ BELOW_IN_LITSERVE = {
     "_continuous_loop": {"_link", "_loop", "_options", "_worker"},
     "__init__": {"_batched_loop", "_continuous_loop", "_link", "_openai"},
 }
-LITSERVE_MODULES = sorted(
-    path.relative_to(PACKAGE).with_suffix("").as_posix()
-    for path in (PACKAGE / LITSERVE).rglob("*.py")
-)
+LAYERED = {BATCHING: BELOW_IN_BATCHING, LITSERVE: BELOW_IN_LITSERVE}
 # Imported where it runs, which is nowhere unless the user has it.
 OPTIONAL = {
     "_eventloops/trio": {"trio"},
@@ -80,6 +104,7 @@ OPTIONAL = {
 NEVER_IN_CORE = {"threading", "asyncio", "time", "queue", "socket", "contextvars", "os", "logging"}
 
 
+@functools.cache
 def imports(module):
     """Return the modules that one imports, what is imported for type checkers included."""
     found = set()
@@ -92,10 +117,22 @@ def imports(module):
     return found
 
 
+@functools.cache
 def ours(module):
     """Return the modules of this package that one imports, as `folder/name`."""
-    parts = [name.split(".")[1:3] for name in imports(module) if name.startswith("batchstream.")]
-    return {"/".join(part) for part in parts}
+    names = [name for name in imports(module) if name.startswith("batchstream.")]
+    return {nearest(name.split(".")[1:]) for name in names}
+
+
+def nearest(parts):
+    """Return the module that a name is, or is defined in."""
+    while not is_module(PACKAGE.joinpath(*parts)):
+        parts = parts[:-1]
+    return "/".join(parts) or "__init__"
+
+
+def is_module(path):
+    return path.is_dir() or path.with_suffix(".py").is_file()
 
 
 def test_every_module_lies_in_a_folder_of_the_design():
@@ -115,31 +152,26 @@ def test_no_module_but_the_commands_themselves_imports_the_commands():
             assert not {name for name in imports(module) if name.startswith("batchstream._cli")}
 
 
-def in_litserve(module):
-    """Return the folder or module of the integration that a module lies in."""
-    return module.removeprefix(f"{LITSERVE}/").partition("/")[0]
+@pytest.mark.parametrize("folder", LAYERED)
+def test_a_folder_with_layers_of_its_own_has_them_all_in_a_row(folder):
+    names = {path.stem for path in (PACKAGE / folder).iterdir() if path.name != "__pycache__"}
+    assert names == set(LAYERED[folder])
 
 
-@pytest.mark.parametrize("module", LITSERVE_MODULES)
-def test_what_one_kind_of_process_runs_imports_nothing_that_another_kind_runs(module):
-    prefix = f"batchstream.{LITSERVE.replace('/', '.')}."
-    names = {name for name in imports(module) if name.startswith(prefix)}
-    found = {name.removeprefix(prefix).partition(".")[0] for name in names}
-    assert found - {in_litserve(module)} <= BELOW_IN_LITSERVE[in_litserve(module)]
+@pytest.mark.parametrize(
+    ("folder", "module"),
+    [(folder, module) for folder in LAYERED for module in EVERY if module.startswith(f"{folder}/")],
+)
+def test_what_lies_in_a_folder_imports_only_what_lies_below_it_there(folder, module):
+    def row(name):
+        return name.removeprefix(f"{folder}/").partition("/")[0]
 
-
-def test_no_module_of_the_integration_imports_itself_by_way_of_others():
-    left = {}
-    for module in LITSERVE_MODULES:
-        names = {name.removeprefix("batchstream.").replace(".", "/") for name in imports(module)}
-        left[module] = {
-            other for other in LITSERVE_MODULES for name in names if name.startswith(f"{other}/")
-        }
-    assert not circular(left)
+    found = {row(name) for name in ours(module) if name.startswith(f"{folder}/")}
+    assert found - {row(module)} <= LAYERED[folder][row(module)]
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    assert not circular({module: ours(module) & set(MODULES) for module in MODULES})
+    assert not circular({module: ours(module) & set(EVERY) for module in EVERY})
 
 
 def circular(needed):

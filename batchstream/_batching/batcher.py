@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self, overloa
 
 from typing_extensions import TypeVar
 
-from batchstream._batching.closing import aclose, block_end, close, said_with
+from batchstream._batching.calls.closing import aclose, block_end, close, said_with
+from batchstream._batching.calls.replies import AsyncReplies, Flight, Replies
+from batchstream._batching.calls.room import (
+    ANY_REQUEST,
+    AnyRequest,
+    wait_for_room,
+    wait_for_room_in_loop,
+)
+from batchstream._batching.calls.submission import submit
+from batchstream._batching.calls.warm_up import warm_up, warm_up_in_loop
 from batchstream._batching.life import BatcherState, check_drain
-from batchstream._batching.replies import AsyncReplies, Flight, Replies
-from batchstream._batching.room import ANY_REQUEST, AnyRequest, wait_for_room, wait_for_room_in_loop
-from batchstream._batching.submission import submit
-from batchstream._batching.warm_up import warm_up, warm_up_in_loop
 from batchstream._core.errors import ClosedError
 from batchstream._pumps.source import shown
 from batchstream._streams.async_stream import AsyncStream
@@ -21,8 +26,8 @@ from batchstream._streams.stream import Stream
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from batchstream._batching.dispatcher import Dispatcher
-    from batchstream._batching.upstream import RequestUpstream
+    from batchstream._batching.calls.upstream import RequestUpstream
+    from batchstream._batching.dispatching.dispatcher import Dispatcher
     from batchstream._core.records import BatcherStatistics
 
 T = TypeVar("T", default=Any)

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 from typing_extensions import TypeVar
 
 from batchstream._batching.batcher import Batcher
+from batchstream._batching.calls.reconfiguration import reconfigure
+from batchstream._batching.calls.upstream import RequestUpstream
+from batchstream._batching.dispatching.engine_dispatcher import engine_dispatcher
 from batchstream._batching.engine import Engine
-from batchstream._batching.engine_dispatcher import engine_dispatcher
 from batchstream._batching.options import BatcherOptions
-from batchstream._batching.reconfiguration import reconfigure
-from batchstream._batching.upstream import RequestUpstream
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING
 from batchstream._core.rules import EndRules
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from batchstream._batching.metrics import MetricsOrFactory
-    from batchstream._batching.traces import Traces
+    from batchstream._batching.telemetry.metrics import MetricsOrFactory
+    from batchstream._batching.telemetry.traces import Traces
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.markers import End, Fail, Last, Many, Requeue, Signal
     from batchstream._core.per_request import per_request

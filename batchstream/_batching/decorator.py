@@ -29,8 +29,8 @@ from batchstream._pumps.process import forkable
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from batchstream._batching.metrics import MetricsOrFactory
-    from batchstream._batching.traces import Traces
+    from batchstream._batching.telemetry.metrics import MetricsOrFactory
+    from batchstream._batching.telemetry.traces import Traces
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.elements import Step, StepWithNone
     from batchstream._core.per_request import per_request

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 from typing_extensions import TypeVar, Unpack
 
 from batchstream._batching.batcher import Batcher
+from batchstream._batching.batches.request_batch import RequestBatch
+from batchstream._batching.calls.reconfiguration import reconfigure
+from batchstream._batching.calls.upstream import RequestUpstream
+from batchstream._batching.dispatching.task_dispatcher import TaskDispatcher
+from batchstream._batching.dispatching.thread_dispatcher import ThreadDispatcher
 from batchstream._batching.options import BatcherOptions
-from batchstream._batching.reconfiguration import reconfigure
-from batchstream._batching.request_batch import RequestBatch
 from batchstream._batching.single import (
     async_steps_of_results,
     check_parameters,
     check_steps,
     steps_of_results,
 )
-from batchstream._batching.task_dispatcher import TaskDispatcher
-from batchstream._batching.thread_dispatcher import ThreadDispatcher
-from batchstream._batching.upstream import RequestUpstream
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED, DEFAULT_MAX_PENDING, is_kind
 from batchstream._core.errors import ClosedError
 from batchstream._core.markers import EOS
@@ -32,10 +32,10 @@ from batchstream._pumps.thread import ThreadPump
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from batchstream._batching.dispatcher import Dispatcher
-    from batchstream._batching.metrics import MetricsOrFactory
-    from batchstream._batching.request import Request
-    from batchstream._batching.traces import Traces
+    from batchstream._batching.dispatching.dispatcher import Dispatcher
+    from batchstream._batching.requests.request import Request
+    from batchstream._batching.telemetry.metrics import MetricsOrFactory
+    from batchstream._batching.telemetry.traces import Traces
     from batchstream._core.arguments import OnOverflow
     from batchstream._core.elements import Step, StepWithNone
     from batchstream._core.per_request import per_request

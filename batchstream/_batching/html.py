@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from batchstream._batching.life import state_text
-from batchstream._batching.limits import slots_of_step
+from batchstream._batching.waiting.limits import slots_of_step
 from batchstream._core.html import MAX_ROWS, counted, table
 from batchstream._streams.html import HEAD, LEGEND, ended, time_line
 
 if TYPE_CHECKING:
-    from batchstream._batching.dispatcher import Dispatcher
+    from batchstream._batching.dispatching.dispatcher import Dispatcher
 
 
 def batcher_table(kind: str, dispatcher: Dispatcher[Any]) -> str:

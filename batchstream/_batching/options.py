@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Generic
 from typing_extensions import TypeVar
 
 from batchstream._batching.life import check_drain
-from batchstream._batching.limits import Limits, LimitsInForce, check_limits
-from batchstream._batching.metrics import MetricsCaller
-from batchstream._batching.places import PlaceRules, check_tenant_bound
-from batchstream._batching.step_budget import check_step_budget, first_step_cost
-from batchstream._batching.traces import TracesCaller
+from batchstream._batching.telemetry.metrics import MetricsCaller
+from batchstream._batching.telemetry.traces import TracesCaller
+from batchstream._batching.waiting.limits import Limits, LimitsInForce, check_limits
+from batchstream._batching.waiting.places import PlaceRules, check_tenant_bound
+from batchstream._batching.waiting.step_budget import check_step_budget, first_step_cost
 from batchstream._core.arguments import (
     Bound,
     OnOverflow,
@@ -31,9 +31,9 @@ from batchstream._text.decoder import check_decode, check_decoder
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from batchstream._batching.metrics import MetricsOrFactory
-    from batchstream._batching.request import Submission
-    from batchstream._batching.traces import Traces
+    from batchstream._batching.requests.request import Submission
+    from batchstream._batching.telemetry.metrics import MetricsOrFactory
+    from batchstream._batching.telemetry.traces import Traces
     from batchstream._core.demultiplexer import Demultiplexer
     from batchstream._core.errors import OverloadedError
     from batchstream._text.decoder import Decoder

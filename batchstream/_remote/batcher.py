@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypeVar
 
 from batchstream._batching.batcher import Batcher
+from batchstream._batching.calls.upstream import RequestUpstream
+from batchstream._batching.dispatching.engine_dispatcher import engine_dispatcher
 from batchstream._batching.engine import Engine
-from batchstream._batching.engine_dispatcher import engine_dispatcher
 from batchstream._batching.options import BatcherOptions
-from batchstream._batching.upstream import RequestUpstream
 from batchstream._core.arguments import check_count, check_seconds
 from batchstream._core.errors import ClosedError, OverloadedError
 from batchstream._core.rules import EndRules
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Collection
 
-    from batchstream._batching.metrics import MetricsOrFactory
-    from batchstream._batching.traces import Traces
+    from batchstream._batching.telemetry.metrics import MetricsOrFactory
+    from batchstream._batching.telemetry.traces import Traces
 
 T = TypeVar("T", default=Any)
 RequestT = TypeVar("RequestT", default=Any)

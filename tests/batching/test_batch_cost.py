@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 
 from batchstream import ClosedError, ContinuousBatcher, DynamicBatcher, RequestError, batched
-from batchstream._batching.limits import Limits
-from batchstream._batching.measuring import Candidates, measure
+from batchstream._batching.scheduling.measuring import Candidates, measure
+from batchstream._batching.waiting.limits import Limits
 from support import knobs
 from support.engines import InLoop, ManualClock, Model, dynamic_batchers, echo
 from support.shuffled_loop import explore

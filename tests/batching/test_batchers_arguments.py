@@ -236,7 +236,9 @@ def test_an_engine_whose_batch_could_not_begin_serves_another_batcher(monkeypatc
         ContinuousBatcher(engine, max_batch_size=1) as other,
     ):
         with monkeypatch.context() as broken:
-            broken.setattr("batchstream._batching.engine_dispatcher.ThreadPump", out_of_memory)
+            broken.setattr(
+                "batchstream._batching.dispatching.engine_dispatcher.ThreadPump", out_of_memory
+            )
             with pytest.raises(MemoryError):
                 one.stream("a").receive(TIMEOUT)
         assert other.stream("b").receive(TIMEOUT) == "b"

@@ -9,8 +9,8 @@ import pytest
 
 from batchstream import SKIP, ContinuousBatcher, DeadlineError, DynamicBatcher, FinishReason, Many
 from batchstream._batching.options import BatcherOptions
-from batchstream._batching.request import Deadlines, Request, Submission
-from batchstream._batching.scheduler import Scheduler
+from batchstream._batching.requests.request import Deadlines, Request, Submission
+from batchstream._batching.scheduling.scheduler import Scheduler
 from batchstream._core.rules import EndRules
 from support import knobs
 from support.engines import every_batcher

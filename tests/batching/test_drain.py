@@ -12,8 +12,11 @@ from functools import partial
 import pytest
 
 from batchstream import EOS, ClosedError, ContinuousBatcher, DeadlineError, DynamicBatcher
-from batchstream._batching import closing, dispatcher, ends, scheduler, upstream, waking
-from batchstream._batching.replies import Flight
+from batchstream._batching.calls import closing, upstream
+from batchstream._batching.calls.replies import Flight
+from batchstream._batching.dispatching import dispatcher, waking
+from batchstream._batching.requests import ends
+from batchstream._batching.scheduling import scheduler
 from support.engines import (
     Echo,
     InLoop,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from batchstream import OverloadedError
-from batchstream._batching.places import ALONE
+from batchstream._batching.waiting.places import ALONE
 from batchstream._core.errors import CostError
 from support import interrupts, knobs
 from support.fairness import FairRules, Ticket

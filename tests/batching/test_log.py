@@ -19,7 +19,8 @@ from batchstream import (
     RequestError,
     SlowConsumerError,
 )
-from batchstream._batching import clock, log
+from batchstream._batching import clock
+from batchstream._batching.reporting import log
 from batchstream._pumps.log import logger
 from support import knobs
 from support.engines import Model, Turnstile

@@ -18,7 +18,7 @@ from batchstream import (
     Last,
     Metrics,
 )
-from batchstream._batching.metrics import MetricsCaller
+from batchstream._batching.telemetry.metrics import MetricsCaller
 from support import knobs
 from support.engines import Model, echo
 from support.scripted import Run
@@ -185,7 +185,7 @@ def test_steps_that_only_metrics_want_read_no_clock_without_them(monkeypatch, me
         readings.append(None)
         return 0.0
 
-    monkeypatch.setattr("batchstream._batching.step_log.clock.monotonic", clock)
+    monkeypatch.setattr("batchstream._batching.reporting.step_log.clock.monotonic", clock)
     with DynamicBatcher(Model().generate, max_batch_size=1, metrics=metrics) as batcher:
         short, long = "ab", "ab" * 20
         counts = []

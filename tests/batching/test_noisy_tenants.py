@@ -14,9 +14,9 @@ import pytest
 
 from batchstream import EOS, ContinuousBatcher, NotNow, OverloadedError
 from batchstream._batching.options import BatcherOptions
-from batchstream._batching.places import Place
-from batchstream._batching.request import Request, Submission
-from batchstream._batching.scheduler import Scheduler
+from batchstream._batching.requests.request import Request, Submission
+from batchstream._batching.scheduling.scheduler import Scheduler
+from batchstream._batching.waiting.places import Place
 from batchstream._core.rules import EndRules
 from support.sources import TIMEOUT
 

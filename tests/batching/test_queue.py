@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from batchstream import OverloadedError
-from batchstream._batching.keys import KeyInterner
+from batchstream._batching.scheduling.keys import KeyInterner
 from batchstream._core.errors import CostError
 from support import interrupts, knobs
 from support.joining import CHANGES, JoiningRules, waiting_queue

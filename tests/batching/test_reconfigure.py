@@ -13,8 +13,8 @@ import pytest
 
 from batchstream import EOS, ClosedError, DynamicBatcher, OverloadedError, RequestError, batched
 from batchstream._batching.options import BatcherOptions
-from batchstream._batching.request import Request, Submission
-from batchstream._batching.scheduler import Scheduler
+from batchstream._batching.requests.request import Request, Submission
+from batchstream._batching.scheduling.scheduler import Scheduler
 from batchstream._core.rules import EndRules
 from support import interrupts, knobs
 from support.engines import (

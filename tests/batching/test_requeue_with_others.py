@@ -10,7 +10,7 @@ from test_requeue import Preempting, batcher_of, until_given_back
 from test_warm_up import nothing_counted, warm_up
 
 from batchstream import ClosedError, Metrics, NotNow, RequestError, SourceError
-from batchstream._batching.room import has_room
+from batchstream._batching.calls.room import has_room
 from support import knobs
 from support.engines import continuous_batchers
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from batchstream import ClosedError, FinishReason, Metrics, OverloadedError, StreamEnd
-from batchstream._batching.metrics import MetricsCaller
 from batchstream._batching.options import BatcherOptions
-from batchstream._batching.places import Place
-from batchstream._batching.request import Deadlines, Request, Submission
-from batchstream._batching.scheduler import Scheduler
-from batchstream._batching.workers import Worker
+from batchstream._batching.requests.request import Deadlines, Request, Submission
+from batchstream._batching.scheduling.scheduler import Scheduler
+from batchstream._batching.scheduling.workers import Worker
+from batchstream._batching.telemetry.metrics import MetricsCaller
+from batchstream._batching.waiting.places import Place
 from batchstream._core.rules import EndRules
 
 

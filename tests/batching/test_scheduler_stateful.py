@@ -18,14 +18,14 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from batchstream import ClosedError, FinishReason, OverloadedError, StreamEnd
-from batchstream._batching import scheduler, warm_up_queue, workers
-from batchstream._batching.measuring import Candidates, measure
 from batchstream._batching.options import BatcherOptions
-from batchstream._batching.places import ALONE, Place
-from batchstream._batching.request import FREED, Deadlines, Request, Submission
-from batchstream._batching.scheduler import Scheduler
-from batchstream._batching.totals import StepTotals
-from batchstream._batching.workers import Worker
+from batchstream._batching.reporting.totals import StepTotals
+from batchstream._batching.requests.request import FREED, Deadlines, Request, Submission
+from batchstream._batching.scheduling import scheduler, warm_up_queue, workers
+from batchstream._batching.scheduling.measuring import Candidates, measure
+from batchstream._batching.scheduling.scheduler import Scheduler
+from batchstream._batching.scheduling.workers import Worker
+from batchstream._batching.waiting.places import ALONE, Place
 from batchstream._core.rules import EndRules
 from support import knobs
 from support.joining import CHANGES, JoiningRules, groups_of

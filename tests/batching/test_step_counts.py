@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from types import SimpleNamespace
 
-from batchstream._batching.step_counts import CountsReader, StepCounts
-from batchstream._batching.step_log import StepLog
+from batchstream._batching.reporting.step_log import StepLog
+from batchstream._batching.telemetry.step_counts import CountsReader, StepCounts
 
 
 def test_each_step_and_output_is_read_once_while_a_batch_goes_on_and_ends():
@@ -55,7 +55,9 @@ def test_before_the_first_step_of_a_batch_is_no_gap_though_its_requests_had_outp
 ):
     """As of requests that had given their slots back."""
     times = iter([10.0, 10.25])
-    monkeypatch.setattr("batchstream._batching.step_log.clock.monotonic", lambda: next(times))
+    monkeypatch.setattr(
+        "batchstream._batching.reporting.step_log.clock.monotonic", lambda: next(times)
+    )
     reader, slots = CountsReader(int), (0, 1)
     metrics = SimpleNamespace(stepped=None, counts_readers=[reader])
     log = StepLog(SimpleNamespace(metrics=metrics), lambda *_: None)

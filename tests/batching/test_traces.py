@@ -22,7 +22,7 @@ from batchstream import (
     StreamEnd,
     Traces,
 )
-from batchstream._batching.traces import TracesCaller
+from batchstream._batching.telemetry.traces import TracesCaller
 from support.engines import ManualClock, Model, echo, every_batcher
 from support.forms import InLoop
 from support.scripted import Run

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 
 from batchstream import ClosedError, DynamicBatcher, OverloadedError, RequestError
-from batchstream._batching import room
-from batchstream._batching.closing import request_drain
-from batchstream._batching.departures import BURST_SECONDS, DepartureRate
+from batchstream._batching.calls import room
+from batchstream._batching.calls.closing import request_drain
 from batchstream._batching.options import BatcherOptions
-from batchstream._batching.request import Request, Submission
-from batchstream._batching.scheduler import Scheduler
+from batchstream._batching.requests.request import Request, Submission
+from batchstream._batching.scheduling.departures import BURST_SECONDS, DepartureRate
+from batchstream._batching.scheduling.scheduler import Scheduler
 from batchstream._core.rules import EndRules
 from support.engines import InLoop, continuous_batchers, every_batcher
 from support.interrupts import at_line, needs_lines

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from batchstream import ClosedError, ContinuousBatcher, DeadlineError, DynamicBatcher
-from batchstream._batching import warm_up as module
+from batchstream._batching.calls import warm_up as module
 from batchstream._core.records import BatcherStatistics
 from support.engines import Echo, InLoop, dynamic_batchers, every_batcher
 from support.interrupts import at_line, needs_lines

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from batchstream._batching.places import Place
+from batchstream._batching.waiting.places import Place
 from support.joining import JoiningRules
 
 PUT_BACK = -math.inf

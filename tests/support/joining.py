@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import hypothesis.strategies as st
 
-from batchstream._batching.limits import Limits, LimitsInForce
-from batchstream._batching.queue import WaitingQueue
+from batchstream._batching.waiting.limits import Limits, LimitsInForce
+from batchstream._batching.waiting.queue import WaitingQueue
 
 
 def groups_of(waiting):

@@ -12,18 +12,18 @@ from functools import partial
 
 import batchstream._batching.clock
 import batchstream._batching.dynamic
-import batchstream._batching.queue
+import batchstream._batching.waiting.queue
 import batchstream._eventloops.asyncio
 import batchstream._pumps.clock
 import batchstream._pumps.process
 import batchstream._pumps.stall
+from batchstream._batching.batches.engine_batch import EngineBatch
+from batchstream._batching.calls.upstream import RequestUpstream
+from batchstream._batching.dispatching.waking import wake_workers
 from batchstream._batching.engine import Engine
-from batchstream._batching.engine_batch import EngineBatch
-from batchstream._batching.request import Request
-from batchstream._batching.scheduler import Scheduler
-from batchstream._batching.step_log import StepLog
-from batchstream._batching.upstream import RequestUpstream
-from batchstream._batching.waking import wake_workers
+from batchstream._batching.reporting.step_log import StepLog
+from batchstream._batching.requests.request import Request
+from batchstream._batching.scheduling.scheduler import Scheduler
 from batchstream._core.arguments import DEFAULT_MAX_BUFFERED
 from batchstream._core.cores import requeued_in
 from batchstream._core.demultiplexer import Demultiplexer
@@ -47,7 +47,7 @@ __all__ = ["DEFAULT_MAX_BUFFERED", "OUTPUTS_PER_TURN"]
 NATIVE = native is not None
 """Whether the native core runs, which has no lines of Python to strike in."""
 
-MANY_KEYS = batchstream._batching.keys.TIDY_ABOVE
+MANY_KEYS = batchstream._batching.scheduling.keys.TIDY_ABOVE
 EXIT_SECONDS = batchstream._pumps.process.EXIT_SECONDS
 
 
@@ -84,7 +84,7 @@ class _NativeTurns:
 
 def set_many_keys(monkeypatch, keys):
     """Let batchers tidy up their keys when there are more than so many."""
-    monkeypatch.setattr(batchstream._batching.keys, "TIDY_ABOVE", keys)
+    monkeypatch.setattr(batchstream._batching.scheduling.keys, "TIDY_ABOVE", keys)
 
 
 # ---- time
@@ -118,7 +118,9 @@ def watch_no_stalls(monkeypatch):
 
 def set_lock_of_workers(monkeypatch, lock):
     """Let the threads of batchers wait in locks that this function makes."""
-    replace_everywhere(monkeypatch, "Lock", lock, "batchstream._batching.thread_dispatcher")
+    replace_everywhere(
+        monkeypatch, "Lock", lock, "batchstream._batching.dispatching.thread_dispatcher"
+    )
 
 
 def set_pause(monkeypatch, seconds):
@@ -421,7 +423,12 @@ _native_turns = _NativeTurns() if NATIVE else None
 
 def files_of_pumps():
     """Return the files of the modules that a cancel passes through."""
-    return {sys.modules[f"batchstream.{name}"].__file__ for name in _MODULES_OF_CANCEL}
+    return files_of(*_MODULES_OF_CANCEL)
+
+
+def files_of(*modules):
+    """Return the files of modules of the package."""
+    return {sys.modules[f"batchstream.{module}"].__file__ for module in modules}
 
 
 _MODULES_OF_CANCEL = (
@@ -443,7 +450,7 @@ _MODULES_OF_CANCEL = (
 def files_of_pushes():
     """Return the files of the modules that the calls of a channel's producer pass through."""
     names = ("_pumps.background", "_pumps.fanout", "_pumps.push", "_pumps.room", "_streams.channel")
-    return {sys.modules[f"batchstream.{name}"].__file__ for name in names}
+    return files_of(*names)
 
 
 CODES_OF_CANCEL = {"pulled": PullPump.cancel.__code__, "background": ThreadPump.cancel.__code__}
@@ -602,24 +609,34 @@ CODE_OF_REAPING = Scheduler.reap.__code__
 
 def files_of_submission():
     """Return the files of the modules that a submission passes through."""
-    names = ("batcher", "dispatcher", "queue", "scheduler", "thread_dispatcher")
-    names += ("closing", "ends", "reports", "submission", "upstream", "waking", "workers")
-    names += ("fair_order", "keys", "pending", "places", "readiness")
-    return {sys.modules[f"batchstream._batching.{name}"].__file__ for name in names}
+    return files_of(
+        "_batching.batcher",
+        *("_batching.calls.closing", "_batching.calls.submission", "_batching.calls.upstream"),
+        *("_batching.dispatching.dispatcher", "_batching.dispatching.thread_dispatcher"),
+        *("_batching.dispatching.waking", "_batching.reporting.reports", "_batching.requests.ends"),
+        *("_batching.scheduling.keys", "_batching.scheduling.scheduler"),
+        *("_batching.scheduling.workers", "_batching.waiting.fair_order"),
+        *("_batching.waiting.pending", "_batching.waiting.places", "_batching.waiting.queue"),
+        "_batching.waiting.readiness",
+    )
 
 
 def files_of_limits():
     """Return the files of the modules in which limits are changed."""
-    names = ("limits", "options", "reconfiguration", "dynamic")
-    return {sys.modules[f"batchstream._batching.{name}"].__file__ for name in names}
+    return files_of(
+        *("_batching.dynamic", "_batching.options", "_batching.calls.reconfiguration"),
+        "_batching.waiting.limits",
+    )
 
 
 def files_of_giving_back():
     """Return the files of the modules that see to a slot that is given back, or to a cancel."""
-    names = ("dispatcher", "ends", "engine_batch", "queue", "request", "scheduler", "upstream")
-    modules = [f"batchstream._batching.{name}" for name in names]
-    modules += ["batchstream._pumps.fanout", "batchstream._pumps.background"]
-    return {sys.modules[name].__file__ for name in modules}
+    return files_of(
+        *("_batching.batches.engine_batch", "_batching.calls.upstream"),
+        *("_batching.dispatching.dispatcher", "_batching.requests.ends"),
+        *("_batching.requests.request", "_batching.scheduling.scheduler"),
+        *("_batching.waiting.queue", "_pumps.background", "_pumps.fanout"),
+    )
 
 
 def before_steps_are_noted(monkeypatch, then):
@@ -652,8 +669,7 @@ def fail_request(stream, error):
 
 def files_of_streams():
     """Return the files of the modules that make streams."""
-    names = ("stream", "async_stream")
-    return {sys.modules[f"batchstream._streams.{name}"].__file__ for name in names}
+    return files_of("_streams.stream", "_streams.async_stream")
 
 
 batching_clock = batchstream._batching.clock

@@ -1,7 +1,7 @@
 """The logger of all processes, and the extra fields of its lines.
 
 The fields are the same as in a batcher's lines, with the API in the place of the batcher: see
-`batchstream._batching.log`.
+`batchstream._batching.reporting.log`.
 """
 
 from __future__ import annotations

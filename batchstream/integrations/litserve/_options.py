@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from batchstream._batching.step_budget import check_step_budget, first_step_cost
-from batchstream._batching.traces import check_traces
+from batchstream._batching.telemetry.traces import check_traces
+from batchstream._batching.waiting.step_budget import check_step_budget, first_step_cost
 from batchstream._core.arguments import (
     UNLIMITED,
     Bound,

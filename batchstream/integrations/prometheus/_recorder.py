@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from batchstream import FinishReason, Metrics
-from batchstream._batching.states import STATES, States
+from batchstream._batching.telemetry.states import STATES, States
 from batchstream.integrations.prometheus._figures import ENDS, ERRORS, REFUSALS, VLLM_REASONS
 from batchstream.integrations.prometheus._steps import IN_FILES, Steps
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from batchstream import StreamEnd
     from batchstream._batching.life import BatcherState
-    from batchstream.integrations.prometheus._metrics import Families
+    from batchstream.integrations.prometheus._families import Families
 
 
 class TenantFigures:

@@ -21,7 +21,7 @@ from prometheus_client import Histogram
 from prometheus_client.values import MutexValue, ValueClass
 
 from batchstream._batching import clock
-from batchstream._batching.step_counts import CountsReader
+from batchstream._batching.telemetry.step_counts import CountsReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

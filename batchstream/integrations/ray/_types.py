@@ -22,8 +22,8 @@ from batchstream._core.elements import Element
 
 if TYPE_CHECKING:
     from batchstream import BatcherStatistics, per_request
-    from batchstream._batching.metrics import MetricsOrFactory
-    from batchstream._batching.traces import Traces
+    from batchstream._batching.telemetry.metrics import MetricsOrFactory
+    from batchstream._batching.telemetry.traces import Traces
     from batchstream._core.arguments import OnOverflow
 
 T = TypeVar("T")

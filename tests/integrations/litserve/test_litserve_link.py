@@ -20,7 +20,7 @@ from litserve.callbacks import EventTypes
 from litserve.utils import LitAPIStatus
 
 from batchstream import Metrics
-from batchstream._batching.log import QUIET_SECONDS
+from batchstream._batching.reporting.log import QUIET_SECONDS
 from batchstream._core.arguments import Bound
 from batchstream.integrations._http import CutError
 from batchstream.integrations.litserve._link import request_queue

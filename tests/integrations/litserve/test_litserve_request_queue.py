@@ -11,7 +11,7 @@ from queue import Empty
 
 import pytest
 
-from batchstream._batching.places import ALONE
+from batchstream._batching.waiting.places import ALONE
 from batchstream.integrations.litserve._link import request_queue
 from batchstream.integrations.litserve._link.ordering import Ordering, Standing
 from batchstream.integrations.litserve._link.received import ReceivedRequest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from batchstream._batching.places import PlaceRules, check_tenant_bound
+from batchstream._batching.waiting.places import PlaceRules, check_tenant_bound
 from batchstream._core.arguments import check_number
 
 if TYPE_CHECKING:

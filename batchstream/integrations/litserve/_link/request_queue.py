@@ -33,10 +33,10 @@ from threading import Condition, Thread
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from batchstream import OverloadedError
-from batchstream._batching.departures import DepartureRate
-from batchstream._batching.limits import Limits, LimitsInForce
-from batchstream._batching.places import Place
-from batchstream._batching.queue import WaitingQueue
+from batchstream._batching.scheduling.departures import DepartureRate
+from batchstream._batching.waiting.limits import Limits, LimitsInForce
+from batchstream._batching.waiting.places import Place
+from batchstream._batching.waiting.queue import WaitingQueue
 from batchstream.integrations.litserve._link.process_end import wait_for_end
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from batchstream import FinishReason, OverloadedError, StreamEnd
-from batchstream._batching.log import BatcherLog
-from batchstream._batching.metrics import MetricsCaller
-from batchstream._batching.traces import TracesCaller, carrier_of
+from batchstream._batching.reporting.log import BatcherLog
+from batchstream._batching.telemetry.metrics import MetricsCaller
+from batchstream._batching.telemetry.traces import TracesCaller, carrier_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

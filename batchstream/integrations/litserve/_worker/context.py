@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from litserve import LitAPI
 from litserve.utils import LitAPIStatus, LoopResponseType
 
-from batchstream._batching.metrics import MetricsCaller
-from batchstream._batching.traces import TracesCaller
+from batchstream._batching.telemetry.metrics import MetricsCaller
+from batchstream._batching.telemetry.traces import TracesCaller
 from batchstream.integrations.litserve._link.link import link_of
 from batchstream.integrations.litserve._worker.disconnects import Disconnects
 from batchstream.integrations.litserve._worker.outbox import Outbox, SendWindow

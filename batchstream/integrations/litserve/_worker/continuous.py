@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from litserve.callbacks import EventTypes
 
+from batchstream._batching.batches.engine_batch import forgotten_error, stalled_error
 from batchstream._batching.engine import Engine
-from batchstream._batching.engine_batch import forgotten_error, stalled_error
 from batchstream._core.cores import core_of, requeued_in
 from batchstream._core.errors import INTERRUPTS
 from batchstream._core.markers import SAME
@@ -191,7 +191,7 @@ class ContinuousBatch:
             self._retry(*self._first)
 
     def _add_again(self) -> None:
-        """Add requests that were given back; see `batchstream._batching.engine_batch`."""
+        """Add requests that were given back; see `batchstream._batching.batches.engine_batch`."""
         first = self._again[0]
         for request in list(self._again):
             if request.stalls > 1:

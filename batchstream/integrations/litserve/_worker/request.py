@@ -27,8 +27,8 @@ from batchstream.integrations.litserve._worker.encoder import RequestEncoder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from batchstream._batching.metrics import MetricsCaller
-    from batchstream._batching.traces import RequestTracing
+    from batchstream._batching.telemetry.metrics import MetricsCaller
+    from batchstream._batching.telemetry.traces import RequestTracing
     from batchstream.integrations.litserve._link.ordering import Tenant
     from batchstream.integrations.litserve._worker.context import WorkerContext
     from batchstream.text import Decoder

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from batchstream import Delivery
-    from batchstream._batching.metrics import MetricsCaller
+    from batchstream._batching.telemetry.metrics import MetricsCaller
     from batchstream.integrations.litserve._worker.request import ServedRequest
 
 

@@ -1,0 +1,1 @@
+"""Requests that run together: what is done between two steps, and refills."""

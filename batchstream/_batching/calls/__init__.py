@@ -1,0 +1,1 @@
+"""What callers ask of a batcher: to submit, to wait, to drain, to change limits."""

@@ -1,0 +1,1 @@
+"""What a batcher tells: log lines, metrics, traces, its own figures."""

@@ -1,0 +1,1 @@
+"""What is decided with the lock held: which worker gets which batch."""

@@ -1,0 +1,1 @@
+"""What metrics and traces of the user's own are told."""
