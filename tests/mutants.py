@@ -1842,8 +1842,8 @@ MUTANTS = [
         UNREAD,
     ),
     Mutant(
-        "a worker of LitServe reports its own end of a request that a server has failed",
         "a LitServe worker reports its own end of a request that a server has failed",
+        "        if self.uid in self._worker.disconnects:  # it has ended otherwise, for its client",
         "        if False:",
         ENDS_IN_LITSERVE,
     ),
