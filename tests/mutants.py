@@ -1843,8 +1843,8 @@ MUTANTS = [
     ),
     Mutant(
         "a LitServe worker reports its own end of a request that a server has failed",
-        "        if self.uid in self._worker.disconnects:  # it has ended otherwise, for its client",
-        "        if False:",
+        "        if self.uid in self._worker.disconnects:  # it has ended otherwise",
+        "        if False:  # it has ended otherwise",
         ENDS_IN_LITSERVE,
     ),
     Mutant(
