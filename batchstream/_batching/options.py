@@ -259,7 +259,7 @@ class BatcherOptions(Generic[RequestT, T]):
         return first_step_cost(step_cost, content, self.max_step_cost)
 
     def first_step_of(self, content: RequestT) -> float:
-        """Do the same, whether it is too much or not."""
+        """Return what a request's first step costs, be it more than a step may cost or not."""
         step_cost: Any = self.step_cost
         return first_step_cost(step_cost, content, None)
 

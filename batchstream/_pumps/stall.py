@@ -14,8 +14,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from batchstream._log import write_line
 from batchstream._pumps import clock
-from batchstream._pumps.log import write_line
 from batchstream._pumps.room import ways_out
 
 if TYPE_CHECKING:

@@ -40,7 +40,7 @@ from batchstream._core.errors import (
     SourceError,
 )
 from batchstream._core.markers import End, Fail, Many
-from batchstream._pumps.log import write_line
+from batchstream._log import write_line
 from batchstream._pumps.process import forkable
 from batchstream._remote.connection import Connection, SentRequest
 from batchstream._remote.errors import ConnectionLostError, ProtocolError

@@ -14,7 +14,7 @@ from batchstream._batching.batcher import Batcher
 from batchstream._batching.life import check_drain
 from batchstream._core.arguments import check_count
 from batchstream._core.errors import type_name
-from batchstream._pumps.log import write_line
+from batchstream._log import write_line
 from batchstream._pumps.process import forkable
 from batchstream._pumps.worker_thread import WorkerThread
 from batchstream._remote.protocol import DEFAULT_MAX_FRAME, LEAST_IN_FRAME, MOST_IN_FRAME

@@ -29,7 +29,7 @@ from batchstream._core.errors import (
     error_text,
     report_unraisable,
 )
-from batchstream._pumps.log import write_line
+from batchstream._log import write_line
 from batchstream._pumps.process import forkable
 from batchstream._remote.errors import ConnectionLostError, ProtocolError
 from batchstream._remote.payloads import (

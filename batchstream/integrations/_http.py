@@ -63,7 +63,7 @@ from anyio import (
 from starlette.requests import Request
 from starlette.responses import Response
 
-from batchstream._pumps.log import write_line
+from batchstream._log import write_line
 from batchstream.integrations._disconnects import run_until
 
 if TYPE_CHECKING:
@@ -484,6 +484,9 @@ class SendTimeoutError(TimeoutError):
     """The client has not taken what was written for longer than `send_timeout`."""
 
 
+_CUT: Final = "a stream has failed"
+
+
 class CutError(Exception):
     """Makes the server close a connection in mid-response, for a reason that is logged already.
 
@@ -493,7 +496,7 @@ class CutError(Exception):
 
     def __init__(self, reason: Exception | None = None) -> None:
         what = "" if reason is None else f" ({type(reason).__name__}: {reason})"
-        super().__init__(f"a stream has failed{what}: its connection is cut")
+        super().__init__(f"{_CUT}{what}: its connection is cut")
 
 
 _GRANIAN_LOG: Final = "_granian.utils"
@@ -508,13 +511,11 @@ def keep_cuts_out_of_the_log() -> None:
 
 def _is_no_cut(record: logging.LogRecord) -> bool:
     if record.name == _GRANIAN_LOG:  # whose record is the text of a traceback, without the error
-        return f"\n{CutError.__name__}: " not in record.getMessage()
+        return f"{CutError.__name__}: {_CUT}" not in str(record.msg)
     error = record.exc_info[1] if record.exc_info else None
-    while error is not None:  # Litestar raises another error from it
-        if isinstance(error, CutError):
-            return False
-        error = error.__cause__
-    return True
+    if error is not None and type(error).__module__.startswith("litestar."):
+        error = error.__cause__  # Litestar raises an error of its own from any other
+    return not isinstance(error, CutError)
 
 
 class TripwireName(str):

@@ -21,7 +21,7 @@ from batchstream import (
 )
 from batchstream._batching import clock
 from batchstream._batching.reporting import log
-from batchstream._pumps.log import logger
+from batchstream._log import logger
 from support import knobs
 from support.engines import Model, Turnstile
 from support.scripted import Run

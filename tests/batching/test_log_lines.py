@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from batchstream._pumps.log import write_line
+from batchstream._log import write_line
 
 
 class Broken(logging.Handler):
@@ -47,3 +47,9 @@ def test_an_interrupt_of_the_main_thread_is_raised(broken):
     with pytest.raises(KeyboardInterrupt):
         write()
     assert broken.lines
+
+
+def test_the_place_of_a_line_is_what_has_written_it(caplog):
+    write()
+    [line] = caplog.records
+    assert (line.module, line.funcName) == ("test_log_lines", "write")

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from batchstream._batching.dispatching.waking import wake_workers
 from batchstream._batching.requests.request import closed_error
 from batchstream._batching.waiting.limits import check_limits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container
 
     from batchstream._batching.dispatching.dispatcher import Dispatcher
     from batchstream._batching.options import BatcherOptions
     from batchstream._batching.waiting.limits import Limits
-
-_NEEDS: Final = {
-    "max_batch_cost": ("have a cost", "cost and max_batch_cost"),
-    "max_pending_cost": ("have a cost each", "cost and max_batch_cost"),
-    "max_pending_per_tenant": ("have a tenant", "tenant"),
-    "max_step_cost": ("say what their first step costs", "step_cost and max_step_cost"),
-}
-"""What a limit needs, and the arguments of the batcher that bring it."""
 
 
 def reconfigure(dispatcher: Dispatcher[Any], **changes: Any) -> None:
@@ -47,21 +39,22 @@ def reconfigure(dispatcher: Dispatcher[Any], **changes: Any) -> None:
         dispatcher.ends.wake_model()
 
 
-def _check_needs(options: BatcherOptions[Any, Any], changes: Iterable[str]) -> None:
+def _check_needs(options: BatcherOptions[Any, Any], changes: Container[str]) -> None:
     """Refuse limits on what the requests of the batcher do not have.
 
     Raises:
         TypeError: There is one.
     """
-    lacks = {
-        "max_batch_cost": not options.has_cost,
-        "max_pending_cost": options.cost is None,
-        "max_pending_per_tenant": options.places is None or options.places.tenant is None,
-        "max_step_cost": options.step_cost is None,
+    has_costs, has_step_costs = options.cost is not None, options.step_cost is not None
+    has_tenants = options.places is not None and options.places.tenant is not None
+    needs = {  # whether there is what a limit needs, what that is, and the arguments that bring it
+        "max_batch_cost": (options.has_cost, "have a cost", "cost and max_batch_cost"),
+        "max_pending_cost": (has_costs, "have a cost each", "cost and max_batch_cost"),
+        "max_pending_per_tenant": (has_tenants, "have a tenant", "tenant"),
+        "max_step_cost": (has_step_costs, "say what a step costs", "step_cost and max_step_cost"),
     }
-    for name in changes:
-        if lacks.get(name):
-            what, arguments = _NEEDS[name]
+    for name, (has_it, what, arguments) in needs.items():
+        if name in changes and not has_it:
             raise TypeError(
                 f"{name} of a batcher that runs needs requests that {what}, and this one was made "
                 f"without: make it with {arguments}"

@@ -24,7 +24,7 @@ from batchstream._core.errors import (
     error_text,
     type_name,
 )
-from batchstream._pumps.log import write_line
+from batchstream._log import write_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -5,12 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from functools import partial
-from threading import RLock, current_thread, main_thread
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from batchstream._batching.telemetry.states import States
 from batchstream._batching.telemetry.step_counts import CountsReader
-from batchstream._core.errors import report_unraisable
+from batchstream._log import report_of_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -305,18 +305,6 @@ def _call_each(
     """Call the method of this name of each, whatever the others raise."""
     for caller in callers:
         caller(event, *args, **kwargs)
-
-
-def report_of_user(error: BaseException) -> None:
-    """Report what a method has raised that a user has passed to hear of things.
-
-    Raises:
-        KeyboardInterrupt: It is one, in the program's main thread.
-    """
-    # Whatever it is, it is not the batch's; but an interrupt is meant for the caller.
-    if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
-        raise error
-    report_unraisable(error)
 
 
 def _methods_of(metrics: object) -> dict[str, Callable[..., object]]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from batchstream._batching.telemetry.metrics import report_of_user
+from batchstream._log import report_of_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence

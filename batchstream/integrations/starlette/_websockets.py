@@ -11,7 +11,7 @@ from starlette.websockets import WebSocketDisconnect
 from typing_extensions import TypeVar
 
 from batchstream import SKIP, AsyncStream, ClosedError, FinishReason
-from batchstream._pumps.log import write_line
+from batchstream._log import write_line
 from batchstream.integrations._disconnects import run_until
 from batchstream.integrations.starlette._closing import close_for
 from batchstream.integrations.starlette._handlers import is_expected

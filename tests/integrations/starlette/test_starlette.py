@@ -6,6 +6,7 @@ import contextvars
 import functools
 import gc
 import json
+import logging
 import math
 import re
 import socket
@@ -53,7 +54,7 @@ from batchstream import (
     SlowConsumerError,
     demux,
 )
-from batchstream.integrations._http import CutError
+from batchstream.integrations._http import CutError, keep_cuts_out_of_the_log
 from batchstream.integrations.starlette import (
     EventsResponse,
     NDJSONResponse,
@@ -907,6 +908,33 @@ def failing_route(error, response_class=NDJSONResponse):
         return response_class(stream)
 
     return Route("/0", respond, methods=["POST"])
+
+
+class CutErrorOfUser(Exception):
+    pass
+
+
+CutErrorOfUser.__name__ = "CutError"
+
+
+@pytest.mark.parametrize("server", ["uvicorn.error", "_granian.utils"])
+def test_an_error_that_is_raised_from_a_cut_is_logged_and_so_is_another_of_that_name(
+    server, caplog
+):
+    keep_cuts_out_of_the_log()
+    cut, failed, other = CutError(), RuntimeError("no commit"), CutErrorOfUser("of meat")
+    failed.__cause__ = cut
+    cut.__cause__ = failed  # a circle, which Python allows
+    for error in (cut, failed, other):
+        if server == "uvicorn.error":
+            logging.getLogger(server).error("failed", exc_info=error)
+        else:  # writes only the text
+            logging.getLogger(server).error("failed\n%s: %s" % (type(error).__name__, error))  # noqa: G002, UP031
+    seen = [record.exc_info[1] if record.exc_info else record.msg for record in caplog.records]
+    if server == "uvicorn.error":
+        assert seen == [failed, other]
+    else:
+        assert seen == ["failed\nRuntimeError: no commit", "failed\nCutError: of meat"]
 
 
 def cuts_in_log(app, caplog):

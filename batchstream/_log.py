@@ -1,4 +1,4 @@
-"""A line in the log `batchstream`: the only place that writes one, but for LitServe's processes."""
+"""The log `batchstream`: the only place that writes a line, but for LitServe's processes."""
 
 from __future__ import annotations
 
@@ -37,10 +37,20 @@ def write_line(
     """
     if not logger.isEnabledFor(level):
         return
-    try:
-        logger.log(level, message, *args, exc_info=error, extra={"kind": kind, **extra})
-    except BaseException as raised:
-        # It is not the batch's, but an interrupt is meant for the caller.
-        if isinstance(raised, KeyboardInterrupt) and current_thread() is main_thread():
-            raise
-        report_unraisable(raised)
+    fields = {"kind": kind, **extra}
+    try:  # the line's place is the caller's
+        logger.log(level, message, *args, exc_info=error, extra=fields, stacklevel=2)
+    except BaseException as raised:  # noqa: BLE001 - see `report_of_user`
+        report_of_user(raised)
+
+
+def report_of_user(error: BaseException) -> None:
+    """Report what an object has raised that a user has passed to hear of things.
+
+    Raises:
+        KeyboardInterrupt: It is one, in the program's main thread.
+    """
+    # Whatever it is, it is not the batch's; but an interrupt is meant for the caller.
+    if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
+        raise error
+    report_unraisable(error)
