@@ -28,32 +28,46 @@ class NativeCore(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile the extension, and say what is to be done with it."""
-        package = Path(self.root, "batchstream", "_native")
+        built = self._compiled()
         if version == "editable":
-            for stale in package.glob(f"extension.{sys.implementation.cache_tag}*"):
-                stale.unlink()
+            put_in_place(built, Path(self.root, "batchstream", "_native"))
+        elif built is not None:
+            build_data["force_include"][str(built)] = f"batchstream/_native/{built.name}"
+            build_data["pure_python"] = False
+            build_data["infer_tag"] = True
+
+    def _compiled(self) -> Path | None:
+        """Compile the extension, and return its path; None where the package goes without."""
         if os.environ.get("BATCHSTREAM_PURE", "") not in ("", "0"):
-            return
+            return None
         if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
-            return
+            return None
         self._folder = tempfile.mkdtemp()
         try:
-            built = compile_extension(Path(self.root, "native"), self._folder)
+            return compile_extension(Path(self.root, "native"), self._folder)
         except Exception as error:  # noqa: BLE001 - whatever it is, the package goes without
             self.app.display_warning(f"batchstream is built without its native core: {error}")
-            return
-        if version == "editable":
-            shutil.copy(built, package)
-            return
-        build_data["force_include"][str(built)] = f"batchstream/_native/{built.name}"
-        build_data["pure_python"] = False
-        build_data["infer_tag"] = True
+            return None
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove what was built, which is in the wheel by now."""
         del version, build_data, artifact_path
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def put_in_place(built: Path | None, package: Path) -> None:
+    """Replace this Python's extension in a checkout; take it away if there is none any more.
+
+    A program of the checkout that starts meanwhile finds the old one or the new one.
+    """
+    if built is not None:
+        whole = package / f".{built.name}.{os.getpid()}"
+        shutil.copy(built, whole)
+        whole.replace(package / built.name)
+    for stale in package.glob(f"extension.{sys.implementation.cache_tag}*"):
+        if built is None or stale.name != built.name:
+            stale.unlink(missing_ok=True)
 
 
 def compile_extension(sources: Path, folder: str) -> Path:

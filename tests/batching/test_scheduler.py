@@ -9,7 +9,6 @@ from batchstream._batching.options import BatcherOptions
 from batchstream._batching.requests.request import Deadlines, Request, Submission
 from batchstream._batching.scheduling.scheduler import Scheduler
 from batchstream._batching.scheduling.workers import Worker
-from batchstream._batching.telemetry.metrics import MetricsCaller
 from batchstream._batching.waiting.places import Place
 from batchstream._core.rules import EndRules
 
@@ -240,7 +239,7 @@ def test_a_request_that_another_process_refused_counts_as_refused_whenever_one_a
 
 @pytest.mark.parametrize("told", ["that they joined", "of first outputs"])
 def test_requests_are_reaped_when_all_was_told_that_came_before_their_ends(told):
-    scheduler = scheduler_of(metrics=MetricsCaller(Metrics()))
+    scheduler = scheduler_of(metrics=Metrics())
     requests = [submit(scheduler), submit(scheduler)]
     worker, _ = woken(scheduler)[0]
     assert scheduler.next_batch(worker, None, now=5.0).requests == requests
