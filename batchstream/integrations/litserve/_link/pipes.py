@@ -87,7 +87,7 @@ class WorkerPipes:
         with suppress(OSError, IndexError):
             os.write(self._claim_writers[server].fileno(), f"{os.getpid()} {uid}\n".encode())
 
-    def release(self, server: int, uid: object) -> None:
+    def note_reported(self, server: int, uid: object) -> None:
         """Let a server process know that this worker has reported the end of a request."""
         with suppress(OSError, IndexError):
             os.write(
