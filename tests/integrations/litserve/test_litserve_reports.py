@@ -331,3 +331,20 @@ def test_a_server_that_drains_waits_for_the_report_of_a_request_whose_client_has
 
     asyncio.run(end())
     assert told == ["submitted"]
+
+
+def test_a_server_has_drained_at_once_when_its_last_client_leaves_while_its_request_waits(
+    drains, told
+):
+    async def end():
+        server = Claiming()
+        link = observed(server, max_pending=5, grace_period=10**6)
+        responses = submitted(server, link, "waits")
+        watch.drain_all(lambda: drains.append("over"))
+        await asyncio.sleep(0)
+        responses.close()
+        assert server.requests.qsize() == 0
+        assert drains == ["over"]
+
+    asyncio.run(end())
+    assert told == ["submitted", "cancelled waited"]
