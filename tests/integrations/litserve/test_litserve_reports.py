@@ -26,6 +26,7 @@ from batchstream.integrations.litserve._link.ordering import Ordering
 from batchstream.integrations.litserve._server import watch
 from batchstream.integrations.litserve._server.asked import Asked
 from batchstream.integrations.opentelemetry import OpenTelemetryTraces
+from support.serving import SECONDS
 from support.shuffled_loop import run
 
 pytestmark = pytest.mark.usefixtures("no_process")
@@ -69,6 +70,13 @@ def claim(link, uid, worker=None):
         if worker is not None:
             patch.setattr(os, "getpid", lambda: worker)
         link.pipes.claim(NUMBER, uid)
+
+
+def fill(link):
+    """Let no other line into the pipe of the server process, as if it had not read for long."""
+    with suppress(BlockingIOError):
+        while True:
+            os.write(link.pipes._claim_writers[NUMBER]._pipe.fileno(), b"1 another reported\n")
 
 
 def observed(server, **options):
@@ -274,6 +282,29 @@ def test_each_request_of_a_worker_that_has_ended_is_reported_once(told):
         "cancelled joined",
     ]
     assert sorted(spans()) == sorted([failed("DeadlineError"), failed("HTTPException"), CANCELLED])
+
+
+def test_an_end_that_a_worker_reports_while_the_pipe_is_full_is_not_due_for_ever(drains, told):
+    async def end():
+        server = Claiming()
+        link = observed(server)
+        responses = submitted(server, link, "ends")
+        [queue] = responses.queues
+        fill(link)
+        claim(link, queue.uid)
+        link.pipes.note_reported(NUMBER, queue.uid)
+        due = watch.watch_of(link, NUMBER).due_reports()
+        assert list(due) == [queue.uid]
+        async with asyncio.timeout(SECONDS):
+            while due:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0)
+        assert responses._reports[queue.uid].worker == os.getpid()  # it was heard first
+        watch.drain_all(lambda: drains.append("over"))
+        responses.close()
+        await over_in(drains)
+
+    asyncio.run(end())
+    assert told == ["submitted"]
 
 
 # ---- the end of the server process

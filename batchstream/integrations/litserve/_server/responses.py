@@ -133,7 +133,7 @@ class Responses:
             for uid in self._receive_no_more():
                 self._give_up(uid)
         finally:
-            # Behind the reports made here: a server process that drains waits for all that are due.
+            # Last: a server process may wait for it, and for due reports.
             self._watch_no_more()
         self._server._callback_runner.trigger_event(  # type: ignore[no-untyped-call]  # noqa: SLF001
             EventTypes.ON_RESPONSE.value, litserver=self._server
