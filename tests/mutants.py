@@ -91,6 +91,7 @@ REQUEUES = ("test_requeue.py",)
 UNREAD = ("test_litserve_unread.py",)
 ENGINES_IN_LITSERVE = ("test_litserve_engines.py",)
 ENDS_IN_LITSERVE = ("test_litserve_reports.py", "test_litserve_spans.py")
+LINES_IN_LITSERVE = ("test_litserve_lines.py",)
 BUDGETS = ("test_step_budgets.py",)
 STOP_STRINGS = ("test_stop_strings.py",)
 OVERFLOW = ("test_overflow.py",)
@@ -1908,6 +1909,28 @@ MUTANTS = [
         "        self._read_claims()  # of a request that has one, the worker reports the end\n",
         "",
         ENDS_IN_LITSERVE,
+    ),
+    Mutant(
+        "a response in LitServe is watched no more before its requests are given up",
+        "        try:\n            for uid in self._receive_no_more():\n"
+        "                self._give_up(uid)\n        finally:\n"
+        "            # Last: a server process may wait for it, and for due reports.\n"
+        "            self._watch_no_more()\n",
+        "        unfinished = self._receive_no_more()\n        self._watch_no_more()\n"
+        "        for uid in unfinished:\n            self._give_up(uid)\n",
+        ENDS_IN_LITSERVE,
+    ),
+    Mutant(
+        "a line of a worker of LitServe is lost for which the pipe has no room",
+        "        except BlockingIOError:\n            return False\n        except OSError:",
+        "        except OSError:",
+        LINES_IN_LITSERVE,
+    ),
+    Mutant(
+        "a line of a worker of LitServe overtakes those that are kept",
+        "            if not self._kept:\n                if self._is_done(line)",
+        "            if True:\n                if self._is_done(line)",
+        LINES_IN_LITSERVE,
     ),
     Mutant(
         "an engine in LitServe that cannot say what its step costs fails the request that joins",

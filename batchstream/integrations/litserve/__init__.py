@@ -64,7 +64,8 @@ user's objects through this endpoint but text and bytes: nothing that might not 
 gets the uid: a thread there sleeps on the pipe, and the loop drops the request before the model's
 next step (`disconnects.py`). And for each batch of messages that a server process has taken, its
 worker gets a receipt, so that it does not run ahead. The other way, a worker claims each request
-that it takes out of the queue, also through a pipe, and says when it has reported its end.
+that it takes out of the queue, also through a pipe, and says when it has reported its end. It keeps
+what a full pipe has no room for (`lines.py`).
 
 **Metrics and traces** are told of the end of a request once, by its worker: that knows the most of
 it. The server process tells them of requests that no worker has claimed, and of those whose worker

@@ -26,6 +26,7 @@ from batchstream.integrations.litserve._link.ordering import Ordering
 from batchstream.integrations.litserve._server import watch
 from batchstream.integrations.litserve._server.asked import Asked
 from batchstream.integrations.opentelemetry import OpenTelemetryTraces
+from support.serving import SECONDS
 from support.shuffled_loop import run
 
 pytestmark = pytest.mark.usefixtures("no_process")
@@ -69,6 +70,13 @@ def claim(link, uid, worker=None):
         if worker is not None:
             patch.setattr(os, "getpid", lambda: worker)
         link.pipes.claim(NUMBER, uid)
+
+
+def fill(link):
+    """Let no other line into the pipe of the server process, as if it had not read for long."""
+    with suppress(BlockingIOError):
+        while True:
+            os.write(link.pipes._claim_writers[NUMBER]._pipe.fileno(), b"1 another reported\n")
 
 
 def observed(server, **options):
@@ -258,7 +266,7 @@ def test_each_request_of_a_worker_that_has_ended_is_reported_once(told):
         left.close()
         while not late.queues[0].has_end:
             await late.wait()
-        link.pipes.release(NUMBER, reported.uid)  # and its last message is lost
+        link.pipes.note_reported(NUMBER, reported.uid)  # and its last message is lost
         worker.kill()
         while not reported.has_end:
             await responses.wait()
@@ -276,6 +284,29 @@ def test_each_request_of_a_worker_that_has_ended_is_reported_once(told):
     assert sorted(spans()) == sorted([failed("DeadlineError"), failed("HTTPException"), CANCELLED])
 
 
+def test_an_end_that_a_worker_reports_while_the_pipe_is_full_is_not_due_for_ever(drains, told):
+    async def end():
+        server = Claiming()
+        link = observed(server)
+        responses = submitted(server, link, "ends")
+        [queue] = responses.queues
+        fill(link)
+        claim(link, queue.uid)
+        link.pipes.note_reported(NUMBER, queue.uid)
+        due = watch.watch_of(link, NUMBER).due_reports()
+        assert list(due) == [queue.uid]
+        async with asyncio.timeout(SECONDS):
+            while due:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0)
+        assert responses._reports[queue.uid].worker == os.getpid()  # it was heard first
+        watch.drain_all(lambda: drains.append("over"))
+        responses.close()
+        await over_in(drains)
+
+    asyncio.run(end())
+    assert told == ["submitted"]
+
+
 # ---- the end of the server process
 
 
@@ -285,8 +316,8 @@ async def over_in(drains):
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("released", ["before the cut", "behind it", "never"])
-def test_what_is_cut_is_reported_by_its_worker_or_at_last_by_the_server(released, drains, told):
+@pytest.mark.parametrize("reported", ["before the cut", "behind it", "never"])
+def test_what_is_cut_is_reported_by_its_worker_or_at_last_by_the_server(reported, drains, told):
     async def end():
         server = Claiming()
         link = observed(server, grace_period=10**6)
@@ -295,23 +326,23 @@ def test_what_is_cut_is_reported_by_its_worker_or_at_last_by_the_server(released
         watch.drain_all(lambda: drains.append("over"))
         await asyncio.sleep(0)
         claim(link, has_it)  # at the last moment: the loop has not heard of it
-        if released == "before the cut":
-            link.pipes.release(NUMBER, has_it)  # its last message is on its way
+        if reported == "before the cut":
+            link.pipes.note_reported(NUMBER, has_it)  # its last message is on its way
         watch.watch_of(link, NUMBER)._cut_off_all()
         text = "HTTPException 503: the server is shutting down"
         assert sent_disconnects(link) == [f"{has_it} {text}", f"{waits} {text} reported"]
-        assert drains == (["over"] if released == "before the cut" else [])
-        if released == "behind it":
-            link.pipes.release(NUMBER, has_it)
+        assert drains == (["over"] if reported == "before the cut" else [])
+        if reported == "behind it":
+            link.pipes.note_reported(NUMBER, has_it)
         await over_in(drains)
-        if released == "never":
+        if reported == "never":
             assert sent_disconnects(link) == [f"{has_it} {text} reported"]
         with suppress(HTTPException):
             responses.queues[0].take()
         responses.close()
 
     asyncio.run(end())
-    own = ["HTTPException joined"] if released == "never" else []
+    own = ["HTTPException joined"] if reported == "never" else []
     assert told == ["submitted", "submitted", "HTTPException waited", *own]
     assert spans() == [failed("HTTPException")] * (1 + len(own))
 
@@ -326,8 +357,25 @@ def test_a_server_that_drains_waits_for_the_report_of_a_request_whose_client_has
         watch.drain_all(lambda: drains.append("over"))
         responses.close()
         assert drains == []
-        link.pipes.release(NUMBER, queue.uid)
+        link.pipes.note_reported(NUMBER, queue.uid)
         await over_in(drains)
 
     asyncio.run(end())
     assert told == ["submitted"]
+
+
+def test_a_server_has_drained_at_once_when_its_last_client_leaves_while_its_request_waits(
+    drains, told
+):
+    async def end():
+        server = Claiming()
+        link = observed(server, max_pending=5, grace_period=10**6)
+        responses = submitted(server, link, "waits")
+        watch.drain_all(lambda: drains.append("over"))
+        await asyncio.sleep(0)
+        responses.close()
+        assert server.requests.qsize() == 0
+        assert drains == ["over"]
+
+    asyncio.run(end())
+    assert told == ["submitted", "cancelled waited"]

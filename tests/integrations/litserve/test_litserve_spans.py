@@ -155,8 +155,8 @@ class Pipes:
     def claim(self, server, uid):
         self.said.append(("claim", server, uid))
 
-    def release(self, server, uid):
-        self.said.append(("release", server, uid, len(Ends.made.told)))
+    def note_reported(self, server, uid):
+        self.said.append(("reported", server, uid, len(Ends.made.told)))
 
 
 @everywhere
@@ -166,6 +166,6 @@ def test_a_worker_says_of_each_request_when_it_has_reported_its_end(where, monke
     monkeypatch.setattr(api.spec.link, "pipes", pipes)
     monkeypatch.setattr(api.spec.link, "pipes_of", lambda _: (None, None))
     served(api, ["a", None], [Fail(ValueError("no"))])
-    released = [said for said in pipes.said if said[0] == "release"]
-    assert sorted(said[1:3] for said in released) == [(0, "r0"), (0, "r1")]
-    assert [number for *_, number in released] == [1, 2]
+    reported = [said for said in pipes.said if said[0] == "reported"]
+    assert sorted(said[1:3] for said in reported) == [(0, "r0"), (0, "r1")]
+    assert [number for *_, number in reported] == [1, 2]

@@ -5,7 +5,9 @@ it does not know which worker has a request, or whether any has it yet. Every se
 pipe, in which workers claim the requests that they take, and say when they have reported how these
 ended: if a worker is killed, no message would say which requests it had. No write is longer than
 the 512 bytes that any system's pipe takes in one piece, so that several processes can write without
-a lock. No write waits: where a pipe is full, the message is dropped.
+a lock. No write waits. Where a pipe is full, a disconnect or a receipt is dropped. What a worker
+says of its requests is kept until there is room (`lines.py`): a server process would keep a request
+for ever of whose end it does not hear.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final
 
+from batchstream.integrations.litserve._link.lines import LineWriter
 from batchstream.integrations.litserve._log import logger
 
 if TYPE_CHECKING:
@@ -46,19 +49,20 @@ class WorkerPipes:
     def __init__(self, workers: int, servers: int = 0) -> None:
         self.disconnects, self._disconnect_writers = _make_pipes(workers)
         self.receipts, self._receipt_writers = _make_pipes(workers)
-        self._claims, self._claim_writers = _make_pipes(servers)
+        self._claims, claim_writers = _make_pipes(servers)
         self._has_warned = False
         try:
             for writer in self._disconnect_writers:
                 os.set_blocking(writer.fileno(), False)
             for pipe in (
                 *(*self.receipts, *self._receipt_writers),
-                *(*self._claims, *self._claim_writers),
+                *(*self._claims, *claim_writers),
             ):
                 os.set_blocking(pipe.fileno(), False)
         except (AttributeError, OSError):
             self.receipts, self._receipt_writers = [], []
-            self._claims, self._claim_writers = [], []
+            self._claims, claim_writers = [], []
+        self._claim_writers = [LineWriter(writer) for writer in claim_writers]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_disconnect_writers": [], "_receipt_writers": [], "_claims": []}
@@ -84,15 +88,15 @@ class WorkerPipes:
 
     def claim(self, server: int, uid: object) -> None:
         """Let a server process know that this worker has taken a request."""
-        with suppress(OSError, IndexError):
-            os.write(self._claim_writers[server].fileno(), f"{os.getpid()} {uid}\n".encode())
+        self._say(server, f"{os.getpid()} {uid}\n")
 
-    def release(self, server: int, uid: object) -> None:
+    def note_reported(self, server: int, uid: object) -> None:
         """Let a server process know that this worker has reported the end of a request."""
-        with suppress(OSError, IndexError):
-            os.write(
-                self._claim_writers[server].fileno(), f"{os.getpid()} {uid} {_REPORTED}\n".encode()
-            )
+        self._say(server, f"{os.getpid()} {uid} {_REPORTED}\n")
+
+    def _say(self, server: int, line: str) -> None:
+        if server < len(self._claim_writers):
+            self._claim_writers[server].write(line.encode())
 
     def claims_for(self, server: int) -> int | None:
         """Return the descriptor from which a server process reads lines.

@@ -198,7 +198,7 @@ class RequestReport:
         self._reports.submitted()
 
     def ended(self) -> None:
-        """Report its end, unless that has been reported: no worker will."""
+        """Report the end, unless it was reported; called only where no worker will report it."""
         if self._due.pop(self._uid, None) is None:
             return
         reason = FinishReason.CANCELLED if self.error is None else FinishReason.ERROR

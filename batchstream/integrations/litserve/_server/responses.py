@@ -120,11 +120,28 @@ class Responses:
             queue.fail(failure)
         return len(failing)
 
-    def forget(self) -> list[str]:
-        """Receive nothing more, and return the uids of the requests that have not ended."""
+    def forget(self) -> None:
+        """Receive nothing more of requests that were refused."""
+        self._receive_no_more()
+        self._watch_no_more()
+
+    def close(self) -> None:
+        """Receive nothing more; the workers give up the requests that have not ended."""
+        if self._closed:
+            return
+        try:
+            for uid in self._receive_no_more():
+                self._give_up(uid)
+        finally:
+            # Last: a server process may wait for it, and for due reports.
+            self._watch_no_more()
+        self._server._callback_runner.trigger_event(  # type: ignore[no-untyped-call]  # noqa: SLF001
+            EventTypes.ON_RESPONSE.value, litserver=self._server
+        )
+
+    def _receive_no_more(self) -> list[str]:
+        """Return the uids of the requests that have not ended."""
         self._closed = True
-        if self._watch is not None:
-            self._watch.discard(self)
         unfinished = []
         for queue in self.queues:
             queue.close()
@@ -133,15 +150,9 @@ class Responses:
                 unfinished.append(queue.uid)
         return unfinished
 
-    def close(self) -> None:
-        """Receive nothing more; the workers give up the requests that have not ended."""
-        if self._closed:
-            return
-        for uid in self.forget():
-            self._give_up(uid)
-        self._server._callback_runner.trigger_event(  # type: ignore[no-untyped-call]  # noqa: SLF001
-            EventTypes.ON_RESPONSE.value, litserver=self._server
-        )
+    def _watch_no_more(self) -> None:
+        if self._watch is not None:
+            self._watch.discard(self)
 
     def _give_up_failed(self, uid: str, error: Exception) -> None:
         self._server.response_buffer.pop(uid, None)

@@ -111,10 +111,10 @@ class WorkerContext:
             self.link.pipes.claim(server, uid)
             self.disconnects.watch_server_of(uid)
 
-    def release(self, server: int, uid: object) -> None:
+    def note_reported(self, server: int, uid: object) -> None:
         """Let a server process know that this worker has reported the end of a request."""
         if self.link is not None and self.link.pipes is not None:
-            self.link.pipes.release(server, uid)
+            self.link.pipes.note_reported(server, uid)
 
     def acknowledge(self, server: int, uid: object) -> None:
         """Say that this worker has a request, to a server that restarts workers."""

@@ -328,7 +328,7 @@ class ServedRequest:
                 first_output=self._first_output,
                 tenant=self.tenant,
             )
-        self._worker.release(self._server, self.uid)
+        self._worker.note_reported(self._server, self.uid)
 
 
 def _failed(error: BaseException) -> StreamEnd:
