@@ -116,7 +116,8 @@ class Steps:
         for counters, amount in zip(self._counters, counted, strict=True):
             for counter in counters:
                 counter.inc(amount)
-        for gauge in self._slot_gauges:
-            gauge.set(sums.capacity)
+        if sums.steps:  # else the core has counted a step that its batch has still to count
+            for gauge in self._slot_gauges:
+                gauge.set(sums.capacity)
         for histogram in self._gap_histograms:
             histogram.add(sums.gaps, sums.seconds)

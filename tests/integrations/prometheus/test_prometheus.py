@@ -22,6 +22,7 @@ from batchstream import (
     OverloadedError,
     StreamEnd,
 )
+from batchstream._batching.batches.request_batch import RequestBatch
 from batchstream.integrations.prometheus import PrometheusMetrics
 from support import knobs
 from support.engines import Model, Turnstile
@@ -158,6 +159,23 @@ def test_a_figure_that_is_read_by_its_name_alone_has_all_steps_that_are_kept(sho
     with DynamicBatcher(model.generate, max_batch_size=1, metrics=shown.metrics) as batcher:
         assert len(list(batcher.stream("a" * 30))) == 30
     assert counted == [[20.0]]
+
+
+def test_a_scrape_between_the_count_of_a_step_s_outputs_and_that_of_the_step_finds_the_slots(
+    shown, monkeypatch
+):
+    seen = []
+
+    def after_step(batch, live, count=RequestBatch.after_step):
+        seen.append((shown("outputs_total"), shown("slots")))
+        count(batch, live)
+        seen.append((shown("outputs_total"), shown("slots")))
+
+    monkeypatch.setattr(RequestBatch, "after_step", after_step)
+    with DynamicBatcher(Model().generate, max_batch_size=8, metrics=shown.metrics) as batcher:
+        assert list(batcher.stream("abc")) == ["a", "b", "c"]
+    # A batch is known from its first step on.
+    assert seen[:5] == [(0, 0), (1, 8), (2, 8), (2, 8), (3, 8)]
 
 
 def test_what_prometheus_reads_has_a_type_and_a_meaning_for_everything(shown):
