@@ -23,7 +23,7 @@ from batchstream import (
     StreamEnd,
 )
 from batchstream._batching.batches.request_batch import RequestBatch
-from batchstream.integrations.prometheus import PrometheusMetrics
+from batchstream.integrations.prometheus import PrometheusMetrics, _recorder
 from support import knobs
 from support.engines import Model, Turnstile
 from support.sources import in_forked_child, needs_fork
@@ -407,6 +407,7 @@ def test_what_a_registry_raises_for_a_state_breaks_off_no_close(shown, monkeypat
     reported = []
     monkeypatch.setattr(sys, "unraisablehook", lambda event: reported.append(event.exc_value))
     recorder = shown.metrics.for_batcher("chat")
+    monkeypatch.setattr(recorder.states, "_added", lambda: 1 / 0)
     monkeypatch.setattr(recorder.states, "changed", lambda: 1 / 0)
     with ContinuousBatcher(
         Model(), max_batch_size=1, metrics=shown.metrics, name="chat"
@@ -414,6 +415,18 @@ def test_what_a_registry_raises_for_a_state_breaks_off_no_close(shown, monkeypat
         assert list(batcher.stream("a")) == ["a"]
     assert batcher.state == "closed"
     assert [type(error) for error in reported] == [ZeroDivisionError] * 2
+
+
+def test_a_state_is_written_as_the_interpreter_exits_and_no_thread_can_start(shown, monkeypatch):
+    def refuse():
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(_recorder, "IN_FILES", True)
+    monkeypatch.setattr(_recorder, "WorkerThread", refuse)
+    batcher = DynamicBatcher(Model().generate, max_batch_size=1, metrics=shown.metrics, name="chat")
+    batcher.close()
+    _, written = shown.metrics.for_batcher("chat")._written
+    assert written == {"accepting": 0, "draining": 0, "closed": 1}
 
 
 # ---- several batchers
@@ -468,7 +481,7 @@ def test_one_name_is_registered_once():
 
 
 SERVED_BY_TWO = """
-import os, pathlib, sys
+import os, sys, threading
 from batchstream import DynamicBatcher
 from batchstream.integrations.prometheus import PrometheusMetrics
 from prometheus_client import CollectorRegistry, generate_latest
@@ -478,9 +491,11 @@ def once(requests):
     yield requests
     yield requests
 if len(sys.argv) > 1:
+    (drained := DynamicBatcher(once, max_batch_size=2, metrics=metrics)).close(drain=1)
+    for thread in set(threading.enumerate()) - {threading.main_thread()}:
+        thread.join()  # they write the states
     (kept := DynamicBatcher(once, max_batch_size=2, batch_timeout=3600, metrics=metrics))
     stream = kept.stream("waits")
-    (drained := DynamicBatcher(once, max_batch_size=2, metrics=metrics)).close(drain=1)
     print("ready", flush=True)
     sys.stdin.read()
 else:
@@ -540,6 +555,47 @@ def test_processes_of_one_server_are_added_up(tmp_path):
     for state, count in {"accepting": 2, "draining": 0, "closed": 1}.items():
         assert f'batchstream_state{{batcher="once",state="{state}"}} {count}.0' in shown
     assert 'with_child_state{batcher="once",state="accepting"} 3.0' in shown
+
+
+CLOSED_BY_A_SIGNAL = """
+import signal, threading
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector
+from batchstream import DynamicBatcher
+from batchstream.integrations.prometheus import PrometheusMetrics
+def once(requests):
+    yield requests
+batcher = DynamicBatcher(once, max_batch_size=1, metrics=PrometheusMetrics())
+signal.signal(signal.SIGTERM, lambda *_: batcher.close(drain=1))
+counter = Counter("mine", "One of the program's own")
+write_value = MmapedDict.write_value
+def interrupted(*args):
+    MmapedDict.write_value = write_value
+    signal.raise_signal(signal.SIGTERM)
+    write_value(*args)
+MmapedDict.write_value = interrupted
+counter.inc()
+for thread in set(threading.enumerate()) - {threading.main_thread()}:
+    thread.join()
+registry = CollectorRegistry()
+MultiProcessCollector(registry)
+print(generate_latest(registry).decode())
+"""
+
+
+def test_a_signal_s_handler_closes_a_batcher_amid_the_lock_of_all_series_in_files(tmp_path):
+    shown = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", CLOSED_BY_A_SIGNAL],
+        env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    ).stdout
+    assert "mine_total 1.0" in shown
+    for state, count in {"accepting": 0, "draining": 0, "closed": 1}.items():
+        assert f'batchstream_state{{batcher="once",state="{state}"}} {count}.0' in shown
 
 
 # ---- metrics that raise
