@@ -191,6 +191,11 @@ MUTANTS = [
         "            return 0\n",
     ),
     Mutant(
+        "an output that is taken by itself is not counted for all slots together",
+        "        self._extra[slot] += 1\n        self._outputs += 1\n",
+        "        self._extra[slot] += 1\n",
+    ),
+    Mutant(
         "an opened slot goes on counting from before",
         "        self._extra[slot] = -self._plain_steps\n",
         "",
@@ -1792,12 +1797,6 @@ MUTANTS = [
     Mutant(
         "a slot that is given back counts its outputs anew",
         "        self._extra[slot] += given\n",
-        "",
-        REQUEUES,
-    ),
-    Mutant(
-        "what was given before a slot was given back is counted twice",
-        "        self._past_outputs -= given  # they were counted before\n",
         "",
         REQUEUES,
     ),
