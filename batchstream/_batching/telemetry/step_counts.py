@@ -31,6 +31,9 @@ GAPS: Final = (
 )
 """The upper bounds by which the times between steps are counted."""
 
+MOST_BATCHES: Final = 256
+"""How many batches are kept before they are written, so that those that have ended are dropped."""
+
 
 class OutputCount(Protocol):
     """What is read of a core: how many outputs it has given."""
@@ -171,6 +174,8 @@ class CountsReader:
     def add(self, counts: StepCounts) -> None:
         """Read the counts of one more batch."""
         self._batches[counts] = [_NOTHING]
+        if len(self._batches) > MOST_BATCHES:
+            self.write_at = 0.0  # by this batch, with the step that it is about to count
 
     def take(self) -> StepSums:
         """Return what has come since this was asked last."""

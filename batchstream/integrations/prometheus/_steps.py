@@ -5,13 +5,14 @@ Theory of operation
 
 `inc` of a series takes a lock and some Python; for all figures of a step that is as long as the
 step itself takes a small batcher. So batches add their steps up, without a lock, and the sums are
-written: when the registry is read, and when nothing runs. A registry that reads the files of
-several processes cannot tell when that is. There sums are written after `WRITE_AFTER` seconds as
+written: when the registry is read, when nothing runs, and when many batches have ended since. A
+registry that reads the files of several processes cannot tell when that is. There sums are written after `WRITE_AFTER` seconds as
 well, and the series are behind by so much at most.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from contextlib import suppress
 from threading import RLock
@@ -103,6 +104,7 @@ class Steps:
 
     def write(self) -> None:
         """Write what has come since the last time."""
+        self.reader.write_at = math.inf
         if IN_FILES:
             # Where nothing runs, the next step is written at once: no other may follow.
             self.reader.write_at = clock.monotonic() + WRITE_AFTER if self.running > 0 else 0.0
