@@ -112,8 +112,6 @@ class Steps:
         with suppress(IndexError):  # another thread writes as well
             for _ in range(len(self._added)):
                 sums.add(*self._added.popleft())
-        if not (sums.steps or sums.outputs):
-            return
         counted = sums.steps, sums.live, sums.slots, sums.outputs, sums.prefilling, sums.wasted
         for counters, amount in zip(self._counters, counted, strict=True):
             for counter in counters:

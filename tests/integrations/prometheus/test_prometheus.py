@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -23,6 +24,7 @@ from batchstream import (
     StreamEnd,
 )
 from batchstream._batching.batches.request_batch import RequestBatch
+from batchstream._batching.telemetry.step_counts import StepCounts
 from batchstream.integrations.prometheus import PrometheusMetrics, _recorder
 from support import knobs
 from support.engines import Model, Turnstile
@@ -176,6 +178,15 @@ def test_a_scrape_between_the_count_of_a_step_s_outputs_and_that_of_the_step_fin
         assert list(batcher.stream("abc")) == ["a", "b", "c"]
     # A batch is known from its first step on.
     assert seen[:5] == [(0, 0), (1, 8), (2, 8), (2, 8), (3, 8)]
+
+
+def test_a_scrape_amid_the_count_of_a_step_leaves_the_rest_of_it_to_the_next(shown):
+    counts = StepCounts(SimpleNamespace(outputs=1))
+    shown.metrics.for_batcher("chat").counts_reader.add(counts)
+    counts.steps = 1.0
+    assert (shown("steps_total"), shown("gap_seconds_count")) == (1, 0)
+    counts.seconds, counts.gaps[0] = 0.0005, 1.0
+    assert (shown("steps_total"), shown("gap_seconds_count")) == (1, 1)
 
 
 def test_what_prometheus_reads_has_a_type_and_a_meaning_for_everything(shown):
