@@ -6,8 +6,8 @@ Theory of operation
 `inc` of a series takes a lock and some Python; for all figures of a step that is as long as the
 step itself takes a small batcher. So batches add their steps up, without a lock, and the sums are
 written: when the registry is read, when nothing runs, and when many batches have ended since. A
-registry that reads the files of several processes cannot tell when that is. There sums are written after `WRITE_AFTER` seconds as
-well, and the series are behind by so much at most.
+registry that reads the files of several processes cannot tell when that is. There sums are written
+after `WRITE_AFTER` seconds as well, and the series are behind by so much at most.
 """
 
 from __future__ import annotations
