@@ -912,14 +912,20 @@ MUTANTS = [
     ),
     Mutant(
         "what a batch has counted is read twice",
-        "                read.append(after)\n",
-        "                read.append(before)\n",
+        "                read[0] = after\n",
+        "",
+        ("test_step_counts.py",),
+    ),
+    Mutant(
+        "an interrupt leaves a batch unread for ever",
+        "                del free[0]  # no call, behind which a signal's exception may strike\n",
+        "                free.pop()\n",
         ("test_step_counts.py",),
     ),
     Mutant(
         "the end of a batch is missed that another thread is reading",
-        "            except LookupError:  # another thread reads on\n                continue\n",
-        "            except LookupError:\n                self._batches.pop(counts, None)\n"
+        "            except IndexError:  # another thread reads on\n                continue\n",
+        "            except IndexError:\n                self._batches.pop(counts, None)\n"
         "                continue\n",
         ("test_step_counts.py",),
     ),

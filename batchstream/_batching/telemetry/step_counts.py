@@ -167,31 +167,31 @@ class CountsReader:
     def __init__(self, write: Callable[[], object]) -> None:
         self.write = write
         self.write_at = math.inf
-        # For each batch what was read of it. It is popped by the thread that reads on, and appended
-        # anew: so each step is read once.
-        self._batches: dict[StepCounts, list[list[float]]] = {}
+        # For each batch an element that the thread which reads on takes meanwhile, so that each
+        # step is read once; and what was read of it.
+        self._batches: dict[StepCounts, tuple[list[None], list[list[float]]]] = {}
 
     def add(self, counts: StepCounts) -> None:
         """Read the counts of one more batch."""
-        self._batches[counts] = [_NOTHING]
+        self._batches[counts] = [None], [_NOTHING]
         if len(self._batches) > MOST_BATCHES:
             self.write_at = 0.0  # by this batch, with the step that it is about to count
 
     def take(self) -> StepSums:
         """Return what has come since this was asked last."""
         sums, capacity = _NOTHING, 0
-        for counts in list(self._batches):
+        for counts, (free, read) in list(self._batches.items()):
             is_over = counts.is_over  # first: nothing comes behind it
             try:
-                read = self._batches[counts]
-                before = after = read.pop()
-            except LookupError:  # another thread reads on
+                del free[0]  # no call, behind which a signal's exception may strike
+            except IndexError:  # another thread reads on
                 continue
             try:
-                after = counts.read()
+                before, after = read[0], counts.read()
                 sums = list(map(add, sums, map(sub, after, before)))
+                read[0] = after
             finally:
-                read.append(after)
+                free.append(None)
             if after[0] > before[0]:
                 capacity = counts.capacity
             if is_over:
