@@ -18,7 +18,7 @@ from batchstream import (
     Last,
     Metrics,
 )
-from batchstream._batching.telemetry import step_counts
+from batchstream._batching.telemetry import step_sums
 from batchstream._batching.telemetry.metrics import MetricsCaller
 from support import knobs
 from support.engines import Model, Turnstile, echo
@@ -292,7 +292,7 @@ def test_a_batch_that_is_never_idle_keeps_no_more_for_metrics_that_are_not_read(
 def test_batches_that_end_while_others_run_are_not_kept_for_metrics_that_are_not_read(
     prometheus, monkeypatch
 ):
-    monkeypatch.setattr(step_counts, "MOST_BATCHES", 4)
+    monkeypatch.setattr(step_sums, "MOST_BATCHES", 4)
     registry, make = prometheus
     metrics, gate = make(), Turnstile()
     with DynamicBatcher(

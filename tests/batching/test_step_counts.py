@@ -8,19 +8,20 @@ import sys
 from collections import deque
 from types import SimpleNamespace
 
+from batchstream._batching.reporting.step_counts import StepCounts
 from batchstream._batching.reporting.step_log import StepLog
-from batchstream._batching.telemetry import step_counts
-from batchstream._batching.telemetry.step_counts import CountsReader, StepCounts
+from batchstream._batching.telemetry import step_sums
+from batchstream._batching.telemetry.step_sums import CountsReader
 
 
 def test_each_step_and_output_is_read_once_while_a_batch_goes_on_and_ends():
     core = SimpleNamespace(outputs=3)
     reader, counts = CountsReader(int), StepCounts(core)
     reader.add(counts)
-    counts.steps, counts.live, counts.slots, counts.capacity = 1.0, 2, 4, 4
+    counts.steps, counts.live, counts.slot_steps, counts.capacity = 1.0, 2, 4, 4
     counts.gaps[1], counts.seconds = 2.0, 0.004
     sums = reader.take()
-    assert (sums.steps, sums.live, sums.slots, sums.outputs, sums.capacity) == (1, 2, 4, 3, 4)
+    assert (sums.steps, sums.live, sums.slot_steps, sums.outputs, sums.capacity) == (1, 2, 4, 3, 4)
     assert (sums.gaps[:3], sums.seconds) == ([0, 2, 0], 0.004)
     sums = reader.take()
     assert not any((sums.steps, sums.live, sums.outputs, *sums.gaps, sums.seconds))
@@ -67,7 +68,7 @@ def interrupt_behind_call(number, function):
     def trace(frame, event, _):
         nonlocal left
         code = frame.f_code
-        if code.co_filename != step_counts.__file__:
+        if code.co_filename != step_sums.__file__:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":

@@ -9,7 +9,7 @@ from threading import RLock, current_thread, main_thread
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from batchstream._batching.telemetry.states import States
-from batchstream._batching.telemetry.step_counts import CountsReader
+from batchstream._batching.telemetry.step_sums import CountsReader
 from batchstream._core.errors import report_unraisable
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchstream import FinishReason, Metrics
 from batchstream._batching.telemetry.states import STATES, States
+from batchstream._batching.telemetry.step_sums import COUNTED
 from batchstream._pumps.worker_thread import LastJob, WorkerThread
 from batchstream.integrations.prometheus._figures import ENDS, ERRORS, REFUSALS, VLLM_REASONS
 from batchstream.integrations.prometheus._steps import IN_FILES, Steps
@@ -82,7 +83,7 @@ class Recorder(Metrics):
         self._batch_size = families.series("batch_size", labels)
         self._prompt_tokens = families.series("prompt_tokens", labels)
         self._steps = Steps(
-            [families.series(key, labels) for key in Steps.COUNTED],
+            [families.series(key, labels) for key in COUNTED],
             families.series("gap", labels),
             families.series("slots", labels),
         )

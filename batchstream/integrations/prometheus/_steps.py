@@ -22,7 +22,7 @@ from prometheus_client import Histogram
 from prometheus_client.values import MutexValue, ValueClass
 
 from batchstream._batching import clock
-from batchstream._batching.telemetry.step_counts import CountsReader
+from batchstream._batching.telemetry.step_sums import COUNTED, CountsReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,8 +62,6 @@ class Steps:
         reader: Reads what batches count, which is quicker than `add`.
         running: How many requests are in a batch; changed by `run`.
     """
-
-    COUNTED: Final = ("steps", "live", "slot_steps", "outputs", "prefilling", "wasted")
 
     def __init__(
         self,
@@ -112,10 +110,9 @@ class Steps:
         with suppress(IndexError):  # another thread writes as well
             for _ in range(len(self._added)):
                 sums.add(*self._added.popleft())
-        counted = sums.steps, sums.live, sums.slots, sums.outputs, sums.prefilling, sums.wasted
-        for counters, amount in zip(self._counters, counted, strict=True):
+        for key, counters in zip(COUNTED, self._counters, strict=True):
             for counter in counters:
-                counter.inc(amount)
+                counter.inc(getattr(sums, key))
         if sums.steps:  # else the core has counted a step that its batch has still to count
             for gauge in self._slot_gauges:
                 gauge.set(sums.capacity)

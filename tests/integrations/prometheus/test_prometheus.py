@@ -24,7 +24,7 @@ from batchstream import (
     StreamEnd,
 )
 from batchstream._batching.batches.request_batch import RequestBatch
-from batchstream._batching.telemetry.step_counts import StepCounts
+from batchstream._batching.reporting.step_counts import StepCounts
 from batchstream.integrations.prometheus import PrometheusMetrics, _recorder
 from support import knobs
 from support.engines import Model, Turnstile
