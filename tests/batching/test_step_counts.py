@@ -81,6 +81,7 @@ def interrupt_behind_call(number, function):
         return trace
 
     tracer = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # before: Python 3.12 looks for it as tracing begins
     sys.settrace(trace)
     try:
         function()
