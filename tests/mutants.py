@@ -923,6 +923,24 @@ MUTANTS = [
         ("test_step_counts.py",),
     ),
     Mutant(
+        "a forked child counts steps of its parent again",
+        "        for reader in self.counts_readers:\n            reader.after_fork()\n",
+        "",
+        ("test_prometheus.py",),
+    ),
+    Mutant(
+        "a signal's handler that closes a batcher writes its state amid a lock",
+        "            LastJob(self._write_states).do_in(WorkerThread())\n",
+        "            self._write_states()\n",
+        ("test_prometheus.py",),
+    ),
+    Mutant(
+        "batches that have ended are kept until metrics are read",
+        "        if len(self._batches) > MOST_BATCHES:\n",
+        "        if False:\n",
+        ("test_metrics.py",),
+    ),
+    Mutant(
         "the end of a batch is missed that another thread is reading",
         "            except IndexError:  # another thread reads on\n                continue\n",
         "            except IndexError:\n                self._batches.pop(counts, None)\n"

@@ -263,8 +263,10 @@ class MetricsCaller:
                 self.failed(error)
 
     def after_fork(self) -> None:
-        """Forget that another thread, which is not in this process, was in the factory."""
+        """Forget what the parent has: its batches, and another thread that was in the factory."""
         self._making = RLock()
+        for reader in self.counts_readers:
+            reader.after_fork()
         for part in self._parts:
             part.after_fork()
 

@@ -113,6 +113,7 @@ class CountsReader:
 
     Args:
         write: Takes what has come, and adds it to the metrics; called by a batch when it is time.
+        forked: Called in a forked child, in which no batch goes on.
 
     Attributes:
         write: The same.
@@ -121,8 +122,11 @@ class CountsReader:
     Threads: any.
     """
 
-    def __init__(self, write: Callable[[], object]) -> None:
+    def __init__(
+        self, write: Callable[[], object], forked: Callable[[], object] = lambda: None
+    ) -> None:
         self.write = write
+        self._forked = forked
         self.write_at = math.inf
         # For each batch an element that the thread which reads on takes meanwhile, so that each
         # step is read once; and what was read of it.
@@ -133,6 +137,11 @@ class CountsReader:
         self._batches[counts] = [None], [_NOTHING]
         if len(self._batches) > MOST_BATCHES:
             self.write_at = 0.0  # by this batch, with the step that it is about to count
+
+    def after_fork(self) -> None:
+        """Forget all batches: the parent reads them."""
+        self._batches = {}
+        self._forked()
 
     def take(self) -> StepSums:
         """Return what has come since this was asked last."""

@@ -72,11 +72,14 @@ class Steps:
         self._counters = counters
         self._gap_histograms = gaps
         self._slot_gauges = slots
+        self.reader = CountsReader(self.write, self._begin)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin without any request or step, as in a forked child: they are the parent's."""
         self._lock = RLock()  # re-entrant: a signal's handler may submit a request
         self.running = 0
-        self.reader = CountsReader(self.write)
-        if IN_FILES:
-            self.reader.write_at = 0.0
+        self.reader.write_at = 0.0 if IN_FILES else math.inf
         self._added: deque[tuple[int, int, int, float | None, int, int, int]] = deque()
 
     def run(self, requests: int) -> int:

@@ -609,6 +609,53 @@ def test_a_signal_s_handler_closes_a_batcher_amid_the_lock_of_all_series_in_file
         assert f'batchstream_state{{batcher="once",state="{state}"}} {count}.0' in shown
 
 
+FORKED_AMID_A_BATCH = """
+import os, threading
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from batchstream import DynamicBatcher
+from batchstream.integrations.prometheus import PrometheusMetrics
+gate = threading.Event()
+def many(requests):
+    for _ in range(40):
+        yield requests
+    gate.wait()
+    yield requests
+def once(requests):
+    yield requests
+metrics = PrometheusMetrics()
+with DynamicBatcher(many, max_batch_size=1, metrics=metrics, name="chat") as batcher:
+    stream = batcher.stream("parent")
+    for _ in range(40):
+        next(stream)
+    if (child := os.fork()) == 0:
+        with DynamicBatcher(once, max_batch_size=1, metrics=metrics, name="chat") as batcher:
+            for _ in range(3):
+                list(batcher.stream("child"))
+        os._exit(0)
+    os.waitpid(child, 0)
+    gate.set()
+    list(stream)
+registry = CollectorRegistry()
+MultiProcessCollector(registry)
+print(generate_latest(registry).decode())
+"""
+
+
+@needs_fork
+def test_a_child_that_was_forked_amid_a_batch_counts_its_own_steps_and_not_the_parent_s(tmp_path):
+    shown = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", FORKED_AMID_A_BATCH],
+        env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    ).stdout
+    assert f'batchstream_steps_total{{batcher="chat"}} {41 + 3}.0' in shown
+    assert f'batchstream_outputs_total{{batcher="chat"}} {41 + 3}.0' in shown
+
+
 # ---- metrics that raise
 
 
