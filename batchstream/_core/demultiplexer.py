@@ -171,7 +171,7 @@ class Demultiplexer(Generic[T]):
         self._steps = 0
         self._plain_steps = 0
         self._extra = [0] * size
-        self._past_outputs = 0
+        self._outputs = 0
         self._dropped = 0
         self._finished = dict.fromkeys(FinishReason, 0)
 
@@ -212,9 +212,8 @@ class Demultiplexer(Generic[T]):
 
     @property
     def outputs(self) -> int:
-        """How many outputs all slots together have been given."""
-        plain = self._plain_steps * len(self._live_slots)
-        return self._past_outputs + plain + sum(self._extra)
+        """How many outputs all slots together have been given; never less than before."""
+        return self._outputs  # one number: other threads read it amid a step, for metrics
 
     def given(self, slot: int) -> int:
         """How many outputs the slot's present or last occupant has been given."""
@@ -317,6 +316,7 @@ class Demultiplexer(Generic[T]):
             self._drop(self._finished_in_order(elements))
         self._steps += 1
         self._plain_steps += 1
+        self._outputs += len(values)
         return values
 
     def finish(self) -> Delivery[T]:
@@ -440,7 +440,6 @@ class Demultiplexer(Generic[T]):
         if self._limits[slot] != limit or self._predicates is not None:
             self._limits[slot] = limit
             self._plain_limit = 0  # until `_refresh`, which comes before the next step
-        self._past_outputs += self._extra[slot]
         self._extra[slot] = -self._plain_steps
         self._live_slots.add(slot)
         self._live = None
@@ -448,7 +447,6 @@ class Demultiplexer(Generic[T]):
     def _go_on(self, slot: int, given: int) -> None:
         """Let the outputs of a slot that was just opened count from what it was given before."""
         self._extra[slot] += given
-        self._past_outputs -= given  # they were counted before
 
     def statistics(self) -> Statistics:
         """Return the figures up to now; `buffered` is 0, as the core keeps no output."""
@@ -515,6 +513,7 @@ class Demultiplexer(Generic[T]):
         self._plain_steps += 1  # an output for each live slot but the slots taken one by one
         for slot in live[ending:]:
             self._extra[slot] -= 1
+        self._outputs += ending
         self._end_by_output(draft, live[ending], outputs[ending], asked)
         for slot, output in zip(live[ending + 1 :], outputs[ending + 1 :], strict=True):
             self._take_output(draft, slot, output)
@@ -551,6 +550,7 @@ class Demultiplexer(Generic[T]):
         else:  # a mapping that leaves slots out
             for slot in slots:
                 self._extra[slot] += 1
+        self._outputs += len(slots)
         for slot, element in taken:
             self._take(draft, slot, element)
         if self._plain_limit != UNLIMITED:
@@ -628,6 +628,7 @@ class Demultiplexer(Generic[T]):
         draft.slots.append(slot)
         draft.values.append(output)
         self._extra[slot] += 1
+        self._outputs += 1
 
     def _finish(
         self,

@@ -18,9 +18,10 @@ from batchstream import (
     Last,
     Metrics,
 )
+from batchstream._batching.telemetry import step_sums
 from batchstream._batching.telemetry.metrics import MetricsCaller
 from support import knobs
-from support.engines import Model, echo
+from support.engines import Model, Turnstile, echo
 from support.scripted import Run
 from support.sources import TIMEOUT
 
@@ -286,6 +287,32 @@ def test_a_batch_that_is_never_idle_keeps_no_more_for_metrics_that_are_not_read(
             kept.add(len(metrics.for_batcher("chat").counts_reader._batches))
         first.cancel()
     assert kept == {1}
+
+
+def test_batches_that_end_while_others_run_are_not_kept_for_metrics_that_are_not_read(
+    prometheus, monkeypatch
+):
+    monkeypatch.setattr(step_sums, "MOST_BATCHES", 4)
+    registry, make = prometheus
+    metrics, gate = make(), Turnstile()
+    with DynamicBatcher(
+        Model(gates={0: gate}).generate,
+        max_batch_size=1,
+        workers=2,
+        metrics=metrics,
+        name="chat",
+    ) as batcher:
+        held = batcher.stream("a")
+        gate.wait_until(lambda: gate.holds)
+        kept = []
+        for _ in range(20):
+            assert list(batcher.stream("b")) == ["b"]
+            kept.append(len(metrics.for_batcher("chat").counts_reader._batches))
+        gate.open()
+        assert list(held) == ["a"]
+    assert max(kept) <= 5
+    assert counted(registry, "batchstream_steps_total", batcher="chat") == 2 * 21
+    assert counted(registry, "batchstream_outputs_total", batcher="chat") == 21
 
 
 class Ends(Metrics):

@@ -7,6 +7,7 @@ import enum
 import functools
 import math
 import re
+import sys
 from collections import UserList, deque
 from concurrent.futures import Future
 from types import MappingProxyType
@@ -25,6 +26,7 @@ from batchstream import (
     Last,
     Many,
     MissingEOSError,
+    Requeue,
     StepError,
     demux,
     token_ids,
@@ -32,6 +34,7 @@ from batchstream import (
 from batchstream._core.cores import core_of
 from batchstream._core.demultiplexer import BATCH_TRANSITIONS
 from batchstream._core.rules import EndRules
+from support.interrupts import needs_lines
 from support.sources import OfUnhashableType, Untouchable
 
 
@@ -1000,3 +1003,31 @@ def test_is_eos_is_asked_once_about_each_output(make):
     assert [slot for slot, _ in delivery.outputs] == [0, 2]
     assert [slot for slot, _ in delivery.ends] == [1, 3]
     assert asked == [0, 1, 4, 5, 0, 1, 4, 5, 0, 2, 1, 3]
+
+
+@needs_lines
+def test_outputs_that_are_read_in_another_thread_amid_a_step_are_never_less_than_before():
+    """As metrics are read while a batch runs."""
+    core = core_of(EndRules(is_eos=lambda output: output == "."), 4, 5, requeues=True)
+    readings = []
+
+    def trace(frame, *_):
+        if "_core" in frame.f_code.co_filename:
+            readings.append(core.outputs)
+        return trace
+
+    tracer = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        core.feed(["a", "b", "c", "d"])
+        core.feed(["a", SKIP, SKIP, "d"])
+        core.feed({0: "a", 2: "c"})
+        core.feed(["a", ".", Many(["c", "c"]), "d"])
+        core.open(1)
+        core.feed(["a", Requeue(), Last("c"), "d"])
+        core.cancel(0)
+        core.finish()
+    finally:
+        sys.settrace(tracer)
+    assert readings == sorted(readings)
+    assert core.outputs == 15

@@ -199,7 +199,7 @@ class RequestBatch(Generic[T]):
         return StepTotals(
             core.steps,
             live_slots,
-            counts.slots,
+            counts.slot_steps,
             core.outputs,
             core.dropped,
             counts.wasted,
@@ -253,7 +253,7 @@ class RequestBatch(Generic[T]):
         """Count a step that was made for these slots."""
         log = self._log
         capacity = slots_of_step(self._limits.now, len(live), len(self.pump.fanout.buffers))
-        log.counts.slots += capacity
+        log.counts.slot_steps += capacity
         log.counts.live += len(live)
         if self._timed:
             self._time_outputs()

@@ -9,7 +9,7 @@ output is still to come stands in `awaiting`; one that has left stands in the fa
 While both are empty, and no metrics want to hear of steps, a step costs two looks at empty lists.
 
 Metrics that only count are not called for each step: they read what steps add up to, see
-`step_counts.py`. Mostly a step is like the one before, and `add` is all there is to do.
+`step_sums.py`. Mostly a step is like the one before, and `add` is all there is to do.
 
 The times between outputs go by steps: all slots that had an output before get the next one after
 the same time. So a step is one reading of the clock, whatever it is made for.
@@ -25,7 +25,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from batchstream._batching import clock
-from batchstream._batching.telemetry.step_counts import GAPS, StepCounts
+from batchstream._batching.reporting.step_counts import StepCounts
+from batchstream._batching.telemetry.step_sums import GAPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,7 +9,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from batchstream._batching.telemetry.states import States
-from batchstream._batching.telemetry.step_counts import CountsReader
+from batchstream._batching.telemetry.step_sums import CountsReader
 from batchstream._log import report_of_user
 
 if TYPE_CHECKING:
@@ -263,8 +263,10 @@ class MetricsCaller:
                 self.failed(error)
 
     def after_fork(self) -> None:
-        """Forget that another thread, which is not in this process, was in the factory."""
+        """Forget what the parent has: its batches, and another thread that was in the factory."""
         self._making = RLock()
+        for reader in self.counts_readers:
+            reader.after_fork()
         for part in self._parts:
             part.after_fork()
 

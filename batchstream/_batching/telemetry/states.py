@@ -43,8 +43,9 @@ class States:
     """The states of some batchers.
 
     Args:
-        changed: Called when one of them may have another state than before, or when there is
-            another batcher.
+        added: Called when there is another batcher.
+        changed: Called when one of them may have another state than before. That may be amid
+            whatever a signal's handler has interrupted, which holds locks: so it must take none.
 
     Attributes:
         changed: The same.
@@ -52,7 +53,8 @@ class States:
     Threads: any.
     """
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(self, added: Callable[[], None], changed: Callable[[], None]) -> None:
+        self._added = added
         self.changed = changed
         # Its calls are atomic: a batcher may be dropped in the midst of any.
         self._batchers: list[weakref.ref[Watched]] = []
@@ -61,7 +63,7 @@ class States:
         """Count a batcher in from now on, until it is dropped."""
         if all(known() is not batcher for known in list(self._batchers)):
             self._batchers.append(weakref.ref(batcher, self._forget))
-        self.changed()
+        self._added()
 
     def _forget(self, known: weakref.ref[Watched]) -> None:
         with suppress(ValueError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from batchstream import DeadlineError, FinishReason, RequestError, SlowConsumerError
-from batchstream._batching.telemetry.step_counts import GAPS
+from batchstream._batching.telemetry.step_sums import GAPS
 
 Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
 Names: TypeAlias = Literal["batchstream", "vllm"]

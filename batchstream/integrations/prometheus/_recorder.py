@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from batchstream import FinishReason, Metrics
 from batchstream._batching.telemetry.states import STATES, States
+from batchstream._batching.telemetry.step_sums import COUNTED
+from batchstream._pumps.worker_thread import LastJob, WorkerThread
 from batchstream.integrations.prometheus._figures import ENDS, ERRORS, REFUSALS, VLLM_REASONS
 from batchstream.integrations.prometheus._steps import IN_FILES, Steps
 
@@ -81,13 +83,13 @@ class Recorder(Metrics):
         self._batch_size = families.series("batch_size", labels)
         self._prompt_tokens = families.series("prompt_tokens", labels)
         self._steps = Steps(
-            [families.series(key, labels) for key in Steps.COUNTED],
+            [families.series(key, labels) for key in COUNTED],
             families.series("gap", labels),
             families.series("slots", labels),
         )
         self.stepped = self._steps.add  # type: ignore[method-assign] # without a call in between
         self.counts_reader = self._steps.reader
-        self.states = States(self._state_changed)
+        self.states = States(self._batcher_added, self._state_changed)
         self._state_gauges: dict[BatcherState, tuple[Any, ...]] = {}
         self._written: tuple[int, dict[BatcherState, int]] | None = None
 
@@ -110,14 +112,25 @@ class Recorder(Metrics):
 
     # ---- states
 
-    def _state_changed(self) -> None:
+    def _batcher_added(self) -> None:
         """Have series of the states, and write them where other processes read them."""
         if not self._state_gauges:  # not before: a process may have no batcher, as in LitServe
             self._state_gauges = {
                 state: self._families.series("state", {**self._labels, "state": state})
                 for state in STATES
             }
-        if IN_FILES:
+        if IN_FILES:  # in this thread: a program may fork next, and a writing thread holds a lock
+            self._write_states()
+
+    def _state_changed(self) -> None:
+        """Write the states where other processes read them."""
+        if not IN_FILES:
+            return
+        # In a thread of its own: all series in files have one lock, which is not re-entrant, and a
+        # signal's handler that closes the batcher may have interrupted its holder.
+        try:
+            LastJob(self._write_states).do_in(WorkerThread())
+        except RuntimeError:  # the interpreter exits, and no thread can start any more
             self._write_states()
 
     def _write_states(self) -> None:

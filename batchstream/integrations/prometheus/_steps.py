@@ -5,13 +5,14 @@ Theory of operation
 
 `inc` of a series takes a lock and some Python; for all figures of a step that is as long as the
 step itself takes a small batcher. So batches add their steps up, without a lock, and the sums are
-written: when the registry is read, and when nothing runs. A registry that reads the files of
-several processes cannot tell when that is. There sums are written after `WRITE_AFTER` seconds as
-well, and the series are behind by so much at most.
+written: when the registry is read, when nothing runs, and when many batches have ended since. A
+registry that reads the files of several processes cannot tell when that is. There sums are written
+after `WRITE_AFTER` seconds as well, and the series are behind by so much at most.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from contextlib import suppress
 from threading import RLock
@@ -21,7 +22,7 @@ from prometheus_client import Histogram
 from prometheus_client.values import MutexValue, ValueClass
 
 from batchstream._batching import clock
-from batchstream._batching.telemetry.step_counts import CountsReader
+from batchstream._batching.telemetry.step_sums import COUNTED, CountsReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,8 +63,6 @@ class Steps:
         running: How many requests are in a batch; changed by `run`.
     """
 
-    COUNTED: Final = ("steps", "live", "slot_steps", "outputs", "prefilling", "wasted")
-
     def __init__(
         self,
         counters: Sequence[Sequence[Any]],
@@ -73,11 +72,14 @@ class Steps:
         self._counters = counters
         self._gap_histograms = gaps
         self._slot_gauges = slots
+        self.reader = CountsReader(self.write, self._begin)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin without any request or step, as in a forked child: they are the parent's."""
         self._lock = RLock()  # re-entrant: a signal's handler may submit a request
         self.running = 0
-        self.reader = CountsReader(self.write)
-        if IN_FILES:
-            self.reader.write_at = 0.0
+        self.reader.write_at = 0.0 if IN_FILES else math.inf
         self._added: deque[tuple[int, int, int, float | None, int, int, int]] = deque()
 
     def run(self, requests: int) -> int:
@@ -103,6 +105,7 @@ class Steps:
 
     def write(self) -> None:
         """Write what has come since the last time."""
+        self.reader.write_at = math.inf
         if IN_FILES:
             # Where nothing runs, the next step is written at once: no other may follow.
             self.reader.write_at = clock.monotonic() + WRITE_AFTER if self.running > 0 else 0.0
@@ -110,13 +113,11 @@ class Steps:
         with suppress(IndexError):  # another thread writes as well
             for _ in range(len(self._added)):
                 sums.add(*self._added.popleft())
-        if not (sums.steps or sums.outputs):
-            return
-        counted = sums.steps, sums.live, sums.slots, sums.outputs, sums.prefilling, sums.wasted
-        for counters, amount in zip(self._counters, counted, strict=True):
+        for key, counters in zip(COUNTED, self._counters, strict=True):
             for counter in counters:
-                counter.inc(amount)
-        for gauge in self._slot_gauges:
-            gauge.set(sums.capacity)
+                counter.inc(getattr(sums, key))
+        if sums.steps:  # else the core has counted a step that its batch has still to count
+            for gauge in self._slot_gauges:
+                gauge.set(sums.capacity)
         for histogram in self._gap_histograms:
             histogram.add(sums.gaps, sums.seconds)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -22,7 +23,9 @@ from batchstream import (
     OverloadedError,
     StreamEnd,
 )
-from batchstream.integrations.prometheus import PrometheusMetrics
+from batchstream._batching.batches.request_batch import RequestBatch
+from batchstream._batching.reporting.step_counts import StepCounts
+from batchstream.integrations.prometheus import PrometheusMetrics, _recorder
 from support import knobs
 from support.engines import Model, Turnstile
 from support.sources import in_forked_child, needs_fork
@@ -158,6 +161,32 @@ def test_a_figure_that_is_read_by_its_name_alone_has_all_steps_that_are_kept(sho
     with DynamicBatcher(model.generate, max_batch_size=1, metrics=shown.metrics) as batcher:
         assert len(list(batcher.stream("a" * 30))) == 30
     assert counted == [[20.0]]
+
+
+def test_a_scrape_between_the_count_of_a_step_s_outputs_and_that_of_the_step_finds_the_slots(
+    shown, monkeypatch
+):
+    seen = []
+
+    def after_step(batch, live, count=RequestBatch.after_step):
+        seen.append((shown("outputs_total"), shown("slots")))
+        count(batch, live)
+        seen.append((shown("outputs_total"), shown("slots")))
+
+    monkeypatch.setattr(RequestBatch, "after_step", after_step)
+    with DynamicBatcher(Model().generate, max_batch_size=8, metrics=shown.metrics) as batcher:
+        assert list(batcher.stream("abc")) == ["a", "b", "c"]
+    # A batch is known from its first step on.
+    assert seen[:5] == [(0, 0), (1, 8), (2, 8), (2, 8), (3, 8)]
+
+
+def test_a_scrape_amid_the_count_of_a_step_leaves_the_rest_of_it_to_the_next(shown):
+    counts = StepCounts(SimpleNamespace(outputs=1))
+    shown.metrics.for_batcher("chat").counts_reader.add(counts)
+    counts.steps = 1.0
+    assert (shown("steps_total"), shown("gap_seconds_count")) == (1, 0)
+    counts.seconds, counts.gaps[0] = 0.0005, 1.0
+    assert (shown("steps_total"), shown("gap_seconds_count")) == (1, 1)
 
 
 def test_what_prometheus_reads_has_a_type_and_a_meaning_for_everything(shown):
@@ -389,6 +418,7 @@ def test_what_a_registry_raises_for_a_state_breaks_off_no_close(shown, monkeypat
     reported = []
     monkeypatch.setattr(sys, "unraisablehook", lambda event: reported.append(event.exc_value))
     recorder = shown.metrics.for_batcher("chat")
+    monkeypatch.setattr(recorder.states, "_added", lambda: 1 / 0)
     monkeypatch.setattr(recorder.states, "changed", lambda: 1 / 0)
     with ContinuousBatcher(
         Model(), max_batch_size=1, metrics=shown.metrics, name="chat"
@@ -396,6 +426,18 @@ def test_what_a_registry_raises_for_a_state_breaks_off_no_close(shown, monkeypat
         assert list(batcher.stream("a")) == ["a"]
     assert batcher.state == "closed"
     assert [type(error) for error in reported] == [ZeroDivisionError] * 2
+
+
+def test_a_state_is_written_as_the_interpreter_exits_and_no_thread_can_start(shown, monkeypatch):
+    def refuse():
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(_recorder, "IN_FILES", True)
+    monkeypatch.setattr(_recorder, "WorkerThread", refuse)
+    batcher = DynamicBatcher(Model().generate, max_batch_size=1, metrics=shown.metrics, name="chat")
+    batcher.close()
+    _, written = shown.metrics.for_batcher("chat")._written
+    assert written == {"accepting": 0, "draining": 0, "closed": 1}
 
 
 # ---- several batchers
@@ -450,7 +492,7 @@ def test_one_name_is_registered_once():
 
 
 SERVED_BY_TWO = """
-import os, pathlib, sys
+import os, sys, threading
 from batchstream import DynamicBatcher
 from batchstream.integrations.prometheus import PrometheusMetrics
 from prometheus_client import CollectorRegistry, generate_latest
@@ -460,9 +502,11 @@ def once(requests):
     yield requests
     yield requests
 if len(sys.argv) > 1:
+    (drained := DynamicBatcher(once, max_batch_size=2, metrics=metrics)).close(drain=1)
+    for thread in set(threading.enumerate()) - {threading.main_thread()}:
+        thread.join()  # they write the states
     (kept := DynamicBatcher(once, max_batch_size=2, batch_timeout=3600, metrics=metrics))
     stream = kept.stream("waits")
-    (drained := DynamicBatcher(once, max_batch_size=2, metrics=metrics)).close(drain=1)
     print("ready", flush=True)
     sys.stdin.read()
 else:
@@ -522,6 +566,94 @@ def test_processes_of_one_server_are_added_up(tmp_path):
     for state, count in {"accepting": 2, "draining": 0, "closed": 1}.items():
         assert f'batchstream_state{{batcher="once",state="{state}"}} {count}.0' in shown
     assert 'with_child_state{batcher="once",state="accepting"} 3.0' in shown
+
+
+CLOSED_BY_A_SIGNAL = """
+import signal, threading
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector
+from batchstream import DynamicBatcher
+from batchstream.integrations.prometheus import PrometheusMetrics
+def once(requests):
+    yield requests
+batcher = DynamicBatcher(once, max_batch_size=1, metrics=PrometheusMetrics())
+signal.signal(signal.SIGTERM, lambda *_: batcher.close(drain=1))
+counter = Counter("mine", "One of the program's own")
+write_value = MmapedDict.write_value
+def interrupted(*args):
+    MmapedDict.write_value = write_value
+    signal.raise_signal(signal.SIGTERM)
+    write_value(*args)
+MmapedDict.write_value = interrupted
+counter.inc()
+for thread in set(threading.enumerate()) - {threading.main_thread()}:
+    thread.join()
+registry = CollectorRegistry()
+MultiProcessCollector(registry)
+print(generate_latest(registry).decode())
+"""
+
+
+def test_a_signal_s_handler_closes_a_batcher_amid_the_lock_of_all_series_in_files(tmp_path):
+    shown = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", CLOSED_BY_A_SIGNAL],
+        env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    ).stdout
+    assert "mine_total 1.0" in shown
+    for state, count in {"accepting": 0, "draining": 0, "closed": 1}.items():
+        assert f'batchstream_state{{batcher="once",state="{state}"}} {count}.0' in shown
+
+
+FORKED_AMID_A_BATCH = """
+import os, threading
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from batchstream import DynamicBatcher
+from batchstream.integrations.prometheus import PrometheusMetrics
+gate = threading.Event()
+def many(requests):
+    for _ in range(40):
+        yield requests
+    gate.wait()
+    yield requests
+def once(requests):
+    yield requests
+metrics = PrometheusMetrics()
+with DynamicBatcher(many, max_batch_size=1, metrics=metrics, name="chat") as batcher:
+    stream = batcher.stream("parent")
+    for _ in range(40):
+        next(stream)
+    if (child := os.fork()) == 0:
+        with DynamicBatcher(once, max_batch_size=1, metrics=metrics, name="chat") as batcher:
+            for _ in range(3):
+                list(batcher.stream("child"))
+        os._exit(0)
+    os.waitpid(child, 0)
+    gate.set()
+    list(stream)
+registry = CollectorRegistry()
+MultiProcessCollector(registry)
+print(generate_latest(registry).decode())
+"""
+
+
+@needs_fork
+def test_a_child_that_was_forked_amid_a_batch_counts_its_own_steps_and_not_the_parent_s(tmp_path):
+    shown = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", FORKED_AMID_A_BATCH],
+        env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    ).stdout
+    assert f'batchstream_steps_total{{batcher="chat"}} {41 + 3}.0' in shown
+    assert f'batchstream_outputs_total{{batcher="chat"}} {41 + 3}.0' in shown
 
 
 # ---- metrics that raise

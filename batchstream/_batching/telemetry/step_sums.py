@@ -1,4 +1,4 @@
-"""What the steps of a batch add up to, and how metrics read it.
+"""What the steps of batches add up to, and how metrics read it.
 
 Theory of operation
 -------------------
@@ -31,12 +31,14 @@ GAPS: Final = (
 )
 """The upper bounds by which the times between steps are counted."""
 
+COUNTED: Final = ("steps", "live", "slot_steps", "outputs", "prefilling", "wasted")
+"""What of steps is counted, as attributes of `StepSums`; in this order where they are a list."""
 
-class OutputCount(Protocol):
-    """What is read of a core: how many outputs it has given."""
+NUMBERS: Final = (*COUNTED, "seconds")
+"""All attributes that are one number; in this order likewise."""
 
-    @property
-    def outputs(self) -> int: ...
+MOST_BATCHES: Final = 256
+"""How many batches are kept before they are written, so that those that have ended are dropped."""
 
 
 @dataclass
@@ -46,7 +48,7 @@ class StepSums:
     Attributes:
         steps: How many there are.
         live: Live slots that they were made for.
-        slots: Slots that could have been live.
+        slot_steps: Slots that could have been live.
         outputs: Outputs that they gave.
         prefilling: Live slots that have still had no output after the step.
         wasted: Live slots whose request had left before the step was done.
@@ -57,7 +59,7 @@ class StepSums:
 
     steps: float
     live: float
-    slots: float
+    slot_steps: float
     outputs: float
     prefilling: float
     wasted: float
@@ -78,7 +80,7 @@ class StepSums:
         """Add a step that no batch counts; see `Metrics.stepped`."""
         self.steps += 1
         self.live += live
-        self.slots += capacity
+        self.slot_steps += capacity
         self.outputs += outputs
         self.prefilling += prefilling
         self.wasted += wasted
@@ -88,64 +90,22 @@ class StepSums:
             self.gaps[bisect_left(GAPS, gap)] += going_on
 
 
-class StepCounts:
-    """What the steps of one batch add up to.
-
-    Args:
-        core: Knows how many outputs were given.
+class Counts(Protocol):
+    """What is read of a batch.
 
     Attributes:
-        live: See `StepSums`, as all that follow.
-        slots: The same.
-        wasted: The same.
-        steps: Counted for metrics alone, as all that follow.
-        prefilling: The same.
-        seconds: The same.
-        gaps: The same.
-        capacity: The same.
+        capacity: See `StepSums`.
         is_over: Whether no step follows.
     """
 
-    __slots__ = (
-        "_core",
-        "_outputs_at_end",
-        "capacity",
-        "gaps",
-        "is_over",
-        "live",
-        "prefilling",
-        "seconds",
-        "slots",
-        "steps",
-        "wasted",
-    )
-
-    def __init__(self, core: OutputCount) -> None:
-        self._core: OutputCount | None = core
-        self._outputs_at_end = 0
-        self.live = self.slots = self.wasted = self.prefilling = self.capacity = 0
-        # What each step adds to is a float, as in the registry: with integers a step of 64 slots
-        # took 100 ns more, of 500.
-        self.steps = self.seconds = 0.0
-        self.gaps = [0.0] * (len(GAPS) + 1)
-        self.is_over = False
-
-    def end(self) -> None:
-        """Refer to the core no longer: no step follows."""
-        if (core := self._core) is not None:
-            self._outputs_at_end = core.outputs
-            self._core = None
-        self.is_over = True  # last: what a reader finds then is all
+    capacity: int
+    is_over: bool
 
     def read(self) -> list[float]:
-        """Return all sums, in the order of `StepSums`."""
-        core = self._core  # once: the batch may end meanwhile
-        outputs = self._outputs_at_end if core is None else core.outputs
-        counted = (self.steps, self.live, self.slots, outputs, self.prefilling, self.wasted)
-        return [*counted, self.seconds, *self.gaps]
+        """Return all sums: those of `NUMBERS`, and then those of the gaps."""
 
 
-_NOTHING: Final[list[float]] = [0] * (7 + len(GAPS) + 1)
+_NOTHING: Final[list[float]] = [0] * (len(NUMBERS) + len(GAPS) + 1)
 
 
 class CountsReader:
@@ -153,6 +113,7 @@ class CountsReader:
 
     Args:
         write: Takes what has come, and adds it to the metrics; called by a batch when it is time.
+        forked: Called in a forked child, in which no batch goes on.
 
     Attributes:
         write: The same.
@@ -161,35 +122,45 @@ class CountsReader:
     Threads: any.
     """
 
-    def __init__(self, write: Callable[[], object]) -> None:
+    def __init__(
+        self, write: Callable[[], object], forked: Callable[[], object] = lambda: None
+    ) -> None:
         self.write = write
+        self._forked = forked
         self.write_at = math.inf
-        # For each batch what was read of it. It is popped by the thread that reads on, and appended
-        # anew: so each step is read once.
-        self._batches: dict[StepCounts, list[list[float]]] = {}
+        # For each batch an element that the thread which reads on takes meanwhile, so that each
+        # step is read once; and what was read of it.
+        self._batches: dict[Counts, tuple[list[None], list[list[float]]]] = {}
 
-    def add(self, counts: StepCounts) -> None:
+    def add(self, counts: Counts) -> None:
         """Read the counts of one more batch."""
-        self._batches[counts] = [_NOTHING]
+        self._batches[counts] = [None], [_NOTHING]
+        if len(self._batches) > MOST_BATCHES:
+            self.write_at = 0.0  # by this batch, with the step that it is about to count
+
+    def after_fork(self) -> None:
+        """Forget all batches: the parent reads them."""
+        self._batches = {}
+        self._forked()
 
     def take(self) -> StepSums:
         """Return what has come since this was asked last."""
         sums, capacity = _NOTHING, 0
-        for counts in list(self._batches):
+        for counts, (free, read) in list(self._batches.items()):
             is_over = counts.is_over  # first: nothing comes behind it
             try:
-                read = self._batches[counts]
-                before = after = read.pop()
-            except LookupError:  # another thread reads on
+                del free[0]  # no call, behind which a signal's exception may strike
+            except IndexError:  # another thread reads on
                 continue
             try:
-                after = counts.read()
+                before, after = read[0], counts.read()
                 sums = list(map(add, sums, map(sub, after, before)))
+                read[0] = after
             finally:
-                read.append(after)
+                free.append(None)
             if after[0] > before[0]:
                 capacity = counts.capacity
             if is_over:
                 self._batches.pop(counts, None)
-        steps, live, slots, outputs, prefilling, wasted, seconds, *gaps = sums
-        return StepSums(steps, live, slots, outputs, prefilling, wasted, seconds, gaps, capacity)
+        numbers = dict(zip(NUMBERS, sums, strict=False))
+        return StepSums(**numbers, gaps=sums[len(NUMBERS) :], capacity=capacity)
